@@ -1,0 +1,1 @@
+//! Docker Engine API: routes over the engine's services

@@ -1,0 +1,1 @@
+//! Build graph: plan, solve in parallel, cache, export

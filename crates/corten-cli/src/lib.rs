@@ -1,0 +1,1 @@
+//! Docker command line: commands, flags, tables, progress

@@ -1,0 +1,1 @@
+//! The engine's SQLite database: opening, migrations, durable and relaxed transactions

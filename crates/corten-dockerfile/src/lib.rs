@@ -1,0 +1,1 @@
+//! Dockerfile and .dockerignore as values: lexer, syntax tree, expansion, lints

@@ -1,0 +1,1 @@
+//! Engine services: containers, images, networks, volumes, exec, events

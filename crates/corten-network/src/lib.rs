@@ -1,0 +1,1 @@
+//! Container networking over netlink: bridges, addresses, nftables, port publishing

@@ -1,0 +1,1 @@
+//! OCI registry client: authentication, pull, push, mirrors

@@ -1,0 +1,1 @@
+//! OCI registry server (distribution-spec)

@@ -1,0 +1,1 @@
+//! OCI runtime: bundle to isolated process

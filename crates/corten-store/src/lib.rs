@@ -1,0 +1,1 @@
+//! Content store: blobs, layers, images, leases, garbage collection

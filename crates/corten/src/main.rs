@@ -1,0 +1,2 @@
+//! The `corten` binary.
+fn main() {}
