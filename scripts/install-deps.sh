@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Installs what building (`build`), the quickstart (`quickstart`), the tests (`test`) or
+# the benchmarks (`bench`) need on Debian or Ubuntu. Installs only what is missing.
+set -euo pipefail
+
+packages=()
+need() { # need COMMAND PACKAGE
+  command -v "$1" >/dev/null 2>&1 || packages+=("$2")
+}
+
+case "${1:-build}" in
+  bench) groups="build quickstart test bench" ;;
+  test) groups="build quickstart test" ;;
+  quickstart) groups="build quickstart" ;;
+  build) groups="build" ;;
+  *) echo "usage: $0 build|quickstart|test|bench" >&2; exit 2 ;;
+esac
+
+for group in $groups; do
+  case "$group" in
+    build)
+      need cc gcc
+      need make make
+      [ -e /usr/include/stdio.h ] || packages+=(libc6-dev)
+      ;;
+    quickstart)
+      need curl curl
+      need busybox busybox-static
+      need python3 python3
+      python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
+      ;;
+    test)
+      need skopeo skopeo
+      need nft nftables
+      need ip iproute2
+      need podman podman
+      ;;
+    bench)
+      need hyperfine hyperfine
+      need crun crun
+      need runc runc
+      ;;
+  esac
+done
+
+if ! command -v cargo >/dev/null 2>&1; then
+  echo "Rust is not installed: install it with rustup (https://rustup.rs) and try again." >&2
+  exit 1
+fi
+[ ${#packages[@]} -eq 0 ] && exit 0
+
+echo "Installing: ${packages[*]}"
+sudo=""
+[ "$(id -u)" -eq 0 ] || sudo="sudo"
+$sudo apt-get update -qq
+DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Removes everything `make quickstart` made: containers, registries, the engine root.
+set -uo pipefail
+corten=$(realpath "$1")
+quiet=${2:-}
+export CORTEN_ROOT=${QUICKSTART_ROOT:-/var/lib/corten-quickstart}
+state=$CORTEN_ROOT.d
+unset DOCKER_HOST DOCKER_CONTEXT
+
+for root in "$CORTEN_ROOT" "$state/base"; do
+  [ -e "$root/corten.db" ] || continue
+  "$corten" --root "$root" system reset --force >/dev/null 2>&1 ||
+    echo "quickstart-clean: '$corten --root $root system reset --force' failed" >&2
+done
+for pidfile in "$state"/*.pid; do
+  [ -e "$pidfile" ] || continue
+  pid=$(cat "$pidfile")
+  # Only a process that still is our registry is ended.
+  if tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "registry serve .*$state"; then
+    kill "$pid" 2>/dev/null
+  fi
+done
+rm -rf "$CORTEN_ROOT" "$state"
+[ "$quiet" = quiet ] || echo "Removed everything the quickstart made."
