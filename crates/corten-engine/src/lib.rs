@@ -1,1 +1,24 @@
-//! Engine services: containers, images, networks, volumes, exec, events
+//! The engine's services: containers, images, volumes, networks, exec, events, system.
+//!
+//! Everything the Engine API can do is a method of one of the services here, taking and
+//! returning Docker's own models. State is rows in one SQLite database and immutable files
+//! (see ARCHITECTURE.md); any number of processes may have the same root open. Whether a
+//! container runs is decided by the kernel (its supervisor's lock), never by a row.
+
+pub mod containers;
+mod engine;
+mod error;
+pub mod events;
+pub mod images;
+pub mod layout;
+pub mod networks;
+pub mod supervise;
+pub mod system;
+pub mod volumes;
+
+pub use bollard_stubs::models;
+pub use engine::{Engine, EngineOptions};
+pub use error::{EngineError, ErrorKind};
+
+/// Docker's filters: field → accepted values.
+pub type Filters = std::collections::BTreeMap<String, Vec<String>>;

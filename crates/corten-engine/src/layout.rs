@@ -1,0 +1,200 @@
+//! Where everything of one engine is: paths, names of links, tables and cgroups.
+//!
+//! All of it follows from the root, so that engines with different roots never collide on
+//! one host (ARCHITECTURE.md, "Files"). Nothing else in the program makes these names.
+
+use std::path::{Path, PathBuf};
+
+use corten_oci::Digest;
+
+/// The root when none is given.
+pub const DEFAULT_ROOT: &str = "/var/lib/corten";
+/// Names the root in the environment.
+pub const ROOT_VARIABLE: &str = "CORTEN_ROOT";
+
+/// Every place and name that belongs to one engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+    hash: String,
+    default: bool,
+    run: PathBuf,
+}
+
+impl Layout {
+    /// The layout of a root that is already canonical (absolute, without links).
+    #[must_use]
+    pub fn of(root: &Path) -> Self {
+        use std::os::unix::ffi::OsStrExt;
+        let digest = Digest::of(root.as_os_str().as_bytes());
+        let hash = digest.hex()[..8].to_owned();
+        let default = root == Path::new(DEFAULT_ROOT);
+        let run = if default {
+            PathBuf::from("/run/corten")
+        } else {
+            PathBuf::from(format!("/run/corten-{hash}"))
+        };
+        Self {
+            root: root.to_owned(),
+            hash,
+            default,
+            run,
+        }
+    }
+
+    /// The root an engine opens when its caller names `given`, or none.
+    #[must_use]
+    pub fn root_or_default(given: Option<&Path>) -> PathBuf {
+        match given {
+            Some(root) => root.to_owned(),
+            None => std::env::var_os(ROOT_VARIABLE)
+                .filter(|v| !v.is_empty())
+                .map_or_else(|| PathBuf::from(DEFAULT_ROOT), PathBuf::from),
+        }
+    }
+
+    /// The engine's root directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The database file.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.root.join("corten.db")
+    }
+
+    /// Files on their way in or out; on the root's file system.
+    #[must_use]
+    pub fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// One directory per volume.
+    #[must_use]
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
+    /// A volume's data.
+    #[must_use]
+    pub fn volume_data(&self, name: &str) -> PathBuf {
+        self.root.join("volumes").join(name).join("_data")
+    }
+
+    /// One directory per container.
+    #[must_use]
+    pub fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    /// A container's directory: writable layer, generated files, log.
+    #[must_use]
+    pub fn container(&self, id: &str) -> PathBuf {
+        self.root.join("containers").join(id)
+    }
+
+    /// A container's json-file log.
+    #[must_use]
+    pub fn log(&self, id: &str) -> PathBuf {
+        self.container(id).join(format!("{id}-json.log"))
+    }
+
+    /// The registries' configuration: the root's own if there is one, else the system's.
+    #[must_use]
+    pub fn registries(&self) -> [PathBuf; 2] {
+        [
+            self.root.join("registries.toml"),
+            PathBuf::from("/etc/corten/registries.toml"),
+        ]
+    }
+
+    /// State that is only as durable as the boot: locks and sockets of supervisors.
+    #[must_use]
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
+
+    /// One directory per running container.
+    #[must_use]
+    pub fn run_containers(&self) -> PathBuf {
+        self.run.join("c")
+    }
+
+    /// A running container's lock and socket.
+    #[must_use]
+    pub fn run_container(&self, id: &str) -> PathBuf {
+        self.run.join("c").join(id)
+    }
+
+    /// The default bridge's link name.
+    #[must_use]
+    pub fn bridge(&self) -> String {
+        if self.default {
+            "corten0".to_owned()
+        } else {
+            format!("crt{}", self.hash)
+        }
+    }
+
+    /// The nftables table.
+    #[must_use]
+    pub fn table(&self) -> String {
+        if self.default {
+            "corten".to_owned()
+        } else {
+            format!("corten_{}", self.hash)
+        }
+    }
+
+    /// The cgroup that holds all of this engine's, relative to each hierarchy's root.
+    #[must_use]
+    pub fn cgroup_parent(&self) -> String {
+        if self.default {
+            "corten".to_owned()
+        } else {
+            format!("corten-{}", self.hash)
+        }
+    }
+
+    /// The host end of a container's veth pair: 13 characters, under `IFNAMSIZ`.
+    #[must_use]
+    pub fn veth(&self, id: &str) -> String {
+        format!("v{}{}", &self.hash[..4], id.get(..8).unwrap_or(id))
+    }
+
+    /// What the names of all our veths' host ends begin with.
+    #[must_use]
+    pub fn veth_prefix(&self) -> String {
+        format!("v{}", &self.hash[..4])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_root_has_plain_names() {
+        let layout = Layout::of(Path::new(DEFAULT_ROOT));
+        assert_eq!(layout.run(), Path::new("/run/corten"));
+        assert_eq!(layout.bridge(), "corten0");
+        assert_eq!(layout.table(), "corten");
+        assert_eq!(layout.cgroup_parent(), "corten");
+    }
+
+    #[test]
+    fn other_roots_never_collide_and_fit_the_kernel() {
+        let a = Layout::of(Path::new("/tmp/a"));
+        let b = Layout::of(Path::new("/tmp/b"));
+        assert_ne!(a.bridge(), b.bridge());
+        assert_ne!(a.table(), b.table());
+        assert_ne!(a.run(), b.run());
+        let id = "0123456789abcdef";
+        assert_ne!(a.veth(id), b.veth(id));
+        for name in [a.bridge(), a.veth(id)] {
+            assert!(name.len() <= 15, "{name}");
+        }
+    }
+}
