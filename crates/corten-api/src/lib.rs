@@ -1,1 +1,67 @@
-//! Docker Engine API: routes over the engine's services
+//! The Docker Engine API over the engine's services: routes, streaming, hijacking, version
+//! negotiation.
+//!
+//! One router serves everybody: a Unix socket or TCP listener of `corten serve`, and the
+//! command line itself, which talks to it in its own process over an in-memory stream
+//! ([`connect_in_process`]). So whatever the command line can do, the API can do.
+//!
+//! Invariants: handlers hold no state (all of it is the engine's); nothing from a client is
+//! trusted; a connection made in process is marked ([`InProcess`]) and only there may a
+//! request name a directory of this machine as a build context.
+
+mod auth;
+mod error;
+mod hijack;
+mod listener;
+mod query;
+mod routes;
+mod stream;
+mod version;
+
+use axum::Router;
+use corten_engine::Engine;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::DuplexStream;
+use tower::Layer;
+use tower::ServiceExt;
+
+pub use error::ApiError;
+pub use listener::{Endpoint, ListenError, Server, TlsFiles};
+pub use version::{API_VERSION, MIN_API_VERSION};
+
+/// Marks a request that came from this very process.
+#[derive(Debug, Clone, Copy)]
+pub struct InProcess;
+
+/// How much an in-memory connection buffers in each direction, in bytes.
+const DUPLEX_BUFFER: usize = 256 * 1024;
+
+/// Everything that answers a request: the routes, behind version negotiation.
+pub type Service = version::Negotiate<Router>;
+
+/// The API's service over an engine.
+#[must_use]
+pub fn service(engine: Engine) -> Service {
+    version::NegotiateLayer.layer(routes::router(engine))
+}
+
+/// A client connection to the API, served by a task of the current tokio runtime.
+#[must_use]
+pub fn connect_in_process(engine: &Engine) -> DuplexStream {
+    let (client, server) = tokio::io::duplex(DUPLEX_BUFFER);
+    let service = service(engine.clone()).map_request(|mut request: http::Request<_>| {
+        request.extensions_mut().insert(InProcess);
+        request
+    });
+    tokio::spawn(async move {
+        let served = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(server), TowerToHyperService::new(service))
+            .with_upgrades()
+            .await;
+        if let Err(error) = served {
+            tracing::debug!(%error, "in-process connection ended");
+        }
+    });
+    client
+}

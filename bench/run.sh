@@ -1,0 +1,193 @@
+#!/usr/bin/env bash
+# Runs ours beside whichever of docker (with an engine), podman, crun and runc are installed,
+# in the same run on the same machine, and prints medians and ratios. The report goes to
+# standard output and to bench/report.md.
+#
+#   bench/run.sh CORTEN [RUNS]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+corten=$(realpath "$1")
+runs=${2:-30}
+work=$(mktemp -d "${TMPDIR:-/tmp}/corten-bench.XXXXXX")
+export CORTEN_ROOT=$work/root DOCKER_CONFIG=$work/docker
+unset DOCKER_HOST DOCKER_CONTEXT
+report=bench/report.md
+mkdir -p "$work/results" "$DOCKER_CONFIG"
+pids=()
+
+cleanup() {
+  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  "$corten" system reset --force >/dev/null 2>&1 || true
+  "$corten" --root "$work/base" system reset --force >/dev/null 2>&1 || true
+  [ -z "${podman:-}" ] || $podman rm -af >/dev/null 2>&1 || true
+  [ -z "${docker:-}" ] || $docker rm -f corten-bench >/dev/null 2>&1 || true
+  rm -rf "$work"
+}
+trap cleanup EXIT
+
+podman="" docker=""
+if command -v podman >/dev/null 2>&1; then
+  podman="podman --root $work/podman --runroot $work/podman-run --cgroup-manager=cgroupfs"
+fi
+if command -v docker >/dev/null 2>&1 && docker info >/dev/null 2>&1; then docker=docker; fi
+
+median() { # median NAME COMMAND: seconds
+  local out=$work/results/$1.json
+  if hyperfine --warmup 3 --runs "$runs" --shell=none --export-json "$out" "$2" >/dev/null 2>"$work/results/$1.err"; then
+    python3 -c 'import json,sys; print(json.load(open(sys.argv[1]))["results"][0]["median"])' "$out"
+  else
+    echo failed
+  fi
+}
+
+rows=()
+row() { # row TITLE OURS PEER...: each PEER is NAME=SECONDS
+  local title=$1 ours=$2 line
+  shift 2
+  line=$(python3 - "$ours" "$@" <<'PYTHON'
+import sys
+def ms(s): return "failed" if s == "failed" else f"{float(s)*1000:.1f} ms"
+ours = sys.argv[1]
+cells = [ms(ours)]
+for peer in sys.argv[2:]:
+    name, value = peer.split("=", 1)
+    if value == "":
+        continue
+    ratio = "" if "failed" in (ours, value) else f" ({float(value)/float(ours):.1f}×)"
+    cells.append(f"{name} {ms(value)}{ratio}")
+print(" | ".join([cells[0], ", ".join(cells[1:]) or "no peer here"]))
+PYTHON
+)
+  rows+=("| $title | $line |")
+  echo "$title: $line"
+}
+
+echo "Setting up: images and a registry on loopback"
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+registry=127.0.0.1:$port
+"$corten" registry serve --listen "$registry" --root "$work/registry" >"$work/registry.log" 2>&1 &
+pids+=($!)
+for _ in $(seq 100); do (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break; sleep 0.05; done
+scripts/base-images.sh "$corten" "$work/base" "$registry" all
+mkdir -p "$CORTEN_ROOT"
+printf '[registry."docker.io"]\nmirrors = [{ url = "http://%s", push = true }]\n' "$registry" >"$CORTEN_ROOT/registries.toml"
+alpine=$registry/library/alpine:latest
+"$corten" pull -q "$alpine" >/dev/null
+
+# ~300 MB in 10,000 files, half of it incompressible.
+mkdir -p "$work/big"
+python3 - "$work/big" <<'PYTHON'
+import os, random, sys
+root = sys.argv[1]
+random.seed(7)
+text = b"".join(b"line %d of a file that compresses\n" % i for i in range(450))
+for i in range(10000):
+    directory = f"{root}/tree/{i // 100:03}"
+    os.makedirs(directory, exist_ok=True)
+    with open(f"{directory}/{i:05}", "wb") as out:
+        out.write(text[:15000] + random.randbytes(15000))
+open(f"{root}/Dockerfile", "w").write("FROM scratch\nCOPY tree /tree\n")
+PYTHON
+"$corten" --root "$work/base" build -q -t "$registry/big:1" "$work/big" >/dev/null
+"$corten" --root "$work/base" push -q "$registry/big:1" >/dev/null
+
+peer_pull() { # make the small image known to the peers
+  [ -z "$podman" ] || $podman pull -q --tls-verify=false "$alpine" >/dev/null 2>&1 || podman=""
+  [ -z "$docker" ] || $docker pull -q "$alpine" >/dev/null 2>&1 || docker=""
+}
+peer_pull
+peer() { # peer NAME PREFIX TEST COMMAND
+  [ -n "$2" ] || { echo "$1="; return; }
+  echo "$1=$(median "$3-$1" "$2 $4")"
+}
+
+row "run --rm IMG true, bridge" "$(median run-bridge "$corten run --rm $alpine true")" \
+  "$(peer docker "$docker" run-bridge "run --rm $alpine true")" \
+  "$(peer podman "$podman" run-bridge "run --rm $alpine true")"
+row "run --rm --network none IMG true" "$(median run-none "$corten run --rm --network none $alpine true")" \
+  "$(peer docker "$docker" run-none "run --rm --network none $alpine true")" \
+  "$(peer podman "$podman" run-none "run --rm --network none $alpine true")"
+
+"$corten" run -d --name corten-bench -p 127.0.0.1::80 "$alpine" sleep 100000 >/dev/null
+[ -z "$docker" ] || $docker run -d --name corten-bench -p 127.0.0.1::80 "$alpine" sleep 100000 >/dev/null
+[ -z "$podman" ] || $podman run -d --name corten-bench "$alpine" sleep 100000 >/dev/null 2>&1 ||
+  $podman run -d --network none --name corten-bench "$alpine" sleep 100000 >/dev/null 2>&1 || podman=""
+row "exec true" "$(median exec "$corten exec corten-bench true")" \
+  "$(peer docker "$docker" exec "exec corten-bench true")" \
+  "$(peer podman "$podman" exec "exec corten-bench true")"
+row "ps" "$(median ps "$corten ps")" "$(peer docker "$docker" ps ps)" "$(peer podman "$podman" ps ps)"
+
+"$corten" build -q -t hello-web examples/hello-web >/dev/null
+row "build, everything cached" "$(median build "$corten build -q -t hello-web examples/hello-web")" \
+  "$(if [ -n "$docker" ]; then $docker build -q -t hello-web examples/hello-web >/dev/null 2>&1 &&
+    peer docker "$docker" build "build -q -t hello-web examples/hello-web"; else echo docker=; fi)"
+
+pull_runs=5
+timed() { # timed PREPARE COMMAND: median seconds of pull_runs
+  python3 - "$pull_runs" "$1" "$2" <<'PYTHON'
+import statistics, subprocess, sys, time
+runs, prepare, command = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+times = []
+for _ in range(runs):
+    subprocess.run(prepare, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    start = time.monotonic()
+    done = subprocess.run(command, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if done.returncode:
+        print("failed")
+        sys.exit()
+    times.append(time.monotonic() - start)
+print(statistics.median(times))
+PYTHON
+}
+row "pull, 300 MB in 10,000 files" \
+  "$(timed "$corten rmi -f $registry/big:1; $corten system prune -af" "$corten pull -q $registry/big:1")" \
+  "docker=$([ -z "$docker" ] || timed "$docker rmi -f $registry/big:1" "$docker pull -q $registry/big:1")" \
+  "podman=$([ -z "$podman" ] || timed "$podman rmi -f $registry/big:1" "$podman pull -q --tls-verify=false $registry/big:1")"
+
+# OCI runtimes on one bundle: the bare start of a process.
+bundle=$work/bundle
+mkdir -p "$bundle/rootfs/bin"
+cp "$(command -v busybox)" "$bundle/rootfs/bin/true"
+(cd "$bundle" && "$corten" runtime spec)
+python3 - "$bundle/config.json" <<'PYTHON'
+import json, sys
+path = sys.argv[1]
+spec = json.load(open(path))
+spec["process"]["terminal"] = False
+spec["process"]["args"] = ["/bin/true"]
+spec["process"].pop("rlimits", None)
+json.dump(spec, open(path, "w"))
+PYTHON
+runtime() { # runtime NAME COMMAND
+  command -v "${2%% *}" >/dev/null 2>&1 || { echo "$1="; return; }
+  echo "$1=$(median "bundle-$1" "$2 run --bundle $bundle corten-bench-$1")"
+}
+row "runtime run of a bundle" "$(median bundle "$corten runtime --root $work/oci run --bundle $bundle corten-bench")" \
+  "$(runtime crun crun)" "$(runtime runc runc)"
+
+pss() { awk '/^Pss:/ { n += $2 } END { printf "%.1f", n / 1024 }' /proc/"$1"/smaps_rollup; }
+supervisor=$(pgrep -f "supervise .*$("$corten" inspect -f '{{.Id}}' corten-bench)" | head -1)
+per_container=$(pss "$supervisor")
+docker_idle="" docker_each=""
+if [ -n "$docker" ]; then
+  total=0
+  for pid in $(pgrep -x dockerd) $(pgrep -x containerd); do total=$(echo "$total + $(pss "$pid")" | bc); done
+  docker_idle="docker $total MB"
+  each=0
+  for pid in $(pgrep -f containerd-shim) $(pgrep -x docker-proxy); do each=$(echo "$each + $(pss "$pid")" | bc); done
+  docker_each="docker $each MB"
+fi
+rows+=("| memory, nothing running | 0 MB (no process) | ${docker_idle:-no peer here} |")
+rows+=("| memory (PSS) of the process beside a container with a published port | $per_container MB | ${docker_each:-no peer here} |")
+
+{
+  echo "# Benchmarks"
+  echo
+  echo "Medians of $runs runs ($pull_runs for pull), $(nproc) cores, kernel $(uname -r), $(date -u +%F)."
+  echo "Peers in the same run: ${docker:-no docker engine}, $(podman --version 2>/dev/null || echo no podman), $(crun --version 2>/dev/null | head -1 || echo no crun), $(runc --version 2>/dev/null | head -1 || echo no runc)."
+  echo "In brackets: how many times as long the peer takes."
+  echo
+  echo "| work | Corten | peers |"
+  echo "|---|---|---|"
+  printf '%s\n' "${rows[@]}"
+} | tee "$report"

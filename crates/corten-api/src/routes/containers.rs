@@ -1,0 +1,281 @@
+//! `/containers/…`: life cycle and looking at them. Streams are in `streams`.
+
+use axum::extract::{Path, State};
+use axum::response::IntoResponse;
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use corten_engine::containers::{ListOptions, RemoveOptions, StopOptions, WaitCondition};
+use corten_engine::{Engine, models};
+use corten_oci::Platform;
+use http::StatusCode;
+use serde::Deserialize;
+
+use super::{Answer, Body, Query, no_content};
+use crate::error::ApiError;
+use crate::query::{filters, flag, number};
+
+pub(super) fn routes() -> Router<Engine> {
+    Router::new()
+        .route("/containers/json", get(list))
+        .route("/containers/create", post(create))
+        .route("/containers/prune", post(prune))
+        .route("/containers/{name}", delete(remove))
+        .route("/containers/{name}/json", get(inspect))
+        .route("/containers/{name}/start", post(start))
+        .route("/containers/{name}/stop", post(stop))
+        .route("/containers/{name}/restart", post(restart))
+        .route("/containers/{name}/kill", post(kill))
+        .route("/containers/{name}/pause", post(pause))
+        .route("/containers/{name}/unpause", post(unpause))
+        .route("/containers/{name}/rename", post(rename))
+        .route("/containers/{name}/wait", post(wait))
+        .route("/containers/{name}/resize", post(resize))
+        .route("/containers/{name}/top", get(top))
+        .route("/containers/{name}/changes", get(changes))
+}
+
+#[derive(Deserialize)]
+struct ListQuery {
+    #[serde(default, deserialize_with = "flag")]
+    all: bool,
+    #[serde(default, deserialize_with = "number")]
+    limit: Option<i64>,
+    #[serde(default, deserialize_with = "flag")]
+    size: bool,
+    filters: Option<String>,
+}
+
+async fn list(State(engine): State<Engine>, Query(query): Query<ListQuery>) -> Answer {
+    let options = ListOptions {
+        all: query.all,
+        // Docker: zero or less is no limit.
+        limit: query.limit.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0),
+        size: query.size,
+        filters: filters(query.filters.as_deref())?,
+    };
+    Ok(Json(engine.containers().list(options).await?).into_response())
+}
+
+#[derive(Deserialize)]
+struct CreateQuery {
+    name: Option<String>,
+    platform: Option<String>,
+}
+
+async fn create(
+    State(engine): State<Engine>,
+    Query(query): Query<CreateQuery>,
+    body: Body<models::ContainerCreateBody>,
+) -> Answer {
+    let name = query.name.as_deref().filter(|n| !n.is_empty());
+    let platform = platform(query.platform.as_deref())?;
+    let created = engine.containers().create(name, body.required()?, platform.as_ref()).await?;
+    Ok((StatusCode::CREATED, Json(created)).into_response())
+}
+
+/// Parses a `platform` parameter; empty is absent.
+pub(super) fn platform(text: Option<&str>) -> Result<Option<Platform>, ApiError> {
+    text.filter(|p| !p.is_empty())
+        .map(str::parse)
+        .transpose()
+        .map_err(|error: corten_oci::PlatformError| ApiError::bad_parameter(error.to_string()))
+}
+
+#[derive(Deserialize)]
+struct FiltersQuery {
+    filters: Option<String>,
+}
+
+async fn prune(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) -> Answer {
+    let selected = filters(query.filters.as_deref())?;
+    Ok(Json(engine.containers().prune(selected).await?).into_response())
+}
+
+#[derive(Deserialize)]
+struct RemoveQuery {
+    #[serde(default, deserialize_with = "flag")]
+    v: bool,
+    #[serde(default, deserialize_with = "flag")]
+    force: bool,
+    #[serde(default, deserialize_with = "flag")]
+    link: bool,
+}
+
+async fn remove(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<RemoveQuery>,
+) -> Answer {
+    let options = RemoveOptions { force: query.force, volumes: query.v, link: query.link };
+    engine.containers().remove(&name, options).await?;
+    Ok(no_content())
+}
+
+#[derive(Deserialize)]
+struct InspectQuery {
+    #[serde(default, deserialize_with = "flag")]
+    size: bool,
+}
+
+async fn inspect(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<InspectQuery>,
+) -> Answer {
+    Ok(Json(engine.containers().inspect(&name, query.size).await?).into_response())
+}
+
+async fn start(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
+    engine.containers().start(&name).await?;
+    Ok(no_content())
+}
+
+#[derive(Deserialize)]
+struct StopQuery {
+    signal: Option<String>,
+    #[serde(default, deserialize_with = "number")]
+    t: Option<i64>,
+}
+
+impl StopQuery {
+    fn options(self) -> StopOptions {
+        StopOptions { signal: self.signal.filter(|s| !s.is_empty()), timeout: self.t }
+    }
+}
+
+async fn stop(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<StopQuery>,
+) -> Answer {
+    engine.containers().stop(&name, query.options()).await?;
+    Ok(no_content())
+}
+
+async fn restart(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<StopQuery>,
+) -> Answer {
+    engine.containers().restart(&name, query.options()).await?;
+    Ok(no_content())
+}
+
+#[derive(Deserialize)]
+struct KillQuery {
+    signal: Option<String>,
+}
+
+async fn kill(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<KillQuery>,
+) -> Answer {
+    let signal = query.signal.as_deref().filter(|s| !s.is_empty());
+    engine.containers().kill(&name, signal).await?;
+    Ok(no_content())
+}
+
+async fn pause(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
+    engine.containers().pause(&name).await?;
+    Ok(no_content())
+}
+
+async fn unpause(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
+    engine.containers().unpause(&name).await?;
+    Ok(no_content())
+}
+
+#[derive(Deserialize)]
+struct RenameQuery {
+    #[serde(default)]
+    name: String,
+}
+
+async fn rename(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<RenameQuery>,
+) -> Answer {
+    engine.containers().rename(&name, &query.name).await?;
+    Ok(no_content())
+}
+
+#[derive(Deserialize)]
+struct WaitQuery {
+    condition: Option<String>,
+}
+
+/// Answers its headers as soon as the wait is registered, the body when the condition is
+/// met: clients wait for the headers before they start the container.
+async fn wait(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<WaitQuery>,
+) -> Answer {
+    let condition = match query.condition.as_deref() {
+        None | Some("" | "not-running") => WaitCondition::NotRunning,
+        Some("next-exit") => WaitCondition::NextExit,
+        Some("removed") => WaitCondition::Removed,
+        Some(other) => {
+            return Err(ApiError::bad_parameter(format!("invalid condition: \"{other}\"")));
+        }
+    };
+    let met = engine.containers().wait(&name, condition).await?;
+    let body = futures_util::stream::once(async move {
+        let response = met.await.unwrap_or_else(|error| models::ContainerWaitResponse {
+            status_code: 125,
+            error: Some(models::ContainerWaitExitError { message: Some(error.to_string()) }),
+        });
+        serde_json::to_vec(&response).map(bytes::Bytes::from)
+    });
+    Ok(crate::stream::body("application/json", body))
+}
+
+#[derive(Deserialize)]
+pub(super) struct ResizeQuery {
+    #[serde(default, deserialize_with = "number")]
+    h: Option<i64>,
+    #[serde(default, deserialize_with = "number")]
+    w: Option<i64>,
+}
+
+impl ResizeQuery {
+    /// Rows and columns.
+    pub(super) fn size(&self) -> Result<(u16, u16), ApiError> {
+        let parse = |what: &str, value: Option<i64>| {
+            value
+                .and_then(|n| u16::try_from(n).ok())
+                .ok_or_else(|| ApiError::bad_parameter(format!("invalid resize {what}: {value:?}")))
+        };
+        Ok((parse("height", self.h)?, parse("width", self.w)?))
+    }
+}
+
+async fn resize(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<ResizeQuery>,
+) -> Answer {
+    let (rows, columns) = query.size()?;
+    engine.containers().resize(&name, rows, columns).await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+#[derive(Deserialize)]
+struct TopQuery {
+    ps_args: Option<String>,
+}
+
+async fn top(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<TopQuery>,
+) -> Answer {
+    let args = query.ps_args.as_deref().filter(|a| !a.is_empty());
+    Ok(Json(engine.containers().top(&name, args).await?).into_response())
+}
+
+async fn changes(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
+    Ok(Json(engine.containers().changes(&name).await?).into_response())
+}

@@ -1,0 +1,168 @@
+//! Pull (`POST /images/create`) and push, with Docker's JSON progress.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::post;
+use corten_engine::{Engine, EngineError};
+use corten_oci::ImageRef;
+use corten_registry::{Progress, ProgressEvent};
+use http::HeaderMap;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::containers::platform;
+use super::{Answer, Query};
+use crate::auth::credential;
+use crate::error::ApiError;
+use crate::stream::JsonLines;
+
+pub(super) fn routes() -> Router<Engine> {
+    Router::new().route("/images/create", post(pull))
+}
+
+#[derive(Deserialize)]
+struct PullQuery {
+    #[serde(rename = "fromImage")]
+    from_image: Option<String>,
+    #[serde(rename = "fromSrc")]
+    from_src: Option<String>,
+    tag: Option<String>,
+    platform: Option<String>,
+}
+
+/// Feeds progress to a client.
+#[derive(Debug)]
+struct ToClient(JsonLines);
+
+impl Progress for ToClient {
+    fn event(&self, event: ProgressEvent) {
+        self.0.offer(&message(&event));
+    }
+}
+
+/// One progress event as Docker writes it.
+pub(super) fn message(event: &ProgressEvent) -> Value {
+    let mut message = json!({ "status": event.status });
+    if let Some(id) = &event.id {
+        message["id"] = json!(id);
+    }
+    if event.current.is_some() || event.total.is_some() {
+        let mut detail = json!({});
+        if let Some(current) = event.current {
+            detail["current"] = json!(current);
+        }
+        if let Some(total) = event.total {
+            detail["total"] = json!(total);
+        }
+        message["progressDetail"] = detail;
+    } else if event.id.is_some() {
+        message["progressDetail"] = json!({});
+    }
+    message
+}
+
+/// An error in the middle of a stream.
+pub(super) fn failure(error: &EngineError) -> Value {
+    let text = error.to_string();
+    json!({ "errorDetail": { "message": text }, "error": text })
+}
+
+fn image_ref(name: &str, tag: Option<&str>) -> Result<ImageRef, ApiError> {
+    let invalid = |e: corten_oci::ReferenceError| ApiError::bad_parameter(e.to_string());
+    let reference: ImageRef = match tag {
+        None => name.parse().map_err(invalid)?,
+        Some(digest) if digest.contains(':') => {
+            format!("{name}@{digest}").parse().map_err(invalid)?
+        }
+        Some(tag) => name.parse::<ImageRef>().and_then(|r| r.with_tag(tag)).map_err(invalid)?,
+    };
+    Ok(reference.or_latest())
+}
+
+async fn pull(
+    State(engine): State<Engine>,
+    Query(query): Query<PullQuery>,
+    headers: HeaderMap,
+) -> Answer {
+    if query.from_src.is_some_and(|source| !source.is_empty()) {
+        return Err(ApiError::bad_parameter("importing a file system image is not offered: build FROM scratch with ADD instead"));
+    }
+    let name = query.from_image.filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| ApiError::bad_parameter("invalid reference format"))?;
+    let image = image_ref(&name, query.tag.as_deref().filter(|t| !t.is_empty()))?;
+    let platform = platform(query.platform.as_deref())?;
+    let credential = credential(&headers)?;
+    let (lines, response) = JsonLines::response();
+    tokio::spawn(async move {
+        let progress = Arc::new(ToClient(lines.clone()));
+        let images = engine.images();
+        let pulling = images.pull(&image, platform.as_ref(), credential.as_ref(), progress);
+        // A client that leaves ends its pull; what has arrived is kept for the next one.
+        let outcome = tokio::select! {
+            outcome = pulling => outcome,
+            () = lines.closed() => return,
+        };
+        if let Err(error) = outcome {
+            lines.send(&failure(&error)).await;
+        }
+    });
+    Ok(response)
+}
+
+/// `POST /images/NAME/push`.
+pub(super) fn push(
+    engine: Engine,
+    name: &str,
+    tag: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
+    let image = image_ref(name, tag)?;
+    let credential = credential(headers)?;
+    let (lines, response) = JsonLines::response();
+    tokio::spawn(async move {
+        let progress = Arc::new(ToClient(lines.clone()));
+        let images = engine.images();
+        let pushing = images.push(&image, credential.as_ref(), progress);
+        let outcome = tokio::select! {
+            outcome = pushing => outcome,
+            () = lines.closed() => return,
+        };
+        match outcome {
+            Ok(pushed) => {
+                let tag = image.tag().unwrap_or_default();
+                let status =
+                    format!("{tag}: digest: {} size: {}", pushed.digest, pushed.size);
+                lines.send(&json!({ "status": status })).await;
+                lines
+                    .send(&json!({
+                        "progressDetail": {},
+                        "aux": { "Tag": tag, "Digest": pushed.digest, "Size": pushed.size }
+                    }))
+                    .await;
+            }
+            Err(error) => {
+                lines.send(&failure(&error)).await;
+            }
+        }
+    });
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_from_name_and_tag() {
+        let show = |name: &str, tag: Option<&str>| image_ref(name, tag).map(|r| r.familiar());
+        assert_eq!(show("alpine", None).unwrap(), "alpine:latest");
+        assert_eq!(show("alpine", Some("3")).unwrap(), "alpine:3");
+        assert_eq!(show("alpine:2", None).unwrap(), "alpine:2");
+        let digest = format!("sha256:{}", "0".repeat(64));
+        assert_eq!(show("alpine", Some(&digest)).unwrap(), format!("alpine@{digest}"));
+        assert!(show("UP", None).is_err());
+    }
+}

@@ -1,0 +1,80 @@
+//! `/containers/{name}/exec` and `/exec/…`.
+
+use axum::extract::{Path, State};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use corten_engine::containers::ExecStart;
+use corten_engine::{Engine, models};
+use http::{Request, StatusCode};
+
+use super::containers::ResizeQuery;
+use super::streams::join;
+use super::{Answer, Body, MAX_JSON, Query};
+use crate::error::ApiError;
+use crate::hijack::Hijack;
+use crate::version::ClientVersion;
+
+pub(super) fn routes() -> Router<Engine> {
+    Router::new()
+        .route("/containers/{name}/exec", post(create))
+        .route("/exec/{id}/start", post(start))
+        .route("/exec/{id}/json", get(inspect))
+        .route("/exec/{id}/resize", post(resize))
+}
+
+async fn create(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    body: Body<models::ExecConfig>,
+) -> Answer {
+    let created = engine.containers().exec_create(&name, body.required()?).await?;
+    Ok((StatusCode::CREATED, Json(created)).into_response())
+}
+
+async fn start(
+    State(engine): State<Engine>,
+    Path(id): Path<String>,
+    mut request: Request<axum::body::Body>,
+) -> Answer {
+    let version = request.extensions().get::<ClientVersion>().copied().unwrap_or_default();
+    let hijack = Hijack::of(&mut request);
+    let body: Bytes = axum::body::to_bytes(request.into_body(), MAX_JSON)
+        .await
+        .map_err(|error| ApiError::bad_parameter(error.to_string()))?;
+    let config: models::ExecStartConfig = if body.is_empty() {
+        models::ExecStartConfig::default()
+    } else {
+        serde_json::from_slice(&body)
+            .map_err(|error| ApiError::bad_parameter(format!("invalid JSON: {error}")))?
+    };
+    let start = ExecStart {
+        detach: config.detach.unwrap_or_default(),
+        tty: config.tty.unwrap_or_default(),
+        console_size: config.console_size.as_deref().and_then(console_size),
+    };
+    match engine.containers().exec_start(&id, start).await? {
+        Some(attached) => Ok(join(hijack, attached, version)),
+        None => Ok(StatusCode::OK.into_response()),
+    }
+}
+
+fn console_size(size: &[usize]) -> Option<(u16, u16)> {
+    let [rows, columns] = size else { return None };
+    Some((u16::try_from(*rows).ok()?, u16::try_from(*columns).ok()?))
+}
+
+async fn inspect(State(engine): State<Engine>, Path(id): Path<String>) -> Answer {
+    Ok(Json(engine.containers().exec_inspect(&id).await?).into_response())
+}
+
+async fn resize(
+    State(engine): State<Engine>,
+    Path(id): Path<String>,
+    Query(query): Query<ResizeQuery>,
+) -> Answer {
+    let (rows, columns) = query.size()?;
+    engine.containers().exec_resize(&id, rows, columns).await?;
+    Ok(StatusCode::OK.into_response())
+}

@@ -1,0 +1,109 @@
+//! `/images/…`: what is on this machine. Pulling and pushing are in `distribution`.
+//!
+//! Image names have slashes, so everything about one image is one wildcard route, told
+//! apart by its last component.
+
+use axum::extract::{Path, State};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use corten_engine::Engine;
+use corten_engine::images::ImageListOptions;
+use http::{HeaderMap, Method, StatusCode, Uri};
+use serde::Deserialize;
+
+use super::{Answer, Query, distribution};
+use crate::error::ApiError;
+use crate::query::{filters, flag};
+
+pub(super) fn routes() -> Router<Engine> {
+    Router::new()
+        .route("/images/json", get(list))
+        .route("/images/prune", post(prune))
+        .route("/images/{*rest}", get(look).post(act).delete(remove))
+}
+
+#[derive(Deserialize)]
+struct ListQuery {
+    #[serde(default, deserialize_with = "flag")]
+    all: bool,
+    #[serde(default, rename = "shared-size", deserialize_with = "flag")]
+    shared_size: bool,
+    filters: Option<String>,
+}
+
+async fn list(State(engine): State<Engine>, Query(query): Query<ListQuery>) -> Answer {
+    let options = ImageListOptions {
+        all: query.all,
+        shared_size: query.shared_size,
+        filters: filters(query.filters.as_deref())?,
+    };
+    Ok(Json(engine.images().list(options).await?).into_response())
+}
+
+#[derive(Deserialize)]
+struct FiltersQuery {
+    filters: Option<String>,
+}
+
+async fn prune(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) -> Answer {
+    let selected = filters(query.filters.as_deref())?;
+    Ok(Json(engine.images().prune(selected).await?).into_response())
+}
+
+fn unknown(method: &Method, uri: &Uri) -> ApiError {
+    ApiError::not_found(format!("page not found: {method} {}", uri.path()))
+}
+
+/// `GET /images/NAME/json` and `/history`.
+async fn look(State(engine): State<Engine>, Path(rest): Path<String>, uri: Uri) -> Answer {
+    let images = engine.images();
+    match rest.rsplit_once('/') {
+        Some((name, "json")) => Ok(Json(images.inspect(name).await?).into_response()),
+        Some((name, "history")) => Ok(Json(images.history(name).await?).into_response()),
+        _ => Err(unknown(&Method::GET, &uri)),
+    }
+}
+
+#[derive(Deserialize)]
+struct TagQuery {
+    #[serde(default)]
+    repo: String,
+    tag: Option<String>,
+}
+
+/// `POST /images/NAME/tag` and `/push`.
+async fn act(
+    State(engine): State<Engine>,
+    Path(rest): Path<String>,
+    Query(query): Query<TagQuery>,
+    headers: HeaderMap,
+    uri: Uri,
+) -> Answer {
+    let tag = query.tag.as_deref().filter(|t| !t.is_empty());
+    match rest.rsplit_once('/') {
+        Some((name, "tag")) => {
+            engine.images().tag(name, &query.repo, tag).await?;
+            Ok(StatusCode::CREATED.into_response())
+        }
+        Some((name, "push")) => distribution::push(engine, name, tag, &headers),
+        _ => Err(unknown(&Method::POST, &uri)),
+    }
+}
+
+#[derive(Deserialize)]
+struct RemoveQuery {
+    #[serde(default, deserialize_with = "flag")]
+    force: bool,
+    #[serde(default, deserialize_with = "flag")]
+    noprune: bool,
+}
+
+async fn remove(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<RemoveQuery>,
+) -> Answer {
+    let removed = engine.images().remove(&name, query.force, query.noprune).await?;
+    Ok(Json(removed).into_response())
+}

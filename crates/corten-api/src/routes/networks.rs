@@ -1,0 +1,52 @@
+//! `/networks/…`.
+
+use axum::extract::{Path, State};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use corten_engine::{Engine, models};
+use http::StatusCode;
+use serde::Deserialize;
+
+use super::{Answer, Body, Query, no_content};
+use crate::query::filters;
+
+pub(super) fn routes() -> Router<Engine> {
+    Router::new()
+        .route("/networks", get(list))
+        .route("/networks/create", post(create))
+        .route("/networks/prune", post(prune))
+        .route("/networks/{name}", get(inspect).delete(remove))
+}
+
+#[derive(Deserialize)]
+struct FiltersQuery {
+    filters: Option<String>,
+}
+
+async fn list(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) -> Answer {
+    let selected = filters(query.filters.as_deref())?;
+    Ok(Json(engine.networks().list(selected).await?).into_response())
+}
+
+async fn create(
+    State(engine): State<Engine>,
+    body: Body<models::NetworkCreateRequest>,
+) -> Answer {
+    let created = engine.networks().create(body.required()?).await?;
+    Ok((StatusCode::CREATED, Json(created)).into_response())
+}
+
+async fn prune(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) -> Answer {
+    let selected = filters(query.filters.as_deref())?;
+    Ok(Json(engine.networks().prune(selected).await?).into_response())
+}
+
+async fn inspect(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
+    Ok(Json(engine.networks().inspect(&name).await?).into_response())
+}
+
+async fn remove(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
+    engine.networks().remove(&name).await?;
+    Ok(no_content())
+}

@@ -1,0 +1,78 @@
+//! `/_ping`, `/version`, `/info`, `/auth`, `/system/df`, and Corten's own `/corten/…`.
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use corten_engine::{Engine, models};
+use corten_registry::Credential;
+use http::{Method, header};
+use serde::Deserialize;
+
+use super::{Answer, Body, Query};
+use crate::error::ApiError;
+use crate::query::flag;
+
+pub(super) fn routes() -> Router<Engine> {
+    Router::new()
+        .route("/_ping", get(ping).head(ping))
+        .route("/version", get(version))
+        .route("/info", get(info))
+        .route("/auth", post(auth))
+        .route("/system/df", get(disk_usage))
+        .route("/corten/check", post(check))
+        .route("/corten/restore", post(restore))
+}
+
+async fn ping(method: Method) -> Response {
+    let headers = [
+        // The classic builder answers here; BuildKit's own protocol does not yet.
+        ("Builder-Version", "1"),
+        ("Docker-Experimental", "false"),
+        ("Swarm", "inactive"),
+        (header::CACHE_CONTROL.as_str(), "no-cache, no-store, must-revalidate"),
+        (header::PRAGMA.as_str(), "no-cache"),
+        (header::CONTENT_TYPE.as_str(), "text/plain; charset=utf-8"),
+    ];
+    (headers, if method == Method::HEAD { "" } else { "OK" }).into_response()
+}
+
+async fn version(State(engine): State<Engine>) -> Json<models::SystemVersion> {
+    Json(engine.system().version())
+}
+
+async fn info(State(engine): State<Engine>) -> Answer {
+    Ok(Json(engine.system().info().await?).into_response())
+}
+
+/// Checks credentials with a registry.
+async fn auth(State(engine): State<Engine>, body: Body<Credential>) -> Answer {
+    let credential = body.required()?;
+    let server = credential.server_address.clone();
+    let outcome = engine.system().login(&server, &credential).await?;
+    Ok(Json(models::AuthResponse {
+        status: outcome.status,
+        identity_token: outcome.identity_token,
+    })
+    .into_response())
+}
+
+async fn disk_usage(State(engine): State<Engine>) -> Answer {
+    Ok(Json(engine.system().df().await?).into_response())
+}
+
+#[derive(Deserialize)]
+struct CheckQuery {
+    #[serde(default, deserialize_with = "flag")]
+    repair: bool,
+}
+
+/// Findings of a check of everything, as a JSON list.
+async fn check(State(engine): State<Engine>, Query(query): Query<CheckQuery>) -> Answer {
+    Ok(Json(engine.system().check(query.repair).await?).into_response())
+}
+
+/// Starts what its restart policy wants running; names of the started, as a JSON list.
+async fn restore(State(engine): State<Engine>) -> Result<Json<Vec<String>>, ApiError> {
+    Ok(Json(engine.system().restore().await?))
+}

@@ -1,0 +1,62 @@
+//! `/volumes/…`.
+
+use axum::extract::{Path, State};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use corten_engine::{Engine, models};
+use http::StatusCode;
+use serde::Deserialize;
+
+use super::{Answer, Body, Query, no_content};
+use crate::query::{filters, flag};
+
+pub(super) fn routes() -> Router<Engine> {
+    Router::new()
+        .route("/volumes", get(list))
+        .route("/volumes/create", post(create))
+        .route("/volumes/prune", post(prune))
+        .route("/volumes/{name}", get(inspect).delete(remove))
+}
+
+#[derive(Deserialize)]
+struct FiltersQuery {
+    filters: Option<String>,
+}
+
+async fn list(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) -> Answer {
+    let selected = filters(query.filters.as_deref())?;
+    Ok(Json(engine.volumes().list(selected).await?).into_response())
+}
+
+async fn create(
+    State(engine): State<Engine>,
+    body: Body<models::VolumeCreateRequest>,
+) -> Answer {
+    let volume = engine.volumes().create(body.0.unwrap_or_default()).await?;
+    Ok((StatusCode::CREATED, Json(volume)).into_response())
+}
+
+async fn prune(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) -> Answer {
+    let selected = filters(query.filters.as_deref())?;
+    Ok(Json(engine.volumes().prune(selected).await?).into_response())
+}
+
+async fn inspect(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
+    Ok(Json(engine.volumes().inspect(&name).await?).into_response())
+}
+
+#[derive(Deserialize)]
+struct RemoveQuery {
+    #[serde(default, deserialize_with = "flag")]
+    force: bool,
+}
+
+async fn remove(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<RemoveQuery>,
+) -> Answer {
+    engine.volumes().remove(&name, query.force).await?;
+    Ok(no_content())
+}

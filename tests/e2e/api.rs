@@ -1,0 +1,124 @@
+//! The same things through `corten serve`: with our command line, and with the real
+//! `docker` command line where it is installed.
+
+use std::process::{Command, Stdio};
+
+use crate::harness::{Done, Engine, free_port, http_get, until};
+
+fn docker(engine: &Engine, host: &str, args: &[&str]) -> Option<Done> {
+    let output = Command::new("docker")
+        .args(args)
+        .env("DOCKER_HOST", host)
+        .env("DOCKER_CONFIG", engine.path("docker"))
+        .env("DOCKER_BUILDKIT", "0")
+        .env_remove("DOCKER_CONTEXT")
+        .stdin(Stdio::null())
+        .output();
+    match output {
+        Ok(output) => Some(output.into()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("the docker command line is not installed: this test saw nothing");
+            None
+        }
+        Err(error) => panic!("docker: {error}"),
+    }
+}
+
+#[test]
+fn the_docker_command_line_walks_through() {
+    let engine = Engine::with_alpine();
+    let (_server, host) = engine.serve();
+    let (_registry, address) = engine.registry("registry", &[]);
+    let run = |args: &[&str]| {
+        let done = docker(&engine, &host, args)?;
+        assert_eq!(done.code, 0, "docker {args:?}: {done:?}");
+        Some(done.stdout.trim_end().to_owned())
+    };
+    if run(&["version"]).is_none() {
+        return;
+    }
+    let context = engine.context(
+        "web",
+        &[
+            ("Dockerfile", "FROM alpine AS builder\nCOPY page /page\nRUN cat /page > /index.html\nFROM alpine\nWORKDIR /www\nCOPY --from=builder /index.html .\nCMD [\"httpd\",\"-f\",\"-p\",\"80\",\"-h\",\"/www\"]\n"),
+            ("page", "Hello, Docker!\n"),
+        ],
+    );
+    let built = run(&["build", "-t", "web", context.to_str().unwrap()]).unwrap();
+    assert!(built.contains("Successfully tagged web:latest"), "{built}");
+    let port = free_port();
+    let publish = format!("{port}:80");
+    run(&["run", "-d", "-p", &publish, "--name", "my-web", "web"]);
+    until("the app answers", || {
+        http_get(&format!("127.0.0.1:{port}")).as_deref() == Some("Hello, Docker!\n")
+    });
+    assert!(run(&["ps"]).unwrap().contains("my-web"));
+    assert_eq!(run(&["exec", "my-web", "echo", "inside"]).unwrap(), "inside");
+    run(&["logs", "my-web"]);
+    run(&["inspect", "my-web"]);
+    run(&["stop", "-t", "1", "my-web"]);
+    assert!(run(&["ps", "-a"]).unwrap().contains("Exited"));
+    run(&["rm", "my-web"]);
+    let name = format!("{address}/web");
+    run(&["tag", "web", &name]);
+    assert!(run(&["push", &name]).unwrap().contains("digest: sha256:"));
+    run(&["rmi", &name, "web"]);
+    assert_eq!(run(&["run", "--rm", &name, "cat", "index.html"]).unwrap(), "Hello, Docker!");
+    run(&["run", "--rm", "-v", "data:/data", "alpine", "sh", "-c", "echo kept > /data/f"]);
+    assert_eq!(run(&["run", "--rm", "-v", "data:/data", "alpine", "cat", "/data/f"]).unwrap(), "kept");
+    let failed = docker(&engine, &host, &["run", "--rm", "alpine", "no-such-command"]).unwrap();
+    assert_eq!(failed.code, 127, "{failed:?}");
+    let failed = docker(&engine, &host, &["run", "--rm", "alpine", "sh", "-c", "exit 5"]).unwrap();
+    assert_eq!(failed.code, 5, "{failed:?}");
+    for args in [
+        vec!["images"], vec!["volume", "ls"], vec!["network", "ls"], vec!["info"], vec!["system", "df"],
+        vec!["history", &name], vec!["network", "inspect", "bridge"],
+    ] {
+        run(&args);
+    }
+}
+
+#[test]
+fn our_command_line_through_a_socket() {
+    let engine = Engine::with_alpine();
+    let (_server, host) = engine.serve();
+    let remote = |args: &[&str]| {
+        let mut all = vec!["-H", &host];
+        all.extend(args);
+        engine.run(all)
+    };
+    let done = remote(&["run", "--rm", "-i", "alpine", "sh", "-c", "cat; exit 4"]);
+    assert_eq!(done.code, 4, "{done:?}");
+    let context = engine.context("remote", &[("Dockerfile", "FROM alpine\nCOPY f /f\nCMD [\"cat\",\"/f\"]\n"), ("f", "sent\n")]);
+    let built = remote(&["build", "-t", "remote", context.to_str().unwrap()]);
+    assert_eq!(built.code, 0, "{built:?}");
+    assert_eq!(remote(&["run", "--rm", "remote"]).stdout, "sent\n");
+    // A client of a socket cannot make the engine read a directory of its host.
+    let raw = Command::new("curl")
+        .args(["-sS", "--unix-socket", &engine.path("api.sock").display().to_string(), "-X", "POST",
+            "-H", "X-Corten-Context: /etc", "http://corten/build?t=stolen"])
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&raw.stdout).contains("message"), "{raw:?}");
+    assert_eq!(engine.ok(["images", "-q", "stolen"]), "");
+}
+
+#[test]
+fn versions_are_negotiated() {
+    let engine = Engine::new();
+    let (_server, _host) = engine.serve();
+    let get = |path: &str| {
+        let socket = engine.path("api.sock").display().to_string();
+        let url = format!("http://corten{path}");
+        let output =
+            Command::new("curl").args(["-sS", "-i", "--unix-socket", &socket, &url]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let ping = get("/_ping");
+    assert!(ping.starts_with("HTTP/1.1 200") && ping.ends_with("OK"), "{ping}");
+    assert!(ping.to_lowercase().contains("api-version: 1."), "{ping}");
+    assert!(get("/v1.24/version").starts_with("HTTP/1.1 200"));
+    assert!(get("/v1.99/version").contains("too new"));
+    assert!(get("/v1.44/no/such/route").starts_with("HTTP/1.1 404"));
+    assert!(get("/containers/nobody/json").contains("No such container: nobody"));
+}

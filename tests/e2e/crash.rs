@@ -1,0 +1,140 @@
+//! kill -9 in the middle of things: the next command works, states are told truthfully,
+//! and a sweep finds nothing orphaned.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::harness::{Engine, until};
+
+fn kill_9(pid: &str) {
+    assert!(Command::new("kill").args(["-9", pid]).status().unwrap().success());
+}
+
+/// The pid of a container's supervisor: the one whose command line names the container.
+fn supervisor(id: &str) -> String {
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let command = String::from_utf8_lossy(&command);
+        if command.contains("supervise") && command.contains(id) {
+            return entry.file_name().into_string().unwrap();
+        }
+    }
+    panic!("no supervisor of {id}");
+}
+
+#[test]
+fn a_killed_supervisor_is_told_truthfully() {
+    let engine = Engine::with_alpine();
+    let id = engine.ok(["run", "-d", "--name", "c", "-p", "80", "alpine", "sleep", "1000"]);
+    let init = engine.ok(["inspect", "-f", "{{.State.Pid}}", "c"]);
+    kill_9(&supervisor(&id));
+    until("the state is told", || {
+        engine.ok(["inspect", "-f", "{{.State.Running}}", "c"]) == "false"
+    });
+    assert_eq!(engine.ok(["ps", "-q"]), "");
+    until("its process ends with it", || !std::path::Path::new(&format!("/proc/{init}")).exists());
+    engine.assert_clean();
+    engine.ok(["start", "c"]);
+    assert_eq!(engine.ok(["inspect", "-f", "{{.State.Running}}", "c"]), "true");
+    engine.ok(["rm", "-f", "c"]);
+}
+
+#[test]
+fn containers_outlive_the_server() {
+    let engine = Engine::with_alpine();
+    let (server, host) = engine.serve();
+    engine.ok(["-H", &host, "run", "-d", "--name", "c", "alpine", "sleep", "1000"]);
+    server.kill_9();
+    assert_eq!(engine.ok(["inspect", "-f", "{{.State.Running}}", "c"]), "true");
+    std::fs::remove_file(engine.path("api.sock")).ok();
+    let (_server, host) = engine.serve();
+    assert_eq!(engine.ok(["-H", &host, "ps", "--format", "{{.Names}}"]), "c");
+    engine.ok(["-H", &host, "rm", "-f", "c"]);
+}
+
+#[test]
+fn a_killed_command_line_leaves_nothing() {
+    let engine = Engine::with_alpine();
+    // At a dozen moments of a run, from before the container exists to after it ended.
+    for moment in 0..12_u64 {
+        let running = engine.spawn(["run", "--rm", "alpine", "sleep", "0.02"]);
+        std::thread::sleep(Duration::from_millis(moment * 4));
+        running.kill_9();
+    }
+    until("--rm removes what was started", || {
+        engine.run(["system", "check", "--repair"]);
+        engine.ok(["ps", "-q"]) == ""
+    });
+    for id in engine.ok(["ps", "-aq"]).lines() {
+        engine.ok(["rm", "-f", id]);
+    }
+    assert_eq!(engine.ok(["run", "--rm", "alpine", "echo", "fine"]), "fine");
+    engine.assert_clean();
+}
+
+#[test]
+fn a_killed_build_can_be_repeated() {
+    let engine = Engine::with_alpine();
+    let context = engine.context(
+        "slow",
+        &[("Dockerfile", "FROM alpine\nRUN echo first > /first\nRUN sleep 0.3; echo second > /second\n")],
+    );
+    let context = context.to_str().unwrap().to_owned();
+    for moment in [20, 60, 120, 200] {
+        let building = engine.spawn(["build", "-t", "slow", &context]);
+        std::thread::sleep(Duration::from_millis(moment));
+        building.kill_9();
+    }
+    engine.ok(["build", "-t", "slow", &context]);
+    assert_eq!(engine.ok(["run", "--rm", "slow", "cat", "/first", "/second"]), "first\nsecond");
+    engine.assert_clean();
+}
+
+#[test]
+fn a_killed_pull_can_be_repeated() {
+    let engine = Engine::with_alpine();
+    let (_server, address) = engine.registry("registry", &[]);
+    let name = format!("{address}/app");
+    engine.ok(["tag", "alpine", &name]);
+    engine.ok(["push", &name]);
+    engine.ok(["rmi", "-f", &name, "alpine"]);
+    for moment in [3, 8, 15, 25, 40] {
+        engine.run(["rmi", "-f", &name]);
+        engine.ok(["system", "prune", "--all", "--force"]);
+        let pulling = engine.spawn(["pull", &name]);
+        std::thread::sleep(Duration::from_millis(moment));
+        pulling.kill_9();
+    }
+    assert_eq!(engine.ok(["run", "--rm", &name, "echo", "whole"]), "whole");
+    engine.assert_clean();
+}
+
+#[test]
+fn a_killed_removal_can_be_repeated() {
+    let engine = Engine::with_alpine();
+    for moment in 0..8_u64 {
+        engine.ok(["run", "-d", "--name", "c", "-p", "80", "alpine", "sleep", "1000"]);
+        let removing = engine.spawn(["rm", "-f", "c"]);
+        std::thread::sleep(Duration::from_millis(moment * 3));
+        removing.kill_9();
+        engine.run(["rm", "-f", "c"]);
+        until("the name is free", || engine.ok(["ps", "-aq", "--filter", "name=c"]) == "");
+    }
+    engine.assert_clean();
+}
+
+#[test]
+fn two_command_lines_at_once() {
+    let engine = Engine::with_alpine();
+    let all: Vec<_> = (0..8).map(|_| engine.spawn(["run", "--rm", "alpine", "echo", "x"])).collect();
+    for one in all {
+        let done = one.finish();
+        assert_eq!((done.code, done.stdout.as_str()), (0, "x\n"), "{done:?}");
+    }
+    // Of eight that want one name, one gets it.
+    let all: Vec<_> =
+        (0..8).map(|_| engine.spawn(["create", "--name", "only", "alpine", "true"])).collect();
+    let created = all.into_iter().filter(|_| true).map(|b| b.finish()).filter(|d| d.code == 0).count();
+    assert_eq!(created, 1);
+    engine.assert_clean();
+}

@@ -1,0 +1,343 @@
+//! A throw-away engine for one test: its own root (and so its own run directory, bridge,
+//! nftables table and cgroup parent), removed with everything in it when the test ends,
+//! passed or failed.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long a condition may take to come true before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The binary under test.
+pub fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_corten"))
+}
+
+/// One engine, and a Docker configuration directory of its own.
+pub struct Engine {
+    dir: TempDir,
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Done {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Done {
+    fn from(output: Output) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        Self {
+            code: output
+                .status
+                .code()
+                .unwrap_or_else(|| 128 + output.status.signal().unwrap_or_default()),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Engine {
+    /// An empty engine.
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("corten-e2e-").tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("docker")).unwrap();
+        Self { dir }
+    }
+
+    /// An engine that has `alpine:latest` (busybox with its applets).
+    pub fn with_alpine() -> Self {
+        let engine = Self::new();
+        let context = engine.path("alpine");
+        fs::create_dir_all(&context).unwrap();
+        fs::write(context.join("rootfs.tar"), busybox_tar()).unwrap();
+        fs::write(
+            context.join("Dockerfile"),
+            "FROM scratch\nADD rootfs.tar /\nENV PATH=/bin:/usr/bin\nCMD [\"/bin/sh\"]\n",
+        )
+        .unwrap();
+        engine.ok(["build", "-q", "-t", "alpine", context.to_str().unwrap()]);
+        engine
+    }
+
+    /// A file of this test, outside the engine's root.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.path("root")
+    }
+
+    /// The command line of this engine.
+    pub fn command<I, S>(&self, args: I) -> Command
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let mut command = Command::new(binary());
+        command
+            .args(args)
+            .env("CORTEN_ROOT", self.root())
+            .env("DOCKER_CONFIG", self.path("docker"))
+            .env_remove("DOCKER_HOST")
+            .env_remove("DOCKER_CONTEXT")
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs to the end, whatever comes of it.
+    pub fn run<I, S>(&self, args: I) -> Done
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        self.command(args).output().unwrap().into()
+    }
+
+    /// Runs and must succeed; its standard output without the last newline.
+    #[track_caller]
+    pub fn ok<I, S>(&self, args: I) -> String
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let args: Vec<_> = args.into_iter().map(|a| a.as_ref().to_owned()).collect();
+        let done = self.run(&args);
+        assert_eq!(done.code, 0, "corten {args:?} failed: {done:?}");
+        done.stdout.trim_end_matches('\n').to_owned()
+    }
+
+    /// Runs and must fail with this code; its standard error.
+    #[track_caller]
+    pub fn fails<I, S>(&self, code: i32, args: I) -> String
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let args: Vec<_> = args.into_iter().map(|a| a.as_ref().to_owned()).collect();
+        let done = self.run(&args);
+        assert_eq!(done.code, code, "corten {args:?}: {done:?}");
+        done.stderr
+    }
+
+    /// Feeds standard input.
+    pub fn run_with_input<const N: usize>(&self, args: [&str; N], input: &[u8]) -> Done {
+        let mut child = self
+            .command(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        child.wait_with_output().unwrap().into()
+    }
+
+    /// Starts in the background.
+    pub fn spawn<I, S>(&self, args: I) -> Background
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let child =
+            self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Background(child)
+    }
+
+    /// Writes a build context and builds it.
+    pub fn build(&self, tag: &str, files: &[(&str, &str)]) -> Done {
+        let context = self.context(tag, files);
+        self.run(["build", "--progress", "plain", "-t", tag, context.to_str().unwrap()])
+    }
+
+    /// Writes files under a directory named `name`.
+    pub fn context(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let context = self.path(&format!("context-{}", name.replace(['/', ':'], "-")));
+        for (file, content) in files {
+            let file = context.join(file);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, content).unwrap();
+        }
+        context
+    }
+
+    /// Starts `corten serve` on a socket of this test.
+    pub fn serve(&self) -> (Background, String) {
+        let socket = self.path("api.sock");
+        let host = format!("unix://{}", socket.display());
+        let server = self.spawn(["serve", "-H", &host]);
+        until("the API answers", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+        (server, host)
+    }
+
+    /// Starts `corten registry serve`; its address `127.0.0.1:PORT`.
+    pub fn registry(&self, name: &str, extra: &[&str]) -> (Background, String) {
+        let port = free_port();
+        let address = format!("127.0.0.1:{port}");
+        let storage = self.path(name);
+        let mut args = vec![
+            "registry".to_owned(),
+            "serve".to_owned(),
+            "--listen".to_owned(),
+            address.clone(),
+            "--root".to_owned(),
+            storage.display().to_string(),
+        ];
+        args.extend(extra.iter().map(|a| (*a).to_owned()));
+        let server = self.spawn(args);
+        until("the registry listens", || TcpStream::connect(&address).is_ok());
+        (server, address)
+    }
+
+    /// Asserts that `system check` finds nothing after its sweep.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        self.run(["system", "check", "--repair"]);
+        let done = self.run(["system", "check"]);
+        assert_eq!(done.code, 0, "system check after its sweep: {done:?}");
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if !self.root().exists() {
+            return;
+        }
+        let done = self.run(["system", "reset", "--force"]);
+        if done.code != 0 && !std::thread::panicking() {
+            panic!("the engine of this test could not be removed: {done:?}");
+        }
+    }
+}
+
+/// A process that is killed (by pid) when dropped.
+pub struct Background(Child);
+
+impl Background {
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill_9(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// Waits for the end.
+    pub fn finish(mut self) -> Done {
+        use std::io::Read;
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        let mut out = self.0.stdout.take().unwrap();
+        let mut err = self.0.stderr.take().unwrap();
+        let errors = std::thread::spawn(move || {
+            err.read_to_string(&mut stderr).unwrap();
+            stderr
+        });
+        out.read_to_string(&mut stdout).unwrap();
+        let status = self.0.wait().unwrap();
+        Output {
+            status,
+            stdout: stdout.into_bytes(),
+            stderr: errors.join().unwrap().into_bytes(),
+        }
+        .into()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            self.0.kill().ok();
+            self.0.wait().ok();
+        }
+    }
+}
+
+/// Polls until true; fails the test after [`PATIENCE`].
+#[track_caller]
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A port nobody listens on (on any address) at this moment.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A GET over plain HTTP/1.0; the body, or `None` when nobody answers.
+pub fn http_get(address: &str) -> Option<String> {
+    use std::io::Read;
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).filter(|b| !b.is_empty())
+}
+
+/// A root file system of busybox and links to it, as a tar.
+fn busybox_tar() -> &'static [u8] {
+    static TAR: OnceLock<Vec<u8>> = OnceLock::new();
+    TAR.get_or_init(|| {
+        let busybox = ["/bin/busybox", "/usr/bin/busybox"]
+            .iter()
+            .find_map(|path| fs::read(path).ok())
+            .expect("busybox-static is installed by scripts/install-deps.sh test");
+        let mut tar = tar::Builder::new(Vec::new());
+        let header = |kind: tar::EntryType, mode: u32, size: u64| {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(kind);
+            header.set_mode(mode);
+            header.set_size(size);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            header
+        };
+        for (dir, mode) in
+            [("bin/", 0o755), ("etc/", 0o755), ("root/", 0o700), ("tmp/", 0o1777), ("usr/bin/", 0o755)]
+        {
+            let mut header = header(tar::EntryType::Directory, mode, 0);
+            tar.append_data(&mut header, dir, std::io::empty()).unwrap();
+        }
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
+        let group = "root:x:0:\nnogroup:x:65534:\n";
+        for (file, content) in [("etc/passwd", passwd), ("etc/group", group)] {
+            let mut header = header(tar::EntryType::Regular, 0o644, content.len() as u64);
+            tar.append_data(&mut header, file, content.as_bytes()).unwrap();
+        }
+        let mut binary = header(tar::EntryType::Regular, 0o755, busybox.len() as u64);
+        tar.append_data(&mut binary, "bin/busybox", busybox.as_slice()).unwrap();
+        for applet in [
+            "sh", "ls", "cat", "echo", "true", "false", "sleep", "id", "hostname", "ps", "env",
+            "mkdir", "touch", "rm", "cp", "mv", "ln", "chmod", "chown", "stat", "mount", "umount",
+            "wget", "nc", "ip", "kill", "trap", "seq", "head", "tail", "wc", "grep", "sed", "dd",
+            "test", "[", "pwd", "readlink", "md5sum", "sha256sum", "httpd", "yes", "tty", "stty",
+            "mknod", "df", "date", "expr", "unshare", "chroot", "sync", "find", "ping", "nslookup",
+        ] {
+            let mut link = header(tar::EntryType::Symlink, 0o777, 0);
+            tar.append_link(&mut link, format!("bin/{applet}"), "/bin/busybox").unwrap();
+        }
+        tar.into_inner().unwrap()
+    })
+}
