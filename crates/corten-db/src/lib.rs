@@ -1,1 +1,335 @@
-//! The engine's SQLite database: opening, migrations, durable and relaxed transactions
+//! The engine's SQLite database.
+//!
+//! One file in WAL mode, shared by any number of processes: one writer at a time (others
+//! wait up to [`BUSY_TIMEOUT`]), readers never wait. Each crate that owns tables brings a
+//! [`Schema`]: scripts that are applied once each, in order, within one transaction, and
+//! never changed afterwards.
+//!
+//! Invariant: a [`Durability::Synced`] transaction that returned `Ok` survives power loss
+//! (`synchronous=FULL`: the log is fsynced); a [`Durability::Relaxed`] one survives any
+//! crash of processes, but perhaps not of the machine. No transaction is ever half-applied.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+
+/// How long a transaction waits for another process's.
+pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pages of cache a connection may use, in KiB (`PRAGMA cache_size`): small, because every
+/// supervisor opens the database now and then.
+const CACHE_KIB: i64 = 512;
+
+/// The tables of one owner.
+#[derive(Debug, Clone, Copy)]
+pub struct Schema {
+    /// Whose tables: the name of the crate.
+    pub name: &'static str,
+    /// SQL scripts. Append only: what has been released is never edited.
+    pub migrations: &'static [&'static str],
+}
+
+impl Schema {
+    /// The version a database is at when every script has been applied.
+    fn version(&self) -> u32 {
+        u32::try_from(self.migrations.len()).unwrap_or(u32::MAX)
+    }
+}
+
+/// How much a commit must survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// Power loss: what a user was told is stored.
+    Synced,
+    /// The death of any process: run-time state, what can be made again.
+    Relaxed,
+}
+
+impl Durability {
+    fn pragma(self) -> &'static str {
+        match self {
+            Self::Synced => "FULL",
+            Self::Relaxed => "NORMAL",
+        }
+    }
+}
+
+/// Why the database could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// The file or its directory could not be made.
+    #[error("cannot open the database {path}: {source}")]
+    Open {
+        /// The database file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The database was written by a newer version of Corten.
+    #[error(
+        "the tables of {schema} are of version {found}, newer than this version of corten knows \
+         ({known}): use the newer version"
+    )]
+    TooNew {
+        /// Whose tables.
+        schema: &'static str,
+        /// Version in the file.
+        found: u32,
+        /// Newest version this binary knows.
+        known: u32,
+    },
+    /// SQLite itself.
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+impl DbError {
+    /// Whether a UNIQUE or PRIMARY KEY constraint was in the way: somebody else was first.
+    #[must_use]
+    pub fn is_unique_violation(&self) -> bool {
+        use rusqlite::ffi::{SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_UNIQUE};
+        matches!(self, Self::Sqlite(rusqlite::Error::SqliteFailure(error, _))
+            if matches!(error.extended_code, SQLITE_CONSTRAINT_PRIMARYKEY | SQLITE_CONSTRAINT_UNIQUE))
+    }
+}
+
+/// A handle, cheap to clone; clones share one connection.
+#[derive(Clone)]
+pub struct Database {
+    path: Arc<Path>,
+    connection: Arc<Mutex<Connection>>,
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Database")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Database {
+    /// Opens the file, makes it if need be, and brings every schema up to date.
+    ///
+    /// # Errors
+    /// The file cannot be opened, is no database, or was written by a newer version.
+    pub fn open(path: &Path, schemas: &[Schema]) -> Result<Self, DbError> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|source| DbError::Open {
+                path: path.into(),
+                source,
+            })?;
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+        if !up_to_date(&connection, schemas)? {
+            // Persistent, so only ever set here.
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            migrate(&mut connection, schemas)?;
+        }
+        Ok(Self {
+            path: path.into(),
+            connection: Arc::new(Mutex::new(connection)),
+        })
+    }
+
+    /// The database file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Runs queries.
+    ///
+    /// # Errors
+    /// Whatever `f` returns.
+    pub fn read<T, E: From<DbError>>(
+        &self,
+        f: impl FnOnce(&Connection) -> Result<T, E>,
+    ) -> Result<T, E> {
+        f(&self.lock())
+    }
+
+    /// Runs a transaction that holds the write lock from its beginning; rolled back when `f`
+    /// returns an error.
+    ///
+    /// # Errors
+    /// Whatever `f` returns, or that the transaction could not begin or commit.
+    pub fn write<T, E: From<DbError>>(
+        &self,
+        durability: Durability,
+        f: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut connection = self.lock();
+        connection
+            .pragma_update(None, "synchronous", durability.pragma())
+            .map_err(DbError::from)?;
+        let transaction = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(DbError::from)?;
+        let value = f(&transaction)?; // on an error the transaction is dropped: rolled back
+        transaction.commit().map_err(DbError::from)?;
+        Ok(value)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // A panic in a closure leaves SQLite itself intact: the transaction was rolled back.
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One cheap read tells whether anything is to be migrated.
+fn up_to_date(connection: &Connection, schemas: &[Schema]) -> Result<bool, DbError> {
+    let Ok(mut statement) = connection.prepare("SELECT version FROM schema_version WHERE name = ?")
+    else {
+        return Ok(false); // a new file
+    };
+    for schema in schemas {
+        let found: Option<u32> = statement
+            .query_map([schema.name], |row| row.get(0))?
+            .next()
+            .transpose()?;
+        let known = schema.version();
+        match found {
+            Some(found) if found == known => {}
+            Some(found) if found > known => {
+                return Err(DbError::TooNew {
+                    schema: schema.name,
+                    found,
+                    known,
+                });
+            }
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+fn migrate(connection: &mut Connection, schemas: &[Schema]) -> Result<(), DbError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    transaction.execute_batch(
+        "CREATE TABLE IF NOT EXISTS schema_version (
+            name TEXT PRIMARY KEY, version INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID;",
+    )?;
+    for schema in schemas {
+        // Another process may have migrated while this one waited for the lock.
+        let done: u32 = transaction
+            .query_row(
+                "SELECT version FROM schema_version WHERE name = ?",
+                [schema.name],
+                |row| row.get(0),
+            )
+            .or_else(|error| match error {
+                rusqlite::Error::QueryReturnedNoRows => Ok(0),
+                other => Err(other),
+            })?;
+        for script in schema.migrations.iter().skip(done as usize) {
+            transaction.execute_batch(script)?;
+        }
+        let known = schema.version();
+        if done < known {
+            transaction.execute(
+                "INSERT INTO schema_version (name, version) VALUES (?1, ?2)
+                 ON CONFLICT (name) DO UPDATE SET version = excluded.version",
+                rusqlite::params![schema.name, known],
+            )?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: Schema = Schema {
+        name: "t",
+        migrations: &["CREATE TABLE t (x INTEGER UNIQUE) STRICT;"],
+    };
+    const SECOND: Schema = Schema {
+        name: "t",
+        migrations: &[
+            "CREATE TABLE t (x INTEGER UNIQUE) STRICT;",
+            "ALTER TABLE t ADD COLUMN y INTEGER NOT NULL DEFAULT 7;",
+        ],
+    };
+
+    fn insert(database: &Database, x: i64) -> Result<(), DbError> {
+        database.write(Durability::Synced, |t| {
+            t.execute("INSERT INTO t (x) VALUES (?)", [x])?;
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn migrates_once_and_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sub/db");
+        insert(&Database::open(&path, &[FIRST]).unwrap(), 1).unwrap();
+        let database = Database::open(&path, &[SECOND]).unwrap();
+        let y: i64 = database
+            .read(|c| Ok::<_, DbError>(c.query_row("SELECT y FROM t", [], |r| r.get(0))?))
+            .unwrap();
+        assert_eq!(y, 7);
+        assert!(matches!(
+            Database::open(&path, &[FIRST]),
+            Err(DbError::TooNew { found: 2, .. })
+        ));
+    }
+
+    #[test]
+    fn rolls_back_on_error_and_names_unique_violations() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(&dir.path().join("db"), &[FIRST]).unwrap();
+        insert(&database, 1).unwrap();
+        let failed = database.write(Durability::Relaxed, |t| {
+            t.execute("INSERT INTO t (x) VALUES (2)", [])?;
+            t.execute("INSERT INTO t (x) VALUES (1)", [])?;
+            Ok::<_, DbError>(())
+        });
+        assert!(failed.unwrap_err().is_unique_violation());
+        let rows: i64 = database
+            .read(|c| Ok::<_, DbError>(c.query_row("SELECT count(*) FROM t", [], |r| r.get(0))?))
+            .unwrap();
+        assert_eq!(rows, 1);
+    }
+
+    #[test]
+    fn several_processes_handles_write_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let threads: Vec<_> = (0..4)
+            .map(|n| {
+                let path = path.clone();
+                std::thread::spawn(move || {
+                    let database = Database::open(&path, &[FIRST]).unwrap();
+                    for i in 0..25 {
+                        insert(&database, n * 100 + i).unwrap();
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        let database = Database::open(&path, &[FIRST]).unwrap();
+        let rows: i64 = database
+            .read(|c| Ok::<_, DbError>(c.query_row("SELECT count(*) FROM t", [], |r| r.get(0))?))
+            .unwrap();
+        assert_eq!(rows, 100);
+    }
+}
