@@ -1,1 +1,31 @@
-//! OCI runtime: bundle to isolated process
+//! The OCI runtime: turns a runtime-spec document and a few descriptors into an
+//! isolated process (runtime-spec 1.2, Linux), executes further processes beside it,
+//! and owns the control groups of both.
+//!
+//! Used in-process by the supervisor and the builder ([`create`], [`exec`]) and as
+//! runc's command line by `corten runtime` ([`cli`]). The callers of [`create`] and
+//! [`exec`] must be single-threaded: the new process is made by a bare `clone3` and
+//! goes on in the same address-space image until it executes its program.
+//!
+//! Invariants: every path inside a root file system is resolved by
+//! `openat2(RESOLVE_IN_ROOT)`; mounts are made detached and attached to descriptors;
+//! nothing is left behind by a failure (guards); no descriptor but the three standard
+//! ones survives into the container.
+
+mod caps;
+pub mod cgroup;
+pub mod create;
+pub mod defaults;
+pub mod error;
+pub mod exec;
+pub mod sandbox;
+mod seccomp;
+pub mod status;
+mod sys;
+
+pub use cgroup::Cgroup;
+pub use create::{Created, Running, create};
+pub use error::{ExecErrno, RuntimeError, Step};
+pub use exec::{ExecProcess, Target, exec};
+pub use sandbox::{CgroupSpec, NetNs, Rootfs, Sandbox, Stdio, TerminalSize};
+pub use status::{ExitStatus, send_signal, try_wait_pidfd, wait_pidfd};
