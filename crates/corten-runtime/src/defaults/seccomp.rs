@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use corten_oci::runtime_spec::{
     Arch, Capabilities, Capability, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg,
-    LinuxSeccompOperator, LinuxSyscall,
+    LinuxSeccompArgBuilder, LinuxSeccompOperator, LinuxSyscall,
 };
 
 /// The profile for a process with these capabilities in its bounding set.
@@ -86,11 +86,16 @@ fn allow_if(
     value_two: Option<u64>,
     op: LinuxSeccompOperator,
 ) -> LinuxSyscall {
-    let mut arg = LinuxSeccompArg::default();
-    arg.set_index(index)
-        .set_value(value)
-        .set_value_two(value_two)
-        .set_op(op);
+    let arg = LinuxSeccompArgBuilder::default()
+        .index(index)
+        .value(value)
+        .op(op);
+    let arg = match value_two {
+        Some(value_two) => arg.value_two(value_two),
+        None => arg,
+    };
+    // Building fails only for missing fields, and every field has a default.
+    let arg = arg.build().unwrap_or_default();
     rule(
         vec![name.to_owned()],
         LinuxSeccompAction::ScmpActAllow,

@@ -202,14 +202,10 @@ fn ranges(profile: &LinuxSeccomp, table: Table, base: u32) -> Vec<(u32, Leaf)> {
     }
 
     let mut ranges: Vec<(u32, Leaf)> = Vec::new();
-    let mut push = |first: u32, leaf: Leaf| match ranges.last() {
-        Some((_, last)) if *last == leaf => {}
-        _ => ranges.push((first, leaf)),
-    };
     let mut next = 0;
     for (number, rules) in by_number {
         if number > next {
-            push(base + next, Leaf::Return(default));
+            extend(&mut ranges, base + next, Leaf::Return(default));
         }
         let leaf = match rules.always {
             Some(outcome) => Leaf::Return(outcome),
@@ -218,15 +214,26 @@ fn ranges(profile: &LinuxSeccomp, table: Table, base: u32) -> Vec<(u32, Leaf)> {
                 otherwise: default,
             },
         };
-        push(base + number, leaf);
+        extend(&mut ranges, base + number, leaf);
         next = number + 1;
     }
     if next <= newest || ranges.is_empty() {
-        push(base + next, Leaf::Return(default));
+        extend(&mut ranges, base + next, Leaf::Return(default));
         next = newest + 1;
     }
-    push(base + next, Leaf::Return(unknown_outcome(profile, default)));
+    extend(
+        &mut ranges,
+        base + next,
+        Leaf::Return(unknown_outcome(profile, default)),
+    );
     ranges
+}
+
+/// Appends a range, unless the one before has the same outcome.
+fn extend(ranges: &mut Vec<(u32, Leaf)>, first: u32, leaf: Leaf) {
+    if ranges.last().is_none_or(|(_, last)| *last != leaf) {
+        ranges.push((first, leaf));
+    }
 }
 
 /// What numbers beyond the profile's newest get (runc's `-ENOSYS` stub).
