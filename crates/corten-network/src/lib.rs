@@ -1,1 +1,45 @@
-//! Container networking over netlink: bridges, addresses, nftables, port publishing
+//! Container networking over netlink: bridges, veth pairs, addresses, nftables, port publishing,
+//! address management, and the text of `resolv.conf` and `hosts`.
+//!
+//! Everything is programmed by system call: rtnetlink for links, addresses and routes, nf_tables
+//! netlink for one table per engine. No `ip`, `nft` or `iptables` binary is ever run. All calls but
+//! [`Reservation::serve`] are synchronous and act in the calling thread's network namespace; they
+//! need `CAP_NET_ADMIN` there (and `CAP_SYS_ADMIN` to change namespaces).
+//!
+//! Invariants:
+//! - every change of the nftables table is one atomic transaction;
+//! - our chains only accept or drop *within our own table*, so a host firewall's drop stays a drop;
+//! - what is created is owned by a guard ([`Endpoint`], [`Reservation`]) or found again by [`sweep()`].
+
+mod bridge;
+mod conntrack;
+mod endpoint;
+mod error;
+mod holder;
+pub mod ipam;
+mod link;
+mod lock;
+mod net;
+mod netlink;
+mod netns;
+mod nft;
+mod ports;
+mod procfs;
+mod proxy;
+pub mod resolv;
+mod ruleset;
+mod sweep;
+mod sys;
+
+pub use bridge::{
+    BridgeRequest, BridgeSpec, claim_bridge, ensure_bridge, remove_bridge, remove_table,
+};
+pub use endpoint::{Endpoint, EndpointSpec, connect, mac_for};
+pub use error::NetworkError;
+pub use net::{Ipv4Net, Ipv6Net, ParseNetError};
+pub use netns::NetNs;
+pub use ports::{PortMapping, PortRange, PortRequest, Proto, Reservation, reserve};
+pub use sweep::{remove_link, sweep};
+
+/// The result of every fallible call of this crate.
+pub type Result<T, E = NetworkError> = std::result::Result<T, E>;

@@ -1,0 +1,273 @@
+//! The bridge of a network: the link, its addresses, the sysctls it needs, its elements in the
+//! engine's table.
+//!
+//! Invariants: bridges are created and removed, and subnets chosen, only under the host-wide lock;
+//! [`ensure_bridge`] on a standing bridge changes nothing and takes no lock.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::link::{self, Link};
+use crate::lock::HostLock;
+use crate::netlink::{Batch, Socket};
+use crate::procfs::{self, Sysctls};
+use crate::{Ipv4Net, Ipv6Net, NetworkError, Result, ipam, mac_for, ruleset};
+
+/// Longest name of an nftables table we accept (the kernel takes 255).
+const TABLE_NAME_MAX: usize = 128;
+
+/// A bridge network: the link, its addresses, and its place in the engine's nftables table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BridgeSpec {
+    /// nftables table (family inet) of the engine.
+    pub table: String,
+    /// Name of the bridge link, at most 15 bytes.
+    pub bridge: String,
+    /// The network's IPv4 subnet (host bits clear).
+    pub subnet: Ipv4Net,
+    /// The bridge's own address, the containers' default gateway.
+    pub gateway: Ipv4Addr,
+    /// The network's IPv6 subnet, if it has IPv6.
+    pub subnet6: Option<Ipv6Net>,
+    /// The bridge's IPv6 address; the subnet's first when `None`.
+    pub gateway6: Option<Ipv6Addr>,
+    /// MTU in bytes of the bridge and its containers' links.
+    pub mtu: u32,
+    /// No way out and none in: no masquerade, no default route, nothing published.
+    pub internal: bool,
+    /// May containers of this network talk to each other?
+    pub icc: bool,
+}
+
+impl BridgeSpec {
+    /// The bridge's IPv6 address with its prefix length, if the network has IPv6.
+    pub(crate) fn address6(&self) -> Option<Ipv6Net> {
+        let subnet = self.subnet6?;
+        let first = Ipv6Addr::from_bits(subnet.network().addr().to_bits() | 1);
+        Ipv6Net::new(self.gateway6.unwrap_or(first), subnet.prefix())
+    }
+
+    fn address(&self) -> Ipv4Net {
+        self.subnet.with_addr(self.gateway)
+    }
+}
+
+/// A bridge wanted without a subnet of its own yet, for [`claim_bridge`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BridgeRequest {
+    /// nftables table (family inet) of the engine.
+    pub table: String,
+    /// Name of the bridge link, at most 15 bytes.
+    pub bridge: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// See [`BridgeSpec::internal`].
+    pub internal: bool,
+    /// See [`BridgeSpec::icc`].
+    pub icc: bool,
+}
+
+/// Chooses a free subnet among `candidates` and brings the bridge up, under the host-wide lock, so
+/// that engines starting at the same time never choose the same one. A bridge of that name that
+/// already stands keeps its subnet. `taken` are subnets promised to other networks.
+pub fn claim_bridge(
+    request: &BridgeRequest,
+    candidates: impl IntoIterator<Item = Ipv4Net>,
+    taken: &[Ipv4Net],
+) -> Result<BridgeSpec> {
+    check_names(&request.table, &request.bridge)?;
+    let lock = HostLock::acquire()?;
+    let mut route = Socket::route()?;
+    let standing = match bridge_link(&mut route, &request.bridge)? {
+        Some(link) => address_of(&mut route, link.index)?,
+        None => None,
+    };
+    let address = match standing {
+        Some(address) => address,
+        None => {
+            let in_use = [ipam::host_networks()?.as_slice(), taken].concat();
+            let subnet = ipam::free_subnet(candidates, &in_use)?;
+            subnet.with_addr(ipam::default_gateway(subnet))
+        }
+    };
+    let spec = BridgeSpec {
+        table: request.table.clone(),
+        bridge: request.bridge.clone(),
+        subnet: address.network(),
+        gateway: address.addr(),
+        subnet6: None,
+        gateway6: None,
+        mtu: request.mtu,
+        internal: request.internal,
+        icc: request.icc,
+    };
+    raise(&lock, &mut route, &spec)?;
+    Ok(spec)
+}
+
+/// Brings the bridge up with everything that belongs to it: link, addresses, forwarding,
+/// `route_localnet`, nftables table and elements. Idempotent, safe against other processes doing the
+/// same, and cheap when everything stands. `icc` and `internal` of a standing bridge are not changed
+/// by a different spec: remove it first.
+pub fn ensure_bridge(spec: &BridgeSpec) -> Result<()> {
+    check_names(&spec.table, &spec.bridge)?;
+    let mut route = Socket::route()?;
+    if stands(&mut route, spec)? {
+        return Ok(());
+    }
+    let lock = HostLock::acquire()?;
+    raise(&lock, &mut route, spec)
+}
+
+/// Removes the bridge link and what the table says of it, published ports included; its containers
+/// lose their network. What is absent is fine.
+pub fn remove_bridge(spec: &BridgeSpec) -> Result<()> {
+    check_names(&spec.table, &spec.bridge)?;
+    let _lock = HostLock::acquire()?;
+    let forgotten = ruleset::forget(&mut Socket::netfilter()?, spec);
+    let mut route = Socket::route()?;
+    if bridge_link(&mut route, &spec.bridge)?.is_some() {
+        let mut batch = Batch::default();
+        link::delete(&mut batch, &spec.bridge);
+        route.run(batch)?;
+    }
+    forgotten
+}
+
+/// Removes the engine's whole nftables table. Absent is fine.
+pub fn remove_table(table: &str) -> Result<()> {
+    check_table(table)?;
+    let _lock = HostLock::acquire()?;
+    ruleset::remove(&mut Socket::netfilter()?, table).map(|_| ())
+}
+
+fn check_names(table: &str, bridge: &str) -> Result<()> {
+    check_table(table)?;
+    link::check_name(bridge)
+}
+
+fn check_table(table: &str) -> Result<()> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    if table.is_empty() || table.len() > TABLE_NAME_MAX || !table.bytes().all(good) {
+        return Err(NetworkError::InvalidName {
+            what: "table",
+            name: table.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn stands(route: &mut Socket, spec: &BridgeSpec) -> Result<bool> {
+    let Some(link) = bridge_link(route, &spec.bridge)? else {
+        return Ok(false);
+    };
+    if !link.up || link.mtu != spec.mtu {
+        return Ok(false);
+    }
+    if !link::addresses(route)?.contains(&(link.index, spec.address())) {
+        return Ok(false);
+    }
+    let sysctls = Sysctls::open()?;
+    for (name, value) in wanted_sysctls(spec) {
+        match sysctls.get(&name) {
+            Ok(now) if now.trim_end() == value => {}
+            Err(e) if procfs::missing(&e) && is_ipv6(&name) => {}
+            Ok(_) => return Ok(false),
+            Err(e) => return Err(e),
+        }
+    }
+    ruleset::stands(&mut Socket::netfilter()?, spec)
+}
+
+fn raise(_lock: &HostLock, route: &mut Socket, spec: &BridgeSpec) -> Result<()> {
+    let link = match bridge_link(route, &spec.bridge)? {
+        Some(link) => link,
+        None => {
+            let mut batch = Batch::default();
+            link::create_bridge(&mut batch, &spec.bridge, mac_for(spec.gateway), spec.mtu);
+            route.run(batch)?;
+            bridge_link(route, &spec.bridge)?.ok_or_else(|| NetworkError::ForeignLink {
+                name: spec.bridge.clone(),
+                found: "it vanished again".into(),
+            })?
+        }
+    };
+    // The rules stand before anything can be forwarded, route_localnet's guard among them.
+    ruleset::ensure(&mut Socket::netfilter()?, spec)?;
+    let sysctls = Sysctls::open()?;
+    for (name, value) in wanted_sysctls(spec) {
+        match sysctls.ensure(&name, value) {
+            Err(e) if procfs::missing(&e) && is_ipv6(&name) && spec.subnet6.is_none() => {}
+            done => done?,
+        }
+    }
+    let mut batch = Batch::default();
+    if link.mtu != spec.mtu {
+        link::set_mtu(&mut batch, link.index, &spec.bridge, spec.mtu);
+    }
+    link::add_address(
+        &mut batch,
+        link.index,
+        IpAddr::V4(spec.gateway),
+        spec.subnet.prefix(),
+    );
+    link::bring_up(&mut batch, link.index, &spec.bridge);
+    if let Some(address6) = spec.address6() {
+        let address = IpAddr::V6(address6.addr());
+        link::add_address(&mut batch, link.index, address, address6.prefix());
+    }
+    route.run(batch)?;
+    tracing::debug!(bridge = spec.bridge, subnet = %spec.subnet, "bridge is up");
+    Ok(())
+}
+
+/// `ip_forward` is the host's; Docker sets it as well. `route_localnet` lets 127.0.0.1 reach
+/// containers through the bridge (guarded by the rule set).
+fn wanted_sysctls(spec: &BridgeSpec) -> Vec<(String, &'static str)> {
+    let bridge = &spec.bridge;
+    let mut list = Vec::new();
+    if !spec.internal {
+        list.push(("net/ipv4/ip_forward".to_owned(), "1"));
+        list.push((format!("net/ipv4/conf/{bridge}/route_localnet"), "1"));
+    }
+    if spec.subnet6.is_none() {
+        list.push((format!("net/ipv6/conf/{bridge}/disable_ipv6"), "1"));
+    } else {
+        list.push((format!("net/ipv6/conf/{bridge}/accept_ra"), "0"));
+        if !spec.internal {
+            list.push(("net/ipv6/conf/all/forwarding".to_owned(), "1"));
+        }
+    }
+    list
+}
+
+fn is_ipv6(sysctl: &str) -> bool {
+    sysctl.starts_with("net/ipv6/")
+}
+
+/// The link of that name, which must be a bridge if it is there.
+pub(crate) fn bridge_link(route: &mut Socket, name: &str) -> Result<Option<Link>> {
+    match link::get(route, name)? {
+        Some(link) if link.kind != "bridge" => {
+            let kind = if link.kind.is_empty() {
+                "hardware"
+            } else {
+                &link.kind
+            };
+            let found = format!("a link of kind {kind}");
+            Err(NetworkError::ForeignLink {
+                name: name.to_owned(),
+                found,
+            })
+        }
+        found => Ok(found),
+    }
+}
+
+fn address_of(route: &mut Socket, index: u32) -> Result<Option<Ipv4Net>> {
+    Ok(link::addresses(route)?
+        .into_iter()
+        .find(|(i, _)| *i == index)
+        .map(|(_, net)| net))
+}

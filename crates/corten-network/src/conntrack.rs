@@ -1,0 +1,65 @@
+//! Forgetting tracked UDP flows of published ports (`linux/netfilter/nfnetlink_conntrack.h`).
+//!
+//! A tracked flow keeps the translation it began with: without this, a client that keeps sending
+//! would go on reaching a container's old address, or none, for as long as it keeps sending. TCP
+//! needs no help, its flows end with their connections.
+
+use crate::Result;
+use crate::netlink::{Batch, Socket, find};
+use crate::nft::{Attr, Message};
+
+/// `NFNL_SUBSYS_CTNETLINK << 8`, with `IPCTNL_MSG_CT_GET` and `_DELETE`.
+const GET: u16 = 1 << 8 | 1;
+const DELETE: u16 = 1 << 8 | 2;
+/// `NFPROTO_IPV4`.
+const IPV4: u8 = 2;
+/// `CTA_TUPLE_ORIG`, inside it `CTA_TUPLE_PROTO`, inside that number and destination port.
+const ORIGINAL: u16 = 1;
+const PROTOCOL: u16 = 2;
+const PROTOCOL_NUMBER: u16 = 1;
+const DESTINATION_PORT: u16 = 3;
+/// `IPPROTO_UDP`.
+const UDP: u8 = 17;
+
+/// Forgets every IPv4 UDP flow that was sent to one of these ports.
+pub(crate) fn forget(socket: &mut Socket, ports: &[u16]) -> Result<()> {
+    if ports.is_empty() {
+        return Ok(());
+    }
+    let message = |kind, attrs| Message {
+        kind,
+        family: IPV4,
+        resource: 0,
+        attrs,
+    };
+    let flows = socket.dump("list", "tracked flows", &message(GET, Vec::new()))?;
+    let mut batch = Batch::default();
+    for flow in &flows {
+        let tuple = flow
+            .payload
+            .get(4..)
+            .and_then(|attrs| find(attrs, ORIGINAL));
+        if let Some(tuple) = tuple.filter(|t| goes_to(t, ports)) {
+            // The tuple goes back as it came.
+            let attr = Attr::Bytes(ORIGINAL | netlink_packet_core::NLA_F_NESTED, tuple.to_vec());
+            let gone = &[libc::ENOENT];
+            batch.push(
+                "forget",
+                "tracked flow",
+                gone,
+                0,
+                &message(DELETE, vec![attr]),
+            );
+        }
+    }
+    socket.run(batch).map(|_| ())
+}
+
+fn goes_to(tuple: &[u8], ports: &[u16]) -> bool {
+    let Some(protocol) = find(tuple, PROTOCOL) else {
+        return false;
+    };
+    let port = find(protocol, DESTINATION_PORT).and_then(|p| p.first_chunk::<2>());
+    find(protocol, PROTOCOL_NUMBER) == Some(&[UDP])
+        && port.is_some_and(|p| ports.contains(&u16::from_be_bytes(*p)))
+}

@@ -1,0 +1,141 @@
+//! What can go wrong, as data: every variant names the object it concerns.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use crate::net::Ipv4Net;
+use crate::ports::Proto;
+
+/// An error of the network crate. [`NetworkError::PortInUse`] displays in Docker's words.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetworkError {
+    /// A network namespace could not be created, opened or entered.
+    #[error("network namespace: {step}")]
+    Namespace {
+        /// What was being done.
+        step: &'static str,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused a netlink request, or the socket failed.
+    #[error("{action} {object}{}", detail.as_deref().map(|d| format!(" ({d})")).unwrap_or_default())]
+    Netlink {
+        /// What was being done ("create veth", "add address", …).
+        action: &'static str,
+        /// The link, table or address concerned.
+        object: String,
+        /// The kernel's own explanation, where it gave one.
+        detail: Option<String>,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A sysctl could not be read or written, or is not on procfs.
+    #[error("sysctl {name}")]
+    Sysctl {
+        /// Path below `/proc/sys`, for example `net/ipv4/ip_forward`.
+        name: String,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The host-wide lock could not be taken.
+    #[error("lock {}", path.display())]
+    Lock {
+        /// The lock file.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A link of that name exists and is not what is expected there.
+    #[error("{name} exists and is not a bridge of this engine: {found}")]
+    ForeignLink {
+        /// The link's name.
+        name: String,
+        /// What was found instead.
+        found: String,
+    },
+    /// A published port is taken.
+    #[error("Bind for {addr} failed: port is already allocated{}", by.as_deref().map(|b| format!(" (by {b})")).unwrap_or_default())]
+    PortInUse {
+        /// The address that was wanted.
+        addr: SocketAddr,
+        /// Transport protocol.
+        proto: Proto,
+        /// Who holds it, when that can be found out: `process nginx, pid 412`.
+        by: Option<String>,
+    },
+    /// No port of the range (or of the ephemeral range) is free.
+    #[error("Bind for {ip} failed: all ports of {first}-{last}/{proto} are already allocated")]
+    NoFreePort {
+        /// The address that was wanted.
+        ip: IpAddr,
+        /// Transport protocol.
+        proto: Proto,
+        /// First port tried.
+        first: u16,
+        /// Last port tried.
+        last: u16,
+    },
+    /// A port could not be bound for another reason (address not on this host, permission, …).
+    #[error("failed to bind host port {addr}/{proto}")]
+    Bind {
+        /// The address that was wanted.
+        addr: SocketAddr,
+        /// Transport protocol.
+        proto: Proto,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// No address of the subnet is free.
+    #[error("no available IPv4 addresses on this network's address pools: {subnet}")]
+    AddressesExhausted {
+        /// The subnet.
+        subnet: Ipv4Net,
+    },
+    /// A wanted address is not inside the subnet, or is its network/broadcast/gateway address.
+    #[error("address {address} cannot be used in subnet {subnet}")]
+    AddressUnusable {
+        /// The address.
+        address: Ipv4Addr,
+        /// The subnet.
+        subnet: Ipv4Net,
+    },
+    /// Every candidate subnet overlaps something the host already routes.
+    #[error(
+        "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network"
+    )]
+    SubnetsExhausted,
+    /// A name that cannot be a link's or table's name.
+    #[error("invalid {what} name {name:?}")]
+    InvalidName {
+        /// `link` or `table`.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A file could not be read.
+    #[error("read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl NetworkError {
+    /// The errno of a refused netlink request, if that is what this is.
+    pub(crate) fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Netlink { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+}

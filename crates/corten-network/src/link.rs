@@ -1,0 +1,374 @@
+//! Links, addresses and routes over rtnetlink (`rtnetlink(7)`): the few requests bridges and veth
+//! pairs need, made of netlink-packet-route's types, and tolerant readers for the answers.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, AsRawFd};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Request};
+
+use crate::netlink::{Answer, Batch, Socket, find};
+use crate::{Ipv4Net, NetNs, NetworkError, Result};
+
+/// Longest name of a link.
+const NAME_MAX: usize = 15;
+/// `IFLA_*` and `IFA_*` attributes read from answers.
+mod attr {
+    pub(super) const IFNAME: u16 = 3;
+    pub(super) const MTU: u16 = 4;
+    pub(super) const MASTER: u16 = 10;
+    pub(super) const LINKINFO: u16 = 18;
+    pub(super) const INFO_KIND: u16 = 1;
+    pub(super) const IFA_LOCAL: u16 = 2;
+    pub(super) const RTA_DST: u16 = 1;
+}
+
+/// What is read of a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) up: bool,
+    pub(crate) mtu: u32,
+    pub(crate) master: Option<u32>,
+    /// `bridge`, `veth`, …; empty for hardware.
+    pub(crate) kind: String,
+}
+
+/// Checks a name before it goes into requests and sysctl paths.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let bad = name.is_empty()
+        || name.len() > NAME_MAX
+        || matches!(name, "." | "..")
+        || name
+            .bytes()
+            .any(|b| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace());
+    if bad {
+        return Err(NetworkError::InvalidName {
+            what: "link",
+            name: name.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// A veth pair to create: host end on a bridge, other end straight in a container's namespace.
+pub(crate) struct Veth<'a> {
+    pub(crate) host_name: &'a str,
+    pub(crate) bridge: u32,
+    pub(crate) peer_name: &'a str,
+    pub(crate) peer_ns: &'a NetNs,
+    pub(crate) peer_mac: [u8; 6],
+    pub(crate) mtu: u32,
+    /// Containers must not reach each other through the bridge.
+    pub(crate) isolated: bool,
+}
+
+/// Creates the pair: both ends with names, MTU and namespaces, the host end on its bridge; then what
+/// can only be set on a link that exists, and up. (A peer cannot be up before it has its other half.)
+pub(crate) fn create_veth(batch: &mut Batch, veth: &Veth<'_>) {
+    let mut peer = LinkMessage::default();
+    peer.attributes = vec![
+        LinkAttribute::IfName(veth.peer_name.to_owned()),
+        LinkAttribute::Mtu(veth.mtu),
+        LinkAttribute::Address(veth.peer_mac.to_vec()),
+        LinkAttribute::NetNsFd(veth.peer_ns.as_fd().as_raw_fd()),
+    ];
+    let mut host = LinkMessage::default();
+    host.attributes = vec![
+        LinkAttribute::IfName(veth.host_name.to_owned()),
+        LinkAttribute::Mtu(veth.mtu),
+        LinkAttribute::Controller(veth.bridge),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]),
+    ];
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    batch.push(
+        "create veth pair",
+        veth.host_name,
+        &[],
+        flags,
+        &Request::NewLink(host),
+    );
+
+    // Hairpin: with bridge netfilter on, a container's packet to its own published port must leave by
+    // the port it came in. No IPv6 address of its own: a bridge port needs none, and it would chatter.
+    let mut settings = LinkMessage::default();
+    settings.attributes = vec![
+        LinkAttribute::IfName(veth.host_name.to_owned()),
+        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+            In6AddrGenMode::None,
+        )])]),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![
+                InfoBridgePort::HairpinMode(true),
+                InfoBridgePort::Isolated(veth.isolated),
+            ])),
+        ]),
+    ];
+    // EAFNOSUPPORT: a kernel without IPv6.
+    let no_ipv6 = &[libc::EAFNOSUPPORT];
+    batch.push(
+        "configure",
+        veth.host_name,
+        no_ipv6,
+        0,
+        &Request::NewLink(settings),
+    );
+    let mut up = LinkMessage::default();
+    up.header.flags = LinkFlags::Up;
+    up.header.change_mask = LinkFlags::Up;
+    up.attributes = vec![LinkAttribute::IfName(veth.host_name.to_owned())];
+    batch.push("bring up", veth.host_name, &[], 0, &Request::NewLink(up));
+}
+
+/// Creates a bridge, down. Its hardware address is set, so that it does not change with its ports.
+pub(crate) fn create_bridge(batch: &mut Batch, name: &str, mac: [u8; 6], mtu: u32) {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::Address(mac.to_vec()),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+    ];
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    batch.push(
+        "create bridge",
+        name,
+        &[libc::EEXIST],
+        flags,
+        &Request::NewLink(message),
+    );
+}
+
+/// Brings a link up.
+pub(crate) fn bring_up(batch: &mut Batch, index: u32, name: &str) {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    batch.push("bring up", name, &[], 0, &Request::NewLink(message));
+}
+
+/// Sets a link's MTU.
+pub(crate) fn set_mtu(batch: &mut Batch, index: u32, name: &str, mtu: u32) {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::Mtu(mtu)];
+    batch.push("set MTU of", name, &[], 0, &Request::NewLink(message));
+}
+
+/// Deletes a link by name; absent is fine.
+pub(crate) fn delete(batch: &mut Batch, name: &str) {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    batch.push(
+        "delete link",
+        name,
+        &[libc::ENODEV],
+        0,
+        &Request::DelLink(message),
+    );
+}
+
+/// Gives a link an address; the same one already there is fine. IPv6 without duplicate detection:
+/// addresses come from our own books.
+pub(crate) fn add_address(batch: &mut Batch, index: u32, address: IpAddr, prefix: u8) {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.prefix_len = prefix;
+    message.header.family = family(address);
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+    ];
+    match address {
+        IpAddr::V4(v4) => {
+            if let Some(net) = Ipv4Net::new(v4, prefix).filter(|net| net.prefix() < 31) {
+                message
+                    .attributes
+                    .push(AddressAttribute::Broadcast(net.broadcast()));
+            }
+        }
+        IpAddr::V6(_) => message.header.flags = AddressHeaderFlags::Nodad,
+    }
+    let object = format!("{address}/{prefix}");
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    batch.push(
+        "add address",
+        object,
+        &[libc::EEXIST],
+        flags,
+        &Request::NewAddress(message),
+    );
+}
+
+/// Sets the default route.
+pub(crate) fn add_default_route(batch: &mut Batch, index: u32, gateway: IpAddr) {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(gateway);
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Boot;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![
+        RouteAttribute::Gateway(gateway.into()),
+        RouteAttribute::Oif(index),
+    ];
+    let object = format!("via {gateway}");
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    batch.push(
+        "add default route",
+        object,
+        &[],
+        flags,
+        &Request::NewRoute(message),
+    );
+}
+
+/// The link of that name.
+pub(crate) fn get(socket: &mut Socket, name: &str) -> Result<Option<Link>> {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    let mut batch = Batch::default();
+    batch.push(
+        "look up link",
+        name,
+        &[libc::ENODEV],
+        0,
+        &Request::GetLink(message),
+    );
+    Ok(socket.run(batch)?.iter().find_map(parse_link))
+}
+
+/// All links.
+pub(crate) fn list(socket: &mut Socket) -> Result<Vec<Link>> {
+    let answers = socket.dump("list", "links", &Request::GetLink(LinkMessage::default()))?;
+    Ok(answers.iter().filter_map(parse_link).collect())
+}
+
+/// All IPv4 addresses: (link index, address with prefix).
+pub(crate) fn addresses(socket: &mut Socket) -> Result<Vec<(u32, Ipv4Net)>> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    let answers = socket.dump("list", "addresses", &Request::GetAddress(message))?;
+    // struct ifaddrmsg: family, prefix length, flags, scope, index (8 bytes).
+    let parse = |answer: &Answer| {
+        let prefix = *answer.payload.get(1)?;
+        let index = u32::from_ne_bytes(*answer.payload.get(4..)?.first_chunk()?);
+        let address = find(answer.payload.get(8..)?, attr::IFA_LOCAL)?.first_chunk::<4>()?;
+        Some((index, Ipv4Net::new(Ipv4Addr::from(*address), prefix)?))
+    };
+    Ok(answers.iter().filter_map(parse).collect())
+}
+
+/// Destinations of all IPv4 routes but the default ones.
+pub(crate) fn routes(socket: &mut Socket) -> Result<Vec<Ipv4Net>> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    let answers = socket.dump("list", "routes", &Request::GetRoute(message))?;
+    // struct rtmsg: family, destination prefix length, … (12 bytes).
+    let parse = |answer: &Answer| {
+        let prefix = *answer.payload.get(1)?;
+        let destination = find(answer.payload.get(12..)?, attr::RTA_DST)?.first_chunk::<4>()?;
+        Ipv4Net::new(Ipv4Addr::from(*destination), prefix).filter(|net| net.prefix() > 0)
+    };
+    Ok(answers.iter().filter_map(parse).collect())
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn parse_link(answer: &Answer) -> Option<Link> {
+    // struct ifinfomsg: family, pad, type, index, flags, change (16 bytes). IFF_UP is 1.
+    let number = |at: usize| {
+        Some(u32::from_ne_bytes(
+            *answer.payload.get(at..)?.first_chunk()?,
+        ))
+    };
+    let attrs = answer.payload.get(16..)?;
+    let text = |bytes: &[u8]| {
+        String::from_utf8_lossy(bytes)
+            .trim_end_matches('\0')
+            .to_owned()
+    };
+    let value = |kind| {
+        find(attrs, kind)
+            .and_then(|v| v.first_chunk())
+            .map(|v| u32::from_ne_bytes(*v))
+    };
+    Some(Link {
+        index: number(4)?,
+        name: text(find(attrs, attr::IFNAME)?),
+        up: number(8)? & 1 != 0,
+        mtu: value(attr::MTU).unwrap_or_default(),
+        master: value(attr::MASTER),
+        kind: find(attrs, attr::LINKINFO)
+            .and_then(|info| find(info, attr::INFO_KIND))
+            .map(text)
+            .unwrap_or_default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["eth0", "corten0", "123456789012345", "v1234abcd5678"] {
+            check_name(good).unwrap();
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a b",
+            "a:b",
+            "1234567890123456",
+            "a\0",
+        ] {
+            assert!(check_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn reads_a_fresh_namespace() {
+        let ns = NetNs::create().unwrap();
+        ns.run_in(|| {
+            let mut socket = Socket::route().unwrap();
+            let lo = get(&mut socket, "lo").unwrap().unwrap();
+            assert_eq!((lo.index, lo.up, lo.master), (1, false, None));
+            assert!(get(&mut socket, "none").unwrap().is_none());
+            let mut batch = Batch::default();
+            bring_up(&mut batch, 1, "lo");
+            socket.run(batch).unwrap();
+            assert!(get(&mut socket, "lo").unwrap().unwrap().up);
+            assert!(list(&mut socket).unwrap().iter().any(|l| l.name == "lo"));
+            let local = addresses(&mut socket).unwrap();
+            assert_eq!(local, [(1, "127.0.0.1/8".parse().unwrap())]);
+            assert!(
+                routes(&mut socket)
+                    .unwrap()
+                    .contains(&"127.0.0.0/8".parse().unwrap())
+            );
+        })
+        .unwrap();
+    }
+}

@@ -1,0 +1,176 @@
+//! The userland proxy: carries what arrives at the held sockets of published ports to the container.
+//!
+//! Everything runs as tasks of one `JoinSet` tree inside [`serve`], so dropping its future ends all of
+//! them. UDP answers leave from the address the client had sent to, also on a host with many.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{Interest, copy_bidirectional_with_sizes};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+
+use crate::ports::{Held, HeldSocket};
+use crate::sys;
+
+/// Buffer of each direction of a carried connection.
+const COPY_BUFFER: usize = 32 * 1024;
+/// How long the container is given to take a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after a failed accept (out of descriptors), so that it does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A UDP client that was not answered for this long is forgotten (90 s in Docker's proxy, too).
+const UDP_IDLE: Duration = Duration::from_secs(90);
+/// UDP clients remembered per port; more are not served until one is forgotten.
+const UDP_CLIENTS: usize = 4096;
+/// Longest UDP datagram.
+const DATAGRAM: usize = 65_535;
+
+/// Serves the sockets; never returns.
+pub(crate) async fn serve(held: Vec<Held>, target: Ipv4Addr) {
+    let mut tasks = JoinSet::new();
+    for Held {
+        socket,
+        container_port,
+    } in held
+    {
+        let to = SocketAddr::from((target, container_port));
+        match socket {
+            HeldSocket::Tcp(listener) => match TcpListener::from_std(listener) {
+                Ok(listener) => drop(tasks.spawn(carry_tcp(listener, to))),
+                Err(error) => tracing::error!(%error, %to, "published port has no proxy"),
+            },
+            HeldSocket::Udp(socket) => match UdpSocket::from_std(socket) {
+                Ok(socket) => drop(tasks.spawn(carry_udp(Arc::new(socket), to))),
+                Err(error) => tracing::error!(%error, %to, "published port has no proxy"),
+            },
+        }
+    }
+    while tasks.join_next().await.is_some() {}
+    std::future::pending::<()>().await;
+}
+
+async fn carry_tcp(listener: TcpListener, to: SocketAddr) {
+    let mut connections = JoinSet::new();
+    loop {
+        match listener.accept().await {
+            Ok((client, _)) => drop(connections.spawn(carry_connection(client, to))),
+            Err(error) => {
+                tracing::debug!(%error, %to, "accept");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn carry_connection(mut client: TcpStream, to: SocketAddr) {
+    let server = timeout(CONNECT_TIMEOUT, TcpStream::connect(to)).await;
+    let Ok(Ok(mut server)) = server else {
+        // The container does not listen: the client gets a reset, as if it had asked it itself.
+        if let Err(error) = client.set_zero_linger() {
+            tracing::debug!(%error, %to, "reset");
+        }
+        return;
+    };
+    for stream in [&client, &server] {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, %to, "nodelay");
+        }
+    }
+    let copied =
+        copy_bidirectional_with_sizes(&mut client, &mut server, COPY_BUFFER, COPY_BUFFER).await;
+    if let Err(error) = copied {
+        tracing::debug!(%error, %to, "connection ended");
+    }
+}
+
+/// A UDP client: where it sends from, and which address of ours it sends to.
+type Client = (SocketAddr, Option<IpAddr>);
+
+/// The socket towards the container that stands for a client, and the task that carries answers.
+struct Session {
+    upstream: Arc<UdpSocket>,
+    answers: AbortHandle,
+}
+
+async fn carry_udp(socket: Arc<UdpSocket>, to: SocketAddr) {
+    let mut sessions: HashMap<Client, Session> = HashMap::new();
+    let mut tasks = JoinSet::new();
+    let mut buffer = vec![0; DATAGRAM];
+    loop {
+        let (length, client) = match receive(&socket, &mut buffer).await {
+            Ok(received) => received,
+            Err(error) => {
+                // An ICMP error of an earlier answer, for example.
+                tracing::debug!(%error, %to, "receive");
+                continue;
+            }
+        };
+        while tasks.try_join_next().is_some() {}
+        sessions.retain(|_, session| !session.answers.is_finished());
+        if !sessions.contains_key(&client) && sessions.len() < UDP_CLIENTS {
+            match connect_upstream(to).await {
+                Ok(upstream) => {
+                    let answers =
+                        tasks.spawn(carry_answers(upstream.clone(), socket.clone(), client));
+                    sessions.insert(client, Session { upstream, answers });
+                }
+                Err(error) => tracing::debug!(%error, %to, "connect"),
+            }
+        }
+        if let (Some(session), Some(datagram)) = (sessions.get(&client), buffer.get(..length))
+            && let Err(error) = session.upstream.send(datagram).await
+        {
+            tracing::debug!(%error, %to, "send");
+        }
+    }
+}
+
+async fn connect_upstream(to: SocketAddr) -> io::Result<Arc<UdpSocket>> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    socket.connect(to).await?;
+    Ok(Arc::new(socket))
+}
+
+/// Carries answers until there were none for [`UDP_IDLE`].
+async fn carry_answers(upstream: Arc<UdpSocket>, socket: Arc<UdpSocket>, client: Client) {
+    let (to, from) = client;
+    loop {
+        let Ok(Ok(())) = timeout(UDP_IDLE, upstream.readable()).await else {
+            return;
+        };
+        // Only clients that are being answered cost a buffer.
+        let mut buffer = vec![0; DATAGRAM];
+        match upstream.try_recv(&mut buffer) {
+            Ok(length) => {
+                let datagram = buffer.get(..length).unwrap_or_default();
+                let send = || sys::send_from(socket.as_fd(), datagram, to, from);
+                if let Err(error) = socket.async_io(Interest::WRITABLE, send).await {
+                    tracing::debug!(%error, %to, "answer");
+                }
+            }
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return tracing::debug!(%error, %to, "session ended"),
+        }
+    }
+}
+
+/// Nothing there after all, or the container does not listen at the moment.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionRefused
+    )
+}
+
+async fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, Client)> {
+    let receive = || sys::receive_from(socket.as_fd(), buffer);
+    let (length, sender, local) = socket.async_io(Interest::READABLE, receive).await?;
+    Ok((length, (sender, local)))
+}

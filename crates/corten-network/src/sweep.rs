@@ -1,0 +1,48 @@
+//! Removing what dead containers left: links on our bridge, elements in our maps.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use crate::link;
+use crate::netlink::{Batch, Socket};
+use crate::{Result, ruleset};
+
+/// Removes links on the bridge and published ports in the table that belong to no live container;
+/// returns one line per thing removed. `live_ifnames` (host ends) and `live_addresses` must name
+/// containers that are being started as well. Missing bridge or table is nothing to sweep.
+pub fn sweep(
+    table: &str,
+    bridge: &str,
+    live_ifnames: &BTreeSet<String>,
+    live_addresses: &BTreeSet<Ipv4Addr>,
+) -> Result<Vec<String>> {
+    let mut removed = ruleset::sweep(&mut Socket::netfilter()?, table, |address| {
+        live_addresses.contains(&address)
+    })?;
+    let mut route = Socket::route()?;
+    let Some(bridge) = link::get(&mut route, bridge)? else {
+        return Ok(removed);
+    };
+    let mut batch = Batch::default();
+    for port in link::list(&mut route)? {
+        let ours = port.master == Some(bridge.index) && port.kind == "veth";
+        if ours && !live_ifnames.contains(&port.name) {
+            link::delete(&mut batch, &port.name);
+            removed.push(format!("link {}", port.name));
+        }
+    }
+    route.run(batch)?;
+    Ok(removed)
+}
+
+/// Removes one link by name; `false` when there is none.
+pub fn remove_link(name: &str) -> Result<bool> {
+    let mut route = Socket::route()?;
+    let there = link::get(&mut route, name)?.is_some();
+    if there {
+        let mut batch = Batch::default();
+        link::delete(&mut batch, name);
+        route.run(batch)?;
+    }
+    Ok(there)
+}
