@@ -1,1 +1,105 @@
-//! Content store: blobs, layers, images, leases, garbage collection
+//! The content store: blobs, layers, images, leases, garbage collection.
+//!
+//! Bytes are immutable files that appear by rename; rows say what they are for. Any number of
+//! processes share a store; each thing is made once, by whoever comes first, and the others
+//! wait for it. All calls block: asynchronous callers use `spawn_blocking`.
+
+mod blobs;
+mod error;
+mod gc;
+mod images;
+mod layers;
+mod leases;
+pub mod rooted;
+mod schema;
+mod tmp;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use corten_db::Database;
+
+pub use blobs::{BlobWriter, Blobs, Ingest};
+pub use error::StoreError;
+pub use gc::{Finding, FindingKind, GcReport};
+pub use images::{Image, ImageId, Images, PushPlan};
+pub use layers::{Change, ChangeKind, LayerBlob, LayerInfo, Layers, Upper, WorkDir};
+pub use leases::{Lease, Leases};
+pub use schema::SCHEMA;
+pub use tmp::TmpDir;
+
+/// A store, cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: PathBuf,
+    database: Database,
+    blobs: Blobs,
+    layers: Layers,
+    images: Images,
+    leases: Leases,
+}
+
+impl Store {
+    /// The store beneath `root`, with rows in `database` (opened with [`SCHEMA`]). Makes no
+    /// system call: directories are made when first written to.
+    #[must_use]
+    pub fn open(root: &Path, database: Database) -> Self {
+        let blobs = Blobs::new(root);
+        let layers = Layers::new(root, database.clone(), blobs.clone());
+        let images = Images::new(database.clone(), blobs.clone(), layers.clone());
+        let leases = Leases::new(root, database.clone());
+        Self(Arc::new(Inner {
+            root: root.into(),
+            database,
+            blobs,
+            layers,
+            images,
+            leases,
+        }))
+    }
+
+    /// Its blobs.
+    #[must_use]
+    pub fn blobs(&self) -> &Blobs {
+        &self.0.blobs
+    }
+
+    /// Its layers.
+    #[must_use]
+    pub fn layers(&self) -> &Layers {
+        &self.0.layers
+    }
+
+    /// Its images.
+    #[must_use]
+    pub fn images(&self) -> &Images {
+        &self.0.images
+    }
+
+    /// Its leases.
+    #[must_use]
+    pub fn leases(&self) -> &Leases {
+        &self.0.leases
+    }
+
+    /// The database its rows are in.
+    #[must_use]
+    pub fn database(&self) -> &Database {
+        &self.0.database
+    }
+
+    /// A temporary directory on the store's file system, gone when dropped.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn tmp_dir(&self, prefix: &str) -> Result<TmpDir, StoreError> {
+        TmpDir::create(&self.tmp_path(), prefix)
+    }
+
+    pub(crate) fn tmp_path(&self) -> PathBuf {
+        self.0.root.join("tmp")
+    }
+}

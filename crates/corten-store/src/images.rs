@@ -1,0 +1,511 @@
+//! Images: configs, the names they go by, and what is needed to push them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use corten_db::{Database, Durability};
+use corten_oci::image_spec::ImageConfiguration;
+use corten_oci::{DiffId, Digest, ImageRef, media_type};
+use rusqlite::{Connection, OptionalExtension};
+use serde::Serialize;
+
+use crate::blobs::Blobs;
+use crate::error::StoreError;
+use crate::layers::{LayerBlob, Layers};
+
+/// An image's id: the digest of its config.
+pub type ImageId = Digest;
+
+/// Largest manifest that is read (distribution-spec: registries may limit them to 4 MiB).
+const MAX_MANIFEST: usize = 4 << 20;
+/// Shortest id prefix that is taken as one.
+const MIN_PREFIX: usize = 1;
+
+/// An image that is here.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// Digest of its config.
+    pub id: ImageId,
+    /// The config, parsed.
+    pub config: Arc<ImageConfiguration>,
+    /// The config, byte for byte.
+    pub raw_config: Vec<u8>,
+    /// Bytes of file content of all its layers.
+    pub size: u64,
+    /// Its layers, bottom first.
+    pub layers: Vec<DiffId>,
+    /// Its names with tags.
+    pub repo_tags: Vec<ImageRef>,
+    /// The names and manifest digests it was pulled or pushed by.
+    pub repo_digests: Vec<ImageRef>,
+    /// The manifest it was pulled or pushed with.
+    pub manifest: Option<Digest>,
+    /// When it came here, in seconds since the epoch.
+    pub stored_at: i64,
+}
+
+/// Everything a push sends.
+#[derive(Debug, Clone)]
+pub struct PushPlan {
+    /// The manifest, byte for byte.
+    pub manifest: Vec<u8>,
+    /// Its media type.
+    pub media_type: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// The config's digest: a blob of this store.
+    pub config: Digest,
+    /// Size of the config in bytes.
+    pub config_size: u64,
+    /// The layers' blobs, bottom first, all in this store.
+    pub layers: Vec<LayerBlob>,
+}
+
+/// The images of a store.
+#[derive(Debug, Clone)]
+pub struct Images {
+    database: Database,
+    blobs: Blobs,
+    layers: Layers,
+}
+
+fn damaged(what: &'static str, object: impl ToString, reason: impl ToString) -> StoreError {
+    StoreError::Damaged {
+        what,
+        object: object.to_string(),
+        reason: reason.to_string(),
+    }
+}
+
+impl Images {
+    pub(crate) fn new(database: Database, blobs: Blobs, layers: Layers) -> Self {
+        Self {
+            database,
+            blobs,
+            layers,
+        }
+    }
+
+    /// Stores an image whose layers are here, durably. `manifest`: digest and media type of
+    /// the manifest it was pulled with, a blob of this store.
+    ///
+    /// # Errors
+    /// The config cannot be parsed, a layer is missing, or the store cannot be written.
+    pub fn put(
+        &self,
+        raw_config: &[u8],
+        manifest: Option<(&Digest, &str)>,
+    ) -> Result<ImageId, StoreError> {
+        let id = Digest::of(raw_config);
+        let config = parse(raw_config).map_err(|e| damaged("image config", &id, e))?;
+        let layers = diff_ids(&config, &id)?;
+        let mut size = 0;
+        for diff_id in &layers {
+            let info = self.layers.info(diff_id)?;
+            size += info
+                .ok_or_else(|| StoreError::NoSuchLayer(diff_id.clone()))?
+                .size;
+        }
+        self.layers.make_durable(&layers)?;
+        self.blobs.put_bytes(raw_config)?;
+        self.database.write(Durability::Synced, |db| {
+            db.execute(
+                "INSERT INTO image (id, config, size, stored_at) VALUES (?1, ?2, ?3, unixepoch())
+                 ON CONFLICT (id) DO NOTHING",
+                rusqlite::params![
+                    id.as_str(),
+                    raw_config,
+                    i64::try_from(size).unwrap_or(i64::MAX)
+                ],
+            )?;
+            if let Some((digest, media_type)) = manifest {
+                db.execute(
+                    "UPDATE image SET manifest = ?2, manifest_type = ?3 WHERE id = ?1",
+                    [id.as_str(), digest.as_str(), media_type],
+                )?;
+            }
+            for (position, diff_id) in layers.iter().enumerate() {
+                db.execute(
+                    "INSERT OR IGNORE INTO image_layer (image, position, diff_id) VALUES (?, ?, ?)",
+                    rusqlite::params![
+                        id.as_str(),
+                        i64::try_from(position).unwrap_or(i64::MAX),
+                        diff_id.digest().as_str()
+                    ],
+                )?;
+            }
+            Ok::<_, StoreError>(())
+        })?;
+        Ok(id)
+    }
+
+    /// Gives an image a name; tells which other image had it.
+    ///
+    /// # Errors
+    /// The image is not here, or the database cannot be written.
+    pub fn tag(&self, name: &ImageRef, id: &ImageId) -> Result<Option<ImageId>, StoreError> {
+        let name = name.clone().or_latest().to_string();
+        self.database.write(Durability::Synced, |db| {
+            let exists = db
+                .prepare_cached("SELECT 1 FROM image WHERE id = ?")?
+                .exists([id.as_str()])?;
+            if !exists {
+                return Err(StoreError::NoSuchImage(id.to_string()));
+            }
+            let previous = holder(db, &name)?;
+            db.execute(
+                "INSERT INTO image_tag (name, image) VALUES (?1, ?2)
+                 ON CONFLICT (name) DO UPDATE SET image = excluded.image",
+                [&name, id.as_str()],
+            )?;
+            Ok(previous.filter(|previous| previous != id))
+        })
+    }
+
+    /// Takes a name away; tells which image had it.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn untag(&self, name: &ImageRef) -> Result<Option<ImageId>, StoreError> {
+        let text = name.to_string();
+        self.database.write(Durability::Synced, |db| {
+            if name.digest().is_some() {
+                let id = digest_holder(db, &text)?;
+                db.execute("DELETE FROM image_digest WHERE name = ?", [&text])?;
+                return Ok(id);
+            }
+            let text = name.clone().or_latest().to_string();
+            let id = holder(db, &text)?;
+            db.execute("DELETE FROM image_tag WHERE name = ?", [&text])?;
+            Ok(id)
+        })
+    }
+
+    /// Remembers that an image is known in a registry by a manifest's digest.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn add_repo_digest(&self, name: &ImageRef, id: &ImageId) -> Result<(), StoreError> {
+        self.database.write(Durability::Synced, |db| {
+            db.execute(
+                "INSERT INTO image_digest (name, image) VALUES (?1, ?2)
+                 ON CONFLICT (name) DO UPDATE SET image = excluded.image",
+                [&name.to_string(), id.as_str()],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// One image.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchImage`], or the row is damaged.
+    pub fn get(&self, id: &ImageId) -> Result<Image, StoreError> {
+        let found = self.select(Some(id))?.pop();
+        found.ok_or_else(|| StoreError::NoSuchImage(id.to_string()))
+    }
+
+    /// Every image, newest first.
+    ///
+    /// # Errors
+    /// A row is damaged.
+    pub fn list(&self) -> Result<Vec<Image>, StoreError> {
+        let mut images = self.select(None)?;
+        images.sort_by(|a, b| {
+            b.config
+                .created()
+                .cmp(a.config.created())
+                .then_with(|| a.id.cmp(&b.id))
+        });
+        Ok(images)
+    }
+
+    /// The image a name, id or unambiguous id prefix stands for.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchImage`] or [`StoreError::AmbiguousId`].
+    pub fn resolve(&self, text: &str) -> Result<ImageId, StoreError> {
+        if let Ok(name) = text.parse::<ImageRef>()
+            && let Some(id) = self.named(&name)?
+        {
+            return Ok(id);
+        }
+        let prefix = text.strip_prefix("sha256:").unwrap_or(text);
+        let is_prefix = prefix.len() >= MIN_PREFIX
+            && prefix.len() <= 64
+            && prefix
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if is_prefix {
+            let matching: Vec<String> = self.database.read(|db| {
+                let mut statement =
+                    db.prepare_cached("SELECT id FROM image WHERE id GLOB ? LIMIT 2")?;
+                let rows = statement.query_map([format!("sha256:{prefix}*")], |row| row.get(0))?;
+                Ok::<_, StoreError>(rows.collect::<Result<_, _>>()?)
+            })?;
+            match matching.as_slice() {
+                [id] => return id.parse().map_err(|e| damaged("image id", id, e)),
+                [_, _] => return Err(StoreError::AmbiguousId(prefix.into())),
+                _ => {}
+            }
+        }
+        Err(StoreError::NoSuchImage(shown(text)))
+    }
+
+    /// The image that has exactly this name (`:latest` where it has neither tag nor digest).
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn named(&self, name: &ImageRef) -> Result<Option<ImageId>, StoreError> {
+        self.database.read(|db| match name.digest() {
+            None => holder(db, &name.clone().or_latest().to_string()),
+            Some(digest) => {
+                let by_digest = name.with_digest(digest.clone()).to_string();
+                match digest_holder(db, &by_digest)? {
+                    Some(id) => Ok(Some(id)),
+                    // `name@ID` names an image of this machine by its own id.
+                    None => Ok(db
+                        .prepare_cached("SELECT 1 FROM image WHERE id = ?")?
+                        .exists([digest.as_str()])?
+                        .then(|| digest.clone())),
+                }
+            }
+        })
+    }
+
+    /// Deletes an image's rows and names. Its bytes go with the next garbage collection.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn delete(&self, id: &ImageId) -> Result<(), StoreError> {
+        self.database.write(Durability::Synced, |db| {
+            for statement in [
+                "DELETE FROM image_tag WHERE image = ?",
+                "DELETE FROM image_digest WHERE image = ?",
+                "DELETE FROM image_layer WHERE image = ?",
+                "DELETE FROM image WHERE id = ?",
+            ] {
+                db.execute(statement, [id.as_str()])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What a push of an image sends: the manifest it was pulled with where all its blobs
+    /// are still here, else a new one over layers compressed now.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchImage`], or a layer cannot be read.
+    pub fn manifest_for_push(&self, id: &ImageId) -> Result<PushPlan, StoreError> {
+        let image = self.get(id)?;
+        if let Some(plan) = self.known_manifest(&image)? {
+            return Ok(plan);
+        }
+        let mut layers = Vec::new();
+        for diff_id in &image.layers {
+            layers.push(self.layers.compress(diff_id)?);
+        }
+        let manifest = docker_manifest(&image, &layers);
+        let manifest =
+            serde_json::to_vec_pretty(&manifest).map_err(|e| damaged("manifest", id, e))?;
+        // put_bytes in case the config's blob has been lost: the row has it whole.
+        self.blobs.put_bytes(&image.raw_config)?;
+        Ok(PushPlan {
+            digest: Digest::of(&manifest),
+            manifest,
+            media_type: media_type::DOCKER_MANIFEST.to_owned(),
+            config: image.id.clone(),
+            config_size: image.raw_config.len() as u64,
+            layers,
+        })
+    }
+
+    /// Remembers the manifest an image was pushed with.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn set_manifest(&self, id: &ImageId, plan: &PushPlan) -> Result<(), StoreError> {
+        self.blobs.put_bytes(&plan.manifest)?;
+        self.database.write(Durability::Relaxed, |db| {
+            db.execute(
+                "UPDATE image SET manifest = ?2, manifest_type = ?3 WHERE id = ?1",
+                [id.as_str(), plan.digest.as_str(), &plan.media_type],
+            )?;
+            Ok(())
+        })
+    }
+
+    fn known_manifest(&self, image: &Image) -> Result<Option<PushPlan>, StoreError> {
+        let Some(digest) = &image.manifest else {
+            return Ok(None);
+        };
+        let bytes = match self.blobs.read_to_vec(digest, MAX_MANIFEST) {
+            Ok(bytes) => bytes,
+            Err(StoreError::NoSuchBlob(_) | StoreError::CorruptBlob { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let manifest: Manifest = match serde_json::from_slice(&bytes) {
+            Ok(manifest) => manifest,
+            Err(_) => return Ok(None),
+        };
+        if manifest.config.digest != image.id || manifest.layers.len() != image.layers.len() {
+            return Ok(None);
+        }
+        if !manifest
+            .layers
+            .iter()
+            .all(|layer| self.blobs.has(&layer.digest))
+        {
+            return Ok(None);
+        }
+        self.blobs.put_bytes(&image.raw_config)?;
+        let media_type = manifest
+            .media_type
+            .unwrap_or_else(|| media_type::OCI_MANIFEST.to_owned());
+        Ok(Some(PushPlan {
+            manifest: bytes,
+            media_type,
+            digest: digest.clone(),
+            config: image.id.clone(),
+            config_size: image.raw_config.len() as u64,
+            layers: manifest
+                .layers
+                .into_iter()
+                .map(|l| LayerBlob {
+                    digest: l.digest,
+                    size: l.size,
+                    media_type: l.media_type,
+                })
+                .collect(),
+        }))
+    }
+
+    fn select(&self, only: Option<&ImageId>) -> Result<Vec<Image>, StoreError> {
+        self.database.read(|db| {
+            let names = |table: &str| -> Result<HashMap<String, Vec<ImageRef>>, StoreError> {
+                let sql = format!("SELECT image, name FROM {table} WHERE ?1 IS NULL OR image = ?1 ORDER BY name");
+                let mut statement = db.prepare_cached(&sql)?;
+                let mut rows = statement.query([only.map(Digest::as_str)])?;
+                let mut found: HashMap<String, Vec<ImageRef>> = HashMap::new();
+                while let Some(row) = rows.next()? {
+                    let (image, name): (String, String) = (row.get(0)?, row.get(1)?);
+                    let name = name.parse().map_err(|e| damaged("name", &name, e))?;
+                    found.entry(image).or_default().push(name);
+                }
+                Ok(found)
+            };
+            let (mut tags, mut digests) = (names("image_tag")?, names("image_digest")?);
+            let mut statement = db.prepare_cached(
+                "SELECT id, config, size, manifest, stored_at FROM image WHERE ?1 IS NULL OR id = ?1",
+            )?;
+            let mut rows = statement.query([only.map(Digest::as_str)])?;
+            let mut images = Vec::new();
+            while let Some(row) = rows.next()? {
+                let text: String = row.get(0)?;
+                let id: Digest = text.parse().map_err(|e| damaged("image id", &text, e))?;
+                let raw_config: Vec<u8> = row.get(1)?;
+                let config = parse(&raw_config).map_err(|e| damaged("image config", &id, e))?;
+                let layers = diff_ids(&config, &id)?;
+                let manifest: Option<String> = row.get(3)?;
+                images.push(Image {
+                    config: Arc::new(config),
+                    raw_config,
+                    size: u64::try_from(row.get::<_, i64>(2)?).unwrap_or_default(),
+                    layers,
+                    repo_tags: tags.remove(&text).unwrap_or_default(),
+                    repo_digests: digests.remove(&text).unwrap_or_default(),
+                    manifest: manifest.and_then(|m| m.parse().ok()),
+                    stored_at: row.get(4)?,
+                    id,
+                });
+            }
+            Ok(images)
+        })
+    }
+}
+
+/// A name as Docker repeats it in "No such image": with `:latest` where it has no tag.
+fn shown(text: &str) -> String {
+    text.parse::<ImageRef>()
+        .map_or_else(|_| text.to_owned(), |name| name.or_latest().familiar())
+}
+
+fn holder(db: &Connection, name: &str) -> Result<Option<ImageId>, StoreError> {
+    one_id(db, "SELECT image FROM image_tag WHERE name = ?", name)
+}
+
+fn digest_holder(db: &Connection, name: &str) -> Result<Option<ImageId>, StoreError> {
+    one_id(db, "SELECT image FROM image_digest WHERE name = ?", name)
+}
+
+fn one_id(db: &Connection, sql: &str, name: &str) -> Result<Option<ImageId>, StoreError> {
+    let id: Option<String> = db
+        .prepare_cached(sql)?
+        .query_row([name], |row| row.get(0))
+        .optional()?;
+    id.map(|id| id.parse().map_err(|e| damaged("image id", &id, e)))
+        .transpose()
+}
+
+fn parse(raw: &[u8]) -> Result<ImageConfiguration, serde_json::Error> {
+    serde_json::from_slice(raw)
+}
+
+fn diff_ids(config: &ImageConfiguration, id: &Digest) -> Result<Vec<DiffId>, StoreError> {
+    config
+        .rootfs()
+        .diff_ids()
+        .iter()
+        .map(|text| text.parse().map_err(|e| damaged("image config", id, e)))
+        .collect()
+}
+
+#[derive(serde::Deserialize)]
+struct Manifest {
+    #[serde(rename = "mediaType")]
+    media_type: Option<String>,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+#[derive(serde::Deserialize, Serialize)]
+struct Descriptor {
+    #[serde(rename = "mediaType")]
+    media_type: String,
+    size: u64,
+    digest: Digest,
+}
+
+/// Docker's schema 2 manifest, fields in Docker's order.
+fn docker_manifest(image: &Image, layers: &[LayerBlob]) -> impl Serialize + use<> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Out {
+        schema_version: u32,
+        media_type: &'static str,
+        config: Descriptor,
+        layers: Vec<Descriptor>,
+    }
+    Out {
+        schema_version: 2,
+        media_type: media_type::DOCKER_MANIFEST,
+        config: Descriptor {
+            media_type: media_type::DOCKER_CONFIG.to_owned(),
+            size: image.raw_config.len() as u64,
+            digest: image.id.clone(),
+        },
+        layers: layers
+            .iter()
+            .map(|layer| Descriptor {
+                // A layer pulled as OCI goes out as what it is, under Docker's name for it.
+                media_type: match layer.media_type.as_str() {
+                    media_type::OCI_LAYER_GZIP => media_type::DOCKER_LAYER_GZIP.to_owned(),
+                    media_type::OCI_LAYER => media_type::DOCKER_LAYER.to_owned(),
+                    other => other.to_owned(),
+                },
+                size: layer.size,
+                digest: layer.digest.clone(),
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,571 @@
+//! Layers: one directory per diff id, in overlayfs's own notation.
+//!
+//! A layer is unpacked once, by one process at a time, and appears by rename. Its row says
+//! whether it is durable: layers of a pull are synced at once; a build step's are synced
+//! together when an image that has them is stored ([`Layers::make_durable`]), and until then
+//! they are believed only within the boot that made them.
+
+mod apply;
+mod changes;
+mod decode;
+mod mount;
+mod settle;
+mod tar_write;
+mod work;
+mod xattr;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use corten_db::{Database, Durability};
+use corten_oci::{DiffId, Digest, Digester, media_type};
+use flate2::{Compression, GzBuilder};
+use rusqlite::OptionalExtension;
+use rustix::fs::FlockOperation;
+
+use crate::blobs::Blobs;
+use crate::error::{StoreError, at};
+use crate::rooted::RootFd;
+use crate::tmp::TmpDir;
+
+pub use changes::{Change, ChangeKind};
+pub use mount::Upper;
+pub use work::WorkDir;
+
+/// A layer that is here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerInfo {
+    /// Its identity: digest of its uncompressed tar.
+    pub diff_id: DiffId,
+    /// Bytes of file content.
+    pub size: u64,
+}
+
+/// A layer as a blob that can leave the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerBlob {
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its media type.
+    pub media_type: String,
+}
+
+/// The layers of a store.
+#[derive(Debug, Clone)]
+pub struct Layers {
+    root: PathBuf,
+    tmp: PathBuf,
+    database: Database,
+    blobs: Blobs,
+}
+
+impl Layers {
+    pub(crate) fn new(root: &Path, database: Database, blobs: Blobs) -> Self {
+        Self {
+            root: root.join("layers"),
+            tmp: root.join("tmp"),
+            database,
+            blobs,
+        }
+    }
+
+    pub(crate) fn path(&self, diff_id: &DiffId) -> PathBuf {
+        self.root.join(diff_id.digest().hex())
+    }
+
+    /// Whether the layer is here.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn has(&self, diff_id: &DiffId) -> Result<bool, StoreError> {
+        Ok(self.info(diff_id)?.is_some())
+    }
+
+    /// What is known of a layer that is here.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn info(&self, diff_id: &DiffId) -> Result<Option<LayerInfo>, StoreError> {
+        let row: Option<(i64, Option<String>)> = self.database.read(|db| {
+            Ok::<_, StoreError>(
+                db.prepare_cached("SELECT size, boot FROM layer WHERE diff_id = ?")?
+                    .query_row([diff_id.digest().as_str()], |row| {
+                        Ok((row.get(0)?, row.get(1)?))
+                    })
+                    .optional()?,
+            )
+        })?;
+        Ok(row
+            .filter(|(_, boot)| boot.as_deref().is_none_or(|boot| boot == boot_id()))
+            .map(|(size, _)| LayerInfo {
+                diff_id: diff_id.clone(),
+                size: u64::try_from(size).unwrap_or_default(),
+            }))
+    }
+
+    /// Unpacks a layer's tar, compressed (gzip, zstd) or not. With `expected`, a layer that
+    /// is here already is not read again, and content that differs is refused.
+    ///
+    /// # Errors
+    /// [`StoreError::CorruptLayer`]; an archive that cannot be unpacked; a full disk.
+    /// Nothing is left behind then.
+    pub fn apply(
+        &self,
+        expected: Option<&DiffId>,
+        archive: impl Read + Send,
+    ) -> Result<LayerInfo, StoreError> {
+        let _lock = match expected {
+            None => None,
+            Some(diff_id) => {
+                let lock = self.lock(diff_id)?;
+                if let Some(info) = self.info(diff_id)? {
+                    return Ok(info);
+                }
+                Some(lock)
+            }
+        };
+        let tmp = TmpDir::create(&self.tmp, "layer")?;
+        let target = tmp.path().join("fs");
+        make_root(&target)?;
+        let root = RootFd::open(&target).map_err(at("open", &target))?;
+        let (digest, (size, pending)) = decode::tee(archive, |tar| apply::unpack(&root, tar))?;
+        let diff_id = DiffId(digest);
+        if let Some(expected) = expected
+            && *expected != diff_id
+        {
+            return Err(StoreError::CorruptLayer {
+                expected: expected.clone(),
+                actual: diff_id,
+            });
+        }
+        let file = File::open(&target).map_err(at("open", &target))?;
+        rustix::fs::syncfs(&file).map_err(at("sync", &target))?;
+        self.publish(&target, &diff_id, size, &pending, None)?;
+        Ok(LayerInfo { diff_id, size })
+    }
+
+    /// Unpacks a blob of this store and remembers that it is the layer, so that pushing the
+    /// layer sends the very same bytes.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply); [`StoreError::CorruptBlob`] when the blob on disk has
+    /// rotten (it is then gone, to be fetched again).
+    pub fn apply_blob(&self, blob: &LayerBlob, expected: &DiffId) -> Result<LayerInfo, StoreError> {
+        let info = if let Some(info) = self.info(expected)? {
+            info
+        } else {
+            let mut reader = decode::Verifying::new(self.blobs.open(&blob.digest)?, &blob.digest);
+            let applied = self.apply(Some(expected), &mut reader);
+            // Whatever went wrong: if the blob itself is not what it should be, that is why.
+            if let Some(actual) = reader
+                .finish()
+                .map_err(at("read", self.blobs.path(&blob.digest)))?
+            {
+                self.blobs.verified(&blob.digest, actual)?;
+            }
+            applied?
+        };
+        self.record_blob(expected, blob)?;
+        Ok(info)
+    }
+
+    /// A fresh pair of directories for a build step.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn begin(&self) -> Result<WorkDir, StoreError> {
+        WorkDir::create(&self.tmp)
+    }
+
+    /// Mounts a stack of layers (bottom first), out of sight of the host's mount table.
+    ///
+    /// # Errors
+    /// A layer is missing, or the kernel refuses.
+    pub fn mount(&self, stack: &[DiffId], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
+        self.settle(stack)?;
+        self.mount_settled(stack, upper)
+    }
+
+    fn mount_settled(&self, stack: &[DiffId], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
+        let mut paths: Vec<PathBuf> = stack.iter().rev().map(|diff| self.path(diff)).collect();
+        for (path, diff_id) in paths.iter().zip(stack.iter().rev()) {
+            if !path.exists() {
+                return Err(StoreError::NoSuchLayer(diff_id.clone()));
+            }
+        }
+        let enough = if matches!(upper, Upper::ReadOnly) {
+            2
+        } else {
+            1
+        };
+        if paths.len() < enough {
+            let empty = self.root.join("empty");
+            fs::create_dir_all(&empty).map_err(at("create", &empty))?;
+            paths.push(empty.clone());
+            if paths.len() < enough {
+                let second = self.root.join("empty2");
+                fs::create_dir_all(&second).map_err(at("create", &second))?;
+                paths.push(second);
+            }
+        }
+        let lowers: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+        mount::overlay(&lowers, upper)
+    }
+
+    /// Turns a build step's changes into a layer: by rename, nothing is copied.
+    ///
+    /// # Errors
+    /// The changes cannot be read, or the store cannot be written.
+    pub fn commit(&self, work: WorkDir) -> Result<LayerInfo, StoreError> {
+        let (diff_id, size) = hash(work.upper())?;
+        let info = LayerInfo { diff_id, size };
+        let _lock = self.lock(&info.diff_id)?;
+        if let Some(present) = self.info(&info.diff_id)? {
+            return Ok(present);
+        }
+        let pending = apply::Pending::default();
+        self.publish(work.upper(), &info.diff_id, size, &pending, Some(boot_id()))?;
+        Ok(info)
+    }
+
+    /// Copies the changes in a container's upper directory into a layer; the container keeps
+    /// them.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn commit_copy(&self, upper: &Path) -> Result<LayerInfo, StoreError> {
+        let dir = File::open(upper).map_err(at("open", upper))?;
+        let (reader, mut writer) = io::pipe().map_err(at("make a pipe for", upper))?;
+        std::thread::scope(|scope| {
+            let feed = scope.spawn(move || tar_write::write(dir.as_fd(), &mut writer));
+            let applied = self.apply(None, reader);
+            match feed.join() {
+                Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => {
+                    Err(at("read", upper)(error))
+                }
+                _ => applied,
+            }
+        })
+    }
+
+    /// What a writable directory changes in the stack below it.
+    ///
+    /// # Errors
+    /// The directories cannot be read.
+    pub fn diff_upper(&self, upper: &Path, stack: &[DiffId]) -> Result<Vec<Change>, StoreError> {
+        let below = RootFd::from(self.mount(stack, Upper::ReadOnly)?);
+        let dir = File::open(upper).map_err(at("open", upper))?;
+        changes::list(dir.as_fd(), &below).map_err(at("read", upper))
+    }
+
+    /// Writes a layer's tar: always the same bytes, those its diff id is the digest of where
+    /// the layer was made here.
+    ///
+    /// # Errors
+    /// The layer is missing or cannot be read, or `out` fails.
+    pub fn tar(&self, diff_id: &DiffId, mut out: impl Write) -> Result<(), StoreError> {
+        let path = self.path(diff_id);
+        let dir = match File::open(&path) {
+            Ok(dir) => dir,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(StoreError::NoSuchLayer(diff_id.clone()));
+            }
+            Err(error) => return Err(at("open", path)(error)),
+        };
+        tar_write::write(dir.as_fd(), &mut out).map_err(at("archive", path))?;
+        Ok(())
+    }
+
+    /// The blob a layer was pulled as or compressed to, if it is still here.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn blob_for(&self, diff_id: &DiffId) -> Result<Option<LayerBlob>, StoreError> {
+        let rows: Vec<(String, i64, String)> = self.database.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT blob, size, media_type FROM layer_blob WHERE diff_id = ? ORDER BY rowid",
+            )?;
+            let rows = statement.query_map([diff_id.digest().as_str()], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })?;
+            Ok::<_, StoreError>(rows.collect::<Result<_, _>>()?)
+        })?;
+        for (digest, size, media_type) in rows {
+            let digest: Digest = digest.parse().map_err(|e| StoreError::Damaged {
+                what: "blob digest",
+                object: diff_id.to_string(),
+                reason: format!("{e}"),
+            })?;
+            if self.blobs.has(&digest) {
+                let size = u64::try_from(size).unwrap_or_default();
+                return Ok(Some(LayerBlob {
+                    digest,
+                    size,
+                    media_type,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes (or finds) a compressed blob of a layer, for a push or save.
+    ///
+    /// # Errors
+    /// The layer cannot be read or the store cannot be written;
+    /// [`StoreError::CorruptLayer`] when the directory no longer is what it was.
+    pub fn compress(&self, diff_id: &DiffId) -> Result<LayerBlob, StoreError> {
+        if let Some(blob) = self.blob_for(diff_id)? {
+            return Ok(blob);
+        }
+        let tmp = TmpDir::create(&self.tmp, "compress")?;
+        let path = tmp.path().join("blob");
+        let file = File::create(&path).map_err(at("create", &path))?;
+        let compressed = decode::Hashing::new(file);
+        let gzip = GzBuilder::new()
+            .mtime(0)
+            .write(compressed, Compression::default());
+        let mut plain = decode::Hashing::new(gzip);
+        self.tar(diff_id, &mut plain)?;
+        let (gzip, actual, _) = plain.finish();
+        if actual != *diff_id.digest() {
+            return Err(StoreError::CorruptLayer {
+                expected: diff_id.clone(),
+                actual: DiffId(actual),
+            });
+        }
+        let (_, digest, size) = gzip.finish().map_err(at("write", &path))?.finish();
+        self.blobs.adopt(&digest, &path)?;
+        let blob = LayerBlob {
+            digest,
+            size,
+            media_type: media_type::DOCKER_LAYER_GZIP.to_owned(),
+        };
+        self.record_blob(diff_id, &blob)?;
+        Ok(blob)
+    }
+
+    /// Remembers that a blob is a layer.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn record_blob(&self, diff_id: &DiffId, blob: &LayerBlob) -> Result<(), StoreError> {
+        self.database.write(Durability::Relaxed, |db| {
+            db.execute(
+                "INSERT OR IGNORE INTO layer_blob (diff_id, blob, size, media_type)
+                 VALUES (?, ?, ?, ?)",
+                rusqlite::params![
+                    diff_id.digest().as_str(),
+                    blob.digest.as_str(),
+                    i64::try_from(blob.size).unwrap_or(i64::MAX),
+                    blob.media_type,
+                ],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Syncs those of these layers that are not yet durable, with one `syncfs` for all.
+    ///
+    /// # Errors
+    /// The file system or the database fails.
+    pub fn make_durable(&self, stack: &[DiffId]) -> Result<(), StoreError> {
+        let mut waiting = Vec::new();
+        self.database.read(|db| {
+            let mut statement =
+                db.prepare_cached("SELECT 1 FROM layer WHERE diff_id = ? AND boot IS NOT NULL")?;
+            for diff_id in stack {
+                if statement.exists([diff_id.digest().as_str()])? {
+                    waiting.push(diff_id);
+                }
+            }
+            Ok::<_, StoreError>(())
+        })?;
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let dir = File::open(&self.root).map_err(at("open", &self.root))?;
+        rustix::fs::syncfs(&dir).map_err(at("sync", &self.root))?;
+        self.database.write(Durability::Relaxed, |db| {
+            for diff_id in waiting {
+                db.execute(
+                    "UPDATE layer SET boot = NULL WHERE diff_id = ?",
+                    [diff_id.digest().as_str()],
+                )?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Every layer directory, with whether it has a row that is believed.
+    pub(crate) fn all(&self) -> Result<Vec<(DiffId, bool)>, StoreError> {
+        let mut found = Vec::new();
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            Err(error) => return Err(at("read", &self.root)(error)),
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            if let Ok(diff_id) = format!("sha256:{}", name.to_string_lossy()).parse::<DiffId>() {
+                let known = self.has(&diff_id)?;
+                found.push((diff_id, known));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes a layer: row first, so that nobody uses a half-removed directory.
+    pub(crate) fn remove(&self, diff_id: &DiffId) -> Result<(), StoreError> {
+        let _lock = self.lock(diff_id)?;
+        self.forget(diff_id)?;
+        self.discard(diff_id)
+    }
+
+    pub(crate) fn forget(&self, diff_id: &DiffId) -> Result<(), StoreError> {
+        self.database.write(Durability::Relaxed, |db| {
+            db.execute(
+                "DELETE FROM layer WHERE diff_id = ?",
+                [diff_id.digest().as_str()],
+            )?;
+            db.execute(
+                "DELETE FROM layer_blob WHERE diff_id = ?",
+                [diff_id.digest().as_str()],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Moves a layer's directory out of the way, atomically, and removes it.
+    fn discard(&self, diff_id: &DiffId) -> Result<(), StoreError> {
+        let path = self.path(diff_id);
+        let tmp = TmpDir::create(&self.tmp, "removed")?;
+        match fs::rename(&path, tmp.path().join("fs")) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(at("move away", path)(error)),
+        }
+    }
+
+    fn publish(
+        &self,
+        from: &Path,
+        diff_id: &DiffId,
+        size: u64,
+        pending: &apply::Pending,
+        boot: Option<&str>,
+    ) -> Result<(), StoreError> {
+        fs::create_dir_all(&self.root).map_err(at("create", &self.root))?;
+        let target = self.path(diff_id);
+        if target.exists() {
+            if self.info(diff_id)?.is_some() {
+                return Ok(()); // applied without `expected` while another was
+            }
+            self.discard(diff_id)?;
+        }
+        fs::rename(from, &target).map_err(at("rename to", &target))?;
+        if boot.is_none() {
+            File::open(&self.root)
+                .and_then(|d| d.sync_all())
+                .map_err(at("sync", &self.root))?;
+        }
+        let pending = if pending.is_empty() {
+            None
+        } else {
+            Some(
+                serde_json::to_string(pending).map_err(|e| StoreError::Damaged {
+                    what: "pending record",
+                    object: diff_id.to_string(),
+                    reason: e.to_string(),
+                })?,
+            )
+        };
+        self.database.write(Durability::Relaxed, |db| {
+            db.execute(
+                "INSERT OR REPLACE INTO layer (diff_id, size, boot, pending) VALUES (?, ?, ?, ?)",
+                rusqlite::params![
+                    diff_id.digest().as_str(),
+                    i64::try_from(size).unwrap_or(i64::MAX),
+                    boot,
+                    pending,
+                ],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Only one process at a time makes or removes a layer; the others wait here.
+    fn lock(&self, diff_id: &DiffId) -> Result<LayerLock, StoreError> {
+        let path = self.tmp.join(format!("lock-{}", diff_id.digest().hex()));
+        loop {
+            let opened = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path);
+            let file = match opened {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir_all(&self.tmp).map_err(at("create", &self.tmp))?;
+                    continue;
+                }
+                Err(error) => return Err(at("open", path)(error)),
+            };
+            rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(at("lock", &path))?;
+            let ours = file.metadata().map_err(at("look at", &path))?;
+            if fs::metadata(&path).is_ok_and(|named| named.ino() == ours.ino()) {
+                return Ok(LayerLock { path, _file: file });
+            }
+        }
+    }
+}
+
+/// Held while a layer is made; its file goes away with it.
+struct LayerLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Drop for LayerLock {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "lock file stays for the sweep");
+        }
+    }
+}
+
+/// A layer's top directory is 0755 whatever this process's umask says.
+pub(crate) fn make_root(path: &Path) -> Result<(), StoreError> {
+    fs::create_dir(path).map_err(at("create", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(at("chmod", path))
+}
+
+fn hash(upper: &Path) -> Result<(DiffId, u64), StoreError> {
+    let dir = File::open(upper).map_err(at("open", upper))?;
+    let mut digester = io::BufWriter::with_capacity(1 << 16, Digester::sha256());
+    let size = tar_write::write(dir.as_fd(), &mut digester).map_err(at("read", upper))?;
+    let digester = digester
+        .into_inner()
+        .map_err(|e| at("hash", upper)(e.into_error()))?;
+    Ok((DiffId(digester.finish()), size))
+}
+
+/// Which boot this is (proc(5), `/proc/sys/kernel/random/boot_id`).
+fn boot_id() -> &'static str {
+    static BOOT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    BOOT.get_or_init(|| {
+        fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map(|id| id.trim().to_owned())
+            // Without procfs nothing but this process's own layers is believed.
+            .unwrap_or_else(|_| {
+                format!("process-{}-{:x}", std::process::id(), rand::random::<u64>())
+            })
+    })
+}
+
+#[cfg(test)]
+mod tests;

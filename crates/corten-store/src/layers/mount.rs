@@ -1,0 +1,151 @@
+//! Mounting a stack of layers as a detached overlay (fsopen(2), fsmount(2)).
+//!
+//! The mount is never attached to the host's mount table: it exists as a descriptor, is
+//! attached inside a container's own mount namespace, or used through the descriptor alone;
+//! no crash can leave one behind.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
+};
+
+use crate::error::StoreError;
+
+/// What is on top of a stack.
+#[derive(Debug, Clone, Copy)]
+pub enum Upper<'a> {
+    /// Nothing: the mount is read-only.
+    ReadOnly,
+    /// A writable directory (and overlayfs's work directory beside it, on the same file
+    /// system). `volatile`: never synced, for what is thrown away or synced otherwise.
+    Dir {
+        /// Where changes go.
+        upper: &'a Path,
+        /// Overlayfs's own directory.
+        work: &'a Path,
+        /// Skip all syncing.
+        volatile: bool,
+    },
+}
+
+fn failed(step: &'static str) -> impl FnOnce(Errno) -> StoreError {
+    move |errno| StoreError::Mount {
+        step,
+        source: errno.into(),
+    }
+}
+
+fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(
+        CWD,
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+}
+
+/// Mounts `lowers` (top layer first, two at least where there is no upper) with `upper` on top.
+pub(super) fn overlay(lowers: &[&Path], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("fsopen overlay"))?;
+    let set = |key: &'static str, value: &str| fsconfig_set_string(fs.as_fd(), key, value);
+    set("source", "overlay").map_err(failed("set source"))?;
+    for lower in lowers {
+        add_lower(&fs, lower)?;
+    }
+    if let Upper::Dir {
+        upper,
+        work,
+        volatile,
+    } = upper
+    {
+        set_dir(&fs, "upperdir", upper)?;
+        set_dir(&fs, "workdir", work)?;
+        if volatile {
+            fsconfig_set_flag(fs.as_fd(), "volatile").map_err(failed("set volatile"))?;
+        }
+    }
+    // Layers must be plain: whole files, no redirects, whatever the kernel's default.
+    for (key, value) in [
+        ("redirect_dir", "nofollow"),
+        ("metacopy", "off"),
+        ("index", "off"),
+    ] {
+        set(key, value).map_err(failed("set an overlay option"))?;
+    }
+    fsconfig_create(fs.as_fd()).map_err(failed("create the overlay"))?;
+    let attributes = match upper {
+        Upper::ReadOnly => MountAttrFlags::MOUNT_ATTR_RDONLY,
+        Upper::Dir { .. } => MountAttrFlags::empty(),
+    };
+    fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("fsmount"))
+}
+
+fn add_lower(fs: &OwnedFd, path: &Path) -> Result<(), StoreError> {
+    set_dir(fs, "lowerdir+", path)
+}
+
+/// By descriptor where the kernel can (6.13), else by path.
+fn set_dir(fs: &OwnedFd, key: &'static str, path: &Path) -> Result<(), StoreError> {
+    let dir = open_dir(path).map_err(|errno| StoreError::Io {
+        action: "open",
+        path: path.into(),
+        source: errno.into(),
+    })?;
+    match fsconfig_set_fd(fs.as_fd(), key, dir.as_fd()) {
+        Ok(()) => Ok(()),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+            fsconfig_set_string(fs.as_fd(), key, path).map_err(failed("set a directory"))
+        }
+        Err(errno) => Err(failed("set a directory")(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rooted::RootFd;
+    use std::fs;
+
+    #[test]
+    fn stacks_layers_out_of_sight() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a", "b", "upper", "work"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        fs::write(dir.path().join("a/f"), "a").unwrap();
+        fs::write(dir.path().join("b/f"), "b").unwrap();
+        fs::write(dir.path().join("a/only"), "a").unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
+        let before = fs::read_to_string("/proc/self/mounts").unwrap();
+        let top = Upper::Dir {
+            upper: &upper,
+            work: &work,
+            volatile: true,
+        };
+        let mount = RootFd::from(overlay(&[&b, &a], top).unwrap());
+        assert_eq!(mount.read(Path::new("f"), 9).unwrap(), b"b");
+        assert_eq!(mount.read(Path::new("only"), 9).unwrap(), b"a");
+        mount
+            .open_in_root(
+                Path::new("new"),
+                OFlags::WRONLY | OFlags::CREATE,
+                Mode::from_raw_mode(0o644),
+            )
+            .unwrap();
+        assert!(upper.join("new").exists());
+        assert_eq!(fs::read_to_string("/proc/self/mounts").unwrap(), before);
+        let plain = RootFd::from(overlay(&[&b, &a], Upper::ReadOnly).unwrap());
+        let write = OFlags::WRONLY | OFlags::CREATE;
+        let refused = plain.open_in_root(Path::new("x"), write, Mode::from_raw_mode(0o644));
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            std::io::ErrorKind::ReadOnlyFilesystem
+        );
+    }
+}

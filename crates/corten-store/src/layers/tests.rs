@@ -1,0 +1,425 @@
+//! Layers as a whole: unpack, archive, commit, mount; and archives that mean harm.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use corten_db::Database;
+use corten_oci::{DiffId, Digest};
+use flate2::write::GzEncoder;
+use proptest::prelude::*;
+
+use super::*;
+use crate::Store;
+
+fn store(dir: &Path) -> Store {
+    let database = Database::open(&dir.join("db"), &[crate::SCHEMA]).unwrap();
+    Store::open(dir, database)
+}
+
+fn header(kind: tar::EntryType, size: u64) -> tar::Header {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(kind);
+    header.set_mode(0o644);
+    header.set_size(size);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(1_700_000_000);
+    header
+}
+
+/// An archive of raw names, which tar::Builder would refuse to write.
+fn archive(entries: &[(&str, tar::EntryType, &str)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, kind, content) in entries {
+        let link = matches!(kind, tar::EntryType::Symlink | tar::EntryType::Link);
+        let body = if link { "" } else { content };
+        let mut header = header(*kind, body.len() as u64);
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        if link {
+            header.as_old_mut().linkname[..content.len()].copy_from_slice(content.as_bytes());
+        }
+        header.set_cksum();
+        builder.append(&header, body.as_bytes()).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+use tar::EntryType::{Char, Directory, Link, Regular, Symlink};
+
+#[test]
+fn unpacks_verifies_and_archives_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let tar = archive(&[
+        ("./", Directory, ""),
+        ("./a/", Directory, ""),
+        ("./a/f", Regular, "hello"),
+        ("/abs", Regular, "x"),
+        ("a/hard", Link, "a/f"),
+        ("link", Symlink, "a/f"),
+        ("a/f2", Regular, "first"),
+        ("a/f2", Regular, "second"),
+        ("a/.wh.gone", Regular, ""),
+        ("opaque/", Directory, ""),
+        ("opaque/.wh..wh..opq", Regular, ""),
+    ]);
+    let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&tar).unwrap();
+    let gzip = gzip.finish().unwrap();
+    let diff_id = DiffId(Digest::of(&tar));
+    let info = store
+        .layers()
+        .apply(Some(&diff_id), gzip.as_slice())
+        .unwrap();
+    assert_eq!(info.diff_id, diff_id);
+    let path = store.layers().path(&diff_id);
+    assert_eq!(fs::read_to_string(path.join("a/hard")).unwrap(), "hello");
+    assert_eq!(fs::read_to_string(path.join("a/f2")).unwrap(), "second");
+    assert_eq!(fs::read_link(path.join("link")).unwrap(), Path::new("a/f"));
+    assert!(
+        fs::symlink_metadata(path.join("a/gone"))
+            .unwrap()
+            .file_type()
+            .is_char_device()
+    );
+    // The second time it is not read at all.
+    assert_eq!(
+        store.layers().apply(Some(&diff_id), io::empty()).unwrap(),
+        info
+    );
+    let wrong = DiffId(Digest::of(b"other"));
+    let refused = store.layers().apply(Some(&wrong), gzip.as_slice());
+    assert!(matches!(refused, Err(StoreError::CorruptLayer { .. })));
+
+    // Whatever was unpacked gives one archive, again and again, with the markers in it.
+    let (mut once, mut twice) = (Vec::new(), Vec::new());
+    store.layers().tar(&diff_id, &mut once).unwrap();
+    let again = store.layers().apply(None, once.as_slice()).unwrap();
+    store.layers().tar(&again.diff_id, &mut twice).unwrap();
+    assert_eq!(once, twice);
+    let names: Vec<String> = tar::Archive::new(once.as_slice())
+        .entries()
+        .unwrap()
+        .map(|e| e.unwrap().path().unwrap().display().to_string())
+        .collect();
+    for expected in ["a/.wh.gone", "opaque/.wh..wh..opq"] {
+        assert!(
+            names.iter().any(|n| n == expected),
+            "{expected} in {names:?}"
+        );
+    }
+    assert!(store.sweep(false).unwrap().is_empty());
+}
+
+#[test]
+fn hostile_archives_stay_inside() {
+    let dir = tempfile::tempdir().unwrap();
+    let outside = dir.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("file"), "untouched").unwrap();
+    let target = outside.display().to_string();
+    let store = store(&dir.path().join("root"));
+    for (name, entries) in [
+        ("dots", vec![("../../../../outside/file", Regular, "evil")]),
+        ("absolute", vec![("/../outside/file", Regular, "evil")]),
+        (
+            "symlink",
+            vec![("l", Symlink, target.as_str()), ("l/file", Regular, "evil")],
+        ),
+        (
+            "link through",
+            vec![
+                ("l", Symlink, "../../../outside"),
+                ("l/new", Regular, "evil"),
+            ],
+        ),
+        (
+            "hard link",
+            vec![
+                ("l", Symlink, target.as_str()),
+                ("h", Link, "l/file"),
+                ("h", Regular, "evil"),
+            ],
+        ),
+        (
+            "whiteout",
+            vec![("l", Symlink, target.as_str()), ("l/.wh.file", Regular, "")],
+        ),
+        ("device", vec![("d", Char, "")]),
+    ] {
+        // Refused or made harmless: never outside.
+        let _outcome = store.layers().apply(None, archive(&entries).as_slice());
+        assert_eq!(
+            fs::read_to_string(outside.join("file")).unwrap(),
+            "untouched",
+            "{name}"
+        );
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{name}");
+    }
+    assert!(
+        store
+            .layers()
+            .apply(None, &b"not an archive at all"[..])
+            .is_err()
+    );
+    let mut cut = archive(&[("f", Regular, "content of some length")]);
+    cut.truncate(520);
+    assert!(store.layers().apply(None, cut.as_slice()).is_err());
+    assert!(
+        store.sweep(false).unwrap().is_empty(),
+        "refused archives leave nothing"
+    );
+}
+
+#[test]
+fn a_steps_changes_become_a_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let base = store
+        .layers()
+        .apply(
+            None,
+            archive(&[
+                ("keep", Regular, "k"),
+                ("drop", Regular, "d"),
+                ("d/x", Regular, "x"),
+            ])
+            .as_slice(),
+        )
+        .unwrap();
+    let stack = [base.diff_id.clone()];
+    let work = store.layers().begin().unwrap();
+    let upper = Upper::Dir {
+        upper: work.upper(),
+        work: work.work(),
+        volatile: true,
+    };
+    let root = RootFd::from(store.layers().mount(&stack, upper).unwrap());
+    crate::rooted::remove_all(root.as_fd(), "drop".as_ref()).unwrap();
+    let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CREATE;
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    root.open_in_root(Path::new("d/new"), flags, mode).unwrap();
+    let changes: Vec<String> = store
+        .layers()
+        .diff_upper(work.upper(), &stack)
+        .unwrap()
+        .iter()
+        .map(|c| format!("{:?} {}", c.kind, c.path.display()))
+        .collect();
+    assert_eq!(changes, ["Modified /d", "Added /d/new", "Deleted /drop"]);
+    drop(root);
+    let layer = store.layers().commit(work).unwrap();
+    let mut tar = Vec::new();
+    store.layers().tar(&layer.diff_id, &mut tar).unwrap();
+    assert_eq!(
+        Digest::of(&tar),
+        *layer.diff_id.digest(),
+        "the tar is what its diff id says"
+    );
+    let both = [base.diff_id, layer.diff_id.clone()];
+    let merged = RootFd::from(store.layers().mount(&both, Upper::ReadOnly).unwrap());
+    assert!(merged.lstat(Path::new("drop")).is_err());
+    assert!(merged.lstat(Path::new("keep")).is_ok() && merged.lstat(Path::new("d/new")).is_ok());
+    let blob = store.layers().compress(&layer.diff_id).unwrap();
+    assert_eq!(store.layers().compress(&layer.diff_id).unwrap(), blob);
+    store.layers().make_durable(&both).unwrap();
+    assert!(store.sweep(false).unwrap().is_empty());
+}
+
+#[test]
+fn what_a_layer_could_not_know_is_settled_on_its_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut directory = header(Directory, 0);
+    directory.set_mode(0o1770);
+    directory.set_uid(7);
+    builder
+        .append_data(&mut directory, "d/", io::empty())
+        .unwrap();
+    builder
+        .append_data(&mut header(Regular, 4), "d/base", &b"base"[..])
+        .unwrap();
+    let base = store
+        .layers()
+        .apply(None, builder.into_inner().unwrap().as_slice())
+        .unwrap();
+    let top = store
+        .layers()
+        .apply(
+            None,
+            archive(&[("d/new", Regular, "n"), ("d/linked", Link, "d/base")]).as_slice(),
+        )
+        .unwrap();
+    let merged = RootFd::from(
+        store
+            .layers()
+            .mount(&[base.diff_id, top.diff_id], Upper::ReadOnly)
+            .unwrap(),
+    );
+    let stat = merged.stat(Path::new("d")).unwrap();
+    assert_eq!((stat.st_mode & 0o7777, stat.st_uid), (0o1770, 7));
+    assert_eq!(merged.read(Path::new("d/linked"), 100).unwrap(), b"base");
+}
+
+#[test]
+fn the_same_layer_at_once_is_made_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let tar = archive(&[("f", Regular, "x")]);
+    let diff_id = DiffId(Digest::of(&tar));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                store
+                    .layers()
+                    .apply(Some(&diff_id), tar.as_slice())
+                    .unwrap()
+            });
+        }
+    });
+    assert!(store.layers().has(&diff_id).unwrap());
+    assert!(store.sweep(false).unwrap().is_empty());
+}
+
+#[test]
+fn a_rotten_blob_is_refused_and_fetched_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let tar = archive(&[("f", Regular, "x")]);
+    let diff_id = DiffId(Digest::of(&tar));
+    let digest = store.blobs().put_bytes(&tar).unwrap();
+    let blob = LayerBlob {
+        digest: digest.clone(),
+        size: tar.len() as u64,
+        media_type: String::new(),
+    };
+    let mut bytes = tar.clone();
+    bytes[600] ^= 1;
+    fs::write(store.blobs().path(&digest), &bytes).unwrap();
+    let refused = store.layers().apply_blob(&blob, &diff_id);
+    assert!(
+        matches!(refused, Err(StoreError::CorruptBlob { .. })),
+        "{refused:?}"
+    );
+    assert!(!store.blobs().has(&digest) && !store.layers().has(&diff_id).unwrap());
+}
+
+#[test]
+fn collection_keeps_what_is_needed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path());
+    let layer = |content: &str| {
+        store
+            .layers()
+            .apply(None, archive(&[("f", Regular, content)]).as_slice())
+            .unwrap()
+            .diff_id
+    };
+    let (imaged, held, loose) = (layer("imaged"), layer("held"), layer("loose"));
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["{imaged}"]}}}}"#
+    );
+    let id = store.images().put(config.as_bytes(), None).unwrap();
+    let name: corten_oci::ImageRef = "app:1".parse().unwrap();
+    store.images().tag(&name, &id).unwrap();
+    store
+        .leases()
+        .hold("container:x", std::slice::from_ref(&held), &[])
+        .unwrap();
+    let lease = store.leases().acquire().unwrap();
+    assert!(store.gc().unwrap().busy);
+    drop(lease);
+    assert_eq!(store.gc().unwrap().layers, std::slice::from_ref(&loose));
+    for kept in [&imaged, &held] {
+        assert!(store.layers().has(kept).unwrap());
+    }
+    for text in ["app:1", id.as_str(), id.hex(), id.short()] {
+        assert_eq!(store.images().resolve(text).unwrap(), id, "{text}");
+    }
+    assert!(store.check(false).unwrap().is_empty());
+    store.leases().release("container:x").unwrap();
+    store.images().delete(&id).unwrap();
+    assert!(
+        matches!(store.images().resolve("app:1"), Err(StoreError::NoSuchImage(n)) if n == "app:1")
+    );
+    let report = store.gc().unwrap();
+    assert_eq!((report.layers.len(), report.blobs.len()), (2, 1));
+}
+
+#[derive(Debug, Clone)]
+enum Node {
+    File(Vec<u8>, u32),
+    Dir(Vec<(String, Node)>, u32),
+    Link(String),
+    Fifo,
+}
+
+fn node() -> impl Strategy<Value = Node> {
+    let leaf = prop_oneof![
+        (
+            proptest::collection::vec(any::<u8>(), 0..2000),
+            0..0o7777_u32
+        )
+            .prop_map(|(content, mode)| Node::File(content, mode | 0o400)),
+        "[a-z/.]{1,150}".prop_map(Node::Link),
+        Just(Node::Fifo),
+    ];
+    leaf.prop_recursive(4, 24, 5, |inner| {
+        (
+            proptest::collection::vec(("[a-zA-Z0-9 ]{1,120}", inner), 0..5),
+            0..0o7777_u32,
+        )
+            .prop_map(|(children, mode)| Node::Dir(children, mode | 0o700))
+    })
+}
+
+fn write_tree(path: &Path, node: &Node) {
+    if fs::symlink_metadata(path).is_ok() {
+        return;
+    }
+    match node {
+        Node::File(content, mode) => {
+            fs::write(path, content).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(*mode)).unwrap();
+        }
+        Node::Dir(children, mode) => {
+            fs::create_dir(path).unwrap();
+            for (name, child) in children {
+                write_tree(&path.join(name), child);
+            }
+            fs::set_permissions(path, fs::Permissions::from_mode(*mode)).unwrap();
+        }
+        Node::Link(target) => symlink(target, path).unwrap(),
+        Node::Fifo => {
+            let kind = rustix::fs::FileType::Fifo;
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// tree → archive → unpack → archive gives the same bytes.
+    #[test]
+    fn round_trips(children in proptest::collection::vec(("[a-z]{1,8}", node()), 0..5)) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let work = store.layers().begin().unwrap();
+        for (name, child) in &children {
+            write_tree(&work.upper().join(name), child);
+        }
+        let layer = store.layers().commit(work).unwrap();
+        let mut first = Vec::new();
+        store.layers().tar(&layer.diff_id, &mut first).unwrap();
+        prop_assert_eq!(layer.diff_id.digest(), &Digest::of(&first));
+        store.layers().remove(&layer.diff_id).unwrap();
+        let again = store.layers().apply(Some(&layer.diff_id), first.as_slice()).unwrap();
+        let mut second = Vec::new();
+        store.layers().tar(&again.diff_id, &mut second).unwrap();
+        prop_assert!(first == second);
+    }
+}

@@ -1,0 +1,256 @@
+//! Paths inside a root. A path that comes from an image, a container or a client is resolved
+//! by the kernel beneath a directory descriptor (`openat2(2)` with `RESOLVE_IN_ROOT`): `..`
+//! and absolute symbolic links stay inside, magic links are refused. Nothing here ever joins
+//! strings and opens the result.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat};
+
+/// How often a resolution that raced with a rename is tried again (openat2(2), `EAGAIN`).
+const RETRIES: usize = 32;
+
+/// A directory descriptor that paths are resolved inside of.
+#[derive(Debug)]
+pub struct RootFd(OwnedFd);
+
+impl AsFd for RootFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for RootFd {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl RootFd {
+    /// Opens a directory of ours (a trusted path) as a root.
+    ///
+    /// # Errors
+    /// The path is no directory that can be opened.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self(rustix::fs::openat(CWD, path, flags, Mode::empty())?))
+    }
+
+    /// Opens a path inside the root; symbolic links are followed, inside.
+    ///
+    /// # Errors
+    /// As openat2(2).
+    pub fn open_in_root(&self, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
+        for _ in 0..RETRIES {
+            match rustix::fs::openat2(&self.0, path, flags | OFlags::CLOEXEC, mode, resolve) {
+                Err(rustix::io::Errno::AGAIN) => {}
+                other => return Ok(other?),
+            }
+        }
+        Err(io::ErrorKind::ResourceBusy.into())
+    }
+
+    /// Opens a directory inside the root as a place (`O_PATH`).
+    ///
+    /// # Errors
+    /// As openat2(2).
+    pub fn directory(&self, path: &Path) -> io::Result<OwnedFd> {
+        self.open_in_root(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+    }
+
+    /// Opens the parent of a path inside the root, and tells the path's last component.
+    /// `None` for the root itself.
+    ///
+    /// # Errors
+    /// As openat2(2), or a path that ends in `..`.
+    pub fn parent(&self, path: &Path) -> io::Result<Option<(OwnedFd, OsString)>> {
+        let path = normal(path);
+        let Some(name) = path.file_name().map(OsStr::to_owned) else {
+            return Ok(None);
+        };
+        let parent = path.parent().unwrap_or(Path::new(""));
+        Ok(Some((self.directory(parent)?, name)))
+    }
+
+    /// Reads a small regular file inside the root.
+    ///
+    /// # Errors
+    /// As openat2(2); `InvalidData` when it is no regular file or larger than `limit` bytes.
+    pub fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+        use std::io::Read;
+        let fd = self.open_in_root(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
+        let file = std::fs::File::from(fd);
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "not a regular file",
+            ));
+        }
+        let mut content = Vec::new();
+        file.take(limit + 1).read_to_end(&mut content)?;
+        if content.len() as u64 > limit {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "too large"));
+        }
+        Ok(content)
+    }
+
+    /// Status of a path inside the root; a last component that is a symbolic link is not
+    /// followed.
+    ///
+    /// # Errors
+    /// As openat2(2).
+    pub fn lstat(&self, path: &Path) -> io::Result<Stat> {
+        let fd = self.open_in_root(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+        Ok(rustix::fs::fstat(fd)?)
+    }
+
+    /// Status of what a path inside the root leads to.
+    ///
+    /// # Errors
+    /// As openat2(2).
+    pub fn stat(&self, path: &Path) -> io::Result<Stat> {
+        let fd = self.open_in_root(path, OFlags::PATH, Mode::empty())?;
+        Ok(rustix::fs::fstat(fd)?)
+    }
+
+    /// Target of a symbolic link inside the root.
+    ///
+    /// # Errors
+    /// As openat2(2); `EINVAL` when it is no link.
+    pub fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
+        let fd = self.open_in_root(path, OFlags::PATH | OFlags::NOFOLLOW, Mode::empty())?;
+        let target = rustix::fs::readlinkat(fd, "", Vec::new())?;
+        Ok(PathBuf::from(OsString::from_vec(target.into_bytes())))
+    }
+
+    /// Opens a directory inside the root, making it and its missing parents with `mode`. A
+    /// symbolic link on the way is followed inside the root; one that leads nowhere is an
+    /// error. Tells whether anything was made.
+    ///
+    /// # Errors
+    /// As openat2(2) and mkdirat(2).
+    pub fn mkdir_all(&self, path: &Path, mode: Mode) -> io::Result<(OwnedFd, bool)> {
+        let path = normal(path);
+        match self.directory(&path) {
+            Ok(fd) => return Ok((fd, false)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let mut sofar = PathBuf::new();
+        let mut current = self.directory(Path::new(""))?;
+        for component in path.components() {
+            let Component::Normal(name) = component else {
+                continue;
+            };
+            match rustix::fs::mkdirat(&current, name, mode) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+            sofar.push(name);
+            // Resolved from the root again: the component may be a link to elsewhere inside.
+            current = self.directory(&sofar)?;
+        }
+        Ok((current, true))
+    }
+}
+
+/// A path relative to a root, lexically cleaned: no leading `/`, no `.`; a `..` takes the
+/// component before it away, and goes no higher than the root.
+#[must_use]
+pub fn normal(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => {
+                cleaned.pop();
+            }
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    cleaned
+}
+
+/// The procfs name of an entry of an open directory, for the few system calls (extended
+/// attributes) that take no directory descriptor. The last component is not followed by
+/// their `l…` forms.
+pub(crate) fn proc_path(dir: BorrowedFd<'_>, name: &OsStr) -> PathBuf {
+    let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name.as_bytes());
+    PathBuf::from(OsString::from_vec(path))
+}
+
+/// Removes an entry of an open directory, with everything in it. Nothing outside is
+/// followed. Missing is fine.
+///
+/// # Errors
+/// As unlinkat(2).
+pub fn remove_all(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(rustix::io::Errno::ISDIR | rustix::io::Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let child = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(&child)? {
+        let entry = entry?;
+        let entry = OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
+        if entry != "." && entry != ".." {
+            names.push(entry);
+        }
+    }
+    for entry in names {
+        remove_all(child.as_fd(), &entry)?;
+    }
+    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn never_leaves_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("secret"), "outside").unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        std::fs::create_dir(root.join("d")).unwrap();
+        std::os::unix::fs::symlink("../../secret", root.join("d/up")).unwrap();
+        std::os::unix::fs::symlink("/secret", root.join("abs")).unwrap();
+        let fd = RootFd::open(&root).unwrap();
+        for path in ["d/up", "abs", "../secret", "/../secret", "d/../../secret"] {
+            assert!(fd.read(Path::new(path), 100).is_err(), "{path}");
+        }
+        std::fs::write(root.join("secret"), "inside").unwrap();
+        for path in ["d/up", "abs", "../secret", "/../secret"] {
+            assert_eq!(fd.read(Path::new(path), 100).unwrap(), b"inside", "{path}");
+        }
+        assert!(fd.read(Path::new("secret"), 3).is_err());
+        let (_, made) = fd
+            .mkdir_all(Path::new("a/b/c"), Mode::from_raw_mode(0o755))
+            .unwrap();
+        assert!(made && root.join("a/b/c").is_dir());
+        assert_eq!(
+            fd.read_link(Path::new("abs")).unwrap(),
+            Path::new("/secret")
+        );
+        remove_all(fd.as_fd(), OsStr::new("d")).unwrap();
+        assert!(!root.join("d").exists() && dir.path().join("secret").exists());
+    }
+}

@@ -1,0 +1,70 @@
+//! The store's tables.
+
+use corten_db::Schema;
+
+/// Tables of blobs, layers, images and leases.
+pub const SCHEMA: Schema = Schema {
+    name: "store",
+    migrations: &[V1],
+};
+
+const V1: &str = "
+-- A layer directory. boot: made in that boot and not yet synced (NULL: durable).
+-- pending: JSON of what is settled at the first mount.
+CREATE TABLE layer (
+    diff_id TEXT PRIMARY KEY,
+    size INTEGER NOT NULL,
+    boot TEXT,
+    pending TEXT
+) STRICT, WITHOUT ROWID;
+
+-- Blobs that are known to be a layer, in the order they became known.
+CREATE TABLE layer_blob (
+    diff_id TEXT NOT NULL,
+    blob TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    media_type TEXT NOT NULL,
+    UNIQUE (diff_id, blob)
+) STRICT;
+CREATE INDEX layer_blob_blob ON layer_blob (blob);
+
+CREATE TABLE image (
+    id TEXT PRIMARY KEY,
+    config BLOB NOT NULL,
+    size INTEGER NOT NULL,
+    manifest TEXT,
+    manifest_type TEXT,
+    stored_at INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE image_layer (
+    image TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    diff_id TEXT NOT NULL,
+    PRIMARY KEY (image, position)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX image_layer_diff_id ON image_layer (diff_id);
+
+-- domain/path:tag
+CREATE TABLE image_tag (
+    name TEXT PRIMARY KEY,
+    image TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX image_tag_image ON image_tag (image);
+
+-- domain/path@digest of a manifest
+CREATE TABLE image_digest (
+    name TEXT PRIMARY KEY,
+    image TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX image_digest_image ON image_digest (image);
+
+-- Who else keeps layers and images from being collected.
+CREATE TABLE hold (
+    owner TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('layer', 'image')),
+    object TEXT NOT NULL,
+    PRIMARY KEY (owner, kind, object)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX hold_object ON hold (kind, object);
+";

@@ -1,0 +1,120 @@
+//! Work in progress: directories under `tmp/` that carry a lock of their owner, so that a
+//! sweep can tell what a dead process has left behind.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+
+use crate::error::{StoreError, at};
+
+/// A directory that goes away when dropped, and when its process dies at the next sweep.
+#[derive(Debug)]
+pub struct TmpDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl TmpDir {
+    pub(crate) fn create(parent: &Path, prefix: &str) -> Result<Self, StoreError> {
+        loop {
+            let path = parent.join(format!("{prefix}-{:016x}", rand::random::<u64>()));
+            match fs::create_dir(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir_all(parent).map_err(at("create", parent))?;
+                    continue;
+                }
+                Err(error) => return Err(at("create", path)(error)),
+            }
+            let lock = File::open(&path).map_err(at("open", &path))?;
+            // A sweep may have seen the directory before it was locked, and removed it.
+            if try_lock(&lock).map_err(at("lock", &path))? && still_there(&path, &lock) {
+                return Ok(Self { path, _lock: lock });
+            }
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for TmpDir {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.path.display(), %error, "temporary directory stays behind");
+        }
+    }
+}
+
+fn try_lock(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn still_there(path: &Path, file: &File) -> bool {
+    match (fs::symlink_metadata(path), file.metadata()) {
+        (Ok(named), Ok(open)) => named.ino() == open.ino() && named.dev() == open.dev(),
+        _ => false,
+    }
+}
+
+/// Paths under `tmp/` whose owner is gone; removes them when `remove` is set.
+pub(crate) fn orphans(parent: &Path, remove: bool) -> Result<Vec<PathBuf>, StoreError> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(parent) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        Err(error) => return Err(at("read", parent)(error)),
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let Ok(file) = File::open(&path) else {
+            continue;
+        };
+        if !try_lock(&file).unwrap_or(false) {
+            continue;
+        }
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if remove {
+                fs::remove_dir_all(&path).map_err(at("remove", &path))?;
+            }
+            found.push(path);
+        } else if remove {
+            // A partial download: nobody writes it now. `check` offers it as an orphan only
+            // when asked to repair; until then it is kept, to be resumed.
+            fs::remove_file(&path).map_err(at("remove", &path))?;
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_dead_are_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let tmp = dir.path().join("tmp");
+        let alive = TmpDir::create(&tmp, "x").unwrap();
+        fs::create_dir(tmp.join("dead")).unwrap();
+        assert_eq!(orphans(&tmp, true).unwrap(), [tmp.join("dead")]);
+        assert!(alive.path().exists());
+        let path = alive.path().to_owned();
+        drop(alive);
+        assert!(!path.exists());
+    }
+}
