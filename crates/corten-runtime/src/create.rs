@@ -1,19 +1,41 @@
-//! Creating and starting a container's first process.
+//! Creating and starting a container's first process: the caller's side.
+//!
+//! Story: check and prepare everything (the plan), make the control group, clone, wait
+//! until the child says that only its `execve` is left. Each thing made has a guard, so
+//! that a failure anywhere leaves no process and no group behind.
 
+use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
-use crate::cgroup::Cgroup;
-use crate::error::RuntimeError;
-use crate::sandbox::Sandbox;
+use corten_oci::runtime_spec::{Hook, LinuxResources, Spec};
+
+use crate::cgroup::{Cgroup, CgroupGuard};
+use crate::channel::{self, Message};
+use crate::error::{RuntimeError, Step};
+use crate::hooks::{self, HookState};
+use crate::init::{self, ChildStdio, InitPlan};
+use crate::mounts;
+use crate::namespaces::Namespaces;
+use crate::process::{self, ProcessPlan};
+use crate::procfs::Proc;
+use crate::rootfs::RootfsPlan;
+use crate::sandbox::{Rootfs, Sandbox, Stdio};
+use crate::status::{ExitStatus, wait_pidfd};
+use crate::sys::{self, Cloned};
 
 /// A container whose first process is set up and waits, one `execve` away from its
 /// program. Dropping it kills the process and removes the control group.
 #[derive(Debug)]
 pub struct Created {
-    pid: i32,
-    pidfd: Option<OwnedFd>,
+    // Order of fields is order of dropping: first the process, then its group.
+    child: ChildGuard,
+    cgroup: CgroupGuard,
+    channel: OwnedFd,
     console: Option<OwnedFd>,
-    cgroup: Option<Cgroup>,
+    poststart: Vec<Hook>,
+    hook_state: HookState,
 }
 
 /// A container whose program has been executed. Dropping it leaves the container alone.
@@ -27,34 +49,381 @@ pub struct Running {
     pub cgroup: Cgroup,
 }
 
-/// Creates a container up to, but not including, the execution of its program.
-/// The caller must be single-threaded.
-pub fn create(_sandbox: Sandbox<'_>) -> Result<Created, RuntimeError> {
-    Err(RuntimeError::spec("process", "not there yet"))
+/// What only the command line needs.
+#[derive(Debug, Default)]
+pub(crate) struct Extras {
+    /// For the hooks' state.
+    pub(crate) bundle: PathBuf,
+    pub(crate) no_pivot: bool,
+    pub(crate) no_new_keyring: bool,
+    /// Descriptors from 3 on that the program keeps.
+    pub(crate) keep_fds: u32,
+    /// Read and report ends of a gate that outlives the caller.
+    pub(crate) gate: Option<(OwnedFd, OwnedFd)>,
+}
+
+/// Creates a container up to, but not including, the execution of its program. The
+/// caller must be single-threaded.
+///
+/// Besides [`RuntimeError::Setup`] this may already return [`RuntimeError::Exec`]: the
+/// program is looked up now.
+pub fn create(sandbox: Sandbox<'_>) -> Result<Created, RuntimeError> {
+    create_with(sandbox, Extras::default())
+}
+
+pub(crate) fn create_with(sandbox: Sandbox<'_>, extras: Extras) -> Result<Created, RuntimeError> {
+    let spec = sandbox.spec;
+    refuse_unsupported(spec)?;
+    let hook_state = hook_state(sandbox.id, spec, &extras.bundle);
+    let resources = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().clone());
+    let no_resources = LinuxResources::default();
+    let cgroup = Cgroup::create(
+        &sandbox.cgroup.path,
+        resources.as_ref().unwrap_or(&no_resources),
+    )?;
+    let mut plan = plan(sandbox, extras, cgroup.get(), hook_state.clone())?;
+    let (channel, child) = clone(&mut plan, cgroup.get())?;
+    let hooks = spec.hooks().as_ref();
+    let runtime_hooks = [
+        ("prestart", hooks.and_then(|hooks| hooks.prestart().clone())),
+        (
+            "createRuntime",
+            hooks.and_then(|hooks| hooks.create_runtime().clone()),
+        ),
+    ];
+    let console = loop {
+        match channel::receive(channel.as_fd())? {
+            Message::Namespaces => {
+                if plan.namespaces.new_user {
+                    plan.namespaces.write_mappings(child.pid)?;
+                }
+                let state = hook_state.json("creating", Some(child.pid));
+                for (kind, hooks) in &runtime_hooks {
+                    hooks::run(hooks.as_deref().unwrap_or_default(), kind, &state)?;
+                }
+                channel::go(channel.as_fd())?;
+            }
+            Message::Ready(console) => break console,
+            Message::Failed(error) => return Err(error),
+            Message::Closed => {
+                return Err(RuntimeError::Died {
+                    step: Step::Prepare,
+                    status: child.reap()?,
+                });
+            }
+        }
+    };
+    let poststart = hooks
+        .and_then(|hooks| hooks.poststart().clone())
+        .unwrap_or_default();
+    Ok(Created {
+        child,
+        cgroup,
+        channel,
+        console,
+        poststart,
+        hook_state,
+    })
 }
 
 impl Created {
     /// The first process, in the caller's pid namespace.
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.child.pid
     }
+
     /// Its pidfd.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd
-            .as_ref()
-            .map(AsFd::as_fd)
-            .unwrap_or(rustix::stdio::stdin())
+        self.child.pidfd()
     }
+
     /// The master side of the terminal, once, if one was asked for.
     pub fn console(&mut self) -> Option<OwnedFd> {
         self.console.take()
     }
+
     /// The control group.
-    pub fn cgroup(&self) -> Option<&Cgroup> {
-        self.cgroup.as_ref()
+    pub fn cgroup(&self) -> &Cgroup {
+        self.cgroup.get()
     }
-    /// Executes the program; returns once `execve` has happened (or failed).
+
+    /// Executes the program; returns once `execve` has happened (or failed, in which case
+    /// nothing is left of the container).
     pub fn start(self) -> Result<Running, RuntimeError> {
-        Err(RuntimeError::spec("process", "not there yet"))
+        channel::go(self.channel.as_fd())?;
+        match channel::receive(self.channel.as_fd())? {
+            Message::Closed => {}
+            Message::Failed(error) => return Err(error),
+            Message::Ready(_) | Message::Namespaces => {
+                return Err(RuntimeError::setup(
+                    Step::Sync,
+                    "",
+                    rustix::io::Errno::PROTO,
+                ));
+            }
+        }
+        let state = self.hook_state.json("running", Some(self.child.pid));
+        if let Err(error) = hooks::run(&self.poststart, "poststart", &state) {
+            // runtime-spec, lifecycle step 10: log, and go on.
+            tracing::warn!(container = self.hook_state.id, %error, "poststart hook failed");
+        }
+        Ok(self.detach())
     }
+
+    /// Disarms the guards without starting: somebody else will (the command line).
+    pub(crate) fn detach(self) -> Running {
+        let pid = self.child.pid;
+        let pidfd = self.child.disarm();
+        Running {
+            pid,
+            pidfd,
+            cgroup: self.cgroup.disarm(),
+        }
+    }
+}
+
+/// Kills and reaps the child unless disarmed.
+#[derive(Debug)]
+pub(crate) struct ChildGuard {
+    pub(crate) pid: i32,
+    pidfd: Option<OwnedFd>,
+}
+
+impl ChildGuard {
+    pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Self {
+        Self {
+            pid,
+            pidfd: Some(pidfd),
+        }
+    }
+
+    fn pidfd(&self) -> BorrowedFd<'_> {
+        // Only `disarm` and `reap` take it, and they consume the guard.
+        self.pidfd
+            .as_ref()
+            .map_or(rustix::stdio::stdin(), AsFd::as_fd)
+    }
+
+    /// Leaves the child alone.
+    #[allow(clippy::expect_used)] // taken nowhere else before
+    pub(crate) fn disarm(mut self) -> OwnedFd {
+        self.pidfd
+            .take()
+            .expect("a guard has its pidfd until it is consumed")
+    }
+
+    /// Waits for a child that is ending by itself.
+    pub(crate) fn reap(self) -> Result<ExitStatus, RuntimeError> {
+        wait_pidfd(self.disarm())
+    }
+}
+
+impl Drop for ChildGuard {
+    fn drop(&mut self) {
+        if let Some(pidfd) = self.pidfd.take() {
+            rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).ok();
+            wait_pidfd(&pidfd).ok();
+        }
+    }
+}
+
+/// Everything that can be prepared and checked before there is a process.
+fn plan(
+    sandbox: Sandbox<'_>,
+    extras: Extras,
+    cgroup: &Cgroup,
+    hook_state: HookState,
+) -> Result<InitPlan, RuntimeError> {
+    let Sandbox {
+        id,
+        spec,
+        rootfs,
+        mounts: mut opened,
+        netns,
+        stdio,
+        ..
+    } = sandbox;
+    let process = spec.process().as_ref();
+    let process = process.ok_or_else(|| RuntimeError::spec("process", "is missing"))?;
+    let linux = spec.linux().as_ref();
+    let namespaces = Namespaces::plan(spec, netns)?;
+    let process = ProcessPlan::new(process, process::profile(spec))?;
+    let (uids, gids) = namespaces.mappings();
+    if namespaces.new_user {
+        process.check_mappings(uids, gids)?;
+    }
+    let rootfs = root_plan(
+        spec,
+        rootfs,
+        &mut opened,
+        cgroup,
+        &namespaces,
+        extras.no_pivot,
+    )?;
+    let hooks = spec.hooks().as_ref();
+    let some = |hooks: &Option<Vec<Hook>>| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty());
+    let runtime_hooks =
+        hooks.is_some_and(|hooks| some(hooks.prestart()) || some(hooks.create_runtime()));
+    let list = |hooks: Option<&Vec<Hook>>| hooks.cloned().unwrap_or_default();
+    Ok(InitPlan {
+        sync: namespaces.new_user || runtime_hooks,
+        cgroups: cgroup.join_files()?,
+        hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
+        domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
+        sysctls: sysctls(spec)?,
+        personality: linux
+            .and_then(|linux| linux.personality().as_ref())
+            .map(personality),
+        keyring: if extras.no_new_keyring {
+            None
+        } else {
+            CString::new(format!("_ses.{id}")).ok()
+        },
+        rootfs,
+        stdio: child_stdio(stdio, &process),
+        process,
+        proc: Proc::open()?,
+        keep_fds: extras.keep_fds,
+        create_container: list(hooks.and_then(|hooks| hooks.create_container().as_ref())),
+        start_container: list(hooks.and_then(|hooks| hooks.start_container().as_ref())),
+        hook_state,
+        gate: extras.gate,
+        namespaces,
+    })
+}
+
+fn root_plan(
+    spec: &Spec,
+    rootfs: Rootfs,
+    opened: &mut BTreeMap<usize, OwnedFd>,
+    cgroup: &Cgroup,
+    namespaces: &Namespaces,
+    no_pivot: bool,
+) -> Result<Option<RootfsPlan>, RuntimeError> {
+    if !namespaces.new_mount {
+        return Ok(None);
+    }
+    let mounts = mounts::plan(spec, opened, cgroup)?;
+    let bind_devices = namespaces.in_user_namespace();
+    RootfsPlan::new(spec, rootfs, mounts, bind_devices, no_pivot).map(Some)
+}
+
+pub(crate) fn child_stdio(stdio: Stdio, process: &ProcessPlan) -> ChildStdio {
+    match stdio {
+        Stdio::Inherit => ChildStdio::Inherit,
+        Stdio::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        } => ChildStdio::Fds([stdin, stdout, stderr]),
+        Stdio::Terminal { size } => ChildStdio::Terminal(size.or(process.console_size)),
+    }
+}
+
+/// Clones, and runs the plan in the child. In the caller, what was for the child only is
+/// closed again.
+fn clone(plan: &mut InitPlan, cgroup: &Cgroup) -> Result<(OwnedFd, ChildGuard), RuntimeError> {
+    let (ours, theirs) = channel::pair()?;
+    let target = cgroup.clone_target()?;
+    let born_into = plan.namespaces.enter_pid()?;
+    let cloned = sys::clone3(
+        plan.namespaces.clone_flags(),
+        target.as_ref().map(AsFd::as_fd),
+    );
+    match cloned.map_err(|errno| RuntimeError::setup(Step::Clone, "", errno))? {
+        Cloned::Child => {
+            drop(ours);
+            init::run(plan, theirs)
+        }
+        Cloned::Parent { pid, pidfd } => {
+            drop(born_into);
+            plan.rootfs = None;
+            plan.stdio = ChildStdio::Inherit;
+            plan.gate = None;
+            Ok((ours, ChildGuard::new(pid, pidfd)))
+        }
+    }
+}
+
+pub(crate) fn hook_state(id: &str, spec: &Spec, bundle: &std::path::Path) -> HookState {
+    let annotations = spec.annotations().iter().flatten();
+    HookState {
+        version: spec.version().clone(),
+        id: id.to_owned(),
+        bundle: bundle.to_owned(),
+        annotations: annotations.map(|(k, v)| (k.clone(), v.clone())).collect(),
+    }
+}
+
+/// `a.b.c` or `a/b/c` to a path below `/proc`. Only namespaced ones: the others would
+/// change the host.
+fn sysctls(spec: &Spec) -> Result<Vec<(String, String)>, RuntimeError> {
+    let given = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.sysctl().as_ref());
+    let mut sysctls = Vec::new();
+    for (name, value) in given.into_iter().flatten() {
+        let path = if name.contains('/') {
+            name.clone()
+        } else {
+            name.replace('.', "/")
+        };
+        let dotted = path.replace('/', ".");
+        let namespaced = dotted.starts_with("net.")
+            || dotted.starts_with("fs.mqueue.")
+            || dotted == "kernel.domainname"
+            || dotted == "kernel.hostname"
+            || ["kernel.msg", "kernel.sem", "kernel.shm"]
+                .iter()
+                .any(|p| dotted.starts_with(p));
+        if !namespaced || path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            let reason = "is not a sysctl of one of the container's namespaces";
+            return Err(RuntimeError::spec(format!("linux.sysctl.{name}"), reason));
+        }
+        sysctls.push((format!("sys/{path}"), value.clone()));
+    }
+    Ok(sysctls)
+}
+
+/// `PER_LINUX` or `PER_LINUX32`.
+fn personality(personality: &corten_oci::runtime_spec::LinuxPersonality) -> u64 {
+    use corten_oci::runtime_spec::LinuxPersonalityDomain as D;
+    match personality.domain() {
+        D::PerLinux32 => 0x8,
+        D::PerLinux => 0,
+    }
+}
+
+/// What a later version does, is refused instead of ignored.
+fn refuse_unsupported(spec: &Spec) -> Result<(), RuntimeError> {
+    let Some(linux) = spec.linux() else {
+        return Ok(());
+    };
+    for (field, present) in [
+        ("linux.intelRdt", linux.intel_rdt().is_some()),
+        ("linux.memoryPolicy", linux.memory_policy().is_some()),
+        (
+            "linux.netDevices",
+            linux
+                .net_devices()
+                .as_ref()
+                .is_some_and(|map| !map.is_empty()),
+        ),
+        (
+            "linux.mountLabel",
+            linux
+                .mount_label()
+                .as_ref()
+                .is_some_and(|label| !label.is_empty()),
+        ),
+    ] {
+        if present {
+            return Err(RuntimeError::spec(field, "is not supported"));
+        }
+    }
+    Ok(())
 }

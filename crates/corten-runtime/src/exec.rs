@@ -1,12 +1,26 @@
 //! Executing a further process inside a running container.
+//!
+//! The caller lets a child be born into the container's pid namespace and v2 group; the
+//! child joins all other namespaces in one `setns` by pidfd and then does what a first
+//! process does last ([`become_process`]).
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use corten_oci::runtime_spec::{Process, Spec};
+use corten_oci::runtime_spec::{LinuxNamespaceType, Process, Spec};
+use rustix::fs::{Mode, OFlags};
 
-use crate::cgroup::Cgroup;
-use crate::error::RuntimeError;
+use crate::cgroup::{self, Cgroup};
+use crate::channel::{self, Message};
+use crate::create::{ChildGuard, child_stdio};
+use crate::error::{RuntimeError, Step};
+use crate::init::ChildStdio;
+use crate::namespaces::PidGuard;
+use crate::process::{self, ProcessPlan, become_process, wire_stdio};
+use crate::procfs::Proc;
+use crate::root::RootFd;
+use crate::rootfs::{Console, open_console};
 use crate::sandbox::Stdio;
+use crate::sys::{self, Cloned};
 
 /// The running container to execute in.
 #[derive(Debug, Clone, Copy)]
@@ -30,12 +44,186 @@ pub struct ExecProcess {
     pub console: Option<OwnedFd>,
 }
 
+/// What the child needs.
+struct ExecPlan<'a> {
+    target: BorrowedFd<'a>,
+    namespaces: i32,
+    user_namespace: bool,
+    cgroups: Vec<OwnedFd>,
+    stdio: ChildStdio,
+    process: ProcessPlan,
+    proc: Proc,
+    keep_fds: u32,
+}
+
 /// Executes `process` inside `target`; returns once `execve` has happened (or failed).
-/// The caller must be single-threaded.
+/// A process without capabilities of its own gets those of the container. The caller
+/// must be single-threaded.
 pub fn exec(
-    _target: &Target<'_>,
-    _process: &Process,
-    _stdio: Stdio,
+    target: &Target<'_>,
+    process: &Process,
+    stdio: Stdio,
 ) -> Result<ExecProcess, RuntimeError> {
-    Err(RuntimeError::spec("process", "not there yet"))
+    exec_with(target, process, stdio, 0)
+}
+
+pub(crate) fn exec_with(
+    target: &Target<'_>,
+    process: &Process,
+    stdio: Stdio,
+    keep_fds: u32,
+) -> Result<ExecProcess, RuntimeError> {
+    let mut plan = plan(target, process, stdio, keep_fds)?;
+    let (ours, theirs) = channel::pair()?;
+    let group = target.cgroup.clone_target()?;
+    let child = {
+        let _born_into = PidGuard::enter(target.pidfd)?;
+        // The child is visible inside from its first moment, while it still has the
+        // host's descriptors and executable: it must be born unreachable.
+        let _hidden = Hidden::now()?;
+        let cloned = sys::clone3(0, group.as_ref().map(AsFd::as_fd));
+        match cloned.map_err(|errno| RuntimeError::setup(Step::Clone, "", errno))? {
+            Cloned::Child => {
+                drop(ours);
+                run(&mut plan, theirs)
+            }
+            Cloned::Parent { pid, pidfd } => ChildGuard::new(pid, pidfd),
+        }
+    };
+    drop(theirs);
+    drop(plan);
+    let mut console = None;
+    loop {
+        match channel::receive(ours.as_fd())? {
+            Message::Ready(fd) => console = fd,
+            Message::Closed => break,
+            Message::Failed(error) => return Err(error),
+            Message::Namespaces => channel::go(ours.as_fd())?,
+        }
+    }
+    Ok(ExecProcess {
+        pid: child.pid,
+        pidfd: child.disarm(),
+        console,
+    })
+}
+
+fn plan<'a>(
+    target: &Target<'a>,
+    process: &Process,
+    stdio: Stdio,
+    keep_fds: u32,
+) -> Result<ExecPlan<'a>, RuntimeError> {
+    let inherited;
+    let process = match (process.capabilities(), target.spec.process()) {
+        (None, Some(first)) => {
+            let mut own = process.clone();
+            own.set_capabilities(first.capabilities().clone());
+            inherited = own;
+            &inherited
+        }
+        _ => process,
+    };
+    let process = ProcessPlan::new(process, process::profile(target.spec))?;
+    let linux = target.spec.linux().as_ref();
+    let listed = linux
+        .and_then(|linux| linux.namespaces().as_deref())
+        .unwrap_or_default();
+    let has = |typ| listed.iter().any(|namespace| namespace.typ() == typ);
+    let user_namespace = has(LinuxNamespaceType::User);
+    // Joining a namespace one is in already is allowed, except for the user namespace.
+    let mut namespaces = libc::CLONE_NEWNS
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWCGROUP;
+    if user_namespace {
+        namespaces |= libc::CLONE_NEWUSER;
+    }
+    if has(LinuxNamespaceType::Time) {
+        namespaces |= CLONE_NEWTIME;
+    }
+    Ok(ExecPlan {
+        target: target.pidfd,
+        namespaces,
+        user_namespace,
+        cgroups: target.cgroup.join_files()?,
+        stdio: child_stdio(stdio, &process),
+        process,
+        proc: Proc::open()?,
+        keep_fds,
+    })
+}
+
+const CLONE_NEWTIME: i32 = 0x80;
+
+/// Runs in the child. Never returns.
+fn run(plan: &mut ExecPlan<'_>, channel: OwnedFd) -> ! {
+    let error = match set_up(plan) {
+        Ok(console) => {
+            let master = console.map(|console| console.master);
+            let ready = || channel::ready(channel.as_fd(), master.as_ref().map(AsFd::as_fd));
+            become_process(
+                &mut plan.process,
+                &plan.proc,
+                plan.keep_fds,
+                ready,
+                None,
+                || Ok(()),
+            )
+        }
+        Err(error) => error,
+    };
+    channel::failed(channel.as_fd(), &error);
+    sys::exit_now(i32::from(error.exit_code()))
+}
+
+fn set_up(plan: &ExecPlan<'_>) -> Result<Option<Console>, RuntimeError> {
+    sys::reset_signals();
+    rustix::process::setsid().map_err(|errno| RuntimeError::setup(Step::Stdio, "setsid", errno))?;
+    cgroup::join(&plan.cgroups)
+        .map_err(|errno| RuntimeError::setup(Step::CgroupJoin, "", errno))?;
+    sys::setns(plan.target, plan.namespaces)
+        .map_err(|errno| RuntimeError::setup(Step::Namespace, "of the container", errno))?;
+    if plan.user_namespace {
+        crate::init::become_namespace_root()?;
+    }
+    match &plan.stdio {
+        ChildStdio::Inherit => Ok(None),
+        ChildStdio::Fds([stdin, stdout, stderr]) => {
+            wire_stdio([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])?;
+            Ok(None)
+        }
+        ChildStdio::Terminal(size) => {
+            // Joining the mount namespace has made its root ours.
+            let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|errno| RuntimeError::setup(Step::Console, "/", errno))?;
+            let console = open_console(&RootFd::new(root), *size)?;
+            wire_stdio(console.stdio())?;
+            sys::set_controlling_terminal()
+                .map_err(|errno| RuntimeError::setup(Step::Console, "", errno))?;
+            Ok(Some(console))
+        }
+    }
+}
+
+/// While it lives, the caller and what it clones cannot be looked into.
+struct Hidden {
+    before: rustix::process::DumpableBehavior,
+}
+
+impl Hidden {
+    fn now() -> Result<Self, RuntimeError> {
+        use rustix::process::{DumpableBehavior, dumpable_behavior, set_dumpable_behavior};
+        let fail = |errno| RuntimeError::setup(Step::Prepare, "dumpable", errno);
+        let before = dumpable_behavior().map_err(fail)?;
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(fail)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        rustix::process::set_dumpable_behavior(self.before).ok();
+    }
 }

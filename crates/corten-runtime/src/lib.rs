@@ -14,10 +14,19 @@
 
 mod caps;
 pub mod cgroup;
+mod channel;
 pub mod create;
 pub mod defaults;
 pub mod error;
 pub mod exec;
+mod hooks;
+mod init;
+mod mounts;
+mod namespaces;
+mod process;
+mod procfs;
+mod root;
+mod rootfs;
 pub mod sandbox;
 mod seccomp;
 pub mod status;

@@ -1,0 +1,264 @@
+//! The wire between the caller and the child it has cloned: a socket pair of packets.
+//! Down: single bytes that let the child go on. Up: "at this point" bytes, the terminal's
+//! master descriptor, or the one failure that ends the child.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+
+use crate::error::{ExecErrno, RuntimeError, Step};
+
+/// Longest packet. A failure's texts are cut to fit.
+const MAX_PACKET: usize = 4096;
+
+/// What the child says.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// Its namespaces exist; the caller writes id mappings and runs hooks, then answers.
+    Namespaces,
+    /// Nothing but the `execve` is left; the terminal's master side, if there is one.
+    Ready(Option<OwnedFd>),
+    /// It has failed and ends.
+    Failed(RuntimeError),
+    /// It has closed its side: executed, or ended.
+    Closed,
+}
+
+/// Both ends, close-on-exec.
+pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), RuntimeError> {
+    socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|errno| RuntimeError::setup(Step::Sync, "socket pair", errno))
+}
+
+/// Lets the other side go on.
+pub(crate) fn go(fd: BorrowedFd<'_>) -> Result<(), RuntimeError> {
+    match rustix::io::retry_on_intr(|| rustix::net::send(fd, b"g", SendFlags::NOSIGNAL)) {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(RuntimeError::setup(Step::Sync, "", errno)),
+    }
+}
+
+/// One byte, or `None` at the end of the file.
+pub(crate) fn read_byte(fd: BorrowedFd<'_>) -> Result<Option<u8>, Errno> {
+    let mut byte = [0u8];
+    let count = rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut byte))?;
+    Ok(if count == 0 {
+        None
+    } else {
+        byte.first().copied()
+    })
+}
+
+/// Child: "my namespaces exist", and waits for the answer.
+pub(crate) fn namespaces_made(fd: BorrowedFd<'_>) -> Result<(), RuntimeError> {
+    let fail = |errno| RuntimeError::setup(Step::Sync, "", errno);
+    rustix::io::write(fd, &[NAMESPACES]).map_err(fail)?;
+    match read_byte(fd).map_err(fail)? {
+        Some(_) => Ok(()),
+        None => Err(fail(Errno::PIPE)),
+    }
+}
+
+/// Child: "nothing but the execve is left".
+pub(crate) fn ready(
+    fd: BorrowedFd<'_>,
+    console: Option<BorrowedFd<'_>>,
+) -> Result<(), RuntimeError> {
+    let fail = |errno| RuntimeError::setup(Step::Sync, "", errno);
+    let Some(console) = console else {
+        return rustix::io::write(fd, &[READY]).map(drop).map_err(fail);
+    };
+    let fds = [console];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    sendmsg(
+        fd,
+        &[IoSlice::new(&[READY])],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
+    .map(drop)
+    .map_err(fail)
+}
+
+/// Child: the one failure.
+pub(crate) fn failed(fd: BorrowedFd<'_>, error: &RuntimeError) {
+    let packet = encode(error);
+    rustix::io::write(fd, &packet).ok();
+}
+
+/// Caller: waits for the child's next word.
+pub(crate) fn receive(fd: BorrowedFd<'_>) -> Result<Message, RuntimeError> {
+    let fail = |errno| RuntimeError::setup(Step::Sync, "", errno);
+    let mut buffer = [0u8; MAX_PACKET];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::io::retry_on_intr(|| {
+        recvmsg(
+            fd,
+            &mut [IoSliceMut::new(&mut buffer)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+    });
+    let count = match received {
+        Ok(received) => received.bytes,
+        Err(Errno::CONNRESET) => 0,
+        Err(errno) => return Err(fail(errno)),
+    };
+    let mut console = None;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            console = fds.last();
+        }
+    }
+    let packet = buffer.get(..count).unwrap_or_default();
+    match packet.split_first() {
+        None => Ok(Message::Closed),
+        Some((&NAMESPACES, _)) => Ok(Message::Namespaces),
+        Some((&READY, _)) => Ok(Message::Ready(console)),
+        Some(_) => Ok(Message::Failed(decode(packet))),
+    }
+}
+
+/// Reads one failure from a pipe (the command line's way); `None` at its end.
+pub(crate) fn read_failure(fd: impl AsFd) -> Result<Option<RuntimeError>, RuntimeError> {
+    let mut buffer = [0u8; MAX_PACKET];
+    let count = rustix::io::retry_on_intr(|| rustix::io::read(fd.as_fd(), &mut buffer))
+        .map_err(|errno| RuntimeError::setup(Step::Sync, "", errno))?;
+    Ok(buffer
+        .get(..count)
+        .filter(|packet| !packet.is_empty())
+        .map(decode))
+}
+
+const NAMESPACES: u8 = 1;
+const READY: u8 = 2;
+const SETUP: u8 = 3;
+const EXEC: u8 = 4;
+const SPEC: u8 = 5;
+const CWD: u8 = 6;
+const HOOK: u8 = 7;
+const OTHER: u8 = 8;
+
+/// `kind, step, errno (4), length of the first text (2), first text, second text`.
+fn encode(error: &RuntimeError) -> Vec<u8> {
+    let raw = |errno: Errno| errno.raw_os_error();
+    let (kind, step, errno, first, second) = match error {
+        RuntimeError::Setup {
+            step,
+            target,
+            errno,
+        } => (SETUP, *step as u8, raw(*errno), target.as_str(), ""),
+        RuntimeError::Exec { path, reason } => {
+            let errno = match reason {
+                ExecErrno::NotInPath => 0,
+                ExecErrno::Errno(errno) => raw(*errno),
+            };
+            (EXEC, 0, errno, path.as_str(), "")
+        }
+        RuntimeError::Spec { field, reason } => (SPEC, 0, 0, field.as_str(), reason.as_str()),
+        RuntimeError::CwdOutsideRoot { path } => (CWD, 0, 0, path.as_str(), ""),
+        RuntimeError::Hook { path, reason, .. } => (HOOK, 0, 0, path.as_str(), reason.as_str()),
+        _ => (OTHER, 0, 0, "", ""),
+    };
+    let cut = |text: &str| {
+        text.as_bytes()
+            .get(..text.len().min(1800))
+            .map(<[u8]>::to_vec)
+    };
+    let first = cut(first).unwrap_or_default();
+    let second = cut(second).unwrap_or_default();
+    let mut packet = vec![kind, step];
+    packet.extend(errno.to_le_bytes());
+    packet.extend(u16::try_from(first.len()).unwrap_or(0).to_le_bytes());
+    packet.extend(first);
+    packet.extend(second);
+    packet
+}
+
+fn decode(packet: &[u8]) -> RuntimeError {
+    let (kind, step, errno, first, second) = match packet {
+        [kind, step, e0, e1, e2, e3, l0, l1, texts @ ..] => {
+            let length = usize::from(u16::from_le_bytes([*l0, *l1])).min(texts.len());
+            let (first, second) = texts.split_at(length);
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let errno = i32::from_le_bytes([*e0, *e1, *e2, *e3]);
+            (
+                *kind,
+                Step::from_byte(*step),
+                errno,
+                text(first),
+                text(second),
+            )
+        }
+        _ => (OTHER, Step::Sync, 0, String::new(), String::new()),
+    };
+    let os = |errno: i32| Errno::from_raw_os_error(if errno == 0 { libc::EPROTO } else { errno });
+    match kind {
+        SETUP => RuntimeError::setup(step, first, os(errno)),
+        EXEC if errno == 0 => RuntimeError::Exec {
+            path: first,
+            reason: ExecErrno::NotInPath,
+        },
+        EXEC => RuntimeError::Exec {
+            path: first,
+            reason: ExecErrno::Errno(os(errno)),
+        },
+        SPEC => RuntimeError::spec(first, second),
+        CWD => RuntimeError::CwdOutsideRoot { path: first },
+        HOOK => RuntimeError::Hook {
+            kind: "container",
+            path: first,
+            reason: second,
+        },
+        _ => RuntimeError::setup(Step::Sync, "unexpected message", os(0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn failures_survive_the_wire() {
+        let errors = [
+            RuntimeError::setup(Step::Mount, "/dev/shm", Errno::PERM),
+            RuntimeError::Exec {
+                path: "foo".into(),
+                reason: ExecErrno::NotInPath,
+            },
+            RuntimeError::Exec {
+                path: "/x".into(),
+                reason: ExecErrno::Errno(Errno::ACCESS),
+            },
+            RuntimeError::spec("process.cwd", "no"),
+            RuntimeError::CwdOutsideRoot {
+                path: "/proc/self/fd/7".into(),
+            },
+        ];
+        for error in errors {
+            assert_eq!(decode(&encode(&error)).to_string(), error.to_string());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_packet_decodes(packet in proptest::collection::vec(any::<u8>(), 0..64)) {
+            decode(&packet);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Hooks (runtime-spec, config "POSIX-platform Hooks"): programs run at fixed points with
+//! the container's state on their standard input.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use corten_oci::runtime_spec::Hook;
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use crate::error::RuntimeError;
+
+/// How much of a failing hook's output goes into the message.
+const MAX_OUTPUT: u64 = 1024;
+
+/// What a hook is told, as far as it does not change.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HookState {
+    pub(crate) version: String,
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) annotations: Vec<(String, String)>,
+}
+
+impl HookState {
+    /// The state document (runtime-spec, runtime "State").
+    pub(crate) fn json(&self, status: &str, pid: Option<i32>) -> String {
+        let annotations: serde_json::Map<String, serde_json::Value> = self
+            .annotations
+            .iter()
+            .map(|(k, v)| (k.clone(), v.clone().into()))
+            .collect();
+        let mut state = serde_json::json!({
+            "ociVersion": self.version,
+            "id": self.id,
+            "status": status,
+            "bundle": self.bundle,
+            "annotations": annotations,
+        });
+        if let (Some(pid), Some(map)) = (pid, state.as_object_mut()) {
+            map.insert("pid".to_owned(), pid.into());
+        }
+        state.to_string()
+    }
+}
+
+/// Runs them in order; the first failure ends it.
+pub(crate) fn run(hooks: &[Hook], kind: &'static str, state: &str) -> Result<(), RuntimeError> {
+    for hook in hooks {
+        run_one(hook, state).map_err(|reason| RuntimeError::Hook {
+            kind,
+            path: hook.path().display().to_string(),
+            reason,
+        })?;
+    }
+    Ok(())
+}
+
+fn run_one(hook: &Hook, state: &str) -> Result<(), String> {
+    let text = |error: std::io::Error| error.to_string();
+    let output = memfd_create("hook", MemfdFlags::CLOEXEC).map_err(|e| e.to_string())?;
+    let mut output = File::from(output);
+    let mut command = Command::new(hook.path());
+    if let Some([name, args @ ..]) = hook.args().as_deref() {
+        std::os::unix::process::CommandExt::arg0(&mut command, name);
+        command.args(args);
+    }
+    command.env_clear();
+    for variable in hook.env().iter().flatten() {
+        if let Some((name, value)) = variable.split_once('=') {
+            command.env(name, value);
+        }
+    }
+    command.stdin(Stdio::piped());
+    command.stdout(output.try_clone().map_err(text)?);
+    command.stderr(output.try_clone().map_err(text)?);
+    let mut child = command.spawn().map_err(text)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A hook that does not read its state is fine.
+        stdin.write_all(state.as_bytes()).ok();
+    }
+    let seconds = hook
+        .timeout()
+        .and_then(|seconds| u64::try_from(seconds).ok());
+    let deadline = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(text)? {
+            break status;
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            child.kill().ok();
+            child.wait().ok();
+            return Err(format!("timed out after {} s", seconds.unwrap_or(0)));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    if status.success() {
+        return Ok(());
+    }
+    let mut said = String::new();
+    output.rewind().ok();
+    output.take(MAX_OUTPUT).read_to_string(&mut said).ok();
+    let said = said.trim();
+    Err(if said.is_empty() {
+        status.to_string()
+    } else {
+        format!("{status}: {said}")
+    })
+}

@@ -1,0 +1,232 @@
+//! A container's first process, from its birth to its program: the child's side of
+//! [`create`](crate::create()). Everything it needs was prepared by the caller; it only
+//! carries out, in this order: signals, session, control groups, namespaces, names,
+//! sysctls, root file system, terminal, and then what every process does
+//! ([`become_process`]).
+
+use std::cell::Cell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use corten_oci::runtime_spec::Hook;
+use rustix::io::Errno;
+
+use crate::cgroup;
+use crate::channel;
+use crate::error::{RuntimeError, Step};
+use crate::hooks::{self, HookState};
+use crate::namespaces::Namespaces;
+use crate::process::{Gate, ProcessPlan, become_process, wire_stdio};
+use crate::procfs::Proc;
+use crate::rootfs::{Console, RootfsPlan};
+use crate::sandbox::TerminalSize;
+use crate::sys;
+
+/// Standard streams as the child gets them.
+#[derive(Debug)]
+pub(crate) enum ChildStdio {
+    /// Already in place.
+    Inherit,
+    /// To be wired.
+    Fds([OwnedFd; 3]),
+    /// A terminal to be made.
+    Terminal(Option<TerminalSize>),
+}
+
+/// Everything the child needs.
+#[derive(Debug)]
+pub(crate) struct InitPlan {
+    pub(crate) namespaces: Namespaces,
+    /// `tasks` files of the v1 groups.
+    pub(crate) cgroups: Vec<OwnedFd>,
+    /// Wait after the namespaces have been made.
+    pub(crate) sync: bool,
+    pub(crate) hostname: Option<String>,
+    pub(crate) domainname: Option<String>,
+    /// Path below `/proc` and value.
+    pub(crate) sysctls: Vec<(String, String)>,
+    pub(crate) personality: Option<u64>,
+    /// Session keyring's name; `None` keeps the caller's.
+    pub(crate) keyring: Option<std::ffi::CString>,
+    /// Absent when an existing mount namespace is joined.
+    pub(crate) rootfs: Option<RootfsPlan>,
+    pub(crate) stdio: ChildStdio,
+    pub(crate) process: ProcessPlan,
+    pub(crate) proc: Proc,
+    /// Descriptors from 3 on that stay open.
+    pub(crate) keep_fds: u32,
+    pub(crate) create_container: Vec<Hook>,
+    pub(crate) start_container: Vec<Hook>,
+    pub(crate) hook_state: HookState,
+    /// Where to wait for the start instead of the channel: read end, report end.
+    pub(crate) gate: Option<(OwnedFd, OwnedFd)>,
+}
+
+/// Runs in the child. Never returns: it becomes the program, or reports and exits.
+pub(crate) fn run(plan: &mut InitPlan, channel: OwnedFd) -> ! {
+    let announced = Cell::new(false);
+    let error = match set_up(plan, channel.as_fd()) {
+        Ok(console) => go(plan, channel.as_fd(), console, &announced),
+        Err(error) => error,
+    };
+    // Before the start the creator listens, afterwards whoever started.
+    match &plan.gate {
+        Some((_, report)) if announced.get() => channel::failed(report.as_fd(), &error),
+        _ => channel::failed(channel.as_fd(), &error),
+    }
+    sys::exit_now(i32::from(error.exit_code()))
+}
+
+fn set_up(plan: &InitPlan, channel: BorrowedFd<'_>) -> Result<Option<Console>, RuntimeError> {
+    sys::reset_signals();
+    // No process that shares the pid namespace may look into this one (its descriptors,
+    // its executable) before it has become the container's own program.
+    if !plan.namespaces.new_user {
+        hide()?;
+    }
+    rustix::process::setsid().map_err(|errno| RuntimeError::setup(Step::Stdio, "setsid", errno))?;
+    cgroup::join(&plan.cgroups)
+        .map_err(|errno| RuntimeError::setup(Step::CgroupJoin, "", errno))?;
+    plan.namespaces.join()?;
+    if plan.sync {
+        channel::namespaces_made(channel)?;
+    }
+    if plan.namespaces.in_user_namespace() {
+        become_namespace_root()?;
+        hide()?;
+    }
+    if plan.namespaces.new_cgroup {
+        sys::unshare(libc::CLONE_NEWCGROUP)
+            .map_err(|errno| RuntimeError::setup(Step::Namespace, "cgroup", errno))?;
+    }
+    if plan.namespaces.new_network {
+        sys::link_up(c"lo").map_err(|errno| RuntimeError::setup(Step::Loopback, "lo", errno))?;
+    }
+    set_names(plan)?;
+    for (file, value) in &plan.sysctls {
+        plan.proc
+            .write(file, value)
+            .map_err(|errno| RuntimeError::setup(Step::Sysctl, file.clone(), errno))?;
+    }
+    if let Some(name) = &plan.keyring {
+        match sys::join_session_keyring(name) {
+            // Kernels without keys, quotas used up: the container then shares nothing
+            // more than a nameless default.
+            Ok(()) | Err(Errno::NOSYS | Errno::DQUOT | Errno::PERM | Errno::ACCESS) => {}
+            Err(errno) => return Err(RuntimeError::setup(Step::Keyring, "", errno)),
+        }
+    }
+    let console = enter_root(plan)?;
+    match (&console, &plan.stdio) {
+        (Some(console), _) => {
+            wire_stdio(console.stdio())?;
+            sys::set_controlling_terminal()
+                .map_err(|errno| RuntimeError::setup(Step::Console, "", errno))?;
+        }
+        (None, ChildStdio::Fds([stdin, stdout, stderr])) => {
+            wire_stdio([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])?;
+        }
+        (None, ChildStdio::Inherit | ChildStdio::Terminal(_)) => {}
+    }
+    if let Some(persona) = plan.personality {
+        sys::personality(persona)
+            .map_err(|errno| RuntimeError::setup(Step::Scheduler, "personality", errno))?;
+    }
+    Ok(console)
+}
+
+/// The root file system and, with it, the terminal.
+fn enter_root(plan: &InitPlan) -> Result<Option<Console>, RuntimeError> {
+    let size = match plan.stdio {
+        ChildStdio::Terminal(size) => Some(size),
+        _ => None,
+    };
+    let Some(rootfs) = &plan.rootfs else {
+        let root = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty())
+            .map_err(|errno| RuntimeError::setup(Step::Rootfs, "/", errno))?;
+        let root = crate::root::RootFd::new(root);
+        return size
+            .map(|size| crate::rootfs::open_console(&root, size))
+            .transpose();
+    };
+    let root = rootfs.build()?;
+    hooks::run(
+        &plan.create_container,
+        "createContainer",
+        &plan.hook_state.json("creating", None),
+    )?;
+    let console = size.map(|size| rootfs.console(&root, size)).transpose()?;
+    rootfs.enter(&root)?;
+    rootfs.finish(&root)?;
+    Ok(console)
+}
+
+/// The last part; returns only on failure. `announced` is set when the creator has been
+/// told that all is ready.
+fn go(
+    plan: &mut InitPlan,
+    channel: BorrowedFd<'_>,
+    console: Option<Console>,
+    announced: &Cell<bool>,
+) -> RuntimeError {
+    let InitPlan {
+        process,
+        proc,
+        keep_fds,
+        start_container,
+        hook_state,
+        gate,
+        ..
+    } = plan;
+    let master = console.map(|console| console.master);
+    let (wait, report) = match &*gate {
+        Some((wait, report)) => (wait.as_fd(), report.as_fd()),
+        None => (channel, channel),
+    };
+    let ready = || {
+        let result = channel::ready(channel, master.as_ref().map(AsFd::as_fd));
+        announced.set(true);
+        drop(master);
+        result
+    };
+    let last = || {
+        hooks::run(
+            start_container,
+            "startContainer",
+            &hook_state.json("created", None),
+        )
+    };
+    become_process(
+        process,
+        proc,
+        *keep_fds,
+        ready,
+        Some(&Gate { wait, report }),
+        last,
+    )
+}
+
+fn hide() -> Result<(), RuntimeError> {
+    sys::prctl(libc::PR_SET_DUMPABLE, 0, 0)
+        .map_err(|errno| RuntimeError::setup(Step::Prepare, "dumpable", errno))
+}
+
+/// Ids 0 of the user namespace, which the caller has mapped by now.
+pub(crate) fn become_namespace_root() -> Result<(), RuntimeError> {
+    let fail = |errno| RuntimeError::setup(Step::User, "0:0 in the user namespace", errno);
+    let gid = rustix::fs::Gid::ROOT;
+    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(fail)?;
+    let uid = rustix::fs::Uid::ROOT;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(fail)
+}
+
+fn set_names(plan: &InitPlan) -> Result<(), RuntimeError> {
+    if let Some(name) = &plan.hostname {
+        rustix::system::sethostname(name.as_bytes())
+            .map_err(|errno| RuntimeError::setup(Step::Hostname, name.clone(), errno))?;
+    }
+    if let Some(name) = &plan.domainname {
+        rustix::system::setdomainname(name.as_bytes())
+            .map_err(|errno| RuntimeError::setup(Step::Hostname, name.clone(), errno))?;
+    }
+    Ok(())
+}

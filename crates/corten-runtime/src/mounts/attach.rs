@@ -1,0 +1,168 @@
+//! The child's side: making file systems and attaching mounts below the root.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::fstatfs;
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
+};
+
+use super::{Kind, MountPlan, copyup};
+use crate::error::{RuntimeError, Step};
+use crate::root::{Node, RootFd};
+use crate::sys::{self, MountAttr};
+
+/// Attaches all mounts in order. `read_only_later` are attributes that must wait until
+/// everything below has been mounted and created.
+pub(crate) fn attach_all(root: &RootFd, plans: &[MountPlan]) -> Result<(), RuntimeError> {
+    let mut later: Vec<(OwnedFd, &str)> = Vec::new();
+    for plan in plans {
+        let fail = |errno| RuntimeError::setup(Step::Mount, plan.destination.clone(), errno);
+        match &plan.kind {
+            Kind::Bind { tree, directory } => {
+                let node = if *directory {
+                    Node::Directory
+                } else {
+                    Node::File
+                };
+                check_bind(root, &plan.destination, tree.as_fd())?;
+                let destination = root.ensure(&plan.destination, node).map_err(fail)?;
+                attach_to(tree.as_fd(), destination.as_fd()).map_err(fail)?;
+            }
+            Kind::FileSystem { kind, source } => {
+                if let Some(mount) = file_system(root, plan, kind, source)? {
+                    later.push((mount, &plan.destination));
+                }
+            }
+            Kind::Cgroup(cgroup) => cgroup.attach(root, &plan.destination, &plan.options)?,
+            Kind::Remount => {
+                let there = root.open(&plan.destination).map_err(fail)?;
+                sys::mount_setattr(there.as_fd(), false, plan.options.attr).map_err(fail)?;
+            }
+        }
+    }
+    for (mount, destination) in later {
+        let attr = MountAttr {
+            set: super::options::RDONLY,
+            ..MountAttr::default()
+        };
+        sys::mount_setattr(mount.as_fd(), false, attr)
+            .map_err(|errno| RuntimeError::setup(Step::Mount, destination, errno))?;
+    }
+    Ok(())
+}
+
+/// Attaches a detached mount to the place a descriptor names.
+pub(crate) fn attach_to(tree: BorrowedFd<'_>, destination: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(tree, "", destination, "", flags)
+}
+
+/// A new detached file system of the caller's namespaces.
+pub(crate) fn new_file_system(
+    kind: &str,
+    source: &str,
+    data: &[(String, Option<String>)],
+    attr: u64,
+) -> Result<OwnedFd, Errno> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(context.as_fd(), "source", source)?;
+    for (key, value) in data {
+        match value {
+            Some(value) => fsconfig_set_string(context.as_fd(), key, value)?,
+            None => fsconfig_set_flag(context.as_fd(), key)?,
+        }
+    }
+    fsconfig_create(context.as_fd())?;
+    let attr = MountAttrFlags::from_bits_retain(u32::try_from(attr).unwrap_or(0));
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr)
+}
+
+/// Makes and attaches one. Returned if it becomes read-only only when all is done: a
+/// tmpfs that holds the mount points of later mounts, such as `/dev`.
+fn file_system(
+    root: &RootFd,
+    plan: &MountPlan,
+    kind: &str,
+    source: &str,
+) -> Result<Option<OwnedFd>, RuntimeError> {
+    let fail = |errno| RuntimeError::setup(Step::Mount, plan.destination.clone(), errno);
+    let pseudo = matches!(kind, "proc" | "sysfs");
+    let destination = if pseudo {
+        // Through no symbolic link: they must end up where their protections are applied.
+        root.ensure_plain_directory(&plan.destination)
+            .map_err(fail)?
+    } else {
+        check_proc(root, &plan.destination, false)?;
+        root.ensure(&plan.destination, Node::Directory)
+            .map_err(fail)?
+    };
+    let options = &plan.options;
+    let late = kind == "tmpfs" && options.attr.set & super::options::RDONLY != 0;
+    let now = if late {
+        options.attr.set & !super::options::RDONLY
+    } else {
+        options.attr.set
+    };
+    let mut data = options.data.clone();
+    if kind == "devpts" && !data.iter().any(|(key, _)| key == "newinstance") {
+        data.push(("newinstance".to_owned(), None));
+    }
+    let mount = new_file_system(kind, source, &data, now).map_err(fail)?;
+    if options.copy_up {
+        copyup::copy_up(destination.as_fd(), mount.as_fd()).map_err(fail)?;
+    }
+    attach_to(mount.as_fd(), destination.as_fd()).map_err(fail)?;
+    if let Some((propagation, recursive)) = options.propagation {
+        let attr = MountAttr {
+            propagation,
+            ..MountAttr::default()
+        };
+        sys::mount_setattr(mount.as_fd(), recursive, attr).map_err(fail)?;
+    }
+    Ok(late.then_some(mount))
+}
+
+/// `PROC_SUPER_MAGIC`.
+const PROC_MAGIC: i64 = 0x9fa0;
+
+/// Files of `/proc` that may be covered by a bind mount (what lxcfs provides, and what
+/// runc allows).
+const PROC_FILES: &[&str] = &[
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/net/dev",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+/// A bind mount may cover `/proc` itself only with a procfs.
+fn check_bind(root: &RootFd, destination: &str, tree: BorrowedFd<'_>) -> Result<(), RuntimeError> {
+    let from_proc = fstatfs(tree).is_ok_and(|stat| stat.f_type == PROC_MAGIC);
+    check_proc(root, destination, from_proc)
+}
+
+/// Nothing may hide procfs from the protections that are applied to it.
+fn check_proc(root: &RootFd, destination: &str, is_proc: bool) -> Result<(), RuntimeError> {
+    let clean = crate::root::clean(destination);
+    if PROC_FILES.contains(&clean.as_str()) || (clean == "/proc" && is_proc) {
+        return Ok(());
+    }
+    // What counts is what is there, not how it is spelled: a link may lead into /proc.
+    let inside = root
+        .open(destination)
+        .is_ok_and(|there| fstatfs(&there).is_ok_and(|stat| stat.f_type == PROC_MAGIC));
+    if inside || clean == "/proc" || clean.starts_with("/proc/") {
+        let reason = format!("{destination} is inside /proc");
+        return Err(RuntimeError::spec("mounts.destination", reason));
+    }
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! Mount options: the names of runtime-spec, config "Linux mount options".
+
+use crate::error::RuntimeError;
+use crate::sys::MountAttr;
+
+// linux/mount.h
+pub(crate) const RDONLY: u64 = 0x1;
+pub(crate) const NOSUID: u64 = 0x2;
+pub(crate) const NODEV: u64 = 0x4;
+pub(crate) const NOEXEC: u64 = 0x8;
+const ATIME: u64 = 0x70;
+const NOATIME: u64 = 0x10;
+const STRICTATIME: u64 = 0x20;
+const NODIRATIME: u64 = 0x80;
+const NOSYMFOLLOW: u64 = 0x20_0000;
+
+/// The options of one mount.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// `bind` or `rbind`.
+    pub(super) bind: bool,
+    pub(super) bind_recursive: bool,
+    pub(super) remount: bool,
+    pub(super) copy_up: bool,
+    pub(super) idmapped: bool,
+    /// Attributes of the mount itself.
+    pub(super) attr: MountAttr,
+    /// Attributes of the whole tree (`rro`, …).
+    pub(super) recursive_attr: MountAttr,
+    /// `MS_SHARED` etc., and whether for the whole tree.
+    pub(super) propagation: Option<(u64, bool)>,
+    /// For the file system: `(key, value)`.
+    pub(super) data: Vec<(String, Option<String>)>,
+}
+
+impl Options {
+    pub(super) fn parse(given: &[String]) -> Result<Self, RuntimeError> {
+        let mut options = Self::default();
+        for option in given {
+            options.add(option)?;
+        }
+        Ok(options)
+    }
+
+    fn add(&mut self, option: &str) -> Result<(), RuntimeError> {
+        match option {
+            "" | "defaults" | "silent" | "loud" => {}
+            "bind" => self.bind = true,
+            "rbind" => (self.bind, self.bind_recursive) = (true, true),
+            "remount" => self.remount = true,
+            "tmpcopyup" => self.copy_up = true,
+            "idmap" | "ridmap" => self.idmapped = true,
+            // Flags of the file system, not of the mount. Their opposites are what a new
+            // mount has anyway.
+            "sync" | "dirsync" | "lazytime" | "mand" => self.data.push((option.to_owned(), None)),
+            "async" | "nolazytime" | "nomand" | "iversion" | "noiversion" => {}
+            _ => {
+                if let Some(propagation) = propagation(option) {
+                    self.propagation = Some(propagation);
+                } else if let Some(change) = attribute(option) {
+                    apply(&mut self.attr, change);
+                } else if let Some(change) = option.strip_prefix('r').and_then(attribute) {
+                    apply(&mut self.recursive_attr, change);
+                } else {
+                    let (key, value) = match option.split_once('=') {
+                        Some((key, value)) => (key, Some(value.to_owned())),
+                        None => (option, None),
+                    };
+                    if key.contains('\0') || key.is_empty() {
+                        return Err(RuntimeError::spec("mounts.options", format!("{option:?}")));
+                    }
+                    self.data.push((key.to_owned(), value));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `(set, clear)`.
+fn attribute(option: &str) -> Option<(u64, u64)> {
+    Some(match option {
+        "ro" => (RDONLY, 0),
+        "rw" => (0, RDONLY),
+        "nosuid" => (NOSUID, 0),
+        "suid" => (0, NOSUID),
+        "nodev" => (NODEV, 0),
+        "dev" => (0, NODEV),
+        "noexec" => (NOEXEC, 0),
+        "exec" => (0, NOEXEC),
+        "nodiratime" => (NODIRATIME, 0),
+        "diratime" => (0, NODIRATIME),
+        "nosymfollow" => (NOSYMFOLLOW, 0),
+        "symfollow" => (0, NOSYMFOLLOW),
+        "noatime" => (NOATIME, ATIME),
+        "strictatime" => (STRICTATIME, ATIME),
+        "atime" | "relatime" | "norelatime" | "nostrictatime" => (0, ATIME),
+        _ => return None,
+    })
+}
+
+/// Later options win over earlier ones.
+fn apply(attr: &mut MountAttr, (set, clear): (u64, u64)) {
+    attr.set = attr.set & !clear | set;
+    // The access-time bits are one number: to set it, all of it must be cleared.
+    attr.clear = (attr.clear & !(set & !ATIME)) | clear;
+}
+
+fn propagation(option: &str) -> Option<(u64, bool)> {
+    let (name, recursive) = match option.strip_prefix('r') {
+        Some(name) if !option.starts_with("ro") => (name, true),
+        _ => (option, false),
+    };
+    Some((propagation_flag(name)?, recursive))
+}
+
+/// `shared`, `slave`, `private`, `unbindable` without the `r`.
+pub(crate) fn propagation_flag(name: &str) -> Option<u64> {
+    Some(match name {
+        "shared" => libc::MS_SHARED,
+        "slave" => libc::MS_SLAVE,
+        "private" => libc::MS_PRIVATE,
+        "unbindable" => libc::MS_UNBINDABLE,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(options: &[&str]) -> Options {
+        let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+        Options::parse(&options).unwrap()
+    }
+
+    #[test]
+    fn attributes() {
+        let attr = |set, clear| MountAttr {
+            set,
+            clear,
+            propagation: 0,
+        };
+        assert_eq!(
+            parse(&["nosuid", "noexec", "nodev", "ro"]).attr,
+            attr(0xf, 0)
+        );
+        assert_eq!(parse(&["ro", "rw"]).attr, attr(0, RDONLY));
+        assert_eq!(parse(&["rw", "ro"]).attr, attr(RDONLY, 0));
+        assert_eq!(parse(&["strictatime"]).attr, attr(STRICTATIME, ATIME));
+        assert_eq!(parse(&["noatime", "relatime"]).attr, attr(0, ATIME));
+        assert_eq!(parse(&["rro"]).recursive_attr, attr(RDONLY, 0));
+        assert_eq!(parse(&["rro"]).attr, attr(0, 0));
+        assert_eq!(parse(&["rnoatime"]).recursive_attr, attr(NOATIME, ATIME));
+    }
+
+    #[test]
+    fn the_rest() {
+        let options = parse(&[
+            "rbind",
+            "rprivate",
+            "tmpcopyup",
+            "size=64k",
+            "mode=1777",
+            "noswap",
+        ]);
+        assert!(options.bind && options.bind_recursive && options.copy_up);
+        assert_eq!(options.propagation, Some((libc::MS_PRIVATE, true)));
+        assert_eq!(
+            options.data,
+            [
+                ("size".to_owned(), Some("64k".to_owned())),
+                ("mode".to_owned(), Some("1777".to_owned())),
+                ("noswap".to_owned(), None),
+            ]
+        );
+        assert_eq!(parse(&["slave"]).propagation, Some((libc::MS_SLAVE, false)));
+        assert!(!parse(&["bind"]).bind_recursive);
+    }
+
+    proptest! {
+        #[test]
+        fn anything_parses_or_is_refused(options in proptest::collection::vec(".*", 0..8)) {
+            Options::parse(&options).ok();
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The child's side: from a process inside the container's namespaces to the program.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{Gid, Mode, Uid};
+use rustix::io::Errno;
+
+use super::{ProcessPlan, lookup, user};
+use crate::channel;
+use crate::error::{ExecErrno, RuntimeError, Step};
+use crate::procfs::Proc;
+use crate::sys;
+
+/// Where the child waits for the word to execute, and reports why it could not.
+pub(crate) struct Gate<'a> {
+    /// One byte here lets the child go on; end of file makes it give up.
+    pub(crate) wait: BorrowedFd<'a>,
+    /// Failures go here. Both are closed by a successful `execve`.
+    pub(crate) report: BorrowedFd<'a>,
+}
+
+/// Becomes the program. The descriptors 0, 1, 2 are in place, the root is the
+/// container's. `ready` is called when nothing but the `execve` is left to do, then the
+/// gate is waited for; `last` runs after it.
+///
+/// Returns only on failure.
+pub(crate) fn become_process(
+    plan: &mut ProcessPlan,
+    proc: &Proc,
+    keep_fds: u32,
+    ready: impl FnOnce() -> Result<(), RuntimeError>,
+    gate: Option<&Gate<'_>>,
+    last: impl FnOnce() -> Result<(), RuntimeError>,
+) -> RuntimeError {
+    match prepare(plan, proc, keep_fds, ready, gate, last) {
+        Ok(program) => execute(plan, &program),
+        Err(error) => error,
+    }
+}
+
+fn prepare(
+    plan: &mut ProcessPlan,
+    proc: &Proc,
+    keep_fds: u32,
+    ready: impl FnOnce() -> Result<(), RuntimeError>,
+    gate: Option<&Gate<'_>>,
+    last: impl FnOnce() -> Result<(), RuntimeError>,
+) -> Result<std::ffi::CString, RuntimeError> {
+    let fail = |step, target: &str| {
+        let target = target.to_owned();
+        move |errno| RuntimeError::setup(step, target, errno)
+    };
+    if let Some(adjustment) = plan.oom_score_adj {
+        let value = adjustment.to_string();
+        proc.write("self/oom_score_adj", &value)
+            .map_err(fail(Step::Procfs, "oom_score_adj"))?;
+    }
+    if let Some(label) = &plan.label {
+        set_label(proc, label).map_err(fail(Step::Label, &label.value))?;
+    }
+    if plan.home_missing {
+        let home = user::home(plan.uid);
+        plan.envp.push(home);
+    }
+    own_stdio(plan.uid);
+    if let Some(umask) = plan.umask {
+        rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
+    } else {
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+    }
+    set_rlimits(plan)?;
+    // Everything opened so far ends with the execve; preserved descriptors are the
+    // caller's explicit wish.
+    sys::cloexec_from(3 + keep_fds).map_err(fail(Step::CloseFds, ""))?;
+
+    // As root first: the directory may be closed to the user, as it is in the shell's `su`.
+    let entered = rustix::process::chdir(&plan.cwd);
+    change_user(plan)?;
+    match entered {
+        Ok(()) => {}
+        Err(Errno::ACCESS | Errno::PERM) => {
+            rustix::process::chdir(&plan.cwd).map_err(fail(Step::Cwd, &plan.cwd_text))?;
+        }
+        Err(errno) => return Err(RuntimeError::setup(Step::Cwd, &plan.cwd_text, errno)),
+    }
+    verify_cwd(plan)?;
+
+    if plan.no_new_privs {
+        sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map_err(fail(Step::NoNewPrivs, ""))?;
+    } else {
+        load_filter(plan)?;
+    }
+    if let Some(caps) = &plan.caps {
+        caps.apply().map_err(fail(Step::Capabilities, ""))?;
+    }
+    let program = lookup::find(&plan.program, plan.path_variable.as_deref()).map_err(|reason| {
+        RuntimeError::Exec {
+            path: plan.program.clone(),
+            reason,
+        }
+    })?;
+
+    ready()?;
+    if let Some(gate) = gate {
+        wait(gate)?;
+    }
+    last()?;
+    if plan.no_new_privs {
+        load_filter(plan)?;
+    }
+    Ok(program)
+}
+
+/// The last step. A script whose interpreter is missing gives ENOENT like a missing
+/// program does; the message names what the spec named.
+fn execute(plan: &ProcessPlan, program: &std::ffi::CStr) -> RuntimeError {
+    let errno = sys::execve(program, &plan.argv, &plan.envp);
+    RuntimeError::Exec {
+        path: plan.program.clone(),
+        reason: ExecErrno::Errno(errno),
+    }
+}
+
+fn wait(gate: &Gate<'_>) -> Result<(), RuntimeError> {
+    match channel::read_byte(gate.wait) {
+        Ok(Some(_)) => Ok(()),
+        // Nobody is left to start us.
+        Ok(None) => sys::exit_now(0),
+        Err(errno) => Err(RuntimeError::setup(Step::Sync, "", errno)),
+    }
+}
+
+fn load_filter(plan: &ProcessPlan) -> Result<(), RuntimeError> {
+    let Some(filter) = &plan.filter else {
+        return Ok(());
+    };
+    sys::seccomp_load(&filter.program, filter.flags)
+        .map_err(|errno| RuntimeError::setup(Step::Seccomp, "", errno))
+}
+
+fn set_label(proc: &Proc, label: &super::Label) -> Result<(), Errno> {
+    let mut result = Err(Errno::NOENT);
+    for file in label.files {
+        result = proc.write(file, &label.value);
+        if result != Err(Errno::NOENT) {
+            break;
+        }
+    }
+    result
+}
+
+/// Gives the standard streams to the user, so that `/dev/stdout` can be opened by it
+/// (runc does the same). What is not ours to give (a device, a read-only file system)
+/// stays as it is.
+fn own_stdio(uid: u32) {
+    for fd in [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ] {
+        let Ok(stat) = rustix::fs::fstat(fd) else {
+            continue;
+        };
+        let null = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device()
+            && stat.st_rdev == rustix::fs::makedev(1, 3);
+        if stat.st_uid != uid && !null {
+            rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), None).ok();
+        }
+    }
+}
+
+fn set_rlimits(plan: &ProcessPlan) -> Result<(), RuntimeError> {
+    for limit in &plan.rlimits {
+        sys::setrlimit(limit.resource, limit.soft, limit.hard).map_err(|errno| {
+            let mut target = format!("{} to {}:{}", limit.name, limit.soft, limit.hard);
+            if errno == Errno::PERM
+                && let Some(hard) = sys::hard_limit(limit.resource)
+            {
+                target.push_str(&format!(
+                    " (above this host's hard limit {hard}, which needs CAP_SYS_RESOURCE)"
+                ));
+            }
+            RuntimeError::setup(Step::Rlimit, target, errno)
+        })?;
+    }
+    Ok(())
+}
+
+/// Bounding set, groups, ids; keeps the permitted capabilities across the change and
+/// makes them effective again, for what is left to do.
+fn change_user(plan: &ProcessPlan) -> Result<(), RuntimeError> {
+    let fail = |errno| RuntimeError::setup(Step::User, format!("{}:{}", plan.uid, plan.gid), errno);
+    let caps_fail = |errno| RuntimeError::setup(Step::Capabilities, "", errno);
+    let held = rustix::thread::capabilities(None)
+        .map_err(caps_fail)?
+        .permitted
+        .bits();
+    if let Some(caps) = &plan.caps {
+        caps.apply_bounding(plan.last_capability)
+            .map_err(caps_fail)?;
+        sys::prctl(libc::PR_SET_KEEPCAPS, 1, 0).map_err(caps_fail)?;
+    }
+    // Without additional groups the list is emptied: the caller's groups must not leak
+    // in. A user namespace may forbid setgroups, and then there is nothing to inherit.
+    let groups = plan.groups.as_deref().unwrap_or_default();
+    let groups: Vec<Gid> = groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    match rustix::thread::set_thread_groups(&groups) {
+        Err(Errno::PERM) if groups.is_empty() => {}
+        result => result.map_err(fail)?,
+    }
+    let gid = Gid::from_raw(plan.gid);
+    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(fail)?;
+    let uid = Uid::from_raw(plan.uid);
+    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(fail)?;
+    if plan.caps.is_some() {
+        sys::prctl(libc::PR_SET_KEEPCAPS, 0, 0).map_err(caps_fail)?;
+        if plan.uid != 0 {
+            sys::capset(held, held, 0).map_err(caps_fail)?;
+        }
+    }
+    Ok(())
+}
+
+/// The directory entered must be below the root. `/proc/self/fd/N` and friends can name
+/// one that is not (CVE-2024-21626); the kernel then has no path from the root to tell.
+fn verify_cwd(plan: &ProcessPlan) -> Result<(), RuntimeError> {
+    let inside = rustix::process::getcwd(Vec::with_capacity(256))
+        .is_ok_and(|path| path.to_bytes().first() == Some(&b'/'));
+    if inside {
+        Ok(())
+    } else {
+        Err(RuntimeError::CwdOutsideRoot {
+            path: plan.cwd_text.clone(),
+        })
+    }
+}
+
+/// Wires the three descriptors to 0, 1 and 2.
+pub(crate) fn wire_stdio(fds: [BorrowedFd<'_>; 3]) -> Result<(), RuntimeError> {
+    // Descriptors that happen to be 0, 1 or 2 already must not be overwritten before
+    // they have been copied.
+    let fail = |errno| RuntimeError::setup(Step::Stdio, "", errno);
+    let mut copies = Vec::new();
+    for fd in fds {
+        copies.push(rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(fail)?);
+    }
+    for (target, copy) in (0..).zip(&copies) {
+        sys::dup_to(copy.as_fd(), target).map_err(fail)?;
+    }
+    Ok(())
+}

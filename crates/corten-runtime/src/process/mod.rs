@@ -1,0 +1,243 @@
+//! What a process becomes on its way to `execve`, the same for a container's first
+//! process and for one executed beside it: computed by the caller before the clone
+//! ([`ProcessPlan`]), carried out by the child ([`become_process`]).
+//!
+//! Order matters: whatever needs privileges comes before they are dropped; the seccomp
+//! filter comes as late as it can (before the capabilities go if `no_new_privs` is off,
+//! because loading it needs `CAP_SYS_ADMIN` then; otherwise right before `execve`).
+
+mod apply;
+mod lookup;
+mod user;
+
+use std::ffi::CString;
+
+use corten_oci::runtime_spec::{LinuxIdMapping, LinuxSeccomp, Process, Spec};
+use rustix::io::Errno;
+
+use crate::caps::{CapSets, last_capability};
+use crate::error::{RuntimeError, Step};
+use crate::sandbox::TerminalSize;
+use crate::seccomp::{self, Filter};
+use crate::sys::{self, CStringList};
+
+pub(crate) use apply::{Gate, become_process, wire_stdio};
+
+/// A process, ready to be carried out.
+#[derive(Debug)]
+pub(crate) struct ProcessPlan {
+    program: String,
+    argv: CStringList,
+    envp: CStringList,
+    path_variable: Option<String>,
+    home_missing: bool,
+    cwd: CString,
+    /// The spec's own spelling, for messages.
+    cwd_text: String,
+    uid: u32,
+    gid: u32,
+    groups: Option<Vec<u32>>,
+    umask: Option<u32>,
+    caps: Option<CapSets>,
+    last_capability: u8,
+    rlimits: Vec<Rlimit>,
+    no_new_privs: bool,
+    filter: Option<Filter>,
+    oom_score_adj: Option<i32>,
+    /// What is written to `attr/…/exec`, and where.
+    label: Option<Label>,
+    pub(crate) terminal: bool,
+    pub(crate) console_size: Option<TerminalSize>,
+}
+
+/// A resource limit.
+#[derive(Debug, Clone, Copy)]
+struct Rlimit {
+    name: &'static str,
+    resource: u32,
+    soft: u64,
+    hard: u64,
+}
+
+/// A label for the next `execve`.
+#[derive(Debug)]
+struct Label {
+    /// Files to try in order, relative to `/proc`.
+    files: &'static [&'static str],
+    value: String,
+}
+
+impl ProcessPlan {
+    /// Checks and compiles `process`; `seccomp` is the container's profile.
+    pub(crate) fn new(
+        process: &Process,
+        seccomp: Option<&LinuxSeccomp>,
+    ) -> Result<Self, RuntimeError> {
+        refuse_unsupported(process)?;
+        let args = process.args().as_deref().unwrap_or_default();
+        let Some(program) = args.first().filter(|program| !program.is_empty()) else {
+            return Err(RuntimeError::spec("process.args", "is empty"));
+        };
+        let cwd_text = process.cwd().to_string_lossy().into_owned();
+        let cwd_text = if cwd_text.is_empty() {
+            "/".to_owned()
+        } else {
+            cwd_text
+        };
+        if !cwd_text.starts_with('/') {
+            return Err(RuntimeError::spec("process.cwd", "is not an absolute path"));
+        }
+        let env = process.env().as_deref().unwrap_or_default();
+        let variable = |name: &str| {
+            env.iter()
+                .rev()
+                .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+        };
+        let user = process.user();
+        let available = sys::permitted_capabilities();
+        Ok(Self {
+            program: program.clone(),
+            argv: c_strings("process.args", args)?,
+            envp: c_strings("process.env", env)?,
+            path_variable: variable("PATH").map(str::to_owned),
+            home_missing: variable("HOME").is_none_or(str::is_empty),
+            cwd: c_string("process.cwd", &cwd_text)?,
+            cwd_text,
+            uid: user.uid(),
+            gid: user.gid(),
+            groups: user.additional_gids().clone(),
+            umask: user.umask(),
+            caps: process
+                .capabilities()
+                .as_ref()
+                .map(|sets| CapSets::from_spec(sets).restrict_to(available)),
+            last_capability: last_capability(),
+            rlimits: rlimits(process),
+            no_new_privs: process.no_new_privileges().unwrap_or(false),
+            filter: seccomp.map(seccomp::compile).transpose()?,
+            oom_score_adj: process.oom_score_adj(),
+            label: label(process)?,
+            terminal: process.terminal().unwrap_or(false),
+            console_size: process.console_size().map(|size| TerminalSize {
+                rows: u16::try_from(size.height()).unwrap_or(0),
+                cols: u16::try_from(size.width()).unwrap_or(0),
+            }),
+        })
+    }
+
+    /// Checks the ids against a user namespace's mappings, so that the message names them.
+    pub(crate) fn check_mappings(
+        &self,
+        uids: &[LinuxIdMapping],
+        gids: &[LinuxIdMapping],
+    ) -> Result<(), RuntimeError> {
+        for (field, id, mappings) in [
+            ("process.user.uid", self.uid, uids),
+            ("process.user.gid", self.gid, gids),
+        ] {
+            let mapped = mappings.iter().any(|mapping| {
+                id >= mapping.container_id() && id - mapping.container_id() < mapping.size()
+            });
+            if !mapped && !mappings.is_empty() {
+                return Err(RuntimeError::spec(field, format!("{id} is not mapped")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The container's seccomp profile.
+pub(crate) fn profile(spec: &Spec) -> Option<&LinuxSeccomp> {
+    spec.linux().as_ref()?.seccomp().as_ref()
+}
+
+/// What a later version does, is refused instead of ignored.
+fn refuse_unsupported(process: &Process) -> Result<(), RuntimeError> {
+    for (field, present) in [
+        ("process.scheduler", process.scheduler().is_some()),
+        ("process.ioPriority", process.io_priority().is_some()),
+        (
+            "process.execCPUAffinity",
+            process.exec_cpu_affinity().is_some(),
+        ),
+    ] {
+        if present {
+            return Err(RuntimeError::spec(field, "is not supported"));
+        }
+    }
+    Ok(())
+}
+
+fn c_string(field: &str, text: &str) -> Result<CString, RuntimeError> {
+    CString::new(text).map_err(|_| RuntimeError::spec(field, "contains a NUL byte"))
+}
+
+fn c_strings(field: &str, texts: &[String]) -> Result<CStringList, RuntimeError> {
+    let strings = texts.iter().map(|text| c_string(field, text));
+    Ok(CStringList::new(strings.collect::<Result<_, _>>()?))
+}
+
+fn rlimits(process: &Process) -> Vec<Rlimit> {
+    use corten_oci::runtime_spec::PosixRlimitType as T;
+    let one = |limit: &corten_oci::runtime_spec::PosixRlimit| {
+        let (name, resource) = match limit.typ() {
+            T::RlimitCpu => ("RLIMIT_CPU", libc::RLIMIT_CPU),
+            T::RlimitFsize => ("RLIMIT_FSIZE", libc::RLIMIT_FSIZE),
+            T::RlimitData => ("RLIMIT_DATA", libc::RLIMIT_DATA),
+            T::RlimitStack => ("RLIMIT_STACK", libc::RLIMIT_STACK),
+            T::RlimitCore => ("RLIMIT_CORE", libc::RLIMIT_CORE),
+            T::RlimitRss => ("RLIMIT_RSS", libc::RLIMIT_RSS),
+            T::RlimitNproc => ("RLIMIT_NPROC", libc::RLIMIT_NPROC),
+            T::RlimitNofile => ("RLIMIT_NOFILE", libc::RLIMIT_NOFILE),
+            T::RlimitMemlock => ("RLIMIT_MEMLOCK", libc::RLIMIT_MEMLOCK),
+            T::RlimitAs => ("RLIMIT_AS", libc::RLIMIT_AS),
+            T::RlimitLocks => ("RLIMIT_LOCKS", libc::RLIMIT_LOCKS),
+            T::RlimitSigpending => ("RLIMIT_SIGPENDING", libc::RLIMIT_SIGPENDING),
+            T::RlimitMsgqueue => ("RLIMIT_MSGQUEUE", libc::RLIMIT_MSGQUEUE),
+            T::RlimitNice => ("RLIMIT_NICE", libc::RLIMIT_NICE),
+            T::RlimitRtprio => ("RLIMIT_RTPRIO", libc::RLIMIT_RTPRIO),
+            T::RlimitRttime => ("RLIMIT_RTTIME", libc::RLIMIT_RTTIME),
+        };
+        Rlimit {
+            name,
+            resource,
+            soft: limit.soft(),
+            hard: limit.hard(),
+        }
+    };
+    process.rlimits().iter().flatten().map(one).collect()
+}
+
+/// The label, if the spec asks for one; a host without the security module is an error,
+/// because the container would run with less confinement than asked for.
+fn label(process: &Process) -> Result<Option<Label>, RuntimeError> {
+    let given = |label: &Option<String>| label.clone().filter(|label| !label.is_empty());
+    if let Some(profile) = given(process.apparmor_profile()) {
+        let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled");
+        if !enabled.is_ok_and(|text| text.first() == Some(&b'Y')) {
+            return Err(RuntimeError::setup(
+                Step::Label,
+                format!("AppArmor {profile}"),
+                Errno::NOTSUP,
+            ));
+        }
+        return Ok(Some(Label {
+            files: &["self/attr/apparmor/exec", "self/attr/exec"],
+            value: format!("exec {profile}"),
+        }));
+    }
+    if let Some(value) = given(process.selinux_label()) {
+        if !std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+            return Err(RuntimeError::setup(
+                Step::Label,
+                format!("SELinux {value}"),
+                Errno::NOTSUP,
+            ));
+        }
+        return Ok(Some(Label {
+            files: &["self/attr/exec"],
+            value,
+        }));
+    }
+    Ok(None)
+}

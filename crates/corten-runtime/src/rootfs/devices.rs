@@ -1,0 +1,224 @@
+//! `/dev`: the nodes every container has (runtime-spec, config-linux "Default Devices"),
+//! those of the spec, and the links of "Dev symbolic links". Without the right to make
+//! nodes (user namespaces) the host's are bound instead.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use corten_oci::runtime_spec::{LinuxDeviceType, Spec};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat,
+};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::error::{RuntimeError, Step};
+use crate::mounts::attach_to;
+use crate::root::{Node, RootFd, clean};
+
+/// Name, major, minor: character devices of mode 666.
+const DEFAULT: &[(&str, u32, u32)] = &[
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+/// Name and target.
+const LINKS: &[(&str, &str)] = &[
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// One node.
+#[derive(Debug)]
+struct Device {
+    path: String,
+    kind: FileType,
+    device: u64,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    /// The host's node, to be bound instead of making one.
+    bound: Option<OwnedFd>,
+}
+
+/// What is made below `/dev`.
+#[derive(Debug)]
+pub(super) struct DevicePlan {
+    devices: Vec<Device>,
+    links: bool,
+    core_link: bool,
+}
+
+impl DevicePlan {
+    /// The default devices unless the spec has its own of that name, then the spec's.
+    pub(super) fn new(spec: &Spec, bind: bool) -> Result<Self, RuntimeError> {
+        let given = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.devices().as_deref());
+        let given = given.unwrap_or_default();
+        let mut devices = Vec::new();
+        for (path, major, minor) in DEFAULT {
+            let own = |path: &str| {
+                given
+                    .iter()
+                    .any(|d| clean(&d.path().to_string_lossy()) == path)
+            };
+            if !own(path) {
+                devices.push(Device {
+                    path: (*path).to_owned(),
+                    kind: FileType::CharacterDevice,
+                    device: makedev(*major, *minor),
+                    mode: 0o666,
+                    uid: 0,
+                    gid: 0,
+                    bound: None,
+                });
+            }
+        }
+        for device in given {
+            let path = device.path().to_string_lossy().into_owned();
+            let number = |number: i64| u32::try_from(number).unwrap_or(0);
+            let kind = match device.typ() {
+                LinuxDeviceType::B => FileType::BlockDevice,
+                LinuxDeviceType::C | LinuxDeviceType::U => FileType::CharacterDevice,
+                LinuxDeviceType::P => FileType::Fifo,
+                LinuxDeviceType::A => {
+                    let reason = format!("{path}: a node cannot be of type \"a\"");
+                    return Err(RuntimeError::spec("linux.devices", reason));
+                }
+            };
+            devices.push(Device {
+                path,
+                kind,
+                device: makedev(number(device.major()), number(device.minor())),
+                mode: device.file_mode().unwrap_or(0o666),
+                uid: device.uid().unwrap_or(0),
+                gid: device.gid().unwrap_or(0),
+                bound: None,
+            });
+        }
+        if bind {
+            for device in &mut devices {
+                device.bound = Some(host_node(device)?);
+            }
+        }
+        // A `/dev` bound from outside is the user's business.
+        let bound_dev = spec.mounts().iter().flatten().any(|mount| {
+            let options = mount.options().as_deref().unwrap_or_default();
+            let bind = mount.typ().as_deref() == Some("bind")
+                || options
+                    .iter()
+                    .any(|option| matches!(option.as_str(), "bind" | "rbind"));
+            bind && clean(&mount.destination().to_string_lossy()) == "/dev"
+        });
+        if bound_dev {
+            devices.clear();
+        }
+        let core_link = std::path::Path::new("/proc/kcore").exists();
+        Ok(Self {
+            devices,
+            links: !bound_dev,
+            core_link,
+        })
+    }
+
+    /// Child: makes them.
+    pub(super) fn make(&self, root: &RootFd) -> Result<(), RuntimeError> {
+        if !self.links {
+            return Ok(());
+        }
+        let umask = rustix::process::umask(Mode::empty());
+        let result = self.make_all(root);
+        rustix::process::umask(umask);
+        result
+    }
+
+    fn make_all(&self, root: &RootFd) -> Result<(), RuntimeError> {
+        let fail = |path: &str| {
+            let path = path.to_owned();
+            move |errno| RuntimeError::setup(Step::Device, path, errno)
+        };
+        let dev = root.ensure("/dev", Node::Directory).map_err(fail("/dev"))?;
+        for device in &self.devices {
+            make_node(root, &dev, device).map_err(fail(&device.path))?;
+        }
+        for (name, target) in LINKS {
+            match symlinkat(*target, &dev, *name) {
+                // The image's own, where /dev is not a fresh tmpfs.
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(RuntimeError::setup(Step::Device, *name, errno)),
+            }
+        }
+        if self.core_link {
+            match symlinkat("/proc/kcore", &dev, "core") {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(RuntimeError::setup(Step::Device, "core", errno)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn make_node(root: &RootFd, dev: &OwnedFd, device: &Device) -> Result<(), Errno> {
+    if let Some(bound) = &device.bound {
+        let place = root.ensure(&device.path, Node::File)?;
+        return attach_to(bound.as_fd(), place.as_fd());
+    }
+    // The usual case without another path walk.
+    let (parent, name);
+    let (directory, name) = match device.path.strip_prefix("/dev/") {
+        Some(name) if !name.contains('/') && name != ".." => (dev.as_fd(), name),
+        _ => {
+            (parent, name) = root.parent(&device.path)?;
+            (parent.as_fd(), name.as_str())
+        }
+    };
+    let mode = Mode::from_raw_mode(device.mode & 0o7777);
+    match mknodat(directory, name, device.kind, mode, device.device) {
+        Ok(()) => {}
+        // Whatever the image has there must be just that device, and no link to another.
+        Err(Errno::EXIST) => {
+            let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let same = FileType::from_raw_mode(stat.st_mode) == device.kind
+                && (device.kind == FileType::Fifo || stat.st_rdev == device.device);
+            if !same {
+                return Err(Errno::EXIST);
+            }
+            chmodat(directory, name, mode, AtFlags::empty())?;
+        }
+        Err(errno) => return Err(errno),
+    }
+    if device.uid != 0 || device.gid != 0 {
+        let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+        chownat(
+            directory,
+            name,
+            Some(uid),
+            Some(gid),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?;
+    }
+    Ok(())
+}
+
+/// The host's node of the same name, verified to be the device meant.
+fn host_node(device: &Device) -> Result<OwnedFd, RuntimeError> {
+    let fail = |errno| RuntimeError::setup(Step::Device, device.path.clone(), errno);
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, &device.path, flags).map_err(fail)?;
+    let stat = statat(&tree, "", AtFlags::EMPTY_PATH).map_err(fail)?;
+    let same =
+        FileType::from_raw_mode(stat.st_mode) == device.kind && stat.st_rdev == device.device;
+    if same {
+        Ok(tree)
+    } else {
+        Err(fail(Errno::NODEV))
+    }
+}

@@ -1,0 +1,201 @@
+//! The container's root file system, as the child sees it come about: attach it in the
+//! new mount namespace, mount everything below it, make the devices, change the root,
+//! protect what must be protected. Everything goes through descriptors.
+
+mod console;
+mod devices;
+mod protect;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use corten_oci::runtime_spec::Spec;
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{
+    MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_move, move_mount, open_tree, unmount,
+};
+
+use crate::error::{RuntimeError, Step};
+use crate::mounts::{MountPlan, attach_all, propagation_flag};
+use crate::root::RootFd;
+use crate::sandbox::{Rootfs, TerminalSize};
+use crate::sys::{self, MountAttr};
+pub(crate) use console::{Console, open_console};
+use devices::DevicePlan;
+use protect::ProtectPlan;
+
+/// Everything about the root file system, prepared by the caller.
+#[derive(Debug)]
+pub(crate) struct RootfsPlan {
+    tree: OwnedFd,
+    mounts: Vec<MountPlan>,
+    devices: DevicePlan,
+    protect: ProtectPlan,
+    readonly: bool,
+    /// What the root mount's propagation is in the end.
+    propagation: Option<u64>,
+    /// `MS_MOVE` and `chroot` instead of `pivot_root`.
+    no_pivot: bool,
+    /// Process working directory, created when missing.
+    cwd: String,
+}
+
+impl RootfsPlan {
+    /// Opens the root as a detached tree, and plans the rest.
+    pub(crate) fn new(
+        spec: &Spec,
+        rootfs: Rootfs,
+        mounts: Vec<MountPlan>,
+        user_namespace: bool,
+        no_pivot: bool,
+    ) -> Result<Self, RuntimeError> {
+        let tree = match rootfs {
+            Rootfs::Detached(tree) => tree,
+            Rootfs::Path(path) => {
+                let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                    | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                    | OpenTreeFlags::AT_RECURSIVE;
+                open_tree(CWD, &path, flags).map_err(|errno| {
+                    RuntimeError::setup(Step::Rootfs, path.display().to_string(), errno)
+                })?
+            }
+        };
+        // A copy of a shared mount would pass what is mounted below on to the host.
+        let private = MountAttr {
+            propagation: libc::MS_PRIVATE,
+            ..MountAttr::default()
+        };
+        sys::mount_setattr(tree.as_fd(), true, private)
+            .map_err(|errno| RuntimeError::setup(Step::Rootfs, "", errno))?;
+        let linux = spec.linux().as_ref();
+        let propagation = linux.and_then(|linux| linux.rootfs_propagation().as_deref());
+        let propagation = propagation.filter(|name| !name.is_empty()).map(|name| {
+            let plain = name.strip_prefix('r').unwrap_or(name);
+            propagation_flag(plain).ok_or_else(|| {
+                RuntimeError::spec("linux.rootfsPropagation", format!("{name:?} is not known"))
+            })
+        });
+        let cwd = spec
+            .process()
+            .as_ref()
+            .map(|process| process.cwd().to_string_lossy());
+        Ok(Self {
+            tree,
+            devices: DevicePlan::new(spec, user_namespace)?,
+            mounts,
+            protect: ProtectPlan::new(spec)?,
+            readonly: spec
+                .root()
+                .as_ref()
+                .and_then(|root| root.readonly())
+                .unwrap_or(false),
+            propagation: propagation.transpose()?,
+            no_pivot,
+            cwd: cwd.map_or("/".to_owned(), |cwd| cwd.into_owned()),
+        })
+    }
+
+    /// Child: attaches the root and everything below it.
+    pub(crate) fn build(&self) -> Result<RootFd, RuntimeError> {
+        let fail = |errno| RuntimeError::setup(Step::Rootfs, "", errno);
+        // Nothing that happens from here on may reach the host.
+        let host = rustix::fs::open(
+            "/",
+            rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )
+        .map_err(fail)?;
+        let private = MountAttr {
+            propagation: libc::MS_PRIVATE,
+            ..MountAttr::default()
+        };
+        sys::mount_setattr(host.as_fd(), true, private).map_err(fail)?;
+        // Over the old root: no directory of the host is needed, and `pivot_root` only
+        // asks that the new root be reachable from the old one.
+        move_mount(
+            &self.tree,
+            "",
+            CWD,
+            "/",
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+        .map_err(fail)?;
+        let root = rustix::io::fcntl_dupfd_cloexec(&self.tree, 3).map_err(fail)?;
+        let root = RootFd::new(root);
+        attach_all(&root, &self.mounts)?;
+        self.devices.make(&root)?;
+        Ok(root)
+    }
+
+    /// Child: makes the new root the root, and lets go of the old one.
+    pub(crate) fn enter(&self, root: &RootFd) -> Result<(), RuntimeError> {
+        let fail = |errno| RuntimeError::setup(Step::PivotRoot, "", errno);
+        rustix::process::fchdir(root.as_fd()).map_err(fail)?;
+        if self.no_pivot {
+            move_root().map_err(fail)?;
+        } else {
+            // pivot_root(2), "pivot_root(".", ".")": the old root ends up stacked on the
+            // new one, and `.` leads to it.
+            rustix::process::pivot_root(".", ".").map_err(fail)?;
+            unmount(".", UnmountFlags::DETACH).map_err(fail)?;
+        }
+        rustix::process::chdir("/").map_err(fail)
+    }
+
+    /// Child: masks and write-protects; creates the working directory before the root
+    /// becomes read-only.
+    pub(crate) fn finish(&self, root: &RootFd) -> Result<(), RuntimeError> {
+        root.ensure(&self.cwd, crate::root::Node::Directory)
+            .map_err(|errno| RuntimeError::setup(Step::Cwd, self.cwd.clone(), errno))
+            .or_else(|error| match error.errno() {
+                // A read-only file system, or a magic link: the chdir will tell.
+                Some(Errno::ROFS | Errno::LOOP | Errno::ACCESS | Errno::NOTDIR) => {
+                    rustix::io::fcntl_dupfd_cloexec(root.as_fd(), 3).map_err(|_| error)
+                }
+                _ => Err(error),
+            })?;
+        self.protect.apply(root)?;
+        if self.readonly {
+            let attr = MountAttr {
+                set: crate::mounts::RDONLY,
+                ..MountAttr::default()
+            };
+            sys::mount_setattr(root.as_fd(), false, attr)
+                .map_err(|errno| RuntimeError::setup(Step::Readonly, "/", errno))?;
+        }
+        if let Some(propagation) = self.propagation {
+            let attr = MountAttr {
+                propagation,
+                ..MountAttr::default()
+            };
+            sys::mount_setattr(root.as_fd(), false, attr)
+                .map_err(|errno| RuntimeError::setup(Step::Rootfs, "propagation", errno))?;
+        }
+        Ok(())
+    }
+
+    /// Child: the terminal, also as `/dev/console`.
+    pub(crate) fn console(
+        &self,
+        root: &RootFd,
+        size: Option<TerminalSize>,
+    ) -> Result<Console, RuntimeError> {
+        let console = open_console(root, size)?;
+        console.bind(root)?;
+        Ok(console)
+    }
+}
+
+/// `--no-pivot`: for roots that cannot be pivoted away from (an initramfs).
+fn move_root() -> Result<(), Errno> {
+    mount_move(".", "/")?;
+    rustix::process::chroot(".")
+}
+
+/// Whether a descriptor is the character device `major:minor`.
+fn is_char_device(fd: BorrowedFd<'_>, major: u32, minor: u32) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| {
+        rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device()
+            && stat.st_rdev == rustix::fs::makedev(major, minor)
+    })
+}

@@ -1,0 +1,141 @@
+//! Masked and read-only paths (runtime-spec, config-linux). What covers a path comes
+//! from the host, opened and verified before the container exists (a container's own
+//! `/dev/null` may be anything, CVE-2025-31133), and is attached to the descriptor of
+//! what was found there.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use corten_oci::runtime_spec::Spec;
+use rustix::fs::{CWD, FileType, fstat};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::is_char_device;
+use crate::error::{RuntimeError, Step};
+use crate::mounts::{RDONLY, attach_to, clone_tree, new_file_system};
+use crate::root::RootFd;
+use crate::sys::{self, MountAttr};
+
+/// What is hidden and what is write-protected.
+#[derive(Debug)]
+pub(super) struct ProtectPlan {
+    masked: Vec<String>,
+    readonly: Vec<String>,
+    /// The host's `/dev/null`, detached.
+    null: Option<OwnedFd>,
+}
+
+impl ProtectPlan {
+    pub(super) fn new(spec: &Spec) -> Result<Self, RuntimeError> {
+        let linux = spec.linux().as_ref();
+        let list = |list: Option<&Vec<String>>| list.cloned().unwrap_or_default();
+        let masked = list(linux.and_then(|linux| linux.masked_paths().as_ref()));
+        let readonly = list(linux.and_then(|linux| linux.readonly_paths().as_ref()));
+        let null = if masked.is_empty() {
+            None
+        } else {
+            Some(host_null()?)
+        };
+        Ok(Self {
+            masked,
+            readonly,
+            null,
+        })
+    }
+
+    /// Child: applies both lists; paths that do not exist need no protection.
+    pub(super) fn apply(&self, root: &RootFd) -> Result<(), RuntimeError> {
+        let mut covers = Covers {
+            null: self.null.as_ref(),
+            null_used: false,
+            directory: None,
+        };
+        for path in &self.readonly {
+            make_readonly(root, path)
+                .map_err(|errno| RuntimeError::setup(Step::Readonly, path.clone(), errno))?;
+        }
+        for path in &self.masked {
+            covers
+                .mask(root, path)
+                .map_err(|errno| RuntimeError::setup(Step::Mask, path.clone(), errno))?;
+        }
+        Ok(())
+    }
+}
+
+/// The two things paths are covered with. Each is attached once and then copied: a copy
+/// of a mount is much cheaper than a new file system.
+struct Covers<'a> {
+    null: Option<&'a OwnedFd>,
+    null_used: bool,
+    directory: Option<OwnedFd>,
+}
+
+impl Covers<'_> {
+    fn mask(&mut self, root: &RootFd, path: &str) -> Result<(), Errno> {
+        let Some(there) = find(root, path)? else {
+            return Ok(());
+        };
+        if FileType::from_raw_mode(fstat(&there)?.st_mode).is_dir() {
+            match &self.directory {
+                Some(first) => attach_to(clone_tree(first.as_fd(), false)?.as_fd(), there.as_fd()),
+                None => {
+                    let data = [
+                        ("mode".to_owned(), Some("755".to_owned())),
+                        ("nr_blocks".to_owned(), Some("1".to_owned())),
+                        ("nr_inodes".to_owned(), Some("1".to_owned())),
+                    ];
+                    let empty = new_file_system("tmpfs", "tmpfs", &data, RDONLY)?;
+                    attach_to(empty.as_fd(), there.as_fd())?;
+                    self.directory = Some(empty);
+                    Ok(())
+                }
+            }
+        } else {
+            let null = self.null.ok_or(Errno::NOENT)?;
+            if std::mem::replace(&mut self.null_used, true) {
+                return attach_to(clone_tree(null.as_fd(), false)?.as_fd(), there.as_fd());
+            }
+            attach_to(null.as_fd(), there.as_fd())
+        }
+    }
+}
+
+/// The path itself becomes a mount of its own, read-only with all below it.
+fn make_readonly(root: &RootFd, path: &str) -> Result<(), Errno> {
+    let Some(there) = find(root, path)? else {
+        return Ok(());
+    };
+    let tree = clone_tree(there.as_fd(), true)?;
+    let attr = MountAttr {
+        set: RDONLY,
+        ..MountAttr::default()
+    };
+    sys::mount_setattr(tree.as_fd(), true, attr)?;
+    attach_to(tree.as_fd(), there.as_fd())
+}
+
+fn find(root: &RootFd, path: &str) -> Result<Option<OwnedFd>, Errno> {
+    match root.open(path) {
+        Ok(there) => Ok(Some(there)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The host's `/dev/null` as a detached mount, verified to be the null device.
+fn host_null() -> Result<OwnedFd, RuntimeError> {
+    let fail = |errno| RuntimeError::setup(Step::Mask, "/dev/null of the host", errno);
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let null = open_tree(CWD, "/dev/null", flags).map_err(fail)?;
+    if !is_char_device(null.as_fd(), 1, 3) {
+        return Err(fail(Errno::NODEV));
+    }
+    let attr = MountAttr {
+        set: 0,
+        clear: 0,
+        propagation: libc::MS_PRIVATE,
+    };
+    sys::mount_setattr(null.as_fd(), false, attr).map_err(fail)?;
+    Ok(null)
+}
