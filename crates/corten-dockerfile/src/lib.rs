@@ -1,1 +1,35 @@
-//! Dockerfile and .dockerignore as values: lexer, syntax tree, expansion, lints
+//! Dockerfile and `.dockerignore` as values. Pure: text in, values out, no file is opened.
+//!
+//! - [`Dockerfile::parse`]: the language of BuildKit's Dockerfile reference (1.x frontend):
+//!   continuation lines, comments, parser directives, here-documents, the 18 instructions with
+//!   their flags, each with the lines it came from;
+//! - [`expand`]: variable substitution and quote removal as the reference's "Environment
+//!   replacement" describes;
+//! - [`scope`]: which ARG and ENV an instruction sees;
+//! - [`ignore`]: `.dockerignore` patterns and their matching;
+//! - [`DockerfileError`]: `Dockerfile:LINE: message`, and the lines with a caret.
+//!
+//! Invariant: what is parsed is what is executed. A flag that is not understood is an error, so
+//! the builder never meets one it does not know of.
+
+mod error;
+pub mod expand;
+mod flags;
+mod glob;
+pub mod ignore;
+pub mod instruction;
+mod line;
+mod node;
+mod parse;
+pub mod scope;
+
+pub use error::{DockerfileError, snippet};
+pub use expand::{ExpandError, Lexer};
+pub use ignore::{IgnoreError, IgnoreRules};
+pub use instruction::{
+    ArgDeclaration, CommandLine, CopyInstruction, Directives, Dockerfile, Healthcheck, Heredoc,
+    Instruction, KeyValue, Kind, RunInstruction, Span, Stage,
+};
+pub use node::Node;
+pub use parse::suggest;
+pub use scope::Scope;
