@@ -1,0 +1,201 @@
+//! What is to be built, and with what.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use corten_network::EndpointSpec;
+use corten_oci::{Digest, ImageRef, Platform};
+
+use crate::BoxError;
+
+/// One build.
+#[derive(Debug, Default)]
+pub struct BuildRequest {
+    /// The files COPY and ADD see.
+    pub context: Context,
+    /// Which Dockerfile.
+    pub dockerfile: DockerfileSource,
+    /// Names for the image.
+    pub tags: Vec<ImageRef>,
+    /// The stage to build (name or number); the last when absent.
+    pub target: Option<String>,
+    /// `--build-arg`; `None` as value: unset (the variable was not set where it was asked for).
+    pub build_args: BTreeMap<String, Option<String>>,
+    /// `--label`, on top of the Dockerfile's.
+    pub labels: BTreeMap<String, String>,
+    /// Take nothing from the cache (results are still recorded).
+    pub no_cache: bool,
+    /// Ask the registry for newer base images even if there is one here.
+    pub pull: bool,
+    /// Platform of the result; the host's when absent. Only platforms the host can execute.
+    pub platform: Option<Platform>,
+    /// Network of RUN steps that do not say themselves.
+    pub network: StepNetworkMode,
+    /// `--add-host`: name and address, for RUN steps.
+    pub extra_hosts: Vec<(String, String)>,
+}
+
+/// Where the files come from. Only what is used is read.
+#[derive(Default)]
+pub enum Context {
+    /// Nothing (`docker build - < Dockerfile`).
+    #[default]
+    Empty,
+    /// A directory of this machine.
+    Dir(PathBuf),
+    /// A tar stream, plain or compressed (gzip, zstd). It is unpacked to a temporary directory.
+    Tar(Box<dyn Read + Send>),
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("Empty"),
+            Self::Dir(path) => f.debug_tuple("Dir").field(path).finish(),
+            Self::Tar(_) => f.write_str("Tar"),
+        }
+    }
+}
+
+/// Where the Dockerfile is.
+#[derive(Debug, Clone)]
+pub enum DockerfileSource {
+    /// A path inside the context.
+    InContext(String),
+    /// A file of this machine, outside the context (only for callers that may name such).
+    File(PathBuf),
+    /// Its text.
+    Inline(String),
+}
+
+impl Default for DockerfileSource {
+    fn default() -> Self {
+        Self::InContext("Dockerfile".to_owned())
+    }
+}
+
+/// The network of a RUN step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StepNetworkMode {
+    /// The engine's bridge.
+    #[default]
+    Default,
+    /// Only loopback.
+    None,
+    /// The host's.
+    Host,
+}
+
+impl StepNetworkMode {
+    /// From the values of `--network`: `default`, `bridge` and the empty word are one.
+    ///
+    /// # Errors
+    /// The word, when it is none of these.
+    pub fn parse(word: &str) -> Result<Self, String> {
+        match word {
+            "" | "default" | "bridge" => Ok(Self::Default),
+            "none" => Ok(Self::None),
+            "host" => Ok(Self::Host),
+            other => Err(other.to_owned()),
+        }
+    }
+
+    /// The word of `--network`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::None => "none",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// Gives RUN steps a place on the engine's bridge. The engine implements it, so that addresses
+/// never clash with containers'.
+pub trait StepNetwork: Send + Sync {
+    /// A place for the step `id` (`build-` and 16 hex digits, unique). Blocks.
+    ///
+    /// # Errors
+    /// No address is free, or the bridge cannot be brought up.
+    fn allocate(&self, id: &str) -> Result<StepEndpoint, BoxError>;
+
+    /// The `resolv.conf` for steps on the bridge and on the host's network.
+    ///
+    /// # Errors
+    /// The host's cannot be read.
+    fn resolv_conf(&self, mode: StepNetworkMode) -> Result<String, BoxError>;
+}
+
+/// A place on the bridge, given back when dropped.
+pub struct StepEndpoint {
+    /// What to connect.
+    pub endpoint: EndpointSpec,
+    /// Whoever holds this holds the address.
+    pub lease: Box<dyn Send>,
+}
+
+impl fmt::Debug for StepEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StepEndpoint")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a pull tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PullProgress {
+    /// For example `a1b2c3d4e5f6 Downloading`.
+    pub text: String,
+    /// Bytes so far.
+    pub current: Option<u64>,
+    /// Bytes in all.
+    pub total: Option<u64>,
+}
+
+/// Receives the progress of a pull.
+pub type PullSink = Arc<dyn Fn(PullProgress) + Send + Sync>;
+
+/// A pull in flight.
+pub type PullFuture<'a> =
+    std::pin::Pin<Box<dyn Future<Output = Result<Digest, BoxError>> + Send + 'a>>;
+
+/// Brings images that are not here. The engine implements it over corten-registry, with its
+/// client's credentials.
+pub trait ImageSource: Send + Sync {
+    /// Pulls an image into the store, tags it there, and tells its id (of the config).
+    fn pull<'a>(
+        &'a self,
+        image: &'a ImageRef,
+        platform: &'a Platform,
+        progress: PullSink,
+    ) -> PullFuture<'a>;
+}
+
+/// What the builder must know of its engine.
+#[derive(Clone)]
+pub struct Sandboxing {
+    /// Parent of the steps' cgroups, relative to each hierarchy's root.
+    pub cgroup_parent: String,
+    /// The program whose `build-step` face executes a RUN step; `/proc/self/exe` as a rule.
+    pub exe: PathBuf,
+    /// The words that choose that face, before its own arguments: `["build-step"]`.
+    pub exe_args: Vec<String>,
+    /// The bridge.
+    pub network: Arc<dyn StepNetwork>,
+    /// Steps that run at once; 0: as many as there are cores.
+    pub parallelism: usize,
+}
+
+impl fmt::Debug for Sandboxing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sandboxing")
+            .field("cgroup_parent", &self.cgroup_parent)
+            .field("exe", &self.exe)
+            .finish_non_exhaustive()
+    }
+}
