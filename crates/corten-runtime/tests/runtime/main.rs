@@ -1,0 +1,96 @@
+//! The runtime's tests with real containers (root needed). `create` and `exec` want a
+//! single-threaded caller, which the usual test harness is not, so this program is its
+//! own: it runs every case in a process of its own, a few at a time.
+//!
+//! `cargo test -p corten-runtime --test runtime -- [name…]`
+
+mod cases;
+mod support;
+
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Name and body of a case. It fails by panicking.
+pub type Case = (&'static str, fn());
+
+const CASE: &str = "CORTEN_RUNTIME_CASE";
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    if let Ok(name) = std::env::var(CASE) {
+        let case = cases::all().into_iter().find(|(case, _)| *case == name);
+        case.expect("known case").1();
+        return ExitCode::SUCCESS;
+    }
+    let filters: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with("--"))
+        .collect();
+    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|f| name.contains(f));
+    let queue: Vec<Case> = cases::all()
+        .into_iter()
+        .filter(|(name, _)| wanted(name))
+        .collect();
+    if !rustix::process::geteuid().is_root() {
+        println!("not root: {} cases skipped", queue.len());
+        return ExitCode::SUCCESS;
+    }
+    let total = queue.len();
+    let queue = Mutex::new(queue);
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                loop {
+                    let Some((name, _)) = queue.lock().unwrap().pop() else {
+                        return;
+                    };
+                    let (ok, output) = run(name);
+                    println!("{name} … {}", if ok { "ok" } else { "FAILED" });
+                    if !ok {
+                        failed.lock().unwrap().push((name, output));
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    for (name, output) in &failed {
+        println!("\n--- {name} ---\n{output}");
+    }
+    println!("\n{} cases, {} failed", total, failed.len());
+    if failed.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn run(name: &str) -> (bool, String) {
+    let mut output = tempfile::tempfile().unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .env(CASE, name)
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().unwrap())
+        .stderr(output.try_clone().unwrap())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + TIMEOUT;
+    let ok = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status.success();
+        }
+        if Instant::now() > deadline {
+            child.kill().ok();
+            child.wait().ok();
+            break false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let mut text = String::new();
+    std::io::Seek::rewind(&mut output).unwrap();
+    std::io::Read::read_to_string(&mut output, &mut text).unwrap();
+    (ok, text)
+}
