@@ -36,7 +36,9 @@ pub struct BridgeSpec {
     pub mtu: u32,
     /// No way out and none in: no masquerade, no default route, nothing published.
     pub internal: bool,
-    /// May containers of this network talk to each other?
+    /// May containers of this network talk to each other? If not, their bridge ports are isolated from
+    /// each other; published ports are still reached by way of the host, except from containers of
+    /// this same network where bridge netfilter is on (`net.bridge.bridge-nf-call-iptables`).
     pub icc: bool,
 }
 

@@ -34,7 +34,7 @@ mod sys;
 pub use bridge::{
     BridgeRequest, BridgeSpec, claim_bridge, ensure_bridge, remove_bridge, remove_table,
 };
-pub use endpoint::{Endpoint, EndpointSpec, connect, mac_for};
+pub use endpoint::{Endpoint, EndpointSpec, Released, connect, mac_for};
 pub use error::NetworkError;
 pub use net::{Ipv4Net, Ipv6Net, ParseNetError};
 pub use netns::NetNs;

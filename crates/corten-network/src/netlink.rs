@@ -154,7 +154,7 @@ impl Socket {
         }
         Ok(Self {
             fd,
-            buffer: Vec::new(),
+            buffer: vec![0; RECEIVE_BUFFER],
         })
     }
 
@@ -275,7 +275,6 @@ impl Socket {
 
     /// The next datagram's length in `self.buffer`, or `None` when all were read.
     fn receive(&mut self) -> Result<Option<usize>> {
-        self.buffer.resize(RECEIVE_BUFFER, 0);
         loop {
             match rustix::net::recv(&self.fd, &mut self.buffer[..], RecvFlags::DONTWAIT) {
                 Ok((n, _)) => return Ok(Some(n)),

@@ -530,6 +530,10 @@ impl<'a> Transaction<'a> {
 /// Elements per message: an attribute's length is 16 bits. Even, so that intervals stay together.
 const CHUNK: usize = 400;
 
+/// Lookups sent together: every answer takes up to 8 KiB of the socket's receive buffer, which has
+/// about 200 KiB by default.
+const LOOKUPS: usize = 16;
+
 /// Is there such a chain?
 pub(crate) fn chain_exists(socket: &mut Socket, table: &str, chain: &str) -> Result<bool> {
     let message = Message::new(
@@ -548,16 +552,20 @@ pub(crate) fn lookup(
     set: &str,
     keys: &[Element],
 ) -> Result<Vec<Element>> {
-    let mut batch = Batch::default();
-    for key in keys {
-        let only_key = Element {
-            value: Vec::new(),
-            ..key.clone()
-        };
-        let message = elements(Op::GetElement, table, set, &[only_key]);
-        batch.push("look up element of set", set, &[libc::ENOENT], 0, &message);
+    let mut found = Vec::new();
+    for chunk in keys.chunks(LOOKUPS) {
+        let mut batch = Batch::default();
+        for key in chunk {
+            let only_key = Element {
+                value: Vec::new(),
+                ..key.clone()
+            };
+            let message = elements(Op::GetElement, table, set, &[only_key]);
+            batch.push("look up element of set", set, &[libc::ENOENT], 0, &message);
+        }
+        found.extend(socket.run(batch)?.iter().flat_map(parse_elements));
     }
-    Ok(socket.run(batch)?.iter().flat_map(parse_elements).collect())
+    Ok(found)
 }
 
 /// All elements of a set; none if there is no such set.

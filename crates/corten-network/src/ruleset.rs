@@ -36,6 +36,9 @@ use crate::{NetworkError, Result};
 
 /// An empty chain whose name is the version of the rules; it is there if they are up to date.
 const VERSION: &str = "rules-1";
+/// Families as `meta nfproto` has them.
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
 /// `RTN_LOCAL`: an address of this host.
 const LOCAL: u32 = 2;
 /// `NF_CT_STATE_BIT`s of established and related.
@@ -297,6 +300,9 @@ fn publishing(t: &mut Transaction<'_>) {
         "publish",
         "published on one address",
         &[
+            // Known already, but `nft list` shows the address by its name with it.
+            Expr::Meta(Meta::Family, reg::KEY),
+            Expr::Equals(reg::KEY, vec![NFPROTO_IPV4]),
             Expr::Network(16, 4, reg::KEY),
             Expr::Meta(Meta::Protocol, reg::KEY + 1),
             Expr::Transport(2, 2, reg::KEY + 2),
@@ -380,10 +386,10 @@ fn postrouting(t: &mut Transaction<'_>) {
         "container to outside",
         &[&to_outside, &ipv4(), &from_subnet, &masquerade],
     );
-    // IPv6 header: source at 8 (RFC 8200). NFPROTO_IPV6 is 10.
+    // IPv6 header: source at 8 (RFC 8200).
     let ipv6 = [
         Expr::Meta(Meta::Family, reg::KEY),
-        Expr::Equals(reg::KEY, vec![10]),
+        Expr::Equals(reg::KEY, vec![NFPROTO_IPV6]),
     ];
     let from_subnet6 = [
         Expr::Network(8, 16, reg::KEY),
@@ -395,11 +401,11 @@ fn postrouting(t: &mut Transaction<'_>) {
     );
 }
 
-/// Goes on for IPv4 packets (`NFPROTO_IPV4` is 2).
+/// Goes on for IPv4 packets.
 fn ipv4() -> [Expr; 2] {
     [
         Expr::Meta(Meta::Family, reg::KEY),
-        Expr::Equals(reg::KEY, vec![2]),
+        Expr::Equals(reg::KEY, vec![NFPROTO_IPV4]),
     ]
 }
 

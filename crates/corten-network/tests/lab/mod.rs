@@ -1,9 +1,11 @@
 //! A laboratory of network namespaces: a host, containers on its bridges, and a machine on its LAN.
 //! Nothing touches the namespace the tests are started in.
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, missing_debug_implementations, reason = "tests")]
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -12,9 +14,6 @@ use std::time::{Duration, Instant};
 
 use corten_network::*;
 
-/// The host's address on the LAN, the LAN machine's, and the LAN.
-pub const HOST: &str = "192.0.2.1";
-pub const LAN: &str = "192.0.2.2";
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a connection that must not succeed is given.
 const IMPATIENCE: Duration = Duration::from_millis(250);
@@ -31,32 +30,25 @@ impl Lab {
             host: NetNs::create().unwrap(),
             lan: NetNs::create().unwrap(),
         };
-        // `ip` runs in the host; it finds the other namespace by a descriptor it inherits no more
-        // than by /proc, so the link is made in the host and moved by pid of a process inside.
-        lab.on_host(|| run("ip link set lo up"));
-        lab.host
-            .run_in(|| {
-                run("ip link add lan0 type veth peer name lan1");
-                run("ip addr add 192.0.2.1/24 dev lan0 && ip link set lan0 up");
-                run("ip addr add 2001:db8::1/64 dev lan0 nodad");
-            })
-            .unwrap();
-        let mut holder = lab
-            .lan
-            .run_in(|| Command::new("sleep").arg("60").spawn().unwrap())
-            .unwrap();
-        lab.on_host(|| run(&format!("ip link set lan1 netns {}", holder.id())));
-        holder.kill().unwrap();
-        holder.wait().unwrap();
-        lab.lan
-            .run_in(|| {
-                run(
-                    "ip link set lo up && ip addr add 192.0.2.2/24 dev lan1 && ip link set lan1 up",
-                );
-                run("ip addr add 2001:db8::2/64 dev lan1 nodad");
-            })
-            .unwrap();
+        let lan = format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            lab.lan.as_fd().as_raw_fd()
+        );
+        lab.on_host(|| {
+            run(&format!("ip link set lo up; ip link add lan0 type veth peer name lan1 netns {lan}"));
+            run("ip addr add 192.0.2.1/24 dev lan0; ip link set lan0 up");
+            run("ip addr add 2001:db8::1/64 dev lan0 nodad; ip addr add 2001:db8::3/64 dev lan0 nodad");
+        });
+        lab.on_lan(|| {
+            run("ip link set lo up; ip addr add 192.0.2.2/24 dev lan1; ip link set lan1 up");
+            run("ip addr add 2001:db8::2/64 dev lan1 nodad");
+        });
         lab
+    }
+
+    pub fn on_lan<T>(&self, f: impl FnOnce() -> T) -> T {
+        self.lan.run_in(f).unwrap()
     }
 
     pub fn on_host<T>(&self, f: impl FnOnce() -> T) -> T {
@@ -64,11 +56,26 @@ impl Lab {
     }
 
     pub fn container(&self, bridge: &BridgeSpec, n: u8, ports: &[PortMapping]) -> Container {
+        self.connect(&endpoint(bridge, n, ports))
+    }
+
+    /// A container with IPv6: the n-th address of the bridge's subnet6.
+    pub fn container6(&self, bridge: &BridgeSpec, n: u8) -> Container {
+        let subnet6 = bridge.subnet6.unwrap();
+        let address = Ipv6Addr::from_bits(subnet6.addr().to_bits() + u128::from(n));
+        let address6 = Ipv6Net::new(address, subnet6.prefix());
+        self.connect(&EndpointSpec {
+            address6,
+            ..endpoint(bridge, n, &[])
+        })
+    }
+
+    fn connect(&self, spec: &EndpointSpec) -> Container {
         let ns = NetNs::create().unwrap();
-        let spec = endpoint(bridge, n, ports);
-        let endpoint = self.on_host(|| connect(&ns, &spec).unwrap());
+        let endpoint = self.on_host(|| connect(&ns, spec).unwrap());
+        let host = self.host.try_clone().unwrap();
         Container {
-            host: self.host.try_clone().unwrap(),
+            host,
             ns,
             endpoint: Some(endpoint),
             ip: spec.address.addr(),
@@ -134,6 +141,61 @@ pub fn tcp(host_ip: Option<&str>, host_port: u16, container_port: u16) -> PortMa
     }
 }
 
+pub fn udp(host_port: u16, container_port: u16) -> PortMapping {
+    PortMapping {
+        proto: Proto::Udp,
+        host_ip: None,
+        host_port,
+        container_port,
+    }
+}
+
+/// The userland proxy of published ports, running in the host until dropped.
+pub struct Proxy {
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Proxy {
+    pub fn start(lab: &Lab, ports: &[PortMapping], target: Ipv4Addr) -> Self {
+        let request = |p: &PortMapping| PortRequest {
+            proto: p.proto,
+            host_ip: p.host_ip,
+            host_ports: PortRange::single(p.host_port),
+            container_port: p.container_port,
+        };
+        let requests: Vec<_> = ports.iter().map(request).collect();
+        let reservation = lab.on_host(|| reserve(&requests).unwrap());
+        assert_eq!(reservation.mappings(), ports);
+        let host = lab.host.try_clone().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let serve = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                tokio::select! {
+                    () = reservation.serve(target) => unreachable!("it never ends"),
+                    _ = stopped => {}
+                }
+            });
+        };
+        let thread = std::thread::spawn(move || host.run_in(serve).unwrap());
+        Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
 pub fn run(script: &str) {
     let status = Command::new("sh").args(["-ec", script]).status().unwrap();
     assert!(status.success(), "{script}");
@@ -161,7 +223,7 @@ impl Server {
         let stop = Arc::new(AtomicBool::new(false));
         let (tcp, udp) = ns
             .run_in(|| {
-                let any = SocketAddr::from(([0, 0, 0, 0], port));
+                let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
                 (
                     TcpListener::bind(any).unwrap(),
                     UdpSocket::bind(any).unwrap(),
@@ -177,7 +239,7 @@ impl Server {
             while !tcp_stop.load(Ordering::Relaxed) {
                 match tcp.accept() {
                     Ok((mut stream, peer)) => {
-                        let _ = write!(stream, "{tcp_name} {}", peer.ip());
+                        let _ = write!(stream, "{tcp_name} {}", peer.ip().to_canonical());
                     }
                     Err(_) => std::thread::park_timeout(Duration::from_millis(2)),
                 }
@@ -187,7 +249,10 @@ impl Server {
             let mut buffer = [0; 64];
             while !udp_stop.load(Ordering::Relaxed) {
                 if let Ok((_, peer)) = udp.recv_from(&mut buffer) {
-                    let _ = udp.send_to(format!("{udp_name} {}", peer.ip()).as_bytes(), peer);
+                    let _ = udp.send_to(
+                        format!("{udp_name} {}", peer.ip().to_canonical()).as_bytes(),
+                        peer,
+                    );
                 }
             }
         });

@@ -1,0 +1,284 @@
+//! Coming and going: nothing is left behind, leftovers are replaced or swept, races have one outcome.
+
+mod lab;
+
+use std::collections::BTreeSet;
+
+use corten_network::*;
+use lab::*;
+
+/// What the host has of ours: links (names and masters) and the rule set.
+fn state(lab: &Lab) -> (String, String) {
+    let links = lab.on_host(|| output("ip -br link | sed 's/[ @].*//' | sort"));
+    (links, lab.ruleset())
+}
+
+#[test]
+fn teardown_leaves_nothing() {
+    let lab = Lab::new();
+    let net = bridge("ct0", "10.99.0.0/24");
+    let before = state(&lab);
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+    let standing = state(&lab);
+    for finish in ["disconnect", "drop", "release"] {
+        let ports = [
+            tcp(None, 8080, 80),
+            tcp(Some("127.0.0.1"), 8081, 80),
+            udp(53, 53),
+        ];
+        let mut web = lab.container(&net, 2, &ports);
+        assert!(state(&lab).1.contains("10.99.0.2 . 80"));
+        let endpoint = web.endpoint.take().unwrap();
+        lab.on_host(|| match finish {
+            "disconnect" => endpoint.disconnect().unwrap(),
+            "drop" => drop(endpoint),
+            _ => drop(endpoint.release().unwrap()),
+        });
+        assert_eq!(state(&lab).1, standing.1, "rules after {finish}");
+        drop(web);
+        eventually(finish, || state(&lab) == standing);
+    }
+    lab.on_host(|| {
+        remove_bridge(&net).unwrap();
+        remove_bridge(&net).unwrap();
+        remove_table(&net.table).unwrap();
+        remove_table(&net.table).unwrap();
+    });
+    assert_eq!(state(&lab), before);
+}
+
+#[test]
+fn a_failed_connect_leaves_nothing() {
+    let lab = Lab::new();
+    let net = bridge("ct0", "10.99.0.0/24");
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+    let standing = state(&lab);
+    let ns = NetNs::create().unwrap();
+    ns.run_in(|| run("ip link add eth0 type bridge")).unwrap();
+    let good = endpoint(&net, 2, &[tcp(None, 8080, 80)]);
+    let gone = bridge("ct9", "10.99.9.0/24");
+    for (what, spec) in [
+        ("eth0 is taken", good.clone()),
+        ("no such bridge", endpoint(&gone, 2, &[])),
+        (
+            "bad name",
+            EndpointSpec {
+                ifname: "a/b".into(),
+                ..good.clone()
+            },
+        ),
+        ("no such gateway", {
+            let bridge = BridgeSpec {
+                gateway: "10.98.0.1".parse().unwrap(),
+                ..net.clone()
+            };
+            EndpointSpec {
+                ifname: "eth1".into(),
+                bridge,
+                ..good.clone()
+            }
+        }),
+        ("no such table", {
+            let bridge = BridgeSpec {
+                table: "corten_none".into(),
+                ..net.clone()
+            };
+            EndpointSpec {
+                ifname: "eth2".into(),
+                bridge,
+                ..good
+            }
+        }),
+    ] {
+        let error = lab.on_host(|| connect(&ns, &spec)).unwrap_err();
+        assert_eq!(state(&lab), standing, "{what}: {error}");
+    }
+}
+
+#[test]
+fn leftovers_of_a_dead_container_are_replaced() {
+    let lab = Lab::new();
+    let net = bridge("ct0", "10.99.0.0/24");
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+    let ports = [tcp(None, 8080, 80), tcp(Some("127.0.0.1"), 9090, 80)];
+    // It died without a word: link and published ports stay.
+    let mut dead = lab.container(&net, 2, &ports);
+    dead.endpoint.take().unwrap().leak();
+    let ns = NetNs::create().unwrap();
+    let again = EndpointSpec {
+        host_ifname: "vct02".into(),
+        ..endpoint(&net, 3, &ports)
+    };
+    let alive = lab.on_host(|| connect(&ns, &again).unwrap());
+    let _server = Server::start(&ns, 80, "alive");
+    for to in ["127.0.0.1:8080", "127.0.0.1:9090"] {
+        assert_eq!(ask(&lab.host, to).as_deref(), Some("alive 10.99.0.1"));
+    }
+    // An endpoint takes back only what is its own.
+    let thief = NetNs::create().unwrap();
+    let other = lab.on_host(|| connect(&thief, &endpoint(&net, 4, &ports)).unwrap());
+    lab.on_host(|| alive.disconnect().unwrap());
+    let rules = lab.ruleset();
+    assert!(
+        rules.contains("10.99.0.4 . 80") && !rules.contains("10.99.0.3 . 80"),
+        "{rules}"
+    );
+    lab.on_host(|| other.disconnect().unwrap());
+}
+
+#[test]
+fn sweep_removes_the_dead_and_only_them() {
+    let lab = Lab::new();
+    let (net, other) = (bridge("ct0", "10.99.0.0/24"), bridge("ct1", "10.99.1.0/24"));
+    lab.on_host(|| [&net, &other].map(|net| ensure_bridge(net).unwrap()));
+    let mut live = lab.container(&net, 2, &[tcp(None, 8080, 80)]);
+    let mut dead = lab.container(
+        &net,
+        3,
+        &[tcp(None, 8081, 80), tcp(Some("127.0.0.1"), 8082, 80)],
+    );
+    let elsewhere = lab.container(&other, 2, &[]);
+    for container in [&mut live, &mut dead] {
+        container.endpoint.take().unwrap().leak();
+    }
+    let names: BTreeSet<_> = ["vct02".to_owned()].into();
+    let sweep =
+        || lab.on_host(|| sweep(&net.table, &net.bridge, &names, &[live.ip].into()).unwrap());
+    let mut removed = sweep();
+    removed.sort();
+    assert_eq!(
+        removed,
+        [
+            "link vct03",
+            "published port 0.0.0.0:8081/tcp → 10.99.0.3:80",
+            "published port 127.0.0.1:8082/tcp → 10.99.0.3:80",
+        ]
+    );
+    assert_eq!(sweep(), [""; 0]);
+    let (links, rules) = state(&lab);
+    assert!(
+        links.contains("vct02") && links.contains("vct12"),
+        "{links}"
+    );
+    assert!(rules.contains("10.99.0.2 . 80"), "{rules}");
+    drop(elsewhere);
+    let nothing =
+        lab.on_host(|| corten_network::sweep("none", "none", &names, &[].into()).unwrap());
+    assert_eq!(nothing, [""; 0]);
+}
+
+#[test]
+fn racing_engines_make_each_bridge_once() {
+    let lab = Lab::new();
+    let host = lab.host.try_clone().unwrap();
+    let results = at_once(8, move |i| {
+        let net = bridge(
+            ["ct0", "ct1"][i % 2],
+            ["10.99.0.0/24", "10.99.1.0/24"][i % 2],
+        );
+        host.run_in(|| ensure_bridge(&net)).unwrap()
+    });
+    for result in results {
+        result.unwrap();
+    }
+    let (links, rules) = state(&lab);
+    assert_eq!(links.matches("ct").count(), 2, "{links}");
+    assert_eq!(
+        rules.matches("everything else to a container").count(),
+        1,
+        "{rules}"
+    );
+    let addresses = lab.on_host(|| output("ip -4 -o addr show dev ct0"));
+    assert_eq!(addresses.lines().count(), 1, "{addresses}");
+}
+
+#[test]
+fn racing_engines_choose_different_subnets() {
+    let lab = Lab::new();
+    lab.on_host(|| run("ip route add 172.18.0.0/15 via 192.0.2.2"));
+    let host = lab.host.try_clone().unwrap();
+    let claim = move |i: usize| {
+        let request = BridgeRequest {
+            table: format!("corten_{}", i % 4),
+            bridge: format!("ct{}", i % 4),
+            mtu: 1500,
+            internal: false,
+            icc: true,
+        };
+        let taken = ["172.20.0.0/16".parse().unwrap()];
+        host.run_in(|| claim_bridge(&request, ipam::candidates(None), &taken).unwrap())
+            .unwrap()
+    };
+    let specs = at_once(8, claim);
+    let subnets: BTreeSet<String> = specs.iter().map(|s| s.subnet.to_string()).collect();
+    let want = [
+        "172.17.0.0/16",
+        "172.21.0.0/16",
+        "172.22.0.0/16",
+        "172.23.0.0/16",
+    ];
+    assert_eq!(subnets, want.map(str::to_owned).into());
+    for spec in specs {
+        lab.on_host(|| ensure_bridge(&spec).unwrap());
+    }
+}
+
+#[test]
+fn ensure_brings_back_what_somebody_removed() {
+    let lab = Lab::new();
+    let net = bridge("ct0", "10.99.0.0/24");
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+    let (links, rules) = state(&lab);
+    for damage in [
+        "nft flush ruleset",
+        "nft delete element inet corten_test bridges '{ ct0 }'",
+        "ip link del ct0",
+        "ip link set ct0 down",
+        "ip link set ct0 mtu 1400",
+        "ip addr flush dev ct0",
+        "sysctl -qw net.ipv4.ip_forward=0",
+        "sysctl -qw net.ipv4.conf.ct0.route_localnet=0",
+    ] {
+        lab.on_host(|| {
+            run(damage);
+            ensure_bridge(&net).unwrap();
+        });
+        let now = state(&lab);
+        assert_eq!((&now.0, &now.1), (&links, &rules), "{damage}");
+        let web = lab.container(&net, 2, &[tcp(None, 8080, 80)]);
+        let _server = Server::start(&web.ns, 80, "web");
+        assert!(ask(&lab.host, "127.0.0.1:8080").is_some(), "{damage}");
+        assert!(ask(&lab.lan, "192.0.2.1:8080").is_some(), "{damage}");
+    }
+}
+
+#[test]
+fn a_foreign_link_is_not_taken_over() {
+    let lab = Lab::new();
+    lab.on_host(|| {
+        run("ip link add ct0 type veth peer name ct1");
+        let error = ensure_bridge(&bridge("ct0", "10.99.0.0/24")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "ct0 exists and is not a bridge of this engine: a link of kind veth"
+        );
+        assert!(remove_bridge(&bridge("ct0", "10.99.0.0/24")).is_err());
+        run("ip link show ct0 >/dev/null");
+    });
+}
+
+#[test]
+fn many_published_ports() {
+    let lab = Lab::new();
+    let net = bridge("ct0", "10.99.0.0/24");
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+    let standing = lab.ruleset();
+    let ports: Vec<_> = (0..1000).map(|n| tcp(None, 10_000 + n, 80)).collect();
+    let mut web = lab.container(&net, 2, &ports);
+    let _server = Server::start(&web.ns, 80, "web");
+    for to in ["127.0.0.1:10000", "127.0.0.1:10999"] {
+        assert!(ask(&lab.host, to).is_some(), "{to}");
+    }
+    lab.on_host(|| web.endpoint.take().unwrap().disconnect().unwrap());
+    assert_eq!(lab.ruleset(), standing);
+}
