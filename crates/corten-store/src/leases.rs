@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use corten_db::{Database, Durability};
 use corten_oci::DiffId;
+use rusqlite::Connection;
 use rustix::fs::FlockOperation;
 
 use crate::error::{StoreError, at};
@@ -76,17 +77,30 @@ impl Leases {
         images: &[ImageId],
     ) -> Result<(), StoreError> {
         self.database.write(Durability::Relaxed, |db| {
-            let mut statement = db.prepare_cached(
-                "INSERT OR IGNORE INTO hold (owner, kind, object) VALUES (?, ?, ?)",
-            )?;
-            for layer in layers {
-                statement.execute([owner, "layer", layer.digest().as_str()])?;
-            }
-            for image in images {
-                statement.execute([owner, "image", image.as_str()])?;
-            }
-            Ok(())
+            Self::hold_in(db, owner, layers, images)
         })
+    }
+
+    /// As [`Leases::hold`], within a transaction of the caller's on the same database: the
+    /// lease stands or falls with what needs it.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn hold_in(
+        db: &Connection,
+        owner: &str,
+        layers: &[DiffId],
+        images: &[ImageId],
+    ) -> Result<(), StoreError> {
+        let mut statement =
+            db.prepare_cached("INSERT OR IGNORE INTO hold (owner, kind, object) VALUES (?, ?, ?)")?;
+        for layer in layers {
+            statement.execute([owner, "layer", layer.digest().as_str()])?;
+        }
+        for image in images {
+            statement.execute([owner, "image", image.as_str()])?;
+        }
+        Ok(())
     }
 
     /// Lets go of everything an owner holds.
@@ -94,9 +108,30 @@ impl Leases {
     /// # Errors
     /// The database cannot be written.
     pub fn release(&self, owner: &str) -> Result<(), StoreError> {
-        self.database.write(Durability::Relaxed, |db| {
-            db.execute("DELETE FROM hold WHERE owner = ?", [owner])?;
-            Ok(())
+        self.database
+            .write(Durability::Relaxed, |db| Self::release_in(db, owner))
+    }
+
+    /// As [`Leases::release`], within a transaction of the caller's on the same database.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn release_in(db: &Connection, owner: &str) -> Result<(), StoreError> {
+        db.prepare_cached("DELETE FROM hold WHERE owner = ?")?
+            .execute([owner])?;
+        Ok(())
+    }
+
+    /// Everybody who holds something.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn owners(&self) -> Result<Vec<String>, StoreError> {
+        self.database.read(|db| {
+            let mut statement =
+                db.prepare_cached("SELECT DISTINCT owner FROM hold ORDER BY owner")?;
+            let rows = statement.query_map([], |row| row.get(0))?;
+            Ok(rows.collect::<Result<_, _>>()?)
         })
     }
 
