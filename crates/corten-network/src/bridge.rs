@@ -141,7 +141,7 @@ pub fn remove_bridge(spec: &BridgeSpec) -> Result<()> {
 pub fn remove_table(table: &str) -> Result<()> {
     check_table(table)?;
     let _lock = HostLock::acquire()?;
-    ruleset::remove(&mut Socket::netfilter()?, table).map(|_| ())
+    ruleset::remove(&mut Socket::netfilter()?, table)
 }
 
 fn check_names(table: &str, bridge: &str) -> Result<()> {

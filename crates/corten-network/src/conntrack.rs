@@ -5,7 +5,7 @@
 //! needs no help, its flows end with their connections.
 
 use crate::Result;
-use crate::netlink::{Batch, Socket, find};
+use crate::netlink::{BATCH_MAX, Batch, Socket, find};
 use crate::nft::{Attr, Message};
 
 /// `NFNL_SUBSYS_CTNETLINK << 8`, with `IPCTNL_MSG_CT_GET` and `_DELETE`.
@@ -33,13 +33,13 @@ pub(crate) fn forget(socket: &mut Socket, ports: &[u16]) -> Result<()> {
         attrs,
     };
     let flows = socket.dump("list", "tracked flows", &message(GET, Vec::new()))?;
-    let mut batch = Batch::default();
-    for flow in &flows {
-        let tuple = flow
-            .payload
-            .get(4..)
-            .and_then(|attrs| find(attrs, ORIGINAL));
-        if let Some(tuple) = tuple.filter(|t| goes_to(t, ports)) {
+    let tuples = flows
+        .iter()
+        .filter_map(|flow| find(flow.payload.get(4..)?, ORIGINAL));
+    let chosen: Vec<&[u8]> = tuples.filter(|tuple| goes_to(tuple, ports)).collect();
+    for chunk in chosen.chunks(BATCH_MAX) {
+        let mut batch = Batch::default();
+        for tuple in chunk {
             // The tuple goes back as it came.
             let attr = Attr::Bytes(ORIGINAL | netlink_packet_core::NLA_F_NESTED, tuple.to_vec());
             let gone = &[libc::ENOENT];
@@ -51,8 +51,9 @@ pub(crate) fn forget(socket: &mut Socket, ports: &[u16]) -> Result<()> {
                 &message(DELETE, vec![attr]),
             );
         }
+        socket.run(batch)?;
     }
-    socket.run(batch).map(|_| ())
+    Ok(())
 }
 
 fn goes_to(tuple: &[u8], ports: &[u16]) -> bool {

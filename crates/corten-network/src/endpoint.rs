@@ -245,15 +245,12 @@ fn undo(spec: &EndpointSpec) -> Result<(), Vec<NetworkError>> {
 }
 
 fn unpublish(netfilter: &mut Socket, spec: &EndpointSpec) -> Result<()> {
-    match ruleset::unpublish(
+    ruleset::unpublish(
         netfilter,
         &spec.bridge.table,
         spec.address.addr(),
         &spec.ports,
-    ) {
-        Err(e) if ruleset::is_missing(&e) => {}
-        done => done?,
-    }
+    )?;
     conntrack::forget(netfilter, &udp_ports(spec))
 }
 

@@ -27,6 +27,10 @@ const HEADER: usize = 16;
 /// The kernel makes dump messages of up to 32 KiB when the reader offers that much.
 const RECEIVE_BUFFER: usize = 64 * 1024;
 
+/// Acknowledged requests to send together at most: their answers must fit the socket's receive
+/// buffer, about 200 KiB by default, of which each takes up to 1 KiB.
+pub(crate) const BATCH_MAX: usize = 64;
+
 /// Requests to be sent together, each with the words for its error message.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use crate::link;
-use crate::netlink::{Batch, Socket};
+use crate::netlink::{BATCH_MAX, Batch, Socket};
 use crate::{Result, ruleset};
 
 /// Removes links on the bridge and published ports in the table that belong to no live container;
@@ -23,15 +23,20 @@ pub fn sweep(
     let Some(bridge) = link::get(&mut route, bridge)? else {
         return Ok(removed);
     };
-    let mut batch = Batch::default();
-    for port in link::list(&mut route)? {
-        let ours = port.master == Some(bridge.index) && port.kind == "veth";
-        if ours && !live_ifnames.contains(&port.name) {
-            link::delete(&mut batch, &port.name);
-            removed.push(format!("link {}", port.name));
+    let dead: Vec<String> = link::list(&mut route)?
+        .into_iter()
+        .filter(|port| port.master == Some(bridge.index) && port.kind == "veth")
+        .map(|port| port.name)
+        .filter(|name| !live_ifnames.contains(name))
+        .collect();
+    for chunk in dead.chunks(BATCH_MAX) {
+        let mut batch = Batch::default();
+        for name in chunk {
+            link::delete(&mut batch, name);
+            removed.push(format!("link {name}"));
         }
+        route.run(batch)?;
     }
-    route.run(batch)?;
     Ok(removed)
 }
 

@@ -3,6 +3,8 @@
 mod lab;
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
 
 use corten_network::*;
 use lab::*;
@@ -281,4 +283,66 @@ fn many_published_ports() {
     }
     lab.on_host(|| web.endpoint.take().unwrap().disconnect().unwrap());
     assert_eq!(lab.ruleset(), standing);
+}
+
+/// A UDP client that never stops sending follows the published port to a new container.
+#[test]
+fn a_udp_flow_follows_its_published_port() {
+    let lab = Lab::new();
+    let net = bridge("ct0", "10.99.0.0/24");
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+    let client = lab.on_lan(|| UdpSocket::bind("192.0.2.2:5000").unwrap());
+    client.connect("192.0.2.1:8080").unwrap();
+    client
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .unwrap();
+    let reserved = lab.on_host(|| UdpSocket::bind("0.0.0.0:8080").unwrap());
+    client.send(b"nobody is there yet").unwrap();
+    for n in [2, 3] {
+        let name = n.to_string();
+        let container = lab.container(&net, n, &[udp(8080, 80)]);
+        let _server = Server::start(&container.ns, 80, &name);
+        eventually(&name, || {
+            let mut buffer = [0; 64];
+            let sent = client.send(b"?");
+            sent.is_ok() && client.recv(&mut buffer).is_ok() && buffer[0] == name.as_bytes()[0]
+        });
+    }
+    drop(reserved);
+}
+
+#[test]
+fn churn_leaves_nothing() {
+    let lab = Lab::new();
+    let net = bridge("ct0", "10.99.0.0/24");
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+    let standing = state(&lab);
+    let host = lab.host.try_clone().unwrap();
+    let spec = net.clone();
+    let sweeping = lab.host.try_clone().unwrap();
+    // Everything of these containers is alive, so sweeps at the same time must find nothing.
+    let names: BTreeSet<_> = (10..50).map(|n| format!("vct0{n}")).collect();
+    let addresses: BTreeSet<_> = (10..50).map(|n| Ipv4Addr::new(10, 99, 0, n)).collect();
+    at_once(5, move |thread| {
+        let thread = u8::try_from(thread).unwrap();
+        if thread == 4 {
+            for _ in 0..20 {
+                let sweep = || sweep("corten_test", "ct0", &names, &addresses).unwrap();
+                assert_eq!(sweeping.run_in(sweep).unwrap(), [""; 0]);
+            }
+            return;
+        }
+        for round in 0..10 {
+            let port = 8000 + u16::from(thread);
+            let n = 10 + thread * 10 + round;
+            let ns = NetNs::create().unwrap();
+            let endpoint = endpoint(&spec, n, &[tcp(None, port, 80), udp(port, 80)]);
+            host.run_in(|| match (connect(&ns, &endpoint).unwrap(), round % 3) {
+                (endpoint, 0) => drop(endpoint.release().unwrap()),
+                (endpoint, _) => endpoint.disconnect().unwrap(),
+            })
+            .unwrap();
+        }
+    });
+    eventually("nothing left", || state(&lab) == standing);
 }

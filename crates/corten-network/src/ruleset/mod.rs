@@ -1,0 +1,206 @@
+//! The engine's one nftables table: its sets, maps and rules, and how they change.
+//!
+//! The rules never change while the engine runs; a bridge or a published port is an element of a set
+//! or map, so two hundred published ports cost a packet no more than one. Roughly, in nft's words:
+//!
+//! ```text
+//! table inet corten {
+//!   set bridges      { type ifname }                    our bridges
+//!   set talking      { type ifname . ifname }           bridge . itself, where containers may talk (icc)
+//!   set internal     { type ifname }                    bridges with no way in or out
+//!   set subnets[6]   { type ipv4_addr; interval }       sources to masquerade
+//!   map published    { proto . port : addr . port }     published on every host address
+//!   map published_at { addr . proto . port : addr . port }   published on one
+//!   chain guard      { prerouting, raw: from a bridge to or from 127.0.0.0/8 → drop }
+//!   chain prerouting, output { nat: to an address of this host → jump publish }
+//!   chain publish    { dnat through published_at, then published }
+//!   chain forward    { filter: to a bridge only replies, published ports and icc; internal: nothing }
+//!   chain postrouting { nat: masquerade hairpin, 127.0.0.1 → bridge, subnets → outside }
+//! }
+//! ```
+//!
+//! Invariants: every base chain has policy accept, and an accept of ours ends only our own chain, so a
+//! drop in any other table stays a drop. A packet can reach a container from outside its bridge only
+//! as a reply or through a published port. `guard` is what makes `route_localnet` on our bridges safe
+//! (CVE-2020-8558).
+
+mod elements;
+mod rules;
+
+use std::net::Ipv4Addr;
+
+use self::elements::{
+    BRIDGES, PUBLISHED, PUBLISHED_AT, describe, elements_of, link, published, target,
+};
+use self::rules::{VERSION, define};
+use crate::Result;
+use crate::bridge::BridgeSpec;
+use crate::netlink::Socket;
+use crate::nft::{self, Element, Transaction, is_absent};
+use crate::ports::PortMapping;
+
+/// How often a deletion is tried again because somebody else deleted some of it first.
+const ATTEMPTS: usize = 8;
+
+/// Elements by set.
+type Elements = Vec<(&'static str, Vec<Element>)>;
+
+/// Does the table stand, with this version's rules and this bridge in it?
+pub(crate) fn stands(socket: &mut Socket, spec: &BridgeSpec) -> Result<bool> {
+    Ok(nft::chain_exists(socket, &spec.table, VERSION)?
+        && !nft::lookup(socket, &spec.table, BRIDGES.name, &[link(&spec.bridge)])?.is_empty())
+}
+
+/// Brings table, rules and the bridge's elements to what they should be, in one transaction. Other
+/// bridges and published ports in the table stay as they are.
+pub(crate) fn ensure(socket: &mut Socket, spec: &BridgeSpec) -> Result<()> {
+    let mut t = Transaction::new(&spec.table);
+    if !nft::chain_exists(socket, &spec.table, VERSION)? {
+        define(&mut t);
+    }
+    for (set, elements) in elements_of(spec) {
+        t.add(set, &elements);
+    }
+    t.commit(socket)
+}
+
+/// Takes the bridge out of the table, with the ports published to its subnet.
+pub(crate) fn forget(socket: &mut Socket, spec: &BridgeSpec) -> Result<()> {
+    let table = &spec.table;
+    delete_chosen(socket, table, |socket| {
+        let mut chosen = published_where(socket, table, |to| spec.subnet.contains(to))?;
+        for (set, elements) in elements_of(spec) {
+            // An interval is looked up by its start.
+            let keys: Vec<_> = elements
+                .iter()
+                .filter(|e| !e.interval_end)
+                .cloned()
+                .collect();
+            if !nft::lookup(socket, table, set, &keys)?.is_empty() {
+                chosen.push((set, elements));
+            }
+        }
+        Ok(chosen)
+    })
+    .map(|_| ())
+}
+
+/// Removes the whole table; absent is fine.
+pub(crate) fn remove(socket: &mut Socket, table: &str) -> Result<()> {
+    let mut t = Transaction::new(table);
+    t.delete_table();
+    match t.commit(socket) {
+        Err(e) if is_absent(&e) => Ok(()),
+        done => done,
+    }
+}
+
+/// Publishes ports at `address`. An element that is there for one of them belongs to somebody dead,
+/// as the caller holds the port's socket, and is replaced.
+pub(crate) fn publish(
+    socket: &mut Socket,
+    table: &str,
+    address: Ipv4Addr,
+    ports: &[PortMapping],
+) -> Result<()> {
+    let wanted = published(address, ports);
+    if wanted.iter().all(|(_, elements)| elements.is_empty()) {
+        return Ok(());
+    }
+    let mut t = Transaction::new(table);
+    for (set, elements) in &wanted {
+        t.add(set, elements);
+    }
+    match t.commit(socket) {
+        Err(e) if matches!(e.errno(), Some(libc::EBUSY | libc::EEXIST)) => {}
+        done => return done,
+    }
+    let mut attempt = 1;
+    loop {
+        let mut t = Transaction::new(table);
+        for (set, elements) in &wanted {
+            t.delete(set, &nft::lookup(socket, table, set, elements)?);
+            t.add(set, elements);
+        }
+        match t.commit(socket) {
+            // A sweep was faster.
+            Err(e) if is_absent(&e) && attempt < ATTEMPTS => attempt += 1,
+            done => return done,
+        }
+    }
+}
+
+/// Takes the published ports back, as far as they still point at `address`.
+pub(crate) fn unpublish(
+    socket: &mut Socket,
+    table: &str,
+    address: Ipv4Addr,
+    ports: &[PortMapping],
+) -> Result<()> {
+    let wanted = published(address, ports);
+    delete_chosen(socket, table, |socket| {
+        let mut chosen = Elements::new();
+        for (set, elements) in &wanted {
+            let mut ours = nft::lookup(socket, table, set, elements)?;
+            ours.retain(|e| elements.contains(e));
+            chosen.push((set, ours));
+        }
+        Ok(chosen)
+    })
+    .map(|_| ())
+}
+
+/// Deletes published ports whose container is not alive; returns a line for each.
+pub(crate) fn sweep(
+    socket: &mut Socket,
+    table: &str,
+    alive: impl Fn(Ipv4Addr) -> bool,
+) -> Result<Vec<String>> {
+    let deleted = delete_chosen(socket, table, |socket| {
+        published_where(socket, table, |to| !alive(to))
+    })?;
+    let elements = deleted.iter().flat_map(|(_, elements)| elements);
+    Ok(elements
+        .map(|e| format!("published port {}", describe(e)))
+        .collect())
+}
+
+/// Published elements by where they point.
+fn published_where(
+    socket: &mut Socket,
+    table: &str,
+    chosen: impl Fn(Ipv4Addr) -> bool,
+) -> Result<Elements> {
+    let mut elements = Elements::new();
+    for set in [PUBLISHED.name, PUBLISHED_AT.name] {
+        let mut list = nft::dump(socket, table, set)?;
+        list.retain(|e| target(e).is_some_and(|(address, _)| chosen(address)));
+        elements.push((set, list));
+    }
+    Ok(elements)
+}
+
+/// Deletes the elements that `choose` finds in the table and returns them. A transaction is refused
+/// when one of them is gone by then: somebody else is deleting as well, so it chooses again.
+fn delete_chosen(
+    socket: &mut Socket,
+    table: &str,
+    mut choose: impl FnMut(&mut Socket) -> Result<Elements>,
+) -> Result<Elements> {
+    let mut attempt = 1;
+    loop {
+        let chosen = choose(socket)?;
+        if chosen.iter().all(|(_, elements)| elements.is_empty()) {
+            return Ok(Elements::new());
+        }
+        let mut t = Transaction::new(table);
+        for (set, elements) in &chosen {
+            t.delete(set, elements);
+        }
+        match t.commit(socket) {
+            Ok(()) => return Ok(chosen),
+            Err(e) if is_absent(&e) && attempt < ATTEMPTS => attempt += 1,
+            Err(e) => return Err(e),
+        }
+    }
+}
