@@ -15,7 +15,7 @@ use crate::channel;
 use crate::error::{RuntimeError, Step};
 use crate::hooks::{self, HookState};
 use crate::namespaces::Namespaces;
-use crate::process::{Gate, ProcessPlan, become_process, wire_stdio};
+use crate::process::{ProcessPlan, become_process, wire_stdio};
 use crate::procfs::Proc;
 use crate::rootfs::{Console, RootfsPlan};
 use crate::sandbox::TerminalSize;
@@ -178,9 +178,9 @@ fn go(
         ..
     } = plan;
     let master = console.map(|console| console.master);
-    let (wait, report) = match &*gate {
-        Some((wait, report)) => (wait.as_fd(), report.as_fd()),
-        None => (channel, channel),
+    let wait = match &*gate {
+        Some((wait, _)) => wait.as_fd(),
+        None => channel,
     };
     let ready = || {
         let result = channel::ready(channel, master.as_ref().map(AsFd::as_fd));
@@ -195,14 +195,7 @@ fn go(
             &hook_state.json("created", None),
         )
     };
-    become_process(
-        process,
-        proc,
-        *keep_fds,
-        ready,
-        Some(&Gate { wait, report }),
-        last,
-    )
+    become_process(process, proc, *keep_fds, ready, Some(wait), last)
 }
 
 fn hide() -> Result<(), RuntimeError> {

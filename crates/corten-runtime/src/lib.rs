@@ -18,6 +18,7 @@ mod channel;
 pub mod create;
 pub mod defaults;
 pub mod error;
+pub mod exe;
 pub mod exec;
 mod hooks;
 mod init;

@@ -33,7 +33,7 @@ mod v2;
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -551,18 +551,6 @@ fn remove_tree(dir: &Path) -> Result<(), Errno> {
 
 fn os(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
-}
-
-/// The pids of `cgroup` are read by other modules through descriptors too.
-pub(crate) fn adopt_unified(dir: BorrowedFd<'_>, pid: i32) -> Result<(), Errno> {
-    use rustix::fs::{Mode, OFlags, openat};
-    let file = openat(
-        dir.as_fd(),
-        "cgroup.procs",
-        OFlags::WRONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    rustix::io::write(&file, pid.to_string().as_bytes()).map(drop)
 }
 
 #[cfg(test)]

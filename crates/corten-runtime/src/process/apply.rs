@@ -11,17 +11,10 @@ use crate::error::{ExecErrno, RuntimeError, Step};
 use crate::procfs::Proc;
 use crate::sys;
 
-/// Where the child waits for the word to execute, and reports why it could not.
-pub(crate) struct Gate<'a> {
-    /// One byte here lets the child go on; end of file makes it give up.
-    pub(crate) wait: BorrowedFd<'a>,
-    /// Failures go here. Both are closed by a successful `execve`.
-    pub(crate) report: BorrowedFd<'a>,
-}
-
 /// Becomes the program. The descriptors 0, 1, 2 are in place, the root is the
 /// container's. `ready` is called when nothing but the `execve` is left to do, then the
-/// gate is waited for; `last` runs after it.
+/// gate is waited for (one byte lets the child go on, the end of file makes it give up);
+/// `last` runs after it.
 ///
 /// Returns only on failure.
 pub(crate) fn become_process(
@@ -29,7 +22,7 @@ pub(crate) fn become_process(
     proc: &Proc,
     keep_fds: u32,
     ready: impl FnOnce() -> Result<(), RuntimeError>,
-    gate: Option<&Gate<'_>>,
+    gate: Option<BorrowedFd<'_>>,
     last: impl FnOnce() -> Result<(), RuntimeError>,
 ) -> RuntimeError {
     match prepare(plan, proc, keep_fds, ready, gate, last) {
@@ -43,7 +36,7 @@ fn prepare(
     proc: &Proc,
     keep_fds: u32,
     ready: impl FnOnce() -> Result<(), RuntimeError>,
-    gate: Option<&Gate<'_>>,
+    gate: Option<BorrowedFd<'_>>,
     last: impl FnOnce() -> Result<(), RuntimeError>,
 ) -> Result<std::ffi::CString, RuntimeError> {
     let fail = |step, target: &str| {
@@ -93,12 +86,13 @@ fn prepare(
     if let Some(caps) = &plan.caps {
         caps.apply().map_err(fail(Step::Capabilities, ""))?;
     }
-    let program = lookup::find(&plan.program, plan.path_variable.as_deref()).map_err(|reason| {
-        RuntimeError::Exec {
-            path: plan.program.clone(),
-            reason,
-        }
-    })?;
+    let program =
+        lookup::find(&plan.program, plan.path_variable.as_deref(), plan.own).map_err(|reason| {
+            RuntimeError::Exec {
+                path: plan.program.clone(),
+                reason,
+            }
+        })?;
 
     ready()?;
     if let Some(gate) = gate {
@@ -121,8 +115,8 @@ fn execute(plan: &ProcessPlan, program: &std::ffi::CStr) -> RuntimeError {
     }
 }
 
-fn wait(gate: &Gate<'_>) -> Result<(), RuntimeError> {
-    match channel::read_byte(gate.wait) {
+fn wait(gate: BorrowedFd<'_>) -> Result<(), RuntimeError> {
+    match channel::read_byte(gate) {
         Ok(Some(_)) => Ok(()),
         // Nobody is left to start us.
         Ok(None) => sys::exit_now(0),

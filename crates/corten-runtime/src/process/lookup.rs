@@ -7,25 +7,27 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, stat};
 use rustix::io::Errno;
 
 use crate::error::ExecErrno;
+use crate::exe::Own;
 
 /// The path to execute: the name itself if it has a slash, else the first executable
-/// file of that name in `path`.
-pub(super) fn find(name: &str, path: Option<&str>) -> Result<CString, ExecErrno> {
-    if name.contains('/') {
+/// file of that name in `path`. The runtime's own file is no program for a container.
+pub(super) fn find(name: &str, path: Option<&str>, own: Option<Own>) -> Result<CString, ExecErrno> {
+    let found = if name.contains('/') {
         executable(name).map_err(ExecErrno::Errno)?;
-        return CString::new(name).map_err(|_| ExecErrno::Errno(Errno::INVAL));
+        name.to_owned()
+    } else {
+        let dirs = path
+            .unwrap_or_default()
+            .split(':')
+            .filter(|dir| !dir.is_empty());
+        dirs.map(|dir| format!("{dir}/{name}"))
+            .find(|candidate| executable(candidate).is_ok())
+            .ok_or(ExecErrno::NotInPath)?
+    };
+    if own.is_some_and(|own| own.would_run(&found)) {
+        return Err(ExecErrno::Errno(Errno::ACCESS));
     }
-    for dir in path
-        .unwrap_or_default()
-        .split(':')
-        .filter(|dir| !dir.is_empty())
-    {
-        let candidate = format!("{dir}/{name}");
-        if executable(&candidate).is_ok() {
-            return CString::new(candidate).map_err(|_| ExecErrno::Errno(Errno::INVAL));
-        }
-    }
-    Err(ExecErrno::NotInPath)
+    CString::new(found).map_err(|_| ExecErrno::Errno(Errno::INVAL))
 }
 
 fn executable(path: &str) -> Result<(), Errno> {

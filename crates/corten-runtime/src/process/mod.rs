@@ -17,11 +17,12 @@ use rustix::io::Errno;
 
 use crate::caps::{CapSets, last_capability};
 use crate::error::{RuntimeError, Step};
+use crate::exe::Own;
 use crate::sandbox::TerminalSize;
 use crate::seccomp::{self, Filter};
 use crate::sys::{self, CStringList};
 
-pub(crate) use apply::{Gate, become_process, wire_stdio};
+pub(crate) use apply::{become_process, wire_stdio};
 
 /// A process, ready to be carried out.
 #[derive(Debug)]
@@ -46,7 +47,8 @@ pub(crate) struct ProcessPlan {
     oom_score_adj: Option<i32>,
     /// What is written to `attr/…/exec`, and where.
     label: Option<Label>,
-    pub(crate) terminal: bool,
+    /// What must not be executed.
+    own: Option<Own>,
     pub(crate) console_size: Option<TerminalSize>,
 }
 
@@ -117,7 +119,7 @@ impl ProcessPlan {
             filter: seccomp.map(seccomp::compile).transpose()?,
             oom_score_adj: process.oom_score_adj(),
             label: label(process)?,
-            terminal: process.terminal().unwrap_or(false),
+            own: Own::new(),
             console_size: process.console_size().map(|size| TerminalSize {
                 rows: u16::try_from(size.height()).unwrap_or(0),
                 cols: u16::try_from(size.width()).unwrap_or(0),

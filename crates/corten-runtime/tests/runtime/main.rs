@@ -4,6 +4,8 @@
 //!
 //! `cargo test -p corten-runtime --test runtime -- [name…]`
 
+#![allow(unreachable_pub, missing_docs, missing_debug_implementations)]
+
 mod cases;
 mod support;
 
@@ -12,7 +14,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Name and body of a case. It fails by panicking.
-pub type Case = (&'static str, fn());
+type Case = (&'static str, fn());
 
 const CASE: &str = "CORTEN_RUNTIME_CASE";
 const TIMEOUT: Duration = Duration::from_secs(60);

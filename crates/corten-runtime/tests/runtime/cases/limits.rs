@@ -103,7 +103,7 @@ fn kill_all_and_remove() {
     let container =
         Container::sh("sleep 1000 & sleep 1000 & sh -c 'sleep 1000 & sleep 1000' & sleep 1000");
     let (running, _ends) = container.start().unwrap();
-    eventually("all run", || running.cgroup.pids().unwrap().len() >= 6);
+    eventually("all run", || running.cgroup.pids().unwrap().len() >= 5);
     let parent = container.cgroup_path();
     let parent = parent.split('/').next().unwrap();
     assert_eq!(cgroup::children(parent).unwrap(), [container.id.clone()]);
@@ -126,8 +126,9 @@ fn groups_with_processes_are_not_taken() {
     assert!(running.cgroup.pids().unwrap().contains(&running.pid));
     end(running);
     // An empty one, left from a crash, is no obstacle.
+    let container = Container::sh("true");
     std::fs::create_dir_all(group_root().join(container.cgroup_path())).unwrap();
-    assert!(container.run().unwrap().status.code() == 0 || true);
+    assert!(container.run().unwrap().status.success());
 }
 
 fn group_root() -> std::path::PathBuf {

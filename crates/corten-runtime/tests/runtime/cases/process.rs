@@ -9,7 +9,7 @@ use corten_runtime::{
 use serde_json::json;
 
 use crate::Case;
-use crate::support::{Container, eventually, finish, group_dirs, pipes};
+use crate::support::{Container, finish, group_dirs, pipes};
 
 pub const CASES: &[Case] = &[
     ("exit_codes", exit_codes),
@@ -399,5 +399,4 @@ fn own_executable_is_out_of_reach() {
         let error = container.run().unwrap_err();
         assert_eq!(error.exit_code(), 126, "{program}: {error}");
     }
-    eventually("nothing", || true);
 }
