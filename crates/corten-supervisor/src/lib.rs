@@ -1,1 +1,26 @@
-//! The process beside each container
+//! The process beside each container.
+//!
+//! A supervisor is the parent of one container's first process and owns everything that goes
+//! on while it lives: streams and log, attached clients, further processes, exit status,
+//! restart policy, published ports on loopback. It holds a lock for as long as it lives, so
+//! the kernel answers "is it running?".
+//!
+//! Mechanism only: what to run and whom to tell is the [`Host`]'s business. Single-threaded:
+//! one event loop, because processes are cloned from it. What is undone at the end (network,
+//! control group, run directory) is undone even if one part of it fails.
+
+pub mod client;
+mod execs;
+mod hub;
+mod job;
+mod launch;
+pub mod logs;
+pub mod protocol;
+mod run;
+mod server;
+mod supervise;
+mod sys;
+
+pub use job::{BoxError, Host, Job, LogConfig, NetworkJob, RestartPolicy};
+pub use launch::{Launch, LaunchError, Launcher};
+pub use supervise::supervise;

@@ -1,0 +1,277 @@
+//! Further processes in a running container. They belong to the supervisor, so they survive
+//! the client that asked for them, and their exit codes are known until the container ends.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use corten_runtime::{ExecProcess, RuntimeError, Stdio, Target, TerminalSize};
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+
+use crate::hub::{self, Hub, Output};
+use crate::job::exec_code;
+use crate::logs::Stream;
+use crate::protocol::{ExecSpec, ExecStatus, Refusal, Reply, Size, Streams};
+use crate::supervise::{Live, Shared};
+
+/// How long a process's output is read on after its end: something it left in the background
+/// may hold its streams for ever.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// A process that was asked for.
+pub(crate) struct Exec {
+    pub(crate) spec: ExecSpec,
+    pub(crate) pid: Cell<i32>,
+    pub(crate) exit_code: Cell<Option<u8>>,
+    started: Cell<bool>,
+    terminal: RefCell<Option<Rc<AsyncFd<OwnedFd>>>>,
+}
+
+impl Exec {
+    pub(crate) fn new(spec: ExecSpec) -> Rc<Self> {
+        Rc::new(Self {
+            spec,
+            pid: Cell::new(0),
+            exit_code: Cell::new(None),
+            started: Cell::new(false),
+            terminal: RefCell::default(),
+        })
+    }
+
+    pub(crate) fn running(&self) -> bool {
+        self.pid.get() != 0 && self.exit_code.get().is_none()
+    }
+
+    pub(crate) fn status(&self) -> ExecStatus {
+        ExecStatus {
+            spec: self.spec.clone(),
+            running: self.running(),
+            pid: self.pid.get(),
+            exit_code: self.exit_code.get(),
+        }
+    }
+
+    pub(crate) fn resize(&self, size: Size) -> Reply {
+        match &*self.terminal.borrow() {
+            None => Reply::refuse(
+                Refusal::Conflict,
+                format!("exec {} has no terminal", self.spec.id),
+            ),
+            Some(terminal) => match hub::resize(terminal.get_ref(), size) {
+                Ok(()) => Reply::Done,
+                Err(error) => Reply::refuse(Refusal::Failed, error.to_string()),
+            },
+        }
+    }
+
+    fn has_terminal(&self) -> bool {
+        self.spec.process.terminal().unwrap_or(false)
+    }
+}
+
+/// Starts an exec. On success the reply has been decided and `client` (if attached) is joined
+/// to its streams after the reply has been written by `answer`.
+pub(crate) async fn start(
+    shared: &Rc<Shared>,
+    live: &Live,
+    exec: &Rc<Exec>,
+    size: Option<Size>,
+    detach: bool,
+    mut client: UnixStream,
+) {
+    let reply = launch(shared, live, exec, size, detach);
+    let (reply, begun) = match reply {
+        Ok(begun) if detach => (Reply::Done, Some(begun)),
+        Ok(begun) => (
+            Reply::Attached {
+                tty: exec.has_terminal(),
+            },
+            Some(begun),
+        ),
+        Err(refused) => (refused, None),
+    };
+    if let Err(error) = crate::protocol::send(&mut client, &reply).await {
+        tracing::debug!(%error, "the client of an exec left before its start was answered");
+    }
+    let Some(begun) = begun else { return };
+    if !detach {
+        begun.hub.attach(client, exec.spec.streams);
+    }
+    tokio::task::spawn_local(follow(shared.clone(), exec.clone(), begun));
+}
+
+/// A process that runs but is not read yet: no output is lost before the client is attached.
+struct Begun {
+    hub: Rc<Hub>,
+    process: ExecProcess,
+    outputs: Vec<Output>,
+}
+
+fn launch(
+    shared: &Rc<Shared>,
+    live: &Live,
+    exec: &Rc<Exec>,
+    size: Option<Size>,
+    detach: bool,
+) -> Result<Begun, Reply> {
+    if exec.started.replace(true) {
+        let message = format!("exec {} has been started already", exec.spec.id);
+        return Err(Reply::refuse(Refusal::Conflict, message));
+    }
+    let failed = |error: &dyn std::fmt::Display| Reply::refuse(Refusal::Failed, error.to_string());
+    let terminal = exec.has_terminal();
+    let wanted = if detach {
+        Streams::default()
+    } else {
+        exec.spec.streams
+    };
+    let (stdio, mut outputs, input) = if terminal {
+        let size = size.or(exec.spec.size).map(|s| TerminalSize {
+            rows: s.rows,
+            cols: s.cols,
+        });
+        (Stdio::Terminal { size }, Vec::new(), None)
+    } else {
+        pipes(wanted).map_err(|error| failed(&error))?
+    };
+    let target = Target {
+        pidfd: live.pidfd.get_ref().as_fd(),
+        spec: &live.spec,
+        cgroup: &live.cgroup,
+    };
+    let mut process =
+        corten_runtime::exec(&target, &exec.spec.process, stdio).map_err(|error| {
+            exec.exit_code.set(Some(exec_code(&error).unwrap_or(126)));
+            refusal(&error)
+        })?;
+    exec.pid.set(process.pid);
+    let hub = Hub::new(terminal, true, None);
+    if let Some(console) = process.console.take() {
+        let console = hub::terminal(console).map_err(|error| failed(&error))?;
+        outputs.push(Output::Terminal(console.clone()));
+        if wanted.stdin {
+            hub.feed_terminal(console.clone());
+        }
+        *exec.terminal.borrow_mut() = Some(console);
+    }
+    if let Some(input) = input {
+        hub.feed_pipe(input).map_err(|error| failed(&error))?;
+    }
+    let args = exec
+        .spec
+        .process
+        .args()
+        .clone()
+        .unwrap_or_default()
+        .join(" ");
+    shared.host.borrow_mut().event(
+        "exec_start",
+        &[("execID", exec.spec.id.clone()), ("command", args)],
+    );
+    Ok(Begun {
+        hub,
+        process,
+        outputs,
+    })
+}
+
+fn pipes(wanted: Streams) -> std::io::Result<(Stdio, Vec<Output>, Option<OwnedFd>)> {
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+    let null = || {
+        std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+    };
+    let mut outputs = Vec::new();
+    let mut output = |wanted: bool, stream: Stream| -> std::io::Result<OwnedFd> {
+        if !wanted {
+            return Ok(null()?.into());
+        }
+        let (read, write) = pipe()?;
+        outputs.push(Output::Pipe(stream, read));
+        Ok(write)
+    };
+    let stdout = output(wanted.stdout, Stream::Stdout)?;
+    let stderr = output(wanted.stderr, Stream::Stderr)?;
+    let (stdin, input) = if wanted.stdin {
+        let (read, write) = pipe()?;
+        (read, Some(write))
+    } else {
+        (null()?.into(), None)
+    };
+    Ok((
+        Stdio::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        },
+        outputs,
+        input,
+    ))
+}
+
+fn refusal(error: &RuntimeError) -> Reply {
+    let why = match exec_code(error) {
+        Some(127) => Refusal::NotFound,
+        Some(_) => Refusal::NotExecutable,
+        None => Refusal::Failed,
+    };
+    Reply::refuse(why, error.to_string())
+}
+
+/// Reads the process's output to its end and records its exit code.
+async fn follow(shared: Rc<Shared>, exec: Rc<Exec>, begun: Begun) {
+    let Begun {
+        hub,
+        process,
+        outputs,
+    } = begun;
+    let readers: Vec<_> = outputs
+        .into_iter()
+        .filter_map(|output| hub.read(output).ok())
+        .collect();
+    let code = match AsyncFd::register(process.pidfd) {
+        Err(_) => 255,
+        Ok(pidfd) => wait(&pidfd).await,
+    };
+    let finish = async {
+        for reader in readers {
+            if let Err(error) = reader.await {
+                tracing::debug!(%error, "a stream's reader failed");
+            }
+        }
+    };
+    if tokio::time::timeout(DRAIN, finish).await.is_err() {
+        tracing::debug!(exec = %exec.spec.id, "its streams are still open after its end");
+    }
+    // Known before the client sees the end of the stream and asks.
+    exec.exit_code.set(Some(code));
+    shared.host.borrow_mut().event(
+        "exec_die",
+        &[
+            ("execID", exec.spec.id.clone()),
+            ("exitCode", code.to_string()),
+        ],
+    );
+    hub.close().await;
+    exec.terminal.borrow_mut().take();
+}
+
+async fn wait(pidfd: &AsyncFd<OwnedFd>) -> u8 {
+    loop {
+        let Ok(mut ready) = pidfd.readable().await else {
+            return 255;
+        };
+        match corten_runtime::try_wait_pidfd(pidfd.get_ref()) {
+            Ok(Some(status)) => return status.code(),
+            Ok(None) => ready.clear_ready(),
+            Err(error) => {
+                tracing::warn!(%error, "the exit status of an exec is unknown");
+                return 255;
+            }
+        }
+    }
+}

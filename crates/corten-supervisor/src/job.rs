@@ -1,0 +1,189 @@
+//! What a supervisor is to run, and whom it tells.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use corten_network::{EndpointSpec, PortMapping, PortRequest};
+use corten_oci::runtime_spec::Spec;
+
+use crate::protocol::{Exit, Size};
+
+/// An error of the host's making.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Everything one run of a container needs. Made anew for every (re)start.
+#[derive(Debug)]
+pub struct Job {
+    /// The runtime-spec document.
+    pub spec: Spec,
+    /// The root, as a detached mount.
+    pub rootfs: OwnedFd,
+    /// Already opened mount sources, by index into the spec's mounts.
+    pub mounts: BTreeMap<usize, OwnedFd>,
+    /// The network.
+    pub network: NetworkJob,
+    /// Where output is logged.
+    pub log: LogConfig,
+    /// Whether the process has a terminal.
+    pub tty: bool,
+    /// Initial size of the terminal.
+    pub size: Option<Size>,
+    /// Whether standard input stays open for clients to attach to.
+    pub open_stdin: bool,
+    /// Whether standard input ends when the first attached client's does.
+    pub stdin_once: bool,
+    /// Signal that asks the process to end.
+    pub stop_signal: i32,
+    /// Seconds it then has; negative: for ever.
+    pub stop_timeout: i64,
+    /// What happens after its end.
+    pub restart: RestartPolicy,
+    /// Its control group (see [`corten_runtime::CgroupSpec`]).
+    pub cgroup: String,
+}
+
+/// A container's network.
+#[derive(Debug)]
+pub enum NetworkJob {
+    /// A namespace with nothing but loopback.
+    None,
+    /// The host's.
+    Host,
+    /// A place on a bridge. `requests` are the ports to publish; the endpoint's own `ports`
+    /// are filled in from what was got.
+    Bridge {
+        /// The place.
+        endpoint: Box<EndpointSpec>,
+        /// Ports to publish.
+        requests: Vec<PortRequest>,
+    },
+    /// Another container's namespace.
+    Join(OwnedFd),
+}
+
+/// Where output goes besides attached clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogConfig {
+    /// Nowhere.
+    None,
+    /// Docker's `json-file`.
+    JsonFile {
+        /// The file; rotated ones are `PATH.1`, `PATH.2`, …
+        path: PathBuf,
+        /// Bytes at which it is rotated.
+        max_size: Option<u64>,
+        /// Files kept, this one included.
+        max_file: u32,
+    },
+}
+
+/// Docker's restart policies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RestartPolicy {
+    /// Never.
+    #[default]
+    No,
+    /// After every end that the user did not ask for.
+    Always,
+    /// Likewise (they differ at boot only).
+    UnlessStopped,
+    /// After a failure, so many times at the most (0: any number).
+    OnFailure(u32),
+}
+
+impl RestartPolicy {
+    /// Whether to start again after an exit with `code`, having restarted `restarts` times.
+    #[must_use]
+    pub fn wants(self, code: u8, restarts: u32) -> bool {
+        match self {
+            Self::No => false,
+            Self::Always | Self::UnlessStopped => true,
+            Self::OnFailure(most) => code != 0 && (most == 0 || restarts < most),
+        }
+    }
+}
+
+/// The side of the engine: where the supervisor gets its work and reports. Calls block the
+/// event loop, so they are short.
+pub trait Host {
+    /// Everything for the next run.
+    ///
+    /// # Errors
+    /// What is missing or refused; the run then fails with it.
+    fn prepare(&mut self) -> Result<Job, BoxError>;
+
+    /// It runs.
+    fn started(&mut self, pid: i32, ports: &[PortMapping]);
+
+    /// It has ended. `restarting`: the policy will start it again.
+    fn exited(&mut self, exit: &Exit, restarting: bool);
+
+    /// It was frozen (`true`) or thawed.
+    fn paused(&mut self, paused: bool);
+
+    /// The first start failed; what it had is undone already.
+    fn start_failed(&mut self, code: u8, message: &str);
+
+    /// The supervisor is about to leave; removal of a `--rm` container happens here.
+    fn finished(&mut self);
+
+    /// Something worth an event: `kill` and `exec_…` with attributes.
+    fn event(&mut self, action: &str, attributes: &[(&str, String)]);
+}
+
+/// Why a container could not be started.
+#[derive(Debug)]
+pub(crate) struct StartError {
+    pub(crate) code: u8,
+    pub(crate) message: String,
+}
+
+impl StartError {
+    /// A failure that has no exit code of its own.
+    pub(crate) fn other(error: impl fmt::Display) -> Self {
+        Self {
+            code: 128,
+            message: error.to_string(),
+        }
+    }
+}
+
+impl From<corten_runtime::RuntimeError> for StartError {
+    fn from(error: corten_runtime::RuntimeError) -> Self {
+        Self {
+            code: exec_code(&error).unwrap_or(128),
+            message: error.to_string(),
+        }
+    }
+}
+
+/// 127: the program does not exist; 126: it cannot be executed; `None`: another failure.
+pub(crate) fn exec_code(error: &corten_runtime::RuntimeError) -> Option<u8> {
+    Some(error.exit_code()).filter(|code| matches!(code, 126 | 127))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies() {
+        use RestartPolicy::{Always, No, OnFailure};
+        for (policy, code, restarts, wanted) in [
+            (No, 1, 0, false),
+            (Always, 0, 99, true),
+            (OnFailure(0), 1, 99, true),
+            (OnFailure(0), 0, 0, false),
+            (OnFailure(2), 1, 1, true),
+            (OnFailure(2), 1, 2, false),
+        ] {
+            assert_eq!(
+                policy.wants(code, restarts),
+                wanted,
+                "{policy:?} {code} {restarts}"
+            );
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Starting a supervisor, and being started as one.
+//!
+//! The launcher spawns `corten … supervise ID` with a socket as its standard input and sends
+//! over it, as descriptors, the connections of clients that attached before the start and of
+//! those who wait for the exit: so they miss nothing, however short the run. The supervisor
+//! answers once on the same socket, when the container runs or could not be started.
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::protocol::{Launched, Streams};
+
+/// Descriptors one launch can carry (the kernel's SCM_MAX_FD is 253).
+const MAX_FDS: usize = 200;
+
+/// How to start a supervisor.
+#[derive(Debug)]
+pub struct Launcher {
+    /// The program.
+    pub exe: PathBuf,
+    /// Its arguments, ending in `supervise ID` as the host's face wants them.
+    pub args: Vec<OsString>,
+    /// Clients attached from the first byte on: our end of their connections.
+    pub attach: Vec<(UnixStream, Streams)>,
+    /// Each gets the exit as a frame, and its end when the supervisor leaves.
+    pub waiters: Vec<UnixStream>,
+}
+
+/// Why a supervisor could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The process could not be spawned or talked to.
+    #[error("cannot start the supervisor {exe}: {source}", exe = exe.display())]
+    Spawn {
+        /// The program.
+        exe: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It died before it could say anything.
+    #[error("the supervisor ended before the container was started")]
+    Died,
+    /// More clients than can be handed over.
+    #[error("more than {MAX_FDS} clients are waiting for the start")]
+    TooMany,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Handover {
+    attach: Vec<Streams>,
+    waiters: usize,
+}
+
+impl Launcher {
+    /// Starts it and blocks until the container runs or could not be started.
+    ///
+    /// # Errors
+    /// See [`LaunchError`]. A container that cannot be started is no error here but
+    /// [`Launched::Failed`].
+    pub fn launch(self) -> Result<Launched, LaunchError> {
+        if self.attach.len() + self.waiters.len() > MAX_FDS {
+            return Err(LaunchError::TooMany);
+        }
+        let exe = self.exe.clone();
+        self.talk().map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => LaunchError::Died,
+            _ => LaunchError::Spawn { exe, source },
+        })
+    }
+
+    fn talk(self) -> io::Result<Launched> {
+        let (mut ours, theirs) = UnixStream::pair()?;
+        let mut child = Command::new(&self.exe)
+            .args(&self.args)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let handover = Handover {
+            attach: self.attach.iter().map(|(_, streams)| *streams).collect(),
+            waiters: self.waiters.len(),
+        };
+        let fds: Vec<BorrowedFd<'_>> = self
+            .attach
+            .iter()
+            .map(|(stream, _)| stream.as_fd())
+            .chain(self.waiters.iter().map(AsFd::as_fd))
+            .collect();
+        let sent = send_with_fds(&ours, &serde_json::to_vec(&handover)?, &fds);
+        // The supervisor forks away from the process we spawned, which ends at once.
+        child.wait()?;
+        sent?;
+        drop(self.attach);
+        drop(self.waiters);
+        let mut length = [0; 4];
+        ours.read_exact(&mut length)?;
+        let mut json = vec![0; u32::from_be_bytes(length) as usize];
+        ours.read_exact(&mut json)?;
+        Ok(serde_json::from_slice(&json)?)
+    }
+}
+
+/// What a supervisor was handed by its launcher.
+#[derive(Debug)]
+pub struct Launch {
+    pub(crate) socket: UnixStream,
+    pub(crate) attach: Vec<(UnixStream, Streams)>,
+    pub(crate) waiters: Vec<UnixStream>,
+}
+
+impl Launch {
+    /// Takes over from the launcher: leaves its session, receives the descriptors. Must be
+    /// called first thing, while the process has a single thread.
+    ///
+    /// # Errors
+    /// Standard input is no launcher's socket.
+    pub fn receive() -> io::Result<Self> {
+        crate::sys::detach()?;
+        let null = OpenOptions::new().read(true).open("/dev/null")?;
+        let socket = rustix::stdio::stdin().try_clone_to_owned()?;
+        rustix::stdio::dup2_stdin(&null)?;
+        Self::from_socket(UnixStream::from(socket))
+    }
+
+    pub(crate) fn from_socket(socket: UnixStream) -> io::Result<Self> {
+        let (json, fds) = receive_with_fds(&socket)?;
+        let handover: Handover = serde_json::from_slice(&json)?;
+        let mut streams = fds.into_iter().map(UnixStream::from);
+        let attach: Vec<_> = handover
+            .attach
+            .into_iter()
+            .map_while(|wanted| streams.next().map(|stream| (stream, wanted)))
+            .collect();
+        let waiters = streams.take(handover.waiters).collect();
+        Ok(Self {
+            socket,
+            attach,
+            waiters,
+        })
+    }
+
+    /// Says, without any container, that it could not be started: for failures before there
+    /// is a supervisor.
+    ///
+    /// # Errors
+    /// The launcher is gone.
+    pub fn fail(mut self, code: u8, message: &str) -> io::Result<()> {
+        let failed = Launched::Failed {
+            code,
+            message: message.to_owned(),
+        };
+        self.socket.write_all(&crate::protocol::frame(&failed)?)
+    }
+}
+
+fn send_with_fds(socket: &UnixStream, json: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::other("too many descriptors"));
+    }
+    let length = u32::try_from(json.len())
+        .map_err(io::Error::other)?
+        .to_be_bytes();
+    let sent = rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(&length), IoSlice::new(json)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
+    if sent == length.len() + json.len() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::WriteZero.into())
+    }
+}
+
+fn receive_with_fds(socket: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut length = [0; 4];
+    let received = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut length)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL,
+    )?;
+    if received.bytes != length.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    let mut json = vec![0; u32::from_be_bytes(length) as usize];
+    (&*socket).read_exact(&mut json)?;
+    Ok((json, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_travel() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut client, end) = UnixStream::pair().unwrap();
+        let streams = Streams {
+            stdin: false,
+            stdout: true,
+            stderr: false,
+        };
+        let handover = Handover {
+            attach: vec![streams],
+            waiters: 0,
+        };
+        let json = serde_json::to_vec(&handover).unwrap();
+        send_with_fds(&ours, &json, &[end.as_fd()]).unwrap();
+        drop(end);
+        let launch = Launch::from_socket(theirs).unwrap();
+        let (mut stream, wanted) = launch.attach.into_iter().next().unwrap();
+        assert_eq!(wanted, streams);
+        stream.write_all(b"hello").unwrap();
+        drop(stream);
+        let mut read = String::new();
+        client.read_to_string(&mut read).unwrap();
+        assert_eq!(read, "hello");
+    }
+}

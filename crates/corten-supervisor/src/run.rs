@@ -1,0 +1,291 @@
+//! One run of the container: starting it, and undoing it.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use corten_network::{Endpoint, NetNs, PortMapping, Reservation};
+use corten_oci::runtime_spec::Spec;
+use corten_runtime::{Cgroup, CgroupSpec, ExitStatus, Rootfs, Sandbox, Stdio, TerminalSize};
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinHandle;
+
+use crate::hub::{self, Hub, Output};
+use crate::job::{Job, LogConfig, NetworkJob, StartError};
+use crate::logs::{LogWriter, Stream};
+
+/// How long output is drained after the last process has gone.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// A running container, and what must be undone after it.
+pub(crate) struct Run {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: Rc<AsyncFd<OwnedFd>>,
+    pub(crate) cgroup: Rc<Cgroup>,
+    pub(crate) spec: Rc<Spec>,
+    pub(crate) hub: Rc<Hub>,
+    pub(crate) terminal: Option<Rc<AsyncFd<OwnedFd>>>,
+    pub(crate) ports: Vec<PortMapping>,
+    pub(crate) stop_signal: i32,
+    pub(crate) stop_timeout: i64,
+    readers: Vec<JoinHandle<()>>,
+    network: Network,
+}
+
+/// What a run has on the network.
+#[derive(Default)]
+struct Network {
+    namespace: Option<NetNs>,
+    endpoint: Option<Endpoint>,
+    proxies: Option<JoinHandle<()>>,
+}
+
+impl Network {
+    /// Ports first (somebody may be waiting for them); the links go with the namespace.
+    fn teardown(mut self) {
+        if let Some(proxies) = self.proxies.take() {
+            proxies.abort();
+        }
+        if let Some(endpoint) = self.endpoint.take()
+            && let Err(error) = endpoint.release()
+        {
+            tracing::warn!(%error, "published ports are left to be swept");
+        }
+        drop(self.namespace.take());
+    }
+}
+
+/// The streams of a container that has not been started yet.
+struct Streams {
+    stdio: Stdio,
+    outputs: Vec<Output>,
+    input: Option<OwnedFd>,
+}
+
+/// Starts the container. When it fails, everything is undone.
+pub(crate) fn start(id: &str, job: Job, hub: &Rc<Hub>) -> Result<Run, StartError> {
+    let Job {
+        spec,
+        rootfs,
+        mounts,
+        network,
+        tty,
+        size,
+        open_stdin,
+        cgroup,
+        ..
+    } = job;
+    let (network, netns, ports, reservation) = prepare_network(network)?;
+    let size = size.map(|size| TerminalSize {
+        rows: size.rows,
+        cols: size.cols,
+    });
+    let streams = if tty {
+        Streams {
+            stdio: Stdio::Terminal { size },
+            outputs: Vec::new(),
+            input: None,
+        }
+    } else {
+        pipes(open_stdin).map_err(StartError::other)?
+    };
+    let sandbox = Sandbox {
+        id,
+        spec: &spec,
+        rootfs: Rootfs::Detached(rootfs),
+        mounts,
+        netns,
+        stdio: streams.stdio,
+        cgroup: CgroupSpec::new(cgroup),
+    };
+    let mut created = corten_runtime::create(sandbox)?;
+    let console = created.console();
+    let running = created.start()?;
+    let mut run = Run {
+        pid: running.pid,
+        pidfd: Rc::new(AsyncFd::register(running.pidfd).map_err(StartError::other)?),
+        cgroup: Rc::new(running.cgroup),
+        spec: Rc::new(spec),
+        hub: hub.clone(),
+        terminal: None,
+        ports,
+        stop_signal: job.stop_signal,
+        stop_timeout: job.stop_timeout,
+        readers: Vec::new(),
+        network,
+    };
+    if let Err(error) = run.connect_streams(console, streams.outputs, streams.input, open_stdin) {
+        tracing::warn!(%error, "streams could not be connected");
+    }
+    if let (Some(reservation), Some(endpoint)) = (reservation, &run.network.endpoint) {
+        let target = endpoint.spec().address.addr();
+        run.network.proxies = Some(tokio::task::spawn_local(reservation.serve(target)));
+    }
+    Ok(run)
+}
+
+type Prepared = (
+    Network,
+    corten_runtime::NetNs,
+    Vec<PortMapping>,
+    Option<Reservation>,
+);
+
+fn prepare_network(job: NetworkJob) -> Result<Prepared, StartError> {
+    let plain = |netns| Ok((Network::default(), netns, Vec::new(), None));
+    match job {
+        NetworkJob::None => plain(corten_runtime::NetNs::New),
+        NetworkJob::Host => plain(corten_runtime::NetNs::Host),
+        NetworkJob::Join(fd) => plain(corten_runtime::NetNs::Join(fd)),
+        NetworkJob::Bridge {
+            mut endpoint,
+            requests,
+        } => {
+            let reservation = if requests.is_empty() {
+                None
+            } else {
+                Some(corten_network::reserve(&requests).map_err(StartError::other)?)
+            };
+            if let Some(reservation) = &reservation {
+                endpoint.ports = reservation.mappings().to_vec();
+            }
+            let ports = endpoint.ports.clone();
+            let namespace = NetNs::create().map_err(StartError::other)?;
+            let connected =
+                corten_network::connect(&namespace, &endpoint).map_err(StartError::other)?;
+            let joined = std::os::fd::AsFd::as_fd(&namespace)
+                .try_clone_to_owned()
+                .map_err(StartError::other)?;
+            let network = Network {
+                namespace: Some(namespace),
+                endpoint: Some(connected),
+                proxies: None,
+            };
+            Ok((
+                network,
+                corten_runtime::NetNs::Join(joined),
+                ports,
+                reservation,
+            ))
+        }
+    }
+}
+
+fn pipes(open_stdin: bool) -> std::io::Result<Streams> {
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+    let (stdin, input) = if open_stdin {
+        let (read, write) = pipe()?;
+        (read, Some(write))
+    } else {
+        (std::fs::File::open("/dev/null")?.into(), None)
+    };
+    let ((out, stdout), (err, stderr)) = (pipe()?, pipe()?);
+    Ok(Streams {
+        stdio: Stdio::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        },
+        outputs: vec![
+            Output::Pipe(Stream::Stdout, out),
+            Output::Pipe(Stream::Stderr, err),
+        ],
+        input,
+    })
+}
+
+/// Opens the log a job asks for; a log that cannot be opened does not keep the container from
+/// running.
+pub(crate) fn open_log(config: &LogConfig) -> Option<LogWriter> {
+    match config {
+        LogConfig::None => None,
+        LogConfig::JsonFile {
+            path,
+            max_size,
+            max_file,
+        } => match LogWriter::open(path, *max_size, *max_file) {
+            Ok(log) => Some(log),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "output is not logged");
+                None
+            }
+        },
+    }
+}
+
+impl Run {
+    fn connect_streams(
+        &mut self,
+        console: Option<OwnedFd>,
+        outputs: Vec<Output>,
+        input: Option<OwnedFd>,
+        open_stdin: bool,
+    ) -> std::io::Result<()> {
+        if let Some(console) = console {
+            let terminal = hub::terminal(console)?;
+            self.readers
+                .push(self.hub.read(Output::Terminal(terminal.clone()))?);
+            if open_stdin {
+                self.hub.feed_terminal(terminal.clone());
+            }
+            self.terminal = Some(terminal);
+        }
+        for output in outputs {
+            self.readers.push(self.hub.read(output)?);
+        }
+        if let Some(input) = input {
+            self.hub.feed_pipe(input)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the first process to end.
+    pub(crate) async fn wait(&self) -> ExitStatus {
+        loop {
+            match self.pidfd.readable().await {
+                Ok(mut ready) => match corten_runtime::try_wait_pidfd(self.pidfd.get_ref()) {
+                    Ok(Some(status)) => return status,
+                    Ok(None) => ready.clear_ready(),
+                    Err(error) => {
+                        tracing::warn!(%error, "the exit status is unknown");
+                        return ExitStatus::Signaled(9);
+                    }
+                },
+                Err(error) => {
+                    tracing::warn!(%error, "the process cannot be watched");
+                    return ExitStatus::Signaled(9);
+                }
+            }
+        }
+    }
+
+    /// Ends what is left inside and takes in the last output. Tells whether the out-of-memory
+    /// killer struck.
+    pub(crate) async fn drain(&mut self) -> bool {
+        let oom = self.cgroup.oom_kill_count().is_ok_and(|count| count > 0);
+        if let Err(error) = self.cgroup.kill_all() {
+            tracing::warn!(%error, "processes may be left inside");
+        }
+        let readers = std::mem::take(&mut self.readers);
+        let finish = async {
+            for reader in readers {
+                if let Err(error) = reader.await {
+                    tracing::debug!(%error, "a stream's reader failed");
+                }
+            }
+        };
+        // A descriptor passed out of the container may keep a pipe open for ever.
+        if tokio::time::timeout(DRAIN, finish).await.is_err() {
+            tracing::info!("a stream was still open after the end");
+        }
+        oom
+    }
+
+    /// Undoes network and control group; goes on after an error.
+    pub(crate) fn teardown(self) {
+        self.network.teardown();
+        if let Err(error) = self.cgroup.remove() {
+            tracing::warn!(%error, "the control group is left to be swept");
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The supervisor's socket: one request a connection (see `protocol`).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::execs::{self, Exec};
+use crate::hub;
+use crate::protocol::{Ask, Exit, Phase, Refusal, Reply, Request, Status, VERSION, receive, send};
+use crate::supervise::{Live, RunDir, Shared};
+
+/// After SIGKILL to everything inside, the end is a matter of the kernel.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A listening socket and the requests it has taken.
+pub(crate) struct Server {
+    accepting: JoinHandle<()>,
+    shared: Rc<Shared>,
+}
+
+/// Listens on the run directory's socket. However long its path is: it is bound relative to a
+/// descriptor of the directory.
+pub(crate) fn listen(directory: &RunDir, shared: &Rc<Shared>) -> io::Result<Server> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(CWD, directory.path(), flags, Mode::empty())?;
+    let path = socket_path(&dir);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The directory is 0700 root, so the socket need not be guarded between bind and chmod.
+    let listener = UnixListener::bind(&path)?;
+    rustix::fs::chmodat(
+        &dir,
+        "sock",
+        Mode::from_raw_mode(0o600),
+        rustix::fs::AtFlags::empty(),
+    )?;
+    let accepting = tokio::task::spawn_local(accept(listener, shared.clone()));
+    Ok(Server {
+        accepting,
+        shared: shared.clone(),
+    })
+}
+
+/// The socket in an open directory.
+pub(crate) fn socket_path(dir: &impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}/sock", dir.as_fd().as_raw_fd()).into()
+}
+
+impl Server {
+    /// Takes no more requests; those who wait for the end hear of it.
+    pub(crate) async fn farewell(self, patience: Duration) {
+        self.accepting.abort();
+        let closed = async {
+            self.shared.exits.closed().await;
+        };
+        if tokio::time::timeout(patience, closed).await.is_err() {
+            tracing::debug!("a client did not hear of the end in time");
+        }
+    }
+}
+
+async fn accept(listener: UnixListener, shared: Rc<Shared>) {
+    let mut requests = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((client, _)) => {
+                    let shared = shared.clone();
+                    // Not in the set: an answered request must outlive this loop.
+                    requests.spawn_local(async move {
+                        tokio::task::spawn_local(request(client, shared));
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a request");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+            Some(_) = requests.join_next() => {}
+        }
+    }
+}
+
+async fn request(mut client: UnixStream, shared: Rc<Shared>) {
+    let request: Request = match receive(&mut client).await {
+        Ok(request) => request,
+        Err(error) => {
+            let reply = Reply::refuse(Refusal::Failed, format!("not a request: {error}"));
+            return answer(&mut client, &reply).await;
+        }
+    };
+    if request.version > VERSION {
+        let message = format!(
+            "this supervisor speaks version {VERSION}, not {}: it was started by an older corten",
+            request.version
+        );
+        return answer(&mut client, &Reply::refuse(Refusal::Failed, message)).await;
+    }
+    match request.ask {
+        Ask::Attach(streams) => {
+            let found = shared.hub.borrow().clone();
+            match found {
+                None => answer(&mut client, &not_running(&shared)).await,
+                Some(hub) => {
+                    answer(&mut client, &Reply::Attached { tty: hub.tty() }).await;
+                    hub.attach(client, streams);
+                }
+            }
+        }
+        Ask::Wait => wait(client, &shared).await,
+        Ask::ExecStart { id, detach, size } => {
+            let exec = shared.execs.borrow().get(&id).cloned();
+            let live = shared.run.borrow().clone();
+            match (exec, live) {
+                (Some(exec), Some(live)) => {
+                    execs::start(&shared, &live, &exec, size, detach, client).await;
+                }
+                (None, _) => answer(&mut client, &no_exec(&id)).await,
+                (_, None) => answer(&mut client, &not_running(&shared)).await,
+            }
+        }
+        ask => {
+            let reply = simple(&shared, ask).await;
+            answer(&mut client, &reply).await;
+        }
+    }
+}
+
+async fn answer(client: &mut UnixStream, reply: &Reply) {
+    if let Err(error) = send(client, reply).await {
+        tracing::debug!(%error, "a client left before its answer");
+    }
+}
+
+fn not_running(shared: &Shared) -> Reply {
+    Reply::refuse(
+        Refusal::NotRunning,
+        format!("container {} is not running", shared.id),
+    )
+}
+
+fn no_exec(id: &str) -> Reply {
+    Reply::refuse(Refusal::NoSuchExec, format!("No such exec instance: {id}"))
+}
+
+/// Requests that are a question and an answer.
+async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
+    let live = shared.run.borrow().clone();
+    match ask {
+        Ask::Status => Reply::Status(status(shared, live.as_ref())),
+        Ask::Stop { signal, timeout } => {
+            shared.manual.set(true);
+            match stop(shared, signal, timeout).await {
+                Some(exit) => Reply::Exit(exit),
+                None => not_running(shared),
+            }
+        }
+        Ask::ExecCreate(spec) => {
+            if live.is_none() {
+                return not_running(shared);
+            }
+            let mut execs = shared.execs.borrow_mut();
+            if execs.contains_key(&spec.id) {
+                return Reply::refuse(Refusal::Conflict, format!("exec {} exists", spec.id));
+            }
+            execs.insert(spec.id.clone(), Exec::new(*spec));
+            Reply::Done
+        }
+        Ask::ExecInspect { id } => match shared.execs.borrow().get(&id) {
+            Some(exec) => Reply::Exec(Box::new(exec.status())),
+            None => no_exec(&id),
+        },
+        Ask::ExecResize { id, size } => match shared.execs.borrow().get(&id) {
+            Some(exec) => exec.resize(size),
+            None => no_exec(&id),
+        },
+        Ask::Signal { signal, manual } => {
+            if manual {
+                shared.manual.set(true);
+                shared.cancel.notify_waiters();
+            }
+            with(shared, live, |live| {
+                corten_runtime::send_signal(live.pidfd.get_ref().as_fd(), signal)
+            })
+        }
+        Ask::Pause => {
+            let reply = with(shared, live, |live| live.cgroup.freeze());
+            mark_paused(shared, &reply, true);
+            reply
+        }
+        Ask::Unpause => {
+            let reply = with(shared, live, |live| live.cgroup.thaw());
+            mark_paused(shared, &reply, false);
+            reply
+        }
+        Ask::Pids => match live.map(|live| live.cgroup.pids()) {
+            None => not_running(shared),
+            Some(Ok(pids)) => Reply::Pids(pids),
+            Some(Err(error)) => Reply::refuse(Refusal::Failed, error.to_string()),
+        },
+        Ask::Resize(size) => match live.map(|live| live.terminal) {
+            None => not_running(shared),
+            Some(None) => Reply::refuse(
+                Refusal::Conflict,
+                format!("container {} has no terminal", shared.id),
+            ),
+            Some(Some(terminal)) => match hub::resize(terminal.get_ref(), size) {
+                Ok(()) => Reply::Done,
+                Err(error) => Reply::refuse(Refusal::Failed, error.to_string()),
+            },
+        },
+        Ask::Attach(_) | Ask::Wait | Ask::ExecStart { .. } => {
+            Reply::refuse(Refusal::Failed, "not a question")
+        }
+    }
+}
+
+fn with(
+    shared: &Shared,
+    live: Option<Live>,
+    act: impl FnOnce(&Live) -> Result<(), corten_runtime::RuntimeError>,
+) -> Reply {
+    match live {
+        None => not_running(shared),
+        Some(live) => match act(&live) {
+            Ok(()) => Reply::Done,
+            Err(error) => Reply::refuse(Refusal::Failed, error.to_string()),
+        },
+    }
+}
+
+fn mark_paused(shared: &Shared, reply: &Reply, paused: bool) {
+    if matches!(reply, Reply::Done) {
+        shared.phase.set(if paused {
+            Phase::Paused
+        } else {
+            Phase::Running
+        });
+        shared.host.borrow_mut().paused(paused);
+    }
+}
+
+fn status(shared: &Shared, live: Option<&Live>) -> Status {
+    let execs = shared.execs.borrow();
+    let mut running: Vec<String> = execs
+        .values()
+        .filter(|exec| exec.running())
+        .map(|exec| exec.spec.id.clone())
+        .collect();
+    running.sort();
+    Status {
+        phase: shared.phase.get(),
+        pid: live.map_or(0, |live| live.pid),
+        ports: live.map(|live| live.ports.clone()).unwrap_or_default(),
+        restarts: shared.restarts.get(),
+        tty: shared.hub.borrow().as_ref().is_some_and(|hub| hub.tty()),
+        execs: running,
+    }
+}
+
+/// Answers at once, then tells the next exit; the connection ends with the supervisor.
+async fn wait(mut client: UnixStream, shared: &Rc<Shared>) {
+    let mut exits = shared.exits.subscribe();
+    let seen = exits.borrow_and_update().count;
+    answer(&mut client, &Reply::Done).await;
+    let exit = loop {
+        {
+            let now = exits.borrow_and_update();
+            if now.count > seen || now.over {
+                break now.last.clone();
+            }
+        }
+        if exits.changed().await.is_err() {
+            break None;
+        }
+    };
+    if let Some(exit) = exit {
+        answer(&mut client, &Reply::Exit(exit)).await;
+    }
+    // Held open until all is over: its end tells that a `--rm` container has been removed.
+    while !exits.borrow_and_update().over {
+        if exits.changed().await.is_err() {
+            break;
+        }
+    }
+}
+
+/// Signals, waits, kills. `None` when there is nothing to stop.
+pub(crate) async fn stop(
+    shared: &Rc<Shared>,
+    signal: Option<i32>,
+    timeout: Option<i64>,
+) -> Option<Exit> {
+    let mut exits = shared.exits.subscribe();
+    let seen = exits.borrow_and_update().count;
+    shared.cancel.notify_waiters();
+    let live = shared.run.borrow().clone();
+    let Some(live) = live else {
+        // In a pause before a restart, which has just been cancelled.
+        return exits.borrow().last.clone();
+    };
+    let signal = signal.unwrap_or(live.stop_signal);
+    if let Err(error) = corten_runtime::send_signal(live.pidfd.get_ref().as_fd(), signal) {
+        tracing::debug!(%error, "the process has just ended");
+    }
+    if shared.phase.get() == Phase::Paused {
+        // A frozen process takes no signal.
+        if let Err(error) = live.cgroup.thaw() {
+            tracing::warn!(%error, "cannot thaw");
+        }
+    }
+    let next = |mut exits: tokio::sync::watch::Receiver<crate::supervise::Exits>| async move {
+        loop {
+            {
+                let now = exits.borrow_and_update();
+                if now.count > seen {
+                    return now.last.clone();
+                }
+            }
+            if exits.changed().await.is_err() {
+                return None;
+            }
+        }
+    };
+    let patience = timeout.unwrap_or(live.stop_timeout);
+    match u64::try_from(patience) {
+        Err(_) => return next(exits).await,
+        Ok(seconds) => {
+            let waited = tokio::time::timeout(Duration::from_secs(seconds), next(exits.clone()));
+            if let Ok(exit) = waited.await {
+                return exit;
+            }
+        }
+    }
+    if let Err(error) = corten_runtime::send_signal(live.pidfd.get_ref().as_fd(), 9) {
+        tracing::debug!(%error, "the process has just ended");
+    }
+    if let Err(error) = live.cgroup.kill_all() {
+        tracing::warn!(%error, "cannot kill what is inside");
+    }
+    tokio::time::timeout(KILL_PATIENCE, next(exits))
+        .await
+        .ok()
+        .flatten()
+}

@@ -1,0 +1,416 @@
+//! The supervisor's life: lock, socket, start, wait, restart, leave.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+
+use crate::execs::Exec;
+use crate::hub::Hub;
+use crate::job::{Host, Job, RestartPolicy, StartError};
+use crate::launch::Launch;
+use crate::logs::now;
+use crate::protocol::{Exit, Launched, Phase, frame};
+use crate::run::{self, Run};
+use crate::server;
+
+/// First pause before a restart; it doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// A run of this length makes the pause short again.
+const STEADY: Duration = Duration::from_secs(10);
+/// How long clients that wait for the last exit get to hear of it.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// What a container's run directory holds.
+#[derive(Debug, Clone)]
+pub(crate) struct RunDir(PathBuf);
+
+impl RunDir {
+    pub(crate) fn new(run_dir: &Path, id: &str) -> Self {
+        Self(run_dir.join("c").join(id))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.0.join("sock")
+    }
+}
+
+/// What requests and the main loop share.
+pub(crate) struct Shared {
+    pub(crate) id: String,
+    pub(crate) host: RefCell<Box<dyn Host>>,
+    pub(crate) run: RefCell<Option<Live>>,
+    pub(crate) hub: RefCell<Option<Rc<Hub>>>,
+    pub(crate) phase: Cell<Phase>,
+    pub(crate) restarts: Cell<u32>,
+    /// The user wants it down: no restart.
+    pub(crate) manual: Cell<bool>,
+    /// Wakes a pause before a restart.
+    pub(crate) cancel: Notify,
+    /// Every exit, numbered; `over` once there will be no other.
+    pub(crate) exits: watch::Sender<Exits>,
+    pub(crate) execs: RefCell<HashMap<String, Rc<Exec>>>,
+}
+
+/// The last exit.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Exits {
+    pub(crate) count: u64,
+    pub(crate) last: Option<Exit>,
+    pub(crate) over: bool,
+}
+
+/// The parts of a [`Run`] that requests use; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Live {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: Rc<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>>,
+    pub(crate) cgroup: Rc<corten_runtime::Cgroup>,
+    pub(crate) spec: Rc<corten_oci::runtime_spec::Spec>,
+    pub(crate) terminal: Option<Rc<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>>>,
+    pub(crate) ports: Vec<corten_network::PortMapping>,
+    pub(crate) stop_signal: i32,
+    pub(crate) stop_timeout: i64,
+}
+
+impl Live {
+    fn of(run: &Run) -> Self {
+        Self {
+            pid: run.pid,
+            pidfd: run.pidfd.clone(),
+            cgroup: run.cgroup.clone(),
+            spec: run.spec.clone(),
+            terminal: run.terminal.clone(),
+            ports: run.ports.clone(),
+            stop_signal: run.stop_signal,
+            stop_timeout: run.stop_timeout,
+        }
+    }
+}
+
+/// Runs a container from its first start to its last end. `run_dir` is the engine's. Called
+/// in the process [`Launch::receive`] was called in, which has one thread.
+///
+/// # Errors
+/// The lock is held by another supervisor, or the run directory cannot be used; the launcher
+/// has been told.
+pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) -> io::Result<()> {
+    let directory = RunDir::new(run_dir, id);
+    let mut launcher = Some(launch.socket);
+    let lock = match take_lock(&directory) {
+        Ok(lock) => lock,
+        Err(error) => {
+            tell(
+                &mut launcher,
+                &failed(&StartError::other(format!(
+                    "{}: {error}",
+                    directory.lock().display()
+                ))),
+            );
+            return Err(error);
+        }
+    };
+    if let Err(error) = rustix::thread::set_name(c"corten-sup") {
+        tracing::debug!(%error, "no name");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let tasks = tokio::task::LocalSet::new();
+    let shared = Rc::new(Shared {
+        id: id.to_owned(),
+        host: RefCell::new(host),
+        run: RefCell::default(),
+        hub: RefCell::default(),
+        phase: Cell::new(Phase::Starting),
+        restarts: Cell::new(0),
+        manual: Cell::new(false),
+        cancel: Notify::new(),
+        exits: watch::Sender::new(Exits::default()),
+        execs: RefCell::default(),
+    });
+    let lived = tasks.block_on(&runtime, async {
+        live(
+            &shared,
+            &directory,
+            &mut launcher,
+            launch.attach,
+            launch.waiters,
+        )
+        .await
+    });
+    // Whoever looks now must find either a supervisor or nothing.
+    if let Err(error) = fs::remove_dir_all(directory.path()) {
+        tracing::debug!(%error, "the run directory is left to be swept");
+    }
+    drop(lock);
+    lived
+}
+
+fn take_lock(directory: &RunDir) -> io::Result<File> {
+    loop {
+        fs::create_dir_all(directory.path())?;
+        let path = directory.lock();
+        let opened = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path);
+        let file = match opened {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "the container has a supervisor already",
+                ));
+            }
+            Err(error) => return Err(error.into()),
+        }
+        use std::os::unix::fs::MetadataExt;
+        if fs::metadata(&path)
+            .is_ok_and(|named| file.metadata().is_ok_and(|m| m.ino() == named.ino()))
+        {
+            return Ok(file);
+        }
+    }
+}
+
+fn failed(error: &StartError) -> Launched {
+    Launched::Failed {
+        code: error.code,
+        message: error.message.clone(),
+    }
+}
+
+/// Answers the launcher, once.
+fn tell(launcher: &mut Option<UnixStream>, launched: &Launched) {
+    let Some(mut socket) = launcher.take() else {
+        return;
+    };
+    let sent = frame(launched).and_then(|bytes| socket.write_all(&bytes));
+    if let Err(error) = sent {
+        tracing::debug!(%error, "the launcher is gone");
+    }
+}
+
+async fn live(
+    shared: &Rc<Shared>,
+    directory: &RunDir,
+    launcher: &mut Option<UnixStream>,
+    attach: Vec<(UnixStream, crate::protocol::Streams)>,
+    waiters: Vec<UnixStream>,
+) -> io::Result<()> {
+    // Held to the end: their closing tells that everything is over.
+    let mut waiters: Vec<_> = waiters.into_iter().filter_map(adopt).collect();
+    let mut attach: Vec<_> = attach
+        .into_iter()
+        .filter_map(|(stream, wanted)| Some((adopt(stream)?, wanted)))
+        .collect();
+    let server = match server::listen(directory, shared) {
+        Ok(server) => server,
+        Err(error) => {
+            tell(
+                launcher,
+                &failed(&StartError::other(format!(
+                    "{}: {error}",
+                    directory.socket().display()
+                ))),
+            );
+            return Err(error);
+        }
+    };
+    let terminated = tokio::task::spawn_local(obey_termination(shared.clone()));
+    let mut backoff = MIN_BACKOFF;
+    loop {
+        let began = Instant::now();
+        shared.phase.set(Phase::Starting);
+        let (policy, outcome) = start(shared, &mut attach);
+        let mut restart = policy;
+        let exit = match outcome {
+            Ok(run) => {
+                shared.host.borrow_mut().started(run.pid, &run.ports);
+                tell(
+                    launcher,
+                    &Launched::Started {
+                        pid: run.pid,
+                        ports: run.ports.clone(),
+                    },
+                );
+                shared.phase.set(Phase::Running);
+                finish(shared, run).await
+            }
+            Err(error) => {
+                if let Some(hub) = shared.hub.borrow_mut().take() {
+                    hub.close().await;
+                }
+                if launcher.is_some() {
+                    shared
+                        .host
+                        .borrow_mut()
+                        .start_failed(error.code, &error.message);
+                    tell(launcher, &failed(&error));
+                    restart = RestartPolicy::No;
+                }
+                Exit {
+                    code: error.code,
+                    oom: false,
+                    at: now(),
+                    error: Some(error.message),
+                }
+            }
+        };
+        if began.elapsed() >= STEADY {
+            backoff = MIN_BACKOFF;
+        }
+        let again = !shared.manual.get() && restart.wants(exit.code, shared.restarts.get());
+        shared.phase.set(if again {
+            Phase::Restarting
+        } else {
+            Phase::Ending
+        });
+        let never_ran = exit.error.is_some() && shared.restarts.get() == 0;
+        if !never_ran {
+            shared.host.borrow_mut().exited(&exit, again);
+        }
+        announce(shared, &mut waiters, &exit, !again).await;
+        if !again {
+            break;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff) => {}
+            () = shared.cancel.notified() => {}
+        }
+        if shared.manual.get() {
+            break;
+        }
+        backoff = (backoff * 2).min(MAX_BACKOFF);
+        shared.restarts.set(shared.restarts.get() + 1);
+    }
+    shared.phase.set(Phase::Ending);
+    shared.host.borrow_mut().finished();
+    shared.exits.send_modify(|exits| exits.over = true);
+    terminated.abort();
+    server.farewell(FAREWELL).await;
+    drop(waiters);
+    Ok(())
+}
+
+fn adopt(stream: UnixStream) -> Option<tokio::net::UnixStream> {
+    stream.set_nonblocking(true).ok()?;
+    tokio::net::UnixStream::from_std(stream).ok()
+}
+
+fn start(
+    shared: &Rc<Shared>,
+    attach: &mut Vec<(tokio::net::UnixStream, crate::protocol::Streams)>,
+) -> (RestartPolicy, Result<Run, StartError>) {
+    let prepared: Result<Job, _> = shared.host.borrow_mut().prepare();
+    let job = match prepared {
+        Ok(job) => job,
+        // A restart that cannot even be prepared is tried again like any other failure.
+        Err(error) => {
+            let policy = if shared.restarts.get() > 0 {
+                RestartPolicy::Always
+            } else {
+                RestartPolicy::No
+            };
+            return (policy, Err(StartError::other(error)));
+        }
+    };
+    let policy = job.restart;
+    let hub = Hub::new(job.tty, job.stdin_once, run::open_log(&job.log));
+    *shared.hub.borrow_mut() = Some(hub.clone());
+    for (client, streams) in attach.drain(..) {
+        hub.attach(client, streams);
+    }
+    let started = run::start(&shared.id, job, &hub);
+    if let Ok(run) = &started {
+        *shared.run.borrow_mut() = Some(Live::of(run));
+    }
+    (policy, started)
+}
+
+/// Waits for the end of a run and undoes it.
+async fn finish(shared: &Rc<Shared>, mut run: Run) -> Exit {
+    let status = run.wait().await;
+    let at = now();
+    shared.phase.set(Phase::Ending);
+    let oom = run.drain().await;
+    *shared.run.borrow_mut() = None;
+    shared.execs.borrow_mut().clear();
+    let hub = run.hub.clone();
+    run.teardown();
+    hub.close().await;
+    shared.hub.borrow_mut().take();
+    Exit {
+        code: status.code(),
+        oom,
+        at,
+        error: None,
+    }
+}
+
+async fn announce(
+    shared: &Shared,
+    waiters: &mut Vec<tokio::net::UnixStream>,
+    exit: &Exit,
+    last: bool,
+) {
+    shared.exits.send_modify(|exits| {
+        exits.count += 1;
+        exits.last = Some(exit.clone());
+    });
+    for waiter in waiters.iter_mut() {
+        if let Err(error) = crate::protocol::send(waiter, exit).await {
+            tracing::debug!(%error, "a waiter is gone");
+        }
+    }
+    if !last {
+        waiters.clear(); // they waited for the next exit; this was it
+    }
+}
+
+/// SIGTERM to the supervisor (a machine shutting down) stops the container; its restart
+/// policy stays in force for the next boot.
+async fn obey_termination(shared: Rc<Shared>) {
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::hangup()),
+    ) else {
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {
+                shared.manual.set(true);
+                server::stop(&shared, None, None).await;
+            }
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
