@@ -233,7 +233,7 @@ async fn follow(shared: Rc<Shared>, exec: Rc<Exec>, begun: Begun) {
         .into_iter()
         .filter_map(|output| hub.read(output).ok())
         .collect();
-    let code = match AsyncFd::register(process.pidfd) {
+    let code = match crate::sys::watch(process.pidfd) {
         Err(_) => 255,
         Ok(pidfd) => wait(&pidfd).await,
     };

@@ -252,7 +252,7 @@ fn frame(stream: Stream, bytes: &[u8]) -> Bytes {
 /// Makes the supervisor's side of a terminal usable in the event loop.
 pub(crate) fn terminal(fd: OwnedFd) -> io::Result<Rc<AsyncFd<OwnedFd>>> {
     rustix::io::ioctl_fionbio(&fd, true)?;
-    Ok(Rc::new(AsyncFd::register(fd)?))
+    Ok(Rc::new(crate::sys::watch(fd)?))
 }
 
 /// Sets a terminal's size.

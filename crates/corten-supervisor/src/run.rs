@@ -103,7 +103,7 @@ pub(crate) fn start(id: &str, job: Job, hub: &Rc<Hub>) -> Result<Run, StartError
     let running = created.start()?;
     let mut run = Run {
         pid: running.pid,
-        pidfd: Rc::new(AsyncFd::register(running.pidfd).map_err(StartError::other)?),
+        pidfd: Rc::new(crate::sys::watch(running.pidfd).map_err(StartError::other)?),
         cgroup: Rc::new(running.cgroup),
         spec: Rc::new(spec),
         hub: hub.clone(),

@@ -1,8 +1,11 @@
-//! The one system call here that Rust's libraries do not wrap.
+//! The calls that need `unsafe`: forking, and watching a descriptor.
 
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::OwnedFd;
+
+use tokio::io::unix::AsyncFd;
 
 /// Leaves the process that spawned us: forks, ends the parent at once (so that whoever waits
 /// for it need not wait for us), and goes on in a new session.
@@ -20,4 +23,11 @@ pub(crate) fn detach() -> io::Result<()> {
     }
     rustix::process::setsid()?;
     Ok(())
+}
+
+/// Watches a descriptor in the event loop.
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open, is one description, and tells the same number, from here to
+    // its end, which the AsyncFd owns.
+    unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
 }
