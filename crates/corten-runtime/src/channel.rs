@@ -206,7 +206,11 @@ fn decode(packet: &[u8]) -> RuntimeError {
         }
         _ => (OTHER, Step::Sync, 0, String::new(), String::new()),
     };
-    let os = |errno: i32| Errno::from_raw_os_error(if errno == 0 { libc::EPROTO } else { errno });
+    // The kernel's numbers end at 4095 (MAX_ERRNO).
+    let os = |errno: i32| {
+        let known = (1..=4095).contains(&errno);
+        Errno::from_raw_os_error(if known { errno } else { libc::EPROTO })
+    };
     match kind {
         SETUP => RuntimeError::setup(step, first, os(errno)),
         EXEC if errno == 0 => RuntimeError::Exec {

@@ -15,6 +15,7 @@
 mod caps;
 pub mod cgroup;
 mod channel;
+pub mod cli;
 pub mod create;
 pub mod defaults;
 pub mod error;

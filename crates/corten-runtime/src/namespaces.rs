@@ -131,7 +131,7 @@ impl Namespaces {
     /// Caller: lets children be born into the pid namespace to be joined, until the
     /// guard is dropped.
     pub(crate) fn enter_pid(&self) -> Result<Option<PidGuard>, RuntimeError> {
-        self.pid.as_ref().map(|fd| PidGuard::enter(fd)).transpose()
+        self.pid.as_ref().map(PidGuard::enter).transpose()
     }
 
     /// Child: joins the others.

@@ -463,3 +463,30 @@ pub(crate) fn bpf_attach_device(
     };
     check(result).map(drop)
 }
+
+/// Blocks every signal that can be blocked and returns a descriptor they are read from.
+/// The cloned child unblocks them ([`reset_signals`]).
+pub(crate) fn signal_fd() -> Result<OwnedFd, Errno> {
+    // SAFETY: plain operations on a local set; signalfd's result is owned below.
+    let fd = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    };
+    let fd = check(fd.into())?;
+    // SAFETY: a new descriptor nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap_or(-1)) })
+}
+
+/// The next pending signal of a [`signal_fd`].
+pub(crate) fn next_signal(fd: BorrowedFd<'_>) -> Option<i32> {
+    let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
+    match rustix::io::read(fd, &mut info) {
+        Ok(count) if count == info.len() => {
+            let [a, b, c, d, ..] = info;
+            i32::try_from(u32::from_ne_bytes([a, b, c, d])).ok()
+        }
+        _ => None,
+    }
+}

@@ -183,6 +183,21 @@ impl Cgroup {
         self.set_frozen(false)
     }
 
+    /// Whether it is frozen.
+    pub fn is_frozen(&self) -> bool {
+        let unified = self
+            .unified
+            .iter()
+            .map(|group| (group.dir().join("cgroup.freeze"), "1"));
+        let legacy = self
+            .legacy
+            .iter()
+            .map(|group| (group.dir().join("freezer.state"), "FROZEN"));
+        unified.chain(legacy).any(|(file, frozen)| {
+            fs::read_to_string(file).is_ok_and(|state| state.trim() == frozen)
+        })
+    }
+
     fn set_frozen(&self, frozen: bool) -> Result<(), RuntimeError> {
         for hierarchy in self.hierarchies() {
             if hierarchy.set_frozen(frozen)? {

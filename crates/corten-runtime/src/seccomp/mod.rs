@@ -61,7 +61,7 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Filter, RuntimeError> {
     }
     let arches = architectures(profile);
     let mut program = Program::new();
-    if arches.iter().any(|&arch| arch == Arch::ScmpArchX86_64) {
+    if arches.contains(&Arch::ScmpArchX86_64) {
         let x32 = arches.contains(&Arch::ScmpArchX32);
         program.architecture(Arch::ScmpArchX86_64 as u32, |body| {
             if x32 {

@@ -108,7 +108,7 @@ impl Container {
     }
 
     pub fn cgroup_path(&self) -> String {
-        format!("corten-test-{}/{}", std::process::id(), self.id)
+        format!("{}/{}", group_of(std::process::id()), self.id)
     }
 
     /// Created with the given streams.
@@ -160,7 +160,7 @@ impl Drop for Container {
         }
         cgroup.kill_all().ok();
         cgroup.remove().ok();
-        let parent = format!("corten-test-{}", std::process::id());
+        let parent = group_of(std::process::id());
         Cgroup::open(&parent).unwrap().remove().ok();
     }
 }
@@ -218,4 +218,9 @@ pub fn group_dirs(path: &str) -> Vec<PathBuf> {
     dirs.push(PathBuf::from("/sys/fs/cgroup").join(path));
     dirs.retain(|dir| dir.exists());
     dirs
+}
+
+/// The control group above those of a case's process.
+pub fn group_of(pid: u32) -> String {
+    format!("corten-test-{pid}")
 }
