@@ -1,1 +1,18 @@
-//! OCI registry server (distribution-spec)
+//! OCI registry server (distribution-spec 1.1), on plain files.
+//!
+//! [`main`] is `corten registry …`; [`Server`] runs a registry inside another program, such
+//! as the tests of a registry client. Requests go `server` → `handlers` → `storage`; client
+//! text becomes names and digests in `route` and `names`, and only those reach the files.
+
+mod auth;
+mod cli;
+mod error;
+mod handlers;
+mod names;
+mod route;
+mod server;
+mod storage;
+
+pub use cli::{RegistryArgs, main};
+pub use error::RegistrydError;
+pub use server::{Config, Server};

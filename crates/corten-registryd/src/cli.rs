@@ -1,0 +1,224 @@
+//! The command line: `corten registry serve` and `corten registry htpasswd`.
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::auth;
+use crate::error::{IoContext as _, RegistrydError};
+use crate::server::{Config, Server};
+
+/// What Docker's commands exit with after a wrong flag or argument.
+const USAGE: u8 = 125;
+/// More than any password; keeps a wrong pipe from filling the memory.
+const MAX_INPUT: u64 = 4096;
+
+/// Run an OCI image registry
+#[derive(Debug, Parser)]
+#[command(
+    name = "corten registry",
+    bin_name = "corten registry",
+    disable_version_flag = true
+)]
+pub struct RegistryArgs {
+    /// What to do.
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a registry until SIGINT or SIGTERM
+    Serve(ServeArgs),
+    /// Print a line for a password file
+    Htpasswd(HtpasswdArgs),
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// Address to listen on (port 0 takes a free one)
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:5000")]
+    listen: String,
+    /// Folder that holds the registry's files
+    #[arg(long, value_name = "DIR")]
+    root: PathBuf,
+    /// Ask for a user of this password file (bcrypt entries)
+    #[arg(long, value_name = "FILE")]
+    htpasswd: Option<PathBuf>,
+    /// Serve HTTPS with this certificate chain (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Refuse pushes and deletions
+    #[arg(long)]
+    read_only: bool,
+}
+
+#[derive(Debug, Args)]
+struct HtpasswdArgs {
+    /// Take the password from stdin
+    #[arg(long)]
+    password_stdin: bool,
+    /// Name of the user
+    #[arg(value_name = "USER")]
+    user: String,
+}
+
+/// Runs `corten registry` with these arguments (without the program's name).
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let words = std::iter::once(OsString::from("corten registry")).chain(args);
+    let args = match RegistryArgs::try_parse_from(words) {
+        Ok(args) => args,
+        Err(error) => return usage(&error),
+    };
+    let done = match args.command {
+        Command::Serve(args) => serve(args),
+        Command::Htpasswd(args) => htpasswd(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        // Help that nobody reads any more (`| head`) is no failure.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        complain(&"a command is needed: serve or htpasswd");
+    } else {
+        // clap's text has the usage below; the lines up to it say what is wrong.
+        let text = error.render().to_string();
+        let lines = text.lines().take_while(|line| !line.starts_with("Usage:"));
+        let words: Vec<&str> = lines
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
+        let text = words.join(" ");
+        complain(&text.strip_prefix("error: ").unwrap_or(&text));
+    }
+    ExitCode::from(USAGE)
+}
+
+/// One line on standard error; if that is closed there is nobody to tell.
+fn complain(error: &dyn std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "corten registry: {error}");
+}
+
+fn serve(args: ServeArgs) -> Result<(), RegistrydError> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // Fails only where the caller has installed one already, which then gets our logs.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .try_init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the worker threads of", Path::new("corten registry"))?;
+    runtime.block_on(async {
+        let config = Config {
+            root: args.root,
+            htpasswd: args.htpasswd,
+            // clap lets neither come without the other.
+            tls: args.tls_cert.zip(args.tls_key),
+            read_only: args.read_only,
+        };
+        let stop = stop_signal()?;
+        let server = Server::bind(&args.listen, config).await?;
+        let mut output = io::stdout();
+        writeln!(output, "{}", server.url())
+            .and_then(|()| output.flush())
+            .context("write to", Path::new("standard output"))?;
+        server.serve(stop).await;
+        Ok(())
+    })
+}
+
+/// Done at SIGINT or SIGTERM; both are caught from now on.
+fn stop_signal() -> Result<impl Future<Output = ()>, RegistrydError> {
+    let catch = |kind| signal(kind).context("catch signals of", Path::new("corten registry"));
+    let mut interrupt = catch(SignalKind::interrupt())?;
+    let mut terminate = catch(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
+}
+
+fn htpasswd(args: &HtpasswdArgs) -> Result<(), RegistrydError> {
+    if !args.password_stdin {
+        return Err(RegistrydError::Unsupported(
+            "the password is read from standard input only: use --password-stdin",
+        ));
+    }
+    let mut password = Vec::new();
+    io::stdin()
+        .take(MAX_INPUT)
+        .read_to_end(&mut password)
+        .context("read the password from", Path::new("standard input"))?;
+    while password
+        .last()
+        .is_some_and(|byte| matches!(byte, b'\n' | b'\r'))
+    {
+        password.pop();
+    }
+    let line = auth::entry(&args.user, &password)?;
+    writeln!(io::stdout(), "{line}").context("write to", Path::new("standard output"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<RegistryArgs, clap::Error> {
+        RegistryArgs::try_parse_from(std::iter::once(&"corten registry").chain(words))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        RegistryArgs::command().debug_assert();
+    }
+
+    #[test]
+    fn certificate_and_key_come_together() {
+        let serve = ["serve", "--root", "/r"];
+        let with = |more: &[&str]| parse(&[&serve[..], more].concat());
+        assert!(with(&[]).is_ok());
+        assert!(with(&["--tls-cert", "c", "--tls-key", "k"]).is_ok());
+        assert!(with(&["--tls-cert", "c"]).is_err());
+        assert!(with(&["--tls-key", "k"]).is_err());
+        assert!(parse(&["serve"]).is_err());
+        assert!(parse(&["htpasswd", "--password-stdin", "ann"]).is_ok());
+    }
+
+    #[test]
+    fn usage_errors_have_dockers_code() {
+        let run = |words: &[&str]| main(words.iter().map(OsString::from));
+        for words in [&["serve"][..], &["serve", "--bogus"], &["bogus"], &[]] {
+            assert_eq!(run(words), ExitCode::from(USAGE), "{words:?}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Pulling and deleting blobs (distribution-spec end-2 and end-10), with ranges (RFC 9110 14).
+
+use std::io::{Seek as _, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::body::Body;
+use corten_oci::Digest;
+use http::request::Parts;
+use http::{Method, StatusCode, header};
+use serde_json::json;
+use tokio::io::AsyncReadExt as _;
+use tokio_util::io::ReaderStream;
+
+use super::{App, DOCKER_CONTENT_DIGEST, Reply, blocking, not_modified, reply};
+use crate::error::{ApiError, Code, IoContext as _};
+use crate::names::RepoName;
+
+/// Read from the disk at once.
+const PIECE: usize = 256 << 10;
+
+pub(super) async fn get(app: &Arc<App>, repo: RepoName, digest: Digest, parts: &Parts) -> Reply {
+    let unknown = || ApiError::new(Code::BlobUnknown, json!({"digest": digest.as_str()}));
+    let wanted = digest.clone();
+    let blob = blocking(app, move |storage| storage.open_blob(&repo, &wanted)).await?;
+    let mut blob = blob.ok_or_else(unknown)?;
+
+    let etag = format!("\"{digest}\"");
+    let mut headers = vec![
+        (DOCKER_CONTENT_DIGEST, digest.as_str()),
+        (header::ETAG, etag.as_str()),
+        (header::CACHE_CONTROL, "max-age=31536000"),
+        (header::ACCEPT_RANGES, "bytes"),
+    ];
+    if not_modified(parts, &etag) {
+        return reply(StatusCode::NOT_MODIFIED, &headers, Body::empty());
+    }
+    headers.push((header::CONTENT_TYPE, "application/octet-stream"));
+
+    let size = blob.size;
+    let (status, first, length) = match range(parts, &etag, size) {
+        Range::Whole => (StatusCode::OK, 0, size),
+        Range::Part { first, last } => (StatusCode::PARTIAL_CONTENT, first, last - first + 1),
+        Range::Impossible => {
+            return Err(ApiError::new(Code::RangeInvalid, json!({"size": size}))
+                .header(header::CONTENT_RANGE, &format!("bytes */{size}")));
+        }
+    };
+    let length_text = length.to_string();
+    headers.push((header::CONTENT_LENGTH, &length_text));
+    let range_text = format!(
+        "bytes {first}-{}/{size}",
+        (first + length).saturating_sub(1)
+    );
+    if status == StatusCode::PARTIAL_CONTENT {
+        headers.push((header::CONTENT_RANGE, &range_text));
+    }
+    if parts.method == Method::HEAD {
+        return reply(status, &headers, Body::empty());
+    }
+    // Only moves the file offset, which does not wait for a disk.
+    blob.file
+        .seek(SeekFrom::Start(first))
+        .context("seek in blob", Path::new(digest.as_str()))?;
+    let reader = tokio::fs::File::from_std(blob.file).take(length);
+    let body = Body::from_stream(ReaderStream::with_capacity(reader, PIECE));
+    reply(status, &headers, body)
+}
+
+pub(super) async fn delete(app: &Arc<App>, repo: RepoName, digest: Digest) -> Reply {
+    let wanted = digest.clone();
+    if blocking(app, move |storage| storage.unlink_blob(&repo, &wanted)).await? {
+        let headers = [
+            (DOCKER_CONTENT_DIGEST, digest.as_str()),
+            (header::CONTENT_LENGTH, "0"),
+        ];
+        return reply(StatusCode::ACCEPTED, &headers, Body::empty());
+    }
+    Err(ApiError::new(
+        Code::BlobUnknown,
+        json!({"digest": digest.as_str()}),
+    ))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Range {
+    Whole,
+    Part { first: u64, last: u64 },
+    Impossible,
+}
+
+fn range(parts: &Parts, etag: &str, size: u64) -> Range {
+    let text = |name| {
+        parts
+            .headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    if text(&header::IF_RANGE).is_some_and(|tag| tag != etag) {
+        return Range::Whole;
+    }
+    text(&header::RANGE).map_or(Range::Whole, |value| parse_range(value, size))
+}
+
+/// One range of bytes; several at once, and what is no range, give the whole (RFC 9110 14.2
+/// lets a server ignore them).
+fn parse_range(value: &str, size: u64) -> Range {
+    let Some((first, last)) = value
+        .strip_prefix("bytes=")
+        .and_then(|spec| spec.split_once('-'))
+    else {
+        return Range::Whole;
+    };
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        // A number too large for any file is the end of every file.
+        digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
+    };
+    let (first, last) = match (number(first.trim()), number(last.trim())) {
+        (Some(first), Some(last)) if first <= last => (first, last),
+        (Some(first), None) if last.trim().is_empty() => (first, u64::MAX),
+        (None, Some(0)) if first.trim().is_empty() => return Range::Impossible,
+        (None, Some(suffix)) if first.trim().is_empty() => (size.saturating_sub(suffix), u64::MAX),
+        _ => return Range::Whole,
+    };
+    if first >= size {
+        return Range::Impossible;
+    }
+    let last = last.min(size - 1);
+    Range::Part { first, last }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        let part = |first, last| Range::Part { first, last };
+        let table = [
+            ("bytes=0-0", part(0, 0)),
+            ("bytes=2-4", part(2, 4)),
+            ("bytes=2-", part(2, 9)),
+            ("bytes=2-99", part(2, 9)),
+            ("bytes=2-99999999999999999999999", part(2, 9)),
+            ("bytes=-3", part(7, 9)),
+            ("bytes=-30", part(0, 9)),
+            ("bytes=-0", Range::Impossible),
+            ("bytes=10-", Range::Impossible),
+            ("bytes=4-2", Range::Whole),
+            ("bytes=0-1,3-4", Range::Whole),
+            ("bytes=", Range::Whole),
+            ("bytes=-", Range::Whole),
+            ("bytes=x-y", Range::Whole),
+            ("items=0-1", Range::Whole),
+        ];
+        for (text, expected) in table {
+            assert_eq!(parse_range(text, 10), expected, "{text}");
+        }
+        assert_eq!(parse_range("bytes=0-", 0), Range::Impossible);
+        assert_eq!(parse_range("bytes=-1", 0), Range::Impossible);
+    }
+}

@@ -1,0 +1,195 @@
+//! The HTTP side: one request in, one reply out. Here the route and the method are matched,
+//! authentication and read-only mode are enforced, and what every reply carries is added.
+
+mod blobs;
+mod listing;
+mod manifests;
+mod uploads;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
+use futures_util::StreamExt as _;
+use http::header::{self, HeaderName};
+use http::request::Parts;
+use http::{HeaderValue, Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::auth::Authenticator;
+use crate::error::{ApiError, Code, RegistrydError};
+use crate::route::Route;
+use crate::storage::Storage;
+
+pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName =
+    HeaderName::from_static("docker-content-digest");
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+
+/// A client that sends nothing for this long in the middle of a body is given up.
+const BODY_PATIENCE: Duration = Duration::from_secs(120);
+/// How much of a refused body is read and thrown away, so that the client, which may still
+/// be writing, gets to see why it was refused.
+const DRAIN: u64 = 64 << 20;
+
+/// What requests share.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) storage: Arc<Storage>,
+    pub(crate) users: Option<Authenticator>,
+    pub(crate) read_only: bool,
+}
+
+type Reply = Result<Response, ApiError>;
+
+/// Every request comes through here.
+pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let mut user = String::new();
+    let reply = dispatch(&app, request, &mut user).await;
+    let mut response = reply.unwrap_or_else(ApiError::into_response);
+    let headers = response.headers_mut();
+    headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    let status = response.status().as_u16();
+    let elapsed = started.elapsed();
+    tracing::info!(%method, path, user, status, ?elapsed, "request");
+    response
+}
+
+async fn dispatch(app: &Arc<App>, request: Request, user: &mut String) -> Reply {
+    let (parts, body) = request.into_parts();
+    if let Some(users) = &app.users {
+        *user = users.check(&parts.headers).await?;
+    }
+    let route = Route::parse(parts.uri.path())?;
+    let route = route.ok_or_else(|| {
+        ApiError::new(Code::Unsupported, "no such endpoint").status(StatusCode::NOT_FOUND)
+    })?;
+    let read = matches!(parts.method, Method::GET | Method::HEAD);
+    if app.read_only && !read {
+        drain(body).await;
+        return Err(
+            ApiError::new(Code::Unsupported, "this registry is read-only")
+                .header(header::ALLOW, "GET, HEAD"),
+        );
+    }
+    let method = parts.method.clone();
+    match (route, method) {
+        (Route::Base, Method::GET | Method::HEAD) => Ok(json_reply(&json!({}))),
+        (Route::Catalog, Method::GET | Method::HEAD) => listing::catalog(app, &parts).await,
+        (Route::Tags(repo), Method::GET | Method::HEAD) => listing::tags(app, repo, &parts).await,
+        (Route::Referrers(repo, digest), Method::GET | Method::HEAD) => {
+            listing::referrers(app, repo, digest, &parts).await
+        }
+        (Route::Blob(repo, digest), Method::GET | Method::HEAD) => {
+            blobs::get(app, repo, digest, &parts).await
+        }
+        (Route::Blob(repo, digest), Method::DELETE) => blobs::delete(app, repo, digest).await,
+        (Route::Manifest(repo, reference), Method::GET | Method::HEAD) => {
+            manifests::get(app, repo, reference, &parts).await
+        }
+        (Route::Manifest(repo, reference), Method::PUT) => {
+            manifests::put(app, repo, reference, &parts, body).await
+        }
+        (Route::Manifest(repo, reference), Method::DELETE) => {
+            manifests::delete(app, repo, reference).await
+        }
+        (Route::Uploads(repo), Method::POST) => uploads::start(app, repo, &parts, body).await,
+        (Route::Upload(repo, id), Method::GET | Method::HEAD) => {
+            uploads::status(app, repo, id).await
+        }
+        (Route::Upload(repo, id), Method::PATCH) => {
+            uploads::patch(app, repo, id, &parts, body).await
+        }
+        (Route::Upload(repo, id), Method::PUT) => uploads::put(app, repo, id, &parts, body).await,
+        (Route::Upload(repo, id), Method::DELETE) => uploads::cancel(app, repo, id).await,
+        (route, method) => Err(ApiError::new(
+            Code::Unsupported,
+            json!({"method": method.as_str()}),
+        )
+        .header(header::ALLOW, allowed(&route))),
+    }
+}
+
+/// The methods a resource has (RFC 9110 "Allow").
+fn allowed(route: &Route) -> &'static str {
+    match route {
+        Route::Base | Route::Catalog | Route::Tags(_) | Route::Referrers(..) => "GET, HEAD",
+        Route::Blob(..) => "GET, HEAD, DELETE",
+        Route::Manifest(..) => "GET, HEAD, PUT, DELETE",
+        Route::Uploads(_) => "POST",
+        Route::Upload(..) => "GET, HEAD, PATCH, PUT, DELETE",
+    }
+}
+
+/// Runs file work on a worker thread.
+async fn blocking<T, F>(app: &Arc<App>, work: F) -> Result<T, ApiError>
+where
+    T: Send + 'static,
+    F: FnOnce(&Storage) -> Result<T, RegistrydError> + Send + 'static,
+{
+    let storage = app.storage.clone();
+    let done = tokio::task::spawn_blocking(move || work(&storage)).await;
+    let result = done.map_err(|error| RegistrydError::Worker(error.to_string()))?;
+    Ok(result?)
+}
+
+/// Reads and forgets a body of reasonable length.
+async fn drain(body: Body) {
+    let mut frames = body.into_data_stream();
+    let mut seen = 0;
+    while let Ok(Some(Ok(piece))) = tokio::time::timeout(BODY_PATIENCE, frames.next()).await {
+        seen += piece.len() as u64;
+        if seen > DRAIN {
+            return;
+        }
+    }
+}
+
+/// A reply's status and headers; values come from checked types or our own text.
+fn reply(status: StatusCode, headers: &[(HeaderName, &str)], body: Body) -> Reply {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    for (name, value) in headers {
+        let value = HeaderValue::from_str(value).map_err(|error| {
+            RegistrydError::Worker(format!("cannot send the header {name}: {error}"))
+        })?;
+        response.headers_mut().append(name, value);
+    }
+    Ok(response)
+}
+
+fn json_reply(value: &Value) -> Response {
+    let mut response = Response::new(Body::from(value.to_string()));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
+
+/// All values of a query parameter.
+fn query(parts: &Parts, name: &str) -> Vec<String> {
+    let text = parts.uri.query().unwrap_or_default();
+    url::form_urlencoded::parse(text.as_bytes())
+        .filter(|(key, _)| key == name)
+        .map(|(_, value)| value.into_owned())
+        .collect()
+}
+
+/// True if the client's `If-None-Match` names this entity tag (RFC 9110 13.1.2).
+fn not_modified(parts: &Parts, etag: &str) -> bool {
+    parts
+        .headers
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|tag| tag.trim().trim_start_matches("W/"))
+        .any(|tag| tag == "*" || tag == etag)
+}

@@ -1,0 +1,338 @@
+//! The registry's files. Everything here blocks: the server calls it on worker threads.
+//!
+//! ```text
+//! root/blobs/<alg>/<first two hex>/<hex>/data             the bytes, shared by all repositories
+//! root/repositories/<name>/_layers/<alg>/<hex>            this repository holds that blob
+//! root/repositories/<name>/_manifests/revisions/<alg>/<hex>   {"mediaType": …}
+//! root/repositories/<name>/_manifests/tags/<tag>          a digest
+//! root/repositories/<name>/_manifests/referrers/<alg>/<subject>/<alg>-<hex>   its descriptor
+//! root/repositories/<name>/_uploads/<uuid>                an upload in progress
+//! root/tmp/                                               files not yet in their place
+//! ```
+//!
+//! Invariants: a file outside `tmp` and `_uploads` is complete from the instant it has its
+//! name (written elsewhere on the same filesystem, synced, renamed, its folder synced); a
+//! link is written after what it names; a repository shows a blob only if it has a link to
+//! it. Paths are made of checked types only ([`crate::names`], [`Digest`]).
+
+mod manifests;
+mod uploads;
+
+use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::fs::{self, File};
+use std::hash::{Hash as _, Hasher as _};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use corten_oci::Digest;
+
+use crate::error::{IoContext as _, RegistrydError};
+use crate::names::{RepoName, UploadId, is_name_part};
+
+pub(crate) use manifests::{Descriptor, ManifestRecord};
+pub(crate) use uploads::{Finish, Upload};
+
+/// Uploads and temporary files untouched for this long are removed at start.
+const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Repositories are locked through this many mutexes, by the hash of their name.
+const REPO_LOCKS: usize = 64;
+
+type Result<T> = std::result::Result<T, RegistrydError>;
+
+/// The files below one root.
+#[derive(Debug)]
+pub(crate) struct Storage {
+    root: PathBuf,
+    /// Held while tags, revisions and referrers of a repository change.
+    repo_locks: Vec<Mutex<()>>,
+    /// Hashes of uploads in progress, so that a blob sent in pieces is read once only.
+    hashes: Mutex<HashMap<UploadId, uploads::Progress>>,
+}
+
+/// A blob opened for reading.
+#[derive(Debug)]
+pub(crate) struct OpenBlob {
+    pub(crate) file: File,
+    pub(crate) size: u64,
+}
+
+impl Storage {
+    /// Opens, and unless `read_only` makes, the folders below `root`, and sweeps what a dead
+    /// server left there.
+    pub(crate) fn open(root: &Path, read_only: bool) -> Result<Self> {
+        let storage = Self {
+            root: root.to_owned(),
+            repo_locks: (0..REPO_LOCKS).map(|_| Mutex::new(())).collect(),
+            hashes: Mutex::new(HashMap::new()),
+        };
+        if read_only {
+            fs::read_dir(root).context("open the registry's root", root)?;
+            return Ok(storage);
+        }
+        for folder in ["blobs", "repositories", "tmp"] {
+            make_dir(&root.join(folder))?;
+        }
+        sweep(&root.join("tmp"));
+        for name in storage.all_repositories()? {
+            sweep(&storage.repo(&name).join("_uploads"));
+        }
+        Ok(storage)
+    }
+
+    /// The blob, if the repository has it.
+    pub(crate) fn open_blob(&self, repo: &RepoName, digest: &Digest) -> Result<Option<OpenBlob>> {
+        let link = self.layer_link(repo, digest);
+        if !link.try_exists().context("look for", &link)? {
+            return Ok(None);
+        }
+        self.open_data(digest)
+    }
+
+    /// True if the repository has the blob.
+    pub(crate) fn has_blob(&self, repo: &RepoName, digest: &Digest) -> Result<bool> {
+        let link = self.layer_link(repo, digest);
+        let data = self.blob_data(digest);
+        Ok(link.try_exists().context("look for", &link)?
+            && data.try_exists().context("look for", &data)?)
+    }
+
+    /// Gives the repository a blob that is in the store already.
+    pub(crate) fn link_blob(&self, repo: &RepoName, digest: &Digest) -> Result<()> {
+        let link = self.layer_link(repo, digest);
+        self.write(&link, digest.as_str().as_bytes())
+    }
+
+    /// Takes the blob from the repository; false if it did not have it.
+    pub(crate) fn unlink_blob(&self, repo: &RepoName, digest: &Digest) -> Result<bool> {
+        remove(&self.layer_link(repo, digest))
+    }
+
+    /// True if anything was ever pushed there.
+    pub(crate) fn repo_exists(&self, repo: &RepoName) -> Result<bool> {
+        let folder = self.repo(repo);
+        for part in ["_manifests", "_layers"] {
+            let path = folder.join(part);
+            if path.try_exists().context("look for", &path)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// All repositories that hold a manifest, sorted.
+    pub(crate) fn repositories(&self) -> Result<Vec<RepoName>> {
+        let mut names = Vec::new();
+        for name in self.all_repositories()? {
+            if self.has_revisions(&name)? {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn all_repositories(&self) -> Result<Vec<RepoName>> {
+        let top = self.root.join("repositories");
+        let mut found = Vec::new();
+        let mut queue = vec![String::new()];
+        while let Some(prefix) = queue.pop() {
+            let folder = top.join(&prefix);
+            for part in list(&folder)? {
+                if !is_name_part(&part) {
+                    continue;
+                }
+                let name = if prefix.is_empty() {
+                    part
+                } else {
+                    format!("{prefix}/{part}")
+                };
+                if let Some(repo) = RepoName::parse(&name) {
+                    found.push(repo);
+                    queue.push(name);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn open_data(&self, digest: &Digest) -> Result<Option<OpenBlob>> {
+        let path = self.blob_data(digest);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).context("open", &path),
+        };
+        let size = file.metadata().context("read the size of", &path)?.len();
+        Ok(Some(OpenBlob { file, size }))
+    }
+
+    fn blob_data(&self, digest: &Digest) -> PathBuf {
+        self.root
+            .join("blobs")
+            .join(digest.algorithm().as_str())
+            .join(&digest.hex()[..2])
+            .join(digest.hex())
+            .join("data")
+    }
+
+    fn repo(&self, repo: &RepoName) -> PathBuf {
+        self.root.join("repositories").join(repo.as_str())
+    }
+
+    fn layer_link(&self, repo: &RepoName, digest: &Digest) -> PathBuf {
+        self.repo(repo)
+            .join("_layers")
+            .join(digest.algorithm().as_str())
+            .join(digest.hex())
+    }
+
+    /// Writes a whole file so that it appears at once or not at all.
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let temporary = self.root.join("tmp").join(UploadId::random().as_str());
+        let _guard = RemoveOnDrop(&temporary);
+        let mut file = File::create_new(&temporary).context("create", &temporary)?;
+        file.write_all(bytes).context("write", &temporary)?;
+        file.sync_all().context("sync", &temporary)?;
+        self.place(&temporary, path)?;
+        Ok(())
+    }
+
+    /// Moves a complete and synced file to its place, replacing what is there.
+    fn place(&self, from: &Path, to: &Path) -> Result<()> {
+        let folder = to.parent().unwrap_or(&self.root);
+        make_dir(folder)?;
+        fs::rename(from, to).context("move a file to", to)?;
+        sync_dir(folder)
+    }
+
+    fn lock_repo(&self, repo: &RepoName) -> MutexGuard<'_, ()> {
+        let mut hasher = DefaultHasher::new();
+        repo.hash(&mut hasher);
+        let index = hasher.finish() % self.repo_locks.len() as u64;
+        // The remainder is below the length, so it is an index and fits one.
+        lock(&self.repo_locks[index as usize])
+    }
+}
+
+/// Nothing here leaves data half changed under a lock, so a panic elsewhere does not spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes a temporary file that did not get to its place (where it did, nothing has its name).
+struct RemoveOnDrop<'a>(&'a Path);
+
+impl Drop for RemoveOnDrop<'_> {
+    fn drop(&mut self) {
+        // Best effort: what stays is swept at a later start.
+        let _ = fs::remove_file(self.0);
+    }
+}
+
+/// Makes a folder and its parents, each one synced into the folder above it.
+fn make_dir(path: &Path) -> Result<()> {
+    match fs::create_dir(path) {
+        Ok(()) => match path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
+            Some(parent) => sync_dir(parent),
+            None => Ok(()),
+        },
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => {
+                make_dir(parent)?;
+                make_dir(path)
+            }
+            _ => Err(error).context("create", path),
+        },
+        Err(error) => Err(error).context("create", path),
+    }
+}
+
+fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|folder| folder.sync_all())
+        .context("sync", path)
+}
+
+/// Removes a file for good; false if there was none.
+fn remove(path: &Path) -> Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => {
+            if let Some(folder) = path.parent() {
+                sync_dir(folder)?;
+            }
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).context("remove", path),
+    }
+}
+
+/// The names in a folder, none if there is no such folder. Names that are not UTF-8 were not
+/// written here and are left out.
+fn list(path: &Path) -> Result<Vec<String>> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(error).context("list", path),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.context("list", path)?;
+        names.extend(entry.file_name().into_string());
+    }
+    Ok(names)
+}
+
+/// The content of a small file, `None` if there is no such file.
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context("read", path),
+    }
+}
+
+/// Removes files untouched for [`STALE_AFTER`]. A file that cannot be removed is logged: it
+/// wastes space but hinders nothing.
+fn sweep(folder: &Path) {
+    let Some(limit) = SystemTime::now().checked_sub(STALE_AFTER) else {
+        return;
+    };
+    let names = match list(folder) {
+        Ok(names) => names,
+        Err(error) => {
+            tracing::warn!(%error, "cannot look for stale files");
+            return;
+        }
+    };
+    for name in names {
+        let path = folder.join(name);
+        let stale = fs::symlink_metadata(&path)
+            .and_then(|metadata| metadata.modified())
+            .is_ok_and(|modified| modified < limit);
+        if !stale {
+            continue;
+        }
+        match fs::remove_file(&path) {
+            Ok(()) => tracing::info!(path = %path.display(), "removed a stale upload"),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot remove a stale upload");
+            }
+        }
+    }
+}

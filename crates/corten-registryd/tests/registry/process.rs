@@ -1,0 +1,184 @@
+//! The command in a process of its own: what it prints, how it ends, and what a `kill -9`
+//! leaves. The process is this test program again, running [`child`] alone.
+
+use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader, Lines};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use corten_oci::Digest;
+use http::StatusCode;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::harness::Http;
+
+const ROOT: &str = "REGISTRYD_TEST_ROOT";
+
+/// Not a test of its own: what [`Process::start`] runs.
+#[test]
+#[ignore = "run by the other tests here"]
+fn child() {
+    let root = std::env::var_os(ROOT).unwrap();
+    let words = ["serve", "--listen", "127.0.0.1:0", "--root"].map(OsString::from);
+    let code = corten_registryd::main(words.into_iter().chain([root]));
+    assert_eq!(code, std::process::ExitCode::SUCCESS);
+}
+
+struct Process {
+    child: Child,
+    http: Http,
+    /// Kept open: the test program writes its own summary there at its end.
+    _output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Process {
+    fn start(root: &Path) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "process::child", "--ignored", "--nocapture"])
+            .env(ROOT, root)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+        let address: SocketAddr = output
+            .by_ref()
+            .map_while(Result::ok)
+            .find_map(|line| Some(line.split_once("http://")?.1.parse().unwrap()))
+            .unwrap();
+        let http = Http::new(address);
+        Self {
+            child,
+            http,
+            _output: output,
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).unwrap();
+    }
+
+    async fn end(mut self) -> ExitStatus {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the server does not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_running_request_is_finished_at_sigterm() {
+    let folder = tempfile::tempdir().unwrap();
+    let process = Process::start(folder.path());
+    let digest = Digest::of(b"0123456789");
+    let mut stream = tokio::net::TcpStream::connect(process.http.address)
+        .await
+        .unwrap();
+    let head = format!(
+        "POST /v2/app/blobs/uploads/?digest={digest} HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n01234"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // The upload's file shows that the request runs.
+    wait_for(|| has_entry(&folder.path().join("repositories/app/_uploads"))).await;
+    process.signal(Signal::TERM);
+    let address = process.http.address;
+    wait_for(|| std::net::TcpStream::connect(address).is_err()).await;
+    stream.write_all(b"56789").await.unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 201 "), "{reply}");
+    assert!(process.end().await.success());
+}
+
+#[tokio::test]
+async fn a_killed_server_leaves_no_half_blob_and_uploads_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let bytes: Vec<u8> = (0..8_000_000_u32).map(|n| (n % 253) as u8).collect();
+    let digest = Digest::of(&bytes);
+    let process = Process::start(root);
+    let upload = process.http.start_upload("app").await;
+    let mut stream = tokio::net::TcpStream::connect(process.http.address)
+        .await
+        .unwrap();
+    let head = format!(
+        "PATCH {upload} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+        bytes.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&bytes[..5_000_000]).await.unwrap();
+    let file = root.join("repositories").join(
+        upload
+            .trim_start_matches("/v2/")
+            .replace("blobs/uploads", "_uploads"),
+    );
+    wait_for(|| std::fs::metadata(&file).is_ok_and(|metadata| metadata.len() > 0)).await;
+    process.signal(Signal::KILL);
+    assert!(!process.end().await.success());
+    assert!(!has_entry(&root.join("blobs")));
+    let stale = root.join("tmp/stale");
+    std::fs::write(&stale, "x").unwrap();
+    let old = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
+    std::fs::File::options()
+        .write(true)
+        .open(&stale)
+        .unwrap()
+        .set_modified(old)
+        .unwrap();
+
+    let process = Process::start(root);
+    assert!(!stale.exists(), "stale files are swept at start");
+    let http = &process.http;
+    http.get(&format!("/v2/app/blobs/{digest}"))
+        .await
+        .expect(StatusCode::NOT_FOUND);
+    let state = http.get(&upload).await;
+    let last = state
+        .expect(StatusCode::NO_CONTENT)
+        .header("range")
+        .strip_prefix("0-")
+        .unwrap();
+    let have = last.parse::<usize>().unwrap() + 1;
+    let range = format!("{have}-{}", bytes.len() - 1);
+    let path = format!("{upload}?digest={digest}");
+    let done = http
+        .send(
+            "PUT",
+            &path,
+            &[("content-range", &range)],
+            bytes[have..].to_vec(),
+        )
+        .await;
+    done.expect(StatusCode::CREATED);
+    let blob = http.get(&format!("/v2/app/blobs/{digest}")).await;
+    assert!(blob.expect(StatusCode::OK).body == bytes);
+    process.signal(Signal::INT);
+    assert!(process.end().await.success());
+}
+
+async fn wait_for(mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "waited too long");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn has_entry(folder: &Path) -> bool {
+    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
+}
