@@ -1,4 +1,4 @@
-//! The command line: `corten registry serve` and `corten registry htpasswd`.
+//! The command line: `corten registry serve`, `htpasswd` and `garbage-collect`.
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use crate::auth;
 use crate::error::{IoContext as _, RegistrydError};
 use crate::server::{Config, Server};
+use crate::storage::Storage;
 
 /// What Docker's commands exit with after a wrong flag or argument.
 const USAGE: u8 = 125;
@@ -39,6 +40,8 @@ enum Command {
     Serve(ServeArgs),
     /// Print a line for a password file
     Htpasswd(HtpasswdArgs),
+    /// Remove blobs that no repository refers to, while no registry serves the folder
+    GarbageCollect(CollectArgs),
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +76,16 @@ struct HtpasswdArgs {
     user: String,
 }
 
+#[derive(Debug, Args)]
+struct CollectArgs {
+    /// Folder that holds the registry's files
+    #[arg(long, value_name = "DIR")]
+    root: PathBuf,
+    /// Only print what would be removed
+    #[arg(long)]
+    dry_run: bool,
+}
+
 /// Runs `corten registry` with these arguments (without the program's name).
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let words = std::iter::once(OsString::from("corten registry")).chain(args);
@@ -83,6 +96,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match args.command {
         Command::Serve(args) => serve(args),
         Command::Htpasswd(args) => htpasswd(&args),
+        Command::GarbageCollect(args) => collect(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -103,7 +117,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        complain(&"a command is needed: serve or htpasswd");
+        complain(&"a command is needed: serve, htpasswd or garbage-collect");
     } else {
         // clap's text has the usage below; the lines up to it say what is wrong.
         let text = error.render().to_string();
@@ -188,6 +202,49 @@ fn htpasswd(args: &HtpasswdArgs) -> Result<(), RegistrydError> {
     writeln!(io::stdout(), "{line}").context("write to", Path::new("standard output"))
 }
 
+fn collect(args: &CollectArgs) -> Result<(), RegistrydError> {
+    // Opened as by a reader, which makes no folders and does not lock against itself.
+    let storage = Storage::open(&args.root, true)?;
+    let collected = storage.collect(args.dry_run)?;
+    let verb = if args.dry_run {
+        "would delete"
+    } else {
+        "deleted"
+    };
+    let mut text = String::new();
+    for digest in &collected.blobs {
+        text.push_str(&format!("{verb}: {digest}\n"));
+    }
+    text.push_str(&format!(
+        "Total reclaimed space: {}\n",
+        human(collected.bytes)
+    ));
+    io::stdout()
+        .write_all(text.as_bytes())
+        .context("write to", Path::new("standard output"))
+}
+
+/// As Docker writes sizes: decimal units, four significant digits.
+fn human(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut units = ["B", "kB", "MB", "GB", "TB", "PB", "EB"]
+        .into_iter()
+        .peekable();
+    let mut unit = units.next().unwrap_or_default();
+    while value >= 1000.0 && units.peek().is_some() {
+        value /= 1000.0;
+        unit = units.next().unwrap_or_default();
+    }
+    let decimals = match value {
+        value if value >= 100.0 => 1,
+        value if value >= 10.0 => 2,
+        _ => 3,
+    };
+    let text = format!("{value:.decimals$}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    format!("{text}{unit}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +269,21 @@ mod tests {
         assert!(with(&["--tls-key", "k"]).is_err());
         assert!(parse(&["serve"]).is_err());
         assert!(parse(&["htpasswd", "--password-stdin", "ann"]).is_ok());
+    }
+
+    #[test]
+    fn sizes_as_docker_writes_them() {
+        let table = [
+            (0, "0B"),
+            (999, "999B"),
+            (1000, "1kB"),
+            (1_234_567, "1.235MB"),
+            (12_300_000, "12.3MB"),
+            (123_456_789_012, "123.5GB"),
+        ];
+        for (bytes, text) in table {
+            assert_eq!(human(bytes), text);
+        }
     }
 
     #[test]

@@ -75,6 +75,12 @@ pub enum RegistrydError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A collection needs the root for itself.
+    #[error("{}: a registry serves this folder; stop it first", .0.display())]
+    Served(PathBuf),
+    /// A server must not write during a collection.
+    #[error("{}: garbage-collect works on this folder; wait for its end", .0.display())]
+    Collecting(PathBuf),
     /// Another request goes on writing to the same upload.
     #[error("{} is in use by another request", .0.display())]
     Busy(PathBuf),

@@ -8,6 +8,7 @@
 //! root/repositories/<name>/_manifests/referrers/<alg>/<subject>/<alg>-<hex>   its descriptor
 //! root/repositories/<name>/_uploads/<uuid>                an upload in progress
 //! root/tmp/                                               files not yet in their place
+//! root/lock                                               see `gc`
 //! ```
 //!
 //! Invariants: a file outside `tmp` and `_uploads` is complete from the instant it has its
@@ -15,6 +16,7 @@
 //! link is written after what it names; a repository shows a blob only if it has a link to
 //! it. Paths are made of checked types only ([`crate::names`], [`Digest`]).
 
+mod gc;
 mod manifests;
 mod uploads;
 
@@ -49,6 +51,8 @@ pub(crate) struct Storage {
     root: PathBuf,
     /// Held while tags, revisions and referrers of a repository change.
     repo_locks: Vec<Mutex<()>>,
+    /// Keeps collections away; `None` where nothing is written.
+    _share: Option<File>,
     /// Hashes of uploads in progress, so that a blob sent in pieces is read once only.
     hashes: Mutex<HashMap<UploadId, uploads::Progress>>,
 }
@@ -64,13 +68,23 @@ impl Storage {
     /// Opens, and unless `read_only` makes, the folders below `root`, and sweeps what a dead
     /// server left there.
     pub(crate) fn open(root: &Path, read_only: bool) -> Result<Self> {
+        if read_only {
+            fs::read_dir(root).context("open the registry's root", root)?;
+        } else {
+            make_dir(root)?;
+        }
+        let share = if read_only {
+            None
+        } else {
+            Some(Self::share(root)?)
+        };
         let storage = Self {
             root: root.to_owned(),
+            _share: share,
             repo_locks: (0..REPO_LOCKS).map(|_| Mutex::new(())).collect(),
             hashes: Mutex::new(HashMap::new()),
         };
         if read_only {
-            fs::read_dir(root).context("open the registry's root", root)?;
             return Ok(storage);
         }
         for folder in ["blobs", "repositories", "tmp"] {

@@ -15,13 +15,15 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 /// Stops when dropped.
 pub(crate) struct Registry {
     pub(crate) root: PathBuf,
     pub(crate) client: Http,
     _folder: Option<tempfile::TempDir>,
-    _stop: oneshot::Sender<()>,
+    stop: Option<oneshot::Sender<()>>,
+    task: Option<JoinHandle<()>>,
 }
 
 impl Registry {
@@ -41,15 +43,22 @@ impl Registry {
         let server = Server::bind("127.0.0.1:0", config).await.unwrap();
         let client = Http::new(server.address());
         let (stop, stopped) = oneshot::channel::<()>();
-        tokio::spawn(server.serve(async {
+        let task = tokio::spawn(server.serve(async {
             let _ = stopped.await;
         }));
         Self {
             root,
             client,
             _folder: None,
-            _stop: stop,
+            stop: Some(stop),
+            task: Some(task),
         }
+    }
+
+    /// Stops, and waits until nothing runs any more.
+    pub(crate) async fn stop(&mut self) {
+        drop(self.stop.take());
+        self.task.take().unwrap().await.unwrap();
     }
 
     /// All files that hold a blob's bytes.

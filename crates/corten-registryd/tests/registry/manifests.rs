@@ -1,6 +1,10 @@
 //! What a manifest must be to be stored; deletion; referrers.
 
+use std::ffi::OsString;
+use std::process::ExitCode;
+
 use corten_oci::{Digest, media_type};
+use corten_registryd::Config;
 use http::StatusCode;
 use serde_json::json;
 
@@ -197,4 +201,48 @@ async fn referrers_of_a_subject() {
         .get(&format!("/v2/app/referrers/{}", Digest::of(b"x")))
         .await;
     assert_eq!(none.expect(StatusCode::OK).json()["manifests"], json!([]));
+}
+
+#[tokio::test]
+async fn garbage_is_collected_when_nobody_serves() {
+    let mut registry = Registry::start().await;
+    let digest = registry.push_image("app", "keep", "x").await;
+    let gone = registry.push_image("app", "drop", "y").await;
+    let layer = Digest::of(b"layer y");
+    registry
+        .delete(&format!("/v2/app/manifests/{gone}"))
+        .await
+        .expect(StatusCode::ACCEPTED);
+    registry
+        .delete(&format!("/v2/app/blobs/{layer}"))
+        .await
+        .expect(StatusCode::ACCEPTED);
+    assert_eq!(registry.blobs(), 6);
+
+    let root = registry.root.clone();
+    let collect = move |more: &[&str]| {
+        let words = ["garbage-collect", "--root"]
+            .map(OsString::from)
+            .into_iter();
+        let words = words
+            .chain([root.clone().into()])
+            .chain(more.iter().map(OsString::from));
+        corten_registryd::main(words)
+    };
+    assert_eq!(collect(&[]), ExitCode::FAILURE, "the server runs");
+    registry.stop().await;
+    assert_eq!(collect(&["--dry-run"]), ExitCode::SUCCESS);
+    assert_eq!(registry.blobs(), 6);
+    assert_eq!(collect(&[]), ExitCode::SUCCESS);
+    assert_eq!(registry.blobs(), 4);
+
+    let registry = Registry::with(Config {
+        root: registry.root.clone(),
+        ..Config::default()
+    })
+    .await;
+    let manifest = registry.get(&format!("/v2/app/manifests/{digest}")).await;
+    let layer = manifest.expect(StatusCode::OK).json()["layers"][0]["digest"].clone();
+    let path = format!("/v2/app/blobs/{}", layer.as_str().unwrap());
+    registry.get(&path).await.expect(StatusCode::OK);
 }
