@@ -22,13 +22,13 @@ use tokio::sync::Semaphore;
 
 use crate::error::{ApiError, Code, IoContext as _, RegistrydError};
 
-/// What `docker login` shows is not the realm; other clients match it literally.
+/// The same for every path: all users may do everything.
 const CHALLENGE: &str = "Basic realm=\"Registry\"";
 /// Checked where a user is unknown and the file is empty: a hash of random bytes.
 const NOBODY: &str = "$2y$10$abcdefghijklmnopqrstuu5o1kUWAhYV0lsFBsaZZxMzHFwmjWuPm";
 /// Remembered passwords; past that all are forgotten.
 const MAX_VERIFIED: usize = 1024;
-/// bcrypt's cost for new entries (twice Apache's 5 bits, as Go's default and Docker's docs).
+/// bcrypt's cost of new entries, as Go's default (Apache's, 5, is from another age).
 const COST: u32 = 10;
 
 /// The users of one password file.
@@ -92,7 +92,7 @@ impl Authenticator {
         if known.is_some() && remembered(&self.verified) {
             return Ok(user);
         }
-        let worker_gone = |reason: String| ApiError::from(RegistrydError::Worker(reason));
+        let worker_gone = |reason: String| ApiError::from(RegistrydError::Internal(reason));
         let permit = self.workers.acquire().await;
         let _permit = permit.map_err(|error| worker_gone(error.to_string()))?;
         let right = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash))

@@ -84,9 +84,9 @@ pub enum RegistrydError {
     /// Another request goes on writing to the same upload.
     #[error("{} is in use by another request", .0.display())]
     Busy(PathBuf),
-    /// A worker thread died.
-    #[error("a worker thread failed: {0}")]
-    Worker(String),
+    /// What should not happen: a worker thread died, or our own text is no header.
+    #[error("internal error: {0}")]
+    Internal(String),
 }
 
 /// Adds what was tried, and on what, to an I/O error.

@@ -71,7 +71,7 @@ impl Server {
             None => listen.to_owned(),
         };
         let opened = tokio::task::spawn_blocking(move || open(&config)).await;
-        let opened = opened.map_err(|error| RegistrydError::Worker(error.to_string()))?;
+        let opened = opened.map_err(|error| RegistrydError::Internal(error.to_string()))?;
         let (app, tls) = opened?;
         let failed = |source| RegistrydError::Listen {
             address: listen.to_owned(),

@@ -120,7 +120,7 @@ fn link(
     let last = utf8_percent_encode(&last, NON_ALPHANUMERIC);
     let value = format!("<{path}?last={last}&n={limit}>; rel=\"next\"");
     let value = HeaderValue::from_str(&value)
-        .map_err(|error| RegistrydError::Worker(format!("cannot send a Link header: {error}")))?;
+        .map_err(|error| RegistrydError::Internal(format!("cannot send a Link header: {error}")))?;
     response.headers_mut().insert(header::LINK, value);
     Ok(())
 }

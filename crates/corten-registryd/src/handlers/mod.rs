@@ -137,7 +137,7 @@ where
 {
     let storage = app.storage.clone();
     let done = tokio::task::spawn_blocking(move || work(&storage)).await;
-    let result = done.map_err(|error| RegistrydError::Worker(error.to_string()))?;
+    let result = done.map_err(|error| RegistrydError::Internal(error.to_string()))?;
     Ok(result?)
 }
 
@@ -159,7 +159,7 @@ fn reply(status: StatusCode, headers: &[(HeaderName, &str)], body: Body) -> Repl
     *response.status_mut() = status;
     for (name, value) in headers {
         let value = HeaderValue::from_str(value).map_err(|error| {
-            RegistrydError::Worker(format!("cannot send the header {name}: {error}"))
+            RegistrydError::Internal(format!("cannot send the header {name}: {error}"))
         })?;
         response.headers_mut().append(name, value);
     }

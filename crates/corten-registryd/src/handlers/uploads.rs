@@ -271,7 +271,7 @@ async fn receive(upload: Upload, body: Body) -> Result<(Upload, Result<(), ApiEr
     if let Some(running) = writer.take() {
         upload = Some(join(running).await?);
     }
-    let upload = upload.ok_or_else(|| RegistrydError::Worker("an upload was lost".to_owned()))?;
+    let upload = upload.ok_or_else(|| RegistrydError::Internal("an upload was lost".to_owned()))?;
     Ok((upload, complete))
 }
 
@@ -279,7 +279,7 @@ async fn join(
     writer: tokio::task::JoinHandle<Result<Upload, RegistrydError>>,
 ) -> Result<Upload, ApiError> {
     let done = writer.await;
-    Ok(done.map_err(|error| RegistrydError::Worker(error.to_string()))??)
+    Ok(done.map_err(|error| RegistrydError::Internal(error.to_string()))??)
 }
 
 fn broken(reason: &str) -> ApiError {
