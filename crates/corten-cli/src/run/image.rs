@@ -1,0 +1,71 @@
+//! Images that are not here yet: pulling, with credentials.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
+use corten_oci::ImageRef;
+use corten_registry::Credential;
+use corten_registry::docker_config::DockerConfig;
+
+use crate::app::Cli;
+use crate::error::{CliError, Result};
+use crate::progress::stream::{self, Sink};
+
+/// Where progress goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Show {
+    /// Nowhere.
+    Nothing,
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Parses an image's name, in Docker's words when it is none.
+pub(crate) fn reference(text: &str) -> Result<ImageRef> {
+    text.parse::<ImageRef>()
+        .map_err(|error| CliError::message(error.to_string()))
+}
+
+/// `X-Registry-Auth` for an image's registry.
+pub(crate) fn auth_header(cli: &Cli, image: &ImageRef) -> Result<String> {
+    let config = DockerConfig::load(&cli.globals.config_dir)?;
+    let key = corten_registry::server_key(image);
+    let credential = config.get(&key)?;
+    Ok(encode(credential.as_ref()))
+}
+
+/// A credential as the Engine API takes it; `{}` for none.
+pub(crate) fn encode(credential: Option<&Credential>) -> String {
+    let json = credential.map_or_else(|| Ok("{}".to_owned()), serde_json::to_string);
+    URL_SAFE.encode(json.unwrap_or_else(|_| "{}".into()))
+}
+
+/// Pulls an image.
+pub(crate) async fn pull(
+    cli: &Cli,
+    image: &ImageRef,
+    platform: Option<&str>,
+    show: Show,
+) -> Result {
+    let reference = match (image.digest(), image.tag()) {
+        (Some(digest), _) => digest.to_string(),
+        (None, Some(tag)) => tag.to_owned(),
+        (None, None) => corten_oci::reference::DEFAULT_TAG.to_owned(),
+    };
+    let lines = cli
+        .client()?
+        .post("/images/create")
+        .query("fromImage", image.familiar_name())
+        .query("tag", reference)
+        .query_opt("platform", platform)
+        .header("X-Registry-Auth", auth_header(cli, image)?)
+        .lines()
+        .await?;
+    let sink = match show {
+        Show::Nothing => Sink::nothing(),
+        Show::Stdout => Sink::stdout(),
+        Show::Stderr => Sink::stderr(),
+    };
+    stream::show(lines, sink).await
+}
