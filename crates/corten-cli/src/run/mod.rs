@@ -228,7 +228,7 @@ impl Drop for IdFile {
 async fn foreground(cli: &Cli, flags: &Parsed, body: &ContainerCreateBody, id: &str) -> Result {
     let client = cli.client()?;
     let tty = body.tty == Some(true);
-    let keys = detach_keys(cli, flags.nonempty("detach-keys"))?;
+    let keys = detach_keys(cli, flags)?;
     let attach = create::Attach {
         stdin: body.attach_stdin == Some(true),
         stdout: body.attach_stdout == Some(true),
@@ -239,7 +239,7 @@ async fn foreground(cli: &Cli, flags: &Parsed, body: &ContainerCreateBody, id: &
     let forwarding = proxy.then(|| attach::forward(client, id));
     let work = async {
         let hijacked = if attach.any() {
-            let call = attach_call(client, id, attach, flags.nonempty("detach-keys"));
+            let call = attach_call(client, id, attach, chosen_keys(cli, flags)?);
             Some(
                 call.hijack()
                     .await
@@ -332,15 +332,18 @@ pub(crate) fn attach_call<'c>(
 }
 
 /// The keys that detach, from a flag, the configuration, or Docker's.
-pub(crate) fn detach_keys(cli: &Cli, flag: Option<&str>) -> Result<Vec<u8>> {
-    let configured = cli.config()?.detach_keys.as_str();
-    let text = match flag {
-        Some(keys) => keys,
-        None if configured.is_empty() => signal::DEFAULT_DETACH_KEYS,
-        None => configured,
-    };
+pub(crate) fn detach_keys(cli: &Cli, flags: &Parsed) -> Result<Vec<u8>> {
+    let text = chosen_keys(cli, flags)?.unwrap_or(signal::DEFAULT_DETACH_KEYS);
     signal::detach_keys(text)
         .map_err(|error| CliError::message(format!("invalid detach keys ({text}): {error}")))
+}
+
+/// The keys that detach where they are not the usual ones; the engine is to know them, too.
+pub(crate) fn chosen_keys<'a>(cli: &'a Cli, flags: &'a Parsed) -> Result<Option<&'a str>> {
+    let configured = Some(cli.config()?.detach_keys.as_str());
+    Ok(flags
+        .nonempty("detach-keys")
+        .or(configured.filter(|keys| !keys.is_empty())))
 }
 
 /// Starts a container.

@@ -32,7 +32,7 @@ async fn attach(cli: &Cli, flags: Parsed) -> Result {
     let Some(name) = flags.args.first() else {
         return Ok(());
     };
-    let keys = run::detach_keys(cli, flags.nonempty("detach-keys"))?;
+    let keys = run::detach_keys(cli, &flags)?;
     let client = cli.client()?;
     let found = running(client, name).await?;
     let id = found.id.as_deref().unwrap_or(name);
@@ -49,7 +49,7 @@ async fn attach(cli: &Cli, flags: Parsed) -> Result {
     let forwarding = (flags.on("sig-proxy") && !tty).then(|| attach::forward(client, id));
     let work = async {
         let exit = run::exit_status(client, id, "not-running").await?;
-        let hijacked = run::attach_call(client, id, streams, flags.nonempty("detach-keys"))
+        let hijacked = run::attach_call(client, id, streams, run::chosen_keys(cli, &flags)?)
             .hijack()
             .await?;
         // It may have ended in the meantime; then there would be nothing to wait for.

@@ -48,8 +48,9 @@ async fn exec(cli: &Cli, flags: Parsed) -> Result {
     let Some((name, command)) = flags.args.split_first() else {
         return Ok(());
     };
-    let keys = run::detach_keys(cli, flags.nonempty("detach-keys"))?;
-    let body = body(&flags, command, |name| std::env::var(name).ok())?;
+    let keys = run::detach_keys(cli, &flags)?;
+    let mut body = body(&flags, command, |name| std::env::var(name).ok())?;
+    body["DetachKeys"] = json!(run::chosen_keys(cli, &flags)?.unwrap_or_default());
     let client = cli.client()?;
     // That there is no such container is to be said before the terminal is looked at.
     client
@@ -138,7 +139,6 @@ fn body(
         "AttachStdout": attach,
         "AttachStderr": attach,
         "Detach": !attach,
-        "DetachKeys": flags.text("detach-keys").unwrap_or_default(),
         "Env": if environment.is_empty() { Value::Null } else { json!(environment) },
         "WorkingDir": flags.text("workdir").unwrap_or_default(),
         "Cmd": command,
@@ -181,7 +181,7 @@ mod tests {
             body,
             json!({
                 "User": "1:2", "Privileged": true, "Tty": false, "AttachStdin": true,
-                "AttachStdout": true, "AttachStderr": true, "Detach": false, "DetachKeys": "",
+                "AttachStdout": true, "AttachStderr": true, "Detach": false,
                 "Env": ["A=1", "HOME"], "WorkingDir": "/tmp", "Cmd": ["sh", "-c", "-x"],
             })
         );

@@ -79,7 +79,7 @@ async fn one(client: &Client, flags: &Parsed, name: &str) -> Result {
 }
 
 async fn attached(cli: &Cli, flags: &Parsed, name: &str) -> Result {
-    let keys = run::detach_keys(cli, flags.nonempty("detach-keys"))?;
+    let keys = run::detach_keys(cli, flags)?;
     let client = cli.client()?;
     let found: ContainerInspectResponse = client
         .get(format!("/containers/{}/json", component(name)))
@@ -96,7 +96,7 @@ async fn attached(cli: &Cli, flags: &Parsed, name: &str) -> Result {
     };
     let forwarding = (!tty).then(|| attach::forward(client, id));
     let work = async {
-        let hijacked = run::attach_call(client, id, streams, flags.nonempty("detach-keys"))
+        let hijacked = run::attach_call(client, id, streams, run::chosen_keys(cli, flags)?)
             .hijack()
             .await?;
         let condition = if removed { "removed" } else { "next-exit" };
