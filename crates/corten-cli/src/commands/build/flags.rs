@@ -1,0 +1,188 @@
+//! The flags of `build`: those we have, and those that are refused in one line because going
+//! on without them would make something else than was asked for.
+
+use crate::error::{CliError, Result};
+use crate::flags::{Flag, Parsed};
+use crate::opts::{check, env, hosts};
+
+/// What `build` does.
+pub(super) const FLAGS: &[Flag] = &[
+    Flag::list("add-host", "Add a custom host-to-IP mapping (\"host:ip\")")
+        .typed("list", |text| check(hosts::add_host(text))),
+    Flag::list(
+        "build-arg",
+        "Set build-time variables; NAME alone takes the value of the environment",
+    )
+    .typed("list", env::check),
+    Flag::switch(
+        "compress",
+        "Compress the build context using gzip, where it is sent",
+    ),
+    Flag::text(
+        "file",
+        "Name of the Dockerfile, or - for standard input (default \"PATH/Dockerfile\")",
+    )
+    .short('f'),
+    Flag::text("iidfile", "Write the image ID to the file"),
+    Flag::list("label", "Set metadata for an image").typed("list", env::check_label),
+    Flag::text(
+        "network",
+        "Network of the RUN instructions: \"default\", \"none\" or \"host\"",
+    )
+    .default("default"),
+    Flag::switch("no-cache", "Do not use cache when building the image"),
+    Flag::text("platform", "Set target platform for build"),
+    Flag::text(
+        "progress",
+        "How to show progress: \"auto\", \"plain\", \"tty\", \"quiet\" or \"rawjson\"",
+    )
+    .default("auto"),
+    Flag::switch(
+        "pull",
+        "Always attempt to pull a newer version of the image",
+    ),
+    Flag::switch(
+        "quiet",
+        "Suppress the build output and print image ID on success",
+    )
+    .short('q'),
+    Flag::list(
+        "tag",
+        "Name and optionally a tag in the \"name:tag\" format",
+    )
+    .short('t')
+    .typed("list", check_tag),
+    Flag::text("target", "Set the target build stage to build"),
+];
+
+const fn refused(flag: Flag) -> Flag {
+    flag.hidden()
+}
+
+/// Known and not offered, or known and without a meaning here.
+pub(super) const UNSUPPORTED: &[Flag] = &[
+    // There are no intermediate containers to remove; the image is always in the store.
+    refused(Flag::switch("rm", "").default("true")),
+    refused(Flag::switch("force-rm", "")),
+    refused(Flag::switch("load", "")),
+    refused(Flag::switch("disable-content-trust", "").default("true")),
+    refused(Flag::list("allow", "")),
+    refused(Flag::list("annotation", "")),
+    refused(Flag::list("attest", "")),
+    refused(Flag::list("build-context", "")),
+    refused(Flag::text("builder", "")),
+    refused(Flag::list("cache-from", "")),
+    refused(Flag::list("cache-to", "")),
+    refused(Flag::text("call", "")),
+    refused(Flag::text("cgroup-parent", "")),
+    refused(Flag::switch("check", "")),
+    refused(Flag::int("cpu-period", "")),
+    refused(Flag::int("cpu-quota", "")),
+    refused(Flag::int("cpu-shares", "").short('c')),
+    refused(Flag::text("cpuset-cpus", "")),
+    refused(Flag::text("cpuset-mems", "")),
+    refused(Flag::text("isolation", "")),
+    refused(Flag::bytes("memory", "").short('m')),
+    refused(Flag::bytes("memory-swap", "")),
+    refused(Flag::text("metadata-file", "")),
+    refused(Flag::list("no-cache-filter", "")),
+    refused(Flag::list("output", "").short('o')),
+    refused(Flag::text("provenance", "")),
+    refused(Flag::switch("push", "")),
+    refused(Flag::text("sbom", "")),
+    refused(Flag::list("secret", "")),
+    refused(Flag::list("security-opt", "")),
+    refused(Flag::bytes("shm-size", "")),
+    refused(Flag::switch("squash", "")),
+    refused(Flag::list("ssh", "")),
+    refused(Flag::list("ulimit", "")),
+];
+
+/// Flags of [`UNSUPPORTED`] that change nothing, or do not with this value.
+const HARMLESS: &[(&str, &[&str])] = &[
+    ("rm", &["*"]),
+    ("force-rm", &["*"]),
+    ("load", &["*"]),
+    ("disable-content-trust", &["true", "1"]),
+    ("builder", &["", "default"]),
+    ("isolation", &["", "default"]),
+    ("provenance", &["false", "0"]),
+    ("sbom", &["false", "0"]),
+    ("push", &["false", "0"]),
+    ("check", &["false", "0"]),
+    ("squash", &["false", "0"]),
+    ("call", &["build"]),
+    ("output", &["type=docker"]),
+];
+
+/// The first flag that was given and cannot be honoured.
+pub(super) fn refuse_unsupported(flags: &Parsed) -> Result {
+    for flag in UNSUPPORTED.iter().filter(|flag| flags.given(flag.long)) {
+        let harmless = HARMLESS.iter().find(|(name, _)| *name == flag.long);
+        let fine = |value: &str| {
+            harmless.is_some_and(|(_, values)| values.contains(&"*") || values.contains(&value))
+        };
+        if !flags.list(flag.long).into_iter().all(fine) {
+            return Err(CliError::message(format!(
+                "--{} is not supported by this builder",
+                flag.long
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_tag(text: &str) -> std::result::Result<(), String> {
+    let reference: corten_oci::ImageRef = text
+        .parse()
+        .map_err(|error: corten_oci::ReferenceError| error.to_string())?;
+    if reference.digest().is_some() {
+        return Err("refusing to create a tag with a digest reference".into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flags::{Outcome, parse};
+
+    fn flags(args: &str) -> Parsed {
+        let args = args.split(' ').map(String::from);
+        match parse(&[FLAGS, UNSUPPORTED], true, args).unwrap() {
+            Outcome::Parsed(parsed) => parsed,
+            Outcome::Help => panic!("help"),
+        }
+    }
+
+    #[test]
+    fn what_is_not_offered_is_refused() {
+        for fine in [
+            "--rm=false .",
+            "--load .",
+            "--provenance=false --sbom=false .",
+            "-o type=docker .",
+        ] {
+            assert!(refuse_unsupported(&flags(fine)).is_ok(), "{fine}");
+        }
+        for bad in [
+            "--secret id=x .",
+            "-o out .",
+            "--cache-to x .",
+            "--push .",
+            "-m 1g .",
+        ] {
+            assert!(refuse_unsupported(&flags(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tags() {
+        assert!(check_tag("app:1").is_ok());
+        assert!(
+            check_tag("UPPER")
+                .unwrap_err()
+                .contains("must be lowercase")
+        );
+    }
+}

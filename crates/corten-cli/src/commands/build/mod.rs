@@ -1,0 +1,255 @@
+//! `build`, and the build cache.
+//!
+//! An engine in this process is given the context's directory by name and reads of it what
+//! it needs. To any other engine the context travels as a tar; one that is Corten answers
+//! with the same events, another with the classic builder's stream.
+
+mod context;
+mod flags;
+mod tarball;
+
+use std::collections::{BTreeMap, HashMap};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
+use bytes::Bytes;
+use corten_registry::docker_config::DockerConfig;
+
+use super::shared::{NO_PROMPT, PRUNE_FILTER, Pruned, confirm_or_end};
+use crate::app::Cli;
+use crate::client::Call;
+use crate::command::{Command, action};
+use crate::error::{CliError, Result};
+use crate::flags::{Arity, Flag, Parsed};
+use crate::opts::env;
+use crate::progress::build::{self as progress, Mode};
+use context::{Dockerfile, Source};
+use tarball::Tarball;
+
+/// `build`
+pub(crate) static BUILD: Command = Command::new(
+    "build",
+    "PATH | -",
+    "Build an image from a Dockerfile",
+    action!(build),
+)
+.aliases(&["image build", "build", "builder build"])
+.arity(Arity::Exact(1))
+.heavy()
+.flags(&[flags::FLAGS, flags::UNSUPPORTED]);
+
+/// `builder`
+pub(crate) static GROUP: Command = Command::group("builder", "Manage builds", &[&BUILD, &PRUNE]);
+
+static PRUNE: Command = Command::new("prune", "", "Remove build cache", action!(prune))
+    .arity(Arity::None)
+    .flags(&[&[
+        Flag::switch(
+            "all",
+            "Remove all unused build cache, not just dangling ones",
+        )
+        .short('a'),
+        PRUNE_FILTER,
+        NO_PROMPT,
+    ]]);
+
+async fn build(cli: &Cli, parsed: Parsed) -> Result {
+    flags::refuse_unsupported(&parsed)?;
+    let quiet = parsed.on("quiet");
+    let mode = if quiet {
+        Mode::Quiet
+    } else {
+        Mode::parse(parsed.text("progress").unwrap_or("auto"))?
+    };
+    let id_file = parsed.nonempty("iidfile");
+    if let Some(path) = id_file {
+        remove_old(path)?;
+    }
+    let argument = parsed.args.first().map(String::as_str).unwrap_or_default();
+    let here = std::env::current_dir()?;
+    let source = context::locate(argument, parsed.nonempty("file"), &here)?;
+    let client = cli.client()?;
+    let ours = client.in_process() || is_corten(cli).await?;
+    if !ours && matches!(mode, Mode::RawJson) {
+        return Err(CliError::message(
+            "--progress=rawjson: this engine has the classic builder only",
+        ));
+    }
+    let call = query(client.post("/build"), &parsed)?
+        .flag("corten", ours)
+        .flag("q", quiet && !ours)
+        .header("X-Registry-Config", registry_config(cli)?);
+    let (call, sending) = match source {
+        Source::Directory { root, dockerfile } if client.in_process() => {
+            (local(call, &root, dockerfile), None)
+        }
+        Source::Directory { root, dockerfile } => {
+            let (sent, name) = Tarball::of_directory(root, dockerfile, parsed.on("compress"))?;
+            let (chunks, sending) = sent.stream();
+            (
+                call.query("dockerfile", name)
+                    .body_stream("application/x-tar", chunks),
+                Some(sending),
+            )
+        }
+        Source::Text(text) => {
+            let (chunks, sending) = Tarball::of_dockerfile(text).stream();
+            (call.body_stream("application/x-tar", chunks), Some(sending))
+        }
+        Source::Archive(start) => {
+            let (chunks, sending) = Tarball::of_stdin(start).stream();
+            let call = call.query_opt("dockerfile", parsed.nonempty("file"));
+            (call.body_stream("application/x-tar", chunks), Some(sending))
+        }
+    };
+    let outcome = async { progress::show(call.lines().await?, mode, ours).await }.await;
+    // Why the context could not be read says more than that the engine did not get it.
+    if outcome.is_err()
+        && let Some(sending) = sending
+        && let Some(error) = sending.failure()
+    {
+        return Err(error);
+    }
+    let image = outcome?;
+    if let Some(image) = &image {
+        if let Some(path) = id_file {
+            std::fs::write(path, image).map_err(|source| CliError::File {
+                action: "write",
+                path: path.into(),
+                source,
+            })?;
+        }
+        if quiet {
+            cli.line(image)?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_old(path: &str) -> Result {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(CliError::message(
+            format!("removing image ID file: {}", crate::error::reason(&error)),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the engine tells so of itself.
+async fn is_corten(cli: &Cli) -> Result<bool> {
+    let answer = cli.client()?.head("/_ping").send().await?;
+    Ok(answer
+        .header("Server")
+        .is_some_and(|server| server.starts_with("Corten/")))
+}
+
+/// A request to the engine in this process.
+fn local<'c>(call: Call<'c>, root: &std::path::Path, dockerfile: Dockerfile) -> Call<'c> {
+    let call = call.header("X-Corten-Context", root.to_string_lossy());
+    match dockerfile {
+        Dockerfile::Inside(path) => call.query("dockerfile", path),
+        Dockerfile::Outside(path) => call.header("X-Corten-Dockerfile", path.to_string_lossy()),
+        Dockerfile::Text(text) => {
+            let text = futures_util::stream::iter([Ok(Bytes::from(text))]);
+            call.header("X-Corten-Dockerfile", "-")
+                .body_stream("text/plain", text)
+        }
+    }
+}
+
+/// Everything that flags say, as the Engine API takes it.
+fn query<'c>(mut call: Call<'c>, flags: &Parsed) -> Result<Call<'c>> {
+    for tag in flags.list("tag") {
+        call = call.query("t", tag);
+    }
+    let arguments = build_args(&flags.list("build-arg"), |name| std::env::var(name).ok());
+    let labels: HashMap<String, String> = env::labels(&[], &flags.list("label"))?;
+    let hosts: Vec<String> = flags
+        .list("add-host")
+        .into_iter()
+        .map(crate::opts::hosts::add_host)
+        .collect::<std::result::Result<_, _>>()?;
+    if let Some(platform) = flags.nonempty("platform") {
+        crate::opts::platform::check(platform)?;
+    }
+    let network = flags
+        .nonempty("network")
+        .filter(|network| *network != "default");
+    Ok(call
+        .query("version", "1")
+        .query("rm", "1")
+        .query("buildargs", serde_json::json!(arguments).to_string())
+        .query("labels", serde_json::json!(labels).to_string())
+        .query_opt("target", flags.nonempty("target"))
+        .query_opt("platform", flags.nonempty("platform"))
+        .query_opt("networkmode", network)
+        .query_opt("extrahosts", (!hosts.is_empty()).then(|| hosts.join(",")))
+        .flag("nocache", flags.on("no-cache"))
+        .flag("pull", flags.on("pull")))
+}
+
+/// `NAME=VALUE`, or `NAME` with the value of the environment; without one, none is given.
+fn build_args(
+    values: &[&str],
+    environment: impl Fn(&str) -> Option<String>,
+) -> BTreeMap<String, Option<String>> {
+    values
+        .iter()
+        .map(|text| match text.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => ((*text).to_owned(), environment(text)),
+        })
+        .collect()
+}
+
+/// The credentials of all registries: a Dockerfile may name any. A helper that fails must not
+/// keep anybody from building with public images.
+fn registry_config(cli: &Cli) -> Result<String> {
+    let credentials = match DockerConfig::load(&cli.globals.config_dir)?.get_all() {
+        Ok(credentials) => credentials,
+        Err(error) => {
+            tracing::warn!(%error, "building without credentials");
+            BTreeMap::new()
+        }
+    };
+    let json = serde_json::to_vec(&credentials).map_err(crate::client::ClientError::from)?;
+    Ok(URL_SAFE.encode(json))
+}
+
+async fn prune(cli: &Cli, flags: Parsed) -> Result {
+    let warning = if flags.on("all") {
+        "WARNING! This will remove all build cache."
+    } else {
+        "WARNING! This will remove all dangling build cache."
+    };
+    confirm_or_end(cli, &flags, warning)?;
+    run_prune(cli, flags.on("all"), &flags.list("filter"))
+        .await?
+        .print(cli)
+}
+
+/// Removes build cache.
+pub(crate) async fn run_prune(cli: &Cli, all: bool, filters: &[&str]) -> Result<Pruned> {
+    Ok(cli
+        .client()?
+        .post("/build/prune")
+        .flag("all", all)
+        .filters(filters)
+        .json()
+        .await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_from_the_environment() {
+        let environment = |name: &str| (name == "SET").then(|| "yes".to_owned());
+        let arguments = build_args(&["A=1", "B=x=y", "SET", "UNSET"], environment);
+        assert_eq!(
+            serde_json::json!(arguments).to_string(),
+            r#"{"A":"1","B":"x=y","SET":"yes","UNSET":null}"#
+        );
+    }
+}

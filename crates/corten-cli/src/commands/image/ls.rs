@@ -1,0 +1,292 @@
+//! `image ls`, `images`.
+
+use std::collections::BTreeMap;
+
+use corten_oci::ImageRef;
+use serde::Deserialize;
+
+use crate::app::Cli;
+use crate::command::{Command, action};
+use crate::error::{CliError, Result};
+use crate::flags::{Arity, Flag, Parsed};
+use crate::format::{Listing, Row, units};
+
+pub(crate) static LS: Command =
+    Command::new("ls", "[REPOSITORY[:TAG]]", "List images", action!(list))
+        .also(&["list"])
+        .aliases(&["image ls", "image list", "images"])
+        .arity(Arity::Max(1))
+        .flags(&[&[
+            Flag::switch("all", "Show all images (default hides intermediate images)").short('a'),
+            Flag::switch("digests", "Show digests"),
+            Flag::filter("Filter output based on conditions provided"),
+            Flag::format(),
+            Flag::switch("no-trunc", "Don't truncate output"),
+            Flag::switch("quiet", "Only show image IDs").short('q'),
+            Flag::switch("tree", "Not offered: images here have one platform each").hidden(),
+        ]]);
+
+const NONE: &str = "<none>";
+
+const HEADERS: &[(&str, &str)] = &[
+    ("ID", "IMAGE ID"),
+    ("Repository", "REPOSITORY"),
+    ("Tag", "TAG"),
+    ("Digest", "DIGEST"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("Size", "SIZE"),
+    ("VirtualSize", "SIZE"),
+    ("SharedSize", "SHARED SIZE"),
+    ("UniqueSize", "UNIQUE SIZE"),
+    ("Containers", "CONTAINERS"),
+];
+
+const SINCE: &str = "{{if .CreatedSince}}{{.CreatedSince}}{{else}}N/A{{end}}";
+
+/// An image of a list.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Summary {
+    id: String,
+    repo_tags: Option<Vec<String>>,
+    repo_digests: Option<Vec<String>>,
+    created: i64,
+    pub(crate) size: i64,
+    pub(crate) shared_size: i64,
+    pub(crate) containers: i64,
+}
+
+async fn list(cli: &Cli, flags: Parsed) -> Result {
+    if flags.on("tree") {
+        return Err(CliError::message(
+            "--tree is not offered: images here have one platform each",
+        ));
+    }
+    let mut filters: Vec<String> = flags
+        .list("filter")
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    if let Some(pattern) = flags.args.first() {
+        filters.push(format!("reference={pattern}"));
+    }
+    let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
+    let images: Vec<Summary> = cli
+        .client()?
+        .get("/images/json")
+        .flag("all", flags.on("all"))
+        .filters(&filters)
+        .json()
+        .await?;
+    let quiet = flags.on("quiet");
+    let configured = Some(cli.config()?.images_format.as_str()).filter(|f| !f.is_empty() && !quiet);
+    let format = flags.nonempty("format").or(configured);
+    let usual = matches!(format, None | Some("table"));
+    let digests = flags.on("digests") && usual;
+    let wanted = digests || format.is_some_and(|format| format.contains(".Digest"));
+    let table = if digests {
+        format!(
+            "{{{{.Repository}}}}\t{{{{.Tag}}}}\t{{{{.Digest}}}}\t{{{{.ID}}}}\t{SINCE}\t{{{{.Size}}}}"
+        )
+    } else {
+        format!("{{{{.Repository}}}}\t{{{{.Tag}}}}\t{{{{.ID}}}}\t{SINCE}\t{{{{.Size}}}}")
+    };
+    let listing = Listing {
+        headers: HEADERS,
+        table: &table,
+        quiet: "{{.ID}}",
+    };
+    let rows = rows(&images, wanted, !flags.on("no-trunc"));
+    // With a format of its own, --quiet only changes the usual table.
+    cli.print(&listing.render(format, quiet && usual, rows)?)
+}
+
+/// The table of `system df -v`.
+pub(crate) fn table(images: &[Summary]) -> Result<String> {
+    let table = format!(
+        "{{{{.Repository}}}}\t{{{{.Tag}}}}\t{{{{.ID}}}}\t{SINCE}\t{{{{.Size}}}}\t{{{{.SharedSize}}}}\t{{{{.UniqueSize}}}}\t{{{{.Containers}}}}"
+    );
+    let listing = Listing {
+        headers: HEADERS,
+        table: &table,
+        quiet: "",
+    };
+    // Here an image is listed once, by its first name.
+    let once: Vec<Summary> = images
+        .iter()
+        .map(|image| {
+            let mut image = image.clone();
+            image.repo_tags.iter_mut().for_each(|tags| tags.truncate(1));
+            image
+        })
+        .collect();
+    listing.render(None, false, rows(&once, false, true))
+}
+
+/// One row per name; the same image may have several.
+fn rows(images: &[Summary], digests: bool, truncate: bool) -> Vec<Row> {
+    images
+        .iter()
+        .flat_map(|image| {
+            names(image, digests)
+                .into_iter()
+                .map(move |(repository, tag, digest)| row(image, repository, tag, digest, truncate))
+        })
+        .collect()
+}
+
+/// Repository, tag and digest of every row of an image.
+fn names(image: &Summary, want_digests: bool) -> Vec<(String, String, String)> {
+    let none = || NONE.to_owned();
+    let parse = |texts: &Option<Vec<String>>| -> Vec<ImageRef> {
+        texts
+            .iter()
+            .flatten()
+            .filter_map(|text| text.parse().ok())
+            .collect()
+    };
+    let mut digests: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for reference in parse(&image.repo_digests) {
+        if let Some(digest) = reference.digest() {
+            digests
+                .entry(reference.familiar_name())
+                .or_default()
+                .push(digest.to_string());
+        }
+    }
+    let mut found = Vec::new();
+    let mut tagged = Vec::new();
+    for reference in parse(&image.repo_tags) {
+        let repository = reference.familiar_name();
+        let tag = reference.tag().unwrap_or(NONE).to_owned();
+        match digests.get(&repository).filter(|_| want_digests) {
+            Some(list) => found.extend(
+                list.iter()
+                    .map(|digest| (repository.clone(), tag.clone(), digest.clone())),
+            ),
+            None => found.push((repository.clone(), tag, none())),
+        }
+        tagged.push(repository);
+    }
+    for (repository, list) in digests {
+        if tagged.contains(&repository) {
+            continue;
+        }
+        if want_digests {
+            found.extend(
+                list.into_iter()
+                    .map(|digest| (repository.clone(), none(), digest)),
+            );
+        } else {
+            found.push((repository, none(), none()));
+        }
+    }
+    if found.is_empty() {
+        found.push((none(), none(), none()));
+    }
+    found
+}
+
+fn row(image: &Summary, repository: String, tag: String, digest: String, truncate: bool) -> Row {
+    let known = |size: i64| {
+        if size < 0 {
+            "N/A".to_owned()
+        } else {
+            units::size4(size)
+        }
+    };
+    let unique = if image.shared_size < 0 {
+        -1
+    } else {
+        image.size - image.shared_size
+    };
+    let since = if image.created > units::ZERO_TIME {
+        units::ago(image.created)
+    } else {
+        String::new()
+    };
+    let containers = if image.containers < 0 {
+        "N/A".to_owned()
+    } else {
+        image.containers.to_string()
+    };
+    Row::default()
+        .with("Containers", containers)
+        .with("CreatedAt", units::timestamp(image.created))
+        .with("CreatedSince", since)
+        .with("Digest", digest)
+        .with(
+            "ID",
+            if truncate {
+                units::short_id(&image.id)
+            } else {
+                image.id.clone()
+            },
+        )
+        .with("Repository", repository)
+        .with("SharedSize", known(image.shared_size))
+        .with("Size", units::size(image.size))
+        .with("Tag", tag)
+        .with("UniqueSize", known(unique))
+        .with("VirtualSize", units::size4(image.size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> Summary {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        Summary {
+            id: format!("sha256:{}", "0123456789ab".repeat(6)),
+            repo_tags: Some(vec!["alpine:3".into(), "alpine:latest".into()]),
+            repo_digests: Some(vec![format!("alpine@{digest}"), format!("other@{digest}")]),
+            created: units::ZERO_TIME,
+            size: 7_830_000,
+            shared_size: -1,
+            containers: -1,
+        }
+    }
+
+    #[test]
+    fn a_row_per_name() {
+        let show = |list: Vec<(String, String, String)>| -> Vec<String> {
+            list.into_iter()
+                .map(|(r, t, d)| format!("{r} {t} {}", &d[..6]))
+                .collect()
+        };
+        assert_eq!(
+            show(names(&image(), false)),
+            [
+                "alpine 3 <none>",
+                "alpine latest <none>",
+                "other <none> <none>"
+            ]
+        );
+        assert_eq!(
+            show(names(&image(), true)),
+            [
+                "alpine 3 sha256",
+                "alpine latest sha256",
+                "other <none> sha256"
+            ]
+        );
+        assert_eq!(
+            show(names(&Summary::default(), false)),
+            ["<none> <none> <none>"]
+        );
+    }
+
+    #[test]
+    fn tables() {
+        let image = Summary {
+            repo_digests: None,
+            ..image()
+        };
+        insta::assert_snapshot!(table(&[image]).unwrap(), @r"
+        REPOSITORY   TAG       IMAGE ID       CREATED   SIZE      SHARED SIZE   UNIQUE SIZE   CONTAINERS
+        alpine       3         0123456789ab   N/A       7.83MB    N/A           N/A           N/A
+        ");
+    }
+}

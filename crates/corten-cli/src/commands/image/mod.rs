@@ -1,0 +1,234 @@
+//! `image …` and its short forms.
+
+mod history;
+mod ls;
+pub(crate) mod prune;
+mod transfer;
+
+use corten_oci::ImageRef;
+use serde::Deserialize;
+
+use super::shared::{self, Failures, OBJECT_FORMAT};
+use crate::app::Cli;
+use crate::client::name;
+use crate::command::{Command, action};
+use crate::error::{CliError, Result};
+use crate::flags::{Arity, Flag, Parsed};
+use crate::opts::platform;
+
+pub(crate) use history::HISTORY;
+pub(crate) use ls::{LS, Summary, table};
+use prune::PRUNE;
+pub(crate) use transfer::{PULL, PUSH};
+
+/// `image`
+pub(crate) static GROUP: Command = Command::group(
+    "image",
+    "Manage images",
+    &[
+        &super::build::BUILD,
+        &HISTORY,
+        &INSPECT,
+        &LS,
+        &PRUNE,
+        &PULL,
+        &PUSH,
+        &RM,
+        &TAG,
+    ],
+);
+
+/// `image ls` as `images`.
+pub(crate) static IMAGES: Command = LS.named("images");
+
+/// `image rm` as `rmi`.
+pub(crate) static RMI: Command = RM.named("rmi");
+
+static RM: Command = Command::new(
+    "rm",
+    "IMAGE [IMAGE...]",
+    "Remove one or more images",
+    action!(remove),
+)
+.also(&["remove"])
+.aliases(&["image rm", "image remove", "rmi"])
+.arity(Arity::Min(1))
+.flags(&[&[
+    Flag::switch("force", "Force removal of the image").short('f'),
+    Flag::switch("no-prune", "Do not delete untagged parents"),
+]]);
+
+/// `image tag`, `tag`.
+pub(crate) static TAG: Command = Command::new(
+    "tag",
+    "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]",
+    "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE",
+    action!(tag),
+)
+.aliases(&["image tag", "tag"])
+.arity(Arity::Exact(2));
+
+static INSPECT: Command = Command::new(
+    "inspect",
+    "IMAGE [IMAGE...]",
+    "Display detailed information on one or more images",
+    action!(inspect),
+)
+.arity(Arity::Min(1))
+.flags(&[&[
+    OBJECT_FORMAT,
+    Flag::text(
+        "platform",
+        "Platform the image must be for (\"linux/amd64\")",
+    ),
+]]);
+
+/// One line of what a removal did.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Deleted {
+    untagged: Option<String>,
+    deleted: Option<String>,
+}
+
+impl Deleted {
+    /// As `image prune` lists it.
+    pub(crate) fn pruned(&self) -> String {
+        match (&self.untagged, &self.deleted) {
+            (Some(name), _) if !name.is_empty() => format!("untagged: {name}"),
+            (_, id) => format!("deleted: {}", id.as_deref().unwrap_or_default()),
+        }
+    }
+
+    /// As `rmi` lists it.
+    fn removed(&self) -> String {
+        match &self.deleted {
+            Some(id) if !id.is_empty() => format!("Deleted: {id}"),
+            _ => format!("Untagged: {}", self.untagged.as_deref().unwrap_or_default()),
+        }
+    }
+}
+
+async fn remove(cli: &Cli, flags: Parsed) -> Result {
+    let client = cli.client()?;
+    let mut failures = Failures::default();
+    let mut fatal = false;
+    for image in &flags.args {
+        let removed: std::result::Result<Vec<Deleted>, _> = client
+            .delete(format!("/images/{}", name(image)))
+            .flag("force", flags.on("force"))
+            .flag("noprune", flags.on("no-prune"))
+            .json()
+            .await;
+        match removed {
+            Ok(list) => {
+                for item in list {
+                    cli.line(item.removed())?;
+                }
+            }
+            Err(error) => {
+                fatal |= !(flags.on("force") && error.is_not_found());
+                failures.add(error);
+            }
+        }
+    }
+    match failures.result() {
+        Err(error) if !fatal => {
+            cli.complain(error);
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+async fn tag(cli: &Cli, flags: Parsed) -> Result {
+    let [source, target] = flags.args.as_slice() else {
+        return Ok(());
+    };
+    let invalid = |text: &str, error: &dyn std::fmt::Display| {
+        CliError::message(format!(
+            "Error parsing reference: {text:?} is not a valid repository/tag: {error}"
+        ))
+    };
+    let target: ImageRef = target.parse().map_err(|error| invalid(target, &error))?;
+    if target.digest().is_some() {
+        return Err(CliError::message(
+            "refusing to create a tag with a digest reference",
+        ));
+    }
+    let target = target.or_latest();
+    cli.client()?
+        .post(format!("/images/{}/tag", name(source)))
+        .query("repo", target.familiar_name())
+        .query("tag", target.tag().unwrap_or_default())
+        .done()
+        .await?;
+    Ok(())
+}
+
+async fn inspect(cli: &Cli, flags: Parsed) -> Result {
+    if let Some(wanted) = flags.nonempty("platform") {
+        platform::check(wanted)?;
+    }
+    let client = cli.client()?;
+    shared::inspect_each(cli, &flags, async |image| {
+        let raw: Box<serde_json::value::RawValue> = client
+            .get(format!("/images/{}/json", name(image)))
+            .json()
+            .await?;
+        if let Some(wanted) = flags.nonempty("platform") {
+            check_platform(image, wanted, raw.get())?;
+        }
+        Ok(raw)
+    })
+    .await
+}
+
+/// An image here is of one platform; asked for another, `inspect` fails as Docker's does.
+fn check_platform(image: &str, wanted: &str, document: &str) -> Result {
+    #[derive(Deserialize, Default)]
+    #[serde(rename_all = "PascalCase", default)]
+    struct Platform {
+        os: String,
+        architecture: String,
+        variant: Option<String>,
+    }
+    let has: Platform = serde_json::from_str(document).map_err(crate::client::ClientError::from)?;
+    let mut text = format!("{}/{}", has.os, has.architecture);
+    if let Some(variant) = has.variant.filter(|v| !v.is_empty()) {
+        text.push_str(&format!("/{variant}"));
+    }
+    let parse = |text: &str| text.parse::<corten_oci::Platform>().ok();
+    let matches = match (parse(wanted), parse(&text)) {
+        (Some(wanted), Some(has)) => wanted == has,
+        _ => wanted == text,
+    };
+    if matches {
+        return Ok(());
+    }
+    Err(CliError::message(format!(
+        "Error response from daemon: image with reference {image} was found but does not match the specified platform: wanted {wanted}, actual: {text}"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removals_are_worded_as_dockers() {
+        let list: Vec<Deleted> =
+            serde_json::from_str(r#"[{"Untagged":"a:latest"},{"Deleted":"sha256:0"}]"#).unwrap();
+        let removed: Vec<String> = list.iter().map(Deleted::removed).collect();
+        assert_eq!(removed, ["Untagged: a:latest", "Deleted: sha256:0"]);
+        let pruned: Vec<String> = list.iter().map(Deleted::pruned).collect();
+        assert_eq!(pruned, ["untagged: a:latest", "deleted: sha256:0"]);
+    }
+
+    #[test]
+    fn platforms() {
+        let document = r#"{"Os":"linux","Architecture":"amd64"}"#;
+        assert!(check_platform("a", "linux/amd64", document).is_ok());
+        assert!(check_platform("a", "linux/arm64", document).is_err());
+    }
+}

@@ -1,0 +1,78 @@
+//! Every command.
+
+mod build;
+pub(crate) mod container;
+mod image;
+mod inspect;
+mod login;
+mod network;
+mod serve;
+pub(crate) mod shared;
+mod system;
+mod version;
+mod volume;
+
+use crate::command::{Command, Face};
+use crate::generate;
+
+/// The command line itself.
+pub(crate) static ROOT: Command = Command::group(
+    "corten",
+    "Containers without a daemon",
+    &[
+        &container::ATTACH,
+        &build::BUILD,
+        &build::GROUP,
+        &generate::COMPLETION,
+        &container::GROUP,
+        &container::CREATE,
+        &container::DIFF,
+        &system::EVENTS,
+        &container::EXEC,
+        &image::HISTORY,
+        &image::GROUP,
+        &image::IMAGES,
+        &system::INFO,
+        &inspect::INSPECT,
+        &container::KILL,
+        &login::LOGIN,
+        &login::LOGOUT,
+        &container::LOGS,
+        &generate::MAN,
+        &network::GROUP,
+        &container::PAUSE,
+        &container::PORT,
+        &container::PS,
+        &image::PULL,
+        &image::PUSH,
+        &REGISTRY,
+        &container::RENAME,
+        &container::RESTART,
+        &container::RM,
+        &image::RMI,
+        &container::RUN,
+        &RUNTIME,
+        &serve::SERVE,
+        &container::START,
+        &container::STOP,
+        &system::GROUP,
+        &image::TAG,
+        &container::TOP,
+        &container::UNPAUSE,
+        &version::VERSION,
+        &volume::GROUP,
+        &container::WAIT,
+    ],
+);
+
+static REGISTRY: Command = Command::face(
+    "registry",
+    "Run a registry (distribution-spec)",
+    Face::Registry,
+);
+
+static RUNTIME: Command = Command::face(
+    "runtime",
+    "OCI runtime with runc's command line",
+    Face::Runtime,
+);
