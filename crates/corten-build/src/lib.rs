@@ -10,11 +10,25 @@
 //! death of the builder leaves nothing but directories under `tmp/` and cgroups named `build-…`,
 //! which the engine's sweep finds.
 
+mod cache;
+mod cancel;
+mod config;
+mod context;
 mod error;
+mod export;
+mod images;
+mod keys;
+mod ops;
+mod plan;
 pub mod progress;
 mod request;
+mod run;
+mod solve;
+pub mod step;
+mod wire;
 
-pub use error::BuildError;
+pub use cache::{CacheRecord, Pruned, SCHEMA};
+pub use error::{BuildError, Place};
 pub use progress::{BuildEvent, EventSink};
 pub use request::{
     BuildRequest, Context, DockerfileSource, ImageSource, PullFuture, PullProgress, PullSink,
@@ -23,22 +37,19 @@ pub use request::{
 
 use std::sync::Arc;
 
-use corten_db::{Database, Schema};
+use cache::Cache;
+use cancel::{Cancel, CancelOnDrop};
+use corten_db::Database;
 use corten_oci::Digest;
 use corten_store::Store;
+use solve::{KeyLocks, Parts};
 
 /// An error of somebody else's making.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The build cache's tables.
-pub const SCHEMA: Schema = Schema {
-    name: "corten-build",
-    migrations: &[],
-};
-
 /// Builds images. Cheap to clone.
 #[derive(Clone)]
-pub struct Builder(Arc<Inner>);
+pub struct Builder(Parts);
 
 impl std::fmt::Debug for Builder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -46,13 +57,6 @@ impl std::fmt::Debug for Builder {
             .field("sandboxing", &self.0.sandboxing)
             .finish_non_exhaustive()
     }
-}
-
-struct Inner {
-    store: Store,
-    database: Database,
-    images: Arc<dyn ImageSource>,
-    sandboxing: Sandboxing,
 }
 
 impl Builder {
@@ -64,12 +68,13 @@ impl Builder {
         images: Arc<dyn ImageSource>,
         sandboxing: Sandboxing,
     ) -> Self {
-        Self(Arc::new(Inner {
+        Self(Parts {
+            cache: Cache::new(database, store.clone()),
             store,
-            database,
             images,
             sandboxing,
-        }))
+            locks: Arc::new(KeyLocks::default()),
+        })
     }
 
     /// Builds an image: its id. Dropping the future cancels the build, and whatever runs is
@@ -82,13 +87,25 @@ impl Builder {
         request: BuildRequest,
         events: EventSink,
     ) -> Result<Digest, BuildError> {
-        let _ = (
-            request,
-            events,
-            &self.0.store,
-            &self.0.database,
-            &self.0.images,
-        );
-        Err(BuildError::Cancelled)
+        let cancel = Cancel::default();
+        let _guard = CancelOnDrop(cancel.clone());
+        solve::solve(self.0.clone(), request, events, cancel).await
+    }
+
+    /// Every record of the cache, the last used first. Blocks.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn usage(&self) -> Result<Vec<CacheRecord>, BuildError> {
+        self.0.cache.usage()
+    }
+
+    /// Forgets results: those no image has the layers of, or `all`; then collects what nothing
+    /// needs any more. Blocks.
+    ///
+    /// # Errors
+    /// The database or the store cannot be written.
+    pub fn prune(&self, all: bool) -> Result<Pruned, BuildError> {
+        self.0.cache.prune(all)
     }
 }

@@ -1,0 +1,160 @@
+//! Base images: from the store where they are there, else by way of the engine.
+
+use std::sync::Arc;
+
+use corten_dockerfile::Span;
+use corten_oci::{Digest, ImageRef, Platform};
+use corten_store::{Image, StoreError};
+
+use crate::config::ImageDocument;
+use crate::error::BuildError;
+use crate::plan::{BaseImage, ImageKey};
+use crate::request::PullProgress;
+use crate::solve::Session;
+use crate::{BoxError, BuildEvent};
+
+/// Shortest id that FROM takes for one: shorter words are names.
+const SHORT_ID: usize = 12;
+
+/// Finds or pulls an image.
+pub(crate) async fn resolve(
+    session: Arc<Session>,
+    key: ImageKey,
+    span: Span,
+) -> Result<BaseImage, BuildError> {
+    let vertex = session.internal(format!("[internal] load metadata for {}", key.image));
+    let id = vertex.id();
+    let resolved = find_or_pull(&session, &key, id).await;
+    let result = match resolved {
+        Ok(image) => Ok(image),
+        Err(Failure::Build(error)) => Err(error),
+        Err(Failure::Image(source)) => Err(BuildError::Image {
+            name: key.image.familiar(),
+            image: key.image.to_string(),
+            place: Box::new(session.source.place(span)),
+            source,
+        }),
+    };
+    vertex.end(false, result)
+}
+
+enum Failure {
+    Build(BuildError),
+    Image(BoxError),
+}
+
+impl From<BuildError> for Failure {
+    fn from(error: BuildError) -> Self {
+        Self::Build(error)
+    }
+}
+
+async fn find_or_pull(
+    session: &Arc<Session>,
+    key: &ImageKey,
+    vertex: u32,
+) -> Result<BaseImage, Failure> {
+    let mut other_platform = None;
+    if !session.pull {
+        let (here, wanted) = (session.clone(), key.clone());
+        let local = session.blocking(move || look(&here, &wanted.image)).await?;
+        if let Some(image) = local {
+            let have = platform_of(&image);
+            if have.satisfies(&key.platform) {
+                return base(&key.image, image).map_err(Failure::Build);
+            }
+            other_platform = Some(have);
+        }
+    }
+    let events = session.events.clone();
+    let sink = Arc::new(move |progress: PullProgress| {
+        events(BuildEvent::Progress {
+            id: vertex,
+            text: progress.text,
+            current: progress.current,
+            total: progress.total,
+        });
+    });
+    let pull = session.images.pull(&key.image, &key.platform, sink);
+    let pulled = tokio::select! {
+        pulled = pull => pulled,
+        () = session.cancel.cancelled() => return Err(BuildError::Cancelled.into()),
+    };
+    let id = match (pulled, other_platform) {
+        (Ok(id), _) => id,
+        (Err(source), None) => return Err(Failure::Image(source)),
+        (Err(source), Some(have)) => {
+            let message = format!(
+                "the image here is for {have}, not for {}; and {source}",
+                key.platform
+            );
+            return Err(Failure::Image(message.into()));
+        }
+    };
+    let store = session.store.clone();
+    let image = session
+        .blocking(move || Ok(store.images().get(&id)?))
+        .await?;
+    base(&key.image, image).map_err(Failure::Build)
+}
+
+fn look(session: &Session, name: &ImageRef) -> Result<Option<Image>, BuildError> {
+    let images = session.store.images();
+    let id = match images.named(name)? {
+        Some(id) => Some(id),
+        None => by_id(session, name)?,
+    };
+    let Some(id) = id else {
+        return Ok(None);
+    };
+    let image = images.get(&id)?;
+    for layer in &image.layers {
+        if !session.store.layers().has(layer)? {
+            return Ok(None); // damaged: a pull brings it back
+        }
+    }
+    Ok(Some(image))
+}
+
+/// FROM an id, whole or short.
+fn by_id(session: &Session, name: &ImageRef) -> Result<Option<Digest>, BuildError> {
+    let word = name.familiar_name();
+    let is_id = word.len() >= SHORT_ID && word.bytes().all(|b| b.is_ascii_hexdigit());
+    if !is_id || name.tag() != Some("latest") {
+        return Ok(None);
+    }
+    match session.store.images().resolve(&word) {
+        Ok(id) => Ok(Some(id)),
+        Err(StoreError::NoSuchImage(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn platform_of(image: &Image) -> Platform {
+    let config = &image.config;
+    Platform::normalised(
+        &config.os().to_string(),
+        &config.architecture().to_string(),
+        config.variant().as_deref(),
+    )
+}
+
+fn base(name: &ImageRef, image: Image) -> Result<BaseImage, BuildError> {
+    let document = ImageDocument::parse(&image.raw_config)
+        .map_err(|e| BuildError::Internal(format!("the configuration of {name}: {e}")))?;
+    let digest = image
+        .repo_digests
+        .iter()
+        .find(|known| known.name() == name.name())
+        .and_then(|known| known.digest().cloned());
+    let shown = match digest {
+        Some(digest) if name.digest().is_none() => format!("{name}@{digest}"),
+        _ => name.to_string(),
+    };
+    Ok(BaseImage {
+        id: image.id,
+        document: Arc::new(document),
+        layers: image.layers,
+        shown,
+    })
+}

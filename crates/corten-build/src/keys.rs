@@ -1,0 +1,164 @@
+//! Cache keys: a digest over everything a step's result depends on, and nothing else.
+//!
+//! The state a step starts from enters as the digest of its layers, so equal states are one
+//! however they came about, and metadata that a step does not see (LABEL, CMD, EXPOSE) never
+//! changes its key. Parts are length-prefixed: no two different lists are the same bytes.
+
+use corten_oci::{DiffId, Digest, Digester};
+
+use crate::plan::{CopyOp, RunOp, WorkdirOp};
+
+/// Changed whenever the same inputs lead to another result.
+const VERSION: &str = "corten-build-1";
+
+/// Collects the parts of a key.
+pub(crate) struct KeyBuilder(Digester);
+
+impl KeyBuilder {
+    pub(crate) fn new(kind: &str) -> Self {
+        let mut builder = Self(Digester::sha256());
+        builder.add(VERSION).add(kind);
+        builder
+    }
+
+    pub(crate) fn add(&mut self, part: impl AsRef<[u8]>) -> &mut Self {
+        let part = part.as_ref();
+        self.0.update(&(part.len() as u64).to_le_bytes());
+        self.0.update(part);
+        self
+    }
+
+    pub(crate) fn list<S: AsRef<[u8]>>(&mut self, parts: &[S]) -> &mut Self {
+        self.0.update(&(parts.len() as u64).to_le_bytes());
+        for part in parts {
+            self.add(part);
+        }
+        self
+    }
+
+    pub(crate) fn finish(self) -> Digest {
+        self.0.finish()
+    }
+}
+
+/// The state after a stack of layers.
+pub(crate) fn state(layers: &[DiffId]) -> Digest {
+    let mut key = KeyBuilder::new("state");
+    let layers: Vec<&str> = layers.iter().map(|layer| layer.digest().as_str()).collect();
+    key.list(&layers);
+    key.finish()
+}
+
+pub(crate) fn workdir(parent: &Digest, op: &WorkdirOp) -> Digest {
+    let mut key = KeyBuilder::new("workdir");
+    key.add(parent.as_str()).add(&op.path).add(&op.user);
+    key.finish()
+}
+
+/// `platform`, `hosts`: what else a command can see.
+pub(crate) fn run(
+    parent: &Digest,
+    op: &RunOp,
+    platform: &str,
+    hosts: &[(String, String)],
+) -> Digest {
+    let mut key = KeyBuilder::new("run");
+    key.add(parent.as_str())
+        .list(&op.args)
+        .list(&op.env)
+        .add(&op.user)
+        .add(&op.cwd)
+        .add(op.network.as_str())
+        .add(platform);
+    if let Some((name, content)) = &op.script {
+        key.add("script").add(name).add(content);
+    }
+    // As BuildKit: names only, addresses may differ.
+    let hosts: Vec<&str> = hosts.iter().map(|(name, _)| name.as_str()).collect();
+    key.list(&hosts);
+    key.finish()
+}
+
+/// `content`: digest of the selected files as they will be written; or, for a key that can be
+/// looked up before any file is read, of the state they are taken from.
+pub(crate) fn copy(parent: &Digest, op: &CopyOp, kind: &str, content: &Digest) -> Digest {
+    let mut key = KeyBuilder::new("copy");
+    if !op.link {
+        key.add(parent.as_str());
+    }
+    key.add(kind)
+        .add(content.as_str())
+        .add(&op.destination)
+        .add(op.chown.as_deref().unwrap_or_default())
+        .add(op.chmod.map_or(String::new(), |mode| format!("{mode:o}")))
+        .add([u8::from(op.unpack), u8::from(op.parents), u8::from(op.link)])
+        .list(&op.exclude);
+    if kind == FROM_STATE {
+        key.list(&op.sources);
+    }
+    for (name, content) in &op.inline {
+        key.add(name).add(content);
+    }
+    key.finish()
+}
+
+/// Key by the selected files.
+pub(crate) const BY_CONTENT: &str = "content";
+/// Key by the state of the stage or image they come from.
+pub(crate) const FROM_STATE: &str = "state";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::request::StepNetworkMode;
+
+    fn op() -> RunOp {
+        RunOp {
+            args: vec!["/bin/sh".into(), "-c".into(), "true".into()],
+            env: vec!["PATH=/bin".into()],
+            proxies: Vec::new(),
+            user: String::new(),
+            cwd: "/".into(),
+            network: StepNetworkMode::Default,
+            script: None,
+        }
+    }
+
+    #[test]
+    fn a_run_key_depends_on_what_the_command_sees() {
+        let parent = state(&[]);
+        let base = run(&parent, &op(), "linux/amd64", &[]);
+        let mut proxied = op();
+        proxied.proxies = vec!["HTTP_PROXY=x".into()];
+        assert_eq!(run(&parent, &proxied, "linux/amd64", &[]), base);
+        let changes: [fn(&mut RunOp); 5] = [
+            |op| op.args[2] = "false".into(),
+            |op| op.env.push("A=1".into()),
+            |op| op.user = "1000".into(),
+            |op| op.cwd = "/app".into(),
+            |op| op.network = StepNetworkMode::None,
+        ];
+        for change in changes {
+            let mut changed = op();
+            change(&mut changed);
+            assert_ne!(
+                run(&parent, &changed, "linux/amd64", &[]),
+                base,
+                "{changed:?}"
+            );
+        }
+        let other = state(&[DiffId(Digest::of(b"x"))]);
+        assert_ne!(run(&other, &op(), "linux/amd64", &[]), base);
+    }
+
+    #[test]
+    fn parts_do_not_run_together() {
+        let key = |parts: &[&str]| {
+            let mut key = KeyBuilder::new("t");
+            key.list(parts);
+            key.finish()
+        };
+        assert_ne!(key(&["ab", "c"]), key(&["a", "bc"]));
+        assert_ne!(key(&["ab"]), key(&["ab", ""]));
+    }
+}

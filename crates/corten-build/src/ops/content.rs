@@ -1,0 +1,218 @@
+//! Digests of selected files. A file of the context that stat(2) says is the one that was read
+//! by an earlier build is not read again.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use corten_oci::Digest;
+use rustix::fs::{FileType, Mode, OFlags};
+use sha2::{Digest as _, Sha256};
+
+use super::tree::{Entry, Tree};
+use crate::cache::{Cache, FileId, now};
+use crate::cancel::Cancel;
+use crate::error::BuildError;
+use crate::keys::KeyBuilder;
+
+/// A file whose status changed so short a time before it was read may have changed since
+/// without showing it: the kernel's clock for files ticks every few milliseconds.
+const RACY: i64 = 50_000_000;
+
+/// The one extended attribute that means something for what is executed.
+pub(super) const CAPABILITY: &str = "security.capability";
+
+/// How the files will be written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Appearance {
+    /// `--chown` is part of the key by itself.
+    pub(crate) chown: bool,
+    /// `--chmod`.
+    pub(crate) chmod: Option<u32>,
+}
+
+/// One digest for everything selected: paths, types, modes, owners, contents; not times.
+pub(crate) fn digest(
+    tree: &Tree,
+    entries: &[Entry],
+    appearance: Appearance,
+    cache: &Cache,
+    cancel: &Cancel,
+) -> Result<Digest, BuildError> {
+    let contents = contents(tree, entries, cache, cancel)?;
+    let mut key = KeyBuilder::new("files");
+    for (entry, content) in entries.iter().zip(&contents) {
+        let mode = match appearance.chmod {
+            Some(mode) if entry.kind != FileType::Symlink => mode,
+            _ => entry.mode,
+        };
+        let (uid, gid) = if appearance.chown {
+            (0, 0)
+        } else {
+            (entry.uid, entry.gid)
+        };
+        key.add(entry.to.as_os_str().as_bytes())
+            .add(format!(
+                "{:?} {mode:o} {uid} {gid} {}",
+                entry.kind, entry.rdev
+            ))
+            .add(entry.target.as_os_str().as_bytes())
+            .add(content);
+        if entry.named {
+            key.add(entry.path.file_name().unwrap_or_default().as_bytes());
+        }
+    }
+    Ok(key.finish())
+}
+
+fn contents(
+    tree: &Tree,
+    entries: &[Entry],
+    cache: &Cache,
+    cancel: &Cancel,
+) -> Result<Vec<[u8; 32]>, BuildError> {
+    let mut contents = vec![[0; 32]; entries.len()];
+    let files: Vec<usize> = (0..entries.len())
+        .filter(|&i| entries[i].kind == FileType::RegularFile)
+        .collect();
+    let mut unread = files.clone();
+    if tree.remember {
+        let ids: Vec<FileId> = files.iter().map(|&i| entries[i].id).collect();
+        unread.clear();
+        for (&i, known) in files.iter().zip(cache.files(&ids)?) {
+            match known {
+                Some(known) => contents[i] = known,
+                None => unread.push(i),
+            }
+        }
+    }
+    let read = read_all(tree, entries, &unread, cancel)?;
+    let mut learnt = Vec::new();
+    for (i, digest) in read {
+        contents[i] = digest;
+        let id = entries[i].id;
+        if tree.remember && now().saturating_sub(id.ctime.max(id.mtime)) > RACY {
+            learnt.push((id, digest));
+        }
+    }
+    cache.remember(&learnt)?;
+    Ok(contents)
+}
+
+/// Reads files with as many threads as there are cores.
+fn read_all(
+    tree: &Tree,
+    entries: &[Entry],
+    files: &[usize],
+    cancel: &Cancel,
+) -> Result<Vec<(usize, [u8; 32])>, BuildError> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::with_capacity(files.len()));
+    let work = || -> Result<(), BuildError> {
+        loop {
+            let Some(&i) = files.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                return Ok(());
+            };
+            cancel.check()?;
+            let entry = &entries[i];
+            let digest = read_one(tree, entry)
+                .map_err(BuildError::io(format!("read /{}", entry.path.display())))?;
+            done.lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .push((i, digest));
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    if files.len() < 16 || threads < 2 {
+        work()?;
+    } else {
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut result = work();
+            for other in others {
+                let ended = other
+                    .join()
+                    .unwrap_or_else(|_| Err(BuildError::Internal("a reader panicked".into())));
+                result = result.and(ended);
+            }
+            result
+        })?;
+    }
+    Ok(done
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+fn read_one(tree: &Tree, entry: &Entry) -> io::Result<[u8; 32]> {
+    let mut file = open(tree, entry)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+    if !tree.foreign {
+        for (name, value) in attributes(&file)? {
+            hasher.update(name.as_bytes());
+            hasher.update(&value);
+        }
+    }
+    unchanged(entry, &file)?;
+    Ok(hasher.finalize().into())
+}
+
+/// Opens a selected file; only one that was named by itself may be a link.
+pub(super) fn open(tree: &Tree, entry: &Entry) -> io::Result<File> {
+    let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    if !entry.named {
+        flags |= OFlags::NOFOLLOW;
+    }
+    let fd: OwnedFd = tree.root.open_in_root(&entry.path, flags, Mode::empty())?;
+    let file = File::from(fd);
+    unchanged(entry, &file)?;
+    Ok(file)
+}
+
+/// What is read must be what was selected, or the key would belong to something else.
+pub(super) fn unchanged(entry: &Entry, file: &File) -> io::Result<()> {
+    let stat = rustix::fs::fstat(file)?;
+    #[allow(clippy::unnecessary_cast)] // the fields' types differ by architecture
+    let mtime = (stat.st_mtime as i64, stat.st_mtime_nsec as i64);
+    if u64::try_from(stat.st_size) != Ok(entry.id.size)
+        || stat.st_ino != entry.id.ino
+        || mtime != entry.mtime
+    {
+        return Err(io::Error::other("the file changed while it was read"));
+    }
+    Ok(())
+}
+
+/// Extended attributes that are copied: the capability and the user's own.
+pub(super) fn attributes(file: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> {
+    let mut list = vec![0; 1 << 16];
+    let length = match rustix::fs::flistxattr(&file, &mut list) {
+        Ok(length) => length,
+        Err(rustix::io::Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Err(errno) => return Err(errno.into()),
+    };
+    let mut found = Vec::new();
+    for name in list[..length].split(|&b| b == 0) {
+        let Ok(name) = std::str::from_utf8(name) else {
+            continue;
+        };
+        if name != CAPABILITY && !name.starts_with("user.") {
+            continue;
+        }
+        let mut value = vec![0; 1 << 16];
+        let length = rustix::fs::fgetxattr(&file, name, &mut value)?;
+        value.truncate(length);
+        found.push((name.to_owned(), value));
+    }
+    found.sort();
+    Ok(found)
+}

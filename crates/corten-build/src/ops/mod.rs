@@ -1,0 +1,38 @@
+//! What the instructions that make files do. None needs a process: each writes through an
+//! overlay of what is below, mounted out of sight, so that the kernel resolves every path in
+//! the image and keeps only what changed.
+
+pub(crate) mod content;
+mod glob;
+pub(crate) mod tree;
+pub(crate) mod unpack;
+pub(crate) mod users;
+pub(crate) mod write;
+
+use corten_oci::DiffId;
+use corten_store::rooted::RootFd;
+use corten_store::{Store, Upper, WorkDir};
+
+use crate::error::BuildError;
+
+/// A stack of layers with a fresh directory on top.
+pub(crate) fn writable(store: &Store, stack: &[DiffId]) -> Result<(WorkDir, RootFd), BuildError> {
+    let work = store.layers().begin()?;
+    let upper = Upper::Dir {
+        upper: work.upper(),
+        work: work.work(),
+        volatile: true,
+    };
+    let mount = store.layers().mount(stack, upper)?;
+    Ok((work, RootFd::from(mount)))
+}
+
+/// Makes a layer of what was written, unless nothing was.
+pub(crate) fn settle(store: &Store, work: WorkDir) -> Result<Option<DiffId>, BuildError> {
+    let mut entries = std::fs::read_dir(work.upper())
+        .map_err(BuildError::io(format!("read {}", work.upper().display())))?;
+    if entries.next().is_none() {
+        return Ok(None);
+    }
+    Ok(Some(store.layers().commit(work)?.diff_id))
+}

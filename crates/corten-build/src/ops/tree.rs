@@ -1,0 +1,435 @@
+//! Where COPY takes its files from, and which of them it takes: sources, patterns, ignored
+//! and excluded files become one sorted list. Every path is resolved inside the tree's root.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use corten_dockerfile::IgnoreRules;
+use corten_store::rooted::{RootFd, normal};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+
+use super::glob;
+use crate::cache::FileId;
+
+/// A directory files are taken from.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) root: RootFd,
+    pub(crate) ignore: IgnoreRules,
+    /// A user's files: their owners say nothing, and they belong to root in the image.
+    pub(crate) foreign: bool,
+    /// What stat(2) tells identifies a file's content from build to build.
+    pub(crate) remember: bool,
+}
+
+/// One file or directory to be written.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    /// Where it is in the tree.
+    pub(crate) path: PathBuf,
+    /// Where it goes below the destination; empty: it is the destination itself.
+    pub(crate) to: PathBuf,
+    pub(crate) kind: FileType,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: (i64, i64),
+    pub(crate) rdev: u64,
+    /// More names than one.
+    pub(crate) linked: bool,
+    pub(crate) id: FileId,
+    /// Target of a symbolic link.
+    pub(crate) target: PathBuf,
+    /// A file named by itself, not by way of its directory: what ADD may unpack.
+    pub(crate) named: bool,
+}
+
+/// Why sources could not be selected.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SelectError {
+    #[error("\"/{path}\": not found")]
+    NotFound { path: String, hint: Option<String> },
+    #[error("\"/{path}\": {source}")]
+    Io {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{0}")]
+    Exclude(#[from] corten_dockerfile::IgnoreError),
+}
+
+/// What COPY asks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Selection<'a> {
+    pub(crate) sources: &'a [String],
+    pub(crate) exclude: &'a [String],
+    pub(crate) parents: bool,
+    /// The destination is a directory, or will be: single files go into it.
+    pub(crate) into_directory: bool,
+}
+
+impl Tree {
+    /// The files, each directory before what is in it.
+    pub(crate) fn select(&self, selection: &Selection<'_>) -> Result<Vec<Entry>, SelectError> {
+        let exclude = IgnoreRules::from_patterns(selection.exclude)?;
+        let mut walk = Walk {
+            tree: self,
+            exclude,
+            found: Vec::new(),
+        };
+        for source in selection.sources {
+            walk.source(source, selection)?;
+        }
+        Ok(walk.found)
+    }
+
+    /// The paths a pattern stands for; a plain path stands for itself.
+    fn expand(&self, source: &str) -> Result<Vec<PathBuf>, SelectError> {
+        let mut found = vec![PathBuf::new()];
+        for component in source.split('/').filter(|c| !c.is_empty() && *c != ".") {
+            if !glob::is_pattern(component) {
+                found = found.iter().map(|dir| dir.join(component)).collect();
+                continue;
+            }
+            let mut next = Vec::new();
+            for dir in &found {
+                let names = match self.names(dir) {
+                    Ok(names) => names,
+                    Err(error) if is_missing(&error) => continue,
+                    Err(source) => return Err(failed(dir, source)),
+                };
+                next.extend(
+                    names
+                        .iter()
+                        .filter(|name| glob::matches(component, &name.to_string_lossy()))
+                        .map(|name| dir.join(name)),
+                );
+            }
+            found = next;
+        }
+        Ok(found)
+    }
+
+    /// Names in a directory, sorted.
+    fn names(&self, dir: &Path) -> io::Result<Vec<OsString>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
+        names(&self.root.open_in_root(dir, flags, Mode::empty())?)
+    }
+
+    fn not_found(&self, path: &Path) -> SelectError {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let beside: Vec<String> = self
+            .names(parent)
+            .unwrap_or_default()
+            .iter()
+            .filter(|other| !self.ignore.ignores(&parent.join(other).to_string_lossy()))
+            .map(|other| other.to_string_lossy().into_owned())
+            .collect();
+        SelectError::NotFound {
+            path: path.display().to_string(),
+            hint: corten_dockerfile::suggest(&name, &beside)
+                .map(|name| parent.join(name).display().to_string()),
+        }
+    }
+}
+
+struct Walk<'a> {
+    tree: &'a Tree,
+    exclude: IgnoreRules,
+    found: Vec<Entry>,
+}
+
+impl Walk<'_> {
+    fn source(&mut self, source: &str, selection: &Selection<'_>) -> Result<(), SelectError> {
+        let (pivot, cleaned) = pivot(source, selection.parents);
+        let is_pattern = source.split('/').any(glob::is_pattern);
+        for path in self.tree.expand(&cleaned)? {
+            let path = normal(&path);
+            let text = path.to_string_lossy();
+            let stat = match self.tree.root.stat(&path) {
+                Ok(stat) => stat,
+                Err(error) if is_missing(&error) && is_pattern => continue,
+                Err(error) if is_missing(&error) => return Err(self.tree.not_found(&path)),
+                Err(source) => return Err(failed(&path, source)),
+            };
+            let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            let ignored = !text.is_empty() && self.tree.ignore.ignores(&text);
+            if ignored && !(is_dir && self.tree.ignore.may_keep_below(&text)) {
+                if is_pattern {
+                    continue;
+                }
+                return Err(self.tree.not_found(&path));
+            }
+            let to = if selection.parents {
+                let kept: PathBuf = path.components().skip(pivot).collect();
+                self.parents(&path, &kept)?;
+                kept
+            } else if is_dir || !selection.into_directory {
+                PathBuf::new()
+            } else {
+                path.file_name().map(PathBuf::from).unwrap_or_default()
+            };
+            if is_dir {
+                // The destination takes after the directory where it has to be made; a whole
+                // tree's root says nothing about its mode.
+                if !path.as_os_str().is_empty() {
+                    let entry = self.entry(&path, &to, &stat)?;
+                    self.found.push(entry);
+                }
+                self.directory(&path, &to, &path)?;
+            } else if !self.excluded(&path, &path) {
+                let mut entry = self.entry(&path, &to, &stat)?;
+                entry.named = true;
+                self.found.push(entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// The directories above a path that keeps them.
+    fn parents(&mut self, path: &Path, kept: &Path) -> Result<(), SelectError> {
+        let above: Vec<&Path> = kept
+            .ancestors()
+            .skip(1)
+            .filter(|p| !p.as_os_str().is_empty())
+            .collect();
+        for to in above.into_iter().rev() {
+            let depth = kept.components().count() - to.components().count();
+            let Some(source) = path.ancestors().nth(depth) else {
+                continue;
+            };
+            if self.found.iter().any(|e| e.to == to) {
+                continue;
+            }
+            let stat = self.tree.root.stat(source).map_err(|e| failed(source, e))?;
+            let entry = self.entry(source, to, &stat)?;
+            self.found.push(entry);
+        }
+        Ok(())
+    }
+
+    fn excluded(&self, path: &Path, source: &Path) -> bool {
+        if self.exclude.is_empty() {
+            return false;
+        }
+        let below = path.strip_prefix(source).unwrap_or(path);
+        let text = below.to_string_lossy();
+        (!text.is_empty() && self.exclude.ignores(&text))
+            || self.exclude.ignores(&path.to_string_lossy())
+    }
+
+    /// Everything in a directory, in order of names. `source`: the directory COPY names.
+    fn directory(&mut self, dir: &Path, to: &Path, source: &Path) -> Result<(), SelectError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
+        let fd = self
+            .tree
+            .root
+            .open_in_root(dir, flags, Mode::empty())
+            .map_err(|e| failed(dir, e))?;
+        for name in names(&fd).map_err(|e| failed(dir, e))? {
+            let path = dir.join(&name);
+            let stat = rustix::fs::statat(&fd, &name, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|e| failed(&path, e.into()))?;
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            if kind == FileType::Socket {
+                continue; // belongs to a process, not to an image
+            }
+            let text = path.to_string_lossy();
+            let left_out = self.tree.ignore.ignores(&text) || self.excluded(&path, source);
+            let to = to.join(&name);
+            if kind == FileType::Directory {
+                if left_out
+                    && !self.tree.ignore.may_keep_below(&text)
+                    && !self.exclude.may_keep_below(&text)
+                {
+                    continue;
+                }
+                let before = self.found.len();
+                let entry = self.entry(&path, &to, &stat)?;
+                self.found.push(entry);
+                self.directory(&path, &to, source)?;
+                if left_out && self.found.len() == before + 1 {
+                    self.found.truncate(before); // nothing in it was kept
+                }
+            } else if !left_out {
+                let mut entry = self.entry(&path, &to, &stat)?;
+                if kind == FileType::Symlink {
+                    let target = rustix::fs::readlinkat(&fd, &name, Vec::new())
+                        .map_err(|e| failed(&path, e.into()))?;
+                    entry.target = PathBuf::from(OsStr::from_bytes(target.as_bytes()));
+                }
+                self.found.push(entry);
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&self, path: &Path, to: &Path, stat: &Stat) -> Result<Entry, SelectError> {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let size = u64::try_from(stat.st_size).unwrap_or_default();
+        #[allow(clippy::unnecessary_cast)] // the fields' types differ by architecture
+        let (mtime, mtime_nsec, ctime, ctime_nsec) = (
+            stat.st_mtime as i64,
+            stat.st_mtime_nsec as i64,
+            stat.st_ctime as i64,
+            stat.st_ctime_nsec as i64,
+        );
+        Ok(Entry {
+            path: path.to_owned(),
+            to: to.to_owned(),
+            kind,
+            mode: stat.st_mode & 0o7777,
+            uid: if self.tree.foreign { 0 } else { stat.st_uid },
+            gid: if self.tree.foreign { 0 } else { stat.st_gid },
+            mtime: (mtime, mtime_nsec),
+            rdev: stat.st_rdev,
+            linked: stat.st_nlink > 1,
+            id: FileId {
+                dev: stat.st_dev,
+                ino: stat.st_ino,
+                size,
+                mtime: mtime
+                    .saturating_mul(1_000_000_000)
+                    .saturating_add(mtime_nsec),
+                ctime: ctime
+                    .saturating_mul(1_000_000_000)
+                    .saturating_add(ctime_nsec),
+            },
+            target: PathBuf::new(),
+            named: false,
+        })
+    }
+}
+
+/// `a/./b`: how many components of the path are not kept by `--parents`, and the path.
+fn pivot(source: &str, parents: bool) -> (usize, String) {
+    if parents && let Some((above, below)) = source.split_once("/./") {
+        let skipped = normal(Path::new(above)).components().count();
+        return (skipped, format!("{above}/{below}"));
+    }
+    (0, source.to_owned())
+}
+
+/// Names in an open directory, sorted.
+fn names(fd: impl AsFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    for entry in rustix::fs::Dir::read_from(fd)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+fn failed(path: &Path, source: io::Error) -> SelectError {
+    SelectError::Io {
+        path: path.display().to_string(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree(dir: &Path, ignore: &str) -> Tree {
+        Tree {
+            root: RootFd::open(dir).unwrap(),
+            ignore: IgnoreRules::parse(ignore).unwrap(),
+            foreign: true,
+            remember: false,
+        }
+    }
+
+    fn selected(tree: &Tree, sources: &[&str], into: bool) -> Result<Vec<String>, SelectError> {
+        let sources: Vec<String> = sources.iter().map(|s| (*s).to_owned()).collect();
+        let selection = Selection {
+            sources: &sources,
+            exclude: &[],
+            parents: false,
+            into_directory: into,
+        };
+        let found = tree.select(&selection)?;
+        Ok(found
+            .iter()
+            .map(|e| format!("{} > {}", e.path.display(), e.to.display()))
+            .collect())
+    }
+
+    fn files(paths: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for path in paths {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "x").unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn dockers_rules() {
+        let dir = files(&["a.txt", "b.txt", "d/x", "d/e/y"]);
+        let tree = tree(dir.path(), "");
+        assert_eq!(selected(&tree, &["a.txt"], false).unwrap(), ["a.txt > "]);
+        assert_eq!(
+            selected(&tree, &["/a.txt"], true).unwrap(),
+            ["a.txt > a.txt"]
+        );
+        assert_eq!(
+            selected(&tree, &["../a.txt"], true).unwrap(),
+            ["a.txt > a.txt"]
+        );
+        assert_eq!(
+            selected(&tree, &["d"], false).unwrap(),
+            ["d > ", "d/e > e", "d/e/y > e/y", "d/x > x"]
+        );
+        assert_eq!(
+            selected(&tree, &["*.txt", "d/x"], true).unwrap(),
+            ["a.txt > a.txt", "b.txt > b.txt", "d/x > x"]
+        );
+        assert_eq!(selected(&tree, &["*.go"], true).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn missing_and_ignored() {
+        let dir = files(&["main.go", "d/x", "d/keep", "n/x"]);
+        let tree = tree(dir.path(), "d/*\n!d/keep\nn\n");
+        assert_eq!(
+            selected(&tree, &["."], true).unwrap(),
+            ["d > d", "d/keep > d/keep", "main.go > main.go"]
+        );
+        let error = selected(&tree, &["mian.go"], true).unwrap_err();
+        assert_eq!(error.to_string(), "\"/mian.go\": not found");
+        assert!(
+            matches!(error, SelectError::NotFound { hint: Some(hint), .. } if hint == "main.go")
+        );
+        assert!(selected(&tree, &["d/x"], true).is_err());
+    }
+
+    #[test]
+    fn links_stay_inside() {
+        let dir = files(&["root/f"]);
+        std::fs::write(dir.path().join("secret"), "s").unwrap();
+        let root = dir.path().join("root");
+        std::os::unix::fs::symlink("/f", root.join("abs")).unwrap();
+        std::os::unix::fs::symlink("../secret", root.join("up")).unwrap();
+        let tree = tree(&root, "");
+        assert_eq!(selected(&tree, &["abs"], true).unwrap(), ["abs > abs"]);
+        assert!(selected(&tree, &["up"], true).is_err());
+    }
+}

@@ -1,0 +1,280 @@
+//! Unpacking tar archives of a user: ADD, and contexts that come as a stream. Archives are
+//! hostile: every name and link target is resolved inside the directory, and nothing that is
+//! there already is written through.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use corten_store::rooted::{RootFd, normal};
+use flate2::read::MultiGzDecoder;
+use rustix::fs::{AtFlags, FileType, Mode};
+use tar::EntryType;
+
+use super::write::{create, make_directory, replace, set_mode, set_owner, set_time};
+use crate::cancel::Cancel;
+
+/// Compressed (or not) bytes, as plain ones.
+pub(crate) type Plain<'a> = Box<dyn Read + Send + 'a>;
+
+/// Whose the unpacked files are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owners {
+    /// Those the archive names.
+    pub(crate) keep: bool,
+    /// This one, for all.
+    pub(crate) instead: Option<(u32, u32)>,
+}
+
+const GZIP: &[u8] = &[0x1f, 0x8b];
+const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+const BZIP2: &[u8] = b"BZh";
+const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
+/// Size of a tar header.
+const BLOCK: usize = 512;
+
+/// Inflates a stream according to how it begins.
+pub(crate) fn inflate<'a>(mut stream: impl Read + Send + 'a) -> io::Result<Plain<'a>> {
+    let mut magic = Vec::new();
+    stream.by_ref().take(6).read_to_end(&mut magic)?;
+    let whole = io::Cursor::new(magic.clone()).chain(stream);
+    if magic.starts_with(GZIP) {
+        Ok(Box::new(MultiGzDecoder::new(BufReader::new(whole))))
+    } else if magic.starts_with(ZSTD) {
+        Ok(Box::new(zstd::Decoder::new(whole)?))
+    } else if magic.starts_with(BZIP2) || magic.starts_with(XZ) {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "archives compressed with bzip2 or xz are not supported: use gzip or zstd",
+        ))
+    } else {
+        Ok(Box::new(BufReader::new(whole)))
+    }
+}
+
+/// The archive in a file, inflated; `None`: the file is none.
+pub(super) fn open(mut file: File) -> io::Result<Option<Plain<'static>>> {
+    let mut head = Vec::new();
+    match inflate(&file) {
+        Ok(plain) => {
+            if plain.take(BLOCK as u64).read_to_end(&mut head).is_err() {
+                return Ok(None); // only looks like something compressed
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => return Err(error),
+        Err(_) => return Ok(None),
+    }
+    if !is_header(&head) {
+        return Ok(None);
+    }
+    file.rewind()?;
+    inflate(file).map(Some)
+}
+
+/// A tar header tells itself by its checksum.
+fn is_header(block: &[u8]) -> bool {
+    if block.len() < BLOCK || block.iter().all(|&b| b == 0) {
+        return false;
+    }
+    let header = tar::Header::from_byte_slice(block);
+    let sum: u32 = block
+        .iter()
+        .enumerate()
+        .map(|(at, &byte)| u32::from(if (148..156).contains(&at) { b' ' } else { byte }))
+        .sum();
+    header.cksum().is_ok_and(|expected| expected == sum)
+}
+
+/// Unpacks everything into a directory.
+pub(crate) fn unpack(
+    archive: Plain<'_>,
+    inside: &RootFd,
+    owners: Owners,
+    cancel: &Cancel,
+) -> io::Result<()> {
+    let mut archive = tar::Archive::new(archive);
+    let mut times = Vec::new();
+    for entry in archive.entries()? {
+        if cancel.is_cancelled() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let mut entry = entry?;
+        let path = normal(Path::new(OsStr::from_bytes(&entry.path_bytes())));
+        one(&mut entry, &path, inside, owners, &mut times)
+            .map_err(|e| io::Error::new(e.kind(), format!("entry \"{}\": {e}", path.display())))?;
+    }
+    for (path, time) in times.into_iter().rev() {
+        if let Some((dir, name)) = inside.parent(&path)? {
+            set_time(dir.as_fd(), &name, time)?;
+        }
+    }
+    Ok(())
+}
+
+fn one(
+    entry: &mut tar::Entry<'_, impl Read>,
+    path: &PathBuf,
+    inside: &RootFd,
+    owners: Owners,
+    times: &mut Vec<(PathBuf, (i64, i64))>,
+) -> io::Result<()> {
+    let header = entry.header().clone();
+    let kind = header.entry_type();
+    if matches!(kind, EntryType::XGlobalHeader) {
+        return Ok(());
+    }
+    let Some(name) = path.file_name() else {
+        return Ok(()); // the directory itself
+    };
+    let above = path.parent().unwrap_or(Path::new(""));
+    let dir = make_directory(inside, above, owners.instead)?;
+    let dir = dir.as_fd();
+    let mode = header.mode()? & 0o7777;
+    let time = (i64::try_from(header.mtime()?).unwrap_or_default(), 0);
+    let owner = owners.instead.unwrap_or(if owners.keep {
+        let id = |id: u64| {
+            u32::try_from(id).map_err(|_| io::Error::other("an owner's number is too large"))
+        };
+        (id(header.uid()?)?, id(header.gid()?)?)
+    } else {
+        (0, 0)
+    });
+    match kind {
+        EntryType::Directory => {
+            match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                replace(dir, name)?;
+                rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755))?;
+            }
+            set_owner(dir, name, owner)?;
+            set_mode(dir, name, mode)?;
+            times.push((path.clone(), time));
+            return Ok(());
+        }
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+            let mut file = create(dir, name)?;
+            io::copy(entry, &mut file)?;
+        }
+        EntryType::Symlink => {
+            let target = link_name(entry)?;
+            replace(dir, name)?;
+            rustix::fs::symlinkat(&target, dir, name)?;
+            set_owner(dir, name, owner)?;
+            return set_time(dir, name, time);
+        }
+        EntryType::Link => {
+            let target = link_name(entry)?;
+            let Some((from, old)) = inside.parent(&target)? else {
+                return Err(io::Error::other("a link to a directory"));
+            };
+            replace(dir, name)?;
+            rustix::fs::linkat(&from, &old, dir, name, AtFlags::empty())?;
+            return Ok(());
+        }
+        EntryType::Fifo | EntryType::Char | EntryType::Block => {
+            let file_type = match kind {
+                EntryType::Fifo => FileType::Fifo,
+                EntryType::Char => FileType::CharacterDevice,
+                _ => FileType::BlockDevice,
+            };
+            let major = header.device_major()?.unwrap_or(0);
+            let minor = header.device_minor()?.unwrap_or(0);
+            replace(dir, name)?;
+            let device = rustix::fs::makedev(major, minor);
+            rustix::fs::mknodat(dir, name, file_type, Mode::from_raw_mode(0o600), device)?;
+        }
+        other => {
+            return Err(io::Error::other(format!(
+                "unknown type {:?}",
+                other.as_byte() as char
+            )));
+        }
+    }
+    set_owner(dir, name, owner)?;
+    set_mode(dir, name, mode)?;
+    set_time(dir, name, time)
+}
+
+fn link_name(entry: &tar::Entry<'_, impl Read>) -> io::Result<PathBuf> {
+    let name = entry
+        .link_name_bytes()
+        .ok_or_else(|| io::Error::other("a link without a target"))?;
+    Ok(PathBuf::from(OsStr::from_bytes(&name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn archive(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, kind, content) in entries {
+            let mut header = tar::Header::new_gnu();
+            header.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_entry_type(*kind);
+            header.set_mode(0o644);
+            header.set_mtime(1);
+            header.set_uid(0);
+            header.set_gid(0);
+            if *kind == EntryType::Regular {
+                header.set_size(content.len() as u64);
+            } else {
+                header.set_link_name_literal(content).unwrap();
+                header.set_size(0);
+            }
+            header.set_cksum();
+            let body = if *kind == EntryType::Regular {
+                content.as_bytes()
+            } else {
+                b""
+            };
+            builder.append(&header, body).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn nothing_leaves_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        std::fs::create_dir(&root).unwrap();
+        let inside = RootFd::open(&root).unwrap();
+        let tar = archive(&[
+            ("../up", EntryType::Regular, "a"),
+            ("/abs", EntryType::Regular, "b"),
+            ("out", EntryType::Symlink, "../.."),
+            ("out/x", EntryType::Regular, "c"),
+            ("hard", EntryType::Link, "up"),
+        ]);
+        let owners = Owners {
+            keep: false,
+            instead: Some((0, 0)),
+        };
+        let plain = inflate(tar.as_slice()).unwrap();
+        let done = unpack(plain, &inside, owners, &Cancel::default());
+        if !rustix::process::geteuid().is_root() {
+            return; // owners cannot be set
+        }
+        done.unwrap();
+        assert_eq!(std::fs::read(root.join("up")).unwrap(), b"a");
+        assert_eq!(std::fs::read(root.join("abs")).unwrap(), b"b");
+        assert_eq!(std::fs::read(root.join("x")).unwrap(), b"c");
+        assert_eq!(std::fs::read(root.join("hard")).unwrap(), b"a");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_archives_are_archives() {
+        assert!(is_header(
+            &archive(&[("f", EntryType::Regular, "x")])[..BLOCK]
+        ));
+        assert!(!is_header(&[b'x'; BLOCK]) && !is_header(&[0; BLOCK]) && !is_header(b"x"));
+    }
+}

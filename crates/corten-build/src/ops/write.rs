@@ -1,0 +1,359 @@
+//! Writing selected files into an image's tree (a mounted overlay), and making directories.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use corten_store::rooted::{RootFd, normal};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+
+use super::content;
+use super::tree::{Entry, Tree};
+use super::unpack;
+use crate::cancel::Cancel;
+
+/// How files are written.
+#[derive(Debug)]
+pub(crate) struct Writer<'a> {
+    /// The image's tree.
+    pub(crate) root: &'a RootFd,
+    /// Owner of everything, instead of each file's own.
+    pub(crate) owner: Option<(u32, u32)>,
+    pub(crate) chmod: Option<u32>,
+    /// Archives that were named are unpacked.
+    pub(crate) unpack: bool,
+    pub(crate) cancel: &'a Cancel,
+}
+
+/// What could not be written, and why.
+pub(crate) type Failure = (PathBuf, io::Error);
+
+/// `.map_err(on(path))`.
+fn on<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> Failure {
+    let path = path.to_owned();
+    move |error| (path, error.into())
+}
+
+/// Makes a directory and what is missing above it, all belonging to `owner`.
+pub(crate) fn make_directory(
+    root: &RootFd,
+    path: &Path,
+    owner: Option<(u32, u32)>,
+) -> io::Result<OwnedFd> {
+    let mut sofar = PathBuf::new();
+    let mut current = root.directory(Path::new(""))?;
+    for component in normal(path).components() {
+        let Component::Normal(name) = component else {
+            continue;
+        };
+        let parent = current;
+        sofar.push(name);
+        match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => {
+                // Whatever this process's umask is.
+                set_mode(parent.as_fd(), name, 0o755)?;
+                if let Some(owner) = owner {
+                    set_owner(parent.as_fd(), name, owner)?;
+                }
+            }
+            Err(rustix::io::Errno::EXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        // From the root: the component may be a link to elsewhere in the image.
+        current = root.directory(&sofar)?;
+    }
+    Ok(current)
+}
+
+/// Whether a path of the image leads to a directory.
+pub(crate) fn is_directory(root: &RootFd, path: &Path) -> bool {
+    root.directory(path).is_ok()
+}
+
+pub(super) fn set_mode(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> io::Result<()> {
+    let mode = Mode::from_raw_mode(mode & 0o7777);
+    Ok(rustix::fs::chmodat(dir, name, mode, AtFlags::empty())?)
+}
+
+pub(super) fn set_owner(dir: BorrowedFd<'_>, name: &OsStr, owner: (u32, u32)) -> io::Result<()> {
+    let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    Ok(rustix::fs::chownat(dir, name, Some(uid), Some(gid), flags)?)
+}
+
+pub(super) fn set_time(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    (sec, nsec): (i64, i64),
+) -> io::Result<()> {
+    let time = Timespec {
+        tv_sec: sec,
+        tv_nsec: nsec as _,
+    };
+    let times = Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
+    Ok(rustix::fs::utimensat(
+        dir,
+        name,
+        &times,
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?)
+}
+
+/// Makes room for something that is no directory.
+pub(super) fn replace(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(rustix::io::Errno::ISDIR) => {
+            Err(io::Error::other("cannot replace a directory with a file"))
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+impl Writer<'_> {
+    /// Writes the entries below (or, with empty targets, at) the destination.
+    pub(crate) fn entries(
+        &self,
+        tree: &Tree,
+        entries: &[Entry],
+        destination: &Path,
+    ) -> Result<(), Failure> {
+        let mut links: HashMap<(u64, u64), PathBuf> = HashMap::new();
+        let mut times = Vec::new();
+        let mut made = None;
+        for entry in entries {
+            if self.cancel.is_cancelled() {
+                return Err((destination.to_owned(), io::ErrorKind::Interrupted.into()));
+            }
+            let target = if entry.to.as_os_str().is_empty() {
+                destination.to_owned()
+            } else {
+                destination.join(&entry.to)
+            };
+            if entry.kind == FileType::Directory && entry.to.as_os_str().is_empty() {
+                self.destination_like(entry, &target).map_err(on(&target))?;
+                continue;
+            }
+            if self.unpack && entry.named && self.unpack_into(tree, entry, destination)? {
+                continue;
+            }
+            let above = target.parent().unwrap_or(Path::new(""));
+            if made.as_deref() != Some(above) {
+                make_directory(self.root, above, self.owner).map_err(on(above))?;
+                made = Some(above.to_owned());
+            }
+            if entry.kind == FileType::Directory {
+                self.directory(entry, &target).map_err(on(&target))?;
+                times.push((target, entry.mtime));
+                continue;
+            }
+            let key = (entry.id.dev, entry.id.ino);
+            if entry.linked
+                && entry.kind == FileType::RegularFile
+                && let Some(first) = links.get(&key)
+            {
+                self.link(first, &target).map_err(on(&target))?;
+                continue;
+            }
+            self.one(tree, entry, &target).map_err(on(&target))?;
+            if entry.linked {
+                links.insert(key, target);
+            }
+        }
+        for (path, time) in times.into_iter().rev() {
+            if let Some((dir, name)) = self.root.parent(&path).map_err(on(&path))? {
+                set_time(dir.as_fd(), &name, time).map_err(on(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A file whose content the Dockerfile gives.
+    pub(crate) fn inline(&self, target: &Path, content: &str) -> Result<(), Failure> {
+        let above = target.parent().unwrap_or(Path::new(""));
+        make_directory(self.root, above, self.owner).map_err(on(above))?;
+        let written = || -> io::Result<()> {
+            let Some((dir, name)) = self.root.parent(target)? else {
+                return Err(io::ErrorKind::IsADirectory.into());
+            };
+            let mut file = create(dir.as_fd(), &name)?;
+            file.write_all(content.as_bytes())?;
+            set_owner(dir.as_fd(), &name, self.owner.unwrap_or((0, 0)))?;
+            set_mode(dir.as_fd(), &name, self.chmod.unwrap_or(0o644))
+        };
+        written().map_err(on(target))
+    }
+
+    fn owner_of(&self, entry: &Entry) -> (u32, u32) {
+        self.owner.unwrap_or((entry.uid, entry.gid))
+    }
+
+    fn mode_of(&self, entry: &Entry) -> u32 {
+        self.chmod.unwrap_or(entry.mode)
+    }
+
+    /// The destination of a directory's content: made after that directory, or left as it is.
+    fn destination_like(&self, entry: &Entry, target: &Path) -> io::Result<()> {
+        match self.root.stat(target) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                return Ok(());
+            }
+            Ok(_) => return Err(io::Error::other("cannot copy a directory to a file")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        make_directory(self.root, target, self.owner)?;
+        let Some((dir, name)) = self.root.parent(target)? else {
+            return Ok(());
+        };
+        set_owner(dir.as_fd(), &name, self.owner_of(entry))?;
+        set_mode(dir.as_fd(), &name, self.mode_of(entry))
+    }
+
+    fn directory(&self, entry: &Entry, target: &Path) -> io::Result<()> {
+        let Some((dir, name)) = self.root.parent(target)? else {
+            return Ok(());
+        };
+        match rustix::fs::mkdirat(&dir, &name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::EXIST) => {
+                let stat = rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                    return Err(io::Error::other("cannot copy a directory to a file"));
+                }
+            }
+            Err(errno) => return Err(errno.into()),
+        }
+        set_owner(dir.as_fd(), &name, self.owner_of(entry))?;
+        set_mode(dir.as_fd(), &name, self.mode_of(entry))
+    }
+
+    fn link(&self, first: &Path, target: &Path) -> io::Result<()> {
+        let (Some((from, old)), Some((dir, name))) =
+            (self.root.parent(first)?, self.root.parent(target)?)
+        else {
+            return Ok(());
+        };
+        replace(dir.as_fd(), &name)?;
+        Ok(rustix::fs::linkat(
+            &from,
+            &old,
+            &dir,
+            &name,
+            AtFlags::empty(),
+        )?)
+    }
+
+    fn one(&self, tree: &Tree, entry: &Entry, target: &Path) -> io::Result<()> {
+        let Some((dir, name)) = self.root.parent(target)? else {
+            return Err(io::Error::other("cannot replace a directory with a file"));
+        };
+        let (dir, name) = (dir.as_fd(), name.as_os_str());
+        match entry.kind {
+            FileType::RegularFile => {
+                let mut source = content::open(tree, entry)?;
+                if entry.named
+                    && let Some(file) = self.through_link(target)?
+                {
+                    return self.fill(tree, entry, &mut source, file);
+                }
+                let file = create(dir, name)?;
+                return self.fill(tree, entry, &mut source, file);
+            }
+            FileType::Symlink => {
+                replace(dir, name)?;
+                rustix::fs::symlinkat(&entry.target, dir, name)?;
+                set_owner(dir, name, self.owner_of(entry))?;
+                return set_time(dir, name, entry.mtime);
+            }
+            kind @ (FileType::Fifo | FileType::CharacterDevice | FileType::BlockDevice) => {
+                replace(dir, name)?;
+                let mode = Mode::from_raw_mode(0o600);
+                rustix::fs::mknodat(dir, name, kind, mode, entry.rdev)?;
+            }
+            _ => return Err(io::Error::other("a file of this type cannot be copied")),
+        }
+        set_owner(dir, name, self.owner_of(entry))?;
+        set_mode(dir, name, self.mode_of(entry))?;
+        set_time(dir, name, entry.mtime)
+    }
+
+    /// A destination that is a link to a file is followed, inside the image.
+    fn through_link(&self, target: &Path) -> io::Result<Option<File>> {
+        match self.root.lstat(target) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink => {}
+            _ => return Ok(None),
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOCTTY;
+        let fd = self
+            .root
+            .open_in_root(target, flags, Mode::from_raw_mode(0o600))?;
+        Ok(Some(File::from(fd)))
+    }
+
+    fn fill(
+        &self,
+        tree: &Tree,
+        entry: &Entry,
+        source: &mut File,
+        mut file: File,
+    ) -> io::Result<()> {
+        io::copy(source, &mut file)?;
+        content::unchanged(entry, source)?;
+        let (uid, gid) = self.owner_of(entry);
+        rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(self.mode_of(entry) & 0o7777))?;
+        if !tree.foreign {
+            for (key, value) in content::attributes(&*source)? {
+                rustix::fs::fsetxattr(&file, &key, &value, XattrFlags::empty())?;
+            }
+        }
+        let time = Timespec {
+            tv_sec: entry.mtime.0,
+            tv_nsec: entry.mtime.1 as _,
+        };
+        let times = Timestamps {
+            last_access: time,
+            last_modification: time,
+        };
+        Ok(rustix::fs::futimens(&file, &times)?)
+    }
+
+    /// Unpacks an archive into the destination; `false`: it is none.
+    fn unpack_into(&self, tree: &Tree, entry: &Entry, destination: &Path) -> Result<bool, Failure> {
+        if entry.kind != FileType::RegularFile {
+            return Ok(false);
+        }
+        let source = content::open(tree, entry).map_err(on(&entry.path))?;
+        let Some(archive) = unpack::open(source).map_err(on(&entry.path))? else {
+            return Ok(false);
+        };
+        let dir = make_directory(self.root, destination, self.owner).map_err(on(destination))?;
+        let inside = RootFd::from(dir);
+        let owners = unpack::Owners {
+            keep: true,
+            instead: self.owner,
+        };
+        unpack::unpack(archive, &inside, owners, self.cancel).map_err(on(&entry.path))?;
+        Ok(true)
+    }
+}
+
+/// A fresh file in place of whatever is there.
+pub(super) fn create(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o600);
+    match rustix::fs::openat(dir, name, flags, mode) {
+        Ok(fd) => return Ok(File::from(fd)),
+        Err(rustix::io::Errno::EXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    replace(dir, name)?;
+    Ok(File::from(rustix::fs::openat(dir, name, flags, mode)?))
+}

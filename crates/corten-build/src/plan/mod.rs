@@ -1,0 +1,206 @@
+//! From a Dockerfile to what is to be done, in two passes, both pure. [`Outline`]: which
+//! stages the target needs and which images those name, ONBUILD triggers included. Then,
+//! with the images' configurations known, [`evaluate`]: every word expanded, every step's
+//! operation complete but for the content of files.
+
+mod command;
+mod evaluate;
+mod outline;
+mod ports;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use corten_dockerfile::{Dockerfile, Span};
+use corten_oci::{DiffId, Digest, ImageRef, Platform};
+
+use crate::config::{ImageDocument, RuntimeConfig};
+use crate::error::{BuildError, Place};
+use crate::progress::Instruction;
+use crate::request::StepNetworkMode;
+
+pub(crate) use evaluate::evaluate;
+pub(crate) use outline::Outline;
+
+/// The parts of a request that steer the plan.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Settings {
+    pub(crate) target: Option<String>,
+    pub(crate) build_args: BTreeMap<String, Option<String>>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) platform: Option<Platform>,
+    pub(crate) network: StepNetworkMode,
+}
+
+/// A Dockerfile with its text.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) file: Arc<str>,
+    pub(crate) text: Arc<str>,
+    pub(crate) dockerfile: Arc<Dockerfile>,
+}
+
+impl Source {
+    pub(crate) fn parse(file: &str, text: &str) -> Result<Self, BuildError> {
+        let text: Arc<str> = text.into();
+        let dockerfile = Dockerfile::parse(&text).map_err(|error| BuildError::Syntax {
+            error: Box::new(error.in_file(file)),
+            text: text.clone(),
+        })?;
+        Ok(Self {
+            file: file.into(),
+            text,
+            dockerfile: Arc::new(dockerfile),
+        })
+    }
+
+    pub(crate) fn place(&self, span: Span) -> Place {
+        Place {
+            file: self.file.clone(),
+            text: self.text.clone(),
+            span,
+        }
+    }
+}
+
+/// An image as FROM or COPY names it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct ImageKey {
+    pub(crate) image: ImageRef,
+    pub(crate) platform: Platform,
+}
+
+/// An image that is here.
+#[derive(Debug, Clone)]
+pub(crate) struct BaseImage {
+    pub(crate) id: Digest,
+    pub(crate) document: Arc<ImageDocument>,
+    pub(crate) layers: Vec<DiffId>,
+    /// Its full name, with a digest where one is known.
+    pub(crate) shown: String,
+}
+
+/// What a stage builds on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Base {
+    Scratch,
+    Stage(usize),
+    Image(ImageKey),
+}
+
+/// Where COPY takes its files from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum CopyFrom {
+    Context,
+    Stage(usize),
+    Image(ImageKey),
+}
+
+/// Everything to be done.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// By number of the stage; `None`: not needed.
+    pub(crate) stages: Vec<Option<StagePlan>>,
+    pub(crate) target: usize,
+    pub(crate) platform: Platform,
+    /// Messages for the user, with their lines.
+    pub(crate) warnings: Vec<(String, u32)>,
+    pub(crate) needs_context: bool,
+}
+
+/// One stage.
+#[derive(Debug)]
+pub(crate) struct StagePlan {
+    pub(crate) base: Base,
+    pub(crate) from: FromStep,
+    pub(crate) steps: Vec<Step>,
+    /// The configuration after the last instruction.
+    pub(crate) config: RuntimeConfig,
+    pub(crate) author: String,
+}
+
+/// FROM itself.
+#[derive(Debug)]
+pub(crate) struct FromStep {
+    pub(crate) name: String,
+    pub(crate) instruction: Instruction,
+}
+
+/// One instruction.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// As BuildKit shows it.
+    pub(crate) name: String,
+    /// Absent for triggers, which stand in no Dockerfile.
+    pub(crate) instruction: Option<Instruction>,
+    pub(crate) span: Span,
+    pub(crate) op: Op,
+    /// `created_by` of the image's history.
+    pub(crate) history: Option<String>,
+}
+
+/// What a step does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// Nothing but a change of the configuration, which has been made already.
+    Config,
+    Workdir(WorkdirOp),
+    Copy(CopyOp),
+    Run(RunOp),
+}
+
+/// WORKDIR.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WorkdirOp {
+    /// Absolute.
+    pub(crate) path: String,
+    /// Owner of what is made.
+    pub(crate) user: String,
+}
+
+/// COPY and ADD.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CopyOp {
+    pub(crate) from: CopyFrom,
+    /// Paths and patterns in the source.
+    pub(crate) sources: Vec<String>,
+    /// Files given in the Dockerfile itself: name and content.
+    pub(crate) inline: Vec<(String, String)>,
+    /// Absolute; with a slash at its end where the user meant a directory.
+    pub(crate) destination: String,
+    pub(crate) chown: Option<String>,
+    pub(crate) chmod: Option<u32>,
+    /// Local archives are unpacked (ADD).
+    pub(crate) unpack: bool,
+    /// Nothing below is looked at (`--link`).
+    pub(crate) link: bool,
+    pub(crate) parents: bool,
+    pub(crate) exclude: Vec<String>,
+}
+
+/// RUN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RunOp {
+    pub(crate) args: Vec<String>,
+    /// `KEY=value`, ENV and the ARGs in scope.
+    pub(crate) env: Vec<String>,
+    /// Proxy settings, which are no part of the key.
+    pub(crate) proxies: Vec<String>,
+    pub(crate) user: String,
+    pub(crate) cwd: String,
+    pub(crate) network: StepNetworkMode,
+    /// A here-document with an interpreter line: file name and content, at [`SCRIPTS`].
+    pub(crate) script: Option<(String, String)>,
+}
+
+/// Where the files of RUN's here-documents are seen, as with BuildKit.
+pub(crate) const SCRIPTS: &str = "/dev/pipes";
+
+impl RunOp {
+    /// The command line as messages show it.
+    pub(crate) fn shown(&self) -> String {
+        self.args.join(" ")
+    }
+}

@@ -1,0 +1,375 @@
+//! Stages, what they build on, and which of them the target needs.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use corten_dockerfile::{Dockerfile, Instruction, Kind, Lexer, Span, scope};
+use corten_oci::{ImageRef, Platform};
+
+use super::{Base, CopyFrom, ImageKey, Settings, Source};
+use crate::error::BuildError;
+
+/// The graph of stages.
+#[derive(Debug)]
+pub(crate) struct Outline {
+    pub(crate) source: Source,
+    pub(crate) settings: Settings,
+    pub(crate) stages: Vec<OutlineStage>,
+    pub(crate) target: usize,
+    /// The global scope: platform names and the ARGs before the first FROM.
+    pub(crate) globals: BTreeMap<String, String>,
+    /// Of the result.
+    pub(crate) platform: Platform,
+    pub(crate) needed: HashSet<usize>,
+}
+
+/// A stage, its FROM expanded.
+#[derive(Debug)]
+pub(crate) struct OutlineStage {
+    pub(crate) name: Option<String>,
+    pub(crate) base: Base,
+    pub(crate) span: Span,
+    pub(crate) text: String,
+    pub(crate) platform: Platform,
+    /// The base's triggers, once the base is known, and the stage's own instructions.
+    pub(crate) triggers: Option<Vec<Instruction>>,
+    pub(crate) instructions: Vec<Instruction>,
+}
+
+impl Outline {
+    pub(crate) fn new(source: Source, settings: Settings) -> Result<Self, BuildError> {
+        let dockerfile = source.dockerfile.clone();
+        if dockerfile.stages.is_empty() {
+            return Err(BuildError::NothingToBuild);
+        }
+        let host = Platform::host();
+        let platform = settings.platform.clone().unwrap_or_else(|| host.clone());
+        if !host.satisfies(&platform) {
+            return Err(BuildError::Platform(platform.to_string()));
+        }
+        let mut outline = Self {
+            target: 0,
+            globals: globals(&host, &platform, settings.target.as_deref()),
+            source,
+            settings,
+            stages: Vec::new(),
+            platform,
+            needed: HashSet::new(),
+        };
+        outline.global_args(&dockerfile)?;
+        for stage in &dockerfile.stages {
+            let stage = outline.stage(&dockerfile, stage)?;
+            outline.stages.push(stage);
+        }
+        outline.target = outline.find_target()?;
+        Ok(outline)
+    }
+
+    fn lexer(&self) -> Lexer {
+        Lexer::new(self.source.dockerfile.directives.escape)
+    }
+
+    fn error(&self, span: Span, message: impl std::fmt::Display) -> BuildError {
+        BuildError::at(&self.source.place(span), message)
+    }
+
+    /// ARGs before the first FROM: `--build-arg`, else the default.
+    fn global_args(&mut self, dockerfile: &Dockerfile) -> Result<(), BuildError> {
+        for instruction in &dockerfile.meta_args {
+            let Kind::Arg(declarations) = &instruction.kind else {
+                continue;
+            };
+            for declaration in declarations {
+                let value = match self.settings.build_args.get(&declaration.name) {
+                    Some(given) => given.clone(),
+                    None => match &declaration.default {
+                        Some(default) => Some(self.expand(default, instruction.span)?),
+                        None => None,
+                    },
+                };
+                if let Some(value) = value {
+                    self.globals.insert(declaration.name.clone(), value);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn expand(&self, word: &str, span: Span) -> Result<String, BuildError> {
+        self.lexer()
+            .word(word, &|name| self.globals.get(name).cloned())
+            .map_err(|e| {
+                self.error(
+                    span,
+                    format!("failed to process arguments for {word:?}: {e}"),
+                )
+            })
+    }
+
+    fn stage(
+        &self,
+        dockerfile: &Dockerfile,
+        stage: &corten_dockerfile::Stage,
+    ) -> Result<OutlineStage, BuildError> {
+        let base = self.expand(&stage.base, stage.span)?;
+        if base.is_empty() {
+            let message = format!("base name ({}) should not be blank", stage.base);
+            return Err(self.error(stage.span, message));
+        }
+        let platform = match &stage.platform {
+            None => self.platform.clone(),
+            Some(word) => {
+                let expanded = self.expand(word, stage.span)?;
+                if expanded.is_empty() {
+                    self.platform.clone()
+                } else {
+                    expanded
+                        .parse()
+                        .map_err(|e| self.error(stage.span, format!("{e}")))?
+                }
+            }
+        };
+        let earlier = self.stage_named(&base, self.stages.len());
+        let base = if let Some(index) = earlier {
+            Base::Stage(index)
+        } else if base == "scratch" {
+            Base::Scratch
+        } else {
+            Base::Image(self.image(&base, &platform, stage.span)?)
+        };
+        let position = self.stages.len();
+        let name = stage.name.clone();
+        Ok(OutlineStage {
+            name,
+            base,
+            span: stage.span,
+            text: stage.text.clone(),
+            platform,
+            triggers: None,
+            instructions: dockerfile.stages[position].instructions.clone(),
+        })
+    }
+
+    fn image(&self, name: &str, platform: &Platform, span: Span) -> Result<ImageKey, BuildError> {
+        let image: ImageRef = name
+            .parse()
+            .map_err(|e| self.error(span, format!("failed to parse image name {name:?}: {e}")))?;
+        Ok(ImageKey {
+            image: image.or_latest(),
+            platform: platform.clone(),
+        })
+    }
+
+    /// The last stage of that name before `before`; later ones shadow earlier ones.
+    fn stage_named(&self, name: &str, before: usize) -> Option<usize> {
+        let name = name.to_lowercase();
+        (0..before.min(self.stages.len()))
+            .rev()
+            .find(|&i| self.stages[i].name.as_deref() == Some(name.as_str()))
+    }
+
+    fn find_target(&self) -> Result<usize, BuildError> {
+        let Some(target) = self.settings.target.as_deref().filter(|t| !t.is_empty()) else {
+            return Ok(self.stages.len() - 1);
+        };
+        if let Some(index) = self.stage_named(target, self.stages.len()) {
+            return Ok(index);
+        }
+        if let Ok(index) = target.parse::<usize>()
+            && index < self.stages.len()
+        {
+            return Ok(index);
+        }
+        let names: Vec<&str> = self
+            .stages
+            .iter()
+            .filter_map(|s| s.name.as_deref())
+            .collect();
+        let hint = corten_dockerfile::suggest(target, &names)
+            .map_or_else(String::new, |name| format!(" (did you mean {name}?)"));
+        Err(BuildError::NoSuchTarget {
+            target: target.to_owned(),
+            hint,
+        })
+    }
+
+    /// What `--from` means in a stage.
+    pub(crate) fn copy_from(
+        &self,
+        stage: usize,
+        from: Option<&str>,
+        span: Span,
+    ) -> Result<CopyFrom, BuildError> {
+        let Some(from) = from else {
+            return Ok(CopyFrom::Context);
+        };
+        if from.contains('$') {
+            return Err(self.error(
+                span,
+                "variable expansion is not supported for --from, define a new stage with FROM \
+                 using ARG from global scope as a workaround",
+            ));
+        }
+        if let Some(index) = self.stage_named(from, stage) {
+            return Ok(CopyFrom::Stage(index));
+        }
+        if let Ok(index) = from.parse::<usize>() {
+            if index < stage {
+                return Ok(CopyFrom::Stage(index));
+            }
+            let message = format!("invalid from flag value {from}: invalid stage index {index}");
+            return Err(self.error(span, message));
+        }
+        if from == "scratch" {
+            return Err(self.error(span, "invalid from flag value scratch: it has no files"));
+        }
+        if self.stages[stage].name.as_deref() == Some(from.to_lowercase().as_str()) {
+            let message = format!("circular dependency detected on stage: {from}");
+            return Err(self.error(span, message));
+        }
+        let platform = &self.stages[stage].platform;
+        Ok(CopyFrom::Image(self.image(from, platform, span)?))
+    }
+
+    /// Finds what the target needs as far as it can be told, given the triggers of the images
+    /// known by now. Returns the images that must be looked at next, each with the place that
+    /// names it; none: the outline is complete.
+    pub(crate) fn complete(
+        &mut self,
+        known: &HashMap<ImageKey, Vec<String>>,
+    ) -> Result<Vec<(ImageKey, Span)>, BuildError> {
+        let mut missing: Vec<(ImageKey, Span)> = Vec::new();
+        let mut need = |key: &ImageKey, span: Span| {
+            if !known.contains_key(key) && !missing.iter().any(|(k, _)| k == key) {
+                missing.push((key.clone(), span));
+            }
+        };
+        let mut waiting = vec![self.target];
+        self.needed.clear();
+        while let Some(index) = waiting.pop() {
+            if !self.needed.insert(index) {
+                continue;
+            }
+            let span = self.stages[index].span;
+            let triggers = match &self.stages[index].base {
+                Base::Scratch => Some(Vec::new()),
+                Base::Stage(base) => {
+                    waiting.push(*base);
+                    Some(triggers_of(&self.stages[*base].instructions))
+                }
+                Base::Image(key) => {
+                    need(key, span);
+                    known.get(key).cloned()
+                }
+            };
+            if self.stages[index].triggers.is_none()
+                && let Some(texts) = triggers
+            {
+                let parsed = self.parse_triggers(&texts, span)?;
+                self.stages[index].triggers = Some(parsed);
+            }
+            let stage = &self.stages[index];
+            for instruction in stage.all() {
+                let Kind::Copy(copy) = &instruction.kind else {
+                    continue;
+                };
+                match self.copy_from(index, copy.from.as_deref(), instruction.span)? {
+                    CopyFrom::Context => {}
+                    CopyFrom::Stage(other) => waiting.push(other),
+                    CopyFrom::Image(key) => need(&key, instruction.span),
+                }
+            }
+        }
+        Ok(missing)
+    }
+
+    fn parse_triggers(&self, texts: &[String], span: Span) -> Result<Vec<Instruction>, BuildError> {
+        texts
+            .iter()
+            .map(|text| {
+                let mut parsed = Dockerfile::parse_trigger(text).map_err(|e| {
+                    self.error(span, format!("ONBUILD trigger {text:?}: {}", e.message))
+                })?;
+                parsed.span = span;
+                Ok(parsed)
+            })
+            .collect()
+    }
+
+    /// Whether a `--build-arg` is used nowhere, for a warning.
+    pub(crate) fn unused_args(&self) -> Vec<String> {
+        let declared: HashSet<&str> = self
+            .source
+            .dockerfile
+            .meta_args
+            .iter()
+            .chain(self.stages.iter().flat_map(OutlineStage::all))
+            .filter_map(|instruction| match &instruction.kind {
+                Kind::Arg(declarations) => Some(declarations.iter().map(|d| d.name.as_str())),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        self.settings
+            .build_args
+            .keys()
+            .filter(|name| !declared.contains(name.as_str()))
+            .filter(|name| !scope::PREDEFINED_PROXY_ARGS.contains(&name.as_str()))
+            .filter(|name| !name.starts_with("BUILDKIT_") && *name != "SOURCE_DATE_EPOCH")
+            .cloned()
+            .collect()
+    }
+}
+
+impl OutlineStage {
+    /// Triggers, then its own instructions.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Instruction> {
+        self.triggers.iter().flatten().chain(&self.instructions)
+    }
+}
+
+/// The triggers a stage leaves to those built on it.
+fn triggers_of(instructions: &[Instruction]) -> Vec<String> {
+    instructions
+        .iter()
+        .filter_map(|instruction| match &instruction.kind {
+            Kind::Onbuild(child) => Some(trigger_text(child)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// A trigger as an image's configuration has it, here-documents included.
+pub(super) fn trigger_text(child: &Instruction) -> String {
+    let heredocs = match &child.kind {
+        Kind::Add(copy) | Kind::Copy(copy) => &copy.heredocs,
+        Kind::Run(run) => &run.heredocs,
+        _ => return child.text.clone(),
+    };
+    let mut text = child.text.clone();
+    for heredoc in heredocs {
+        text.push('\n');
+        text.push_str(&heredoc.raw);
+        text.push_str(&heredoc.name);
+    }
+    text
+}
+
+/// The predefined names of the global scope (BuildKit's `platform.go`).
+fn globals(host: &Platform, target: &Platform, stage: Option<&str>) -> BTreeMap<String, String> {
+    let mut globals = BTreeMap::new();
+    for (prefix, platform) in [("BUILD", host), ("TARGET", target)] {
+        let variant = platform.variant.clone().unwrap_or_default();
+        for (name, value) in [
+            ("PLATFORM", platform.to_string()),
+            ("OS", platform.os.clone()),
+            ("OSVERSION", String::new()),
+            ("ARCH", platform.architecture.clone()),
+            ("VARIANT", variant),
+        ] {
+            globals.insert(format!("{prefix}{name}"), value);
+        }
+    }
+    let stage = stage.filter(|s| !s.is_empty()).unwrap_or("default");
+    globals.insert("TARGETSTAGE".to_owned(), stage.to_owned());
+    globals
+}

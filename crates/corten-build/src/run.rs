@@ -1,0 +1,414 @@
+//! RUN, the builder's side: the runtime-spec document, the files that must not end up in the
+//! layer, the process that carries the step out, and its output.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+
+use corten_oci::DiffId;
+use corten_oci::runtime_spec::{LinuxNamespaceType, Spec, User};
+use corten_runtime::{Cgroup, defaults};
+use corten_store::{Store, WorkDir};
+use rustix::fs::{CWD, Timespec, Timestamps};
+
+use crate::cancel::Cancel;
+use crate::error::BuildError;
+use crate::ops::users;
+use crate::plan::{RunOp, SCRIPTS};
+use crate::progress::LogStream;
+use crate::request::{Sandboxing, StepNetworkMode};
+use crate::wire::{self, JobNetwork, Outcome, StepJob};
+
+/// What BuildKit calls the machine a step runs on.
+const HOSTNAME: &str = "buildkitsandbox";
+/// How much of the output is kept for the report of a failure.
+const TAIL: usize = 8 << 10;
+
+/// Receives output.
+pub(crate) type LogSink<'a> = &'a (dyn Fn(LogStream, String) + Sync);
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// With this layer.
+    Done(Option<DiffId>),
+    /// With a failure: its status and the end of its output.
+    Failed { code: i64, output: String },
+    /// It was never started.
+    NotStarted(String),
+}
+
+/// What a step runs with.
+#[derive(Debug)]
+pub(crate) struct RunInput<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) sandboxing: &'a Sandboxing,
+    pub(crate) op: &'a RunOp,
+    pub(crate) layers: &'a [DiffId],
+    pub(crate) hosts: &'a [(String, String)],
+    pub(crate) cancel: &'a Cancel,
+}
+
+/// Runs the command and makes a layer of what it changed. Blocks.
+pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, BuildError> {
+    input.cancel.check()?;
+    // Mount points of a step are part of the stack's bottom, so none is made in the layer.
+    let mut stack = vec![mount_points(input.store)?];
+    stack.extend_from_slice(input.layers);
+    let (work, root) = crate::ops::writable(input.store, &stack)?;
+    let identity = match users::process(&root, &input.op.user) {
+        Ok(identity) => identity,
+        Err(message) => return Ok(Ended::NotStarted(message)),
+    };
+    let id = format!("build-{:016x}", rand::random::<u64>());
+    let endpoint = match input.op.network {
+        StepNetworkMode::Default => {
+            let place = input.sandboxing.network.allocate(&id);
+            Some(place.map_err(|e| BuildError::Internal(format!("no place on the bridge: {e}")))?)
+        }
+        StepNetworkMode::None | StepNetworkMode::Host => None,
+    };
+    let files = files(input, &work)?;
+    let spec = spec(input.op, &identity, &files)?;
+    let job = StepJob {
+        network: match (&endpoint, input.op.network) {
+            (Some(place), _) => JobNetwork::Bridge(Box::new(place.endpoint.clone())),
+            (None, StepNetworkMode::Host) => JobNetwork::Host,
+            (None, _) => JobNetwork::None,
+        },
+        cgroup: format!("{}/{id}", input.sandboxing.cgroup_parent),
+        id,
+        spec,
+    };
+    let (outcome, output) = execute(input, &job, root.as_fd(), log)?;
+    drop(endpoint);
+    drop(root);
+    input.cancel.check()?;
+    match outcome {
+        Outcome::Ended { code: 0, .. } => crate::ops::settle(input.store, work).map(Ended::Done),
+        Outcome::Ended { code, oom } => {
+            let mut output = output;
+            if oom {
+                output.push_str("\nthe out-of-memory killer struck\n");
+            }
+            Ok(Ended::Failed {
+                code: i64::from(code),
+                output,
+            })
+        }
+        Outcome::Failed {
+            message,
+            code: Some(code),
+        } => Ok(Ended::Failed {
+            code: i64::from(code),
+            output: format!("{output}{message}\n"),
+        }),
+        Outcome::Failed {
+            message,
+            code: None,
+        } => Ok(Ended::NotStarted(message)),
+    }
+}
+
+/// Spawns the step's process, feeds it its job, reads its output until the end.
+fn execute(
+    input: &RunInput<'_>,
+    job: &StepJob,
+    root: std::os::fd::BorrowedFd<'_>,
+    log: LogSink<'_>,
+) -> Result<(Outcome, String), BuildError> {
+    let exe = &input.sandboxing.exe;
+    let failed = || BuildError::io(format!("start the build step {}", exe.display()));
+    let (socket, theirs) = UnixStream::pair().map_err(failed())?;
+    let (stdout, stdout_end) = io::pipe().map_err(failed())?;
+    let (stderr, stderr_end) = io::pipe().map_err(failed())?;
+    let mut child = {
+        let mut command = Command::new(exe);
+        command
+            .args(&input.sandboxing.exe_args)
+            .env_clear()
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(stdout_end)
+            .stderr(stderr_end)
+            // A terminal's interrupt is for the builder, which ends the step in order.
+            .process_group(0);
+        command.spawn().map_err(failed())?
+        // The command goes out of scope, and with it our copies of the child's ends.
+    };
+    let tail = Mutex::new(String::new());
+    let outcome = std::thread::scope(|scope| {
+        let (out, err) = (LogStream::Stdout, LogStream::Stderr);
+        let tail = &tail;
+        scope.spawn(move || read(stdout, out, log, tail));
+        scope.spawn(move || read(stderr, err, log, tail));
+        wire::send_with_fd(&socket, job, root)?;
+        input.cancel.end_with(socket.try_clone()?);
+        wire::receive::<Outcome>(&socket)
+    });
+    drop(socket);
+    child.wait().map_err(failed())?;
+    if outcome.is_err() {
+        // The process died without undoing what it had made.
+        let group = Cgroup::open(&job.cgroup).and_then(|group| {
+            group.kill_all()?;
+            group.remove()
+        });
+        if let Err(error) = group {
+            tracing::warn!(step = job.id, %error, "a control group is left to be swept");
+        }
+    }
+    input.cancel.check()?;
+    let tail = tail
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    match outcome {
+        Ok(outcome) => Ok((outcome, tail)),
+        Err(_) => Err(BuildError::Internal(format!(
+            "the build step's process ended unexpectedly: {}",
+            tail.trim_end()
+        ))),
+    }
+}
+
+/// Passes a stream on; characters split between two reads are put together.
+fn read(mut stream: impl Read, which: LogStream, log: LogSink<'_>, tail: &Mutex<String>) {
+    let mut pending = Vec::new();
+    let mut buffer = vec![0; 1 << 15];
+    loop {
+        let count = match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                tracing::debug!(%error, "a step's output cannot be read");
+                break;
+            }
+        };
+        pending.extend_from_slice(&buffer[..count]);
+        let whole = pending.len() - incomplete(&pending);
+        let rest = pending.split_off(whole);
+        tell(&pending, which, log, tail);
+        pending = rest;
+    }
+    tell(&pending, which, log, tail);
+}
+
+fn tell(bytes: &[u8], which: LogStream, log: LogSink<'_>, tail: &Mutex<String>) {
+    if bytes.is_empty() {
+        return;
+    }
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    {
+        let mut tail = tail
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        tail.push_str(&text);
+        if tail.len() > 2 * TAIL {
+            let cut = tail.len() - TAIL;
+            let cut = tail[..]
+                .char_indices()
+                .map(|(at, _)| at)
+                .find(|&at| at >= cut)
+                .unwrap_or(0);
+            tail.drain(..cut);
+        }
+    }
+    log(which, text);
+}
+
+/// How many bytes at the end begin a character that is not whole yet.
+fn incomplete(bytes: &[u8]) -> usize {
+    match std::str::from_utf8(bytes) {
+        Err(error) if error.error_len().is_none() => bytes.len() - error.valid_up_to(),
+        _ => 0,
+    }
+}
+
+/// Files seen by the step that belong to no layer.
+#[derive(Debug)]
+struct Files {
+    hosts: PathBuf,
+    resolv_conf: Option<PathBuf>,
+    scripts: Option<PathBuf>,
+}
+
+fn files(input: &RunInput<'_>, work: &WorkDir) -> Result<Files, BuildError> {
+    let dir = work.dir();
+    let write = |name: &str, text: &str| -> Result<PathBuf, BuildError> {
+        let path = dir.join(name);
+        std::fs::write(&path, text).map_err(BuildError::io(format!("write {}", path.display())))?;
+        Ok(path)
+    };
+    let mut hosts =
+        format!("127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    for (name, address) in input.hosts {
+        hosts.push_str(&format!("{address}\t{name}\n"));
+    }
+    let resolv_conf = match input.op.network {
+        StepNetworkMode::None => None,
+        mode => {
+            let text = input.sandboxing.network.resolv_conf(mode);
+            let text = text.map_err(|e| BuildError::Internal(format!("no resolv.conf: {e}")))?;
+            Some(write("resolv.conf", &text)?)
+        }
+    };
+    let scripts = match &input.op.script {
+        None => None,
+        Some((name, content)) => {
+            let scripts = dir.join("scripts");
+            let made = || -> io::Result<()> {
+                std::fs::create_dir(&scripts)?;
+                std::fs::set_permissions(&scripts, PermissionsExt::from_mode(0o755))?;
+                let path = scripts.join(Path::new(name).file_name().unwrap_or_default());
+                std::fs::write(&path, content)?;
+                std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))
+            };
+            made().map_err(BuildError::io("write a here-document"))?;
+            Some(scripts)
+        }
+    };
+    Ok(Files {
+        hosts: write("hosts", &hosts)?,
+        resolv_conf,
+        scripts,
+    })
+}
+
+fn spec(op: &RunOp, identity: &users::Identity, files: &Files) -> Result<Spec, BuildError> {
+    let mut spec = defaults::spec(op.args.clone());
+    let mut env: Vec<String> = op.env.iter().chain(&op.proxies).cloned().collect();
+    if !env.iter().any(|entry| entry.starts_with("PATH=")) {
+        env.push(format!("PATH={}", defaults::PATH));
+    }
+    let mut user = User::default();
+    user.set_uid(identity.uid).set_gid(identity.gid);
+    if !identity.groups.is_empty() {
+        user.set_additional_gids(Some(identity.groups.clone()));
+    }
+    let incomplete = || BuildError::Internal("the default spec lacks a part".to_owned());
+    let mut process = spec.process().clone().ok_or_else(incomplete)?;
+    process
+        .set_env(Some(env))
+        .set_cwd(PathBuf::from(&op.cwd))
+        .set_user(user);
+    spec.set_process(Some(process));
+    spec.set_hostname(Some(HOSTNAME.to_owned()));
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    let read_only = ["bind", "ro", "rprivate", "nosuid", "nodev"];
+    let mut bind = |destination: &str, source: &Path, options: &[&str]| {
+        mounts.push(defaults::mount(
+            destination,
+            "bind",
+            &source.to_string_lossy(),
+            options,
+        ));
+    };
+    bind("/etc/hosts", &files.hosts, &read_only);
+    if let Some(path) = &files.resolv_conf {
+        bind("/etc/resolv.conf", path, &read_only);
+    }
+    if let Some(path) = &files.scripts {
+        bind(SCRIPTS, path, &read_only);
+    }
+    spec.set_mounts(Some(mounts));
+    if op.network == StepNetworkMode::Host {
+        let mut linux = spec.linux().clone().ok_or_else(incomplete)?;
+        let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+        namespaces.retain(|n| n.typ() != LinuxNamespaceType::Network);
+        linux.set_namespaces(Some(namespaces));
+        spec.set_linux(Some(linux));
+    }
+    Ok(spec)
+}
+
+/// The layer below every step: what is mounted over, so that a RUN in an image that lacks it
+/// leaves no trace of it. Always the same, so made once.
+fn mount_points(store: &Store) -> Result<DiffId, BuildError> {
+    const HOLDER: &str = "build:mount-points";
+    let work = store.layers().begin()?;
+    let made = || -> io::Result<()> {
+        let times = Timestamps {
+            last_access: Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
+            last_modification: Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
+        };
+        let upper = work.upper();
+        for dir in ["dev", "etc", "proc", "sys"] {
+            let path = upper.join(dir);
+            std::fs::create_dir(&path)?;
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))?;
+        }
+        for file in ["etc/hosts", "etc/resolv.conf"] {
+            let path = upper.join(file);
+            std::fs::write(&path, "")?;
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644))?;
+            rustix::fs::utimensat(CWD, &path, &times, rustix::fs::AtFlags::empty())?;
+        }
+        for dir in ["dev", "etc", "proc", "sys"] {
+            rustix::fs::utimensat(CWD, upper.join(dir), &times, rustix::fs::AtFlags::empty())?;
+        }
+        Ok(())
+    };
+    made().map_err(BuildError::io("make the mount points of build steps"))?;
+    let layer = store.layers().commit(work)?.diff_id;
+    store
+        .leases()
+        .hold(HOLDER, std::slice::from_ref(&layer), &[])?;
+    Ok(layer)
+}
+
+/// Checks `--add-host` addresses; `host-gateway` is the engine's to resolve.
+pub(crate) fn check_hosts(hosts: &[(String, String)]) -> Result<(), BuildError> {
+    for (name, address) in hosts {
+        if name.is_empty() || address.parse::<std::net::IpAddr>().is_err() {
+            return Err(BuildError::Internal(format!(
+                "invalid IP address in add-host: {address:?}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_are_not_torn() {
+        let seen = Mutex::new(String::new());
+        let log = |_, text: String| seen.lock().unwrap().push_str(&text);
+        let tail = Mutex::new(String::new());
+        struct Bytewise(std::vec::IntoIter<u8>);
+        impl Read for Bytewise {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                Ok(self.0.next().map_or(0, |b| {
+                    buffer[0] = b;
+                    1
+                }))
+            }
+        }
+        let bytes = "ä€\n".as_bytes().to_vec().into_iter();
+        read(Bytewise(bytes), LogStream::Stdout, &log, &tail);
+        assert_eq!(seen.into_inner().unwrap(), "ä€\n");
+        assert_eq!(tail.into_inner().unwrap(), "ä€\n");
+    }
+
+    #[test]
+    fn the_layer_of_mount_points_is_always_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let database = corten_db::Database::open(&path, &[corten_store::SCHEMA]).unwrap();
+        let store = Store::open(dir.path(), database);
+        assert_eq!(mount_points(&store).unwrap(), mount_points(&store).unwrap());
+    }
+}

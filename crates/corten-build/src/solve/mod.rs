@@ -1,0 +1,353 @@
+//! Running the graph: every stage is a task that waits for the stages it needs; every step is
+//! looked up first, and carried out only when nobody knows its result.
+//!
+//! The story is [`solve`]: definition, base images, plan, stages, image. The first failure
+//! cancels the rest, whose processes and directories are gone before the error is returned.
+
+mod stage;
+mod steps;
+mod vertex;
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use corten_oci::{Digest, ImageRef};
+use corten_store::Store;
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::cache::{Cache, Output};
+use crate::cancel::Cancel;
+use crate::context::{Definition, OpenContext};
+use crate::error::BuildError;
+use crate::export::{self, StageOutput};
+use crate::ops::tree::Tree;
+use crate::plan::{self, Base, BaseImage, ImageKey, Outline, Plan, Settings, Source};
+use crate::progress::{BuildEvent, EventSink};
+use crate::request::{BuildRequest, ImageSource, Sandboxing};
+
+/// Locks by key, shared by all builds of a builder: a step that several need is run once.
+pub(crate) type KeyLocks = Mutex<HashMap<Digest, Weak<AsyncMutex<()>>>>;
+
+/// What a builder lends to each build.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    pub(crate) store: Store,
+    pub(crate) cache: Cache,
+    pub(crate) images: Arc<dyn ImageSource>,
+    pub(crate) sandboxing: Sandboxing,
+    pub(crate) locks: Arc<KeyLocks>,
+}
+
+/// One build.
+pub(crate) struct Session {
+    pub(crate) store: Store,
+    pub(crate) images: Arc<dyn ImageSource>,
+    pub(crate) events: EventSink,
+    pub(crate) cancel: Cancel,
+    pub(crate) pull: bool,
+    pub(crate) source: Source,
+    cache: Cache,
+    sandboxing: Sandboxing,
+    locks: Arc<KeyLocks>,
+    no_cache: bool,
+    hosts: Vec<(String, String)>,
+    context: Option<Tree>,
+    next_vertex: Arc<AtomicU32>,
+    permits: Semaphore,
+    /// Results of this build, which are good even when the cache is not to be used.
+    done: Mutex<HashMap<Digest, Output>>,
+    touched: Mutex<Vec<Digest>>,
+}
+
+impl Session {
+    /// Runs something that blocks. It is waited for, also when the build is cancelled.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
+    ) -> Result<T, BuildError> {
+        blocking(work).await
+    }
+
+    fn key_lock(&self, key: &Digest) -> Arc<AsyncMutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = locks.get(key).and_then(Weak::upgrade) {
+            return lock;
+        }
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        let lock = Arc::new(AsyncMutex::new(()));
+        locks.insert(key.clone(), Arc::downgrade(&lock));
+        lock
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
+) -> Result<T, BuildError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(BuildError::Internal(error.to_string())))
+}
+
+/// Builds.
+pub(crate) async fn solve(
+    parts: Parts,
+    request: BuildRequest,
+    events: EventSink,
+    cancel: Cancel,
+) -> Result<Digest, BuildError> {
+    let store = parts.store.clone();
+    // Nothing is collected while layers exist that no row names yet.
+    let _lease = blocking(move || Ok(store.leases().acquire()?)).await?;
+    crate::run::check_hosts(&request.extra_hosts)?;
+    let tags = request.tags.clone();
+    let (session, mut outline, _unpacked) = begin(&parts, request, events, cancel).await?;
+    let images = base_images(&session, &mut outline).await?;
+    let plan = Arc::new(plan::evaluate(&outline, &images)?);
+    for (message, line) in &plan.warnings {
+        (session.events)(BuildEvent::Warning {
+            message: message.clone(),
+            line: Some(*line).filter(|line| *line > 0),
+        });
+    }
+    if plan.needs_context {
+        session
+            .internal("[internal] load build context".to_owned())
+            .end(false, Ok::<_, BuildError>(()))?;
+    }
+    let images = Arc::new(images);
+    let output = stages(&session, &plan, &images).await?;
+    let touched = std::mem::take(
+        &mut *session
+            .touched
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner),
+    );
+    let cache = session.cache.clone();
+    blocking(move || cache.touch(&touched)).await?;
+    finish(&session, &plan, &images, output, tags).await
+}
+
+/// Opens the context and reads the definition.
+async fn begin(
+    parts: &Parts,
+    request: BuildRequest,
+    events: EventSink,
+    cancel: Cancel,
+) -> Result<(Arc<Session>, Outline, Option<corten_store::TmpDir>), BuildError> {
+    let next_vertex = Arc::new(AtomicU32::new(0));
+    let shown = match &request.dockerfile {
+        crate::DockerfileSource::InContext(path) => path.clone(),
+        crate::DockerfileSource::File(path) => path
+            .file_name()
+            .map_or_else(|| "Dockerfile".into(), |n| n.to_string_lossy().into_owned()),
+        crate::DockerfileSource::Inline(_) => "Dockerfile".to_owned(),
+    };
+    let name = format!("[internal] load build definition from {shown}");
+    let vertex = vertex::start(&next_vertex, &events, name, true, None);
+    let (store, stop, dockerfile) = (
+        parts.store.clone(),
+        cancel.clone(),
+        request.dockerfile.clone(),
+    );
+    let context = request.context;
+    let read = blocking(move || {
+        let context = OpenContext::open(context, &store, &stop)?;
+        let definition = context.dockerfile(&dockerfile)?;
+        Ok((context, definition))
+    })
+    .await;
+    let settings = Settings {
+        target: request.target,
+        build_args: request.build_args,
+        labels: request.labels,
+        platform: request.platform,
+        network: request.network,
+    };
+    let parsed = read.and_then(|(context, definition)| {
+        let Definition { name, text } = definition;
+        let source = Source::parse(&name, &text)?;
+        Ok((context, Outline::new(source, settings)?))
+    });
+    let (context, outline) = vertex.end(false, parsed)?;
+    let vertex = vertex::start(
+        &next_vertex,
+        &events,
+        "[internal] load .dockerignore".to_owned(),
+        true,
+        None,
+    );
+    let dockerfile = request.dockerfile;
+    let read = blocking(move || {
+        let (_, rules) = context.ignore(&dockerfile)?;
+        Ok(context.into_tree(rules))
+    })
+    .await;
+    let (tree, unpacked) = vertex.end(false, read)?;
+    let parallelism = match parts.sandboxing.parallelism {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        chosen => chosen,
+    };
+    let session = Session {
+        store: parts.store.clone(),
+        images: parts.images.clone(),
+        events,
+        cancel,
+        pull: request.pull,
+        source: outline.source.clone(),
+        cache: parts.cache.clone(),
+        sandboxing: parts.sandboxing.clone(),
+        locks: parts.locks.clone(),
+        no_cache: request.no_cache,
+        hosts: request.extra_hosts,
+        context: tree,
+        next_vertex,
+        permits: Semaphore::new(parallelism),
+        done: Mutex::new(HashMap::new()),
+        touched: Mutex::new(Vec::new()),
+    };
+    Ok((Arc::new(session), outline, unpacked))
+}
+
+/// Resolves images until the outline needs no more: triggers of one may name others.
+async fn base_images(
+    session: &Arc<Session>,
+    outline: &mut Outline,
+) -> Result<HashMap<ImageKey, BaseImage>, BuildError> {
+    let mut images: HashMap<ImageKey, BaseImage> = HashMap::new();
+    loop {
+        let triggers = images
+            .iter()
+            .map(|(key, image)| (key.clone(), image.document.config.on_build.clone()))
+            .collect();
+        let missing = outline.complete(&triggers)?;
+        if missing.is_empty() {
+            return Ok(images);
+        }
+        let mut tasks = JoinSet::new();
+        for (key, span) in missing {
+            let session = session.clone();
+            tasks.spawn(async move {
+                let image = crate::images::resolve(session, key.clone(), span).await?;
+                Ok((key, image))
+            });
+        }
+        images.extend(drain(session, tasks).await?);
+    }
+}
+
+/// Waits for all tasks; the first failure cancels the others.
+async fn drain<T: 'static>(
+    session: &Session,
+    mut tasks: JoinSet<Result<T, BuildError>>,
+) -> Result<Vec<T>, BuildError> {
+    let mut results = Vec::new();
+    let mut failure: Option<BuildError> = None;
+    while let Some(ended) = tasks.join_next().await {
+        let result = ended.unwrap_or_else(|error| Err(BuildError::Internal(error.to_string())));
+        match result {
+            Ok(value) => results.push(value),
+            Err(error) => {
+                session.cancel.cancel();
+                // Others that end because of the first have nothing to tell.
+                if failure
+                    .as_ref()
+                    .is_none_or(|first| matches!(first, BuildError::Cancelled))
+                {
+                    failure = Some(error);
+                }
+            }
+        }
+    }
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(results),
+    }
+}
+
+type StageResult = Option<Arc<StageOutput>>;
+
+async fn stages(
+    session: &Arc<Session>,
+    plan: &Arc<Plan>,
+    images: &Arc<HashMap<ImageKey, BaseImage>>,
+) -> Result<Arc<StageOutput>, BuildError> {
+    let (senders, receivers): (Vec<_>, Vec<_>) = plan
+        .stages
+        .iter()
+        .map(|_| watch::channel::<StageResult>(None))
+        .unzip();
+    let receivers = Arc::new(receivers);
+    let mut tasks = JoinSet::new();
+    for (index, sender) in senders.into_iter().enumerate() {
+        if plan.stages[index].is_none() {
+            continue;
+        }
+        let run = stage::StageRun {
+            session: session.clone(),
+            plan: plan.clone(),
+            images: images.clone(),
+            others: receivers.clone(),
+            index,
+        };
+        tasks.spawn(async move {
+            let output = Arc::new(run.run().await?);
+            sender.send_replace(Some(output.clone()));
+            Ok((index, output))
+        });
+    }
+    let outputs = drain(session, tasks).await?;
+    outputs
+        .into_iter()
+        .find(|(index, _)| *index == plan.target)
+        .map(|(_, output)| output)
+        .ok_or_else(|| BuildError::Internal("the target stage has no result".to_owned()))
+}
+
+/// Stores and names the image.
+async fn finish(
+    session: &Arc<Session>,
+    plan: &Arc<Plan>,
+    images: &HashMap<ImageKey, BaseImage>,
+    output: Arc<StageOutput>,
+    tags: Vec<ImageRef>,
+) -> Result<Digest, BuildError> {
+    let vertex = session.internal("exporting to image".to_owned());
+    session.cancel.check()?;
+    let stage = plan.stages[plan.target]
+        .as_ref()
+        .ok_or_else(|| BuildError::Internal("the target stage is not planned".to_owned()))?;
+    // FROM alone: the image is its base.
+    let unchanged = match &stage.base {
+        Base::Image(key) if stage.steps.is_empty() => images
+            .get(key)
+            .filter(|image| image.document.config == stage.config)
+            .map(|image| image.id.clone()),
+        _ => None,
+    };
+    let document = export::document(stage, &output, &plan.platform);
+    let (store, names) = (session.store.clone(), tags.clone());
+    let stored = match document {
+        Err(error) => Err(error),
+        Ok(document) => {
+            blocking(move || {
+                let id = match unchanged {
+                    Some(id) => id,
+                    None => store.images().put(&document, None)?,
+                };
+                for name in &names {
+                    store.images().tag(name, &id)?;
+                }
+                Ok(id)
+            })
+            .await
+        }
+    };
+    let id = vertex.end(false, stored)?;
+    (session.events)(BuildEvent::Image {
+        id: id.clone(),
+        tags: tags.into_iter().map(ImageRef::or_latest).collect(),
+    });
+    Ok(id)
+}

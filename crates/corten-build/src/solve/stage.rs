@@ -1,0 +1,153 @@
+//! One stage, from its base through its steps.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use corten_oci::{DiffId, Digest};
+use tokio::sync::watch;
+
+use super::{Session, StageResult};
+use crate::error::BuildError;
+use crate::export::{self, StageOutput};
+use crate::keys;
+use crate::plan::{Base, BaseImage, CopyFrom, ImageKey, Op, Plan, StagePlan, Step};
+use crate::progress::StepResult;
+
+/// A stage to be run.
+pub(super) struct StageRun {
+    pub(super) session: Arc<Session>,
+    pub(super) plan: Arc<Plan>,
+    pub(super) images: Arc<HashMap<ImageKey, BaseImage>>,
+    pub(super) others: Arc<Vec<watch::Receiver<StageResult>>>,
+    pub(super) index: usize,
+}
+
+impl StageRun {
+    fn stage(&self) -> Result<&StagePlan, BuildError> {
+        self.plan.stages[self.index]
+            .as_ref()
+            .ok_or_else(|| BuildError::Internal("a stage that is not planned".to_owned()))
+    }
+
+    pub(super) async fn run(&self) -> Result<StageOutput, BuildError> {
+        let stage = self.stage()?;
+        let mut output = self.base(stage).await?;
+        let mut shown = keys::state(&output.layers);
+        let last = stage.steps.len().checked_sub(1);
+        for (number, step) in stage.steps.iter().enumerate() {
+            self.session.cancel.check()?;
+            if step.op == Op::Config {
+                let vertex = self.session.vertex(&step.name, step.instruction.as_ref());
+                output.push(step, None);
+                shown = chained(&shown, step);
+                let id = self.shown(stage, &output, &shown, last == Some(number))?;
+                vertex.done(true, StepResult { id, layer: None });
+                continue;
+            }
+            let source = self.copy_source(&step.op).await?;
+            let vertex = self.session.vertex(&step.name, step.instruction.as_ref());
+            let solved = self
+                .session
+                .clone()
+                .step(
+                    self.plan.clone(),
+                    (self.index, number),
+                    &output.layers,
+                    source,
+                    vertex.id(),
+                )
+                .await;
+            let (result, cached, key) = match solved {
+                Ok(solved) => solved,
+                Err(error) => {
+                    vertex.failed(&error);
+                    return Err(error);
+                }
+            };
+            let layer = result.layer.clone();
+            output.push(step, Some(result));
+            shown = key;
+            let id = self.shown(stage, &output, &shown, last == Some(number))?;
+            vertex.done(cached, StepResult { id, layer });
+        }
+        Ok(output)
+    }
+
+    /// What a step is shown as: the image's id at the end of the target.
+    fn shown(
+        &self,
+        stage: &StagePlan,
+        output: &StageOutput,
+        key: &Digest,
+        last: bool,
+    ) -> Result<String, BuildError> {
+        if last && self.index == self.plan.target {
+            let document = export::document(stage, output, &self.plan.platform)?;
+            return Ok(export::id(&document).to_string());
+        }
+        Ok(key.to_string())
+    }
+
+    async fn base(&self, stage: &StagePlan) -> Result<StageOutput, BuildError> {
+        let instruction = Some(&stage.from.instruction);
+        let (output, id) = match &stage.base {
+            Base::Scratch => (StageOutput::default(), keys::state(&[])),
+            Base::Image(key) => {
+                let image = self.image(key)?;
+                let output = StageOutput::of_image(&image.document, &image.layers);
+                (output, image.id.clone())
+            }
+            Base::Stage(index) => {
+                let output = self.other(*index).await?;
+                let id = keys::state(&output.layers);
+                (StageOutput::clone(&output), id)
+            }
+        };
+        let vertex = self.session.vertex(&stage.from.name, instruction);
+        let result = StepResult {
+            id: id.to_string(),
+            layer: None,
+        };
+        vertex.done(true, result);
+        Ok(output)
+    }
+
+    fn image(&self, key: &ImageKey) -> Result<&BaseImage, BuildError> {
+        self.images
+            .get(key)
+            .ok_or_else(|| BuildError::Internal(format!("{} was not resolved", key.image)))
+    }
+
+    /// Waits for another stage.
+    async fn other(&self, index: usize) -> Result<Arc<StageOutput>, BuildError> {
+        let mut receiver = self.others[index].clone();
+        let waited = tokio::select! {
+            waited = receiver.wait_for(Option::is_some) => waited,
+            () = self.session.cancel.cancelled() => return Err(BuildError::Cancelled),
+        };
+        // The sender is gone when the stage failed.
+        match waited {
+            Ok(output) => output.clone().ok_or(BuildError::Cancelled),
+            Err(_) => Err(BuildError::Cancelled),
+        }
+    }
+
+    /// The layers COPY --from takes files from.
+    async fn copy_source(&self, op: &Op) -> Result<Option<Vec<DiffId>>, BuildError> {
+        let Op::Copy(copy) = op else {
+            return Ok(None);
+        };
+        match &copy.from {
+            CopyFrom::Context => Ok(None),
+            CopyFrom::Stage(index) => Ok(Some(self.other(*index).await?.layers.clone())),
+            CopyFrom::Image(key) => Ok(Some(self.image(key)?.layers.clone())),
+        }
+    }
+}
+
+/// What a step that only changes the configuration is shown as.
+fn chained(before: &Digest, step: &Step) -> Digest {
+    let mut key = keys::KeyBuilder::new("config");
+    key.add(before.as_str()).add(&step.name);
+    key.finish()
+}

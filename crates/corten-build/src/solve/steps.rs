@@ -1,0 +1,388 @@
+//! One step: its key, the cache, and carrying it out.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+
+use corten_dockerfile::IgnoreRules;
+use corten_oci::{DiffId, Digest};
+use corten_store::Upper;
+use corten_store::rooted::RootFd;
+
+use super::Session;
+use crate::cache::{Output, now};
+use crate::error::{BuildError, Place, reason};
+use crate::keys;
+use crate::ops::content::{self, Appearance};
+use crate::ops::tree::{Entry, SelectError, Selection, Tree};
+use crate::ops::write::{self, Writer};
+use crate::ops::{self, users};
+use crate::plan::{CopyFrom, CopyOp, Op, Plan, RunOp, WorkdirOp};
+use crate::progress::BuildEvent;
+use crate::run::{self, Ended, RunInput};
+
+/// A step's result, whether it was known, and its key.
+pub(super) type Solved = (Output, bool, Digest);
+
+/// A step in the hands of a blocking thread.
+struct Work {
+    session: Arc<Session>,
+    plan: Arc<Plan>,
+    /// Stage and step.
+    at: (usize, usize),
+    layers: Vec<DiffId>,
+    /// What COPY --from takes files from.
+    source: Option<Vec<DiffId>>,
+    vertex: u32,
+}
+
+impl Session {
+    /// Solves a step that is more than configuration.
+    pub(super) async fn step(
+        self: Arc<Self>,
+        plan: Arc<Plan>,
+        at: (usize, usize),
+        layers: &[DiffId],
+        source: Option<Vec<DiffId>>,
+        vertex: u32,
+    ) -> Result<Solved, BuildError> {
+        let work = Arc::new(Work {
+            session: self.clone(),
+            plan,
+            at,
+            layers: layers.to_vec(),
+            source,
+            vertex,
+        });
+        // A key that needs no file to be read, where there is one.
+        let quick = work.quick_key()?;
+        if let Some(key) = &quick
+            && let Some(known) = self.known(key).await?
+        {
+            return Ok((known, true, key.clone()));
+        }
+        let key = match work.key()? {
+            Some(key) => key,
+            None => {
+                let _permit = self.permit().await?;
+                let work = work.clone();
+                self.blocking(move || work.content_key()).await?
+            }
+        };
+        let lock = self.key_lock(&key);
+        let _alone = lock.lock().await;
+        if let Some(known) = self.known(&key).await? {
+            if let Some(quick) = quick {
+                let (session, output) = (self.clone(), known.clone());
+                let name = work.name()?.to_owned();
+                self.blocking(move || session.cache.put(&[&quick], &output, &name))
+                    .await?;
+            }
+            return Ok((known, true, key));
+        }
+        let _permit = self.permit().await?;
+        let (session, recorded) = (self.clone(), key.clone());
+        let output = self
+            .blocking(move || {
+                let output = work.carry_out()?;
+                let keys: Vec<&Digest> = std::iter::once(&recorded).chain(&quick).collect();
+                session.cache.put(&keys, &output, work.name()?)?;
+                Ok(output)
+            })
+            .await?;
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        done.insert(key.clone(), output.clone());
+        drop(done);
+        Ok((output, false, key))
+    }
+
+    async fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, BuildError> {
+        self.cancel.check()?;
+        let permit = tokio::select! {
+            permit = self.permits.acquire() => permit,
+            () = self.cancel.cancelled() => return Err(BuildError::Cancelled),
+        };
+        permit.map_err(|_| BuildError::Cancelled) // only a closed semaphore fails
+    }
+
+    /// The result of a key, from this build or the cache.
+    async fn known(self: &Arc<Self>, key: &Digest) -> Result<Option<Output>, BuildError> {
+        let done = self
+            .done
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+            .cloned();
+        if done.is_some() || self.no_cache {
+            return Ok(done);
+        }
+        // A lookup takes microseconds: not worth another thread.
+        let found = self.cache.get(key)?;
+        if found.is_some() {
+            let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+            touched.push(key.clone());
+        }
+        Ok(found)
+    }
+}
+
+impl Work {
+    fn step(&self) -> Result<&crate::plan::Step, BuildError> {
+        self.plan
+            .stages
+            .get(self.at.0)
+            .and_then(Option::as_ref)
+            .and_then(|stage| stage.steps.get(self.at.1))
+            .ok_or_else(|| BuildError::Internal("a step that is not planned".to_owned()))
+    }
+
+    fn name(&self) -> Result<&str, BuildError> {
+        Ok(&self.step()?.name)
+    }
+
+    fn place(&self) -> Result<Place, BuildError> {
+        Ok(self.session.source.place(self.step()?.span))
+    }
+
+    fn error(&self, message: impl std::fmt::Display) -> BuildError {
+        match self.place() {
+            Ok(place) => BuildError::at(&place, message),
+            Err(error) => error,
+        }
+    }
+
+    fn quick_key(&self) -> Result<Option<Digest>, BuildError> {
+        let (Op::Copy(op), Some(source)) = (&self.step()?.op, &self.source) else {
+            return Ok(None);
+        };
+        let parent = keys::state(&self.layers);
+        let source = keys::state(source);
+        Ok(Some(keys::copy(&parent, op, keys::FROM_STATE, &source)))
+    }
+
+    /// The key of a step that reads no files of others.
+    fn key(&self) -> Result<Option<Digest>, BuildError> {
+        let parent = keys::state(&self.layers);
+        Ok(match &self.step()?.op {
+            Op::Workdir(op) => Some(keys::workdir(&parent, op)),
+            Op::Run(op) => {
+                let platform = self.plan.platform.to_string();
+                Some(keys::run(&parent, op, &platform, &self.session.hosts))
+            }
+            Op::Copy(_) => None,
+            Op::Config => return Err(BuildError::Internal("a step without work".to_owned())),
+        })
+    }
+
+    /// The key of a COPY, by what it copies.
+    fn content_key(&self) -> Result<Digest, BuildError> {
+        let Op::Copy(op) = &self.step()?.op else {
+            return Err(BuildError::Internal("not a COPY".to_owned()));
+        };
+        let parent = keys::state(&self.layers);
+        let digest = self.with_tree(op, |tree| {
+            let entries = self.select(tree, op)?;
+            let appearance = Appearance {
+                chown: op.chown.is_some(),
+                chmod: op.chmod,
+            };
+            let session = &self.session;
+            content::digest(tree, &entries, appearance, &session.cache, &session.cancel)
+        })?;
+        Ok(keys::copy(&parent, op, keys::BY_CONTENT, &digest))
+    }
+
+    /// Runs something on the tree files are copied from.
+    fn with_tree<T>(
+        &self,
+        op: &CopyOp,
+        work: impl FnOnce(&Tree) -> Result<T, BuildError>,
+    ) -> Result<T, BuildError> {
+        if let Some(stack) = &self.source {
+            let mount = self.session.store.layers().mount(stack, Upper::ReadOnly)?;
+            return work(&Tree {
+                root: RootFd::from(mount),
+                ignore: IgnoreRules::default(),
+                foreign: false,
+                remember: false,
+            });
+        }
+        match &self.session.context {
+            Some(tree) => work(tree),
+            None if op.sources.is_empty() => {
+                // Only here-documents: any tree does.
+                let dir = self.session.store.tmp_dir("empty")?;
+                let root = RootFd::open(dir.path()).map_err(BuildError::io("open a directory"))?;
+                work(&Tree {
+                    root,
+                    ignore: IgnoreRules::default(),
+                    foreign: true,
+                    remember: false,
+                })
+            }
+            None => Err(self.error(format!(
+                "failed to compute cache key: \"/{}\": not found: the build has no context",
+                op.sources[0].trim_start_matches('/')
+            ))),
+        }
+    }
+
+    fn select(&self, tree: &Tree, op: &CopyOp) -> Result<Vec<Entry>, BuildError> {
+        let selection = Selection {
+            sources: &op.sources,
+            exclude: &op.exclude,
+            parents: op.parents,
+            into_directory: op.destination.ends_with('/'),
+        };
+        tree.select(&selection).map_err(|error| match &error {
+            SelectError::NotFound { hint, .. } => {
+                let reference = keys::state(&self.layers);
+                let hint = match hint {
+                    Some(name) => format!(" (did you mean {name}?)"),
+                    None if op.from == CopyFrom::Context && !tree.ignore.is_empty() => {
+                        " (it may be left out by .dockerignore)".to_owned()
+                    }
+                    None => String::new(),
+                };
+                self.error(format!(
+                    "failed to compute cache key: failed to calculate checksum of ref {}: \
+                     {error}{hint}",
+                    reference.short()
+                ))
+            }
+            _ => self.error(format!("failed to compute cache key: {error}")),
+        })
+    }
+
+    fn carry_out(&self) -> Result<Output, BuildError> {
+        self.session.cancel.check()?;
+        let layer = match &self.step()?.op {
+            Op::Workdir(op) => self.workdir(op)?,
+            Op::Copy(op) => self.copy(op)?,
+            Op::Run(op) => self.run(op)?,
+            Op::Config => None,
+        };
+        Ok(Output {
+            layer,
+            created: now(),
+        })
+    }
+
+    fn workdir(&self, op: &WorkdirOp) -> Result<Option<DiffId>, BuildError> {
+        let store = &self.session.store;
+        let (work, root) = ops::writable(store, &self.layers)?;
+        let owner = match op.user.as_str() {
+            "" => None,
+            user => Some(users::owner(&root, user).map_err(|e| self.error(e))?),
+        };
+        write::make_directory(&root, Path::new(&op.path), owner)
+            .map_err(|e| self.error(format!("cannot make {}: {}", op.path, reason(&e))))?;
+        drop(root);
+        ops::settle(store, work)
+    }
+
+    fn copy(&self, op: &CopyOp) -> Result<Option<DiffId>, BuildError> {
+        let session = &self.session;
+        let below: &[DiffId] = if op.link { &[] } else { &self.layers };
+        let (work, root) = ops::writable(&session.store, below)?;
+        let owner = match &op.chown {
+            None => None,
+            Some(word) => Some(self.owner(op, &root, word)?),
+        };
+        let writer = Writer {
+            root: &root,
+            owner,
+            chmod: op.chmod,
+            unpack: op.unpack,
+            cancel: &session.cancel,
+        };
+        let destination = PathBuf::from(&op.destination);
+        let into = op.destination.ends_with('/') || write::is_directory(&root, &destination);
+        let failed = |(path, error): write::Failure| {
+            if error.kind() == std::io::ErrorKind::Interrupted {
+                return BuildError::Cancelled;
+            }
+            let path = Path::new("/").join(path);
+            self.error(format!(
+                "failed to copy files: {}: {}",
+                path.display(),
+                reason(&error)
+            ))
+        };
+        self.with_tree(op, |tree| {
+            let mut entries = self.select(tree, op)?;
+            for entry in &mut entries {
+                // The image itself has a directory of that name: single files go into it.
+                if into && entry.named && entry.to.as_os_str().is_empty() {
+                    entry.to = entry
+                        .path
+                        .file_name()
+                        .map(PathBuf::from)
+                        .unwrap_or_default();
+                }
+            }
+            writer.entries(tree, &entries, &destination).map_err(failed)
+        })?;
+        for (name, content) in &op.inline {
+            let target = if into {
+                destination.join(name)
+            } else {
+                destination.clone()
+            };
+            writer.inline(&target, content).map_err(failed)?;
+        }
+        if op.destination.ends_with('/') && !op.sources.is_empty() {
+            // Nothing matched, or an empty directory: the destination is there all the same.
+            write::make_directory(&root, &destination, owner)
+                .map_err(|e| failed((destination.clone(), e)))?;
+        }
+        drop(root);
+        ops::settle(&session.store, work)
+    }
+
+    /// Names of `--chown` are the image's, also for a layer that is made without it.
+    fn owner(&self, op: &CopyOp, root: &RootFd, word: &str) -> Result<(u32, u32), BuildError> {
+        let found = if op.link && !self.layers.is_empty() {
+            let mount = self
+                .session
+                .store
+                .layers()
+                .mount(&self.layers, Upper::ReadOnly)?;
+            users::owner(&RootFd::from(mount), word)
+        } else {
+            users::owner(root, word)
+        };
+        found.map_err(|message| self.error(message))
+    }
+
+    fn run(&self, op: &RunOp) -> Result<Option<DiffId>, BuildError> {
+        let session = &self.session;
+        let input = RunInput {
+            store: &session.store,
+            sandboxing: &session.sandboxing,
+            op,
+            layers: &self.layers,
+            hosts: &session.hosts,
+            cancel: &session.cancel,
+        };
+        let log = |stream, data| {
+            (session.events)(BuildEvent::Log {
+                id: self.vertex,
+                stream,
+                data,
+            });
+        };
+        match run::run(&input, &log)? {
+            Ended::Done(layer) => Ok(layer),
+            Ended::Failed { code, output } => Err(BuildError::Process {
+                place: Box::new(self.place()?),
+                step: self.name()?.to_owned(),
+                process: op.shown(),
+                code,
+                output,
+            }),
+            Ended::NotStarted(message) => {
+                Err(self.error(format!("failed to run \"{}\": {message}", op.shown())))
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What the builder and the process around a RUN step say to each other over a socket: one
+//! job with the root's descriptor there, one outcome back. The builder's end closing (it died,
+//! or the build was cancelled) ends the step.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use corten_network::EndpointSpec;
+use corten_oci::runtime_spec::Spec;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Larger messages are not believed.
+const LIMIT: u32 = 64 << 20;
+
+/// One RUN step.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct StepJob {
+    /// `build-` and 16 hex digits.
+    pub(crate) id: String,
+    pub(crate) spec: Spec,
+    pub(crate) network: JobNetwork,
+    /// Its control group.
+    pub(crate) cgroup: String,
+}
+
+/// Its network.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum JobNetwork {
+    None,
+    Host,
+    Bridge(Box<EndpointSpec>),
+}
+
+/// How it ended.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Outcome {
+    /// The command ended with this status, 128 and the signal's number if it was killed.
+    Ended {
+        code: u8,
+        /// The out-of-memory killer struck.
+        oom: bool,
+    },
+    /// The command could not be started; the shell's code where there is one.
+    Failed { message: String, code: Option<u8> },
+}
+
+fn length(json: &[u8]) -> io::Result<[u8; 4]> {
+    let length = u32::try_from(json.len()).map_err(io::Error::other)?;
+    Ok(length.to_be_bytes())
+}
+
+/// Sends a message, with a descriptor beside it.
+pub(crate) fn send_with_fd(
+    socket: &UnixStream,
+    message: &impl Serialize,
+    fd: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let json = serde_json::to_vec(message)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(io::Error::other("no room for a descriptor"));
+    }
+    let length = length(&json)?;
+    let iov = [IoSlice::new(&length)];
+    if rustix::net::sendmsg(socket, &iov, &mut control, SendFlags::NOSIGNAL)? != length.len() {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    let mut socket = socket;
+    socket.write_all(&json)
+}
+
+/// Receives what [`send_with_fd`] sent.
+pub(crate) fn receive_with_fd<T: DeserializeOwned>(
+    socket: &UnixStream,
+) -> io::Result<(T, OwnedFd)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut length = [0; 4];
+    let mut iov = [IoSliceMut::new(&mut length)];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
+    if rustix::net::recvmsg(socket, &mut iov, &mut control, flags)?.bytes != 4 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let fd = control
+        .drain()
+        .find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+            _ => None,
+        })
+        .ok_or_else(|| io::Error::other("a message without its descriptor"))?;
+    Ok((body(socket, length)?, fd))
+}
+
+/// Sends a message.
+pub(crate) fn send(mut socket: &UnixStream, message: &impl Serialize) -> io::Result<()> {
+    let json = serde_json::to_vec(message)?;
+    socket.write_all(&length(&json)?)?;
+    socket.write_all(&json)
+}
+
+/// Receives a message; an end of the stream instead of one is `UnexpectedEof`.
+pub(crate) fn receive<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<T> {
+    let mut length = [0; 4];
+    socket.read_exact(&mut length)?;
+    body(socket, length)
+}
+
+fn body<T: DeserializeOwned>(mut socket: &UnixStream, length: [u8; 4]) -> io::Result<T> {
+    let length = u32::from_be_bytes(length);
+    if length > LIMIT {
+        return Err(io::Error::other("a message that is too large"));
+    }
+    let mut json = vec![0; length as usize];
+    socket.read_exact(&mut json)?;
+    Ok(serde_json::from_slice(&json)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn messages_and_descriptors_travel() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let outcome = Outcome::Ended {
+            code: 3,
+            oom: false,
+        };
+        send_with_fd(&ours, &outcome, file.as_fd()).unwrap();
+        send(&ours, &outcome).unwrap();
+        drop(ours);
+        let (first, _fd) = receive_with_fd::<Outcome>(&theirs).unwrap();
+        assert_eq!(first, outcome);
+        assert_eq!(receive::<Outcome>(&theirs).unwrap(), outcome);
+        let end = receive::<Outcome>(&theirs).unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
