@@ -71,6 +71,9 @@ pub enum BuildError {
         /// ` (did you mean …?)`, or nothing.
         hint: String,
     },
+    /// The request contradicts itself or names what cannot be.
+    #[error("{0}")]
+    Invalid(String),
     /// The platform asked for is not the host's.
     #[error("cannot build for platform {0}: this host cannot execute it")]
     Platform(String),

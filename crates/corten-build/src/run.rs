@@ -371,7 +371,7 @@ fn mount_points(store: &Store) -> Result<DiffId, BuildError> {
 pub(crate) fn check_hosts(hosts: &[(String, String)]) -> Result<(), BuildError> {
     for (name, address) in hosts {
         if name.is_empty() || address.parse::<std::net::IpAddr>().is_err() {
-            return Err(BuildError::Internal(format!(
+            return Err(BuildError::Invalid(format!(
                 "invalid IP address in add-host: {address:?}"
             )));
         }

@@ -116,7 +116,7 @@ pub(crate) fn unpack(
 
 fn one(
     entry: &mut tar::Entry<'_, impl Read>,
-    path: &PathBuf,
+    path: &Path,
     inside: &RootFd,
     owners: Owners,
     times: &mut Vec<(PathBuf, (i64, i64))>,
@@ -155,7 +155,7 @@ fn one(
             }
             set_owner(dir, name, owner)?;
             set_mode(dir, name, mode)?;
-            times.push((path.clone(), time));
+            times.push((path.to_owned(), time));
             return Ok(());
         }
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {

@@ -194,7 +194,7 @@ pub(super) fn destination(workdir: &str, written: &str) -> String {
         || written == ".."
         || written.ends_with("/.")
         || written.ends_with("/..");
-    let mut path = super::evaluate::join(workdir, written);
+    let mut path = super::values::join(workdir, written);
     if is_dir && !path.ends_with('/') {
         path.push('/');
     }

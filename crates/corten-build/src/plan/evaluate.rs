@@ -4,16 +4,14 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use corten_dockerfile::{
-    CommandLine, Healthcheck, Instruction, KeyValue, Kind, Lexer, Scope, Span, scope,
-};
+use corten_dockerfile::{CommandLine, Instruction, KeyValue, Kind, Lexer, Scope, Span, scope};
 
 use super::outline::trigger_text;
 use super::{
     Base, BaseImage, CopyFrom, FromStep, ImageKey, Op, Outline, Plan, Source, StagePlan, Step,
-    WorkdirOp, ports,
+    WorkdirOp, ports, values,
 };
-use crate::config::{Empty, Health, RuntimeConfig};
+use crate::config::{Empty, RuntimeConfig};
 use crate::error::BuildError;
 use crate::progress;
 
@@ -57,7 +55,7 @@ pub(crate) fn evaluate(
             continue;
         }
         let mut stage = Stage::new(outline, images, index, &plan.stages, &scopes);
-        let from = stage.from_step(images, &mut numbers);
+        let from = stage.begin(images, &mut numbers);
         let mut steps = Vec::new();
         let triggers = outline.stages[index]
             .triggers
@@ -143,7 +141,7 @@ impl<'a> Stage<'a> {
                 }),
         };
         config.on_build.clear();
-        let counted = stage.all().filter(|i| is_counted(&i.kind)).count()
+        let counted = stage.all().filter(|i| values::is_counted(&i.kind)).count()
             + usize::from(matches!(stage.base, Base::Image(_)));
         let name = match &stage.name {
             Some(name) => name.clone(),
@@ -198,7 +196,7 @@ impl<'a> Stage<'a> {
         if self.config.working_dir.is_empty() {
             "/".to_owned()
         } else {
-            join("/", &self.config.working_dir)
+            values::join("/", &self.config.working_dir)
         }
     }
 
@@ -227,11 +225,7 @@ impl<'a> Stage<'a> {
         format!("[{name}{space}{number:>width$}/{total}] {text}")
     }
 
-    fn from_step(
-        &mut self,
-        images: &HashMap<ImageKey, BaseImage>,
-        numbers: &mut Numbers,
-    ) -> FromStep {
+    fn begin(&mut self, images: &HashMap<ImageKey, BaseImage>, numbers: &mut Numbers) -> FromStep {
         let stage = &self.outline.stages[self.index];
         let name = match &stage.base {
             Base::Image(key) => {
@@ -265,7 +259,7 @@ impl<'a> Stage<'a> {
         let (op, history) = self.dispatch(instruction, plan)?;
         plan.needs_context |=
             matches!(&op, Op::Copy(c) if c.from == CopyFrom::Context && !c.sources.is_empty());
-        let name = if is_counted(&instruction.kind) {
+        let name = if values::is_counted(&instruction.kind) {
             self.label(&shown)
         } else {
             shown
@@ -337,7 +331,7 @@ impl<'a> Stage<'a> {
                 if written.is_empty() {
                     return Err(self.error(span, "WORKDIR requires exactly one argument"));
                 }
-                let path = join(&self.workdir(), &written);
+                let path = values::join(&self.workdir(), &written);
                 self.config.working_dir.clone_from(&path);
                 let text = format!("WORKDIR {path}");
                 if path == "/" {
@@ -365,11 +359,11 @@ impl<'a> Stage<'a> {
                     self.scope.set_env(key, value);
                 }
                 self.config.env = self.scope.env();
-                joined("ENV", &pairs)
+                values::joined("ENV", &pairs)
             }
             Kind::Label(pairs) => {
                 let pairs = self.pairs(pairs, span)?;
-                let text = joined("LABEL", &pairs);
+                let text = values::joined("LABEL", &pairs);
                 self.config.labels.extend(pairs);
                 text
             }
@@ -405,7 +399,7 @@ impl<'a> Stage<'a> {
             }
             Kind::Stopsignal(signal) => {
                 let signal = self.word(signal, span)?;
-                if !is_signal(&signal) {
+                if !values::is_signal(&signal) {
                     return Err(self.error(span, format!("invalid signal: {signal}")));
                 }
                 self.config.stop_signal.clone_from(&signal);
@@ -413,7 +407,7 @@ impl<'a> Stage<'a> {
             }
             Kind::Cmd(command) => {
                 let args = self.command(command);
-                let text = format!("CMD {}", go_list(&args));
+                let text = format!("CMD {}", values::go_list(&args));
                 self.config.cmd = Some(args);
                 self.config.args_escaped = true;
                 self.cmd_set = true;
@@ -421,7 +415,7 @@ impl<'a> Stage<'a> {
             }
             Kind::Entrypoint(command) => {
                 let args = self.command(command);
-                let text = format!("ENTRYPOINT {}", go_list(&args));
+                let text = format!("ENTRYPOINT {}", values::go_list(&args));
                 self.config.entrypoint = Some(args);
                 if !self.cmd_set {
                     self.config.cmd = None;
@@ -433,7 +427,7 @@ impl<'a> Stage<'a> {
                 format!("SHELL [{}]", words.join(" "))
             }
             Kind::Healthcheck(check) => {
-                self.config.healthcheck = Some(self.health(check));
+                self.config.healthcheck = Some(values::health(check));
                 self.shown(instruction)
             }
             Kind::Maintainer(author) => {
@@ -486,98 +480,4 @@ impl<'a> Stage<'a> {
             })
             .collect()
     }
-
-    fn health(&self, check: &Healthcheck) -> Health {
-        let Healthcheck::Cmd {
-            command,
-            interval,
-            timeout,
-            start_period,
-            start_interval,
-            retries,
-        } = check
-        else {
-            return Health {
-                test: vec!["NONE".to_owned()],
-                ..Health::default()
-            };
-        };
-        let test = match command {
-            CommandLine::Shell(text) => vec!["CMD-SHELL".to_owned(), text.clone()],
-            CommandLine::Exec(args) => std::iter::once("CMD".to_owned())
-                .chain(args.iter().cloned())
-                .collect(),
-        };
-        let nanos = |duration: &Option<std::time::Duration>| {
-            duration.map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
-        };
-        Health {
-            test,
-            interval: nanos(interval),
-            timeout: nanos(timeout),
-            start_period: nanos(start_period),
-            start_interval: nanos(start_interval),
-            retries: i64::from(retries.unwrap_or(0)),
-        }
-    }
-}
-
-/// Whether BuildKit counts the instruction in `[2/6]`.
-fn is_counted(kind: &Kind) -> bool {
-    matches!(
-        kind,
-        Kind::Add(_) | Kind::Copy(_) | Kind::Run(_) | Kind::Workdir(_)
-    )
-}
-
-fn joined(keyword: &str, pairs: &[(String, String)]) -> String {
-    let pairs: Vec<String> = pairs
-        .iter()
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect();
-    format!("{keyword} {}", pairs.join(" "))
-}
-
-/// Go's `%q` of a list of strings.
-fn go_list(words: &[String]) -> String {
-    let words: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
-    format!("[{}]", words.join(" "))
-}
-
-/// A number, or a name with or without `SIG`.
-fn is_signal(word: &str) -> bool {
-    const NAMES: [&str; 33] = [
-        "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT",
-        "KILL", "PIPE", "POLL", "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM",
-        "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1", "USR2", "VTALRM", "WINCH", "XCPU",
-    ];
-    if let Ok(number) = word.parse::<u8>() {
-        return (1..=64).contains(&number);
-    }
-    let upper = word.to_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    NAMES.contains(&name)
-        || name == "XFSZ"
-        || name.starts_with("RTMIN")
-        || name.starts_with("RTMAX")
-}
-
-/// An absolute path, cleaned as Go's `path.Join` does.
-pub(super) fn join(base: &str, path: &str) -> String {
-    let whole = if path.starts_with('/') {
-        path.to_owned()
-    } else {
-        format!("{base}/{path}")
-    };
-    let mut parts: Vec<&str> = Vec::new();
-    for part in whole.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            other => parts.push(other),
-        }
-    }
-    format!("/{}", parts.join("/"))
 }

@@ -9,6 +9,7 @@ mod outline;
 mod ports;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -199,8 +199,8 @@ fn configuration() {
         "a"
       ],
       "Volumes": {
-        "\"/w\"": {},
-        "/v": {}
+        "/v": {},
+        "/w": {}
       },
       "WorkingDir": "/b",
       "Labels": {
