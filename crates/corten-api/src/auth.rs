@@ -23,7 +23,9 @@ pub(crate) fn credentials(headers: &HeaderMap) -> Result<BTreeMap<String, Creden
 }
 
 fn decode<T: DeserializeOwned>(headers: &HeaderMap, name: &str) -> Result<Option<T>, ApiError> {
-    let Some(value) = headers.get(name).map(http::HeaderValue::as_bytes) else { return Ok(None) };
+    let Some(value) = headers.get(name).map(http::HeaderValue::as_bytes) else {
+        return Ok(None);
+    };
     if value.is_empty() {
         return Ok(None);
     }
@@ -33,7 +35,7 @@ fn decode<T: DeserializeOwned>(headers: &HeaderMap, name: &str) -> Result<Option
         .find_map(|engine| engine.decode(value).ok())
         .ok_or_else(|| ApiError::bad_parameter(format!("invalid {name} header: not base64")))?;
     // The value itself is never quoted: it is a secret.
-    serde_json::from_slice(&json)
-        .map(Some)
-        .map_err(|_| ApiError::bad_parameter(format!("invalid {name} header: not the JSON expected")))
+    serde_json::from_slice(&json).map(Some).map_err(|_| {
+        ApiError::bad_parameter(format!("invalid {name} header: not the JSON expected"))
+    })
 }

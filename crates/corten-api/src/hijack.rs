@@ -35,9 +35,10 @@ impl Hijack {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut response = Response::new(Body::empty());
-        response
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            header::HeaderValue::from_static(content_type),
+        );
         let Some(upgrade) = self.0 else {
             let (output, _input) = tokio::io::split(stream);
             *response.body_mut() = Body::from_stream(ReaderStream::new(output));
@@ -45,7 +46,10 @@ impl Hijack {
         };
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
-        headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
+        headers.insert(
+            header::CONNECTION,
+            header::HeaderValue::from_static("Upgrade"),
+        );
         headers.insert(header::UPGRADE, header::HeaderValue::from_static("tcp"));
         tokio::spawn(async move {
             match upgrade.await {
@@ -58,7 +62,9 @@ impl Hijack {
 }
 
 fn wants_upgrade(headers: &HeaderMap) -> bool {
-    headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"tcp"))
+    headers
+        .get(header::UPGRADE)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"tcp"))
 }
 
 /// Copies both ways. The client closing its side means end of input, not the end: output

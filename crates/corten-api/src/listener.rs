@@ -87,8 +87,11 @@ impl FromStr for Endpoint {
         }
         let address = s.strip_prefix("tcp://").ok_or_else(invalid)?;
         let address = address.replacen("localhost", "127.0.0.1", 1);
-        let address =
-            if address.starts_with(':') { format!("0.0.0.0{address}") } else { address };
+        let address = if address.starts_with(':') {
+            format!("0.0.0.0{address}")
+        } else {
+            address
+        };
         address.parse().map(Self::Tcp).map_err(|_| invalid())
     }
 }
@@ -146,8 +149,9 @@ impl TlsFiles {
                 builder.with_client_cert_verifier(verifier)
             }
         };
-        let config =
-            builder.with_single_cert(chain, key).map_err(|e| failed(&self.cert, &e))?;
+        let config = builder
+            .with_single_cert(chain, key)
+            .map_err(|e| failed(&self.cert, &e))?;
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 }
@@ -177,7 +181,9 @@ pub struct Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("listeners", &self.listeners.len()).finish()
+        f.debug_struct("Server")
+            .field("listeners", &self.listeners.len())
+            .finish()
     }
 }
 
@@ -201,9 +207,13 @@ impl Server {
                     if acceptor.is_none() && !insecure_tcp {
                         return Err(ListenError::InsecureTcp(endpoint.clone()));
                     }
-                    let listener = TcpListener::bind(address).await.map_err(|source| {
-                        ListenError::Bind { endpoint: endpoint.clone(), source }
-                    })?;
+                    let listener =
+                        TcpListener::bind(address)
+                            .await
+                            .map_err(|source| ListenError::Bind {
+                                endpoint: endpoint.clone(),
+                                source,
+                            })?;
                     Bound::Tcp(listener, acceptor.clone())
                 }
             });
@@ -237,14 +247,20 @@ impl Server {
             task.abort();
         }
         connections.close();
-        if tokio::time::timeout(DRAIN, connections.wait()).await.is_err() {
+        if tokio::time::timeout(DRAIN, connections.wait())
+            .await
+            .is_err()
+        {
             tracing::info!(open = connections.len(), "ending with requests in flight");
         }
     }
 }
 
 async fn bind_unix(endpoint: &Endpoint, path: &Path) -> Result<Bound, ListenError> {
-    let failed = |source| ListenError::Bind { endpoint: endpoint.clone(), source };
+    let failed = |source| ListenError::Bind {
+        endpoint: endpoint.clone(),
+        source,
+    };
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => {
             if tokio::net::UnixStream::connect(path).await.is_ok() {
@@ -316,7 +332,10 @@ async fn accept(bound: Bound, engine: Engine, connections: TaskTracker) {
     }
 }
 
-async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send, engine: Engine) {
+async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    engine: Engine,
+) {
     let service = TowerToHyperService::new(crate::service(engine));
     let served = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
@@ -333,12 +352,21 @@ mod tests {
 
     #[test]
     fn parses_addresses() {
-        assert_eq!("unix:///a".parse::<Endpoint>().unwrap(), Endpoint::Unix("/a".into()));
         assert_eq!(
-            "tcp://localhost:2375".parse::<Endpoint>().unwrap().to_string(),
+            "unix:///a".parse::<Endpoint>().unwrap(),
+            Endpoint::Unix("/a".into())
+        );
+        assert_eq!(
+            "tcp://localhost:2375"
+                .parse::<Endpoint>()
+                .unwrap()
+                .to_string(),
             "tcp://127.0.0.1:2375"
         );
-        assert_eq!("tcp://:1".parse::<Endpoint>().unwrap().to_string(), "tcp://0.0.0.0:1");
+        assert_eq!(
+            "tcp://:1".parse::<Endpoint>().unwrap().to_string(),
+            "tcp://0.0.0.0:1"
+        );
         for bad in ["", "/a", "unix://a", "tcp://", "tcp://x", "fd://"] {
             assert!(bad.parse::<Endpoint>().is_err(), "{bad}");
         }

@@ -8,17 +8,15 @@ use crate::error::ApiError;
 
 /// Docker's idea of a boolean in a query: everything is true but these.
 pub(crate) fn truthy(text: &str) -> bool {
-    !matches!(text.trim().to_ascii_lowercase().as_str(), "" | "0" | "no" | "false" | "none")
+    !matches!(
+        text.trim().to_ascii_lowercase().as_str(),
+        "" | "0" | "no" | "false" | "none"
+    )
 }
 
 /// For `#[serde(deserialize_with)]`: a [`truthy`] boolean.
 pub(crate) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     String::deserialize(deserializer).map(|text| truthy(&text))
-}
-
-/// For `#[serde(deserialize_with)]`: a [`truthy`] boolean that may be absent.
-pub(crate) fn optional_flag<'de, D: Deserializer<'de>>(d: D) -> Result<Option<bool>, D::Error> {
-    Option::<String>::deserialize(d).map(|text| text.map(|t| truthy(&t)))
 }
 
 /// For `#[serde(deserialize_with)]`: a number, where an empty value counts as absent.
@@ -43,16 +41,22 @@ pub(crate) fn filters(text: Option<&str>) -> Result<Filters, ApiError> {
         List(Vec<String>),
         Set(BTreeMap<String, bool>),
     }
-    let Some(text) = text.filter(|t| !t.is_empty()) else { return Ok(Filters::new()) };
+    let Some(text) = text.filter(|t| !t.is_empty()) else {
+        return Ok(Filters::new());
+    };
     let parsed: BTreeMap<String, Values> = serde_json::from_str(text)
         .map_err(|error| ApiError::bad_parameter(format!("invalid filter: {error}")))?;
     Ok(parsed
         .into_iter()
         .map(|(field, values)| match values {
             Values::List(list) => (field, list),
-            Values::Set(set) => {
-                (field, set.into_iter().filter(|(_, on)| *on).map(|(v, _)| v).collect())
-            }
+            Values::Set(set) => (
+                field,
+                set.into_iter()
+                    .filter(|(_, on)| *on)
+                    .map(|(v, _)| v)
+                    .collect(),
+            ),
         })
         .collect())
 }

@@ -20,12 +20,16 @@ impl JsonLines {
     pub(crate) fn response() -> (Self, Response) {
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let body = futures_util::stream::unfold(receiver, |mut receiver| async move {
-            receiver.recv().await.map(|line| (Ok::<_, std::convert::Infallible>(line), receiver))
+            receiver
+                .recv()
+                .await
+                .map(|line| (Ok::<_, std::convert::Infallible>(line), receiver))
         });
         let mut response = Response::new(Body::from_stream(body));
-        response
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            header::HeaderValue::from_static("application/json"),
+        );
         (Self(sender), response)
     }
 
@@ -81,12 +85,14 @@ where
     S: Stream<Item = Result<Bytes, E>> + Send + 'static,
     E: std::error::Error + Send + Sync + 'static,
 {
-    let mut response = Response::new(Body::from_stream(chunks.map(|chunk| {
-        chunk.inspect_err(|error| tracing::warn!(%error, "stream cut short"))
-    })));
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    let mut response =
+        Response::new(Body::from_stream(chunks.map(|chunk| {
+            chunk.inspect_err(|error| tracing::warn!(%error, "stream cut short"))
+        })));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static(content_type),
+    );
     response
 }
 
@@ -96,6 +102,9 @@ mod tests {
 
     #[test]
     fn frames_like_stdcopy() {
-        assert_eq!(frame(2, b"abc").as_ref(), &[2, 0, 0, 0, 0, 0, 0, 3, b'a', b'b', b'c']);
+        assert_eq!(
+            frame(2, b"abc").as_ref(),
+            &[2, 0, 0, 0, 0, 0, 0, 3, b'a', b'b', b'c']
+        );
     }
 }

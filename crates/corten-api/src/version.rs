@@ -30,7 +30,10 @@ pub(crate) struct ClientVersion {
 impl ClientVersion {
     fn parse(text: &str) -> Option<Self> {
         let (major, minor) = text.split_once('.')?;
-        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
+        Some(Self {
+            major: major.parse().ok()?,
+            minor: minor.parse().ok()?,
+        })
     }
 
     /// Whether the client speaks at least this version.
@@ -47,7 +50,7 @@ impl Default for ClientVersion {
 
 /// Wraps the routes in version negotiation.
 #[derive(Debug, Clone, Copy)]
-pub struct NegotiateLayer;
+pub(crate) struct NegotiateLayer;
 
 impl<S> Layer<S> for NegotiateLayer {
     type Service = Negotiate<S>;
@@ -63,7 +66,8 @@ pub struct Negotiate<S> {
     inner: S,
 }
 
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send>>;
+type Answer =
+    Pin<Box<dyn Future<Output = Result<Response<Body>, std::convert::Infallible>> + Send>>;
 
 impl<S, B> Service<Request<B>> for Negotiate<S>
 where
@@ -115,9 +119,15 @@ fn identify(mut response: Response<Body>) -> Response<Body> {
 /// Takes `/vX.Y` off a path. `None`: there is no version in it.
 fn strip(uri: &Uri) -> Result<Option<(ClientVersion, Uri)>, ApiError> {
     let path_and_query = uri.path_and_query().map_or("/", |pq| pq.as_str());
-    let Some(rest) = path_and_query.strip_prefix("/v") else { return Ok(None) };
-    let Some((text, rest)) = rest.split_once('/') else { return Ok(None) };
-    let Some(version) = ClientVersion::parse(text) else { return Ok(None) };
+    let Some(rest) = path_and_query.strip_prefix("/v") else {
+        return Ok(None);
+    };
+    let Some((text, rest)) = rest.split_once('/') else {
+        return Ok(None);
+    };
+    let Some(version) = ClientVersion::parse(text) else {
+        return Ok(None);
+    };
     let newest = ClientVersion::default();
     if version > newest {
         return Err(ApiError::bad_parameter(format!(

@@ -145,7 +145,7 @@ impl Cache {
         Ok(Some(Output { layer, created }))
     }
 
-    /// Records a result under one or several keys.
+    /// Records a result under one or several keys; only the first counts its size.
     pub(crate) fn put(
         &self,
         keys: &[&Digest],
@@ -157,7 +157,7 @@ impl Cache {
             None => 0,
         };
         self.database.write(Durability::Relaxed, |db| {
-            for key in keys {
+            for (number, key) in keys.iter().enumerate() {
                 db.prepare_cached(
                     "INSERT OR REPLACE INTO build_cache
                          (key, diff_id, size, description, created, used)
@@ -166,7 +166,7 @@ impl Cache {
                 .execute(rusqlite::params![
                     key.as_str(),
                     output.layer.as_ref().map(|layer| layer.digest().as_str()),
-                    bits(size),
+                    if number == 0 { bits(size) } else { 0 },
                     description,
                     output.created,
                     now(),

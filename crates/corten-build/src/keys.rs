@@ -83,7 +83,9 @@ pub(crate) fn run(
 /// looked up before any file is read, of the state they are taken from.
 pub(crate) fn copy(parent: &Digest, op: &CopyOp, kind: &str, content: &Digest) -> Digest {
     let mut key = KeyBuilder::new("copy");
-    if !op.link {
+    // Names of owners are looked up below, also for a layer that is made without it.
+    let by_name = |owner: &String| !owner.bytes().all(|b| b.is_ascii_digit() || b == b':');
+    if !op.link || op.chown.as_ref().is_some_and(by_name) {
         key.add(parent.as_str());
     }
     key.add(kind)

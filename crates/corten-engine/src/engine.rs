@@ -1,12 +1,18 @@
 //! The engine: one handle over one root, cheap to clone, opened in well under a millisecond.
+//!
+//! Opening does only what every command needs: paths, the database, the store. The registry
+//! client is made on first use; the bridge when the first container needs it.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-use corten_db::Database;
+use corten_db::{Database, Durability};
 use corten_store::Store;
+use rusqlite::{Connection, Transaction};
+use tokio::sync::watch;
 
-use crate::containers::Containers;
+use crate::containers::{Containers, Pending};
 use crate::error::EngineError;
 use crate::events::Events;
 use crate::images::Images;
@@ -14,6 +20,8 @@ use crate::layout::Layout;
 use crate::networks::Networks;
 use crate::system::System;
 use crate::volumes::Volumes;
+
+type Result<T> = std::result::Result<T, EngineError>;
 
 /// How to open an engine.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +46,11 @@ struct Inner {
     layout: Layout,
     database: Database,
     store: Store,
+    registry: OnceLock<corten_registry::Client>,
+    /// Counts this process's writes; its followers wake on it.
+    changes: watch::Sender<u64>,
+    /// Clients that wait for a container's start.
+    pending: Pending,
 }
 
 impl Engine {
@@ -45,67 +58,174 @@ impl Engine {
     ///
     /// # Errors
     /// When not run as root, or when the root cannot be used.
-    pub fn open(options: EngineOptions) -> Result<Self, EngineError> {
-        let _ = options;
-        todo!()
+    pub fn open(options: EngineOptions) -> Result<Self> {
+        if !rustix::process::geteuid().is_root() {
+            return Err(EngineError::NotRoot);
+        }
+        let root = canonical_root(&Layout::root_or_default(options.root.as_deref()))?;
+        let layout = Layout::of(&root);
+        let schemas = [
+            corten_store::SCHEMA,
+            crate::schema::SCHEMA,
+            corten_build::SCHEMA,
+        ];
+        let database = Database::open(&layout.database(), &schemas)?;
+        let store = Store::open(&root, database.clone());
+        Ok(Self(Arc::new(Inner {
+            layout,
+            database,
+            store,
+            registry: OnceLock::new(),
+            changes: watch::Sender::new(0),
+            pending: Pending::default(),
+        })))
     }
+
     /// Where everything of this engine is.
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.0.layout
     }
+
     /// Its database.
     #[must_use]
     pub fn database(&self) -> &Database {
         &self.0.database
     }
+
     /// Its content store.
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.0.store
     }
+
     /// Its registry client, made on first use.
     ///
     /// # Errors
     /// When `registries.toml` cannot be used.
-    pub fn registry(&self) -> Result<&corten_registry::Client, EngineError> {
-        todo!()
+    pub fn registry(&self) -> Result<&corten_registry::Client> {
+        if let Some(client) = self.0.registry.get() {
+            return Ok(client);
+        }
+        let config = corten_registry::RegistriesConfig::load(&self.layout().registries())?;
+        let client = corten_registry::Client::new(config)?;
+        // Another thread may have been quicker; either client will do.
+        Ok(self.0.registry.get_or_init(|| client))
     }
-    /// Its image builder.
-    ///
-    /// # Errors
-    /// When the registry client cannot be made.
-    pub fn builder(&self) -> Result<corten_build::Builder, EngineError> {
-        todo!()
-    }
+
     /// The container service.
     #[must_use]
     pub fn containers(&self) -> Containers {
         Containers(self.clone())
     }
+
     /// The image service.
     #[must_use]
     pub fn images(&self) -> Images {
         Images(self.clone())
     }
+
     /// The volume service.
     #[must_use]
     pub fn volumes(&self) -> Volumes {
         Volumes(self.clone())
     }
+
     /// The network service.
     #[must_use]
     pub fn networks(&self) -> Networks {
         Networks(self.clone())
     }
+
     /// The event service.
     #[must_use]
     pub fn events(&self) -> Events {
         Events(self.clone())
     }
+
     /// The system service.
     #[must_use]
     pub fn system(&self) -> System {
         System(self.clone())
+    }
+
+    /// Runs blocking work on a thread for such.
+    pub(crate) async fn blocking<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Self) -> Result<T> + Send + 'static,
+    {
+        let engine = self.clone();
+        match tokio::task::spawn_blocking(move || work(&engine)).await {
+            Ok(result) => result,
+            Err(error) => Err(EngineError::Other {
+                context: "engine task".to_owned(),
+                source: Box::new(error),
+            }),
+        }
+    }
+
+    /// Reads from the database on a thread for such.
+    pub(crate) async fn read<T, F>(&self, read: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T> + Send + 'static,
+    {
+        self.blocking(move |engine| engine.database().read(read))
+            .await
+    }
+
+    /// Writes to the database and wakes this process's followers. Blocks.
+    pub(crate) fn write<T>(
+        &self,
+        durability: Durability,
+        write: impl FnOnce(&Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let result = self.database().write(durability, write)?;
+        self.0.changes.send_modify(|n| *n += 1);
+        Ok(result)
+    }
+
+    /// Resolves when this process writes next (counted from this call, not from the first
+    /// poll).
+    pub(crate) fn changed(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut changes = self.0.changes.subscribe();
+        async move {
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// This process's clients that wait for a container's start.
+    pub(crate) fn pending(&self) -> &Pending {
+        &self.0.pending
+    }
+
+    /// Wakes this process's followers without a write.
+    pub(crate) fn wake(&self) {
+        self.0.changes.send_modify(|n| *n += 1);
+    }
+}
+
+/// The root as an absolute path without links, made if it is not there.
+fn canonical_root(root: &Path) -> Result<PathBuf> {
+    let io = |action, source| EngineError::Io {
+        action,
+        path: root.to_owned(),
+        source,
+    };
+    match std::fs::canonicalize(root) {
+        Ok(path) => Ok(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            use std::os::unix::fs::DirBuilderExt;
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o711)
+                .create(root)
+                .map_err(|e| io("create", e))?;
+            std::fs::canonicalize(root).map_err(|e| io("open", e))
+        }
+        Err(error) => Err(io("open", error)),
     }
 }

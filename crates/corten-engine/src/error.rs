@@ -139,6 +139,12 @@ pub enum EngineError {
     },
 }
 
+impl From<rusqlite::Error> for EngineError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Database(error.into())
+    }
+}
+
 impl EngineError {
     /// The class of this error.
     #[must_use]

@@ -101,13 +101,10 @@ impl Layout {
         self.container(id).join(format!("{id}-json.log"))
     }
 
-    /// The registries' configuration: the root's own if there is one, else the system's.
+    /// The registries' configuration of this root; without it, the system's is used.
     #[must_use]
-    pub fn registries(&self) -> [PathBuf; 2] {
-        [
-            self.root.join("registries.toml"),
-            PathBuf::from("/etc/corten/registries.toml"),
-        ]
+    pub fn registries(&self) -> PathBuf {
+        self.root.join("registries.toml")
     }
 
     /// State that is only as durable as the boot: locks and sockets of supervisors.
@@ -162,6 +159,16 @@ impl Layout {
     #[must_use]
     pub fn veth(&self, id: &str) -> String {
         format!("v{}{}", &self.hash[..4], id.get(..8).unwrap_or(id))
+    }
+
+    /// Where this engine's choice of subnets begins; `None` for the default engine.
+    #[must_use]
+    pub fn subnet_seed(&self) -> Option<u32> {
+        if self.default {
+            None
+        } else {
+            u32::from_str_radix(&self.hash, 16).ok()
+        }
     }
 
     /// What the names of all our veths' host ends begin with.

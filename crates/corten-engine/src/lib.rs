@@ -5,6 +5,7 @@
 //! (see ARCHITECTURE.md); any number of processes may have the same root open. Whether a
 //! container runs is decided by the kernel (its supervisor's lock), never by a row.
 
+mod builder;
 pub mod containers;
 mod engine;
 mod error;
@@ -12,7 +13,11 @@ pub mod events;
 pub mod images;
 pub mod layout;
 pub mod networks;
+mod parse;
+mod schema;
+mod spec;
 pub mod supervise;
+mod sweep;
 pub mod system;
 pub mod volumes;
 

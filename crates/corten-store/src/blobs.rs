@@ -27,6 +27,10 @@ pub struct Blobs {
 
 /// What [`Blobs::writer`] found.
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "made and taken apart at once, never stored"
+)]
 pub enum Ingest {
     /// The blob is here; another process may just have fetched it.
     Present,

@@ -23,4 +23,5 @@ mod sys;
 
 pub use job::{BoxError, Host, Job, LogConfig, NetworkJob, RestartPolicy};
 pub use launch::{Launch, LaunchError, Launcher};
+pub use protocol::{Exit, Size, Streams};
 pub use supervise::supervise;

@@ -263,7 +263,8 @@ async fn live(
                 finish(shared, run).await
             }
             Err(error) => {
-                if let Some(hub) = shared.hub.borrow_mut().take() {
+                let unused = shared.hub.borrow_mut().take();
+                if let Some(hub) = unused {
                     hub.close().await;
                 }
                 if launcher.is_some() {

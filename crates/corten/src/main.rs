@@ -1,2 +1,75 @@
-//! The `corten` binary.
-fn main() {}
+//! The corten binary: picks a face.
+//!
+//! Two faces are internal and must run before any thread exists, because processes are
+//! cloned from them: `supervise` (beside each container) and `build-step` (around each RUN).
+//! `runtime` (or the name `corten-runtime`) is the OCI runtime, `registry` the registry
+//! server; everything else is the command line, which also serves the API (`serve`).
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Args, Command, FromArgMatches};
+use corten_runtime::cli::RuntimeArgs;
+use tracing_subscriber::EnvFilter;
+
+/// Exit code of arguments that could not be understood (Docker's).
+const BAD_USAGE: u8 = 125;
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    match args.get(1).and_then(|word| word.to_str()) {
+        Some("supervise") => return corten_engine::supervise::main(&args[2..]),
+        Some("build-step") => return corten_build::step::main(&args[2..]),
+        _ => {}
+    }
+    let program = args.first().map(Path::new).and_then(Path::file_name);
+    if program == Some(OsStr::new("corten-runtime")) {
+        return runtime(args.into_iter().skip(1).collect());
+    }
+    let faces = corten_cli::Faces {
+        registry: |args| corten_registryd::main(args.into_iter().map(OsString::from)),
+        runtime: |args| runtime(args.into_iter().map(OsString::from).collect()),
+        log: start_logging,
+    };
+    corten_cli::main(args, faces)
+}
+
+/// The OCI runtime's command line.
+fn runtime(args: Vec<OsString>) -> ExitCode {
+    let name = "corten runtime";
+    let command = RuntimeArgs::augment_args(Command::new(name).no_binary_name(true))
+        .version(env!("CARGO_PKG_VERSION"));
+    let parsed = command
+        .try_get_matches_from(args)
+        .and_then(|matches| RuntimeArgs::from_arg_matches(&matches));
+    match parsed {
+        Ok(args) => corten_runtime::cli::run(args),
+        Err(error) => {
+            let failed = error.use_stderr();
+            if error.print().is_err() {
+                return ExitCode::from(BAD_USAGE);
+            }
+            if failed {
+                ExitCode::from(BAD_USAGE)
+            } else {
+                ExitCode::SUCCESS
+            }
+        }
+    }
+}
+
+/// Logs to standard error at a level, or as `RUST_LOG` says.
+fn start_logging(level: &str) {
+    let filter = EnvFilter::try_from_default_env()
+        .or_else(|_| EnvFilter::try_new(level))
+        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let started = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .try_init();
+    if started.is_err() {
+        tracing::debug!("logging was started already");
+    }
+}

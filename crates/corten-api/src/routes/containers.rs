@@ -49,7 +49,10 @@ async fn list(State(engine): State<Engine>, Query(query): Query<ListQuery>) -> A
     let options = ListOptions {
         all: query.all,
         // Docker: zero or less is no limit.
-        limit: query.limit.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0),
+        limit: query
+            .limit
+            .and_then(|n| u64::try_from(n).ok())
+            .filter(|n| *n > 0),
         size: query.size,
         filters: filters(query.filters.as_deref())?,
     };
@@ -69,7 +72,10 @@ async fn create(
 ) -> Answer {
     let name = query.name.as_deref().filter(|n| !n.is_empty());
     let platform = platform(query.platform.as_deref())?;
-    let created = engine.containers().create(name, body.required()?, platform.as_ref()).await?;
+    let created = engine
+        .containers()
+        .create(name, body.required()?, platform.as_ref())
+        .await?;
     Ok((StatusCode::CREATED, Json(created)).into_response())
 }
 
@@ -106,7 +112,11 @@ async fn remove(
     Path(name): Path<String>,
     Query(query): Query<RemoveQuery>,
 ) -> Answer {
-    let options = RemoveOptions { force: query.force, volumes: query.v, link: query.link };
+    let options = RemoveOptions {
+        force: query.force,
+        volumes: query.v,
+        link: query.link,
+    };
     engine.containers().remove(&name, options).await?;
     Ok(no_content())
 }
@@ -139,7 +149,10 @@ struct StopQuery {
 
 impl StopQuery {
     fn options(self) -> StopOptions {
-        StopOptions { signal: self.signal.filter(|s| !s.is_empty()), timeout: self.t }
+        StopOptions {
+            signal: self.signal.filter(|s| !s.is_empty()),
+            timeout: self.t,
+        }
     }
 }
 
@@ -218,15 +231,21 @@ async fn wait(
         Some("next-exit") => WaitCondition::NextExit,
         Some("removed") => WaitCondition::Removed,
         Some(other) => {
-            return Err(ApiError::bad_parameter(format!("invalid condition: \"{other}\"")));
+            return Err(ApiError::bad_parameter(format!(
+                "invalid condition: \"{other}\""
+            )));
         }
     };
     let met = engine.containers().wait(&name, condition).await?;
     let body = futures_util::stream::once(async move {
-        let response = met.await.unwrap_or_else(|error| models::ContainerWaitResponse {
-            status_code: 125,
-            error: Some(models::ContainerWaitExitError { message: Some(error.to_string()) }),
-        });
+        let response = met
+            .await
+            .unwrap_or_else(|error| models::ContainerWaitResponse {
+                status_code: 125,
+                error: Some(models::ContainerWaitExitError {
+                    message: Some(error.to_string()),
+                }),
+            });
         serde_json::to_vec(&response).map(bytes::Bytes::from)
     });
     Ok(crate::stream::body("application/json", body))

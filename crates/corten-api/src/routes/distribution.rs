@@ -77,7 +77,10 @@ fn image_ref(name: &str, tag: Option<&str>) -> Result<ImageRef, ApiError> {
         Some(digest) if digest.contains(':') => {
             format!("{name}@{digest}").parse().map_err(invalid)?
         }
-        Some(tag) => name.parse::<ImageRef>().and_then(|r| r.with_tag(tag)).map_err(invalid)?,
+        Some(tag) => name
+            .parse::<ImageRef>()
+            .and_then(|r| r.with_tag(tag))
+            .map_err(invalid)?,
     };
     Ok(reference.or_latest())
 }
@@ -88,7 +91,9 @@ async fn pull(
     headers: HeaderMap,
 ) -> Answer {
     if query.from_src.is_some_and(|source| !source.is_empty()) {
-        return Err(ApiError::bad_parameter("importing a file system image is not offered: build FROM scratch with ADD instead"));
+        return Err(ApiError::bad_parameter(
+            "importing a file system image is not offered: build FROM scratch with ADD instead",
+        ));
     }
     let name = query.from_image.filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| ApiError::bad_parameter("invalid reference format"))?;
@@ -133,8 +138,7 @@ pub(super) fn push(
         match outcome {
             Ok(pushed) => {
                 let tag = image.tag().unwrap_or_default();
-                let status =
-                    format!("{tag}: digest: {} size: {}", pushed.digest, pushed.size);
+                let status = format!("{tag}: digest: {} size: {}", pushed.digest, pushed.size);
                 lines.send(&json!({ "status": status })).await;
                 lines
                     .send(&json!({
@@ -162,7 +166,10 @@ mod tests {
         assert_eq!(show("alpine", Some("3")).unwrap(), "alpine:3");
         assert_eq!(show("alpine:2", None).unwrap(), "alpine:2");
         let digest = format!("sha256:{}", "0".repeat(64));
-        assert_eq!(show("alpine", Some(&digest)).unwrap(), format!("alpine@{digest}"));
+        assert_eq!(
+            show("alpine", Some(&digest)).unwrap(),
+            format!("alpine@{digest}")
+        );
         assert!(show("UP", None).is_err());
     }
 }

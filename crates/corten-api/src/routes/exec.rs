@@ -29,7 +29,10 @@ async fn create(
     Path(name): Path<String>,
     body: Body<models::ExecConfig>,
 ) -> Answer {
-    let created = engine.containers().exec_create(&name, body.required()?).await?;
+    let created = engine
+        .containers()
+        .exec_create(&name, body.required()?)
+        .await?;
     Ok((StatusCode::CREATED, Json(created)).into_response())
 }
 
@@ -38,7 +41,11 @@ async fn start(
     Path(id): Path<String>,
     mut request: Request<axum::body::Body>,
 ) -> Answer {
-    let version = request.extensions().get::<ClientVersion>().copied().unwrap_or_default();
+    let version = request
+        .extensions()
+        .get::<ClientVersion>()
+        .copied()
+        .unwrap_or_default();
     let hijack = Hijack::of(&mut request);
     let body: Bytes = axum::body::to_bytes(request.into_body(), MAX_JSON)
         .await

@@ -104,6 +104,9 @@ async fn remove(
     Path(name): Path<String>,
     Query(query): Query<RemoveQuery>,
 ) -> Answer {
-    let removed = engine.images().remove(&name, query.force, query.noprune).await?;
+    let removed = engine
+        .images()
+        .remove(&name, query.force, query.noprune)
+        .await?;
     Ok(Json(removed).into_response())
 }

@@ -56,10 +56,7 @@ pub(crate) struct Body<T>(pub(crate) Option<T>);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
-    async fn from_request(
-        request: Request<axum::body::Body>,
-        state: &S,
-    ) -> Result<Self, ApiError> {
+    async fn from_request(request: Request<axum::body::Body>, state: &S) -> Result<Self, ApiError> {
         let bytes = Bytes::from_request(request, state)
             .await
             .map_err(|error| ApiError::bad_parameter(error.to_string()))?;
@@ -75,7 +72,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 impl<T> Body<T> {
     /// The body, which this route cannot do without.
     pub(crate) fn required(self) -> Result<T, ApiError> {
-        self.0.ok_or_else(|| ApiError::bad_parameter("invalid JSON: got EOF while reading request body"))
+        self.0.ok_or_else(|| {
+            ApiError::bad_parameter("invalid JSON: got EOF while reading request body")
+        })
     }
 }
 

@@ -29,10 +29,7 @@ async fn list(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) -
     Ok(Json(engine.networks().list(selected).await?).into_response())
 }
 
-async fn create(
-    State(engine): State<Engine>,
-    body: Body<models::NetworkCreateRequest>,
-) -> Answer {
+async fn create(State(engine): State<Engine>, body: Body<models::NetworkCreateRequest>) -> Answer {
     let created = engine.networks().create(body.required()?).await?;
     Ok((StatusCode::CREATED, Json(created)).into_response())
 }

@@ -46,7 +46,11 @@ async fn attach(
     Query(query): Query<AttachQuery>,
     mut request: Request<axum::body::Body>,
 ) -> Answer {
-    let version = request.extensions().get::<ClientVersion>().copied().unwrap_or_default();
+    let version = request
+        .extensions()
+        .get::<ClientVersion>()
+        .copied()
+        .unwrap_or_default();
     let hijack = Hijack::of(&mut request);
     let options = AttachOptions {
         stream: query.stream,
@@ -67,7 +71,11 @@ pub(super) fn join(hijack: Hijack, attached: Attached, version: ClientVersion) -
 
 /// Clients before 1.42 know only the raw type, whatever the stream holds.
 fn content_type(tty: bool, version: ClientVersion) -> &'static str {
-    if tty || !version.at_least(1, 42) { RAW } else { MULTIPLEXED }
+    if tty || !version.at_least(1, 42) {
+        RAW
+    } else {
+        MULTIPLEXED
+    }
 }
 
 #[derive(Deserialize)]
@@ -92,9 +100,15 @@ async fn logs(
     request: Request<axum::body::Body>,
 ) -> Answer {
     if !query.stdout && !query.stderr {
-        return Err(ApiError::bad_parameter("Bad parameters: you must choose at least one stream"));
+        return Err(ApiError::bad_parameter(
+            "Bad parameters: you must choose at least one stream",
+        ));
     }
-    let version = request.extensions().get::<ClientVersion>().copied().unwrap_or_default();
+    let version = request
+        .extensions()
+        .get::<ClientVersion>()
+        .copied()
+        .unwrap_or_default();
     let options = LogOptions {
         follow: query.follow,
         stdout: query.stdout,
@@ -107,20 +121,31 @@ async fn logs(
     };
     let logs = engine.containers().logs(&name, options).await?;
     let tty = logs.tty;
-    let chunks = logs.chunks.map(move |chunk: Result<(StreamKind, Bytes), EngineError>| {
-        chunk.map(|(stream, bytes)| {
-            if tty { bytes } else { crate::stream::frame(stream as u8, &bytes) }
-        })
-    });
+    let chunks = logs
+        .chunks
+        .map(move |chunk: Result<(StreamKind, Bytes), EngineError>| {
+            chunk.map(|(stream, bytes)| {
+                if tty {
+                    bytes
+                } else {
+                    crate::stream::frame(stream as u8, &bytes)
+                }
+            })
+        });
     Ok(crate::stream::body(content_type(tty, version), chunks))
 }
 
 /// A point in time as Docker's clients send it: seconds since the epoch, perhaps with a
 /// fraction, or RFC 3339. Absent, empty and zero mean no bound.
 pub(super) fn timestamp(name: &str, text: Option<&str>) -> Result<Option<Timestamp>, ApiError> {
-    let Some(text) = text.filter(|t| !t.is_empty() && *t != "0") else { return Ok(None) };
-    let invalid =
-        || ApiError::bad_parameter(format!("invalid value for \"{name}\": \"{text}\" is no time"));
+    let Some(text) = text.filter(|t| !t.is_empty() && *t != "0") else {
+        return Ok(None);
+    };
+    let invalid = || {
+        ApiError::bad_parameter(format!(
+            "invalid value for \"{name}\": \"{text}\" is no time"
+        ))
+    };
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let Ok(seconds) = seconds.parse::<i64>() else {
         return text.parse().map(Some).map_err(|_| invalid());
@@ -128,13 +153,19 @@ pub(super) fn timestamp(name: &str, text: Option<&str>) -> Result<Option<Timesta
     let nanos = if fraction.is_empty() {
         0
     } else {
-        let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+        let digits: String = fraction
+            .chars()
+            .chain("000000000".chars())
+            .take(9)
+            .collect();
         digits.parse::<i32>().map_err(|_| invalid())?
     };
     if seconds == 0 && nanos == 0 {
         return Ok(None);
     }
-    Timestamp::new(seconds, nanos).map(Some).map_err(|_| invalid())
+    Timestamp::new(seconds, nanos)
+        .map(Some)
+        .map_err(|_| invalid())
 }
 
 #[cfg(test)]
@@ -144,10 +175,22 @@ mod tests {
     #[test]
     fn reads_times_as_dockers_clients_send_them() {
         let parse = |t: &str| timestamp("since", Some(t)).map(|t| t.map(|t| t.to_string()));
-        assert_eq!(parse("1700000000").unwrap().unwrap(), "2023-11-14T22:13:20Z");
-        assert_eq!(parse("1700000000.5").unwrap().unwrap(), "2023-11-14T22:13:20.5Z");
-        assert_eq!(parse("1700000000.000000001").unwrap().unwrap(), "2023-11-14T22:13:20.000000001Z");
-        assert_eq!(parse("2023-11-14T22:13:20Z").unwrap().unwrap(), "2023-11-14T22:13:20Z");
+        assert_eq!(
+            parse("1700000000").unwrap().unwrap(),
+            "2023-11-14T22:13:20Z"
+        );
+        assert_eq!(
+            parse("1700000000.5").unwrap().unwrap(),
+            "2023-11-14T22:13:20.5Z"
+        );
+        assert_eq!(
+            parse("1700000000.000000001").unwrap().unwrap(),
+            "2023-11-14T22:13:20.000000001Z"
+        );
+        assert_eq!(
+            parse("2023-11-14T22:13:20Z").unwrap().unwrap(),
+            "2023-11-14T22:13:20Z"
+        );
         assert_eq!(parse("0").unwrap(), None);
         assert_eq!(parse("0.000000000").unwrap(), None);
         assert!(parse("yesterday").is_err());

@@ -22,6 +22,7 @@ pub(super) fn routes() -> Router<Engine> {
         .route("/system/df", get(disk_usage))
         .route("/corten/check", post(check))
         .route("/corten/restore", post(restore))
+        .route("/corten/reset", post(reset))
 }
 
 async fn ping(method: Method) -> Response {
@@ -30,7 +31,10 @@ async fn ping(method: Method) -> Response {
         ("Builder-Version", "1"),
         ("Docker-Experimental", "false"),
         ("Swarm", "inactive"),
-        (header::CACHE_CONTROL.as_str(), "no-cache, no-store, must-revalidate"),
+        (
+            header::CACHE_CONTROL.as_str(),
+            "no-cache, no-store, must-revalidate",
+        ),
         (header::PRAGMA.as_str(), "no-cache"),
         (header::CONTENT_TYPE.as_str(), "text/plain; charset=utf-8"),
     ];
@@ -75,4 +79,16 @@ async fn check(State(engine): State<Engine>, Query(query): Query<CheckQuery>) ->
 /// Starts what its restart policy wants running; names of the started, as a JSON list.
 async fn restore(State(engine): State<Engine>) -> Result<Json<Vec<String>>, ApiError> {
     Ok(Json(engine.system().restore().await?))
+}
+
+/// Removes everything of the engine. Only for its own process: a server would go on with
+/// files that are no more.
+async fn reset(State(engine): State<Engine>, request: http::Request<axum::body::Body>) -> Answer {
+    if request.extensions().get::<crate::InProcess>().is_none() {
+        return Err(ApiError::forbidden(
+            "a reset is done by the command itself: stop the server and run it without -H",
+        ));
+    }
+    engine.system().reset().await?;
+    Ok(super::no_content())
 }

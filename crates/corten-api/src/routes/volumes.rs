@@ -29,10 +29,7 @@ async fn list(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) -
     Ok(Json(engine.volumes().list(selected).await?).into_response())
 }
 
-async fn create(
-    State(engine): State<Engine>,
-    body: Body<models::VolumeCreateRequest>,
-) -> Answer {
+async fn create(State(engine): State<Engine>, body: Body<models::VolumeCreateRequest>) -> Answer {
     let volume = engine.volumes().create(body.0.unwrap_or_default()).await?;
     Ok((StatusCode::CREATED, Json(volume)).into_response())
 }

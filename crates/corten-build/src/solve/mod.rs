@@ -9,6 +9,7 @@ mod steps;
 mod vertex;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -25,7 +26,7 @@ use crate::export::{self, StageOutput};
 use crate::ops::tree::Tree;
 use crate::plan::{self, Base, BaseImage, ImageKey, Outline, Plan, Settings, Source};
 use crate::progress::{BuildEvent, EventSink};
-use crate::request::{BuildRequest, ImageSource, Sandboxing};
+use crate::request::{BuildRequest, DockerfileSource, ImageSource, Sandboxing};
 
 /// Locks by key, shared by all builds of a builder: a step that several need is run once.
 pub(crate) type KeyLocks = Mutex<HashMap<Digest, Weak<AsyncMutex<()>>>>;
@@ -137,13 +138,14 @@ async fn begin(
     cancel: Cancel,
 ) -> Result<(Arc<Session>, Outline, Option<corten_store::TmpDir>), BuildError> {
     let next_vertex = Arc::new(AtomicU32::new(0));
-    let shown = match &request.dockerfile {
-        crate::DockerfileSource::InContext(path) => path.clone(),
-        crate::DockerfileSource::File(path) => path
-            .file_name()
-            .map_or_else(|| "Dockerfile".into(), |n| n.to_string_lossy().into_owned()),
-        crate::DockerfileSource::Inline(_) => "Dockerfile".to_owned(),
+    let path = match &request.dockerfile {
+        DockerfileSource::InContext(path) => Some(Path::new(path)),
+        DockerfileSource::File(path) => Some(path.as_path()),
+        DockerfileSource::Inline(_) => None,
     };
+    let shown = path
+        .and_then(Path::file_name)
+        .map_or_else(|| "Dockerfile".into(), |n| n.to_string_lossy().into_owned());
     let name = format!("[internal] load build definition from {shown}");
     let vertex = vertex::start(&next_vertex, &events, name, true, None);
     let (store, stop, dockerfile) = (

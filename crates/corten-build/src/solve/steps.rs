@@ -69,7 +69,10 @@ impl Session {
             }
         };
         let lock = self.key_lock(&key);
-        let _alone = lock.lock().await;
+        let _alone = tokio::select! {
+            alone = lock.lock() => alone,
+            () = self.cancel.cancelled() => return Err(BuildError::Cancelled),
+        };
         if let Some(known) = self.known(&key).await? {
             if let Some(quick) = quick {
                 let (session, output) = (self.clone(), known.clone());

@@ -1,18 +1,50 @@
 //! Containers: everything the Engine API's `/containers` and `/exec` do.
+//!
+//! `create` and `remove` change rows and files; `start` launches a supervisor; everything
+//! that concerns a running container is asked of its supervisor; what it left behind when it
+//! died is put right by `state` before anybody is told of it.
 
+mod attach;
+mod create;
+mod exec;
+pub(crate) mod files;
+mod inspect;
+mod list;
+mod logs;
+mod merge;
 mod options;
+mod pending;
+pub(crate) mod remove;
+mod restore;
+pub(crate) mod row;
+mod start;
+pub(crate) mod state;
+mod stop;
+mod top;
+mod wait;
+
+use std::collections::HashMap;
 
 use bollard_stubs::models;
+use corten_db::Durability;
 use corten_oci::Platform;
+use corten_supervisor::client::{Client, ClientError};
+use corten_supervisor::protocol::Refusal;
 use futures_util::future::BoxFuture;
 
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::events::{self, Kind};
+use row::Container;
 
+pub(crate) use create::parse_mac;
+pub(crate) use exec::set_exit_code as set_exec_exit_code;
 pub use options::{
     AttachOptions, Attached, ByteStream, ExecStart, ListOptions, LogOptions, LogStream,
     RemoveOptions, StopOptions, StreamKind, WaitCondition,
 };
+pub(crate) use pending::Pending;
+pub(crate) use restore::restore;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -20,138 +52,379 @@ type Result<T> = std::result::Result<T, EngineError>;
 #[derive(Debug, Clone)]
 pub struct Containers(pub(crate) Engine);
 
+/// What events tell of a container: its labels, image and name.
+pub(crate) fn attributes(container: &Container) -> HashMap<String, String> {
+    let mut attributes = container.config.labels.clone().unwrap_or_default();
+    attributes.insert("image".to_owned(), container.image_name.clone());
+    attributes.insert("name".to_owned(), container.name.clone());
+    attributes
+}
+
+/// What owners of containers' leases begin with.
+pub(crate) const LEASE_PREFIX: &str = "container:";
+
+/// The owner's name under which the store keeps a container's layers.
+pub(crate) fn lease(id: &str) -> String {
+    format!("{LEASE_PREFIX}{id}")
+}
+
+/// How many processors this machine has.
+pub(crate) fn cpus() -> i64 {
+    std::thread::available_parallelism().map_or(1, |n| i64::try_from(n.get()).unwrap_or(1))
+}
+
+/// How many capabilities this kernel knows.
+pub(crate) fn known_capabilities() -> usize {
+    // CAP_CHECKPOINT_RESTORE is the newest since Linux 5.9.
+    const NEWEST: usize = 40;
+    let text = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap");
+    text.ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(NEWEST)
+        + 1
+}
+
+/// Writes a container's event in a transaction of its own.
+pub(crate) fn event(engine: &Engine, container: &Container, action: &str, more: &[(&str, String)]) {
+    let mut all = attributes(container);
+    all.extend(
+        more.iter()
+            .map(|(key, value)| ((*key).to_owned(), value.clone())),
+    );
+    let written = engine.write(Durability::Relaxed, |c| {
+        events::record(c, Kind::Container, action, &container.id, &all)
+    });
+    if let Err(error) = written {
+        tracing::warn!(container = %container.id, %error, action, "an event was not recorded");
+    }
+}
+
+/// The supervisor of a container that must be running.
+fn supervisor(engine: &Engine, container: &Container) -> Result<Client> {
+    Client::find(engine.layout().run(), &container.id)
+        .map_err(|error| refused(container, error))?
+        .ok_or_else(|| EngineError::NotRunning(container.id.clone()))
+}
+
+/// What a supervisor's refusal means to a client of the engine.
+fn refused(container: &Container, error: ClientError) -> EngineError {
+    match error {
+        ClientError::Refused { why, message } => match why {
+            Refusal::NoSuchExec => EngineError::NotFound(message),
+            Refusal::NotRunning => EngineError::NotRunning(container.id.clone()),
+            Refusal::Conflict => EngineError::Conflict(message),
+            Refusal::NotExecutable => EngineError::Start { message, code: 126 },
+            Refusal::NotFound => EngineError::Start { message, code: 127 },
+            Refusal::Failed => EngineError::Unavailable(message),
+        },
+        // It ended between being found and being asked.
+        ClientError::Io { ref source, .. }
+            if matches!(
+                source.kind(),
+                std::io::ErrorKind::NotFound
+                    | std::io::ErrorKind::ConnectionRefused
+                    | std::io::ErrorKind::ConnectionReset
+                    | std::io::ErrorKind::BrokenPipe
+                    | std::io::ErrorKind::UnexpectedEof
+            ) =>
+        {
+            EngineError::NotRunning(container.id.clone())
+        }
+        other => EngineError::Other {
+            context: format!("container {}", container.id),
+            source: Box::new(other),
+        },
+    }
+}
+
 impl Containers {
+    /// Removes every container, running or not. Part of a reset.
+    pub(crate) async fn remove_all(&self) -> Result<()> {
+        let all = self.0.read(|c| row::all(c, false)).await?;
+        for container in all {
+            let options = RemoveOptions {
+                force: true,
+                volumes: true,
+                link: false,
+            };
+            match remove::remove(&self.0, &container.id, options).await {
+                Ok(()) | Err(EngineError::NoSuchContainer(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds a container, and makes what is known of it true.
+    async fn find(&self, name: &str) -> Result<Container> {
+        let name = name.to_owned();
+        self.0
+            .blocking(move |engine| state::find(engine, &name))
+            .await
+    }
+
     /// Creates a container from an image that is present (404 otherwise).
+    ///
+    /// # Errors
+    /// When the image is missing, the name taken, or the request wrong.
     pub async fn create(
         &self,
         name: Option<&str>,
         body: models::ContainerCreateBody,
         platform: Option<&Platform>,
     ) -> Result<models::ContainerCreateResponse> {
-        let _ = (name, body, platform);
-        todo!()
+        let (name, platform) = (name.map(str::to_owned), platform.cloned());
+        self.0
+            .blocking(move |engine| {
+                create::create(engine, name.as_deref(), &body, platform.as_ref())
+            })
+            .await
     }
+
     /// Starts it; `NotModified` when it runs already.
+    ///
+    /// # Errors
+    /// [`EngineError::Start`] with the exit code when its program cannot be started.
     pub async fn start(&self, name: &str) -> Result<()> {
-        let _ = name;
-        todo!()
+        start::start(&self.0, name).await
     }
+
     /// Stops it; `NotModified` when it does not run.
+    ///
+    /// # Errors
+    /// When there is no such container, or it cannot be killed.
     pub async fn stop(&self, name: &str, options: StopOptions) -> Result<()> {
-        let _ = (name, options);
-        todo!()
+        stop::stop(&self.0, name, &options).await
     }
+
     /// Stops it if it runs, and starts it.
+    ///
+    /// # Errors
+    /// As for [`Self::stop`] and [`Self::start`].
     pub async fn restart(&self, name: &str, options: StopOptions) -> Result<()> {
-        let _ = (name, options);
-        todo!()
+        stop::restart(&self.0, name, &options).await
     }
+
     /// Sends a signal (`KILL` when `None`): a name with or without `SIG`, or a number.
+    ///
+    /// # Errors
+    /// A conflict when it does not run.
     pub async fn kill(&self, name: &str, signal: Option<&str>) -> Result<()> {
-        let _ = (name, signal);
-        todo!()
+        stop::kill(&self.0, name, signal).await
     }
+
     /// Freezes all its processes.
+    ///
+    /// # Errors
+    /// A conflict when it does not run, or is paused already.
     pub async fn pause(&self, name: &str) -> Result<()> {
-        let _ = name;
-        todo!()
+        stop::pause(&self.0, name).await
     }
+
     /// Thaws all its processes.
+    ///
+    /// # Errors
+    /// A conflict when it is not paused.
     pub async fn unpause(&self, name: &str) -> Result<()> {
-        let _ = name;
-        todo!()
+        stop::unpause(&self.0, name).await
     }
+
     /// Gives it another name.
+    ///
+    /// # Errors
+    /// When the name is taken or is none.
     pub async fn rename(&self, name: &str, new_name: &str) -> Result<()> {
-        let _ = (name, new_name);
-        todo!()
+        let (name, new_name) = (name.to_owned(), new_name.to_owned());
+        self.0
+            .blocking(move |engine| rename(engine, &name, &new_name))
+            .await
     }
+
     /// Removes it with its writable layer, log and (on request) anonymous volumes.
+    ///
+    /// # Errors
+    /// A conflict when it runs and `force` is not set.
     pub async fn remove(&self, name: &str, options: RemoveOptions) -> Result<()> {
-        let _ = (name, options);
-        todo!()
+        remove::remove(&self.0, name, options).await
     }
+
     /// Registers a wait; when this returns, no exit from now on is missed. The future in
     /// it resolves when the condition is met.
+    ///
+    /// # Errors
+    /// When there is no such container.
     pub async fn wait(
         &self,
         name: &str,
         condition: WaitCondition,
     ) -> Result<BoxFuture<'static, Result<models::ContainerWaitResponse>>> {
-        let _ = (name, condition);
-        todo!()
+        wait::wait(&self.0, name, condition).await
     }
+
     /// Lists containers, newest first.
+    ///
+    /// # Errors
+    /// When a filter is wrong.
     pub async fn list(&self, options: ListOptions) -> Result<Vec<models::ContainerSummary>> {
-        let _ = options;
-        todo!()
+        self.0
+            .blocking(move |engine| list::list(engine, &options))
+            .await
     }
+
     /// Everything about one container; `size` computes its disk usage too.
+    ///
+    /// # Errors
+    /// When there is no such container.
     pub async fn inspect(
         &self,
         name: &str,
         size: bool,
     ) -> Result<models::ContainerInspectResponse> {
-        let _ = (name, size);
-        todo!()
+        let name = name.to_owned();
+        self.0
+            .blocking(move |engine| inspect::inspect(engine, &name, size))
+            .await
     }
+
     /// Its logged output.
+    ///
+    /// # Errors
+    /// When its logging driver keeps nothing that could be read.
     pub async fn logs(&self, name: &str, options: LogOptions) -> Result<LogStream> {
-        let _ = (name, options);
-        todo!()
+        logs::logs(&self.0, name, options).await
     }
+
     /// Attaches to its streams. A container that does not run yet may be attached to: the
     /// stream comes alive with its start, and misses nothing.
+    ///
+    /// # Errors
+    /// When there is no such container, or it is paused or restarting.
     pub async fn attach(&self, name: &str, options: AttachOptions) -> Result<Attached> {
-        let _ = (name, options);
-        todo!()
+        attach::attach(&self.0, name, options).await
     }
+
     /// Tells its terminal how many rows and columns it has.
+    ///
+    /// # Errors
+    /// A conflict when it does not run or has no terminal.
     pub async fn resize(&self, name: &str, rows: u16, columns: u16) -> Result<()> {
-        let _ = (name, rows, columns);
-        todo!()
+        let container = self.find(name).await?;
+        let size = corten_supervisor::Size {
+            rows,
+            cols: columns,
+        };
+        supervisor(&self.0, &container)?
+            .resize(size)
+            .await
+            .map_err(|error| refused(&container, error))
     }
+
     /// Its processes, as `ps` with these arguments would show them (`-ef` when `None`).
+    ///
+    /// # Errors
+    /// When it does not run.
     pub async fn top(
         &self,
         name: &str,
         args: Option<&str>,
     ) -> Result<models::ContainerTopResponse> {
-        let _ = (name, args);
-        todo!()
+        let (name, args) = (name.to_owned(), args.map(str::to_owned));
+        self.0
+            .blocking(move |engine| top::top(engine, &name, args.as_deref()))
+            .await
     }
+
     /// What it changed in its file system.
+    ///
+    /// # Errors
+    /// When its writable layer cannot be read.
     pub async fn changes(&self, name: &str) -> Result<Vec<models::FilesystemChange>> {
-        let _ = name;
-        todo!()
+        let name = name.to_owned();
+        self.0.blocking(move |engine| changes(engine, &name)).await
     }
+
     /// Removes every stopped container that the filters (`until`, `label`) select.
+    ///
+    /// # Errors
+    /// When a filter is wrong.
     pub async fn prune(&self, filters: crate::Filters) -> Result<models::ContainerPruneResponse> {
-        let _ = filters;
-        todo!()
+        self.0
+            .blocking(move |engine| remove::prune(engine, &filters))
+            .await
     }
+
     /// Prepares a further process in a running container.
+    ///
+    /// # Errors
+    /// A conflict when it does not run or is paused.
     pub async fn exec_create(
         &self,
         name: &str,
         config: models::ExecConfig,
     ) -> Result<models::IdResponse> {
-        let _ = (name, config);
-        todo!()
+        exec::create(&self.0, name, config).await
     }
+
     /// Starts it; the streams unless detached.
+    ///
+    /// # Errors
+    /// When there is no such exec instance, or its container has ended.
     pub async fn exec_start(&self, exec: &str, start: ExecStart) -> Result<Option<Attached>> {
-        let _ = (exec, start);
-        todo!()
+        exec::start(&self.0, exec, start).await
     }
+
     /// Its state and exit code.
+    ///
+    /// # Errors
+    /// When there is no such exec instance.
     pub async fn exec_inspect(&self, exec: &str) -> Result<models::ExecInspectResponse> {
-        let _ = exec;
-        todo!()
+        exec::inspect(&self.0, exec).await
     }
+
     /// Tells its terminal how many rows and columns it has.
+    ///
+    /// # Errors
+    /// When there is no such exec instance, or it has no terminal.
     pub async fn exec_resize(&self, exec: &str, rows: u16, columns: u16) -> Result<()> {
-        let _ = (exec, rows, columns);
-        todo!()
+        exec::resize(&self.0, exec, rows, columns).await
     }
+}
+
+/// Renames a container. Blocks.
+fn rename(engine: &Engine, name: &str, new_name: &str) -> Result<()> {
+    let new_name = crate::parse::names::container_name(new_name)?.to_owned();
+    engine.write(Durability::Synced, |c| {
+        let container = row::find(c, name)?;
+        if container.name == new_name {
+            return Err(crate::parse::bad(
+                "Renaming a container with the same name as its current name",
+            ));
+        }
+        row::rename(c, &container.id, &new_name)?;
+        let mut attributes = attributes(&container);
+        attributes.insert("name".to_owned(), new_name.clone());
+        attributes.insert("oldName".to_owned(), format!("/{}", container.name));
+        events::record(c, Kind::Container, "rename", &container.id, &attributes)
+    })
+}
+
+/// What a container changed below its root. Blocks.
+fn changes(engine: &Engine, name: &str) -> Result<Vec<models::FilesystemChange>> {
+    let container = state::find(engine, name)?;
+    let upper = engine.layout().container(&container.id).join("upper");
+    let changed = engine
+        .store()
+        .layers()
+        .diff_upper(&upper, &container.setup.layers)?;
+    Ok(changed
+        .into_iter()
+        .map(|change| models::FilesystemChange {
+            path: change.path.to_string_lossy().into_owned(),
+            kind: match change.kind {
+                corten_store::ChangeKind::Modified => models::ChangeType::_0,
+                corten_store::ChangeKind::Added => models::ChangeType::_1,
+                corten_store::ChangeKind::Deleted => models::ChangeType::_2,
+            },
+        })
+        .collect())
 }

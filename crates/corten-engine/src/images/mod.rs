@@ -1,14 +1,24 @@
 //! Images: everything the Engine API's `/images` does, over the store and the registry client.
 
+pub(crate) mod documents;
+mod inspect;
+mod list;
+mod remove;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bollard_stubs::models;
+use corten_db::Durability;
 use corten_oci::{ImageRef, Platform};
 use corten_registry::{Credential, Progress, Pulled, Pushed};
-use corten_store::ImageId;
+use corten_store::{Image, ImageId, StoreError};
 
+use crate::Filters;
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::events::{self, Kind};
+use crate::parse::bad;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -20,50 +30,138 @@ pub struct ImageListOptions {
     /// Also compute how much is shared with other images.
     pub shared_size: bool,
     /// Docker's filters: `reference`, `dangling`, `label`, `before`, `since`, `until`.
-    pub filters: crate::Filters,
+    pub filters: Filters,
 }
 
 /// The image service. `name` arguments take a reference, an id or an unambiguous prefix.
 #[derive(Debug, Clone)]
 pub struct Images(pub(crate) Engine);
 
+/// Finds an image by reference, id or prefix. Blocks.
+pub(crate) fn find(engine: &Engine, name: &str) -> Result<Image> {
+    let images = engine.store().images();
+    let id = images.resolve(name).map_err(|error| missing(error, name))?;
+    images.get(&id).map_err(|error| missing(error, name))
+}
+
+/// Says "No such image" with the name a user would write.
+fn missing(error: StoreError, name: &str) -> EngineError {
+    match error {
+        StoreError::NoSuchImage(_) => {
+            let familiar = match name.parse::<ImageRef>() {
+                Ok(reference) if !name.starts_with("sha256:") => reference.or_latest().familiar(),
+                _ => name.to_owned(),
+            };
+            EngineError::NoSuchImage(familiar)
+        }
+        StoreError::AmbiguousId(prefix) => EngineError::AmbiguousPrefix(prefix),
+        other => other.into(),
+    }
+}
+
+/// Writes an image event in a transaction of its own.
+pub(crate) fn event(engine: &Engine, action: &str, id: &ImageId, name: &str) {
+    let attributes: HashMap<String, String> = [("name".to_owned(), name.to_owned())].into();
+    let written = engine.write(Durability::Relaxed, |c| {
+        events::record(c, Kind::Image, action, &id.to_string(), &attributes)
+    });
+    if let Err(error) = written {
+        tracing::warn!(%error, action, "an image event was not recorded");
+    }
+}
+
 impl Images {
     /// The id a name stands for.
+    ///
+    /// # Errors
+    /// When there is no such image, or a prefix is ambiguous.
     pub async fn resolve(&self, name: &str) -> Result<ImageId> {
-        let _ = name;
-        todo!()
+        let name = name.to_owned();
+        self.0
+            .blocking(move |engine| Ok(find(engine, &name)?.id))
+            .await
     }
+
     /// Lists images, newest first.
+    ///
+    /// # Errors
+    /// When a filter is wrong.
     pub async fn list(&self, options: ImageListOptions) -> Result<Vec<models::ImageSummary>> {
-        let _ = options;
-        todo!()
+        self.0
+            .blocking(move |engine| list::list(engine, &options))
+            .await
     }
+
     /// Everything about one image.
+    ///
+    /// # Errors
+    /// When there is no such image.
     pub async fn inspect(&self, name: &str) -> Result<models::ImageInspect> {
-        let _ = name;
-        todo!()
+        let name = name.to_owned();
+        self.0
+            .blocking(move |engine| inspect::inspect(engine, &name))
+            .await
     }
+
     /// How it was made, newest step first.
+    ///
+    /// # Errors
+    /// When there is no such image.
     pub async fn history(&self, name: &str) -> Result<Vec<models::ImageHistoryResponseItem>> {
-        let _ = name;
-        todo!()
+        let name = name.to_owned();
+        self.0
+            .blocking(move |engine| inspect::history(engine, &name))
+            .await
     }
+
     /// Gives it a further name: `repository`, and `tag` (`latest` when `None`).
+    ///
+    /// # Errors
+    /// When there is no such image, or the name is not a reference.
     pub async fn tag(&self, name: &str, repository: &str, tag: Option<&str>) -> Result<()> {
-        let _ = (name, repository, tag);
-        todo!()
+        let invalid = |e: corten_oci::ReferenceError| bad(e.to_string());
+        let mut target: ImageRef = repository.parse().map_err(invalid)?;
+        if target.digest().is_some() {
+            return Err(bad("refusing to create a tag with a digest reference"));
+        }
+        if let Some(tag) = tag.filter(|t| !t.is_empty()) {
+            target = target.with_tag(tag).map_err(invalid)?;
+        }
+        let target = target.or_latest();
+        let name = name.to_owned();
+        self.0
+            .blocking(move |engine| {
+                let image = find(engine, &name)?;
+                engine.store().images().tag(&target, &image.id)?;
+                event(engine, "tag", &image.id, &target.familiar());
+                Ok(())
+            })
+            .await
     }
+
     /// Untags, and deletes what has no tag and no user left.
+    ///
+    /// # Errors
+    /// A conflict when a container uses it or another reference keeps it (see `force`).
     pub async fn remove(
         &self,
         name: &str,
         force: bool,
         no_prune: bool,
     ) -> Result<Vec<models::ImageDeleteResponseItem>> {
-        let _ = (name, force, no_prune);
-        todo!()
+        // Parents are not images of their own here: there is nothing below to prune.
+        let _ = no_prune;
+        let name = name.to_owned();
+        self.0
+            .blocking(move |engine| remove::remove(engine, &name, force))
+            .await
     }
+
     /// Pulls one tag or digest.
+    ///
+    /// # Errors
+    /// When the registry cannot be reached, refuses, has no such image, or what it sends
+    /// does not match its digest.
     pub async fn pull(
         &self,
         image: &ImageRef,
@@ -71,22 +169,61 @@ impl Images {
         credential: Option<&Credential>,
         progress: Arc<dyn Progress>,
     ) -> Result<Pulled> {
-        let _ = (image, platform, credential, progress);
-        todo!()
+        let platform = platform.cloned().unwrap_or_else(Platform::host);
+        let client = self.0.registry()?;
+        let pulled = client
+            .pull(self.0.store(), image, &platform, credential, &*progress)
+            .await?;
+        let (id, name) = (pulled.id.clone(), image.familiar());
+        self.0
+            .blocking(move |engine| {
+                event(engine, "pull", &id, &name);
+                Ok(())
+            })
+            .await?;
+        Ok(pulled)
     }
+
     /// Pushes one tag.
+    ///
+    /// # Errors
+    /// When there is no such image, or the registry cannot be reached or refuses.
     pub async fn push(
         &self,
         image: &ImageRef,
         credential: Option<&Credential>,
         progress: Arc<dyn Progress>,
     ) -> Result<Pushed> {
-        let _ = (image, credential, progress);
-        todo!()
+        let name = image.to_string();
+        let missing = format!(
+            "An image does not exist locally with the tag: {}",
+            image.familiar_name()
+        );
+        let id = match self.resolve(&name).await {
+            Err(EngineError::NoSuchImage(_)) => return Err(EngineError::NotFound(missing)),
+            other => other?,
+        };
+        let client = self.0.registry()?;
+        let pushed = client
+            .push(self.0.store(), image, &id, credential, &*progress)
+            .await?;
+        let familiar = image.familiar();
+        self.0
+            .blocking(move |engine| {
+                event(engine, "push", &id, &familiar);
+                Ok(())
+            })
+            .await?;
+        Ok(pushed)
     }
+
     /// Removes unused images: dangling ones, or all with filter `dangling=false`.
-    pub async fn prune(&self, filters: crate::Filters) -> Result<models::ImagePruneResponse> {
-        let _ = filters;
-        todo!()
+    ///
+    /// # Errors
+    /// When a filter is wrong.
+    pub async fn prune(&self, filters: Filters) -> Result<models::ImagePruneResponse> {
+        self.0
+            .blocking(move |engine| remove::prune(engine, &filters))
+            .await
     }
 }

@@ -1,12 +1,26 @@
 //! The engine itself: information, version, disk usage, housekeeping.
 
+mod df;
+mod info;
+mod reset;
+pub(crate) mod usage;
+
 use bollard_stubs::models;
+use corten_registry::{Credential, LoginOutcome};
 use serde::Serialize;
 
+use crate::Filters;
 use crate::engine::Engine;
 use crate::error::EngineError;
 
 type Result<T> = std::result::Result<T, EngineError>;
+
+/// The newest Engine API version that is spoken.
+pub const API_VERSION: &str = "1.50";
+/// The oldest Engine API version that is spoken.
+pub const MIN_API_VERSION: &str = "1.24";
+/// The storage driver's name.
+pub(crate) const STORAGE_DRIVER: &str = "overlay2";
 
 /// Disk usage, in the form of API versions up to 1.51 (`GET /system/df`).
 #[derive(Debug, Clone, Default, Serialize)]
@@ -30,8 +44,8 @@ pub struct DiskUsage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Finding {
-    /// What it is: `supervisor`, `run-dir`, `cgroup`, `link`, `nftables`, `address`,
-    /// `container-dir`, `temporary`, `layer`, `blob`, …
+    /// What it is: `supervisor`, `run-dir`, `cgroup`, `network`, `address`,
+    /// `container-dir`, `volume-dir`, `lease`, and what the store reports.
     pub kind: String,
     /// Which one.
     pub object: String,
@@ -47,30 +61,75 @@ pub struct System(pub(crate) Engine);
 
 impl System {
     /// `docker info`.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
     pub async fn info(&self) -> Result<models::SystemInfo> {
-        todo!()
+        self.0.blocking(info::info).await
     }
+
     /// `docker version`'s server side.
+    #[must_use]
     pub fn version(&self) -> models::SystemVersion {
-        todo!()
+        info::version()
     }
+
     /// `docker system df`.
+    ///
+    /// # Errors
+    /// When the database or the store cannot be read.
     pub async fn df(&self) -> Result<DiskUsage> {
-        todo!()
+        df::df(&self.0).await
     }
+
     /// Looks for everything that could be orphaned or inconsistent; puts it right when
     /// `repair` is set.
+    ///
+    /// # Errors
+    /// When the check itself cannot be made.
     pub async fn check(&self, repair: bool) -> Result<Vec<Finding>> {
-        let _ = repair;
-        todo!()
+        self.0
+            .blocking(move |engine| crate::sweep::check(engine, repair))
+            .await
     }
+
+    /// Starts what its restart policy wants running after a boot; the names of the started.
+    ///
+    /// # Errors
+    /// When the containers cannot be listed. One that cannot be started is logged.
+    pub async fn restore(&self) -> Result<Vec<String>> {
+        crate::containers::restore(&self.0).await
+    }
+
+    /// Removes everything of this engine: containers, images, volumes, its bridge and rules,
+    /// its control group, its files. The engine must not be used afterwards.
+    ///
+    /// # Errors
+    /// Something could not be removed; doing it again goes on from there.
+    pub async fn reset(&self) -> Result<()> {
+        self.0.containers().remove_all().await?;
+        self.0.blocking(reset::reset).await
+    }
+
+    /// Checks a credential with a registry.
+    ///
+    /// # Errors
+    /// When the registry cannot be reached or refuses it.
+    pub async fn login(&self, server: &str, credential: &Credential) -> Result<LoginOutcome> {
+        Ok(self.0.registry()?.login(server, credential).await?)
+    }
+
     /// Removes build cache records: unused ones, or all.
+    ///
+    /// # Errors
+    /// When the cache cannot be changed.
     pub async fn prune_build_cache(
         &self,
         all: bool,
-        filters: crate::Filters,
+        filters: Filters,
     ) -> Result<models::BuildPruneResponse> {
-        let _ = (all, filters);
-        todo!()
+        self.0
+            .blocking(move |engine| df::prune_build_cache(engine, all, &filters))
+            .await
     }
 }

@@ -1,0 +1,216 @@
+//! `POST /build`, in Docker's classic form: the context is a tar in the body, or (only for
+//! requests of this very process) a directory named by the header `X-Corten-Context`.
+//!
+//! The answer is the classic builder's stream of JSON lines; with `corten=1` it is the
+//! build's own events, `{"corten": …}`, which show parallel steps as such.
+
+mod body;
+mod classic;
+mod request;
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::State;
+use axum::response::IntoResponse;
+use axum::routing::post;
+use axum::{Json, Router};
+use corten_build::{BuildError, BuildEvent, BuildRequest, Context, DockerfileSource, EventSink};
+use corten_engine::Engine;
+use corten_oci::Digest;
+use http::{HeaderMap, Request};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::{Answer, Query};
+use crate::InProcess;
+use crate::auth::credentials;
+use crate::error::ApiError;
+use crate::query::{filters, flag};
+use crate::stream::JsonLines;
+use classic::Classic;
+
+/// Names the context's directory.
+const CONTEXT: &str = "X-Corten-Context";
+/// Names a Dockerfile outside it; `-`: the body is its text.
+const DOCKERFILE: &str = "X-Corten-Dockerfile";
+/// Largest Dockerfile in a body, bytes.
+const MAX_DOCKERFILE: usize = 8 << 20;
+
+pub(super) fn routes() -> Router<Engine> {
+    Router::new()
+        .route("/build", post(build))
+        .route("/build/prune", post(prune))
+}
+
+#[derive(Deserialize)]
+struct PruneQuery {
+    #[serde(default, deserialize_with = "flag")]
+    all: bool,
+    filters: Option<String>,
+}
+
+async fn prune(State(engine): State<Engine>, Query(query): Query<PruneQuery>) -> Answer {
+    let selected = filters(query.filters.as_deref())?;
+    Ok(Json(
+        engine
+            .system()
+            .prune_build_cache(query.all, selected)
+            .await?,
+    )
+    .into_response())
+}
+
+async fn build(
+    State(engine): State<Engine>,
+    Query(pairs): Query<Vec<(String, String)>>,
+    request: Request<axum::body::Body>,
+) -> Answer {
+    let wish = request::read(&pairs)?;
+    let credentials = credentials(request.headers())?;
+    let (parts, body) = request.into_parts();
+    let mut wanted = wish.request;
+    match directory(&parts.headers)? {
+        Some(directory) => {
+            if parts.extensions.get::<InProcess>().is_none() {
+                return Err(ApiError::forbidden(format!(
+                    "{CONTEXT}: only a client in the engine's own process may name a directory"
+                )));
+            }
+            wanted.context = Context::Dir(directory);
+            if let Some(source) = outside(&parts.headers, body).await? {
+                wanted.dockerfile = source;
+            }
+        }
+        None => wanted.context = Context::Tar(Box::new(body::reader(body))),
+    }
+    let builder = engine.builder(credentials);
+    let (lines, response) = JsonLines::response();
+    tokio::spawn(async move {
+        let view = if wish.events {
+            View::Events
+        } else {
+            View::Classic(Classic::new(wish.quiet))
+        };
+        let outcome = run(builder, wanted, view, &lines).await;
+        if let Some(Err(error)) = outcome {
+            fail(&lines, &error, wish.events).await;
+        }
+    });
+    Ok(response)
+}
+
+fn directory(headers: &HeaderMap) -> Result<Option<PathBuf>, ApiError> {
+    let Some(value) = headers.get(CONTEXT) else {
+        return Ok(None);
+    };
+    absolute(value.as_bytes(), CONTEXT).map(Some)
+}
+
+fn absolute(bytes: &[u8], name: &str) -> Result<PathBuf, ApiError> {
+    let path = PathBuf::from(std::ffi::OsStr::from_bytes(bytes));
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(ApiError::bad_parameter(format!(
+            "{name}: not an absolute path: {}",
+            path.display()
+        )))
+    }
+}
+
+/// A Dockerfile that is not in the context.
+async fn outside(
+    headers: &HeaderMap,
+    body: axum::body::Body,
+) -> Result<Option<DockerfileSource>, ApiError> {
+    let Some(value) = headers.get(DOCKERFILE) else {
+        return Ok(None);
+    };
+    if value.as_bytes() != b"-" {
+        return Ok(Some(DockerfileSource::File(absolute(
+            value.as_bytes(),
+            DOCKERFILE,
+        )?)));
+    }
+    let bytes = axum::body::to_bytes(body, MAX_DOCKERFILE)
+        .await
+        .map_err(|error| ApiError::bad_parameter(format!("the Dockerfile: {error}")))?;
+    let text = String::from_utf8(bytes.to_vec())
+        .map_err(|_| ApiError::bad_parameter("the Dockerfile is not UTF-8"))?;
+    Ok(Some(DockerfileSource::Inline(text)))
+}
+
+/// How events become lines.
+enum View {
+    Events,
+    Classic(Classic),
+}
+
+impl View {
+    fn lines(&mut self, event: BuildEvent) -> Vec<Value> {
+        match self {
+            Self::Events => vec![json!({ "corten": event })],
+            Self::Classic(classic) => classic.event(event),
+        }
+    }
+}
+
+/// Builds, telling the client; `None` when the client left, which ends the build.
+async fn run(
+    builder: corten_build::Builder,
+    request: BuildRequest,
+    mut view: View,
+    lines: &JsonLines,
+) -> Option<Result<Digest, BuildError>> {
+    let (send, mut receive) = mpsc::unbounded_channel();
+    // The sink is dropped with the build, which ends the channel.
+    let send = Arc::new(Mutex::new(send));
+    let sink: EventSink = Arc::new(move |event| {
+        let sender = send.lock().unwrap_or_else(PoisonError::into_inner);
+        if sender.send(event).is_err() {
+            tracing::trace!("a build's event came after its end");
+        }
+    });
+    let mut building = std::pin::pin!(builder.build(request, sink));
+    let outcome = loop {
+        tokio::select! {
+            biased;
+            Some(event) = receive.recv() => {
+                for line in view.lines(event) {
+                    lines.send(&line).await;
+                }
+            }
+            outcome = &mut building => break outcome,
+            () = lines.closed() => return None,
+        }
+    };
+    while let Ok(event) = receive.try_recv() {
+        for line in view.lines(event) {
+            lines.send(&line).await;
+        }
+    }
+    Some(outcome)
+}
+
+async fn fail(lines: &JsonLines, error: &BuildError, events: bool) {
+    let report = error.report();
+    if !report.is_empty() {
+        let line = if events {
+            json!({ "corten_report": report })
+        } else {
+            json!({ "stream": format!("{}\n", report.trim_end()) })
+        };
+        lines.send(&line).await;
+    }
+    let message = error.to_string();
+    let mut detail = json!({ "message": message });
+    if let Some(code) = error.exit_code() {
+        detail["code"] = json!(code);
+    }
+    lines
+        .send(&json!({ "errorDetail": detail, "error": message }))
+        .await;
+}

@@ -1,0 +1,200 @@
+//! The query of `POST /build` (Engine API, "Build an image").
+
+use std::collections::BTreeMap;
+
+use corten_build::{BuildRequest, DockerfileSource, StepNetworkMode};
+use corten_oci::ImageRef;
+
+use super::super::containers::platform;
+use crate::error::ApiError;
+use crate::query::truthy;
+
+/// What a query asks for.
+#[derive(Debug)]
+pub(super) struct Wish {
+    pub(super) request: BuildRequest,
+    /// Tell the image's id alone.
+    pub(super) quiet: bool,
+    /// Answer with the build's own events.
+    pub(super) events: bool,
+}
+
+/// Parameters whose absence, zero and emptiness mean the same, and which would change the
+/// result if they were passed over.
+const REFUSED: &[(&str, &str)] = &[
+    ("memory", "memory limits of build steps"),
+    ("memswap", "memory limits of build steps"),
+    ("cpushares", "CPU limits of build steps"),
+    ("cpusetcpus", "CPU limits of build steps"),
+    ("cpusetmems", "CPU limits of build steps"),
+    ("cpuperiod", "CPU limits of build steps"),
+    ("cpuquota", "CPU limits of build steps"),
+    ("shmsize", "a size for /dev/shm in build steps"),
+    ("squash", "squashing"),
+    ("ulimits", "ulimits of build steps"),
+    ("securityopt", "security options of build steps"),
+    ("cgroupparent", "a parent cgroup for build steps"),
+    ("isolation", "isolation modes"),
+    ("outputs", "output types"),
+];
+
+fn is_unset(value: &str) -> bool {
+    matches!(value, "" | "0" | "false" | "null" | "[]" | "{}" | "default")
+}
+
+pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
+    let bad = ApiError::bad_parameter;
+    let mut wish = Wish {
+        request: BuildRequest::default(),
+        quiet: false,
+        events: false,
+    };
+    let request = &mut wish.request;
+    for (name, value) in pairs {
+        match name.as_str() {
+            "t" if !value.is_empty() => {
+                let tag: ImageRef = value.parse().map_err(|e| {
+                    bad(format!(
+                        "invalid argument \"{value}\" for \"-t, --tag\" flag: {e}"
+                    ))
+                })?;
+                if tag.digest().is_some() {
+                    return Err(bad(format!(
+                        "refusing to create a tag with a digest reference: {value}"
+                    )));
+                }
+                request.tags.push(tag.or_latest());
+            }
+            "dockerfile" if !value.is_empty() => {
+                request.dockerfile = DockerfileSource::InContext(value.clone());
+            }
+            "remote" if !value.is_empty() => {
+                return Err(bad(
+                    "remote build contexts are not supported: send the context".to_owned(),
+                ));
+            }
+            "version" if value == "2" => {
+                return Err(bad(
+                    "BuildKit's session protocol is not offered: build with DOCKER_BUILDKIT=0"
+                        .to_owned(),
+                ));
+            }
+            "buildargs" => request.build_args = json(name, value)?,
+            "labels" => {
+                let labels: BTreeMap<String, Option<String>> = json(name, value)?;
+                request.labels = labels
+                    .into_iter()
+                    .map(|(key, v)| (key, v.unwrap_or_default()))
+                    .collect();
+            }
+            "target" if !value.is_empty() => request.target = Some(value.clone()),
+            "nocache" => request.no_cache = truthy(value),
+            "pull" => request.pull = truthy(value),
+            "q" => wish.quiet = truthy(value),
+            "corten" => wish.events = truthy(value),
+            "platform" => request.platform = platform(Some(value))?,
+            "networkmode" => {
+                request.network = StepNetworkMode::parse(value).map_err(|word| {
+                    bad(format!("build steps cannot join the network \"{word}\": only default, none and host"))
+                })?;
+            }
+            "extrahosts" => {
+                for entry in hosts(value)? {
+                    let (host, address) = entry
+                        .split_once([':', '='])
+                        .ok_or_else(|| bad(format!("bad format for add-host: \"{entry}\"")))?;
+                    request
+                        .extra_hosts
+                        .push((host.to_owned(), address.to_owned()));
+                }
+            }
+            "cachefrom" if !is_unset(value) => {
+                return Err(bad(
+                    "external caches (--cache-from) are not supported".to_owned()
+                ));
+            }
+            _ => {}
+        }
+        if let Some((_, what)) = REFUSED.iter().find(|(refused, _)| refused == name)
+            && !is_unset(value)
+        {
+            return Err(bad(format!("{what} are not supported ({name}={value})")));
+        }
+    }
+    Ok(wish)
+}
+
+/// Old clients send a JSON list, new ones a comma-separated one.
+fn hosts(value: &str) -> Result<Vec<String>, ApiError> {
+    if value.starts_with('[') {
+        return json("extrahosts", value);
+    }
+    Ok(value
+        .split(',')
+        .filter(|h| !h.is_empty())
+        .map(str::to_owned)
+        .collect())
+}
+
+fn json<T: serde::de::DeserializeOwned + Default>(name: &str, value: &str) -> Result<T, ApiError> {
+    if matches!(value, "" | "null") {
+        return Ok(T::default());
+    }
+    serde_json::from_str(value)
+        .map_err(|error| ApiError::bad_parameter(format!("invalid {name}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(pairs: &[(&str, &str)]) -> Result<Wish, String> {
+        let pairs: Vec<_> = pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        read(&pairs).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn what_dockers_client_sends_by_default() {
+        let wish = wish(&[
+            ("buildargs", "{\"A\":\"1\",\"B\":null}"),
+            ("cachefrom", "[]"),
+            ("cgroupparent", ""),
+            ("cpuperiod", "0"),
+            ("dockerfile", "Dockerfile"),
+            ("labels", "{}"),
+            ("memory", "0"),
+            ("networkmode", "default"),
+            ("rm", "1"),
+            ("shmsize", "0"),
+            ("t", "app"),
+            ("t", "app:2"),
+            ("target", ""),
+            ("ulimits", "null"),
+            ("version", "1"),
+        ])
+        .unwrap();
+        let tags: Vec<_> = wish.request.tags.iter().map(ImageRef::familiar).collect();
+        assert_eq!(tags, ["app:latest", "app:2"]);
+        assert_eq!(wish.request.build_args["A"].as_deref(), Some("1"));
+        assert_eq!(wish.request.build_args["B"], None);
+        assert!(!wish.quiet && !wish.events);
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused() {
+        for (name, value) in [
+            ("memory", "1000"),
+            ("remote", "https://example.org/x.git"),
+            ("networkmode", "mine"),
+            ("t", "UPPER"),
+            ("squash", "1"),
+            ("extrahosts", "nothing"),
+            ("version", "2"),
+        ] {
+            assert!(wish(&[(name, value)]).is_err(), "{name}");
+        }
+    }
+}

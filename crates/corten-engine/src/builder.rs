@@ -1,0 +1,164 @@
+//! The engine's side of building: addresses on its bridge, and images from registries.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use corten_build::{
+    BoxError, Builder, ImageSource, PullFuture, PullProgress, PullSink, Sandboxing, StepEndpoint,
+    StepNetwork, StepNetworkMode,
+};
+use corten_db::Durability;
+use corten_network::resolv::{self, DnsOptions};
+use corten_network::{EndpointSpec, mac_for};
+use corten_oci::{ImageRef, Platform};
+use corten_registry::{Credential, Progress, ProgressEvent};
+
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::networks::bridge;
+
+/// Names the program to be executed for the engine's own processes, instead of the running
+/// one (tests: the test's own program has no such faces).
+pub(crate) const EXE_VARIABLE: &str = "CORTEN_EXE";
+
+/// The program whose faces are the engine's own processes.
+pub(crate) fn own_program() -> PathBuf {
+    std::env::var_os(EXE_VARIABLE)
+        .filter(|v| !v.is_empty())
+        .map_or_else(|| PathBuf::from("/proc/self/exe"), PathBuf::from)
+}
+
+impl Engine {
+    /// Its image builder. `credentials`: for pulls of base images, by registry as in
+    /// Docker's config (`https://index.docker.io/v1/`, `127.0.0.1:5000`).
+    #[must_use]
+    pub fn builder(&self, credentials: BTreeMap<String, Credential>) -> Builder {
+        Builder::new(
+            self.store().clone(),
+            self.database().clone(),
+            Arc::new(Registries {
+                engine: self.clone(),
+                credentials,
+            }),
+            Sandboxing {
+                cgroup_parent: self.layout().cgroup_parent(),
+                exe: own_program(),
+                exe_args: vec!["build-step".to_owned()],
+                network: Arc::new(Steps(self.clone())),
+                parallelism: 0,
+            },
+        )
+    }
+}
+
+/// Places on the bridge for RUN steps.
+struct Steps(Engine);
+
+/// An address in use by a step of this process.
+struct Lease {
+    engine: Engine,
+    owner: String,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let released = self
+            .engine
+            .write(Durability::Relaxed, |c| bridge::release(c, &self.owner));
+        if let Err(error) = released {
+            tracing::warn!(owner = %self.owner, %error, "an address is left to be swept");
+        }
+    }
+}
+
+/// The owner of a step's address: its id and the process that runs it, so that sweeping can
+/// tell whether it is alive.
+fn step_owner(id: &str) -> String {
+    let pid = std::process::id();
+    format!("{id}@{pid}.{}", crate::sweep::start_time(pid).unwrap_or(0))
+}
+
+impl StepNetwork for Steps {
+    fn allocate(&self, id: &str) -> Result<StepEndpoint, BoxError> {
+        let engine = &self.0;
+        let (network, spec) = bridge::ensure(engine)?;
+        let owner = step_owner(id);
+        let address = engine.write(Durability::Relaxed, |c| {
+            bridge::allocate(c, &network, &spec, &owner, None)
+        })?;
+        let endpoint = EndpointSpec {
+            bridge: spec,
+            host_ifname: engine
+                .layout()
+                .veth(id.strip_prefix("build-").unwrap_or(id)),
+            ifname: "eth0".to_owned(),
+            address,
+            address6: None,
+            mac: mac_for(address.addr()),
+            ports: Vec::new(),
+        };
+        let lease = Box::new(Lease {
+            engine: engine.clone(),
+            owner,
+        });
+        Ok(StepEndpoint { endpoint, lease })
+    }
+
+    fn resolv_conf(&self, mode: StepNetworkMode) -> Result<String, BoxError> {
+        if mode == StepNetworkMode::Host {
+            let text = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+            return Ok(String::from_utf8_lossy(&text).into_owned());
+        }
+        Ok(resolv::resolv_conf(
+            &resolv::host_resolv_conf()?,
+            &DnsOptions::default(),
+        ))
+    }
+}
+
+/// Pulls base images.
+struct Registries {
+    engine: Engine,
+    credentials: BTreeMap<String, Credential>,
+}
+
+/// Turns a pull's events into a build's.
+struct Told(PullSink);
+
+impl Progress for Told {
+    fn event(&self, event: ProgressEvent) {
+        let text = match &event.id {
+            Some(id) => format!("{id} {}", event.status),
+            None => event.status.clone(),
+        };
+        (self.0)(PullProgress {
+            text,
+            current: event.current,
+            total: event.total,
+        });
+    }
+}
+
+impl ImageSource for Registries {
+    fn pull<'a>(
+        &'a self,
+        image: &'a ImageRef,
+        platform: &'a Platform,
+        progress: PullSink,
+    ) -> PullFuture<'a> {
+        Box::pin(async move {
+            let credential = self
+                .credentials
+                .get(&corten_registry::server_key(image))
+                .or_else(|| self.credentials.get(image.domain()));
+            let pulled = self
+                .engine
+                .images()
+                .pull(image, Some(platform), credential, Arc::new(Told(progress)))
+                .await
+                .map_err(|error: EngineError| Box::new(error) as BoxError)?;
+            Ok(pulled.id)
+        })
+    }
+}

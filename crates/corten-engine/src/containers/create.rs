@@ -1,0 +1,572 @@
+//! Creating a container: everything a request asks for is read and checked here, so that
+//! what fails fails before anything exists.
+//!
+//! Order: checks (no effect) → one transaction (volumes' rows, the container's row, the
+//! event) → directories → filling new volumes. Directories follow the row, never the other
+//! way round: a directory without a row is garbage to be swept at any time, a row without
+//! its directory gets it at the next start.
+
+use std::collections::HashMap;
+
+use bollard_stubs::models::{
+    ContainerConfig, ContainerCreateBody, ContainerCreateResponse, HostConfig, HostConfigLogConfig,
+    NetworkingConfig,
+};
+use corten_db::Durability;
+use corten_oci::Platform;
+use corten_store::Leases;
+use rusqlite::Connection;
+
+use super::merge;
+use super::row::{self, Container, Setup, Status};
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::events::{self, Kind};
+use crate::images::documents::ImageDocument;
+use crate::parse::modes::{Modes, NetworkMode, Sharing};
+use crate::parse::mounts::{self, MountEntry, Source};
+use crate::parse::{bad, limits, logs, modes, names, ports, restart, signals, time};
+use crate::volumes::store as volumes;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// How often a made-up name is tried before giving up.
+const NAME_ATTEMPTS: u32 = 8;
+
+/// A checked request, ready to be stored.
+struct Draft {
+    container: Container,
+    /// The user chose the name.
+    named: bool,
+    warnings: Vec<String>,
+}
+
+/// Creates a container. Blocks.
+pub(super) fn create(
+    engine: &Engine,
+    name: Option<&str>,
+    body: &ContainerCreateBody,
+    platform: Option<&Platform>,
+) -> Result<ContainerCreateResponse> {
+    // The image cannot be collected between being looked up and being held.
+    let _collection = engine.store().leases().acquire()?;
+    let mut draft = check(engine, name, body, platform)?;
+    let durability = if draft.container.auto_remove {
+        Durability::Relaxed
+    } else {
+        Durability::Synced
+    };
+    let made = store(engine, durability, &mut draft)?;
+    let finished = super::files::make_directory(engine, &draft.container.id)
+        .and_then(|()| volumes::populate(engine, &draft.container));
+    if let Err(error) = finished {
+        undo(engine, &draft.container.id, &made);
+        return Err(error);
+    }
+    Ok(ContainerCreateResponse {
+        id: draft.container.id,
+        warnings: draft.warnings,
+    })
+}
+
+/// Stores the rows; the names of volumes that are new. A made-up name that is taken is
+/// made up again.
+fn store(engine: &Engine, durability: Durability, draft: &mut Draft) -> Result<Vec<String>> {
+    let mut attempt = 0;
+    loop {
+        let container = &draft.container;
+        let stored = engine.write(durability, |c| {
+            row::insert(c, container)?;
+            hold(c, container)?;
+            let made = volumes::claim(c, container)?;
+            events::record(
+                c,
+                Kind::Container,
+                "create",
+                &container.id,
+                &super::attributes(container),
+            )?;
+            Ok(made)
+        });
+        match stored {
+            Err(EngineError::NameInUse { .. }) if !draft.named && attempt < NAME_ATTEMPTS => {
+                attempt += 1;
+                draft.container.name = names::made_up_name(attempt);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// From here on garbage collection leaves the layers alone; they must still be there.
+fn hold(c: &Connection, container: &Container) -> Result<()> {
+    let missing = || EngineError::NoSuchImage(container.image_name.clone());
+    let image = container.image_id.parse().map_err(|_| missing())?;
+    Leases::hold_in(
+        c,
+        &super::lease(&container.id),
+        &container.setup.layers,
+        &[image],
+    )?;
+    Ok(())
+}
+
+/// Takes back what was stored.
+fn undo(engine: &Engine, id: &str, made: &[String]) {
+    let undone = engine.write(Durability::Relaxed, |c| {
+        c.execute("DELETE FROM containers WHERE id = ?", [id])?;
+        Leases::release_in(c, &super::lease(id))?;
+        for volume in made {
+            c.execute(
+                "DELETE FROM volumes WHERE name = ?1 AND NOT EXISTS \
+                 (SELECT 1 FROM container_volumes WHERE volume = ?1)",
+                [volume],
+            )?;
+        }
+        Ok(())
+    });
+    if let Err(error) = undone {
+        tracing::warn!(container = id, %error, "a container that could not be made is left");
+    }
+    super::files::remove_directory(engine, id);
+    volumes::remove_directories_without_row(engine, made);
+}
+
+/// Reads and checks the whole request.
+fn check(
+    engine: &Engine,
+    name: Option<&str>,
+    body: &ContainerCreateBody,
+    platform: Option<&Platform>,
+) -> Result<Draft> {
+    let name = name.map(names::container_name).transpose()?;
+    let image_name = body.image.clone().filter(|i| !i.is_empty());
+    let image_name = image_name.ok_or_else(|| bad("no image specified"))?;
+    let image = ImageDocument::find(engine, &image_name, platform)?;
+
+    let mut config = merge::requested(body);
+    merge::with_image(&mut config, &image.config);
+    let mut host = body.host_config.clone().unwrap_or_default();
+    refuse_unsupported(&host)?;
+    limits::adapt(&mut host);
+    fill_defaults(&mut host);
+    let id = names::new_id();
+
+    let mut parsed = Modes::read(&host)?;
+    if config.network_disabled == Some(true) {
+        parsed.network = NetworkMode::None;
+    }
+    let mut setup = Setup {
+        layers: image.layers.clone(),
+        platform: image.platform.to_string(),
+        ..Default::default()
+    };
+    endpoint(
+        body.networking_config.as_ref(),
+        &mut host,
+        &mut parsed,
+        &mut setup,
+    )?;
+    modes::check_conflicts(
+        &host,
+        &parsed,
+        body.hostname.as_deref().is_some_and(|h| !h.is_empty()),
+        setup.mac.is_some(),
+    )?;
+    engine
+        .database()
+        .read(|c| settle_modes(c, &mut host, &parsed))?;
+    hostname(&id, &parsed, &mut config)?;
+
+    let mut warnings = Vec::new();
+    published(&config, &mut host, &parsed, &mut warnings)?;
+    restart::restart(
+        host.restart_policy.as_ref(),
+        host.auto_remove.unwrap_or(false),
+    )?;
+    log_config(&mut host)?;
+    dns(&host)?;
+    crate::spec::check(&config, &host, super::cpus())?;
+    if let Some(signal) = config.stop_signal.as_deref().filter(|s| !s.is_empty()) {
+        signals::signal(signal)?;
+    }
+    if config.healthcheck.as_ref().is_some_and(|h| {
+        h.test
+            .as_deref()
+            .is_some_and(|t| !t.is_empty() && t[0] != "NONE")
+    }) {
+        warnings.push("Health checks are recorded but not run yet.".to_owned());
+    }
+    setup.mounts = engine.database().read(|c| all_mounts(c, &config, &host))?;
+
+    let container = Container {
+        name: name.map_or_else(|| names::made_up_name(0), str::to_owned),
+        id,
+        created: time::now_nanos(),
+        image_id: image.id.to_string(),
+        image_name,
+        auto_remove: host.auto_remove.unwrap_or(false),
+        config,
+        host,
+        setup,
+        status: Status::Created,
+        pid: 0,
+        exit_code: 0,
+        oom_killed: false,
+        error: String::new(),
+        started: 0,
+        finished: 0,
+        restarts: 0,
+        exits: 0,
+        stopped: false,
+        network: None,
+    };
+    Ok(Draft {
+        container,
+        named: name.is_some(),
+        warnings,
+    })
+}
+
+/// Fields that would change what a container is, and that this engine does not have.
+fn refuse_unsupported(host: &HostConfig) -> Result<()> {
+    let text = |t: &Option<String>| t.as_deref().is_some_and(|t| !t.is_empty());
+    if host.init == Some(true) {
+        return Err(bad(
+            "HostConfig.Init is not supported yet: this engine has no init program to put into containers",
+        ));
+    }
+    if host.links.as_ref().is_some_and(|l| !l.is_empty()) {
+        return Err(bad(
+            "HostConfig.Links is not supported: links are Docker's legacy, use a network",
+        ));
+    }
+    if host.storage_opt.as_ref().is_some_and(|o| !o.is_empty()) {
+        return Err(bad(
+            "--storage-opt is not supported by this engine's storage driver",
+        ));
+    }
+    if text(&host.cgroup) {
+        return Err(bad("HostConfig.Cgroup is not supported"));
+    }
+    if let Some(runtime) = host.runtime.as_deref()
+        && !matches!(runtime, "" | "corten" | "runc" | "io.containerd.runc.v2")
+    {
+        return Err(bad(format!("unknown or invalid runtime name: {runtime}")));
+    }
+    if let Some(isolation) = host.isolation.map(|i| i.to_string())
+        && !matches!(isolation.as_str(), "" | "default")
+    {
+        return Err(bad(format!(
+            "invalid isolation ({isolation}): only 'default' is supported on Linux"
+        )));
+    }
+    if let Some(driver) = host.volume_driver.as_deref()
+        && !matches!(driver, "" | "local")
+    {
+        return Err(bad(format!(
+            "volume driver \"{driver}\" is not supported: there is only \"local\""
+        )));
+    }
+    if let Some(request) = host.device_requests.as_ref().and_then(|r| r.first()) {
+        return Err(bad(format!(
+            "could not select device driver \"{}\" with capabilities: {:?}",
+            request.driver.as_deref().unwrap_or(""),
+            request.capabilities.clone().unwrap_or_default(),
+        )));
+    }
+    if let Some(parent) = host.cgroup_parent.as_deref()
+        && parent.split('/').any(|p| p == "..")
+    {
+        return Err(bad(format!("invalid cgroup parent: {parent}")));
+    }
+    Ok(())
+}
+
+/// What Docker shows for fields that were left open.
+fn fill_defaults(host: &mut HostConfig) {
+    let fill = |field: &mut Option<String>, default: &str| {
+        if field.as_deref().is_none_or(str::is_empty) {
+            *field = Some(default.to_owned());
+        }
+    };
+    fill(&mut host.network_mode, "default");
+    fill(&mut host.ipc_mode, "private");
+    fill(&mut host.runtime, "corten");
+    if host.cgroupns_mode.is_none_or(|m| m.to_string().is_empty()) {
+        host.cgroupns_mode = Some(bollard_stubs::models::HostConfigCgroupnsModeEnum::PRIVATE);
+    }
+}
+
+/// Reads `NetworkingConfig`: at most one network, which must be the one of the mode.
+fn endpoint(
+    networking: Option<&NetworkingConfig>,
+    host: &mut HostConfig,
+    parsed: &mut Modes,
+    setup: &mut Setup,
+) -> Result<()> {
+    let endpoints = networking.and_then(|n| n.endpoints_config.as_ref());
+    let Some(endpoints) = endpoints.filter(|e| !e.is_empty()) else {
+        return Ok(());
+    };
+    for (name, settings) in endpoints {
+        let named = modes::network(name)?;
+        if named != parsed.network {
+            if host.network_mode.as_deref() == Some("default") {
+                host.network_mode = Some(name.clone());
+                parsed.network = named;
+            } else {
+                return Err(bad(
+                    "Container cannot be connected to more than one network yet",
+                ));
+            }
+        }
+        setup.mac = settings.mac_address.clone().filter(|m| !m.is_empty());
+        if let Some(mac) = &setup.mac {
+            parse_mac(mac)?;
+        }
+        let ipam = settings.ipam_config.as_ref();
+        let address = ipam
+            .and_then(|i| i.ipv4_address.clone())
+            .filter(|a| !a.is_empty());
+        let address6 = ipam
+            .and_then(|i| i.ipv6_address.clone())
+            .filter(|a| !a.is_empty());
+        if address.is_some() || address6.is_some() {
+            return Err(bad(
+                "user specified IP address is supported on user defined networks only",
+            ));
+        }
+        if settings.links.as_ref().is_some_and(|l| !l.is_empty()) {
+            return Err(bad("links are not supported"));
+        }
+        // Clients add the container's name as an alias on any network but the default.
+        setup.aliases = settings.aliases.clone().unwrap_or_default();
+        if parsed.network == NetworkMode::Bridge && !setup.aliases.is_empty() {
+            return Err(bad(
+                "network-scoped aliases are only supported for user-defined networks",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Reads a hardware address.
+pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
+    let parts: Vec<Option<u8>> = text
+        .split([':', '-'])
+        .map(|p| {
+            if p.len() == 2 {
+                u8::from_str_radix(p, 16).ok()
+            } else {
+                None
+            }
+        })
+        .collect();
+    match parts.as_slice() {
+        [Some(a), Some(b), Some(c), Some(d), Some(e), Some(f)] if a & 1 == 0 => {
+            Ok([*a, *b, *c, *d, *e, *f])
+        }
+        _ => Err(bad(format!("{text} is not a valid mac address"))),
+    }
+}
+
+/// Replaces names of other containers and networks by what they stand for now.
+fn settle_modes(c: &Connection, host: &mut HostConfig, parsed: &Modes) -> Result<()> {
+    match &parsed.network {
+        NetworkMode::Container(target) => {
+            let target = row::find(c, target)?;
+            if matches!(
+                modes::network(target.host.network_mode.as_deref().unwrap_or(""))?,
+                NetworkMode::Container(_)
+            ) {
+                return Err(bad(format!(
+                    "cannot join the network of container {}: it has joined another's itself",
+                    target.name
+                )));
+            }
+            host.network_mode = Some(format!("container:{}", target.id));
+        }
+        NetworkMode::Named(name) => {
+            let network = crate::networks::bridge::find(c, name)?;
+            // An id or prefix of a built-in network.
+            host.network_mode = Some(network.name);
+        }
+        NetworkMode::Bridge | NetworkMode::Host | NetworkMode::None => {}
+    }
+    if let Sharing::Container(target) = &parsed.ipc {
+        let target = row::find(c, target)?;
+        host.ipc_mode = Some(format!("container:{}", target.id));
+    }
+    if let Sharing::Container(target) = &parsed.pid {
+        let target = row::find(c, target)?;
+        host.pid_mode = Some(format!("container:{}", target.id));
+    }
+    Ok(())
+}
+
+/// Gives the container its host name: the user's, the host's, or its short id.
+fn hostname(id: &str, parsed: &Modes, config: &mut ContainerConfig) -> Result<()> {
+    let own = config.hostname.as_deref().unwrap_or("");
+    if own.len() > 64 || own.contains('\0') || own.contains('/') {
+        return Err(bad(format!("invalid hostname: {own}")));
+    }
+    if !own.is_empty() {
+        return Ok(());
+    }
+    let uname = rustix::system::uname();
+    config.hostname = Some(match parsed.network {
+        NetworkMode::Host => uname.nodename().to_string_lossy().into_owned(),
+        _ if parsed.host_uts => uname.nodename().to_string_lossy().into_owned(),
+        _ => id[..12].to_owned(),
+    });
+    Ok(())
+}
+
+/// Checks published ports; every published port is an exposed one.
+fn published(
+    config: &ContainerConfig,
+    host: &mut HostConfig,
+    parsed: &Modes,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    ports::exposed(config.exposed_ports.as_deref().unwrap_or_default())?;
+    let wishes = ports::bindings(host.port_bindings.as_ref().unwrap_or(&HashMap::new()))?;
+    if wishes.is_empty() && host.publish_all_ports != Some(true) {
+        return Ok(());
+    }
+    match parsed.network {
+        NetworkMode::Host => {
+            warnings.push("Published ports are discarded when using host network mode".to_owned());
+        }
+        NetworkMode::None => {
+            warnings.push("Published ports are discarded without a network".to_owned());
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Checks the log driver and its options.
+fn log_config(host: &mut HostConfig) -> Result<()> {
+    let config = host
+        .log_config
+        .get_or_insert_with(HostConfigLogConfig::default);
+    if config
+        .typ
+        .as_deref()
+        .is_none_or(|t| t.is_empty() || t == "default")
+    {
+        config.typ = Some("json-file".to_owned());
+    }
+    config.config.get_or_insert_with(HashMap::new);
+    logs::driver(Some(config)).map(|_| ())
+}
+
+/// Checks name servers, search domains and additional hosts.
+fn dns(host: &HostConfig) -> Result<()> {
+    super::files::dns_options(host)?;
+    super::files::extra_hosts(host).map(|_| ())
+}
+
+/// All mounts: those asked for, the image's volumes, those of other containers.
+fn all_mounts(
+    c: &Connection,
+    config: &ContainerConfig,
+    host: &HostConfig,
+) -> Result<Vec<MountEntry>> {
+    let mut all = mounts::requested(&[], host)?;
+    for text in host.volumes_from.iter().flatten() {
+        inherit(c, text, &mut all)?;
+    }
+    let volumes = config.volumes.as_deref().unwrap_or_default();
+    for entry in mounts::requested(volumes, &HostConfig::default())? {
+        if !all.iter().any(|m| m.destination == entry.destination) {
+            all.push(entry);
+        }
+    }
+    for entry in &mut all {
+        if let Source::Volume { name, .. } = &mut entry.source
+            && name.is_empty()
+        {
+            *name = names::new_id();
+        }
+    }
+    Ok(all)
+}
+
+/// Reads one `VolumesFrom` value, `container[:ro|rw]`, and adds its mounts.
+fn inherit(c: &Connection, text: &str, all: &mut Vec<MountEntry>) -> Result<()> {
+    let (name, mode) = text.split_once(':').unwrap_or((text, "rw"));
+    let read_only = match mode {
+        "rw" | "z" | "Z" => false,
+        "ro" => true,
+        _ => return Err(bad(format!("invalid mode: {mode}"))),
+    };
+    let other = row::find(c, name)?;
+    for mut entry in other.setup.mounts {
+        if all.iter().any(|m| m.destination == entry.destination) {
+            continue;
+        }
+        if let Source::Volume {
+            anonymous, no_copy, ..
+        } = &mut entry.source
+        {
+            // It belongs to the container it was made for.
+            *anonymous = false;
+            *no_copy = true;
+        }
+        entry.read_only |= read_only;
+        all.push(entry);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hardware_addresses() {
+        assert_eq!(
+            parse_mac("02:42:ac:11:00:02").unwrap(),
+            [2, 0x42, 0xac, 0x11, 0, 2]
+        );
+        for wrong in [
+            "",
+            "02:42:ac:11:00",
+            "02:42:ac:11:00:zz",
+            "01:00:00:00:00:00",
+            "2:4:a:1:0:2",
+        ] {
+            assert!(parse_mac(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_clearly() {
+        let refused = |host: HostConfig| refuse_unsupported(&host).unwrap_err().to_string();
+        assert!(
+            refused(HostConfig {
+                init: Some(true),
+                ..Default::default()
+            })
+            .contains("Init")
+        );
+        assert!(
+            refused(HostConfig {
+                runtime: Some("kata".to_owned()),
+                ..Default::default()
+            })
+            .contains("unknown or invalid runtime name: kata")
+        );
+        assert!(
+            refused(HostConfig {
+                cgroup_parent: Some("a/../..".to_owned()),
+                ..Default::default()
+            })
+            .contains("cgroup parent")
+        );
+        assert!(refuse_unsupported(&HostConfig::default()).is_ok());
+    }
+}

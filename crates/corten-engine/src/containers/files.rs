@@ -1,0 +1,180 @@
+//! A container's directory, and the files generated in it: `hostname`, `hosts`,
+//! `resolv.conf`.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use bollard_stubs::models::HostConfig;
+use corten_network::resolv::{self, DnsOptions, ExtraHost};
+
+use super::row::Container;
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::parse::bad;
+use crate::parse::modes::{Modes, NetworkMode};
+use crate::spec::Files;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> EngineError {
+    move |source| EngineError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Makes a container's directory with its writable layer. Idempotent.
+pub(crate) fn make_directory(engine: &Engine, id: &str) -> Result<()> {
+    let directory = engine.layout().container(id);
+    for (path, mode) in [
+        (directory.clone(), 0o710),
+        (directory.join("upper"), 0o755),
+        (directory.join("work"), 0o700),
+    ] {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(&path)
+            .map_err(io("create", &path))?;
+    }
+    Ok(())
+}
+
+/// Removes a container's directory: renamed away first, so that a name is free at once and
+/// a crash leaves only what sweeping finds.
+pub(crate) fn remove_directory(engine: &Engine, id: &str) {
+    discard(engine, &engine.layout().container(id), id);
+}
+
+/// Renames a directory into the temporary directory and removes it there. What cannot be
+/// removed is left to be swept, and logged.
+pub(crate) fn discard(engine: &Engine, directory: &Path, name: &str) {
+    let target = engine
+        .layout()
+        .tmp()
+        .join(format!("remove-{name}-{}", std::process::id()));
+    if let Err(error) = std::fs::create_dir_all(engine.layout().tmp()) {
+        tracing::warn!(%error, "no temporary directory");
+    }
+    let doomed = match std::fs::rename(directory, &target) {
+        Ok(()) => &*target,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+        Err(_) => directory,
+    };
+    if let Err(error) = std::fs::remove_dir_all(doomed)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %doomed.display(), %error, "a directory is left to be swept");
+    }
+}
+
+/// Reads `Dns`, `DnsSearch`, `DnsOptions`.
+pub(crate) fn dns_options(host: &HostConfig) -> Result<DnsOptions> {
+    let servers = host
+        .dns
+        .iter()
+        .flatten()
+        .map(|text| {
+            text.parse::<IpAddr>()
+                .map_err(|_| bad(format!("invalid IP address: {text}")))
+        })
+        .collect::<Result<_>>()?;
+    let words = |list: &Option<Vec<String>>, what: &str| -> Result<Vec<String>> {
+        let list = list.clone().unwrap_or_default();
+        match list
+            .iter()
+            .find(|w| w.is_empty() || w.contains(char::is_whitespace))
+        {
+            Some(word) => Err(bad(format!("invalid {what}: \"{word}\""))),
+            None => Ok(list),
+        }
+    };
+    Ok(DnsOptions {
+        servers,
+        search: words(&host.dns_search, "DNS search domain")?,
+        options: words(&host.dns_options, "DNS option")?,
+        ipv6: false,
+    })
+}
+
+/// Reads `ExtraHosts`.
+pub(crate) fn extra_hosts(host: &HostConfig) -> Result<Vec<ExtraHost>> {
+    host.extra_hosts
+        .iter()
+        .flatten()
+        .map(|text| text.parse().map_err(|error| bad(format!("{error}"))))
+        .collect()
+}
+
+/// Writes the generated files of a container about to start. `address`, `gateway`: on its
+/// network, if it has one of its own.
+pub(crate) fn generate(
+    engine: &Engine,
+    container: &Container,
+    modes: &Modes,
+    address: Option<IpAddr>,
+    gateway: Option<IpAddr>,
+) -> Result<Files> {
+    // Joined networks come with the other container's files.
+    if let NetworkMode::Container(other) = &modes.network {
+        let directory = engine.layout().container(other);
+        let file = |name: &str| Some(directory.join(name)).filter(|p| p.exists());
+        return Ok(Files {
+            hostname: file("hostname"),
+            hosts: file("hosts"),
+            resolv_conf: file("resolv.conf"),
+        });
+    }
+    let directory = engine.layout().container(&container.id);
+    let hostname = container.config.hostname.as_deref().unwrap_or("");
+    let domain = container.config.domainname.as_deref().unwrap_or("");
+    let write = |name: &str, text: &str| -> Result<_> {
+        let path = directory.join(name);
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o644)
+            .open(&path)
+            .map_err(io("write", &path))?;
+        file.write_all(text.as_bytes())
+            .map_err(io("write", &path))?;
+        Ok(Some(path))
+    };
+    let extra = extra_hosts(&container.host)?;
+    let host_network = modes.network == NetworkMode::Host;
+    let hosts = if host_network && extra.is_empty() {
+        read_or_empty(Path::new("/etc/hosts"))?
+    } else {
+        let addresses: Vec<IpAddr> = address.into_iter().collect();
+        resolv::hosts(&resolv::Hosts {
+            addresses: &addresses,
+            hostname,
+            domain,
+            extra: &extra,
+            gateway,
+        })
+    };
+    let options = dns_options(&container.host)?;
+    let resolv_conf = if host_network && options == DnsOptions::default() {
+        read_or_empty(Path::new("/etc/resolv.conf"))?
+    } else {
+        resolv::resolv_conf(&resolv::host_resolv_conf()?, &options)
+    };
+    Ok(Files {
+        hostname: write("hostname", &resolv::hostname(hostname))?,
+        hosts: write("hosts", &hosts)?,
+        resolv_conf: write("resolv.conf", &resolv_conf)?,
+    })
+}
+
+fn read_or_empty(path: &Path) -> Result<String> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(io("read", path)(error)),
+    }
+}

@@ -1,0 +1,274 @@
+//! Looking at one container.
+
+use std::collections::HashMap;
+
+use bollard_stubs::models::{
+    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, DriverData,
+    EndpointSettings, MountPoint, NetworkSettings, PortMap,
+};
+use rusqlite::Connection;
+
+use super::row::{Container, Status};
+use super::state;
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::parse::mounts::Source;
+use crate::parse::{ports, time};
+use crate::system::usage;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// Everything about one container. Blocks.
+pub(super) fn inspect(engine: &Engine, name: &str, size: bool) -> Result<ContainerInspectResponse> {
+    let container = state::find(engine, name)?;
+    let networks = engine.database().read(network_ids)?;
+    let execs = engine.database().read(|c| exec_ids(c, &container.id))?;
+    let (path, args) = path_and_args(&container);
+    let (size_rw, size_root_fs) = if size {
+        sizes(engine, &container)
+    } else {
+        (None, None)
+    };
+    let directory = engine.layout().container(&container.id);
+    let file = |name: &str| {
+        let path = directory.join(name);
+        Some(if path.exists() {
+            path.display().to_string()
+        } else {
+            String::new()
+        })
+    };
+    let logs = engine.layout().log(&container.id);
+    Ok(ContainerInspectResponse {
+        id: Some(container.id.clone()),
+        created: Some(time::rfc3339(container.created)),
+        path: Some(path),
+        args: Some(args),
+        state: Some(container_state(&container)),
+        image: Some(container.image_id.clone()),
+        resolv_conf_path: file("resolv.conf"),
+        hostname_path: file("hostname"),
+        hosts_path: file("hosts"),
+        log_path: Some(if logs.exists() {
+            logs.display().to_string()
+        } else {
+            String::new()
+        }),
+        name: Some(format!("/{}", container.name)),
+        restart_count: Some(container.restarts),
+        driver: Some(crate::system::STORAGE_DRIVER.to_owned()),
+        platform: Some("linux".to_owned()),
+        mount_label: Some(String::new()),
+        process_label: Some(String::new()),
+        app_armor_profile: Some(String::new()),
+        exec_ids: (!execs.is_empty()).then_some(execs),
+        graph_driver: Some(graph_driver(engine, &container)),
+        size_rw,
+        size_root_fs,
+        mounts: Some(mount_points(engine, &container)),
+        network_settings: Some(network_settings(&container, &networks)),
+        host_config: Some(container.host.clone()),
+        config: Some(container.config),
+        ..Default::default()
+    })
+}
+
+fn exec_ids(c: &Connection, id: &str) -> Result<Vec<String>> {
+    let mut statement =
+        c.prepare_cached("SELECT id FROM execs WHERE container = ? ORDER BY created")?;
+    let rows = statement.query_map([id], |r| r.get(0))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Names of the built-in networks and their ids.
+pub(super) fn network_ids(c: &Connection) -> Result<HashMap<String, String>> {
+    Ok(crate::networks::bridge::rows(c)?
+        .into_iter()
+        .map(|r| (r.name, r.id))
+        .collect())
+}
+
+/// The program and its arguments.
+pub(super) fn path_and_args(container: &Container) -> (String, Vec<String>) {
+    let mut all = crate::spec::arguments(&container.config)
+        .unwrap_or_default()
+        .into_iter();
+    (all.next().unwrap_or_default(), all.collect())
+}
+
+fn container_state(container: &Container) -> ContainerState {
+    let status = container.status;
+    ContainerState {
+        status: Some(match status {
+            Status::Created => ContainerStateStatusEnum::CREATED,
+            Status::Running => ContainerStateStatusEnum::RUNNING,
+            Status::Paused => ContainerStateStatusEnum::PAUSED,
+            Status::Restarting => ContainerStateStatusEnum::RESTARTING,
+            Status::Removing => ContainerStateStatusEnum::REMOVING,
+            Status::Exited => ContainerStateStatusEnum::EXITED,
+            Status::Dead => ContainerStateStatusEnum::DEAD,
+        }),
+        running: Some(status.is_live()),
+        paused: Some(status == Status::Paused),
+        restarting: Some(status == Status::Restarting),
+        oom_killed: Some(container.oom_killed),
+        dead: Some(status == Status::Dead),
+        pid: Some(i64::from(container.pid)),
+        exit_code: Some(container.exit_code),
+        error: Some(container.error.clone()),
+        started_at: Some(time::rfc3339(container.started)),
+        finished_at: Some(time::rfc3339(container.finished)),
+        health: None,
+    }
+}
+
+fn graph_driver(engine: &Engine, container: &Container) -> DriverData {
+    let directory = engine.layout().container(&container.id);
+    let lower: Vec<String> = container
+        .setup
+        .layers
+        .iter()
+        .rev()
+        .map(|l| {
+            engine
+                .layout()
+                .root()
+                .join("layers")
+                .join(l.digest().hex())
+                .display()
+                .to_string()
+        })
+        .collect();
+    let data = [
+        ("LowerDir", lower.join(":")),
+        ("UpperDir", directory.join("upper").display().to_string()),
+        ("WorkDir", directory.join("work").display().to_string()),
+        // Mounted only inside the container's own mount namespace.
+        ("MergedDir", String::new()),
+    ];
+    DriverData {
+        name: crate::system::STORAGE_DRIVER.to_owned(),
+        data: data.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+    }
+}
+
+/// Bytes of the writable layer, and of it with the image's layers.
+pub(super) fn sizes(engine: &Engine, container: &Container) -> (Option<i64>, Option<i64>) {
+    let rw = usage::directory(&engine.layout().container(&container.id).join("upper"));
+    let image: i64 = container
+        .setup
+        .layers
+        .iter()
+        .filter_map(|l| engine.store().layers().info(l).ok().flatten())
+        .map(|l| i64::try_from(l.size).unwrap_or(i64::MAX))
+        .sum();
+    (Some(rw), Some(image.saturating_add(rw)))
+}
+
+/// The mounts, as Docker shows them (without tmpfs given by `--tmpfs`).
+pub(super) fn mount_points(engine: &Engine, container: &Container) -> Vec<MountPoint> {
+    container
+        .setup
+        .mounts
+        .iter()
+        .map(|mount| {
+            let mut point = MountPoint {
+                destination: Some(mount.destination.clone()),
+                mode: Some(mount.mode.clone()),
+                rw: Some(!mount.read_only),
+                propagation: Some(String::new()),
+                ..Default::default()
+            };
+            match &mount.source {
+                Source::Bind {
+                    path, propagation, ..
+                } => {
+                    point.typ = Some("bind".to_owned());
+                    point.source = Some(path.clone());
+                    point.propagation = Some(propagation.clone());
+                }
+                Source::Volume { name, .. } => {
+                    point.typ = Some("volume".to_owned());
+                    point.name = Some(name.clone());
+                    point.source = Some(engine.layout().volume_data(name).display().to_string());
+                    point.driver = Some("local".to_owned());
+                    if mount.mode.is_empty() {
+                        point.mode = Some("z".to_owned());
+                    }
+                }
+                Source::Tmpfs { .. } => {
+                    point.typ = Some("tmpfs".to_owned());
+                    point.source = Some(String::new());
+                }
+            }
+            point
+        })
+        .collect()
+}
+
+/// The network endpoints: the one of its network mode, with what it has while running.
+pub(super) fn endpoints(
+    container: &Container,
+    networks: &HashMap<String, String>,
+) -> HashMap<String, EndpointSettings> {
+    let mode = container.host.network_mode.as_deref().unwrap_or("default");
+    let name = match mode {
+        "" | "default" => "bridge",
+        other if other.starts_with("container:") => return HashMap::new(),
+        other => other,
+    };
+    let live = container.status.is_live();
+    let state = container
+        .network
+        .clone()
+        .filter(|_| live)
+        .unwrap_or_default();
+    let on_bridge = !state.address.is_empty();
+    let settings = EndpointSettings {
+        mac_address: Some(state.mac.clone()),
+        network_id: Some(networks.get(name).cloned().unwrap_or_default()),
+        endpoint_id: Some(state.endpoint.clone()),
+        gateway: Some(state.gateway.clone()),
+        ip_address: Some(state.address.clone()),
+        ip_prefix_len: Some(if on_bridge {
+            i64::from(state.prefix)
+        } else {
+            0
+        }),
+        ipv6_gateway: Some(String::new()),
+        global_ipv6_address: Some(String::new()),
+        global_ipv6_prefix_len: Some(0),
+        ..Default::default()
+    };
+    [(name.to_owned(), settings)].into()
+}
+
+fn network_settings(container: &Container, networks: &HashMap<String, String>) -> NetworkSettings {
+    let mut map: PortMap = HashMap::new();
+    if container.status.is_live() {
+        let exposed = container
+            .config
+            .exposed_ports
+            .as_deref()
+            .unwrap_or_default();
+        for port in ports::exposed(exposed).unwrap_or_default() {
+            map.insert(port.to_string(), None);
+        }
+        if let Some(state) = &container.network {
+            for (inside, hosts) in &state.ports {
+                let bindings = hosts.iter().map(super::row::HostPort::binding).collect();
+                map.insert(inside.clone(), Some(bindings));
+            }
+        }
+    }
+    NetworkSettings {
+        sandbox_id: Some(String::new()),
+        sandbox_key: Some(if container.pid > 0 {
+            format!("/proc/{}/ns/net", container.pid)
+        } else {
+            String::new()
+        }),
+        ports: Some(map),
+        networks: Some(endpoints(container, networks)),
+    }
+}

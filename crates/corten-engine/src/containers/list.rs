@@ -1,0 +1,380 @@
+//! Listing containers.
+
+use std::collections::HashMap;
+
+use bollard_stubs::models::{
+    ContainerSummary, ContainerSummaryHostConfig, ContainerSummaryNetworkSettings,
+    ContainerSummaryStateEnum, PortSummary, PortSummaryTypeEnum,
+};
+
+use super::row::{self, Container, Status};
+use super::{ListOptions, inspect, state};
+use crate::Filters;
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::parse::{bad, filters, ports, time};
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+const FILTERS: &[&str] = &[
+    "id", "name", "label", "label!", "status", "ancestor", "exited", "before", "since", "volume",
+    "network", "publish", "expose", "health", "is-task",
+];
+
+/// Lists containers, newest first. Blocks.
+pub(super) fn list(engine: &Engine, options: &ListOptions) -> Result<Vec<ContainerSummary>> {
+    filters::check(&options.filters, FILTERS)?;
+    let selection = Selection::read(engine, &options.filters)?;
+    // A status filter, a limit, or an exit code asks for the dead, too.
+    let all = options.all
+        || options.limit.is_some()
+        || ["status", "exited", "before", "since"]
+            .iter()
+            .any(|f| options.filters.contains_key(*f));
+    let mut containers = engine.database().read(|c| row::all(c, !all))?;
+    for container in &mut containers {
+        state::reconcile(engine, container)?;
+    }
+    let networks = engine.database().read(inspect::network_ids)?;
+    let mut images = HashMap::new();
+    let limit = options
+        .limit
+        .map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX));
+    let mut summaries = Vec::new();
+    for container in containers {
+        if summaries.len() >= limit {
+            break;
+        }
+        if (!all && !container.status.is_live()) || !selection.allows(&container) {
+            continue;
+        }
+        let image = shown_image(engine, &container, &mut images);
+        summaries.push(summary(engine, &container, image, &networks, options.size));
+    }
+    Ok(summaries)
+}
+
+/// The image as the user named it, unless that name stands for another image by now.
+fn shown_image(
+    engine: &Engine,
+    container: &Container,
+    known: &mut HashMap<String, Option<String>>,
+) -> String {
+    let id = known
+        .entry(container.image_name.clone())
+        .or_insert_with(|| {
+            engine
+                .store()
+                .images()
+                .resolve(&container.image_name)
+                .ok()
+                .map(|id| id.to_string())
+        });
+    if id.as_deref() == Some(container.image_id.as_str()) {
+        container.image_name.clone()
+    } else {
+        container.image_id.clone()
+    }
+}
+
+fn summary(
+    engine: &Engine,
+    container: &Container,
+    image: String,
+    networks: &HashMap<String, String>,
+    size: bool,
+) -> ContainerSummary {
+    let (path, args) = inspect::path_and_args(container);
+    let command = std::iter::once(path)
+        .chain(args)
+        .collect::<Vec<_>>()
+        .join(" ");
+    let (rw, root) = if size {
+        inspect::sizes(engine, container)
+    } else {
+        (None, None)
+    };
+    ContainerSummary {
+        id: Some(container.id.clone()),
+        names: Some(vec![format!("/{}", container.name)]),
+        image: Some(image),
+        image_id: Some(container.image_id.clone()),
+        command: Some(command),
+        created: Some(container.created / 1_000_000_000),
+        ports: Some(port_summaries(container)),
+        size_rw: rw,
+        size_root_fs: root,
+        labels: Some(container.config.labels.clone().unwrap_or_default()),
+        state: Some(match container.status {
+            Status::Created => ContainerSummaryStateEnum::CREATED,
+            Status::Running => ContainerSummaryStateEnum::RUNNING,
+            Status::Paused => ContainerSummaryStateEnum::PAUSED,
+            Status::Restarting => ContainerSummaryStateEnum::RESTARTING,
+            Status::Exited => ContainerSummaryStateEnum::EXITED,
+            Status::Removing => ContainerSummaryStateEnum::REMOVING,
+            Status::Dead => ContainerSummaryStateEnum::DEAD,
+        }),
+        status: Some(status_text(container, time::now_nanos())),
+        host_config: Some(ContainerSummaryHostConfig {
+            network_mode: container.host.network_mode.clone(),
+            annotations: container.host.annotations.clone(),
+        }),
+        network_settings: Some(ContainerSummaryNetworkSettings {
+            networks: Some(inspect::endpoints(container, networks)),
+        }),
+        mounts: Some(inspect::mount_points(engine, container)),
+        ..Default::default()
+    }
+}
+
+/// `Up 3 minutes`, `Exited (0) 2 hours ago`, …
+fn status_text(container: &Container, now: i64) -> String {
+    let since = |then: i64| time::human_duration(now - then);
+    match container.status {
+        Status::Created => "Created".to_owned(),
+        Status::Running => format!("Up {}", since(container.started)),
+        Status::Paused => format!("Up {} (Paused)", since(container.started)),
+        Status::Restarting => {
+            format!(
+                "Restarting ({}) {} ago",
+                container.exit_code,
+                since(container.finished)
+            )
+        }
+        Status::Exited => {
+            format!(
+                "Exited ({}) {} ago",
+                container.exit_code,
+                since(container.finished)
+            )
+        }
+        Status::Removing => "Removal In Progress".to_owned(),
+        Status::Dead => "Dead".to_owned(),
+    }
+}
+
+fn port_summaries(container: &Container) -> Vec<PortSummary> {
+    if !container.status.is_live() {
+        return Vec::new();
+    }
+    let kind = |protocol: &str| {
+        Some(if protocol == "udp" {
+            PortSummaryTypeEnum::UDP
+        } else {
+            PortSummaryTypeEnum::TCP
+        })
+    };
+    let empty = std::collections::BTreeMap::new();
+    let published = container.network.as_ref().map_or(&empty, |n| &n.ports);
+    let mut list = Vec::new();
+    for (inside, hosts) in published {
+        let Some((number, protocol)) = inside.split_once('/') else {
+            continue;
+        };
+        let Ok(private_port) = number.parse() else {
+            continue;
+        };
+        list.extend(hosts.iter().map(|host| PortSummary {
+            ip: Some(host.ip.clone()),
+            private_port,
+            public_port: Some(host.port),
+            typ: kind(protocol),
+        }));
+    }
+    let exposed = container
+        .config
+        .exposed_ports
+        .as_deref()
+        .unwrap_or_default();
+    for port in ports::exposed(exposed).unwrap_or_default() {
+        if !published.contains_key(&port.to_string()) {
+            list.push(PortSummary {
+                ip: None,
+                private_port: port.number,
+                public_port: None,
+                typ: kind(port.protocol.as_str()),
+            });
+        }
+    }
+    list.sort_by_key(|p| (p.private_port, p.public_port));
+    list
+}
+
+/// The filters, read.
+struct Selection<'a> {
+    filters: &'a Filters,
+    exited: Vec<i64>,
+    before: Option<i64>,
+    since: Option<i64>,
+    /// Image ids that `ancestor` names.
+    ancestors: Option<Vec<String>>,
+}
+
+impl<'a> Selection<'a> {
+    fn read(engine: &Engine, wanted: &'a Filters) -> Result<Self> {
+        for status in filters::values(wanted, "status") {
+            let known = [
+                "created",
+                "running",
+                "paused",
+                "restarting",
+                "removing",
+                "exited",
+                "dead",
+            ];
+            if !known.contains(&status.as_str()) {
+                return Err(bad(format!("invalid filter 'status={status}'")));
+            }
+        }
+        let exited = filters::values(wanted, "exited")
+            .iter()
+            .map(|v| {
+                v.parse()
+                    .map_err(|_| bad(format!("invalid filter 'exited={v}'")))
+            })
+            .collect::<Result<_>>()?;
+        let created = |field: &str| -> Result<Option<i64>> {
+            match filters::values(wanted, field).first() {
+                None => Ok(None),
+                Some(name) => Ok(Some(
+                    engine.database().read(|c| row::find(c, name))?.created,
+                )),
+            }
+        };
+        let ancestors = match filters::values(wanted, "ancestor") {
+            [] => None,
+            names => Some(
+                names
+                    .iter()
+                    .filter_map(|n| engine.store().images().resolve(n).ok())
+                    .map(|id| id.to_string())
+                    .collect(),
+            ),
+        };
+        Ok(Self {
+            filters: wanted,
+            exited,
+            before: created("before")?,
+            since: created("since")?,
+            ancestors,
+        })
+    }
+
+    fn allows(&self, container: &Container) -> bool {
+        let wanted = self.filters;
+        let any =
+            |field: &str, passes: &dyn Fn(&String) -> bool| filters::any(wanted, field, passes);
+        let labels = container.config.labels.clone().unwrap_or_default();
+        any("id", &|v| container.id.starts_with(v.as_str()))
+            && any("name", &|v| name_matches(v, &container.name))
+            && filters::labels(wanted, &labels)
+            && any("status", &|v| container.status.as_str() == v)
+            && (self.exited.is_empty()
+                || (container.status == Status::Exited
+                    && self.exited.contains(&container.exit_code)))
+            && self.before.is_none_or(|b| container.created < b)
+            && self.since.is_none_or(|s| container.created > s)
+            && self
+                .ancestors
+                .as_ref()
+                .is_none_or(|ids| ids.contains(&container.image_id))
+            && any("volume", &|v| has_mount(container, v))
+            && any("network", &|v| on_network(container, v))
+            && any("publish", &|v| publishes(container, v))
+            && any("expose", &|v| exposes(container, v))
+            && any("health", &|v| v == "none")
+            && any("is-task", &|v| v == "false")
+    }
+}
+
+/// Docker's name filter is a regular expression; what people write is a part of a name,
+/// perhaps anchored (`^/?web$`).
+fn name_matches(pattern: &str, name: &str) -> bool {
+    let (start, rest) = match pattern.strip_prefix('^') {
+        Some(rest) => (true, rest),
+        None => (false, pattern),
+    };
+    let (end, rest) = match rest.strip_suffix('$') {
+        Some(rest) => (true, rest),
+        None => (false, rest),
+    };
+    let rest = rest
+        .strip_prefix("/?")
+        .or_else(|| rest.strip_prefix('/'))
+        .unwrap_or(rest);
+    match (start, end) {
+        (true, true) => name == rest,
+        (true, false) => name.starts_with(rest),
+        (false, true) => name.ends_with(rest),
+        (false, false) => name.contains(rest),
+    }
+}
+
+fn has_mount(container: &Container, wanted: &str) -> bool {
+    use crate::parse::mounts::Source;
+    container.setup.mounts.iter().any(|m| {
+        m.destination == wanted
+            || match &m.source {
+                Source::Volume { name, .. } => name == wanted,
+                Source::Bind { path, .. } => path == wanted,
+                Source::Tmpfs { .. } => false,
+            }
+    })
+}
+
+fn on_network(container: &Container, wanted: &str) -> bool {
+    let mode = container.host.network_mode.as_deref().unwrap_or("");
+    let name = if mode == "default" { "bridge" } else { mode };
+    name == wanted
+        || container
+            .network
+            .as_ref()
+            .is_some_and(|n| n.network.starts_with(wanted))
+}
+
+fn publishes(container: &Container, wanted: &str) -> bool {
+    let (range, protocol) = wanted.split_once('/').unwrap_or((wanted, "tcp"));
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let (Ok(first), Ok(last)) = (first.parse::<u16>(), last.parse::<u16>()) else {
+        return false;
+    };
+    container.network.as_ref().is_some_and(|n| {
+        n.ports.iter().any(|(inside, hosts)| {
+            inside.ends_with(protocol) && hosts.iter().any(|h| (first..=last).contains(&h.port))
+        })
+    })
+}
+
+fn exposes(container: &Container, wanted: &str) -> bool {
+    let Ok(wanted) = ports::port(wanted) else {
+        return false;
+    };
+    let exposed = container
+        .config
+        .exposed_ports
+        .as_deref()
+        .unwrap_or_default();
+    let mut all = ports::exposed(exposed).unwrap_or_default();
+    let bound = container.host.port_bindings.iter().flatten();
+    all.extend(bound.flat_map(|(key, _)| ports::port(key).unwrap_or_default()));
+    wanted.iter().any(|w| all.contains(w))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_patterns() {
+        for (pattern, name, matches) in [
+            ("web", "my-web-1", true),
+            ("^web", "my-web-1", false),
+            ("^/web$", "web", true),
+            ("^/?web$", "web", true),
+            ("web$", "my-web", true),
+            ("db", "web", false),
+        ] {
+            assert_eq!(name_matches(pattern, name), matches, "{pattern} {name}");
+        }
+    }
+}

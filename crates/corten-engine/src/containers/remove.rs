@@ -1,0 +1,169 @@
+//! Removing containers.
+//!
+//! The row goes first, in the transaction that records the event; then the lease, the
+//! directory, the anonymous volumes. A crash in between leaves only what sweeping finds.
+
+use bollard_stubs::models::ContainerPruneResponse;
+use corten_db::Durability;
+use corten_store::Leases;
+
+use super::row::{self, Container};
+use super::{RemoveOptions, inspect, state};
+use crate::Filters;
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::events::{self, Kind};
+use crate::networks::bridge;
+use crate::parse::mounts::Source;
+use crate::parse::{bad, filters, time};
+use crate::volumes::store as volumes;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// Removes a container.
+pub(super) async fn remove(engine: &Engine, name: &str, options: RemoveOptions) -> Result<()> {
+    if options.link {
+        return Err(bad("links are not supported"));
+    }
+    let wanted = name.to_owned();
+    let container = engine.blocking(move |e| state::find(e, &wanted)).await?;
+    if container.status.is_live() {
+        if !options.force {
+            return Err(EngineError::Conflict(format!(
+                "cannot remove container \"/{}\": container is {}: stop the container before \
+                 removing or force remove",
+                container.name,
+                container.status.as_str()
+            )));
+        }
+        super::stop::kill_and_wait(engine, &container).await?;
+    }
+    let volumes = options.volumes;
+    let id = container.id.clone();
+    let removed = engine
+        .blocking(move |e| remove_dead(e, &container, volumes))
+        .await;
+    match removed {
+        // Its supervisor has removed it meanwhile (`--rm`): what was asked for is so.
+        Err(EngineError::NoSuchContainer(_)) if options.force => Ok(()),
+        Err(EngineError::NoSuchContainer(_)) => Err(EngineError::Conflict(format!(
+            "removal of container {} is already in progress",
+            id.get(..12).unwrap_or(&id)
+        ))),
+        other => other,
+    }
+}
+
+/// Removes a container that does not run, under its lock. Blocks.
+pub(super) fn remove_dead(engine: &Engine, container: &Container, volumes: bool) -> Result<()> {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let lock = loop {
+        if let Some(lock) = state::try_lock(engine, &container.id)? {
+            break lock;
+        }
+        if engine
+            .database()
+            .read(|c| row::get(c, &container.id))?
+            .is_none()
+        {
+            return Err(EngineError::NoSuchContainer(container.id.clone()));
+        }
+        if std::time::Instant::now() > deadline {
+            return Err(EngineError::Conflict(format!(
+                "cannot remove container \"/{}\": container is starting or stopping",
+                container.name
+            )));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    };
+    let deleted = delete(engine, container, volumes);
+    let directory = engine.layout().run_container(&container.id);
+    if let Err(error) = std::fs::remove_dir_all(&directory) {
+        tracing::debug!(container = %container.id, %error, "run directory not removed");
+    }
+    drop(lock);
+    deleted
+}
+
+/// Removes a container's row and everything that belongs to it. The caller holds its lock.
+/// Blocks.
+pub(crate) fn delete(engine: &Engine, container: &Container, volumes: bool) -> Result<()> {
+    let id = &container.id;
+    let durability = if container.auto_remove {
+        Durability::Relaxed
+    } else {
+        Durability::Synced
+    };
+    engine.write(durability, |c| {
+        if c.prepare_cached("DELETE FROM containers WHERE id = ?")?
+            .execute([id])?
+            == 0
+        {
+            return Err(EngineError::NoSuchContainer(id.clone()));
+        }
+        bridge::release(c, id)?;
+        Leases::release_in(c, &super::lease(id))?;
+        events::record(
+            c,
+            Kind::Container,
+            "destroy",
+            id,
+            &super::attributes(container),
+        )
+    })?;
+    super::files::remove_directory(engine, id);
+    if volumes {
+        remove_anonymous(engine, container);
+    }
+    Ok(())
+}
+
+fn remove_anonymous(engine: &Engine, container: &Container) {
+    for mount in &container.setup.mounts {
+        let Source::Volume {
+            name,
+            anonymous: true,
+            ..
+        } = &mount.source
+        else {
+            continue;
+        };
+        match volumes::remove(engine, name) {
+            // Another container has come to use it.
+            Ok(()) | Err(EngineError::Conflict(_) | EngineError::NoSuchVolume(_)) => {}
+            Err(error) => tracing::warn!(volume = %name, %error, "a volume is left"),
+        }
+    }
+}
+
+/// Removes every stopped container that the filters select. Blocks.
+pub(super) fn prune(engine: &Engine, wanted: &Filters) -> Result<ContainerPruneResponse> {
+    filters::check(wanted, &["until", "label", "label!"])?;
+    let until = filters::until(wanted, time::now_nanos())?;
+    let mut deleted = Vec::new();
+    let mut reclaimed = 0;
+    for mut container in engine.database().read(|c| row::all(c, false))? {
+        state::reconcile(engine, &mut container)?;
+        let labels = container.config.labels.clone().unwrap_or_default();
+        if container.status.is_live()
+            || until.is_some_and(|u| container.created >= u)
+            || !filters::labels(wanted, &labels)
+            || state::has_supervisor(engine, &container.id)
+        {
+            continue;
+        }
+        let size = inspect::sizes(engine, &container).0.unwrap_or(0);
+        match remove_dead(engine, &container, false) {
+            Ok(()) => {
+                reclaimed += size;
+                deleted.push(container.id);
+            }
+            Err(EngineError::NoSuchContainer(_) | EngineError::Conflict(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(ContainerPruneResponse {
+        containers_deleted: Some(deleted),
+        space_reclaimed: Some(reclaimed),
+    })
+}

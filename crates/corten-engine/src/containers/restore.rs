@@ -1,0 +1,55 @@
+//! Starting, after a boot, what its restart policy wants running.
+
+use super::row::{self, Container, Status};
+use super::{start, state};
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::parse::restart::{self, Restart};
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// Whether the policy wants it running now.
+fn is_wanted(container: &Container) -> bool {
+    if container.status != Status::Exited || container.started == 0 {
+        return false;
+    }
+    match restart::restart(
+        container.host.restart_policy.as_ref(),
+        container.auto_remove,
+    ) {
+        Ok(Restart::Always) => true,
+        Ok(Restart::UnlessStopped) => !container.stopped,
+        Ok(Restart::OnFailure(_)) => container.exit_code != 0 && !container.stopped,
+        Ok(Restart::No) | Err(_) => false,
+    }
+}
+
+/// Starts them; the names of the started.
+pub(crate) async fn restore(engine: &Engine) -> Result<Vec<String>> {
+    engine
+        .blocking(|engine| {
+            crate::sweep::quick(engine);
+            let mut started = Vec::new();
+            // Oldest first: later ones may join the namespaces of earlier ones.
+            for mut container in engine
+                .database()
+                .read(|c| row::all(c, false))?
+                .into_iter()
+                .rev()
+            {
+                state::reconcile(engine, &mut container)?;
+                if !is_wanted(&container) || state::has_supervisor(engine, &container.id) {
+                    continue;
+                }
+                match start::launch(engine, &container) {
+                    Ok(()) => started.push(container.name),
+                    Err(EngineError::NotModified(_)) => {}
+                    Err(error) => {
+                        tracing::error!(container = %container.name, %error, "not restarted");
+                    }
+                }
+            }
+            Ok(started)
+        })
+        .await
+}

@@ -1,0 +1,535 @@
+//! A container's row: reading, finding by name, id or prefix, and the changes of its state.
+
+use std::collections::BTreeMap;
+
+use bollard_stubs::models::{ContainerConfig, HostConfig, PortBinding};
+use corten_oci::DiffId;
+use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
+use serde::{Deserialize, Serialize};
+
+use crate::error::EngineError;
+use crate::parse::mounts::MountEntry;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// What the supervisor last wrote about a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    Created,
+    Running,
+    Paused,
+    Restarting,
+    Exited,
+    Removing,
+    Dead,
+}
+
+impl Status {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Restarting => "restarting",
+            Self::Exited => "exited",
+            Self::Removing => "removing",
+            Self::Dead => "dead",
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Self {
+        match text {
+            "created" => Self::Created,
+            "running" => Self::Running,
+            "paused" => Self::Paused,
+            "restarting" => Self::Restarting,
+            "removing" => Self::Removing,
+            "exited" => Self::Exited,
+            _ => Self::Dead,
+        }
+    }
+
+    /// Whether a supervisor must be alive for this to be true.
+    pub(crate) fn is_live(self) -> bool {
+        matches!(self, Self::Running | Self::Paused | Self::Restarting)
+    }
+}
+
+/// What was settled at create besides Docker's own documents.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    /// The image's layers, bottom first.
+    pub(crate) layers: Vec<DiffId>,
+    /// Every mount, volumes with their names.
+    pub(crate) mounts: Vec<MountEntry>,
+    /// `os/arch[/variant]` of the image.
+    pub(crate) platform: String,
+    /// A MAC address asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mac: Option<String>,
+    /// An IPv4 address asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) address: Option<String>,
+    /// Names the user gave it on its network.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) aliases: Vec<String>,
+}
+
+/// What a running container has of the network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NetworkState {
+    /// The network's id.
+    pub(crate) network: String,
+    pub(crate) endpoint: String,
+    pub(crate) address: String,
+    pub(crate) prefix: u8,
+    pub(crate) gateway: String,
+    pub(crate) mac: String,
+    /// Published ports: `80/tcp` → where on the host.
+    pub(crate) ports: BTreeMap<String, Vec<HostPort>>,
+}
+
+/// Where on the host a port is published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HostPort {
+    pub(crate) ip: String,
+    pub(crate) port: u16,
+}
+
+impl HostPort {
+    pub(crate) fn binding(&self) -> PortBinding {
+        PortBinding {
+            host_ip: Some(self.ip.clone()),
+            host_port: Some(self.port.to_string()),
+        }
+    }
+}
+
+/// A container as stored.
+#[derive(Debug, Clone)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) created: i64,
+    pub(crate) image_id: String,
+    pub(crate) image_name: String,
+    pub(crate) config: ContainerConfig,
+    pub(crate) host: HostConfig,
+    pub(crate) setup: Setup,
+    pub(crate) auto_remove: bool,
+    pub(crate) status: Status,
+    pub(crate) pid: i32,
+    pub(crate) exit_code: i64,
+    pub(crate) oom_killed: bool,
+    pub(crate) error: String,
+    pub(crate) started: i64,
+    pub(crate) finished: i64,
+    pub(crate) restarts: i64,
+    /// How often it has ended so far.
+    pub(crate) exits: i64,
+    /// A user asked it to stop (no restart at boot then, with `unless-stopped`).
+    pub(crate) stopped: bool,
+    pub(crate) network: Option<NetworkState>,
+}
+
+const COLUMNS: &str = "id, name, created, image_id, image_name, config, host_config, setup, \
+    auto_remove, status, pid, exit_code, oom_killed, error, started, finished, restarts, exits, \
+    stopped, network";
+
+/// The texts of a row, before its documents are parsed.
+struct Raw {
+    config: String,
+    host: String,
+    setup: String,
+    network: String,
+    container: Container,
+}
+
+fn raw(row: &SqlRow<'_>) -> rusqlite::Result<Raw> {
+    Ok(Raw {
+        config: row.get(5)?,
+        host: row.get(6)?,
+        setup: row.get(7)?,
+        network: row.get(19)?,
+        container: Container {
+            id: row.get(0)?,
+            name: row.get(1)?,
+            created: row.get(2)?,
+            image_id: row.get(3)?,
+            image_name: row.get(4)?,
+            config: ContainerConfig::default(),
+            host: HostConfig::default(),
+            setup: Setup::default(),
+            auto_remove: row.get(8)?,
+            status: Status::parse(row.get_ref(9)?.as_str()?),
+            pid: row.get(10)?,
+            exit_code: row.get(11)?,
+            oom_killed: row.get(12)?,
+            error: row.get(13)?,
+            started: row.get(14)?,
+            finished: row.get(15)?,
+            restarts: row.get(16)?,
+            exits: row.get(17)?,
+            stopped: row.get(18)?,
+            network: None,
+        },
+    })
+}
+
+impl Raw {
+    fn parse(self) -> Result<Container> {
+        let mut container = self.container;
+        let id = container.id.clone();
+        let damaged = |what| {
+            let object = format!("container {id}");
+            move |source| EngineError::Document {
+                what,
+                object,
+                source,
+            }
+        };
+        container.config = serde_json::from_str(&self.config).map_err(damaged("configuration"))?;
+        container.host = serde_json::from_str(&self.host).map_err(damaged("host configuration"))?;
+        container.setup = serde_json::from_str(&self.setup).map_err(damaged("setup"))?;
+        if !self.network.is_empty() {
+            container.network =
+                Some(serde_json::from_str(&self.network).map_err(damaged("network state"))?);
+        }
+        Ok(container)
+    }
+}
+
+fn json(value: &impl Serialize, what: &'static str, id: &str) -> Result<String> {
+    serde_json::to_string(value).map_err(|source| EngineError::Document {
+        what,
+        object: format!("container {id}"),
+        source,
+    })
+}
+
+/// Stores a new container. A name that is taken gives [`EngineError::NameInUse`].
+pub(crate) fn insert(c: &Connection, container: &Container) -> Result<()> {
+    let id = &container.id;
+    let inserted = c
+        .prepare_cached(
+            "INSERT INTO containers (id, name, created, image_id, image_name, config, \
+             host_config, setup, auto_remove, status) VALUES (?,?,?,?,?,?,?,?,?,?)",
+        )?
+        .execute(params![
+            id,
+            container.name,
+            container.created,
+            container.image_id,
+            container.image_name,
+            json(&container.config, "configuration", id)?,
+            json(&container.host, "host configuration", id)?,
+            json(&container.setup, "setup", id)?,
+            container.auto_remove,
+            container.status.as_str(),
+        ]);
+    match inserted {
+        Ok(_) => Ok(()),
+        Err(error) if is_unique_violation(&error) => Err(name_in_use(c, &container.name)?),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Renames a container; as [`insert`] when the name is taken.
+pub(crate) fn rename(c: &Connection, id: &str, name: &str) -> Result<()> {
+    match c.execute("UPDATE containers SET name = ? WHERE id = ?", [name, id]) {
+        Ok(_) => Ok(()),
+        Err(error) if is_unique_violation(&error) => Err(name_in_use(c, name)?),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether a statement failed because a value that must be unique exists already.
+pub(crate) fn is_unique_violation(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(rusqlite::ErrorCode::ConstraintViolation)
+    )
+}
+
+fn name_in_use(c: &Connection, name: &str) -> Result<EngineError> {
+    let holder: Option<String> = c
+        .query_row("SELECT id FROM containers WHERE name = ?", [name], |r| {
+            r.get(0)
+        })
+        .optional()?;
+    Ok(EngineError::NameInUse {
+        name: name.to_owned(),
+        holder: holder.unwrap_or_default(),
+    })
+}
+
+/// The id a name, id or unambiguous prefix stands for, in this order.
+pub(crate) fn resolve(c: &Connection, name: &str) -> Result<String> {
+    let bare = name.strip_prefix('/').unwrap_or(name);
+    if bare.is_empty() {
+        return Err(EngineError::NoSuchContainer(name.to_owned()));
+    }
+    let exact: Option<String> = c
+        .prepare_cached("SELECT id FROM containers WHERE id = ?1 OR name = ?1 ORDER BY id <> ?1")?
+        .query_row([bare], |r| r.get(0))
+        .optional()?;
+    if let Some(id) = exact {
+        return Ok(id);
+    }
+    let is_prefix = bare
+        .bytes()
+        .all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase());
+    if is_prefix {
+        let mut statement =
+            c.prepare_cached("SELECT id FROM containers WHERE id >= ?1 AND id < ?2 LIMIT 2")?;
+        let upper = format!("{bare}g");
+        let found: Vec<String> = statement
+            .query_map([bare, &upper], |r| r.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        match found.as_slice() {
+            [id] => return Ok(id.clone()),
+            [_, _, ..] => return Err(EngineError::AmbiguousPrefix(name.to_owned())),
+            [] => {}
+        }
+    }
+    Err(EngineError::NoSuchContainer(name.to_owned()))
+}
+
+/// Reads a container by its exact id.
+pub(crate) fn get(c: &Connection, id: &str) -> Result<Option<Container>> {
+    c.prepare_cached(&format!("SELECT {COLUMNS} FROM containers WHERE id = ?"))?
+        .query_row([id], raw)
+        .optional()?
+        .map(Raw::parse)
+        .transpose()
+}
+
+/// Finds and reads a container.
+pub(crate) fn find(c: &Connection, name: &str) -> Result<Container> {
+    let id = resolve(c, name)?;
+    get(c, &id)?.ok_or_else(|| EngineError::NoSuchContainer(name.to_owned()))
+}
+
+/// All containers, newest first. A damaged row is reported and skipped: one of them must
+/// not hide the others.
+pub(crate) fn all(c: &Connection, only_live: bool) -> Result<Vec<Container>> {
+    let only = if only_live {
+        "WHERE status IN ('running','paused','restarting')"
+    } else {
+        ""
+    };
+    let mut statement = c.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM containers {only} ORDER BY created DESC, id"
+    ))?;
+    let rows = statement.query_map([], raw)?;
+    let mut list = Vec::new();
+    for row in rows {
+        match row?.parse() {
+            Ok(container) => list.push(container),
+            Err(error) => tracing::error!(%error, "a container's row cannot be read"),
+        }
+    }
+    Ok(list)
+}
+
+/// The container runs.
+pub(crate) fn set_running(
+    c: &Connection,
+    id: &str,
+    pid: i32,
+    at: i64,
+    network: Option<&NetworkState>,
+) -> Result<()> {
+    let network = match network {
+        Some(state) => json(state, "network state", id)?,
+        None => String::new(),
+    };
+    c.prepare_cached(
+        "UPDATE containers SET status = 'running', pid = ?, started = ?, error = '', \
+         exit_code = 0, oom_killed = 0, stopped = 0, network = ? WHERE id = ?",
+    )?
+    .execute(params![pid, at, network, id])?;
+    Ok(())
+}
+
+/// How a container's program ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ended<'a> {
+    pub(crate) status: Status,
+    pub(crate) exit_code: i64,
+    pub(crate) oom_killed: bool,
+    pub(crate) error: &'a str,
+    pub(crate) at: i64,
+}
+
+/// The container's program has ended.
+pub(crate) fn set_ended(c: &Connection, id: &str, ended: &Ended<'_>) -> Result<()> {
+    c.prepare_cached(
+        "UPDATE containers SET status = ?, pid = 0, exit_code = ?, oom_killed = ?, error = ?, \
+         finished = ?, exits = exits + 1, network = '' WHERE id = ?",
+    )?
+    .execute(params![
+        ended.status.as_str(),
+        ended.exit_code,
+        ended.oom_killed,
+        ended.error,
+        ended.at,
+        id
+    ])?;
+    Ok(())
+}
+
+/// The container could not be started: it is as before, with the error and its exit code.
+pub(crate) fn set_start_failed(c: &Connection, id: &str, code: i64, error: &str) -> Result<()> {
+    c.prepare_cached("UPDATE containers SET exit_code = ?, error = ?, pid = 0 WHERE id = ?")?
+        .execute(params![code, error, id])?;
+    Ok(())
+}
+
+/// The restart policy has set in once more.
+pub(crate) fn count_restart(c: &Connection, id: &str) -> Result<()> {
+    c.prepare_cached("UPDATE containers SET restarts = restarts + 1 WHERE id = ?")?
+        .execute([id])?;
+    Ok(())
+}
+
+/// A user asked for the end: no restart at boot for `unless-stopped`.
+pub(crate) fn set_stopped(c: &Connection, id: &str) -> Result<()> {
+    c.prepare_cached("UPDATE containers SET stopped = 1 WHERE id = ?")?
+        .execute([id])?;
+    Ok(())
+}
+
+/// Writes the status alone.
+pub(crate) fn set_status(c: &Connection, id: &str, status: Status) -> Result<()> {
+    c.prepare_cached("UPDATE containers SET status = ? WHERE id = ?")?
+        .execute(params![status.as_str(), id])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection() -> Connection {
+        let c = Connection::open_in_memory().unwrap();
+        for migration in crate::schema::SCHEMA.migrations {
+            c.execute_batch(migration).unwrap();
+        }
+        c
+    }
+
+    fn container(id: &str, name: &str) -> Container {
+        Container {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            created: 1,
+            image_id: "sha256:0".to_owned(),
+            image_name: "alpine".to_owned(),
+            config: ContainerConfig::default(),
+            host: HostConfig::default(),
+            setup: Setup::default(),
+            auto_remove: false,
+            status: Status::Created,
+            pid: 0,
+            exit_code: 0,
+            oom_killed: false,
+            error: String::new(),
+            started: 0,
+            finished: 0,
+            restarts: 0,
+            exits: 0,
+            stopped: false,
+            network: None,
+        }
+    }
+
+    #[test]
+    fn finds_by_id_name_and_prefix() {
+        let c = connection();
+        let (a, b) = (
+            format!("abc{}", "0".repeat(61)),
+            format!("abd{}", "0".repeat(61)),
+        );
+        insert(&c, &container(&a, "web")).unwrap();
+        insert(&c, &container(&b, "abc")).unwrap();
+        assert_eq!(resolve(&c, "web").unwrap(), a);
+        assert_eq!(resolve(&c, "/web").unwrap(), a);
+        assert_eq!(resolve(&c, &a).unwrap(), a);
+        assert_eq!(resolve(&c, "abc0").unwrap(), a);
+        // A name wins over a prefix.
+        assert_eq!(resolve(&c, "abc").unwrap(), b);
+        assert!(matches!(
+            resolve(&c, "ab"),
+            Err(EngineError::AmbiguousPrefix(_))
+        ));
+        for none in ["", "/", "xyz", "ABC0", "abc0%"] {
+            assert!(
+                matches!(resolve(&c, none), Err(EngineError::NoSuchContainer(_))),
+                "{none}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_name_belongs_to_one() {
+        let c = connection();
+        let (a, b) = ("a".repeat(64), "b".repeat(64));
+        insert(&c, &container(&a, "web")).unwrap();
+        let error = insert(&c, &container(&b, "web")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "Conflict. The container name \"/web\" is already in use by container \"{a}\". \
+                 You have to remove (or rename) that container to be able to reuse that name."
+            )
+        );
+        insert(&c, &container(&b, "db")).unwrap();
+        assert!(matches!(
+            rename(&c, &b, "web"),
+            Err(EngineError::NameInUse { .. })
+        ));
+    }
+
+    #[test]
+    fn state_changes_are_stored() {
+        let c = connection();
+        let id = "a".repeat(64);
+        insert(&c, &container(&id, "web")).unwrap();
+        let network = NetworkState {
+            address: "172.17.0.2".to_owned(),
+            ..Default::default()
+        };
+        set_running(&c, &id, 42, 7, Some(&network)).unwrap();
+        let running = get(&c, &id).unwrap().unwrap();
+        assert_eq!((running.status, running.pid), (Status::Running, 42));
+        assert_eq!(running.network, Some(network));
+        assert_eq!(all(&c, true).unwrap().len(), 1);
+        let ended = Ended {
+            status: Status::Exited,
+            exit_code: 137,
+            oom_killed: true,
+            error: "",
+            at: 9,
+        };
+        set_ended(&c, &id, &ended).unwrap();
+        let exited = get(&c, &id).unwrap().unwrap();
+        assert_eq!(
+            (exited.status, exited.exit_code, exited.exits),
+            (Status::Exited, 137, 1)
+        );
+        assert!(exited.oom_killed && exited.network.is_none());
+        assert!(all(&c, true).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_damaged_row_does_not_hide_others() {
+        let c = connection();
+        insert(&c, &container(&"a".repeat(64), "web")).unwrap();
+        insert(&c, &container(&"b".repeat(64), "db")).unwrap();
+        c.execute("UPDATE containers SET config = '{' WHERE name = 'web'", [])
+            .unwrap();
+        assert_eq!(all(&c, false).unwrap().len(), 1);
+        assert!(matches!(find(&c, "web"), Err(EngineError::Document { .. })));
+    }
+}

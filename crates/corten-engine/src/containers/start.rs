@@ -1,0 +1,128 @@
+//! Starting a container: launching its supervisor.
+
+use std::ffi::OsString;
+use std::time::{Duration, Instant};
+
+use corten_supervisor::protocol::Launched;
+use corten_supervisor::{LaunchError, Launcher};
+
+use super::row::{self, Container, Status};
+use super::{remove, state};
+use crate::builder::own_program;
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::networks;
+use crate::parse::ports;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// How long the last run's supervisor is waited for: it leaves a moment after telling the end.
+const LEAVING: Duration = Duration::from_secs(10);
+
+/// Starts a container; `NotModified` when it runs already.
+pub(super) async fn start(engine: &Engine, name: &str) -> Result<()> {
+    let wanted = name.to_owned();
+    engine
+        .blocking(move |engine| {
+            let container = state::find(engine, &wanted)?;
+            match container.status {
+                Status::Paused => Err(EngineError::Conflict(
+                    "cannot start a paused container, try unpause instead".to_owned(),
+                )),
+                status if status.is_live() => Err(EngineError::NotModified(format!(
+                    "container {} is already running",
+                    container.id
+                ))),
+                Status::Removing | Status::Dead => Err(EngineError::Conflict(
+                    "container is marked for removal and cannot be started".to_owned(),
+                )),
+                _ => launch(engine, &container),
+            }
+        })
+        .await
+}
+
+/// Launches the supervisor and waits until the container runs. Blocks.
+pub(super) fn launch(engine: &Engine, container: &Container) -> Result<()> {
+    let id = &container.id;
+    wait_for_lock(engine, id)?;
+    let handover = engine.pending().take(id);
+    let launcher = Launcher {
+        exe: own_program(),
+        args: vec![
+            OsString::from("supervise"),
+            OsString::from("--root"),
+            engine.layout().root().into(),
+            OsString::from(id),
+        ],
+        attach: handover.attach,
+        waiters: handover.waiters,
+    };
+    let launched = launcher.launch().map_err(|error| match error {
+        LaunchError::TooMany => EngineError::Unavailable(error.to_string()),
+        other => EngineError::Other {
+            context: format!("start container {}", container.name),
+            source: Box::new(other),
+        },
+    })?;
+    engine.wake();
+    match launched {
+        Launched::Started { .. } => Ok(()),
+        Launched::Failed { code, message } => {
+            // What removes itself after its run does so after its failure, too.
+            if container.auto_remove {
+                wait_for_lock(engine, id)?;
+                match remove::remove_dead(engine, container, true) {
+                    Ok(()) | Err(EngineError::NoSuchContainer(_)) => {}
+                    Err(error) => tracing::warn!(container = %id, %error, "it is left"),
+                }
+            }
+            let message = name_holder(engine, container, message);
+            Err(EngineError::Start {
+                message,
+                code: if code == 128 { 125 } else { code },
+            })
+        }
+    }
+}
+
+/// Says which container of ours has the port that could not be published.
+fn name_holder(engine: &Engine, container: &Container, message: String) -> String {
+    const TAKEN: &str = "port is already allocated";
+    let Some((before, _)) = message.split_once(TAKEN) else {
+        return message;
+    };
+    let none = std::collections::HashMap::new();
+    let bindings = container.host.port_bindings.as_ref().unwrap_or(&none);
+    let holder = ports::bindings(bindings)
+        .unwrap_or_default()
+        .iter()
+        .find_map(|wish| {
+            // The address in the message ends in the port that was wanted.
+            let wanted = before.contains(&format!(":{} ", wish.first));
+            wanted.then(|| networks::holder(engine, wish.first, wish.port.protocol.as_str()))?
+        });
+    match holder {
+        Some(name) => format!("{before}{TAKEN} (by container {name})"),
+        None => message,
+    }
+}
+
+fn wait_for_lock(engine: &Engine, id: &str) -> Result<()> {
+    let deadline = Instant::now() + LEAVING;
+    while state::has_supervisor(engine, id) {
+        let row = engine.database().read(|c| row::get(c, id))?;
+        if row.is_some_and(|r| r.status.is_live()) {
+            return Err(EngineError::NotModified(format!(
+                "container {id} is already running"
+            )));
+        }
+        if Instant::now() > deadline {
+            return Err(EngineError::Conflict(format!(
+                "container {id} is being started or stopped by somebody else"
+            )));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! Whether containers run: the kernel's word over the row's.
+//!
+//! A supervisor holds a lock for as long as it lives, and writes its container's last state
+//! before it lets go. So a row that says "running" while the lock is free means that the
+//! supervisor died; whoever notices first takes the lock, cleans up after it, and writes
+//! the truth, before anything reports the container. Nobody can start it meanwhile: a new
+//! supervisor needs the same lock.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::time::{Duration, Instant};
+
+use corten_db::Durability;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use super::row::{self, Container, Ended, Status};
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::events::{self, Kind};
+use crate::networks::bridge;
+use crate::parse::time;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// Exit code of a container that was lost with its supervisor: as killed by SIGKILL.
+const LOST: i64 = 137;
+
+/// How long somebody else's cleaning up is waited for.
+const CLEANING: Duration = Duration::from_secs(5);
+
+/// A container's lock; nothing else can supervise it while this lives.
+#[derive(Debug)]
+pub(crate) struct Lock(#[allow(dead_code)] OwnedFd);
+
+/// Takes a container's lock; `None` when a supervisor (or another cleaner) has it.
+pub(crate) fn try_lock(engine: &Engine, id: &str) -> Result<Option<Lock>> {
+    let directory = engine.layout().run_container(id);
+    let path = directory.join("lock");
+    let io = |action| {
+        let path = path.clone();
+        move |source: std::io::Error| EngineError::Io {
+            action,
+            path,
+            source,
+        }
+    };
+    loop {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .map_err(io("create"))?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = match rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => fd,
+            // The directory was swept between the two steps.
+            Err(rustix::io::Errno::NOENT) => continue,
+            Err(error) => return Err(io("open")(error.into())),
+        };
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(io("lock")(error.into())),
+        }
+        // The file may have been removed while we waited for nobody: then the lock is on
+        // nothing, and somebody else may hold the new one.
+        let held = rustix::fs::fstat(&fd).map_err(|e| io("stat")(e.into()))?;
+        match rustix::fs::stat(&path) {
+            Ok(there) if (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino) => {
+                return Ok(Some(Lock(fd)));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether a supervisor is alive (or about to be) for this container.
+pub(crate) fn has_supervisor(engine: &Engine, id: &str) -> bool {
+    let path = engine.layout().run_container(id).join("lock");
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let Ok(fd) = rustix::fs::open(&path, flags, Mode::empty()) else {
+        return false;
+    };
+    // A shared test lock: two who look at the same moment do not see each other.
+    matches!(
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared),
+        Err(rustix::io::Errno::WOULDBLOCK)
+    )
+}
+
+/// Makes what is known of a container true: see the module's description. A container that
+/// is removed on the way has the status [`Status::Removing`]. Blocks.
+pub(crate) fn reconcile(engine: &Engine, container: &mut Container) -> Result<()> {
+    if !container.status.is_live() || has_supervisor(engine, &container.id) {
+        return Ok(());
+    }
+    // What the supervisor wrote last, it wrote before its lock was free.
+    if !reread(engine, container)? {
+        return Ok(());
+    }
+    let deadline = Instant::now() + CLEANING;
+    let lock = loop {
+        if let Some(lock) = try_lock(engine, &container.id)? {
+            break lock;
+        }
+        // Somebody else is cleaning up: what they find will be in the row.
+        if !reread(engine, container)? || Instant::now() > deadline {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    if reread(engine, container)? {
+        bury(engine, container)?;
+        reread(engine, container)?;
+    }
+    let directory = engine.layout().run_container(&container.id);
+    if let Err(error) = std::fs::remove_dir_all(&directory) {
+        tracing::debug!(container = %container.id, %error, "run directory not removed");
+    }
+    drop(lock);
+    Ok(())
+}
+
+/// Reads the row again; whether it still says that the container is live.
+fn reread(engine: &Engine, container: &mut Container) -> Result<bool> {
+    match engine.database().read(|c| row::get(c, &container.id))? {
+        Some(fresh) => *container = fresh,
+        None => container.status = Status::Removing,
+    }
+    Ok(container.status.is_live())
+}
+
+/// Cleans up after a supervisor that died: processes, network, row.
+fn bury(engine: &Engine, container: &Container) -> Result<()> {
+    tracing::warn!(container = %container.id, "its supervisor died: cleaning up");
+    kill_all(engine, container);
+    release_network(engine, container);
+    let mut attributes = super::attributes(container);
+    attributes.insert("exitCode".to_owned(), LOST.to_string());
+    engine.write(Durability::Relaxed, |c| {
+        let ended = Ended {
+            status: Status::Exited,
+            exit_code: LOST,
+            oom_killed: false,
+            error: "supervisor died",
+            at: time::now_nanos(),
+        };
+        row::set_ended(c, &container.id, &ended)?;
+        bridge::release(c, &container.id)?;
+        events::record(c, Kind::Container, "die", &container.id, &attributes)
+    })?;
+    if container.auto_remove {
+        super::remove::delete(engine, container, true)?;
+    }
+    Ok(())
+}
+
+/// The control group of a container, relative to each hierarchy's root.
+pub(crate) fn cgroup_path(engine: &Engine, container: &Container) -> String {
+    let parent = container.host.cgroup_parent.as_deref().unwrap_or("");
+    let parent = parent.trim_matches('/');
+    if parent.is_empty() {
+        format!("{}/{}", engine.layout().cgroup_parent(), container.id)
+    } else {
+        format!("{parent}/{}", container.id)
+    }
+}
+
+/// Kills whatever is left in a container's control group, and removes the group.
+pub(crate) fn kill_all(engine: &Engine, container: &Container) {
+    crate::sweep::remove_cgroup(&cgroup_path(engine, container));
+}
+
+/// Removes a container's link and published ports, as far as they are still there.
+pub(crate) fn release_network(engine: &Engine, container: &Container) {
+    let veth = engine.layout().veth(&container.id);
+    if let Err(error) = corten_network::remove_link(&veth) {
+        tracing::warn!(container = %container.id, %error, "its link is left to be swept");
+    }
+    if container
+        .network
+        .as_ref()
+        .is_some_and(|n| !n.ports.is_empty())
+        && let Err(error) = crate::sweep::network(engine)
+    {
+        tracing::warn!(container = %container.id, %error, "its ports are left to be swept");
+    }
+}
+
+/// Finds a container and makes what is known of it true. Blocks.
+pub(crate) fn find(engine: &Engine, name: &str) -> Result<Container> {
+    let mut container = engine.database().read(|c| row::find(c, name))?;
+    reconcile(engine, &mut container)?;
+    if container.status == Status::Removing && !exists(engine, &container.id)? {
+        return Err(EngineError::NoSuchContainer(name.to_owned()));
+    }
+    Ok(container)
+}
+
+fn exists(engine: &Engine, id: &str) -> Result<bool> {
+    Ok(engine.database().read(|c| row::get(c, id))?.is_some())
+}
+
+/// All containers that run. Blocks.
+pub(crate) fn live(engine: &Engine) -> Result<Vec<Container>> {
+    let mut containers = engine.database().read(|c| row::all(c, true))?;
+    for container in &mut containers {
+        reconcile(engine, container)?;
+    }
+    containers.retain(|c| c.status.is_live());
+    Ok(containers)
+}

@@ -1,0 +1,215 @@
+//! Ending and freezing containers: stop, restart, kill, pause.
+
+use corten_db::Durability;
+use corten_supervisor::client::Client;
+
+use super::row::{self, Container, Status};
+use super::{StopOptions, refused, start, state, supervisor};
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::parse::signals;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+const SIGKILL: i32 = 9;
+
+async fn find(engine: &Engine, name: &str) -> Result<Container> {
+    let name = name.to_owned();
+    engine
+        .blocking(move |engine| state::find(engine, &name))
+        .await
+}
+
+/// Remembers that the user wanted the end: no start at the next boot.
+async fn mark_stopped(engine: &Engine, container: &Container) -> Result<()> {
+    let id = container.id.clone();
+    engine
+        .blocking(move |engine| engine.write(Durability::Synced, |c| row::set_stopped(c, &id)))
+        .await
+}
+
+/// Stops a container; `NotModified` when it does not run.
+pub(super) async fn stop(engine: &Engine, name: &str, options: &StopOptions) -> Result<()> {
+    let container = find(engine, name).await?;
+    if !container.status.is_live() {
+        return Err(EngineError::NotModified(format!(
+            "container {} is already stopped",
+            container.id
+        )));
+    }
+    down(engine, &container, options).await
+}
+
+async fn down(engine: &Engine, container: &Container, options: &StopOptions) -> Result<()> {
+    let signal = options
+        .signal
+        .as_deref()
+        .filter(|s| !s.is_empty())
+        .map(signals::signal)
+        .transpose()?;
+    let Ok(client) = supervisor(engine, container) else {
+        return Ok(());
+    };
+    if container.host.restart_policy.is_some() {
+        mark_stopped(engine, container).await?;
+    }
+    let id = container.clone();
+    engine
+        .blocking(move |engine| {
+            let signal = signal.unwrap_or_else(|| stop_signal(&id)).to_string();
+            super::event(engine, &id, "kill", &[("signal", signal)]);
+            Ok(())
+        })
+        .await?;
+    match client
+        .stop(signal, options.timeout)
+        .await
+        .map_err(|e| refused(container, e))
+    {
+        Ok(_) | Err(EngineError::NotRunning(_)) => {}
+        Err(error) => return Err(error),
+    }
+    let id = container.clone();
+    engine
+        .blocking(move |engine| {
+            super::event(engine, &id, "stop", &[]);
+            Ok(())
+        })
+        .await
+}
+
+fn stop_signal(container: &Container) -> i32 {
+    let text = container
+        .config
+        .stop_signal
+        .as_deref()
+        .filter(|s| !s.is_empty());
+    text.and_then(|text| signals::signal(text).ok())
+        .unwrap_or(libc::SIGTERM)
+}
+
+/// Stops a container if it runs, and starts it.
+pub(super) async fn restart(engine: &Engine, name: &str, options: &StopOptions) -> Result<()> {
+    let container = find(engine, name).await?;
+    if container.status.is_live() {
+        down(engine, &container, options).await?;
+    }
+    let again = container.clone();
+    engine
+        .blocking(move |engine| {
+            start::launch(engine, &again)?;
+            super::event(engine, &again, "restart", &[]);
+            Ok(())
+        })
+        .await
+}
+
+/// Sends a signal.
+pub(super) async fn kill(engine: &Engine, name: &str, signal: Option<&str>) -> Result<()> {
+    let number = match signal.filter(|s| !s.is_empty()) {
+        Some(text) => signals::signal(text)?,
+        None => SIGKILL,
+    };
+    let container = find(engine, name).await?;
+    if !container.status.is_live() {
+        return Err(EngineError::Conflict(format!(
+            "cannot kill container: {name}: container {} is not running",
+            container.id
+        )));
+    }
+    let client = supervisor(engine, &container)?;
+    // The user wants it down when the signal is the last one, or the one it stops on.
+    let manual = number == SIGKILL || number == stop_signal(&container);
+    if manual && container.host.restart_policy.is_some() {
+        mark_stopped(engine, &container).await?;
+    }
+    if number == SIGKILL {
+        let mut waiting = client.wait().await.map_err(|e| refused(&container, e))?;
+        thaw(&container, &client).await?;
+        client
+            .signal(number, manual)
+            .await
+            .map_err(|e| refused(&container, e))?;
+        // Docker's clients may rely on the end being known when this returns.
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(10), waiting.exit());
+        if ended.await.is_err() {
+            tracing::warn!(container = %container.id, "it has not ended yet after SIGKILL");
+        }
+    } else {
+        client
+            .signal(number, manual)
+            .await
+            .map_err(|e| refused(&container, e))?;
+    }
+    engine
+        .blocking(move |engine| {
+            super::event(
+                engine,
+                &container,
+                "kill",
+                &[("signal", number.to_string())],
+            );
+            Ok(())
+        })
+        .await
+}
+
+/// A frozen process takes no signal.
+async fn thaw(container: &Container, client: &Client) -> Result<()> {
+    if container.status == Status::Paused {
+        client.unpause().await.map_err(|e| refused(container, e))?;
+    }
+    Ok(())
+}
+
+/// Kills a running container and waits for its end.
+pub(super) async fn kill_and_wait(engine: &Engine, container: &Container) -> Result<()> {
+    let Ok(client) = supervisor(engine, container) else {
+        return Ok(());
+    };
+    match client
+        .stop(Some(SIGKILL), Some(0))
+        .await
+        .map_err(|e| refused(container, e))
+    {
+        Ok(_) | Err(EngineError::NotRunning(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Freezes a container.
+pub(super) async fn pause(engine: &Engine, name: &str) -> Result<()> {
+    let container = find(engine, name).await?;
+    match container.status {
+        Status::Running => {}
+        Status::Paused => {
+            return Err(EngineError::Conflict(format!(
+                "Container {name} is already paused"
+            )));
+        }
+        Status::Restarting => {
+            return Err(EngineError::Conflict(format!(
+                "Container {name} is restarting, wait until the container is running"
+            )));
+        }
+        _ => return Err(EngineError::NotRunning(container.id)),
+    }
+    supervisor(engine, &container)?
+        .pause()
+        .await
+        .map_err(|e| refused(&container, e))
+}
+
+/// Thaws a container.
+pub(super) async fn unpause(engine: &Engine, name: &str) -> Result<()> {
+    let container = find(engine, name).await?;
+    if container.status != Status::Paused {
+        return Err(EngineError::Conflict(format!(
+            "Container {name} is not paused"
+        )));
+    }
+    supervisor(engine, &container)?
+        .unpause()
+        .await
+        .map_err(|e| refused(&container, e))
+}

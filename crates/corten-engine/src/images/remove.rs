@@ -1,0 +1,217 @@
+//! Untagging and deleting images.
+//!
+//! Docker's rules: naming a tag removes the tag, and the image with its last one; naming an
+//! id removes all tags of one repository. What a container uses is kept: a stopped one can
+//! be overruled by force, a running one cannot. A container keeps its layers by a lease of
+//! its own, so even a forced removal never pulls the ground from under it.
+
+use bollard_stubs::models::{ImageDeleteResponseItem, ImagePruneResponse};
+use corten_oci::ImageRef;
+use corten_store::{Image, ImageId};
+
+use super::{documents, event, find};
+use crate::Filters;
+use crate::containers::row;
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::parse::{filters, time};
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+fn untagged(reference: &ImageRef) -> ImageDeleteResponseItem {
+    ImageDeleteResponseItem {
+        untagged: Some(reference.familiar()),
+        deleted: None,
+    }
+}
+
+fn short(id: &ImageId) -> &str {
+    id.hex().get(..12).unwrap_or_default()
+}
+
+/// Removes an image or one of its tags. Blocks.
+pub(super) fn remove(
+    engine: &Engine,
+    name: &str,
+    force: bool,
+) -> Result<Vec<ImageDeleteResponseItem>> {
+    let image = find(engine, name)?;
+    let mut removed = Vec::new();
+    match named_reference(&image, name) {
+        Some(reference) => {
+            if !force && is_last(&image) {
+                check_repository_reference(engine, &image, name)?;
+            }
+            untag(engine, &image, &reference, &mut removed)?;
+            let left = engine.store().images().get(&image.id)?;
+            if !left.repo_tags.is_empty() || !left.repo_digests.is_empty() {
+                return Ok(removed);
+            }
+            // The name is gone as asked; what a container still uses stays, nameless.
+            if check_users(engine, &image.id, force).is_err() {
+                return Ok(removed);
+            }
+        }
+        None => {
+            if !force && !in_one_repository(&image) {
+                return Err(EngineError::Conflict(format!(
+                    "conflict: unable to delete {} (must be forced) - image is referenced in multiple repositories",
+                    short(&image.id)
+                )));
+            }
+            check_users(engine, &image.id, force)?;
+            for reference in image.repo_tags.iter().chain(&image.repo_digests) {
+                engine.store().images().untag(reference)?;
+                removed.push(untagged(reference));
+            }
+        }
+    }
+    delete(engine, &image.id, &mut removed)?;
+    engine.store().gc()?;
+    Ok(removed)
+}
+
+/// The reference that `name` is, unless it is an id or a prefix of one.
+fn named_reference(image: &Image, name: &str) -> Option<ImageRef> {
+    let hex = name.strip_prefix("sha256:").unwrap_or(name);
+    let reference: Option<ImageRef> = name.parse().ok().map(ImageRef::or_latest);
+    let known = reference.filter(|r| image.repo_tags.contains(r) || image.repo_digests.contains(r));
+    match known {
+        Some(reference) => Some(reference),
+        None if image.id.hex().starts_with(hex) => None,
+        // `name:tag@digest`: the digest is what was meant.
+        None => image
+            .repo_digests
+            .iter()
+            .find(|d| {
+                d.digest()
+                    .is_some_and(|digest| name.ends_with(digest.as_str()))
+            })
+            .cloned(),
+    }
+}
+
+fn untag(
+    engine: &Engine,
+    image: &Image,
+    reference: &ImageRef,
+    removed: &mut Vec<ImageDeleteResponseItem>,
+) -> Result<()> {
+    engine.store().images().untag(reference)?;
+    event(engine, "untag", &image.id, &image.id.to_string());
+    removed.push(untagged(reference));
+    // With a repository's last tag its digests go, too.
+    let same = |other: &&ImageRef| other.name() == reference.name();
+    let tags_left = image.repo_tags.iter().filter(same).any(|t| t != reference);
+    if !tags_left && reference.digest().is_none() {
+        for digest in image.repo_digests.iter().filter(same) {
+            engine.store().images().untag(digest)?;
+            removed.push(untagged(digest));
+        }
+    }
+    Ok(())
+}
+
+fn is_last(image: &Image) -> bool {
+    image.repo_tags.len() <= 1 && in_one_repository(image)
+}
+
+fn in_one_repository(image: &Image) -> bool {
+    let mut names = image
+        .repo_tags
+        .iter()
+        .chain(&image.repo_digests)
+        .map(ImageRef::name);
+    match names.next() {
+        None => true,
+        Some(first) => names.all(|n| n == first),
+    }
+}
+
+/// The containers made from an image: the id of one, and whether it runs.
+fn users(engine: &Engine, id: &ImageId) -> Result<Vec<(String, bool)>> {
+    let id = id.to_string();
+    let rows: Vec<(String, String)> = engine.database().read(|c| {
+        let mut statement =
+            c.prepare_cached("SELECT id, status FROM containers WHERE image_id = ?")?;
+        let rows = statement.query_map([&id], |r| Ok((r.get(0)?, r.get(1)?)))?;
+        Ok::<_, EngineError>(rows.collect::<rusqlite::Result<_>>()?)
+    })?;
+    Ok(rows
+        .into_iter()
+        .map(|(id, status)| {
+            let live = row::Status::parse(&status).is_live()
+                && crate::containers::state::has_supervisor(engine, &id);
+            (id, live)
+        })
+        .collect())
+}
+
+fn check_repository_reference(engine: &Engine, image: &Image, name: &str) -> Result<()> {
+    match users(engine, &image.id)?.first() {
+        None => Ok(()),
+        Some((container, _)) => Err(EngineError::Conflict(format!(
+            "conflict: unable to remove repository reference \"{name}\" (must force) - container {} is using its referenced image {}",
+            container.get(..12).unwrap_or(container),
+            short(&image.id)
+        ))),
+    }
+}
+
+fn check_users(engine: &Engine, id: &ImageId, force: bool) -> Result<()> {
+    let users = users(engine, id)?;
+    let conflict = |what: &str, container: &str, how: &str| {
+        Err(EngineError::Conflict(format!(
+            "conflict: unable to delete {} ({how}) - image is being used by {what} container {}",
+            short(id),
+            container.get(..12).unwrap_or(container)
+        )))
+    };
+    if let Some((container, _)) = users.iter().find(|(_, live)| *live) {
+        return conflict("running", container, "cannot be forced");
+    }
+    match users.first() {
+        Some((container, _)) if !force => conflict("stopped", container, "must be forced"),
+        _ => Ok(()),
+    }
+}
+
+fn delete(engine: &Engine, id: &ImageId, removed: &mut Vec<ImageDeleteResponseItem>) -> Result<()> {
+    engine.store().images().delete(id)?;
+    event(engine, "delete", id, &id.to_string());
+    removed.push(ImageDeleteResponseItem {
+        untagged: None,
+        deleted: Some(id.to_string()),
+    });
+    Ok(())
+}
+
+/// Removes unused images. Blocks.
+pub(super) fn prune(engine: &Engine, wanted: &Filters) -> Result<ImagePruneResponse> {
+    filters::check(wanted, &["dangling", "label", "label!", "until"])?;
+    let only_dangling = filters::flag(wanted, "dangling")?.unwrap_or(true);
+    let until = filters::until(wanted, time::now_nanos())?;
+    let mut removed = Vec::new();
+    for image in engine.store().images().list()? {
+        let document = documents::ImageDocument::parse(&image)?;
+        let created = documents::created_nanos(document.raw.created.as_deref());
+        let labels = document.config.labels.clone().unwrap_or_default();
+        if (only_dangling && !image.repo_tags.is_empty())
+            || until.is_some_and(|u| created >= u)
+            || !filters::labels(wanted, &labels)
+            || !users(engine, &image.id)?.is_empty()
+        {
+            continue;
+        }
+        for reference in image.repo_tags.iter().chain(&image.repo_digests) {
+            engine.store().images().untag(reference)?;
+            removed.push(untagged(reference));
+        }
+        delete(engine, &image.id, &mut removed)?;
+    }
+    let report = engine.store().gc()?;
+    Ok(ImagePruneResponse {
+        images_deleted: Some(removed),
+        space_reclaimed: i64::try_from(report.bytes).ok(),
+    })
+}

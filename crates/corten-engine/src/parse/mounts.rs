@@ -1,0 +1,574 @@
+//! Mounts: `Binds` (`-v`), `Mounts` (`--mount`), `Volumes` (anonymous), `Tmpfs`.
+//!
+//! Docker's rules: a source that begins with `/` is a directory of the host (made when a
+//! bind names one that is absent, an error when a mount does), anything else is a volume's
+//! name, none is an anonymous volume. The result is stored with the container, so a start
+//! never reads these texts again.
+
+use bollard_stubs::models::{self, MountBindOptionsPropagationEnum as Propagated, MountType};
+use serde::{Deserialize, Serialize};
+
+use super::names::volume_name;
+use super::{bad, paths};
+use crate::error::EngineError;
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Source {
+    /// A file or directory of the host.
+    Bind {
+        path: String,
+        /// Make it (a directory) when it is absent.
+        create: bool,
+        /// Include the mounts below it.
+        recursive: bool,
+        /// `rprivate` and so on.
+        propagation: String,
+        /// With a read-only mount: leave the mounts below it writable.
+        read_only_top: bool,
+    },
+    /// A volume.
+    Volume {
+        name: String,
+        /// It was made for this container and goes with it.
+        anonymous: bool,
+        /// Do not fill it with what the image has there.
+        no_copy: bool,
+        /// Only this directory of it.
+        subpath: Option<String>,
+    },
+    /// Memory.
+    Tmpfs { options: Vec<String> },
+}
+
+/// One mount of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MountEntry {
+    /// Clean absolute path in the container.
+    pub(crate) destination: String,
+    pub(crate) source: Source,
+    pub(crate) read_only: bool,
+    /// The options as the user wrote them.
+    pub(crate) mode: String,
+}
+
+/// Every mount that a create request asks for. Volumes without name get an empty one.
+pub(crate) fn requested(
+    config_volumes: &[String],
+    host: &models::HostConfig,
+) -> Result<Vec<MountEntry>, EngineError> {
+    let mut mounts: Vec<MountEntry> = Vec::new();
+    for text in host.binds.iter().flatten() {
+        push(&mut mounts, bind(text)?)?;
+    }
+    for mount in host.mounts.iter().flatten() {
+        push(&mut mounts, from_mount(mount)?)?;
+    }
+    for (path, options) in host.tmpfs.iter().flatten() {
+        push(&mut mounts, tmpfs(path, options)?)?;
+    }
+    for path in config_volumes {
+        let destination = destination("volume", path)?;
+        // A bind or mount at the same place takes precedence over an image's VOLUME.
+        if !mounts.iter().any(|m| m.destination == destination) {
+            mounts.push(MountEntry {
+                destination,
+                source: anonymous(),
+                read_only: false,
+                mode: String::new(),
+            });
+        }
+    }
+    Ok(mounts)
+}
+
+fn push(mounts: &mut Vec<MountEntry>, entry: MountEntry) -> Result<(), EngineError> {
+    if mounts.iter().any(|m| m.destination == entry.destination) {
+        return Err(bad(format!("Duplicate mount point: {}", entry.destination)));
+    }
+    mounts.push(entry);
+    Ok(())
+}
+
+fn anonymous() -> Source {
+    Source::Volume {
+        name: String::new(),
+        anonymous: true,
+        no_copy: false,
+        subpath: None,
+    }
+}
+
+fn destination(kind: &str, path: &str) -> Result<String, EngineError> {
+    if path.is_empty() {
+        return Err(bad(format!(
+            "invalid mount config for type \"{kind}\": field Target must not be empty"
+        )));
+    }
+    match paths::clean_absolute(path) {
+        None => Err(bad(format!(
+            "invalid mount config for type \"{kind}\": invalid mount path: '{path}' mount path must be absolute"
+        ))),
+        Some(clean) if clean == "/" => Err(bad(format!(
+            "invalid mount config for type \"{kind}\": invalid specification: destination can't be '/'"
+        ))),
+        Some(clean) => Ok(clean),
+    }
+}
+
+/// Reads one `-v` value: `[source:]destination[:options]`.
+pub(crate) fn bind(text: &str) -> Result<MountEntry, EngineError> {
+    let invalid = || bad(format!("invalid volume specification: '{text}'"));
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, target, mode) = match parts.as_slice() {
+        [target] => (None, *target, ""),
+        [source, target] => (Some(*source), *target, ""),
+        [source, target, mode] if !mode.is_empty() => (Some(*source), *target, *mode),
+        _ => return Err(invalid()),
+    };
+    if source == Some("") || target.is_empty() {
+        return Err(invalid());
+    }
+    let options = BindOptions::read(mode)?;
+    let (kind, source) = match source {
+        None => ("volume", anonymous()),
+        Some(path) if path.starts_with('/') => (
+            "bind",
+            Source::Bind {
+                path: paths::clean_absolute(path).ok_or_else(invalid)?,
+                create: true,
+                recursive: true,
+                propagation: options.propagation.unwrap_or("rprivate").to_owned(),
+                read_only_top: false,
+            },
+        ),
+        Some(name) => {
+            volume_name(name)?;
+            let source = Source::Volume {
+                name: name.to_owned(),
+                anonymous: false,
+                no_copy: options.no_copy,
+                subpath: None,
+            };
+            ("volume", source)
+        }
+    };
+    match &source {
+        Source::Bind { .. } if options.no_copy => return Err(bad(format!("invalid mode: {mode}"))),
+        Source::Volume { .. } if options.propagation.is_some() => {
+            return Err(bad(format!("invalid mode: {mode}")));
+        }
+        _ => {}
+    }
+    Ok(MountEntry {
+        destination: destination(kind, target)?,
+        source,
+        read_only: options.read_only,
+        mode: mode.to_owned(),
+    })
+}
+
+#[derive(Debug, Default)]
+struct BindOptions<'a> {
+    read_only: bool,
+    no_copy: bool,
+    propagation: Option<&'a str>,
+}
+
+impl<'a> BindOptions<'a> {
+    fn read(mode: &'a str) -> Result<Self, EngineError> {
+        let invalid = || bad(format!("invalid mode: {mode}"));
+        let mut options = Self::default();
+        let (mut access, mut label, mut consistency) = (false, false, false);
+        for option in mode.split(',').filter(|_| !mode.is_empty()) {
+            let twice = match option {
+                "ro" | "rw" => {
+                    options.read_only = option == "ro";
+                    std::mem::replace(&mut access, true)
+                }
+                "nocopy" => std::mem::replace(&mut options.no_copy, true),
+                "z" | "Z" => std::mem::replace(&mut label, true),
+                "consistent" | "cached" | "delegated" => std::mem::replace(&mut consistency, true),
+                "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" => {
+                    options.propagation.replace(option).is_some()
+                }
+                _ => return Err(invalid()),
+            };
+            if twice {
+                return Err(invalid());
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Reads one `--mount` value.
+fn from_mount(mount: &models::Mount) -> Result<MountEntry, EngineError> {
+    let target = mount.target.as_deref().unwrap_or("");
+    let source = mount.source.as_deref().unwrap_or("");
+    let read_only = mount.read_only.unwrap_or(false);
+    let Some(kind) = mount.typ else {
+        return Err(bad("invalid mount config: mount type unknown: \"\""));
+    };
+    let wrong = |what: &str| {
+        bad(format!(
+            "invalid mount config for type \"{kind}\": field {what} must not be specified"
+        ))
+    };
+    if mount.bind_options.is_some() && kind != MountType::BIND {
+        return Err(wrong("BindOptions"));
+    }
+    if mount.volume_options.is_some() && kind != MountType::VOLUME {
+        return Err(wrong("VolumeOptions"));
+    }
+    if mount.tmpfs_options.is_some() && kind != MountType::TMPFS {
+        return Err(wrong("TmpfsOptions"));
+    }
+    let parsed = match kind {
+        MountType::BIND => bind_mount(mount, source)?,
+        MountType::VOLUME => volume_mount(mount, source)?,
+        MountType::TMPFS => {
+            if !source.is_empty() {
+                return Err(wrong("Source"));
+            }
+            Source::Tmpfs {
+                options: tmpfs_mount_options(mount.tmpfs_options.as_ref())?,
+            }
+        }
+        other => return Err(bad(format!("mount type \"{other}\" is not supported"))),
+    };
+    Ok(MountEntry {
+        destination: destination(&kind.to_string(), target)?,
+        source: parsed,
+        read_only,
+        mode: String::new(),
+    })
+}
+
+fn bind_mount(mount: &models::Mount, source: &str) -> Result<Source, EngineError> {
+    if source.is_empty() {
+        return Err(bad(
+            "invalid mount config for type \"bind\": field Source must not be empty",
+        ));
+    }
+    let path = paths::clean_absolute(source).ok_or_else(|| {
+        bad(format!(
+            "invalid mount config for type \"bind\": invalid mount path: '{source}' mount path must be absolute"
+        ))
+    })?;
+    let options = mount.bind_options.clone().unwrap_or_default();
+    let create = options.create_mountpoint.unwrap_or(false);
+    if !create && !std::path::Path::new(&path).exists() {
+        return Err(bad(format!(
+            "invalid mount config for type \"bind\": bind source path does not exist: {path}"
+        )));
+    }
+    if options.read_only_non_recursive == Some(true)
+        && options.read_only_force_recursive == Some(true)
+    {
+        return Err(bad(
+            "invalid mount config for type \"bind\": mount ReadOnlyNonRecursive conflicts with ReadOnlyForceRecursive",
+        ));
+    }
+    let propagation = match options.propagation {
+        None | Some(Propagated::EMPTY) => "rprivate".to_owned(),
+        Some(other) => other.to_string(),
+    };
+    Ok(Source::Bind {
+        path,
+        create,
+        recursive: !options.non_recursive.unwrap_or(false),
+        propagation,
+        read_only_top: options.read_only_non_recursive.unwrap_or(false),
+    })
+}
+
+fn volume_mount(mount: &models::Mount, source: &str) -> Result<Source, EngineError> {
+    let options = mount.volume_options.clone().unwrap_or_default();
+    let driver = options.driver_config.unwrap_or_default();
+    if driver
+        .name
+        .as_deref()
+        .is_some_and(|n| !n.is_empty() && n != "local")
+        || driver.options.is_some_and(|o| !o.is_empty())
+    {
+        return Err(bad(
+            "volume drivers other than plain \"local\" are not supported",
+        ));
+    }
+    if let Some(subpath) = options.subpath.as_deref().filter(|s| !s.is_empty()) {
+        if subpath.starts_with('/') || subpath.split('/').any(|p| p == "..") {
+            return Err(bad(
+                "invalid mount config for type \"volume\": subpath must be a relative path within the volume",
+            ));
+        }
+        if source.is_empty() {
+            return Err(bad(
+                "invalid mount config for type \"volume\": must not set Subpath when using anonymous volumes",
+            ));
+        }
+    }
+    if !source.is_empty() {
+        volume_name(source)?;
+    }
+    Ok(Source::Volume {
+        name: source.to_owned(),
+        anonymous: source.is_empty(),
+        no_copy: options.no_copy.unwrap_or(false),
+        subpath: options.subpath.filter(|s| !s.is_empty()),
+    })
+}
+
+/// Reads one entry of `Tmpfs`: a path and its options.
+pub(crate) fn tmpfs(path: &str, options: &str) -> Result<MountEntry, EngineError> {
+    let mut list = Vec::new();
+    let mut read_only = false;
+    for option in options.split(',').filter(|o| !o.is_empty()) {
+        check_tmpfs_option(option)?;
+        match option {
+            "ro" => read_only = true,
+            "rw" => read_only = false,
+            other => list.push(other.to_owned()),
+        }
+    }
+    Ok(MountEntry {
+        destination: destination("tmpfs", path)?,
+        source: Source::Tmpfs { options: list },
+        read_only,
+        mode: options.to_owned(),
+    })
+}
+
+fn check_tmpfs_option(option: &str) -> Result<(), EngineError> {
+    const FLAGS: &[&str] = &[
+        "ro",
+        "rw",
+        "exec",
+        "noexec",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "sync",
+        "async",
+        "dirsync",
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
+        "mand",
+        "nomand",
+        "private",
+        "rprivate",
+        "shared",
+        "rshared",
+        "slave",
+        "rslave",
+        "unbindable",
+        "runbindable",
+        "bind",
+        "rbind",
+        "remount",
+        "defaults",
+        "noswap",
+    ];
+    const VALUES: &[&str] = &[
+        "size",
+        "nr_blocks",
+        "nr_inodes",
+        "mode",
+        "uid",
+        "gid",
+        "huge",
+        "mpol",
+    ];
+    let fine = match option.split_once('=') {
+        None => FLAGS.contains(&option),
+        Some((key, value)) => VALUES.contains(&key) && !value.is_empty(),
+    };
+    if fine {
+        Ok(())
+    } else {
+        Err(bad(format!("invalid tmpfs option [\"{option}\"]")))
+    }
+}
+
+fn tmpfs_mount_options(
+    options: Option<&models::MountTmpfsOptions>,
+) -> Result<Vec<String>, EngineError> {
+    let Some(options) = options else {
+        return Ok(Vec::new());
+    };
+    let mut list = Vec::new();
+    for pair in options.options.iter().flatten() {
+        let option = pair.join("=");
+        check_tmpfs_option(&option)?;
+        list.push(option);
+    }
+    match options.size_bytes {
+        None | Some(0) => {}
+        Some(size) if size > 0 => list.push(format!("size={size}")),
+        Some(size) => return Err(bad(format!("invalid tmpfs size: {size}"))),
+    }
+    if let Some(mode) = options.mode.filter(|m| *m != 0) {
+        if !(0..=0o7777).contains(&mode) {
+            return Err(bad(format!("invalid tmpfs mode: {mode:o}")));
+        }
+        list.push(format!("mode={mode:o}"));
+    }
+    Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn show(text: &str) -> String {
+        match bind(text) {
+            Err(error) => format!("error: {error}"),
+            Ok(m) => {
+                let source = match m.source {
+                    Source::Bind {
+                        path, propagation, ..
+                    } => format!("bind {path} {propagation}"),
+                    Source::Volume {
+                        name,
+                        anonymous: false,
+                        no_copy,
+                        ..
+                    } => {
+                        format!("volume {name}{}", if no_copy { " nocopy" } else { "" })
+                    }
+                    Source::Volume { .. } => "anonymous".to_owned(),
+                    Source::Tmpfs { .. } => "tmpfs".to_owned(),
+                };
+                format!(
+                    "{source} -> {} {}",
+                    m.destination,
+                    if m.read_only { "ro" } else { "rw" }
+                )
+            }
+        }
+    }
+
+    #[test]
+    fn v_rules() {
+        for (text, shown) in [
+            ("/data", "anonymous -> /data rw"),
+            ("data:/data", "volume data -> /data rw"),
+            ("data:/data:ro", "volume data -> /data ro"),
+            ("data:/data:nocopy", "volume data nocopy -> /data rw"),
+            ("/host/./dir/:/data/", "bind /host/dir rprivate -> /data rw"),
+            ("/h:/d:ro,z", "bind /h rprivate -> /d ro"),
+            ("/h:/d:rslave", "bind /h rslave -> /d rw"),
+            ("/h:/d:rw,cached", "bind /h rprivate -> /d rw"),
+        ] {
+            assert_eq!(show(text), shown, "{text}");
+        }
+        for (text, part) in [
+            ("", "invalid volume specification"),
+            (":/data", "invalid volume specification"),
+            ("data:", "invalid volume specification"),
+            ("a:b:c:d", "invalid volume specification"),
+            ("/h:/d:", "invalid volume specification"),
+            ("/h:/", "destination can't be '/'"),
+            ("/h:/x/..", "destination can't be '/'"),
+            ("data:data", "mount path must be absolute"),
+            (
+                "./rel:/data",
+                "includes invalid characters for a local volume name",
+            ),
+            ("/h:/d:sideways", "invalid mode: sideways"),
+            ("/h:/d:ro,rw", "invalid mode"),
+            ("/h:/d:nocopy", "invalid mode"),
+            ("vol:/d:rshared", "invalid mode"),
+        ] {
+            let shown = show(text);
+            assert!(
+                shown.starts_with("error: ") && shown.contains(part),
+                "{text}: {shown}"
+            );
+        }
+    }
+
+    #[test]
+    fn binds_win_over_image_volumes_and_duplicates_are_refused() {
+        let host = models::HostConfig {
+            binds: Some(vec!["data:/data".to_owned()]),
+            ..Default::default()
+        };
+        let mounts = requested(&["/data/".to_owned(), "/other".to_owned()], &host).unwrap();
+        assert_eq!(mounts.len(), 2);
+        let twice = models::HostConfig {
+            binds: Some(vec!["a1:/data".to_owned(), "b1:/data/".to_owned()]),
+            ..Default::default()
+        };
+        let error = requested(&[], &twice).unwrap_err();
+        assert_eq!(error.to_string(), "Duplicate mount point: /data");
+    }
+
+    #[test]
+    fn mount_objects() {
+        let mount = |typ, source: &str, target: &str| models::Mount {
+            typ: Some(typ),
+            source: Some(source.to_owned()),
+            target: Some(target.to_owned()),
+            ..Default::default()
+        };
+        assert!(from_mount(&mount(MountType::BIND, "/", "/data")).is_ok());
+        let missing = from_mount(&mount(MountType::BIND, "/no/such/dir", "/data")).unwrap_err();
+        assert!(
+            missing
+                .to_string()
+                .contains("bind source path does not exist"),
+            "{missing}"
+        );
+        assert!(from_mount(&mount(MountType::TMPFS, "x", "/data")).is_err());
+        assert!(from_mount(&mount(MountType::NPIPE, "", "/data")).is_err());
+        let tmp = models::Mount {
+            tmpfs_options: Some(models::MountTmpfsOptions {
+                size_bytes: Some(65536),
+                mode: Some(0o1770),
+                ..Default::default()
+            }),
+            ..mount(MountType::TMPFS, "", "/t")
+        };
+        assert_eq!(
+            from_mount(&tmp).unwrap().source,
+            Source::Tmpfs {
+                options: vec!["size=65536".to_owned(), "mode=1770".to_owned()]
+            }
+        );
+    }
+
+    #[test]
+    fn tmpfs_options_are_checked() {
+        let entry = tmpfs("/run", "rw,size=64m,mode=1777,exec").unwrap();
+        assert_eq!(
+            entry.source,
+            Source::Tmpfs {
+                options: vec![
+                    "size=64m".to_owned(),
+                    "mode=1777".to_owned(),
+                    "exec".to_owned()
+                ]
+            }
+        );
+        assert!(tmpfs("/run", "nonsense").is_err());
+        assert!(tmpfs("run", "").is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics_and_destinations_are_absolute(text in "[a-z/:.,]{0,30}") {
+            if let Ok(mount) = bind(&text) {
+                proptest::prop_assert!(mount.destination.len() > 1);
+                proptest::prop_assert!(mount.destination.starts_with('/'));
+            }
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The mounts of the document: Docker's defaults, the user's, the generated files.
+
+use std::path::{Path, PathBuf};
+
+use corten_oci::runtime_spec::Mount;
+use corten_runtime::defaults;
+
+use super::Input;
+use crate::parse::modes::{Modes, Sharing};
+use crate::parse::mounts::{MountEntry, Source};
+
+/// What a bind mount is bound to; the caller opens it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BindSource {
+    /// A path of the host, as the user gave it.
+    Host(PathBuf),
+    /// A volume's data, or a directory below it.
+    Volume {
+        name: String,
+        subpath: Option<String>,
+    },
+    /// A file this engine generated.
+    Generated(PathBuf),
+    /// `/dev/shm` as the process sees it.
+    SharedMemoryOf(i32),
+}
+
+/// All mounts in the order they are to be made, and the bind sources by index.
+pub(super) fn build(
+    input: &Input<'_>,
+    modes: &Modes,
+    privileged: bool,
+) -> (Vec<Mount>, Vec<(usize, BindSource)>) {
+    let mut list: Vec<(Mount, Option<BindSource>)> = Vec::new();
+    let user_has = |path: &str| input.mounts.iter().any(|m| m.destination == path);
+    for mut mount in defaults::mounts() {
+        let destination = mount.destination().to_string_lossy().into_owned();
+        if user_has(&destination) {
+            continue;
+        }
+        match destination.as_str() {
+            "/dev/shm" => {
+                if let Some(entry) = shared_memory(input, modes, mount) {
+                    list.push(entry);
+                }
+                continue;
+            }
+            "/sys" | "/sys/fs/cgroup" if privileged => {
+                replace_option(&mut mount, "ro", "rw");
+            }
+            _ => {}
+        }
+        list.push((mount, None));
+    }
+    list.extend(generated(input, &user_has));
+    let mut wanted: Vec<&MountEntry> = input.mounts.iter().collect();
+    // Parents before what is mounted inside them.
+    wanted.sort_by_key(|m| (m.destination.matches('/').count(), m.destination.clone()));
+    list.extend(wanted.into_iter().map(user_mount));
+
+    let mut binds = Vec::new();
+    let mounts = list
+        .into_iter()
+        .enumerate()
+        .map(|(index, (mount, bind))| {
+            binds.extend(bind.map(|b| (index, b)));
+            mount
+        })
+        .collect();
+    (mounts, binds)
+}
+
+fn shared_memory(
+    input: &Input<'_>,
+    modes: &Modes,
+    mut mount: Mount,
+) -> Option<(Mount, Option<BindSource>)> {
+    let bound = |source: BindSource| {
+        let shown = Path::new("/dev/shm");
+        Some((
+            bind("/dev/shm", shown, &["rbind", "rw", "rprivate"]),
+            Some(source),
+        ))
+    };
+    match (&modes.ipc, input.ipc_of) {
+        _ if modes.no_shm => None,
+        (Sharing::Host, _) => bound(BindSource::Host(PathBuf::from("/dev/shm"))),
+        (Sharing::Container(_), Some(pid)) => bound(BindSource::SharedMemoryOf(pid)),
+        _ => {
+            let size = input.host.shm_size.filter(|s| *s > 0);
+            if let Some(size) = size {
+                let options = mount.options().clone().unwrap_or_default();
+                let mut options: Vec<String> = options
+                    .into_iter()
+                    .filter(|o| !o.starts_with("size="))
+                    .collect();
+                options.push(format!("size={size}"));
+                mount.set_options(Some(options));
+            }
+            Some((mount, None))
+        }
+    }
+}
+
+fn generated(
+    input: &Input<'_>,
+    user_has: &dyn Fn(&str) -> bool,
+) -> Vec<(Mount, Option<BindSource>)> {
+    [
+        ("/etc/resolv.conf", &input.files.resolv_conf),
+        ("/etc/hostname", &input.files.hostname),
+        ("/etc/hosts", &input.files.hosts),
+    ]
+    .into_iter()
+    .filter(|(path, _)| !user_has(path))
+    .filter_map(|(path, file)| file.as_ref().map(|f| (path, f)))
+    .map(|(path, file)| {
+        let access = if input.host.readonly_rootfs.unwrap_or(false) {
+            "ro"
+        } else {
+            "rw"
+        };
+        let mount = bind(path, file, &["bind", access, "rprivate"]);
+        (mount, Some(BindSource::Generated(file.clone())))
+    })
+    .collect()
+}
+
+fn user_mount(entry: &MountEntry) -> (Mount, Option<BindSource>) {
+    let access = if entry.read_only { "ro" } else { "rw" };
+    match &entry.source {
+        Source::Bind {
+            path,
+            recursive,
+            propagation,
+            read_only_top,
+            ..
+        } => {
+            // Read-only includes the mounts below, as Docker does where the kernel can
+            // (mount_setattr, Linux 5.12), unless asked otherwise.
+            let access = match (entry.read_only, *recursive && !read_only_top) {
+                (true, true) => "rro",
+                (true, false) => "ro",
+                (false, _) => "rw",
+            };
+            let kind = if *recursive { "rbind" } else { "bind" };
+            let mount = bind(
+                &entry.destination,
+                Path::new(path),
+                &[kind, access, propagation],
+            );
+            (mount, Some(BindSource::Host(PathBuf::from(path))))
+        }
+        Source::Volume { name, subpath, .. } => {
+            let mount = bind(
+                &entry.destination,
+                Path::new(name),
+                &["rbind", access, "rprivate"],
+            );
+            let source = BindSource::Volume {
+                name: name.clone(),
+                subpath: subpath.clone(),
+            };
+            (mount, Some(source))
+        }
+        Source::Tmpfs { options } => {
+            let mut all: Vec<&str> = vec!["noexec", "nosuid", "nodev"];
+            all.extend(options.iter().map(String::as_str));
+            all.push(access);
+            (
+                defaults::mount(&entry.destination, "tmpfs", "tmpfs", &all),
+                None,
+            )
+        }
+    }
+}
+
+fn bind(destination: &str, source: &Path, options: &[&str]) -> Mount {
+    defaults::mount(destination, "bind", &source.to_string_lossy(), options)
+}
+
+fn replace_option(mount: &mut Mount, old: &str, new: &str) {
+    let options = mount.options().clone().unwrap_or_default();
+    let options = options
+        .into_iter()
+        .map(|o| if o == old { new.to_owned() } else { o })
+        .collect();
+    mount.set_options(Some(options));
+}

@@ -1,0 +1,561 @@
+//! What a supervisor gets its work from and reports to: one container's row.
+//!
+//! Each report is one short transaction. The container's last state is written before the
+//! supervisor lets its lock go; that order is what makes a free lock mean "dead".
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use corten_db::Durability;
+use corten_network::{
+    BridgeSpec, EndpointSpec, PortMapping, PortRange, PortRequest, Proto, mac_for,
+};
+use corten_store::Upper;
+use corten_supervisor::{BoxError, Exit, Host, Job, LogConfig, NetworkJob, RestartPolicy, Size};
+
+use super::rooted;
+use crate::containers::row::{self, Container, Ended, HostPort, NetworkState, Status};
+use crate::containers::{self, files, state};
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::events::{self, Kind};
+use crate::networks::{self, bridge};
+use crate::parse::logs::LogDriver;
+use crate::parse::modes::{Modes, NetworkMode, Sharing};
+use crate::parse::ports::{self, Protocol};
+use crate::parse::restart::Restart;
+use crate::parse::{bad, logs, names, restart, signals, time};
+use crate::spec;
+use crate::sweep::NetworkLock;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// Seconds between the stop signal and SIGKILL when nothing is said (Docker's).
+const STOP_TIMEOUT: i64 = 10;
+
+/// The engine's side of one supervisor.
+#[derive(Debug)]
+pub(super) struct EngineHost {
+    engine: Engine,
+    id: String,
+    /// As it was when last prepared.
+    container: Option<Container>,
+    network: Option<NetworkState>,
+}
+
+impl EngineHost {
+    pub(super) fn new(engine: Engine, id: String) -> Self {
+        Self {
+            engine,
+            id,
+            container: None,
+            network: None,
+        }
+    }
+
+    fn durability(&self) -> Durability {
+        // How a container ended is run-time state: as durable as its boot.
+        Durability::Relaxed
+    }
+
+    fn job(&mut self) -> Result<Job> {
+        let engine = self.engine.clone();
+        let container = engine
+            .database()
+            .read(|c| row::get(c, &self.id))?
+            .ok_or_else(|| EngineError::NoSuchContainer(self.id.clone()))?;
+        let modes = Modes::read(&container.host)?;
+        files::make_directory(&engine, &container.id)?;
+        let (network, state) = self.network_job(&container, &modes)?;
+        let address = state
+            .as_ref()
+            .and_then(|s| s.address.parse::<IpAddr>().ok());
+        let gateway = state
+            .as_ref()
+            .and_then(|s| s.gateway.parse::<IpAddr>().ok());
+        let files = files::generate(&engine, &container, &modes, address, gateway)?;
+        let rootfs = mount_root(&engine, &container)?;
+        let identity = rooted::identity(
+            rootfs.as_fd(),
+            container.config.user.as_deref().unwrap_or(""),
+            container.host.group_add.as_deref().unwrap_or_default(),
+        )?;
+        let output = spec::build(&spec::Input {
+            config: &container.config,
+            host: &container.host,
+            mounts: &container.setup.mounts,
+            identity: &identity,
+            files: &files,
+            ipc_of: joined(&engine, &modes.ipc)?,
+            pid_of: joined(&engine, &modes.pid)?,
+            cpus: containers::cpus(),
+            capabilities: containers::known_capabilities(),
+        })?;
+        let mut mounts: BTreeMap<usize, OwnedFd> = BTreeMap::new();
+        for (index, source) in &output.binds {
+            mounts.insert(*index, rooted::bind_source(&engine, &container, source)?);
+        }
+        let config = &container.config;
+        let size = container
+            .host
+            .console_size
+            .as_deref()
+            .and_then(|s| match s {
+                [rows, cols] => Some(Size {
+                    rows: u16::try_from(*rows).ok()?,
+                    cols: u16::try_from(*cols).ok()?,
+                }),
+                _ => None,
+            });
+        let job = Job {
+            spec: output.spec,
+            rootfs,
+            mounts,
+            network,
+            log: log_config(&engine, &container)?,
+            tty: config.tty.unwrap_or(false),
+            size: size.filter(|s| s.rows > 0 && s.cols > 0),
+            open_stdin: config.open_stdin.unwrap_or(false),
+            stdin_once: config.stdin_once.unwrap_or(false),
+            stop_signal: match config.stop_signal.as_deref().filter(|s| !s.is_empty()) {
+                Some(text) => signals::signal(text)?,
+                None => libc::SIGTERM,
+            },
+            stop_timeout: config.stop_timeout.unwrap_or(STOP_TIMEOUT),
+            restart: restart_policy(&container)?,
+            cgroup: state::cgroup_path(&engine, &container),
+        };
+        self.network = state;
+        self.container = Some(container);
+        Ok(job)
+    }
+
+    /// The network for the next run, and what of it is known before ports are.
+    fn network_job(
+        &self,
+        container: &Container,
+        modes: &Modes,
+    ) -> Result<(NetworkJob, Option<NetworkState>)> {
+        let engine = &self.engine;
+        let on = |name: &str| -> Result<Option<NetworkState>> {
+            let network = networks::id_of(engine, name)?;
+            Ok(Some(NetworkState {
+                network,
+                endpoint: names::new_id(),
+                ..Default::default()
+            }))
+        };
+        if container.config.network_disabled == Some(true) {
+            return Ok((NetworkJob::None, None));
+        }
+        match &modes.network {
+            NetworkMode::None => Ok((NetworkJob::None, on("none")?)),
+            NetworkMode::Host => Ok((NetworkJob::Host, on("host")?)),
+            NetworkMode::Named(name) => Err(EngineError::NoSuchNetwork(name.clone())),
+            NetworkMode::Container(other) => {
+                let pid = running_pid(engine, other, "network")?;
+                let path = format!("/proc/{pid}/ns/net");
+                let fd = rustix::fs::open(
+                    &path,
+                    rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
+                    rustix::fs::Mode::empty(),
+                )
+                .map_err(|source| EngineError::Io {
+                    action: "open",
+                    path: path.into(),
+                    source: source.into(),
+                })?;
+                Ok((NetworkJob::Join(fd), None))
+            }
+            NetworkMode::Bridge => self.bridge_job(container),
+        }
+    }
+
+    fn bridge_job(&self, container: &Container) -> Result<(NetworkJob, Option<NetworkState>)> {
+        let engine = &self.engine;
+        let (network, bridge) = bridge::ensure(engine)?;
+        let address = {
+            let _lock = NetworkLock::shared(engine)?;
+            engine.write(self.durability(), |c| {
+                bridge::allocate(c, &network, &bridge, &container.id, None)
+            })?
+        };
+        let mac = match &container.setup.mac {
+            Some(text) => containers::parse_mac(text)?,
+            None => mac_for(address.addr()),
+        };
+        let state = NetworkState {
+            network,
+            endpoint: names::new_id(),
+            address: address.addr().to_string(),
+            prefix: address.prefix(),
+            gateway: bridge.gateway.to_string(),
+            mac: mac.map(|byte| format!("{byte:02x}")).join(":"),
+            ports: BTreeMap::new(),
+        };
+        let endpoint = Box::new(endpoint(engine, container, bridge, address, mac));
+        Ok((
+            NetworkJob::Bridge {
+                endpoint,
+                requests: requests(container)?,
+            },
+            Some(state),
+        ))
+    }
+
+    /// Writes the end of a run: with `status`, and the event `die`.
+    fn ended(&mut self, exit: &Exit, status: Status) -> Result<()> {
+        let Some(container) = &self.container else {
+            return Ok(());
+        };
+        let at = exit
+            .at
+            .parse::<jiff::Timestamp>()
+            .ok()
+            .and_then(|t| i64::try_from(t.as_nanosecond()).ok())
+            .unwrap_or_else(time::now_nanos);
+        let mut attributes = containers::attributes(container);
+        attributes.insert("exitCode".to_owned(), exit.code.to_string());
+        let (id, oom) = (&self.id, exit.oom);
+        self.engine.write(self.durability(), |c| {
+            let ended = Ended {
+                status,
+                exit_code: i64::from(exit.code),
+                oom_killed: oom,
+                error: exit.error.as_deref().unwrap_or(""),
+                at,
+            };
+            row::set_ended(c, id, &ended)?;
+            if status == Status::Restarting {
+                row::count_restart(c, id)?;
+            }
+            bridge::release(c, id)?;
+            if oom {
+                events::record(
+                    c,
+                    Kind::Container,
+                    "oom",
+                    id,
+                    &containers::attributes(container),
+                )?;
+            }
+            events::record(c, Kind::Container, "die", id, &attributes)
+        })
+    }
+
+    fn report(&self, what: &str, result: Result<()>) {
+        if let Err(error) = result {
+            tracing::error!(container = %self.id, %error, what, "not recorded");
+        }
+    }
+}
+
+impl Host for EngineHost {
+    fn prepare(&mut self) -> std::result::Result<Job, BoxError> {
+        Ok(self.job()?)
+    }
+
+    fn started(&mut self, pid: i32, ports: &[PortMapping]) {
+        if let Some(state) = &mut self.network {
+            state.ports = published(ports);
+        }
+        let Some(container) = &self.container else {
+            return;
+        };
+        let attributes = containers::attributes(container);
+        let written = self.engine.write(self.durability(), |c| {
+            row::set_running(c, &self.id, pid, time::now_nanos(), self.network.as_ref())?;
+            if let Some(state) = &self.network {
+                network_event(c, "connect", &self.id, state)?;
+            }
+            events::record(c, Kind::Container, "start", &self.id, &attributes)
+        });
+        self.report("start", written);
+    }
+
+    fn exited(&mut self, exit: &Exit, restarting: bool) {
+        let status = if restarting {
+            Status::Restarting
+        } else {
+            Status::Exited
+        };
+        let written = self.ended(exit, status);
+        self.report("exit", written);
+    }
+
+    fn paused(&mut self, paused: bool) {
+        let (status, action) = if paused {
+            (Status::Paused, "pause")
+        } else {
+            (Status::Running, "unpause")
+        };
+        let attributes = self
+            .container
+            .as_ref()
+            .map(containers::attributes)
+            .unwrap_or_default();
+        let written = self.engine.write(self.durability(), |c| {
+            row::set_status(c, &self.id, status)?;
+            events::record(c, Kind::Container, action, &self.id, &attributes)
+        });
+        self.report(action, written);
+    }
+
+    fn start_failed(&mut self, code: u8, message: &str) {
+        let written = self.engine.write(self.durability(), |c| {
+            row::set_start_failed(c, &self.id, i64::from(code), message)?;
+            bridge::release(c, &self.id)
+        });
+        self.report("failed start", written);
+    }
+
+    fn finished(&mut self) {
+        let Ok(Some(container)) = self.engine.database().read(|c| row::get(c, &self.id)) else {
+            return;
+        };
+        if !container.auto_remove || container.exits == 0 {
+            return;
+        }
+        let removed = containers::remove::delete(&self.engine, &container, true);
+        if !matches!(removed, Err(EngineError::NoSuchContainer(_))) {
+            self.report("removal", removed);
+        }
+    }
+
+    fn event(&mut self, action: &str, attributes: &[(&str, String)]) {
+        // Docker's `exec_start` names the command in the action itself.
+        let command = attributes.iter().find(|(key, _)| *key == "command");
+        let shown = match command {
+            Some((_, command)) => format!("{action}: {command}"),
+            None => action.to_owned(),
+        };
+        let mut all = self
+            .container
+            .as_ref()
+            .map(containers::attributes)
+            .unwrap_or_default();
+        all.extend(
+            attributes
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), value.clone())),
+        );
+        let written = self.engine.write(self.durability(), |c| {
+            if action == "exec_die" {
+                exec_ended(c, attributes)?;
+            }
+            events::record(c, Kind::Container, &shown, &self.id, &all)
+        });
+        self.report(action, written);
+    }
+}
+
+/// Keeps the exit code of an exec instance beyond this supervisor's life.
+fn exec_ended(c: &rusqlite::Connection, attributes: &[(&str, String)]) -> Result<()> {
+    let value = |name: &str| {
+        attributes
+            .iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, v)| v)
+    };
+    match (
+        value("execID"),
+        value("exitCode").and_then(|code| code.parse().ok()),
+    ) {
+        (Some(id), Some(code)) => containers::set_exec_exit_code(c, id, code),
+        _ => Ok(()),
+    }
+}
+
+fn network_event(
+    c: &rusqlite::Connection,
+    action: &str,
+    container: &str,
+    state: &NetworkState,
+) -> Result<()> {
+    let row = bridge::find(c, &state.network)?;
+    let attributes: HashMap<String, String> = [
+        ("container", container.to_owned()),
+        ("name", row.name),
+        ("type", row.driver),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect();
+    events::record(c, Kind::Network, action, &state.network, &attributes)
+}
+
+/// The container's root: its image's layers with its own on top.
+fn mount_root(engine: &Engine, container: &Container) -> Result<OwnedFd> {
+    let directory = engine.layout().container(&container.id);
+    let (upper, work) = (directory.join("upper"), directory.join("work"));
+    // What a container that removes itself writes needs no syncing. The mark that overlayfs
+    // leaves against mounting such a layer again is meant for crashes.
+    let volatile = container.auto_remove;
+    let mark = work.join("work/incompat/volatile");
+    if volatile && mark.exists() {
+        if let Err(error) = std::fs::remove_dir(&mark) {
+            tracing::debug!(container = %container.id, %error, "volatile mark stays");
+        }
+    }
+    let upper = Upper::Dir {
+        upper: &upper,
+        work: &work,
+        volatile,
+    };
+    Ok(engine
+        .store()
+        .layers()
+        .mount(&container.setup.layers, upper)?)
+}
+
+fn endpoint(
+    engine: &Engine,
+    container: &Container,
+    bridge: BridgeSpec,
+    address: corten_network::Ipv4Net,
+    mac: [u8; 6],
+) -> EndpointSpec {
+    EndpointSpec {
+        bridge,
+        host_ifname: engine.layout().veth(&container.id),
+        ifname: "eth0".to_owned(),
+        address,
+        address6: None,
+        mac,
+        ports: Vec::new(),
+    }
+}
+
+/// The ports to publish: those bound, and with `PublishAllPorts` those exposed.
+fn requests(container: &Container) -> Result<Vec<PortRequest>> {
+    let none = HashMap::new();
+    let bound = ports::bindings(container.host.port_bindings.as_ref().unwrap_or(&none))?;
+    let mut requests: Vec<PortRequest> = bound.iter().map(request).collect();
+    if container.host.publish_all_ports == Some(true) {
+        let exposed = container
+            .config
+            .exposed_ports
+            .as_deref()
+            .unwrap_or_default();
+        for port in ports::exposed(exposed)? {
+            if !bound.iter().any(|b| b.port == port) {
+                let any = ports::Publish {
+                    port,
+                    host_ip: None,
+                    first: 0,
+                    last: 0,
+                };
+                requests.push(request(&any));
+            }
+        }
+    }
+    Ok(requests)
+}
+
+fn request(wish: &ports::Publish) -> PortRequest {
+    PortRequest {
+        proto: match wish.port.protocol {
+            Protocol::Tcp => Proto::Tcp,
+            Protocol::Udp => Proto::Udp,
+        },
+        // Every IPv4 address is "every address" unless IPv6 was asked for by name.
+        host_ip: wish.host_ip,
+        host_ports: PortRange {
+            first: wish.first,
+            last: wish.last,
+        },
+        container_port: wish.port.number,
+    }
+}
+
+/// What was published, as Docker shows it: every address is two of them.
+fn published(mappings: &[PortMapping]) -> BTreeMap<String, Vec<HostPort>> {
+    let mut map: BTreeMap<String, Vec<HostPort>> = BTreeMap::new();
+    for mapping in mappings {
+        let list = map
+            .entry(format!("{}/{}", mapping.container_port, mapping.proto))
+            .or_default();
+        let mut add = |ip: String| {
+            list.push(HostPort {
+                ip,
+                port: mapping.host_port,
+            })
+        };
+        match mapping.host_ip {
+            Some(ip) => add(ip.to_string()),
+            None => {
+                add("0.0.0.0".to_owned());
+                add("::".to_owned());
+            }
+        }
+    }
+    map
+}
+
+fn log_config(engine: &Engine, container: &Container) -> Result<LogConfig> {
+    Ok(match logs::driver(container.host.log_config.as_ref())? {
+        LogDriver::None => LogConfig::None,
+        LogDriver::JsonFile {
+            max_size,
+            max_files,
+        } => LogConfig::JsonFile {
+            path: engine.layout().log(&container.id),
+            max_size,
+            max_file: max_files,
+        },
+    })
+}
+
+fn restart_policy(container: &Container) -> Result<RestartPolicy> {
+    let policy = restart::restart(
+        container.host.restart_policy.as_ref(),
+        container.auto_remove,
+    )?;
+    Ok(match policy {
+        Restart::No => RestartPolicy::No,
+        Restart::Always => RestartPolicy::Always,
+        Restart::UnlessStopped => RestartPolicy::UnlessStopped,
+        Restart::OnFailure(count) => RestartPolicy::OnFailure(count.unwrap_or(0)),
+    })
+}
+
+/// The first process of a container whose namespace is joined.
+fn joined(engine: &Engine, sharing: &Sharing) -> Result<Option<i32>> {
+    match sharing {
+        Sharing::Container(other) => running_pid(engine, other, "namespace").map(Some),
+        Sharing::Own | Sharing::Host => Ok(None),
+    }
+}
+
+fn running_pid(engine: &Engine, name: &str, what: &str) -> Result<i32> {
+    let other = state::find(engine, name)?;
+    if other.status.is_live() && other.pid > 0 {
+        return Ok(other.pid);
+    }
+    Err(bad(format!(
+        "cannot join the {what} of a non running container: {}",
+        other.id
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_address_is_shown_as_two() {
+        let mapping = |ip: Option<&str>, host_port| PortMapping {
+            proto: Proto::Tcp,
+            host_ip: ip.map(|i| i.parse().unwrap()),
+            host_port,
+            container_port: 80,
+        };
+        let map = published(&[mapping(None, 8080), mapping(Some("127.0.0.1"), 81)]);
+        let shown: Vec<String> = map["80/tcp"]
+            .iter()
+            .map(|p| format!("{} {}", p.ip, p.port))
+            .collect();
+        assert_eq!(shown, ["0.0.0.0 8080", ":: 8080", "127.0.0.1 81"]);
+    }
+}

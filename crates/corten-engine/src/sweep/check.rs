@@ -1,0 +1,250 @@
+//! The full check: everything that could be orphaned or inconsistent.
+
+use std::path::Path;
+
+use corten_db::Durability;
+
+use crate::containers::{files, row, state};
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::system::Finding;
+use crate::volumes::store as volumes;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// A container's id, as run directories and control groups are named.
+fn is_id(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Looks for everything that could be orphaned or inconsistent; puts it right when `repair`
+/// is set. Blocks.
+pub(crate) fn check(engine: &Engine, repair: bool) -> Result<Vec<Finding>> {
+    let mut check = Check {
+        engine,
+        repair,
+        findings: Vec::new(),
+    };
+    check.supervisors()?;
+    check.run_directories()?;
+    check.cgroups();
+    check.network()?;
+    check.container_directories()?;
+    check.volume_directories()?;
+    check.leases()?;
+    check.temporary();
+    check.store()?;
+    Ok(check.findings)
+}
+
+struct Check<'a> {
+    engine: &'a Engine,
+    repair: bool,
+    findings: Vec<Finding>,
+}
+
+impl Check<'_> {
+    fn found(&mut self, kind: &str, object: &str, detail: impl Into<String>) {
+        self.findings.push(Finding {
+            kind: kind.to_owned(),
+            object: object.to_owned(),
+            detail: detail.into(),
+            repaired: self.repair,
+        });
+    }
+
+    /// Containers that are said to run while nobody supervises them.
+    fn supervisors(&mut self) -> Result<()> {
+        for mut container in self.engine.database().read(|c| row::all(c, true))? {
+            if state::has_supervisor(self.engine, &container.id) {
+                continue;
+            }
+            // What ended between the two looks is no finding.
+            let fresh = self
+                .engine
+                .database()
+                .read(|c| row::get(c, &container.id))?;
+            if !fresh.is_some_and(|c| c.status.is_live()) {
+                continue;
+            }
+            self.found(
+                "supervisor",
+                &container.id,
+                format!(
+                    "container {} is said to run, but its supervisor died",
+                    container.name
+                ),
+            );
+            if self.repair {
+                state::reconcile(self.engine, &mut container)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Run directories of supervisors that are no more.
+    fn run_directories(&mut self) -> Result<()> {
+        for id in super::run_directories(self.engine) {
+            if state::has_supervisor(self.engine, &id) {
+                continue;
+            }
+            self.found("run-dir", &id, "its supervisor died");
+            if self.repair {
+                super::bury_run_directory(self.engine, &id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Control groups without a supervisor or builder.
+    fn cgroups(&mut self) {
+        let parent = self.engine.layout().cgroup_parent();
+        for name in corten_runtime::cgroup::children(&parent).unwrap_or_default() {
+            let orphaned = if is_id(&name) {
+                !state::has_supervisor(self.engine, &name)
+            } else {
+                // A step's group is removed by its executor, which dies with its builder;
+                // one without processes is nobody's.
+                super::cgroup_pids(&format!("{parent}/{name}")).is_empty()
+            };
+            if orphaned {
+                self.found(
+                    "cgroup",
+                    &format!("{parent}/{name}"),
+                    "nothing supervises it",
+                );
+                if self.repair {
+                    super::remove_cgroup(&format!("{parent}/{name}"));
+                }
+            }
+        }
+    }
+
+    /// Links, published ports and addresses of the dead.
+    fn network(&mut self) -> Result<()> {
+        if self.repair {
+            for line in super::network(self.engine)? {
+                self.found("network", &line, "belongs to nothing that lives");
+            }
+            return Ok(());
+        }
+        let owners: Vec<String> = self.engine.database().read(|c| {
+            let mut statement = c.prepare_cached("SELECT owner FROM addresses")?;
+            let rows = statement.query_map([], |r| r.get(0))?;
+            Ok::<_, EngineError>(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        for owner in owners {
+            if !super::is_alive(self.engine, &owner) {
+                self.found("address", &owner, "its owner is no more");
+            }
+        }
+        Ok(())
+    }
+
+    /// Directories of containers without a row.
+    fn container_directories(&mut self) -> Result<()> {
+        for name in entries(&self.engine.layout().containers()) {
+            // A row is always there before its directory.
+            if self
+                .engine
+                .database()
+                .read(|c| row::get(c, &name))?
+                .is_some()
+            {
+                continue;
+            }
+            self.found("container-dir", &name, "belongs to no container");
+            if self.repair {
+                files::remove_directory(self.engine, &name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Directories of volumes without a row. Data is never thrown away by a check: they
+    /// become volumes again.
+    fn volume_directories(&mut self) -> Result<()> {
+        for name in entries(&self.engine.layout().volumes()) {
+            if self
+                .engine
+                .database()
+                .read(|c| volumes::get(c, &name))?
+                .is_some()
+                || crate::parse::names::volume_name(&name).is_err()
+            {
+                continue;
+            }
+            self.found("volume-dir", &name, "is not known as a volume");
+            if self.repair {
+                let none = std::collections::HashMap::new();
+                self.engine.write(Durability::Synced, |c| {
+                    volumes::insert(c, &name, false, &none, &none)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leases of containers without a row.
+    fn leases(&mut self) -> Result<()> {
+        for owner in self.engine.store().leases().owners()? {
+            let Some(id) = owner.strip_prefix(crate::containers::LEASE_PREFIX) else {
+                continue;
+            };
+            if self.engine.database().read(|c| row::get(c, id))?.is_some() {
+                continue;
+            }
+            self.found("lease", &owner, "belongs to no container");
+            if self.repair {
+                self.engine.store().leases().release(&owner)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What was being removed when its remover died.
+    fn temporary(&mut self) {
+        let tmp = self.engine.layout().tmp();
+        for name in entries(&tmp)
+            .into_iter()
+            .filter(|n| n.starts_with("remove-"))
+        {
+            self.found("temporary", &name, "was being removed");
+            if self.repair
+                && let Err(error) = std::fs::remove_dir_all(tmp.join(&name))
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(name, %error, "cannot be removed");
+                if let Some(finding) = self.findings.last_mut() {
+                    finding.repaired = false;
+                    finding.detail = error.to_string();
+                }
+            }
+        }
+    }
+
+    /// What the store knows about itself.
+    fn store(&mut self) -> Result<()> {
+        for finding in self.engine.store().check(self.repair)? {
+            self.findings.push(Finding {
+                kind: finding.kind.to_string(),
+                object: finding.object,
+                detail: finding.detail,
+                repaired: finding.repaired,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn entries(directory: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}

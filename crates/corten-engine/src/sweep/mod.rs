@@ -1,0 +1,225 @@
+//! Sweeping: removing what processes that died left behind.
+//!
+//! [`quick`] looks only at the run directories: one per supervisor, living or dead. It runs
+//! at the start of commands that change state. [`check`] looks at everything.
+//!
+//! Whether something is orphaned is decided by locks and rows, in an order that makes races
+//! harmless: what is about to be used is locked (containers) or has a row (addresses)
+//! before it exists. Sweeping the network excludes allocating addresses meanwhile, by a lock
+//! of its own ([`NetworkLock`]).
+
+mod check;
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+
+use corten_db::Durability;
+use corten_runtime::Cgroup;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::containers::{row, state};
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::networks::bridge;
+
+pub(crate) use check::check;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// Held shared while an address is allocated, exclusively while the network is swept.
+#[derive(Debug)]
+pub(crate) struct NetworkLock(#[allow(dead_code)] OwnedFd);
+
+impl NetworkLock {
+    /// For allocating an address.
+    pub(crate) fn shared(engine: &Engine) -> Result<Self> {
+        Self::take(engine, FlockOperation::LockShared)
+    }
+
+    fn exclusive(engine: &Engine) -> Result<Self> {
+        Self::take(engine, FlockOperation::LockExclusive)
+    }
+
+    fn take(engine: &Engine, operation: FlockOperation) -> Result<Self> {
+        let path = engine.layout().run().join("network.lock");
+        let io = |action: &'static str| {
+            let path = path.clone();
+            move |source: std::io::Error| EngineError::Io {
+                action,
+                path,
+                source,
+            }
+        };
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let open = || rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR);
+        let fd = match open() {
+            Err(rustix::io::Errno::NOENT) => {
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o711)
+                    .create(engine.layout().run())
+                    .map_err(io("create"))?;
+                open()
+            }
+            other => other,
+        }
+        .map_err(|e| io("open")(e.into()))?;
+        rustix::fs::flock(&fd, operation).map_err(|e| io("lock")(e.into()))?;
+        Ok(Self(fd))
+    }
+}
+
+/// The ids of the run directories.
+fn run_directories(engine: &Engine) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(engine.layout().run_containers()) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|e| e.file_name().into_string().ok())
+        .collect()
+}
+
+/// Cleans up after supervisors that died. Cheap: one lock test per running container.
+/// Blocks.
+pub(crate) fn quick(engine: &Engine) {
+    for id in run_directories(engine) {
+        if state::has_supervisor(engine, &id) {
+            continue;
+        }
+        if let Err(error) = bury_run_directory(engine, &id) {
+            tracing::warn!(container = %id, %error, "what it left stays to be swept");
+        }
+    }
+}
+
+/// Cleans up what belongs to a run directory whose supervisor is dead.
+fn bury_run_directory(engine: &Engine, id: &str) -> Result<()> {
+    let Some(mut container) = engine.database().read(|c| row::get(c, id))? else {
+        // Removed meanwhile, or before its supervisor had finished with it.
+        let Some(_lock) = state::try_lock(engine, id)? else {
+            return Ok(());
+        };
+        remove_cgroup(&format!("{}/{id}", engine.layout().cgroup_parent()));
+        if let Err(error) = corten_network::remove_link(&engine.layout().veth(id)) {
+            tracing::warn!(container = id, %error, "a link is left");
+        }
+        engine.write(Durability::Relaxed, |c| bridge::release(c, id))?;
+        remove_run_directory(engine, id);
+        return Ok(());
+    };
+    if container.status.is_live() {
+        return state::reconcile(engine, &mut container);
+    }
+    // It died while starting, or just after the end.
+    let Some(_lock) = state::try_lock(engine, id)? else {
+        return Ok(());
+    };
+    state::kill_all(engine, &container);
+    state::release_network(engine, &container);
+    engine.write(Durability::Relaxed, |c| bridge::release(c, id))?;
+    remove_run_directory(engine, id);
+    Ok(())
+}
+
+fn remove_run_directory(engine: &Engine, id: &str) {
+    if let Err(error) = std::fs::remove_dir_all(engine.layout().run_container(id)) {
+        tracing::debug!(container = id, %error, "run directory not removed");
+    }
+}
+
+/// Kills everything in a control group and removes it. Absent is fine.
+pub(crate) fn remove_cgroup(path: &str) {
+    let removed = Cgroup::open(path).and_then(|group| {
+        if !group.exists() {
+            return Ok(());
+        }
+        group.kill_all()?;
+        group.remove()
+    });
+    if let Err(error) = removed {
+        tracing::warn!(cgroup = path, %error, "a control group is left");
+    }
+}
+
+/// The processes in a control group; none when it does not exist.
+pub(crate) fn cgroup_pids(path: &str) -> Vec<i32> {
+    Cgroup::open(path)
+        .and_then(|group| group.pids())
+        .unwrap_or_default()
+}
+
+/// Removes links and published ports of containers and steps that are no more; what was
+/// removed, one line each. Blocks.
+pub(crate) fn network(engine: &Engine) -> Result<Vec<String>> {
+    let _lock = NetworkLock::exclusive(engine)?;
+    let owners: Vec<(String, String)> = engine.database().read(|c| {
+        let mut statement = c.prepare_cached("SELECT owner, address FROM addresses")?;
+        let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
+        Ok::<_, EngineError>(rows.collect::<rusqlite::Result<_>>()?)
+    })?;
+    let mut links = BTreeSet::new();
+    let mut addresses: BTreeSet<Ipv4Addr> = BTreeSet::new();
+    let mut dead = Vec::new();
+    for (owner, address) in owners {
+        if is_alive(engine, &owner) {
+            links.insert(
+                engine
+                    .layout()
+                    .veth(owner.strip_prefix("build-").unwrap_or(&owner)),
+            );
+            addresses.extend(address.parse::<Ipv4Addr>());
+        } else {
+            dead.push(owner);
+        }
+    }
+    let layout = engine.layout();
+    let removed = corten_network::sweep(&layout.table(), &layout.bridge(), &links, &addresses)?;
+    if !dead.is_empty() {
+        engine.write(Durability::Relaxed, |c| {
+            for owner in &dead {
+                bridge::release(c, owner)?;
+            }
+            Ok(())
+        })?;
+    }
+    let released = dead.into_iter().map(|owner| format!("address of {owner}"));
+    Ok(removed.into_iter().chain(released).collect())
+}
+
+/// Whether the owner of an address lives: a container with a supervisor, or a step's builder.
+pub(crate) fn is_alive(engine: &Engine, owner: &str) -> bool {
+    match owner.split_once('@') {
+        None => state::has_supervisor(engine, owner),
+        Some((_, process)) => process
+            .split_once('.')
+            .and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse().ok()?)))
+            .is_some_and(|(pid, start): (u32, u64)| start_time(pid) == Some(start)),
+    }
+}
+
+/// When a process started, in clock ticks since boot; with its pid it is unique.
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_its_pid_and_start() {
+        let me = std::process::id();
+        assert!(start_time(me).is_some());
+        assert_eq!(start_time(me), start_time(me));
+        assert_eq!(start_time(u32::MAX), None);
+    }
+}

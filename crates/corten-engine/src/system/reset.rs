@@ -1,0 +1,57 @@
+//! Removing everything of an engine, after its containers.
+
+use std::path::Path;
+
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::networks::bridge;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// Files of the root that the user wrote.
+const KEPT: &[&str] = &["registries.toml"];
+
+/// Removes network, control group and files. Blocks.
+pub(super) fn reset(engine: &Engine) -> Result<()> {
+    let layout = engine.layout();
+    crate::sweep::quick(engine);
+    crate::sweep::network(engine)?;
+    for row in engine.database().read(bridge::rows)? {
+        if let Some(spec) = row.spec(engine) {
+            corten_network::remove_bridge(&spec)?;
+        }
+    }
+    corten_network::remove_table(&layout.table())?;
+    crate::sweep::remove_cgroup(&layout.cgroup_parent());
+    remove(layout.run())?;
+    let entries = std::fs::read_dir(layout.root()).map_err(io("read", layout.root()))?;
+    for entry in entries {
+        let entry = entry.map_err(io("read", layout.root()))?;
+        if !KEPT.iter().any(|kept| entry.file_name() == *kept) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> EngineError {
+    move |source| EngineError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}

@@ -1,0 +1,195 @@
+//! Fetching one blob into the store: resumed where it ended, verified, refetched once when
+//! it is not what it should be.
+
+use std::io::Write;
+use std::time::Duration;
+
+use corten_oci::{Digest, ImageRef};
+use corten_store::{BlobWriter, Ingest, Store, StoreError};
+use futures_util::StreamExt;
+use http::{Method, StatusCode, header};
+use tokio::sync::mpsc;
+
+use crate::error::RegistryError;
+use crate::http::{Access, Host, innermost};
+use crate::manifest::{Descriptor, found};
+use crate::progress::Told;
+
+/// How often a broken transfer is taken up again without a byte having come.
+const ATTEMPTS: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Pieces between network and disk.
+const AHEAD: usize = 32;
+
+/// Runs blocking work of the store.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, RegistryError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(RegistryError::Io(std::io::Error::other(error))),
+    }
+}
+
+/// Fetches a blob unless it is here.
+pub(crate) async fn blob(
+    host: &Host,
+    store: &Store,
+    image: &ImageRef,
+    descriptor: &Descriptor,
+    told: &mut Told<'_>,
+) -> Result<(), RegistryError> {
+    let mut failures = 0;
+    let mut refetched = false;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let (blobs, digest, size) = (
+            store.blobs().clone(),
+            descriptor.digest.clone(),
+            descriptor.size,
+        );
+        let writer = match blocking(move || blobs.writer(&digest, Some(size))).await? {
+            Ingest::Present => return Ok(()),
+            Ingest::Writer(writer) => writer,
+        };
+        let before = writer.offset();
+        match attempt(host, image, descriptor, writer, told).await {
+            Ok(()) => return Ok(()),
+            Err(RegistryError::Store(
+                StoreError::CorruptBlob { .. } | StoreError::WrongSize { .. },
+            )) if !refetched => {
+                tracing::warn!(blob = %descriptor.digest, "what came is not what was asked for: once more");
+                refetched = true;
+            }
+            Err(error) if error.is_transient() => {
+                // Whatever has come is kept: only attempts that bring nothing count.
+                let now = partial_size(store, &descriptor.digest)
+                    .await
+                    .unwrap_or(before);
+                failures = if now > before { 0 } else { failures + 1 };
+                if failures >= ATTEMPTS {
+                    return Err(error);
+                }
+                tracing::debug!(blob = %descriptor.digest, %error, "resuming");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(5));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn partial_size(store: &Store, digest: &Digest) -> Option<u64> {
+    let (blobs, digest) = (store.blobs().clone(), digest.clone());
+    match blocking(move || blobs.writer(&digest, None)).await {
+        Ok(Ingest::Writer(writer)) => Some(writer.offset()),
+        _ => None,
+    }
+}
+
+async fn attempt(
+    host: &Host,
+    image: &ImageRef,
+    descriptor: &Descriptor,
+    mut writer: BlobWriter,
+    told: &mut Told<'_>,
+) -> Result<(), RegistryError> {
+    let offset = writer.offset();
+    if offset > descriptor.size {
+        writer.restart()?;
+    }
+    if offset < descriptor.size || descriptor.size == 0 {
+        writer = transfer(host, image, descriptor, writer, told).await?;
+    }
+    told.status("Verifying Checksum");
+    blocking(move || writer.commit()).await?;
+    Ok(())
+}
+
+async fn transfer(
+    host: &Host,
+    image: &ImageRef,
+    descriptor: &Descriptor,
+    mut writer: BlobWriter,
+    told: &mut Told<'_>,
+) -> Result<BlobWriter, RegistryError> {
+    let path = format!("/v2/{}/blobs/{}", image.path(), descriptor.digest);
+    let offset = writer.offset();
+    let response = host
+        .send(
+            Method::GET,
+            &path,
+            Some((image.path(), Access::Pull)),
+            &|request| {
+                if offset > 0 {
+                    request.header(header::RANGE, format!("bytes={offset}-"))
+                } else {
+                    request
+                }
+            },
+        )
+        .await?;
+    let response = match response.status() {
+        StatusCode::PARTIAL_CONTENT if offset > 0 => response,
+        StatusCode::RANGE_NOT_SATISFIABLE => {
+            writer.restart()?;
+            return Err(host.protocol(format!("blob {}: range refused", descriptor.digest)));
+        }
+        StatusCode::NOT_FOUND => {
+            return Err(RegistryError::BlobUnknown {
+                registry: host.name().to_owned(),
+                digest: descriptor.digest.clone(),
+            });
+        }
+        _ => {
+            let response = found(host, image, response).await?;
+            writer.restart()?;
+            response
+        }
+    };
+    let mut current = writer.offset();
+    let (send, mut receive) = mpsc::channel::<bytes::Bytes>(AHEAD);
+    // Hashing and writing on a thread of its own, so that layers do not wait for each other.
+    let writing = tokio::task::spawn_blocking(move || {
+        while let Some(piece) = receive.blocking_recv() {
+            writer.write_all(&piece)?;
+        }
+        Ok::<_, std::io::Error>(writer)
+    });
+    let mut stream = response.bytes_stream();
+    let mut broken = None;
+    while let Some(piece) = stream.next().await {
+        let piece = match piece {
+            Ok(piece) => piece,
+            Err(error) => {
+                broken = Some(RegistryError::Unreachable {
+                    registry: host.name().to_owned(),
+                    reason: innermost(&error),
+                });
+                break;
+            }
+        };
+        current += piece.len() as u64;
+        if current > descriptor.size {
+            broken = Some(host.protocol(format!(
+                "blob {}: more than the announced {} bytes",
+                descriptor.digest, descriptor.size
+            )));
+            break;
+        }
+        told.bytes("Downloading", current, descriptor.size);
+        if send.send(piece).await.is_err() {
+            break;
+        }
+    }
+    drop(send);
+    let writer = writing.await.map_err(std::io::Error::other)??;
+    match broken {
+        Some(error) => Err(error),
+        None if current < descriptor.size => Err(RegistryError::Unreachable {
+            registry: host.name().to_owned(),
+            reason: format!("blob {}: the connection ended early", descriptor.digest),
+        }),
+        None => Ok(writer),
+    }
+}

@@ -1,0 +1,102 @@
+//! What can go wrong with a registry, in Docker's words where it has words.
+
+use std::io;
+use std::path::PathBuf;
+
+use corten_store::StoreError;
+
+/// An error of the registry client.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// `registries.toml` or `config.json` cannot be used.
+    #[error("{path}: {reason}", path = path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A credential helper failed.
+    #[error("credential helper docker-credential-{helper}: {reason}")]
+    Helper {
+        /// The helper's name.
+        helper: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The registry cannot be reached.
+    #[error("cannot reach registry {registry}: {reason}")]
+    Unreachable {
+        /// Host and port.
+        registry: String,
+        /// The innermost cause.
+        reason: String,
+    },
+    /// The credentials were not accepted.
+    #[error("unauthorized: {0}")]
+    Unauthorized(String),
+    /// A pull of something that does not exist, or may not be seen.
+    #[error(
+        "pull access denied for {0}, repository does not exist or may require 'docker login': \
+         denied: requested access to the resource is denied"
+    )]
+    PullDenied(String),
+    /// A push that is not allowed.
+    #[error("denied: requested access to the resource is denied: push to {0}")]
+    PushDenied(String),
+    /// The repository has no such tag or digest.
+    #[error("manifest for {0} not found: manifest unknown: manifest unknown")]
+    ManifestUnknown(String),
+    /// The registry names a blob that it does not have.
+    #[error("registry {registry}: blob {digest} is missing there")]
+    BlobUnknown {
+        /// Host and port.
+        registry: String,
+        /// Which blob.
+        digest: corten_oci::Digest,
+    },
+    /// An index has nothing for the platform.
+    #[error("no matching manifest for {platform} in the manifest list entries of {image}")]
+    NoPlatform {
+        /// The platform asked for.
+        platform: String,
+        /// The image.
+        image: String,
+    },
+    /// The registry answered something it must not.
+    #[error("registry {registry}: {reason}")]
+    Protocol {
+        /// Host and port.
+        registry: String,
+        /// What was wrong.
+        reason: String,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file of ours.
+    #[error("read and write blobs: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl RegistryError {
+    /// Whether trying again, or another mirror, may help.
+    #[must_use]
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Protocol { .. })
+    }
+
+    /// Whether another source of the same image may do better.
+    pub(crate) fn is_worth_another_source(&self) -> bool {
+        self.is_transient()
+            || matches!(
+                self,
+                Self::PullDenied(_)
+                    | Self::ManifestUnknown(_)
+                    | Self::BlobUnknown { .. }
+                    | Self::Unauthorized(_)
+                    | Self::NoPlatform { .. }
+            )
+    }
+}

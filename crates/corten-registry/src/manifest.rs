@@ -1,0 +1,279 @@
+//! Fetching manifests, and choosing among those of an index.
+
+use corten_oci::{Digest, Digester, ImageRef, Platform, media_type};
+use futures_util::StreamExt;
+use http::{Method, StatusCode, header};
+use reqwest::Response;
+use serde::Deserialize;
+
+use crate::error::RegistryError;
+use crate::http::{Access, Host, words};
+
+/// Largest manifest, bytes (what registries accept).
+const MAX_MANIFEST: usize = 4 << 20;
+
+/// What a descriptor says (image-spec, "descriptor").
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    #[serde(default)]
+    pub(crate) media_type: String,
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    #[serde(default)]
+    platform: Option<DescriptorPlatform>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct DescriptorPlatform {
+    os: String,
+    architecture: String,
+    #[serde(default)]
+    variant: Option<String>,
+}
+
+/// An image manifest.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) config: Descriptor,
+    pub(crate) layers: Vec<Descriptor>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Index {
+    manifests: Vec<Descriptor>,
+}
+
+/// A document as it came.
+struct Document {
+    bytes: Vec<u8>,
+    digest: Digest,
+    media_type: String,
+}
+
+/// A manifest for one platform, and what the name stood for.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    /// Digest of what the name stands for: the index where there is one.
+    pub(crate) top: Digest,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) media_type: String,
+    pub(crate) manifest: Manifest,
+}
+
+/// Fetches the manifest an image's name stands for on a platform.
+pub(crate) async fn resolve(
+    host: &Host,
+    image: &ImageRef,
+    platform: &Platform,
+) -> Result<Resolved, RegistryError> {
+    let first = fetch(host, image, image.manifest_reference(), image.digest()).await?;
+    let top = first.digest.clone();
+    let document = if media_type::is_index(&first.media_type) {
+        let index: Index = parse(host, &first)?;
+        let child = choose(&index, platform).ok_or_else(|| RegistryError::NoPlatform {
+            platform: platform.to_string(),
+            image: image.familiar(),
+        })?;
+        fetch(host, image, child.digest.as_str(), Some(&child.digest)).await?
+    } else {
+        first
+    };
+    if !media_type::is_manifest(&document.media_type) {
+        return Err(host.protocol(format!(
+            "{}: unsupported manifest type \"{}\"",
+            image.familiar(),
+            document.media_type
+        )));
+    }
+    let manifest = parse(host, &document)?;
+    Ok(Resolved {
+        top,
+        bytes: document.bytes,
+        media_type: document.media_type,
+        manifest,
+    })
+}
+
+/// The entry that fits: the exact variant before a lesser one.
+fn choose<'a>(index: &'a Index, platform: &Platform) -> Option<&'a Descriptor> {
+    let of = |descriptor: &'a Descriptor| {
+        let p = descriptor.platform.as_ref()?;
+        Some((
+            Platform::normalised(&p.os, &p.architecture, p.variant.as_deref()),
+            descriptor,
+        ))
+    };
+    let all: Vec<_> = index.manifests.iter().filter_map(of).collect();
+    let exact = all.iter().find(|(p, _)| p == platform);
+    exact
+        .or_else(|| all.iter().find(|(p, _)| p.satisfies(platform)))
+        .map(|(_, d)| *d)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(
+    host: &Host,
+    document: &Document,
+) -> Result<T, RegistryError> {
+    serde_json::from_slice(&document.bytes)
+        .map_err(|error| host.protocol(format!("manifest {}: {error}", document.digest)))
+}
+
+async fn fetch(
+    host: &Host,
+    image: &ImageRef,
+    reference: &str,
+    expected: Option<&Digest>,
+) -> Result<Document, RegistryError> {
+    let path = format!("/v2/{}/manifests/{reference}", image.path());
+    let accept = media_type::MANIFEST_ACCEPT.join(", ");
+    let response = host
+        .send(
+            Method::GET,
+            &path,
+            Some((image.path(), Access::Pull)),
+            &|request| request.header(header::ACCEPT, &accept),
+        )
+        .await?;
+    let response = found(host, image, response).await?;
+    let announced = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .unwrap_or_default()
+        .trim()
+        .to_owned();
+    let bytes = read(host, response, MAX_MANIFEST, "manifest").await?;
+    let digest = match expected {
+        None => Digest::of(&bytes),
+        Some(expected) => {
+            let mut digester = Digester::new(expected.algorithm());
+            digester.update(&bytes);
+            digester.finish()
+        }
+    };
+    if let Some(expected) = expected
+        && *expected != digest
+    {
+        return Err(host.protocol(format!(
+            "manifest of {}: expected digest {expected}, got {digest}",
+            image.familiar()
+        )));
+    }
+    Ok(Document {
+        media_type: type_of(&bytes, announced),
+        bytes,
+        digest,
+    })
+}
+
+/// The document's own word on its type counts more than the header.
+fn type_of(bytes: &[u8], announced: String) -> String {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Typed {
+        #[serde(default)]
+        media_type: String,
+    }
+    match serde_json::from_slice::<Typed>(bytes) {
+        Ok(typed) if !typed.media_type.is_empty() => typed.media_type,
+        _ => announced,
+    }
+}
+
+/// Turns refusals into Docker's words.
+pub(crate) async fn found(
+    host: &Host,
+    image: &ImageRef,
+    response: Response,
+) -> Result<Response, RegistryError> {
+    match response.status() {
+        status if status.is_success() => Ok(response),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            Err(RegistryError::PullDenied(image.familiar_name()))
+        }
+        StatusCode::NOT_FOUND => {
+            let words = words(response).await;
+            if words.starts_with("name unknown") {
+                Err(RegistryError::PullDenied(image.familiar_name()))
+            } else {
+                Err(RegistryError::ManifestUnknown(image.familiar()))
+            }
+        }
+        _ => Err(host.protocol(words(response).await)),
+    }
+}
+
+/// Reads a small body whole.
+pub(crate) async fn read(
+    host: &Host,
+    response: Response,
+    limit: usize,
+    what: &str,
+) -> Result<Vec<u8>, RegistryError> {
+    let mut bytes = Vec::new();
+    let mut stream = response.bytes_stream();
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|error| RegistryError::Unreachable {
+            registry: host.name().to_owned(),
+            reason: crate::http::innermost(&error),
+        })?;
+        if bytes.len() + piece.len() > limit {
+            return Err(host.protocol(format!("{what} is larger than {limit} bytes")));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(platforms: &[(&str, Option<&str>)]) -> Index {
+        let manifests: Vec<_> = platforms
+            .iter()
+            .enumerate()
+            .map(|(n, (architecture, variant))| {
+                serde_json::json!({
+                    "mediaType": media_type::OCI_MANIFEST,
+                    "digest": Digest::of(&[u8::try_from(n).unwrap()]),
+                    "size": 1,
+                    "platform": { "os": "linux", "architecture": architecture, "variant": variant },
+                })
+            })
+            .collect();
+        serde_json::from_value(serde_json::json!({ "manifests": manifests })).unwrap()
+    }
+
+    #[test]
+    fn the_platform_is_chosen() {
+        let amd64 = Platform::normalised("linux", "amd64", None);
+        let arm = Platform::normalised("linux", "arm64", None);
+        let both = index(&[("arm64", Some("v8")), ("amd64", None)]);
+        assert_eq!(choose(&both, &amd64).unwrap().digest, Digest::of(&[1]));
+        assert_eq!(choose(&both, &arm).unwrap().digest, Digest::of(&[0]));
+        assert!(choose(&index(&[("s390x", None)]), &amd64).is_none());
+        // Attestations and the like have no platform.
+        let nothing: Index = serde_json::from_value(serde_json::json!({
+            "manifests": [{ "digest": Digest::of(b"x"), "size": 1 }]
+        }))
+        .unwrap();
+        assert!(choose(&nothing, &amd64).is_none());
+    }
+
+    #[test]
+    fn the_document_knows_its_type() {
+        let own = format!(r#"{{"mediaType":"{}"}}"#, media_type::OCI_INDEX);
+        assert_eq!(
+            type_of(own.as_bytes(), "text/plain".into()),
+            media_type::OCI_INDEX
+        );
+        assert_eq!(
+            type_of(b"{}", media_type::OCI_MANIFEST.into()),
+            media_type::OCI_MANIFEST
+        );
+        assert_eq!(type_of(b"not json", "x".into()), "x");
+    }
+}

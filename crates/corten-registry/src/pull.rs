@@ -1,0 +1,260 @@
+//! Pulling an image.
+
+use corten_oci::{DiffId, Digest, ImageRef, Platform};
+use corten_store::{ImageId, LayerBlob, Store, StoreError};
+use futures_util::{StreamExt, TryStreamExt};
+use http::Method;
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+
+use crate::download::{self, blocking};
+use crate::error::RegistryError;
+use crate::http::{Access, Host};
+use crate::manifest::{self, Descriptor, Resolved};
+use crate::progress::{Progress, Told, say};
+
+/// Layers downloaded at once (Docker's default).
+const DOWNLOADS: usize = 3;
+/// Layers in flight: downloading, or being unpacked.
+const IN_FLIGHT: usize = 6;
+/// Largest image configuration, bytes.
+const MAX_CONFIG: usize = 8 << 20;
+
+/// What a pull came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pulled {
+    /// The image.
+    pub id: ImageId,
+    /// What the name stands for at the registry: of the index where there is one.
+    pub digest: Digest,
+    /// The name stood for this image already.
+    pub up_to_date: bool,
+}
+
+/// The part of a config that a pull needs (image-spec, "config").
+#[derive(Deserialize)]
+struct Config {
+    rootfs: RootFs,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    diff_ids: Vec<DiffId>,
+}
+
+/// Pulls from the first source that has it.
+pub(crate) async fn pull(
+    sources: &[Host],
+    store: &Store,
+    image: &ImageRef,
+    platform: &Platform,
+    progress: &dyn Progress,
+) -> Result<Pulled, RegistryError> {
+    let leases = store.leases().clone();
+    // What arrives has no name yet: it must not be collected meanwhile.
+    let _lease = blocking(move || leases.acquire()).await?;
+    let reference = image.manifest_reference();
+    say(
+        progress,
+        Some(reference),
+        format!("Pulling from {}", image.path()),
+    );
+    let mut last = None;
+    for (at, host) in sources.iter().enumerate() {
+        match from(host, store, image, platform, progress).await {
+            Ok(pulled) => {
+                let status = if pulled.up_to_date {
+                    "Image is up to date for"
+                } else {
+                    "Downloaded newer image for"
+                };
+                say(progress, None, format!("Digest: {}", pulled.digest));
+                say(
+                    progress,
+                    None,
+                    format!("Status: {status} {}", image.familiar()),
+                );
+                return Ok(pulled);
+            }
+            Err(error) if at + 1 < sources.len() && error.is_worth_another_source() => {
+                tracing::info!(source = host.name(), %error, "trying the next source");
+                // A mirror that lacks it says less than the registry that cannot be reached.
+                last = Some(error);
+            }
+            Err(error) => return Err(prefer(last, error)),
+        }
+    }
+    Err(last.unwrap_or_else(|| RegistryError::ManifestUnknown(image.familiar())))
+}
+
+/// Which of two errors a user should read: that a mirror has no such image explains more
+/// than that the registry behind it cannot be reached.
+fn prefer(mirror: Option<RegistryError>, own: RegistryError) -> RegistryError {
+    match (mirror, own) {
+        (Some(RegistryError::PullDenied(name)), RegistryError::Unreachable { .. }) => {
+            RegistryError::PullDenied(name)
+        }
+        (Some(RegistryError::ManifestUnknown(name)), RegistryError::Unreachable { .. }) => {
+            RegistryError::ManifestUnknown(name)
+        }
+        (_, own) => own,
+    }
+}
+
+async fn from(
+    host: &Host,
+    store: &Store,
+    image: &ImageRef,
+    platform: &Platform,
+    progress: &dyn Progress,
+) -> Result<Pulled, RegistryError> {
+    let resolved = manifest::resolve(host, image, platform).await?;
+    let id = resolved.manifest.config.digest.clone();
+    let (images, name, wanted) = (store.images().clone(), image.clone(), id.clone());
+    let (known, before) = blocking(move || {
+        let known = match images.get(&wanted) {
+            Ok(image) => Some(image),
+            Err(StoreError::NoSuchImage(_)) => None,
+            Err(error) => return Err(error),
+        };
+        Ok((known, images.named(&name)?))
+    })
+    .await?;
+    let raw_config = match known {
+        Some(image) => image.raw_config,
+        None => {
+            let raw = config(host, image, &resolved.manifest.config).await?;
+            layers(host, store, image, &resolved, &raw, progress).await?;
+            raw
+        }
+    };
+    let top = resolved.top.clone();
+    let (store, image) = (store.clone(), image.clone());
+    let stored = blocking(move || {
+        let manifest = store.blobs().put_bytes(&resolved.bytes)?;
+        let id = store
+            .images()
+            .put(&raw_config, Some((&manifest, &resolved.media_type)))?;
+        if image.digest().is_none() {
+            store.images().tag(&image, &id)?;
+        }
+        store
+            .images()
+            .add_repo_digest(&image.with_digest(resolved.top), &id)?;
+        Ok(id)
+    })
+    .await?;
+    Ok(Pulled {
+        up_to_date: before.as_ref() == Some(&stored),
+        id: stored,
+        digest: top,
+    })
+}
+
+/// Fetches and verifies an image's configuration.
+async fn config(
+    host: &Host,
+    image: &ImageRef,
+    descriptor: &Descriptor,
+) -> Result<Vec<u8>, RegistryError> {
+    let path = format!("/v2/{}/blobs/{}", image.path(), descriptor.digest);
+    let response = host
+        .send(
+            Method::GET,
+            &path,
+            Some((image.path(), Access::Pull)),
+            &|request| request,
+        )
+        .await?;
+    let response = manifest::found(host, image, response).await?;
+    let bytes = manifest::read(host, response, MAX_CONFIG, "image configuration").await?;
+    let actual = Digest::of(&bytes);
+    if actual != descriptor.digest {
+        let expected = descriptor.digest.clone();
+        return Err(StoreError::CorruptBlob { expected, actual }.into());
+    }
+    Ok(bytes)
+}
+
+/// Fetches and unpacks the layers that are not here.
+async fn layers(
+    host: &Host,
+    store: &Store,
+    image: &ImageRef,
+    resolved: &Resolved,
+    raw_config: &[u8],
+    progress: &dyn Progress,
+) -> Result<(), RegistryError> {
+    let config: Config = serde_json::from_slice(raw_config).map_err(|error| {
+        host.protocol(format!("configuration of {}: {error}", image.familiar()))
+    })?;
+    let blobs = &resolved.manifest.layers;
+    if config.rootfs.diff_ids.len() != blobs.len() {
+        return Err(host.protocol(format!(
+            "{}: its manifest has {} layers, its configuration {}",
+            image.familiar(),
+            blobs.len(),
+            config.rootfs.diff_ids.len()
+        )));
+    }
+    let mut wanted: Vec<(DiffId, Descriptor)> = Vec::new();
+    for (diff_id, blob) in config.rootfs.diff_ids.into_iter().zip(blobs) {
+        if wanted.iter().any(|(known, _)| *known == diff_id) {
+            continue;
+        }
+        let (layers, key) = (store.layers().clone(), diff_id.clone());
+        let told = Told::new(progress, &blob.digest);
+        if blocking(move || layers.has(&key)).await? {
+            told.status("Already exists");
+        } else {
+            told.status("Pulling fs layer");
+            wanted.push((diff_id, blob.clone()));
+        }
+    }
+    for (_, blob) in wanted.iter().skip(DOWNLOADS) {
+        Told::new(progress, &blob.digest).status("Waiting");
+    }
+    let downloads = Semaphore::new(DOWNLOADS);
+    futures_util::stream::iter(wanted)
+        .map(|(diff_id, blob)| {
+            let downloads = &downloads;
+            async move { layer(host, store, image, &diff_id, &blob, downloads, progress).await }
+        })
+        .buffer_unordered(IN_FLIGHT)
+        .try_collect()
+        .await
+}
+
+async fn layer(
+    host: &Host,
+    store: &Store,
+    image: &ImageRef,
+    diff_id: &DiffId,
+    blob: &Descriptor,
+    downloads: &Semaphore,
+    progress: &dyn Progress,
+) -> Result<(), RegistryError> {
+    let mut told = Told::new(progress, &blob.digest);
+    let mut again = true;
+    loop {
+        let permit = downloads.acquire().await.map_err(std::io::Error::other)?;
+        download::blob(host, store, image, blob, &mut told).await?;
+        drop(permit);
+        told.status("Download complete");
+        told.bytes("Extracting", blob.size, blob.size);
+        let (layers, expected) = (store.layers().clone(), diff_id.clone());
+        let source = LayerBlob {
+            digest: blob.digest.clone(),
+            size: blob.size,
+            media_type: blob.media_type.clone(),
+        };
+        match blocking(move || layers.apply_blob(&source, &expected)).await {
+            Ok(_) => break,
+            // It had rotten on this disk, and is gone now.
+            Err(RegistryError::Store(StoreError::CorruptBlob { .. })) if again => again = false,
+            Err(error) => return Err(error),
+        }
+    }
+    told.status("Pull complete");
+    Ok(())
+}
