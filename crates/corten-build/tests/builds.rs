@@ -3,7 +3,12 @@
 //!
 //! This program has no harness: called with `build-step` it is that face of `corten`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout
+)]
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -33,6 +38,12 @@ const TESTS: &[Test] = &[
     ("archives", archives),
     ("cancelling_ends_everything", cancelling_ends_everything),
     ("pruning", pruning),
+    ("steps_on_a_bridge", steps_on_a_bridge),
+    (
+        "a_killed_builder_leaves_nothing_running",
+        a_killed_builder_leaves_nothing_running,
+    ),
+    ("how_long_steps_take", how_long_steps_take),
 ];
 
 fn main() -> ExitCode {
@@ -44,6 +55,9 @@ fn main() -> ExitCode {
         eprintln!("skipped: needs root and a static busybox");
         return ExitCode::SUCCESS;
     };
+    if args.get(1).is_some_and(|word| word == "hang") {
+        return hang(Path::new(&args[2]), args[3].to_str().unwrap());
+    }
     let wanted = args.get(1).and_then(|word| word.to_str()).unwrap_or("");
     for (name, test) in TESTS {
         if name.contains(wanted) || wanted.starts_with('-') {
@@ -64,12 +78,37 @@ fn find_busybox() -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-/// There is no bridge and no registry here.
+/// A bridge for whoever asks; no registry.
 struct Nowhere;
 
+const TABLE: &str = "corten_build_test";
+const BRIDGE: &str = "crtbuildtest";
+
 impl StepNetwork for Nowhere {
-    fn allocate(&self, _: &str) -> Result<StepEndpoint, BoxError> {
-        Err("no bridge in this test".into())
+    fn allocate(&self, id: &str) -> Result<StepEndpoint, BoxError> {
+        let request = corten_network::BridgeRequest {
+            table: TABLE.to_owned(),
+            bridge: BRIDGE.to_owned(),
+            mtu: 1500,
+            internal: false,
+            icc: true,
+        };
+        let candidates = corten_network::ipam::candidates(Some(0xbeef));
+        let bridge = corten_network::claim_bridge(&request, candidates, &[])?;
+        let address = std::net::Ipv4Addr::from_bits(bridge.gateway.to_bits() + 1);
+        let endpoint = corten_network::EndpointSpec {
+            address: bridge.subnet.with_addr(address),
+            bridge,
+            host_ifname: format!("vt{}", &id[6..14]),
+            ifname: "eth0".to_owned(),
+            address6: None,
+            mac: corten_network::mac_for(address),
+            ports: Vec::new(),
+        };
+        Ok(StepEndpoint {
+            endpoint,
+            lease: Box::new(()),
+        })
     }
 
     fn resolv_conf(&self, _: StepNetworkMode) -> Result<String, BoxError> {
@@ -91,6 +130,46 @@ struct Fixture {
     runtime: tokio::runtime::Runtime,
 }
 
+fn open(dir: &Path, cgroups: &str) -> (Store, Builder) {
+    let root = dir.join("root");
+    let schemas = [corten_store::SCHEMA, corten_build::SCHEMA];
+    let database = Database::open(&root.join("db"), &schemas).unwrap();
+    let store = Store::open(&root, database.clone());
+    let builder = Builder::new(
+        store.clone(),
+        database,
+        Arc::new(Nowhere),
+        Sandboxing {
+            cgroup_parent: cgroups.to_owned(),
+            exe: std::env::current_exe().unwrap(),
+            exe_args: vec!["build-step".to_owned()],
+            network: Arc::new(Nowhere),
+            parallelism: 0,
+        },
+    );
+    (store, builder)
+}
+
+/// A builder of its own process, to be killed.
+fn hang(dir: &Path, cgroups: &str) -> ExitCode {
+    let (_, builder) = open(dir, cgroups);
+    let request = BuildRequest {
+        dockerfile: DockerfileSource::Inline("FROM base\nRUN echo begun; sleep 60\n".to_owned()),
+        network: StepNetworkMode::None,
+        ..BuildRequest::default()
+    };
+    let sink = |event| {
+        if matches!(event, BuildEvent::Log { .. }) {
+            println!("begun");
+        }
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime
+        .block_on(builder.build(request, Arc::new(sink)))
+        .ok();
+    ExitCode::FAILURE
+}
+
 /// What a build told.
 struct Told {
     result: Result<Digest, BuildError>,
@@ -100,24 +179,9 @@ struct Told {
 impl Fixture {
     fn new(busybox: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("root");
-        let schemas = [corten_store::SCHEMA, corten_build::SCHEMA];
-        let database = Database::open(&root.join("db"), &schemas).unwrap();
-        let store = Store::open(&root, database.clone());
-        base_image(&store, busybox);
         let cgroups = format!("corten-test-{:08x}", rand::random::<u32>());
-        let builder = Builder::new(
-            store.clone(),
-            database,
-            Arc::new(Nowhere),
-            Sandboxing {
-                cgroup_parent: cgroups.clone(),
-                exe: std::env::current_exe().unwrap(),
-                exe_args: vec!["build-step".to_owned()],
-                network: Arc::new(Nowhere),
-                parallelism: 0,
-            },
-        );
+        let (store, builder) = open(dir.path(), &cgroups);
+        base_image(&store, busybox);
         std::fs::create_dir(dir.path().join("context")).unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         Self {
@@ -635,4 +699,84 @@ fn pruning(f: &Fixture) {
     assert_eq!(f.builder.usage().unwrap(), []);
     assert!(f.store.layers().has(image.layers.last().unwrap()).unwrap());
     assert_eq!(f.build(text).carried_out().len(), 2);
+}
+
+fn steps_on_a_bridge(f: &Fixture) {
+    let mut request = f.request("FROM base\nRUN ls /sys/class/net; cat /etc/resolv.conf\n");
+    request.network = StepNetworkMode::Default;
+    request.extra_hosts = vec![("there".to_owned(), "192.0.2.7".to_owned())];
+    let told = f.run(request);
+    f.image(&told);
+    let log = told.log();
+    assert!(
+        log.contains("eth0") && log.contains("nameserver 192.0.2.1"),
+        "{log}"
+    );
+    let begun = Instant::now();
+    let links = || {
+        std::fs::read_dir("/sys/class/net")
+            .unwrap()
+            .flatten()
+            .filter(|link| link.file_name().to_string_lossy().starts_with("vt"))
+            .count()
+    };
+    while links() > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(5), "a link stays");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    corten_network::sweep(TABLE, BRIDGE, &Default::default(), &Default::default()).unwrap();
+    corten_network::remove_link(BRIDGE).unwrap();
+    corten_network::remove_table(TABLE).unwrap();
+}
+
+fn a_killed_builder_leaves_nothing_running(f: &Fixture) {
+    use std::io::{BufRead, BufReader};
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .arg("hang")
+        .arg(f.dir.path())
+        .arg(&f.cgroups)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "begun\n");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let begun = Instant::now();
+    while !corten_runtime::cgroup::children(&f.cgroups)
+        .unwrap()
+        .is_empty()
+    {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    f.store.sweep(true).unwrap();
+    f.nothing_is_left();
+}
+
+fn how_long_steps_take(f: &Fixture) {
+    let steps: String = (0..10)
+        .map(|number| format!("RUN echo {number} > /f\n"))
+        .collect();
+    let text = format!("FROM base\n{steps}");
+    let begun = Instant::now();
+    f.image(&f.build(&text));
+    eprintln!("    a step takes {:?}", begun.elapsed() / 10);
+    for number in 0..10_000 {
+        f.file(
+            &format!("many/{}/{number}", number % 100),
+            number.to_string().repeat(100),
+        );
+    }
+    for what in ["first", "second"] {
+        let begun = Instant::now();
+        f.image(&f.build("FROM base\nCOPY many /many\n"));
+        eprintln!(
+            "    the {what} COPY of 10,000 files takes {:?}",
+            begun.elapsed()
+        );
+    }
 }

@@ -75,10 +75,10 @@ impl Session {
         };
         if let Some(known) = self.known(&key).await? {
             if let Some(quick) = quick {
-                let (session, output) = (self.clone(), known.clone());
+                let (session, output, slow) = (self.clone(), known.clone(), key.clone());
                 let name = work.name()?.to_owned();
-                self.blocking(move || session.cache.put(&[&quick], &output, &name))
-                    .await?;
+                let record = move || session.cache.put(&[&slow, &quick], &output, &name);
+                self.blocking(record).await?;
             }
             return Ok((known, true, key));
         }
