@@ -243,7 +243,8 @@ impl<'a> Stage<'a> {
                 steps: numbers.steps,
                 text: stage.text.clone(),
                 line: stage.span.start,
-                config_only: false,
+                // BuildKit shows FROM only where there is an image to speak of.
+                config_only: !matches!(stage.base, Base::Image(_)),
             },
         }
     }
