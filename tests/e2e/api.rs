@@ -53,7 +53,10 @@ fn the_docker_command_line_walks_through() {
         http_get(&format!("127.0.0.1:{port}")).as_deref() == Some("Hello, Docker!\n")
     });
     assert!(run(&["ps"]).unwrap().contains("my-web"));
-    assert_eq!(run(&["exec", "my-web", "echo", "inside"]).unwrap(), "inside");
+    assert_eq!(
+        run(&["exec", "my-web", "echo", "inside"]).unwrap(),
+        "inside"
+    );
     run(&["logs", "my-web"]);
     run(&["inspect", "my-web"]);
     run(&["stop", "-t", "1", "my-web"]);
@@ -63,16 +66,55 @@ fn the_docker_command_line_walks_through() {
     run(&["tag", "web", &name]);
     assert!(run(&["push", &name]).unwrap().contains("digest: sha256:"));
     run(&["rmi", &name, "web"]);
-    assert_eq!(run(&["run", "--rm", &name, "cat", "index.html"]).unwrap(), "Hello, Docker!");
-    run(&["run", "--rm", "-v", "data:/data", "alpine", "sh", "-c", "echo kept > /data/f"]);
-    assert_eq!(run(&["run", "--rm", "-v", "data:/data", "alpine", "cat", "/data/f"]).unwrap(), "kept");
-    let failed = docker(&engine, &host, &["run", "--rm", "alpine", "no-such-command"]).unwrap();
+    assert_eq!(
+        run(&["run", "--rm", &name, "cat", "index.html"]).unwrap(),
+        "Hello, Docker!"
+    );
+    run(&[
+        "run",
+        "--rm",
+        "-v",
+        "data:/data",
+        "alpine",
+        "sh",
+        "-c",
+        "echo kept > /data/f",
+    ]);
+    assert_eq!(
+        run(&[
+            "run",
+            "--rm",
+            "-v",
+            "data:/data",
+            "alpine",
+            "cat",
+            "/data/f"
+        ])
+        .unwrap(),
+        "kept"
+    );
+    let failed = docker(
+        &engine,
+        &host,
+        &["run", "--rm", "alpine", "no-such-command"],
+    )
+    .unwrap();
     assert_eq!(failed.code, 127, "{failed:?}");
-    let failed = docker(&engine, &host, &["run", "--rm", "alpine", "sh", "-c", "exit 5"]).unwrap();
+    let failed = docker(
+        &engine,
+        &host,
+        &["run", "--rm", "alpine", "sh", "-c", "exit 5"],
+    )
+    .unwrap();
     assert_eq!(failed.code, 5, "{failed:?}");
     for args in [
-        vec!["images"], vec!["volume", "ls"], vec!["network", "ls"], vec!["info"], vec!["system", "df"],
-        vec!["history", &name], vec!["network", "inspect", "bridge"],
+        vec!["images"],
+        vec!["volume", "ls"],
+        vec!["network", "ls"],
+        vec!["info"],
+        vec!["system", "df"],
+        vec!["history", &name],
+        vec!["network", "inspect", "bridge"],
     ] {
         run(&args);
     }
@@ -89,17 +131,37 @@ fn our_command_line_through_a_socket() {
     };
     let done = remote(&["run", "--rm", "-i", "alpine", "sh", "-c", "cat; exit 4"]);
     assert_eq!(done.code, 4, "{done:?}");
-    let context = engine.context("remote", &[("Dockerfile", "FROM alpine\nCOPY f /f\nCMD [\"cat\",\"/f\"]\n"), ("f", "sent\n")]);
+    let context = engine.context(
+        "remote",
+        &[
+            (
+                "Dockerfile",
+                "FROM alpine\nCOPY f /f\nCMD [\"cat\",\"/f\"]\n",
+            ),
+            ("f", "sent\n"),
+        ],
+    );
     let built = remote(&["build", "-t", "remote", context.to_str().unwrap()]);
     assert_eq!(built.code, 0, "{built:?}");
     assert_eq!(remote(&["run", "--rm", "remote"]).stdout, "sent\n");
     // A client of a socket cannot make the engine read a directory of its host.
     let raw = Command::new("curl")
-        .args(["-sS", "--unix-socket", &engine.path("api.sock").display().to_string(), "-X", "POST",
-            "-H", "X-Corten-Context: /etc", "http://corten/build?t=stolen"])
+        .args([
+            "-sS",
+            "--unix-socket",
+            &engine.path("api.sock").display().to_string(),
+            "-X",
+            "POST",
+            "-H",
+            "X-Corten-Context: /etc",
+            "http://corten/build?t=stolen",
+        ])
         .output()
         .unwrap();
-    assert!(String::from_utf8_lossy(&raw.stdout).contains("message"), "{raw:?}");
+    assert!(
+        String::from_utf8_lossy(&raw.stdout).contains("message"),
+        "{raw:?}"
+    );
     assert_eq!(engine.ok(["images", "-q", "stolen"]), "");
 }
 
@@ -110,12 +172,17 @@ fn versions_are_negotiated() {
     let get = |path: &str| {
         let socket = engine.path("api.sock").display().to_string();
         let url = format!("http://corten{path}");
-        let output =
-            Command::new("curl").args(["-sS", "-i", "--unix-socket", &socket, &url]).output().unwrap();
+        let output = Command::new("curl")
+            .args(["-sS", "-i", "--unix-socket", &socket, &url])
+            .output()
+            .unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let ping = get("/_ping");
-    assert!(ping.starts_with("HTTP/1.1 200") && ping.ends_with("OK"), "{ping}");
+    assert!(
+        ping.starts_with("HTTP/1.1 200") && ping.ends_with("OK"),
+        "{ping}"
+    );
     assert!(ping.to_lowercase().contains("api-version: 1."), "{ping}");
     assert!(get("/v1.24/version").starts_with("HTTP/1.1 200"));
     assert!(get("/v1.99/version").contains("too new"));

@@ -48,7 +48,10 @@ fn builds_two_stages_and_skips_the_unused() {
     let done = engine.build("app", &files());
     assert_eq!(done.code, 0, "{done:?}");
     assert_eq!(engine.ok(["run", "--rm", "app"]), "a\nb\nhello release 1");
-    assert_eq!(engine.ok(["run", "--rm", "--entrypoint", "id", "app", "-un"]), "nobody");
+    assert_eq!(
+        engine.ok(["run", "--rm", "--entrypoint", "id", "app", "-un"]),
+        "nobody"
+    );
     let config = engine.ok([
         "inspect", "-f",
         "{{json .Config.ExposedPorts}} {{.Config.WorkingDir}} {{.Config.User}} {{index .Config.Labels \"stage\"}}",
@@ -77,7 +80,11 @@ fn second_build_runs_nothing_and_a_change_reruns_only_what_depends_on_it() {
     let mut changed = files();
     changed[3].1 = "changed\n";
     let third = engine.build("app", &changed);
-    assert_eq!(engine.ok(["images", "-q", "--no-trunc", "app"]), id, "{third:?}");
+    assert_eq!(
+        engine.ok(["images", "-q", "--no-trunc", "app"]),
+        id,
+        "{third:?}"
+    );
 
     changed[1].1 = "A\n";
     let fourth = engine.build("app", &changed);
@@ -99,12 +106,32 @@ fn build_arguments_target_and_labels() {
     let context = engine.context("app", &files());
     let context = context.to_str().unwrap();
     engine.ok([
-        "build", "-q", "-t", "b:1", "-t", "b:2", "--target", "builder", "--build-arg",
-        "GREETING=bye", "--label", "x=y", context,
+        "build",
+        "-q",
+        "-t",
+        "b:1",
+        "-t",
+        "b:2",
+        "--target",
+        "builder",
+        "--build-arg",
+        "GREETING=bye",
+        "--label",
+        "x=y",
+        context,
     ]);
-    assert_eq!(engine.ok(["run", "--rm", "b:2", "tail", "-n", "1", "/out.txt"]), "bye release 1");
-    assert_eq!(engine.ok(["inspect", "-f", "{{.Config.Labels.x}}", "b:1"]), "y");
-    assert_eq!(engine.ok(["run", "--rm", "b:1", "cat", "/listing.txt"]), "a.txt\nb.txt\nc.txt");
+    assert_eq!(
+        engine.ok(["run", "--rm", "b:2", "tail", "-n", "1", "/out.txt"]),
+        "bye release 1"
+    );
+    assert_eq!(
+        engine.ok(["inspect", "-f", "{{.Config.Labels.x}}", "b:1"]),
+        "y"
+    );
+    assert_eq!(
+        engine.ok(["run", "--rm", "b:1", "cat", "/listing.txt"]),
+        "a.txt\nb.txt\nc.txt"
+    );
 }
 
 #[test]
@@ -123,8 +150,9 @@ fn copies_keep_modes_and_add_unpacks() {
     let mut tar = tar::Builder::new(fs::File::create(context.join("tree.tar")).unwrap());
     let mut header = tar::Header::new_gnu();
     header.set_size(5);
-    header.set_mode(0o644);
-    tar.append_data(&mut header, "inside/f", b"from\n".as_slice()).unwrap();
+    header.set_mode(0o644); // no owner: the fields are empty, as old archives have them
+    tar.append_data(&mut header, "inside/f", b"from\n".as_slice())
+        .unwrap();
     tar.finish().unwrap();
     drop(tar);
     engine.ok(["build", "-q", "-t", "add", context.to_str().unwrap()]);
@@ -145,15 +173,29 @@ fn deletions_in_a_step_are_kept() {
         )],
     );
     assert_eq!(done.code, 0, "{done:?}");
-    assert_eq!(engine.ok(["run", "--rm", "del", "find", "/d"]), "/d\n/d/e\n/d/e/new");
+    assert_eq!(
+        engine.ok(["run", "--rm", "del", "find", "/d"]),
+        "/d\n/d/e\n/d/e/new"
+    );
 }
 
 #[test]
 fn a_failing_step_shows_where_what_and_why() {
     let engine = Engine::with_alpine();
-    let done = engine.build("bad", &[("Dockerfile", "FROM alpine\nRUN echo before\nRUN echo no such luck; exit 42\n")]);
+    let done = engine.build(
+        "bad",
+        &[(
+            "Dockerfile",
+            "FROM alpine\nRUN echo before\nRUN echo no such luck; exit 42\n",
+        )],
+    );
     assert_eq!(done.code, 42, "{done:?}");
-    for expected in ["exit code: 42", "no such luck", "Dockerfile:3", "RUN echo no such luck"] {
+    for expected in [
+        "exit code: 42",
+        "no such luck",
+        "Dockerfile:3",
+        "RUN echo no such luck",
+    ] {
         assert!(done.stderr.contains(expected), "{expected:?} in {done:?}");
     }
     assert_eq!(engine.ok(["images", "-q", "bad"]), "");
@@ -164,18 +206,33 @@ fn a_failing_step_shows_where_what_and_why() {
 fn mistakes_point_at_the_line() {
     let engine = Engine::with_alpine();
     for (dockerfile, expected) in [
-        ("FROM alpine\nRUM true\n", vec!["Dockerfile:2", "RUM", "RUN", "^"]),
-        ("FROM alpine\nCOPY mian.go /\n", vec!["Dockerfile:2", "mian.go", "main.go"]),
-        ("FROM alpine\nCOPY --frm=x a b\n", vec!["Dockerfile:2", "frm"]),
+        (
+            "FROM alpine\nRUM true\n",
+            vec!["Dockerfile:2", "RUM", "RUN", "^"],
+        ),
+        (
+            "FROM alpine\nCOPY mian.go /\n",
+            vec!["Dockerfile:2", "mian.go", "main.go"],
+        ),
+        (
+            "FROM alpine\nCOPY --frm=x a b\n",
+            vec!["Dockerfile:2", "frm"],
+        ),
         ("RUN true\n", vec!["Dockerfile:1"]),
         ("", vec!["Dockerfile"]),
         ("FROM alpine\nCOPY ../outside /\n", vec!["Dockerfile:2"]),
-        ("FROM nowhere-to-be-found AS x\nFROM alpine\nCOPY --from=missing /a /b\n", vec!["missing"]),
+        (
+            "FROM nowhere-to-be-found AS x\nFROM alpine\nCOPY --from=missing /a /b\n",
+            vec!["missing"],
+        ),
     ] {
         let done = engine.build("wrong", &[("Dockerfile", dockerfile), ("main.go", "")]);
         assert_eq!(done.code, 1, "{dockerfile:?}: {done:?}");
         for text in expected {
-            assert!(done.stderr.contains(text), "{text:?} for {dockerfile:?} in {done:?}");
+            assert!(
+                done.stderr.contains(text),
+                "{text:?} for {dockerfile:?} in {done:?}"
+            );
         }
     }
     let none = engine.path("empty");

@@ -7,13 +7,21 @@ use std::time::Duration;
 use crate::harness::{Engine, until};
 
 fn kill_9(pid: &str) {
-    assert!(Command::new("kill").args(["-9", pid]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-9", pid])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 /// The pid of a container's supervisor: the one whose command line names the container.
 fn supervisor(id: &str) -> String {
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let Ok(command) = std::fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
         let command = String::from_utf8_lossy(&command);
         if command.contains("supervise") && command.contains(id) {
             return entry.file_name().into_string().unwrap();
@@ -25,31 +33,46 @@ fn supervisor(id: &str) -> String {
 #[test]
 fn a_killed_supervisor_is_told_truthfully() {
     let engine = Engine::with_alpine();
-    let id = engine.ok(["run", "-d", "--name", "c", "-p", "80", "alpine", "sleep", "1000"]);
-    let init = engine.ok(["inspect", "-f", "{{.State.Pid}}", "c"]);
+    let id = engine.ok([
+        "run", "-d", "--name", "box", "-p", "80", "alpine", "sleep", "1000",
+    ]);
+    let init = engine.ok(["inspect", "-f", "{{.State.Pid}}", "box"]);
     kill_9(&supervisor(&id));
     until("the state is told", || {
-        engine.ok(["inspect", "-f", "{{.State.Running}}", "c"]) == "false"
+        engine.ok(["inspect", "-f", "{{.State.Running}}", "box"]) == "false"
     });
     assert_eq!(engine.ok(["ps", "-q"]), "");
-    until("its process ends with it", || !std::path::Path::new(&format!("/proc/{init}")).exists());
+    until("its process ends with it", || {
+        !std::path::Path::new(&format!("/proc/{init}")).exists()
+    });
     engine.assert_clean();
-    engine.ok(["start", "c"]);
-    assert_eq!(engine.ok(["inspect", "-f", "{{.State.Running}}", "c"]), "true");
-    engine.ok(["rm", "-f", "c"]);
+    engine.ok(["start", "box"]);
+    assert_eq!(
+        engine.ok(["inspect", "-f", "{{.State.Running}}", "box"]),
+        "true"
+    );
+    engine.ok(["rm", "-f", "box"]);
 }
 
 #[test]
 fn containers_outlive_the_server() {
     let engine = Engine::with_alpine();
     let (server, host) = engine.serve();
-    engine.ok(["-H", &host, "run", "-d", "--name", "c", "alpine", "sleep", "1000"]);
+    engine.ok([
+        "-H", &host, "run", "-d", "--name", "box", "alpine", "sleep", "1000",
+    ]);
     server.kill_9();
-    assert_eq!(engine.ok(["inspect", "-f", "{{.State.Running}}", "c"]), "true");
+    assert_eq!(
+        engine.ok(["inspect", "-f", "{{.State.Running}}", "box"]),
+        "true"
+    );
     std::fs::remove_file(engine.path("api.sock")).ok();
     let (_server, host) = engine.serve();
-    assert_eq!(engine.ok(["-H", &host, "ps", "--format", "{{.Names}}"]), "c");
-    engine.ok(["-H", &host, "rm", "-f", "c"]);
+    assert_eq!(
+        engine.ok(["-H", &host, "ps", "--format", "{{.Names}}"]),
+        "box"
+    );
+    engine.ok(["-H", &host, "rm", "-f", "box"]);
 }
 
 #[test]
@@ -77,7 +100,10 @@ fn a_killed_build_can_be_repeated() {
     let engine = Engine::with_alpine();
     let context = engine.context(
         "slow",
-        &[("Dockerfile", "FROM alpine\nRUN echo first > /first\nRUN sleep 0.3; echo second > /second\n")],
+        &[(
+            "Dockerfile",
+            "FROM alpine\nRUN echo first > /first\nRUN sleep 0.3; echo second > /second\n",
+        )],
     );
     let context = context.to_str().unwrap().to_owned();
     for moment in [20, 60, 120, 200] {
@@ -86,7 +112,10 @@ fn a_killed_build_can_be_repeated() {
         building.kill_9();
     }
     engine.ok(["build", "-t", "slow", &context]);
-    assert_eq!(engine.ok(["run", "--rm", "slow", "cat", "/first", "/second"]), "first\nsecond");
+    assert_eq!(
+        engine.ok(["run", "--rm", "slow", "cat", "/first", "/second"]),
+        "first\nsecond"
+    );
     engine.assert_clean();
 }
 
@@ -113,12 +142,16 @@ fn a_killed_pull_can_be_repeated() {
 fn a_killed_removal_can_be_repeated() {
     let engine = Engine::with_alpine();
     for moment in 0..8_u64 {
-        engine.ok(["run", "-d", "--name", "c", "-p", "80", "alpine", "sleep", "1000"]);
-        let removing = engine.spawn(["rm", "-f", "c"]);
+        engine.ok([
+            "run", "-d", "--name", "box", "-p", "80", "alpine", "sleep", "1000",
+        ]);
+        let removing = engine.spawn(["rm", "-f", "box"]);
         std::thread::sleep(Duration::from_millis(moment * 3));
         removing.kill_9();
-        engine.run(["rm", "-f", "c"]);
-        until("the name is free", || engine.ok(["ps", "-aq", "--filter", "name=c"]) == "");
+        engine.run(["rm", "-f", "box"]);
+        until("the name is free", || {
+            engine.ok(["ps", "-aq", "--filter", "name=box"]) == ""
+        });
     }
     engine.assert_clean();
 }
@@ -126,15 +159,23 @@ fn a_killed_removal_can_be_repeated() {
 #[test]
 fn two_command_lines_at_once() {
     let engine = Engine::with_alpine();
-    let all: Vec<_> = (0..8).map(|_| engine.spawn(["run", "--rm", "alpine", "echo", "x"])).collect();
+    let all: Vec<_> = (0..8)
+        .map(|_| engine.spawn(["run", "--rm", "alpine", "echo", "x"]))
+        .collect();
     for one in all {
         let done = one.finish();
         assert_eq!((done.code, done.stdout.as_str()), (0, "x\n"), "{done:?}");
     }
     // Of eight that want one name, one gets it.
-    let all: Vec<_> =
-        (0..8).map(|_| engine.spawn(["create", "--name", "only", "alpine", "true"])).collect();
-    let created = all.into_iter().filter(|_| true).map(|b| b.finish()).filter(|d| d.code == 0).count();
+    let all: Vec<_> = (0..8)
+        .map(|_| engine.spawn(["create", "--name", "only", "alpine", "true"]))
+        .collect();
+    let created = all
+        .into_iter()
+        .filter(|_| true)
+        .map(|b| b.finish())
+        .filter(|d| d.code == 0)
+        .count();
     assert_eq!(created, 1);
     engine.assert_clean();
 }

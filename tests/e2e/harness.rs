@@ -14,24 +14,24 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long a condition may take to come true before a test fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The binary under test.
-pub fn binary() -> &'static Path {
+pub(crate) fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_corten"))
 }
 
 /// One engine, and a Docker configuration directory of its own.
-pub struct Engine {
+pub(crate) struct Engine {
     dir: TempDir,
 }
 
 /// What a command did.
 #[derive(Debug)]
-pub struct Done {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Done {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl From<Output> for Done {
@@ -50,14 +50,17 @@ impl From<Output> for Done {
 
 impl Engine {
     /// An empty engine.
-    pub fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("corten-e2e-").tempdir().unwrap();
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("corten-e2e-")
+            .tempdir()
+            .unwrap();
         fs::create_dir_all(dir.path().join("docker")).unwrap();
         Self { dir }
     }
 
     /// An engine that has `alpine:latest` (busybox with its applets).
-    pub fn with_alpine() -> Self {
+    pub(crate) fn with_alpine() -> Self {
         let engine = Self::new();
         let context = engine.path("alpine");
         fs::create_dir_all(&context).unwrap();
@@ -72,16 +75,16 @@ impl Engine {
     }
 
     /// A file of this test, outside the engine's root.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn root(&self) -> PathBuf {
+    pub(crate) fn root(&self) -> PathBuf {
         self.path("root")
     }
 
     /// The command line of this engine.
-    pub fn command<I, S>(&self, args: I) -> Command
+    pub(crate) fn command<I, S>(&self, args: I) -> Command
     where
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
@@ -99,7 +102,7 @@ impl Engine {
     }
 
     /// Runs to the end, whatever comes of it.
-    pub fn run<I, S>(&self, args: I) -> Done
+    pub(crate) fn run<I, S>(&self, args: I) -> Done
     where
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
@@ -109,7 +112,7 @@ impl Engine {
 
     /// Runs and must succeed; its standard output without the last newline.
     #[track_caller]
-    pub fn ok<I, S>(&self, args: I) -> String
+    pub(crate) fn ok<I, S>(&self, args: I) -> String
     where
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
@@ -122,7 +125,7 @@ impl Engine {
 
     /// Runs and must fail with this code; its standard error.
     #[track_caller]
-    pub fn fails<I, S>(&self, code: i32, args: I) -> String
+    pub(crate) fn fails<I, S>(&self, code: i32, args: I) -> String
     where
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
@@ -134,7 +137,7 @@ impl Engine {
     }
 
     /// Feeds standard input.
-    pub fn run_with_input<const N: usize>(&self, args: [&str; N], input: &[u8]) -> Done {
+    pub(crate) fn run_with_input<const N: usize>(&self, args: [&str; N], input: &[u8]) -> Done {
         let mut child = self
             .command(args)
             .stdin(Stdio::piped())
@@ -147,24 +150,35 @@ impl Engine {
     }
 
     /// Starts in the background.
-    pub fn spawn<I, S>(&self, args: I) -> Background
+    pub(crate) fn spawn<I, S>(&self, args: I) -> Background
     where
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        let child =
-            self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let child = self
+            .command(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         Background(child)
     }
 
     /// Writes a build context and builds it.
-    pub fn build(&self, tag: &str, files: &[(&str, &str)]) -> Done {
+    pub(crate) fn build(&self, tag: &str, files: &[(&str, &str)]) -> Done {
         let context = self.context(tag, files);
-        self.run(["build", "--progress", "plain", "-t", tag, context.to_str().unwrap()])
+        self.run([
+            "build",
+            "--progress",
+            "plain",
+            "-t",
+            tag,
+            context.to_str().unwrap(),
+        ])
     }
 
     /// Writes files under a directory named `name`.
-    pub fn context(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
+    pub(crate) fn context(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
         let context = self.path(&format!("context-{}", name.replace(['/', ':'], "-")));
         for (file, content) in files {
             let file = context.join(file);
@@ -175,7 +189,7 @@ impl Engine {
     }
 
     /// Starts `corten serve` on a socket of this test.
-    pub fn serve(&self) -> (Background, String) {
+    pub(crate) fn serve(&self) -> (Background, String) {
         let socket = self.path("api.sock");
         let host = format!("unix://{}", socket.display());
         let server = self.spawn(["serve", "-H", &host]);
@@ -186,7 +200,7 @@ impl Engine {
     }
 
     /// Starts `corten registry serve`; its address `127.0.0.1:PORT`.
-    pub fn registry(&self, name: &str, extra: &[&str]) -> (Background, String) {
+    pub(crate) fn registry(&self, name: &str, extra: &[&str]) -> (Background, String) {
         let port = free_port();
         let address = format!("127.0.0.1:{port}");
         let storage = self.path(name);
@@ -200,13 +214,15 @@ impl Engine {
         ];
         args.extend(extra.iter().map(|a| (*a).to_owned()));
         let server = self.spawn(args);
-        until("the registry listens", || TcpStream::connect(&address).is_ok());
+        until("the registry listens", || {
+            TcpStream::connect(&address).is_ok()
+        });
         (server, address)
     }
 
     /// Asserts that `system check` finds nothing after its sweep.
     #[track_caller]
-    pub fn assert_clean(&self) {
+    pub(crate) fn assert_clean(&self) {
         self.run(["system", "check", "--repair"]);
         let done = self.run(["system", "check"]);
         assert_eq!(done.code, 0, "system check after its sweep: {done:?}");
@@ -226,21 +242,21 @@ impl Drop for Engine {
 }
 
 /// A process that is killed (by pid) when dropped.
-pub struct Background(Child);
+pub(crate) struct Background(Child);
 
 impl Background {
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
 
     /// `kill -9`, and waits until it is gone.
-    pub fn kill_9(mut self) {
+    pub(crate) fn kill_9(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
     /// Waits for the end.
-    pub fn finish(mut self) -> Done {
+    pub(crate) fn finish(mut self) -> Done {
         use std::io::Read;
         let (mut stdout, mut stderr) = (String::new(), String::new());
         let mut out = self.0.stdout.take().unwrap();
@@ -271,7 +287,7 @@ impl Drop for Background {
 
 /// Polls until true; fails the test after [`PATIENCE`].
 #[track_caller]
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "not in time: {what}");
@@ -280,19 +296,26 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// A port nobody listens on (on any address) at this moment.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port()
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind("0.0.0.0:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// A GET over plain HTTP/1.0; the body, or `None` when nobody answers.
-pub fn http_get(address: &str) -> Option<String> {
+pub(crate) fn http_get(address: &str) -> Option<String> {
     use std::io::Read;
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
-    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).filter(|b| !b.is_empty())
+    answer
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned())
+        .filter(|b| !b.is_empty())
 }
 
 /// A root file system of busybox and links to it, as a tar.
@@ -314,9 +337,13 @@ fn busybox_tar() -> &'static [u8] {
             header.set_mtime(0);
             header
         };
-        for (dir, mode) in
-            [("bin/", 0o755), ("etc/", 0o755), ("root/", 0o700), ("tmp/", 0o1777), ("usr/bin/", 0o755)]
-        {
+        for (dir, mode) in [
+            ("bin/", 0o755),
+            ("etc/", 0o755),
+            ("root/", 0o700),
+            ("tmp/", 0o1777),
+            ("usr/bin/", 0o755),
+        ] {
             let mut header = header(tar::EntryType::Directory, mode, 0);
             tar.append_data(&mut header, dir, std::io::empty()).unwrap();
         }
@@ -324,19 +351,71 @@ fn busybox_tar() -> &'static [u8] {
         let group = "root:x:0:\nnogroup:x:65534:\n";
         for (file, content) in [("etc/passwd", passwd), ("etc/group", group)] {
             let mut header = header(tar::EntryType::Regular, 0o644, content.len() as u64);
-            tar.append_data(&mut header, file, content.as_bytes()).unwrap();
+            tar.append_data(&mut header, file, content.as_bytes())
+                .unwrap();
         }
         let mut binary = header(tar::EntryType::Regular, 0o755, busybox.len() as u64);
-        tar.append_data(&mut binary, "bin/busybox", busybox.as_slice()).unwrap();
+        tar.append_data(&mut binary, "bin/busybox", busybox.as_slice())
+            .unwrap();
         for applet in [
-            "sh", "ls", "cat", "echo", "true", "false", "sleep", "id", "hostname", "ps", "env",
-            "mkdir", "touch", "rm", "cp", "mv", "ln", "chmod", "chown", "stat", "mount", "umount",
-            "wget", "nc", "ip", "kill", "trap", "seq", "head", "tail", "wc", "grep", "sed", "dd",
-            "test", "[", "pwd", "readlink", "md5sum", "sha256sum", "httpd", "yes", "tty", "stty",
-            "mknod", "df", "date", "expr", "unshare", "chroot", "sync", "find", "ping", "nslookup",
+            "sh",
+            "ls",
+            "cat",
+            "echo",
+            "true",
+            "false",
+            "sleep",
+            "id",
+            "hostname",
+            "ps",
+            "env",
+            "mkdir",
+            "touch",
+            "rm",
+            "cp",
+            "mv",
+            "ln",
+            "chmod",
+            "chown",
+            "stat",
+            "mount",
+            "umount",
+            "wget",
+            "nc",
+            "ip",
+            "kill",
+            "trap",
+            "seq",
+            "head",
+            "tail",
+            "wc",
+            "grep",
+            "sed",
+            "dd",
+            "test",
+            "[",
+            "pwd",
+            "readlink",
+            "md5sum",
+            "sha256sum",
+            "httpd",
+            "yes",
+            "tty",
+            "stty",
+            "mknod",
+            "df",
+            "date",
+            "expr",
+            "unshare",
+            "chroot",
+            "sync",
+            "find",
+            "ping",
+            "nslookup",
         ] {
             let mut link = header(tar::EntryType::Symlink, 0o777, 0);
-            tar.append_link(&mut link, format!("bin/{applet}"), "/bin/busybox").unwrap();
+            tar.append_link(&mut link, format!("bin/{applet}"), "/bin/busybox")
+                .unwrap();
         }
         tar.into_inner().unwrap()
     })

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::harness::{Engine, Background};
+use crate::harness::{Background, Engine};
 
 fn with_registry() -> (Engine, Background, String) {
     let engine = Engine::with_alpine();
@@ -15,7 +15,13 @@ fn with_registry() -> (Engine, Background, String) {
 fn pushed_images_come_back() {
     let (engine, _server, address) = with_registry();
     let name = format!("{address}/team/app:1");
-    let built = engine.build(&name, &[("Dockerfile", "FROM alpine\nRUN echo kept > /f\nCMD [\"cat\",\"/f\"]\n")]);
+    let built = engine.build(
+        &name,
+        &[(
+            "Dockerfile",
+            "FROM alpine\nRUN echo kept > /f\nCMD [\"cat\",\"/f\"]\n",
+        )],
+    );
     assert_eq!(built.code, 0, "{built:?}");
     let id = engine.ok(["images", "-q", "--no-trunc", &name]);
     let pushed = engine.ok(["push", &name]);
@@ -35,26 +41,50 @@ fn pushed_images_come_back() {
 #[test]
 fn login_push_logout() {
     let engine = Engine::with_alpine();
-    let hash = engine.run_with_input(["registry", "htpasswd", "--password-stdin", "me"], b"secret");
+    let hash = engine.run_with_input(
+        ["registry", "htpasswd", "--password-stdin", "me"],
+        b"secret",
+    );
     assert_eq!(hash.code, 0, "{hash:?}");
     let htpasswd = engine.path("htpasswd");
     fs::write(&htpasswd, hash.stdout).unwrap();
-    let (_server, address) = engine.registry("private", &["--htpasswd", htpasswd.to_str().unwrap()]);
+    let (_server, address) =
+        engine.registry("private", &["--htpasswd", htpasswd.to_str().unwrap()]);
     let name = format!("{address}/app");
     engine.ok(["tag", "alpine", &name]);
     let refused = engine.fails(1, ["push", &name]);
-    assert!(refused.to_lowercase().contains("no basic auth") || refused.contains("unauthorized")
-        || refused.contains("authentication required"), "{refused}");
-    let wrong = engine.run_with_input(["login", "-u", "me", "--password-stdin", &address], b"wrong");
-    assert!(wrong.code == 1 && wrong.stderr.contains("unauthorized"), "{wrong:?}");
-    let right = engine.run_with_input(["login", "-u", "me", "--password-stdin", &address], b"secret");
-    assert!(right.code == 0 && right.stdout.contains("Login Succeeded"), "{right:?}");
+    assert!(
+        refused.to_lowercase().contains("no basic auth")
+            || refused.contains("unauthorized")
+            || refused.contains("authentication required"),
+        "{refused}"
+    );
+    let wrong = engine.run_with_input(
+        ["login", "-u", "me", "--password-stdin", &address],
+        b"wrong",
+    );
+    assert!(
+        wrong.code == 1 && wrong.stderr.contains("unauthorized"),
+        "{wrong:?}"
+    );
+    let right = engine.run_with_input(
+        ["login", "-u", "me", "--password-stdin", &address],
+        b"secret",
+    );
+    assert!(
+        right.code == 0 && right.stdout.contains("Login Succeeded"),
+        "{right:?}"
+    );
     let config = fs::read_to_string(engine.path("docker/config.json")).unwrap();
     assert!(config.contains(&address), "{config}");
     engine.ok(["push", &name]);
     engine.ok(["rmi", &name]);
     engine.ok(["pull", &name]);
-    assert!(engine.ok(["logout", &address]).contains("Removing login credentials"));
+    assert!(
+        engine
+            .ok(["logout", &address])
+            .contains("Removing login credentials")
+    );
     let config = fs::read_to_string(engine.path("docker/config.json")).unwrap();
     assert!(!config.contains(&address), "{config}");
 }
@@ -64,13 +94,18 @@ fn docker_hub_names_go_through_the_mirror() {
     let (engine, _server, address) = with_registry();
     fs::write(
         engine.root().join("registries.toml"),
-        format!("[registry.\"docker.io\"]\nmirrors = [{{ url = \"http://{address}\", push = true }}]\n"),
+        format!(
+            "[registry.\"docker.io\"]\nmirrors = [{{ url = \"http://{address}\", push = true }}]\n"
+        ),
     )
     .unwrap();
     engine.ok(["tag", "alpine", "your-username/my-go-app"]);
     engine.ok(["push", "your-username/my-go-app"]);
     engine.ok(["rmi", "your-username/my-go-app"]);
-    assert_eq!(engine.ok(["run", "--rm", "your-username/my-go-app", "echo", "back"]), "back");
+    assert_eq!(
+        engine.ok(["run", "--rm", "your-username/my-go-app", "echo", "back"]),
+        "back"
+    );
 }
 
 #[test]
@@ -90,11 +125,23 @@ fn skopeo_reads_what_we_push_and_we_run_what_it_pushes() {
     // Through another format and compression, so that it is really theirs.
     let oci = engine.path("oci");
     for (from, to) in [
-        (format!("docker://{theirs}"), format!("oci:{}:x", oci.display())),
-        (format!("oci:{}:x", oci.display()), format!("docker://{address}/oci:1")),
+        (
+            format!("docker://{theirs}"),
+            format!("oci:{}:x", oci.display()),
+        ),
+        (
+            format!("oci:{}:x", oci.display()),
+            format!("docker://{address}/oci:1"),
+        ),
     ] {
         let copied = Command::new("skopeo")
-            .args(["copy", "--src-tls-verify=false", "--dest-tls-verify=false", &from, &to])
+            .args([
+                "copy",
+                "--src-tls-verify=false",
+                "--dest-tls-verify=false",
+                &from,
+                &to,
+            ])
             .output()
             .unwrap();
         assert!(copied.status.success(), "{copied:?}");
@@ -109,9 +156,15 @@ fn skopeo_reads_what_we_push_and_we_run_what_it_pushes() {
 fn unknown_and_unreachable() {
     let (engine, _server, address) = with_registry();
     let unknown = engine.fails(125, ["run", "--rm", &format!("{address}/nothing"), "true"]);
-    assert!(unknown.contains("manifest unknown") || unknown.contains("not found"), "{unknown}");
+    assert!(
+        unknown.contains("manifest unknown") || unknown.contains("not found"),
+        "{unknown}"
+    );
     let unreachable = engine.fails(1, ["pull", "127.0.0.1:1/x"]);
-    assert!(unreachable.contains("127.0.0.1:1") && unreachable.contains("refused"), "{unreachable}");
+    assert!(
+        unreachable.contains("127.0.0.1:1") && unreachable.contains("refused"),
+        "{unreachable}"
+    );
 }
 
 #[test]

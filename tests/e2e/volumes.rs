@@ -7,8 +7,28 @@ use crate::harness::Engine;
 #[test]
 fn named_volumes_keep_data() {
     let engine = Engine::with_alpine();
-    engine.ok(["run", "--rm", "-v", "data:/data", "alpine", "sh", "-c", "echo kept > /data/f"]);
-    assert_eq!(engine.ok(["run", "--rm", "-v", "data:/data", "alpine", "cat", "/data/f"]), "kept");
+    engine.ok([
+        "run",
+        "--rm",
+        "-v",
+        "data:/data",
+        "alpine",
+        "sh",
+        "-c",
+        "echo kept > /data/f",
+    ]);
+    assert_eq!(
+        engine.ok([
+            "run",
+            "--rm",
+            "-v",
+            "data:/data",
+            "alpine",
+            "cat",
+            "/data/f"
+        ]),
+        "kept"
+    );
     assert_eq!(engine.ok(["volume", "ls", "-q"]), "data");
     engine.ok(["create", "--name", "user", "-v", "data:/data", "alpine"]);
     let refused = engine.fails(1, ["volume", "rm", "data"]);
@@ -26,11 +46,22 @@ fn host_directories_are_shared() {
     fs::write(dir.join("in"), "from host").unwrap();
     let volume = format!("{}:/data", dir.display());
     let script = "cat /data/in; echo from container > /data/out";
-    assert_eq!(engine.ok(["run", "--rm", "-v", &volume, "alpine", "sh", "-c", script]), "from host");
-    assert_eq!(fs::read_to_string(dir.join("out")).unwrap(), "from container\n");
+    assert_eq!(
+        engine.ok(["run", "--rm", "-v", &volume, "alpine", "sh", "-c", script]),
+        "from host"
+    );
+    assert_eq!(
+        fs::read_to_string(dir.join("out")).unwrap(),
+        "from container\n"
+    );
     let read_only = format!("{volume}:ro");
-    let done = engine.run(["run", "--rm", "-v", &read_only, "alpine", "touch", "/data/x"]);
-    assert!(done.code != 0 && done.stderr.contains("Read-only"), "{done:?}");
+    let done = engine.run([
+        "run", "--rm", "-v", &read_only, "alpine", "touch", "/data/x",
+    ]);
+    assert!(
+        done.code != 0 && done.stderr.contains("Read-only"),
+        "{done:?}"
+    );
     assert!(!dir.join("x").exists());
 }
 
@@ -45,8 +76,16 @@ fn without_a_volume_data_is_lost() {
 #[test]
 fn a_stopped_container_keeps_its_own_files() {
     let engine = Engine::with_alpine();
-    engine.ok(["run", "--name", "c", "alpine", "sh", "-c", "echo $((1 + $(cat /n || echo 0))) > /n; cat /n"]);
-    assert_eq!(engine.ok(["start", "-a", "c"]), "2");
+    engine.ok([
+        "run",
+        "--name",
+        "box",
+        "alpine",
+        "sh",
+        "-c",
+        "echo $((1 + $(cat /n || echo 0))) > /n; cat /n",
+    ]);
+    assert_eq!(engine.ok(["start", "-a", "box"]), "2");
 }
 
 #[test]
@@ -67,8 +106,8 @@ fn anonymous_volumes_go_with_rm() {
     let engine = Engine::with_alpine();
     engine.ok(["run", "--rm", "-v", "/data", "alpine", "true"]);
     assert_eq!(engine.ok(["volume", "ls", "-q"]), "");
-    engine.ok(["run", "--name", "c", "-v", "/data", "alpine", "true"]);
+    engine.ok(["run", "--name", "box", "-v", "/data", "alpine", "true"]);
     assert_eq!(engine.ok(["volume", "ls", "-q"]).len(), 64);
-    engine.ok(["rm", "-v", "c"]);
+    engine.ok(["rm", "-v", "box"]);
     assert_eq!(engine.ok(["volume", "ls", "-q"]), "");
 }

@@ -23,7 +23,7 @@ pub use blobs::{BlobWriter, Blobs, Ingest};
 pub use error::StoreError;
 pub use gc::{Finding, FindingKind, GcReport};
 pub use images::{Image, ImageId, Images, PushPlan};
-pub use layers::{Change, ChangeKind, LayerBlob, LayerInfo, Layers, Upper, WorkDir};
+pub use layers::{Change, ChangeKind, LayerBlob, LayerInfo, Layers, Upper, WorkDir, numeric};
 pub use leases::{Lease, Leases};
 pub use schema::SCHEMA;
 pub use tmp::TmpDir;

@@ -132,7 +132,42 @@ async fn inspect(
     Path(name): Path<String>,
     Query(query): Query<InspectQuery>,
 ) -> Answer {
-    Ok(Json(engine.containers().inspect(&name, query.size).await?).into_response())
+    let container = engine.containers().inspect(&name, query.size).await?;
+    let mut document = serde_json::to_value(container)
+        .map_err(|error| ApiError::internal(format!("container {name}: {error}")))?;
+    flatten_bridge(&mut document);
+    Ok(Json(document).into_response())
+}
+
+/// Up to API 1.51 the default bridge's settings are also found beside `Networks`; today's
+/// models no longer have these fields, and many clients still read them.
+fn flatten_bridge(document: &mut serde_json::Value) {
+    const FIELDS: [&str; 8] = [
+        "EndpointID",
+        "Gateway",
+        "GlobalIPv6Address",
+        "GlobalIPv6PrefixLen",
+        "IPAddress",
+        "IPPrefixLen",
+        "IPv6Gateway",
+        "MacAddress",
+    ];
+    let settings = &mut document["NetworkSettings"];
+    let bridge = settings["Networks"]["bridge"].clone();
+    let Some(settings) = settings.as_object_mut() else {
+        return;
+    };
+    settings.insert("Bridge".to_owned(), "".into());
+    for field in FIELDS {
+        let number = field.ends_with("PrefixLen");
+        let empty = if number { 0.into() } else { "".into() };
+        let value = bridge
+            .get(field)
+            .filter(|v| !v.is_null())
+            .cloned()
+            .unwrap_or(empty);
+        settings.insert(field.to_owned(), value);
+    }
 }
 
 async fn start(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {

@@ -33,7 +33,12 @@ async fn create(
         .containers()
         .exec_create(&name, body.required()?)
         .await?;
-    Ok((StatusCode::CREATED, Json(created)).into_response())
+    // The model would write `id`.
+    Ok((
+        StatusCode::CREATED,
+        Json(serde_json::json!({ "Id": created.id })),
+    )
+        .into_response())
 }
 
 async fn start(

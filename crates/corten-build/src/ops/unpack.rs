@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use corten_store::numeric;
 use corten_store::rooted::{RootFd, normal};
 use flate2::read::MultiGzDecoder;
 use rustix::fs::{AtFlags, FileType, Mode};
@@ -133,12 +134,18 @@ fn one(
     let dir = make_directory(inside, above, owners.instead)?;
     let dir = dir.as_fd();
     let mode = header.mode()? & 0o7777;
-    let time = (i64::try_from(header.mtime()?).unwrap_or_default(), 0);
+    let time = (
+        i64::try_from(numeric(header.mtime(), &header.as_old().mtime)?).unwrap_or_default(),
+        0,
+    );
     let owner = owners.instead.unwrap_or(if owners.keep {
         let id = |id: u64| {
             u32::try_from(id).map_err(|_| io::Error::other("an owner's number is too large"))
         };
-        (id(header.uid()?)?, id(header.gid()?)?)
+        (
+            id(numeric(header.uid(), &header.as_old().uid)?)?,
+            id(numeric(header.gid(), &header.as_old().gid)?)?,
+        )
     } else {
         (0, 0)
     });

@@ -1,6 +1,8 @@
 //! Disk usage.
 
-use bollard_stubs::models::{BuildPruneResponse, VolumeUsageData};
+use std::collections::BTreeMap;
+
+use bollard_stubs::models::{BuildCache, BuildCacheTypeEnum, BuildPruneResponse, VolumeUsageData};
 
 use super::{DiskUsage, usage};
 use crate::Filters;
@@ -8,8 +10,11 @@ use crate::containers::ListOptions;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::images::ImageListOptions;
-use crate::parse::filters;
+use crate::parse::{filters, time};
 use crate::volumes;
+
+/// In a second.
+const NANOS: i64 = 1_000_000_000;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -50,17 +55,54 @@ pub(super) async fn df(engine: &Engine) -> Result<DiskUsage> {
                 volume.usage_data = Some(used);
                 volumes.push(volume);
             }
+            let (build_cache, builder_size) = build_cache(engine)?;
             let layers_size = usage::directory(&engine.layout().root().join("layers"));
             Ok(DiskUsage {
                 layers_size,
                 images,
                 containers,
                 volumes,
-                build_cache: Vec::new(),
-                builder_size: 0,
+                build_cache,
+                builder_size,
             })
         })
         .await
+}
+
+/// The build cache's records, and their bytes. Blocks.
+fn build_cache(engine: &Engine) -> Result<(Vec<BuildCache>, i64)> {
+    let records = engine
+        .builder(BTreeMap::new())
+        .usage()
+        .map_err(build_error)?;
+    let mut total = 0;
+    let mut list = Vec::new();
+    for record in records {
+        let size = i64::try_from(record.size).unwrap_or(i64::MAX);
+        if !record.shared {
+            total += size;
+        }
+        list.push(BuildCache {
+            id: Some(record.id),
+            typ: Some(BuildCacheTypeEnum::REGULAR),
+            description: Some(record.description),
+            in_use: Some(false),
+            shared: Some(record.shared),
+            size: Some(size),
+            created_at: Some(time::rfc3339(record.created.saturating_mul(NANOS))),
+            last_used_at: Some(time::rfc3339(record.last_used.saturating_mul(NANOS))),
+            usage_count: i64::try_from(record.uses).ok(),
+            ..Default::default()
+        });
+    }
+    Ok((list, total))
+}
+
+fn build_error(error: corten_build::BuildError) -> EngineError {
+    EngineError::Other {
+        context: "build cache".to_owned(),
+        source: Box::new(error),
+    }
 }
 
 /// Removes build cache records. Blocks.
@@ -69,22 +111,13 @@ pub(super) fn prune_build_cache(
     all: bool,
     wanted: &Filters,
 ) -> Result<BuildPruneResponse> {
-    filters::check(
-        wanted,
-        &[
-            "until",
-            "id",
-            "parent",
-            "type",
-            "description",
-            "inuse",
-            "shared",
-            "private",
-        ],
-    )?;
-    let _ = (engine, all);
+    filters::check(wanted, &[])?;
+    let pruned = engine
+        .builder(BTreeMap::new())
+        .prune(all)
+        .map_err(build_error)?;
     Ok(BuildPruneResponse {
-        caches_deleted: Some(Vec::new()),
-        space_reclaimed: Some(0),
+        caches_deleted: Some(pruned.ids),
+        space_reclaimed: Some(i64::try_from(pruned.bytes).unwrap_or(i64::MAX)),
     })
 }

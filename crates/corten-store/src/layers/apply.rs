@@ -458,13 +458,32 @@ fn link_name<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<Vec<u8>> {
     Ok(name)
 }
 
+fn is_blank(field: &[u8]) -> bool {
+    field.iter().all(|byte| matches!(byte, 0 | b' '))
+}
+
+/// A header's number, where an empty field means 0 as other readers take it.
+///
+/// # Errors
+/// The field is neither empty nor a number.
+pub fn numeric(read: io::Result<u64>, field: &[u8]) -> io::Result<u64> {
+    match read {
+        Err(_) if is_blank(field) => Ok(0),
+        other => other,
+    }
+}
+
 fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Attributes> {
     let header = entry.header();
-    let mut mode = header.mode()? & 0o7777;
-    let mut uid = header.uid()?;
-    let mut gid = header.gid()?;
+    let mut mode = match header.mode() {
+        Ok(mode) => mode & 0o7777,
+        Err(_) if is_blank(&header.as_old().mode) => 0,
+        Err(error) => return Err(error),
+    };
+    let mut uid = numeric(header.uid(), &header.as_old().uid)?;
+    let mut gid = numeric(header.gid(), &header.as_old().gid)?;
     // Times before 1970 are written in base 256, which reads as a huge number.
-    let seconds = header.mtime()?;
+    let seconds = numeric(header.mtime(), &header.as_old().mtime)?;
     let mut time = (i64::from_ne_bytes(seconds.to_ne_bytes()), 0);
     let mut xattrs = Vec::new();
     if header.entry_type() == EntryType::Symlink {

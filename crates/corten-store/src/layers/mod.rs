@@ -31,6 +31,7 @@ use crate::error::{StoreError, at};
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;
 
+pub use apply::numeric;
 pub use changes::{Change, ChangeKind};
 pub use mount::Upper;
 pub use work::WorkDir;
