@@ -7,10 +7,10 @@ use corten_oci::{ImageRef, Platform};
 use corten_store::{ImageId, Store};
 use http::{Method, StatusCode};
 
-use crate::config::RegistriesConfig;
+use crate::config::{RegistriesConfig, RegistrySettings, is_loopback};
 use crate::credential::{Credential, domain_of};
 use crate::error::RegistryError;
-use crate::http::{Host, client, words};
+use crate::http::{Connections, Host, connect, words};
 use crate::progress::Progress;
 use crate::pull::{self, Pulled};
 use crate::push::{self, Pushed};
@@ -21,8 +21,8 @@ pub struct Client(Arc<Inner>);
 
 struct Inner {
     config: RegistriesConfig,
-    /// By domain: they differ in certificates.
-    http: Mutex<HashMap<String, reqwest::Client>>,
+    /// By domain, for they differ in certificates, and whether on this machine.
+    http: Mutex<HashMap<(String, bool), Connections>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -54,14 +54,28 @@ impl Client {
         })))
     }
 
-    fn http(&self, domain: &str) -> Result<reqwest::Client, RegistryError> {
-        let mut clients = self.0.http.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = clients.get(domain) {
-            return Ok(known.clone());
+    /// Connections to a host that stands for a registry: itself or a mirror.
+    fn http(&self, domain: &str, host: &str) -> Result<Connections, RegistryError> {
+        let bare = host.split_once("://").map_or(host, |(_, rest)| rest);
+        let local = is_loopback(bare.trim_end_matches('/'));
+        let key = (domain.to_owned(), local);
+        let mut known = self.0.http.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connections) = known.get(&key) {
+            return Ok(connections.clone());
         }
-        let made = client(&self.0.config.of(domain))?;
-        clients.insert(domain.to_owned(), made.clone());
+        let made = connect(&self.0.config.of(domain), local)?;
+        known.insert(key, made.clone());
         Ok(made)
+    }
+
+    /// A mirror. It gets no credentials: those are the registry's.
+    fn mirror(
+        &self,
+        domain: &str,
+        settings: &RegistrySettings,
+        url: &str,
+    ) -> Result<Host, RegistryError> {
+        Ok(Host::new(self.http(domain, url)?, url, settings, None))
     }
 
     /// A registry by its domain.
@@ -72,15 +86,14 @@ impl Client {
     ) -> Result<Host, RegistryError> {
         let settings = self.0.config.of(domain);
         Ok(Host::new(
-            self.http(domain)?,
+            self.http(domain, domain)?,
             domain,
             &settings,
             credential.cloned(),
         ))
     }
 
-    /// Where to pull from, in order: mirrors, then the registry itself. Mirrors get no
-    /// credentials: those are the registry's.
+    /// Where to pull from, in order: mirrors, then the registry itself.
     fn sources(
         &self,
         image: &ImageRef,
@@ -90,7 +103,7 @@ impl Client {
         let settings = self.0.config.of(domain);
         let mut hosts = Vec::new();
         for mirror in &settings.mirrors {
-            hosts.push(Host::new(self.http(domain)?, &mirror.url, &settings, None));
+            hosts.push(self.mirror(domain, &settings, &mirror.url)?);
         }
         hosts.push(self.registry(domain, credential)?);
         Ok(hosts)
@@ -105,7 +118,7 @@ impl Client {
         let domain = image.domain();
         let settings = self.0.config.of(domain);
         match settings.mirrors.iter().find(|mirror| mirror.push) {
-            Some(mirror) => Ok(Host::new(self.http(domain)?, &mirror.url, &settings, None)),
+            Some(mirror) => self.mirror(domain, &settings, &mirror.url),
             None => self.registry(domain, credential),
         }
     }

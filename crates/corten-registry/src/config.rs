@@ -93,7 +93,8 @@ impl RegistriesConfig {
                         mirror.url
                     ))
                 })?;
-                if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+                let bare = matches!(url.path(), "" | "/") && url.query().is_none();
+                if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() || !bare {
                     return Err(wrong(format!(
                         "registry \"{name}\": mirror \"{}\": expected http://HOST or https://HOST",
                         mirror.url

@@ -94,11 +94,10 @@ async fn attempt(
     mut writer: BlobWriter,
     told: &mut Told<'_>,
 ) -> Result<(), RegistryError> {
-    let offset = writer.offset();
-    if offset > descriptor.size {
+    if writer.offset() > descriptor.size {
         writer.restart()?;
     }
-    if offset < descriptor.size || descriptor.size == 0 {
+    if writer.offset() < descriptor.size || descriptor.size == 0 {
         writer = transfer(host, image, descriptor, writer, told).await?;
     }
     told.status("Verifying Checksum");
@@ -130,7 +129,16 @@ async fn transfer(
         )
         .await?;
     let response = match response.status() {
-        StatusCode::PARTIAL_CONTENT if offset > 0 => response,
+        StatusCode::PARTIAL_CONTENT if offset > 0 => {
+            if range_start(&response).is_some_and(|start| start != offset) {
+                writer.restart()?;
+                return Err(host.protocol(format!(
+                    "blob {}: another range was sent than asked for",
+                    descriptor.digest
+                )));
+            }
+            response
+        }
         StatusCode::RANGE_NOT_SATISFIABLE => {
             writer.restart()?;
             return Err(host.protocol(format!("blob {}: range refused", descriptor.digest)));
@@ -192,4 +200,11 @@ async fn transfer(
         }),
         None => Ok(writer),
     }
+}
+
+/// Where a partial answer begins, if it says so (RFC 9110, 14.4).
+fn range_start(response: &reqwest::Response) -> Option<u64> {
+    let range = response.headers().get(header::CONTENT_RANGE)?;
+    let range = range.to_str().ok()?.strip_prefix("bytes ")?;
+    range.split('-').next()?.trim().parse().ok()
 }

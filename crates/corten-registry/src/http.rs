@@ -26,25 +26,43 @@ const CLIENT_ID: &str = "corten";
 const MAX_ERROR: usize = 64 << 10;
 
 /// What a request may do with a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Access {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access<'a> {
     Pull,
     PullPush,
+    /// Push, and take over blobs from another repository.
+    Mount(&'a str),
 }
 
-impl Access {
-    fn actions(self) -> &'static str {
+impl Access<'_> {
+    /// The scopes to ask a token server for, separated by blanks as OAuth2 has them.
+    fn scopes(self, repository: &str) -> String {
         match self {
-            Self::Pull => "pull",
-            Self::PullPush => "pull,push",
+            Self::Pull => format!("repository:{repository}:pull"),
+            Self::PullPush => format!("repository:{repository}:pull,push"),
+            Self::Mount(from) => {
+                format!("repository:{repository}:pull,push repository:{from}:pull")
+            }
         }
     }
 }
 
+/// Connections to one registry's hosts.
+#[derive(Debug, Clone)]
+pub(crate) struct Connections {
+    general: reqwest::Client,
+    /// Sends bodies of any length. Its answers may take as long: reqwest's read timeout runs
+    /// while a body is sent.
+    upload: reqwest::Client,
+}
+
+/// Sends a request with headers and body; called anew for every attempt.
+pub(crate) type Build<'a> = &'a (dyn Fn(RequestBuilder) -> RequestBuilder + Send + Sync);
+
 /// One registry host (or mirror), with what is known about talking to it.
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
-    http: reqwest::Client,
+    http: Connections,
     /// `docker.io`'s API is elsewhere than its name.
     host: String,
     schemes: Arc<Mutex<Vec<&'static str>>>,
@@ -53,7 +71,22 @@ pub(crate) struct Host {
     basic: Arc<Mutex<bool>>,
 }
 
-pub(crate) fn client(settings: &RegistrySettings) -> Result<reqwest::Client, RegistryError> {
+/// Makes the connections to a registry; `local` ones never go through a proxy.
+pub(crate) fn connect(
+    settings: &RegistrySettings,
+    local: bool,
+) -> Result<Connections, RegistryError> {
+    Ok(Connections {
+        general: client(settings, local, Some(READ_TIMEOUT))?,
+        upload: client(settings, local, None)?,
+    })
+}
+
+fn client(
+    settings: &RegistrySettings,
+    local: bool,
+    read_timeout: Option<Duration>,
+) -> Result<reqwest::Client, RegistryError> {
     // Another part of the process may have installed one already: either will do.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let failed = |path: &std::path::Path, reason: String| RegistryError::Config {
@@ -62,8 +95,13 @@ pub(crate) fn client(settings: &RegistrySettings) -> Result<reqwest::Client, Reg
     };
     let mut builder = reqwest::Client::builder()
         .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
         .user_agent(concat!("corten/", env!("CARGO_PKG_VERSION")));
+    if let Some(timeout) = read_timeout {
+        builder = builder.read_timeout(timeout);
+    }
+    if local {
+        builder = builder.no_proxy();
+    }
     if settings.insecure {
         builder = builder.danger_accept_invalid_certs(true);
     }
@@ -89,7 +127,7 @@ pub(crate) fn client(settings: &RegistrySettings) -> Result<reqwest::Client, Reg
 impl Host {
     /// A registry by domain, or a mirror by URL.
     pub(crate) fn new(
-        http: reqwest::Client,
+        http: Connections,
         domain_or_url: &str,
         settings: &RegistrySettings,
         credential: Option<Credential>,
@@ -153,13 +191,15 @@ impl Host {
         &self,
         method: Method,
         path: &str,
-        scope: Option<(&str, Access)>,
-        build: &(dyn Fn(RequestBuilder) -> RequestBuilder + Send + Sync),
+        scope: Option<(&str, Access<'_>)>,
+        build: Build<'_>,
     ) -> Result<Response, RegistryError> {
         let mut pause = FIRST_PAUSE;
         let mut attempt = 1;
         loop {
-            let outcome = self.authenticated(method.clone(), path, scope, build).await;
+            let outcome = self
+                .authenticated(method.clone(), path, scope, false, build)
+                .await;
             let wait = match &outcome {
                 Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
                     Some(retry_after(response).unwrap_or(pause))
@@ -182,15 +222,26 @@ impl Host {
         }
     }
 
+    /// Sends a body of any length, once: whether it may be sent again is the caller's to know.
+    pub(crate) async fn upload(
+        &self,
+        method: Method,
+        path: &str,
+        scope: Option<(&str, Access<'_>)>,
+        build: Build<'_>,
+    ) -> Result<Response, RegistryError> {
+        self.authenticated(method, path, scope, true, build).await
+    }
+
     async fn authenticated(
         &self,
         method: Method,
         path: &str,
-        scope: Option<(&str, Access)>,
-        build: &(dyn Fn(RequestBuilder) -> RequestBuilder + Send + Sync),
+        scope: Option<(&str, Access<'_>)>,
+        upload: bool,
+        build: Build<'_>,
     ) -> Result<Response, RegistryError> {
-        let scope_text = scope
-            .map(|(repository, access)| format!("repository:{repository}:{}", access.actions()));
+        let scope_text = scope.map(|(repository, access)| access.scopes(repository));
         let key = scope_text.clone().unwrap_or_default();
         let token = self
             .tokens
@@ -199,7 +250,7 @@ impl Host {
             .get(&key)
             .cloned();
         let response = self
-            .once(method.clone(), path, token.as_deref(), build)
+            .once(method.clone(), path, token.as_deref(), upload, build)
             .await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
@@ -224,7 +275,7 @@ impl Host {
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
                         .insert(key, token.clone());
-                    return self.once(method, path, Some(&token), build).await;
+                    return self.once(method, path, Some(&token), upload, build).await;
                 }
                 Challenge::Basic
                     if self
@@ -233,7 +284,7 @@ impl Host {
                         .is_some_and(|c| !c.username.is_empty()) =>
                 {
                     *self.basic.lock().unwrap_or_else(PoisonError::into_inner) = true;
-                    return self.once(method, path, None, build).await;
+                    return self.once(method, path, None, upload, build).await;
                 }
                 Challenge::Basic => {
                     return Err(RegistryError::Unauthorized(format!(
@@ -252,7 +303,8 @@ impl Host {
         method: Method,
         path: &str,
         token: Option<&str>,
-        build: &(dyn Fn(RequestBuilder) -> RequestBuilder + Send + Sync),
+        upload: bool,
+        build: Build<'_>,
     ) -> Result<Response, RegistryError> {
         let schemes = self.scheme_list();
         let mut first_error = None;
@@ -262,8 +314,16 @@ impl Host {
             } else {
                 format!("{scheme}://{}{path}", self.host)
             };
-            let mut request = self.http.request(method.clone(), &url);
-            let own = url.split('/').nth(2) == Some(self.host.as_str());
+            let http = if upload {
+                &self.http.upload
+            } else {
+                &self.http.general
+            };
+            let mut request = http.request(method.clone(), &url);
+            // A `Location` elsewhere, or without the TLS we have, gets no credentials.
+            let own = url.split_once("://").is_some_and(|(scheme, rest)| {
+                schemes.contains(&scheme) && rest.split('/').next() == Some(self.host.as_str())
+            });
             if own {
                 let basic = *self.basic.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(token) = token {
@@ -317,8 +377,13 @@ impl Host {
         let response = if credential.identity_token.is_empty() {
             let mut query: Vec<(&str, &str)> = Vec::new();
             query.extend(service.map(|s| ("service", s)));
-            query.extend(scope.map(|s| ("scope", s)));
-            let mut request = self.http.get(realm).query(&query);
+            query.extend(
+                scope
+                    .iter()
+                    .flat_map(|s| s.split(' '))
+                    .map(|s| ("scope", s)),
+            );
+            let mut request = self.http.general.get(realm).query(&query);
             if !credential.username.is_empty() {
                 request = request
                     .query(&[("account", &credential.username)])
@@ -334,6 +399,7 @@ impl Host {
             form.extend(service.map(|s| ("service", s)));
             form.extend(scope.map(|s| ("scope", s)));
             self.http
+                .general
                 .post(realm)
                 .form(&form)
                 .send()
@@ -395,12 +461,21 @@ fn retry_after(response: &Response) -> Option<Duration> {
     value.parse().ok().map(Duration::from_secs)
 }
 
-/// Nobody listens there: trying again at once does not help.
+/// Nobody answers there: trying again at once does not help.
 fn is_refusal(reason: &str) -> bool {
     let reason = reason.to_lowercase();
-    ["refused", "lookup", "name resolution", "dns", "certificate"]
-        .iter()
-        .any(|w| reason.contains(w))
+    [
+        "refused",
+        "lookup",
+        "name resolution",
+        "dns",
+        "certificate",
+        "unreachable",
+        "no route",
+        "timed out",
+    ]
+    .iter()
+    .any(|w| reason.contains(w))
 }
 
 /// The cause at the bottom: what the system said.

@@ -56,6 +56,11 @@ impl<'a> Told<'a> {
         if self.last.is_some_and(|last| last.elapsed() < INTERVAL) {
             return;
         }
+        self.now(status, current, total);
+    }
+
+    /// Tells how far it is, whenever that was told last.
+    pub(crate) fn now(&mut self, status: &str, current: u64, total: u64) {
         self.last = Some(Instant::now());
         self.progress.event(ProgressEvent {
             id: Some(self.id.clone()),

@@ -241,7 +241,7 @@ async fn layer(
         download::blob(host, store, image, blob, &mut told).await?;
         drop(permit);
         told.status("Download complete");
-        told.bytes("Extracting", blob.size, blob.size);
+        told.now("Extracting", blob.size, blob.size);
         let (layers, expected) = (store.layers().clone(), diff_id.clone());
         let source = LayerBlob {
             digest: blob.digest.clone(),

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use corten_oci::{Digest, ImageRef};
 use corten_store::{ImageId, Store};
 use futures_util::{StreamExt, TryStreamExt};
 use http::{Method, StatusCode, header};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Response;
 use tokio_util::io::ReaderStream;
 
@@ -21,6 +22,11 @@ const UPLOADS: usize = 5;
 /// Bytes read at once.
 const CHUNK: usize = 128 * 1024;
 const TICK: Duration = Duration::from_millis(100);
+/// An upload of which nothing moves for this long has failed.
+const STALLED: Duration = Duration::from_secs(300);
+/// How often an upload is begun.
+const ATTEMPTS: u32 = 4;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// What a push came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +99,9 @@ pub(crate) async fn push(
         .iter()
         .find(|known| known.domain() == image.domain() && known.path() != image.path())
         .map(|known| known.path().to_owned());
+    for waiting in blobs.iter().skip(UPLOADS).filter_map(|b| b.shown.as_ref()) {
+        Told::new(progress, waiting).status("Waiting");
+    }
     let target = Target {
         host,
         image,
@@ -123,8 +132,14 @@ pub(crate) async fn push(
     Ok(pushed)
 }
 
+fn status(told: Option<&Told<'_>>, text: &str) {
+    if let Some(told) = told {
+        told.status(text);
+    }
+}
+
 impl Target<'_> {
-    fn scope(&self) -> Option<(&str, Access)> {
+    fn scope(&self) -> Option<(&str, Access<'_>)> {
         Some((self.image.path(), Access::PullPush))
     }
 
@@ -140,56 +155,100 @@ impl Target<'_> {
     }
 
     async fn blob(&self, blob: Blob) -> Result<(), RegistryError> {
-        let told = blob
+        let mut told = blob
             .shown
             .as_ref()
             .map(|shown| Told::new(self.progress, shown));
-        let status = |text: String| {
-            if let Some(told) = &told {
-                told.status(text);
-            }
-        };
         let path = format!("/v2/{}/blobs/{}", self.image.path(), blob.digest);
         let there = self
             .host
             .send(Method::HEAD, &path, self.scope(), &|request| request)
             .await?;
         if there.status().is_success() {
-            status("Layer already exists".to_owned());
+            status(told.as_ref(), "Layer already exists");
             return Ok(());
         }
         if there.status() != StatusCode::NOT_FOUND {
             self.accepted(there).await?;
         }
-        let begun = self.begin(&blob).await?;
-        if begun.status() == StatusCode::CREATED {
-            let from = self.source.as_deref().unwrap_or_default();
-            status(format!("Mounted from {from}"));
-            return Ok(());
+        let mut begun = match (&self.source, &blob.shown) {
+            (Some(from), Some(_)) => match self.mount(&blob.digest, from).await {
+                Some(answer) if answer.status() == StatusCode::CREATED => {
+                    status(told.as_ref(), &format!("Mounted from {from}"));
+                    return Ok(());
+                }
+                answer => answer,
+            },
+            _ => None,
+        };
+        let mut pause = FIRST_PAUSE;
+        let mut attempt = 1;
+        loop {
+            // Half an upload cannot be told from a whole one: each attempt begins its own.
+            let answer = match begun.take() {
+                Some(answer) => answer,
+                None => self.begin().await?,
+            };
+            let location = self.location(&answer, &blob.digest)?;
+            let error = match self.upload(&location, &blob, told.as_mut()).await {
+                Ok(response) if response.status().is_success() => {
+                    status(told.as_ref(), "Pushed");
+                    return Ok(());
+                }
+                Ok(response) => {
+                    let code = response.status();
+                    let passing = code.is_server_error()
+                        || matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::NOT_FOUND);
+                    match self.accepted(response).await {
+                        Err(error) if passing => error,
+                        other => return other.map(drop),
+                    }
+                }
+                Err(error) if error.is_transient() => error,
+                Err(error) => return Err(error),
+            };
+            if attempt == ATTEMPTS {
+                return Err(error);
+            }
+            tracing::debug!(blob = %blob.digest, %error, "uploading again");
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+            attempt += 1;
         }
-        let location = self.location(&begun, &blob.digest)?;
-        self.upload(&location, &blob, told).await
     }
 
-    /// Asks for an upload, or for the blob to be taken over from another repository.
-    async fn begin(&self, blob: &Blob) -> Result<Response, RegistryError> {
-        let mut path = format!("/v2/{}/blobs/uploads/", self.image.path());
-        if let (Some(source), Some(_)) = (&self.source, &blob.shown) {
-            let encode = |text: &str| {
-                percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC)
-                    .to_string()
-            };
-            path += &format!(
-                "?mount={}&from={}",
-                encode(blob.digest.as_str()),
-                encode(source)
-            );
+    /// Asks for a blob to be taken over from another repository; `None` when the registry
+    /// does not like the question (we may not read that repository, say).
+    async fn mount(&self, digest: &Digest, from: &str) -> Option<Response> {
+        let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let path = format!(
+            "/v2/{}/blobs/uploads/?mount={}&from={}",
+            self.image.path(),
+            encode(digest.as_str()),
+            encode(from)
+        );
+        let scope = Some((self.image.path(), Access::Mount(from)));
+        let empty = |request: reqwest::RequestBuilder| request.header(header::CONTENT_LENGTH, 0);
+        match self.host.send(Method::POST, &path, scope, &empty).await {
+            Ok(answer) if answer.status().is_success() => Some(answer),
+            Ok(answer) => {
+                tracing::debug!(%digest, from, status = %answer.status(), "not mounted");
+                None
+            }
+            Err(error) => {
+                tracing::debug!(%digest, from, %error, "not mounted");
+                None
+            }
         }
+    }
+
+    /// Begins an upload.
+    async fn begin(&self) -> Result<Response, RegistryError> {
+        let path = format!("/v2/{}/blobs/uploads/", self.image.path());
+        let empty = |request: reqwest::RequestBuilder| request.header(header::CONTENT_LENGTH, 0);
         let response = self
             .host
-            .send(Method::POST, &path, self.scope(), &|request| {
-                request.header(header::CONTENT_LENGTH, 0)
-            })
+            .send(Method::POST, &path, self.scope(), &empty)
             .await?;
         self.accepted(response).await
     }
@@ -208,12 +267,13 @@ impl Target<'_> {
         ))
     }
 
+    /// Sends a blob's bytes, once.
     async fn upload(
         &self,
         location: &str,
         blob: &Blob,
-        mut told: Option<Told<'_>>,
-    ) -> Result<(), RegistryError> {
+        mut told: Option<&mut Told<'_>>,
+    ) -> Result<Response, RegistryError> {
         let path = self.store.blobs().path(&blob.digest);
         // Opened here once, so that a missing file is an error and not an empty body.
         self.store.blobs().open(&blob.digest)?;
@@ -239,23 +299,33 @@ impl Target<'_> {
                 .header(header::CONTENT_LENGTH, blob.size)
                 .body(body())
         };
-        let sending = self.host.send(Method::PUT, location, self.scope(), &build);
+        if let Some(told) = &mut told {
+            told.now("Pushing", 0, blob.size);
+        }
+        let sending = self
+            .host
+            .upload(Method::PUT, location, self.scope(), &build);
         let mut sending = std::pin::pin!(sending);
-        let response = loop {
+        let mut moved = (0, Instant::now());
+        loop {
             tokio::select! {
-                response = &mut sending => break response?,
+                response = &mut sending => return response,
                 () = tokio::time::sleep(TICK) => {
-                    if let Some(told) = &mut told {
-                        told.bytes("Pushing", sent.load(Ordering::Relaxed), blob.size);
+                    let now = sent.load(Ordering::Relaxed);
+                    if now != moved.0 {
+                        moved = (now, Instant::now());
+                        if let Some(told) = &mut told {
+                            told.bytes("Pushing", now, blob.size);
+                        }
+                    } else if moved.1.elapsed() > STALLED {
+                        return Err(self.host.protocol(format!(
+                            "blob {}: the upload does not move on",
+                            blob.digest
+                        )));
                     }
                 }
             }
-        };
-        self.accepted(response).await?;
-        if let Some(told) = told {
-            told.status("Pushed");
         }
-        Ok(())
     }
 
     async fn manifest(&self, bytes: &[u8], media_type: &str) -> Result<(), RegistryError> {

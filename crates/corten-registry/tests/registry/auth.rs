@@ -1,0 +1,103 @@
+//! Logging in, and proving who one is.
+
+use corten_registry::RegistryError;
+
+use crate::harness::{TestStore, client, credential, registry};
+use crate::stub::{Inner, Stub};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn basic() {
+    let from = TestStore::new();
+    let htpasswd = from.folder.path().join("htpasswd");
+    let hash = bcrypt::hash("secret", 4).unwrap();
+    std::fs::write(&htpasswd, format!("me:{hash}\n")).unwrap();
+    let address = registry(from.folder.path(), Some(&htpasswd)).await;
+    let name = format!("{address}/app");
+    from.image(&name, &[b"private"]);
+    let client = client("");
+    let (right, wrong) = (credential("me", "secret"), credential("me", "guess"));
+
+    for server in [address.clone(), format!("http://{address}/v2/")] {
+        let outcome = client.login(&server, &right).await.unwrap();
+        assert_eq!(outcome.status, "Login Succeeded");
+        assert_eq!(outcome.identity_token, None);
+    }
+    let error = client.login(&address, &wrong).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unauthorized(_)), "{error}");
+    assert!(
+        error.to_string().contains("incorrect username or password"),
+        "{error}"
+    );
+
+    let error = from.push(&client, &name, None).await.unwrap_err();
+    assert!(
+        error.to_string().contains("no basic auth credentials"),
+        "{error}"
+    );
+    let error = from.push(&client, &name, Some(&wrong)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::PushDenied(_)), "{error}");
+    from.push(&client, &name, Some(&right)).await.unwrap();
+
+    let to = TestStore::new();
+    let error = to.pull(&client, &name, Some(&wrong)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::PullDenied(_)), "{error}");
+    to.pull(&client, &name, Some(&right)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bearer() {
+    let stub = Stub::with(Inner {
+        account: Some(("me", "secret")),
+        ..Inner::default()
+    })
+    .await;
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let name = format!("{}/team/app", stub.address());
+    let id = from.image(&name, &[b"private"]);
+    let client = client("");
+    let (right, wrong) = (credential("me", "secret"), credential("me", "guess"));
+
+    client.login(stub.address(), &right).await.unwrap();
+    let error = client.login(stub.address(), &wrong).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unauthorized(_)), "{error}");
+
+    stub.seen.lock().unwrap().clear();
+    from.push(&client, &name, Some(&right)).await.unwrap();
+    let tokens = |scope: &str| {
+        let seen = stub.seen();
+        let asked = seen.iter().filter(|s| s.path.starts_with("/token"));
+        asked
+            .filter(|s| {
+                s.path
+                    .replace("%3A", ":")
+                    .replace("%2F", "/")
+                    .replace("%2C", ",")
+                    .contains(scope)
+            })
+            .count()
+    };
+    assert!(tokens("service=stub") > 0);
+    assert!(tokens("scope=repository:team/app:pull,push") > 0);
+    let (pulled, _) = to.pull(&client, &name, Some(&right)).await.unwrap();
+    assert_eq!(pulled.id, id);
+    assert_eq!(
+        tokens("scope=repository:team/app:pull&"),
+        1,
+        "one token serves the whole pull"
+    );
+    for refused in [None, Some(&wrong)] {
+        let to = TestStore::new();
+        let error = to.pull(&client, &name, refused).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Unauthorized(_)), "{error}");
+    }
+    // The password goes to the token server only.
+    for seen in stub.seen() {
+        let basic = seen.authorization.is_some_and(|a| a.starts_with("Basic"));
+        assert_eq!(
+            basic,
+            basic && seen.path.starts_with("/token"),
+            "{}",
+            seen.path
+        );
+    }
+}

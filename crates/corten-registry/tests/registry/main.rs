@@ -1,0 +1,10 @@
+//! The client against a real registry and against one that misbehaves.
+
+#![allow(clippy::unwrap_used)]
+
+mod auth;
+mod harness;
+mod mirrors;
+mod pull;
+mod push;
+mod stub;

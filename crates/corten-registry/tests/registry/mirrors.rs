@@ -1,0 +1,90 @@
+//! Mirrors of Docker Hub.
+
+use crate::harness::{TestStore, client, credential};
+use crate::stub::Stub;
+
+fn settings(mirrors: &[(&str, bool)]) -> String {
+    let mirrors: Vec<String> = mirrors
+        .iter()
+        .map(|(host, push)| format!("{{ url = \"http://{host}\", push = {push} }}"))
+        .collect();
+    format!(
+        "[registry.\"docker.io\"]\nmirrors = [{}]\n",
+        mirrors.join(", ")
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_are_tried_in_order() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let id = from.image("alpine", &[b"layer"]);
+    let (empty, full, unused) = (
+        Stub::start().await,
+        Stub::start().await,
+        Stub::start().await,
+    );
+    for stub in [&full, &unused] {
+        stub.publish(&from, &id, "library/alpine");
+    }
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let dead_address = dead.local_addr().unwrap().to_string();
+    drop(dead);
+    let client = client(&settings(&[
+        (&dead_address, false),
+        (empty.address(), false),
+        (full.address(), false),
+        (unused.address(), false),
+    ]));
+    let secret = credential("me", "secret");
+    let (pulled, told) = to.pull(&client, "alpine", Some(&secret)).await.unwrap();
+    assert_eq!(pulled.id, id);
+    assert_eq!(told[0], "latest: Pulling from library/alpine");
+    assert_eq!(
+        told.last().unwrap(),
+        "Status: Downloaded newer image for alpine:latest"
+    );
+    assert_eq!(empty.seen().len(), 1);
+    assert!(unused.seen().is_empty());
+    let shown = [empty.seen(), full.seen()].concat();
+    assert!(shown.iter().all(|s| s.authorization.is_none()), "{shown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_breaks_off_is_left_for_the_next() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let id = from.image("alpine", &[b"layer"]);
+    let (poor, full) = (Stub::start().await, Stub::start().await);
+    let layers = poor.publish(&from, &id, "library/alpine");
+    full.publish(&from, &id, "library/alpine");
+    poor.blobs.lock().unwrap().remove(layers[0].as_str());
+    let client = client(&settings(&[
+        (poor.address(), false),
+        (full.address(), false),
+    ]));
+    let (pulled, _) = to.pull(&client, "alpine", None).await.unwrap();
+    assert_eq!(pulled.id, id);
+    assert_eq!(full.fetched(&layers[0]).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_go_to_the_mirror_that_takes_them() {
+    let from = TestStore::new();
+    from.image("me/app", &[b"layer"]);
+    let (reads, takes) = (Stub::start().await, Stub::start().await);
+    let client = client(&settings(&[
+        (reads.address(), false),
+        (takes.address(), true),
+    ]));
+    let secret = credential("me", "secret");
+    let (_, told) = from.push(&client, "me/app", Some(&secret)).await.unwrap();
+    assert_eq!(told[0], "The push refers to repository [docker.io/me/app]");
+    assert!(reads.seen().is_empty());
+    assert!(
+        takes
+            .manifests
+            .lock()
+            .unwrap()
+            .contains_key("me/app/latest")
+    );
+    assert!(takes.seen().iter().all(|s| s.authorization.is_none()));
+}

@@ -1,0 +1,228 @@
+//! Pulling, from a registry that behaves and from one that does not.
+
+use corten_oci::{Digest, Platform};
+use corten_registry::{Client, RegistryError};
+
+use crate::harness::{TestStore, client, count, noise, reference, registry};
+use crate::stub::Stub;
+
+/// A stub with an image of two layers, and the digests of their blobs.
+async fn published() -> (Stub, TestStore, Digest, Vec<Digest>) {
+    let from = TestStore::new();
+    let id = from.image("app", &[b"small", &noise(300_000)]);
+    let stub = Stub::start().await;
+    let layers = stub.publish(&from, &id, "team/app");
+    (stub, from, id, layers)
+}
+
+fn name(stub: &Stub) -> String {
+    format!("{}/team/app", stub.address())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_trip_keeps_every_byte() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let address = registry(from.folder.path(), None).await;
+    let name = format!("{address}/team/app:1");
+    let id = from.image(&name, &[b"one", &noise(1_000_000), b"three", b""]);
+    let client = client("");
+    let (pushed, told) = from.push(&client, &name, None).await.unwrap();
+    let refers = format!("The push refers to repository [{address}/team/app]");
+    assert_eq!(told[0], refers);
+    for (status, times) in [("Preparing", 4), ("Pushed", 4)] {
+        assert_eq!(count(&told, status), times, "{status}: {told:?}");
+    }
+
+    let (pulled, told) = to.pull(&client, &name, None).await.unwrap();
+    assert_eq!((&pulled.id, pulled.up_to_date), (&id, false));
+    assert_eq!(pulled.digest, pushed.digest);
+    assert_eq!(told[0], "1: Pulling from team/app");
+    for status in [
+        "Pulling fs layer",
+        "Verifying Checksum",
+        "Download complete",
+        "Extracting",
+        "Pull complete",
+    ] {
+        assert_eq!(count(&told, status), 4, "{status}: {told:?}");
+    }
+    assert_eq!(count(&told, "Waiting"), 1);
+    let last = [
+        format!("Digest: {}", pushed.digest),
+        format!("Status: Downloaded newer image for {name}"),
+    ];
+    assert_eq!(told[told.len() - 2..], last);
+    assert_eq!(to.tars(&id), from.tars(&id));
+    let image = to.store.images().get(&id).unwrap();
+    assert_eq!(image.repo_tags, [reference(&name)]);
+    let by_digest = reference(&name).with_digest(pushed.digest.clone());
+    assert_eq!(image.repo_digests, std::slice::from_ref(&by_digest));
+    assert_eq!(to.partials(), 0);
+
+    // Again: nothing to do. By digest: the same image, untagged.
+    let (again, told) = to.pull(&client, &name, None).await.unwrap();
+    assert!(again.up_to_date);
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert_eq!(told[2], format!("Status: Image is up to date for {name}"));
+    let third = TestStore::new();
+    let (by, _) = third
+        .pull(&client, &by_digest.to_string(), None)
+        .await
+        .unwrap();
+    assert_eq!(by.id, id);
+    assert!(third.store.images().get(&id).unwrap().repo_tags.is_empty());
+
+    // What was pulled is pushed elsewhere as the very same bytes.
+    let other = format!("{address}/other/app:2");
+    to.store.images().tag(&reference(&other), &id).unwrap();
+    let (pushed_on, told) = to.push(&client, &other, None).await.unwrap();
+    assert_eq!(pushed_on.digest, pushed.digest);
+    assert_eq!(count(&told, "Mounted from team/app"), 4, "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn known_layers_are_not_fetched() {
+    let (stub, from, _, _) = published().await;
+    let to = TestStore::new();
+    let client = client("");
+    to.pull(&client, &name(&stub), None).await.unwrap();
+    let more = from.image("more", &[b"small", b"new"]);
+    let layers = stub.publish(&from, &more, "team/more");
+    let other = format!("{}/team/more", stub.address());
+    let (pulled, told) = to.pull(&client, &other, None).await.unwrap();
+    assert_eq!(pulled.id, more);
+    assert_eq!(count(&told, "Already exists"), 1);
+    assert_eq!(count(&told, "Pull complete"), 1);
+    assert_eq!(stub.fetched(&layers[1]).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn corrupt_blobs_are_never_stored() {
+    let (stub, _from, id, layers) = published().await;
+    stub.corrupt.lock().unwrap().insert(layers[1].to_string());
+    let to = TestStore::new();
+    let error = to.pull(&client(""), &name(&stub), None).await.unwrap_err();
+    assert!(error.to_string().contains(layers[1].as_str()), "{error}");
+    assert!(!to.store.blobs().has(&layers[1]));
+    assert_eq!(to.partials(), 0, "nothing wrong is left to be resumed");
+    assert_eq!(stub.fetched(&layers[1]).len(), 2, "refetched once");
+    assert!(to.store.images().get(&id).is_err());
+    // Once the registry is well again, so is the pull.
+    stub.corrupt.lock().unwrap().clear();
+    let (pulled, _) = to.pull(&client(""), &name(&stub), None).await.unwrap();
+    assert_eq!(pulled.id, id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interrupted_downloads_are_resumed() {
+    let (stub, from, id, layers) = published().await;
+    let big = layers[1].to_string();
+    stub.cut.lock().unwrap().insert(big, (100_000, 2));
+    let to = TestStore::new();
+    to.pull(&client(""), &name(&stub), None).await.unwrap();
+    let ranges: Vec<_> = stub
+        .fetched(&layers[1])
+        .into_iter()
+        .map(|s| s.range)
+        .collect();
+    assert_eq!(ranges.len(), 3, "{ranges:?}");
+    assert_eq!(ranges[0], None);
+    for range in &ranges[1..] {
+        let start = range.as_deref().unwrap();
+        assert!(
+            start.starts_with("bytes=") && start != "bytes=0-",
+            "{start}"
+        );
+    }
+    assert_eq!(to.tars(&id), from.tars(&id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_pull_goes_on_where_a_broken_one_ended() {
+    let (stub, _from, id, layers) = published().await;
+    let to = TestStore::new();
+    // A process that died left this.
+    let whole = stub.blobs.lock().unwrap()[layers[1].as_str()].clone();
+    let tmp = to.folder.path().join("tmp");
+    std::fs::create_dir_all(&tmp).unwrap();
+    let partial = tmp.join(format!("ingest-{}", layers[1].hex()));
+    std::fs::write(&partial, &whole[..1234]).unwrap();
+    let (pulled, _) = to.pull(&client(""), &name(&stub), None).await.unwrap();
+    assert_eq!(pulled.id, id);
+    let fetched = stub.fetched(&layers[1]);
+    assert_eq!(fetched.len(), 1);
+    assert_eq!(fetched[0].range.as_deref(), Some("bytes=1234-"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_is_searched_for_the_platform() {
+    let (stub, _from, id, _) = published().await;
+    let host = Platform::host().architecture;
+    let digest = stub.index("team/app", &host);
+    let to = TestStore::new();
+    let (pulled, _) = to.pull(&client(""), &name(&stub), None).await.unwrap();
+    assert_eq!((pulled.id, pulled.digest), (id, digest));
+
+    let (stub, _from, _, _) = published().await;
+    stub.index("team/app", "s390x");
+    let error = to.pull(&client(""), &name(&stub), None).await.unwrap_err();
+    assert!(matches!(error, RegistryError::NoPlatform { .. }), "{error}");
+    let words = "in the manifest list entries";
+    assert!(error.to_string().contains(words), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_digest_names_must_have_it() {
+    let (stub, _from, _, _) = published().await;
+    let wanted = Digest::of(b"something else");
+    {
+        let mut manifests = stub.manifests.lock().unwrap();
+        let latest = manifests["team/app/latest"].clone();
+        manifests.insert(format!("team/app/{wanted}"), latest);
+    }
+    let to = TestStore::new();
+    let name = format!("{}@{wanted}", name(&stub));
+    let error = to.pull(&client(""), &name, None).await.unwrap_err();
+    assert!(error.to_string().contains(wanted.as_str()), "{error}");
+    assert!(to.store.images().list().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oversized_manifests_are_refused() {
+    let (stub, _from, _, _) = published().await;
+    {
+        let mut manifests = stub.manifests.lock().unwrap();
+        let latest = manifests.get_mut("team/app/latest").unwrap();
+        latest.1 = vec![b' '; (4 << 20) + 1].into();
+    }
+    let to = TestStore::new();
+    let error = to.pull(&client(""), &name(&stub), None).await.unwrap_err();
+    assert!(error.to_string().contains("larger than"), "{error}");
+}
+
+async fn failure(client: &Client, name: &str) -> String {
+    let to = TestStore::new();
+    let error = to.pull(client, name, None).await.unwrap_err();
+    error.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_said_as_docker_says_it() {
+    let (stub, _from, _, _) = published().await;
+    let client = client("");
+    let name = format!("{}/team/app:nope", stub.address());
+    assert_eq!(
+        failure(&client, &name).await,
+        format!("manifest for {name} not found: manifest unknown: manifest unknown")
+    );
+    // A port of this machine on which nobody listens.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let said = failure(&client, &format!("{address}/app")).await;
+    assert!(
+        said.starts_with(&format!("cannot reach registry {address}: ")),
+        "{said}"
+    );
+    assert!(said.contains("refused") && !said.contains('\n'), "{said}");
+}

@@ -1,0 +1,79 @@
+//! Pushing.
+
+use http::Method;
+
+use crate::harness::{TestStore, client, count, noise, reference, registry};
+use crate::stub::Stub;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_there_is_not_sent_again() {
+    let from = TestStore::new();
+    let address = registry(from.folder.path(), None).await;
+    let name = format!("{address}/app");
+    from.image(&name, &[b"one", b"two"]);
+    let client = client("");
+    let (first, _) = from.push(&client, &name, None).await.unwrap();
+    let (second, told) = from.push(&client, &name, None).await.unwrap();
+    assert_eq!(first, second);
+    assert_eq!(count(&told, "Layer already exists"), 2, "{told:?}");
+    assert_eq!(count(&told, "Pushed"), 0);
+    // Nothing says the summary but whoever prints it.
+    assert_eq!(count(&told, &format!("size: {}", first.size)), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_uploads_are_begun_again() {
+    let from = TestStore::new();
+    let stub = Stub::start().await;
+    let name = format!("{}/app", stub.address());
+    from.image(&name, &[&noise(200_000)]);
+    *stub.failing_uploads.lock().unwrap() = 2;
+    let (pushed, _) = from.push(&client(""), &name, None).await.unwrap();
+    let seen = stub.seen();
+    let of = |method: Method, part: &str| {
+        let fits = |s: &&crate::stub::Seen| s.method == method && s.path.contains(part);
+        seen.iter().filter(fits).count()
+    };
+    // Layer and configuration, and two that failed.
+    assert_eq!(of(Method::PUT, "/blobs/uploads/"), 4);
+    assert_eq!(of(Method::POST, "/blobs/uploads/"), 4);
+    assert_eq!(of(Method::PUT, "/manifests/latest"), 1);
+    let manifests = stub.manifests.lock().unwrap();
+    let manifest = &manifests["app/latest"].1;
+    assert_eq!(corten_oci::Digest::of(manifest), pushed.digest);
+    assert_eq!(manifest.len() as u64, pushed.size);
+    // The last upload before the manifest never outlives it.
+    assert!(seen.last().unwrap().path.contains("/manifests/"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_mount_becomes_an_upload() {
+    let from = TestStore::new();
+    let stub = Stub::start().await;
+    let name = format!("{}/app", stub.address());
+    let id = from.image(&name, &[b"layer"]);
+    // As after a pull of it from another repository there.
+    let known = reference(&format!("{}/base", stub.address()));
+    let known = known.with_digest(corten_oci::Digest::of(b"some manifest"));
+    from.store.images().add_repo_digest(&known, &id).unwrap();
+    *stub.refuse_mounts.lock().unwrap() = true;
+    let (_, told) = from.push(&client(""), &name, None).await.unwrap();
+    assert_eq!(count(&told, "Pushed"), 1, "{told:?}");
+    let seen = stub.seen();
+    assert!(
+        seen.iter()
+            .any(|s| s.path.contains("mount=") && s.path.contains("from=base"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_never_succeeds_is_an_error() {
+    let from = TestStore::new();
+    let stub = Stub::start().await;
+    let name = format!("{}/app", stub.address());
+    from.image(&name, &[b"layer"]);
+    *stub.failing_uploads.lock().unwrap() = 1000;
+    let error = from.push(&client(""), &name, None).await.unwrap_err();
+    assert!(error.to_string().contains("503"), "{error}");
+    assert!(stub.manifests.lock().unwrap().is_empty());
+}
