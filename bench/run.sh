@@ -21,15 +21,21 @@ cleanup() {
   "$corten" --root "$work/base" system reset --force >/dev/null 2>&1 || true
   [ -z "${podman:-}" ] || $podman rm -af >/dev/null 2>&1 || true
   [ -z "${docker:-}" ] || $docker rm -f corten-bench >/dev/null 2>&1 || true
+  # Podman leaves its storage mounted; dockerd's mounts went with its namespace.
+  grep " $work/" /proc/self/mounts | cut -d' ' -f2 | sort -r | while read -r point; do umount "$point"; done
   rm -rf "$work"
 }
 trap cleanup EXIT
 
-podman="" docker=""
+podman="" docker="" dockerd=""
 if command -v podman >/dev/null 2>&1; then
   podman="podman --root $work/podman --runroot $work/podman-run --cgroup-manager=cgroupfs"
+  # Its default limits are above what an unprivileged machine may set; crun of Debian 12
+  # refuses hybrid control groups.
+  printf '[containers]\ndefault_ulimits = ["nofile=1024:2048", "nproc=2000:2000"]\n' >"$work/containers.conf"
+  export CONTAINERS_CONF=$work/containers.conf
+  if [ ! -e /sys/fs/cgroup/cgroup.controllers ] && command -v runc >/dev/null 2>&1; then podman="$podman --runtime runc"; fi
 fi
-if command -v docker >/dev/null 2>&1 && docker info >/dev/null 2>&1; then docker=docker; fi
 
 median() { # median NAME COMMAND: seconds
   local out=$work/results/$1.json
@@ -69,6 +75,26 @@ registry=127.0.0.1:$port
 pids+=($!)
 for _ in $(seq 100); do (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break; sleep 0.05; done
 scripts/base-images.sh "$corten" "$work/base" "$registry" all
+
+# Docker's engine in a network of its own: it would change this host's firewall otherwise. The
+# same registry, read only, answers there under the same name.
+if command -v dockerd >/dev/null 2>&1 && command -v docker >/dev/null 2>&1; then
+  mkdir -p "$work/docker-engine"
+  unshare -n -m sh -c "ip link set lo up; exec dockerd --data-root $work/docker-engine/data \
+    --exec-root $work/docker-engine/exec -H unix://$work/docker-engine/sock \
+    --pidfile $work/docker-engine/pid" >"$work/dockerd.log" 2>&1 &
+  dockerd=$!
+  pids+=("$dockerd")
+  docker="docker -H unix://$work/docker-engine/sock"
+  for _ in $(seq 200); do $docker info >/dev/null 2>&1 && break; sleep 0.1; done
+  $docker info >/dev/null 2>&1 || docker=""
+fi
+if [ -n "$docker" ]; then
+  nsenter --net="/proc/$dockerd/ns/net" "$corten" registry serve --listen "$registry" \
+    --root "$work/registry" --read-only >"$work/registry-docker.log" 2>&1 &
+  pids+=($!)
+  sleep 0.5
+fi
 mkdir -p "$CORTEN_ROOT"
 printf '[registry."docker.io"]\nmirrors = [{ url = "http://%s", push = true }]\n' "$registry" >"$CORTEN_ROOT/registries.toml"
 alpine=$registry/library/alpine:latest
@@ -94,6 +120,11 @@ PYTHON
 peer_pull() { # make the small image known to the peers
   [ -z "$podman" ] || $podman pull -q --tls-verify=false "$alpine" >/dev/null 2>&1 || podman=""
   [ -z "$docker" ] || $docker pull -q "$alpine" >/dev/null 2>&1 || docker=""
+  if [ -n "$docker" ]; then # the names hello-web's Dockerfile uses
+    $docker pull -q "$registry/library/golang:1.19-alpine" >/dev/null 2>&1 || true
+    $docker tag "$registry/library/golang:1.19-alpine" golang:1.19-alpine || true
+    $docker tag "$alpine" alpine:latest || true
+  fi
 }
 peer_pull
 peer() { # peer NAME PREFIX TEST COMMAND
@@ -168,14 +199,18 @@ row "runtime run of a bundle" "$(median bundle "$corten runtime --root $work/oci
 pss() { awk '/^Pss:/ { n += $2 } END { printf "%.1f", n / 1024 }' /proc/"$1"/smaps_rollup; }
 supervisor=$(pgrep -f "supervise .*$("$corten" inspect -f '{{.Id}}' corten-bench)" | head -1)
 per_container=$(pss "$supervisor")
+engine_pss() { # engine_pss COMM...: of those processes of the Docker engine started here
+  local pid sum=0
+  for pid in $(pgrep -f "$work/docker-engine") $(pgrep -x docker-proxy); do
+    case " $* " in *" $(cat "/proc/$pid/comm" 2>/dev/null) "*) ;; *) continue ;; esac
+    sum=$(python3 -c "print(round($sum + $(pss "$pid"), 1))")
+  done
+  echo "$sum"
+}
 docker_idle="" docker_each=""
 if [ -n "$docker" ]; then
-  total=0
-  for pid in $(pgrep -x dockerd) $(pgrep -x containerd); do total=$(echo "$total + $(pss "$pid")" | bc); done
-  docker_idle="docker $total MB"
-  each=0
-  for pid in $(pgrep -f containerd-shim) $(pgrep -x docker-proxy); do each=$(echo "$each + $(pss "$pid")" | bc); done
-  docker_each="docker $each MB"
+  docker_idle="docker $(engine_pss dockerd containerd) MB"
+  docker_each="docker $(engine_pss containerd-shim docker-proxy) MB"
 fi
 rows+=("| memory, nothing running | 0 MB (no process) | ${docker_idle:-no peer here} |")
 rows+=("| memory (PSS) of the process beside a container with a published port | $per_container MB | ${docker_each:-no peer here} |")
@@ -184,7 +219,8 @@ rows+=("| memory (PSS) of the process beside a container with a published port |
   echo "# Benchmarks"
   echo
   echo "Medians of $runs runs ($pull_runs for pull), $(nproc) cores, kernel $(uname -r), $(date -u +%F)."
-  echo "Peers in the same run: ${docker:-no docker engine}, $(podman --version 2>/dev/null || echo no podman), $(crun --version 2>/dev/null | head -1 || echo no crun), $(runc --version 2>/dev/null | head -1 || echo no runc)."
+  docker_version=$(${docker:-false} version --format 'docker {{.Server.Version}}' 2>/dev/null || echo "no docker engine")
+  echo "Peers in the same run: $docker_version, $(podman --version 2>/dev/null || echo no podman), $(crun --version 2>/dev/null | head -1 || echo no crun), $(runc --version 2>/dev/null | head -1 || echo no runc)."
   echo "In brackets: how many times as long the peer takes."
   echo
   echo "| work | Corten | peers |"

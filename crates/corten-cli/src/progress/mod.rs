@@ -4,3 +4,11 @@ pub(crate) mod build;
 mod plain;
 pub(crate) mod stream;
 mod tty;
+
+/// Instructions that change only the configuration are no steps in BuildKit's display.
+fn is_shown(vertex: &corten_build::progress::Vertex) -> bool {
+    vertex
+        .instruction
+        .as_ref()
+        .is_none_or(|instruction| !instruction.config_only)
+}

@@ -28,6 +28,7 @@ impl Plain {
     pub(crate) fn render(&mut self, event: &BuildEvent) -> String {
         let mut out = String::new();
         match event {
+            BuildEvent::Started(vertex) if !super::is_shown(vertex) => {}
             BuildEvent::Started(vertex) => {
                 let number = self.numbers.len() + 1;
                 self.numbers.insert(
@@ -70,7 +71,7 @@ impl Plain {
             } => {
                 // Without a terminal only beginnings and ends are worth a line.
                 let finished = matches!((current, total), (Some(c), Some(t)) if c >= t);
-                if current.is_none() || finished {
+                if self.numbers.contains_key(id) && (current.is_none() || finished) {
                     self.switch(*id, &mut out);
                     if let Some(shown) = self.numbers.get(id) {
                         out.push_str(&format!("#{} {}\n", shown.number, clean(text)));
@@ -84,6 +85,9 @@ impl Plain {
                 error,
                 ..
             } => {
+                if !self.numbers.contains_key(id) {
+                    return out;
+                }
                 self.switch(*id, &mut out);
                 let Some(shown) = self.numbers.get_mut(id) else {
                     return out;

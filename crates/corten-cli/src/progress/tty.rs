@@ -66,6 +66,7 @@ impl Screen {
     /// Takes an event in; nothing is drawn.
     pub(crate) fn apply(&mut self, event: &BuildEvent) {
         match event {
+            BuildEvent::Started(vertex) if !super::is_shown(vertex) => {}
             BuildEvent::Started(vertex) => {
                 self.order.push(vertex.id);
                 self.steps.insert(

@@ -264,6 +264,22 @@ impl Cgroup {
         }
     }
 
+    /// Removes the group above if nothing is left in it, and it is not a hierarchy's root.
+    /// That somebody has just come to use it is no error.
+    pub fn remove_empty_parent(&self) {
+        let Some((parent, _)) = self.path.trim_matches('/').rsplit_once('/') else {
+            return;
+        };
+        let hosts = Hosts::get();
+        let unified = hosts.unified().map(|mount| mount.join(parent));
+        let legacy = hosts.legacy().iter().map(|mount| mount.dir.join(parent));
+        for dir in unified.into_iter().chain(legacy) {
+            if let Err(error) = std::fs::remove_dir(&dir) {
+                tracing::trace!(path = %dir.display(), %error, "stays");
+            }
+        }
+    }
+
     /// Removes the group and its descendants; retries while the kernel says EBUSY, for
     /// at most two seconds. A group that is gone already is fine.
     pub fn remove(&self) -> Result<(), RuntimeError> {

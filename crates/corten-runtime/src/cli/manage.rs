@@ -194,6 +194,7 @@ pub(super) fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, C
         )));
     }
     cgroup.remove()?;
+    cgroup.remove_empty_parent();
     container.dir.remove()?;
     let spec = &container.saved.config;
     if let Some(poststop) = spec
