@@ -187,6 +187,7 @@ pub(super) fn run(context: &Context, args: &RunArgs) -> Result<ExitCode, CliErro
     // Without a pid namespace of its own, others may have outlived the first process.
     running.cgroup.kill_all()?;
     running.cgroup.remove()?;
+    running.cgroup.remove_empty_parent();
     let hooks = prepared.spec.hooks().as_ref();
     if let Some(poststop) = hooks.and_then(|hooks| hooks.poststop().as_ref()) {
         let state = hook_state(&args.id, &prepared.spec, &prepared.bundle).json("stopped", None);
