@@ -15,7 +15,8 @@ fi
 find /sys/fs/cgroup -maxdepth 3 -type d -name 'corten-*' 2>/dev/null | sed 's/^/cgroup: /'
 ls -d /run/corten-????????/c/* 2>/dev/null | sed 's/^/run directory: /'
 for comm in /proc/[0-9]*/cmdline; do
-  line=$(tr '\0' ' ' <"$comm" 2>/dev/null) || continue
+  # It may vanish before it is read; the redirection itself then complains.
+  line=$({ tr '\0' ' ' <"$comm"; } 2>/dev/null) || continue
   case "$line" in
     *" supervise "*--root*|*" build-step"*) echo "process: ${comm//[^0-9]/} $line" ;;
   esac

@@ -79,10 +79,7 @@ async fn met(
             tracing::debug!(container = %container.id, %error, "its supervisor's end is not seen");
         }
     }
-    let known = match exit {
-        Some(Exit { code, error, .. }) => Some(response(i64::from(code), error)),
-        None => None,
-    };
+    let known = exit.map(|Exit { code, error, .. }| response(i64::from(code), error));
     let last = match known {
         Some(response) => response,
         None => from_row(engine, container).await?,

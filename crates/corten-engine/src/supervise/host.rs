@@ -393,10 +393,11 @@ fn mount_root(engine: &Engine, container: &Container) -> Result<OwnedFd> {
     // leaves against mounting such a layer again is meant for crashes.
     let volatile = container.auto_remove;
     let mark = work.join("work/incompat/volatile");
-    if volatile && mark.exists() {
-        if let Err(error) = std::fs::remove_dir(&mark) {
-            tracing::debug!(container = %container.id, %error, "volatile mark stays");
-        }
+    if volatile
+        && mark.exists()
+        && let Err(error) = std::fs::remove_dir(&mark)
+    {
+        tracing::debug!(container = %container.id, %error, "volatile mark stays");
     }
     let upper = Upper::Dir {
         upper: &upper,

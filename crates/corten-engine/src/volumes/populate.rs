@@ -289,7 +289,7 @@ mod tests {
         let volume = dir.path().join("volume/_data");
         std::fs::create_dir_all(&volume).unwrap();
         let inode = std::fs::metadata(&volume).unwrap().ino();
-        let root = open_directory(CWD, &dir.path().join("image")).unwrap();
+        let root = open_directory(CWD, dir.path().join("image")).unwrap();
         fill(&root, "/d", &volume, false).unwrap();
         assert!(volume.join("f").exists());
         assert_eq!(std::fs::metadata(&volume).unwrap().ino(), inode);

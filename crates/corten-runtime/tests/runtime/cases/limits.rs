@@ -106,7 +106,10 @@ fn kill_all_and_remove() {
     eventually("all run", || running.cgroup.pids().unwrap().len() >= 5);
     let parent = container.cgroup_path();
     let parent = parent.split('/').next().unwrap();
-    assert_eq!(cgroup::children(parent).unwrap(), [container.id.clone()]);
+    assert_eq!(
+        cgroup::children(parent).unwrap(),
+        std::slice::from_ref(&container.id)
+    );
     running.cgroup.kill_all().unwrap();
     assert_eq!(wait_pidfd(&running.pidfd).unwrap(), ExitStatus::Signaled(9));
     running.cgroup.remove().unwrap();
