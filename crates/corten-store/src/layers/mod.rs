@@ -1,4 +1,5 @@
-//! Layers: one directory per diff id, in overlayfs's own notation.
+//! Layers, by diff id. What they are on disk is a `driver`'s business; rows, locks and blobs
+//! are kept here.
 //!
 //! A layer is unpacked once, by one process at a time, and appears by rename. Its row says
 //! whether it is durable: layers of a pull are synced at once; a build step's are synced
@@ -8,6 +9,7 @@
 mod apply;
 mod changes;
 mod decode;
+mod driver;
 mod mount;
 mod settle;
 mod tar_write;
@@ -19,12 +21,15 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use corten_db::{Database, Durability};
 use corten_oci::{DiffId, Digest, Digester, media_type};
 use flate2::{Compression, GzBuilder};
 use rusqlite::OptionalExtension;
 use rustix::fs::FlockOperation;
+
+use driver::{Directories, Driver};
 
 use crate::blobs::Blobs;
 use crate::error::{StoreError, at};
@@ -59,7 +64,7 @@ pub struct LayerBlob {
 /// The layers of a store.
 #[derive(Debug, Clone)]
 pub struct Layers {
-    root: PathBuf,
+    driver: Arc<dyn Driver>,
     tmp: PathBuf,
     database: Database,
     blobs: Blobs,
@@ -67,16 +72,13 @@ pub struct Layers {
 
 impl Layers {
     pub(crate) fn new(root: &Path, database: Database, blobs: Blobs) -> Self {
+        let tmp = root.join("tmp");
         Self {
-            root: root.join("layers"),
-            tmp: root.join("tmp"),
+            driver: Arc::new(Directories::new(root.join("layers"), tmp.clone())),
+            tmp,
             database,
             blobs,
         }
-    }
-
-    pub(crate) fn path(&self, diff_id: &DiffId) -> PathBuf {
-        self.root.join(diff_id.digest().hex())
     }
 
     /// Whether the layer is here.
@@ -130,11 +132,7 @@ impl Layers {
                 Some(lock)
             }
         };
-        let tmp = TmpDir::create(&self.tmp, "layer")?;
-        let target = tmp.path().join("fs");
-        make_root(&target)?;
-        let root = RootFd::open(&target).map_err(at("open", &target))?;
-        let (digest, (size, pending)) = decode::tee(archive, |tar| apply::unpack(&root, tar))?;
+        let (digest, staged) = decode::tee(archive, |tar| self.driver.unpack(tar))?;
         let diff_id = DiffId(digest);
         if let Some(expected) = expected
             && *expected != diff_id
@@ -144,9 +142,9 @@ impl Layers {
                 actual: diff_id,
             });
         }
-        let file = File::open(&target).map_err(at("open", &target))?;
-        rustix::fs::syncfs(&file).map_err(at("sync", &target))?;
-        self.publish(&target, &diff_id, size, &pending, None)?;
+        let size = staged.content;
+        self.publish(&staged.path, &diff_id, size, &staged.pending, None)?;
+        drop(staged.tmp);
         Ok(LayerInfo { diff_id, size })
     }
 
@@ -193,28 +191,18 @@ impl Layers {
     }
 
     fn mount_settled(&self, stack: &[DiffId], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
-        let mut paths: Vec<PathBuf> = stack.iter().rev().map(|diff| self.path(diff)).collect();
-        for (path, diff_id) in paths.iter().zip(stack.iter().rev()) {
-            if !path.exists() {
-                return Err(StoreError::NoSuchLayer(diff_id.clone()));
-            }
-        }
+        let lowers = stack.iter().rev().map(|diff_id| self.driver.lower(diff_id));
+        let mut lowers = lowers.collect::<Result<Vec<OwnedFd>, _>>()?;
         let enough = if matches!(upper, Upper::ReadOnly) {
             2
         } else {
             1
         };
-        if paths.len() < enough {
-            let empty = self.root.join("empty");
-            fs::create_dir_all(&empty).map_err(at("create", &empty))?;
-            paths.push(empty.clone());
-            if paths.len() < enough {
-                let second = self.root.join("empty2");
-                fs::create_dir_all(&second).map_err(at("create", &second))?;
-                paths.push(second);
+        for n in 0..2 {
+            if lowers.len() < enough {
+                lowers.push(self.driver.empty(n)?);
             }
         }
-        let lowers: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
         mount::overlay(&lowers, upper)
     }
 
@@ -270,16 +258,7 @@ impl Layers {
     /// # Errors
     /// The layer is missing or cannot be read, or `out` fails.
     pub fn tar(&self, diff_id: &DiffId, mut out: impl Write) -> Result<(), StoreError> {
-        let path = self.path(diff_id);
-        let dir = match File::open(&path) {
-            Ok(dir) => dir,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(StoreError::NoSuchLayer(diff_id.clone()));
-            }
-            Err(error) => return Err(at("open", path)(error)),
-        };
-        tar_write::write(dir.as_fd(), &mut out).map_err(at("archive", path))?;
-        Ok(())
+        self.driver.write_tar(diff_id, &mut out)
     }
 
     /// The blob a layer was pulled as or compressed to, if it is still here.
@@ -389,8 +368,7 @@ impl Layers {
         if waiting.is_empty() {
             return Ok(());
         }
-        let dir = File::open(&self.root).map_err(at("open", &self.root))?;
-        rustix::fs::syncfs(&dir).map_err(at("sync", &self.root))?;
+        self.driver.sync()?;
         self.database.write(Durability::Relaxed, |db| {
             for diff_id in waiting {
                 db.execute(
@@ -404,27 +382,19 @@ impl Layers {
 
     /// Every layer directory, with whether it has a row that is believed.
     pub(crate) fn all(&self) -> Result<Vec<(DiffId, bool)>, StoreError> {
-        let mut found = Vec::new();
-        let entries = match fs::read_dir(&self.root) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-            Err(error) => return Err(at("read", &self.root)(error)),
-        };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            if let Ok(diff_id) = format!("sha256:{}", name.to_string_lossy()).parse::<DiffId>() {
-                let known = self.has(&diff_id)?;
-                found.push((diff_id, known));
-            }
-        }
-        Ok(found)
+        let all = self.driver.list()?.into_iter();
+        all.map(|diff_id| {
+            let known = self.has(&diff_id)?;
+            Ok((diff_id, known))
+        })
+        .collect()
     }
 
     /// Removes a layer: row first, so that nobody uses a half-removed directory.
     pub(crate) fn remove(&self, diff_id: &DiffId) -> Result<(), StoreError> {
         let _lock = self.lock(diff_id)?;
         self.forget(diff_id)?;
-        self.discard(diff_id)
+        self.driver.discard(diff_id)
     }
 
     pub(crate) fn forget(&self, diff_id: &DiffId) -> Result<(), StoreError> {
@@ -441,17 +411,6 @@ impl Layers {
         })
     }
 
-    /// Moves a layer's directory out of the way, atomically, and removes it.
-    fn discard(&self, diff_id: &DiffId) -> Result<(), StoreError> {
-        let path = self.path(diff_id);
-        let tmp = TmpDir::create(&self.tmp, "removed")?;
-        match fs::rename(&path, tmp.path().join("fs")) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(at("move away", path)(error)),
-        }
-    }
-
     fn publish(
         &self,
         from: &Path,
@@ -460,20 +419,13 @@ impl Layers {
         pending: &apply::Pending,
         boot: Option<&str>,
     ) -> Result<(), StoreError> {
-        fs::create_dir_all(&self.root).map_err(at("create", &self.root))?;
-        let target = self.path(diff_id);
-        if target.exists() {
+        if self.driver.contains(diff_id) {
             if self.info(diff_id)?.is_some() {
                 return Ok(()); // applied without `expected` while another was
             }
-            self.discard(diff_id)?;
+            self.driver.discard(diff_id)?;
         }
-        fs::rename(from, &target).map_err(at("rename to", &target))?;
-        if boot.is_none() {
-            File::open(&self.root)
-                .and_then(|d| d.sync_all())
-                .map_err(at("sync", &self.root))?;
-        }
+        self.driver.publish(from, diff_id, boot.is_none())?;
         let pending = if pending.is_empty() {
             None
         } else {

@@ -4,7 +4,7 @@
 //! attached inside a container's own mount namespace, or used through the descriptor alone;
 //! no crash can leave one behind.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -50,12 +50,12 @@ fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 /// Mounts `lowers` (top layer first, two at least where there is no upper) with `upper` on top.
-pub(super) fn overlay(lowers: &[&Path], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
+pub(super) fn overlay(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("fsopen overlay"))?;
     let set = |key: &'static str, value: &str| fsconfig_set_string(fs.as_fd(), key, value);
     set("source", "overlay").map_err(failed("set source"))?;
     for lower in lowers {
-        add_lower(&fs, lower)?;
+        set_fd(&fs, "lowerdir+", lower)?;
     }
     if let Upper::Dir {
         upper,
@@ -85,21 +85,22 @@ pub(super) fn overlay(lowers: &[&Path], upper: Upper<'_>) -> Result<OwnedFd, Sto
     fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("fsmount"))
 }
 
-fn add_lower(fs: &OwnedFd, path: &Path) -> Result<(), StoreError> {
-    set_dir(fs, "lowerdir+", path)
-}
-
-/// By descriptor where the kernel can (6.13), else by path.
 fn set_dir(fs: &OwnedFd, key: &'static str, path: &Path) -> Result<(), StoreError> {
     let dir = open_dir(path).map_err(|errno| StoreError::Io {
         action: "open",
         path: path.into(),
         source: errno.into(),
     })?;
+    set_fd(fs, key, &dir)
+}
+
+/// By descriptor where the kernel can (6.13), else by the path procfs has for it.
+fn set_fd(fs: &OwnedFd, key: &'static str, dir: &OwnedFd) -> Result<(), StoreError> {
     match fsconfig_set_fd(fs.as_fd(), key, dir.as_fd()) {
         Ok(()) => Ok(()),
         Err(Errno::INVAL | Errno::OPNOTSUPP) => {
-            fsconfig_set_string(fs.as_fd(), key, path).map_err(failed("set a directory"))
+            let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
+            fsconfig_set_string(fs.as_fd(), key, &path).map_err(failed("set a directory"))
         }
         Err(errno) => Err(failed("set a directory")(errno)),
     }
@@ -121,6 +122,7 @@ mod tests {
         fs::write(dir.path().join("b/f"), "b").unwrap();
         fs::write(dir.path().join("a/only"), "a").unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        let lowers = [open_dir(&b).unwrap(), open_dir(&a).unwrap()];
         let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
         let before = fs::read_to_string("/proc/self/mounts").unwrap();
         let top = Upper::Dir {
@@ -128,7 +130,7 @@ mod tests {
             work: &work,
             volatile: true,
         };
-        let mount = RootFd::from(overlay(&[&b, &a], top).unwrap());
+        let mount = RootFd::from(overlay(&lowers, top).unwrap());
         assert_eq!(mount.read(Path::new("f"), 9).unwrap(), b"b");
         assert_eq!(mount.read(Path::new("only"), 9).unwrap(), b"a");
         mount
@@ -140,7 +142,7 @@ mod tests {
             .unwrap();
         assert!(upper.join("new").exists());
         assert_eq!(fs::read_to_string("/proc/self/mounts").unwrap(), before);
-        let plain = RootFd::from(overlay(&[&b, &a], Upper::ReadOnly).unwrap());
+        let plain = RootFd::from(overlay(&lowers, Upper::ReadOnly).unwrap());
         let write = OFlags::WRONLY | OFlags::CREATE;
         let refused = plain.open_in_root(Path::new("x"), write, Mode::from_raw_mode(0o644));
         assert_eq!(

@@ -17,7 +17,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamp
 
 use super::apply::Pending;
 use super::{Layers, Upper};
-use crate::error::{StoreError, at};
+use crate::error::StoreError;
 use crate::rooted::RootFd;
 
 impl Layers {
@@ -33,9 +33,7 @@ impl Layers {
             };
             if height > 0 {
                 let below = RootFd::from(self.mount_settled(&stack[..height], Upper::ReadOnly)?);
-                let path = self.path(diff_id);
-                let layer = RootFd::open(&path).map_err(at("open", &path))?;
-                settle(&layer, &below, &pending).map_err(at("settle", &path))?;
+                self.driver.settle(diff_id, &below, &pending)?;
             }
             self.database.write(Durability::Relaxed, |db| {
                 db.execute(
@@ -69,7 +67,8 @@ impl Layers {
     }
 }
 
-fn settle(layer: &RootFd, below: &RootFd, pending: &Pending) -> io::Result<()> {
+/// Does to a layer's directory what could not be done when it was unpacked.
+pub(super) fn settle(layer: &RootFd, below: &RootFd, pending: &Pending) -> io::Result<()> {
     for (name, target) in &pending.links {
         copy_up(layer, below, name, target)?;
     }

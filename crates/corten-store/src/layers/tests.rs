@@ -73,7 +73,7 @@ fn unpacks_verifies_and_archives_again() {
         .apply(Some(&diff_id), gzip.as_slice())
         .unwrap();
     assert_eq!(info.diff_id, diff_id);
-    let path = store.layers().path(&diff_id);
+    let path = dir.path().join("layers").join(diff_id.digest().hex());
     assert_eq!(fs::read_to_string(path.join("a/hard")).unwrap(), "hello");
     assert_eq!(fs::read_to_string(path.join("a/f2")).unwrap(), "second");
     assert_eq!(fs::read_link(path.join("link")).unwrap(), Path::new("a/f"));

@@ -1,0 +1,148 @@
+//! One directory per layer, in overlayfs's own notation (whiteouts as 0/0 devices, opaque
+//! directories by extended attribute): what every kernel with overlayfs mounts.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use corten_oci::DiffId;
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::{Driver, Staged};
+use crate::error::{StoreError, at};
+use crate::layers::apply::{self, Pending};
+use crate::layers::{make_root, settle, tar_write};
+use crate::rooted::RootFd;
+use crate::tmp::TmpDir;
+
+/// Layers as directories.
+#[derive(Debug)]
+pub(in crate::layers) struct Directories {
+    root: PathBuf,
+    tmp: PathBuf,
+}
+
+impl Directories {
+    /// `root` holds the layers; `tmp` is on the same file system.
+    pub(in crate::layers) fn new(root: PathBuf, tmp: PathBuf) -> Self {
+        Self { root, tmp }
+    }
+
+    fn path(&self, diff_id: &DiffId) -> PathBuf {
+        self.root.join(diff_id.digest().hex())
+    }
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
+}
+
+impl Driver for Directories {
+    fn unpack(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
+        let tmp = TmpDir::create(&self.tmp, "layer")?;
+        let path = tmp.path().join("fs");
+        make_root(&path)?;
+        let root = RootFd::open(&path).map_err(at("open", &path))?;
+        let (content, pending) = apply::unpack(&root, tar)?;
+        Ok(Staged {
+            tmp,
+            path,
+            content,
+            pending,
+        })
+    }
+
+    fn publish(&self, from: &Path, diff_id: &DiffId, durable: bool) -> Result<(), StoreError> {
+        fs::create_dir_all(&self.root).map_err(at("create", &self.root))?;
+        if durable {
+            let file = File::open(from).map_err(at("open", from))?;
+            rustix::fs::syncfs(&file).map_err(at("sync", from))?;
+        }
+        let target = self.path(diff_id);
+        fs::rename(from, &target).map_err(at("rename to", &target))?;
+        if durable {
+            File::open(&self.root)
+                .and_then(|d| d.sync_all())
+                .map_err(at("sync", &self.root))?;
+        }
+        Ok(())
+    }
+
+    fn contains(&self, diff_id: &DiffId) -> bool {
+        self.path(diff_id).exists()
+    }
+
+    fn lower(&self, diff_id: &DiffId) -> Result<OwnedFd, StoreError> {
+        let path = self.path(diff_id);
+        match open_directory(&path) {
+            Ok(fd) => Ok(fd),
+            Err(Errno::NOENT) => Err(StoreError::NoSuchLayer(diff_id.clone())),
+            Err(errno) => Err(at("open", path)(errno)),
+        }
+    }
+
+    fn empty(&self, n: u8) -> Result<OwnedFd, StoreError> {
+        let path = match n {
+            0 => self.root.join("empty"),
+            _ => self.root.join(format!("empty{}", n + 1)),
+        };
+        fs::create_dir_all(&path).map_err(at("create", &path))?;
+        open_directory(&path).map_err(at("open", &path))
+    }
+
+    fn settle(
+        &self,
+        diff_id: &DiffId,
+        below: &RootFd,
+        pending: &Pending,
+    ) -> Result<(), StoreError> {
+        let path = self.path(diff_id);
+        let layer = RootFd::open(&path).map_err(at("open", &path))?;
+        settle::settle(&layer, below, pending).map_err(at("settle", &path))
+    }
+
+    fn write_tar(&self, diff_id: &DiffId, mut out: &mut dyn Write) -> Result<(), StoreError> {
+        let path = self.path(diff_id);
+        let dir = match File::open(&path) {
+            Ok(dir) => dir,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(StoreError::NoSuchLayer(diff_id.clone()));
+            }
+            Err(error) => return Err(at("open", path)(error)),
+        };
+        tar_write::write(dir.as_fd(), &mut out).map_err(at("archive", path))?;
+        Ok(())
+    }
+
+    fn discard(&self, diff_id: &DiffId) -> Result<(), StoreError> {
+        let path = self.path(diff_id);
+        let tmp = TmpDir::create(&self.tmp, "removed")?;
+        match fs::rename(&path, tmp.path().join("fs")) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(at("move away", path)(error)),
+        }
+    }
+
+    fn list(&self) -> Result<Vec<DiffId>, StoreError> {
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(at("read", &self.root)(error)),
+        };
+        let named = entries.flatten().filter_map(|entry| {
+            format!("sha256:{}", entry.file_name().to_string_lossy())
+                .parse()
+                .ok()
+        });
+        Ok(named.collect())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        let dir = File::open(&self.root).map_err(at("open", &self.root))?;
+        rustix::fs::syncfs(&dir).map_err(at("sync", &self.root))
+    }
+}

@@ -1,0 +1,97 @@
+//! How layers are kept on disk.
+//!
+//! Everything about a layer that depends on its form is behind [`Driver`]; rows, locks,
+//! digests and blobs are not. Today there is one form, a directory per layer
+//! ([`Directories`]); the EROFS images of DESIGN.md are to be the other.
+
+mod directory;
+
+use std::fmt;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use corten_oci::DiffId;
+
+use super::apply::Pending;
+use crate::error::StoreError;
+use crate::rooted::RootFd;
+use crate::tmp::TmpDir;
+
+pub(super) use directory::Directories;
+
+/// A layer in the temporary directory, unpacked and synced, without a name yet. It goes away
+/// unless it is published.
+#[derive(Debug)]
+pub(super) struct Staged {
+    pub(super) tmp: TmpDir,
+    /// Where in it the layer is.
+    pub(super) path: PathBuf,
+    /// Bytes of file content.
+    pub(super) content: u64,
+    /// What only a base can tell.
+    pub(super) pending: Pending,
+}
+
+/// A form of layers on disk.
+pub(super) trait Driver: fmt::Debug + Send + Sync {
+    /// Unpacks a plain tar.
+    ///
+    /// # Errors
+    /// An entry cannot be unpacked, or the disk is full; nothing is left then.
+    fn unpack(&self, tar: &mut dyn Read) -> Result<Staged, StoreError>;
+
+    /// Gives what was staged (or a build step's upper directory) its name. Nothing of that
+    /// name is there. `durable`: the name must outlast a power cut.
+    ///
+    /// # Errors
+    /// It cannot be renamed or synced.
+    fn publish(&self, from: &Path, diff_id: &DiffId, durable: bool) -> Result<(), StoreError>;
+
+    /// Whether something of that name is there, whole or not believed.
+    fn contains(&self, diff_id: &DiffId) -> bool;
+
+    /// The layer as a directory that overlayfs takes as a lower one.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchLayer`], or it cannot be opened.
+    fn lower(&self, diff_id: &DiffId) -> Result<OwnedFd, StoreError>;
+
+    /// An empty lower directory (`n`: overlayfs wants different ones), where a stack has too
+    /// few layers to be mounted.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    fn empty(&self, n: u8) -> Result<OwnedFd, StoreError>;
+
+    /// Completes a layer with what was pending, now that its base is known.
+    ///
+    /// # Errors
+    /// The layer cannot be changed, or the base not be read.
+    fn settle(&self, diff_id: &DiffId, below: &RootFd, pending: &Pending)
+    -> Result<(), StoreError>;
+
+    /// Writes the layer's tar, always the same bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchLayer`]; it cannot be read, or `out` fails.
+    fn write_tar(&self, diff_id: &DiffId, out: &mut dyn Write) -> Result<(), StoreError>;
+
+    /// Takes the layer away, atomically. Missing is fine.
+    ///
+    /// # Errors
+    /// It cannot be moved away.
+    fn discard(&self, diff_id: &DiffId) -> Result<(), StoreError>;
+
+    /// Everything here by name.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    fn list(&self) -> Result<Vec<DiffId>, StoreError>;
+
+    /// Syncs all layers' contents and names at once.
+    ///
+    /// # Errors
+    /// The file system fails.
+    fn sync(&self) -> Result<(), StoreError>;
+}
