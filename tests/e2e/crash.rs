@@ -86,7 +86,7 @@ fn a_killed_command_line_leaves_nothing() {
     }
     until("--rm removes what was started", || {
         engine.run(["system", "check", "--repair"]);
-        engine.ok(["ps", "-q"]) == ""
+        engine.ok(["ps", "-q"]).is_empty()
     });
     for id in engine.ok(["ps", "-aq"]).lines() {
         engine.ok(["rm", "-f", id]);
@@ -150,7 +150,7 @@ fn a_killed_removal_can_be_repeated() {
         removing.kill_9();
         engine.run(["rm", "-f", "box"]);
         until("the name is free", || {
-            engine.ok(["ps", "-aq", "--filter", "name=box"]) == ""
+            engine.ok(["ps", "-aq", "--filter", "name=box"]).is_empty()
         });
     }
     engine.assert_clean();

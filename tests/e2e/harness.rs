@@ -245,10 +245,6 @@ impl Drop for Engine {
 pub(crate) struct Background(Child);
 
 impl Background {
-    pub(crate) fn pid(&self) -> u32 {
-        self.0.id()
-    }
-
     /// `kill -9`, and waits until it is gone.
     pub(crate) fn kill_9(mut self) {
         self.0.kill().unwrap();

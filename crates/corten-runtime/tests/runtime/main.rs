@@ -55,7 +55,7 @@ fn main() -> ExitCode {
                         return;
                     };
                     let (ok, output) = run(name);
-                    println!("{name} … {}", if ok { "ok" } else { "FAILED" });
+                    println!("test {name} ... {}", if ok { "ok" } else { "FAILED" });
                     if !ok {
                         failed.lock().unwrap().push((name, output));
                     }
