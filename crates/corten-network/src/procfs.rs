@@ -86,21 +86,22 @@ mod tests {
 
     #[test]
     fn reads_and_writes_the_namespace_of_the_thread() {
+        let other = NetNs::create().unwrap();
+        let read = || Sysctls::open().unwrap().get("net/ipv4/ip_forward").unwrap();
+        // A new namespace begins with the host's value, whatever that is.
+        let before = other.run_in(read).unwrap();
+        let opposite = if before == "0\n" { "1" } else { "0" };
         let ns = NetNs::create().unwrap();
         ns.run_in(|| {
             let sysctls = Sysctls::open().unwrap();
-            sysctls.ensure("net/ipv4/ip_forward", "1").unwrap();
-            assert_eq!(sysctls.get("net/ipv4/ip_forward").unwrap(), "1\n");
+            sysctls.ensure("net/ipv4/ip_forward", opposite).unwrap();
+            assert_eq!(read().trim_end(), opposite);
             assert!(missing(
                 &sysctls.get("net/ipv4/conf/none/forwarding").unwrap_err()
             ));
             assert!(sysctls.get("../self/status").is_err());
         })
         .unwrap();
-        let other = NetNs::create().unwrap();
-        let read = other
-            .run_in(|| Sysctls::open().unwrap().get("net/ipv4/ip_forward").unwrap())
-            .unwrap();
-        assert_eq!(read, "0\n");
+        assert_eq!(other.run_in(read).unwrap(), before);
     }
 }
