@@ -21,6 +21,8 @@ pub mod defaults;
 pub mod error;
 pub mod exe;
 pub mod exec;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hooks;
 mod init;
 mod mounts;
