@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::harness::{Engine, until};
+use crate::harness::{Engine, free_port, http_get, until};
 
 fn kill_9(pid: &str) {
     assert!(
@@ -33,15 +33,26 @@ fn supervisor(id: &str) -> String {
 #[test]
 fn a_killed_supervisor_is_told_truthfully() {
     let engine = Engine::with_alpine();
+    let port = free_port();
+    let publish = format!("{port}:80");
+    let server = "echo up > /tmp/index.html; exec httpd -f -p 80 -h /tmp";
     let id = engine.ok([
-        "run", "-d", "--name", "box", "-p", "80", "alpine", "sleep", "1000",
+        "run", "-d", "--name", "box", "-p", &publish, "alpine", "sh", "-c", server,
     ]);
+    let address = format!("127.0.0.1:{port}");
+    until("it answers", || {
+        http_get(&address).as_deref() == Some("up\n")
+    });
     let init = engine.ok(["inspect", "-f", "{{.State.Pid}}", "box"]);
     kill_9(&supervisor(&id));
     until("the state is told", || {
         engine.ok(["inspect", "-f", "{{.State.Running}}", "box"]) == "false"
     });
     assert_eq!(engine.ok(["ps", "-q"]), "");
+    // Refused at once: nothing leads to the dead container any more.
+    let asked = std::time::Instant::now();
+    assert_eq!(http_get(&address), None);
+    assert!(asked.elapsed() < Duration::from_secs(1));
     until("its process ends with it", || {
         !std::path::Path::new(&format!("/proc/{init}")).exists()
     });

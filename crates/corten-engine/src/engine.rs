@@ -62,6 +62,9 @@ impl Engine {
         if !rustix::process::geteuid().is_root() {
             return Err(EngineError::NotRoot);
         }
+        // Modes are said where things are made: what containers see must not depend on the
+        // umask of whoever called.
+        rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
         let root = canonical_root(&Layout::root_or_default(options.root.as_deref()))?;
         let layout = Layout::of(&root);
         let schemas = [

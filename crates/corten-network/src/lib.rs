@@ -39,7 +39,7 @@ pub use error::NetworkError;
 pub use net::{Ipv4Net, Ipv6Net, ParseNetError};
 pub use netns::NetNs;
 pub use ports::{PortMapping, PortRange, PortRequest, Proto, Reservation, reserve};
-pub use sweep::{remove_link, sweep};
+pub use sweep::{orphans, remove_link, sweep};
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = NetworkError> = std::result::Result<T, E>;

@@ -20,15 +20,7 @@ pub fn sweep(
         live_addresses.contains(&address)
     })?;
     let mut route = Socket::route()?;
-    let Some(bridge) = link::get(&mut route, bridge)? else {
-        return Ok(removed);
-    };
-    let dead: Vec<String> = link::list(&mut route)?
-        .into_iter()
-        .filter(|port| port.master == Some(bridge.index) && port.kind == "veth")
-        .map(|port| port.name)
-        .filter(|name| !live_ifnames.contains(name))
-        .collect();
+    let dead = dead_links(&mut route, bridge, live_ifnames)?;
     for chunk in dead.chunks(BATCH_MAX) {
         let mut batch = Batch::default();
         for name in chunk {
@@ -38,6 +30,38 @@ pub fn sweep(
         route.run(batch)?;
     }
     Ok(removed)
+}
+
+/// What [`sweep`] would remove, one line each.
+pub fn orphans(
+    table: &str,
+    bridge: &str,
+    live_ifnames: &BTreeSet<String>,
+    live_addresses: &BTreeSet<Ipv4Addr>,
+) -> Result<Vec<String>> {
+    let mut found = ruleset::orphans(&mut Socket::netfilter()?, table, |address| {
+        live_addresses.contains(&address)
+    })?;
+    let dead = dead_links(&mut Socket::route()?, bridge, live_ifnames)?;
+    found.extend(dead.into_iter().map(|name| format!("link {name}")));
+    Ok(found)
+}
+
+/// The host ends on a bridge that belong to no live container; none without a bridge.
+fn dead_links(
+    route: &mut Socket,
+    bridge: &str,
+    live_ifnames: &BTreeSet<String>,
+) -> Result<Vec<String>> {
+    let Some(bridge) = link::get(route, bridge)? else {
+        return Ok(Vec::new());
+    };
+    Ok(link::list(route)?
+        .into_iter()
+        .filter(|port| port.master == Some(bridge.index) && port.kind == "veth")
+        .map(|port| port.name)
+        .filter(|name| !live_ifnames.contains(name))
+        .collect())
 }
 
 /// Removes one link by name; `false` when there is none.

@@ -146,7 +146,11 @@ fn sweep_removes_the_dead_and_only_them() {
     let names: BTreeSet<_> = ["vct02".to_owned()].into();
     let sweep =
         || lab.on_host(|| sweep(&net.table, &net.bridge, &names, &[live.ip].into()).unwrap());
+    let told = lab.on_host(|| {
+        corten_network::orphans(&net.table, &net.bridge, &names, &[live.ip].into()).unwrap()
+    });
     let mut removed = sweep();
+    assert_eq!(told.len(), removed.len(), "{told:?} {removed:?}");
     removed.sort();
     assert_eq!(
         removed,

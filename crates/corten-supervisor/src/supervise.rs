@@ -28,6 +28,10 @@ const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// A run of this length makes the pause short again.
 const STEADY: Duration = Duration::from_secs(10);
+/// How long a lock held by somebody else is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long somebody who merely looks at the lock, or cleans up, is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// How long clients that wait for the last exit get to hear of it.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -166,8 +170,13 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
 }
 
 fn take_lock(directory: &RunDir) -> io::Result<File> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
-        fs::create_dir_all(directory.path())?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory.path())?;
         let path = directory.lock();
         let opened = OpenOptions::new()
             .write(true)
@@ -181,6 +190,11 @@ fn take_lock(directory: &RunDir) -> io::Result<File> {
         };
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
+            // Somebody may be testing the lock, or cleaning up after the last supervisor.
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 return Err(io::Error::new(
                     io::ErrorKind::ResourceBusy,

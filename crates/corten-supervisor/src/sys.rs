@@ -8,9 +8,10 @@ use std::os::fd::OwnedFd;
 use tokio::io::unix::AsyncFd;
 
 /// Leaves the process that spawned us: forks, ends the parent at once (so that whoever waits
-/// for it need not wait for us), and goes on in a new session.
+/// for it need not wait for us), and goes on in a new session, keeping nothing else of the
+/// caller's: neither its directory nor what it had open beyond the standard streams.
 ///
-/// Must be called while the process has a single thread.
+/// Must be called while the process has a single thread and nothing open of its own.
 pub(crate) fn detach() -> io::Result<()> {
     // SAFETY: the caller guarantees that there is only this thread, so the child is a whole
     // copy: no lock is held by a thread that does not exist in it.
@@ -22,6 +23,12 @@ pub(crate) fn detach() -> io::Result<()> {
         _ => unsafe { libc::_exit(0) },
     }
     rustix::process::setsid()?;
+    rustix::process::chdir(c"/")?;
+    // SAFETY: nothing in this process owns a descriptor yet; these came with the spawning.
+    // By number: the C library's wrapper is younger than some systems.
+    if unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
     Ok(())
 }
 

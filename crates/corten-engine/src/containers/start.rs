@@ -24,6 +24,7 @@ pub(super) async fn start(engine: &Engine, name: &str) -> Result<()> {
     let wanted = name.to_owned();
     engine
         .blocking(move |engine| {
+            crate::sweep::quick(engine);
             let container = state::find(engine, &wanted)?;
             match container.status {
                 Status::Paused => Err(EngineError::Conflict(

@@ -171,18 +171,15 @@ pub(crate) fn kill_all(engine: &Engine, container: &Container) {
     crate::sweep::remove_cgroup(&cgroup_path(engine, container));
 }
 
-/// Removes a container's link and published ports, as far as they are still there.
+/// Removes a container's link, published ports and address, as far as they are still there.
+/// The caller holds its lock.
 pub(crate) fn release_network(engine: &Engine, container: &Container) {
     let veth = engine.layout().veth(&container.id);
     if let Err(error) = corten_network::remove_link(&veth) {
         tracing::warn!(container = %container.id, %error, "its link is left to be swept");
     }
-    if container
-        .network
-        .as_ref()
-        .is_some_and(|n| !n.ports.is_empty())
-        && let Err(error) = crate::sweep::network(engine)
-    {
+    // Always: a supervisor that died while starting had not told of its ports yet.
+    if let Err(error) = crate::sweep::network(engine, Some(&container.id)) {
         tracing::warn!(container = %container.id, %error, "its ports are left to be swept");
     }
 }

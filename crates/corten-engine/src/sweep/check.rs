@@ -122,21 +122,13 @@ impl Check<'_> {
 
     /// Links, published ports and addresses of the dead.
     fn network(&mut self) -> Result<()> {
-        if self.repair {
-            for line in super::network(self.engine)? {
-                self.found("network", &line, "belongs to nothing that lives");
-            }
-            return Ok(());
-        }
-        let owners: Vec<String> = self.engine.database().read(|c| {
-            let mut statement = c.prepare_cached("SELECT owner FROM addresses")?;
-            let rows = statement.query_map([], |r| r.get(0))?;
-            Ok::<_, EngineError>(rows.collect::<rusqlite::Result<_>>()?)
-        })?;
-        for owner in owners {
-            if !super::is_alive(self.engine, &owner) {
-                self.found("address", &owner, "its owner is no more");
-            }
+        let lines = if self.repair {
+            super::network(self.engine, None)?
+        } else {
+            super::network_orphans(self.engine)?
+        };
+        for line in lines {
+            self.found("network", &line, "belongs to nothing that lives");
         }
         Ok(())
     }

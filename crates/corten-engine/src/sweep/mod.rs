@@ -152,41 +152,71 @@ pub(crate) fn cgroup_pids(path: &str) -> Vec<i32> {
 }
 
 /// Removes links and published ports of containers and steps that are no more; what was
-/// removed, one line each. Blocks.
-pub(crate) fn network(engine: &Engine) -> Result<Vec<String>> {
+/// removed, one line each. `buried`: a container whose lock the caller holds to clean up
+/// after it, which therefore looks alive. Blocks.
+pub(crate) fn network(engine: &Engine, buried: Option<&str>) -> Result<Vec<String>> {
     let _lock = NetworkLock::exclusive(engine)?;
-    let owners: Vec<(String, String)> = engine.database().read(|c| {
-        let mut statement = c.prepare_cached("SELECT owner, address FROM addresses")?;
-        let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
-        Ok::<_, EngineError>(rows.collect::<rusqlite::Result<_>>()?)
-    })?;
-    let mut links = BTreeSet::new();
-    let mut addresses: BTreeSet<Ipv4Addr> = BTreeSet::new();
-    let mut dead = Vec::new();
-    for (owner, address) in owners {
-        if is_alive(engine, &owner) {
-            links.insert(
-                engine
-                    .layout()
-                    .veth(owner.strip_prefix("build-").unwrap_or(&owner)),
-            );
-            addresses.extend(address.parse::<Ipv4Addr>());
-        } else {
-            dead.push(owner);
-        }
-    }
-    let layout = engine.layout();
-    let removed = corten_network::sweep(&layout.table(), &layout.bridge(), &links, &addresses)?;
-    if !dead.is_empty() {
+    let owners = Owners::read(engine, buried)?;
+    let (table, bridge) = (engine.layout().table(), engine.layout().bridge());
+    let removed = corten_network::sweep(&table, &bridge, &owners.links, &owners.addresses)?;
+    if !owners.dead.is_empty() {
         engine.write(Durability::Relaxed, |c| {
-            for owner in &dead {
+            for owner in &owners.dead {
                 bridge::release(c, owner)?;
             }
             Ok(())
         })?;
     }
-    let released = dead.into_iter().map(|owner| format!("address of {owner}"));
-    Ok(removed.into_iter().chain(released).collect())
+    Ok(removed.into_iter().chain(owners.told()).collect())
+}
+
+/// What [`network`] would remove. Blocks.
+pub(crate) fn network_orphans(engine: &Engine) -> Result<Vec<String>> {
+    let _lock = NetworkLock::exclusive(engine)?;
+    let owners = Owners::read(engine, None)?;
+    let (table, bridge) = (engine.layout().table(), engine.layout().bridge());
+    let found = corten_network::orphans(&table, &bridge, &owners.links, &owners.addresses)?;
+    Ok(found.into_iter().chain(owners.told()).collect())
+}
+
+/// Who has addresses.
+struct Owners {
+    /// Host ends of the living.
+    links: BTreeSet<String>,
+    /// Addresses of the living.
+    addresses: BTreeSet<Ipv4Addr>,
+    dead: Vec<String>,
+}
+
+impl Owners {
+    fn told(self) -> impl Iterator<Item = String> {
+        self.dead
+            .into_iter()
+            .map(|owner| format!("address of {owner}"))
+    }
+
+    fn read(engine: &Engine, buried: Option<&str>) -> Result<Self> {
+        let rows: Vec<(String, String)> = engine.database().read(|c| {
+            let mut statement = c.prepare_cached("SELECT owner, address FROM addresses")?;
+            let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
+            Ok::<_, EngineError>(rows.collect::<rusqlite::Result<_>>()?)
+        })?;
+        let mut owners = Self {
+            links: BTreeSet::new(),
+            addresses: BTreeSet::new(),
+            dead: Vec::new(),
+        };
+        for (owner, address) in rows {
+            if buried != Some(owner.as_str()) && is_alive(engine, &owner) {
+                let id = owner.strip_prefix("build-").unwrap_or(&owner);
+                owners.links.insert(engine.layout().veth(id));
+                owners.addresses.extend(address.parse::<Ipv4Addr>());
+            } else {
+                owners.dead.push(owner);
+            }
+        }
+        Ok(owners)
+    }
 }
 
 /// Whether the owner of an address lives: a container with a supervisor, or a step's builder.

@@ -15,7 +15,7 @@ const KEPT: &[&str] = &["registries.toml"];
 pub(super) fn reset(engine: &Engine) -> Result<()> {
     let layout = engine.layout();
     crate::sweep::quick(engine);
-    crate::sweep::network(engine)?;
+    crate::sweep::network(engine, None)?;
     for row in engine.database().read(bridge::rows)? {
         if let Some(spec) = row.spec(engine) {
             corten_network::remove_bridge(&spec)?;

@@ -165,6 +165,20 @@ pub(crate) fn sweep(
         .collect())
 }
 
+/// What [`sweep`] would delete.
+pub(crate) fn orphans(
+    socket: &mut Socket,
+    table: &str,
+    alive: impl Fn(Ipv4Addr) -> bool,
+) -> Result<Vec<String>> {
+    let found = published_where(socket, table, |to| !alive(to))?;
+    Ok(found
+        .iter()
+        .flat_map(|(_, elements)| elements)
+        .map(|e| format!("published port {}", describe(e)))
+        .collect())
+}
+
 /// Published elements by where they point.
 fn published_where(
     socket: &mut Socket,
