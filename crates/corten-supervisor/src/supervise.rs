@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -28,8 +28,6 @@ const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// A run of this length makes the pause short again.
 const STEADY: Duration = Duration::from_secs(10);
-/// How long a lock held by somebody else is waited for.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// How long somebody who merely looks at the lock, or cleans up, is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// How long clients that wait for the last exit get to hear of it.
@@ -170,7 +168,6 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
 }
 
 fn take_lock(directory: &RunDir) -> io::Result<File> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         fs::DirBuilder::new()
