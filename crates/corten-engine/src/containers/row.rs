@@ -400,6 +400,13 @@ pub(crate) fn set_stopped(c: &Connection, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether it is removed after its end.
+pub(crate) fn set_auto_remove(c: &Connection, id: &str, auto_remove: bool) -> Result<()> {
+    c.prepare_cached("UPDATE containers SET auto_remove = ? WHERE id = ?")?
+        .execute(params![auto_remove, id])?;
+    Ok(())
+}
+
 /// Writes the status alone.
 pub(crate) fn set_status(c: &Connection, id: &str, status: Status) -> Result<()> {
     c.prepare_cached("UPDATE containers SET status = ? WHERE id = ?")?

@@ -70,6 +70,13 @@ pub(super) fn launch(engine: &Engine, container: &Container) -> Result<()> {
     match launched {
         Launched::Started { .. } => Ok(()),
         Launched::Failed { code, message } => {
+            // Two started it at once, and this was the slower one.
+            let row = engine.database().read(|c| row::get(c, id))?;
+            if row.is_some_and(|r| r.status.is_live()) && state::has_supervisor(engine, id) {
+                return Err(EngineError::NotModified(format!(
+                    "container {id} is already running"
+                )));
+            }
             // What removes itself after its run does so after its failure, too.
             if container.auto_remove {
                 wait_for_lock(engine, id)?;
@@ -109,7 +116,8 @@ fn name_holder(engine: &Engine, container: &Container, message: String) -> Strin
     }
 }
 
-fn wait_for_lock(engine: &Engine, id: &str) -> Result<()> {
+/// Waits until nobody supervises it any more; `NotModified` when it runs by then.
+pub(super) fn wait_for_lock(engine: &Engine, id: &str) -> Result<()> {
     let deadline = Instant::now() + LEAVING;
     while state::has_supervisor(engine, id) {
         let row = engine.database().read(|c| row::get(c, id))?;

@@ -88,15 +88,40 @@ fn stop_signal(container: &Container) -> i32 {
         .unwrap_or(libc::SIGTERM)
 }
 
+/// For a container that removes itself: whether its next end is its last.
+async fn set_auto_remove(engine: &Engine, container: &Container, on: bool) -> Result<()> {
+    if !container.auto_remove {
+        return Ok(());
+    }
+    let id = container.id.clone();
+    engine
+        .blocking(move |engine| {
+            engine.write(Durability::Relaxed, |c| row::set_auto_remove(c, &id, on))
+        })
+        .await
+}
+
 /// Stops a container if it runs, and starts it.
 pub(super) async fn restart(engine: &Engine, name: &str, options: &StopOptions) -> Result<()> {
     let container = find(engine, name).await?;
     if container.status.is_live() {
-        down(engine, &container, options).await?;
+        // `--rm` is about the last end, which this is not.
+        set_auto_remove(engine, &container, false).await?;
+        let stopped = down(engine, &container, options).await;
+        if stopped.is_err() {
+            set_auto_remove(engine, &container, true).await?;
+        }
+        stopped?;
     }
     let again = container.clone();
     engine
         .blocking(move |engine| {
+            start::wait_for_lock(engine, &again.id)?;
+            if again.auto_remove {
+                engine.write(Durability::Relaxed, |c| {
+                    row::set_auto_remove(c, &again.id, true)
+                })?;
+            }
             start::launch(engine, &again)?;
             super::event(engine, &again, "restart", &[]);
             Ok(())

@@ -392,10 +392,10 @@ fn mount_root(engine: &Engine, container: &Container) -> Result<OwnedFd> {
     // What a container that removes itself writes needs no syncing. The mark that overlayfs
     // leaves against mounting such a layer again is meant for crashes.
     let volatile = container.auto_remove;
-    let mark = work.join("work/incompat/volatile");
+    let mark = work.join("work/incompat");
     if volatile
         && mark.exists()
-        && let Err(error) = std::fs::remove_dir(&mark)
+        && let Err(error) = std::fs::remove_dir_all(&mark)
     {
         tracing::debug!(container = %container.id, %error, "volatile mark stays");
     }
