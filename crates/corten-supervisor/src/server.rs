@@ -302,8 +302,25 @@ pub(crate) async fn stop(
     let mut exits = shared.exits.subscribe();
     let seen = exits.borrow_and_update().count;
     shared.cancel.notify_waiters();
+    let next = |mut exits: tokio::sync::watch::Receiver<crate::supervise::Exits>| async move {
+        loop {
+            {
+                let now = exits.borrow_and_update();
+                if now.count > seen || now.over {
+                    return now.last.clone();
+                }
+            }
+            if exits.changed().await.is_err() {
+                return None;
+            }
+        }
+    };
     let live = shared.run.borrow().clone();
     let Some(live) = live else {
+        if shared.phase.get() == Phase::Ending {
+            // It has ended by itself just now: down is when that has been recorded.
+            return next(exits).await;
+        }
         // In a pause before a restart, which has just been cancelled.
         return exits.borrow().last.clone();
     };
@@ -317,19 +334,6 @@ pub(crate) async fn stop(
             tracing::warn!(%error, "cannot thaw");
         }
     }
-    let next = |mut exits: tokio::sync::watch::Receiver<crate::supervise::Exits>| async move {
-        loop {
-            {
-                let now = exits.borrow_and_update();
-                if now.count > seen {
-                    return now.last.clone();
-                }
-            }
-            if exits.changed().await.is_err() {
-                return None;
-            }
-        }
-    };
     let patience = timeout.unwrap_or(live.stop_timeout);
     match u64::try_from(patience) {
         Err(_) => return next(exits).await,
