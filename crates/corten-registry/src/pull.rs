@@ -1,7 +1,7 @@
 //! Pulling an image.
 
 use corten_oci::{DiffId, Digest, ImageRef, Platform};
-use corten_store::{ImageId, LayerBlob, Store, StoreError};
+use corten_store::{ImageId, LayerBlob, Layers, Store, StoreError};
 use futures_util::{StreamExt, TryStreamExt};
 use http::Method;
 use serde::Deserialize;
@@ -111,9 +111,11 @@ async fn from(
     let resolved = manifest::resolve(host, image, platform).await?;
     let id = resolved.manifest.config.digest.clone();
     let (images, name, wanted) = (store.images().clone(), image.clone(), id.clone());
+    let layer_store = store.layers().clone();
     let (known, before) = blocking(move || {
         let known = match images.get(&wanted) {
-            Ok(image) => Some(image),
+            // One that has lost a layer is fetched again.
+            Ok(image) => all_here(&layer_store, &image.layers)?.then_some(image),
             Err(StoreError::NoSuchImage(_)) => None,
             Err(error) => return Err(error),
         };
@@ -132,12 +134,15 @@ async fn from(
     let (store, image) = (store.clone(), image.clone());
     let stored = blocking(move || {
         let manifest = store.blobs().put_bytes(&resolved.bytes)?;
-        let id = store
-            .images()
-            .put(&raw_config, Some((&manifest, &resolved.media_type)))?;
-        if image.digest().is_none() {
-            store.images().tag(&image, &id)?;
-        }
+        let names = match image.digest() {
+            None => std::slice::from_ref(&image),
+            Some(_) => &[],
+        };
+        let id = store.images().put_named(
+            &raw_config,
+            Some((&manifest, &resolved.media_type)),
+            names,
+        )?;
         store
             .images()
             .add_repo_digest(&image.with_digest(resolved.top), &id)?;
@@ -149,6 +154,15 @@ async fn from(
         id: stored,
         digest: top,
     })
+}
+
+fn all_here(store: &Layers, layers: &[DiffId]) -> Result<bool, StoreError> {
+    for layer in layers {
+        if !store.has(layer)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Fetches and verifies an image's configuration.

@@ -77,6 +77,15 @@ fn damaged(what: &'static str, object: impl ToString, reason: impl ToString) -> 
     }
 }
 
+fn set_tag(db: &Connection, name: &str, id: &ImageId) -> Result<(), StoreError> {
+    db.execute(
+        "INSERT INTO image_tag (name, image) VALUES (?1, ?2)
+         ON CONFLICT (name) DO UPDATE SET image = excluded.image",
+        [name, id.as_str()],
+    )?;
+    Ok(())
+}
+
 impl Images {
     pub(crate) fn new(database: Database, blobs: Blobs, layers: Layers) -> Self {
         Self {
@@ -95,6 +104,20 @@ impl Images {
         &self,
         raw_config: &[u8],
         manifest: Option<(&Digest, &str)>,
+    ) -> Result<ImageId, StoreError> {
+        self.put_named(raw_config, manifest, &[])
+    }
+
+    /// As [`put`](Self::put), and names it in the same transaction: whoever prunes images
+    /// without a name never sees it without.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn put_named(
+        &self,
+        raw_config: &[u8],
+        manifest: Option<(&Digest, &str)>,
+        names: &[ImageRef],
     ) -> Result<ImageId, StoreError> {
         let id = Digest::of(raw_config);
         let config = parse(raw_config).map_err(|e| damaged("image config", &id, e))?;
@@ -134,6 +157,9 @@ impl Images {
                     ],
                 )?;
             }
+            for name in names {
+                set_tag(db, &name.clone().or_latest().to_string(), &id)?;
+            }
             Ok::<_, StoreError>(())
         })?;
         Ok(id)
@@ -153,11 +179,7 @@ impl Images {
                 return Err(StoreError::NoSuchImage(id.to_string()));
             }
             let previous = holder(db, &name)?;
-            db.execute(
-                "INSERT INTO image_tag (name, image) VALUES (?1, ?2)
-                 ON CONFLICT (name) DO UPDATE SET image = excluded.image",
-                [&name, id.as_str()],
-            )?;
+            set_tag(db, &name, id)?;
             Ok(previous.filter(|previous| previous != id))
         })
     }

@@ -334,9 +334,8 @@ async fn finish(
         Err(error) => Err(error),
         Ok(document) => {
             blocking(move || {
-                let id = match unchanged {
-                    Some(id) => id,
-                    None => store.images().put(&document, None)?,
+                let Some(id) = unchanged else {
+                    return Ok(store.images().put_named(&document, None, &names)?);
                 };
                 for name in &names {
                     store.images().tag(name, &id)?;
