@@ -83,7 +83,8 @@ pub(crate) fn orphans(parent: &Path, remove: bool) -> Result<Vec<PathBuf>, Store
         let Ok(file) = File::open(&path) else {
             continue;
         };
-        if !try_lock(&file).unwrap_or(false) {
+        // Finished and renamed between the two steps, it is nobody's to remove.
+        if !try_lock(&file).unwrap_or(false) || !still_there(&path, &file) {
             continue;
         }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
