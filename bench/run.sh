@@ -13,6 +13,7 @@ export CORTEN_ROOT=$work/root DOCKER_CONFIG=$work/docker
 unset DOCKER_HOST DOCKER_CONTEXT
 report=bench/report.md
 mkdir -p "$work/results" "$DOCKER_CONFIG"
+echo "{}" >"$DOCKER_CONFIG/config.json" # podman insists on the file
 pids=()
 
 cleanup() {
@@ -118,7 +119,7 @@ PYTHON
 "$corten" --root "$work/base" push -q "$registry/big:1" >/dev/null
 
 peer_pull() { # make the small image known to the peers
-  [ -z "$podman" ] || $podman pull -q --tls-verify=false "$alpine" >/dev/null 2>&1 || podman=""
+  [ -z "$podman" ] || $podman pull -q --tls-verify=false "$alpine" >/dev/null || podman=""
   [ -z "$docker" ] || $docker pull -q "$alpine" >/dev/null 2>&1 || docker=""
   if [ -n "$docker" ]; then # the names hello-web's Dockerfile uses
     $docker pull -q "$registry/library/golang:1.19-alpine" >/dev/null 2>&1 || true
