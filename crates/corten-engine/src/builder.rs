@@ -17,6 +17,7 @@ use corten_registry::{Credential, Progress, ProgressEvent};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::networks::bridge;
+use crate::sweep::NetworkLock;
 
 /// Names the program to be executed for the engine's own processes, instead of the running
 /// one (tests: the test's own program has no such faces).
@@ -84,9 +85,13 @@ impl StepNetwork for Steps {
         let engine = &self.0;
         let (network, spec) = bridge::ensure(engine)?;
         let owner = step_owner(id);
-        let address = engine.write(Durability::Relaxed, |c| {
-            bridge::allocate(c, &network, &spec, &owner, None)
-        })?;
+        crate::sweep::builders(engine)?;
+        let address = {
+            let _lock = NetworkLock::shared(engine)?;
+            engine.write(Durability::Relaxed, |c| {
+                bridge::allocate(c, &network, &spec, &owner, None)
+            })?
+        };
         let endpoint = EndpointSpec {
             bridge: spec,
             host_ifname: engine

@@ -50,15 +50,13 @@ pub(crate) async fn pull(
     platform: &Platform,
     progress: &dyn Progress,
 ) -> Result<Pulled, RegistryError> {
-    let leases = store.leases().clone();
+    let swept = store.clone();
     // What arrives has no name yet: it must not be collected meanwhile.
-    let _lease = blocking(move || leases.acquire()).await?;
-    let reference = image.manifest_reference();
-    say(
-        progress,
-        Some(reference),
-        format!("Pulling from {}", image.path()),
-    );
+    let _lease = blocking(move || {
+        swept.sweep_directories();
+        swept.leases().acquire()
+    })
+    .await?;
     let mut last = None;
     for (at, host) in sources.iter().enumerate() {
         match from(host, store, image, platform, progress).await {
@@ -109,6 +107,12 @@ async fn from(
     progress: &dyn Progress,
 ) -> Result<Pulled, RegistryError> {
     let resolved = manifest::resolve(host, image, platform).await?;
+    let reference = image.manifest_reference();
+    say(
+        progress,
+        Some(reference),
+        format!("Pulling from {}", image.path()),
+    );
     let id = resolved.manifest.config.digest.clone();
     let (images, name, wanted) = (store.images().clone(), image.clone(), id.clone());
     let layer_store = store.layers().clone();

@@ -12,7 +12,7 @@ use corten_oci::{DiffId, Digest, Digester};
 
 use crate::Store;
 use crate::error::{StoreError, at};
-use crate::tmp;
+use crate::tmp::{self, Remove};
 
 /// What a collection removed.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -81,6 +81,7 @@ impl Store {
                 ..GcReport::default()
             });
         };
+        self.sweep_directories();
         let kept = self.kept()?;
         let mut report = GcReport::default();
         for (diff_id, believed) in self.layers().all()? {
@@ -190,7 +191,12 @@ impl Store {
     /// # Errors
     /// The directory cannot be read or written.
     pub fn sweep(&self, repair: bool) -> Result<Vec<Finding>, StoreError> {
-        Ok(tmp::orphans(&self.tmp_path(), repair)?
+        let remove = if repair {
+            Remove::Everything
+        } else {
+            Remove::Nothing
+        };
+        Ok(tmp::orphans(&self.tmp_path(), remove)?
             .into_iter()
             .map(|path| {
                 finding(
@@ -201,6 +207,14 @@ impl Store {
                 )
             })
             .collect())
+    }
+
+    /// Removes the directories that dead processes left under `tmp/`. Cheap where there are
+    /// none. What cannot be removed is left to [`check`](Self::check).
+    pub fn sweep_directories(&self) {
+        if let Err(error) = tmp::orphans(&self.tmp_path(), Remove::Directories) {
+            tracing::warn!(%error, "temporary directories are left");
+        }
     }
 
     fn rotten(&self, digest: &Digest) -> Result<bool, StoreError> {

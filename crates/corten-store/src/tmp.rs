@@ -70,8 +70,22 @@ fn still_there(path: &Path, file: &File) -> bool {
     }
 }
 
-/// Paths under `tmp/` whose owner is gone; removes them when `remove` is set.
-pub(crate) fn orphans(parent: &Path, remove: bool) -> Result<Vec<PathBuf>, StoreError> {
+/// What a look for orphans removes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Remove {
+    Nothing,
+    /// Partial downloads stay, to be resumed.
+    Directories,
+    Everything,
+}
+
+/// Paths under `tmp/` whose owner is gone.
+pub(crate) fn orphans(parent: &Path, remove: Remove) -> Result<Vec<PathBuf>, StoreError> {
+    let gone = |removed: io::Result<()>| match removed {
+        // Somebody else was sweeping, too.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
     let mut found = Vec::new();
     let entries = match fs::read_dir(parent) {
         Ok(entries) => entries,
@@ -88,14 +102,14 @@ pub(crate) fn orphans(parent: &Path, remove: bool) -> Result<Vec<PathBuf>, Store
             continue;
         }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            if remove {
-                fs::remove_dir_all(&path).map_err(at("remove", &path))?;
+            if remove != Remove::Nothing {
+                gone(fs::remove_dir_all(&path)).map_err(at("remove", &path))?;
             }
             found.push(path);
-        } else if remove {
+        } else if remove == Remove::Everything {
             // A partial download: nobody writes it now. `check` offers it as an orphan only
             // when asked to repair; until then it is kept, to be resumed.
-            fs::remove_file(&path).map_err(at("remove", &path))?;
+            gone(fs::remove_file(&path)).map_err(at("remove", &path))?;
             found.push(path);
         }
     }
@@ -112,7 +126,13 @@ mod tests {
         let tmp = dir.path().join("tmp");
         let alive = TmpDir::create(&tmp, "x").unwrap();
         fs::create_dir(tmp.join("dead")).unwrap();
-        assert_eq!(orphans(&tmp, true).unwrap(), [tmp.join("dead")]);
+        fs::write(tmp.join("ingest-1"), "part").unwrap();
+        let dead = [tmp.join("dead")];
+        assert_eq!(orphans(&tmp, Remove::Nothing).unwrap(), dead);
+        assert_eq!(orphans(&tmp, Remove::Directories).unwrap(), dead);
+        assert!(!dead[0].exists() && tmp.join("ingest-1").exists());
+        let partial = [tmp.join("ingest-1")];
+        assert_eq!(orphans(&tmp, Remove::Everything).unwrap(), partial);
         assert!(alive.path().exists());
         let path = alive.path().to_owned();
         drop(alive);

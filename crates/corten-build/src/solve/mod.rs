@@ -100,7 +100,11 @@ pub(crate) async fn solve(
 ) -> Result<Digest, BuildError> {
     let store = parts.store.clone();
     // Nothing is collected while layers exist that no row names yet.
-    let _lease = blocking(move || Ok(store.leases().acquire()?)).await?;
+    let _lease = blocking(move || {
+        store.sweep_directories();
+        Ok(store.leases().acquire()?)
+    })
+    .await?;
     crate::run::check_hosts(&request.extra_hosts)?;
     let tags = request.tags.clone();
     let (session, mut outline, _unpacked) = begin(&parts, request, events, cancel).await?;

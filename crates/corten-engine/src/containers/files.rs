@@ -59,11 +59,23 @@ pub(crate) fn discard(engine: &Engine, directory: &Path, name: &str) {
     if let Err(error) = std::fs::create_dir_all(engine.layout().tmp()) {
         tracing::warn!(%error, "no temporary directory");
     }
-    let doomed = match std::fs::rename(directory, &target) {
-        Ok(()) => &*target,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
-        Err(_) => directory,
-    };
+    match std::fs::rename(directory, &target) {
+        Ok(()) => remove_renamed(&target),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(_) => remove_renamed(directory),
+    }
+}
+
+/// Removes a directory that is out of use, under the lock that keeps sweepers off it. What
+/// cannot be removed is left to be swept, and logged.
+pub(crate) fn remove_renamed(doomed: &Path) {
+    let lock = std::fs::File::open(doomed);
+    if let Ok(lock) = &lock
+        && let Err(error) =
+            rustix::fs::flock(lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+    {
+        tracing::debug!(path = %doomed.display(), %error, "somebody is sweeping it already");
+    }
     if let Err(error) = std::fs::remove_dir_all(doomed)
         && error.kind() != std::io::ErrorKind::NotFound
     {

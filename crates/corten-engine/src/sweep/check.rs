@@ -32,7 +32,6 @@ pub(crate) fn check(engine: &Engine, repair: bool) -> Result<Vec<Finding>> {
     check.container_directories()?;
     check.volume_directories()?;
     check.leases()?;
-    check.temporary();
     check.store()?;
     Ok(check.findings)
 }
@@ -192,27 +191,6 @@ impl Check<'_> {
             }
         }
         Ok(())
-    }
-
-    /// What was being removed when its remover died.
-    fn temporary(&mut self) {
-        let tmp = self.engine.layout().tmp();
-        for name in entries(&tmp)
-            .into_iter()
-            .filter(|n| n.starts_with("remove-"))
-        {
-            self.found("temporary", &name, "was being removed");
-            if self.repair
-                && let Err(error) = std::fs::remove_dir_all(tmp.join(&name))
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::warn!(name, %error, "cannot be removed");
-                if let Some(finding) = self.findings.last_mut() {
-                    finding.repaired = false;
-                    finding.detail = error.to_string();
-                }
-            }
-        }
     }
 
     /// What the store knows about itself.

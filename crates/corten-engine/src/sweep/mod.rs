@@ -82,9 +82,13 @@ fn run_directories(engine: &Engine) -> Vec<String> {
         .collect()
 }
 
-/// Cleans up after supervisors that died. Cheap: one lock test per running container.
-/// Blocks.
+/// Cleans up after processes that died: supervisors, builders, removers. Cheap: one lock test
+/// per running container, one look at the addresses and at `tmp/`. Blocks.
 pub(crate) fn quick(engine: &Engine) {
+    if let Err(error) = builders(engine) {
+        tracing::warn!(%error, "addresses of build steps are left to be swept");
+    }
+    engine.store().sweep_directories();
     for id in run_directories(engine) {
         if state::has_supervisor(engine, &id) {
             continue;
@@ -168,6 +172,20 @@ pub(crate) fn network(engine: &Engine, buried: Option<&str>) -> Result<Vec<Strin
         })?;
     }
     Ok(removed.into_iter().chain(owners.told()).collect())
+}
+
+/// Cleans up after builders that died. Blocks.
+pub(crate) fn builders(engine: &Engine) -> Result<()> {
+    let owners: Vec<String> = engine.database().read(|c| {
+        let mut statement =
+            c.prepare_cached("SELECT owner FROM addresses WHERE instr(owner, '@')")?;
+        let rows = statement.query_map([], |r| r.get(0))?;
+        Ok::<_, EngineError>(rows.collect::<rusqlite::Result<_>>()?)
+    })?;
+    if owners.iter().any(|owner| !is_alive(engine, owner)) {
+        network(engine, None)?;
+    }
+    Ok(())
 }
 
 /// What [`network`] would remove. Blocks.

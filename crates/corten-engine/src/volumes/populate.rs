@@ -46,7 +46,8 @@ pub(crate) fn fill(root: &OwnedFd, path: &str, data: &Path, alone: bool) -> io::
         copy.entries(source.as_fd(), target.as_fd())?;
         return copy.attributes_of(source.as_fd(), target.as_fd());
     }
-    let temporary = parent.join(format!("fill-{}", std::process::id()));
+    // Under the lock nobody else is at it: what is there is a dead process's.
+    let temporary = parent.join("fill");
     match std::fs::remove_dir_all(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

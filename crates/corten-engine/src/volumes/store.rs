@@ -249,8 +249,8 @@ pub(crate) fn remove(engine: &Engine, name: &str) -> Result<()> {
             }),
         }
     })?;
-    if renamed && let Err(error) = std::fs::remove_dir_all(&doomed) {
-        tracing::warn!(volume = name, %error, "its data is left to be swept");
+    if renamed {
+        crate::containers::files::remove_renamed(&doomed);
     }
     Ok(())
 }
