@@ -1,11 +1,14 @@
 //! Removing containers.
 //!
-//! The row goes first, in the transaction that records the event; then the lease, the
-//! directory, the anonymous volumes. A crash in between leaves only what sweeping finds.
+//! The row goes first, with the lease and the anonymous volumes, in the transaction that
+//! records the event; then the directories. A crash in between leaves only what sweeping finds.
+
+use std::path::PathBuf;
 
 use bollard_stubs::models::ContainerPruneResponse;
 use corten_db::Durability;
 use corten_store::Leases;
+use rusqlite::Connection;
 
 use super::row::{self, Container};
 use super::{RemoveOptions, inspect, state};
@@ -94,7 +97,7 @@ pub(crate) fn delete(engine: &Engine, container: &Container, volumes: bool) -> R
     } else {
         Durability::Synced
     };
-    engine.write(durability, |c| {
+    let doomed = engine.write(durability, |c| {
         if c.prepare_cached("DELETE FROM containers WHERE id = ?")?
             .execute([id])?
             == 0
@@ -109,16 +112,27 @@ pub(crate) fn delete(engine: &Engine, container: &Container, volumes: bool) -> R
             "destroy",
             id,
             &super::attributes(container),
-        )
+        )?;
+        if volumes {
+            remove_anonymous(engine, c, container)
+        } else {
+            Ok(Vec::new())
+        }
     })?;
     super::files::remove_directory(engine, id);
-    if volumes {
-        remove_anonymous(engine, container);
+    for directory in doomed {
+        super::files::remove_renamed(&directory);
     }
     Ok(())
 }
 
-fn remove_anonymous(engine: &Engine, container: &Container) {
+/// Removes a container's anonymous volumes; their directories are left to the caller.
+fn remove_anonymous(
+    engine: &Engine,
+    c: &Connection,
+    container: &Container,
+) -> Result<Vec<PathBuf>> {
+    let mut doomed = Vec::new();
     for mount in &container.setup.mounts {
         let Source::Volume {
             name,
@@ -128,12 +142,14 @@ fn remove_anonymous(engine: &Engine, container: &Container) {
         else {
             continue;
         };
-        match volumes::remove(engine, name) {
+        match volumes::remove_in(engine, c, name) {
+            Ok(directory) => doomed.extend(directory),
             // Another container has come to use it.
-            Ok(()) | Err(EngineError::Conflict(_) | EngineError::NoSuchVolume(_)) => {}
-            Err(error) => tracing::warn!(volume = %name, %error, "a volume is left"),
+            Err(EngineError::Conflict(_) | EngineError::NoSuchVolume(_)) => {}
+            Err(error) => return Err(error),
         }
     }
+    Ok(doomed)
 }
 
 /// Removes every stopped container that the filters select. Blocks.

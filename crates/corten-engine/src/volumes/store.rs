@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use corten_db::Durability;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -215,44 +215,48 @@ pub(crate) fn all(c: &Connection) -> Result<Vec<VolumeRow>> {
 
 /// Removes a volume that no container uses, with its data. Blocks.
 pub(crate) fn remove(engine: &Engine, name: &str) -> Result<()> {
+    let doomed = engine.write(Durability::Synced, |c| remove_in(engine, c, name))?;
+    if let Some(doomed) = doomed {
+        crate::containers::files::remove_renamed(&doomed);
+    }
+    Ok(())
+}
+
+/// As [`remove`], within a transaction of the caller's, who removes the directory that is
+/// returned afterwards.
+pub(crate) fn remove_in(engine: &Engine, c: &Connection, name: &str) -> Result<Option<PathBuf>> {
     let directory = engine.layout().volumes().join(name);
     let doomed = engine.layout().tmp().join(format!(
         "remove-volume-{name}-{}",
         crate::parse::names::new_id().get(..8).unwrap_or_default()
     ));
-    let renamed = engine.write(Durability::Synced, |c| {
-        let users = users(c, name)?;
-        if !users.is_empty() {
-            return Err(EngineError::Conflict(format!(
-                "remove {name}: volume is in use - [{}]",
-                users.join(", ")
-            )));
-        }
-        if c.execute("DELETE FROM volumes WHERE name = ?", [name])? == 0 {
-            return Err(EngineError::NoSuchVolume(name.to_owned()));
-        }
-        let attributes = [("driver".to_owned(), "local".to_owned())].into();
-        events::record(c, Kind::Volume, "destroy", name, &attributes)?;
-        let tmp = engine.layout().tmp();
-        std::fs::create_dir_all(&tmp).map_err(|source| EngineError::Io {
-            action: "create",
-            path: tmp,
-            source,
-        })?;
-        match std::fs::rename(&directory, &doomed) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(EngineError::Io {
-                action: "remove",
-                path: directory.clone(),
-                source,
-            }),
-        }
-    })?;
-    if renamed {
-        crate::containers::files::remove_renamed(&doomed);
+    let users = users(c, name)?;
+    if !users.is_empty() {
+        return Err(EngineError::Conflict(format!(
+            "remove {name}: volume is in use - [{}]",
+            users.join(", ")
+        )));
     }
-    Ok(())
+    if c.execute("DELETE FROM volumes WHERE name = ?", [name])? == 0 {
+        return Err(EngineError::NoSuchVolume(name.to_owned()));
+    }
+    let attributes = [("driver".to_owned(), "local".to_owned())].into();
+    events::record(c, Kind::Volume, "destroy", name, &attributes)?;
+    let tmp = engine.layout().tmp();
+    std::fs::create_dir_all(&tmp).map_err(|source| EngineError::Io {
+        action: "create",
+        path: tmp,
+        source,
+    })?;
+    match std::fs::rename(&directory, &doomed) {
+        Ok(()) => Ok(Some(doomed)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(EngineError::Io {
+            action: "remove",
+            path: directory,
+            source,
+        }),
+    }
 }
 
 /// Removes the directories of volumes that have no row (any more).
