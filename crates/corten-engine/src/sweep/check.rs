@@ -1,6 +1,7 @@
 //! The full check: everything that could be orphaned or inconsistent.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use corten_db::Durability;
 
@@ -11,6 +12,11 @@ use crate::system::Finding;
 use crate::volumes::store as volumes;
 
 type Result<T> = std::result::Result<T, EngineError>;
+
+/// How long what may be about to go by itself is watched before it is called orphaned.
+const LINGERING: Duration = Duration::from_secs(3);
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A container's id, as run directories and control groups are named.
 fn is_id(name: &str) -> bool {
@@ -121,11 +127,17 @@ impl Check<'_> {
 
     /// Links, published ports and addresses of the dead.
     fn network(&mut self) -> Result<()> {
-        let lines = if self.repair {
-            super::network(self.engine, None)?
-        } else {
-            super::network_orphans(self.engine)?
-        };
+        let mut lines = super::network_orphans(self.engine)?;
+        // The kernel takes its time over the links of a container that has just ended.
+        let deadline = Instant::now() + LINGERING;
+        while !lines.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(LOOK);
+            let now = super::network_orphans(self.engine)?;
+            lines.retain(|line| now.contains(line));
+        }
+        if self.repair && !lines.is_empty() {
+            super::network(self.engine, None)?;
+        }
         for line in lines {
             self.found("network", &line, "belongs to nothing that lives");
         }
