@@ -6,7 +6,11 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use http::header;
 use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::error::ApiError;
 
 /// Messages a slow client may be behind before the producer waits.
 const BACKLOG: usize = 64;
@@ -15,22 +19,76 @@ const BACKLOG: usize = 64;
 #[derive(Debug, Clone)]
 pub(crate) struct JsonLines(mpsc::Sender<Bytes>);
 
+/// The lines of an answer that has not begun.
+#[derive(Debug)]
+pub(crate) struct Unsent(mpsc::Receiver<Bytes>);
+
+impl Unsent {
+    /// The answer to a request that `work` does: it begins with the first line, so that work
+    /// that fails before is told with a status of its own. A later failure becomes the last
+    /// line, made by `failure`.
+    pub(crate) async fn answer<E>(
+        mut self,
+        work: JoinHandle<Result<(), E>>,
+        failure: fn(&E) -> Value,
+    ) -> Result<Response, ApiError>
+    where
+        E: Into<ApiError> + Send + 'static,
+    {
+        let Some(first) = self.0.recv().await else {
+            return match work.await {
+                Ok(Ok(())) => Ok(json_response(Body::empty())),
+                Ok(Err(error)) => Err(error.into()),
+                Err(error) => Err(ApiError::internal(error.to_string())),
+            };
+        };
+        let rest = futures_util::stream::unfold(self.0, |mut receiver| async move {
+            receiver.recv().await.map(|line| (line, receiver))
+        });
+        let end = futures_util::stream::once(async move {
+            match work.await {
+                Ok(Err(error)) => line(&failure(&error)),
+                Ok(Ok(())) => None,
+                Err(error) => {
+                    tracing::error!(%error, "a streamed request ended early");
+                    None
+                }
+            }
+        });
+        let lines = futures_util::stream::once(async move { first })
+            .chain(rest)
+            .chain(end.filter_map(|line| async move { line }))
+            .map(Ok::<_, std::convert::Infallible>);
+        Ok(json_response(Body::from_stream(lines)))
+    }
+}
+
+fn json_response(body: Body) -> Response {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
 impl JsonLines {
-    /// An answer and the sender that feeds it.
-    pub(crate) fn response() -> (Self, Response) {
+    /// A sender, and the answer it feeds once something was sent.
+    pub(crate) fn channel() -> (Self, Unsent) {
         let (sender, receiver) = mpsc::channel(BACKLOG);
+        (Self(sender), Unsent(receiver))
+    }
+
+    /// An answer that begins at once and the sender that feeds it.
+    pub(crate) fn response() -> (Self, Response) {
+        let (sender, Unsent(receiver)) = Self::channel();
         let body = futures_util::stream::unfold(receiver, |mut receiver| async move {
             receiver
                 .recv()
                 .await
                 .map(|line| (Ok::<_, std::convert::Infallible>(line), receiver))
         });
-        let mut response = Response::new(Body::from_stream(body));
-        response.headers_mut().insert(
-            header::CONTENT_TYPE,
-            header::HeaderValue::from_static("application/json"),
-        );
-        (Self(sender), response)
+        (sender, json_response(Body::from_stream(body)))
     }
 
     /// Sends one value from asynchronous code; `false` when the client has gone.
@@ -99,6 +157,29 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    async fn answered(lines: &[&str], outcome: Result<(), &'static str>) -> Result<String, String> {
+        let (sender, unsent) = JsonLines::channel();
+        let lines: Vec<String> = lines.iter().map(|l| (*l).to_owned()).collect();
+        let work = tokio::spawn(async move {
+            for line in lines {
+                sender.send(&line).await;
+            }
+            outcome.map_err(|text| corten_engine::EngineError::NotFound(text.to_owned()))
+        });
+        let answer = unsent.answer(work, |error| Value::from(error.to_string()));
+        let response = answer.await.map_err(|error| error.to_string())?;
+        let bytes = axum::body::to_bytes(response.into_body(), 1000).await;
+        Ok(String::from_utf8(bytes.unwrap().to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_failure_before_the_first_line_is_a_status() {
+        assert_eq!(answered(&[], Err("gone")).await.unwrap_err(), "gone");
+        assert_eq!(answered(&[], Ok(())).await.unwrap(), "");
+        let told = answered(&["one", "two"], Err("gone")).await.unwrap();
+        assert_eq!(told, "\"one\"\r\n\"two\"\r\n\"gone\"\r\n");
+    }
 
     #[test]
     fn frames_like_stdcopy() {

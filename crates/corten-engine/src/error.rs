@@ -5,6 +5,8 @@
 
 use std::path::PathBuf;
 
+use corten_registry::RegistryError;
+
 /// The class of an error: what an HTTP status tells a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -124,7 +126,7 @@ pub enum EngineError {
     Store(#[from] corten_store::StoreError),
     /// The registry client failed.
     #[error(transparent)]
-    Registry(#[from] corten_registry::RegistryError),
+    Registry(#[from] RegistryError),
     /// The network could not be set up.
     #[error(transparent)]
     Network(#[from] corten_network::NetworkError),
@@ -166,6 +168,12 @@ impl EngineError {
             Self::Forbidden(_) | Self::NotRoot => ErrorKind::Forbidden,
             Self::Unauthorized(_) => ErrorKind::Unauthorized,
             Self::Unavailable(_) => ErrorKind::Unavailable,
+            Self::Registry(
+                RegistryError::ManifestUnknown(_)
+                | RegistryError::PullDenied(_)
+                | RegistryError::NoPlatform { .. },
+            ) => ErrorKind::NotFound,
+            Self::Registry(RegistryError::PushDenied(_)) => ErrorKind::Forbidden,
             _ => ErrorKind::Internal,
         }
     }

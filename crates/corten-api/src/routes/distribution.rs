@@ -100,21 +100,18 @@ async fn pull(
     let image = image_ref(&name, query.tag.as_deref().filter(|t| !t.is_empty()))?;
     let platform = platform(query.platform.as_deref())?;
     let credential = credential(&headers)?;
-    let (lines, response) = JsonLines::response();
-    tokio::spawn(async move {
+    let (lines, unsent) = JsonLines::channel();
+    let work = tokio::spawn(async move {
         let progress = Arc::new(ToClient(lines.clone()));
         let images = engine.images();
         let pulling = images.pull(&image, platform.as_ref(), credential.as_ref(), progress);
         // A client that leaves ends its pull; what has arrived is kept for the next one.
-        let outcome = tokio::select! {
-            outcome = pulling => outcome,
-            () = lines.closed() => return,
-        };
-        if let Err(error) = outcome {
-            lines.send(&failure(&error)).await;
+        tokio::select! {
+            outcome = pulling => outcome.map(drop),
+            () = lines.closed() => Ok(()),
         }
     });
-    Ok(response)
+    unsent.answer(work, failure).await
 }
 
 /// `POST /images/NAME/push`.
