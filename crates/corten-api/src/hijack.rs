@@ -29,35 +29,67 @@ impl Hijack {
         Self(request.extensions_mut().remove::<OnUpgrade>())
     }
 
+    /// Whether the client asked for a raw stream and can have one.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Answers the request, and joins the client with what `start` makes once it has been
+    /// answered: some clients lose what arrives together with the head.
+    pub(crate) fn join_started<S>(
+        self,
+        start: impl Future<Output = Option<S>> + Send + 'static,
+        content_type: &'static str,
+    ) -> Response
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let mut response = Response::new(Body::empty());
+        let Some(upgrade) = self.0 else {
+            return response;
+        };
+        switch(&mut response, content_type);
+        tokio::spawn(async move {
+            match upgrade.await {
+                Ok(client) => {
+                    if let Some(stream) = start.await {
+                        pump(TokioIo::new(client), stream).await;
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "client left before the upgrade"),
+            }
+        });
+        response
+    }
+
     /// Answers the request and, in the background, joins the client with `stream`.
     pub(crate) fn join<S>(self, stream: S, content_type: &'static str) -> Response
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let mut response = Response::new(Body::empty());
+        if self.is_wanted() {
+            return self.join_started(std::future::ready(Some(stream)), content_type);
+        }
+        let (output, _input) = tokio::io::split(stream);
+        let mut response = Response::new(Body::from_stream(ReaderStream::new(output)));
         response.headers_mut().insert(
             header::CONTENT_TYPE,
             header::HeaderValue::from_static(content_type),
         );
-        let Some(upgrade) = self.0 else {
-            let (output, _input) = tokio::io::split(stream);
-            *response.body_mut() = Body::from_stream(ReaderStream::new(output));
-            return response;
-        };
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        let headers = response.headers_mut();
-        headers.insert(
-            header::CONNECTION,
-            header::HeaderValue::from_static("Upgrade"),
-        );
-        headers.insert(header::UPGRADE, header::HeaderValue::from_static("tcp"));
-        tokio::spawn(async move {
-            match upgrade.await {
-                Ok(client) => pump(TokioIo::new(client), stream).await,
-                Err(error) => tracing::debug!(%error, "client left before the upgrade"),
-            }
-        });
         response
+    }
+}
+
+/// Makes a response one that switches to a raw stream.
+fn switch(response: &mut Response, content_type: &'static str) {
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_TYPE, content_type),
+        (header::CONNECTION, "Upgrade"),
+        (header::UPGRADE, "tcp"),
+    ] {
+        headers.insert(name, header::HeaderValue::from_static(value));
     }
 }
 

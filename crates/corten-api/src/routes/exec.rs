@@ -5,15 +5,19 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
-use corten_engine::containers::ExecStart;
+use std::pin::Pin;
+
+use corten_engine::containers::{ByteStream, ExecStart};
 use corten_engine::{Engine, models};
 use http::{Request, StatusCode};
+use tokio::io::AsyncWriteExt;
 
 use super::containers::ResizeQuery;
-use super::streams::join;
+use super::streams::{content_type, join};
 use super::{Answer, Body, MAX_JSON, Query};
 use crate::error::ApiError;
 use crate::hijack::Hijack;
+use crate::stream::frame;
 use crate::version::ClientVersion;
 
 pub(super) fn routes() -> Router<Engine> {
@@ -66,10 +70,45 @@ async fn start(
         tty: config.tty.unwrap_or_default(),
         console_size: config.console_size.as_deref().and_then(console_size),
     };
+    if hijack.is_wanted() && !start.detach {
+        let known = engine.containers().exec_inspect(&id).await?;
+        // One that cannot start is refused with a status, below.
+        if known.running != Some(true) && known.exit_code.is_none() {
+            let tty = known.process_config.and_then(|p| p.tty).unwrap_or(false);
+            let content_type = content_type(tty, version);
+            return Ok(hijack.join_started(started(engine, id, start, tty), content_type));
+        }
+    }
     match engine.containers().exec_start(&id, start).await? {
         Some(attached) => Ok(join(hijack, attached, version)),
         None => Ok(StatusCode::OK.into_response()),
     }
+}
+
+/// Starts an instance for a client that has its raw stream already: an error is told there.
+async fn started(
+    engine: Engine,
+    id: String,
+    start: ExecStart,
+    tty: bool,
+) -> Option<Pin<Box<dyn ByteStream>>> {
+    let error = match engine.containers().exec_start(&id, start).await {
+        Ok(attached) => return attached.map(|attached| attached.stream),
+        Err(error) => error,
+    };
+    tracing::debug!(%error, exec = %id, "not started");
+    let line = format!("{error}\r\n");
+    let line = if tty {
+        Bytes::from(line)
+    } else {
+        frame(2, line.as_bytes())
+    };
+    let (ours, mut theirs) = tokio::io::duplex(line.len() + 1);
+    // There is room for all of it.
+    if let Err(error) = theirs.write_all(&line).await {
+        tracing::debug!(%error, "a message is lost");
+    }
+    Some(Box::pin(ours))
 }
 
 fn console_size(size: &[usize]) -> Option<(u16, u16)> {

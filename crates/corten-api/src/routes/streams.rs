@@ -70,7 +70,7 @@ pub(super) fn join(hijack: Hijack, attached: Attached, version: ClientVersion) -
 }
 
 /// Clients before 1.42 know only the raw type, whatever the stream holds.
-fn content_type(tty: bool, version: ClientVersion) -> &'static str {
+pub(super) fn content_type(tty: bool, version: ClientVersion) -> &'static str {
     if tty || !version.at_least(1, 42) {
         RAW
     } else {
