@@ -80,10 +80,15 @@ async fn met(
         }
     }
     let known = exit.map(|Exit { code, error, .. }| response(i64::from(code), error));
-    let last = match known {
+    let mut last = match known {
         Some(response) => response,
         None => from_row(engine, container).await?,
     };
+    if condition != WaitCondition::NotRunning {
+        // Who waits for an end to come has started it: a start that fails is told there,
+        // and clients that read of it here too would tell it twice.
+        last.error = None;
+    }
     if condition == WaitCondition::Removed {
         removed(engine, &container.id).await?;
     }
