@@ -5,7 +5,7 @@ use axum::response::IntoResponse;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use corten_engine::containers::{ListOptions, RemoveOptions, StopOptions, WaitCondition};
-use corten_engine::{Engine, models};
+use corten_engine::{Engine, EngineError, models};
 use corten_oci::Platform;
 use http::StatusCode;
 use serde::Deserialize;
@@ -75,7 +75,14 @@ async fn create(
     let created = engine
         .containers()
         .create(name, body.required()?, platform.as_ref())
-        .await?;
+        .await
+        .map_err(|error| match error {
+            // Not 404: clients take that for a missing image and pull it.
+            EngineError::NoSuchNetwork(_) | EngineError::NoSuchContainer(_) => {
+                ApiError::bad_parameter(error.to_string())
+            }
+            error => error.into(),
+        })?;
     Ok((StatusCode::CREATED, Json(created)).into_response())
 }
 
