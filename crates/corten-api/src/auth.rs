@@ -8,6 +8,7 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_S
 use corten_registry::Credential;
 use http::HeaderMap;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::error::ApiError;
 
@@ -35,7 +36,42 @@ fn decode<T: DeserializeOwned>(headers: &HeaderMap, name: &str) -> Result<Option
         .find_map(|engine| engine.decode(value).ok())
         .ok_or_else(|| ApiError::bad_parameter(format!("invalid {name} header: not base64")))?;
     // The value itself is never quoted: it is a secret.
-    serde_json::from_slice(&json).map(Some).map_err(|_| {
-        ApiError::bad_parameter(format!("invalid {name} header: not the JSON expected"))
-    })
+    serde_json::from_slice(&json)
+        .map(without_nulls)
+        .and_then(serde_json::from_value)
+        .map(Some)
+        .map_err(|_| {
+            ApiError::bad_parameter(format!("invalid {name} header: not the JSON expected"))
+        })
+}
+
+/// Python's client writes null for what it does not have.
+fn without_nulls(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => fields
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key, without_nulls(value)))
+            .collect(),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nulls_are_absent() {
+        let mut headers = HeaderMap::new();
+        let json = r#"{"r:5000":{"username":"me","password":null,"email":null},"other":null}"#;
+        let value = URL_SAFE.encode(json).parse().unwrap();
+        headers.insert("X-Registry-Config", value);
+        let all = credentials(&headers).unwrap();
+        assert_eq!(all.len(), 1);
+        assert_eq!(all["r:5000"].username, "me");
+        let nothing = URL_SAFE.encode("null").parse().unwrap();
+        headers.insert("X-Registry-Config", nothing);
+        assert!(credentials(&headers).is_err());
+    }
 }
