@@ -5,6 +5,7 @@
 //! died is put right by `state` before anybody is told of it.
 
 mod attach;
+mod changes;
 mod create;
 mod exec;
 pub(crate) mod files;
@@ -340,7 +341,9 @@ impl Containers {
     /// When its writable layer cannot be read.
     pub async fn changes(&self, name: &str) -> Result<Vec<models::FilesystemChange>> {
         let name = name.to_owned();
-        self.0.blocking(move |engine| changes(engine, &name)).await
+        self.0
+            .blocking(move |engine| changes::changes(engine, &name))
+            .await
     }
 
     /// Removes every stopped container that the filters (`until`, `label`) select.
@@ -406,25 +409,4 @@ fn rename(engine: &Engine, name: &str, new_name: &str) -> Result<()> {
         attributes.insert("oldName".to_owned(), format!("/{}", container.name));
         events::record(c, Kind::Container, "rename", &container.id, &attributes)
     })
-}
-
-/// What a container changed below its root. Blocks.
-fn changes(engine: &Engine, name: &str) -> Result<Vec<models::FilesystemChange>> {
-    let container = state::find(engine, name)?;
-    let upper = engine.layout().container(&container.id).join("upper");
-    let changed = engine
-        .store()
-        .layers()
-        .diff_upper(&upper, &container.setup.layers)?;
-    Ok(changed
-        .into_iter()
-        .map(|change| models::FilesystemChange {
-            path: change.path.to_string_lossy().into_owned(),
-            kind: match change.kind {
-                corten_store::ChangeKind::Modified => models::ChangeType::_0,
-                corten_store::ChangeKind::Added => models::ChangeType::_1,
-                corten_store::ChangeKind::Deleted => models::ChangeType::_2,
-            },
-        })
-        .collect())
 }

@@ -1,0 +1,91 @@
+//! `diff`: what a container changed below its root.
+
+use std::path::{Path, PathBuf};
+
+use bollard_stubs::models;
+use corten_store::{Change, ChangeKind};
+
+use super::state;
+use crate::engine::Engine;
+use crate::error::EngineError;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// The mount points of generated files that a start made, and `/etc` where they are all that
+/// changed in it: no change of the container's.
+fn engine_made(upper: &Path, changed: &[Change]) -> Vec<PathBuf> {
+    let etc = Path::new("/etc");
+    let mut ours: Vec<PathBuf> = ["hostname", "hosts", "resolv.conf"]
+        .iter()
+        .map(|name| etc.join(name))
+        .filter(|path| {
+            let inside = path.strip_prefix("/").unwrap_or(path);
+            changed.iter().any(|change| change.path == *path)
+                && std::fs::symlink_metadata(upper.join(inside))
+                    .is_ok_and(|found| found.is_file() && found.len() == 0)
+        })
+        .collect();
+    let only_ours = |change: &Change| {
+        change.path == etc || !change.path.starts_with(etc) || ours.contains(&change.path)
+    };
+    if !ours.is_empty() && changed.iter().all(only_ours) {
+        ours.push(etc.to_owned());
+    }
+    ours
+}
+
+/// What a container changed below its root. Blocks.
+pub(super) fn changes(engine: &Engine, name: &str) -> Result<Vec<models::FilesystemChange>> {
+    let container = state::find(engine, name)?;
+    let upper = engine.layout().container(&container.id).join("upper");
+    let changed = engine
+        .store()
+        .layers()
+        .diff_upper(&upper, &container.setup.layers)?;
+    let ours = engine_made(&upper, &changed);
+    Ok(changed
+        .into_iter()
+        .filter(|change| !ours.contains(&change.path))
+        .map(|change| models::FilesystemChange {
+            path: change.path.to_string_lossy().into_owned(),
+            kind: match change.kind {
+                ChangeKind::Modified => models::ChangeType::_0,
+                ChangeKind::Added => models::ChangeType::_1,
+                ChangeKind::Deleted => models::ChangeType::_2,
+            },
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(path: &str, kind: ChangeKind) -> Change {
+        Change {
+            path: path.into(),
+            kind,
+        }
+    }
+
+    #[test]
+    fn mount_points_of_generated_files_are_no_changes() {
+        let upper = tempfile::tempdir().unwrap();
+        let etc = upper.path().join("etc");
+        std::fs::create_dir(&etc).unwrap();
+        std::fs::write(etc.join("hosts"), "").unwrap();
+        std::fs::write(etc.join("hostname"), "written").unwrap();
+        let made = [
+            change("/etc", ChangeKind::Modified),
+            change("/etc/hosts", ChangeKind::Added),
+            change("/data", ChangeKind::Added),
+        ];
+        let ours = engine_made(upper.path(), &made);
+        assert_eq!(ours, [PathBuf::from("/etc/hosts"), PathBuf::from("/etc")]);
+
+        let mut more = made.to_vec();
+        more.push(change("/etc/hostname", ChangeKind::Added));
+        let ours = engine_made(upper.path(), &more);
+        assert_eq!(ours, [PathBuf::from("/etc/hosts")]);
+    }
+}
