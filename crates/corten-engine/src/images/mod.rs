@@ -59,11 +59,12 @@ fn missing(error: StoreError, name: &str) -> EngineError {
     }
 }
 
-/// Writes an image event in a transaction of its own.
-pub(crate) fn event(engine: &Engine, action: &str, id: &ImageId, name: &str) {
+/// Writes an image event in a transaction of its own. Its actor is the image's id; that of
+/// pulls and pushes is the reference.
+pub(crate) fn event(engine: &Engine, action: &str, actor: &str, name: &str) {
     let attributes: HashMap<String, String> = [("name".to_owned(), name.to_owned())].into();
     let written = engine.write(Durability::Relaxed, |c| {
-        events::record(c, Kind::Image, action, &id.to_string(), &attributes)
+        events::record(c, Kind::Image, action, actor, &attributes)
     });
     if let Err(error) = written {
         tracing::warn!(%error, action, "an image event was not recorded");
@@ -133,7 +134,7 @@ impl Images {
             .blocking(move |engine| {
                 let image = find(engine, &name)?;
                 engine.store().images().tag(&target, &image.id)?;
-                event(engine, "tag", &image.id, &target.familiar());
+                event(engine, "tag", &image.id.to_string(), &target.familiar());
                 Ok(())
             })
             .await
@@ -174,10 +175,10 @@ impl Images {
         let pulled = client
             .pull(self.0.store(), image, &platform, credential, &*progress)
             .await?;
-        let (id, name) = (pulled.id.clone(), image.familiar());
+        let (reference, name) = (image.familiar(), image.familiar_name());
         self.0
             .blocking(move |engine| {
-                event(engine, "pull", &id, &name);
+                event(engine, "pull", &reference, &name);
                 Ok(())
             })
             .await?;
@@ -207,10 +208,10 @@ impl Images {
         let pushed = client
             .push(self.0.store(), image, &id, credential, &*progress)
             .await?;
-        let familiar = image.familiar();
+        let (reference, name) = (image.familiar(), image.familiar_name());
         self.0
             .blocking(move |engine| {
-                event(engine, "push", &id, &familiar);
+                event(engine, "push", &reference, &name);
                 Ok(())
             })
             .await?;

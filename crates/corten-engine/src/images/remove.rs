@@ -98,7 +98,8 @@ fn untag(
     removed: &mut Vec<ImageDeleteResponseItem>,
 ) -> Result<()> {
     engine.store().images().untag(reference)?;
-    event(engine, "untag", &image.id, &image.id.to_string());
+    let id = image.id.to_string();
+    event(engine, "untag", &id, &id);
     removed.push(untagged(reference));
     // With a repository's last tag its digests go, too.
     let same = |other: &&ImageRef| other.name() == reference.name();
@@ -178,7 +179,8 @@ fn check_users(engine: &Engine, id: &ImageId, force: bool) -> Result<()> {
 
 fn delete(engine: &Engine, id: &ImageId, removed: &mut Vec<ImageDeleteResponseItem>) -> Result<()> {
     engine.store().images().delete(id)?;
-    event(engine, "delete", id, &id.to_string());
+    let actor = id.to_string();
+    event(engine, "delete", &actor, &actor);
     removed.push(ImageDeleteResponseItem {
         untagged: None,
         deleted: Some(id.to_string()),

@@ -240,7 +240,11 @@ impl EngineHost {
                     &containers::attributes(container),
                 )?;
             }
-            events::record(c, Kind::Container, "die", id, &attributes)
+            events::record(c, Kind::Container, "die", id, &attributes)?;
+            match &self.network {
+                Some(state) => network_event(c, "disconnect", id, state),
+                None => Ok(()),
+            }
         })
     }
 
