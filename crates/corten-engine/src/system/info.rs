@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use bollard_stubs::models::{
-    Commit, IndexInfo, PluginsInfo, RegistryServiceConfig, Runtime, SystemInfo,
-    SystemInfoCgroupDriverEnum, SystemInfoCgroupVersionEnum, SystemVersion,
+    Commit, IndexInfo, LocalNodeState, PluginsInfo, RegistryServiceConfig, Runtime, SwarmInfo,
+    SystemInfo, SystemInfoCgroupDriverEnum, SystemInfoCgroupVersionEnum, SystemVersion,
     SystemVersionComponents, SystemVersionPlatform,
 };
 
@@ -42,6 +42,7 @@ pub(super) fn version() -> SystemVersion {
         ("Os", "linux"),
         ("Arch", ARCH),
         ("KernelVersion", &kernel()),
+        ("Experimental", "false"),
     ]
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
@@ -154,6 +155,10 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
         ),
         labels: Some(Vec::new()),
         experimental_build: Some(false),
+        swarm: Some(SwarmInfo {
+            local_node_state: Some(LocalNodeState::INACTIVE),
+            ..Default::default()
+        }),
         server_version: Some(VERSION.to_owned()),
         runtimes: Some([("corten".to_owned(), Runtime::default())].into()),
         default_runtime: Some("corten".to_owned()),
