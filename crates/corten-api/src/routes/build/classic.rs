@@ -13,6 +13,8 @@ const SHORT: usize = 12;
 #[derive(Debug, Default)]
 struct Step {
     waiting: Vec<Value>,
+    /// Whether it is a `FROM`, which uses an image and no cache.
+    from: bool,
     done: bool,
 }
 
@@ -29,6 +31,10 @@ pub(super) struct Classic {
 
 fn stream(text: impl Into<String>) -> Value {
     json!({ "stream": text.into() })
+}
+
+fn keyword(instruction: &str) -> &str {
+    instruction.split_whitespace().next().unwrap_or_default()
 }
 
 fn short(id: &str) -> &str {
@@ -63,11 +69,9 @@ impl Classic {
                     "Step {}/{} : {}\n",
                     instruction.step, instruction.steps, instruction.text
                 );
-                self.steps
-                    .entry(instruction.step)
-                    .or_default()
-                    .waiting
-                    .push(stream(text));
+                let step = self.steps.entry(instruction.step).or_default();
+                step.from = keyword(&instruction.text).eq_ignore_ascii_case("FROM");
+                step.waiting.push(stream(text));
             }
             BuildEvent::Log { id, data, .. } => {
                 if let Some(step) = self.step(id) {
@@ -83,7 +87,7 @@ impl Classic {
                 ..
             } => {
                 if let Some(step) = self.step(id) {
-                    if cached && error.is_none() {
+                    if cached && error.is_none() && !step.from {
                         step.waiting.push(stream(" ---> Using cache\n"));
                     }
                     if let Some(result) = result {
@@ -198,7 +202,6 @@ mod tests {
         }
         insta::assert_snapshot!(all, @r"
         Step 1/2 : FROM a
-         ---> Using cache
          ---> 111111111111
         Step 2/2 : RUN b
         from b
