@@ -189,3 +189,44 @@ fn versions_are_negotiated() {
     assert!(get("/v1.44/no/such/route").starts_with("HTTP/1.1 404"));
     assert!(get("/containers/nobody/json").contains("No such container: nobody"));
 }
+
+#[test]
+fn the_docker_command_line_tells_failures_once() {
+    let engine = Engine::with_alpine();
+    let (_server, host) = engine.serve();
+    let (_registry, address) = engine.registry("registry", &[]);
+    let image = format!("{address}/absent:1");
+    let Some(done) = docker(&engine, &host, &["pull", &image]) else {
+        return;
+    };
+    let unknown = format!(
+        "Error response from daemon: manifest for {image} not found: manifest unknown: \
+         manifest unknown\n"
+    );
+    assert_eq!((done.code, done.stdout.as_str()), (1, ""), "{done:?}");
+    assert_eq!(done.stderr, unknown);
+
+    for (args, code, message) in [
+        // A missing network is no missing image: nothing is pulled.
+        (
+            ["--network", "absent", "alpine", "true"],
+            125,
+            "network absent not found",
+        ),
+        (
+            ["--network", "none", "alpine", "absent"],
+            127,
+            "exec: \"absent\": executable file not found in $PATH",
+        ),
+    ] {
+        let args = [&["run", "--rm"][..], &args].concat();
+        let done = docker(&engine, &host, &args).unwrap();
+        let told = format!("docker: Error response from daemon: {message}\n\n");
+        assert_eq!(done.code, code, "{done:?}");
+        assert!(done.stderr.starts_with(&told), "{done:?}");
+    }
+
+    let run = |args: &[&str]| docker(&engine, &host, args).unwrap().stdout;
+    run(&["run", "--name", "changes", "alpine", "touch", "/new"]);
+    assert_eq!(run(&["diff", "changes"]), "A /new\n");
+}
