@@ -122,6 +122,8 @@ impl LogReader {
                 return Ok(Some(record));
             }
             if !alive {
+                // The file may have been made, or rotated, since it was last looked for.
+                self.reopen()?;
                 self.ended = true;
                 continue;
             }

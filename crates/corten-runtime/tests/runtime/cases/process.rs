@@ -224,12 +224,17 @@ fn terminal() {
     let mut created = container.create(Stdio::Terminal { size }).unwrap();
     let mut console = std::fs::File::from(created.console().unwrap());
     let running = created.start().unwrap();
-    console.write_all(b"word\n").unwrap();
     let mut output = Vec::new();
     // Reading from a master whose slave is gone is EIO.
     let mut buffer = [0u8; 512];
+    let mut written = false;
     while let Ok(count @ 1..) = console.read(&mut buffer) {
         output.extend_from_slice(&buffer[..count]);
+        // Not before the rest: its echo would come in between.
+        if !written && String::from_utf8_lossy(&output).contains("console\r\n") {
+            console.write_all(b"word\n").unwrap();
+            written = true;
+        }
     }
     assert!(wait_pidfd(&running.pidfd).unwrap().success());
     running.cgroup.remove().unwrap();
