@@ -11,8 +11,8 @@ use crate::error::EngineError;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
-/// The mount points of generated files that a start made, and `/etc` where they are all that
-/// changed in it: no change of the container's.
+/// The mount points that a start made, of generated files and of kernel file systems, and
+/// `/etc` where they are all that changed in it: no change of the container's.
 fn engine_made(upper: &Path, changed: &[Change]) -> Vec<PathBuf> {
     let etc = Path::new("/etc");
     let mut ours: Vec<PathBuf> = ["hostname", "hosts", "resolv.conf"]
@@ -31,6 +31,10 @@ fn engine_made(upper: &Path, changed: &[Change]) -> Vec<PathBuf> {
     if !ours.is_empty() && changed.iter().all(only_ours) {
         ours.push(etc.to_owned());
     }
+    let directories = ["dev", "proc", "sys"].iter().filter(|name| {
+        std::fs::read_dir(upper.join(name)).is_ok_and(|mut entries| entries.next().is_none())
+    });
+    ours.extend(directories.map(|name| Path::new("/").join(name)));
     ours
 }
 
@@ -87,5 +91,9 @@ mod tests {
         more.push(change("/etc/hostname", ChangeKind::Added));
         let ours = engine_made(upper.path(), &more);
         assert_eq!(ours, [PathBuf::from("/etc/hosts")]);
+
+        std::fs::create_dir(upper.path().join("proc")).unwrap();
+        std::fs::create_dir_all(upper.path().join("sys/own")).unwrap();
+        assert_eq!(engine_made(upper.path(), &[]), [PathBuf::from("/proc")]);
     }
 }
