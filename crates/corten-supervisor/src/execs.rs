@@ -20,6 +20,9 @@ use crate::supervise::{Live, Shared};
 /// may hold its streams for ever.
 const DRAIN: Duration = Duration::from_millis(500);
 
+/// How long an ended exec is remembered (Docker's).
+const KEPT: Duration = Duration::from_secs(5 * 60);
+
 /// A process that was asked for.
 pub(crate) struct Exec {
     pub(crate) spec: ExecSpec,
@@ -148,16 +151,26 @@ fn launch(
         })?;
     exec.pid.set(process.pid);
     let hub = Hub::new(terminal, true, None);
+    // What runs is followed to its end even if it cannot be fed.
+    let unfed = |error: &dyn std::fmt::Display| {
+        tracing::warn!(exec = %exec.spec.id, %error, "an exec runs without its streams");
+    };
     if let Some(console) = process.console.take() {
-        let console = hub::terminal(console).map_err(|error| failed(&error))?;
-        outputs.push(Output::Terminal(console.clone()));
-        if wanted.stdin {
-            hub.feed_terminal(console.clone());
+        match hub::terminal(console) {
+            Ok(console) => {
+                outputs.push(Output::Terminal(console.clone()));
+                if wanted.stdin {
+                    hub.feed_terminal(console.clone());
+                }
+                *exec.terminal.borrow_mut() = Some(console);
+            }
+            Err(error) => unfed(&error),
         }
-        *exec.terminal.borrow_mut() = Some(console);
     }
-    if let Some(input) = input {
-        hub.feed_pipe(input).map_err(|error| failed(&error))?;
+    if let Some(input) = input
+        && let Err(error) = hub.feed_pipe(input)
+    {
+        unfed(&error);
     }
     let args = exec
         .spec
@@ -258,6 +271,9 @@ async fn follow(shared: Rc<Shared>, exec: Rc<Exec>, begun: Begun) {
     );
     hub.close().await;
     exec.terminal.borrow_mut().take();
+    // Clients ask for the exit code a moment later; then nobody does.
+    tokio::time::sleep(KEPT).await;
+    shared.execs.borrow_mut().remove(&exec.spec.id);
 }
 
 async fn wait(pidfd: &AsyncFd<OwnedFd>) -> u8 {

@@ -255,10 +255,13 @@ async fn live(
     };
     let terminated = tokio::task::spawn_local(obey_termination(shared.clone()));
     let mut backoff = MIN_BACKOFF;
+    // The policy of the last run that could be prepared.
+    let mut last = RestartPolicy::No;
     loop {
         let began = Instant::now();
         shared.phase.set(Phase::Starting);
-        let (policy, outcome) = start(shared, &mut attach);
+        let (policy, outcome) = start(shared, &mut attach, last);
+        last = policy;
         let mut restart = policy;
         let exit = match outcome {
             Ok(run) => {
@@ -338,19 +341,13 @@ fn adopt(stream: UnixStream) -> Option<tokio::net::UnixStream> {
 fn start(
     shared: &Rc<Shared>,
     attach: &mut Vec<(tokio::net::UnixStream, crate::protocol::Streams)>,
+    last: RestartPolicy,
 ) -> (RestartPolicy, Result<Run, StartError>) {
     let prepared: Result<Job, _> = shared.host.borrow_mut().prepare();
     let job = match prepared {
         Ok(job) => job,
         // A restart that cannot even be prepared is tried again like any other failure.
-        Err(error) => {
-            let policy = if shared.restarts.get() > 0 {
-                RestartPolicy::Always
-            } else {
-                RestartPolicy::No
-            };
-            return (policy, Err(StartError::other(error)));
-        }
+        Err(error) => return (last, Err(StartError::other(error))),
     };
     let policy = job.restart;
     let hub = Hub::new(job.tty, job.stdin_once, run::open_log(&job.log));

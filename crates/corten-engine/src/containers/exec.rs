@@ -21,6 +21,9 @@ use crate::parse::{names, time};
 use crate::spec;
 use crate::supervise::rooted;
 
+/// How long rows of ended instances are kept at least, counted from their making.
+const KEPT_NANOS: i64 = 60 * 60 * 1_000_000_000;
+
 type Result<T> = std::result::Result<T, EngineError>;
 
 /// An exec instance's row.
@@ -81,6 +84,11 @@ pub(super) async fn create(engine: &Engine, name: &str, config: ExecConfig) -> R
                 source,
             })?;
             engine.write(Durability::Relaxed, |c| {
+                c.prepare_cached(
+                    "DELETE FROM execs WHERE container = ? AND exit_code IS NOT NULL \
+                     AND created < ?",
+                )?
+                .execute(params![container.id, time::now_nanos() - KEPT_NANOS])?;
                 c.prepare_cached(
                     "INSERT INTO execs (id, container, created, config, status) \
                      VALUES (?,?,?,?,'created')",

@@ -148,6 +148,14 @@ pub(super) async fn kill(engine: &Engine, name: &str, signal: Option<&str>) -> R
     if manual && container.host.restart_policy.is_some() {
         mark_stopped(engine, &container).await?;
     }
+    // Told before it is done: the end that may follow is told after it.
+    let told = container.clone();
+    engine
+        .blocking(move |engine| {
+            super::event(engine, &told, "kill", &[("signal", number.to_string())]);
+            Ok(())
+        })
+        .await?;
     if number == SIGKILL {
         let mut waiting = client.wait().await.map_err(|e| refused(&container, e))?;
         thaw(&container, &client).await?;
@@ -166,17 +174,7 @@ pub(super) async fn kill(engine: &Engine, name: &str, signal: Option<&str>) -> R
             .await
             .map_err(|e| refused(&container, e))?;
     }
-    engine
-        .blocking(move |engine| {
-            super::event(
-                engine,
-                &container,
-                "kill",
-                &[("signal", number.to_string())],
-            );
-            Ok(())
-        })
-        .await
+    Ok(())
 }
 
 /// A frozen process takes no signal.

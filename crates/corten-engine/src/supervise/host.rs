@@ -535,7 +535,12 @@ fn joined(engine: &Engine, sharing: &Sharing) -> Result<Option<i32>> {
 
 fn running_pid(engine: &Engine, name: &str, what: &str) -> Result<i32> {
     let other = state::find(engine, name)?;
-    if other.status.is_live() && other.pid > 0 {
+    // A pid alone may be somebody else's by now: the container's group must have it.
+    let alive = || {
+        let group = state::cgroup_path(engine, &other);
+        crate::sweep::cgroup_pids(&group).contains(&other.pid)
+    };
+    if other.status.is_live() && other.pid > 0 && alive() {
         return Ok(other.pid);
     }
     Err(bad(format!(

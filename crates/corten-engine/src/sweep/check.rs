@@ -207,6 +207,8 @@ impl Check<'_> {
 
     /// What the store knows about itself.
     fn store(&mut self) -> Result<()> {
+        // What a killed build or pull brought in is not wrong, only unused.
+        self.engine.store().gc()?;
         for finding in self.engine.store().check(self.repair)? {
             self.findings.push(Finding {
                 kind: finding.kind.to_string(),

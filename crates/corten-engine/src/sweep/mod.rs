@@ -110,6 +110,8 @@ fn bury_run_directory(engine: &Engine, id: &str) -> Result<()> {
         if let Err(error) = corten_network::remove_link(&engine.layout().veth(id)) {
             tracing::warn!(container = id, %error, "a link is left");
         }
+        // Before the address can be somebody else's, to whom its ports would lead.
+        network(engine, Some(id))?;
         engine.write(Durability::Relaxed, |c| bridge::release(c, id))?;
         remove_run_directory(engine, id);
         return Ok(());
