@@ -173,7 +173,13 @@ fn a_port_published_on_one_address_answers_there_only() {
         (&lab.lan, "192.0.2.1:8081", true),
         (&web.ns, "192.0.2.1:8081", true),
     ] {
-        assert_eq!(!refused(from, to), reached, "{to}");
+        // What must answer may take its time on a busy machine.
+        let answered = if reached {
+            ask(from, to).is_some()
+        } else {
+            !refused(from, to)
+        };
+        assert_eq!(answered, reached, "{to}");
     }
 }
 

@@ -30,14 +30,12 @@ pub fn parse(text: &str) -> Result<i64> {
     let lower = suffix.to_ascii_lowercase();
     let exponent = match lower.as_str() {
         "" | "b" => 0,
-        _ => match (lower.as_bytes()[0], &lower[1..]) {
-            (b'k', "" | "b" | "ib") => 1,
-            (b'm', "" | "b" | "ib") => 2,
-            (b'g', "" | "b" | "ib") => 3,
-            (b't', "" | "b" | "ib") => 4,
-            (b'p', "" | "b" | "ib") => 5,
-            _ => return Err(OptError::new(format!("invalid suffix: '{suffix}'"))),
-        },
+        "k" | "kb" | "kib" => 1,
+        "m" | "mb" | "mib" => 2,
+        "g" | "gb" | "gib" => 3,
+        "t" | "tb" | "tib" => 4,
+        "p" | "pb" | "pib" => 5,
+        _ => return Err(OptError::new(format!("invalid suffix: '{suffix}'"))),
     };
     let bytes = value * 1024_f64.powi(exponent);
     if !bytes.is_finite() || bytes >= 9.2e18 {
@@ -77,6 +75,7 @@ mod tests {
             ("hello", "invalid size: 'hello'"),
             ("-32", "invalid size: '-32'"),
             ("32mm", "invalid suffix: 'mm'"),
+            ("1ς", "invalid suffix: 'ς'"),
             ("32.3.4m", "invalid size: '32.3.4m'"),
             ("lots", "invalid size: 'lots'"),
         ] {
