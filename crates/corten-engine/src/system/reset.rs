@@ -21,6 +21,8 @@ pub(super) fn reset(engine: &Engine) -> Result<()> {
             corten_network::remove_bridge(&spec)?;
         }
     }
+    // Also when the database that knew it has been lost.
+    corten_network::remove_link(&layout.bridge())?;
     corten_network::remove_table(&layout.table())?;
     crate::sweep::remove_cgroup(&layout.cgroup_parent());
     remove(layout.run())?;

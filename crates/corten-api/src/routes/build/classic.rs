@@ -15,6 +15,9 @@ struct Step {
     waiting: Vec<Value>,
     /// Whether it is a `FROM`, which uses an image and no cache.
     from: bool,
+    /// Whether it changes only the configuration: there is nothing to be cached, so it
+    /// counts as cached where everything before it was.
+    config_only: bool,
     done: bool,
 }
 
@@ -27,6 +30,8 @@ pub(super) struct Classic {
     steps: BTreeMap<u32, Step>,
     /// The step that is being told.
     current: u32,
+    /// Something was not cached.
+    ran: bool,
 }
 
 fn stream(text: impl Into<String>) -> Value {
@@ -49,6 +54,7 @@ impl Classic {
             steps_of: BTreeMap::new(),
             steps: BTreeMap::new(),
             current: 1,
+            ran: false,
         }
     }
 
@@ -71,6 +77,7 @@ impl Classic {
                 );
                 let step = self.steps.entry(instruction.step).or_default();
                 step.from = keyword(&instruction.text).eq_ignore_ascii_case("FROM");
+                step.config_only = instruction.config_only;
                 step.waiting.push(stream(text));
             }
             BuildEvent::Log { id, data, .. } => {
@@ -86,8 +93,11 @@ impl Classic {
                 result,
                 ..
             } => {
+                let ran = self.ran;
                 if let Some(step) = self.step(id) {
-                    if cached && error.is_none() && !step.from {
+                    let known = cached && !(step.config_only && ran);
+                    let executed = !cached && !step.config_only && !step.from;
+                    if known && error.is_none() && !step.from {
                         step.waiting.push(stream(" ---> Using cache\n"));
                     }
                     if let Some(result) = result {
@@ -95,6 +105,7 @@ impl Classic {
                             .push(stream(format!(" ---> {}\n", short(&result.id))));
                     }
                     step.done = true;
+                    self.ran |= executed;
                 }
             }
         }
