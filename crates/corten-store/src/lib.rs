@@ -12,6 +12,7 @@ mod layers;
 mod leases;
 pub mod rooted;
 mod schema;
+mod sys;
 mod tmp;
 
 use std::path::{Path, PathBuf};

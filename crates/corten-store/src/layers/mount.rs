@@ -4,6 +4,7 @@
 //! attached inside a container's own mount namespace, or used through the descriptor alone;
 //! no crash can leave one behind.
 
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -15,6 +16,15 @@ use rustix::mount::{
 };
 
 use crate::error::StoreError;
+
+mod classic;
+
+/// Layers must be plain: whole files, no redirects, whatever the kernel's default.
+const OPTIONS: [(&str, &str); 3] = [
+    ("redirect_dir", "nofollow"),
+    ("metacopy", "off"),
+    ("index", "off"),
+];
 
 /// What is on top of a stack.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +61,17 @@ fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
 
 /// Mounts `lowers` (top layer first, two at least where there is no upper) with `upper` on top.
 pub(super) fn overlay(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
+    match layer_by_layer(lowers, upper) {
+        // Not an option, or not known before all of them are looked at (before 6.5).
+        Err(StoreError::Mount { source, .. }) if source.kind() == ErrorKind::InvalidInput => {
+            classic::overlay(lowers, upper)
+        }
+        result => result,
+    }
+}
+
+/// With `lowerdir+` (6.7), which neither limits nor parses names.
+fn layer_by_layer(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("fsopen overlay"))?;
     let set = |key: &'static str, value: &str| fsconfig_set_string(fs.as_fd(), key, value);
     set("source", "overlay").map_err(failed("set source"))?;
@@ -63,18 +84,13 @@ pub(super) fn overlay(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, S
         volatile,
     } = upper
     {
-        set_dir(&fs, "upperdir", upper)?;
-        set_dir(&fs, "workdir", work)?;
+        set_fd(&fs, "upperdir", &open_upper_dir(upper)?)?;
+        set_fd(&fs, "workdir", &open_upper_dir(work)?)?;
         if volatile {
             fsconfig_set_flag(fs.as_fd(), "volatile").map_err(failed("set volatile"))?;
         }
     }
-    // Layers must be plain: whole files, no redirects, whatever the kernel's default.
-    for (key, value) in [
-        ("redirect_dir", "nofollow"),
-        ("metacopy", "off"),
-        ("index", "off"),
-    ] {
+    for (key, value) in OPTIONS {
         set(key, value).map_err(failed("set an overlay option"))?;
     }
     fsconfig_create(fs.as_fd()).map_err(failed("create the overlay"))?;
@@ -85,13 +101,12 @@ pub(super) fn overlay(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, S
     fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("fsmount"))
 }
 
-fn set_dir(fs: &OwnedFd, key: &'static str, path: &Path) -> Result<(), StoreError> {
-    let dir = open_dir(path).map_err(|errno| StoreError::Io {
+fn open_upper_dir(path: &Path) -> Result<OwnedFd, StoreError> {
+    open_dir(path).map_err(|errno| StoreError::Io {
         action: "open",
         path: path.into(),
         source: errno.into(),
-    })?;
-    set_fd(fs, key, &dir)
+    })
 }
 
 /// By descriptor where the kernel can (6.13), else by the path procfs has for it.
@@ -112,8 +127,19 @@ mod tests {
     use crate::rooted::RootFd;
     use std::fs;
 
+    type Mounting = fn(&[OwnedFd], Upper<'_>) -> Result<OwnedFd, StoreError>;
+
     #[test]
     fn stacks_layers_out_of_sight() {
+        out_of_sight(overlay);
+    }
+
+    #[test]
+    fn old_kernels_stack_layers_out_of_sight() {
+        out_of_sight(classic::overlay);
+    }
+
+    fn out_of_sight(mounting: Mounting) {
         let dir = tempfile::tempdir().unwrap();
         for name in ["a", "b", "upper", "work"] {
             fs::create_dir(dir.path().join(name)).unwrap();
@@ -130,7 +156,7 @@ mod tests {
             work: &work,
             volatile: true,
         };
-        let mount = RootFd::from(overlay(&lowers, top).unwrap());
+        let mount = RootFd::from(mounting(&lowers, top).unwrap());
         assert_eq!(mount.read(Path::new("f"), 9).unwrap(), b"b");
         assert_eq!(mount.read(Path::new("only"), 9).unwrap(), b"a");
         mount
@@ -142,12 +168,29 @@ mod tests {
             .unwrap();
         assert!(upper.join("new").exists());
         assert_eq!(fs::read_to_string("/proc/self/mounts").unwrap(), before);
-        let plain = RootFd::from(overlay(&lowers, Upper::ReadOnly).unwrap());
+        let plain = RootFd::from(mounting(&lowers, Upper::ReadOnly).unwrap());
         let write = OFlags::WRONLY | OFlags::CREATE;
         let refused = plain.open_in_root(Path::new("x"), write, Mode::from_raw_mode(0o644));
         assert_eq!(
             refused.unwrap_err().kind(),
             std::io::ErrorKind::ReadOnlyFilesystem
         );
+    }
+
+    #[test]
+    fn old_kernels_stack_as_many_layers_as_images_may_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let lowers: Vec<OwnedFd> = (0..128)
+            .map(|n| {
+                let layer = dir.path().join(format!("{n}"));
+                fs::create_dir(&layer).unwrap();
+                fs::write(layer.join("f"), format!("{n}")).unwrap();
+                fs::write(layer.join(format!("only-{n}")), "").unwrap();
+                open_dir(&layer).unwrap()
+            })
+            .collect();
+        let mount = RootFd::from(classic::overlay(&lowers, Upper::ReadOnly).unwrap());
+        assert_eq!(mount.read(Path::new("f"), 9).unwrap(), b"0");
+        assert!(mount.read(Path::new("only-127"), 9).is_ok());
     }
 }
