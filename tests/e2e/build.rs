@@ -240,3 +240,36 @@ fn mistakes_point_at_the_line() {
     let missing = engine.fails(1, ["build", none.to_str().unwrap()]);
     assert!(missing.contains("Dockerfile"), "{missing}");
 }
+
+#[test]
+fn steps_know_the_hosts_they_are_given() {
+    let engine = Engine::with_alpine();
+    let context = engine.context(
+        "hosts",
+        &[("Dockerfile", "FROM alpine\nRUN cat /etc/hosts > /seen\n")],
+    );
+    engine.ok([
+        "build",
+        "-q",
+        "--add-host",
+        "one.example:192.0.2.7",
+        "--add-host",
+        "host.example:host-gateway",
+        "-t",
+        "hosts",
+        context.to_str().unwrap(),
+    ]);
+    let seen = engine.ok(["run", "--rm", "hosts", "cat", "/seen"]);
+    assert!(seen.contains("192.0.2.7\tone.example"), "{seen}");
+    let gateway = engine.ok([
+        "network",
+        "inspect",
+        "-f",
+        "{{(index .IPAM.Config 0).Gateway}}",
+        "bridge",
+    ]);
+    assert!(
+        seen.contains(&format!("{gateway}\thost.example")),
+        "{seen} {gateway}"
+    );
+}

@@ -49,6 +49,17 @@ impl Networks {
             .await
     }
 
+    /// The host as containers on the default bridge see it (`host-gateway`). Brings the
+    /// bridge up.
+    ///
+    /// # Errors
+    /// The bridge cannot be brought up.
+    pub async fn host_gateway(&self) -> Result<std::net::IpAddr> {
+        self.0
+            .blocking(|engine| Ok(bridge::ensure(engine)?.1.gateway.into()))
+            .await
+    }
+
     /// One network with the running containers on it.
     ///
     /// # Errors

@@ -86,6 +86,11 @@ async fn build(
         }
         None => wanted.context = Context::Tar(Box::new(body::reader(body))),
     }
+    for (_, address) in &mut wanted.extra_hosts {
+        if address == "host-gateway" {
+            *address = engine.networks().host_gateway().await?.to_string();
+        }
+    }
     let builder = engine.builder(credentials);
     let (lines, response) = JsonLines::response();
     tokio::spawn(async move {
