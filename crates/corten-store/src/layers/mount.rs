@@ -4,7 +4,6 @@
 //! attached inside a container's own mount namespace, or used through the descriptor alone;
 //! no crash can leave one behind.
 
-use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -61,16 +60,25 @@ fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
 
 /// Mounts `lowers` (top layer first, two at least where there is no upper) with `upper` on top.
 pub(super) fn overlay(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
-    match layer_by_layer(lowers, upper) {
-        // Not an option, or not known before all of them are looked at (before 6.5).
-        Err(StoreError::Mount { source, .. }) if source.kind() == ErrorKind::InvalidInput => {
-            classic::overlay(lowers, upper)
-        }
-        result => result,
+    // Asking instead of trying: a refused option is logged by the kernel, every time.
+    if takes_layers_singly(&rustix::system::uname().release().to_string_lossy()) {
+        layer_by_layer(lowers, upper)
+    } else {
+        classic::overlay(lowers, upper)
     }
 }
 
-/// With `lowerdir+` (6.7), which neither limits nor parses names.
+/// Whether this release of Linux has `lowerdir+` (6.7). A name that tells nothing is new.
+fn takes_layers_singly(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next().and_then(|part| part.parse::<u32>().ok());
+    match (number(), number()) {
+        (Some(major), Some(minor)) => (major, minor) >= (6, 7),
+        _ => true,
+    }
+}
+
+/// With `lowerdir+`, which neither limits nor parses names.
 fn layer_by_layer(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("fsopen overlay"))?;
     let set = |key: &'static str, value: &str| fsconfig_set_string(fs.as_fd(), key, value);
@@ -175,6 +183,21 @@ mod tests {
             refused.unwrap_err().kind(),
             std::io::ErrorKind::ReadOnlyFilesystem
         );
+    }
+
+    #[test]
+    fn releases_with_single_layers() {
+        for (release, expected) in [
+            ("6.1.0-56-cloud-amd64", false),
+            ("5.14.0-503.el9.x86_64", false),
+            ("6.6.87.2-microsoft-standard-WSL2", false),
+            ("6.7.0", true),
+            ("6.12.95+deb12-cloud-amd64", true),
+            ("7.0-rc1", true),
+            ("odd", true),
+        ] {
+            assert_eq!(takes_layers_singly(release), expected, "{release}");
+        }
     }
 
     #[test]
