@@ -60,16 +60,18 @@ pub fn parse(text: &str) -> Result<i64> {
             }
         };
         if !whole.is_empty() {
-            total += whole
+            total = whole
                 .parse::<i128>()
                 .ok()
-                .and_then(|n| n.checked_mul(scale))
+                .and_then(|n| n.checked_mul(scale)?.checked_add(total))
                 .ok_or_else(invalid)?;
         }
         let mut place = scale;
         for digit in fraction.bytes() {
             place /= 10;
-            total += place * i128::from(digit - b'0');
+            total = total
+                .checked_add(place * i128::from(digit - b'0'))
+                .ok_or_else(invalid)?;
         }
         rest = next;
     }

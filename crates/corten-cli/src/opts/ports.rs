@@ -1,7 +1,7 @@
 //! Published and exposed ports: `-p 127.0.0.1:8080-8090:80/udp`, `--expose 3000-3003`
 //! (the grammar of Docker's `nat` package).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use bollard_stubs::models::PortBinding;
@@ -15,6 +15,8 @@ pub struct Ports {
     pub exposed: Vec<String>,
     /// Bindings of `-p`, by container port.
     pub bindings: HashMap<String, Vec<PortBinding>>,
+    /// `exposed` once more: a range may have 65,536 ports.
+    seen: HashSet<String>,
 }
 
 impl Ports {
@@ -39,7 +41,7 @@ impl Ports {
     }
 
     fn add(&mut self, port: String) {
-        if !self.exposed.contains(&port) {
+        if self.seen.insert(port.clone()) {
             self.exposed.push(port);
         }
     }
