@@ -121,7 +121,8 @@ fn open_upper_dir(path: &Path) -> Result<OwnedFd, StoreError> {
 fn set_fd(fs: &OwnedFd, key: &'static str, dir: &OwnedFd) -> Result<(), StoreError> {
     match fsconfig_set_fd(fs.as_fd(), key, dir.as_fd()) {
         Ok(()) => Ok(()),
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+        // Before 6.13 it wants a descriptor that was opened for more than its path.
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::BADF) => {
             let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
             fsconfig_set_string(fs.as_fd(), key, &path).map_err(failed("set a directory"))
         }
