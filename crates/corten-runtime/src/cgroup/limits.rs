@@ -45,6 +45,10 @@ pub(super) fn legacy_controllers<'a>(
     if hosts.unified().is_none() {
         // Nothing else could kill, freeze or list the processes.
         controllers.push("freezer");
+        // Nor count their CPU time.
+        if hosts.controller("cpuacct").is_some() {
+            controllers.push("cpuacct");
+        }
     }
     let mut mounts: Vec<&LegacyMount> = Vec::new();
     for controller in controllers {

@@ -19,7 +19,7 @@
 //! killing, freezing, listing and CPU accounting even where it has no controllers. A v1
 //! hierarchy gets one only if a limit asked for lives there, entered by the child itself
 //! through `tasks`. Devices are filtered by the v1 controller where there is one, else by
-//! eBPF.
+//! eBPF. Without a v2 hierarchy, v1's freezer and cpuacct stand in for it.
 //!
 //! Nothing outside the group's own path is ever changed, except that parents are created
 //! (and, on v2, controllers enabled in them).

@@ -220,6 +220,21 @@ pub fn group_dirs(path: &str) -> Vec<PathBuf> {
     dirs
 }
 
+/// Whether the host has the v2 hierarchy, alone or beside v1.
+pub fn has_cgroup2() -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    mounts.contains(" - cgroup2 ")
+}
+
+/// A line of `/proc/self/cgroup` in a container that is in its own group and sees only that.
+pub fn own_group() -> &'static str {
+    if has_cgroup2() {
+        "0::/\n"
+    } else {
+        ":freezer:/\n"
+    }
+}
+
 /// The control group above those of a case's process.
 pub fn group_of(pid: u32) -> String {
     format!("corten-test-{pid}")
