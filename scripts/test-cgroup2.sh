@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Runs Corten in a small virtual machine, so on other cgroups and another kernel than here:
+#
+#   test-cgroup2.sh CORTEN [v2|v1] [KERNEL] [TEST...]
+#
+# KERNEL is an unpacked linux-image package (`dpkg -x`); without one, the distribution's cloud
+# kernel is fetched and kept in CORTEN_CACHE (default ~/.cache/corten). Each TEST is a static
+# test binary to run in there as well (`cargo test -p corten-runtime --test runtime --no-run`).
+# Needs root, qemu-system-x86, busybox-static, cpio, kmod and e2fsprogs.
+set -euo pipefail
+corten=$1 mode=${2:-v2} kernel=${3:-}
+shift $(($# < 3 ? $# : 3))
+here=$(dirname "$(realpath "$0")")
+work=$(mktemp -d "${TMPDIR:-/tmp}/corten-vm.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+if [ -z "$kernel" ]; then
+  package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -1)
+  [ -n "$package" ] || { echo "test-cgroup2: apt knows no linux-image-cloud-amd64" >&2; exit 1; }
+  kernel=${CORTEN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/corten}/$package
+  if [ ! -d "$kernel" ]; then
+    (cd "$work" && apt-get download --quiet "$package")
+    dpkg -x "$work"/linux-image-*.deb "$work/kernel"
+    mkdir -p "$(dirname "$kernel")" && mv "$work/kernel" "$kernel"
+  fi
+fi
+release=$(ls "$kernel/lib/modules")
+
+# The whole system is one archive: busybox, Corten, the modules for networks and overlays.
+root=$work/root
+mkdir -p "$root"/{bin,sbin,etc,proc,sys,dev,run,tmp,var/lib/corten,tests,context}
+busybox=$(command -v busybox)
+cp "$busybox" "$root/bin/busybox"
+for applet in $("$busybox" --list); do
+  [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
+done
+ln -s ../bin/busybox "$root/sbin/modprobe"
+strip -o "$root/bin/corten" "$corten"
+for test in "$@"; do strip -o "$root/tests/$(basename "$test")" "$test"; done
+echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
+echo 'root:x:0:' >"$root/etc/group"
+echo vm >"$root/etc/hostname"
+for part in net lib crypto fs/overlayfs fs/fuse drivers/net/veth.ko* drivers/net/bridge drivers/virtio drivers/block/virtio_blk.ko*; do
+  for found in "$kernel/lib/modules/$release/kernel"/$part; do
+    [ -e "$found" ] || continue
+    target=$root/${found#"$kernel/"}
+    mkdir -p "$(dirname "$target")" && cp -r "$found" "$target"
+  done
+done
+cp "$kernel/lib/modules/$release"/modules.{builtin,builtin.modinfo,order} "$root/lib/modules/$release/"
+find "$root/lib/modules" -name '*.ko.xz' -exec xz -d {} +
+depmod -b "$root" "$release"
+
+# The base image's files, and what is done with them.
+base=$work/base
+mkdir -p "$base"/{bin,etc,tmp,proc,sys,dev,root}
+cp "$busybox" "$base/bin/"
+for applet in $("$busybox" --list); do
+  [ "$applet" = busybox ] || ln -s busybox "$base/bin/$applet"
+done
+cp "$root/etc/passwd" "$root/etc/group" "$base/etc/"
+tar --owner=0 --group=0 -C "$base" -cf "$root/context/rootfs.tar" .
+cp "$here/test-cgroup2-guest.sh" "$root/init"
+chmod 755 "$root/init"
+(cd "$root" && find . | cpio --quiet -o -H newc) | gzip -1 >"$work/initrd"
+truncate -s 2G "$work/disk"
+mkfs.ext4 -q "$work/disk"
+
+# QEMU 7.2 emulates neither cmpxchg16b nor the kernel patching itself under several threads well.
+timeout "${VM_TIMEOUT:-900}" qemu-system-x86_64 -accel tcg,thread=single -cpu max,cx16=off -m 2048 -smp 2 -nographic -no-reboot \
+  -nic none -drive "file=$work/disk,format=raw,if=virtio" \
+  -kernel "$kernel/boot/vmlinuz-$release" -initrd "$work/initrd" \
+  -append "console=ttyS0 quiet panic=-1 corten.cgroups=$mode" </dev/null | tr -d '\r' | tee "$work/log"
+grep -q '^passed: [0-9]*, failed: 0$' "$work/log"
