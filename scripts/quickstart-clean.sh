@@ -16,7 +16,7 @@ for pidfile in "$state"/*.pid; do
   [ -e "$pidfile" ] || continue
   pid=$(cat "$pidfile")
   # Only a process that still is our registry is ended.
-  if tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q "registry serve .*$state"; then
+  if { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -q "registry serve .*$state"; then
     kill "$pid" 2>/dev/null
   fi
 done

@@ -24,6 +24,9 @@ use crate::supervise::rooted;
 /// How long rows of ended instances are kept at least, counted from their making.
 const KEPT_NANOS: i64 = 60 * 60 * 1_000_000_000;
 
+/// Exit code of an instance that could not be started (Docker's).
+const CANNOT_START: i64 = 126;
+
 type Result<T> = std::result::Result<T, EngineError>;
 
 /// An exec instance's row.
@@ -201,14 +204,7 @@ pub(super) async fn start(engine: &Engine, id: &str, start: ExecStart) -> Result
         })),
         Err(error) => match refused(&container, error) {
             EngineError::Start { message, code } => {
-                let exec = id.to_owned();
-                engine
-                    .blocking(move |engine| {
-                        engine.write(Durability::Relaxed, |c| {
-                            set_exit_code(c, &exec, i64::from(code))
-                        })
-                    })
-                    .await?;
+                failed(engine, id, i64::from(code)).await?;
                 if start.detach {
                     return Err(EngineError::Start { message, code });
                 }
@@ -216,9 +212,24 @@ pub(super) async fn start(engine: &Engine, id: &str, start: ExecStart) -> Result
                 // there, and then asks for the exit code.
                 Ok(Some(told(&message, tty).await))
             }
+            // A client that has its stream already asks for the exit code all the same.
+            other @ EngineError::Unavailable(_) => {
+                failed(engine, id, CANNOT_START).await?;
+                Err(other)
+            }
             other => Err(other),
         },
     }
+}
+
+/// Records that an instance could not be started.
+async fn failed(engine: &Engine, id: &str, code: i64) -> Result<()> {
+    let exec = id.to_owned();
+    engine
+        .blocking(move |engine| {
+            engine.write(Durability::Relaxed, |c| set_exit_code(c, &exec, code))
+        })
+        .await
 }
 
 /// A stream that holds one message.
