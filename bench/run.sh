@@ -17,11 +17,12 @@ echo "{}" >"$DOCKER_CONFIG/config.json" # podman insists on the file
 pids=()
 
 cleanup() {
+  # While its engine still lives: the shim would outlive it.
+  [ -z "${docker:-}" ] || $docker rm -f corten-bench >/dev/null 2>&1 || true
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
   "$corten" system reset --force >/dev/null 2>&1 || true
   "$corten" --root "$work/base" system reset --force >/dev/null 2>&1 || true
   [ -z "${podman:-}" ] || $podman rm -af >/dev/null 2>&1 || true
-  [ -z "${docker:-}" ] || $docker rm -f corten-bench >/dev/null 2>&1 || true
   # Podman leaves its storage mounted; dockerd's mounts went with its namespace.
   grep " $work/" /proc/self/mounts | cut -d' ' -f2 | sort -r | while read -r point; do umount "$point"; done
   rm -rf "$work"
