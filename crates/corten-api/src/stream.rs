@@ -1,8 +1,8 @@
-//! Streamed answers: JSON lines, and log frames.
+//! Streamed answers: JSON lines, and bodies of other types.
 
 use axum::body::Body;
 use axum::response::Response;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::header;
 use serde::Serialize;
@@ -128,15 +128,6 @@ fn line(value: &impl Serialize) -> Option<Bytes> {
     }
 }
 
-/// One `stdcopy` frame: stream number, three zeros, length, payload.
-pub(crate) fn frame(stream: u8, payload: &[u8]) -> Bytes {
-    let mut framed = BytesMut::with_capacity(8 + payload.len());
-    framed.put_slice(&[stream, 0, 0, 0]);
-    framed.put_u32(u32::try_from(payload.len()).unwrap_or(u32::MAX));
-    framed.put_slice(payload);
-    framed.freeze()
-}
-
 /// A streamed body of the given type.
 pub(crate) fn body<S, E>(content_type: &'static str, chunks: S) -> Response
 where
@@ -179,13 +170,5 @@ mod tests {
         assert_eq!(answered(&[], Ok(())).await.unwrap(), "");
         let told = answered(&["one", "two"], Err("gone")).await.unwrap();
         assert_eq!(told, "\"one\"\r\n\"two\"\r\n\"gone\"\r\n");
-    }
-
-    #[test]
-    fn frames_like_stdcopy() {
-        assert_eq!(
-            frame(2, b"abc").as_ref(),
-            &[2, 0, 0, 0, 0, 0, 0, 3, b'a', b'b', b'c']
-        );
     }
 }

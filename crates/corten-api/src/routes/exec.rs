@@ -7,7 +7,7 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use std::pin::Pin;
 
-use corten_engine::containers::{ByteStream, ExecStart};
+use corten_engine::containers::{ByteStream, ExecStart, StreamKind, framed};
 use corten_engine::{Engine, models};
 use http::{Request, StatusCode};
 use tokio::io::AsyncWriteExt;
@@ -17,7 +17,6 @@ use super::streams::{content_type, join};
 use super::{Answer, Body, MAX_JSON, Query};
 use crate::error::ApiError;
 use crate::hijack::Hijack;
-use crate::stream::frame;
 use crate::version::ClientVersion;
 
 pub(super) fn routes() -> Router<Engine> {
@@ -101,7 +100,7 @@ async fn started(
     let line = if tty {
         Bytes::from(line)
     } else {
-        frame(2, line.as_bytes())
+        framed(StreamKind::Stderr, line.as_bytes())
     };
     let (ours, mut theirs) = tokio::io::duplex(line.len() + 1);
     // There is room for all of it.

@@ -5,7 +5,7 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use bytes::Bytes;
-use corten_engine::containers::{AttachOptions, Attached, LogOptions, StreamKind};
+use corten_engine::containers::{AttachOptions, Attached, LogOptions, StreamKind, framed};
 use corten_engine::{Engine, EngineError};
 use futures_util::StreamExt;
 use http::Request;
@@ -124,13 +124,11 @@ async fn logs(
     let chunks = logs
         .chunks
         .map(move |chunk: Result<(StreamKind, Bytes), EngineError>| {
-            chunk.map(|(stream, bytes)| {
-                if tty {
-                    bytes
-                } else {
-                    crate::stream::frame(stream as u8, &bytes)
-                }
-            })
+            chunk.map(
+                |(stream, bytes)| {
+                    if tty { bytes } else { framed(stream, &bytes) }
+                },
+            )
         });
     Ok(crate::stream::body(content_type(tty, version), chunks))
 }

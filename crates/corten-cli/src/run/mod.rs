@@ -262,21 +262,41 @@ async fn foreground(cli: &Cli, flags: &Parsed, body: &ContainerCreateBody, id: &
             }
             return Err(start_failed(cli, &error));
         }
-        let path = format!("/containers/{}", component(id));
         let session = Session {
             tty,
             stdin: attach.stdin,
             detach_keys: keys,
         };
-        let end = copy(client, session, hijacked, tty.then_some(path.as_str())).await?;
-        if end == End::Detached {
-            return Ok(());
-        }
-        match exit.await? {
-            0 => Ok(()),
-            code => Err(CliError::status(code)),
-        }
+        until_end(client, id, session, hijacked, exit).await
     };
+    beside(forwarding, work).await
+}
+
+/// Copies an attached container's streams until the user detaches or it ends; then ends as
+/// the container did.
+pub(crate) async fn until_end(
+    client: &Client,
+    id: &str,
+    session: Session,
+    hijacked: Option<Hijacked>,
+    exit: impl Future<Output = Result<u8>>,
+) -> Result {
+    let path = format!("/containers/{}", component(id));
+    let resize = session.tty.then_some(path.as_str());
+    if copy(client, session, hijacked, resize).await? == End::Detached {
+        return Ok(());
+    }
+    match exit.await? {
+        0 => Ok(()),
+        code => Err(CliError::status(code)),
+    }
+}
+
+/// Works while signals are forwarded, if they are.
+pub(crate) async fn beside(
+    forwarding: Option<impl Future<Output = ()>>,
+    work: impl Future<Output = Result>,
+) -> Result {
     match forwarding {
         None => work.await,
         Some(forwarding) => tokio::select! {

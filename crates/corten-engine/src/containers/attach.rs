@@ -144,11 +144,23 @@ async fn replay(
 }
 
 /// One `stdcopy` frame: stream, three zeroes, length in network order, bytes.
-pub(super) fn framed(stream: StreamKind, bytes: &[u8]) -> Bytes {
+#[must_use]
+pub fn framed(stream: StreamKind, bytes: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(bytes.len() + 8);
     frame.put_slice(&[stream as u8, 0, 0, 0]);
     // A record of the log is at most some kilobytes.
     frame.put_u32(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
     frame.put_slice(bytes);
     frame.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_like_stdcopy() {
+        let framed = framed(StreamKind::Stderr, b"abc");
+        assert_eq!(framed.as_ref(), &[2, 0, 0, 0, 0, 0, 0, 3, b'a', b'b', b'c']);
+    }
 }

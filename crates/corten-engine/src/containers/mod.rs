@@ -38,6 +38,7 @@ use crate::error::EngineError;
 use crate::events::{self, Kind};
 use row::Container;
 
+pub use attach::framed;
 pub(crate) use create::parse_mac;
 pub(crate) use exec::set_exit_code as set_exec_exit_code;
 pub use options::{

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bollard_stubs::models::{ContainerConfig, HostConfig, PortBinding};
+use corten_db::DbError;
 use corten_oci::DiffId;
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 use serde::{Deserialize, Serialize};
@@ -229,8 +230,7 @@ pub(crate) fn insert(c: &Connection, container: &Container) -> Result<()> {
         ]);
     match inserted {
         Ok(_) => Ok(()),
-        Err(error) if is_unique_violation(&error) => Err(name_in_use(c, &container.name)?),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(unless_taken(c, &container.name, error)?),
     }
 }
 
@@ -238,17 +238,18 @@ pub(crate) fn insert(c: &Connection, container: &Container) -> Result<()> {
 pub(crate) fn rename(c: &Connection, id: &str, name: &str) -> Result<()> {
     match c.execute("UPDATE containers SET name = ? WHERE id = ?", [name, id]) {
         Ok(_) => Ok(()),
-        Err(error) if is_unique_violation(&error) => Err(name_in_use(c, name)?),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(unless_taken(c, name, error)?),
     }
 }
 
-/// Whether a statement failed because a value that must be unique exists already.
-pub(crate) fn is_unique_violation(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(rusqlite::ErrorCode::ConstraintViolation)
-    )
+/// The error of storing a name: that it is taken, where that is why.
+fn unless_taken(c: &Connection, name: &str, error: rusqlite::Error) -> Result<EngineError> {
+    let error = DbError::from(error);
+    if error.is_unique_violation() {
+        name_in_use(c, name)
+    } else {
+        Ok(error.into())
+    }
 }
 
 fn name_in_use(c: &Connection, name: &str) -> Result<EngineError> {

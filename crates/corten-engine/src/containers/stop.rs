@@ -7,7 +7,8 @@ use super::row::{self, Container, Status};
 use super::{StopOptions, refused, start, state, supervisor};
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::parse::signals;
+use crate::parse::restart::Restart;
+use crate::parse::{restart, signals};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -18,6 +19,15 @@ async fn find(engine: &Engine, name: &str) -> Result<Container> {
     engine
         .blocking(move |engine| state::find(engine, &name))
         .await
+}
+
+/// Whether a restart policy could start it again. Clients send the policy `no`, too.
+fn has_policy(container: &Container) -> bool {
+    let policy = container.host.restart_policy.as_ref();
+    !matches!(
+        restart::restart(policy, container.auto_remove),
+        Ok(Restart::No)
+    )
 }
 
 /// Remembers that the user wanted the end: no start at the next boot.
@@ -50,7 +60,7 @@ async fn down(engine: &Engine, container: &Container, options: &StopOptions) -> 
     let Ok(client) = supervisor(engine, container) else {
         return Ok(());
     };
-    if container.host.restart_policy.is_some() {
+    if has_policy(container) {
         mark_stopped(engine, container).await?;
     }
     let id = container.clone();
@@ -145,7 +155,7 @@ pub(super) async fn kill(engine: &Engine, name: &str, signal: Option<&str>) -> R
     let client = supervisor(engine, &container)?;
     // The user wants it down when the signal is the last one, or the one it stops on.
     let manual = number == SIGKILL || number == stop_signal(&container);
-    if manual && container.host.restart_policy.is_some() {
+    if manual && has_policy(&container) {
         mark_stopped(engine, &container).await?;
     }
     // Told before it is done: the end that may follow is told after it.

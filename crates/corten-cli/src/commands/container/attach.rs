@@ -79,13 +79,7 @@ async fn attach(cli: &Cli, flags: Parsed) -> Result {
             code => Err(CliError::status(code)),
         }
     };
-    match forwarding {
-        None => work.await,
-        Some(forwarding) => tokio::select! {
-            result = work => result,
-            () = forwarding => Ok(()),
-        },
-    }
+    run::beside(forwarding, work).await
 }
 
 /// The container, if one can attach to it.

@@ -3,7 +3,7 @@
 use bollard_stubs::models::ContainerInspectResponse;
 
 use crate::app::Cli;
-use crate::attach::{self, End, Session};
+use crate::attach::{self, Session};
 use crate::client::{Client, component};
 use crate::command::{Command, action};
 use crate::error::{CliError, Result};
@@ -107,32 +107,12 @@ async fn attached(cli: &Cli, flags: &Parsed, name: &str) -> Result {
             }
             return Err(error);
         }
-        let path = format!("/containers/{}", component(id));
         let session = Session {
             tty,
             stdin: streams.stdin,
             detach_keys: keys,
         };
-        let end = run::copy(
-            client,
-            session,
-            Some(hijacked),
-            tty.then_some(path.as_str()),
-        )
-        .await?;
-        if end == End::Detached {
-            return Ok(());
-        }
-        match exit.await? {
-            0 => Ok(()),
-            code => Err(CliError::status(code)),
-        }
+        run::until_end(client, id, session, Some(hijacked), exit).await
     };
-    match forwarding {
-        None => work.await,
-        Some(forwarding) => tokio::select! {
-            result = work => result,
-            () = forwarding => Ok(()),
-        },
-    }
+    run::beside(forwarding, work).await
 }
