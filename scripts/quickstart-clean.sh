@@ -5,12 +5,16 @@ corten=$(realpath "$1")
 quiet=${2:-}
 export CORTEN_ROOT=${QUICKSTART_ROOT:-/var/lib/corten-quickstart}
 state=$CORTEN_ROOT.d
+failed=""
 unset DOCKER_HOST DOCKER_CONTEXT
 
 for root in "$CORTEN_ROOT" "$state/base"; do
   [ -e "$root/corten.db" ] || continue
-  "$corten" --root "$root" system reset --force >/dev/null 2>&1 ||
-    echo "quickstart-clean: '$corten --root $root system reset --force' failed" >&2
+  # The root is what knows the rest: it stays until the reset has worked.
+  if ! "$corten" --root "$root" system reset --force >/dev/null; then
+    echo "quickstart-clean: '$corten --root $root system reset --force' failed: try again" >&2
+    failed=1
+  fi
 done
 for pidfile in "$state"/*.pid; do
   [ -e "$pidfile" ] || continue
@@ -20,5 +24,6 @@ for pidfile in "$state"/*.pid; do
     kill "$pid" 2>/dev/null
   fi
 done
+[ -z "$failed" ] || exit 1
 rm -rf "$CORTEN_ROOT" "$state"
 [ "$quiet" = quiet ] || echo "Removed everything the quickstart made."

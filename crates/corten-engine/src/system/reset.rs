@@ -15,22 +15,43 @@ const KEPT: &[&str] = &["registries.toml"];
 pub(super) fn reset(engine: &Engine) -> Result<()> {
     let layout = engine.layout();
     crate::sweep::quick(engine);
-    crate::sweep::network(engine, None)?;
-    for row in engine.database().read(bridge::rows)? {
-        if let Some(spec) = row.spec(engine) {
-            corten_network::remove_bridge(&spec)?;
+    // What is on the host goes as far as it can, whatever fails; the files, which tell the
+    // next attempt what there was, only when all of it has gone.
+    let mut failed = None;
+    let mut step = |result: Result<()>| {
+        if let Err(error) = result {
+            tracing::warn!(%error, "a part of the reset failed");
+            failed.get_or_insert(error);
         }
-    }
+    };
+    step(crate::sweep::network(engine, None).map(drop));
+    step(remove_bridges(engine));
     // Also when the database that knew it has been lost.
-    corten_network::remove_link(&layout.bridge())?;
-    corten_network::remove_table(&layout.table())?;
+    step(
+        corten_network::remove_link(&layout.bridge())
+            .map(drop)
+            .map_err(EngineError::from),
+    );
+    step(corten_network::remove_table(&layout.table()).map_err(EngineError::from));
     crate::sweep::remove_cgroup(&layout.cgroup_parent());
+    if let Some(error) = failed {
+        return Err(error);
+    }
     remove(layout.run())?;
     let entries = std::fs::read_dir(layout.root()).map_err(io("read", layout.root()))?;
     for entry in entries {
         let entry = entry.map_err(io("read", layout.root()))?;
         if !KEPT.iter().any(|kept| entry.file_name() == *kept) {
             remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_bridges(engine: &Engine) -> Result<()> {
+    for row in engine.database().read(bridge::rows)? {
+        if let Some(spec) = row.spec(engine) {
+            corten_network::remove_bridge(&spec)?;
         }
     }
     Ok(())
