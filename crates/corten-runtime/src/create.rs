@@ -80,10 +80,10 @@ pub(crate) fn create_with(sandbox: Sandbox<'_>, extras: Extras) -> Result<Create
         .as_ref()
         .and_then(|linux| linux.resources().clone());
     let no_resources = LinuxResources::default();
-    let cgroup = Cgroup::create(
-        &sandbox.cgroup.path,
-        resources.as_ref().unwrap_or(&no_resources),
-    )?;
+    let cgroup = Cgroup::create(&sandbox.cgroup, resources.as_ref().unwrap_or(&no_resources))?;
+    if let Some(owner) = cgroup_owner(spec) {
+        cgroup.get().delegate_to(owner)?;
+    }
     let mut plan = plan(sandbox, extras, cgroup.get(), hook_state.clone())?;
     let (channel, child) = clone(&mut plan, cgroup.get())?;
     let hooks = spec.hooks().as_ref();
@@ -323,16 +323,52 @@ pub(crate) fn child_stdio(stdio: Stdio, process: &ProcessPlan) -> ChildStdio {
     }
 }
 
+/// The user of the host who gets the control group: the one the container's user is, if
+/// the container has a user and a cgroup namespace of its own and mounts its groups
+/// writable (runtime-spec, config-linux "Cgroup ownership").
+fn cgroup_owner(spec: &Spec) -> Option<u32> {
+    use corten_oci::runtime_spec::LinuxNamespaceType as Type;
+    let linux = spec.linux().as_ref()?;
+    let new = |typ| {
+        let mut listed = linux.namespaces().iter().flatten();
+        listed.any(|namespace| namespace.typ() == typ && namespace.path().is_none())
+    };
+    let writable = spec.mounts().iter().flatten().any(|mount| {
+        mount.typ().as_deref() == Some("cgroup")
+            && mount.destination().as_os_str() == "/sys/fs/cgroup"
+            && !mount
+                .options()
+                .iter()
+                .flatten()
+                .any(|option| option == "ro")
+    });
+    if !writable || !new(Type::Cgroup) || !new(Type::User) {
+        return None;
+    }
+    let uid = spec.process().as_ref()?.user().uid();
+    let mut mappings = linux.uid_mappings().iter().flatten();
+    mappings.find_map(|map| {
+        let offset = uid.checked_sub(map.container_id())?;
+        (offset < map.size()).then(|| map.host_id().checked_add(offset))?
+    })
+}
+
 /// Clones, and runs the plan in the child. In the caller, what was for the child only is
 /// closed again.
 fn clone(plan: &mut InitPlan, cgroup: &Cgroup) -> Result<(OwnedFd, ChildGuard), RuntimeError> {
     let (ours, theirs) = channel::pair()?;
     let target = cgroup.clone_target()?;
     let born_into = plan.namespaces.enter_pid()?;
-    let cloned = sys::clone3(
-        plan.namespaces.clone_flags(),
-        target.as_ref().map(AsFd::as_fd),
-    );
+    let try_clone = || {
+        sys::clone3(
+            plan.namespaces.clone_flags(),
+            target.as_ref().map(AsFd::as_fd),
+        )
+    };
+    let cloned = match try_clone() {
+        Err(rustix::io::Errno::OPNOTSUPP) if cgroup.make_threaded() => try_clone(),
+        cloned => cloned,
+    };
     match cloned.map_err(|errno| RuntimeError::setup(Step::Clone, "", errno))? {
         Cloned::Child => {
             drop(ours);

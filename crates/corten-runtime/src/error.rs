@@ -51,6 +51,14 @@ pub enum RuntimeError {
         /// The kernel's answer.
         errno: Errno,
     },
+    /// The caller may not make groups there, as without privileges.
+    #[error("cgroup {path}: create: {}", Os(*errno))]
+    CgroupDenied {
+        /// The group.
+        path: String,
+        /// The kernel's answer.
+        errno: Errno,
+    },
     /// The group exists already: another container of this id lives or has not been
     /// cleaned up.
     #[error("cgroup {path} already exists")]
@@ -110,7 +118,9 @@ impl RuntimeError {
     /// The errno at the bottom of it, if there is one.
     pub fn errno(&self) -> Option<Errno> {
         match self {
-            Self::Setup { errno, .. } | Self::Cgroup { errno, .. } => Some(*errno),
+            Self::Setup { errno, .. }
+            | Self::Cgroup { errno, .. }
+            | Self::CgroupDenied { errno, .. } => Some(*errno),
             Self::Exec {
                 reason: ExecErrno::Errno(errno),
                 ..

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use corten_oci::runtime_spec::{LinuxNamespaceType, Process, Spec};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::cgroup::{self, Cgroup};
 use crate::channel::{self, Message};
@@ -82,6 +83,14 @@ pub(crate) fn exec_with(
         // host's descriptors and executable: it must be born unreachable.
         let _hidden = Hidden::now()?;
         let cloned = sys::clone3(0, group.as_ref().map(AsFd::as_fd));
+        let cloned = match cloned {
+            // A container that has made groups of its own (systemd, Docker in it).
+            Err(Errno::BUSY | Errno::OPNOTSUPP) => {
+                let group = target.cgroup.clone_target_of(target.pidfd)?;
+                sys::clone3(0, group.as_ref().map(AsFd::as_fd))
+            }
+            cloned => cloned,
+        };
         match cloned.map_err(|errno| RuntimeError::setup(Step::Clone, "", errno))? {
             Cloned::Child => {
                 drop(ours);

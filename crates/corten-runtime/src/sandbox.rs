@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use corten_oci::runtime_spec::Spec;
 
+pub use crate::cgroup::CgroupSpec;
+
 /// A container to be created.
 #[derive(Debug)]
 pub struct Sandbox<'a> {
@@ -83,20 +85,4 @@ pub struct TerminalSize {
     pub rows: u16,
     /// Width.
     pub cols: u16,
-}
-
-/// Which control group the container lives in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CgroupSpec {
-    /// Path of the group relative to the roots of the hierarchies, without a leading
-    /// slash: `corten/<id>`. Missing parents are created and left in place; the last
-    /// component must not exist yet.
-    pub path: String,
-}
-
-impl CgroupSpec {
-    /// The group at `path` (see [`CgroupSpec::path`]).
-    pub fn new(path: impl Into<String>) -> Self {
-        Self { path: path.into() }
-    }
 }

@@ -8,12 +8,13 @@ use corten_oci::runtime_spec::LinuxResources;
 use rustix::io::Errno;
 
 use super::devices::Filter;
+use super::files::{make_dirs, os, set, write_file};
 use super::hosts::LegacyMount;
-use super::{Hierarchy, Stats, limits, make_dirs, os, set, stats, write_file};
+use super::{Hierarchy, Stats, limits, stats};
 use crate::error::RuntimeError;
 
 /// How long a freeze may take before it is given up.
-const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A group in one v1 hierarchy.
 #[derive(Debug)]
@@ -72,30 +73,33 @@ impl Legacy {
     }
 
     /// A new cpuset is empty and lets nobody in until it has processors and memory nodes.
-    fn inherit_cpuset(dir: &Path) -> Result<(), RuntimeError> {
-        let parent = dir.parent().unwrap_or(dir);
-        for file in ["cpuset.cpus", "cpuset.mems"] {
+    /// Those above may be empty, too, if somebody else has made them.
+    fn inherit_cpuset(&self, dir: &Path) -> Result<(), RuntimeError> {
+        let read = |dir: &Path, file: &str| {
             let path = dir.join(file);
-            let read = |path: PathBuf| {
-                fs::read_to_string(&path).map_err(|error| RuntimeError::Cgroup {
-                    path: path.display().to_string(),
-                    action: "read",
-                    errno: os(&error),
-                })
-            };
-            if read(path)?.trim().is_empty() {
-                set(dir, file, read(parent.join(file))?.trim())?;
+            fs::read_to_string(&path).map_err(|error| RuntimeError::Cgroup {
+                path: path.display().to_string(),
+                action: "read",
+                errno: os(&error),
+            })
+        };
+        let Some(parent) = dir.parent().filter(|_| dir != self.root) else {
+            return Ok(()); // the root is never empty
+        };
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if !read(dir, file)?.trim().is_empty() {
+                continue;
             }
+            if read(parent, file)?.trim().is_empty() {
+                self.inherit_cpuset(parent)?;
+            }
+            set(dir, file, read(parent, file)?.trim())?;
         }
         Ok(())
     }
 
     fn read(&self, file: &str) -> Option<String> {
         fs::read_to_string(self.dir.join(file)).ok()
-    }
-
-    fn number(&self, file: &str) -> Option<u64> {
-        self.read(file)?.trim().parse().ok()
     }
 }
 
@@ -106,9 +110,9 @@ impl Hierarchy for Legacy {
 
     fn create(&self) -> Result<(), RuntimeError> {
         let cpuset = self.has("cpuset");
-        make_dirs(&self.root, &self.dir, |made| {
+        make_dirs(&self.root, &self.dir, &mut |made| {
             if cpuset {
-                Self::inherit_cpuset(made)
+                self.inherit_cpuset(made)
             } else {
                 Ok(())
             }
@@ -147,61 +151,39 @@ impl Hierarchy for Legacy {
         if !self.has("freezer") {
             return Ok(false);
         }
-        let wanted = if frozen { "FROZEN" } else { "THAWED" };
+        if !frozen {
+            set(&self.dir, "freezer.state", "THAWED")?;
+            return Ok(true);
+        }
         let deadline = Instant::now() + FREEZE_TIMEOUT;
-        loop {
-            set(&self.dir, "freezer.state", wanted)?;
-            if self
-                .read("freezer.state")
-                .is_some_and(|state| state.trim() == wanted)
-            {
+        for attempt in 1u32.. {
+            set(&self.dir, "freezer.state", "FROZEN")?;
+            let state = self.read("freezer.state").unwrap_or_default();
+            if state.trim() == "FROZEN" {
                 return Ok(true);
             }
             if Instant::now() > deadline {
-                write_file(&self.dir.join("freezer.state"), "THAWED").ok();
-                let path = self.dir.display().to_string();
-                return Err(RuntimeError::Cgroup {
-                    path,
-                    action: "freeze",
-                    errno: Errno::TIMEDOUT,
-                });
+                break;
             }
-            std::thread::sleep(Duration::from_millis(1));
+            // While processes keep appearing (a fork in progress, an exec) a freeze can get
+            // stuck; letting everybody run for a moment gets over that.
+            if attempt.is_multiple_of(50) {
+                set(&self.dir, "freezer.state", "THAWED")?;
+                std::thread::sleep(Duration::from_millis(10));
+            } else {
+                std::thread::sleep(Duration::from_micros(100));
+            }
         }
+        write_file(&self.dir.join("freezer.state"), "THAWED").ok();
+        let path = self.dir.display().to_string();
+        Err(RuntimeError::Cgroup {
+            path,
+            action: "freeze",
+            errno: Errno::TIMEDOUT,
+        })
     }
 
     fn collect(&self, stats: &mut Stats) {
-        if self.has("cpuacct") {
-            let nanoseconds = |file| self.number(file).map(Duration::from_nanos);
-            stats.cpu_usage = nanoseconds("cpuacct.usage").or(stats.cpu_usage);
-            stats.cpu_user = nanoseconds("cpuacct.usage_user").or(stats.cpu_user);
-            stats.cpu_system = nanoseconds("cpuacct.usage_sys").or(stats.cpu_system);
-        }
-        if self.has("cpu")
-            && let Some(text) = self.read("cpu.stat")
-        {
-            stats.cpu_periods = stats::field(&text, "nr_periods");
-            stats.cpu_throttled_periods = stats::field(&text, "nr_throttled");
-            stats.cpu_throttled = stats::field(&text, "throttled_time").map(Duration::from_nanos);
-        }
-        if self.has("memory") {
-            stats.memory_usage = self.number("memory.usage_in_bytes");
-            stats.memory_max_usage = self.number("memory.max_usage_in_bytes");
-            stats.memory_failcnt = self.number("memory.failcnt");
-            stats.memory_limit = self
-                .number("memory.limit_in_bytes")
-                .filter(|limit| *limit < stats::NO_LIMIT);
-            stats.memory_stat = stats::fields(&self.read("memory.stat").unwrap_or_default());
-        }
-        if self.has("pids") {
-            stats.pids_current = self.number("pids.current");
-            stats.pids_limit = self.number("pids.max");
-        }
-        if self.has("blkio")
-            && let Some(text) = self.read("blkio.throttle.io_service_bytes")
-        {
-            stats.io_read = Some(stats::sum_of(&text, "Read"));
-            stats.io_written = Some(stats::sum_of(&text, "Write"));
-        }
+        stats::collect_legacy(&self.dir, &|controller| self.has(controller), stats);
     }
 }

@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use corten_oci::runtime_spec::LinuxResources;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::devices::Filter;
-use super::{Hierarchy, Stats, limits, make_dirs, os, set, stats, write_file};
+use super::files::{make_dirs, os, set, write_file};
+use super::{Hierarchy, Stats, limits, stats};
 use crate::error::{RuntimeError, Step};
 use crate::sys;
 
 /// How long a freeze may take before it is given up.
-const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The group in the v2 hierarchy.
 #[derive(Debug)]
@@ -43,6 +45,38 @@ impl Unified {
         sys::bpf_attach_device(dir.as_fd(), program.as_fd()).map_err(fail)
     }
 
+    /// Waits until the kernel says that everybody is (or nobody is any more) frozen: it
+    /// announces changes of `cgroup.events` to whoever polls that file.
+    fn wait_frozen(&self, frozen: bool) -> Result<bool, RuntimeError> {
+        let fail = |errno| RuntimeError::Cgroup {
+            path: self.dir.display().to_string(),
+            action: "freeze",
+            errno,
+        };
+        let deadline = Instant::now() + FREEZE_TIMEOUT;
+        let file = File::open(self.dir.join("cgroup.events")).map_err(|error| fail(os(&error)))?;
+        loop {
+            let mut text = [0; 256];
+            let length = rustix::io::pread(&file, &mut text, 0).map_err(fail)?;
+            let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default());
+            // Frozen from above it stays so, whatever is written here.
+            if stats::field(&text, "frozen") == Some(1) || !frozen {
+                return Ok(true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                write_file(&self.dir.join("cgroup.freeze"), "0").ok();
+                return Err(fail(Errno::TIMEDOUT));
+            }
+            let mut fds = [PollFd::new(&file, PollFlags::PRI)];
+            let timeout = Timespec::try_from(left).ok();
+            match rustix::event::poll(&mut fds, timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(fail(errno)),
+            }
+        }
+    }
+
     /// Enables the controllers the limits need in every ancestor.
     fn enable(&self, controllers: &[&str]) -> Result<(), RuntimeError> {
         let offered = fs::read_to_string(self.root.join("cgroup.controllers")).unwrap_or_default();
@@ -69,14 +103,6 @@ impl Unified {
         }
         Ok(())
     }
-
-    fn read(&self, file: &str) -> Option<String> {
-        fs::read_to_string(self.dir.join(file)).ok()
-    }
-
-    fn number(&self, file: &str) -> Option<u64> {
-        self.read(file)?.trim().parse().ok()
-    }
 }
 
 impl Hierarchy for Unified {
@@ -85,7 +111,7 @@ impl Hierarchy for Unified {
     }
 
     fn create(&self) -> Result<(), RuntimeError> {
-        make_dirs(&self.root, &self.dir, |_| Ok(()))
+        make_dirs(&self.root, &self.dir, &mut |_| Ok(()))
     }
 
     fn apply(&self, resources: &LinuxResources) -> Result<(), RuntimeError> {
@@ -136,51 +162,10 @@ impl Hierarchy for Unified {
                 });
             }
         }
-        let wanted = u64::from(frozen);
-        let deadline = Instant::now() + FREEZE_TIMEOUT;
-        loop {
-            let events = self.read("cgroup.events").unwrap_or_default();
-            if stats::field(&events, "frozen") == Some(wanted) {
-                return Ok(true);
-            }
-            if Instant::now() > deadline {
-                write_file(&self.dir.join("cgroup.freeze"), "0").ok();
-                let path = self.dir.display().to_string();
-                return Err(RuntimeError::Cgroup {
-                    path,
-                    action: "freeze",
-                    errno: Errno::TIMEDOUT,
-                });
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.wait_frozen(frozen)
     }
 
     fn collect(&self, stats: &mut Stats) {
-        if let Some(text) = self.read("cpu.stat") {
-            let microseconds = |name| stats::field(&text, name).map(Duration::from_micros);
-            stats.cpu_usage = microseconds("usage_usec");
-            stats.cpu_user = microseconds("user_usec");
-            stats.cpu_system = microseconds("system_usec");
-            stats.cpu_periods = stats::field(&text, "nr_periods");
-            stats.cpu_throttled_periods = stats::field(&text, "nr_throttled");
-            stats.cpu_throttled = microseconds("throttled_usec");
-        }
-        if let Some(usage) = self.number("memory.current") {
-            stats.memory_usage = Some(usage);
-            stats.memory_max_usage = self.number("memory.peak");
-            stats.memory_limit = self.number("memory.max");
-            let events = self.read("memory.events").unwrap_or_default();
-            stats.memory_failcnt = stats::field(&events, "max");
-            stats.memory_stat = stats::fields(&self.read("memory.stat").unwrap_or_default());
-        }
-        if let Some(current) = self.number("pids.current") {
-            stats.pids_current = Some(current);
-            stats.pids_limit = self.number("pids.max");
-        }
-        if let Some(text) = self.read("io.stat") {
-            stats.io_read = Some(stats::sum_of_keys(&text, "rbytes="));
-            stats.io_written = Some(stats::sum_of_keys(&text, "wbytes="));
-        }
+        stats::collect_unified(&self.dir, stats);
     }
 }

@@ -204,7 +204,7 @@ struct Prepared {
     bundle: PathBuf,
     spec: Spec,
     rootfs: PathBuf,
-    cgroup: String,
+    cgroup: CgroupSpec,
     terminal: bool,
 }
 
@@ -224,16 +224,8 @@ fn prepare(context: &Context, args: &CreateArgs) -> Result<Prepared, CliError> {
         .linux()
         .as_ref()
         .and_then(|linux| linux.cgroups_path().as_ref());
-    let cgroup = match given.map(|path| path.to_string_lossy()) {
-        Some(path) if path.contains(':') => {
-            let reason = format!("cgroupsPath {path:?} is for the systemd driver");
-            return Err(CliError::Refused(reason));
-        }
-        Some(path) if !path.is_empty() => {
-            crate::root::clean(&path).trim_start_matches('/').to_owned()
-        }
-        _ => format!("corten-runtime/{}", args.id),
-    };
+    let given = given.map(|path| path.to_string_lossy());
+    let cgroup = CgroupSpec::from_config(given.as_deref(), &args.id, false)?;
     let process = spec.process().as_ref();
     let terminal = process
         .and_then(|process| process.terminal())
@@ -264,7 +256,7 @@ impl Prepared {
             } else {
                 Stdio::Inherit
             },
-            cgroup: CgroupSpec::new(self.cgroup.clone()),
+            cgroup: self.cgroup.clone(),
         };
         let extras = Extras {
             bundle: self.bundle.clone(),

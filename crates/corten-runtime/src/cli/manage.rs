@@ -10,7 +10,6 @@ use serde_json::json;
 
 use super::state::{Container, Dir, Status};
 use super::{CliError, Context};
-use crate::cgroup::Stats;
 use crate::create::hook_state;
 use crate::hooks;
 use crate::status::send_signal;
@@ -316,7 +315,7 @@ pub(super) fn events(context: &Context, args: &EventsArgs) -> Result<ExitCode, C
     let cgroup = container.cgroup()?;
     let mut killed = cgroup.oom_kill_count()?;
     loop {
-        print(&json!({"type": "stats", "id": args.id, "data": stats_json(&cgroup.stats()?)}))?;
+        print(&json!({"type": "stats", "id": args.id, "data": cgroup.stats()?.events_json()}))?;
         if args.stats {
             return Ok(ExitCode::SUCCESS);
         }
@@ -331,44 +330,6 @@ pub(super) fn events(context: &Context, args: &EventsArgs) -> Result<ExitCode, C
             return Ok(ExitCode::SUCCESS);
         }
     }
-}
-
-/// runc's shape of the `events` document, as far as the host accounts for it.
-fn stats_json(stats: &Stats) -> serde_json::Value {
-    let nanoseconds = |time: Option<Duration>| {
-        time.and_then(|time| u64::try_from(time.as_nanos()).ok())
-            .unwrap_or(0)
-    };
-    let raw: serde_json::Map<String, serde_json::Value> = stats
-        .memory_stat
-        .iter()
-        .map(|(name, value)| (name.clone(), (*value).into()))
-        .collect();
-    json!({
-        "cpu": {
-            "usage": {
-                "total": nanoseconds(stats.cpu_usage),
-                "user": nanoseconds(stats.cpu_user),
-                "kernel": nanoseconds(stats.cpu_system),
-            },
-            "throttling": {
-                "periods": stats.cpu_periods,
-                "throttledPeriods": stats.cpu_throttled_periods,
-                "throttledTime": nanoseconds(stats.cpu_throttled),
-            },
-        },
-        "memory": {
-            "usage": {
-                "usage": stats.memory_usage,
-                "max": stats.memory_max_usage,
-                "limit": stats.memory_limit,
-                "failcnt": stats.memory_failcnt,
-            },
-            "raw": raw,
-        },
-        "pids": {"current": stats.pids_current, "limit": stats.pids_limit},
-        "blkio": {"read": stats.io_read, "written": stats.io_written},
-    })
 }
 
 /// `SIGTERM`, `TERM`, `term`, `15`.

@@ -9,7 +9,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use super::{CliError, Context};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, CgroupSpec};
 
 /// `state.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub(super) struct Saved {
     pub(super) bundle: PathBuf,
     pub(super) rootfs: PathBuf,
     pub(super) created: String,
-    pub(super) cgroup: String,
+    pub(super) cgroup: CgroupSpec,
     pub(super) config: Spec,
 }
 
@@ -174,7 +174,7 @@ impl Container {
     }
 
     pub(super) fn cgroup(&self) -> Result<Cgroup, CliError> {
-        Ok(Cgroup::open(&self.saved.cgroup)?)
+        Ok(Cgroup::open_spec(&self.saved.cgroup)?)
     }
 
     fn frozen(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Control groups and resource limits.
 
-use corten_runtime::{Cgroup, ExitStatus, cgroup, wait_pidfd};
+use corten_runtime::cgroup::{self, OomEvent};
+use corten_runtime::{Cgroup, ExitStatus, wait_pidfd};
 use serde_json::json;
 
 use crate::Case;
@@ -21,6 +22,9 @@ pub const CASES: &[Case] = &[
     ("rlimits", rlimits),
     ("only_needed_hierarchies", only_needed_hierarchies),
     ("cgroup_view", cgroup_view),
+    ("oom_is_announced", oom_is_announced),
+    ("fork_bombs_are_killed", fork_bombs_are_killed),
+    ("groups_below_are_removed", groups_below_are_removed),
 ];
 
 fn memory_limit_kills() {
@@ -229,4 +233,60 @@ fn cgroup_view() {
         2,
         "{outcome:?}"
     );
+}
+
+/// What `corten runtime events` prints when the OOM killer comes.
+fn oom_is_announced() {
+    let container = Container::sh("head -c 200m /dev/zero | tail -c 200m > /dev/null; exit 7").set(
+        "/linux/resources/memory",
+        json!({"limit": 16 << 20, "swap": 16 << 20}),
+    );
+    let (stdio, _ends) = crate::support::pipes();
+    let created = container.create(stdio).unwrap();
+    let mut watch = created.cgroup().watch_oom().unwrap();
+    assert_eq!(watch.take().unwrap(), OomEvent::Nothing);
+    let running = created.start().unwrap();
+    let mut kills = 0;
+    eventually("the OOM killer comes", || {
+        if let OomEvent::Oom(count) = watch.take().unwrap() {
+            kills += count;
+        }
+        kills > 0
+    });
+    wait_pidfd(&running.pidfd).unwrap();
+    end_of(&running);
+    eventually("the watch ends", || watch.take().unwrap() == OomEvent::Gone);
+}
+
+fn end_of(running: &corten_runtime::Running) {
+    running.cgroup.kill_all().unwrap();
+    running.cgroup.remove().unwrap();
+}
+
+/// Processes that fork faster than they can be listed.
+fn fork_bombs_are_killed() {
+    let container =
+        Container::sh("b() { while true; do (b) & done; }; (b) & exec sleep 1000 2>/dev/null")
+            .set("/linux/resources/pids", json!({"limit": 60}));
+    let (running, _ends) = container.start().unwrap();
+    eventually("it multiplies", || {
+        running.cgroup.pids().unwrap().len() > 20
+    });
+    running.cgroup.kill_all().unwrap();
+    wait_pidfd(&running.pidfd).unwrap();
+    running.cgroup.remove().unwrap();
+}
+
+/// What a container has made below its own group goes with it.
+fn groups_below_are_removed() {
+    let container = Container::args(&["sleep", "1000"]);
+    let (running, _ends) = container.start().unwrap();
+    for dir in group_dirs(&container.cgroup_path()) {
+        std::fs::create_dir_all(dir.join("a/b")).unwrap();
+        std::fs::create_dir(dir.join("c")).unwrap();
+    }
+    running.cgroup.kill_all().unwrap();
+    wait_pidfd(&running.pidfd).unwrap();
+    running.cgroup.remove().unwrap();
+    assert!(group_dirs(&container.cgroup_path()).is_empty());
 }

@@ -1,0 +1,71 @@
+//! Which group a container lives in, and who makes it: Corten itself by file operations
+//! (the "cgroupfs" driver) or systemd, which gets a transient scope unit to make (the
+//! "systemd" driver). Kept with the container's state, so that whoever updates or deletes
+//! it later goes the same way.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::RuntimeError;
+
+/// A container's control group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupSpec {
+    /// Path of the group relative to the roots of the hierarchies, without a leading
+    /// slash: `corten/<id>`. Missing parents are created and left in place; the last
+    /// component must not exist yet.
+    pub path: String,
+}
+
+impl CgroupSpec {
+    /// The group at `path` (see [`CgroupSpec::path`]), made by file operations.
+    pub fn new(path: impl Into<String>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// What `linux.cgroupsPath` of a configuration means for the container `id`. With
+    /// `systemd` it is `slice:prefix:name` as runc has it, and for an unprivileged caller
+    /// its own systemd instance is asked where its groups are.
+    pub fn from_config(given: Option<&str>, id: &str, systemd: bool) -> Result<Self, RuntimeError> {
+        let given = given.filter(|path| !path.is_empty());
+        if systemd {
+            return Err(RuntimeError::spec(
+                "linux.cgroupsPath",
+                "the systemd driver is not supported: use the cgroupfs driver",
+            ));
+        }
+        match given {
+            Some(path) if path.contains(':') && !path.contains('/') => Err(RuntimeError::spec(
+                "linux.cgroupsPath",
+                format!("{path:?} is for the systemd driver (--systemd-cgroup)"),
+            )),
+            Some(path) => Ok(Self::new(crate::root::clean(path).trim_start_matches('/'))),
+            None => Ok(Self::new(format!("corten-runtime/{id}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_a_configuration() {
+        let path =
+            |given: Option<&str>| CgroupSpec::from_config(given, "c1", false).map(|spec| spec.path);
+        assert_eq!(path(None).unwrap(), "corten-runtime/c1");
+        assert_eq!(path(Some("")).unwrap(), "corten-runtime/c1");
+        assert_eq!(path(Some("/a/b")).unwrap(), "a/b");
+        assert_eq!(path(Some("/a/../../b")).unwrap(), "b");
+        assert!(path(Some("system.slice:corten:c1")).is_err());
+    }
+
+    #[test]
+    fn states_without_systemd_are_short() {
+        let json = serde_json::to_string(&CgroupSpec::new("a/b")).unwrap();
+        assert_eq!(json, r#"{"path":"a/b"}"#);
+        assert_eq!(
+            serde_json::from_str::<CgroupSpec>(&json).unwrap(),
+            CgroupSpec::new("a/b")
+        );
+    }
+}
