@@ -51,6 +51,14 @@ impl CapSets {
     /// host (or this process) does not have is left out, as runc and Docker do with a
     /// warning, because a container must also start where its engine is restricted.
     pub(crate) fn restrict_to(mut self, available: u64) -> Self {
+        let missing = (self.bounding | self.permitted | self.inheritable) & !available;
+        if missing != 0 {
+            let known = ALL
+                .iter()
+                .filter(|(_, number)| missing & (1 << number) != 0);
+            let names: Vec<String> = known.map(|(name, _)| format!("CAP_{name}")).collect();
+            tracing::warn!(?names, "leaving out capabilities this process cannot give");
+        }
         self.bounding &= available;
         self.permitted &= available;
         self.effective &= self.permitted;

@@ -18,12 +18,13 @@ use crate::hooks::{self, HookState};
 use crate::init::{self, ChildStdio, InitPlan};
 use crate::mounts;
 use crate::namespaces::Namespaces;
-use crate::process::{self, ProcessPlan};
+use crate::process::ProcessPlan;
 use crate::procfs::Proc;
 use crate::rootfs::RootfsPlan;
 use crate::sandbox::{Rootfs, Sandbox, Stdio};
 use crate::status::{ExitStatus, wait_pidfd};
 use crate::sys::{self, Cloned};
+use crate::validate;
 
 /// A container whose first process is set up and waits, one `execve` away from its
 /// program. Dropping it kills the process and removes the control group.
@@ -73,6 +74,7 @@ pub fn create(sandbox: Sandbox<'_>) -> Result<Created, RuntimeError> {
 
 pub(crate) fn create_with(sandbox: Sandbox<'_>, extras: Extras) -> Result<Created, RuntimeError> {
     let spec = sandbox.spec;
+    validate::check(spec, &sandbox.netns)?;
     refuse_unsupported(spec)?;
     let hook_state = hook_state(sandbox.id, spec, &extras.bundle);
     let resources = spec
@@ -248,9 +250,8 @@ fn plan(
     } = sandbox;
     let process = spec.process().as_ref();
     let process = process.ok_or_else(|| RuntimeError::spec("process", "is missing"))?;
-    let linux = spec.linux().as_ref();
     let namespaces = Namespaces::plan(spec, netns)?;
-    let process = ProcessPlan::new(process, process::profile(spec))?;
+    let process = ProcessPlan::new(process, spec)?;
     let (uids, gids) = namespaces.mappings();
     if namespaces.new_user {
         process.check_mappings(uids, gids)?;
@@ -273,10 +274,7 @@ fn plan(
         cgroups: cgroup.join_files()?,
         hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
         domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
-        sysctls: sysctls(spec)?,
-        personality: linux
-            .and_then(|linux| linux.personality().as_ref())
-            .map(personality),
+        sysctls: sysctls(spec),
         keyring: if extras.no_new_keyring {
             None
         } else {
@@ -394,44 +392,17 @@ pub(crate) fn hook_state(id: &str, spec: &Spec, bundle: &std::path::Path) -> Hoo
     }
 }
 
-/// `a.b.c` or `a/b/c` to a path below `/proc`. Only namespaced ones: the others would
-/// change the host.
-fn sysctls(spec: &Spec) -> Result<Vec<(String, String)>, RuntimeError> {
-    let given = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.sysctl().as_ref());
-    let mut sysctls = Vec::new();
-    for (name, value) in given.into_iter().flatten() {
-        let path = if name.contains('/') {
-            name.clone()
-        } else {
-            name.replace('.', "/")
-        };
-        let dotted = path.replace('/', ".");
-        let namespaced = dotted.starts_with("net.")
-            || dotted.starts_with("fs.mqueue.")
-            || dotted == "kernel.domainname"
-            || dotted == "kernel.hostname"
-            || ["kernel.msg", "kernel.sem", "kernel.shm"]
-                .iter()
-                .any(|p| dotted.starts_with(p));
-        if !namespaced || path.split('/').any(|part| matches!(part, "" | "." | "..")) {
-            let reason = "is not a sysctl of one of the container's namespaces";
-            return Err(RuntimeError::spec(format!("linux.sysctl.{name}"), reason));
-        }
-        sysctls.push((format!("sys/{path}"), value.clone()));
-    }
-    Ok(sysctls)
-}
-
-/// `PER_LINUX` or `PER_LINUX32`.
-fn personality(personality: &corten_oci::runtime_spec::LinuxPersonality) -> u64 {
-    use corten_oci::runtime_spec::LinuxPersonalityDomain as D;
-    match personality.domain() {
-        D::PerLinux32 => 0x8,
-        D::PerLinux => 0,
-    }
+/// Paths below `/proc` and values; [`validate`] has checked them.
+fn sysctls(spec: &Spec) -> Vec<(String, String)> {
+    let linux = spec.linux().as_ref();
+    let given = linux.and_then(|linux| linux.sysctl().as_ref());
+    let path = |(name, value): (&String, &String)| {
+        (
+            format!("sys/{}", validate::sysctl_path(name)),
+            value.clone(),
+        )
+    };
+    given.into_iter().flatten().map(path).collect()
 }
 
 /// What a later version does, is refused instead of ignored.
@@ -441,7 +412,6 @@ fn refuse_unsupported(spec: &Spec) -> Result<(), RuntimeError> {
     };
     for (field, present) in [
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
         (
             "linux.netDevices",
             linux

@@ -16,7 +16,7 @@ use crate::create::{ChildGuard, child_stdio};
 use crate::error::{RuntimeError, Step};
 use crate::init::ChildStdio;
 use crate::namespaces::PidGuard;
-use crate::process::{self, ProcessPlan, become_process, wire_stdio};
+use crate::process::{Affinity, ProcessPlan, become_process, wire_stdio};
 use crate::procfs::Proc;
 use crate::root::RootFd;
 use crate::rootfs::{Console, open_console};
@@ -53,6 +53,7 @@ struct ExecPlan<'a> {
     cgroups: Vec<OwnedFd>,
     stdio: ChildStdio,
     process: ProcessPlan,
+    affinity: Affinity,
     proc: Proc,
     keep_fds: u32,
 }
@@ -82,6 +83,7 @@ pub(crate) fn exec_with(
         // The child is visible inside from its first moment, while it still has the
         // host's descriptors and executable: it must be born unreachable.
         let _hidden = Hidden::now()?;
+        let _restore = plan.affinity.begin()?;
         let cloned = sys::clone3(0, group.as_ref().map(AsFd::as_fd));
         let cloned = match cloned {
             // A container that has made groups of its own (systemd, Docker in it).
@@ -133,7 +135,8 @@ fn plan<'a>(
         }
         _ => process,
     };
-    let process = ProcessPlan::new(process, process::profile(target.spec))?;
+    let affinity = Affinity::plan(process, target.spec.process().as_ref())?;
+    let process = ProcessPlan::new(process, target.spec)?;
     let linux = target.spec.linux().as_ref();
     let listed = linux
         .and_then(|linux| linux.namespaces().as_deref())
@@ -159,6 +162,7 @@ fn plan<'a>(
         cgroups: target.cgroup.join_files()?,
         stdio: child_stdio(stdio, &process),
         process,
+        affinity,
         proc: Proc::open()?,
         keep_fds,
     })
@@ -192,6 +196,7 @@ fn set_up(plan: &ExecPlan<'_>) -> Result<Option<Console>, RuntimeError> {
     rustix::process::setsid().map_err(|errno| RuntimeError::setup(Step::Stdio, "setsid", errno))?;
     cgroup::join(&plan.cgroups)
         .map_err(|errno| RuntimeError::setup(Step::CgroupJoin, "", errno))?;
+    plan.affinity.finish()?;
     sys::setns(plan.target, plan.namespaces)
         .map_err(|errno| RuntimeError::setup(Step::Namespace, "of the container", errno))?;
     if plan.user_namespace {

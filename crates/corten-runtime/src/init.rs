@@ -44,7 +44,6 @@ pub(crate) struct InitPlan {
     pub(crate) domainname: Option<String>,
     /// Path below `/proc` and value.
     pub(crate) sysctls: Vec<(String, String)>,
-    pub(crate) personality: Option<u64>,
     /// Session keyring's name; `None` keeps the caller's.
     pub(crate) keyring: Option<std::ffi::CString>,
     /// Absent when an existing mount namespace is joined.
@@ -126,10 +125,6 @@ fn set_up(plan: &InitPlan, channel: BorrowedFd<'_>) -> Result<Option<Console>, R
             wire_stdio([stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])?;
         }
         (None, ChildStdio::Inherit | ChildStdio::Terminal(_)) => {}
-    }
-    if let Some(persona) = plan.personality {
-        sys::personality(persona)
-            .map_err(|errno| RuntimeError::setup(Step::Scheduler, "personality", errno))?;
     }
     Ok(console)
 }

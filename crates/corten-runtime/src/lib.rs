@@ -1,5 +1,5 @@
 //! The OCI runtime: turns a runtime-spec document and a few descriptors into an
-//! isolated process (runtime-spec 1.2, Linux), executes further processes beside it,
+//! isolated process (runtime-spec 1.3, Linux), executes further processes beside it,
 //! and owns the control groups of both.
 //!
 //! Used in-process by the supervisor and the builder ([`create`], [`exec`]) and as
@@ -18,6 +18,7 @@ mod channel;
 pub mod cli;
 pub mod create;
 pub mod defaults;
+pub mod document;
 pub mod error;
 pub mod exe;
 pub mod exec;
@@ -35,6 +36,7 @@ pub mod sandbox;
 mod seccomp;
 pub mod status;
 mod sys;
+mod validate;
 
 pub use cgroup::Cgroup;
 pub use create::{Created, Running, create};

@@ -3,10 +3,14 @@
 //! point into values that are borrowed for the duration of the call.
 #![allow(unsafe_code)]
 
+mod attributes;
+
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
+
+pub(crate) use attributes::{SchedAttr, ioprio_set, sched_setattr, set_mempolicy};
 
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     if result == -1 {

@@ -11,9 +11,9 @@ use corten_oci::runtime_spec::{Capability, LinuxCapabilities, Process, User};
 use super::create::write_pid;
 use super::state::{Container, Status};
 use super::{CliError, Context, stream};
-use crate::exe;
 use crate::exec::{Target, exec_with};
 use crate::sandbox::Stdio;
+use crate::{document, exe};
 
 #[derive(Debug, Args)]
 pub(super) struct ExecArgs {
@@ -138,8 +138,10 @@ fn process(container: &Container, args: &ExecArgs) -> Result<Process, CliError> 
             fs::read(path)
         };
         let text = text.map_err(|error| CliError::io(path.display(), error))?;
-        let mut process: Process =
-            serde_json::from_slice(&text).map_err(|error| CliError::json(path.display(), error))?;
+        let mut process = document::process(&text).map_err(|source| CliError::Document {
+            path: path.display().to_string(),
+            source,
+        })?;
         if args.tty {
             process.set_terminal(Some(true));
         }

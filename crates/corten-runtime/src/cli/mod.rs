@@ -102,6 +102,11 @@ enum CliError {
         path: String,
         source: serde_json::Error,
     },
+    #[error("{path}: {source}")]
+    Document {
+        path: String,
+        source: crate::document::DocumentError,
+    },
     #[error("container {0} does not exist")]
     NotFound(String),
     #[error("container with id {0} exists already")]

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CliError, Context};
 use crate::cgroup::{Cgroup, CgroupSpec};
+use crate::document;
 
 /// `state.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -216,5 +217,8 @@ pub(super) fn started_at(pid: i32) -> Option<(u64, char)> {
 pub(super) fn load_spec(bundle: &Path) -> Result<Spec, CliError> {
     let path = bundle.join("config.json");
     let text = fs::read(&path).map_err(|error| CliError::io(path.display(), error))?;
-    serde_json::from_slice(&text).map_err(|error| CliError::json(path.display(), error))
+    document::spec(&text).map_err(|source| CliError::Document {
+        path: path.display().to_string(),
+        source,
+    })
 }

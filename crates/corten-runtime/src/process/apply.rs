@@ -61,6 +61,7 @@ fn prepare(
     } else {
         rustix::process::umask(Mode::from_raw_mode(0o022));
     }
+    plan.attributes.apply()?;
     set_rlimits(plan)?;
     // Everything opened so far ends with the execve; preserved descriptors are the
     // caller's explicit wish.

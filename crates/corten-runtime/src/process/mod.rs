@@ -6,12 +6,20 @@
 //! filter comes as late as it can (before the capabilities go if `no_new_privs` is off,
 //! because loading it needs `CAP_SYS_ADMIN` then; otherwise right before `execve`).
 
+mod affinity;
 mod apply;
+mod attributes;
+mod io_priority;
 mod lookup;
+mod memory_policy;
+mod number_list;
+mod personality;
+mod scheduler;
 mod user;
 
 use std::ffi::CString;
 
+use attributes::Attributes;
 use corten_oci::runtime_spec::{LinuxIdMapping, LinuxSeccomp, Process, Spec};
 use rustix::io::Errno;
 
@@ -22,6 +30,7 @@ use crate::sandbox::TerminalSize;
 use crate::seccomp::{self, Filter};
 use crate::sys::{self, CStringList};
 
+pub(crate) use affinity::Affinity;
 pub(crate) use apply::{become_process, wire_stdio};
 
 /// A process, ready to be carried out.
@@ -47,6 +56,7 @@ pub(crate) struct ProcessPlan {
     oom_score_adj: Option<i32>,
     /// What is written to `attr/…/exec`, and where.
     label: Option<Label>,
+    attributes: Attributes,
     /// What must not be executed.
     own: Option<Own>,
     pub(crate) console_size: Option<TerminalSize>,
@@ -70,12 +80,8 @@ struct Label {
 }
 
 impl ProcessPlan {
-    /// Checks and compiles `process`; `seccomp` is the container's profile.
-    pub(crate) fn new(
-        process: &Process,
-        seccomp: Option<&LinuxSeccomp>,
-    ) -> Result<Self, RuntimeError> {
-        refuse_unsupported(process)?;
+    /// Checks and compiles `process` for the container that `spec` describes.
+    pub(crate) fn new(process: &Process, spec: &Spec) -> Result<Self, RuntimeError> {
         let args = process.args().as_deref().unwrap_or_default();
         let Some(program) = args.first().filter(|program| !program.is_empty()) else {
             return Err(RuntimeError::spec("process.args", "is empty"));
@@ -116,9 +122,10 @@ impl ProcessPlan {
             last_capability: last_capability(),
             rlimits: rlimits(process),
             no_new_privs: process.no_new_privileges().unwrap_or(false),
-            filter: seccomp.map(seccomp::compile).transpose()?,
+            filter: profile(spec).map(seccomp::compile).transpose()?,
             oom_score_adj: process.oom_score_adj(),
             label: label(process)?,
+            attributes: Attributes::plan(process, spec)?,
             own: Own::new(),
             console_size: process.console_size().map(|size| TerminalSize {
                 rows: u16::try_from(size.height()).unwrap_or(0),
@@ -133,10 +140,13 @@ impl ProcessPlan {
         uids: &[LinuxIdMapping],
         gids: &[LinuxIdMapping],
     ) -> Result<(), RuntimeError> {
-        for (field, id, mappings) in [
+        let further = self.groups.iter().flatten();
+        let further = further.map(|gid| ("process.user.additionalGids", *gid, gids));
+        let own = [
             ("process.user.uid", self.uid, uids),
             ("process.user.gid", self.gid, gids),
-        ] {
+        ];
+        for (field, id, mappings) in own.into_iter().chain(further) {
             let mapped = mappings.iter().any(|mapping| {
                 id >= mapping.container_id() && id - mapping.container_id() < mapping.size()
             });
@@ -149,25 +159,8 @@ impl ProcessPlan {
 }
 
 /// The container's seccomp profile.
-pub(crate) fn profile(spec: &Spec) -> Option<&LinuxSeccomp> {
+fn profile(spec: &Spec) -> Option<&LinuxSeccomp> {
     spec.linux().as_ref()?.seccomp().as_ref()
-}
-
-/// What a later version does, is refused instead of ignored.
-fn refuse_unsupported(process: &Process) -> Result<(), RuntimeError> {
-    for (field, present) in [
-        ("process.scheduler", process.scheduler().is_some()),
-        ("process.ioPriority", process.io_priority().is_some()),
-        (
-            "process.execCPUAffinity",
-            process.exec_cpu_affinity().is_some(),
-        ),
-    ] {
-        if present {
-            return Err(RuntimeError::spec(field, "is not supported"));
-        }
-    }
-    Ok(())
 }
 
 fn c_string(field: &str, text: &str) -> Result<CString, RuntimeError> {

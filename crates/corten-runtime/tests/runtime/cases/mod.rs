@@ -1,5 +1,6 @@
 //! All cases.
 
+mod attributes;
 mod isolation;
 mod limits;
 mod process;
@@ -7,5 +8,11 @@ mod process;
 use crate::Case;
 
 pub fn all() -> Vec<Case> {
-    [process::CASES, isolation::CASES, limits::CASES].concat()
+    [
+        attributes::CASES,
+        process::CASES,
+        isolation::CASES,
+        limits::CASES,
+    ]
+    .concat()
 }

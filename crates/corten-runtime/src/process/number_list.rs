@@ -1,0 +1,42 @@
+//! Lists of small numbers as the kernel writes them: `0-3,7`.
+
+/// The largest number accepted: more processors or memory nodes than any kernel is built
+/// for.
+pub(super) const MAX: usize = 8191;
+
+/// Every number of the list, in order; `None` if it is not such a list.
+pub(super) fn parse(text: &str) -> Option<Vec<usize>> {
+    let mut numbers = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.trim().parse::<usize>().ok().filter(|n| *n <= MAX);
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return None;
+        }
+        numbers.extend(first..=last);
+    }
+    Some(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn lists() {
+        assert_eq!(parse("0-3,7"), Some(vec![0, 1, 2, 3, 7]));
+        assert_eq!(parse("5"), Some(vec![5]));
+        for wrong in ["", "3-1", "a", "1,,2", "-", "0-99999999"] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn anything(text in ".*") {
+            parse(&text);
+        }
+    }
+}

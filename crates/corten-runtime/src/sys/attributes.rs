@@ -1,0 +1,60 @@
+//! Scheduling, I/O priority, memory policy: attributes of the calling thread.
+
+use rustix::io::Errno;
+
+use super::check;
+
+/// `struct sched_attr`, second version (with utilisation clamps).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct SchedAttr {
+    /// Of this structure.
+    pub(crate) size: u32,
+    /// `SCHED_*`.
+    pub(crate) policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub(crate) flags: u64,
+    /// For `SCHED_OTHER` and `SCHED_BATCH`.
+    pub(crate) nice: i32,
+    /// For `SCHED_FIFO` and `SCHED_RR`.
+    pub(crate) priority: u32,
+    /// For `SCHED_DEADLINE`, in nanoseconds.
+    pub(crate) runtime: u64,
+    /// Likewise.
+    pub(crate) deadline: u64,
+    /// Likewise.
+    pub(crate) period: u64,
+    /// With `SCHED_FLAG_UTIL_CLAMP_MIN`.
+    pub(crate) util_min: u32,
+    /// With `SCHED_FLAG_UTIL_CLAMP_MAX`.
+    pub(crate) util_max: u32,
+}
+
+/// `sched_setattr` of the calling thread.
+pub(crate) fn sched_setattr(attr: &SchedAttr) -> Result<(), Errno> {
+    // SAFETY: the structure outlives the call and says its own size.
+    let result =
+        unsafe { libc::syscall(libc::SYS_sched_setattr, 0, std::ptr::from_ref(attr), 0u32) };
+    check(result).map(drop)
+}
+
+/// `ioprio_set` of the calling thread.
+pub(crate) fn ioprio_set(priority: u32) -> Result<(), Errno> {
+    const IOPRIO_WHO_PROCESS: i32 = 1;
+    // SAFETY: takes plain numbers.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority) };
+    check(result).map(drop)
+}
+
+/// `set_mempolicy` of the calling thread; `nodes` is a bit mask, lowest node first.
+pub(crate) fn set_mempolicy(mode: u32, nodes: &[u64]) -> Result<(), Errno> {
+    let (mask, bits) = if nodes.is_empty() {
+        (std::ptr::null(), 0)
+    } else {
+        // The kernel reads one bit less than it is told.
+        (nodes.as_ptr(), nodes.len() * 64 + 1)
+    };
+    // SAFETY: the mask has (at least) the bits announced and outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) };
+    check(result).map(drop)
+}
