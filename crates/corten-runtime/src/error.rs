@@ -66,6 +66,15 @@ pub enum RuntimeError {
         /// The group.
         path: String,
     },
+    /// Limits are asked for below a v2 group that has processes itself.
+    #[error(
+        "cgroup {path} has processes of its own, so no limit can be set for a container below it \
+         (cgroup v2): choose another cgroupsPath, or move them into a group of their own"
+    )]
+    InternalProcesses {
+        /// The group above the container's.
+        path: String,
+    },
     /// A resource is asked for whose controller this host does not offer.
     #[error("cgroup controller {controller} is not available on this host")]
     NoController {

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod attributes;
+mod bpf;
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -11,6 +12,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 
 pub(crate) use attributes::{SchedAttr, ioprio_set, sched_setattr, set_mempolicy};
+pub(crate) use bpf::{
+    BpfInsn, bpf_attach_device, bpf_attached_devices, bpf_detach_device, bpf_load_device,
+};
 
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     if result == -1 {
@@ -383,89 +387,6 @@ pub(crate) fn reset_signals() {
         libc::sigemptyset(&raw mut set);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
     }
-}
-
-/// One instruction of an eBPF program (`struct bpf_insn`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct BpfInsn {
-    /// Operation.
-    pub(crate) code: u8,
-    /// Destination register in the low, source register in the high four bits.
-    pub(crate) registers: u8,
-    /// Jump distance or memory offset.
-    pub(crate) offset: i16,
-    /// Immediate operand.
-    pub(crate) immediate: i32,
-}
-
-/// Loads an eBPF program of type `BPF_PROG_TYPE_CGROUP_DEVICE`.
-pub(crate) fn bpf_load_device(program: &[BpfInsn]) -> Result<OwnedFd, Errno> {
-    #[repr(C)]
-    struct Load {
-        prog_type: u32,
-        insn_cnt: u32,
-        insns: u64,
-        license: u64,
-        log_level: u32,
-        log_size: u32,
-        log_buf: u64,
-        kern_version: u32,
-        prog_flags: u32,
-    }
-    const PROG_LOAD: i32 = 5;
-    const TYPE_CGROUP_DEVICE: u32 = 15;
-    let load = Load {
-        prog_type: TYPE_CGROUP_DEVICE,
-        insn_cnt: u32::try_from(program.len()).map_err(|_| Errno::INVAL)?,
-        insns: program.as_ptr() as u64,
-        license: c"Apache-2.0".as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log_buf: 0,
-        kern_version: 0,
-        prog_flags: 0,
-    };
-    // SAFETY: the kernel copies program and license; the size is that of the structure,
-    // a prefix of `union bpf_attr`.
-    let fd = check(unsafe {
-        libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>())
-    })?;
-    // SAFETY: a new descriptor nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap_or(-1)) })
-}
-
-/// Attaches a device program to a v2 group (multiple programs allowed: all must agree).
-pub(crate) fn bpf_attach_device(
-    cgroup: BorrowedFd<'_>,
-    program: BorrowedFd<'_>,
-) -> Result<(), Errno> {
-    #[repr(C)]
-    struct Attach {
-        target_fd: u32,
-        attach_bpf_fd: u32,
-        attach_type: u32,
-        attach_flags: u32,
-    }
-    const PROG_ATTACH: i32 = 8;
-    const CGROUP_DEVICE: u32 = 6;
-    const ALLOW_MULTI: u32 = 2;
-    let attach = Attach {
-        target_fd: cgroup.as_raw_fd().unsigned_abs(),
-        attach_bpf_fd: program.as_raw_fd().unsigned_abs(),
-        attach_type: CGROUP_DEVICE,
-        attach_flags: ALLOW_MULTI,
-    };
-    // SAFETY: both descriptors are borrowed; the structure is a prefix of `union bpf_attr`.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            PROG_ATTACH,
-            &raw const attach,
-            size_of::<Attach>(),
-        )
-    };
-    check(result).map(drop)
 }
 
 /// Blocks every signal that can be blocked and returns a descriptor they are read from.

@@ -35,6 +35,7 @@ mod processes;
 mod remove;
 mod spec;
 mod stats;
+mod update;
 mod v1;
 mod v2;
 
@@ -44,6 +45,7 @@ use corten_oci::runtime_spec::LinuxResources;
 use rustix::io::Errno;
 
 use crate::error::RuntimeError;
+use devices::Filter;
 use files::validate;
 pub(crate) use guard::CgroupGuard;
 pub(crate) use hosts::Hosts;
@@ -89,7 +91,8 @@ impl Cgroup {
         let path = spec.path.as_str();
         validate(path)?;
         let hosts = Hosts::get();
-        let needed = limits::legacy_controllers(resources, hosts, true)?;
+        let filter = Filter::new(resources.devices().as_deref().unwrap_or_default())?;
+        let needed = limits::legacy_controllers(resources, hosts, Some(&filter))?;
         let cgroup = Self {
             path: path.to_owned(),
             unified: hosts.unified().map(|mount| Unified::new(mount, path)),
@@ -105,7 +108,7 @@ impl Cgroup {
         for hierarchy in guard.get().hierarchies() {
             hierarchy.create()?;
         }
-        guard.get().apply(resources)?;
+        guard.get().apply(resources, &filter)?;
         Ok(guard)
     }
 
@@ -164,39 +167,18 @@ impl Cgroup {
         Ok(stats)
     }
 
-    /// Applies new limits (not device rules) to a running container. A limit whose v1 hierarchy the
-    /// container has not joined makes it join now.
-    pub fn update(&self, resources: &LinuxResources) -> Result<(), RuntimeError> {
-        let pids = self.pids()?;
-        for mount in limits::legacy_controllers(resources, Hosts::get(), false)? {
-            let legacy = Legacy::new(mount, &self.path);
-            if !legacy.dir().exists() {
-                legacy.create()?;
-                legacy.apply(resources)?;
-                for pid in &pids {
-                    legacy.adopt(*pid)?;
-                }
-            } else {
-                legacy.apply(resources)?;
-            }
-        }
-        match &self.unified {
-            Some(unified) => unified.apply(resources),
-            None => Ok(()),
-        }
-    }
-
-    fn apply(&self, resources: &LinuxResources) -> Result<(), RuntimeError> {
+    fn apply(&self, resources: &LinuxResources, filter: &Filter) -> Result<(), RuntimeError> {
         for hierarchy in self.hierarchies() {
             hierarchy.apply(resources)?;
         }
-        let filter = devices::Filter::new(resources.devices().as_deref().unwrap_or_default());
-        if let Some(legacy) = self.legacy.iter().find(|legacy| legacy.has("devices")) {
-            legacy.filter_devices(&filter)?;
-        } else if let Some(unified) = &self.unified {
-            unified.filter_devices(&filter)?;
+        let legacy = self.legacy.iter().find(|legacy| legacy.has("devices"));
+        match (legacy, &self.unified) {
+            (Some(legacy), _) if limits::legacy_filter(filter, Hosts::get()) => {
+                legacy.filter_devices(filter)
+            }
+            (_, Some(unified)) => unified.filter_devices(filter),
+            _ => Ok(()), // nothing to filter, or refused before
         }
-        Ok(())
     }
 
     fn hierarchies(&self) -> impl Iterator<Item = &dyn Hierarchy> {

@@ -10,7 +10,8 @@ use rustix::io::Errno;
 use super::devices::Filter;
 use super::files::{make_dirs, os, set, write_file};
 use super::hosts::LegacyMount;
-use super::{Hierarchy, Stats, limits, stats};
+use super::limits::{self, Write};
+use super::{Hierarchy, Stats, stats};
 use crate::error::RuntimeError;
 
 /// How long a freeze may take before it is given up.
@@ -64,12 +65,26 @@ impl Legacy {
         }
     }
 
-    /// Sets the device rules.
+    /// Sets the device rules of a new group.
     pub(super) fn filter_devices(&self, filter: &Filter) -> Result<(), RuntimeError> {
         for (file, rule) in filter.lines() {
             set(&self.dir, file, &rule)?;
         }
         Ok(())
+    }
+
+    /// Changes the device rules of a group in use.
+    pub(super) fn replace_devices(&self, filter: &Filter) -> Result<(), RuntimeError> {
+        let list = self.read("devices.list").unwrap_or_default();
+        for (file, rule) in filter.transition(&list) {
+            set(&self.dir, file, &rule)?;
+        }
+        Ok(())
+    }
+
+    /// The values that are for this hierarchy.
+    pub(super) fn ours<'a>(&self, writes: &'a [Write]) -> impl Iterator<Item = &'a Write> {
+        writes.iter().filter(|write| self.has(&write.controller))
     }
 
     /// A new cpuset is empty and lets nobody in until it has processors and memory nodes.
@@ -120,31 +135,8 @@ impl Hierarchy for Legacy {
     }
 
     fn apply(&self, resources: &LinuxResources) -> Result<(), RuntimeError> {
-        for write in limits::legacy_writes(resources) {
-            if !self.has(write.controller) {
-                continue;
-            }
-            match set(&self.dir, &write.file, &write.value) {
-                // A lowered limit must be written memory first, a raised one swap first.
-                Err(RuntimeError::Cgroup {
-                    errno: Errno::INVAL,
-                    ..
-                }) if write.file == "memory.limit_in_bytes" => {
-                    if let Some(swap) = limits::legacy_swap(resources) {
-                        set(&self.dir, "memory.memsw.limit_in_bytes", &swap)?;
-                    }
-                    set(&self.dir, &write.file, &write.value)?;
-                }
-                // Kernels without swap accounting have no such file; the limit is moot
-                // where there is no swap to use.
-                Err(RuntimeError::Cgroup {
-                    errno: Errno::NOENT | Errno::ACCESS,
-                    ..
-                }) if write.file == "memory.memsw.limit_in_bytes" => {}
-                result => result?,
-            }
-        }
-        Ok(())
+        let writes = limits::legacy_writes(resources)?;
+        limits::write_all(&self.dir, self.ours(&writes), None)
     }
 
     fn set_frozen(&self, frozen: bool) -> Result<bool, RuntimeError> {

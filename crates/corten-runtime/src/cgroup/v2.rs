@@ -11,7 +11,8 @@ use rustix::io::Errno;
 
 use super::devices::Filter;
 use super::files::{make_dirs, os, set, write_file};
-use super::{Hierarchy, Stats, limits, stats};
+use super::limits::{self, Write};
+use super::{Hierarchy, Stats, stats};
 use crate::error::{RuntimeError, Step};
 use crate::sys;
 
@@ -33,16 +34,62 @@ impl Unified {
         }
     }
 
-    /// Attaches an eBPF filter unless it would let everything through.
+    /// Attaches an eBPF filter to the new group, unless it would let everything through.
     pub(super) fn filter_devices(&self, filter: &Filter) -> Result<(), RuntimeError> {
         if filter.allows_everything() {
             return Ok(());
         }
-        let target = || self.dir.display().to_string();
-        let fail = |errno| RuntimeError::setup(Step::DeviceFilter, target(), errno);
-        let dir = File::open(&self.dir).map_err(|error| fail(os(&error)))?;
-        let program = sys::bpf_load_device(&filter.program()).map_err(fail)?;
-        sys::bpf_attach_device(dir.as_fd(), program.as_fd()).map_err(fail)
+        let dir = self.open_for_filter()?;
+        let attached = sys::bpf_load_device(&filter.program()?)
+            .and_then(|program| sys::bpf_attach_device(dir.as_fd(), program.as_fd(), None));
+        self.unless_unprivileged(attached)
+    }
+
+    /// Puts the filter in the place of the one the group has, without a moment in which
+    /// neither or both are in force.
+    pub(super) fn replace_devices(&self, filter: &Filter) -> Result<(), RuntimeError> {
+        let dir = self.open_for_filter()?;
+        let replaced = sys::bpf_attached_devices(dir.as_fd()).and_then(|old| {
+            if filter.allows_everything() {
+                let mut old = old.iter();
+                return old.try_for_each(|old| sys::bpf_detach_device(dir.as_fd(), old.as_fd()));
+            }
+            let program = filter.program().map_err(|_| Errno::TOOBIG)?;
+            let program = sys::bpf_load_device(&program)?;
+            if let [old] = old.as_slice() {
+                let old = Some(old.as_fd());
+                match sys::bpf_attach_device(dir.as_fd(), program.as_fd(), old) {
+                    Err(Errno::INVAL) => {} // a kernel before 5.6
+                    result => return result,
+                }
+            }
+            // Both are in force for a moment, which allows only what both allow.
+            sys::bpf_attach_device(dir.as_fd(), program.as_fd(), None)?;
+            let mut old = old.iter();
+            old.try_for_each(|old| sys::bpf_detach_device(dir.as_fd(), old.as_fd()))
+        });
+        self.unless_unprivileged(replaced)
+    }
+
+    fn open_for_filter(&self) -> Result<File, RuntimeError> {
+        File::open(&self.dir).map_err(|error| self.filter_error(os(&error)))
+    }
+
+    /// In a user namespace bpf(2) is not to be had, and no device node can be made that
+    /// works: the filter is not missed.
+    fn unless_unprivileged(&self, result: Result<(), Errno>) -> Result<(), RuntimeError> {
+        match result {
+            Err(Errno::PERM) if in_user_namespace() => {
+                let cgroup = self.dir.display();
+                tracing::debug!(%cgroup, "no device filter in a user namespace");
+                Ok(())
+            }
+            result => result.map_err(|errno| self.filter_error(errno)),
+        }
+    }
+
+    fn filter_error(&self, errno: Errno) -> RuntimeError {
+        RuntimeError::setup(Step::DeviceFilter, self.dir.display().to_string(), errno)
     }
 
     /// Waits until the kernel says that everybody is (or nobody is any more) frozen: it
@@ -77,31 +124,74 @@ impl Unified {
         }
     }
 
-    /// Enables the controllers the limits need in every ancestor.
+    /// The controllers' values that v2 takes on this host: on a hybrid one most are taken
+    /// by v1 hierarchies.
+    pub(super) fn writes(
+        &self,
+        resources: &LinuxResources,
+        current: limits::Current<'_>,
+    ) -> Result<Vec<Write>, RuntimeError> {
+        let hosts = super::Hosts::get();
+        let mut writes = limits::unified_writes(resources, current)?;
+        writes.retain(|write| write.legacy.is_empty() || hosts.controller(write.legacy).is_none());
+        let mut controllers: Vec<&str> = writes.iter().map(|w| w.controller.as_str()).collect();
+        controllers.retain(|controller| *controller != "cgroup");
+        controllers.sort_unstable();
+        controllers.dedup();
+        if !controllers.is_empty() {
+            self.enable(&controllers)?;
+        }
+        Ok(writes)
+    }
+
+    /// What a file of the group says now.
+    pub(super) fn current(&self, file: &str) -> Option<String> {
+        fs::read_to_string(self.dir.join(file)).ok()
+    }
+
+    /// Makes sure that the group has these controllers, by enabling them in its ancestors.
     fn enable(&self, controllers: &[&str]) -> Result<(), RuntimeError> {
+        let has = |text: &str, name: &str| text.split_whitespace().any(|word| word == name);
+        let here = self.current("cgroup.controllers").unwrap_or_default();
+        if controllers.iter().all(|name| has(&here, name)) {
+            return Ok(());
+        }
         let offered = fs::read_to_string(self.root.join("cgroup.controllers")).unwrap_or_default();
         for controller in controllers {
-            if !offered.split_whitespace().any(|offer| offer == *controller) {
+            if !has(&offered, controller) {
                 let controller = (*controller).to_owned();
                 return Err(RuntimeError::NoController { controller });
             }
         }
-        let wanted: Vec<String> = controllers.iter().map(|name| format!("+{name}")).collect();
-        let wanted = wanted.join(" ");
         let relative = self.dir.strip_prefix(&self.root).unwrap_or(&self.dir);
         let mut parent = self.root.clone();
         for part in relative.components() {
             let enabled = fs::read_to_string(parent.join("cgroup.subtree_control"));
             let enabled = enabled.unwrap_or_default();
-            if !controllers
-                .iter()
-                .all(|c| enabled.split_whitespace().any(|e| e == *c))
-            {
-                set(&parent, "cgroup.subtree_control", &wanted)?;
+            let missing = controllers.iter().filter(|name| !has(&enabled, name));
+            let missing: Vec<String> = missing.map(|name| format!("+{name}")).collect();
+            if !missing.is_empty() {
+                self.enable_below(&parent, &missing.join(" "))?;
             }
             parent.push(part);
         }
         Ok(())
+    }
+
+    /// A group with processes cannot have controllers below it ("no internal processes").
+    /// When it is the root of what we can see (in a container that runs containers), its
+    /// processes may be moved out of the way; others are not ours to move.
+    fn enable_below(&self, parent: &Path, controllers: &str) -> Result<(), RuntimeError> {
+        match set(parent, "cgroup.subtree_control", controllers) {
+            Err(error) if error.errno() == Some(Errno::BUSY) => {
+                if parent == self.root && vacate(parent) {
+                    return set(parent, "cgroup.subtree_control", controllers);
+                }
+                let path = parent.display().to_string();
+                Err(RuntimeError::InternalProcesses { path })
+            }
+            result => result,
+        }
     }
 }
 
@@ -115,35 +205,8 @@ impl Hierarchy for Unified {
     }
 
     fn apply(&self, resources: &LinuxResources) -> Result<(), RuntimeError> {
-        // On a hybrid host the controllers live in v1 hierarchies, which take the limits.
-        let hosts = super::Hosts::get();
-        let writes = limits::unified_writes(resources)?;
-        let ours = |write: &&limits::UnifiedWrite| {
-            write.legacy_controller.is_empty()
-                || hosts.controller(write.legacy_controller).is_none()
-        };
-        let mut controllers: Vec<&str> = writes
-            .iter()
-            .filter(ours)
-            .map(|write| write.controller.as_str())
-            .filter(|controller| *controller != "cgroup")
-            .collect();
-        controllers.sort_unstable();
-        controllers.dedup();
-        if !controllers.is_empty() {
-            self.enable(&controllers)?;
-        }
-        for write in writes.iter().filter(ours) {
-            match set(&self.dir, &write.file, &write.value) {
-                // Kernels without swap accounting have no such file.
-                Err(RuntimeError::Cgroup {
-                    errno: Errno::NOENT,
-                    ..
-                }) if write.file == "memory.swap.max" => {}
-                result => result?,
-            }
-        }
-        Ok(())
+        let writes = self.writes(resources, &|_| None)?;
+        limits::write_all(&self.dir, writes.iter(), None)
     }
 
     fn set_frozen(&self, frozen: bool) -> Result<bool, RuntimeError> {
@@ -168,4 +231,23 @@ impl Hierarchy for Unified {
     fn collect(&self, stats: &mut Stats) {
         stats::collect_unified(&self.dir, stats);
     }
+}
+
+/// Moves all processes of a group into one below it. Whether that has been done.
+fn vacate(dir: &Path) -> bool {
+    let below = dir.join("init");
+    if make_dirs(dir, &below, &mut |_| Ok(())).is_err() {
+        return false;
+    }
+    let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    let mut moved = pids
+        .lines()
+        .map(|pid| write_file(&below.join("cgroup.procs"), pid));
+    moved.all(|result| matches!(result, Ok(()) | Err(Errno::SRCH)))
+}
+
+/// Whether this process is in another user namespace than the host's first.
+fn in_user_namespace() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().ne(["0", "0", "4294967295"])
 }

@@ -4,6 +4,7 @@ mod attributes;
 mod isolation;
 mod limits;
 mod process;
+mod updates;
 
 use crate::Case;
 
@@ -13,6 +14,7 @@ pub fn all() -> Vec<Case> {
         process::CASES,
         isolation::CASES,
         limits::CASES,
+        updates::CASES,
     ]
     .concat()
 }

@@ -1,0 +1,100 @@
+//! Changing the limits of a container that runs. What the update does not mention stays as
+//! it is; if a part of it is refused, what was written before is put back.
+
+use corten_oci::runtime_spec::LinuxResources;
+
+use super::devices::Filter;
+use super::limits::{self, Undo};
+use super::v1::Legacy;
+use super::{Cgroup, Hierarchy as _, Hosts};
+use crate::error::RuntimeError;
+
+impl Cgroup {
+    /// Applies new limits, and new device rules if there are any: they take the place of
+    /// all old ones. A limit whose v1 hierarchy the container has not joined makes it join
+    /// now.
+    pub fn update(&self, resources: &LinuxResources) -> Result<(), RuntimeError> {
+        let mut undo = Undo::default();
+        let result = self.update_all(resources, &mut undo);
+        if result.is_err() {
+            undo.restore();
+        }
+        result
+    }
+
+    fn update_all(&self, resources: &LinuxResources, undo: &mut Undo) -> Result<(), RuntimeError> {
+        // Everything that can be refused without asking the kernel, first.
+        let filter = match resources.devices().as_deref() {
+            None | Some([]) => None,
+            Some(rules) => Some(Filter::new(rules)?),
+        };
+        if let Some(filter) = &filter {
+            filter.program()?;
+        }
+        let writes = limits::legacy_writes(resources)?;
+        let unified = match &self.unified {
+            Some(unified) => {
+                let current = |file: &str| unified.current(file);
+                limits::check_usage(resources, &current)?;
+                Some((unified, unified.writes(resources, &current)?))
+            }
+            None => None,
+        };
+        let hosts = Hosts::get();
+        for mount in limits::legacy_controllers(resources, hosts, None)? {
+            let legacy = Legacy::new(mount, &self.path);
+            let known = legacy.dir().exists();
+            if !known {
+                legacy.create()?;
+            }
+            let written = limits::write_all(legacy.dir(), legacy.ours(&writes), Some(undo));
+            if known {
+                written?;
+                continue;
+            }
+            let joined = written.and_then(|()| {
+                let pids = self.pids()?;
+                pids.into_iter().try_for_each(|pid| legacy.adopt(pid))
+            });
+            if let Err(error) = joined {
+                // Without processes it goes; with some it only counts them.
+                if let Err(stays) = std::fs::remove_dir(legacy.dir()) {
+                    tracing::debug!(group = %legacy.dir().display(), %stays);
+                }
+                return Err(error);
+            }
+        }
+        if let Some((unified, writes)) = unified {
+            limits::write_all(unified.dir(), writes.iter(), Some(undo))?;
+        }
+        match filter {
+            Some(filter) => self.replace_devices(&filter, hosts),
+            None => Ok(()),
+        }
+    }
+
+    /// On a hybrid host one of the two filters, and lets the other let everything through.
+    /// The new one is in force before the old one ends.
+    fn replace_devices(&self, filter: &Filter, hosts: &Hosts) -> Result<(), RuntimeError> {
+        let legacy = self.legacy.iter().find(|legacy| legacy.has("devices"));
+        let by_legacy = limits::legacy_filter(filter, hosts);
+        match (legacy, &self.unified) {
+            (Some(legacy), None) => {
+                limits::check_legacy_filter(filter)?;
+                legacy.replace_devices(filter)
+            }
+            (Some(legacy), Some(unified)) if by_legacy => {
+                legacy.replace_devices(filter)?;
+                unified.replace_devices(&Filter::everything())
+            }
+            (Some(legacy), Some(unified)) => {
+                unified.replace_devices(filter)?;
+                legacy.replace_devices(&Filter::everything())
+            }
+            (None, Some(unified)) => unified.replace_devices(filter),
+            (None, None) => Err(RuntimeError::NoController {
+                controller: "devices".to_owned(),
+            }),
+        }
+    }
+}
