@@ -82,7 +82,7 @@ pub(crate) fn create_with(sandbox: Sandbox<'_>, extras: Extras) -> Result<Create
         .as_ref()
         .and_then(|linux| linux.resources().clone());
     let no_resources = LinuxResources::default();
-    let cgroup = Cgroup::create(&sandbox.cgroup, resources.as_ref().unwrap_or(&no_resources))?;
+    let mut cgroup = Cgroup::create(&sandbox.cgroup, resources.as_ref().unwrap_or(&no_resources))?;
     if let Some(owner) = cgroup_owner(spec) {
         cgroup.get().delegate_to(owner)?;
     }
@@ -118,6 +118,7 @@ pub(crate) fn create_with(sandbox: Sandbox<'_>, extras: Extras) -> Result<Create
             }
         }
     };
+    cgroup.occupied();
     let poststart = hooks
         .and_then(|hooks| hooks.poststart().clone())
         .unwrap_or_default();

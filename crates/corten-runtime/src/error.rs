@@ -75,6 +75,14 @@ pub enum RuntimeError {
         /// The group above the container's.
         path: String,
     },
+    /// systemd did not do what it was asked for.
+    #[error("systemd unit {unit}: {source}")]
+    Systemd {
+        /// The scope.
+        unit: String,
+        /// Why.
+        source: crate::cgroup::SystemdError,
+    },
     /// A resource is asked for whose controller this host does not offer.
     #[error("cgroup controller {controller} is not available on this host")]
     NoController {

@@ -220,6 +220,13 @@ pub(crate) fn cloexec_from(first: u32) -> Result<(), Errno> {
     check(result).map(drop)
 }
 
+/// Closes every descriptor from `first` on. For a child that uses none any more: to whoever
+/// owns one it is gone.
+pub(crate) fn close_from(first: u32) {
+    // SAFETY: the caller goes on without descriptors; errors leave them open.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+}
+
 /// Makes `fd` one of the standard descriptors (0, 1, 2), without close-on-exec.
 pub(crate) fn dup_to(fd: BorrowedFd<'_>, target: RawFd) -> Result<(), Errno> {
     if fd.as_raw_fd() == target {

@@ -1,11 +1,14 @@
 //! A group that is not a container's yet.
 
 use super::Cgroup;
+use super::systemd::Placeholder;
 
 /// Kills what is in a new group and removes it, unless disarmed.
 #[derive(Debug)]
 pub(crate) struct CgroupGuard {
     pub(super) cgroup: Option<Cgroup>,
+    /// What keeps a systemd scope alive until the container's process is in it.
+    pub(super) placeholder: Option<Placeholder>,
 }
 
 impl CgroupGuard {
@@ -15,14 +18,21 @@ impl CgroupGuard {
         self.cgroup.as_ref().unwrap_or(&NOWHERE)
     }
 
+    /// The container's first process is in it now.
+    pub(crate) fn occupied(&mut self) {
+        self.placeholder = None;
+    }
+
     /// Keeps the group, in which the container's process is now.
     pub(crate) fn disarm(mut self) -> Cgroup {
+        self.placeholder = None;
         self.cgroup.take().unwrap_or(Cgroup::nowhere())
     }
 }
 
 impl Drop for CgroupGuard {
     fn drop(&mut self) {
+        self.placeholder = None;
         if let Some(cgroup) = self.cgroup.take()
             && let Err(error) = cgroup.kill_all().and_then(|()| cgroup.remove())
         {

@@ -35,6 +35,7 @@ mod processes;
 mod remove;
 mod spec;
 mod stats;
+mod systemd;
 mod update;
 mod v1;
 mod v2;
@@ -54,6 +55,7 @@ pub use oom::{OomEvent, OomWatch};
 pub use remove::children;
 pub use spec::CgroupSpec;
 pub use stats::{CpusetStats, HugetlbStats, IoEntry, MemoryEntry, Pressure, Stall, Stats};
+pub use systemd::{SystemdError, Unit};
 use v1::Legacy;
 use v2::Unified;
 
@@ -61,6 +63,7 @@ use v2::Unified;
 #[derive(Debug)]
 pub struct Cgroup {
     path: String,
+    systemd: Option<Unit>,
     unified: Option<Unified>,
     legacy: Vec<Legacy>,
 }
@@ -92,9 +95,14 @@ impl Cgroup {
         validate(path)?;
         let hosts = Hosts::get();
         let filter = Filter::new(resources.devices().as_deref().unwrap_or_default())?;
-        let needed = limits::legacy_controllers(resources, hosts, Some(&filter))?;
+        let mut needed = limits::legacy_controllers(resources, hosts, Some(&filter))?;
+        if spec.systemd.is_some() {
+            // Where systemd itself looks for the processes of its units, if not in v2.
+            needed.extend(hosts.controller("name=systemd"));
+        }
         let cgroup = Self {
             path: path.to_owned(),
+            systemd: spec.systemd.clone(),
             unified: hosts.unified().map(|mount| Unified::new(mount, path)),
             legacy: needed
                 .into_iter()
@@ -102,9 +110,13 @@ impl Cgroup {
                 .collect(),
         };
         cgroup.refuse_or_clear_leftovers()?;
-        let guard = CgroupGuard {
+        let mut guard = CgroupGuard {
             cgroup: Some(cgroup),
+            placeholder: None,
         };
+        if let Some(unit) = &spec.systemd {
+            guard.placeholder = Some(unit.start(path, resources, &filter)?);
+        }
         for hierarchy in guard.get().hierarchies() {
             hierarchy.create()?;
         }
@@ -120,6 +132,7 @@ impl Cgroup {
         let legacy = hosts.legacy().iter().map(|mount| Legacy::new(mount, path));
         Ok(Self {
             path: path.to_owned(),
+            systemd: None,
             unified: hosts
                 .unified()
                 .map(|mount| Unified::new(mount, path))
@@ -133,13 +146,16 @@ impl Cgroup {
         if spec.path.is_empty() {
             return Ok(Self::nowhere());
         }
-        Self::open(&spec.path)
+        let mut cgroup = Self::open(&spec.path)?;
+        cgroup.systemd.clone_from(&spec.systemd);
+        Ok(cgroup)
     }
 
     /// No group at all: for a container whose caller may not make any.
     pub const fn nowhere() -> Self {
         Self {
             path: String::new(),
+            systemd: None,
             unified: None,
             legacy: Vec::new(),
         }

@@ -15,12 +15,16 @@ const REMOVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Cgroup {
     /// Removes the group and its descendants; retries while the kernel says EBUSY, for
-    /// at most two seconds. A group that is gone already is fine.
+    /// at most two seconds. A group that is gone already is fine. A systemd unit is stopped.
     pub fn remove(&self) -> Result<(), RuntimeError> {
         if self.path.is_empty() {
             return Ok(());
         }
-        let mut first_error = None;
+        // The unit first: systemd takes its time to notice that a group is gone.
+        let mut first_error = match &self.systemd {
+            Some(unit) => unit.stop().err(),
+            None => None,
+        };
         let deadline = Instant::now() + REMOVE_TIMEOUT;
         let mut pause = Duration::from_micros(200);
         // Hierarchies this object does not know of (joined by an update) go too.
@@ -49,11 +53,14 @@ impl Cgroup {
     }
 
     /// Removes the group above if nothing is left in it, and it is not a hierarchy's root.
-    /// That somebody has just come to use it is no error.
+    /// That somebody has just come to use it is no error. Slices are systemd's.
     pub fn remove_empty_parent(&self) {
         let Some((parent, _)) = self.path.rsplit_once('/') else {
             return;
         };
+        if self.systemd.is_some() {
+            return;
+        }
         for dir in everywhere(parent) {
             if let Err(error) = fs::remove_dir(&dir) {
                 tracing::trace!(path = %dir.display(), %error, "stays");

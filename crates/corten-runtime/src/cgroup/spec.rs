@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::systemd::Unit;
+use super::v2::in_user_namespace;
 use crate::error::RuntimeError;
 
 /// A container's control group.
@@ -14,12 +16,18 @@ pub struct CgroupSpec {
     /// slash: `corten/<id>`. Missing parents are created and left in place; the last
     /// component must not exist yet.
     pub path: String,
+    /// The unit, if systemd makes the group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub systemd: Option<Unit>,
 }
 
 impl CgroupSpec {
     /// The group at `path` (see [`CgroupSpec::path`]), made by file operations.
     pub fn new(path: impl Into<String>) -> Self {
-        Self { path: path.into() }
+        Self {
+            path: path.into(),
+            systemd: None,
+        }
     }
 
     /// What `linux.cgroupsPath` of a configuration means for the container `id`. With
@@ -28,10 +36,13 @@ impl CgroupSpec {
     pub fn from_config(given: Option<&str>, id: &str, systemd: bool) -> Result<Self, RuntimeError> {
         let given = given.filter(|path| !path.is_empty());
         if systemd {
-            return Err(RuntimeError::spec(
-                "linux.cgroupsPath",
-                "the systemd driver is not supported: use the cgroupfs driver",
-            ));
+            let user = !rustix::process::geteuid().is_root() || in_user_namespace();
+            let unit = Unit::from_config(given, id, user)?;
+            let path = unit.group_path()?;
+            return Ok(Self {
+                path,
+                systemd: Some(unit),
+            });
         }
         match given {
             Some(path) if path.contains(':') && !path.contains('/') => Err(RuntimeError::spec(

@@ -5,6 +5,7 @@ use corten_oci::runtime_spec::LinuxResources;
 
 use super::devices::Filter;
 use super::limits::{self, Undo};
+use super::systemd::Unit;
 use super::v1::Legacy;
 use super::{Cgroup, Hierarchy as _, Hosts};
 use crate::error::RuntimeError;
@@ -67,10 +68,32 @@ impl Cgroup {
         if let Some((unified, writes)) = unified {
             limits::write_all(unified.dir(), writes.iter(), Some(undo))?;
         }
+        // systemd last: the kernel has taken all of it by now.
+        if let Some(unit) = &self.systemd {
+            self.tell_systemd(unit, resources, filter.as_ref())?;
+        }
         match filter {
             Some(filter) => self.replace_devices(&filter, hosts),
             None => Ok(()),
         }
+    }
+
+    /// With new device rules systemd empties v1's list and fills it again; nobody should be
+    /// refused a device meanwhile, so nobody runs.
+    fn tell_systemd(
+        &self,
+        unit: &Unit,
+        resources: &LinuxResources,
+        filter: Option<&Filter>,
+    ) -> Result<(), RuntimeError> {
+        let pause = filter.is_some() && self.legacy.iter().any(|legacy| legacy.has("devices"));
+        let pause = pause && !self.is_frozen() && self.freeze().is_ok();
+        let current = |file: &str| self.unified.as_ref()?.current(file);
+        let told = unit.update(resources, filter, &current);
+        if pause {
+            self.thaw()?;
+        }
+        told
     }
 
     /// On a hybrid host one of the two filters, and lets the other let everything through.

@@ -247,7 +247,7 @@ fn vacate(dir: &Path) -> bool {
 }
 
 /// Whether this process is in another user namespace than the host's first.
-fn in_user_namespace() -> bool {
+pub(super) fn in_user_namespace() -> bool {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     map.split_whitespace().ne(["0", "0", "4294967295"])
 }

@@ -21,6 +21,12 @@ type Case = (&'static str, fn());
 const CASE: &str = "CORTEN_RUNTIME_CASE";
 const TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How many times longer than usual everything may take: an emulated machine is slow.
+fn patience() -> u32 {
+    let given = std::env::var("CORTEN_TEST_PATIENCE").ok();
+    given.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 fn main() -> ExitCode {
     if let Ok(name) = std::env::var(CASE) {
         let case = cases::all().into_iter().find(|(case, _)| *case == name);
@@ -91,7 +97,7 @@ fn run(name: &str) -> (bool, String) {
         .stderr(output.try_clone().unwrap())
         .spawn()
         .unwrap();
-    let deadline = Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + TIMEOUT * patience();
     let ok = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break status.success();

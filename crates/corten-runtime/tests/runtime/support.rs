@@ -20,6 +20,8 @@ pub struct Container {
     pub rootfs: tempfile::TempDir,
     pub spec: Spec,
     pub network: bool,
+    /// Made by systemd.
+    pub scope: bool,
 }
 
 /// How it went.
@@ -76,6 +78,7 @@ impl Container {
             rootfs: rootfs(),
             spec,
             network: true,
+            scope: false,
         }
     }
 
@@ -111,6 +114,15 @@ impl Container {
         format!("{}/{}", group_of(std::process::id()), self.id)
     }
 
+    /// The group it is made in.
+    pub fn cgroup(&self) -> CgroupSpec {
+        if self.scope {
+            let path = format!("system.slice:corten-test:{}", self.id);
+            return CgroupSpec::from_config(Some(&path), &self.id, true).unwrap();
+        }
+        CgroupSpec::new(self.cgroup_path())
+    }
+
     /// Created with the given streams.
     pub fn create(&self, stdio: Stdio) -> Result<Created, RuntimeError> {
         create(Sandbox {
@@ -124,7 +136,7 @@ impl Container {
                 NetNs::Host
             },
             stdio,
-            cgroup: CgroupSpec::new(self.cgroup_path()),
+            cgroup: self.cgroup(),
         })
     }
 
@@ -154,7 +166,7 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        let cgroup = Cgroup::open(&self.cgroup_path()).unwrap();
+        let cgroup = Cgroup::open_spec(&self.cgroup()).unwrap();
         if !std::thread::panicking() {
             assert!(!cgroup.exists(), "control group left behind");
         }
@@ -200,9 +212,9 @@ pub fn pipes() -> (Stdio, [File; 3]) {
     )
 }
 
-/// Polls until `condition` holds, for at most ten seconds.
+/// Polls until `condition` holds, for at most ten seconds (more on slow machines).
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10) * crate::patience();
     while !condition() {
         assert!(Instant::now() < deadline, "never: {what}");
         std::thread::sleep(Duration::from_millis(2));

@@ -44,6 +44,30 @@ impl Filter {
         lines
     }
 
+    /// systemd's `DeviceAllow=`: paths and accesses. `None` if it allows by default, or an
+    /// exception has one: systemd can neither.
+    pub(in crate::cgroup) fn device_allow(&self) -> Option<Vec<(String, String)>> {
+        if self.allow || !self.suits_legacy() {
+            return None;
+        }
+        let entry = |rule: &Rule| {
+            let kind = match rule.devices.kind {
+                Kind::Block => "block",
+                Kind::Char => "char",
+            };
+            let path = match (rule.devices.major, rule.devices.minor) {
+                (Some(major), Some(minor)) => format!("/dev/{kind}/{major}:{minor}"),
+                (Some(major), None) => format!("{kind}-{major}"),
+                (None, None) => format!("{kind}-*"),
+                // The controller's own list will have it.
+                (None, Some(_)) => return None,
+            };
+            let line = text(rule);
+            Some((path, line.rsplit(' ').next().unwrap_or_default().to_owned()))
+        };
+        Some(self.exceptions().iter().filter_map(entry).collect())
+    }
+
     fn exceptions(&self) -> Vec<Rule> {
         let mut rules = self.rules.clone();
         if self.allow {

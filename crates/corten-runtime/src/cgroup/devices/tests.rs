@@ -115,6 +115,22 @@ fn transitions_change_only_what_differs() {
     assert_eq!(after.transition("a *:* rwm\n"), after.lines());
 }
 
+#[test]
+fn entries_for_systemd() {
+    let allow = Filter::new(&[rule(true, CHAR, Some(10), None, "rw")]).unwrap();
+    let allow = allow.device_allow().unwrap();
+    for entry in [
+        ("char-10", "rw"),
+        ("/dev/char/1:3", "rwm"),
+        ("block-*", "m"),
+    ] {
+        let entry = (entry.0.to_owned(), entry.1.to_owned());
+        assert!(allow.contains(&entry), "{entry:?} in {allow:?}");
+    }
+    let all = Filter::new(&[rule(true, None, None, None, "rwm")]).unwrap();
+    assert_eq!(all.device_allow(), None);
+}
+
 /// An access asked for.
 #[derive(Debug, Clone, Copy)]
 struct Request {

@@ -126,7 +126,10 @@ fn memory_writes(
 }
 
 /// v1 counts swap on top of memory, v2 beside it.
-fn swap_max(memory: &LinuxMemory, current: Current<'_>) -> Result<Option<String>, RuntimeError> {
+pub(in crate::cgroup) fn swap_max(
+    memory: &LinuxMemory,
+    current: Current<'_>,
+) -> Result<Option<String>, RuntimeError> {
     let max = || Some("max".to_owned());
     let limit = memory.limit().filter(|limit| *limit != 0);
     let Some(total) = memory.swap().filter(|total| *total != 0) else {

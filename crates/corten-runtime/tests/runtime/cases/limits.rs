@@ -28,7 +28,7 @@ pub const CASES: &[Case] = &[
 ];
 
 fn memory_limit_kills() {
-    let container = Container::sh("head -c 200m /dev/zero | tail -c 200m > /dev/null; exit 7").set(
+    let container = Container::sh("dd if=/dev/zero of=/dev/null bs=200M count=1; exit 7").set(
         "/linux/resources/memory",
         json!({"limit": 16 << 20, "swap": 16 << 20}),
     );
@@ -237,7 +237,7 @@ fn cgroup_view() {
 
 /// What `corten runtime events` prints when the OOM killer comes.
 fn oom_is_announced() {
-    let container = Container::sh("head -c 200m /dev/zero | tail -c 200m > /dev/null; exit 7").set(
+    let container = Container::sh("dd if=/dev/zero of=/dev/null bs=200M count=1; exit 7").set(
         "/linux/resources/memory",
         json!({"limit": 16 << 20, "swap": 16 << 20}),
     );

@@ -4,6 +4,7 @@ mod attributes;
 mod isolation;
 mod limits;
 mod process;
+mod systemd;
 mod updates;
 
 use crate::Case;
@@ -15,6 +16,7 @@ pub fn all() -> Vec<Case> {
         isolation::CASES,
         limits::CASES,
         updates::CASES,
+        systemd::CASES,
     ]
     .concat()
 }

@@ -1,0 +1,326 @@
+//! A connection to a systemd instance: blocking, no threads (the runtime is single-threaded
+//! until the container's process exists), for the few calls that control groups need.
+//!
+//! systemd's private socket speaks D-Bus without a bus between; it is what `systemctl` uses
+//! as root and needs no dbus-daemon. Where it is not to be had, the bus is asked.
+
+use std::env;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::SystemdError;
+use super::wire::{Body, Call, FIXED, Message, Value, Writer, message_length, parse};
+
+/// How long systemd may take for anything.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+const DESTINATION: &str = "org.freedesktop.systemd1";
+const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const BUS: &str = "org.freedesktop.DBus";
+const BUS_PATH: &str = "/org/freedesktop/DBus";
+
+/// A job that has ended: its object path and its result.
+type Job = (String, String);
+
+/// An authenticated connection.
+#[derive(Debug)]
+pub(super) struct Bus {
+    stream: UnixStream,
+    serial: u32,
+    deadline: Instant,
+    /// Ended jobs nobody has asked for yet.
+    ended: Vec<Job>,
+}
+
+impl Bus {
+    /// To the host's systemd or, with `user`, the caller's own.
+    pub(super) fn connect(user: bool) -> Result<Self, SystemdError> {
+        let mut tried = Vec::new();
+        for (socket, private) in sockets(user) {
+            match UnixStream::connect(&socket) {
+                Ok(stream) => return Self::open(stream, private),
+                Err(error) => tried.push(format!("{}: {error}", socket.display())),
+            }
+        }
+        Err(SystemdError::Unreachable(tried.join("; ")))
+    }
+
+    /// Authenticates; on a bus (not `private`) also asks to be told of jobs.
+    pub(super) fn open(stream: UnixStream, private: bool) -> Result<Self, SystemdError> {
+        let mut bus = Self {
+            stream,
+            serial: 0,
+            deadline: Instant::now() + TIMEOUT,
+            ended: Vec::new(),
+        };
+        // Who we are, the socket tells: no name need be given.
+        bus.send(b"\0AUTH EXTERNAL\r\nDATA\r\n")?;
+        for expected in ["DATA", "OK"] {
+            let line = bus.line()?;
+            if line.split(' ').next() != Some(expected) {
+                return Err(SystemdError::Refused {
+                    call: "AUTH",
+                    name: String::new(),
+                    text: line,
+                });
+            }
+        }
+        bus.send(b"BEGIN\r\n")?;
+        if !private {
+            bus.on_bus("Hello", "", Writer::default())?;
+            let mut rule = Writer::default();
+            rule.string(&format!(
+                "type='signal',sender='{DESTINATION}',interface='{MANAGER}',member='JobRemoved'"
+            ));
+            bus.on_bus("AddMatch", "s", rule)?;
+            bus.manager("Subscribe", "", Writer::default())?;
+        }
+        Ok(bus)
+    }
+
+    /// Starts a transient unit and waits until it is there.
+    pub(super) fn start_transient_unit(
+        &mut self,
+        name: &str,
+        properties: &[(&str, Value)],
+    ) -> Result<(), SystemdError> {
+        let mut body = Writer::default();
+        body.string(name);
+        body.string("replace");
+        body.properties(properties);
+        body.array(8, |_| {}); // no auxiliary units
+        self.job("StartTransientUnit", "ssa(sv)a(sa(sv))", body, name)
+    }
+
+    /// Stops a unit and waits until it is gone.
+    pub(super) fn stop_unit(&mut self, name: &str) -> Result<(), SystemdError> {
+        let mut body = Writer::default();
+        body.string(name);
+        body.string("replace");
+        self.job("StopUnit", "ss", body, name)
+    }
+
+    /// Lets go of a unit that has failed.
+    pub(super) fn reset_failed(&mut self, name: &str) -> Result<(), SystemdError> {
+        let mut body = Writer::default();
+        body.string(name);
+        self.manager("ResetFailedUnit", "s", body).map(drop)
+    }
+
+    /// Changes a running unit until the next boot.
+    pub(super) fn set_properties(
+        &mut self,
+        name: &str,
+        properties: &[(&str, Value)],
+    ) -> Result<(), SystemdError> {
+        let mut body = Writer::default();
+        body.string(name);
+        body.u32(1); // a boolean: at run time only
+        body.properties(properties);
+        self.manager("SetUnitProperties", "sba(sv)", body).map(drop)
+    }
+
+    /// A property of the manager that is a string: `Version`, `ControlGroup`.
+    pub(super) fn manager_property(&mut self, name: &str) -> Result<String, SystemdError> {
+        let mut body = Writer::default();
+        body.string(MANAGER);
+        body.string(name);
+        let call = Call {
+            destination: DESTINATION,
+            path: MANAGER_PATH,
+            interface: "org.freedesktop.DBus.Properties",
+            member: "Get",
+            signature: "ss",
+        };
+        let mut reply = self.call(call, "Get", body)?;
+        if !reply.is("v") || reply.signature()? != "s" {
+            return Err(SystemdError::Unexpected("Get"));
+        }
+        Ok(reply.string()?)
+    }
+
+    fn job(
+        &mut self,
+        member: &'static str,
+        signature: &str,
+        body: Writer,
+        unit: &str,
+    ) -> Result<(), SystemdError> {
+        let mut reply = self.manager(member, signature, body)?;
+        if !reply.is("o") {
+            return Err(SystemdError::Unexpected(member));
+        }
+        let job = reply.string()?;
+        let result = loop {
+            if let Some(at) = self.ended.iter().position(|(ended, _)| *ended == job) {
+                break self.ended.swap_remove(at).1;
+            }
+            self.receive()?; // keeps what it says of jobs
+        };
+        if result == "done" {
+            return Ok(());
+        }
+        Err(SystemdError::Job {
+            unit: unit.to_owned(),
+            result,
+        })
+    }
+
+    fn manager(
+        &mut self,
+        member: &'static str,
+        signature: &str,
+        body: Writer,
+    ) -> Result<Body, SystemdError> {
+        let call = Call {
+            destination: DESTINATION,
+            path: MANAGER_PATH,
+            interface: MANAGER,
+            member,
+            signature,
+        };
+        self.call(call, member, body)
+    }
+
+    fn on_bus(
+        &mut self,
+        member: &'static str,
+        signature: &str,
+        body: Writer,
+    ) -> Result<Body, SystemdError> {
+        let call = Call {
+            destination: BUS,
+            path: BUS_PATH,
+            interface: BUS,
+            member,
+            signature,
+        };
+        self.call(call, member, body)
+    }
+
+    fn call(
+        &mut self,
+        call: Call<'_>,
+        member: &'static str,
+        body: Writer,
+    ) -> Result<Body, SystemdError> {
+        self.deadline = Instant::now() + TIMEOUT;
+        self.serial += 1;
+        let serial = self.serial;
+        self.send(&call.message(serial, body))?;
+        loop {
+            match self.receive()? {
+                Message::Return { to, body } if to == serial => return Ok(body),
+                Message::Error { to, name, mut body } if to == serial => {
+                    let text = if body.is("s") {
+                        body.string()?
+                    } else {
+                        String::new()
+                    };
+                    return Err(SystemdError::Refused {
+                        call: member,
+                        name,
+                        text,
+                    });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The next message. What it says of ended jobs is kept.
+    fn receive(&mut self) -> Result<Message, SystemdError> {
+        let mut fixed = [0; FIXED];
+        self.read(&mut fixed)?;
+        let mut bytes = vec![0; message_length(&fixed)?];
+        let (head, rest) = bytes.split_at_mut(FIXED);
+        head.copy_from_slice(&fixed);
+        self.read(rest)?;
+        let mut message = parse(&bytes)?;
+        if let Message::Signal { member, body } = &mut message
+            && member == "JobRemoved"
+            && body.is("uoss")
+        {
+            body.u32()?;
+            let job = body.string()?;
+            let _unit = body.string()?;
+            self.ended.push((job, body.string()?));
+        }
+        Ok(message)
+    }
+
+    /// A line of the authentication.
+    fn line(&mut self) -> Result<String, SystemdError> {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            let mut byte = [0];
+            self.read(&mut byte)?;
+            line.extend(byte);
+            if line.len() > 1024 {
+                return Err(SystemdError::Unexpected("AUTH"));
+            }
+        }
+        Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<(), SystemdError> {
+        self.stream.set_write_timeout(Some(TIMEOUT))?;
+        Ok(self.stream.write_all(bytes)?)
+    }
+
+    fn read(&mut self, mut buffer: &mut [u8]) -> Result<(), SystemdError> {
+        while !buffer.is_empty() {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(SystemdError::Timeout);
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            match self.stream.read(buffer) {
+                Ok(0) => return Err(SystemdError::Closed),
+                Ok(count) => buffer = buffer.get_mut(count..).unwrap_or_default(),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return Err(SystemdError::Timeout);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where systemd may be, and whether it is systemd itself that listens there.
+fn sockets(user: bool) -> Vec<(PathBuf, bool)> {
+    if !user {
+        let bus = address("DBUS_SYSTEM_BUS_ADDRESS");
+        return vec![
+            ("/run/systemd/private".into(), true),
+            (
+                bus.unwrap_or_else(|| "/run/dbus/system_bus_socket".into()),
+                false,
+            ),
+        ];
+    }
+    let mut sockets = Vec::new();
+    if let Some(run) = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+        sockets.push((run.join("systemd/private"), true));
+        sockets.push((run.join("bus"), false));
+    }
+    if let Some(path) = address("DBUS_SESSION_BUS_ADDRESS") {
+        sockets.push((path, false));
+    }
+    sockets
+}
+
+/// `unix:path=/run/…,guid=…;…` of the environment.
+fn address(variable: &str) -> Option<PathBuf> {
+    let value = env::var(variable).ok()?;
+    value.split(';').find_map(|address| {
+        let keys = address.strip_prefix("unix:")?;
+        let path = keys.split(',').find_map(|key| key.strip_prefix("path="))?;
+        Some(Path::new(path).to_owned())
+    })
+}
