@@ -18,7 +18,8 @@
 //! So: the v2 hierarchy always gets a group, entered by `CLONE_INTO_CGROUP`; it serves
 //! killing, freezing, listing and CPU accounting even where it has no controllers. A v1
 //! hierarchy gets one only if a limit asked for lives there, entered by the child itself
-//! through `tasks`. Devices are filtered by the v1 controller where there is one, else by
+//! through `tasks` (or if the configuration names the group: see
+//! [`CgroupSpec::everywhere`]). Devices are filtered by the v1 controller where there is one, else by
 //! eBPF. Without a v2 hierarchy, v1's freezer and cpuacct stand in for it.
 //!
 //! Nothing outside the group's own path is ever changed, except that parents are created
@@ -120,8 +121,28 @@ impl Cgroup {
         for hierarchy in guard.get().hierarchies() {
             hierarchy.create()?;
         }
+        if spec.everywhere
+            && let Some(cgroup) = &mut guard.cgroup
+        {
+            cgroup.create_elsewhere(hosts);
+        }
         guard.get().apply(resources, &filter)?;
         Ok(guard)
+    }
+
+    /// Makes the group in the v1 hierarchies left. Nothing depends on it: one that refuses
+    /// (mounted read-only, say) goes without.
+    fn create_elsewhere(&mut self, hosts: &Hosts) {
+        for mount in hosts.legacy() {
+            let legacy = Legacy::new(mount, &self.path);
+            if self.legacy.iter().any(|known| known.dir() == legacy.dir()) {
+                continue;
+            }
+            match legacy.create() {
+                Ok(()) => self.legacy.push(legacy),
+                Err(error) => tracing::debug!(cgroup = self.path(), %error, "left out"),
+            }
+        }
     }
 
     /// Opens the existing group at `path` (relative to the hierarchies' roots). A group

@@ -19,6 +19,9 @@ pub struct CgroupSpec {
     /// The unit, if systemd makes the group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub systemd: Option<Unit>,
+    /// Make the group in every hierarchy, not only in those a limit or the runtime needs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub everywhere: bool,
 }
 
 impl CgroupSpec {
@@ -27,12 +30,16 @@ impl CgroupSpec {
         Self {
             path: path.into(),
             systemd: None,
+            everywhere: false,
         }
     }
 
     /// What `linux.cgroupsPath` of a configuration means for the container `id`. With
     /// `systemd` it is `slice:prefix:name` as runc has it, and for an unprivileged caller
     /// its own systemd instance is asked where its groups are.
+    ///
+    /// Whoever names a path (engines do) looks there itself, for statistics above all; in
+    /// a hierarchy without the group it would read those of the whole host.
     pub fn from_config(given: Option<&str>, id: &str, systemd: bool) -> Result<Self, RuntimeError> {
         let given = given.filter(|path| !path.is_empty());
         if systemd {
@@ -42,6 +49,7 @@ impl CgroupSpec {
             return Ok(Self {
                 path,
                 systemd: Some(unit),
+                everywhere: given.is_some(),
             });
         }
         match given {
@@ -49,7 +57,10 @@ impl CgroupSpec {
                 "linux.cgroupsPath",
                 format!("{path:?} is for the systemd driver (--systemd-cgroup)"),
             )),
-            Some(path) => Ok(Self::new(crate::root::clean(path).trim_start_matches('/'))),
+            Some(path) => Ok(Self {
+                everywhere: true,
+                ..Self::new(crate::root::clean(path).trim_start_matches('/'))
+            }),
             None => Ok(Self::new(format!("corten-runtime/{id}"))),
         }
     }
@@ -68,6 +79,11 @@ mod tests {
         assert_eq!(path(Some("/a/b")).unwrap(), "a/b");
         assert_eq!(path(Some("/a/../../b")).unwrap(), "b");
         assert!(path(Some("system.slice:corten:c1")).is_err());
+        let everywhere = |given: Option<&str>| {
+            CgroupSpec::from_config(given, "c1", false).map(|spec| spec.everywhere)
+        };
+        assert!(everywhere(Some("/a/b")).unwrap());
+        assert!(!everywhere(None).unwrap());
     }
 
     #[test]
