@@ -34,6 +34,10 @@ for group in $groups; do
       need nft nftables
       need ip iproute2
       need podman podman
+      need containerd containerd
+      # The engine is in one package, its command line possibly in another.
+      need dockerd docker.io
+      need docker docker.io
       ;;
     bench)
       need hyperfine hyperfine

@@ -283,12 +283,20 @@ impl Drop for Background {
 
 /// Polls until true; fails the test after [`PATIENCE`].
 #[track_caller]
-pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn until(what: &str, condition: impl FnMut() -> bool) {
+    assert!(within(PATIENCE, condition), "not in time: {what}");
+}
+
+/// Polls until true, at most so long; whether it became true.
+pub(crate) fn within(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
     while !condition() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
+        if Instant::now() >= deadline {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
+    true
 }
 
 /// A port nobody listens on (on any address) at this moment.
@@ -315,7 +323,7 @@ pub(crate) fn http_get(address: &str) -> Option<String> {
 }
 
 /// A root file system of busybox and links to it, as a tar.
-fn busybox_tar() -> &'static [u8] {
+pub(crate) fn busybox_tar() -> &'static [u8] {
     static TAR: OnceLock<Vec<u8>> = OnceLock::new();
     TAR.get_or_init(|| {
         let busybox = ["/bin/busybox", "/usr/bin/busybox"]

@@ -13,4 +13,5 @@ mod harness;
 mod isolation;
 mod network;
 mod registry;
+mod runtime_peers;
 mod volumes;
