@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 CORTEN := $(TARGET_DIR)/$(HOST)/release/corten
 
-.PHONY: help build quickstart quickstart-clean test lint bench install uninstall clean
+.PHONY: help build quickstart quickstart-clean test test-vm lint bench install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -28,6 +28,10 @@ quickstart-clean: ## stop the walkthrough's app and remove everything it made
 test: ## install what the tests need and run every test
 	@scripts/install-deps.sh test
 	@scripts/test.sh
+
+test-vm: ## try other cgroups, another kernel and systemd in virtual machines (slow)
+	@scripts/install-deps.sh vm
+	@scripts/test-vm.sh
 
 lint: ## formatting and clippy, warnings are errors
 	cargo fmt --all --check

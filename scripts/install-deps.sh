@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what building (`build`), the quickstart (`quickstart`), the tests (`test`) or
-# the benchmarks (`bench`) need on Debian or Ubuntu. Installs only what is missing.
+# Installs what building (`build`), the quickstart (`quickstart`), the tests (`test`), the
+# tests in virtual machines (`vm`) or the benchmarks (`bench`) need on Debian or Ubuntu. Installs only what is missing.
 set -euo pipefail
 
 packages=()
@@ -11,9 +11,10 @@ need() { # need COMMAND PACKAGE
 case "${1:-build}" in
   bench) groups="build quickstart test bench" ;;
   test) groups="build quickstart test" ;;
+  vm) groups="build quickstart vm" ;;
   quickstart) groups="build quickstart" ;;
   build) groups="build" ;;
-  *) echo "usage: $0 build|quickstart|test|bench" >&2; exit 2 ;;
+  *) echo "usage: $0 build|quickstart|test|vm|bench" >&2; exit 2 ;;
 esac
 
 for group in $groups; do
@@ -38,6 +39,14 @@ for group in $groups; do
       # The engine is in one package, its command line possibly in another.
       need dockerd docker.io
       need docker docker.io
+      ;;
+    vm)
+      need qemu-system-x86_64 qemu-system-x86
+      need cpio cpio
+      need depmod kmod
+      need mkfs.ext4 e2fsprogs
+      need strip binutils
+      [ -e /lib/systemd/systemd ] || packages+=(systemd)
       ;;
     bench)
       need hyperfine hyperfine

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Runs Corten in a small virtual machine, so on other cgroups and another kernel than here:
 #
-#   test-cgroup2.sh CORTEN [v2|v1] [KERNEL] [TEST...]
+#   test-cgroup2.sh CORTEN [v2|v1|systemd|systemd-v1] [KERNEL] [TEST...]
 #
+# CORTEN may be - to run only the tests. With systemd, that of this machine is the first
+# process there, and the tests of the systemd driver are run.
 # KERNEL is an unpacked linux-image package (`dpkg -x`); without one, the distribution's cloud
 # kernel is fetched and kept in CORTEN_CACHE (default ~/.cache/corten). Each TEST is a static
 # test binary to run in there as well (`cargo test -p corten-runtime --test runtime --no-run`).
-# Needs root, qemu-system-x86, busybox-static, cpio, kmod and e2fsprogs.
+# Needs root and what `scripts/install-deps.sh vm` installs. `make test-vm` runs all of it.
 set -euo pipefail
 corten=$1 mode=${2:-v2} kernel=${3:-}
 shift $(($# < 3 ? $# : 3))
@@ -35,7 +37,7 @@ for applet in $("$busybox" --list); do
   [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
 done
 ln -s ../bin/busybox "$root/sbin/modprobe"
-strip -o "$root/bin/corten" "$corten"
+[ "$corten" = - ] || strip -o "$root/bin/corten" "$corten"
 for test in "$@"; do strip -o "$root/tests/$(basename "$test")" "$test"; done
 echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
@@ -50,6 +52,30 @@ done
 cp "$kernel/lib/modules/$release"/modules.{builtin,builtin.modinfo,order} "$root/lib/modules/$release/"
 find "$root/lib/modules" -name '*.ko.xz' -exec xz -d {} +
 depmod -b "$root" "$release"
+
+# systemd with the libraries it needs, and one unit that runs the guest script.
+options=
+case $mode in
+systemd*)
+  program=/lib/systemd/systemd
+  files=$(ldd $program | grep -o '/[^ ]*'; echo $program; echo /lib/systemd/systemd-executor)
+  for file in $files; do
+    [ -e "$file" ] || continue
+    mkdir -p "$root$(dirname "$file")" && cp -L "$file" "$root$file"
+  done
+  mkdir -p "$root/etc/systemd/system"
+  cat >"$root/etc/systemd/system/corten-test.service" <<'UNIT'
+[Unit]
+DefaultDependencies=no
+[Service]
+Type=oneshot
+Environment=CORTEN_BOOTED=1
+ExecStart=/init
+UNIT
+  options="systemd.unit=corten-test.service systemd.show_status=0"
+  [ "$mode" = systemd ] || options+=" systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1"
+  ;;
+esac
 
 # The base image's files, and what is done with them.
 base=$work/base
@@ -70,5 +96,5 @@ mkfs.ext4 -q "$work/disk"
 timeout "${VM_TIMEOUT:-900}" qemu-system-x86_64 -accel tcg,thread=single -cpu max,cx16=off -m 2048 -smp 2 -nographic -no-reboot \
   -nic none -drive "file=$work/disk,format=raw,if=virtio" \
   -kernel "$kernel/boot/vmlinuz-$release" -initrd "$work/initrd" \
-  -append "console=ttyS0 quiet panic=-1 corten.cgroups=$mode" </dev/null | tr -d '\r' | tee "$work/log"
+  -append "console=ttyS0 quiet panic=-1 corten.cgroups=$mode $options" </dev/null | sed -u 's/\r//' | tee "$work/log"
 grep -q '^passed: [0-9]*, failed: 0$' "$work/log"

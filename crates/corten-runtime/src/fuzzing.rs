@@ -11,3 +11,8 @@ use crate::error::RuntimeError;
 pub fn seccomp(profile: &LinuxSeccomp) -> Result<usize, RuntimeError> {
     Ok(crate::seccomp::compile(profile)?.program.len())
 }
+
+/// Reads what a systemd instance might send.
+pub fn dbus_message(bytes: &[u8]) {
+    crate::cgroup::fuzz_dbus_message(bytes);
+}

@@ -56,6 +56,7 @@ pub use oom::{OomEvent, OomWatch};
 pub use remove::children;
 pub use spec::CgroupSpec;
 pub use stats::{CpusetStats, HugetlbStats, IoEntry, MemoryEntry, Pressure, Stall, Stats};
+pub(crate) use systemd::fuzz_dbus_message;
 pub use systemd::{SystemdError, Unit};
 use v1::Legacy;
 use v2::Unified;

@@ -184,6 +184,13 @@ impl Unit {
     }
 }
 
+/// Reads a message of any kind, as `fuzz/` does.
+pub(crate) fn fuzz_dbus_message(bytes: &[u8]) {
+    if let Ok(message) = wire::parse(bytes) {
+        std::hint::black_box(message);
+    }
+}
+
 fn target(bus: &mut Bus) -> Result<Target, SystemdError> {
     let hosts = Hosts::get();
     let legacy = ["memory", "cpu"]

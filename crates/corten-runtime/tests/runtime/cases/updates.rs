@@ -20,6 +20,8 @@ pub const CASES: &[Case] = &[
     ("exec_beside_own_groups", exec_beside_own_groups),
     ("threaded_parent", threaded_parent),
     ("processes_above_are_told", processes_above_are_told),
+    ("cpu_quota_throttles", cpu_quota_throttles),
+    ("io_and_huge_pages", io_and_huge_pages),
 ];
 
 fn resources(json: serde_json::Value) -> LinuxResources {
@@ -318,4 +320,98 @@ fn processes_above_are_told() {
     child.wait().unwrap();
     let error = error.unwrap_err().to_string();
     assert!(error.contains("has processes of its own"), "{error}");
+}
+
+fn cpu_quota_throttles() {
+    let container = Container::sh("while true; do :; done").set(
+        "/linux/resources/cpu",
+        json!({"quota": 5_000, "period": 50_000}),
+    );
+    let (running, _ends) = container.start().unwrap();
+    eventually("it is throttled", || {
+        let stats = running.cgroup.stats().unwrap();
+        stats.cpu_throttled_periods.is_some_and(|count| count > 2)
+            && stats.cpu_throttled.is_some_and(|time| !time.is_zero())
+    });
+    let json = running.cgroup.stats().unwrap().events_json();
+    let periods = json.pointer("/cpu/throttling/throttledPeriods").unwrap();
+    assert!(periods.as_u64().unwrap() > 2, "{json}");
+    end(&running);
+}
+
+/// Whether a controller is to be had here, on either generation.
+fn offered(controller: &str, legacy: &str) -> bool {
+    let unified = unified_root().map(|root| root.join("cgroup.controllers"));
+    let unified = unified.and_then(|file| std::fs::read_to_string(file).ok());
+    unified.is_some_and(|text| text.split_whitespace().any(|word| word == controller))
+        || std::path::Path::new("/sys/fs/cgroup").join(legacy).exists()
+}
+
+fn io_and_huge_pages() {
+    let disk = std::fs::read_dir("/sys/block")
+        .unwrap()
+        .flatten()
+        .find_map(|entry| {
+            let text = std::fs::read_to_string(entry.path().join("dev")).ok()?;
+            // A RAM disk or loop device is none to throttle.
+            let plain = !["loop", "ram", "zram"]
+                .iter()
+                .any(|kind| entry.file_name().to_string_lossy().starts_with(kind));
+            plain.then(|| text.trim().to_owned())
+        });
+    let container = Container::args(&["sleep", "1000"]);
+    let (running, _ends) = container.start().unwrap();
+    if let Some(disk) = disk.filter(|_| offered("io", "blkio")) {
+        let (major, minor) = disk.split_once(':').unwrap();
+        let number = |text: &str| text.parse::<i64>().unwrap();
+        let limit = |rate: u64| {
+            let device = json!([{"major": number(major), "minor": number(minor), "rate": rate}]);
+            let io = json!({"throttleReadBpsDevice": device, "throttleWriteIOPSDevice": device});
+            running
+                .cgroup
+                .update(&resources(json!({"blockIO": io})))
+                .unwrap();
+        };
+        limit(1 << 20);
+        let text = || file(&container, ["io.max", "blkio.throttle.read_bps_device"]);
+        let rate = (1 << 20).to_string();
+        assert!(
+            text().starts_with(&disk) && text().contains(&rate),
+            "{}",
+            text()
+        );
+        limit(0);
+        assert!(!text().contains(&rate), "{}", text());
+    }
+    if offered("hugetlb", "hugetlb") {
+        let limits = json!([{"pageSize": "2MB", "limit": 4 << 20}]);
+        running
+            .cgroup
+            .update(&resources(json!({"hugepageLimits": limits})))
+            .unwrap();
+        for name in ["", ".rsvd"] {
+            let names = [
+                format!("hugetlb.2MB{name}.max"),
+                format!("hugetlb.2MB{name}.limit_in_bytes"),
+            ];
+            let names = [names[0].as_str(), names[1].as_str()];
+            assert_eq!(file(&container, names), (4 << 20).to_string());
+        }
+        let stats = running.cgroup.stats().unwrap();
+        assert!(
+            stats.hugetlb.iter().any(|(size, _)| size == "2MB"),
+            "{stats:?}"
+        );
+    } else {
+        let limits = json!([{"pageSize": "2MB", "limit": 4 << 20}]);
+        let error = running
+            .cgroup
+            .update(&resources(json!({"hugepageLimits": limits})));
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains("controller hugetlb is not available"),
+            "{error}"
+        );
+    }
+    end(&running);
 }

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Tries Corten in virtual machines: pure cgroup v2, pure v1, and systemd as the first process
+# with either. Takes about half an hour on two cores, because the machines are emulated.
+#
+#   test-vm.sh [MODE...]    (default: v2 v1 systemd systemd-v1)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ $# -gt 0 ] || set -- v2 v1 systemd systemd-v1
+cargo build --release --locked -p corten
+host=$(rustc -vV | sed -n 's/^host: //p')
+corten=${CARGO_TARGET_DIR:-target}/$host/release/corten
+test=$(cargo test --locked -p corten-runtime --test runtime --no-run --message-format=json |
+  sed -n 's/.*"executable":"\([^"]*\/runtime-[^"]*\)".*/\1/p')
+failed=()
+for mode in "$@"; do
+  echo "== $mode"
+  scripts/test-cgroup2.sh "$corten" "$mode" "" "$test" || failed+=("$mode")
+done
+[ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}" >&2; exit 1; }
