@@ -31,6 +31,8 @@ pub(super) struct Bus {
     stream: UnixStream,
     serial: u32,
     deadline: Instant,
+    /// Bytes received that nobody has looked at yet.
+    input: Vec<u8>,
     /// Ended jobs nobody has asked for yet.
     ended: Vec<Job>,
 }
@@ -54,10 +56,12 @@ impl Bus {
             stream,
             serial: 0,
             deadline: Instant::now() + TIMEOUT,
+            input: Vec::new(),
             ended: Vec::new(),
         };
-        // Who we are, the socket tells: no name need be given.
-        bus.send(b"\0AUTH EXTERNAL\r\nDATA\r\n")?;
+        // Who we are, the socket tells: no name need be given. All at once, as systemd's own
+        // client does it: its server overlooks a message that comes together with BEGIN.
+        bus.send(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
         for expected in ["DATA", "OK"] {
             let line = bus.line()?;
             if line.split(' ').next() != Some(expected) {
@@ -68,7 +72,6 @@ impl Bus {
                 });
             }
         }
-        bus.send(b"BEGIN\r\n")?;
         if !private {
             bus.on_bus("Hello", "", Writer::default())?;
             let mut rule = Writer::default();
@@ -233,12 +236,18 @@ impl Bus {
 
     /// The next message. What it says of ended jobs is kept.
     fn receive(&mut self) -> Result<Message, SystemdError> {
-        let mut fixed = [0; FIXED];
-        self.read(&mut fixed)?;
-        let mut bytes = vec![0; message_length(&fixed)?];
-        let (head, rest) = bytes.split_at_mut(FIXED);
-        head.copy_from_slice(&fixed);
-        self.read(rest)?;
+        let fixed = loop {
+            if let Some(fixed) = self.input.first_chunk::<FIXED>() {
+                break *fixed;
+            }
+            self.fill()?;
+        };
+        let length = message_length(&fixed)?;
+        while self.input.len() < length {
+            self.fill()?;
+        }
+        let rest = self.input.split_off(length);
+        let bytes = std::mem::replace(&mut self.input, rest);
         let mut message = parse(&bytes)?;
         if let Message::Signal { member, body } = &mut message
             && member == "JobRemoved"
@@ -254,16 +263,17 @@ impl Bus {
 
     /// A line of the authentication.
     fn line(&mut self) -> Result<String, SystemdError> {
-        let mut line = Vec::new();
-        while !line.ends_with(b"\r\n") {
-            let mut byte = [0];
-            self.read(&mut byte)?;
-            line.extend(byte);
-            if line.len() > 1024 {
+        loop {
+            if let Some(end) = self.input.windows(2).position(|two| two == b"\r\n") {
+                let rest = self.input.split_off(end + 2);
+                let line = std::mem::replace(&mut self.input, rest);
+                return Ok(String::from_utf8_lossy(&line).trim_end().to_owned());
+            }
+            if self.input.len() > 1024 {
                 return Err(SystemdError::Unexpected("AUTH"));
             }
+            self.fill()?;
         }
-        Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), SystemdError> {
@@ -271,16 +281,21 @@ impl Bus {
         Ok(self.stream.write_all(bytes)?)
     }
 
-    fn read(&mut self, mut buffer: &mut [u8]) -> Result<(), SystemdError> {
-        while !buffer.is_empty() {
+    /// Waits for more input.
+    fn fill(&mut self) -> Result<(), SystemdError> {
+        let mut buffer = [0; 4096];
+        loop {
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(SystemdError::Timeout);
             }
             self.stream.set_read_timeout(Some(left))?;
-            match self.stream.read(buffer) {
+            match self.stream.read(&mut buffer) {
                 Ok(0) => return Err(SystemdError::Closed),
-                Ok(count) => buffer = buffer.get_mut(count..).unwrap_or_default(),
+                Ok(count) => {
+                    self.input.extend(buffer.iter().take(count));
+                    return Ok(());
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     return Err(SystemdError::Timeout);
                 }
@@ -288,7 +303,6 @@ impl Bus {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(())
     }
 }
 

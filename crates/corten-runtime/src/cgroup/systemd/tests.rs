@@ -13,15 +13,12 @@ use super::{SystemdError, version};
 fn systemd(answers: Vec<fn(u32) -> Vec<u8>>) -> (UnixStream, JoinHandle<Vec<Vec<u8>>>) {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let thread = std::thread::spawn(move || {
-        let mut hello = [0; 22 + 6];
-        theirs.read_exact(&mut hello[..22]).unwrap();
-        assert_eq!(hello[..16], *b"\0AUTH EXTERNAL\r\n");
+        let mut hello = [0; 29];
+        theirs.read_exact(&mut hello).unwrap();
+        assert_eq!(hello, *b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n");
         theirs
             .write_all(b"DATA\r\nOK 0123456789abcdef\r\n")
             .unwrap();
-        let mut begin = [0; 7];
-        theirs.read_exact(&mut begin).unwrap();
-        assert_eq!(begin, *b"BEGIN\r\n");
         let mut calls = Vec::new();
         for answer in answers {
             let mut call = vec![0; FIXED];
