@@ -69,13 +69,21 @@ pub(crate) struct Extras {
 /// Besides [`RuntimeError::Setup`] this may already return [`RuntimeError::Exec`]: the
 /// program is looked up now.
 pub fn create(sandbox: Sandbox<'_>) -> Result<Created, RuntimeError> {
-    create_with(sandbox, Extras::default())
+    create_with(sandbox, Extras::default(), &mut |_| Ok(()))
 }
 
-pub(crate) fn create_with(sandbox: Sandbox<'_>, extras: Extras) -> Result<Created, RuntimeError> {
+/// `born` is told of the process as soon as it lives, while it sets itself up.
+pub(crate) fn create_with(
+    sandbox: Sandbox<'_>,
+    extras: Extras,
+    born: &mut dyn FnMut(i32) -> Result<(), RuntimeError>,
+) -> Result<Created, RuntimeError> {
     let spec = sandbox.spec;
     validate::check(spec, &sandbox.netns)?;
     refuse_unsupported(spec)?;
+    if let Some(hooks) = spec.hooks() {
+        hooks::check(hooks)?;
+    }
     let hook_state = hook_state(sandbox.id, spec, &extras.bundle);
     let resources = spec
         .linux()
@@ -88,6 +96,7 @@ pub(crate) fn create_with(sandbox: Sandbox<'_>, extras: Extras) -> Result<Create
     }
     let mut plan = plan(sandbox, extras, cgroup.get(), hook_state.clone())?;
     let (channel, child) = clone(&mut plan, cgroup.get())?;
+    born(child.pid)?;
     let hooks = spec.hooks().as_ref();
     let runtime_hooks = [
         ("prestart", hooks.and_then(|hooks| hooks.prestart().clone())),
@@ -169,7 +178,7 @@ impl Created {
             }
         }
         let state = self.hook_state.json("running", Some(self.child.pid));
-        if let Err(error) = hooks::run(&self.poststart, "poststart", &state) {
+        for error in hooks::run_all(&self.poststart, "poststart", &state) {
             // runtime-spec, lifecycle step 10: log, and go on.
             tracing::warn!(container = self.hook_state.id, %error, "poststart hook failed");
         }
@@ -383,7 +392,7 @@ fn clone(plan: &mut InitPlan, cgroup: &Cgroup) -> Result<(OwnedFd, ChildGuard), 
     }
 }
 
-pub(crate) fn hook_state(id: &str, spec: &Spec, bundle: &std::path::Path) -> HookState {
+fn hook_state(id: &str, spec: &Spec, bundle: &std::path::Path) -> HookState {
     let annotations = spec.annotations().iter().flatten();
     HookState {
         version: spec.version().clone(),

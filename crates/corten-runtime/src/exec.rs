@@ -66,18 +66,33 @@ pub fn exec(
     process: &Process,
     stdio: Stdio,
 ) -> Result<ExecProcess, RuntimeError> {
-    exec_with(target, process, stdio, 0)
+    exec_with(target, process, stdio, Extras::default())
+}
+
+/// What only the command line needs.
+#[derive(Debug, Default)]
+pub(crate) struct Extras {
+    /// Descriptors from 3 on that the program keeps.
+    pub(crate) keep_fds: u32,
+    /// The v2 group to be born in instead of the container's.
+    pub(crate) born_in: Option<OwnedFd>,
+    /// `tasks` files of v1 groups to join after the container's.
+    pub(crate) groups: Vec<OwnedFd>,
 }
 
 pub(crate) fn exec_with(
     target: &Target<'_>,
     process: &Process,
     stdio: Stdio,
-    keep_fds: u32,
+    extras: Extras,
 ) -> Result<ExecProcess, RuntimeError> {
-    let mut plan = plan(target, process, stdio, keep_fds)?;
+    let mut plan = plan(target, process, stdio, extras.keep_fds)?;
+    plan.cgroups.extend(extras.groups);
     let (ours, theirs) = channel::pair()?;
-    let group = target.cgroup.clone_target()?;
+    let group = match extras.born_in {
+        Some(group) => Some(group),
+        None => target.cgroup.clone_target()?,
+    };
     let child = {
         let _born_into = PidGuard::enter(target.pidfd)?;
         // The child is visible inside from its first moment, while it still has the

@@ -3,12 +3,16 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use corten_oci::runtime_spec::Hook;
+use corten_oci::runtime_spec::{Hook, Hooks};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::RuntimeError;
 
@@ -48,12 +52,49 @@ impl HookState {
 
 /// Runs them in order; the first failure ends it.
 pub(crate) fn run(hooks: &[Hook], kind: &'static str, state: &str) -> Result<(), RuntimeError> {
-    for hook in hooks {
-        run_one(hook, state).map_err(|reason| RuntimeError::Hook {
-            kind,
-            path: hook.path().display().to_string(),
-            reason,
-        })?;
+    hooks.iter().try_for_each(|hook| one(hook, kind, state))
+}
+
+/// Runs all of them in order, those after a failing one too (poststart and poststop,
+/// runtime-spec "Lifecycle").
+pub(crate) fn run_all(hooks: &[Hook], kind: &'static str, state: &str) -> Vec<RuntimeError> {
+    hooks
+        .iter()
+        .filter_map(|hook| one(hook, kind, state).err())
+        .collect()
+}
+
+fn one(hook: &Hook, kind: &'static str, state: &str) -> Result<(), RuntimeError> {
+    run_one(hook, state).map_err(|reason| RuntimeError::Hook {
+        kind,
+        path: hook.path().display().to_string(),
+        reason,
+    })
+}
+
+/// Refuses what the spec rules out, before anything is made.
+pub(crate) fn check(hooks: &Hooks) -> Result<(), RuntimeError> {
+    let kinds = [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ];
+    for (kind, hooks) in kinds {
+        for (at, hook) in hooks.iter().flatten().enumerate() {
+            let field = |name: &str| format!("hooks.{kind}[{at}].{name}");
+            if !hook.path().is_absolute() {
+                return Err(RuntimeError::spec(field("path"), "is not an absolute path"));
+            }
+            if hook.timeout().is_some_and(|seconds| seconds <= 0) {
+                return Err(RuntimeError::spec(
+                    field("timeout"),
+                    "is not greater than 0",
+                ));
+            }
+        }
     }
     Ok(())
 }
@@ -84,18 +125,14 @@ fn run_one(hook: &Hook, state: &str) -> Result<(), String> {
     let seconds = hook
         .timeout()
         .and_then(|seconds| u64::try_from(seconds).ok());
-    let deadline = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let status = loop {
-        if let Some(status) = child.try_wait().map_err(text)? {
-            break status;
-        }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            child.kill().ok();
-            child.wait().ok();
-            return Err(format!("timed out after {} s", seconds.unwrap_or(0)));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    };
+    if let Some(seconds) = seconds
+        && !ended_within(&child, Duration::from_secs(seconds)).map_err(|e| e.to_string())?
+    {
+        child.kill().ok();
+        child.wait().ok();
+        return Err(format!("timed out after {seconds} s"));
+    }
+    let status = child.wait().map_err(text)?;
     if status.success() {
         return Ok(());
     }
@@ -108,4 +145,20 @@ fn run_one(hook: &Hook, state: &str) -> Result<(), String> {
     } else {
         format!("{status}: {said}")
     })
+}
+
+fn ended_within(child: &Child, timeout: Duration) -> Result<bool, Errno> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let pidfd = pidfd_open(pid.ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = rustix::time::Timespec::try_from(left).unwrap_or_default();
+        let mut fds = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
+        match poll(&mut fds, Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
 }

@@ -147,7 +147,7 @@ fn enter_root(plan: &InitPlan) -> Result<Option<Console>, RuntimeError> {
     hooks::run(
         &plan.create_container,
         "createContainer",
-        &plan.hook_state.json("creating", None),
+        &plan.hook_state.json("creating", Some(own_pid())),
     )?;
     let console = size.map(|size| rootfs.console(&root, size)).transpose()?;
     rootfs.enter(&root)?;
@@ -187,10 +187,15 @@ fn go(
         hooks::run(
             start_container,
             "startContainer",
-            &hook_state.json("created", None),
+            &hook_state.json("created", Some(own_pid())),
         )
     };
     become_process(process, proc, *keep_fds, ready, Some(wait), last)
+}
+
+/// As the container sees it, which is how hooks inside know it (runtime-spec, "State").
+fn own_pid() -> i32 {
+    rustix::process::getpid().as_raw_pid()
 }
 
 fn hide() -> Result<(), RuntimeError> {

@@ -4,7 +4,9 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
-use rustix::process::{Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_send_signal, waitid};
+use rustix::process::{
+    Signal, WaitId, WaitIdOptions, WaitIdStatus, WaitStatus, pidfd_send_signal, waitid,
+};
 
 use crate::error::{RuntimeError, Step};
 
@@ -29,6 +31,14 @@ impl ExitStatus {
     /// Whether it exited with 0.
     pub fn success(self) -> bool {
         self == Self::Exited(0)
+    }
+
+    pub(crate) fn from_wait_status(status: WaitStatus) -> Self {
+        if let Some(code) = status.exit_status() {
+            Self::Exited(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
+        } else {
+            Self::Signaled(status.terminating_signal().unwrap_or(0))
+        }
     }
 
     fn from_wait(status: &WaitIdStatus) -> Self {

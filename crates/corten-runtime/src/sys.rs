@@ -7,7 +7,7 @@ mod attributes;
 mod bpf;
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 
@@ -421,4 +421,17 @@ pub(crate) fn next_signal(fd: BorrowedFd<'_>) -> Option<i32> {
         }
         _ => None,
     }
+}
+
+/// The process that holds a record lock (fcntl(2)) on the file, if another one does.
+pub(crate) fn lock_holder(file: impl AsFd) -> Result<Option<i32>, Errno> {
+    // SAFETY: flock is plain data; all zeroes is a valid value (the whole file).
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = libc::F_WRLCK as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: F_GETLK reads and writes the structure, which outlives the call.
+    let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETLK, &raw mut lock) };
+    check(result.into())?;
+    let free = i32::from(lock.l_type) == libc::F_UNLCK;
+    Ok((!free).then_some(lock.l_pid))
 }

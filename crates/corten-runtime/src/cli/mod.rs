@@ -1,200 +1,125 @@
 //! `corten runtime`: runc's command line over this crate, for container engines that
-//! drive an OCI runtime as a program (runtime-spec, runtime "Operations").
+//! drive an OCI runtime as a program (runtime-spec, runtime "Operations"). Commands,
+//! flags, defaults, exit codes and JSON are runc's, because engines depend on them; one
+//! file per command.
 //!
-//! State is one directory per container below `--root`: `state.json`, and, from `create`
-//! to `start`, the two FIFOs through which the waiting process is let go and says why it
-//! could not go. Errors go to standard error and, as engines expect it, to `--log`.
+//! State is one directory per container below `--root` (see [`state`]). Whoever changes a
+//! container holds the lock of its directory. Errors are one line on standard error and,
+//! as engines expect it, in the file of `--log`.
 
+mod args;
+mod bundle;
+mod console;
 mod create;
+mod delete;
+mod dir;
+mod error;
+mod events;
 mod exec;
-mod info;
-mod manage;
-mod resources;
+mod features;
+mod inherit;
+mod kill;
+mod list;
+mod log;
+mod notify;
+mod pause;
+mod ps;
+mod run;
+mod signals;
+mod spec;
+mod start;
 mod state;
 mod stream;
+mod update;
+mod users;
 
-use std::fmt;
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand, ValueEnum};
+pub use args::RuntimeArgs;
+use args::{Globals, parse};
+use error::CliError;
+use log::Log;
 
-use crate::error::RuntimeError;
+/// The runtime-spec this runtime implements.
+const SPEC_VERSION: &str = "1.3.0";
 
-/// `corten runtime`: an OCI runtime with runc's command line.
-#[derive(Debug, Args)]
-pub struct RuntimeArgs {
-    /// Directory of the containers' state
-    #[arg(long, default_value = "/run/corten-runtime", value_name = "DIR")]
-    root: PathBuf,
-    /// Append errors to this file
-    #[arg(long, value_name = "FILE")]
-    log: Option<PathBuf>,
-    /// Format of the log
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    log_format: LogFormat,
-    /// Log more
-    #[arg(long)]
-    debug: bool,
-    /// Use systemd for control groups (not supported)
-    #[arg(long)]
-    systemd_cgroup: bool,
-    /// Accepted for compatibility: true, false or auto
-    #[arg(long, default_value = "auto", hide = true)]
-    rootless: String,
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Create a container; its process waits for `start`
-    Create(create::CreateArgs),
-    /// Start a created container
-    Start(manage::IdArgs),
-    /// Create and start a container
-    Run(create::RunArgs),
-    /// Print the state of a container
-    State(manage::IdArgs),
-    /// Send a signal to a container
-    Kill(manage::KillArgs),
-    /// Delete a container
-    Delete(manage::DeleteArgs),
-    /// Execute a process in a running container
-    Exec(exec::ExecArgs),
-    /// List the processes of a container
-    Ps(manage::PsArgs),
-    /// List containers
-    List(manage::ListArgs),
-    /// Suspend all processes of a container
-    Pause(manage::IdArgs),
-    /// Resume a paused container
-    Resume(manage::IdArgs),
-    /// Change the limits of a container
-    Update(resources::UpdateArgs),
-    /// Print a container's resource usage and out-of-memory events
-    Events(manage::EventsArgs),
-    /// Write a config.json to start from
-    Spec(info::SpecArgs),
-    /// Print what this runtime supports
-    Features,
-}
-
-/// What ends a command.
-#[derive(Debug, thiserror::Error)]
-enum CliError {
-    #[error(transparent)]
-    Runtime(#[from] RuntimeError),
-    #[error("{path}: {source}")]
-    Io {
-        path: String,
-        source: std::io::Error,
-    },
-    #[error("{path}: {source}")]
-    Json {
-        path: String,
-        source: serde_json::Error,
-    },
-    #[error("{path}: {source}")]
-    Document {
-        path: String,
-        source: crate::document::DocumentError,
-    },
-    #[error("container {0} does not exist")]
-    NotFound(String),
-    #[error("container with id {0} exists already")]
-    Exists(String),
-    #[error("{0}")]
-    Refused(String),
-}
-
-impl CliError {
-    fn io(path: impl fmt::Display, source: std::io::Error) -> Self {
-        Self::Io {
-            path: path.to_string(),
-            source,
-        }
-    }
-
-    fn json(path: impl fmt::Display, source: serde_json::Error) -> Self {
-        Self::Json {
-            path: path.to_string(),
-            source,
-        }
-    }
-}
-
-/// Everything commands share.
+/// What commands share.
 #[derive(Debug)]
 struct Context {
+    /// Directory of the containers' directories; absolute.
     root: PathBuf,
+    /// Control groups are made by systemd.
+    systemd_cgroup: bool,
+    log: Log,
 }
 
-/// Runs the command. The process must be single-threaded.
-pub fn run(args: RuntimeArgs) -> ExitCode {
-    let context = Context { root: args.root };
-    let result = if args.systemd_cgroup {
-        Err(CliError::Refused(
-            "--systemd-cgroup is not supported: use the cgroupfs driver".into(),
-        ))
-    } else {
-        dispatch(&context, args.command)
+/// Runs the command line `args` (without the program's name). The process must be
+/// single-threaded.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let (globals, name, rest) = match args::globals(args) {
+        Ok(parsed) => parsed,
+        Err(error) => return fail(&Log::default(), &error),
     };
-    match result {
+    let log = globals.log();
+    match dispatch(globals, &name, rest) {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("corten runtime: {error}");
-            if let Some(path) = &args.log {
-                log(path, args.log_format, &error);
-            }
-            // runc's own failures are 1, whatever the program's would have been.
-            ExitCode::from(1)
-        }
+        Err(error) => fail(&log, &error),
     }
 }
 
-fn dispatch(context: &Context, command: Command) -> Result<ExitCode, CliError> {
-    match command {
-        Command::Create(args) => create::create(context, &args),
-        Command::Start(args) => create::start(context, &args.id),
-        Command::Run(args) => create::run(context, &args),
-        Command::State(args) => manage::state(context, &args),
-        Command::Kill(args) => manage::kill(context, &args),
-        Command::Delete(args) => manage::delete(context, &args),
-        Command::Exec(args) => exec::exec(context, &args),
-        Command::Ps(args) => manage::ps(context, &args),
-        Command::List(args) => manage::list(context, &args),
-        Command::Pause(args) => manage::pause(context, &args),
-        Command::Resume(args) => manage::resume(context, &args),
-        Command::Update(args) => resources::update(context, &args),
-        Command::Events(args) => manage::events(context, &args),
-        Command::Spec(args) => info::spec(&args),
-        Command::Features => info::features(),
+/// [`main`] for a caller whose own parser has gathered the words.
+pub fn run(args: RuntimeArgs) -> ExitCode {
+    main(args.words)
+}
+
+fn fail(log: &Log, error: &CliError) -> ExitCode {
+    if let CliError::Help(text) = error {
+        // Not an error: what `--help` and `--version` asked for.
+        let printed = std::io::stdout().write_all(text.as_bytes());
+        return ExitCode::from(u8::from(printed.is_err()));
+    }
+    log.error(error);
+    ExitCode::from(error.exit_code())
+}
+
+fn dispatch(globals: Globals, name: &str, rest: Vec<OsString>) -> Result<ExitCode, CliError> {
+    let context = &globals.context()?;
+    match name {
+        "create" => create::create(context, parse(name, rest)?),
+        "start" => start::start(context, &parse(name, rest)?),
+        "run" => run::run(context, parse(name, rest)?),
+        "state" => state::state(context, &parse(name, rest)?),
+        "kill" => kill::kill(context, &parse(name, rest)?),
+        "delete" => delete::delete(context, &parse(name, rest)?),
+        "exec" => exec::exec(context, &parse(name, rest)?).map_err(CliError::of_exec),
+        "ps" => ps::ps(context, &parse(name, rest)?),
+        "list" => list::list(context, &parse(name, rest)?),
+        "pause" => pause::pause(context, &parse(name, rest)?),
+        "resume" => pause::resume(context, &parse(name, rest)?),
+        "update" => update::update(context, &parse(name, rest)?),
+        "events" => events::events(context, &parse(name, rest)?),
+        "spec" => spec::spec(&parse(name, rest)?),
+        "features" => features::features(&parse(name, rest)?),
+        "help" | "h" => Err(args::help(rest)),
+        _ => Err(CliError::Usage(format!(
+            "{name:?} is not a command (see corten runtime --help)"
+        ))),
     }
 }
 
-/// One line in the form engines parse (logrus): they show `msg` to their users.
-fn log(path: &std::path::Path, format: LogFormat, error: &CliError) {
-    let time = jiff::Timestamp::now();
-    let line = match format {
-        LogFormat::Json => serde_json::json!({
-            "level": "error", "msg": error.to_string(), "time": time.to_string(),
-        })
-        .to_string(),
-        LogFormat::Text => format!("time=\"{time}\" level=error msg={:?}", error.to_string()),
-    };
-    let file = std::fs::File::options()
-        .append(true)
-        .create(true)
-        .open(path);
-    if let Err(failed) = file.and_then(|mut file| writeln!(file, "{line}")) {
-        eprintln!("corten runtime: {}: {failed}", path.display());
-    }
+/// Writes to standard output.
+fn print(text: &str) -> Result<ExitCode, CliError> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|error| CliError::io("standard output", error))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One document on a line of its own.
+fn print_json(value: &impl serde::Serialize) -> Result<ExitCode, CliError> {
+    let text = serde_json::to_string(value).map_err(|error| CliError::json("output", error))?;
+    print(&format!("{text}\n"))
 }

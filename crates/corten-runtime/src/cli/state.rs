@@ -1,22 +1,30 @@
-//! A container's state directory, and what can be told from it and from the kernel.
+//! What is saved about a container, what can be told of it from the kernel, and `state`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
 
+use clap::Args;
 use corten_oci::runtime_spec::Spec;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
-use super::{CliError, Context};
+use super::dir::{CREATING, Dir, START};
+use super::{CliError, Context, print};
 use crate::cgroup::{Cgroup, CgroupSpec};
 use crate::document;
+use crate::hooks::HookState;
 
 /// `state.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Saved {
+    pub(super) oci_version: String,
     pub(super) id: String,
+    /// 0 while there is no process yet.
     pub(super) pid: i32,
     /// Field 22 of `/proc/<pid>/stat`: pids are used again, pairs of both are not.
     pub(super) started_at: u64,
@@ -24,12 +32,16 @@ pub(super) struct Saved {
     pub(super) rootfs: PathBuf,
     pub(super) created: String,
     pub(super) cgroup: CgroupSpec,
-    pub(super) config: Spec,
+    /// No pid namespace of its own: its processes may outlive the first one.
+    pub(super) shares_pids: bool,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) annotations: BTreeMap<String, String>,
 }
 
 /// runtime-spec, runtime "State", and runc's `paused`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
+    Creating,
     Created,
     Running,
     Paused,
@@ -39,93 +51,11 @@ pub(super) enum Status {
 impl Status {
     pub(super) fn name(self) -> &'static str {
         match self {
+            Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
             Self::Paused => "paused",
             Self::Stopped => "stopped",
-        }
-    }
-}
-
-/// A container's directory.
-#[derive(Debug)]
-pub(super) struct Dir(PathBuf);
-
-impl Dir {
-    /// Where `id` is or would be; an id is one plain file name.
-    pub(super) fn of(context: &Context, id: &str) -> Result<Self, CliError> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '-' | '.');
-        if id.is_empty() || id.len() > 255 || id == "." || id == ".." || !id.chars().all(plain) {
-            return Err(CliError::Refused(format!("invalid container id {id:?}")));
-        }
-        Ok(Self(context.root.join(id)))
-    }
-
-    /// Makes the directory; an existing one belongs to another container.
-    pub(super) fn create(context: &Context, id: &str) -> Result<DirGuard, CliError> {
-        use std::os::unix::fs::DirBuilderExt as _;
-        let dir = Self::of(context, id)?;
-        let mut builder = fs::DirBuilder::new();
-        builder.mode(0o711).recursive(true);
-        builder
-            .create(&context.root)
-            .map_err(|error| CliError::io(context.root.display(), error))?;
-        builder.mode(0o700).recursive(false);
-        match builder.create(&dir.0) {
-            Ok(()) => Ok(DirGuard(Some(dir))),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                Err(CliError::Exists(id.to_owned()))
-            }
-            Err(error) => Err(CliError::io(dir.0.display(), error)),
-        }
-    }
-
-    pub(super) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    pub(super) fn remove(&self) -> Result<(), CliError> {
-        match fs::remove_dir_all(&self.0) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(CliError::io(self.0.display(), error)),
-        }
-    }
-
-    pub(super) fn exists(&self) -> bool {
-        self.0.is_dir()
-    }
-
-    /// Appears at once and whole.
-    pub(super) fn save(&self, saved: &Saved) -> Result<(), CliError> {
-        let path = self.path("state.json");
-        let part = self.path("state.json.new");
-        let text =
-            serde_json::to_vec(saved).map_err(|error| CliError::json(path.display(), error))?;
-        fs::write(&part, text)
-            .and_then(|()| fs::rename(&part, &path))
-            .map_err(|error| CliError::io(path.display(), error))
-    }
-}
-
-/// Removes the directory unless the container has come into being.
-#[derive(Debug)]
-pub(super) struct DirGuard(Option<Dir>);
-
-impl DirGuard {
-    pub(super) fn dir(&self) -> Option<&Dir> {
-        self.0.as_ref()
-    }
-
-    pub(super) fn disarm(mut self) -> Option<Dir> {
-        self.0.take()
-    }
-}
-
-impl Drop for DirGuard {
-    fn drop(&mut self) {
-        if let Some(dir) = self.0.take() {
-            dir.remove().ok();
         }
     }
 }
@@ -140,34 +70,47 @@ pub(super) struct Container {
 impl Container {
     pub(super) fn load(context: &Context, id: &str) -> Result<Self, CliError> {
         let dir = Dir::of(context, id)?;
-        let path = dir.path("state.json");
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(CliError::NotFound(id.to_owned()));
-            }
-            Err(error) => return Err(CliError::io(path.display(), error)),
-        };
-        let saved =
-            serde_json::from_slice(&text).map_err(|error| CliError::json(path.display(), error))?;
+        Self::from_dir(dir)
+    }
+
+    pub(super) fn from_dir(dir: Dir) -> Result<Self, CliError> {
+        let saved = dir.load()?;
+        let saved = saved.ok_or_else(|| CliError::NotFound(dir.id().to_owned()))?;
         Ok(Self { dir, saved })
+    }
+
+    /// The configuration it was made with, as changed by updates.
+    pub(super) fn config(&self) -> Result<Spec, CliError> {
+        let path = self.dir.config_path();
+        let text = fs::read(&path).map_err(|error| CliError::io(path.display(), error))?;
+        document::spec(&text).map_err(|error| CliError::document(path.display(), error))
     }
 
     /// The first process, if it still is the one that was saved and has not ended.
     pub(super) fn pidfd(&self) -> Option<OwnedFd> {
         // In this order: once the descriptor is open, it cannot come to mean another one.
         let pidfd = pidfd_open(Pid::from_raw(self.saved.pid)?, PidfdFlags::empty()).ok()?;
-        let alive = started_at(self.saved.pid)
-            .is_some_and(|(started, state)| started == self.saved.started_at && state != 'Z');
+        let alive = started_at(self.saved.pid).is_some_and(|(started, state)| {
+            started == self.saved.started_at && !matches!(state, 'Z' | 'X')
+        });
         alive.then_some(pidfd)
     }
 
+    /// For commands about a living container.
+    pub(super) fn living(&self) -> Result<OwnedFd, CliError> {
+        self.pidfd().ok_or(CliError::NotRunning)
+    }
+
     pub(super) fn status(&self) -> Status {
-        if self.pidfd().is_none() {
+        if self.saved.pid == 0 && self.dir.is_locked() {
+            Status::Creating
+        } else if self.pidfd().is_none() {
             Status::Stopped
-        } else if self.dir.path(START).exists() {
+        } else if self.dir.has(CREATING) {
+            Status::Creating
+        } else if self.dir.has(START) {
             Status::Created
-        } else if self.frozen() {
+        } else if self.cgroup().is_ok_and(|cgroup| cgroup.is_frozen()) {
             Status::Paused
         } else {
             Status::Running
@@ -178,12 +121,18 @@ impl Container {
         Ok(Cgroup::open_spec(&self.saved.cgroup)?)
     }
 
-    fn frozen(&self) -> bool {
-        self.cgroup().is_ok_and(|cgroup| cgroup.is_frozen())
+    /// What hooks are told.
+    pub(super) fn hook_state(&self) -> HookState {
+        HookState {
+            version: self.saved.oci_version.clone(),
+            id: self.saved.id.clone(),
+            bundle: self.saved.bundle.clone(),
+            annotations: self.saved.annotations.clone().into_iter().collect(),
+        }
     }
 
     /// Waits until the first process has ended.
-    pub(super) fn wait_ended(&self, timeout_ms: i64) -> bool {
+    pub(super) fn wait_ended(&self, timeout: Duration) -> bool {
         let Some(pidfd) = self.pidfd() else {
             return true;
         };
@@ -191,18 +140,10 @@ impl Container {
             pidfd.as_fd(),
             rustix::event::PollFlags::IN,
         )];
-        let timeout = rustix::time::Timespec {
-            tv_sec: timeout_ms / 1000,
-            tv_nsec: (timeout_ms % 1000) * 1_000_000,
-        };
+        let timeout = rustix::time::Timespec::try_from(timeout).unwrap_or_default();
         rustix::event::poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0)
     }
 }
-
-/// A byte here starts the container; gone once it has been started.
-pub(super) const START: &str = "start.fifo";
-/// The failure to start, or the end of the file when the program runs.
-pub(super) const RESULT: &str = "result.fifo";
 
 /// Start time and state letter of a process (proc_pid_stat(5), fields 22 and 3).
 pub(super) fn started_at(pid: i32) -> Option<(u64, char)> {
@@ -213,12 +154,56 @@ pub(super) fn started_at(pid: i32) -> Option<(u64, char)> {
     Some((fields.nth(18)?.parse().ok()?, state))
 }
 
-/// Reads a bundle's configuration.
-pub(super) fn load_spec(bundle: &Path) -> Result<Spec, CliError> {
-    let path = bundle.join("config.json");
-    let text = fs::read(&path).map_err(|error| CliError::io(path.display(), error))?;
-    document::spec(&text).map_err(|source| CliError::Document {
-        path: path.display().to_string(),
-        source,
-    })
+/// The document of `state` and, with an owner, of `list`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Description {
+    oci_version: String,
+    pub(super) id: String,
+    pub(super) pid: i32,
+    pub(super) status: &'static str,
+    pub(super) bundle: PathBuf,
+    rootfs: PathBuf,
+    pub(super) created: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
+    pub(super) owner: String,
+}
+
+impl Description {
+    pub(super) fn new(container: Container, owner: String) -> Self {
+        let status = container.status();
+        let saved = container.saved;
+        Self {
+            oci_version: saved.oci_version,
+            id: saved.id,
+            pid: if status == Status::Stopped {
+                0
+            } else {
+                saved.pid
+            },
+            status: status.name(),
+            bundle: saved.bundle,
+            rootfs: saved.rootfs,
+            created: saved.created,
+            annotations: saved.annotations,
+            owner,
+        }
+    }
+}
+
+/// A container.
+#[derive(Debug, Args)]
+pub(super) struct IdArgs {
+    /// The container's id
+    pub(super) id: String,
+}
+
+/// `state`.
+pub(super) fn state(context: &Context, args: &IdArgs) -> Result<ExitCode, CliError> {
+    let container = Container::load(context, &args.id)?;
+    let document = Description::new(container, String::new());
+    let text =
+        serde_json::to_string_pretty(&document).map_err(|error| CliError::json("state", error))?;
+    print(&text)
 }

@@ -1,22 +1,17 @@
 //! What a foreground command does while its container runs: passes signals on, and
 //! carries the terminal.
 
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, connect, sendmsg, socket_with,
-};
+use rustix::process::{WaitOptions, wait};
 use rustix::termios::{
     OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize,
 };
 
 use super::CliError;
+use super::notify::Listening;
 use crate::error::{RuntimeError, Step};
 use crate::status::{ExitStatus, send_signal, wait_pidfd};
 use crate::sys;
@@ -32,63 +27,100 @@ impl Signals {
     }
 }
 
+/// What a foreground command looks after.
+#[derive(Debug)]
+pub(super) struct Attended<'a> {
+    pub(super) pidfd: BorrowedFd<'a>,
+    pub(super) pid: i32,
+    /// Master side of its terminal.
+    pub(super) console: Option<OwnedFd>,
+    pub(super) signals: &'a Signals,
+    /// Where it says that it is ready.
+    pub(super) notify: Option<&'a mut Listening>,
+    /// Whether orphans come to this process and must be reaped.
+    pub(super) adopts: bool,
+}
+
 /// Until the process ends: signals go to it, the terminal's bytes back and forth.
-pub(super) fn attend(
-    pidfd: BorrowedFd<'_>,
-    console: Option<OwnedFd>,
-    signals: &Signals,
-) -> Result<ExitStatus, CliError> {
-    let raw = console
+pub(super) fn attend(mut attended: Attended<'_>) -> Result<ExitStatus, CliError> {
+    let raw = attended
+        .console
         .as_ref()
         .and_then(|console| RawTerminal::enter(console.as_fd()));
-    let result = relay(pidfd, console.as_ref().map(AsFd::as_fd), signals);
+    let result = relay(&mut attended);
     drop(raw);
     result
 }
 
-fn relay(
-    pidfd: BorrowedFd<'_>,
-    console: Option<BorrowedFd<'_>>,
-    signals: &Signals,
-) -> Result<ExitStatus, CliError> {
+fn relay(attended: &mut Attended<'_>) -> Result<ExitStatus, CliError> {
+    let pidfd = attended.pidfd;
+    let console = attended.console.as_ref().map(AsFd::as_fd);
     let stdin = rustix::stdio::stdin();
     let mut typing = console.is_some();
+    let mut status = None;
     loop {
         let mut fds = vec![
             PollFd::from_borrowed_fd(pidfd, PollFlags::IN),
-            PollFd::from_borrowed_fd(signals.0.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(attended.signals.0.as_fd(), PollFlags::IN),
         ];
-        if let Some(console) = console {
-            fds.push(PollFd::from_borrowed_fd(console, PollFlags::IN));
-            if typing {
-                fds.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
-            }
+        fds.extend(console.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let at_stdin = typing.then_some(fds.len());
+        if typing {
+            fds.push(PollFd::from_borrowed_fd(stdin, PollFlags::IN));
+        }
+        let at_notify = attended.notify.as_ref().map(|_| fds.len());
+        if let Some(notify) = &attended.notify {
+            fds.push(PollFd::from_borrowed_fd(notify.as_fd(), PollFlags::IN));
         }
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(RuntimeError::setup(Step::Wait, "", errno).into()),
         }
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        let ready = |at: usize| ready.get(at).copied().unwrap_or(false);
+        let ready = |at: Option<usize>| at.and_then(|at| ready.get(at).copied()) == Some(true);
         if let Some(console) = console {
-            if ready(2) {
+            if ready(Some(2)) {
                 carry(console, rustix::stdio::stdout());
             }
-            if ready(3) {
+            if ready(at_stdin) {
                 typing = carry(stdin, console);
             }
         }
-        if ready(1) {
-            while let Some(signal) = sys::next_signal(signals.0.as_fd()) {
-                pass(signal, pidfd, console);
+        if ready(at_notify)
+            && let Some(notify) = attended.notify.as_mut()
+            && notify.forward(std::process::id())?
+        {
+            attended.notify = None;
+        }
+        if ready(Some(1)) {
+            while let Some(signal) = sys::next_signal(attended.signals.0.as_fd()) {
+                if signal == libc::SIGCHLD && attended.adopts {
+                    status = status.or(reap(attended.pid));
+                } else {
+                    pass(signal, pidfd, console);
+                }
             }
         }
-        if ready(0) {
+        if ready(Some(0)) {
             // What the program wrote last is still in the terminal.
             while console.is_some_and(|console| carry(console, rustix::stdio::stdout())) {}
-            return Ok(wait_pidfd(pidfd)?);
+            return match status {
+                Some(status) => Ok(status),
+                None => Ok(wait_pidfd(pidfd)?),
+            };
         }
     }
+}
+
+/// Reaps every child that has ended; the status of `main` if it was among them.
+fn reap(main: i32) -> Option<ExitStatus> {
+    let mut status = None;
+    while let Ok(Some((pid, how))) = wait(WaitOptions::NOHANG) {
+        if pid.as_raw_pid() == main {
+            status = Some(ExitStatus::from_wait_status(how));
+        }
+    }
+    status
 }
 
 /// One buffer's worth; `false` at the end (for a terminal: when its last user is gone).
@@ -149,25 +181,4 @@ impl Drop for RawTerminal {
     fn drop(&mut self) {
         tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &self.0).ok();
     }
-}
-
-/// Hands the master side to whoever listens at `path` (containerd, Podman's conmon).
-pub(super) fn send_console(path: &Path, console: &OwnedFd) -> Result<(), CliError> {
-    let io = |errno: Errno| CliError::io(path.display(), errno.into());
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    );
-    let socket = socket.map_err(io)?;
-    connect(&socket, &SocketAddrUnix::new(path).map_err(io)?).map_err(io)?;
-    let fds = [console.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    // The payload is the terminal's name, as runc sends it.
-    let payload = [IoSlice::new(b"/dev/ptmx")];
-    sendmsg(&socket, &payload, &mut ancillary, SendFlags::NOSIGNAL).map_err(io)?;
-    Ok(())
 }

@@ -22,6 +22,8 @@ use crate::sys::{self, MountAttr};
 pub(crate) use attach::{attach_all, attach_to, new_file_system};
 use cgroup::CgroupMount;
 use options::Options;
+#[cfg(test)]
+pub(crate) use options::knows_option;
 pub(crate) use options::{RDONLY, propagation_flag};
 
 /// A mount, ready to be attached.

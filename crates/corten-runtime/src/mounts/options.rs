@@ -77,6 +77,13 @@ impl Options {
     }
 }
 
+/// Whether an option is one of the mount, and not handed to its file system.
+#[cfg(test)]
+pub(crate) fn knows_option(option: &str) -> bool {
+    let mut options = Options::default();
+    options.add(option).is_ok() && options.data.is_empty()
+}
+
 /// `(set, clear)`.
 fn attribute(option: &str) -> Option<(u64, u64)> {
     Some(match option {

@@ -9,6 +9,7 @@
 
 mod bench;
 mod cases;
+mod cli;
 mod support;
 
 use std::process::{Command, ExitCode, Stdio};
@@ -28,6 +29,11 @@ fn patience() -> u32 {
 }
 
 fn main() -> ExitCode {
+    // Called by the runtime's name, this program is the runtime's command line.
+    let mut args = std::env::args_os();
+    if args.next().is_some_and(|name| name == cli::NAME) {
+        return corten_runtime::cli::main(args.collect());
+    }
     if let Ok(name) = std::env::var(CASE) {
         let case = cases::all().into_iter().find(|(case, _)| *case == name);
         case.expect("known case").1();

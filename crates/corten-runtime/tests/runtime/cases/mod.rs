@@ -1,6 +1,13 @@
 //! All cases.
 
 mod attributes;
+mod cli_crash;
+mod cli_exec;
+mod cli_hooks;
+mod cli_lifecycle;
+mod cli_manage;
+mod cli_races;
+mod cli_run;
 mod isolation;
 mod limits;
 mod process;
@@ -17,6 +24,13 @@ pub fn all() -> Vec<Case> {
         limits::CASES,
         updates::CASES,
         systemd::CASES,
+        cli_lifecycle::CASES,
+        cli_run::CASES,
+        cli_manage::CASES,
+        cli_exec::CASES,
+        cli_hooks::CASES,
+        cli_races::CASES,
+        cli_crash::CASES,
     ]
     .concat()
 }

@@ -1,0 +1,143 @@
+//! `delete`: takes apart whatever there is of a container, also of one whose making was
+//! cut short.
+
+use std::os::fd::AsFd as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use corten_oci::runtime_spec::Spec;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::dir::{Dir, Lock, PATIENCE};
+use super::state::{Container, Status};
+use super::{CliError, Context};
+use crate::hooks;
+use crate::status::send_signal;
+
+#[derive(Debug, Args)]
+pub(super) struct DeleteArgs {
+    /// Kill it first if it still runs; no error if there is none
+    #[arg(short, long)]
+    force: bool,
+    /// The container's id
+    id: String,
+}
+
+/// How long processes may take to be gone once they have been killed.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long `--force` waits for another command each time before it does more.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// `delete`.
+pub(super) fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, CliError> {
+    match remove(context, args) {
+        // Gone already, maybe by another `delete` just now.
+        Err(CliError::NotFound(_)) if args.force => Ok(ExitCode::SUCCESS),
+        result => result.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn remove(context: &Context, args: &DeleteArgs) -> Result<(), CliError> {
+    let dir = Dir::of(context, &args.id)?;
+    let lock = if args.force {
+        lock_by_force(&dir)?
+    } else {
+        dir.load()?;
+        dir.lock(PATIENCE)?
+    };
+    let Some(saved) = dir.load()? else {
+        // Its creator died before there was anything but the directory.
+        dir.remove()?;
+        return if args.force {
+            Ok(())
+        } else {
+            Err(CliError::NotFound(args.id.clone()))
+        };
+    };
+    let container = Container { dir, saved };
+    let status = container.status();
+    if matches!(status, Status::Running | Status::Paused) && !args.force {
+        return Err(CliError::Refused(format!(
+            "cannot delete container {} that is not stopped: {} (use --force)",
+            args.id,
+            status.name()
+        )));
+    }
+    destroy(context, &container, &lock, None)
+}
+
+/// The lock, taken from a command that does not end by itself: what it makes or starts is
+/// killed under its hands, whereupon it fails; one that hangs nevertheless (in a hook, say)
+/// is killed itself. Dying at any moment does no harm to a command of this runtime.
+fn lock_by_force(dir: &Dir) -> Result<Lock, CliError> {
+    match dir.lock(GRACE) {
+        Err(CliError::Busy { .. }) => {}
+        result => return result,
+    }
+    if let Some(saved) = dir.load()? {
+        let dir = dir.clone();
+        Container { dir, saved }.cgroup()?.kill_all()?;
+    }
+    let holder = match dir.lock(GRACE) {
+        Err(CliError::Busy { holder, .. }) => holder,
+        result => return result,
+    };
+    let pidfd = Pid::from_raw(holder).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    // Once the descriptor is open it cannot come to mean another process.
+    if let Some(Ok(pidfd)) = pidfd
+        && dir.holder() == Some(holder)
+    {
+        send_signal(pidfd.as_fd(), libc::SIGKILL)?;
+    }
+    dir.lock(PATIENCE)
+}
+
+/// Removes processes, group and directory, and runs the poststop hooks of the
+/// configuration, which is read if it is not at hand.
+pub(super) fn destroy(
+    context: &Context,
+    container: &Container,
+    _lock: &Lock,
+    config: Option<&Spec>,
+) -> Result<(), CliError> {
+    let cgroup = container.cgroup()?;
+    if let Some(pidfd) = container.pidfd() {
+        send_signal(pidfd.as_fd(), libc::SIGKILL).ok();
+    }
+    cgroup.kill_all()?;
+    if !container.wait_ended(KILL_TIMEOUT) {
+        return Err(CliError::Refused(format!(
+            "process {} of container {} does not end",
+            container.saved.pid, container.saved.id
+        )));
+    }
+    cgroup.remove()?;
+    cgroup.remove_empty_parent();
+    let Some(config) = config else {
+        // An unreadable configuration must not keep a container from being removed.
+        let config = container.config();
+        container.dir.remove()?;
+        match config {
+            Ok(config) => run_poststop(context, container, &config),
+            Err(error) => context.log.debug(&error),
+        }
+        return Ok(());
+    };
+    container.dir.remove()?;
+    run_poststop(context, container, config);
+    Ok(())
+}
+
+/// runtime-spec, lifecycle: a failure is logged, and the rest goes on.
+fn run_poststop(context: &Context, container: &Container, config: &Spec) {
+    let hooks = config.hooks().as_ref();
+    let Some(poststop) = hooks.and_then(|hooks| hooks.poststop().as_ref()) else {
+        return;
+    };
+    let state = container.hook_state().json("stopped", None);
+    for error in hooks::run_all(poststop, "poststop", &state) {
+        context.log.warn(&error);
+    }
+}

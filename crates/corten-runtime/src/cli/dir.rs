@@ -1,0 +1,257 @@
+//! A container's directory and its lock.
+//!
+//! | file | what |
+//! |---|---|
+//! | `lock` | locked (fcntl) by whoever creates, starts, changes or deletes the container |
+//! | `state.json` | [`Saved`]: written before there is a control group or a process (with pid 0), and again once there is a process |
+//! | `config.json` | the configuration as it was used |
+//! | `creating.fifo` | the gate of a container that `create` is making; renamed to |
+//! | `start.fifo` | when it is made: a byte here starts the container; renamed to |
+//! | `starting.fifo` | by the `start` that is at it; gone when the container runs |
+//! | `result.fifo` | the failure to start, or the end of the file when the program runs |
+//!
+//! So a crash at any instruction leaves a directory that says which processes, groups and
+//! files there may be. The lock belongs to a process, not to a descriptor: children do not
+//! inherit it, and the kernel releases it when its holder dies.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, fcntl_lock, fstat};
+use rustix::io::Errno;
+
+use super::state::Saved;
+use super::{CliError, Context};
+use crate::sys;
+
+pub(super) const CREATING: &str = "creating.fifo";
+pub(super) const START: &str = "start.fifo";
+pub(super) const STARTING: &str = "starting.fifo";
+pub(super) const RESULT: &str = "result.fifo";
+const LOCK: &str = "lock";
+const STATE: &str = "state.json";
+const CONFIG: &str = "config.json";
+
+/// How long a command waits for another one that changes the same container.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where a container's directory is or would be.
+#[derive(Debug, Clone)]
+pub(super) struct Dir {
+    id: String,
+    path: PathBuf,
+}
+
+/// The right to change a container, for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Lock {
+    _file: OwnedFd,
+}
+
+impl Dir {
+    /// An id is one plain file name (runc's rule).
+    pub(super) fn of(context: &Context, id: &str) -> Result<Self, CliError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '-' | '.');
+        if id.is_empty() {
+            return Err(CliError::refused("container id cannot be empty"));
+        }
+        if id.len() > 255 || id == "." || id == ".." || !id.chars().all(plain) {
+            let reason = format!("invalid container id {id:?}: use letters, digits and _ + - .");
+            return Err(CliError::Refused(reason));
+        }
+        Ok(Self {
+            id: id.to_owned(),
+            path: context.root.join(id),
+        })
+    }
+
+    /// Makes the directory, locked; an existing one belongs to another container.
+    pub(super) fn create(context: &Context, id: &str) -> Result<DirGuard, CliError> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let dir = Self::of(context, id)?;
+        let make = || fs::DirBuilder::new().mode(0o700).create(&dir.path);
+        let made = make().or_else(|error| {
+            if error.kind() != std::io::ErrorKind::NotFound {
+                return Err(error);
+            }
+            let mut builder = fs::DirBuilder::new();
+            builder.mode(0o711).recursive(true).create(&context.root)?;
+            make()
+        });
+        match made {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                return Err(CliError::Exists(id.to_owned()));
+            }
+            Err(error) => return Err(CliError::io(dir.path.display(), error)),
+        }
+        // A `delete --force` may come between; then there is nothing to lock.
+        let lock = dir.lock(PATIENCE)?;
+        Ok(DirGuard {
+            dir,
+            lock: Some(lock),
+        })
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.path(name).exists()
+    }
+
+    /// Waits for the lock.
+    pub(super) fn lock(&self, patience: Duration) -> Result<Lock, CliError> {
+        let deadline = Instant::now() + patience;
+        let file = self.lock_file()?;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::AGAIN | Errno::ACCESS) if Instant::now() < deadline => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(10));
+                }
+                Err(Errno::AGAIN | Errno::ACCESS) => {
+                    let holder = sys::lock_holder(&file).ok().flatten().unwrap_or(0);
+                    let id = self.id.clone();
+                    return Err(CliError::Busy { id, holder });
+                }
+                Err(errno) => return Err(CliError::io(self.path(LOCK).display(), errno.into())),
+            }
+        }
+        // Whoever held it may have deleted the container.
+        match fstat(&file) {
+            Ok(stat) if stat.st_nlink > 0 => Ok(Lock { _file: file }),
+            _ => Err(CliError::NotFound(self.id.clone())),
+        }
+    }
+
+    /// Whether some other process holds the lock.
+    pub(super) fn is_locked(&self) -> bool {
+        self.holder().is_some()
+    }
+
+    /// The other process that holds it.
+    pub(super) fn holder(&self) -> Option<i32> {
+        let file = File::open(self.path(LOCK)).ok()?;
+        sys::lock_holder(&file).ok().flatten()
+    }
+
+    fn lock_file(&self) -> Result<OwnedFd, CliError> {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let path = self.path(LOCK);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path);
+        file.map(OwnedFd::from).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => CliError::NotFound(self.id.clone()),
+            _ => CliError::io(path.display(), error),
+        })
+    }
+
+    /// What was saved. A file that cannot be read whole was being written for the first
+    /// time when its writer died: there is nothing yet it could speak of.
+    pub(super) fn load(&self) -> Result<Option<Saved>, CliError> {
+        let path = self.path(STATE);
+        match fs::read(&path) {
+            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                if self.path.is_dir() {
+                    Ok(None)
+                } else {
+                    Err(CliError::NotFound(self.id.clone()))
+                }
+            }
+            Err(error) => Err(CliError::io(path.display(), error)),
+        }
+    }
+
+    /// Appears at once and whole.
+    pub(super) fn save(&self, saved: &Saved) -> Result<(), CliError> {
+        let path = self.path(STATE);
+        let text =
+            serde_json::to_vec(saved).map_err(|error| CliError::json(path.display(), error))?;
+        self.replace(STATE, &text)
+    }
+
+    /// The state before there is anything else.
+    pub(super) fn save_first(&self, saved: &Saved) -> Result<(), CliError> {
+        let path = self.path(STATE);
+        let text =
+            serde_json::to_vec(saved).map_err(|error| CliError::json(path.display(), error))?;
+        fs::write(&path, text).map_err(|error| CliError::io(path.display(), error))
+    }
+
+    pub(super) fn save_config(&self, text: &[u8]) -> Result<(), CliError> {
+        let path = self.path(CONFIG);
+        fs::write(&path, text).map_err(|error| CliError::io(path.display(), error))
+    }
+
+    pub(super) fn replace_config(&self, text: &[u8]) -> Result<(), CliError> {
+        self.replace(CONFIG, text)
+    }
+
+    fn replace(&self, name: &str, text: &[u8]) -> Result<(), CliError> {
+        let path = self.path(name);
+        let part = self.path(&format!("{name}.new"));
+        fs::write(&part, text)
+            .and_then(|()| fs::rename(&part, &path))
+            .map_err(|error| CliError::io(path.display(), error))
+    }
+
+    pub(super) fn config_path(&self) -> PathBuf {
+        self.path(CONFIG)
+    }
+
+    pub(super) fn remove(&self) -> Result<(), CliError> {
+        match fs::remove_dir_all(&self.path) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(CliError::io(self.path.display(), error)),
+        }
+    }
+
+    pub(super) fn as_path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A directory just made, and its lock. Removes the directory unless the container has
+/// come into being.
+#[derive(Debug)]
+pub(super) struct DirGuard {
+    dir: Dir,
+    lock: Option<Lock>,
+}
+
+impl DirGuard {
+    pub(super) fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
+    /// Keeps the directory, and lets others at it.
+    pub(super) fn disarm(mut self) -> Dir {
+        self.lock = None;
+        self.dir.clone()
+    }
+}
+
+impl Drop for DirGuard {
+    fn drop(&mut self) {
+        if self.lock.is_some() {
+            self.dir.remove().ok();
+        }
+    }
+}

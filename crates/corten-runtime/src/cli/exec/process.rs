@@ -1,0 +1,117 @@
+//! The process an `exec` is about.
+
+use std::fs;
+
+use corten_oci::runtime_spec::{Capabilities, Capability, LinuxCapabilities, Process, Spec, User};
+
+use super::ExecArgs;
+use crate::cli::CliError;
+use crate::document;
+
+/// The process document: given whole, or the container's own with the flags applied.
+pub(super) fn process(config: &Spec, args: &ExecArgs) -> Result<Process, CliError> {
+    if let Some(path) = &args.process {
+        let text = if path.as_os_str() == "-" {
+            let mut text = Vec::new();
+            std::io::Read::read_to_end(&mut std::io::stdin(), &mut text).map(|_| text)
+        } else {
+            fs::read(path)
+        };
+        let text = text.map_err(|error| CliError::io(path.display(), error))?;
+        let mut process =
+            document::process(&text).map_err(|error| CliError::document(path.display(), error))?;
+        if args.tty {
+            process.set_terminal(Some(true));
+        }
+        return Ok(process);
+    }
+    let command = args.command();
+    if command.is_empty() {
+        return Err(CliError::refused("exec needs a command or --process"));
+    }
+    let base = config.process().clone();
+    let mut process =
+        base.ok_or_else(|| CliError::Refused("the container has no process".into()))?;
+    process
+        .set_args(Some(command.to_vec()))
+        .set_terminal(Some(args.tty));
+    process.set_oom_score_adj(None);
+    if let Some(cwd) = &args.cwd {
+        process.set_cwd(cwd.clone());
+    }
+    let mut env = process.env().clone().unwrap_or_default();
+    env.extend(args.env.iter().cloned());
+    process.set_env(Some(env));
+    if let Some(user) = &args.user {
+        change_user(process.user_mut(), user)?;
+    }
+    if !args.additional_gids.is_empty() {
+        let mut groups = process.user().additional_gids().clone().unwrap_or_default();
+        groups.extend(&args.additional_gids);
+        process.user_mut().set_additional_gids(Some(groups));
+    }
+    if let Some(no_new_privs) = args.no_new_privs {
+        process.set_no_new_privileges(Some(no_new_privs));
+    }
+    if args.apparmor.is_some() {
+        process.set_apparmor_profile(args.apparmor.clone());
+    }
+    if args.process_label.is_some() {
+        process.set_selinux_label(args.process_label.clone());
+    }
+    add_capabilities(&mut process, &args.cap)?;
+    Ok(process)
+}
+
+/// `UID[:GID]`; a group that is not given stays as it is.
+fn change_user(user: &mut User, text: &str) -> Result<(), CliError> {
+    let invalid = || CliError::Refused(format!("--user {text:?} is not UID[:GID]"));
+    let (uid, gid) = match text.split_once(':') {
+        Some((uid, gid)) => (uid, Some(gid)),
+        None => (text, None),
+    };
+    user.set_uid(uid.parse().map_err(|_| invalid())?);
+    if let Some(gid) = gid {
+        user.set_gid(gid.parse().map_err(|_| invalid())?);
+    }
+    Ok(())
+}
+
+/// runc adds them to the bounding, effective and permitted sets, and to the ambient set
+/// only where the process already has inheritable ones.
+fn add_capabilities(process: &mut Process, names: &[String]) -> Result<(), CliError> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let mut sets = process.capabilities().clone().unwrap_or_else(|| {
+        let mut sets = LinuxCapabilities::default();
+        sets.set_bounding(None)
+            .set_effective(None)
+            .set_permitted(None);
+        sets.set_inheritable(None).set_ambient(None);
+        sets
+    });
+    for name in names {
+        let capability: Capability = serde_json::from_value(name.as_str().into())
+            .map_err(|error| CliError::json(format!("--cap {name}"), error))?;
+        let with = |set: &Option<Capabilities>| {
+            let mut set = set.clone().unwrap_or_default();
+            set.insert(capability);
+            Some(set)
+        };
+        let (bounding, effective, permitted) = (
+            with(sets.bounding()),
+            with(sets.effective()),
+            with(sets.permitted()),
+        );
+        if sets.inheritable().is_some() {
+            let ambient = with(sets.ambient());
+            sets.set_ambient(ambient);
+        }
+        sets.set_bounding(bounding)
+            .set_effective(effective)
+            .set_permitted(permitted);
+    }
+    process.set_capabilities(Some(sets));
+    Ok(())
+}

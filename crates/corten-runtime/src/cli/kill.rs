@@ -1,0 +1,82 @@
+//! `kill`.
+
+use std::os::fd::AsFd as _;
+use std::process::ExitCode;
+
+use clap::Args;
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::state::{Container, Status};
+use super::{CliError, Context, signals};
+use crate::cgroup::Cgroup;
+use crate::status::send_signal;
+
+#[derive(Debug, Args)]
+pub(super) struct KillArgs {
+    /// Signal every process of the container
+    #[arg(short, long)]
+    all: bool,
+    /// The container's id
+    id: String,
+    /// Name or number
+    #[arg(default_value = "SIGTERM", allow_hyphen_values = true)]
+    signal: String,
+}
+
+/// `kill`. Without `--all` a container whose first process has ended is an error, as is
+/// one that has none yet.
+pub(super) fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, CliError> {
+    let container = Container::load(context, &args.id)?;
+    let signal = signals::number(&args.signal)
+        .ok_or_else(|| CliError::Refused(format!("unknown signal {:?}", args.signal)))?;
+    if container.saved.pid == 0 && container.status() == Status::Creating {
+        let reason = format!("container {:?} is being created", args.id);
+        return Err(CliError::Refused(reason));
+    }
+    let cgroup = container.cgroup()?;
+    if args.all {
+        signal_all(&cgroup, signal)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Some(pidfd) = container.pidfd() else {
+        // Without a pid namespace the others go on living without the first.
+        if signal == libc::SIGKILL && container.saved.shares_pids && !cgroup.pids()?.is_empty() {
+            signal_all(&cgroup, signal)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        return Err(CliError::NotRunning);
+    };
+    if signal == libc::SIGKILL && container.saved.shares_pids {
+        signal_all(&cgroup, signal)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let frozen = signal == libc::SIGKILL && cgroup.is_frozen();
+    match send_signal(pidfd.as_fd(), signal) {
+        Ok(()) => {}
+        Err(error) if error.errno() == Some(Errno::SRCH) => return Err(CliError::NotRunning),
+        Err(error) => return Err(error.into()),
+    }
+    if frozen {
+        // With v1's freezer, a frozen process dies only when it is thawed.
+        cgroup.thaw()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn signal_all(cgroup: &Cgroup, signal: i32) -> Result<(), CliError> {
+    if signal == libc::SIGKILL {
+        return Ok(cgroup.kill_all()?);
+    }
+    for pid in cgroup.pids()? {
+        let pidfd = Pid::from_raw(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        let Some(Ok(pidfd)) = pidfd else {
+            continue; // ended meanwhile
+        };
+        match send_signal(pidfd.as_fd(), signal) {
+            Err(error) if error.errno() != Some(Errno::SRCH) => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}

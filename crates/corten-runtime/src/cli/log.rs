@@ -1,0 +1,114 @@
+//! `--log`: lines in the two forms of logrus, which engines parse to show `msg` to their
+//! users. Nothing is opened before there is something to say.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Log {
+    pub(super) file: Option<PathBuf>,
+    pub(super) format: Format,
+    /// `--debug`: say what is being done, too.
+    pub(super) verbose: bool,
+}
+
+impl Log {
+    /// The command's failure: in the log, and always on standard error.
+    pub(super) fn error(&self, error: &dyn fmt::Display) {
+        self.write("error", error);
+        if self.file.is_some() || self.format == Format::Text {
+            eprintln!("corten runtime: {}", OneLine(error));
+        }
+    }
+
+    /// Something the caller should know, although the command goes on.
+    pub(super) fn warn(&self, message: &dyn fmt::Display) {
+        self.write("warning", message);
+        if self.file.is_none() && self.format == Format::Text {
+            eprintln!("corten runtime: warning: {}", OneLine(message));
+        }
+    }
+
+    pub(super) fn debug(&self, message: &dyn fmt::Display) {
+        if self.verbose {
+            self.write("debug", message);
+            if self.file.is_none() && self.format == Format::Text {
+                eprintln!("corten runtime: {}", OneLine(message));
+            }
+        }
+    }
+
+    fn write(&self, level: &str, message: &dyn fmt::Display) {
+        let Some(path) = &self.file else {
+            if self.format == Format::Json {
+                eprintln!("{}", self.line(level, message));
+            }
+            return;
+        };
+        let file = File::options().append(true).create(true).open(path);
+        // One write, so that lines of several processes do not mix.
+        let line = format!("{}\n", self.line(level, message));
+        if let Err(failed) = file.and_then(|mut file| file.write_all(line.as_bytes())) {
+            eprintln!("corten runtime: {}: {failed}", path.display());
+        }
+    }
+
+    fn line(&self, level: &str, message: &dyn fmt::Display) -> String {
+        let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ");
+        let message = OneLine(message).to_string();
+        match self.format {
+            Format::Json => serde_json::json!({
+                "level": level, "msg": message, "time": time.to_string(),
+            })
+            .to_string(),
+            Format::Text => format!("time=\"{time}\" level={level} msg={message:?}"),
+        }
+    }
+}
+
+/// What others wrote (a hook's output) may have several.
+struct OneLine<'a>(&'a dyn fmt::Display);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.to_string();
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        f.write_str(lines.next().unwrap_or_default())?;
+        lines.try_for_each(|line| write!(f, "; {line}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_what_engines_parse() {
+        let line = |format| {
+            let log = Log {
+                format,
+                ..Log::default()
+            };
+            log.line("error", &"open \"/x\":\n no such file")
+        };
+        let json: serde_json::Value = serde_json::from_str(&line(Format::Json)).unwrap();
+        assert_eq!(json["level"], "error");
+        assert_eq!(json["msg"], "open \"/x\":; no such file");
+        assert!(json["time"].as_str().unwrap().ends_with('Z'));
+        let text = line(Format::Text);
+        assert!(text.starts_with("time=\""), "{text}");
+        assert!(
+            text.ends_with(r#"level=error msg="open \"/x\":; no such file""#),
+            "{text}"
+        );
+    }
+}

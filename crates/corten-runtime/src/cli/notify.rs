@@ -1,0 +1,151 @@
+//! Readiness (sd_notify(3)): the container gets a socket of its own, and what it says
+//! there is passed on to the caller's `$NOTIFY_SOCKET`, with the process to watch.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use corten_oci::runtime_spec::Spec;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::CliError;
+use super::console::send_over;
+use super::dir::Dir;
+use crate::defaults;
+
+/// Where the container sees its socket's directory.
+const INSIDE: &str = "/run/notify";
+const NAME: &str = "notify.sock";
+/// How long the caller's service manager may take to answer (runc's time).
+const BARRIER: Duration = Duration::from_secs(30);
+
+/// The container's socket, and the caller's.
+#[derive(Debug, Clone)]
+pub(super) struct NotifySocket {
+    directory: PathBuf,
+    host: String,
+}
+
+impl NotifySocket {
+    /// If the caller has one.
+    pub(super) fn from_caller(dir: &Dir) -> Option<Self> {
+        let host = std::env::var("NOTIFY_SOCKET").ok()?;
+        (!host.is_empty()).then(|| Self {
+            directory: dir.path("notify"),
+            host,
+        })
+    }
+
+    /// Shows the socket to the container.
+    pub(super) fn announce(&self, spec: &mut Spec) {
+        let options = ["bind", "nosuid", "noexec", "nodev", "ro"];
+        let source = self.directory.to_string_lossy();
+        let mount = defaults::mount(INSIDE, "bind", &source, &options);
+        let mut mounts = spec.mounts().clone().unwrap_or_default();
+        mounts.push(mount);
+        spec.set_mounts(Some(mounts));
+        if let Some(process) = spec.process_mut() {
+            let mut env = process.env().clone().unwrap_or_default();
+            env.push(format!("NOTIFY_SOCKET={INSIDE}/{NAME}"));
+            process.set_env(Some(env));
+        }
+    }
+
+    pub(super) fn make_directory(&self) -> Result<(), CliError> {
+        let mut builder = std::fs::DirBuilder::new();
+        builder
+            .mode(0o755)
+            .create(&self.directory)
+            .map_err(|error| CliError::io(self.directory.display(), error))
+    }
+
+    pub(super) fn listen(self) -> Result<Listening, CliError> {
+        let path = self.directory.join(NAME);
+        let socket = UnixDatagram::bind(&path);
+        let socket = socket.and_then(|socket| {
+            // Whatever user the program becomes.
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777))?;
+            Ok(socket)
+        });
+        Ok(Listening {
+            socket: socket.map_err(|error| CliError::io(path.display(), error))?,
+            host: self.host,
+        })
+    }
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub(super) struct Listening {
+    socket: UnixDatagram,
+    host: String,
+}
+
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Listening {
+    /// Until the container is ready, or has ended.
+    pub(super) fn wait(&mut self, pidfd: &OwnedFd, pid: i32) -> Result<(), CliError> {
+        loop {
+            let mut fds = [
+                PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(CliError::io("wait for readiness", errno.into())),
+            }
+            let [said, ended] = fds.map(|fd| !fd.revents().is_empty());
+            if said && self.forward(pid.unsigned_abs())? || ended {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads one message; whether it was the one that says "ready", which is passed on
+    /// with the process to watch.
+    pub(super) fn forward(&mut self, main: u32) -> Result<bool, CliError> {
+        let mut message = [0u8; 4096];
+        let io = |error| CliError::io("notification socket", error);
+        let count = self.socket.recv(&mut message).map_err(io)?;
+        let message = message.get(..count).unwrap_or_default();
+        let mut lines = message.split(|byte| *byte == b'\n');
+        let Some(ready) = lines.find(|line| line.starts_with(b"READY=")) else {
+            return Ok(false);
+        };
+        let io = |error| CliError::io(format!("$NOTIFY_SOCKET {}", self.host), error);
+        let host = UnixDatagram::unbound().map_err(io)?;
+        match self.host.strip_prefix('@') {
+            Some(name) => {
+                let address = SocketAddr::from_abstract_name(name).map_err(io)?;
+                host.connect_addr(&address).map_err(io)?;
+            }
+            None => host.connect(Path::new(&self.host)).map_err(io)?,
+        }
+        host.send(&[ready, b"\n"].concat()).map_err(io)?;
+        host.send(format!("MAINPID={main}\n").as_bytes())
+            .map_err(io)?;
+        barrier(&host).map_err(|errno| io(errno.into()))?;
+        Ok(true)
+    }
+}
+
+/// sd_notify_barrier(3): the service manager closes the pipe once it has read everything.
+/// One that does not know of it is not waited for longer than [`BARRIER`].
+fn barrier(host: &UnixDatagram) -> Result<(), Errno> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    send_over(host.as_fd(), write.as_fd(), b"BARRIER=1")?;
+    drop(write);
+    let mut fds = [PollFd::from_borrowed_fd(read.as_fd(), PollFlags::IN)];
+    let timeout = rustix::time::Timespec::try_from(BARRIER).unwrap_or_default();
+    poll(&mut fds, Some(&timeout)).map(drop)
+}

@@ -1,0 +1,33 @@
+//! `pause` and `resume`.
+
+use std::process::ExitCode;
+
+use super::dir::PATIENCE;
+use super::state::{Container, IdArgs, Status};
+use super::{CliError, Context};
+
+/// `pause`.
+pub(super) fn pause(context: &Context, args: &IdArgs) -> Result<ExitCode, CliError> {
+    let container = Container::load(context, &args.id)?;
+    let _lock = container.dir.lock(PATIENCE)?;
+    match container.status() {
+        Status::Running | Status::Created => container.cgroup()?.freeze()?,
+        Status::Paused => return Err(CliError::refused("container already paused")),
+        Status::Creating | Status::Stopped => return Err(CliError::NotRunning),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `resume`.
+pub(super) fn resume(context: &Context, args: &IdArgs) -> Result<ExitCode, CliError> {
+    let container = Container::load(context, &args.id)?;
+    let _lock = container.dir.lock(PATIENCE)?;
+    let cgroup = container.cgroup()?;
+    // A created container can be frozen, too.
+    let frozen = container.pidfd().is_some() && cgroup.is_frozen();
+    if !frozen {
+        return Err(CliError::refused("container not paused"));
+    }
+    cgroup.thaw()?;
+    Ok(ExitCode::SUCCESS)
+}

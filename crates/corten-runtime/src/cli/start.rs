@@ -1,0 +1,98 @@
+//! `start`: lets the waiting process go, and waits until it has become its program.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+
+use super::dir::{PATIENCE, RESULT, START, STARTING};
+use super::notify::NotifySocket;
+use super::state::{Container, IdArgs, Status};
+use super::{CliError, Context};
+use crate::{channel, hooks};
+
+/// `start`.
+pub(super) fn start(context: &Context, args: &IdArgs) -> Result<ExitCode, CliError> {
+    let container = Container::load(context, &args.id)?;
+    let lock = container.dir.lock(PATIENCE)?;
+    // What was loaded before may have been changed by whoever had the lock.
+    let container = Container::from_dir(container.dir)?;
+    check(&container)?;
+    let notify = NotifySocket::from_caller(&container.dir);
+    let notify = notify.map(|notify| notify.listen()).transpose()?;
+    open_gate(&container)?;
+    poststart(context, &container)?;
+    drop(lock);
+    if let (Some(mut notify), Some(pidfd)) = (notify, container.pidfd()) {
+        notify.wait(&pidfd, container.saved.pid)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(container: &Container) -> Result<(), CliError> {
+    let refuse = |reason: &str| Err(CliError::refused(reason));
+    match container.status() {
+        Status::Created => Ok(()),
+        // A `start` that died half way: it may not have let the process go.
+        Status::Running if container.dir.has(STARTING) => Ok(()),
+        Status::Running | Status::Paused => refuse("cannot start an already running container"),
+        Status::Stopped => refuse("cannot start a container that has stopped"),
+        Status::Creating => refuse("cannot start a container whose creation was cut short"),
+    }
+}
+
+fn open_gate(container: &Container) -> Result<(), CliError> {
+    let dir = &container.dir;
+    let claimed = dir.path(STARTING);
+    match fs::rename(dir.path(START), &claimed) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && dir.has(STARTING) => {}
+        Err(error) => return Err(CliError::io(claimed.display(), error)),
+    }
+    let result = open_fifo(&dir.path(RESULT), OFlags::RDONLY)
+        .map_err(|errno| CliError::io(dir.path(RESULT).display(), errno.into()))?;
+    let io = |errno: Errno| CliError::io(claimed.display(), errno.into());
+    match open_fifo(&claimed, OFlags::WRONLY) {
+        Ok(gate) => {
+            rustix::io::write(&gate, b"g").map_err(io)?;
+        }
+        // Nobody reads it: the process has ended, or gone on already.
+        Err(Errno::NXIO) => {
+            let reason = if container.pidfd().is_some() {
+                fs::remove_file(&claimed).ok();
+                "cannot start an already running container"
+            } else {
+                "cannot start a container that has stopped"
+            };
+            return Err(CliError::refused(reason));
+        }
+        Err(errno) => return Err(io(errno)),
+    }
+    rustix::fs::fcntl_setfl(&result, OFlags::empty()).map_err(io)?;
+    let failure = channel::read_failure(&result)?;
+    fs::remove_file(&claimed).ok();
+    fs::remove_file(dir.path(RESULT)).ok();
+    failure.map_or(Ok(()), |failure| Err(failure.into()))
+}
+
+fn open_fifo(path: &Path, direction: OFlags) -> Result<std::os::fd::OwnedFd, Errno> {
+    let flags = direction | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    open(path, flags, Mode::empty())
+}
+
+/// runtime-spec, lifecycle: a failing poststart hook is logged, and the rest goes on.
+fn poststart(context: &Context, container: &Container) -> Result<(), CliError> {
+    let config = container.config()?;
+    let hooks = config.hooks().as_ref();
+    let Some(poststart) = hooks.and_then(|hooks| hooks.poststart().as_ref()) else {
+        return Ok(());
+    };
+    let state = container.hook_state();
+    let state = state.json("running", Some(container.saved.pid));
+    for error in hooks::run_all(poststart, "poststart", &state) {
+        context.log.warn(&error);
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! The runtime is killed at any moment; `delete --force` then cleans up completely.
+
+use std::time::{Duration, Instant};
+
+use crate::Case;
+use crate::cli::Bundle;
+use crate::support::eventually;
+
+pub const CASES: &[Case] = &[
+    ("cli_crash_of_create", crash_of_create),
+    ("cli_crash_of_run", crash_of_run),
+    ("cli_crash_of_start", crash_of_start),
+    ("cli_crash_of_delete", crash_of_delete),
+];
+
+/// How many times a command is killed.
+const ROUNDS: u32 = 40;
+
+/// Runs a command to its end once, to know how long it takes; then kills it at moments
+/// spread over that time and a bit more.
+fn killed_at_any_moment(
+    bundle: &Bundle,
+    args: &[&str],
+    before: impl Fn(),
+    check: impl Fn(Duration),
+) {
+    before();
+    let start = Instant::now();
+    assert!(bundle.spawn(args).wait().unwrap().success());
+    let whole = start.elapsed();
+    bundle.run(&["delete", "--force", "ID"]);
+    for round in 0..ROUNDS {
+        before();
+        let moment = whole * round / (ROUNDS * 4 / 5);
+        let mut command = bundle.spawn(args);
+        let deadline = Instant::now() + moment;
+        while Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        command.kill().unwrap();
+        command.wait().unwrap();
+        check(moment);
+    }
+}
+
+fn clean(bundle: &Bundle, moment: Duration) {
+    let (ok, errors) = bundle.try_detached(&["delete", "--force", "ID"]);
+    assert!(ok, "after {moment:?}: {errors}");
+    bundle.assert_gone();
+}
+
+fn crash_of_create() {
+    let bundle = Bundle::waiting();
+    let args = ["create", "--bundle", "BUNDLE", "ID"];
+    killed_at_any_moment(&bundle, &args, || {}, |moment| clean(&bundle, moment));
+}
+
+fn crash_of_run() {
+    let bundle = Bundle::sh("true");
+    let args = ["run", "--bundle", "BUNDLE", "ID"];
+    killed_at_any_moment(&bundle, &args, || {}, |moment| clean(&bundle, moment));
+}
+
+/// A `start` that was cut short can be repeated: the container then runs, or had been
+/// started by the first one.
+fn crash_of_start() {
+    let bundle = Bundle::waiting();
+    let check = |moment| {
+        let (ok, errors) = bundle.try_detached(&["start", "ID"]);
+        assert!(
+            ok || errors.contains("already running"),
+            "after {moment:?}: {errors}"
+        );
+        eventually("the program runs", || {
+            let command = std::fs::read(format!("/proc/{}/cmdline", bundle.pid())).unwrap();
+            command.starts_with(b"sh\0")
+        });
+        assert_eq!(bundle.status(), "running");
+        clean(&bundle, moment);
+    };
+    killed_at_any_moment(&bundle, &["start", "ID"], || bundle.create(), check);
+}
+
+fn crash_of_delete() {
+    let bundle = Bundle::waiting();
+    let before = || {
+        bundle.create();
+        bundle.start();
+    };
+    let args = ["delete", "--force", "ID"];
+    killed_at_any_moment(&bundle, &args, before, |moment| clean(&bundle, moment));
+}

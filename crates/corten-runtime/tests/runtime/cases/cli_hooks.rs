@@ -1,0 +1,224 @@
+//! The command line: the six kinds of hooks.
+
+use serde_json::{Value, json};
+
+use crate::Case;
+use crate::cli::Bundle;
+use crate::support::eventually;
+
+pub const CASES: &[Case] = &[
+    ("cli_hooks_moments_and_states", moments_and_states),
+    (
+        "cli_hooks_arguments_and_environment",
+        arguments_and_environment,
+    ),
+    ("cli_hooks_failures", failures),
+    ("cli_hooks_timeouts", timeouts),
+    ("cli_hooks_refused", refused),
+];
+
+/// A shell line as a hook.
+fn sh(line: &str) -> Value {
+    json!([{"path": "/bin/sh", "args": ["sh", "-c", line], "env": ["PATH=/usr/bin:/bin"]}])
+}
+
+/// Each hook appends its state to a file of its kind: those in the runtime's namespaces
+/// to one of the host, those inside to one of the container.
+fn moments_and_states() {
+    let bundle = Bundle::sh("touch /program; exec sleep 1000");
+    let host = bundle.dir.path().display().to_string();
+    let program = bundle.rootfs().join("program").display().to_string();
+    let record = |kind: &str, and: &str| sh(&format!("cat > {host}/{kind}; {and}"));
+    let bundle = bundle
+        .set("/hooks/prestart", record("prestart", ""))
+        .set(
+            "/hooks/createRuntime",
+            record("createRuntime", "readlink /proc/self/ns/mnt > HOST/ns"),
+        )
+        .set(
+            "/hooks/poststart",
+            record(
+                "poststart",
+                &format!("test ! -e {program} || touch {host}/after"),
+            ),
+        )
+        .set("/hooks/poststop", record("poststop", ""))
+        .set(
+            "/hooks/createContainer",
+            sh(&format!(
+                "cat > {host}/createContainer; readlink /proc/self/ns/uts > {host}/uts"
+            )),
+        )
+        .set(
+            "/hooks/startContainer",
+            sh("cat > /startContainer; hostname > /name; ls /program > /early 2>&1; true"),
+        )
+        .set("/annotations", json!({"a.b": "c"}));
+    let text = bundle
+        .config
+        .to_string()
+        .replace("HOST/", &format!("{host}/"));
+    let mut bundle = bundle;
+    bundle.config = serde_json::from_str(&text).unwrap();
+    let file = |kind: &str| bundle.dir.path().join(kind);
+    let state = |path: &std::path::Path| -> Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    };
+    let inside = bundle.rootfs().join("startContainer");
+
+    bundle.create();
+    let pid = bundle.pid();
+    for kind in ["prestart", "createRuntime"] {
+        let state = state(&file(kind));
+        assert_eq!(state["status"], "creating", "{kind}");
+        assert_eq!(state["pid"], pid, "{kind}");
+    }
+    let created = state(&file("createContainer"));
+    assert_eq!(created["status"], "creating");
+    assert_eq!(created["pid"], 1, "as the container sees it");
+    let link = |path: String| std::fs::read_link(path).unwrap().display().to_string();
+    let read = |kind: &str| std::fs::read_to_string(file(kind)).unwrap();
+    assert_eq!(read("ns").trim(), link("/proc/self/ns/mnt".into()));
+    assert_eq!(read("uts").trim(), link(format!("/proc/{pid}/ns/uts")));
+    assert!(!inside.exists() && !file("poststart").exists());
+
+    bundle.start();
+    let started = state(&inside);
+    assert_eq!(
+        (&started["status"], &started["pid"]),
+        (&json!("created"), &json!(1))
+    );
+    let name = std::fs::read_to_string(bundle.rootfs().join("name")).unwrap();
+    assert_eq!(name, "box\n");
+    let early = std::fs::read_to_string(bundle.rootfs().join("early")).unwrap();
+    assert!(
+        early.contains("No such file"),
+        "ran after the program: {early}"
+    );
+    let running = state(&file("poststart"));
+    assert_eq!(
+        (&running["status"], &running["pid"]),
+        (&json!("running"), &json!(pid))
+    );
+    eventually("the program", || bundle.rootfs().join("program").exists());
+    assert!(!file("poststop").exists());
+
+    bundle.run(&["delete", "--force", "ID"]);
+    let stopped = state(&file("poststop"));
+    assert_eq!(stopped["status"], "stopped");
+    for kind in [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "poststart",
+        "poststop",
+    ] {
+        let state = state(&file(kind));
+        assert_eq!(state["id"], json!(bundle.id), "{kind}");
+        assert_eq!(state["annotations"]["a.b"], "c", "{kind}");
+        assert_eq!(state["ociVersion"], bundle.config["ociVersion"], "{kind}");
+        let path = bundle.dir.path().canonicalize().unwrap();
+        assert_eq!(state["bundle"], json!(path), "{kind}");
+    }
+}
+
+fn arguments_and_environment() {
+    let bundle = Bundle::sh("true");
+    let out = bundle.dir.path().join("out").display().to_string();
+    let line = format!("echo $0 $1 > {out}; env >> {out}");
+    let hook = json!([{
+        "path": "/bin/sh", "args": ["sh", "-c", line, "zero", "one"], "env": ["ONLY=this"],
+    }]);
+    let bundle = bundle.set("/hooks/createRuntime", hook);
+    let mut command = bundle.command(&["run", "--bundle", "BUNDLE", "ID"]);
+    command.env("LEAKED", "yes");
+    assert!(command.status().unwrap().success());
+    let text = std::fs::read_to_string(out).unwrap();
+    assert!(text.starts_with("zero one\n"), "{text}");
+    assert!(
+        text.contains("\nONLY=this\n") && !text.contains("LEAKED"),
+        "{text}"
+    );
+}
+
+fn failures() {
+    // Before the program: the container is not made.
+    for kind in [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "startContainer",
+    ] {
+        let hook = sh("echo no luck >&2; exit 3");
+        let bundle = Bundle::sh("touch /ran").set(&format!("/hooks/{kind}"), hook);
+        let error = bundle.fail(&["run", "--bundle", "BUNDLE", "ID"]);
+        assert!(
+            error.contains("no luck") && error.contains('3'),
+            "{kind}: {error}"
+        );
+        assert!(!bundle.rootfs().join("ran").exists(), "{kind}");
+        bundle.assert_gone();
+    }
+    // After it: a warning, and the next hooks run.
+    let bundle = Bundle::sh("exit 4");
+    let flag = bundle.dir.path().join("flag");
+    let both = |name: &str| {
+        let next = format!("touch {}.{name}", flag.display());
+        json!([
+            {"path": "/bin/false"},
+            {"path": "/bin/sh", "args": ["sh", "-c", next], "env": ["PATH=/usr/bin:/bin"]},
+        ])
+    };
+    let bundle = bundle
+        .set("/hooks/poststart", both("start"))
+        .set("/hooks/poststop", both("stop"));
+    let (_, errors) = bundle.try_detached(&["create", "--bundle", "BUNDLE", "ID"]);
+    assert_eq!(errors, "");
+    let (ok, errors) = bundle.try_detached(&["start", "ID"]);
+    assert!(
+        ok && errors.contains("warning: poststart hook /bin/false"),
+        "{errors}"
+    );
+    bundle.until_status("stopped");
+    let output = bundle.try_run(&["delete", "ID"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    assert!(
+        errors.contains("warning: poststop hook /bin/false"),
+        "{errors}"
+    );
+    for name in ["start", "stop"] {
+        assert!(flag.with_extension(name).exists(), "{name}");
+    }
+    bundle.assert_gone();
+}
+
+fn timeouts() {
+    let hook = |seconds: u32| {
+        json!([{
+            "path": "/bin/sh", "args": ["sh", "-c", format!("exec sleep {seconds}")],
+            "env": ["PATH=/usr/bin:/bin"], "timeout": 1,
+        }])
+    };
+    let bundle = Bundle::sh("true").set("/hooks/createRuntime", hook(1000));
+    let error = bundle.fail(&["run", "--bundle", "BUNDLE", "ID"]);
+    assert!(error.contains("timed out after 1 s"), "{error}");
+    bundle.assert_gone();
+    let bundle = Bundle::sh("echo ran").set("/hooks/createRuntime", hook(0));
+    assert_eq!(bundle.run(&["run", "--bundle", "BUNDLE", "ID"]), "ran\n");
+}
+
+fn refused() {
+    for (hook, said) in [
+        (json!([{"path": "relative"}]), "hooks.poststop[0].path"),
+        (
+            json!([{"path": "/bin/true"}, {"path": "/bin/true", "timeout": 0}]),
+            "hooks.poststop[1].timeout",
+        ),
+    ] {
+        let bundle = Bundle::sh("true").set("/hooks/poststop", hook);
+        let error = bundle.fail(&["run", "--bundle", "BUNDLE", "ID"]);
+        assert!(error.contains(said), "{error}");
+        bundle.assert_gone();
+    }
+}

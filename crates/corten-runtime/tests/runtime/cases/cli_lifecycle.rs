@@ -1,0 +1,299 @@
+//! The command line: create, start, state, kill, delete.
+
+use serde_json::json;
+
+use crate::Case;
+use crate::cli::Bundle;
+use crate::support::eventually;
+
+pub const CASES: &[Case] = &[
+    ("cli_create_start_delete", create_start_delete),
+    ("cli_state_document", state_document),
+    ("cli_start_errors", start_errors),
+    (
+        "cli_failed_create_leaves_nothing",
+        failed_create_leaves_nothing,
+    ),
+    ("cli_start_failure", start_failure),
+    ("cli_kill", kill),
+    (
+        "cli_kill_all_without_pid_namespace",
+        kill_all_without_pid_namespace,
+    ),
+    ("cli_delete_rules", delete_rules),
+    ("cli_half_made", half_made),
+    ("cli_pid_file_is_the_callers", pid_file_is_the_callers),
+    ("cli_usage_and_log", usage_and_log),
+    ("cli_version_and_help", version_and_help),
+    ("cli_root_directory", root_directory),
+];
+
+fn create_start_delete() {
+    let bundle = Bundle::sh("echo here > /out; sleep 1000");
+    bundle.create();
+    assert_eq!(bundle.status(), "created");
+    assert!(
+        !bundle.rootfs().join("out").exists(),
+        "ran before its start"
+    );
+    bundle.start();
+    eventually("output", || bundle.rootfs().join("out").exists());
+    assert_eq!(bundle.status(), "running");
+    bundle.run(&["kill", "ID", "KILL"]);
+    bundle.until_status("stopped");
+    assert_eq!(bundle.pid(), 0);
+    bundle.run(&["delete", "ID"]);
+    bundle.assert_gone();
+    assert!(bundle.fail(&["state", "ID"]).contains("does not exist"));
+}
+
+fn state_document() {
+    let bundle = Bundle::waiting().set("/annotations", json!({"org.example": "x"}));
+    bundle.create();
+    let text = bundle.run(&["state", "ID"]);
+    let keys = [
+        "ociVersion",
+        "id",
+        "pid",
+        "status",
+        "bundle",
+        "rootfs",
+        "created",
+    ];
+    let places: Vec<usize> = keys
+        .iter()
+        .map(|key| text.find(&format!("  \"{key}\": ")).expect(key))
+        .collect();
+    assert!(places.is_sorted(), "{text}");
+    let state = bundle.state();
+    assert_eq!(state["annotations"]["org.example"], "x");
+    let path = bundle.dir.path().canonicalize().unwrap();
+    assert_eq!(state["bundle"], json!(path));
+    assert!(std::fs::exists(format!("/proc/{}", bundle.pid())).unwrap());
+    // The configuration may change or vanish: the container was made with another.
+    std::fs::remove_file(bundle.dir.path().join("config.json")).unwrap();
+    bundle.start();
+    bundle.run(&["delete", "--force", "ID"]);
+    bundle.assert_gone();
+}
+
+fn start_errors() {
+    let bundle = Bundle::waiting();
+    assert!(bundle.fail(&["start", "ID"]).contains("does not exist"));
+    bundle.create();
+    bundle.start();
+    assert!(bundle.fail(&["start", "ID"]).contains("already running"));
+    bundle.run(&["kill", "ID", "KILL"]);
+    bundle.until_status("stopped");
+    assert!(bundle.fail(&["start", "ID"]).contains("has stopped"));
+    bundle.run(&["delete", "ID"]);
+}
+
+fn failed_create_leaves_nothing() {
+    for (pointer, value, said) in [
+        (
+            "/process/args",
+            json!(["nonesuch"]),
+            "executable file not found in $PATH",
+        ),
+        ("/process/cwd", json!("relative"), "process.cwd"),
+        ("/root/path", json!("/no/such/root"), "No such file"),
+        (
+            "/hooks/createRuntime",
+            json!([{"path": "/bin/false"}]),
+            "/bin/false",
+        ),
+        ("/linux/cgroupsPath", json!("a:b:c"), "--systemd-cgroup"),
+    ] {
+        let bundle = Bundle::waiting().set(pointer, value);
+        let error = bundle.fail(&["create", "--bundle", "BUNDLE", "ID"]);
+        assert!(
+            error.to_lowercase().contains(&said.to_lowercase()),
+            "{pointer}: {error}"
+        );
+        bundle.assert_gone();
+    }
+}
+
+/// What only shows when the program is to run is `start`'s failure.
+fn start_failure() {
+    let bundle = Bundle::waiting().set("/hooks/startContainer", json!([{"path": "/bin/false"}]));
+    bundle.create();
+    let error = bundle.fail(&["start", "ID"]);
+    assert!(error.contains("/bin/false"), "{error}");
+    bundle.until_status("stopped");
+    bundle.run(&["delete", "ID"]);
+    bundle.assert_gone();
+}
+
+fn kill() {
+    let bundle = Bundle::waiting();
+    bundle.create();
+    bundle.start();
+    assert!(
+        bundle
+            .fail(&["kill", "ID", "NOPE"])
+            .contains("unknown signal \"NOPE\"")
+    );
+    bundle.run(&["kill", "ID", "0"]);
+    // Until the trap is set, the signal is lost: the shell is init.
+    eventually("end by TERM", || {
+        bundle.try_run(&["kill", "ID"]);
+        bundle.status() == "stopped"
+    });
+    assert!(
+        bundle
+            .fail(&["kill", "ID", "9"])
+            .contains("container not running")
+    );
+    bundle.run(&["kill", "--all", "ID", "9"]);
+    bundle.run(&["delete", "ID"]);
+}
+
+/// In the caller's pid namespace, nobody dies with the first process.
+fn kill_all_without_pid_namespace() {
+    let without_pid = |bundle: Bundle| {
+        let mut namespaces = bundle.config["linux"]["namespaces"].clone();
+        let list = namespaces.as_array_mut().unwrap();
+        list.retain(|namespace| namespace["type"] != "pid");
+        bundle.set("/linux/namespaces", namespaces)
+    };
+    let bundle = without_pid(Bundle::sh("sleep 1000 & sleep 1000 & wait"));
+    bundle.create();
+    bundle.start();
+    eventually("three processes", || {
+        bundle.cgroup().pids().unwrap().len() == 3
+    });
+    bundle.run(&["kill", "ID", "KILL"]);
+    eventually("all dead", || bundle.cgroup().pids().unwrap().is_empty());
+    bundle.run(&["delete", "ID"]);
+    bundle.assert_gone();
+
+    // The first has ended, others live: delete still ends them.
+    let bundle = without_pid(Bundle::sh("sleep 1000 & exit 0"));
+    bundle.create();
+    bundle.start();
+    bundle.until_status("stopped");
+    assert_eq!(bundle.cgroup().pids().unwrap().len(), 1);
+    bundle.run(&["delete", "ID"]);
+    bundle.assert_gone();
+}
+
+fn delete_rules() {
+    let bundle = Bundle::waiting();
+    assert!(bundle.fail(&["delete", "ID"]).contains("does not exist"));
+    bundle.run(&["delete", "--force", "ID"]);
+    bundle.create();
+    bundle.run(&["delete", "ID"]); // created, not running: no force needed
+    bundle.assert_gone();
+    bundle.create();
+    bundle.start();
+    let error = bundle.fail(&["delete", "ID"]);
+    assert!(error.contains("is not stopped: running"), "{error}");
+    bundle.run(&["pause", "ID"]);
+    let error = bundle.fail(&["delete", "ID"]);
+    assert!(error.contains("is not stopped: paused"), "{error}");
+    bundle.run(&["delete", "-f", "ID"]);
+    bundle.assert_gone();
+    assert!(
+        bundle
+            .fail(&["delete", "../x"])
+            .contains("invalid container id")
+    );
+}
+
+/// What a creator that died may have left, from the least to the most.
+fn half_made() {
+    let bundle = Bundle::waiting();
+    let dir = bundle.state_dir();
+    for (file, text) in [
+        (None, ""),
+        (Some("lock"), ""),
+        (Some("state.json"), "{\"ociV"),
+    ] {
+        std::fs::create_dir(&dir).unwrap();
+        if let Some(file) = file {
+            std::fs::write(dir.join(file), text).unwrap();
+        }
+        assert!(bundle.fail(&["state", "ID"]).contains("does not exist"));
+        assert!(
+            bundle
+                .fail(&["create", "--bundle", "BUNDLE", "ID"])
+                .contains("exists already")
+        );
+        assert!(!bundle.run(&["list"]).contains(&bundle.id));
+        bundle.run(&["delete", "--force", "ID"]);
+        bundle.assert_gone();
+    }
+}
+
+/// Relative paths of the command line are not relative to the bundle.
+fn pid_file_is_the_callers() {
+    let bundle = Bundle::waiting();
+    let here = tempfile::tempdir().unwrap();
+    let status = bundle
+        .command(&["create", "--bundle", "BUNDLE", "--pid-file", "pid", "ID"])
+        .current_dir(here.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let pid = std::fs::read_to_string(here.path().join("pid")).unwrap();
+    assert_eq!(pid, bundle.pid().to_string());
+    bundle.run(&["delete", "-f", "ID"]);
+}
+
+fn usage_and_log() {
+    let bundle = Bundle::waiting();
+    let log = bundle.dir.path().join("log");
+    let log = log.to_str().unwrap();
+    for args in [
+        &["state"][..],
+        &["state", "a", "b"],
+        &["run", "--nope", "x"],
+        &["nope"],
+    ] {
+        let output = bundle.try_run(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        bundle.fail(args);
+    }
+    let error = bundle.fail(&["--log", log, "--log-format", "json", "state", "nobody"]);
+    assert!(error.contains("does not exist"), "{error}");
+    let line = std::fs::read_to_string(log).unwrap();
+    let line: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
+    assert_eq!(line["level"], "error");
+    assert!(line["msg"].as_str().unwrap().contains("does not exist"));
+    assert!(line["time"].is_string());
+    // Without a file, the log is standard error.
+    let error = bundle.fail(&["--log-format", "json", "state", "nobody"]);
+    let line: serde_json::Value = serde_json::from_str(error.trim()).unwrap();
+    assert_eq!(line["level"], "error");
+}
+
+fn version_and_help() {
+    let bundle = Bundle::waiting();
+    let version = bundle.run(&["--version"]);
+    assert!(version.starts_with("corten-runtime version "), "{version}");
+    assert!(version.contains("\nspec: 1.3.0\n"), "{version}");
+    let help = bundle.run(&["--help"]);
+    for command in [
+        "create", "start", "run", "state", "kill", "delete", "exec", "ps", "list", "pause",
+        "resume", "update", "events", "spec", "features",
+    ] {
+        assert!(help.contains(&format!("  {command} ")), "{command}: {help}");
+        let own = bundle.run(&[command, "--help"]);
+        assert!(own.contains("Usage:"), "{own}");
+    }
+}
+
+fn root_directory() {
+    let bundle = Bundle::waiting();
+    assert!(bundle.fail(&["--root", "/", "list"]).contains("--root"));
+    // The real root ignores XDG_RUNTIME_DIR (tools that run as root have root's set).
+    let runtime = tempfile::tempdir().unwrap();
+    let mut command = bundle.command(&["list"]);
+    command.env("XDG_RUNTIME_DIR", runtime.path());
+    assert!(command.status().unwrap().success());
+    assert_eq!(std::fs::read_dir(runtime.path()).unwrap().count(), 0);
+}

@@ -1,0 +1,336 @@
+//! The command line: run, in the foreground and detached.
+
+use std::io::Read as _;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::Case;
+use crate::cli::Bundle;
+use crate::support::eventually;
+
+pub const CASES: &[Case] = &[
+    ("cli_run_exit_codes", exit_codes),
+    ("cli_run_streams", streams),
+    ("cli_run_detached", detached),
+    ("cli_run_keep", keep),
+    ("cli_run_passes_signals", passes_signals),
+    ("cli_run_terminal", terminal),
+    ("cli_console_socket", console_socket),
+    ("cli_pidfd_socket", pidfd_socket),
+    ("cli_preserve_fds", preserve_fds),
+    ("cli_listen_fds", listen_fds),
+    ("cli_notify_socket", notify_socket),
+    ("cli_run_adopts_orphans", adopts_orphans),
+];
+
+const RUN: &[&str] = &["run", "--bundle", "BUNDLE", "ID"];
+const DETACHED: &[&str] = &["run", "-d", "--bundle", "BUNDLE", "ID"];
+
+fn exit_codes() {
+    for (script, code) in [("true", 0), ("exit 42", 42), ("exec nonesuch", 127)] {
+        let bundle = Bundle::sh(script);
+        let output = bundle.try_run(RUN);
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        bundle.assert_gone();
+    }
+    // The runtime's own failures are 1.
+    let bundle = Bundle::sh("").set("/process/args", json!(["nonesuch"]));
+    assert_eq!(bundle.try_run(RUN).status.code(), Some(1));
+    bundle.assert_gone();
+    let bundle = Bundle::waiting();
+    let mut child = bundle.spawn(RUN);
+    eventually("running", || {
+        bundle.try_run(&["kill", "ID", "KILL"]).status.success()
+    });
+    assert_eq!(child.wait().unwrap().code(), Some(137));
+    bundle.assert_gone();
+}
+
+fn streams() {
+    let bundle = Bundle::sh("cat; echo problem >&2");
+    let mut child = bundle
+        .command(RUN)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"words").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.stdout, b"words");
+    assert_eq!(output.stderr, b"problem\n");
+}
+
+fn detached() {
+    let bundle = Bundle::waiting();
+    let pid_file = bundle.dir.path().join("pid");
+    let pid_file = pid_file.to_str().unwrap();
+    bundle.detached(&[
+        "run",
+        "--detach",
+        "--bundle",
+        "BUNDLE",
+        "--pid-file",
+        pid_file,
+        "ID",
+    ]);
+    assert_eq!(bundle.status(), "running");
+    let pid = std::fs::read_to_string(pid_file).unwrap();
+    assert_eq!(pid, bundle.pid().to_string());
+    bundle.run(&["delete", "--force", "ID"]);
+    bundle.assert_gone();
+}
+
+fn keep() {
+    let bundle = Bundle::sh("exit 3");
+    let output = bundle.try_run(&["run", "--keep", "--bundle", "BUNDLE", "ID"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(bundle.status(), "stopped");
+    bundle.run(&["delete", "ID"]);
+    bundle.assert_gone();
+}
+
+fn passes_signals() {
+    let bundle = Bundle::waiting();
+    let mut child = bundle.spawn(RUN);
+    let runtime = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    eventually("running", || {
+        bundle.state_dir().join("state.json").exists() && bundle.status() == "running"
+    });
+    let mut status = None;
+    eventually("end by TERM", || {
+        rustix::process::kill_process(runtime, rustix::process::Signal::TERM).ok();
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(7));
+    bundle.assert_gone();
+}
+
+fn terminal() {
+    let bundle = Bundle::sh("test -t 0 && test -t 1 && tty").set("/process/terminal", json!(true));
+    let output = bundle.run(RUN);
+    assert!(output.starts_with("/dev/pts/"), "{output}");
+    let error = bundle.fail(DETACHED);
+    assert!(error.contains("--console-socket"), "{error}");
+    let bundle = Bundle::waiting();
+    let error = bundle.fail(&["run", "--bundle", "BUNDLE", "--console-socket", "/x", "ID"]);
+    assert!(error.contains("--console-socket"), "{error}");
+}
+
+/// Receives one descriptor with its message.
+fn receive(listener: &UnixListener) -> (String, std::fs::File) {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let (stream, _) = listener.accept().unwrap();
+    let mut buffer = [0u8; 256];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut into = [std::io::IoSliceMut::new(&mut buffer)];
+    let received = recvmsg(&stream, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC).unwrap();
+    let mut found = None;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            found = fds.last();
+        }
+    }
+    let text = String::from_utf8_lossy(&buffer[..received.bytes]).into_owned();
+    (text, found.expect("a descriptor").into())
+}
+
+fn console_socket() {
+    let bundle = Bundle::sh("tty; stty size").set("/process/terminal", json!(true));
+    let bundle = bundle.set("/process/consoleSize", json!({"height": 33, "width": 77}));
+    let path = bundle.dir.path().join("console");
+    let listener = UnixListener::bind(&path).unwrap();
+    let socket = path.to_str().unwrap();
+    bundle.detached(&[
+        "create",
+        "--bundle",
+        "BUNDLE",
+        "--console-socket",
+        socket,
+        "ID",
+    ]);
+    let (_, mut master) = receive(&listener);
+    bundle.start();
+    let mut text = Vec::new();
+    // The terminal's end is EIO.
+    master.read_to_end(&mut text).ok();
+    let text = String::from_utf8_lossy(&text);
+    assert!(
+        text.contains("/dev/pts/") && text.contains("33 77"),
+        "{text}"
+    );
+    bundle.until_status("stopped");
+    bundle.run(&["delete", "ID"]);
+}
+
+fn pidfd_socket() {
+    let bundle = Bundle::waiting();
+    let path = bundle.dir.path().join("pidfd");
+    let listener = UnixListener::bind(&path).unwrap();
+    let socket = path.to_str().unwrap();
+    bundle.detached(&[
+        "run",
+        "-d",
+        "--bundle",
+        "BUNDLE",
+        "--pidfd-socket",
+        socket,
+        "ID",
+    ]);
+    let (_, pidfd) = receive(&listener);
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()));
+    let line = format!("Pid:\t{}\n", bundle.pid());
+    assert!(info.unwrap().contains(&line));
+    bundle.run(&["delete", "-f", "ID"]);
+}
+
+/// Runs `script` with descriptors 3 and 4 open on a file each.
+fn with_descriptors(bundle: &Bundle, before: &str, options: &str) -> std::process::Output {
+    use std::os::unix::process::CommandExt as _;
+    bundle.write();
+    let [three, four] = ["three", "four"].map(|name| {
+        let path = bundle.dir.path().join(name);
+        std::fs::write(&path, name).unwrap();
+        path.display().to_string()
+    });
+    let line = format!(
+        "{before} exec -a {} /proc/{}/exe --root {} run --bundle {} {options} {} 3<{three} 4<{four}",
+        crate::cli::NAME,
+        std::process::id(),
+        bundle.state_root().display(),
+        bundle.dir.path().display(),
+        bundle.id,
+    );
+    std::process::Command::new("bash")
+        .arg0("bash")
+        .args(["-c", &line])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn preserve_fds() {
+    let bundle = Bundle::sh("cat <&3; cat <&4; ls /proc/self/fd | wc -l");
+    let output = with_descriptors(&bundle, "", "--preserve-fds 2");
+    let text = String::from_utf8_lossy(&output.stdout);
+    // 0, 1, 2, the two, and the directory being listed.
+    assert_eq!(text, "threefour6\n", "{output:?}");
+    let output = with_descriptors(&bundle, "", "--preserve-fds 3");
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("descriptor 5"), "{errors}");
+    bundle.assert_gone();
+}
+
+fn listen_fds() {
+    let bundle = Bundle::sh("echo $LISTEN_FDS $LISTEN_PID; cat <&3; cat <&4");
+    let output = with_descriptors(&bundle, "LISTEN_PID=$$ LISTEN_FDS=1", "--preserve-fds 1");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text, "1 1\nthreefour", "{output:?}");
+    // Meant for another process.
+    let bundle = Bundle::sh("echo :$LISTEN_FDS:");
+    let output = with_descriptors(&bundle, "LISTEN_PID=1 LISTEN_FDS=1", "");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "::\n",
+        "{output:?}"
+    );
+}
+
+/// Answers as systemd does; the messages, without the barrier.
+fn host_socket(bundle: &Bundle) -> (String, std::thread::JoinHandle<Vec<String>>) {
+    let path = bundle.dir.path().join("host.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut messages = Vec::new();
+        loop {
+            let mut buffer = [0u8; 512];
+            // The descriptor of the barrier is dropped by not being asked for.
+            let count = socket.recv(&mut buffer).unwrap();
+            let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+            if text == "BARRIER=1" {
+                return messages;
+            }
+            messages.push(text.trim().to_owned());
+        }
+    });
+    (path.display().to_string(), reader)
+}
+
+/// The test root has no program that sends datagrams; the host's Python has.
+fn notify_socket() {
+    let say = "import os, socket\n\
+               s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+               s.connect(os.environ['NOTIFY'])\n\
+               s.send(b'STATUS=starting')\n\
+               s.send(b'READY=1')\n";
+    for start in [false, true] {
+        let bundle = Bundle::sh(
+            "echo $NOTIFY_SOCKET > /where; test -S $NOTIFY_SOCKET || exit 1; sleep 1000",
+        );
+        let (host, reader) = host_socket(&bundle);
+        let mut command = if start {
+            let mut command = bundle.command(&["create", "--bundle", "BUNDLE", "ID"]);
+            command.env("NOTIFY_SOCKET", &host);
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            assert!(command.status().unwrap().success());
+            bundle.command(&["start", "ID"])
+        } else {
+            bundle.command(DETACHED)
+        };
+        command.env("NOTIFY_SOCKET", &host);
+        let mut command = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let socket = bundle.state_dir().join("notify/notify.sock");
+        let seen = bundle.rootfs().join("where");
+        eventually("the program runs", || socket.exists() && seen.exists());
+        assert!(
+            command.try_wait().unwrap().is_none(),
+            "did not wait for readiness"
+        );
+        let said = std::process::Command::new("python3")
+            .args(["-c", say])
+            .env("NOTIFY", &socket)
+            .status();
+        assert!(said.unwrap().success());
+        assert!(command.wait().unwrap().success());
+        assert_eq!(
+            reader.join().unwrap(),
+            ["READY=1".to_owned(), format!("MAINPID={}", bundle.pid())]
+        );
+        let inside = std::fs::read_to_string(seen).unwrap();
+        assert_eq!(inside, "/run/notify/notify.sock\n");
+        bundle.run(&["delete", "-f", "ID"]);
+        bundle.assert_gone();
+    }
+}
+
+/// Without a pid namespace, orphans of the container come to the runtime, which reaps them.
+fn adopts_orphans() {
+    let bundle = Bundle::sh(
+        "(sh -c 'sh -c \"echo \\$\\$ > /orphan; sleep 0\" &'); \
+         while kill -0 $(cat /orphan) 2>/dev/null; do usleep 1000; done; exit 5",
+    );
+    let mut namespaces = bundle.config["linux"]["namespaces"].clone();
+    namespaces
+        .as_array_mut()
+        .unwrap()
+        .retain(|namespace| namespace["type"] != "pid");
+    let bundle = bundle.set("/linux/namespaces", namespaces);
+    // A zombie would answer `kill -0` for ever.
+    let output = bundle.try_run(RUN);
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    bundle.assert_gone();
+}
