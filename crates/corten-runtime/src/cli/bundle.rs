@@ -47,6 +47,27 @@ pub(super) struct BundleArgs {
     pub(super) id: String,
 }
 
+impl BundleArgs {
+    /// Without what only `create` and `run` have.
+    pub(super) fn plain(
+        id: String,
+        bundle: PathBuf,
+        console_socket: Option<PathBuf>,
+        pid_file: Option<PathBuf>,
+    ) -> Self {
+        Self {
+            bundle,
+            console_socket,
+            pidfd_socket: None,
+            pid_file,
+            no_pivot: false,
+            no_new_keyring: false,
+            preserve_fds: 0,
+            id,
+        }
+    }
+}
+
 /// A container to be made.
 #[derive(Debug)]
 pub(super) struct Bundle {
@@ -142,6 +163,20 @@ impl Bundle {
         }
     }
 
+    pub(super) fn rootfs(&self) -> &Path {
+        &self.rootfs
+    }
+
+    pub(super) fn cgroup(&self) -> &CgroupSpec {
+        &self.cgroup
+    }
+
+    /// What there will be, before there is anything.
+    pub(super) fn save_first(&self, dir: &Dir) -> Result<(), CliError> {
+        dir.save_config(&self.config)?;
+        dir.save_first(&self.saved(0))
+    }
+
     /// Makes the container. What there will be is saved before there is anything, and
     /// the process as soon as it lives.
     pub(super) fn create(
@@ -149,8 +184,7 @@ impl Bundle {
         dir: &Dir,
         gate: Option<(OwnedFd, OwnedFd)>,
     ) -> Result<Created, CliError> {
-        dir.save_config(&self.config)?;
-        dir.save_first(&self.saved(0))?;
+        self.save_first(dir)?;
         if let Some(notify) = &self.notify {
             notify.make_directory()?;
         }

@@ -136,7 +136,7 @@ fn run_poststop(context: &Context, container: &Container, config: &Spec) {
     let Some(poststop) = hooks.and_then(|hooks| hooks.poststop().as_ref()) else {
         return;
     };
-    let state = container.hook_state().json("stopped", None);
+    let state = container.saved.hook_state().json("stopped", None);
     for error in hooks::run_all(poststop, "poststop", &state) {
         context.log.warn(&error);
     }

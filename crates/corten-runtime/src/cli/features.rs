@@ -28,7 +28,7 @@ pub(super) fn features(_: &FeaturesArgs) -> Result<ExitCode, CliError> {
             "namespaces": NAMESPACES,
             "capabilities": capabilities,
             "cgroup": {
-                "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true,
+                "v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": true,
             },
             "seccomp": {
                 "enabled": true,
@@ -46,8 +46,9 @@ pub(super) fn features(_: &FeaturesArgs) -> Result<ExitCode, CliError> {
         },
         "annotations": {
             "org.corten.version": env!("CARGO_PKG_VERSION"),
+            "org.opencontainers.runc.checkpoint.enabled": "true",
         },
-        "potentiallyUnsafeConfigAnnotations": [],
+        "potentiallyUnsafeConfigAnnotations": ["org.criu.config"],
     });
     let text = serde_json::to_string_pretty(&document)
         .map_err(|error| CliError::json("features", error))?;

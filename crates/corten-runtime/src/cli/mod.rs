@@ -9,8 +9,10 @@
 
 mod args;
 mod bundle;
+mod checkpoint;
 mod console;
 mod create;
+mod criu;
 mod delete;
 mod dir;
 mod error;
@@ -24,6 +26,7 @@ mod log;
 mod notify;
 mod pause;
 mod ps;
+mod restore;
 mod run;
 mod signals;
 mod spec;
@@ -101,6 +104,8 @@ fn dispatch(globals: Globals, name: &str, rest: Vec<OsString>) -> Result<ExitCod
         "resume" => pause::resume(context, &parse(name, rest)?),
         "update" => update::update(context, &parse(name, rest)?),
         "events" => events::events(context, &parse(name, rest)?),
+        "checkpoint" => checkpoint::checkpoint(context, parse(name, rest)?),
+        "restore" => restore::restore(context, parse(name, rest)?),
         "spec" => spec::spec(&parse(name, rest)?),
         "features" => features::features(&parse(name, rest)?),
         "help" | "h" => Err(args::help(rest)),

@@ -46,8 +46,7 @@ pub(super) fn run(context: &Context, args: RunArgs) -> Result<ExitCode, CliError
         return Ok(ExitCode::SUCCESS);
     }
     if !args.no_subreaper {
-        sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0)
-            .map_err(|errno| CliError::io("become subreaper", errno.into()))?;
+        adopt_orphans()?;
     }
     // Blocked before the clone, so that none is lost; the child starts with none blocked.
     let signals = stream::Signals::new()?;
@@ -66,6 +65,13 @@ pub(super) fn run(context: &Context, args: RunArgs) -> Result<ExitCode, CliError
     }
     let status: ExitStatus = status?;
     Ok(ExitCode::from(status.code()))
+}
+
+/// Processes of the container that lose their parent become children of this one, which
+/// reaps them.
+pub(super) fn adopt_orphans() -> Result<(), CliError> {
+    sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0)
+        .map_err(|errno| CliError::io("become subreaper", errno.into()))
 }
 
 type Launched = (Running, Option<Listening>, Option<std::os::fd::OwnedFd>);
@@ -90,7 +96,7 @@ fn launch(bundle: &Bundle, dir: &Dir) -> Result<Launched, CliError> {
 }
 
 /// What `delete` would do. Somebody else's `delete` may have been there before.
-fn clean_up(
+pub(super) fn clean_up(
     context: &Context,
     bundle: &Bundle,
     dir: &Dir,

@@ -89,7 +89,7 @@ fn poststart(context: &Context, container: &Container) -> Result<(), CliError> {
     let Some(poststart) = hooks.and_then(|hooks| hooks.poststart().as_ref()) else {
         return Ok(());
     };
-    let state = container.hook_state();
+    let state = container.saved.hook_state();
     let state = state.json("running", Some(container.saved.pid));
     for error in hooks::run_all(poststart, "poststart", &state) {
         context.log.warn(&error);

@@ -38,6 +38,18 @@ pub(super) struct Saved {
     pub(super) annotations: BTreeMap<String, String>,
 }
 
+impl Saved {
+    /// What hooks are told.
+    pub(super) fn hook_state(&self) -> HookState {
+        HookState {
+            version: self.oci_version.clone(),
+            id: self.id.clone(),
+            bundle: self.bundle.clone(),
+            annotations: self.annotations.clone().into_iter().collect(),
+        }
+    }
+}
+
 /// runtime-spec, runtime "State", and runc's `paused`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
@@ -119,16 +131,6 @@ impl Container {
 
     pub(super) fn cgroup(&self) -> Result<Cgroup, CliError> {
         Ok(Cgroup::open_spec(&self.saved.cgroup)?)
-    }
-
-    /// What hooks are told.
-    pub(super) fn hook_state(&self) -> HookState {
-        HookState {
-            version: self.saved.oci_version.clone(),
-            id: self.saved.id.clone(),
-            bundle: self.saved.bundle.clone(),
-            annotations: self.saved.annotations.clone().into_iter().collect(),
-        }
     }
 
     /// Waits until the first process has ended.

@@ -14,7 +14,7 @@ pub const CASES: &[Case] = &[
 ];
 
 /// How many times a command is killed.
-const ROUNDS: u32 = 40;
+const ROUNDS: u32 = 30;
 
 /// Runs a command to its end once, to know how long it takes; then kills it at moments
 /// spread over that time and a bit more.

@@ -41,11 +41,12 @@ fn exit_codes() {
     let bundle = Bundle::sh("").set("/process/args", json!(["nonesuch"]));
     assert_eq!(bundle.try_run(RUN).status.code(), Some(1));
     bundle.assert_gone();
-    let bundle = Bundle::waiting();
+    // Killed before its program runs, it would be a container that could not be made.
+    let bundle = Bundle::sh("touch /ran; exec sleep 1000");
     let mut child = bundle.spawn(RUN);
-    eventually("running", || {
-        bundle.try_run(&["kill", "ID", "KILL"]).status.success()
-    });
+    let ran = bundle.rootfs().join("ran");
+    eventually("the program runs", || ran.exists());
+    bundle.run(&["kill", "ID", "KILL"]);
     assert_eq!(child.wait().unwrap().code(), Some(137));
     bundle.assert_gone();
 }

@@ -1,6 +1,7 @@
 //! All cases.
 
 mod attributes;
+mod cli_checkpoint;
 mod cli_crash;
 mod cli_exec;
 mod cli_hooks;
@@ -31,6 +32,7 @@ pub fn all() -> Vec<Case> {
         cli_hooks::CASES,
         cli_races::CASES,
         cli_crash::CASES,
+        cli_checkpoint::CASES,
     ]
     .concat()
 }

@@ -1,0 +1,201 @@
+//! One request to a `criu swrk` of its own: the answer, and the notices on the way to it.
+
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::process::{Command, Stdio};
+
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
+
+use super::wire::{Message, Value, fields};
+use crate::channel;
+use crate::cli::CliError;
+
+/// `CriuReqType` of rpc.proto.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cli) enum Kind {
+    Dump = 1,
+    Restore = 2,
+    PreDump = 4,
+}
+
+const NOTIFY: u64 = 6;
+
+/// What CRIU says before it goes on.
+#[derive(Debug)]
+pub(in crate::cli) struct Notice {
+    /// `post-restore`, `setup-namespaces`, ….
+    pub(in crate::cli) script: String,
+    /// The restored process, in the caller's pid namespace.
+    pub(in crate::cli) pid: i32,
+    /// With `orphan-pts-master`: the terminal.
+    pub(in crate::cli) fd: Option<OwnedFd>,
+}
+
+/// Makes the request; `options` are asked for once CRIU runs, and get its pid.
+pub(in crate::cli) fn call(
+    kind: Kind,
+    options: &mut dyn FnMut(i32) -> Result<Message, CliError>,
+    notified: &mut dyn FnMut(Notice) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    let (ours, theirs) = channel::pair()?;
+    // It keeps its number in the child.
+    let io = |errno: Errno| CliError::io("criu", errno.into());
+    fcntl_setfd(&theirs, FdFlags::empty()).map_err(io)?;
+    let mut command = Command::new("criu");
+    command.arg("swrk").arg(theirs.as_raw_fd().to_string());
+    if kind != Kind::Restore {
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+    }
+    let mut child = command
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                CliError::refused("criu is not installed (not found in PATH)")
+            }
+            _ => CliError::io("criu", error),
+        })?;
+    drop(theirs);
+    let pid = i32::try_from(child.id()).unwrap_or(0);
+    let answered = options(pid).and_then(|options| {
+        let mut request = Message::default();
+        request.number(1, kind as u64).message(2, &options);
+        send(&ours, request.as_bytes(), SendFlags::NOSIGNAL).map_err(io)?;
+        converse(kind, &ours, notified)
+    });
+    // At the end of the conversation it ends by itself.
+    drop(ours);
+    let status = child.wait().map_err(|error| CliError::io("criu", error))?;
+    answered?;
+    // After a preparatory dump it expects another, which does not come.
+    if status.success() || kind == Kind::PreDump {
+        Ok(())
+    } else {
+        Err(CliError::Refused(format!("criu: {status}")))
+    }
+}
+
+fn converse(
+    kind: Kind,
+    socket: &OwnedFd,
+    notified: &mut dyn FnMut(Notice) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    loop {
+        let (packet, fd) = receive(socket)?;
+        let answer = Answer::read(&packet)
+            .ok_or_else(|| CliError::refused("criu ended without an answer"))?;
+        if !answer.success {
+            return Err(CliError::Refused(format!(
+                "criu cannot {}{}{}",
+                match kind {
+                    Kind::Dump | Kind::PreDump => "save the container",
+                    Kind::Restore => "restore the container",
+                },
+                match answer.errno {
+                    Some(errno) => format!(": {}", std::io::Error::from_raw_os_error(errno)),
+                    None => String::new(),
+                },
+                match &answer.message {
+                    Some(message) => format!(": {message}"),
+                    None => String::new(),
+                },
+            )));
+        }
+        if answer.kind != NOTIFY {
+            return Ok(());
+        }
+        let (script, pid) = answer.notice;
+        notified(Notice { script, pid, fd })?;
+        let mut response = Message::default();
+        response.number(1, NOTIFY).flag(3, true);
+        send(socket, response.as_bytes(), SendFlags::NOSIGNAL)
+            .map_err(|errno| CliError::io("criu", errno.into()))?;
+    }
+}
+
+fn receive(socket: &OwnedFd) -> Result<(Vec<u8>, Option<OwnedFd>), CliError> {
+    let mut buffer = vec![0u8; 40960];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::io::retry_on_intr(|| {
+        let mut into = [IoSliceMut::new(&mut buffer)];
+        recvmsg(
+            socket.as_fd(),
+            &mut into,
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+    });
+    let count = match received {
+        Ok(received) => received.bytes,
+        Err(Errno::CONNRESET) => 0,
+        Err(errno) => return Err(CliError::io("criu", errno.into())),
+    };
+    let mut fd = None;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            fd = fds.last();
+        }
+    }
+    buffer.truncate(count);
+    Ok((buffer, fd))
+}
+
+/// `CriuResp` of rpc.proto.
+#[derive(Debug, Default)]
+struct Answer {
+    kind: u64,
+    success: bool,
+    notice: (String, i32),
+    errno: Option<i32>,
+    message: Option<String>,
+}
+
+impl Answer {
+    fn read(packet: &[u8]) -> Option<Self> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let mut answer = Self::default();
+        for field in fields(packet).filter(|fields| !fields.is_empty())? {
+            match field {
+                (1, Value::Number(kind)) => answer.kind = kind,
+                (2, Value::Number(success)) => answer.success = success != 0,
+                (5, Value::Bytes(notice)) => {
+                    for field in fields(notice)? {
+                        match field {
+                            (1, Value::Bytes(script)) => answer.notice.0 = text(script),
+                            (2, Value::Number(pid)) => {
+                                answer.notice.1 = i32::try_from(pid).unwrap_or(0);
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                (7, Value::Number(errno)) => {
+                    answer.errno = i32::try_from(errno).ok().filter(|errno| *errno != 0);
+                }
+                (9, Value::Bytes(message)) => answer.message = Some(text(message)),
+                _ => {}
+            }
+        }
+        Some(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers() {
+        let mut notice = Message::default();
+        notice.text(1, "post-restore").number(2, 42);
+        let mut message = Message::default();
+        message.number(1, NOTIFY).flag(2, true).message(5, &notice);
+        let answer = Answer::read(message.as_bytes()).unwrap();
+        assert!(answer.success);
+        assert_eq!(answer.notice, ("post-restore".to_owned(), 42));
+        assert!(Answer::read(b"").is_none());
+    }
+}
