@@ -42,8 +42,10 @@ impl Bus {
     pub(super) fn connect(user: bool) -> Result<Self, SystemdError> {
         let mut tried = Vec::new();
         for (socket, private) in sockets(user) {
-            match UnixStream::connect(&socket) {
-                Ok(stream) => return Self::open(stream, private),
+            // A bus without systemd on it is as good as none.
+            let bus = UnixStream::connect(&socket).map_err(SystemdError::from);
+            match bus.and_then(|stream| Self::open(stream, private)) {
+                Ok(bus) => return Ok(bus),
                 Err(error) => tried.push(format!("{}: {error}", socket.display())),
             }
         }
