@@ -51,20 +51,28 @@ impl CapSets {
     /// host (or this process) does not have is left out, as runc and Docker do with a
     /// warning, because a container must also start where its engine is restricted.
     pub(crate) fn restrict_to(mut self, available: u64) -> Self {
-        let missing = (self.bounding | self.permitted | self.inheritable) & !available;
-        if missing != 0 {
-            let known = ALL
-                .iter()
-                .filter(|(_, number)| missing & (1 << number) != 0);
-            let names: Vec<String> = known.map(|(name, _)| format!("CAP_{name}")).collect();
-            tracing::warn!(?names, "leaving out capabilities this process cannot give");
-        }
+        let asked = self;
         self.bounding &= available;
         self.permitted &= available;
         self.effective &= self.permitted;
         self.inheritable &= available;
         self.ambient &= self.permitted & self.inheritable;
+        let lost = self.lost_from(asked);
+        if lost != 0 {
+            let known = ALL.iter().filter(|(_, number)| lost & (1 << number) != 0);
+            let names: Vec<String> = known.map(|(name, _)| format!("CAP_{name}")).collect();
+            tracing::warn!(?names, "leaving out capabilities that cannot be given");
+        }
         self
+    }
+
+    /// What at least one set has less than `asked`.
+    fn lost_from(self, asked: Self) -> u64 {
+        asked.bounding & !self.bounding
+            | asked.permitted & !self.permitted
+            | asked.effective & !self.effective
+            | asked.inheritable & !self.inheritable
+            | asked.ambient & !self.ambient
     }
 
     /// Drops everything outside the bounding set. Must come before the change of user:
@@ -148,6 +156,8 @@ mod tests {
             ambient: all,
         };
         let cut = sets.restrict_to(0b0110);
+        assert_eq!(cut.lost_from(sets), !0b0110);
+        assert_eq!(cut.restrict_to(all).lost_from(cut), 0);
         assert_eq!(
             cut,
             CapSets {

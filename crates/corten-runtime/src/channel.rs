@@ -22,6 +22,8 @@ const MAX_PACKET: usize = 4096;
 pub(crate) enum Message {
     /// Its namespaces exist; the caller writes id mappings and runs hooks, then answers.
     Namespaces,
+    /// From the process in between: the child's pid and pidfd.
+    Born(i32, OwnedFd),
     /// Nothing but the `execve` is left; the terminal's master side, if there is one.
     Ready(Option<OwnedFd>),
     /// It has failed and ends.
@@ -79,18 +81,37 @@ pub(crate) fn ready(
     let Some(console) = console else {
         return rustix::io::write(fd, &[READY]).map(drop).map_err(fail);
     };
-    let fds = [console];
+    send_with(fd, &[READY], console)
+}
+
+/// Process in between: the child, whose parent the caller is.
+pub(crate) fn born(
+    fd: BorrowedFd<'_>,
+    pid: i32,
+    pidfd: BorrowedFd<'_>,
+) -> Result<(), RuntimeError> {
+    let mut packet = vec![BORN];
+    packet.extend(pid.to_ne_bytes());
+    send_with(fd, &packet, pidfd)
+}
+
+fn send_with(
+    fd: BorrowedFd<'_>,
+    packet: &[u8],
+    passed: BorrowedFd<'_>,
+) -> Result<(), RuntimeError> {
+    let fds = [passed];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&fds));
     sendmsg(
         fd,
-        &[IoSlice::new(&[READY])],
+        &[IoSlice::new(packet)],
         &mut ancillary,
         SendFlags::NOSIGNAL,
     )
     .map(drop)
-    .map_err(fail)
+    .map_err(|errno| RuntimeError::setup(Step::Sync, "", errno))
 }
 
 /// Child: the one failure.
@@ -127,6 +148,10 @@ pub(crate) fn receive(fd: BorrowedFd<'_>) -> Result<Message, RuntimeError> {
     let packet = buffer.get(..count).unwrap_or_default();
     match packet.split_first() {
         None => Ok(Message::Closed),
+        Some((&BORN, pid)) => match (pid.first_chunk(), console) {
+            (Some(pid), Some(pidfd)) => Ok(Message::Born(i32::from_ne_bytes(*pid), pidfd)),
+            _ => Err(fail(Errno::PROTO)),
+        },
         Some((&NAMESPACES, _)) => Ok(Message::Namespaces),
         Some((&READY, _)) => Ok(Message::Ready(console)),
         Some(_) => Ok(Message::Failed(decode(packet))),
@@ -152,6 +177,7 @@ const SPEC: u8 = 5;
 const CWD: u8 = 6;
 const HOOK: u8 = 7;
 const OTHER: u8 = 8;
+const BORN: u8 = 9;
 
 /// `kind, step, errno (4), length of the first text (2), first text, second text`.
 fn encode(error: &RuntimeError) -> Vec<u8> {

@@ -17,9 +17,11 @@ use crate::error::{RuntimeError, Step};
 use crate::hooks::{self, HookState};
 use crate::init::{self, ChildStdio, InitPlan};
 use crate::mounts;
-use crate::namespaces::Namespaces;
+use crate::namespaces::{Namespaces, relay, unprivileged};
+use crate::net_devices::NetDevices;
 use crate::process::ProcessPlan;
 use crate::procfs::Proc;
+use crate::resctrl;
 use crate::rootfs::RootfsPlan;
 use crate::sandbox::{Rootfs, Sandbox, Stdio};
 use crate::status::{ExitStatus, wait_pidfd};
@@ -32,6 +34,7 @@ use crate::validate;
 pub struct Created {
     // Order of fields is order of dropping: first the process, then its group.
     child: ChildGuard,
+    resctrl: Option<resctrl::Group>,
     cgroup: CgroupGuard,
     channel: OwnedFd,
     console: Option<OwnedFd>,
@@ -80,7 +83,6 @@ pub(crate) fn create_with(
 ) -> Result<Created, RuntimeError> {
     let spec = sandbox.spec;
     validate::check(spec, &sandbox.netns)?;
-    refuse_unsupported(spec)?;
     if let Some(hooks) = spec.hooks() {
         hooks::check(hooks)?;
     }
@@ -90,11 +92,23 @@ pub(crate) fn create_with(
         .as_ref()
         .and_then(|linux| linux.resources().clone());
     let no_resources = LinuxResources::default();
-    let mut cgroup = Cgroup::create(&sandbox.cgroup, resources.as_ref().unwrap_or(&no_resources))?;
+    let devices = NetDevices::plan(spec, &sandbox.netns)?;
+    let resources = resources.as_ref().unwrap_or(&no_resources);
+    let mut cgroup = match Cgroup::create(&sandbox.cgroup, resources) {
+        Err(denied @ RuntimeError::CgroupDenied { .. }) if unprivileged() => {
+            without_group(resources, denied)?
+        }
+        result => result?,
+    };
+    let resctrl = resctrl::create(spec, sandbox.id)?;
     if let Some(owner) = cgroup_owner(spec) {
         cgroup.get().delegate_to(owner)?;
     }
     let mut plan = plan(sandbox, extras, cgroup.get(), hook_state.clone())?;
+    plan.sync |= !devices.is_empty();
+    if let Some(group) = &resctrl {
+        plan.cgroups.extend(group.join_files()?);
+    }
     let (channel, child) = clone(&mut plan, cgroup.get())?;
     born(child.pid)?;
     let hooks = spec.hooks().as_ref();
@@ -108,9 +122,8 @@ pub(crate) fn create_with(
     let console = loop {
         match channel::receive(channel.as_fd())? {
             Message::Namespaces => {
-                if plan.namespaces.new_user {
-                    plan.namespaces.write_mappings(child.pid)?;
-                }
+                plan.namespaces.provide(child.pid)?;
+                devices.move_into(child.pid)?;
                 let state = hook_state.json("creating", Some(child.pid));
                 for (kind, hooks) in &runtime_hooks {
                     hooks::run(hooks.as_deref().unwrap_or_default(), kind, &state)?;
@@ -119,7 +132,7 @@ pub(crate) fn create_with(
             }
             Message::Ready(console) => break console,
             Message::Failed(error) => return Err(error),
-            Message::Closed => {
+            Message::Closed | Message::Born(..) => {
                 return Err(RuntimeError::Died {
                     step: Step::Prepare,
                     status: child.reap()?,
@@ -133,6 +146,7 @@ pub(crate) fn create_with(
         .unwrap_or_default();
     Ok(Created {
         child,
+        resctrl,
         cgroup,
         channel,
         console,
@@ -169,7 +183,7 @@ impl Created {
         match channel::receive(self.channel.as_fd())? {
             Message::Closed => {}
             Message::Failed(error) => return Err(error),
-            Message::Ready(_) | Message::Namespaces => {
+            Message::Ready(_) | Message::Namespaces | Message::Born(..) => {
                 return Err(RuntimeError::setup(
                     Step::Sync,
                     "",
@@ -189,6 +203,9 @@ impl Created {
     pub(crate) fn detach(self) -> Running {
         let pid = self.child.pid;
         let pidfd = self.child.disarm();
+        if let Some(group) = self.resctrl {
+            group.keep();
+        }
         Running {
             pid,
             pidfd,
@@ -280,7 +297,7 @@ fn plan(
         hooks.is_some_and(|hooks| some(hooks.prestart()) || some(hooks.create_runtime()));
     let list = |hooks: Option<&Vec<Hook>>| hooks.cloned().unwrap_or_default();
     Ok(InitPlan {
-        sync: namespaces.new_user || runtime_hooks,
+        sync: namespaces.need_caller() || runtime_hooks,
         cgroups: cgroup.join_files()?,
         hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
         domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
@@ -290,7 +307,7 @@ fn plan(
         } else {
             CString::new(format!("_ses.{id}")).ok()
         },
-        rootfs,
+        rootfs: Some(rootfs),
         stdio: child_stdio(stdio, &process),
         process,
         proc: Proc::open()?,
@@ -310,13 +327,34 @@ fn root_plan(
     cgroup: &Cgroup,
     namespaces: &Namespaces,
     no_pivot: bool,
-) -> Result<Option<RootfsPlan>, RuntimeError> {
-    if !namespaces.new_mount {
-        return Ok(None);
+) -> Result<RootfsPlan, RuntimeError> {
+    let mounts = mounts::plan(spec, opened, cgroup, namespaces)?;
+    RootfsPlan::new(spec, rootfs, mounts, namespaces, no_pivot)
+}
+
+/// An ordinary user often may not make groups. What only groups can do must not be lost
+/// silently; device rules change nothing for somebody who cannot make devices.
+fn without_group(
+    resources: &LinuxResources,
+    denied: RuntimeError,
+) -> Result<CgroupGuard, RuntimeError> {
+    let mut limits = resources.clone();
+    limits.set_devices(None);
+    let asked = serde_json::to_value(&limits).is_ok_and(|value| {
+        let empty = |value: &serde_json::Value| match value {
+            serde_json::Value::Object(fields) => fields.is_empty(),
+            serde_json::Value::Array(items) => items.is_empty(),
+            value => value.is_null(),
+        };
+        value
+            .as_object()
+            .is_some_and(|fields| !fields.values().all(empty))
+    });
+    if asked {
+        return Err(denied);
     }
-    let mounts = mounts::plan(spec, opened, cgroup)?;
-    let bind_devices = namespaces.in_user_namespace();
-    RootfsPlan::new(spec, rootfs, mounts, bind_devices, no_pivot).map(Some)
+    tracing::warn!(%denied, "running without a control group");
+    Ok(CgroupGuard::nowhere())
 }
 
 pub(crate) fn child_stdio(stdio: Stdio, process: &ProcessPlan) -> ChildStdio {
@@ -366,6 +404,23 @@ fn cgroup_owner(spec: &Spec) -> Option<u32> {
 fn clone(plan: &mut InitPlan, cgroup: &Cgroup) -> Result<(OwnedFd, ChildGuard), RuntimeError> {
     let (ours, theirs) = channel::pair()?;
     let target = cgroup.clone_target()?;
+    if plan.namespaces.joined_user().is_some() {
+        let target = target.as_ref().map(AsFd::as_fd);
+        let cloned = relay::clone_within(target, || {
+            plan.process.adjust_oom(&plan.proc)?;
+            plan.namespaces.enter_user()?;
+            init::become_namespace_root()?;
+            init::hide()?;
+            Ok(plan.namespaces.clone_flags())
+        });
+        return Ok(match cloned? {
+            Cloned::Child => {
+                drop(ours);
+                init::run(plan, theirs)
+            }
+            Cloned::Parent { pid, pidfd } => (ours, born(plan, pid, pidfd)),
+        });
+    }
     let born_into = plan.namespaces.enter_pid()?;
     let try_clone = || {
         sys::clone3(
@@ -384,12 +439,17 @@ fn clone(plan: &mut InitPlan, cgroup: &Cgroup) -> Result<(OwnedFd, ChildGuard), 
         }
         Cloned::Parent { pid, pidfd } => {
             drop(born_into);
-            plan.rootfs = None;
-            plan.stdio = ChildStdio::Inherit;
-            plan.gate = None;
-            Ok((ours, ChildGuard::new(pid, pidfd)))
+            Ok((ours, born(plan, pid, pidfd)))
         }
     }
+}
+
+/// Caller: closes what was for the child only.
+fn born(plan: &mut InitPlan, pid: i32, pidfd: OwnedFd) -> ChildGuard {
+    plan.rootfs = None;
+    plan.stdio = ChildStdio::Inherit;
+    plan.gate = None;
+    ChildGuard::new(pid, pidfd)
 }
 
 fn hook_state(id: &str, spec: &Spec, bundle: &std::path::Path) -> HookState {
@@ -413,33 +473,4 @@ fn sysctls(spec: &Spec) -> Vec<(String, String)> {
         )
     };
     given.into_iter().flatten().map(path).collect()
-}
-
-/// What a later version does, is refused instead of ignored.
-fn refuse_unsupported(spec: &Spec) -> Result<(), RuntimeError> {
-    let Some(linux) = spec.linux() else {
-        return Ok(());
-    };
-    for (field, present) in [
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
-        (
-            "linux.netDevices",
-            linux
-                .net_devices()
-                .as_ref()
-                .is_some_and(|map| !map.is_empty()),
-        ),
-        (
-            "linux.mountLabel",
-            linux
-                .mount_label()
-                .as_ref()
-                .is_some_and(|label| !label.is_empty()),
-        ),
-    ] {
-        if present {
-            return Err(RuntimeError::spec(field, "is not supported"));
-        }
-    }
-    Ok(())
 }

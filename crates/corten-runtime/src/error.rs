@@ -97,6 +97,14 @@ pub enum RuntimeError {
         /// How it ended.
         status: crate::ExitStatus,
     },
+    /// A program of the host that is needed failed (newuidmap, newgidmap).
+    #[error("{program}: {reason}")]
+    Helper {
+        /// Its name.
+        program: &'static str,
+        /// What happened.
+        reason: String,
+    },
     /// A hook failed (runtime-spec, POSIX-platform hooks).
     #[error("{kind} hook {path}: {reason}")]
     Hook {
@@ -274,6 +282,10 @@ steps! {
     Wait = "wait for process",
     /// Signalling a process.
     Kill = "signal process",
+    /// Moving a network device.
+    NetDevice = "move network device",
+    /// A group of the resctrl file system.
+    Resctrl = "set up resctrl group",
     /// Loading or attaching the device filter.
     DeviceFilter = "attach device filter",
 }

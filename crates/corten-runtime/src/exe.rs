@@ -13,10 +13,14 @@
 //!   the mount is attached nowhere, so nobody can make it writable. It costs two system
 //!   calls and no memory (a memfd copy would cost the size of the binary per process).
 
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, open, stat, statvfs};
+use rustix::fs::{
+    Access, CWD, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags, access, fcntl_add_seals,
+    fcntl_get_seals, memfd_create, open, stat, statvfs,
+};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -53,6 +57,8 @@ impl SealedExe {
                     .map(Self)
                     .map_err(fail)
             }
+            // Without the right to copy mounts: a copy of the file that nobody can write.
+            Err(Errno::PERM) => sealed_copy().map(Self).map_err(fail),
             Err(errno) => Err(fail(errno)),
         }
     }
@@ -67,6 +73,35 @@ impl SealedExe {
 /// `/proc/<pid>/exe`.
 pub fn is_sealed() -> bool {
     statvfs(SELF).is_ok_and(|stat| stat.f_flag.contains(StatVfsMountFlags::RDONLY))
+        || (!rustix::process::geteuid().is_root() && out_of_reach())
+}
+
+/// For an ordinary user: whether the file belongs to somebody else and cannot be written,
+/// or is a sealed copy. A container of that user can do no more than the user.
+fn out_of_reach() -> bool {
+    let user = rustix::process::geteuid().as_raw();
+    let foreign =
+        stat(SELF).is_ok_and(|stat| stat.st_uid != user) && access(SELF, Access::WRITE_OK).is_err();
+    foreign || {
+        let file = open(SELF, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let seals = file.and_then(fcntl_get_seals);
+        seals.is_ok_and(|seals| seals.contains(SealFlags::WRITE))
+    }
+}
+
+/// A copy in memory.
+fn sealed_copy() -> Result<OwnedFd, Errno> {
+    let io = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut copy = File::from(memfd_create("corten", flags)?);
+    let mut file = File::open(SELF).map_err(io)?;
+    std::io::copy(&mut file, &mut copy).map_err(io)?;
+    rustix::fs::fchmod(&copy, Mode::from_raw_mode(0o700))?;
+    fcntl_add_seals(
+        &copy,
+        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
+    )?;
+    Ok(copy.into())
 }
 
 /// Executes the calling program again, with the same arguments, from a sealed copy,

@@ -14,10 +14,11 @@ use crate::cgroup::{self, Cgroup};
 use crate::channel::{self, Message};
 use crate::create::{ChildGuard, child_stdio};
 use crate::error::{RuntimeError, Step};
-use crate::init::ChildStdio;
-use crate::namespaces::PidGuard;
+use crate::init::{self, ChildStdio};
+use crate::namespaces::{PidGuard, relay, unprivileged};
 use crate::process::{Affinity, ProcessPlan, become_process, wire_stdio};
 use crate::procfs::Proc;
+use crate::resctrl;
 use crate::root::RootFd;
 use crate::rootfs::{Console, open_console};
 use crate::sandbox::Stdio;
@@ -93,7 +94,22 @@ pub(crate) fn exec_with(
         Some(group) => Some(group),
         None => target.cgroup.clone_target()?,
     };
-    let child = {
+    let child = if plan.user_namespace && unprivileged() {
+        // Only inside its user namespace has an ordinary user any rights over the rest.
+        let _restore = plan.affinity.begin()?;
+        let cloned = relay::clone_within(group.as_ref().map(AsFd::as_fd), || {
+            plan.enter_rootless()?;
+            Ok(0)
+        });
+        match cloned? {
+            Cloned::Child => {
+                drop(ours);
+                plan.namespaces = 0;
+                run(&mut plan, theirs)
+            }
+            Cloned::Parent { pid, pidfd } => ChildGuard::new(pid, pidfd),
+        }
+    } else {
         let _born_into = PidGuard::enter(target.pidfd)?;
         // The child is visible inside from its first moment, while it still has the
         // host's descriptors and executable: it must be born unreachable.
@@ -124,7 +140,7 @@ pub(crate) fn exec_with(
             Message::Ready(fd) => console = fd,
             Message::Closed => break,
             Message::Failed(error) => return Err(error),
-            Message::Namespaces => channel::go(ours.as_fd())?,
+            Message::Namespaces | Message::Born(..) => channel::go(ours.as_fd())?,
         }
     }
     Ok(ExecProcess {
@@ -152,6 +168,13 @@ fn plan<'a>(
     };
     let affinity = Affinity::plan(process, target.spec.process().as_ref())?;
     let process = ProcessPlan::new(process, target.spec)?;
+    if let Some(linux) = target.spec.linux() {
+        let [uids, gids] = [linux.uid_mappings(), linux.gid_mappings()];
+        process.check_mappings(
+            uids.as_deref().unwrap_or_default(),
+            gids.as_deref().unwrap_or_default(),
+        )?;
+    }
     let linux = target.spec.linux().as_ref();
     let listed = linux
         .and_then(|linux| linux.namespaces().as_deref())
@@ -170,11 +193,13 @@ fn plan<'a>(
     if has(LinuxNamespaceType::Time) {
         namespaces |= CLONE_NEWTIME;
     }
+    let mut cgroups = target.cgroup.join_files()?;
+    cgroups.extend(resctrl::join_files_of(target.spec, target.pidfd)?);
     Ok(ExecPlan {
         target: target.pidfd,
         namespaces,
         user_namespace,
-        cgroups: target.cgroup.join_files()?,
+        cgroups,
         stdio: child_stdio(stdio, &process),
         process,
         affinity,
@@ -184,6 +209,20 @@ fn plan<'a>(
 }
 
 const CLONE_NEWTIME: i32 = 0x80;
+
+impl ExecPlan<'_> {
+    /// Process in between, for an ordinary user: everything is joined by way of the user
+    /// namespace; the child is born into the pid namespace.
+    fn enter_rootless(&self) -> Result<(), RuntimeError> {
+        self.process.adjust_oom(&self.proc)?;
+        let fail = |errno| RuntimeError::setup(Step::Namespace, "of the container", errno);
+        sys::setns(self.target, libc::CLONE_NEWUSER).map_err(fail)?;
+        init::become_namespace_root()?;
+        init::hide()?;
+        let rest = self.namespaces & !libc::CLONE_NEWUSER | libc::CLONE_NEWPID;
+        sys::setns(self.target, rest).map_err(fail)
+    }
+}
 
 /// Runs in the child. Never returns.
 fn run(plan: &mut ExecPlan<'_>, channel: OwnedFd) -> ! {
@@ -208,14 +247,19 @@ fn run(plan: &mut ExecPlan<'_>, channel: OwnedFd) -> ! {
 
 fn set_up(plan: &ExecPlan<'_>) -> Result<Option<Console>, RuntimeError> {
     sys::reset_signals();
+    if plan.namespaces != 0 {
+        plan.process.adjust_oom(&plan.proc)?;
+    }
     rustix::process::setsid().map_err(|errno| RuntimeError::setup(Step::Stdio, "setsid", errno))?;
     cgroup::join(&plan.cgroups)
         .map_err(|errno| RuntimeError::setup(Step::CgroupJoin, "", errno))?;
     plan.affinity.finish()?;
-    sys::setns(plan.target, plan.namespaces)
-        .map_err(|errno| RuntimeError::setup(Step::Namespace, "of the container", errno))?;
-    if plan.user_namespace {
-        crate::init::become_namespace_root()?;
+    if plan.namespaces != 0 {
+        sys::setns(plan.target, plan.namespaces)
+            .map_err(|errno| RuntimeError::setup(Step::Namespace, "of the container", errno))?;
+        if plan.user_namespace {
+            init::become_namespace_root()?;
+        }
     }
     match &plan.stdio {
         ChildStdio::Inherit => Ok(None),

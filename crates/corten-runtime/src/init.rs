@@ -46,7 +46,7 @@ pub(crate) struct InitPlan {
     pub(crate) sysctls: Vec<(String, String)>,
     /// Session keyring's name; `None` keeps the caller's.
     pub(crate) keyring: Option<std::ffi::CString>,
-    /// Absent when an existing mount namespace is joined.
+    /// The caller lets go of it when the child has been born.
     pub(crate) rootfs: Option<RootfsPlan>,
     pub(crate) stdio: ChildStdio,
     pub(crate) process: ProcessPlan,
@@ -77,6 +77,9 @@ pub(crate) fn run(plan: &mut InitPlan, channel: OwnedFd) -> ! {
 
 fn set_up(plan: &InitPlan, channel: BorrowedFd<'_>) -> Result<Option<Console>, RuntimeError> {
     sys::reset_signals();
+    if plan.namespaces.joined_user().is_none() {
+        plan.process.adjust_oom(&plan.proc)?;
+    }
     // No process that shares the pid namespace may look into this one (its descriptors,
     // its executable) before it has become the container's own program.
     if !plan.namespaces.new_user {
@@ -89,10 +92,11 @@ fn set_up(plan: &InitPlan, channel: BorrowedFd<'_>) -> Result<Option<Console>, R
     if plan.sync {
         channel::namespaces_made(channel)?;
     }
-    if plan.namespaces.in_user_namespace() {
+    if plan.namespaces.new_user {
         become_namespace_root()?;
         hide()?;
     }
+    plan.namespaces.settle(&plan.proc)?;
     if plan.namespaces.new_cgroup {
         sys::unshare(libc::CLONE_NEWCGROUP)
             .map_err(|errno| RuntimeError::setup(Step::Namespace, "cgroup", errno))?;
@@ -136,12 +140,7 @@ fn enter_root(plan: &InitPlan) -> Result<Option<Console>, RuntimeError> {
         _ => None,
     };
     let Some(rootfs) = &plan.rootfs else {
-        let root = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty())
-            .map_err(|errno| RuntimeError::setup(Step::Rootfs, "/", errno))?;
-        let root = crate::root::RootFd::new(root);
-        return size
-            .map(|size| crate::rootfs::open_console(&root, size))
-            .transpose();
+        return Ok(None);
     };
     let root = rootfs.build()?;
     hooks::run(
@@ -198,18 +197,26 @@ fn own_pid() -> i32 {
     rustix::process::getpid().as_raw_pid()
 }
 
-fn hide() -> Result<(), RuntimeError> {
+pub(crate) fn hide() -> Result<(), RuntimeError> {
     sys::prctl(libc::PR_SET_DUMPABLE, 0, 0)
         .map_err(|errno| RuntimeError::setup(Step::Prepare, "dumpable", errno))
 }
 
-/// Ids 0 of the user namespace, which the caller has mapped by now.
+/// Ids 0 of the user namespace, which the caller has mapped by now. Where they are not
+/// mapped, the capabilities that come with the namespace must do.
 pub(crate) fn become_namespace_root() -> Result<(), RuntimeError> {
-    let fail = |errno| RuntimeError::setup(Step::User, "0:0 in the user namespace", errno);
+    match set_root_ids() {
+        Err(Errno::INVAL) => Ok(()),
+        result => result
+            .map_err(|errno| RuntimeError::setup(Step::User, "0:0 in the user namespace", errno)),
+    }
+}
+
+fn set_root_ids() -> Result<(), Errno> {
     let gid = rustix::fs::Gid::ROOT;
-    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(fail)?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     let uid = rustix::fs::Uid::ROOT;
-    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(fail)
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
 }
 
 fn set_names(plan: &InitPlan) -> Result<(), RuntimeError> {

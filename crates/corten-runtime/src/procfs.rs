@@ -34,6 +34,16 @@ impl Proc {
         }
     }
 
+    /// Opens a namespace of a process for joining; its file is a magic link.
+    pub(crate) fn open_namespace(&self, path: &str) -> Result<OwnedFd, Errno> {
+        rustix::fs::openat(
+            &self.0,
+            path,
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+    }
+
     /// Writes `value` to the file at `path` below `/proc` in one go.
     pub(crate) fn write(&self, path: &str, value: &str) -> Result<(), Errno> {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;

@@ -11,7 +11,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 
-pub(crate) use attributes::{SchedAttr, ioprio_set, sched_setattr, set_mempolicy};
+pub(crate) use attributes::{
+    CLONE_NEWTIME, SchedAttr, ioprio_set, mount_idmap, namespace_type, sched_setattr, set_mempolicy,
+};
 pub(crate) use bpf::{
     BpfInsn, bpf_attach_device, bpf_attached_devices, bpf_detach_device, bpf_load_device,
 };
@@ -67,7 +69,10 @@ pub(crate) fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Clone
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = flags | libc::CLONE_PIDFD.unsigned_abs() as u64;
     args.pidfd = (&raw mut pidfd) as u64;
-    args.exit_signal = libc::SIGCHLD.unsigned_abs().into();
+    // A sibling (CLONE_PARENT) announces its end as the caller does.
+    if flags & u64::from(libc::CLONE_PARENT.unsigned_abs()) == 0 {
+        args.exit_signal = libc::SIGCHLD.unsigned_abs().into();
+    }
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());

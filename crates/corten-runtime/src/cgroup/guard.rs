@@ -12,6 +12,14 @@ pub(crate) struct CgroupGuard {
 }
 
 impl CgroupGuard {
+    /// Of no group.
+    pub(crate) fn nowhere() -> Self {
+        Self {
+            cgroup: None,
+            placeholder: None,
+        }
+    }
+
     /// The group.
     pub(crate) fn get(&self) -> &Cgroup {
         static NOWHERE: Cgroup = Cgroup::nowhere();

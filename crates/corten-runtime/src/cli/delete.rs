@@ -120,11 +120,15 @@ pub(super) fn destroy(
         let config = container.config();
         container.dir.remove()?;
         match config {
-            Ok(config) => run_poststop(context, container, &config),
+            Ok(config) => {
+                crate::resctrl::remove(&config, &container.saved.id)?;
+                run_poststop(context, container, &config);
+            }
             Err(error) => context.log.debug(&error),
         }
         return Ok(());
     };
+    crate::resctrl::remove(config, &container.saved.id)?;
     container.dir.remove()?;
     run_poststop(context, container, config);
     Ok(())

@@ -40,9 +40,9 @@ pub(super) fn features(_: &FeaturesArgs) -> Result<ExitCode, CliError> {
             },
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
-            "intelRdt": {"enabled": false},
-            "mountExtensions": {"idmap": {"enabled": false}},
-            "netDevices": {"enabled": false},
+            "intelRdt": {"enabled": true},
+            "mountExtensions": {"idmap": {"enabled": true}},
+            "netDevices": {"enabled": true},
         },
         "annotations": {
             "org.corten.version": env!("CARGO_PKG_VERSION"),

@@ -5,11 +5,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::fstatfs;
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, fsconfig_create,
+    fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, fspick,
+    move_mount,
 };
 
-use super::{Kind, MountPlan, copyup};
+use super::options::Options;
+use super::{Kind, MountPlan, copyup, tree};
 use crate::error::{RuntimeError, Step};
 use crate::root::{Node, RootFd};
 use crate::sys::{self, MountAttr};
@@ -21,12 +23,9 @@ pub(crate) fn attach_all(root: &RootFd, plans: &[MountPlan]) -> Result<(), Runti
     for plan in plans {
         let fail = |errno| RuntimeError::setup(Step::Mount, plan.destination.clone(), errno);
         match &plan.kind {
-            Kind::Bind { tree, directory } => {
-                let node = if *directory {
-                    Node::Directory
-                } else {
-                    Node::File
-                };
+            Kind::Bind(tree) => {
+                let tree = tree.open(fail)?;
+                let node = tree::node(tree.as_fd()).map_err(fail)?;
                 check_bind(root, &plan.destination, tree.as_fd())?;
                 let destination = root.ensure(&plan.destination, node).map_err(fail)?;
                 attach_to(tree.as_fd(), destination.as_fd()).map_err(fail)?;
@@ -39,7 +38,7 @@ pub(crate) fn attach_all(root: &RootFd, plans: &[MountPlan]) -> Result<(), Runti
             Kind::Cgroup(cgroup) => cgroup.attach(root, &plan.destination, &plan.options)?,
             Kind::Remount => {
                 let there = root.open(&plan.destination).map_err(fail)?;
-                sys::mount_setattr(there.as_fd(), false, plan.options.attr).map_err(fail)?;
+                remount(there.as_fd(), &plan.options).map_err(fail)?;
             }
         }
     }
@@ -69,12 +68,7 @@ pub(crate) fn new_file_system(
 ) -> Result<OwnedFd, Errno> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "source", source)?;
-    for (key, value) in data {
-        match value {
-            Some(value) => fsconfig_set_string(context.as_fd(), key, value)?,
-            None => fsconfig_set_flag(context.as_fd(), key)?,
-        }
-    }
+    configure(context.as_fd(), data)?;
     fsconfig_create(context.as_fd())?;
     let attr = MountAttrFlags::from_bits_retain(u32::try_from(attr).unwrap_or(0));
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr)
@@ -100,11 +94,12 @@ fn file_system(
             .map_err(fail)?
     };
     let options = &plan.options;
-    let late = kind == "tmpfs" && options.attr.set & super::options::RDONLY != 0;
+    let attr = options.whole_attr().set;
+    let late = kind == "tmpfs" && attr & super::options::RDONLY != 0;
     let now = if late {
-        options.attr.set & !super::options::RDONLY
+        attr & !super::options::RDONLY
     } else {
-        options.attr.set
+        attr
     };
     let mut data = options.data.clone();
     if kind == "devpts" && !data.iter().any(|(key, _)| key == "newinstance") {
@@ -114,15 +109,57 @@ fn file_system(
     if options.copy_up {
         copyup::copy_up(destination.as_fd(), mount.as_fd()).map_err(fail)?;
     }
-    attach_to(mount.as_fd(), destination.as_fd()).map_err(fail)?;
-    if let Some((propagation, recursive)) = options.propagation {
-        let attr = MountAttr {
-            propagation,
-            ..MountAttr::default()
-        };
-        sys::mount_setattr(mount.as_fd(), recursive, attr).map_err(fail)?;
+    if kind == "mqueue"
+        && let Some(label) = &options.label
+    {
+        super::label::set(mount.as_fd(), label).map_err(fail)?;
     }
+    attach_to(mount.as_fd(), destination.as_fd()).map_err(fail)?;
+    set_propagation(mount.as_fd(), options).map_err(fail)?;
     Ok(late.then_some(mount))
+}
+
+/// What is asked for, and nothing else.
+pub(super) fn set_propagation(mount: BorrowedFd<'_>, options: &Options) -> Result<(), Errno> {
+    let Some((propagation, recursive)) = options.propagation else {
+        return Ok(());
+    };
+    let attr = MountAttr {
+        propagation,
+        ..MountAttr::default()
+    };
+    sys::mount_setattr(mount, recursive, attr)
+}
+
+/// New attributes for the mount at a place, and, unless it is a bind mount, new options
+/// for its file system.
+fn remount(there: BorrowedFd<'_>, options: &Options) -> Result<(), Errno> {
+    if !options.data.is_empty() && !options.bind {
+        let context = fspick(
+            there,
+            "",
+            FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH,
+        )?;
+        configure(context.as_fd(), &options.data)?;
+        fsconfig_reconfigure(context.as_fd())?;
+    }
+    if !options.attr.is_empty() {
+        sys::mount_setattr(there, false, options.attr)?;
+    }
+    if !options.recursive_attr.is_empty() {
+        sys::mount_setattr(there, true, options.recursive_attr)?;
+    }
+    set_propagation(there, options)
+}
+
+fn configure(context: BorrowedFd<'_>, data: &[(String, Option<String>)]) -> Result<(), Errno> {
+    for (key, value) in data {
+        match value {
+            Some(value) => fsconfig_set_string(context, key, value)?,
+            None => fsconfig_set_flag(context, key)?,
+        }
+    }
+    Ok(())
 }
 
 /// `PROC_SUPER_MAGIC`.

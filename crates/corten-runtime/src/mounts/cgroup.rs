@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use super::attach::{attach_to, new_file_system};
+use super::attach::{attach_to, new_file_system, set_propagation};
 use super::options::{NODEV, NOEXEC, NOSUID, Options, RDONLY};
 use crate::cgroup::Cgroup;
 use crate::error::{RuntimeError, Step};
@@ -84,12 +84,13 @@ impl CgroupMount {
     ) -> Result<(), RuntimeError> {
         let fail = |errno| RuntimeError::setup(Step::Mount, destination.to_owned(), errno);
         let at = root.ensure(destination, Node::Directory).map_err(fail)?;
-        let attr = options.attr.set;
+        let attr = options.whole_attr().set;
         if let [(name, view)] = self.views.as_slice()
             && name.is_empty()
         {
             let mount = mount(view, attr).map_err(fail)?;
-            return attach_to(mount.as_fd(), at.as_fd()).map_err(fail);
+            attach_to(mount.as_fd(), at.as_fd()).map_err(fail)?;
+            return set_propagation(mount.as_fd(), options).map_err(fail);
         }
         let data = [("mode".to_owned(), Some("755".to_owned()))];
         let flags = NOSUID | NODEV | NOEXEC;
@@ -102,6 +103,7 @@ impl CgroupMount {
             let mount = mount(view, attr).map_err(fail)?;
             attach_to(mount.as_fd(), directory.as_fd()).map_err(fail)?;
         }
+        set_propagation(tmpfs.as_fd(), options).map_err(fail)?;
         if attr & RDONLY != 0 {
             let attr = MountAttr {
                 set: RDONLY,

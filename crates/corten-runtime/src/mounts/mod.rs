@@ -6,25 +6,29 @@
 mod attach;
 mod cgroup;
 mod copyup;
+mod idmap;
+mod label;
 mod options;
+mod tree;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use corten_oci::runtime_spec::{LinuxNamespaceType, Spec};
-use rustix::fs::{AtFlags, CWD, FileType, statat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::cgroup::Cgroup;
-use crate::error::{RuntimeError, Step};
-use crate::sys::{self, MountAttr};
+use crate::error::RuntimeError;
+use crate::namespaces::Namespaces;
 pub(crate) use attach::{attach_all, attach_to, new_file_system};
 use cgroup::CgroupMount;
+use idmap::IdMaps;
 use options::Options;
 #[cfg(test)]
 pub(crate) use options::knows_option;
 pub(crate) use options::{RDONLY, propagation_flag};
+pub(crate) use tree::{Tree, TreeFd};
 
 /// A mount, ready to be attached.
 #[derive(Debug)]
@@ -37,9 +41,8 @@ pub(crate) struct MountPlan {
 
 #[derive(Debug)]
 enum Kind {
-    /// A detached tree; whether it is a directory decides what a missing destination
-    /// becomes.
-    Bind { tree: OwnedFd, directory: bool },
+    /// A tree of what exists already.
+    Bind(Tree),
     /// A file system of the container's namespaces.
     FileSystem { kind: String, source: String },
     /// The control groups.
@@ -53,19 +56,20 @@ pub(crate) fn plan(
     spec: &Spec,
     opened: &mut BTreeMap<usize, OwnedFd>,
     cgroup: &Cgroup,
+    namespaces: &Namespaces,
 ) -> Result<Vec<MountPlan>, RuntimeError> {
     let mut plans = Vec::new();
+    let mut maps = IdMaps::default();
+    let context = label::context(spec)?;
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         let destination = mount.destination().to_string_lossy().into_owned();
         let given = mount.options().as_deref().unwrap_or_default();
-        let options = Options::parse(given)?;
-        if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() || options.idmapped {
-            let field = format!("mounts[{index}]");
-            return Err(RuntimeError::spec(
-                field,
-                "id-mapped mounts are not supported",
-            ));
+        let mut options = Options::parse(given)?;
+        if destination.is_empty() {
+            let field = format!("mounts[{index}].destination");
+            return Err(RuntimeError::spec(field, "is missing"));
         }
+        let idmapped = idmap::wanted(mount, &options);
         let typ = mount.typ().as_deref().unwrap_or_default();
         let source = mount
             .source()
@@ -75,12 +79,19 @@ pub(crate) fn plan(
             Kind::Remount
         } else if options.bind || typ == "bind" {
             let recursive = options.bind_recursive || !options.bind;
-            bind(
-                opened.remove(&index),
-                source.as_deref(),
-                recursive,
-                &options,
-            )?
+            if !options.data.is_empty() {
+                tracing::warn!(
+                    destination,
+                    "options for a file system mean nothing to a bind mount"
+                );
+            }
+            let opened = opened.remove(&index);
+            let tree = Tree::of_bind(opened, source.as_deref(), recursive, &options, namespaces)?;
+            if idmapped {
+                let field = format!("mounts[{index}]");
+                maps.apply(&field, mount, &options, namespaces, &tree)?;
+            }
+            Kind::Bind(tree)
         } else if typ == "cgroup" || typ == "cgroup2" {
             Kind::Cgroup(CgroupMount::plan(cgroup, new_cgroup_namespace(spec))?)
         } else if typ.is_empty() {
@@ -89,12 +100,23 @@ pub(crate) fn plan(
                 "is missing",
             ));
         } else {
+            if let Some(context) = &context {
+                context.add_to(typ, &mut options);
+            }
             let source = source.unwrap_or_else(|| typ.to_owned());
             Kind::FileSystem {
                 kind: typ.to_owned(),
                 source,
             }
         };
+        if options.copy_up && typ != "tmpfs" {
+            let field = format!("mounts[{index}].options");
+            return Err(RuntimeError::spec(field, "tmpcopyup is for a tmpfs only"));
+        }
+        if idmapped && !matches!(kind, Kind::Bind(_)) {
+            let reason = "only a bind mount can be id-mapped";
+            return Err(RuntimeError::spec(format!("mounts[{index}]"), reason));
+        }
         plans.push(MountPlan {
             destination,
             kind,
@@ -113,34 +135,6 @@ fn new_cgroup_namespace(spec: &Spec) -> bool {
     })
 }
 
-/// A bind mount's source as a detached tree with its attributes set.
-fn bind(
-    opened: Option<OwnedFd>,
-    source: Option<&str>,
-    recursive: bool,
-    options: &Options,
-) -> Result<Kind, RuntimeError> {
-    let name = source.unwrap_or("(descriptor)").to_owned();
-    let fail = |errno| RuntimeError::setup(Step::Mount, format!("bind {name}"), errno);
-    let tree = match (opened, source) {
-        (Some(fd), _) => match clone_tree(fd.as_fd(), recursive) {
-            // Already detached (kernels before 6.15 do not copy such a mount).
-            Err(Errno::INVAL) => fd,
-            result => result.map_err(fail)?,
-        },
-        (None, Some(path)) => {
-            let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-            open_tree(CWD, path, flags).map_err(fail)?
-        }
-        (None, None) => return Err(RuntimeError::spec("mounts.source", "is missing")),
-    };
-    let stat = statat(&tree, "", AtFlags::EMPTY_PATH).map_err(fail)?;
-    let directory = FileType::from_raw_mode(stat.st_mode).is_dir();
-    set_attributes(tree.as_fd(), options).map_err(fail)?;
-    Ok(Kind::Bind { tree, directory })
-}
-
 /// A copy of the mount (tree) that `fd` is on, rooted at `fd`.
 pub(crate) fn clone_tree(fd: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
@@ -148,37 +142,4 @@ pub(crate) fn clone_tree(fd: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd,
         | OpenTreeFlags::AT_EMPTY_PATH;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     open_tree(fd, "", flags)
-}
-
-/// Attributes and propagation of a bind mount. It is made private unless something else
-/// is asked for: a copy of a shared mount would otherwise stay in its peer group. Where
-/// only the topmost mount's propagation is given, those below become slaves at most, so
-/// that nothing the container does reaches the host.
-fn set_attributes(tree: BorrowedFd<'_>, options: &Options) -> Result<(), Errno> {
-    let set = |recursive, propagation| {
-        sys::mount_setattr(
-            tree,
-            recursive,
-            MountAttr {
-                propagation,
-                ..MountAttr::default()
-            },
-        )
-    };
-    match options.propagation {
-        None => set(true, libc::MS_PRIVATE)?,
-        Some((propagation, true)) => set(true, propagation)?,
-        Some((libc::MS_SHARED, false)) => set(false, libc::MS_SHARED)?,
-        Some((propagation, false)) => {
-            set(true, libc::MS_SLAVE)?;
-            set(false, propagation)?;
-        }
-    }
-    if !options.attr.is_empty() {
-        sys::mount_setattr(tree, false, options.attr)?;
-    }
-    if !options.recursive_attr.is_empty() {
-        sys::mount_setattr(tree, true, options.recursive_attr)?;
-    }
-    Ok(())
 }

@@ -22,13 +22,16 @@ pub(crate) struct Options {
     pub(super) bind_recursive: bool,
     pub(super) remount: bool,
     pub(super) copy_up: bool,
-    pub(super) idmapped: bool,
+    /// `idmap` (false) or `ridmap` (true, for the whole tree).
+    pub(super) idmap: Option<bool>,
     /// Attributes of the mount itself.
     pub(super) attr: MountAttr,
     /// Attributes of the whole tree (`rro`, …).
     pub(super) recursive_attr: MountAttr,
     /// `MS_SHARED` etc., and whether for the whole tree.
     pub(super) propagation: Option<(u64, bool)>,
+    /// SELinux label of the mount's root, where it cannot be an option.
+    pub(super) label: Option<String>,
     /// For the file system: `(key, value)`.
     pub(super) data: Vec<(String, Option<String>)>,
 }
@@ -49,11 +52,17 @@ impl Options {
             "rbind" => (self.bind, self.bind_recursive) = (true, true),
             "remount" => self.remount = true,
             "tmpcopyup" => self.copy_up = true,
-            "idmap" | "ridmap" => self.idmapped = true,
+            "idmap" => self.idmap = Some(self.idmap.unwrap_or(false)),
+            "ridmap" => self.idmap = Some(true),
+            // mount(8)'s own, about when something is mounted and by whom.
+            "auto" | "noauto" | "nofail" | "_netdev" => {}
             // Flags of the file system, not of the mount. Their opposites are what a new
             // mount has anyway.
             "sync" | "dirsync" | "lazytime" | "mand" => self.data.push((option.to_owned(), None)),
-            "async" | "nolazytime" | "nomand" | "iversion" | "noiversion" => {}
+            "async" | "nolazytime" | "nomand" | "noiversion" => {}
+            // Set by the file systems themselves since Linux 5.8; mounts by descriptor
+            // have no flag for it.
+            "iversion" => tracing::warn!("mount option iversion is left to the file system"),
             _ => {
                 if let Some(propagation) = propagation(option) {
                     self.propagation = Some(propagation);
@@ -82,6 +91,16 @@ impl Options {
 pub(crate) fn knows_option(option: &str) -> bool {
     let mut options = Options::default();
     options.add(option).is_ok() && options.data.is_empty()
+}
+
+impl Options {
+    /// For a single new mount, to which "recursive" makes no difference.
+    pub(super) fn whole_attr(&self) -> MountAttr {
+        let mut attr = self.attr;
+        let recursive = self.recursive_attr;
+        apply(&mut attr, (recursive.set, recursive.clear));
+        attr
+    }
 }
 
 /// `(set, clear)`.
@@ -159,6 +178,8 @@ mod tests {
         assert_eq!(parse(&["noatime", "relatime"]).attr, attr(0, ATIME));
         assert_eq!(parse(&["rro"]).recursive_attr, attr(RDONLY, 0));
         assert_eq!(parse(&["rro"]).attr, attr(0, 0));
+        assert_eq!(parse(&["nosuid", "rro"]).whole_attr().set, NOSUID | RDONLY);
+        assert_eq!(parse(&["ro", "rrw"]).whole_attr().set, 0);
         assert_eq!(parse(&["rnoatime"]).recursive_attr, attr(NOATIME, ATIME));
     }
 
@@ -184,6 +205,26 @@ mod tests {
         );
         assert_eq!(parse(&["slave"]).propagation, Some((libc::MS_SLAVE, false)));
         assert!(!parse(&["bind"]).bind_recursive);
+        assert_eq!(parse(&["idmap"]).idmap, Some(false));
+        assert_eq!(parse(&["ridmap", "idmap"]).idmap, Some(true));
+    }
+
+    /// Every name of the spec's table, none of which may reach a file system as its own.
+    #[test]
+    fn the_whole_table() {
+        let names = "async atime bind defaults dev diratime exec iversion loud noatime nodev \
+            nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime nosuid \
+            nosymfollow private ratime rbind rdev rdiratime relatime remount rexec rnoatime \
+            rnodiratime rnoexec rnorelatime rnostrictatime rnosuid rnosymfollow ro rprivate \
+            rrelatime rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw shared \
+            silent slave strictatime suid symfollow tmpcopyup unbindable idmap ridmap rnodev";
+        for name in names.split_whitespace() {
+            assert_eq!(parse(&[name]).data, [], "{name}");
+        }
+        // Flags of the file system, which it is told as such.
+        for name in ["dirsync", "lazytime", "mand", "sync"] {
+            assert_eq!(parse(&[name]).data, [(name.to_owned(), None)]);
+        }
     }
 
     proptest! {

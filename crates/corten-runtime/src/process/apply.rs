@@ -43,11 +43,6 @@ fn prepare(
         let target = target.to_owned();
         move |errno| RuntimeError::setup(step, target, errno)
     };
-    if let Some(adjustment) = plan.oom_score_adj {
-        let value = adjustment.to_string();
-        proc.write("self/oom_score_adj", &value)
-            .map_err(fail(Step::Procfs, "oom_score_adj"))?;
-    }
     if let Some(label) = &plan.label {
         set_label(proc, label).map_err(fail(Step::Label, &label.value))?;
     }

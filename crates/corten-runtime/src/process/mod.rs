@@ -20,15 +20,17 @@ mod user;
 use std::ffi::CString;
 
 use attributes::Attributes;
-use corten_oci::runtime_spec::{LinuxIdMapping, LinuxSeccomp, Process, Spec};
+use corten_oci::runtime_spec::{LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, Process, Spec};
 use rustix::io::Errno;
 
 use crate::caps::{CapSets, last_capability};
 use crate::error::{RuntimeError, Step};
 use crate::exe::Own;
+use crate::procfs::Proc;
 use crate::sandbox::TerminalSize;
 use crate::seccomp::{self, Filter};
 use crate::sys::{self, CStringList};
+use crate::validate;
 
 pub(crate) use affinity::Affinity;
 pub(crate) use apply::{become_process, wire_stdio};
@@ -102,7 +104,12 @@ impl ProcessPlan {
                 .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
         };
         let user = process.user();
-        let available = sys::permitted_capabilities();
+        // In a user namespace a process begins with all of them, whatever the caller has.
+        let available = if validate::has_namespace(spec, LinuxNamespaceType::User) {
+            u64::MAX >> (63 - last_capability().min(63))
+        } else {
+            sys::permitted_capabilities()
+        };
         Ok(Self {
             program: program.clone(),
             argv: c_strings("process.args", args)?,
@@ -127,11 +134,17 @@ impl ProcessPlan {
             label: label(process)?,
             attributes: Attributes::plan(process, spec)?,
             own: Own::new(),
-            console_size: process.console_size().map(|size| TerminalSize {
-                rows: u16::try_from(size.height()).unwrap_or(0),
-                cols: u16::try_from(size.width()).unwrap_or(0),
-            }),
+            console_size: console_size(process)?,
         })
+    }
+
+    /// Child, before it enters a user namespace: there it would not own the file.
+    pub(crate) fn adjust_oom(&self, proc: &Proc) -> Result<(), RuntimeError> {
+        let Some(adjustment) = self.oom_score_adj else {
+            return Ok(());
+        };
+        proc.write("self/oom_score_adj", &adjustment.to_string())
+            .map_err(|errno| RuntimeError::setup(Step::Procfs, "oom_score_adj", errno))
     }
 
     /// Checks the ids against a user namespace's mappings, so that the message names them.
@@ -161,6 +174,23 @@ impl ProcessPlan {
 /// The container's seccomp profile.
 fn profile(spec: &Spec) -> Option<&LinuxSeccomp> {
     spec.linux().as_ref()?.seccomp().as_ref()
+}
+
+/// Means nothing without a terminal.
+fn console_size(process: &Process) -> Result<Option<TerminalSize>, RuntimeError> {
+    let Some(size) = process
+        .console_size()
+        .filter(|_| process.terminal() == Some(true))
+    else {
+        return Ok(None);
+    };
+    match (u16::try_from(size.height()), u16::try_from(size.width())) {
+        (Ok(rows), Ok(cols)) => Ok(Some(TerminalSize { rows, cols })),
+        _ => {
+            let reason = format!("{}x{} is too large", size.width(), size.height());
+            Err(RuntimeError::spec("process.consoleSize", reason))
+        }
+    }
 }
 
 fn c_string(field: &str, text: &str) -> Result<CString, RuntimeError> {

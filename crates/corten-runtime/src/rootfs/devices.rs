@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use corten_oci::runtime_spec::{LinuxDeviceType, Spec};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat,
+    AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat,
 };
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::error::{RuntimeError, Step};
-use crate::mounts::attach_to;
+use crate::mounts::{Tree, attach_to};
+use crate::namespaces::Namespaces;
 use crate::root::{Node, RootFd, clean};
 
 /// Name, major, minor: character devices of mode 666.
@@ -44,7 +44,7 @@ struct Device {
     uid: u32,
     gid: u32,
     /// The host's node, to be bound instead of making one.
-    bound: Option<OwnedFd>,
+    bound: Option<Tree>,
 }
 
 /// What is made below `/dev`.
@@ -57,7 +57,7 @@ pub(super) struct DevicePlan {
 
 impl DevicePlan {
     /// The default devices unless the spec has its own of that name, then the spec's.
-    pub(super) fn new(spec: &Spec, bind: bool) -> Result<Self, RuntimeError> {
+    pub(super) fn new(spec: &Spec, namespaces: &Namespaces) -> Result<Self, RuntimeError> {
         let given = spec
             .linux()
             .as_ref()
@@ -104,11 +104,6 @@ impl DevicePlan {
                 bound: None,
             });
         }
-        if bind {
-            for device in &mut devices {
-                device.bound = Some(host_node(device)?);
-            }
-        }
         // A `/dev` bound from outside is the user's business.
         let bound_dev = spec.mounts().iter().flatten().any(|mount| {
             let options = mount.options().as_deref().unwrap_or_default();
@@ -120,6 +115,19 @@ impl DevicePlan {
         });
         if bound_dev {
             devices.clear();
+        }
+        if namespaces.in_user_namespace() {
+            // Anybody may make a FIFO.
+            let nodes = devices
+                .iter_mut()
+                .filter(|device| device.kind != FileType::Fifo);
+            for device in nodes {
+                let bound = Tree::single(device.path.as_ref(), namespaces);
+                let bound = bound.map_err(|errno| {
+                    RuntimeError::setup(Step::Device, device.path.clone(), errno)
+                })?;
+                device.bound = Some(bound);
+            }
         }
         let core_link = std::path::Path::new("/proc/kcore").exists();
         Ok(Self {
@@ -147,7 +155,10 @@ impl DevicePlan {
         };
         let dev = root.ensure("/dev", Node::Directory).map_err(fail("/dev"))?;
         for device in &self.devices {
-            make_node(root, &dev, device).map_err(fail(&device.path))?;
+            match &device.bound {
+                Some(bound) => bind_node(root, device, bound)?,
+                None => make_node(root, &dev, device).map_err(fail(&device.path))?,
+            }
         }
         for (name, target) in LINKS {
             match symlinkat(*target, &dev, *name) {
@@ -167,10 +178,6 @@ impl DevicePlan {
 }
 
 fn make_node(root: &RootFd, dev: &OwnedFd, device: &Device) -> Result<(), Errno> {
-    if let Some(bound) = &device.bound {
-        let place = root.ensure(&device.path, Node::File)?;
-        return attach_to(bound.as_fd(), place.as_fd());
-    }
     // The usual case without another path walk.
     let (parent, name);
     let (directory, name) = match device.path.strip_prefix("/dev/") {
@@ -208,17 +215,16 @@ fn make_node(root: &RootFd, dev: &OwnedFd, device: &Device) -> Result<(), Errno>
     Ok(())
 }
 
-/// The host's node of the same name, verified to be the device meant.
-fn host_node(device: &Device) -> Result<OwnedFd, RuntimeError> {
+/// Binds the host's node of the same name, verified to be the device meant.
+fn bind_node(root: &RootFd, device: &Device, bound: &Tree) -> Result<(), RuntimeError> {
     let fail = |errno| RuntimeError::setup(Step::Device, device.path.clone(), errno);
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(CWD, &device.path, flags).map_err(fail)?;
-    let stat = statat(&tree, "", AtFlags::EMPTY_PATH).map_err(fail)?;
+    let tree = bound.open(fail)?;
+    let stat = statat(tree.as_fd(), "", AtFlags::EMPTY_PATH).map_err(fail)?;
     let same =
         FileType::from_raw_mode(stat.st_mode) == device.kind && stat.st_rdev == device.device;
-    if same {
-        Ok(tree)
-    } else {
-        Err(fail(Errno::NODEV))
+    if !same {
+        return Err(fail(Errno::NODEV));
     }
+    let place = root.ensure(&device.path, Node::File).map_err(fail)?;
+    attach_to(tree.as_fd(), place.as_fd()).map_err(fail)
 }

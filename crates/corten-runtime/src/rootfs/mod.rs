@@ -6,17 +6,16 @@ mod console;
 mod devices;
 mod protect;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use corten_oci::runtime_spec::Spec;
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{
-    MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_move, move_mount, open_tree, unmount,
-};
+use rustix::mount::{MoveMountFlags, UnmountFlags, mount_move, move_mount, unmount};
 
 use crate::error::{RuntimeError, Step};
-use crate::mounts::{MountPlan, attach_all, propagation_flag};
+use crate::mounts::{MountPlan, Tree, attach_all, propagation_flag};
+use crate::namespaces::Namespaces;
 use crate::root::RootFd;
 use crate::sandbox::{Rootfs, TerminalSize};
 use crate::sys::{self, MountAttr};
@@ -27,13 +26,13 @@ use protect::ProtectPlan;
 /// Everything about the root file system, prepared by the caller.
 #[derive(Debug)]
 pub(crate) struct RootfsPlan {
-    tree: OwnedFd,
+    tree: Tree,
     mounts: Vec<MountPlan>,
     devices: DevicePlan,
     protect: ProtectPlan,
     readonly: bool,
     /// What the root mount's propagation is in the end.
-    propagation: Option<u64>,
+    propagation: Option<(u64, bool)>,
     /// `MS_MOVE` and `chroot` instead of `pivot_root`.
     no_pivot: bool,
     /// Process working directory, created when missing.
@@ -46,50 +45,48 @@ impl RootfsPlan {
         spec: &Spec,
         rootfs: Rootfs,
         mounts: Vec<MountPlan>,
-        user_namespace: bool,
+        namespaces: &Namespaces,
         no_pivot: bool,
     ) -> Result<Self, RuntimeError> {
-        let tree = match rootfs {
-            Rootfs::Detached(tree) => tree,
-            Rootfs::Path(path) => {
-                let flags = OpenTreeFlags::OPEN_TREE_CLONE
-                    | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                    | OpenTreeFlags::AT_RECURSIVE;
-                open_tree(CWD, &path, flags).map_err(|errno| {
-                    RuntimeError::setup(Step::Rootfs, path.display().to_string(), errno)
-                })?
-            }
-        };
-        // A copy of a shared mount would pass what is mounted below on to the host.
-        let private = MountAttr {
-            propagation: libc::MS_PRIVATE,
-            ..MountAttr::default()
-        };
-        sys::mount_setattr(tree.as_fd(), true, private)
-            .map_err(|errno| RuntimeError::setup(Step::Rootfs, "", errno))?;
         let linux = spec.linux().as_ref();
         let propagation = linux.and_then(|linux| linux.rootfs_propagation().as_deref());
-        let propagation = propagation.filter(|name| !name.is_empty()).map(|name| {
-            let plain = name.strip_prefix('r').unwrap_or(name);
-            propagation_flag(plain).ok_or_else(|| {
-                RuntimeError::spec("linux.rootfsPropagation", format!("{name:?} is not known"))
-            })
-        });
+        let propagation = propagation.filter(|name| !name.is_empty());
+        let propagation = propagation.map(root_propagation).transpose()?;
+        // A copy of a shared mount would pass what is mounted below on to the host; what
+        // the host mounts later appears inside only if that is asked for.
+        let first = match propagation {
+            Some((libc::MS_SLAVE, _)) => libc::MS_SLAVE,
+            _ => libc::MS_PRIVATE,
+        };
+        let tree = match rootfs {
+            Rootfs::Detached(tree) => {
+                let attr = MountAttr {
+                    propagation: first,
+                    ..MountAttr::default()
+                };
+                sys::mount_setattr(tree.as_fd(), true, attr)
+                    .map_err(|errno| RuntimeError::setup(Step::Rootfs, "", errno))?;
+                Tree::Open(tree)
+            }
+            Rootfs::Path(path) => Tree::whole(&path, first, namespaces).map_err(|errno| {
+                RuntimeError::setup(Step::Rootfs, path.display().to_string(), errno)
+            })?,
+        };
         let cwd = spec
             .process()
             .as_ref()
             .map(|process| process.cwd().to_string_lossy());
         Ok(Self {
             tree,
-            devices: DevicePlan::new(spec, user_namespace)?,
+            devices: DevicePlan::new(spec, namespaces)?,
             mounts,
-            protect: ProtectPlan::new(spec)?,
+            protect: ProtectPlan::new(spec, namespaces)?,
             readonly: spec
                 .root()
                 .as_ref()
                 .and_then(|root| root.readonly())
                 .unwrap_or(false),
-            propagation: propagation.transpose()?,
+            propagation,
             no_pivot,
             cwd: cwd.map_or("/".to_owned(), |cwd| cwd.into_owned()),
         })
@@ -112,15 +109,9 @@ impl RootfsPlan {
         sys::mount_setattr(host.as_fd(), true, private).map_err(fail)?;
         // Over the old root: no directory of the host is needed, and `pivot_root` only
         // asks that the new root be reachable from the old one.
-        move_mount(
-            &self.tree,
-            "",
-            CWD,
-            "/",
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-        )
-        .map_err(fail)?;
-        let root = rustix::io::fcntl_dupfd_cloexec(&self.tree, 3).map_err(fail)?;
+        let root = self.tree.open_owned(fail)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(&root, "", CWD, "/", flags).map_err(fail)?;
         let root = RootFd::new(root);
         attach_all(&root, &self.mounts)?;
         self.devices.make(&root)?;
@@ -163,12 +154,12 @@ impl RootfsPlan {
             sys::mount_setattr(root.as_fd(), false, attr)
                 .map_err(|errno| RuntimeError::setup(Step::Readonly, "/", errno))?;
         }
-        if let Some(propagation) = self.propagation {
+        if let Some((propagation, recursive)) = self.propagation {
             let attr = MountAttr {
                 propagation,
                 ..MountAttr::default()
             };
-            sys::mount_setattr(root.as_fd(), false, attr)
+            sys::mount_setattr(root.as_fd(), recursive, attr)
                 .map_err(|errno| RuntimeError::setup(Step::Rootfs, "propagation", errno))?;
         }
         Ok(())
@@ -184,6 +175,18 @@ impl RootfsPlan {
         console.bind(root)?;
         Ok(console)
     }
+}
+
+/// `shared`, `rslave` etc.: the flag, and whether for all mounts of the container.
+fn root_propagation(name: &str) -> Result<(u64, bool), RuntimeError> {
+    let (plain, recursive) = match name.strip_prefix('r') {
+        Some(plain) => (plain, true),
+        None => (name, false),
+    };
+    let flag = propagation_flag(plain).ok_or_else(|| {
+        RuntimeError::spec("linux.rootfsPropagation", format!("{name:?} is not known"))
+    })?;
+    Ok((flag, recursive))
 }
 
 /// `--no-pivot`: for roots that cannot be pivoted away from (an initramfs).

@@ -3,16 +3,16 @@
 //! `/dev/null` may be anything, CVE-2025-31133), and is attached to the descriptor of
 //! what was found there.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use corten_oci::runtime_spec::Spec;
-use rustix::fs::{CWD, FileType, fstat};
+use rustix::fs::{FileType, fstat};
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::is_char_device;
 use crate::error::{RuntimeError, Step};
-use crate::mounts::{RDONLY, attach_to, clone_tree, new_file_system};
+use crate::mounts::{RDONLY, Tree, TreeFd, attach_to, clone_tree, new_file_system};
+use crate::namespaces::Namespaces;
 use crate::root::RootFd;
 use crate::sys::{self, MountAttr};
 
@@ -22,11 +22,11 @@ pub(super) struct ProtectPlan {
     masked: Vec<String>,
     readonly: Vec<String>,
     /// The host's `/dev/null`, detached.
-    null: Option<OwnedFd>,
+    null: Option<Tree>,
 }
 
 impl ProtectPlan {
-    pub(super) fn new(spec: &Spec) -> Result<Self, RuntimeError> {
+    pub(super) fn new(spec: &Spec, namespaces: &Namespaces) -> Result<Self, RuntimeError> {
         let linux = spec.linux().as_ref();
         let list = |list: Option<&Vec<String>>| list.cloned().unwrap_or_default();
         let masked = list(linux.and_then(|linux| linux.masked_paths().as_ref()));
@@ -34,7 +34,7 @@ impl ProtectPlan {
         let null = if masked.is_empty() {
             None
         } else {
-            Some(host_null()?)
+            Some(host_null(namespaces)?)
         };
         Ok(Self {
             masked,
@@ -45,8 +45,9 @@ impl ProtectPlan {
 
     /// Child: applies both lists; paths that do not exist need no protection.
     pub(super) fn apply(&self, root: &RootFd) -> Result<(), RuntimeError> {
+        let null = self.null.as_ref().map(open_null).transpose()?;
         let mut covers = Covers {
-            null: self.null.as_ref(),
+            null: null.as_ref().map(AsFd::as_fd),
             null_used: false,
             directory: None,
         };
@@ -66,7 +67,7 @@ impl ProtectPlan {
 /// The two things paths are covered with. Each is attached once and then copied: a copy
 /// of a mount is much cheaper than a new file system.
 struct Covers<'a> {
-    null: Option<&'a OwnedFd>,
+    null: Option<BorrowedFd<'a>>,
     null_used: bool,
     directory: Option<OwnedFd>,
 }
@@ -94,9 +95,9 @@ impl Covers<'_> {
         } else {
             let null = self.null.ok_or(Errno::NOENT)?;
             if std::mem::replace(&mut self.null_used, true) {
-                return attach_to(clone_tree(null.as_fd(), false)?.as_fd(), there.as_fd());
+                return attach_to(clone_tree(null, false)?.as_fd(), there.as_fd());
             }
-            attach_to(null.as_fd(), there.as_fd())
+            attach_to(null, there.as_fd())
         }
     }
 }
@@ -123,19 +124,23 @@ fn find(root: &RootFd, path: &str) -> Result<Option<OwnedFd>, Errno> {
     }
 }
 
-/// The host's `/dev/null` as a detached mount, verified to be the null device.
-fn host_null() -> Result<OwnedFd, RuntimeError> {
-    let fail = |errno| RuntimeError::setup(Step::Mask, "/dev/null of the host", errno);
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let null = open_tree(CWD, "/dev/null", flags).map_err(fail)?;
-    if !is_char_device(null.as_fd(), 1, 3) {
-        return Err(fail(Errno::NODEV));
+/// The host's `/dev/null` as a detached mount.
+fn host_null(namespaces: &Namespaces) -> Result<Tree, RuntimeError> {
+    Tree::single(NULL.as_ref(), namespaces).map_err(null_failed)
+}
+
+/// Child: verified to be the null device.
+fn open_null(null: &Tree) -> Result<TreeFd<'_>, RuntimeError> {
+    let null = null.open(null_failed)?;
+    if is_char_device(null.as_fd(), 1, 3) {
+        Ok(null)
+    } else {
+        Err(null_failed(Errno::NODEV))
     }
-    let attr = MountAttr {
-        set: 0,
-        clear: 0,
-        propagation: libc::MS_PRIVATE,
-    };
-    sys::mount_setattr(null.as_fd(), false, attr).map_err(fail)?;
-    Ok(null)
+}
+
+const NULL: &str = "/dev/null";
+
+fn null_failed(errno: Errno) -> RuntimeError {
+    RuntimeError::setup(Step::Mask, "/dev/null of the host", errno)
 }

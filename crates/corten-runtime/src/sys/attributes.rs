@@ -1,4 +1,6 @@
-//! Scheduling, I/O priority, memory policy: attributes of the calling thread.
+//! Scheduling, I/O priority, memory policy of the calling thread; namespaces and mappings.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use rustix::io::Errno;
 
@@ -56,5 +58,51 @@ pub(crate) fn set_mempolicy(mode: u32, nodes: &[u64]) -> Result<(), Errno> {
     };
     // SAFETY: the mask has (at least) the bits announced and outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, bits) };
+    check(result).map(drop)
+}
+
+/// The time namespace's flag, for which libc has no name.
+pub(crate) const CLONE_NEWTIME: i32 = 0x80;
+
+/// Which kind of namespace (`CLONE_NEW*`) a descriptor is; `ENOTTY` for anything else.
+pub(crate) fn namespace_type(fd: BorrowedFd<'_>) -> Result<i32, Errno> {
+    const NS_GET_NSTYPE: u32 = 0xb703;
+    // SAFETY: takes no argument; a descriptor of another kind answers with an error.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE as _, 0) };
+    check(result.into()).map(|flag| i32::try_from(flag).unwrap_or(0))
+}
+
+/// Maps the owners of a detached mount by the mapping of a user namespace.
+pub(crate) fn mount_idmap(
+    tree: BorrowedFd<'_>,
+    recursive: bool,
+    userns: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+    #[repr(C)]
+    struct Raw {
+        attr_set: u64,
+        attr_clr: u64,
+        propagation: u64,
+        userns_fd: u64,
+    }
+    let raw = Raw {
+        attr_set: MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::from(userns.as_raw_fd().unsigned_abs()),
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: path and attributes outlive the call; the size is that of the structure.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const raw,
+            size_of::<Raw>(),
+        )
+    };
     check(result).map(drop)
 }

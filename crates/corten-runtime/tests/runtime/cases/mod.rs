@@ -11,7 +11,10 @@ mod cli_races;
 mod cli_run;
 mod isolation;
 mod limits;
+mod mounts;
+mod namespaces;
 mod process;
+mod rootless;
 mod systemd;
 mod updates;
 
@@ -20,6 +23,9 @@ use crate::Case;
 pub fn all() -> Vec<Case> {
     [
         attributes::CASES,
+        mounts::CASES,
+        namespaces::CASES,
+        rootless::CASES,
         process::CASES,
         isolation::CASES,
         limits::CASES,

@@ -1,0 +1,187 @@
+//! Id-mapped mounts, recursive options, remounts, propagation; what a host must have.
+
+use std::os::unix::fs::chown;
+
+use serde_json::json;
+
+use crate::Case;
+use crate::support::Container;
+
+pub const CASES: &[Case] = &[
+    ("idmapped_mounts", idmapped_mounts),
+    ("recursive_options", recursive_options),
+    ("remounts", remounts),
+    ("root_propagation", root_propagation),
+    ("missing_host_features", missing_host_features),
+];
+
+/// On a tmpfs: not every file system's mounts can be mapped.
+fn source() -> tempfile::TempDir {
+    let dir = tempfile::Builder::new()
+        .prefix("corten-rt-")
+        .tempdir_in("/dev/shm")
+        .unwrap();
+    for (name, id) in [("zero", 0), ("seven", 7)] {
+        std::fs::write(dir.path().join(name), "").unwrap();
+        chown(dir.path().join(name), Some(id), Some(id)).unwrap();
+    }
+    dir
+}
+
+fn with_mount(container: Container, mount: serde_json::Value) -> Container {
+    let mut mounts = serde_json::to_value(container.spec.mounts()).unwrap();
+    mounts.as_array_mut().unwrap().push(mount);
+    container.set("/mounts", mounts)
+}
+
+fn idmapped_mounts() {
+    let dir = source();
+    let map = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+    let own = json!({"destination": "/data", "source": dir.path(), "type": "none",
+                     "options": ["rbind", "ridmap"], "uidMappings": map, "gidMappings": map});
+    let script = "stat -c '%u %g' /data/zero /data/seven; cat /proc/self/uid_map | wc -l";
+    let container = with_mount(Container::sh(script), own.clone());
+    assert_eq!(container.output(), "1000 1000\n1007 1007\n1\n");
+    // Without a mapping of its own it is the container's.
+    let theirs = json!({"destination": "/data", "source": dir.path(),
+                        "options": ["bind", "idmap"]});
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    let container = with_mount(Container::sh(script), theirs.clone())
+        .set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map)
+        .set(
+            "/linux/namespaces",
+            json!([{"type": "mount"}, {"type": "pid"}, {"type": "uts"}, {"type": "ipc"},
+                   {"type": "user"}]),
+        );
+    for dir in [".", "tmp", "dev", "proc", "sys"] {
+        chown(container.path().join(dir), Some(100_000), Some(100_000)).unwrap();
+    }
+    assert_eq!(container.output(), "0 0\n7 7\n1\n");
+    let mut half = own;
+    half.as_object_mut().unwrap().remove("gidMappings");
+    let tmpfs = json!({"destination": "/data", "type": "tmpfs", "options": ["idmap"]});
+    for (mount, words) in [
+        (theirs, "needs a container with a user namespace"),
+        (half, "must be given together"),
+        (tmpfs, "only a bind mount can be id-mapped"),
+    ] {
+        let error = with_mount(Container::sh("true"), mount)
+            .run()
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+/// The host's /dev has mounts below it.
+fn recursive_options() {
+    let script = "grep ' /hostdev' /proc/self/mounts; echo x > /hostdev/shm/corten-rt-$$";
+    let mount = |options: &[&str]| {
+        let container = Container::sh(script).mount("/hostdev", "bind", "/dev", options);
+        container.run().unwrap()
+    };
+    let outcome = mount(&["rbind", "rro", "rnoexec", "rnosymfollow", "rnoatime"]);
+    assert!(
+        outcome.stderr.contains("Read-only file system"),
+        "{outcome:?}"
+    );
+    let output = outcome.stdout;
+    let lines: Vec<&str> = output
+        .lines()
+        .filter(|line| line.contains(" /hostdev"))
+        .collect();
+    assert!(lines.len() > 1, "{output}");
+    for line in lines {
+        for option in ["ro,", "noexec", "nosymfollow", "noatime"] {
+            assert!(line.contains(option), "{option} in {line}");
+        }
+    }
+    // Only the topmost one.
+    let output = mount(&["rbind", "ro", "noexec", "nosymfollow"]).stdout;
+    let lines = output.lines().filter(|line| line.contains("nosymfollow"));
+    assert_eq!(lines.count(), 1, "{output}");
+    // A single file system takes them, too.
+    let output = Container::sh("grep ' /x ' /proc/self/mounts")
+        .mount(
+            "/x",
+            "tmpfs",
+            "tmpfs",
+            &["rnosuid", "rnoexec", "strictatime"],
+        )
+        .output();
+    assert!(output.contains("rw,nosuid,noexec"), "{output}");
+    assert!(!output.contains("relatime"), "{output}");
+    // What the second container could write.
+    std::fs::remove_file("/dev/shm/corten-rt-1").unwrap();
+}
+
+fn remounts() {
+    let output = Container::sh("grep ' /x ' /proc/self/mounts; touch /x/f")
+        .mount("/x", "tmpfs", "tmpfs", &["size=1m"])
+        .mount(
+            "/x",
+            "tmpfs",
+            "tmpfs",
+            &["remount", "size=2m", "ro", "nosuid"],
+        )
+        .run()
+        .unwrap();
+    assert!(output.stdout.contains("ro,nosuid"), "{output:?}");
+    assert!(output.stdout.contains("size=2048k"), "{output:?}");
+    assert!(
+        output.stderr.contains("Read-only file system"),
+        "{output:?}"
+    );
+}
+
+fn root_propagation() {
+    for (propagation, words, everywhere) in [
+        ("shared", "shared:", false),
+        ("rshared", "shared:", true),
+        ("unbindable", "unbindable", false),
+        ("private", "", false),
+        ("slave", "", false),
+    ] {
+        let output = Container::sh("cat /proc/self/mountinfo")
+            .set("/linux/rootfsPropagation", json!(propagation))
+            .output();
+        let has = |line: &str| !words.is_empty() && line.contains(words);
+        let root = output
+            .lines()
+            .find(|line| line.split(' ').nth(4) == Some("/"))
+            .unwrap();
+        assert_eq!(has(root), !words.is_empty(), "{propagation}: {root}");
+        let proc = output
+            .lines()
+            .find(|line| line.split(' ').nth(4) == Some("/proc"))
+            .unwrap();
+        assert_eq!(has(proc), everywhere, "{propagation}: {proc}");
+    }
+    let wrong = Container::sh("true").set("/linux/rootfsPropagation", json!("sideways"));
+    assert!(
+        wrong
+            .run()
+            .unwrap_err()
+            .to_string()
+            .contains("linux.rootfsPropagation")
+    );
+}
+
+/// Neither is there on a usual test machine; then the refusal must say so.
+fn missing_host_features() {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    if !mounts.contains(" - resctrl ") {
+        let container = Container::sh("true").set("/linux/intelRdt", json!({"closID": "gold"}));
+        let error = container.run().unwrap_err().to_string();
+        assert!(
+            error.contains("no resctrl file system is mounted"),
+            "{error}"
+        );
+    }
+    if !std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        let container = Container::sh("true").set("/linux/mountLabel", json!("u:r:t:s0"));
+        let error = container.run().unwrap_err().to_string();
+        assert!(error.contains("SELinux is not enabled"), "{error}");
+    }
+}

@@ -1,0 +1,187 @@
+//! Containers of an ordinary user: the case's own process becomes one.
+
+use std::os::fd::AsFd as _;
+
+use corten_runtime::{Target, exec, wait_pidfd};
+use rustix::fs::{Gid, Uid};
+use serde_json::json;
+
+use crate::Case;
+use crate::support::{Container, finish, pipes};
+
+pub const CASES: &[Case] = &[
+    ("rootless_runs", rootless_runs),
+    ("rootless_several_ids", rootless_several_ids),
+    ("rootless_refusals", rootless_refusals),
+];
+
+const USER: u32 = 54_321;
+
+/// Gives everything up but the directory.
+fn become_user(container: &Container) {
+    become_uid(container, USER);
+}
+
+fn become_uid(container: &Container, id: u32) {
+    let root = container.path();
+    for entry in [root.to_owned()].into_iter().chain(
+        std::fs::read_dir(root)
+            .unwrap()
+            .map(|entry| entry.unwrap().path()),
+    ) {
+        std::os::unix::fs::chown(entry, Some(id), Some(id)).unwrap();
+    }
+    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+    rustix::thread::set_thread_groups(&[]).unwrap();
+    rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+    rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+    // What a process that was started by the user has anyway.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable).unwrap();
+}
+
+/// One id mapped, as `runc spec --rootless` has it.
+fn rootless(container: Container) -> Container {
+    let map = json!([{"containerID": 0, "hostID": USER, "size": 1}]);
+    let kinds = ["mount", "pid", "ipc", "uts", "user", "network", "cgroup"];
+    let kinds: Vec<_> = kinds.iter().map(|kind| json!({"type": kind})).collect();
+    let mut mounts = serde_json::to_value(container.spec.mounts()).unwrap();
+    for mount in mounts.as_array_mut().unwrap() {
+        if let Some(options) = mount["options"].as_array_mut() {
+            options.retain(|option| option != "gid=5");
+        }
+    }
+    container
+        .set("/mounts", mounts)
+        .set("/linux/namespaces", json!(kinds))
+        .set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map)
+}
+
+fn rootless_runs() {
+    let volume = tempfile::tempdir().unwrap();
+    std::fs::write(volume.path().join("f"), "from outside\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(volume.path(), mode).unwrap();
+    let script = "grep -c 'CapEff.*a80425fb' /proc/self/status; \
+                  id -u; hostname; echo $$; echo x > /dev/null && echo null; \
+                  touch /made && cat /volume/f; cat /proc/self/setgroups; \
+                  cat /proc/kcore | wc -c; echo y > /volume/f";
+    let container = rootless(Container::sh(script)).mount(
+        "/volume",
+        "bind",
+        volume.path().to_str().unwrap(),
+        &["bind", "ro"],
+    );
+    become_user(&container);
+    let outcome = container.run().unwrap();
+    assert_eq!(
+        outcome.stdout, "1\n0\nbox\n1\nnull\nfrom outside\ndeny\n0\n",
+        "{outcome:?}"
+    );
+    assert!(outcome.stderr.contains("Read-only"), "{outcome:?}");
+
+    // And a further process beside it.
+    let container = container.set("/process/args", json!(["sleep", "1000"]));
+    let (running, _ends) = container.start().unwrap();
+    let mut process = serde_json::to_value(container.spec.process().as_ref().unwrap()).unwrap();
+    process["args"] = json!(["sh", "-c", "id -u; hostname; cat /proc/1/comm; cat /made"]);
+    let process = serde_json::from_value(process).unwrap();
+    let (stdio, [stdin, stdout, stderr]) = pipes();
+    drop(stdin);
+    let target = Target {
+        pidfd: running.pidfd.as_fd(),
+        spec: &container.spec,
+        cgroup: &running.cgroup,
+    };
+    let executed = exec(&target, &process, stdio).unwrap();
+    let outcome = finish(&executed.pidfd, stdout, stderr);
+    assert_eq!(outcome.stdout, "0\nbox\nsleep\n", "{outcome:?}");
+    assert!(outcome.status.success());
+    // A second container in the first one's user namespace.
+    let user = format!("/proc/{}/ns/user", running.pid);
+    let kinds = ["mount", "pid", "ipc", "uts", "network"];
+    let mut kinds: Vec<_> = kinds.iter().map(|kind| json!({"type": kind})).collect();
+    kinds.push(json!({"type": "user", "path": user}));
+    let expected = std::fs::read_link(&user).unwrap();
+    let second = container.set("/linux/namespaces", json!(kinds)).set(
+        "/process/args",
+        json!([
+            "sh",
+            "-c",
+            "readlink /proc/self/ns/user; echo $$; cat /proc/1/comm; true"
+        ]),
+    );
+    let expected = format!("{}\n1\nsh\n", expected.display());
+    assert_eq!(second.output(), expected);
+    corten_runtime::send_signal(running.pidfd.as_fd(), libc::SIGKILL).unwrap();
+    wait_pidfd(&running.pidfd).unwrap();
+}
+
+/// Through newuidmap, with `/etc/subuid` and `/etc/subgid` of a mount namespace of the
+/// test's own, in which the case starts itself again.
+fn rootless_several_ids() {
+    const INNER: &str = "CORTEN_RUNTIME_SUBIDS";
+    const NOBODY: u32 = 65_534;
+    if std::env::var_os(INNER).is_none() {
+        let mut ids = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut ids, b"nobody:700000:1000\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(ids.path(), mode).unwrap();
+        let script = "mount --bind $1 /etc/subuid && mount --bind $1 /etc/subgid && exec $2";
+        let status = std::process::Command::new("unshare")
+            .args([
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-ec",
+                script,
+                "sh",
+            ])
+            .arg(ids.path())
+            .arg(std::env::current_exe().unwrap())
+            .env(INNER, "1")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        return;
+    }
+    let map = json!([{"containerID": 0, "hostID": NOBODY, "size": 1},
+                     {"containerID": 1, "hostID": 700_000, "size": 999}]);
+    let script = "id; busybox chown 5:6 /made && stat -c '%u %g' /made";
+    let container = rootless(Container::sh(script))
+        .set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map)
+        .set(
+            "/process/user",
+            json!({"uid": 0, "gid": 0, "additionalGids": [5]}),
+        );
+    std::fs::write(container.path().join("made"), "").unwrap();
+    become_uid(&container, NOBODY);
+    let output = container.output();
+    assert_eq!(output, "uid=0(root) gid=0 groups=5\n5 6\n");
+    let made = std::fs::metadata(container.path().join("made")).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 700_004);
+    // The files of other ids can only be removed inside.
+    let container = container.set("/process/args", json!(["rm", "/made"]));
+    assert!(container.run().unwrap().status.success());
+}
+
+fn rootless_refusals() {
+    let container = rootless(Container::sh("true"));
+    become_user(&container);
+    let limited = container.set(
+        "/linux/resources",
+        json!({"memory": {"limit": 100_000_000}}),
+    );
+    let error = limited.run().unwrap_err().to_string();
+    assert!(error.contains("cgroup"), "{error}");
+    let mut more = limited;
+    more = more.set("/linux/resources", json!({}));
+    let map = json!([{"containerID": 0, "hostID": USER, "size": 1},
+                     {"containerID": 1, "hostID": 700_000, "size": 10}]);
+    let mapped = more.set("/linux/uidMappings", map);
+    let error = mapped.run().unwrap_err().to_string();
+    assert!(error.starts_with("newuidmap: "), "{error}");
+    assert_eq!(error.lines().count(), 1);
+}
