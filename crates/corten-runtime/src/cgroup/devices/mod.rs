@@ -154,8 +154,19 @@ impl Filter {
     }
 }
 
-/// Drops what decides nothing.
-fn simplified(default: bool, rules: Vec<Rule>) -> Vec<Rule> {
+/// Drops what decides nothing, until nothing is left to drop: merging two rules may make a
+/// third one superfluous.
+fn simplified(default: bool, mut rules: Vec<Rule>) -> Vec<Rule> {
+    loop {
+        let simpler = simplified_once(default, rules.clone());
+        if simpler == rules {
+            return rules;
+        }
+        rules = simpler;
+    }
+}
+
+fn simplified_once(default: bool, rules: Vec<Rule>) -> Vec<Rule> {
     // From the last to the first: what a later rule decides for all of these devices.
     let mut deciding: Vec<Rule> = Vec::new();
     for mut rule in rules.into_iter().rev() {
