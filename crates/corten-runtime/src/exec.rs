@@ -50,6 +50,8 @@ pub struct ExecProcess {
 struct ExecPlan<'a> {
     target: BorrowedFd<'a>,
     namespaces: i32,
+    /// Those the container does not share with its creator.
+    own: i32,
     user_namespace: bool,
     cgroups: Vec<OwnedFd>,
     stdio: ChildStdio,
@@ -193,11 +195,15 @@ fn plan<'a>(
     if has(LinuxNamespaceType::Time) {
         namespaces |= CLONE_NEWTIME;
     }
+    let own = listed.iter().fold(0, |all, namespace| {
+        all | i32::try_from(namespace.typ() as u32).unwrap_or(0)
+    });
     let mut cgroups = target.cgroup.join_files()?;
     cgroups.extend(resctrl::join_files_of(target.spec, target.pidfd)?);
     Ok(ExecPlan {
         target: target.pidfd,
         namespaces,
+        own,
         user_namespace,
         cgroups,
         stdio: child_stdio(stdio, &process),
@@ -220,7 +226,25 @@ impl ExecPlan<'_> {
         init::become_namespace_root()?;
         init::hide()?;
         let rest = self.namespaces & !libc::CLONE_NEWUSER | libc::CLONE_NEWPID;
-        sys::setns(self.target, rest).map_err(fail)
+        for flag in [
+            libc::CLONE_NEWPID,
+            libc::CLONE_NEWIPC,
+            libc::CLONE_NEWUTS,
+            libc::CLONE_NEWNET,
+            libc::CLONE_NEWCGROUP,
+            CLONE_NEWTIME,
+            libc::CLONE_NEWNS,
+        ] {
+            if rest & flag == 0 {
+                continue;
+            }
+            match sys::setns(self.target, flag) {
+                // The host's, in which the user is already.
+                Err(Errno::PERM) if self.own & flag == 0 => {}
+                result => result.map_err(fail)?,
+            }
+        }
+        Ok(())
     }
 }
 

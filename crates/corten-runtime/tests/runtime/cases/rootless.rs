@@ -42,7 +42,7 @@ fn become_uid(container: &Container, id: u32) {
 /// One id mapped, as `runc spec --rootless` has it.
 fn rootless(container: Container) -> Container {
     let map = json!([{"containerID": 0, "hostID": USER, "size": 1}]);
-    let kinds = ["mount", "pid", "ipc", "uts", "user", "network", "cgroup"];
+    let kinds = ["mount", "pid", "ipc", "uts", "user", "network"];
     let kinds: Vec<_> = kinds.iter().map(|kind| json!({"type": kind})).collect();
     let mut mounts = serde_json::to_value(container.spec.mounts()).unwrap();
     for mount in mounts.as_array_mut().unwrap() {
