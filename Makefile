@@ -6,6 +6,7 @@ SYSTEMD_DIR ?= $(PREFIX)/lib/systemd/system
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 CORTEN := $(TARGET_DIR)/$(HOST)/release/corten
+BARE := $(TARGET_DIR)/$(HOST)/release/examples/bare
 
 .PHONY: help build quickstart quickstart-clean test test-vm lint bench install uninstall clean
 
@@ -39,8 +40,8 @@ lint: ## formatting and clippy, warnings are errors
 
 bench: ## measure beside docker, podman, crun and runc where they are installed
 	@scripts/install-deps.sh bench
-	cargo build --release --locked -p corten
-	@bench/run.sh $(CORTEN)
+	cargo build --release --locked -p corten -p corten-runtime --bin corten --example bare
+	@bench/run.sh $(CORTEN) $(BARE)
 
 install: build ## install binary, completions, man pages, systemd unit (DOCKER_LINK=1 adds a docker link)
 	install -D -m 0755 $(CORTEN) $(DESTDIR)$(PREFIX)/bin/corten

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Runs ours beside whichever of docker (with an engine), podman, crun and runc are installed,
 # in the same run on the same machine, and prints medians and ratios. The report goes to
-# standard output and to bench/report.md.
+# standard output and to bench/report.md. The OCI runtime has a script of its own,
+# bench/runtime.sh, which comes last; BARE is its yardstick.
 #
-#   bench/run.sh CORTEN [RUNS]
+#   bench/run.sh CORTEN BARE [RUNS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 corten=$(realpath "$1")
-runs=${2:-30}
+bare=$(realpath "$2")
+runs=${3:-30}
 work=$(mktemp -d "${TMPDIR:-/tmp}/corten-bench.XXXXXX")
 export CORTEN_ROOT=$work/root DOCKER_CONFIG=$work/docker
 unset DOCKER_HOST DOCKER_CONTEXT
@@ -177,27 +179,6 @@ row "pull, 300 MB in 10,000 files" \
   "docker=$([ -z "$docker" ] || timed "$docker rmi -f $registry/big:1" "$docker pull -q $registry/big:1")" \
   "podman=$([ -z "$podman" ] || timed "$podman rmi -f $registry/big:1" "$podman pull -q --tls-verify=false $registry/big:1")"
 
-# OCI runtimes on one bundle: the bare start of a process.
-bundle=$work/bundle
-mkdir -p "$bundle/rootfs/bin"
-cp "$(command -v busybox)" "$bundle/rootfs/bin/true"
-(cd "$bundle" && "$corten" runtime spec)
-python3 - "$bundle/config.json" <<'PYTHON'
-import json, sys
-path = sys.argv[1]
-spec = json.load(open(path))
-spec["process"]["terminal"] = False
-spec["process"]["args"] = ["/bin/true"]
-spec["process"].pop("rlimits", None)
-json.dump(spec, open(path, "w"))
-PYTHON
-runtime() { # runtime NAME COMMAND
-  command -v "${2%% *}" >/dev/null 2>&1 || { echo "$1="; return; }
-  echo "$1=$(median "bundle-$1" "$2 run --bundle $bundle corten-bench-$1")"
-}
-row "runtime run of a bundle" "$(median bundle "$corten runtime --root $work/oci run --bundle $bundle corten-bench")" \
-  "$(runtime crun crun)" "$(runtime runc runc)"
-
 pss() { awk '/^Pss:/ { n += $2 } END { printf "%.1f", n / 1024 }' /proc/"$1"/smaps_rollup; }
 supervisor=$(pgrep -f "supervise .*$("$corten" inspect -f '{{.Id}}' corten-bench)" | head -1)
 per_container=$(pss "$supervisor")
@@ -222,10 +203,12 @@ rows+=("| memory (PSS) of the process beside a container with a published port |
   echo
   echo "Medians of $runs runs ($pull_runs for pull), $(nproc) cores, kernel $(uname -r), $(date -u +%F)."
   docker_version=$(${docker:-false} version --format 'docker {{.Server.Version}}' 2>/dev/null || echo "no docker engine")
-  echo "Peers in the same run: $docker_version, $(podman --version 2>/dev/null || echo no podman), $(crun --version 2>/dev/null | head -1 || echo no crun), $(runc --version 2>/dev/null | head -1 || echo no runc)."
+  echo "Peers in the same run: $docker_version, $(podman --version 2>/dev/null || echo no podman)."
   echo "In brackets: how many times as long the peer takes."
   echo
   echo "| work | Corten | peers |"
   echo "|---|---|---|"
   printf '%s\n' "${rows[@]}"
 } | tee "$report"
+
+bench/runtime.sh "$corten" "$bare"
