@@ -1,6 +1,7 @@
 //! Which hierarchies the host has: read once from `/proc/self/mountinfo`.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -25,7 +26,15 @@ impl Hosts {
     pub(crate) fn get() -> &'static Self {
         static HOSTS: OnceLock<Hosts> = OnceLock::new();
         HOSTS.get_or_init(|| {
-            Self::parse(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+            // The kernel makes the text anew for every read: one is usually enough.
+            let mut text = Vec::with_capacity(16 * 1024);
+            let file = fs::File::open("/proc/self/mountinfo");
+            let read = file.and_then(|mut file| file.read_to_end(&mut text));
+            let text = read.map_or_else(
+                |_| String::new(),
+                |_| String::from_utf8_lossy(&text).into_owned(),
+            );
+            Self::parse(&text)
         })
     }
 

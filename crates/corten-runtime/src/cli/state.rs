@@ -149,7 +149,10 @@ impl Container {
 
 /// Start time and state letter of a process (proc_pid_stat(5), fields 22 and 3).
 pub(super) fn started_at(pid: i32) -> Option<(u64, char)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let file = fs::File::open(format!("/proc/{pid}/stat")).ok()?;
+    let mut buffer = [0u8; 1024];
+    let count = rustix::io::read(&file, &mut buffer).ok()?;
+    let stat = String::from_utf8_lossy(buffer.get(..count)?);
     // The name may contain anything; what follows its last parenthesis does not.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
