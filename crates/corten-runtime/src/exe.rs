@@ -11,7 +11,16 @@
 //!   executed through a detached read-only mount. What such a process's `/proc/<pid>/exe`
 //!   leads to can never be opened for writing, not even by way of `/proc/self/fd`, and
 //!   the mount is attached nowhere, so nobody can make it writable. It costs two system
-//!   calls and no memory (a memfd copy would cost the size of the binary per process).
+//!   calls, an `execve` and no memory (a memfd copy would cost the size of the binary per
+//!   process). The command line does it before the C library starts (`sys/entry.rs`).
+//!
+//! The `execve` cannot be saved. The first process of a new pid namespace is alone in it,
+//! and nobody can look into it; but between the check of its program and the kernel's own
+//! look-up, a process of another container that shares a volume with it can put a link to
+//! `/proc/self/exe` (or a script with that interpreter) in the program's place, and then
+//! it runs the host's file after all, dumpable, as the container's root. Executing by
+//! descriptor would close that for programs, not for interpreters and loaders, which the
+//! kernel opens by name. Only a mount that is read-only makes all of it harmless.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};

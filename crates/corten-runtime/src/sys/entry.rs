@@ -1,0 +1,131 @@
+//! Where the `corten` binary begins (x86-64; `crates/corten/build.rs` links it so): what
+//! is cheap before the C library has relocated a program of 20 MB, and dear afterwards.
+//!
+//! - `corten runtime run|create|exec` execute themselves once more from a sealed copy
+//!   ([`crate::exe`]). Relocating the program writes to some two hundred pages; for a
+//!   program that is replaced a moment later that is wasted, and is most of what the first
+//!   of the two executions costs. So the same three system calls are made here already.
+//! - Otherwise, the pages that will be relocated are brought in with one system call
+//!   instead of one page fault each.
+//!
+//! This is an optimisation only and decides nothing: whatever fails here, and whatever is
+//! not recognised (`--` options before `runtime`, another name of the binary), falls
+//! through to the C library's `_start`, and [`crate::exe::seal_self`] does (and checks)
+//! the same again. No memory but the stack is written; nothing here needs relocation.
+
+// Registers at entry: rsp → argc, argv…, NULL, envp…, NULL; rdx is for `_start`.
+// rbx: saved rdx; rbp: argc; r12: argv; r13: descriptor.
+std::arch::global_asm!(
+    ".pushsection .text.corten_entry,\"ax\",@progbits",
+    ".globl corten_entry",
+    ".type corten_entry,@function",
+    "corten_entry:",
+    "mov rbx, rdx",
+    "mov rbp, [rsp]",
+    "lea r12, [rsp + 8]",
+    // Only `… runtime …`. A string shorter than eight bytes is followed by others: the
+    // last one on the stack is the file name and eight more bytes.
+    "cmp rbp, 3",
+    "jb 6f",
+    "mov rax, [r12 + 8]",
+    "movabs rcx, 0x00656d69746e7572", // "runtime\0"
+    "cmp [rax], rcx",
+    "jne 6f",
+    "mov ecx, 2",
+    "2:",
+    "mov rax, [r12 + 8*rcx]",
+    "mov rax, [rax]",
+    "cmp eax, 0x006e7572", // "run\0"
+    "je 3f",
+    "shl rax, 8",
+    "movabs rdx, 0x0065746165726300", // "create\0"
+    "cmp rax, rdx",
+    "je 3f",
+    "shl rax, 16",
+    "movabs rdx, 0x0063657865000000", // "exec\0"
+    "cmp rax, rdx",
+    "je 3f",
+    "inc rcx",
+    "cmp rcx, rbp",
+    "jb 2b",
+    "jmp 6f",
+    // Sealed already? statfs: f_flags & ST_RDONLY.
+    "3:",
+    "sub rsp, 128",
+    "lea rdi, [rip + 8f]",
+    "mov rsi, rsp",
+    "mov eax, {statfs}",
+    "syscall",
+    "test rax, rax",
+    "jnz 5f",
+    "test byte ptr [rsp + {f_flags}], 1",
+    "jnz 5f",
+    "mov edi, {at_fdcwd}",
+    "lea rsi, [rip + 8f]",
+    "mov edx, {clone_cloexec}",
+    "mov eax, {open_tree}",
+    "syscall",
+    "test rax, rax",
+    "js 5f",
+    "mov r13, rax",
+    // struct mount_attr: attr_set, attr_clr, propagation, userns_fd.
+    "mov qword ptr [rsp], {rdonly}",
+    "mov qword ptr [rsp + 8], 0",
+    "mov qword ptr [rsp + 16], {private}",
+    "mov qword ptr [rsp + 24], 0",
+    "mov edi, r13d",
+    "lea rsi, [rip + 9f]",
+    "mov edx, {empty_path}",
+    "mov r10, rsp",
+    "mov r8d, 32",
+    "mov eax, {mount_setattr}",
+    "syscall",
+    "test rax, rax",
+    "jnz 4f",
+    "mov edi, r13d",
+    "lea rsi, [rip + 9f]",
+    "mov rdx, r12",
+    "lea r10, [r12 + 8*rbp + 8]",
+    "mov r8d, {empty_path}",
+    "mov eax, {execveat}",
+    "syscall",
+    // Still here: leave nothing behind.
+    "4:",
+    "mov edi, r13d",
+    "mov eax, {close}",
+    "syscall",
+    "5:",
+    "add rsp, 128",
+    // From the first to the last page of what is read-only after relocation.
+    "6:",
+    "lea rdi, [rip + __fini_array_start]",
+    "and rdi, -4096",
+    "lea rsi, [rip + _GLOBAL_OFFSET_TABLE_]",
+    "sub rsi, rdi",
+    "add rsi, 4095",
+    "and rsi, -4096",
+    "mov edx, {populate_write}",
+    "mov eax, {madvise}",
+    "syscall",
+    "mov rdx, rbx",
+    "jmp _start",
+    "8: .asciz \"/proc/self/exe\"",
+    "9: .asciz \"\"",
+    ".size corten_entry, . - corten_entry",
+    ".popsection",
+    statfs = const libc::SYS_statfs,
+    f_flags = const 80, // of struct statfs; `libc` does not name it
+    at_fdcwd = const libc::AT_FDCWD,
+    clone_cloexec = const OPEN_TREE_CLONE | libc::O_CLOEXEC,
+    open_tree = const libc::SYS_open_tree,
+    rdonly = const 1, // MOUNT_ATTR_RDONLY
+    private = const libc::MS_PRIVATE,
+    empty_path = const libc::AT_EMPTY_PATH,
+    mount_setattr = const libc::SYS_mount_setattr,
+    execveat = const libc::SYS_execveat,
+    close = const libc::SYS_close,
+    populate_write = const libc::MADV_POPULATE_WRITE,
+    madvise = const libc::SYS_madvise,
+);
+
+const OPEN_TREE_CLONE: i32 = 1;
