@@ -8,28 +8,22 @@
 //! The archive is hostile: names are cleaned and resolved inside the layer's directory by
 //! the kernel, counts and lengths are bounded, nothing it says is trusted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use tar::{Archive, EntryType};
+use tar::EntryType;
 
+use super::entry::{self, Attributes, OPAQUE_MARKER, WHITEOUT, invalid, link_name};
 use super::xattr;
 use crate::error::StoreError;
 use crate::rooted::{RootFd, normal, remove_all};
-
-/// Entries one layer may have.
-const MAX_ENTRIES: u64 = 10_000_000;
-/// Components one name may have.
-const MAX_DEPTH: usize = 1024;
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 
 /// What can only be settled once the layers below are known.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,30 +45,22 @@ pub(super) fn unpack(root: &RootFd, tar: impl Read) -> Result<(u64, Pending), St
     let mut unpacker = Unpacker {
         root,
         pending: Pending::default(),
+        links: BTreeMap::new(),
         content: 0,
         parent: None,
-        directories: Vec::new(),
+        directories: vec![(PathBuf::new(), EPOCH)],
     };
-    let mut archive = Archive::new(tar);
-    archive.set_ignore_zeros(false);
-    let mut count = 0_u64;
-    for entry in archive.entries().map_err(StoreError::BadArchive)? {
-        let mut entry = entry.map_err(StoreError::BadArchive)?;
-        count += 1;
-        if count > MAX_ENTRIES {
-            return Err(StoreError::BadArchive(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("more than {MAX_ENTRIES} entries"),
-            )));
-        }
-        unpacker.entry(&mut entry)?;
-    }
+    entry::each(tar, |path, entry, attributes| {
+        unpacker.entry(path, entry, &attributes)
+    })?;
     unpacker.finish()
 }
 
 struct Unpacker<'a> {
     root: &'a RootFd,
     pending: Pending,
+    /// Hard links to files of layers below, by name.
+    links: BTreeMap<PathBuf, PathBuf>,
     content: u64,
     /// The directory of the last entry: most entries follow their siblings.
     parent: Option<(PathBuf, OwnedFd)>,
@@ -82,46 +68,21 @@ struct Unpacker<'a> {
     directories: Vec<(PathBuf, Timestamps)>,
 }
 
-/// An entry's attributes, PAX records applied.
-struct Attributes {
-    mode: u32,
-    uid: u32,
-    gid: u32,
-    times: Timestamps,
-    xattrs: Vec<(OsString, Vec<u8>)>,
-}
-
 impl Unpacker<'_> {
-    fn entry<R: Read>(&mut self, entry: &mut tar::Entry<'_, R>) -> Result<(), StoreError> {
-        let raw = entry.path_bytes().into_owned();
-        let path = normal(Path::new(OsStr::from_bytes(&raw)));
+    fn entry<R: Read>(
+        &mut self,
+        path: &Path,
+        entry: &mut tar::Entry<'_, R>,
+        attributes: &Attributes,
+    ) -> io::Result<()> {
         let kind = entry.header().entry_type();
-        if matches!(kind, EntryType::XGlobalHeader) {
-            return Ok(());
-        }
-        let shown = String::from_utf8_lossy(&raw).into_owned();
-        let bad = |reason: String| StoreError::BadEntry {
-            entry: shown.clone(),
-            reason,
-        };
-        if raw.contains(&0) {
-            return Err(bad("its name has a NUL byte".into()));
-        }
-        if path.components().count() > MAX_DEPTH {
-            return Err(bad(format!("deeper than {MAX_DEPTH} directories")));
-        }
-        let attributes = attributes(entry).map_err(|e| bad(e.to_string()))?;
-        let Some(name) = path.file_name().map(OsStr::to_owned) else {
+        let Some(name) = path.file_name() else {
             // The root itself: its attributes count, its type must be a directory.
-            return self
-                .root_attributes(kind, &attributes)
-                .map_err(|e| bad(e.to_string()));
+            return self.root_attributes(kind, attributes);
         };
         let parent_path = path.parent().unwrap_or(Path::new("")).to_owned();
-        let parent = self.parent(&parent_path).map_err(|e| bad(e.to_string()))?;
-        let made = self
-            .make(parent.as_fd(), &name, &path, kind, entry, &attributes)
-            .map_err(|e| bad(e.to_string()));
+        let parent = self.parent(&parent_path)?;
+        let made = self.make(parent.as_fd(), name, path, kind, entry, attributes);
         self.parent = Some((parent_path, parent));
         made
     }
@@ -136,6 +97,10 @@ impl Unpacker<'_> {
         attributes: &Attributes,
     ) -> io::Result<()> {
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
+            let hides = self.real(parent, OsStr::from_bytes(hidden))?;
+            if self.links.contains_key(&hides) {
+                return Ok(()); // the layer itself has that name
+            }
             return self.whiteout(parent, name, hidden);
         }
         // What is made last below a name is what counts; the cache may point into it.
@@ -153,14 +118,14 @@ impl Unpacker<'_> {
                     }
                     Err(error) => return Err(error.into()),
                 }
-                self.pending.implied.remove(path);
-                self.directories
-                    .push((path.to_owned(), attributes.times.clone()));
+                let path = self.real(parent, name)?;
+                self.pending.implied.remove(&path);
+                self.directories.push((path, times(attributes)));
                 self.attributes(parent, name, attributes, false)
             }
             EntryType::Symlink => {
                 let target = link_name(entry)?;
-                replacing(parent, name, || {
+                self.replacing(parent, name, || {
                     rustix::fs::symlinkat(OsStr::from_bytes(&target), parent, name)
                 })?;
                 self.attributes(parent, name, attributes, true)
@@ -170,30 +135,20 @@ impl Unpacker<'_> {
                 self.link(parent, name, path, &target)
             }
             EntryType::Char | EntryType::Block => {
-                let header = entry.header();
-                let (major, minor) = (
-                    header.device_major()?.unwrap_or(0),
-                    header.device_minor()?.unwrap_or(0),
-                );
+                let (major, minor) = entry::device(entry)?;
                 let kind = if kind == EntryType::Char {
                     FileType::CharacterDevice
                 } else {
                     FileType::BlockDevice
                 };
-                if kind == FileType::CharacterDevice && (major, minor) == (0, 0) {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "character device 0:0 would hide what lies below",
-                    ));
-                }
                 let device = rustix::fs::makedev(major, minor);
-                replacing(parent, name, || {
+                self.replacing(parent, name, || {
                     rustix::fs::mknodat(parent, name, kind, mode, device)
                 })?;
                 self.attributes(parent, name, attributes, false)
             }
             EntryType::Fifo => {
-                replacing(parent, name, || {
+                self.replacing(parent, name, || {
                     rustix::fs::mknodat(parent, name, FileType::Fifo, mode, 0)
                 })?;
                 self.attributes(parent, name, attributes, false)
@@ -201,10 +156,7 @@ impl Unpacker<'_> {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 self.file(parent, name, entry, attributes)
             }
-            other => Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("unknown entry type {:?}", char::from(other.as_byte())),
-            )),
+            other => Err(entry::unknown(other)),
         }
     }
 
@@ -219,7 +171,7 @@ impl Unpacker<'_> {
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(attributes.mode & 0o777);
         let mut fd = None;
-        replacing(parent, name, || {
+        self.replacing(parent, name, || {
             fd = Some(rustix::fs::openat(parent, name, flags, mode)?);
             Ok(())
         })?;
@@ -228,19 +180,18 @@ impl Unpacker<'_> {
         };
         let mut file = std::fs::File::from(fd);
         self.content += io::copy(entry, &mut file)?;
-        if attributes.uid != 0 || attributes.gid != 0 {
-            rustix::fs::fchown(
-                &file,
-                Some(Uid::from_raw(attributes.uid)),
-                Some(Gid::from_raw(attributes.gid)),
-            )?;
-        }
+        // Also to 0:0: a directory with the setgid bit gives its group away.
+        rustix::fs::fchown(
+            &file,
+            Some(Uid::from_raw(attributes.uid)),
+            Some(Gid::from_raw(attributes.gid)),
+        )?;
         // After chown, which takes setuid away; always, because of the process's umask.
         rustix::fs::fchmod(&file, Mode::from_raw_mode(attributes.mode))?;
         for (key, value) in &attributes.xattrs {
             xattr::set(parent, name, key, value)?;
         }
-        rustix::fs::futimens(&file, &attributes.times)?;
+        rustix::fs::futimens(&file, &times(attributes))?;
         Ok(())
     }
 
@@ -269,16 +220,13 @@ impl Unpacker<'_> {
         for (key, value) in &attributes.xattrs {
             xattr::set(parent, name, key, value)?;
         }
-        rustix::fs::utimensat(parent, name, &attributes.times, AtFlags::SYMLINK_NOFOLLOW)?;
+        rustix::fs::utimensat(parent, name, &times(attributes), AtFlags::SYMLINK_NOFOLLOW)?;
         Ok(())
     }
 
     fn root_attributes(&mut self, kind: EntryType, attributes: &Attributes) -> io::Result<()> {
         if kind != EntryType::Directory {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the root is no directory",
-            ));
+            return Err(invalid("the root is no directory"));
         }
         let root = self.root.open_in_root(
             Path::new(""),
@@ -292,9 +240,50 @@ impl Unpacker<'_> {
         )?;
         rustix::fs::fchmod(&root, Mode::from_raw_mode(attributes.mode))?;
         self.pending.implied.remove(Path::new(""));
-        self.directories
-            .push((PathBuf::new(), attributes.times.clone()));
+        self.directories.push((PathBuf::new(), times(attributes)));
         Ok(())
+    }
+
+    /// Makes something; when the name is taken, removes what is there and tries again.
+    fn replacing(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        mut make: impl FnMut() -> Result<(), Errno>,
+    ) -> io::Result<()> {
+        match make() {
+            Err(Errno::EXIST) => {
+                self.remove(parent, name)?;
+                Ok(make()?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Removes what has a name, and what is pending in it.
+    fn remove(&mut self, parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        remove_all(parent, name)?;
+        let path = self.real(parent, name)?;
+        let inside = self.links.range(path.clone()..).map(|(name, _)| name);
+        let inside: Vec<PathBuf> = inside
+            .take_while(|name| name.starts_with(&path))
+            .cloned()
+            .collect();
+        for name in inside {
+            self.links.remove(&name);
+        }
+        Ok(())
+    }
+
+    /// The name of an entry of an open directory from the root, without symbolic links.
+    fn real(&self, parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<PathBuf> {
+        let path = |fd: BorrowedFd<'_>| -> io::Result<PathBuf> {
+            let path = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), [])?;
+            Ok(PathBuf::from(OsString::from_vec(path.into_bytes())))
+        };
+        let (root, parent) = (path(self.root.as_fd())?, path(parent)?);
+        let within = parent.strip_prefix(&root).map_err(io::Error::other)?;
+        Ok(within.join(name))
     }
 
     fn whiteout(&mut self, parent: BorrowedFd<'_>, name: &OsStr, hidden: &[u8]) -> io::Result<()> {
@@ -321,34 +310,55 @@ impl Unpacker<'_> {
         path: &Path,
         target: &Path,
     ) -> io::Result<()> {
-        let Some((directory, file)) = self.root.parent(target).or_else(|error| {
-            if error.kind() == io::ErrorKind::NotFound {
-                Ok(None)
-            } else {
-                Err(error)
+        let (directory, file) = match self.root.parent(target) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Err(invalid("a hard link to the root")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return self.link_below(parent, name, target);
             }
-        })?
-        else {
-            self.pending
-                .links
-                .push((path.to_owned(), target.to_owned()));
-            return Ok(());
+            Err(error) => return Err(error),
         };
         if target == path {
             return Ok(());
         }
-        let linked = replacing(parent, name, || {
-            rustix::fs::linkat(&directory, &file, parent, name, AtFlags::empty())
-        });
+        let link = |name: &OsStr| -> io::Result<()> {
+            let flags = AtFlags::empty();
+            Ok(rustix::fs::linkat(&directory, &file, parent, name, flags)?)
+        };
+        let linked = match link(name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // What is replaced may be the directory that the file is in.
+                let other = OsString::from(format!(".corten-{:016x}", rand::random::<u64>()));
+                link(&other)
+                    .and_then(|()| self.remove(parent, name))
+                    .and_then(|()| Ok(rustix::fs::renameat(parent, &other, parent, name)?))
+            }
+            linked => linked,
+        };
         match linked {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.pending
+                // Perhaps it is a link to such a link.
+                let first = self
                     .links
-                    .push((path.to_owned(), target.to_owned()));
-                Ok(())
+                    .get(&self.real(directory.as_fd(), &file)?)
+                    .cloned();
+                self.link_below(parent, name, first.as_deref().unwrap_or(target))
             }
             other => other,
         }
+    }
+
+    /// A link to what the layer does not carry; whatever has its name is replaced.
+    fn link_below(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        target: &Path,
+    ) -> io::Result<()> {
+        self.remove(parent, name)?;
+        self.links
+            .insert(self.real(parent, name)?, target.to_owned());
+        Ok(())
     }
 
     /// The directory an entry goes into, made where it is missing.
@@ -383,13 +393,22 @@ impl Unpacker<'_> {
                 }
                 Err(error) => return Err(error.into()),
             }
+            rustix::fs::chownat(
+                &directory,
+                &name,
+                Some(Uid::ROOT),
+                Some(Gid::ROOT),
+                AtFlags::SYMLINK_NOFOLLOW,
+            )?;
             rustix::fs::chmodat(
                 &directory,
                 &name,
                 Mode::from_raw_mode(0o755),
                 AtFlags::empty(),
             )?;
-            self.pending.implied.insert(sofar.clone());
+            let path = self.real(directory.as_fd(), &name)?;
+            self.pending.implied.insert(path.clone());
+            self.directories.push((path, EPOCH));
         }
         self.root.directory(path)
     }
@@ -397,29 +416,65 @@ impl Unpacker<'_> {
     fn finish(mut self) -> Result<(u64, Pending), StoreError> {
         // Deepest last made, first set: setting a time changes no other directory's.
         for (path, times) in std::mem::take(&mut self.directories) {
-            let set = match self.root.parent(&path) {
-                Ok(Some((parent, name))) => {
-                    rustix::fs::utimensat(&parent, &name, &times, AtFlags::SYMLINK_NOFOLLOW)
-                        .map_err(io::Error::from)
-                }
-                Ok(None) => rustix::fs::utimensat(self.root, ".", &times, AtFlags::empty())
-                    .map_err(io::Error::from),
-                Err(error) => Err(error),
-            };
+            let set = self.still(&path, OFlags::DIRECTORY).and_then(|fd| {
+                let flags = AtFlags::EMPTY_PATH;
+                Ok(rustix::fs::utimensat(fd, "", &times, flags)?)
+            });
             match set {
-                // Replaced by a later entry.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
+                Err(error) if !is_gone(&error) => {
                     return Err(StoreError::BadEntry {
                         entry: path.display().to_string(),
                         reason: error.to_string(),
                     });
                 }
-                Ok(()) => {}
+                // Replaced by a later entry.
+                _ => {}
             }
         }
+        self.forget_replaced();
         Ok((self.content, self.pending))
     }
+}
+
+impl Unpacker<'_> {
+    /// Opens what has that very name still, not a link that took its place.
+    fn still(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
+        let flags = OFlags::PATH | OFlags::CLOEXEC | flags;
+        Ok(rustix::fs::openat2(
+            self.root,
+            path,
+            flags,
+            Mode::empty(),
+            resolve,
+        )?)
+    }
+
+    /// What was pending and then replaced by a later entry is pending no more.
+    fn forget_replaced(&mut self) {
+        let mut pending = std::mem::take(&mut self.pending);
+        let is_directory = |path: &PathBuf| self.still(path, OFlags::DIRECTORY).is_ok();
+        pending.implied.retain(is_directory);
+        let links = std::mem::take(&mut self.links).into_iter();
+        let still = links.filter(|(name, _)| {
+            let parent = name.parent().unwrap_or(Path::new(""));
+            self.still(parent, OFlags::DIRECTORY).is_ok()
+                && self.still(name, OFlags::NOFOLLOW).is_err()
+        });
+        pending.links = still.collect();
+        self.pending = pending;
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    [Errno::NOENT, Errno::NOTDIR, Errno::LOOP]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// A cached directory may have been replaced by a later entry of the same name.
@@ -429,128 +484,20 @@ fn is_current(fd: &OwnedFd, root: &RootFd, path: &Path) -> bool {
     rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_nlink > 0)
 }
 
-/// Makes something; when the name is taken, removes what is there and tries again.
-fn replacing(
-    parent: BorrowedFd<'_>,
-    name: &OsStr,
-    mut make: impl FnMut() -> Result<(), Errno>,
-) -> io::Result<()> {
-    match make() {
-        Err(Errno::EXIST) => {
-            remove_all(parent, name)?;
-            Ok(make()?)
-        }
-        other => Ok(other?),
-    }
+/// What directories have that the tar does not list, so that a tar has one outcome.
+const EPOCH: Timestamps = at_once(0, 0);
+
+fn times(attributes: &Attributes) -> Timestamps {
+    at_once(attributes.mtime.0, attributes.mtime.1)
 }
 
-fn link_name<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<Vec<u8>> {
-    let name = entry
-        .link_name_bytes()
-        .map(std::borrow::Cow::into_owned)
-        .unwrap_or_default();
-    if name.is_empty() || name.contains(&0) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "a link without a usable target",
-        ));
-    }
-    Ok(name)
-}
-
-fn is_blank(field: &[u8]) -> bool {
-    field.iter().all(|byte| matches!(byte, 0 | b' '))
-}
-
-/// A header's number, where an empty field means 0 as other readers take it.
-///
-/// # Errors
-/// The field is neither empty nor a number.
-pub fn numeric(read: io::Result<u64>, field: &[u8]) -> io::Result<u64> {
-    match read {
-        Err(_) if is_blank(field) => Ok(0),
-        other => other,
-    }
-}
-
-fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Attributes> {
-    let header = entry.header();
-    let mut mode = match header.mode() {
-        Ok(mode) => mode & 0o7777,
-        Err(_) if is_blank(&header.as_old().mode) => 0,
-        Err(error) => return Err(error),
-    };
-    let mut uid = numeric(header.uid(), &header.as_old().uid)?;
-    let mut gid = numeric(header.gid(), &header.as_old().gid)?;
-    // Times before 1970 are written in base 256, which reads as a huge number.
-    let seconds = numeric(header.mtime(), &header.as_old().mtime)?;
-    let mut time = (i64::from_ne_bytes(seconds.to_ne_bytes()), 0);
-    let mut xattrs = Vec::new();
-    if header.entry_type() == EntryType::Symlink {
-        mode = 0o777;
-    }
-    let bad = |what: &str| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("PAX {what} is malformed"),
-        )
-    };
-    if let Some(extensions) = entry.pax_extensions()? {
-        for extension in extensions {
-            let extension = extension?;
-            let (key, value) = (extension.key_bytes(), extension.value_bytes());
-            let text = || std::str::from_utf8(value).unwrap_or_default();
-            match key {
-                b"uid" => uid = text().parse().map_err(|_| bad("uid"))?,
-                b"gid" => gid = text().parse().map_err(|_| bad("gid"))?,
-                b"mtime" => time = pax_time(text()).ok_or_else(|| bad("mtime"))?,
-                _ => {
-                    let name = key
-                        .strip_prefix(b"SCHILY.xattr.")
-                        .or_else(|| key.strip_prefix(b"LIBARCHIVE.xattr."));
-                    if let Some(name) = name
-                        && key.starts_with(b"SCHILY")
-                        && xattr::may_be_in_a_layer(OsStr::from_bytes(name))
-                    {
-                        xattrs.push((OsString::from_vec(name.to_vec()), value.to_vec()));
-                    }
-                }
-            }
-        }
-    }
-    let id = |value: u64| u32::try_from(value).map_err(|_| bad("owner"));
+const fn at_once(tv_sec: i64, nanos: u32) -> Timestamps {
     let time = Timespec {
-        tv_sec: time.0,
-        tv_nsec: time.1,
+        tv_sec,
+        tv_nsec: nanos as _,
     };
-    Ok(Attributes {
-        mode,
-        uid: id(uid)?,
-        gid: id(gid)?,
-        times: Timestamps {
-            last_access: time,
-            last_modification: time,
-        },
-        xattrs,
-    })
-}
-
-/// Seconds with a decimal fraction, perhaps negative, as seconds and nanoseconds.
-fn pax_time(text: &str) -> Option<(i64, i64)> {
-    let (negative, text) = text
-        .strip_prefix('-')
-        .map_or((false, text), |rest| (true, rest));
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let seconds: i64 = seconds.parse().ok()?;
-    let digits: String = fraction
-        .chars()
-        .chain("000000000".chars())
-        .take(9)
-        .collect();
-    let nanos: i64 = digits.parse().ok()?;
-    Some(match (negative, nanos) {
-        (false, _) => (seconds, nanos),
-        (true, 0) => (-seconds, 0),
-        (true, _) => (-seconds - 1, 1_000_000_000 - nanos),
-    })
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
 }

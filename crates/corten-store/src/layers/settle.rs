@@ -5,7 +5,7 @@
 //! file (with overlayfs a link cannot reach into another layer). Both are settled when the
 //! layer is first mounted on something, once; nearly always a layer only ever has one base.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -16,7 +16,7 @@ use rusqlite::OptionalExtension;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
 
 use super::apply::Pending;
-use super::{Layers, Upper};
+use super::{Layers, Upper, xattr};
 use crate::error::StoreError;
 use crate::rooted::RootFd;
 
@@ -79,19 +79,48 @@ pub(super) fn settle(layer: &RootFd, below: &RootFd, pending: &Pending) -> io::R
             _ => continue,
         };
         if let Some((parent, name)) = layer.parent(directory)? {
-            inherit(parent.as_fd(), &name, &stat)?;
+            inherit(parent.as_fd(), &name, &stat, &xattrs(below, directory)?)?;
         }
     }
     Ok(())
 }
 
-fn inherit(parent: std::os::fd::BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Result<()> {
+/// The extended attributes that something below has and a layer may have.
+pub(super) fn xattrs(below: &RootFd, path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+    let Some((parent, name)) = below.parent(path)? else {
+        return Ok(Vec::new());
+    };
+    let mut found = xattr::list(parent.as_fd(), &name)?;
+    found.retain(|(key, _)| !xattr::is_overlays(key));
+    Ok(found)
+}
+
+/// A hard link to what cannot be copied.
+pub(super) fn uncopyable(name: &Path, kind: FileType) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!(
+            "hard link {} to a {kind:?} of a layer below",
+            name.display()
+        ),
+    )
+}
+
+fn inherit(
+    parent: std::os::fd::BorrowedFd<'_>,
+    name: &OsStr,
+    stat: &Stat,
+    xattrs: &[(OsString, Vec<u8>)],
+) -> io::Result<()> {
     let flags = AtFlags::SYMLINK_NOFOLLOW;
     let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     rustix::fs::chownat(parent, name, Some(uid), Some(gid), flags)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
         let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
         rustix::fs::chmodat(parent, name, mode, AtFlags::empty())?;
+    }
+    for (key, value) in xattrs {
+        xattr::set(parent, name, key, value)?;
     }
     let times = Timestamps {
         last_access: Timespec {
@@ -131,15 +160,7 @@ fn copy_up(layer: &RootFd, below: &RootFd, name: &Path, target: &Path) -> io::Re
             let to = below.read_link(target)?;
             rustix::fs::symlinkat(&to, &parent, &file_name)?;
         }
-        other => {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!(
-                    "hard link {} to a {other:?} of a layer below",
-                    name.display()
-                ),
-            ));
-        }
+        other => return Err(uncopyable(name, other)),
     }
-    inherit(parent.as_fd(), &file_name, &stat)
+    inherit(parent.as_fd(), &file_name, &stat, &xattrs(below, target)?)
 }

@@ -1,0 +1,217 @@
+//! What one entry of a layer's tar says: names, links, attributes with PAX records applied,
+//! and the bounds on all of them. Both forms of layers are unpacked from this.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use tar::{Archive, EntryType};
+
+use super::xattr;
+use crate::error::StoreError;
+use crate::rooted::normal;
+
+/// Entries one layer may have.
+const MAX_ENTRIES: u64 = 10_000_000;
+/// Bytes of content one layer may unpack to (a sparse entry of a few bytes may claim any).
+const MAX_CONTENT: u64 = 1 << 40;
+/// Components one name may have.
+const MAX_DEPTH: usize = 1024;
+/// What the names of whiteouts begin with (image-spec, layer.md).
+pub(super) const WHITEOUT: &[u8] = b".wh.";
+/// The entry that makes its directory opaque.
+pub(super) const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
+
+/// An entry's attributes, PAX records applied.
+pub(super) struct Attributes {
+    /// Permission bits.
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Seconds and nanoseconds.
+    pub(super) mtime: (i64, u32),
+    /// Those a layer may carry.
+    pub(super) xattrs: Vec<(OsString, Vec<u8>)>,
+}
+
+/// Reads a tar and hands every entry over with its cleaned name and its attributes.
+///
+/// # Errors
+/// The archive is malformed or exceeds a bound, or what `visit` says, which is told of the
+/// entry it was about.
+pub(super) fn each<R: Read>(
+    tar: R,
+    mut visit: impl FnMut(&Path, &mut tar::Entry<'_, R>, Attributes) -> io::Result<()>,
+) -> Result<(), StoreError> {
+    let mut archive = Archive::new(tar);
+    archive.set_ignore_zeros(false);
+    let (mut count, mut content) = (0_u64, 0_u64);
+    for entry in archive.entries().map_err(StoreError::BadArchive)? {
+        let mut entry = entry.map_err(StoreError::BadArchive)?;
+        count += 1;
+        if count > MAX_ENTRIES {
+            return Err(beyond(format!("more than {MAX_ENTRIES} entries")));
+        }
+        if entry.header().entry_type() == EntryType::XGlobalHeader {
+            continue;
+        }
+        content = content.saturating_add(entry.size());
+        if content > MAX_CONTENT {
+            return Err(beyond(format!("more than {MAX_CONTENT} bytes of content")));
+        }
+        let raw = entry.path_bytes().into_owned();
+        one(&raw, &mut entry, &mut visit).map_err(|error| StoreError::BadEntry {
+            entry: String::from_utf8_lossy(&raw).into_owned(),
+            reason: error.to_string(),
+        })?;
+    }
+    Ok(())
+}
+
+fn one<R: Read>(
+    raw: &[u8],
+    entry: &mut tar::Entry<'_, R>,
+    visit: &mut impl FnMut(&Path, &mut tar::Entry<'_, R>, Attributes) -> io::Result<()>,
+) -> io::Result<()> {
+    let path = normal(Path::new(OsStr::from_bytes(raw)));
+    if raw.contains(&0) {
+        return Err(invalid("its name has a NUL byte"));
+    }
+    if path.components().count() > MAX_DEPTH {
+        return Err(invalid(format!("deeper than {MAX_DEPTH} directories")));
+    }
+    let attributes = attributes(entry)?;
+    visit(&path, entry, attributes)
+}
+
+fn beyond(what: String) -> StoreError {
+    StoreError::BadArchive(invalid(what))
+}
+
+/// An error about what an archive says.
+pub(super) fn invalid(what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.into())
+}
+
+/// The target of a link.
+pub(super) fn link_name<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<Vec<u8>> {
+    let name = entry
+        .link_name_bytes()
+        .map(std::borrow::Cow::into_owned)
+        .unwrap_or_default();
+    if name.is_empty() || name.contains(&0) {
+        return Err(invalid("a link without a usable target"));
+    }
+    Ok(name)
+}
+
+fn is_blank(field: &[u8]) -> bool {
+    field.iter().all(|byte| matches!(byte, 0 | b' '))
+}
+
+/// An entry of a type that means nothing in a layer.
+pub(super) fn unknown(kind: EntryType) -> io::Error {
+    invalid(format!(
+        "unknown entry type {:?}",
+        char::from(kind.as_byte())
+    ))
+}
+
+/// Major and minor number of a device node; 0:0, which overlayfs takes for a whiteout, is
+/// refused.
+pub(super) fn device<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<(u32, u32)> {
+    let header = entry.header();
+    let numbers = (
+        header.device_major()?.unwrap_or(0),
+        header.device_minor()?.unwrap_or(0),
+    );
+    if header.entry_type() == EntryType::Char && numbers == (0, 0) {
+        return Err(invalid("character device 0:0 would hide what lies below"));
+    }
+    Ok(numbers)
+}
+
+/// A header's number, where an empty field means 0 as other readers take it.
+///
+/// # Errors
+/// The field is neither empty nor a number.
+pub fn numeric(read: io::Result<u64>, field: &[u8]) -> io::Result<u64> {
+    match read {
+        Err(_) if is_blank(field) => Ok(0),
+        other => other,
+    }
+}
+
+fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Attributes> {
+    let header = entry.header();
+    let mut mode = match header.mode() {
+        Ok(mode) => mode & 0o7777,
+        Err(_) if is_blank(&header.as_old().mode) => 0,
+        Err(error) => return Err(error),
+    };
+    let mut uid = numeric(header.uid(), &header.as_old().uid)?;
+    let mut gid = numeric(header.gid(), &header.as_old().gid)?;
+    // Times before 1970 are written in base 256, which reads as a huge number.
+    let seconds = numeric(header.mtime(), &header.as_old().mtime)?;
+    let mut time = (i64::from_ne_bytes(seconds.to_ne_bytes()), 0);
+    let mut xattrs = Vec::new();
+    if header.entry_type() == EntryType::Symlink {
+        mode = 0o777;
+    }
+    let bad = |what: &str| invalid(format!("PAX {what} is malformed"));
+    if let Some(extensions) = entry.pax_extensions()? {
+        for extension in extensions {
+            let extension = extension?;
+            let (key, value) = (extension.key_bytes(), extension.value_bytes());
+            let text = || std::str::from_utf8(value).unwrap_or_default();
+            match key {
+                b"uid" => uid = text().parse().map_err(|_| bad("uid"))?,
+                b"gid" => gid = text().parse().map_err(|_| bad("gid"))?,
+                b"mtime" => time = pax_time(text()).ok_or_else(|| bad("mtime"))?,
+                _ => {
+                    let name = key
+                        .strip_prefix(b"SCHILY.xattr.")
+                        .or_else(|| key.strip_prefix(b"LIBARCHIVE.xattr."));
+                    if let Some(name) = name
+                        && key.starts_with(b"SCHILY")
+                        && xattr::may_be_in_a_layer(OsStr::from_bytes(name))
+                    {
+                        xattrs.push((OsString::from_vec(name.to_vec()), value.to_vec()));
+                    }
+                }
+            }
+        }
+    }
+    let id = |value: u64| u32::try_from(value).map_err(|_| bad("owner"));
+    Ok(Attributes {
+        mode,
+        uid: id(uid)?,
+        gid: id(gid)?,
+        mtime: time,
+        xattrs,
+    })
+}
+
+/// Seconds with a decimal fraction, perhaps negative, as seconds and nanoseconds.
+fn pax_time(text: &str) -> Option<(i64, u32)> {
+    let (negative, text) = text
+        .strip_prefix('-')
+        .map_or((false, text), |rest| (true, rest));
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: i64 = seconds.parse().ok()?;
+    let digits: String = fraction
+        .chars()
+        .chain("000000000".chars())
+        .take(9)
+        .collect();
+    let nanos: u32 = digits.parse().ok()?;
+    Some(match (negative, nanos) {
+        (false, _) => (seconds, nanos),
+        (true, 0) => (seconds.checked_neg()?, 0),
+        (true, _) => (
+            seconds.checked_neg()?.checked_sub(1)?,
+            1_000_000_000 - nanos,
+        ),
+    })
+}
