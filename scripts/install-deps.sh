@@ -35,6 +35,7 @@ for group in $groups; do
       need nft nftables
       need ip iproute2
       need podman podman
+      need fsck.erofs erofs-utils
       need containerd containerd
       # The engine is in one package, its command line possibly in another.
       need dockerd docker.io

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use corten_db::{Database, Durability};
-use corten_store::Store;
+use corten_store::{LayerForm, Store};
 use rusqlite::{Connection, Transaction};
 use tokio::sync::watch;
 
@@ -22,6 +22,9 @@ use crate::system::System;
 use crate::volumes::Volumes;
 
 type Result<T> = std::result::Result<T, EngineError>;
+
+/// Names the form of new layers in the environment.
+const LAYER_DRIVER_VARIABLE: &str = "CORTEN_LAYER_DRIVER";
 
 /// How to open an engine.
 #[derive(Debug, Clone, Default)]
@@ -53,6 +56,16 @@ struct Inner {
     pending: Pending,
 }
 
+/// In which form layers are unpacked (docs/layers.md).
+fn layer_form() -> Result<LayerForm> {
+    match std::env::var(LAYER_DRIVER_VARIABLE) {
+        Ok(text) if !text.is_empty() => text.parse().map_err(|error| {
+            EngineError::BadParameter(format!("{LAYER_DRIVER_VARIABLE}: {error}"))
+        }),
+        _ => Ok(LayerForm::default()),
+    }
+}
+
 impl Engine {
     /// Opens (and on first use creates) the engine of a root.
     ///
@@ -73,7 +86,7 @@ impl Engine {
             corten_build::SCHEMA,
         ];
         let database = Database::open(&layout.database(), &schemas)?;
-        let store = Store::open(&root, database.clone());
+        let store = Store::open_with(&root, database.clone(), layer_form()?);
         Ok(Self(Arc::new(Inner {
             layout,
             database,

@@ -149,14 +149,17 @@ impl Store {
         for (diff_id, believed) in self.layers().all()? {
             here.insert(diff_id.clone());
             let detail = match (believed, kept.layers.contains(&diff_id)) {
-                (true, true) => continue,
-                (true, false) => "no image or container needs it",
-                (false, _) => "it was not finished before a crash",
+                (true, true) => match self.layers().verify(&diff_id)? {
+                    None => continue,
+                    Some(reason) => format!("its image is corrupt: {reason}"),
+                },
+                (true, false) => "no image or container needs it".to_owned(),
+                (false, _) => "it was not finished before a crash".to_owned(),
             };
             if repair {
                 self.layers().remove(&diff_id)?;
             }
-            findings.push(finding(FindingKind::Layer, &diff_id, detail, repair));
+            findings.push(finding(FindingKind::Layer, &diff_id, &detail, repair));
         }
         for diff_id in kept.layers.difference(&here) {
             // Only the row can be mended: the next pull or build makes the layer again.

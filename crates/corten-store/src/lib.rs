@@ -24,7 +24,9 @@ pub use blobs::{BlobWriter, Blobs, Ingest};
 pub use error::StoreError;
 pub use gc::{Finding, FindingKind, GcReport};
 pub use images::{Image, ImageId, Images, PushPlan};
-pub use layers::{Change, ChangeKind, LayerBlob, LayerInfo, Layers, Upper, WorkDir, numeric};
+pub use layers::{
+    Change, ChangeKind, LayerBlob, LayerForm, LayerInfo, Layers, Upper, WorkDir, numeric,
+};
 pub use leases::{Lease, Leases};
 pub use schema::SCHEMA;
 pub use tmp::TmpDir;
@@ -48,8 +50,14 @@ impl Store {
     /// system call: directories are made when first written to.
     #[must_use]
     pub fn open(root: &Path, database: Database) -> Self {
+        Self::open_with(root, database, LayerForm::default())
+    }
+
+    /// As [`open`](Self::open); layers are unpacked in the form that is asked for.
+    #[must_use]
+    pub fn open_with(root: &Path, database: Database, form: LayerForm) -> Self {
         let blobs = Blobs::new(root);
-        let layers = Layers::new(root, database.clone(), blobs.clone());
+        let layers = Layers::new(root, database.clone(), blobs.clone(), form);
         let images = Images::new(database.clone(), blobs.clone(), layers.clone());
         let leases = Leases::new(root, database.clone());
         Self(Arc::new(Inner {

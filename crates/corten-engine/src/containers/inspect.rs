@@ -129,15 +129,7 @@ fn graph_driver(engine: &Engine, container: &Container) -> DriverData {
         .layers
         .iter()
         .rev()
-        .map(|l| {
-            engine
-                .layout()
-                .root()
-                .join("layers")
-                .join(l.digest().hex())
-                .display()
-                .to_string()
-        })
+        .map(|l| engine.store().layers().path(l).display().to_string())
         .collect();
     let data = [
         ("LowerDir", lower.join(":")),

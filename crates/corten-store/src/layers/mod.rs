@@ -11,6 +11,7 @@ mod changes;
 mod decode;
 mod driver;
 mod entry;
+mod erofs;
 mod mount;
 mod settle;
 mod tar_header;
@@ -31,15 +32,16 @@ use flate2::{Compression, GzBuilder};
 use rusqlite::OptionalExtension;
 use rustix::fs::FlockOperation;
 
-use driver::{Directories, Driver};
+use driver::{Driver, Forms};
 
 use crate::blobs::Blobs;
 use crate::error::{StoreError, at};
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;
 
-pub use entry::numeric;
 pub use changes::{Change, ChangeKind};
+pub use driver::LayerForm;
+pub use entry::numeric;
 pub use mount::Upper;
 pub use work::WorkDir;
 
@@ -73,10 +75,10 @@ pub struct Layers {
 }
 
 impl Layers {
-    pub(crate) fn new(root: &Path, database: Database, blobs: Blobs) -> Self {
+    pub(crate) fn new(root: &Path, database: Database, blobs: Blobs, form: LayerForm) -> Self {
         let tmp = root.join("tmp");
         Self {
-            driver: Arc::new(Directories::new(root.join("layers"), tmp.clone())),
+            driver: Arc::new(Forms::new(&root.join("layers"), &tmp, form)),
             tmp,
             database,
             blobs,
@@ -193,8 +195,10 @@ impl Layers {
     }
 
     fn mount_settled(&self, stack: &[DiffId], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
-        let lowers = stack.iter().rev().map(|diff_id| self.driver.lower(diff_id));
-        let mut lowers = lowers.collect::<Result<Vec<OwnedFd>, _>>()?;
+        let mut lowers = Vec::new();
+        for diff_id in stack.iter().rev() {
+            lowers.extend(self.driver.lowers(diff_id)?);
+        }
         let enough = if matches!(upper, Upper::ReadOnly) {
             2
         } else {
@@ -329,6 +333,17 @@ impl Layers {
         };
         self.record_blob(diff_id, &blob)?;
         Ok(blob)
+    }
+
+    /// Where a layer is: a directory, or the file of an image.
+    #[must_use]
+    pub fn path(&self, diff_id: &DiffId) -> PathBuf {
+        self.driver.path(diff_id)
+    }
+
+    /// Reads a layer and tells what is wrong with it, as far as its form lets that be seen.
+    pub(crate) fn verify(&self, diff_id: &DiffId) -> Result<Option<String>, StoreError> {
+        self.driver.verify(diff_id)
     }
 
     /// Remembers that a blob is a layer.
@@ -522,5 +537,7 @@ fn boot_id() -> &'static str {
     })
 }
 
+#[cfg(test)]
+mod compared;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! Layers as a whole: unpack, archive, commit, mount; and archives that mean harm.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use corten_db::Database;
@@ -12,9 +12,23 @@ use proptest::prelude::*;
 use super::*;
 use crate::Store;
 
-fn store(dir: &Path) -> Store {
+fn store(dir: &Path, form: LayerForm) -> Store {
     let database = Database::open(&dir.join("db"), &[crate::SCHEMA]).unwrap();
-    Store::open(dir, database)
+    Store::open_with(dir, database, form)
+}
+
+/// Every test of layers holds for either form.
+macro_rules! in_both_forms {
+    ($($name:ident),* $(,)?) => {
+        mod directories {
+            use crate::LayerForm;
+            $(#[test] fn $name() { super::$name(LayerForm::Directory); })*
+        }
+        mod images {
+            use crate::LayerForm;
+            $(#[test] fn $name() { super::$name(LayerForm::Image); })*
+        }
+    };
 }
 
 fn header(kind: tar::EntryType, size: u64) -> tar::Header {
@@ -45,12 +59,22 @@ fn archive(entries: &[(&str, tar::EntryType, &str)]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
+in_both_forms!(
+    unpacks_verifies_and_archives_again,
+    hostile_archives_stay_inside,
+    a_steps_changes_become_a_layer,
+    what_a_layer_could_not_know_is_settled_on_its_base,
+    the_same_layer_at_once_is_made_once,
+    a_rotten_blob_is_refused_and_fetched_again,
+    collection_keeps_what_is_needed,
+    round_trips
+);
+
 use tar::EntryType::{Char, Directory, Link, Regular, Symlink};
 
-#[test]
-fn unpacks_verifies_and_archives_again() {
+fn unpacks_verifies_and_archives_again(form: LayerForm) {
     let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path());
+    let store = store(dir.path(), form);
     let tar = archive(&[
         ("./", Directory, ""),
         ("./a/", Directory, ""),
@@ -73,16 +97,13 @@ fn unpacks_verifies_and_archives_again() {
         .apply(Some(&diff_id), gzip.as_slice())
         .unwrap();
     assert_eq!(info.diff_id, diff_id);
-    let path = dir.path().join("layers").join(diff_id.digest().hex());
-    assert_eq!(fs::read_to_string(path.join("a/hard")).unwrap(), "hello");
-    assert_eq!(fs::read_to_string(path.join("a/f2")).unwrap(), "second");
-    assert_eq!(fs::read_link(path.join("link")).unwrap(), Path::new("a/f"));
-    assert!(
-        fs::symlink_metadata(path.join("a/gone"))
-            .unwrap()
-            .file_type()
-            .is_char_device()
-    );
+    let stack = std::slice::from_ref(&diff_id);
+    let root = RootFd::from(store.layers().mount(stack, Upper::ReadOnly).unwrap());
+    assert_eq!(root.read(Path::new("a/hard"), 9).unwrap(), b"hello");
+    assert_eq!(root.read(Path::new("link"), 9).unwrap(), b"hello");
+    assert_eq!(root.read(Path::new("abs"), 9).unwrap(), b"x");
+    assert_eq!(root.read(Path::new("a/f2"), 9).unwrap(), b"second");
+    assert_eq!(root.read_link(Path::new("link")).unwrap(), Path::new("a/f"));
     // The second time it is not read at all.
     assert_eq!(
         store.layers().apply(Some(&diff_id), io::empty()).unwrap(),
@@ -112,14 +133,13 @@ fn unpacks_verifies_and_archives_again() {
     assert!(store.sweep(false).unwrap().is_empty());
 }
 
-#[test]
-fn hostile_archives_stay_inside() {
+fn hostile_archives_stay_inside(form: LayerForm) {
     let dir = tempfile::tempdir().unwrap();
     let outside = dir.path().join("outside");
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("file"), "untouched").unwrap();
     let target = outside.display().to_string();
-    let store = store(&dir.path().join("root"));
+    let store = store(&dir.path().join("root"), form);
     for (name, entries) in [
         ("dots", vec![("../../../../outside/file", Regular, "evil")]),
         ("absolute", vec![("/../outside/file", Regular, "evil")]),
@@ -172,10 +192,9 @@ fn hostile_archives_stay_inside() {
     );
 }
 
-#[test]
-fn a_steps_changes_become_a_layer() {
+fn a_steps_changes_become_a_layer(form: LayerForm) {
     let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path());
+    let store = store(dir.path(), form);
     let base = store
         .layers()
         .apply(
@@ -227,10 +246,9 @@ fn a_steps_changes_become_a_layer() {
     assert!(store.sweep(false).unwrap().is_empty());
 }
 
-#[test]
-fn what_a_layer_could_not_know_is_settled_on_its_base() {
+fn what_a_layer_could_not_know_is_settled_on_its_base(form: LayerForm) {
     let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path());
+    let store = store(dir.path(), form);
     let mut builder = tar::Builder::new(Vec::new());
     let mut directory = header(Directory, 0);
     directory.set_mode(0o1770);
@@ -255,18 +273,35 @@ fn what_a_layer_could_not_know_is_settled_on_its_base() {
     let merged = RootFd::from(
         store
             .layers()
-            .mount(&[base.diff_id, top.diff_id], Upper::ReadOnly)
+            .mount(&[base.diff_id, top.diff_id.clone()], Upper::ReadOnly)
             .unwrap(),
     );
     let stat = merged.stat(Path::new("d")).unwrap();
     assert_eq!((stat.st_mode & 0o7777, stat.st_uid), (0o1770, 7));
     assert_eq!(merged.read(Path::new("d/linked"), 100).unwrap(), b"base");
+    drop(merged);
+    // It is settled once, and written down with the layer.
+    let mut tar = Vec::new();
+    store.layers().tar(&top.diff_id, &mut tar).unwrap();
+    let mut archive = tar::Archive::new(tar.as_slice());
+    let entries = archive.entries().unwrap().map(Result::unwrap);
+    let found: Vec<(String, u32)> = entries
+        .map(|e| {
+            (
+                e.path().unwrap().display().to_string(),
+                e.header().mode().unwrap(),
+            )
+        })
+        .collect();
+    let expected = [("d/", 0o1770), ("d/linked", 0o644), ("d/new", 0o644)];
+    assert_eq!(found, expected.map(|(name, mode)| (name.to_owned(), mode)));
+    store.layers().remove(&top.diff_id).unwrap();
+    assert_eq!(store.layers().all().unwrap().len(), 1);
 }
 
-#[test]
-fn the_same_layer_at_once_is_made_once() {
+fn the_same_layer_at_once_is_made_once(form: LayerForm) {
     let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path());
+    let store = store(dir.path(), form);
     let tar = archive(&[("f", Regular, "x")]);
     let diff_id = DiffId(Digest::of(&tar));
     std::thread::scope(|scope| {
@@ -283,10 +318,9 @@ fn the_same_layer_at_once_is_made_once() {
     assert!(store.sweep(false).unwrap().is_empty());
 }
 
-#[test]
-fn a_rotten_blob_is_refused_and_fetched_again() {
+fn a_rotten_blob_is_refused_and_fetched_again(form: LayerForm) {
     let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path());
+    let store = store(dir.path(), form);
     let tar = archive(&[("f", Regular, "x")]);
     let diff_id = DiffId(Digest::of(&tar));
     let digest = store.blobs().put_bytes(&tar).unwrap();
@@ -306,10 +340,9 @@ fn a_rotten_blob_is_refused_and_fetched_again() {
     assert!(!store.blobs().has(&digest) && !store.layers().has(&diff_id).unwrap());
 }
 
-#[test]
-fn collection_keeps_what_is_needed() {
+fn collection_keeps_what_is_needed(form: LayerForm) {
     let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path());
+    let store = store(dir.path(), form);
     let layer = |content: &str| {
         store
             .layers()
@@ -400,14 +433,12 @@ fn write_tree(path: &Path, node: &Node) {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
-
-    /// tree → archive → unpack → archive gives the same bytes.
-    #[test]
-    fn round_trips(children in proptest::collection::vec(("[a-z]{1,8}", node()), 0..5)) {
+/// tree → archive → unpack → archive gives the same bytes.
+fn round_trips(form: LayerForm) {
+    let trees = proptest::collection::vec(("[a-z]{1,8}", node()), 0..5);
+    proptest!(ProptestConfig::with_cases(32), |(children in trees)| {
         let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path());
+        let store = store(dir.path(), form);
         let work = store.layers().begin().unwrap();
         for (name, child) in &children {
             write_tree(&work.upper().join(name), child);
@@ -421,5 +452,5 @@ proptest! {
         let mut second = Vec::new();
         store.layers().tar(&again.diff_id, &mut second).unwrap();
         prop_assert!(first == second);
-    }
+    });
 }

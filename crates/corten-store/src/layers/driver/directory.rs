@@ -29,10 +29,6 @@ impl Directories {
     pub(in crate::layers) fn new(root: PathBuf, tmp: PathBuf) -> Self {
         Self { root, tmp }
     }
-
-    fn path(&self, diff_id: &DiffId) -> PathBuf {
-        self.root.join(diff_id.digest().hex())
-    }
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
@@ -75,10 +71,14 @@ impl Driver for Directories {
         self.path(diff_id).exists()
     }
 
-    fn lower(&self, diff_id: &DiffId) -> Result<OwnedFd, StoreError> {
+    fn path(&self, diff_id: &DiffId) -> PathBuf {
+        self.root.join(diff_id.digest().hex())
+    }
+
+    fn lowers(&self, diff_id: &DiffId) -> Result<Vec<OwnedFd>, StoreError> {
         let path = self.path(diff_id);
         match open_directory(&path) {
-            Ok(fd) => Ok(fd),
+            Ok(fd) => Ok(vec![fd]),
             Err(Errno::NOENT) => Err(StoreError::NoSuchLayer(diff_id.clone())),
             Err(errno) => Err(at("open", path)(errno)),
         }
@@ -115,6 +115,10 @@ impl Driver for Directories {
         };
         tar_write::write(dir.as_fd(), &mut out).map_err(at("archive", path))?;
         Ok(())
+    }
+
+    fn verify(&self, _: &DiffId) -> Result<Option<String>, StoreError> {
+        Ok(None) // nothing was remembered of its content
     }
 
     fn discard(&self, diff_id: &DiffId) -> Result<(), StoreError> {

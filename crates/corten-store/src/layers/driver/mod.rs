@@ -1,10 +1,13 @@
 //! How layers are kept on disk.
 //!
 //! Everything about a layer that depends on its form is behind [`Driver`]; rows, locks,
-//! digests and blobs are not. Today there is one form, a directory per layer
-//! ([`Directories`]); the EROFS images of DESIGN.md are to be the other.
+//! digests and blobs are not. There are two forms, a directory per layer ([`Directories`])
+//! and an EROFS image per layer ([`Images`]), and [`Forms`] which has both: it unpacks into
+//! the one that was chosen and uses each layer in the form it has.
 
 mod directory;
+mod forms;
+mod image;
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -18,7 +21,11 @@ use crate::error::StoreError;
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;
 
+pub use forms::LayerForm;
+
 pub(super) use directory::Directories;
+pub(super) use forms::Forms;
+pub(super) use image::Images;
 
 /// A layer in the temporary directory, unpacked and synced, without a name yet. It goes away
 /// unless it is published.
@@ -51,11 +58,14 @@ pub(super) trait Driver: fmt::Debug + Send + Sync {
     /// Whether something of that name is there, whole or not believed.
     fn contains(&self, diff_id: &DiffId) -> bool;
 
-    /// The layer as a directory that overlayfs takes as a lower one.
+    /// Where the layer is, for people.
+    fn path(&self, diff_id: &DiffId) -> PathBuf;
+
+    /// The layer as directories that overlayfs takes as lower ones, topmost first.
     ///
     /// # Errors
     /// [`StoreError::NoSuchLayer`], or it cannot be opened.
-    fn lower(&self, diff_id: &DiffId) -> Result<OwnedFd, StoreError>;
+    fn lowers(&self, diff_id: &DiffId) -> Result<Vec<OwnedFd>, StoreError>;
 
     /// An empty lower directory (`n`: overlayfs wants different ones), where a stack has too
     /// few layers to be mounted.
@@ -76,6 +86,12 @@ pub(super) trait Driver: fmt::Debug + Send + Sync {
     /// # Errors
     /// [`StoreError::NoSuchLayer`]; it cannot be read, or `out` fails.
     fn write_tar(&self, diff_id: &DiffId, out: &mut dyn Write) -> Result<(), StoreError>;
+
+    /// Reads the layer and tells what is wrong with it, as far as its form lets that be seen.
+    ///
+    /// # Errors
+    /// The disk cannot be read.
+    fn verify(&self, diff_id: &DiffId) -> Result<Option<String>, StoreError>;
 
     /// Takes the layer away, atomically. Missing is fine.
     ///

@@ -1,0 +1,193 @@
+//! Both forms of layers in one store.
+
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use corten_oci::DiffId;
+
+use super::{Directories, Driver, Images, Staged};
+use crate::error::{StoreError, at};
+use crate::layers::apply::Pending;
+use crate::rooted::RootFd;
+
+/// In which form layers are unpacked. Those that are here already stay as they are, and are
+/// used as they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LayerForm {
+    /// Images where the kernel can mount them, else directories.
+    Auto,
+    /// Directories: what every kernel with overlayfs can use.
+    #[default]
+    Directory,
+    /// EROFS images. Where the kernel cannot mount them, directories all the same.
+    Image,
+}
+
+impl FromStr for LayerForm {
+    type Err = String;
+
+    /// `auto`, `overlay` or `erofs`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "overlay" => Ok(Self::Directory),
+            "erofs" => Ok(Self::Image),
+            other => Err(format!(
+                "there is no layer driver \"{other}\": use auto, overlay or erofs"
+            )),
+        }
+    }
+}
+
+/// A store's layers, of whatever form.
+#[derive(Debug)]
+pub(in crate::layers) struct Forms {
+    directories: Directories,
+    images: Images,
+    form: LayerForm,
+    /// Whether this kernel mounts images here, once it was tried.
+    mounts: OnceLock<bool>,
+}
+
+impl Forms {
+    /// `root` holds the layers; `tmp` is on the same file system.
+    pub(in crate::layers) fn new(root: &Path, tmp: &Path, form: LayerForm) -> Self {
+        Self {
+            directories: Directories::new(root.into(), tmp.into()),
+            images: Images::new(root.into(), tmp.into()),
+            form,
+            mounts: OnceLock::new(),
+        }
+    }
+
+    fn mounts(&self) -> bool {
+        *self.mounts.get_or_init(|| match self.images.probe() {
+            Ok(()) => true,
+            Err(error) => {
+                let wanted = self.form == LayerForm::Image;
+                if wanted {
+                    tracing::warn!(%error, "no EROFS images here: layers are directories");
+                } else {
+                    tracing::debug!(%error, "no EROFS images here: layers are directories");
+                }
+                false
+            }
+        })
+    }
+
+    /// The form a layer has.
+    fn of(&self, diff_id: &DiffId) -> &dyn Driver {
+        if !self.directories.contains(diff_id) && self.images.contains(diff_id) {
+            &self.images
+        } else {
+            &self.directories
+        }
+    }
+
+    /// The form a layer has, and one that can be mounted: an image that another kernel wrote
+    /// becomes a directory where this one has no EROFS.
+    fn usable(&self, diff_id: &DiffId) -> Result<&dyn Driver, StoreError> {
+        if self.directories.contains(diff_id) || !self.images.contains(diff_id) {
+            return Ok(&self.directories);
+        }
+        if !self.mounts() {
+            self.convert(diff_id)?;
+            return Ok(&self.directories);
+        }
+        Ok(&self.images)
+    }
+
+    fn convert(&self, diff_id: &DiffId) -> Result<(), StoreError> {
+        let image = self.images.path(diff_id);
+        let (mut reader, mut writer) = io::pipe().map_err(at("make a pipe for", &image))?;
+        let staged = std::thread::scope(|scope| {
+            let feed = scope.spawn(move || self.images.write_tar(diff_id, &mut writer));
+            let staged = self.directories.unpack(&mut reader);
+            drop(reader);
+            match feed.join() {
+                Ok(Err(error)) if staged.is_ok() => Err(error),
+                _ => staged,
+            }
+        })?;
+        match self.directories.publish(&staged.path, diff_id, true) {
+            // Another process did the same.
+            Err(_) if self.directories.contains(diff_id) => {}
+            other => other?,
+        }
+        self.images.discard(diff_id)
+    }
+}
+
+impl Driver for Forms {
+    fn unpack(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
+        if self.form != LayerForm::Directory && self.mounts() {
+            self.images.unpack(tar)
+        } else {
+            self.directories.unpack(tar)
+        }
+    }
+
+    fn publish(&self, from: &Path, diff_id: &DiffId, durable: bool) -> Result<(), StoreError> {
+        if from.is_dir() {
+            self.directories.publish(from, diff_id, durable)
+        } else {
+            self.images.publish(from, diff_id, durable)
+        }
+    }
+
+    fn contains(&self, diff_id: &DiffId) -> bool {
+        self.of(diff_id).contains(diff_id)
+    }
+
+    fn path(&self, diff_id: &DiffId) -> PathBuf {
+        self.of(diff_id).path(diff_id)
+    }
+
+    fn lowers(&self, diff_id: &DiffId) -> Result<Vec<OwnedFd>, StoreError> {
+        self.usable(diff_id)?.lowers(diff_id)
+    }
+
+    fn empty(&self, n: u8) -> Result<OwnedFd, StoreError> {
+        self.directories.empty(n)
+    }
+
+    fn settle(
+        &self,
+        diff_id: &DiffId,
+        below: &RootFd,
+        pending: &Pending,
+    ) -> Result<(), StoreError> {
+        self.usable(diff_id)?.settle(diff_id, below, pending)
+    }
+
+    fn write_tar(&self, diff_id: &DiffId, out: &mut dyn Write) -> Result<(), StoreError> {
+        self.of(diff_id).write_tar(diff_id, out)
+    }
+
+    fn verify(&self, diff_id: &DiffId) -> Result<Option<String>, StoreError> {
+        self.of(diff_id).verify(diff_id)
+    }
+
+    fn discard(&self, diff_id: &DiffId) -> Result<(), StoreError> {
+        // Both may be there after a conversion that was cut off.
+        self.images.discard(diff_id)?;
+        self.directories.discard(diff_id)
+    }
+
+    fn list(&self) -> Result<Vec<DiffId>, StoreError> {
+        let mut all = self.directories.list()?;
+        for diff_id in self.images.list()? {
+            if !all.contains(&diff_id) {
+                all.push(diff_id);
+            }
+        }
+        Ok(all)
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.directories.sync() // the same file system
+    }
+}
