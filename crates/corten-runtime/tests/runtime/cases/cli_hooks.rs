@@ -68,9 +68,9 @@ fn moments_and_states() {
 
     bundle.create();
     let pid = bundle.pid();
-    for kind in ["prestart", "createRuntime"] {
+    for (kind, status) in [("prestart", "created"), ("createRuntime", "creating")] {
         let state = state(&file(kind));
-        assert_eq!(state["status"], "creating", "{kind}");
+        assert_eq!(state["status"], status, "{kind}");
         assert_eq!(state["pid"], pid, "{kind}");
     }
     let created = state(&file("createContainer"));
