@@ -15,6 +15,9 @@ use crate::engine::{Engine, EngineOptions};
 /// thread exists.
 #[must_use]
 pub fn main(args: &[OsString]) -> ExitCode {
+    // The host's binary stays out of the container's reach (CVE-2019-5736). Before anything
+    // is received: this executes the program again.
+    let sealed = corten_runtime::exe::seal_self();
     let launch = match Launch::receive() {
         Ok(launch) => launch,
         Err(error) => {
@@ -23,6 +26,9 @@ pub fn main(args: &[OsString]) -> ExitCode {
             return ExitCode::from(125);
         }
     };
+    if let Err(error) = sealed {
+        return give_up(launch, &error.to_string());
+    }
     let (root, id) = match args {
         [flag, root, id] if flag == "--root" => (PathBuf::from(root), id.to_string_lossy()),
         _ => return give_up(launch, "supervise: expected --root DIR ID"),
