@@ -239,7 +239,9 @@ pub(super) fn write_pid(path: Option<&Path>, pid: i32) -> Result<(), CliError> {
     let Some(path) = path else { return Ok(()) };
     let name = path.file_name().map(|name| name.to_string_lossy());
     let part = path.with_file_name(format!(".{}", name.unwrap_or_default()));
-    let written = File::create(&part)
+    // Made anew, so that nobody can have put a link there for us to write through.
+    fs::remove_file(&part).ok();
+    let written = File::create_new(&part)
         .and_then(|mut file| std::io::Write::write_all(&mut file, pid.to_string().as_bytes()))
         .and_then(|()| fs::rename(&part, path));
     written.map_err(|error| CliError::io(path.display(), error))

@@ -35,7 +35,8 @@ impl Inherited {
     }
 
     fn check(listen: u32, preserved: u32) -> Result<Self, CliError> {
-        for fd in FIRST..FIRST + listen + preserved {
+        let end = FIRST.saturating_add(listen).saturating_add(preserved);
+        for fd in FIRST..end {
             if fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_err() {
                 return Err(CliError::Refused(format!(
                     "descriptor {fd} is to be passed on, but is not open \
@@ -47,7 +48,7 @@ impl Inherited {
     }
 
     pub(super) fn count(self) -> u32 {
-        self.listen + self.preserved
+        self.listen.saturating_add(self.preserved)
     }
 
     /// Tells the program of its sockets.
