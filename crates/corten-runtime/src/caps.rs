@@ -26,7 +26,7 @@ pub(crate) const ALL: &[(Capability, u8)] = &[
 ];
 
 /// The five sets as bit masks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct CapSets {
     pub(crate) bounding: u64,
     pub(crate) effective: u64,

@@ -14,6 +14,7 @@ use corten_oci::runtime_spec::{Hook, LinuxResources, Spec};
 use crate::cgroup::{Cgroup, CgroupGuard};
 use crate::channel::{self, Message};
 use crate::error::{RuntimeError, Step};
+use crate::hidden::Hidden;
 use crate::hooks::{self, HookState};
 use crate::init::{self, ChildStdio, InitPlan};
 use crate::mounts;
@@ -417,7 +418,6 @@ fn clone(plan: &mut InitPlan, cgroup: &Cgroup) -> Result<(OwnedFd, ChildGuard), 
             plan.process.adjust_oom(&plan.proc)?;
             plan.namespaces.enter_user()?;
             init::become_namespace_root()?;
-            init::hide()?;
             Ok(plan.namespaces.clone_flags())
         });
         return Ok(match cloned? {
@@ -429,6 +429,10 @@ fn clone(plan: &mut InitPlan, cgroup: &Cgroup) -> Result<(OwnedFd, ChildGuard), 
         });
     }
     let born_into = plan.namespaces.enter_pid()?;
+    // Whoever shares the process namespace sees the child at once. An unprivileged caller
+    // has to leave it dumpable, or could not write its id mappings.
+    let privileged = rustix::process::geteuid().is_root() || !plan.namespaces.new_user;
+    let hidden = privileged.then(Hidden::now).transpose()?;
     let try_clone = || {
         sys::clone3(
             plan.namespaces.clone_flags(),
@@ -445,7 +449,7 @@ fn clone(plan: &mut InitPlan, cgroup: &Cgroup) -> Result<(OwnedFd, ChildGuard), 
             init::run(plan, theirs)
         }
         Cloned::Parent { pid, pidfd } => {
-            drop(born_into);
+            drop((hidden, born_into));
             Ok((ours, born(plan, pid, pidfd)))
         }
     }

@@ -4,7 +4,7 @@
 //! child joins all other namespaces in one `setns` by pidfd and then does what a first
 //! process does last ([`become_process`]).
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use corten_oci::runtime_spec::{LinuxNamespaceType, Process, Spec};
 use rustix::fs::{Mode, OFlags};
@@ -14,6 +14,7 @@ use crate::cgroup::{self, Cgroup};
 use crate::channel::{self, Message};
 use crate::create::{ChildGuard, child_stdio};
 use crate::error::{RuntimeError, Step};
+use crate::hidden::Hidden;
 use crate::init::{self, ChildStdio};
 use crate::namespaces::{PidGuard, relay, unprivileged};
 use crate::process::{Affinity, ProcessPlan, become_process, wire_stdio};
@@ -224,7 +225,6 @@ impl ExecPlan<'_> {
         let fail = |errno| RuntimeError::setup(Step::Namespace, "of the container", errno);
         sys::setns(self.target, libc::CLONE_NEWUSER).map_err(fail)?;
         init::become_namespace_root()?;
-        init::hide()?;
         let rest = self.namespaces & !libc::CLONE_NEWUSER | libc::CLONE_NEWPID;
         for flag in [
             libc::CLONE_NEWPID,
@@ -253,11 +253,14 @@ fn run(plan: &mut ExecPlan<'_>, channel: OwnedFd) -> ! {
     let error = match set_up(plan) {
         Ok(console) => {
             let master = console.map(|console| console.master);
+            let mut stay = vec![channel.as_raw_fd()];
+            stay.extend(master.as_ref().map(|master| master.as_raw_fd()));
             let ready = || channel::ready(channel.as_fd(), master.as_ref().map(AsFd::as_fd));
             become_process(
                 &mut plan.process,
                 &plan.proc,
                 plan.keep_fds,
+                &stay,
                 ready,
                 None,
                 || Ok(()),
@@ -278,6 +281,12 @@ fn set_up(plan: &ExecPlan<'_>) -> Result<Option<Console>, RuntimeError> {
     cgroup::join(&plan.cgroups)
         .map_err(|errno| RuntimeError::setup(Step::CgroupJoin, "", errno))?;
     plan.affinity.finish()?;
+    // What the caller has in its session keyring is nothing for the container. Still with
+    // the caller's ids: those of a user namespace may have few keys.
+    match sys::join_session_keyring(None) {
+        Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => {}
+        Err(errno) => return Err(RuntimeError::setup(Step::Keyring, "", errno)),
+    }
     if plan.namespaces != 0 {
         sys::setns(plan.target, plan.namespaces)
             .map_err(|errno| RuntimeError::setup(Step::Namespace, "of the container", errno))?;
@@ -301,26 +310,5 @@ fn set_up(plan: &ExecPlan<'_>) -> Result<Option<Console>, RuntimeError> {
                 .map_err(|errno| RuntimeError::setup(Step::Console, "", errno))?;
             Ok(Some(console))
         }
-    }
-}
-
-/// While it lives, the caller and what it clones cannot be looked into.
-struct Hidden {
-    before: rustix::process::DumpableBehavior,
-}
-
-impl Hidden {
-    fn now() -> Result<Self, RuntimeError> {
-        use rustix::process::{DumpableBehavior, dumpable_behavior, set_dumpable_behavior};
-        let fail = |errno| RuntimeError::setup(Step::Prepare, "dumpable", errno);
-        let before = dumpable_behavior().map_err(fail)?;
-        set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(fail)?;
-        Ok(Self { before })
-    }
-}
-
-impl Drop for Hidden {
-    fn drop(&mut self) {
-        rustix::process::set_dumpable_behavior(self.before).ok();
     }
 }

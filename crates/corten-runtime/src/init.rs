@@ -5,7 +5,7 @@
 //! ([`become_process`]).
 
 use std::cell::Cell;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use corten_oci::runtime_spec::Hook;
 use rustix::io::Errno;
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use crate::cgroup;
 use crate::channel;
 use crate::error::{RuntimeError, Step};
+use crate::hidden::hide;
 use crate::hooks::{self, HookState};
 use crate::namespaces::Namespaces;
 use crate::process::{ProcessPlan, become_process, wire_stdio};
@@ -80,11 +81,6 @@ fn set_up(plan: &InitPlan, channel: BorrowedFd<'_>) -> Result<Option<Console>, R
     if plan.namespaces.joined_user().is_none() {
         plan.process.adjust_oom(&plan.proc)?;
     }
-    // No process that shares the pid namespace may look into this one (its descriptors,
-    // its executable) before it has become the container's own program.
-    if !plan.namespaces.new_user {
-        hide()?;
-    }
     rustix::process::setsid().map_err(|errno| RuntimeError::setup(Step::Stdio, "setsid", errno))?;
     cgroup::join(&plan.cgroups)
         .map_err(|errno| RuntimeError::setup(Step::CgroupJoin, "", errno))?;
@@ -94,7 +90,6 @@ fn set_up(plan: &InitPlan, channel: BorrowedFd<'_>) -> Result<Option<Console>, R
     }
     if plan.namespaces.new_user {
         become_namespace_root()?;
-        hide()?;
     }
     plan.namespaces.settle(&plan.proc)?;
     if plan.namespaces.new_cgroup {
@@ -111,7 +106,7 @@ fn set_up(plan: &InitPlan, channel: BorrowedFd<'_>) -> Result<Option<Console>, R
             .map_err(|errno| RuntimeError::setup(Step::Sysctl, file.clone(), errno))?;
     }
     if let Some(name) = &plan.keyring {
-        match sys::join_session_keyring(name) {
+        match sys::join_session_keyring(Some(name)) {
             // Kernels without keys, quotas used up: the container then shares nothing
             // more than a nameless default.
             Ok(()) | Err(Errno::NOSYS | Errno::DQUOT | Errno::PERM | Errno::ACCESS) => {}
@@ -142,7 +137,7 @@ fn enter_root(plan: &InitPlan) -> Result<Option<Console>, RuntimeError> {
     let Some(rootfs) = &plan.rootfs else {
         return Ok(None);
     };
-    let root = rootfs.build()?;
+    let (root, kernel) = rootfs.build()?;
     hooks::run(
         &plan.create_container,
         "createContainer",
@@ -150,7 +145,7 @@ fn enter_root(plan: &InitPlan) -> Result<Option<Console>, RuntimeError> {
     )?;
     let console = size.map(|size| rootfs.console(&root, size)).transpose()?;
     rootfs.enter(&root)?;
-    rootfs.finish(&root)?;
+    rootfs.finish(&root, &kernel)?;
     Ok(console)
 }
 
@@ -176,6 +171,11 @@ fn go(
         Some((wait, _)) => wait.as_fd(),
         None => channel,
     };
+    let mut stay = vec![channel.as_raw_fd()];
+    stay.extend(master.as_ref().map(|master| master.as_raw_fd()));
+    if let Some((wait, report)) = &*gate {
+        stay.extend([wait.as_raw_fd(), report.as_raw_fd()]);
+    }
     let ready = || {
         let result = channel::ready(channel, master.as_ref().map(AsFd::as_fd));
         announced.set(true);
@@ -189,7 +189,7 @@ fn go(
             &hook_state.json("created", Some(own_pid())),
         )
     };
-    become_process(process, proc, *keep_fds, ready, Some(wait), last)
+    become_process(process, proc, *keep_fds, &stay, ready, Some(wait), last)
 }
 
 /// As the container sees it, which is how hooks inside know it (runtime-spec, "State").
@@ -197,18 +197,15 @@ fn own_pid() -> i32 {
     rustix::process::getpid().as_raw_pid()
 }
 
-pub(crate) fn hide() -> Result<(), RuntimeError> {
-    sys::prctl(libc::PR_SET_DUMPABLE, 0, 0)
-        .map_err(|errno| RuntimeError::setup(Step::Prepare, "dumpable", errno))
-}
-
 /// Ids 0 of the user namespace, which the caller has mapped by now. Where they are not
 /// mapped, the capabilities that come with the namespace must do.
 pub(crate) fn become_namespace_root() -> Result<(), RuntimeError> {
     match set_root_ids() {
-        Err(Errno::INVAL) => Ok(()),
-        result => result
-            .map_err(|errno| RuntimeError::setup(Step::User, "0:0 in the user namespace", errno)),
+        Ok(()) | Err(Errno::INVAL) => hide(),
+        Err(errno) => {
+            let target = "0:0 in the user namespace";
+            Err(RuntimeError::setup(Step::User, target, errno))
+        }
     }
 }
 

@@ -24,6 +24,7 @@ pub mod exe;
 pub mod exec;
 #[doc(hidden)]
 pub mod fuzzing;
+mod hidden;
 mod hooks;
 mod init;
 mod mounts;

@@ -8,6 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat};
 use rustix::io::Errno;
 
+/// How often a look-up is tried again because something was renamed meanwhile: whoever
+/// renames all the time must not keep us busy for ever.
+const MAX_TRIES: u32 = 1000;
+
 /// How many dangling links in a row are followed when creating.
 const MAX_LINKS: u32 = 40;
 
@@ -48,6 +52,7 @@ impl RootFd {
         resolve: ResolveFlags,
     ) -> Result<OwnedFd, Errno> {
         let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let mut tries = 0;
         loop {
             match openat2(
                 &self.0,
@@ -58,7 +63,7 @@ impl RootFd {
             ) {
                 // Something was renamed meanwhile and the kernel cannot tell that `..`
                 // stayed inside.
-                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::AGAIN | Errno::INTR) if tries < MAX_TRIES => tries += 1,
                 result => return result,
             }
         }
@@ -84,15 +89,23 @@ impl RootFd {
         }
     }
 
-    /// The directory `path` is in, and its last component, for creating it.
-    pub(crate) fn parent(&self, path: &str) -> Result<(OwnedFd, String), Errno> {
+    /// Opens the file of that name in the root directory itself, creating it; a link or
+    /// anything else that is there meanwhile is refused.
+    pub(crate) fn ensure_plain_file(&self, name: &str) -> Result<OwnedFd, Errno> {
+        make(self.as_fd(), name, Node::File)?;
+        self.open_with(name, OFlags::PATH, ResolveFlags::NO_SYMLINKS)
+    }
+
+    /// The directory `path` is in, reached through no symbolic link and created if it is
+    /// missing, and its last component, for creating it.
+    pub(crate) fn plain_parent(&self, path: &str) -> Result<(OwnedFd, String), Errno> {
         let clean = clean(path);
         let (parent, name) = clean.rsplit_once('/').unwrap_or(("", clean.as_str()));
         if name.is_empty() {
             return Err(Errno::INVAL);
         }
         let parent = if parent.is_empty() { "/" } else { parent };
-        Ok((self.ensure(parent, Node::Directory)?, name.to_owned()))
+        Ok((self.ensure_plain_directory(parent)?, name.to_owned()))
     }
 
     /// Component by component; each is created in a directory that has been resolved

@@ -213,18 +213,44 @@ pub(crate) fn permitted_capabilities() -> u64 {
     rustix::thread::capabilities(None).map_or(u64::MAX, |sets| sets.permitted.bits())
 }
 
-/// Marks every descriptor from `first` on close-on-exec.
-pub(crate) fn cloexec_from(first: u32) -> Result<(), Errno> {
-    // SAFETY: only sets a flag; no descriptor is closed now.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            first,
-            u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
+/// Closes every descriptor from `first` on but those in `stay`, and makes those
+/// close-on-exec.
+///
+/// For a child that goes on to `execve` or `_exit`: no value that owns one of the closed
+/// descriptors may be used or dropped afterwards.
+pub(crate) fn close_all_but(first: u32, stay: &[RawFd]) -> Result<(), Errno> {
+    let close_range = |from: u32, to: u32, flags: u32| {
+        // SAFETY: the caller ends without touching the descriptors again (see above).
+        check(unsafe { libc::syscall(libc::SYS_close_range, from, to, flags) }).map(drop)
     };
-    check(result).map(drop)
+    let mut stay: Vec<u32> = stay.iter().map(|fd| fd.unsigned_abs()).collect();
+    stay.sort_unstable();
+    let mut next = first;
+    for fd in stay {
+        if fd > next {
+            close_range(next, fd - 1, 0)?;
+        }
+        next = next.max(fd.saturating_add(1));
+    }
+    close_range(next, u32::MAX, 0)?;
+    close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+/// Closes those of the descriptors in `range` that would be closed by `execve` anyway,
+/// but those in `stay`. The same holds as for [`close_all_but`].
+pub(crate) fn close_own(range: std::ops::Range<u32>, stay: &[RawFd]) {
+    for fd in range {
+        let Ok(fd) = RawFd::try_from(fd) else { break };
+        if stay.contains(&fd) {
+            continue;
+        }
+        // SAFETY: F_GETFD takes no pointers, and any number is allowed.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+        if flags != -1 && flags & libc::FD_CLOEXEC != 0 {
+            // SAFETY: the caller ends without touching the descriptor again.
+            unsafe { libc::close(fd) };
+        }
+    }
 }
 
 /// Closes every descriptor from `first` on. For a child that uses none any more: to whoever
@@ -305,13 +331,13 @@ pub(crate) fn execve(path: &CStr, argv: &CStringList, envp: &CStringList) -> Err
     check(result.into()).err().unwrap_or(Errno::IO)
 }
 
-/// Joins a new anonymous-by-name session keyring, so that the container does not share
-/// the caller's.
-pub(crate) fn join_session_keyring(name: &CStr) -> Result<(), Errno> {
+/// Joins the session keyring of that name, or a new one without a name, so that the
+/// container does not share the caller's.
+pub(crate) fn join_session_keyring(name: Option<&CStr>) -> Result<(), Errno> {
     const KEYCTL_JOIN_SESSION_KEYRING: i64 = 1;
-    // SAFETY: the name outlives the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    let name = name.map_or(std::ptr::null(), CStr::as_ptr);
+    // SAFETY: the name outlives the call; a null pointer asks for a nameless one.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name) };
     check(result).map(drop)
 }
 

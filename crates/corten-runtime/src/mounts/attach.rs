@@ -16,22 +16,29 @@ use crate::error::{RuntimeError, Step};
 use crate::root::{Node, RootFd};
 use crate::sys::{self, MountAttr};
 
-/// Attaches all mounts in order. `read_only_later` are attributes that must wait until
-/// everything below has been mounted and created.
-pub(crate) fn attach_all(root: &RootFd, plans: &[MountPlan]) -> Result<(), RuntimeError> {
+/// Attaches all mounts in order. What must wait until everything below has been mounted
+/// and created (becoming read-only) comes last. Returned are the kernel's file systems,
+/// for protecting what is in them.
+pub(crate) fn attach_all(root: &RootFd, plans: &[MountPlan]) -> Result<Kernel, RuntimeError> {
     let mut later: Vec<(OwnedFd, &str)> = Vec::new();
+    let mut kernel = Kernel::default();
     for plan in plans {
         let fail = |errno| RuntimeError::setup(Step::Mount, plan.destination.clone(), errno);
         match &plan.kind {
             Kind::Bind(tree) => {
                 let tree = tree.open(fail)?;
                 let node = tree::node(tree.as_fd()).map_err(fail)?;
-                check_bind(root, &plan.destination, tree.as_fd())?;
                 let destination = root.ensure(&plan.destination, node).map_err(fail)?;
+                check_covered(&plan.destination, destination.as_fd(), Some(tree.as_fd()))?;
                 attach_to(tree.as_fd(), destination.as_fd()).map_err(fail)?;
+                kernel.note(&plan.destination, tree.as_fd()).map_err(fail)?;
             }
             Kind::FileSystem { kind, source } => {
-                if let Some(mount) = file_system(root, plan, kind, source)? {
+                let (mount, late) = file_system(root, plan, kind, source)?;
+                kernel
+                    .note(&plan.destination, mount.as_fd())
+                    .map_err(fail)?;
+                if late {
                     later.push((mount, &plan.destination));
                 }
             }
@@ -50,7 +57,41 @@ pub(crate) fn attach_all(root: &RootFd, plans: &[MountPlan]) -> Result<(), Runti
         sys::mount_setattr(mount.as_fd(), false, attr)
             .map_err(|errno| RuntimeError::setup(Step::Mount, destination, errno))?;
     }
-    Ok(())
+    Ok(kernel)
+}
+
+/// The mounts of procfs and sysfs at their usual places, by descriptor. What is masked or
+/// write-protected in them is looked up from there: whoever shares the directory that is
+/// the root may have renamed `/proc` meanwhile (mounts go along), and put another in its
+/// place, so that the names would lead to the wrong one (CVE-2025-31133, -52881).
+#[derive(Debug, Default)]
+pub(crate) struct Kernel(Vec<(&'static str, RootFd)>);
+
+impl Kernel {
+    fn note(&mut self, destination: &str, mount: BorrowedFd<'_>) -> Result<(), Errno> {
+        let clean = crate::root::clean(destination);
+        let Some(place) = ["/proc", "/sys"].into_iter().find(|place| *place == clean) else {
+            return Ok(());
+        };
+        let mount = rustix::io::fcntl_dupfd_cloexec(mount, 3)?;
+        self.0.retain(|(other, _)| *other != place);
+        self.0.push((place, RootFd::new(mount)));
+        Ok(())
+    }
+
+    /// From where to look `path` up, and as what.
+    pub(crate) fn find<'a>(&'a self, root: &'a RootFd, path: &str) -> (&'a RootFd, String) {
+        let clean = crate::root::clean(path);
+        for (place, mount) in &self.0 {
+            if let Some(rest) = clean.strip_prefix(place)
+                && (rest.is_empty() || rest.starts_with('/'))
+            {
+                let rest = if rest.is_empty() { "/" } else { rest };
+                return (mount, rest.to_owned());
+            }
+        }
+        (root, path.to_owned())
+    }
 }
 
 /// Attaches a detached mount to the place a descriptor names.
@@ -74,14 +115,14 @@ pub(crate) fn new_file_system(
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attr)
 }
 
-/// Makes and attaches one. Returned if it becomes read-only only when all is done: a
-/// tmpfs that holds the mount points of later mounts, such as `/dev`.
+/// Makes and attaches one. `true` if it becomes read-only only when all is done: a tmpfs
+/// that holds the mount points of later mounts, such as `/dev`.
 fn file_system(
     root: &RootFd,
     plan: &MountPlan,
     kind: &str,
     source: &str,
-) -> Result<Option<OwnedFd>, RuntimeError> {
+) -> Result<(OwnedFd, bool), RuntimeError> {
     let fail = |errno| RuntimeError::setup(Step::Mount, plan.destination.clone(), errno);
     let pseudo = matches!(kind, "proc" | "sysfs");
     let destination = if pseudo {
@@ -89,10 +130,12 @@ fn file_system(
         root.ensure_plain_directory(&plan.destination)
             .map_err(fail)?
     } else {
-        check_proc(root, &plan.destination, false)?;
         root.ensure(&plan.destination, Node::Directory)
             .map_err(fail)?
     };
+    if !pseudo {
+        check_covered(&plan.destination, destination.as_fd(), None)?;
+    }
     let options = &plan.options;
     let attr = options.whole_attr().set;
     let late = kind == "tmpfs" && attr & super::options::RDONLY != 0;
@@ -116,7 +159,7 @@ fn file_system(
     }
     attach_to(mount.as_fd(), destination.as_fd()).map_err(fail)?;
     set_propagation(mount.as_fd(), options).map_err(fail)?;
-    Ok(late.then_some(mount))
+    Ok((mount, late))
 }
 
 /// What is asked for, and nothing else.
@@ -164,6 +207,10 @@ fn configure(context: BorrowedFd<'_>, data: &[(String, Option<String>)]) -> Resu
 
 /// `PROC_SUPER_MAGIC`.
 const PROC_MAGIC: i64 = 0x9fa0;
+/// `SYSFS_MAGIC`.
+const SYSFS_MAGIC: i64 = 0x6265_6572;
+/// The inode number of a sysfs root (`kernfs` counts from there).
+const SYSFS_ROOT_INO: u64 = 1;
 
 /// Files of `/proc` that may be covered by a bind mount (what lxcfs provides, and what
 /// runc allows).
@@ -181,25 +228,33 @@ const PROC_FILES: &[&str] = &[
     "/proc/sys/crypto/fips_enabled",
 ];
 
-/// A bind mount may cover `/proc` itself only with a procfs.
-fn check_bind(root: &RootFd, destination: &str, tree: BorrowedFd<'_>) -> Result<(), RuntimeError> {
-    let from_proc = fstatfs(tree).is_ok_and(|stat| stat.f_type == PROC_MAGIC);
-    check_proc(root, destination, from_proc)
-}
-
-/// Nothing may hide procfs from the protections that are applied to it.
-fn check_proc(root: &RootFd, destination: &str, is_proc: bool) -> Result<(), RuntimeError> {
+/// Nothing may hide procfs or sysfs from the protections that are applied to them, nor
+/// from the programs that believe them: inside procfs only the files above may be covered;
+/// `/proc` and `/sys` themselves only by their like. What counts is what is there, by the
+/// descriptor that will be mounted on: a name may be a link into `/proc`, and may have
+/// become one just now.
+pub(super) fn check_covered(
+    destination: &str,
+    there: BorrowedFd<'_>,
+    tree: Option<BorrowedFd<'_>>,
+) -> Result<(), RuntimeError> {
+    let kind = |fd| fstatfs(fd).map_or(0, |stat| stat.f_type);
+    let with = tree.map_or(0, kind);
+    let refuse = |what: &str| {
+        let reason = format!("{destination} is {what}");
+        Err(RuntimeError::spec("mounts.destination", reason))
+    };
     let clean = crate::root::clean(destination);
-    if PROC_FILES.contains(&clean.as_str()) || (clean == "/proc" && is_proc) {
-        return Ok(());
+    let covered = kind(there);
+    let allowed = PROC_FILES.contains(&clean.as_str()) || (clean == "/proc" && with == PROC_MAGIC);
+    let proc = covered == PROC_MAGIC || clean == "/proc" || clean.starts_with("/proc/");
+    if proc && !allowed {
+        return refuse("inside /proc");
     }
-    // What counts is what is there, not how it is spelled: a link may lead into /proc.
-    let inside = root
-        .open(destination)
-        .is_ok_and(|there| fstatfs(&there).is_ok_and(|stat| stat.f_type == PROC_MAGIC));
-    if inside || clean == "/proc" || clean.starts_with("/proc/") {
-        let reason = format!("{destination} is inside /proc");
-        return Err(RuntimeError::spec("mounts.destination", reason));
+    let root_of_sysfs = covered == SYSFS_MAGIC
+        && rustix::fs::fstat(there).is_ok_and(|stat| stat.st_ino == SYSFS_ROOT_INO);
+    if (root_of_sysfs || clean == "/sys") && with != SYSFS_MAGIC {
+        return refuse("the place of sysfs");
     }
     Ok(())
 }

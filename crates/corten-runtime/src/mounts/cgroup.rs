@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use super::attach::{attach_to, new_file_system, set_propagation};
+use super::attach::{attach_to, check_covered, new_file_system, set_propagation};
 use super::options::{NODEV, NOEXEC, NOSUID, Options, RDONLY};
 use crate::cgroup::Cgroup;
 use crate::error::{RuntimeError, Step};
@@ -84,6 +84,7 @@ impl CgroupMount {
     ) -> Result<(), RuntimeError> {
         let fail = |errno| RuntimeError::setup(Step::Mount, destination.to_owned(), errno);
         let at = root.ensure(destination, Node::Directory).map_err(fail)?;
+        check_covered(destination, at.as_fd(), None)?;
         let attr = options.whole_attr().set;
         if let [(name, view)] = self.views.as_slice()
             && name.is_empty()
@@ -96,10 +97,12 @@ impl CgroupMount {
         let flags = NOSUID | NODEV | NOEXEC;
         let tmpfs = new_file_system("tmpfs", "cgroup", &data, flags).map_err(fail)?;
         attach_to(tmpfs.as_fd(), at.as_fd()).map_err(fail)?;
+        let tmpfs_root = RootFd::new(rustix::io::fcntl_dupfd_cloexec(&tmpfs, 3).map_err(fail)?);
         for (name, view) in &self.views {
-            let at = format!("{destination}/{name}");
-            let fail = |errno| RuntimeError::setup(Step::Mount, at.clone(), errno);
-            let directory = root.ensure(&at, Node::Directory).map_err(fail)?;
+            let fail =
+                |errno| RuntimeError::setup(Step::Mount, format!("{destination}/{name}"), errno);
+            // In the file system just made, not by a name that may lead elsewhere by now.
+            let directory = tmpfs_root.ensure(name, Node::Directory).map_err(fail)?;
             let mount = mount(view, attr).map_err(fail)?;
             attach_to(mount.as_fd(), directory.as_fd()).map_err(fail)?;
         }

@@ -42,7 +42,8 @@ fn copy_directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: u32) -> Resul
                 copy_directory(source.as_fd(), target.as_fd(), depth)?;
             }
             FileType::RegularFile => {
-                let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                // Whoever shares the directory may have put a pipe there meanwhile.
+                let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let mut source = File::from(openat(from, name, read, Mode::empty())?);
                 let mut target = File::from(openat(to, name, write, Mode::RUSR | Mode::WUSR)?);

@@ -1,31 +1,37 @@
 //! The child's side: from a process inside the container's namespaces to the program.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
-use rustix::fs::{Gid, Mode, Uid};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::{ProcessPlan, lookup, user};
 use crate::channel;
 use crate::error::{ExecErrno, RuntimeError, Step};
+use crate::hidden::hide;
 use crate::procfs::Proc;
 use crate::sys;
+
+/// Linux's own default bound of descriptor numbers (`fs.nr_open`).
+const MAX_DESCRIPTORS: u32 = 1 << 20;
 
 /// Becomes the program. The descriptors 0, 1, 2 are in place, the root is the
 /// container's. `ready` is called when nothing but the `execve` is left to do, then the
 /// gate is waited for (one byte lets the child go on, the end of file makes it give up);
-/// `last` runs after it.
+/// `last` runs after it. `stay` are the descriptors that are needed until the `execve`;
+/// all others but the preserved ones are closed long before it.
 ///
 /// Returns only on failure.
 pub(crate) fn become_process(
     plan: &mut ProcessPlan,
     proc: &Proc,
     keep_fds: u32,
+    stay: &[RawFd],
     ready: impl FnOnce() -> Result<(), RuntimeError>,
     gate: Option<BorrowedFd<'_>>,
     last: impl FnOnce() -> Result<(), RuntimeError>,
 ) -> RuntimeError {
-    match prepare(plan, proc, keep_fds, ready, gate, last) {
+    match prepare(plan, proc, keep_fds, stay, ready, gate, last) {
         Ok(program) => execute(plan, &program),
         Err(error) => error,
     }
@@ -35,6 +41,7 @@ fn prepare(
     plan: &mut ProcessPlan,
     proc: &Proc,
     keep_fds: u32,
+    stay: &[RawFd],
     ready: impl FnOnce() -> Result<(), RuntimeError>,
     gate: Option<BorrowedFd<'_>>,
     last: impl FnOnce() -> Result<(), RuntimeError>,
@@ -58,9 +65,14 @@ fn prepare(
     }
     plan.attributes.apply()?;
     set_rlimits(plan)?;
-    // Everything opened so far ends with the execve; preserved descriptors are the
-    // caller's explicit wish.
-    sys::cloexec_from(3 + keep_fds).map_err(fail(Step::CloseFds, ""))?;
+    // Close-on-exec would be too late: working directory, program and interpreters are
+    // looked up before the execve closes anything, and any of them may be named
+    // `/proc/self/fd/N/…` (CVE-2024-21626). Preserved descriptors are the caller's
+    // explicit wish, but only those it passed: not ours that happen to have such numbers.
+    // Before the seccomp filter, which need not allow this.
+    let first = keep_fds.saturating_add(3).min(MAX_DESCRIPTORS);
+    sys::close_own(3..first, stay);
+    sys::close_all_but(first, stay).map_err(fail(Step::CloseFds, ""))?;
 
     // As root first: the directory may be closed to the user, as it is in the shell's `su`.
     let entered = rustix::process::chdir(&plan.cwd);
@@ -79,9 +91,7 @@ fn prepare(
     } else {
         load_filter(plan)?;
     }
-    if let Some(caps) = &plan.caps {
-        caps.apply().map_err(fail(Step::Capabilities, ""))?;
-    }
+    plan.caps.apply().map_err(fail(Step::Capabilities, ""))?;
     let program =
         lookup::find(&plan.program, plan.path_variable.as_deref(), plan.own).map_err(|reason| {
             RuntimeError::Exec {
@@ -140,8 +150,8 @@ fn set_label(proc: &Proc, label: &super::Label) -> Result<(), Errno> {
 }
 
 /// Gives the standard streams to the user, so that `/dev/stdout` can be opened by it
-/// (runc does the same). What is not ours to give (a device, a read-only file system)
-/// stays as it is.
+/// (runc does the same). Only what was made for the process: a device of the host that is
+/// no terminal, or a file that it may only read, keeps its owner.
 fn own_stdio(uid: u32) {
     for fd in [
         rustix::stdio::stdin(),
@@ -151,9 +161,14 @@ fn own_stdio(uid: u32) {
         let Ok(stat) = rustix::fs::fstat(fd) else {
             continue;
         };
-        let null = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device()
-            && stat.st_rdev == rustix::fs::makedev(1, 3);
-        if stat.st_uid != uid && !null {
+        let given = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Fifo | FileType::Socket => true,
+            FileType::CharacterDevice => rustix::termios::isatty(fd),
+            FileType::RegularFile => rustix::fs::fcntl_getfl(fd)
+                .is_ok_and(|flags| matches!(flags & OFlags::RWMODE, OFlags::WRONLY | OFlags::RDWR)),
+            _ => false,
+        };
+        if stat.st_uid != uid && given {
             rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), None).ok();
         }
     }
@@ -185,11 +200,10 @@ fn change_user(plan: &ProcessPlan) -> Result<(), RuntimeError> {
         .map_err(caps_fail)?
         .permitted
         .bits();
-    if let Some(caps) = &plan.caps {
-        caps.apply_bounding(plan.last_capability)
-            .map_err(caps_fail)?;
-        sys::prctl(libc::PR_SET_KEEPCAPS, 1, 0).map_err(caps_fail)?;
-    }
+    plan.caps
+        .apply_bounding(plan.last_capability)
+        .map_err(caps_fail)?;
+    sys::prctl(libc::PR_SET_KEEPCAPS, 1, 0).map_err(caps_fail)?;
     // Without additional groups the list is emptied: the caller's groups must not leak
     // in. A user namespace may forbid setgroups, and then there is nothing to inherit.
     let groups = plan.groups.as_deref().unwrap_or_default();
@@ -202,13 +216,11 @@ fn change_user(plan: &ProcessPlan) -> Result<(), RuntimeError> {
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(fail)?;
     let uid = Uid::from_raw(plan.uid);
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(fail)?;
-    if plan.caps.is_some() {
-        sys::prctl(libc::PR_SET_KEEPCAPS, 0, 0).map_err(caps_fail)?;
-        if plan.uid != 0 {
-            sys::capset(held, held, 0).map_err(caps_fail)?;
-        }
+    sys::prctl(libc::PR_SET_KEEPCAPS, 0, 0).map_err(caps_fail)?;
+    if plan.uid != 0 {
+        sys::capset(held, held, 0).map_err(caps_fail)?;
     }
-    Ok(())
+    hide()
 }
 
 /// The directory entered must be below the root. `/proc/self/fd/N` and friends can name

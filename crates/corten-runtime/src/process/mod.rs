@@ -50,7 +50,8 @@ pub(crate) struct ProcessPlan {
     gid: u32,
     groups: Option<Vec<u32>>,
     umask: Option<u32>,
-    caps: Option<CapSets>,
+    /// None at all where the document does not speak of them.
+    caps: CapSets,
     last_capability: u8,
     rlimits: Vec<Rlimit>,
     no_new_privs: bool,
@@ -125,7 +126,9 @@ impl ProcessPlan {
             caps: process
                 .capabilities()
                 .as_ref()
-                .map(|sets| CapSets::from_spec(sets).restrict_to(available)),
+                .map(CapSets::from_spec)
+                .unwrap_or_default()
+                .restrict_to(available),
             last_capability: last_capability(),
             rlimits: rlimits(process),
             no_new_privs: process.no_new_privileges().unwrap_or(false),

@@ -9,9 +9,10 @@ use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
+use super::is_char_device;
 use crate::error::{RuntimeError, Step};
 use crate::mounts::{attach_to, clone_tree};
-use crate::root::{Node, RootFd};
+use crate::root::RootFd;
 use crate::sandbox::TerminalSize;
 
 /// `DEVPTS_SUPER_MAGIC`.
@@ -35,7 +36,8 @@ pub(crate) fn open_console(
     let master = root
         .open_with("/dev/pts/ptmx", flags, ResolveFlags::NO_SYMLINKS)
         .map_err(fail)?;
-    if fstatfs(&master).map_err(fail)?.f_type != DEVPTS_MAGIC {
+    let is_devpts = fstatfs(&master).map_err(fail)?.f_type == DEVPTS_MAGIC;
+    if !is_devpts || !is_char_device(master.as_fd(), 5, 2) {
         return Err(fail(Errno::NODEV));
     }
     rustix::pty::unlockpt(&master).map_err(fail)?;
@@ -64,7 +66,10 @@ impl Console {
         let fail = |errno| RuntimeError::setup(Step::Console, "/dev/console", errno);
         // A link there must not make us create something elsewhere.
         let place = match root.open_with("/dev/console", OFlags::PATH, ResolveFlags::NO_SYMLINKS) {
-            Err(Errno::NOENT) => root.ensure("/dev/console", Node::File),
+            Err(Errno::NOENT) => {
+                let dev = root.ensure_plain_directory("/dev").map_err(fail)?;
+                RootFd::new(dev).ensure_plain_file("console")
+            }
             result => result,
         };
         let place = place.map_err(fail)?;

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use corten_oci::runtime_spec::{LinuxDeviceType, Spec};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat,
+    AtFlags, FileType, Gid, Mode, Uid, chownat, makedev, mknodat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -153,7 +153,8 @@ impl DevicePlan {
             let path = path.to_owned();
             move |errno| RuntimeError::setup(Step::Device, path, errno)
         };
-        let dev = root.ensure("/dev", Node::Directory).map_err(fail("/dev"))?;
+        // Through no link: an image's `/dev` must not lead into a volume.
+        let dev = root.ensure_plain_directory("/dev").map_err(fail("/dev"))?;
         for device in &self.devices {
             match &device.bound {
                 Some(bound) => bind_node(root, device, bound)?,
@@ -183,7 +184,7 @@ fn make_node(root: &RootFd, dev: &OwnedFd, device: &Device) -> Result<(), Errno>
     let (directory, name) = match device.path.strip_prefix("/dev/") {
         Some(name) if !name.contains('/') && name != ".." => (dev.as_fd(), name),
         _ => {
-            (parent, name) = root.parent(&device.path)?;
+            (parent, name) = root.plain_parent(&device.path)?;
             (parent.as_fd(), name.as_str())
         }
     };
@@ -191,6 +192,8 @@ fn make_node(root: &RootFd, dev: &OwnedFd, device: &Device) -> Result<(), Errno>
     match mknodat(directory, name, device.kind, mode, device.device) {
         Ok(()) => {}
         // Whatever the image has there must be just that device, and no link to another.
+        // It is made anew: changing the mode of what a name leads to could change a file
+        // of the host, if the name was replaced by a link meanwhile.
         Err(Errno::EXIST) => {
             let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
             let same = FileType::from_raw_mode(stat.st_mode) == device.kind
@@ -198,7 +201,10 @@ fn make_node(root: &RootFd, dev: &OwnedFd, device: &Device) -> Result<(), Errno>
             if !same {
                 return Err(Errno::EXIST);
             }
-            chmodat(directory, name, mode, AtFlags::empty())?;
+            if Mode::from_raw_mode(stat.st_mode) != mode {
+                unlinkat(directory, name, AtFlags::empty())?;
+                mknodat(directory, name, device.kind, mode, device.device)?;
+            }
         }
         Err(errno) => return Err(errno),
     }

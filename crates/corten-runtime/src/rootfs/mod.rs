@@ -9,12 +9,12 @@ mod protect;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use corten_oci::runtime_spec::Spec;
-use rustix::fs::CWD;
+use rustix::fs::{CWD, FileType};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, mount_move, move_mount, unmount};
 
 use crate::error::{RuntimeError, Step};
-use crate::mounts::{MountPlan, Tree, attach_all, propagation_flag};
+use crate::mounts::{Kernel, MountPlan, Tree, attach_all, propagation_flag};
 use crate::namespaces::Namespaces;
 use crate::root::RootFd;
 use crate::sandbox::{Rootfs, TerminalSize};
@@ -68,9 +68,18 @@ impl RootfsPlan {
                     .map_err(|errno| RuntimeError::setup(Step::Rootfs, "", errno))?;
                 Tree::Open(tree)
             }
-            Rootfs::Path(path) => Tree::whole(&path, first, namespaces).map_err(|errno| {
-                RuntimeError::setup(Step::Rootfs, path.display().to_string(), errno)
-            })?,
+            Rootfs::Path(path) => {
+                // A link would let whoever can replace it choose another root.
+                let kind =
+                    rustix::fs::lstat(&path).map(|stat| FileType::from_raw_mode(stat.st_mode));
+                if kind.is_ok_and(|kind| kind.is_symlink()) {
+                    let reason = format!("{} is a symbolic link", path.display());
+                    return Err(RuntimeError::spec("root.path", reason));
+                }
+                Tree::whole(&path, first, namespaces).map_err(|errno| {
+                    RuntimeError::setup(Step::Rootfs, path.display().to_string(), errno)
+                })?
+            }
         };
         let cwd = spec
             .process()
@@ -93,7 +102,7 @@ impl RootfsPlan {
     }
 
     /// Child: attaches the root and everything below it.
-    pub(crate) fn build(&self) -> Result<RootFd, RuntimeError> {
+    pub(crate) fn build(&self) -> Result<(RootFd, Kernel), RuntimeError> {
         let fail = |errno| RuntimeError::setup(Step::Rootfs, "", errno);
         // Nothing that happens from here on may reach the host.
         let host = rustix::fs::open(
@@ -113,9 +122,9 @@ impl RootfsPlan {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(&root, "", CWD, "/", flags).map_err(fail)?;
         let root = RootFd::new(root);
-        attach_all(&root, &self.mounts)?;
+        let kernel = attach_all(&root, &self.mounts)?;
         self.devices.make(&root)?;
-        Ok(root)
+        Ok((root, kernel))
     }
 
     /// Child: makes the new root the root, and lets go of the old one.
@@ -135,7 +144,7 @@ impl RootfsPlan {
 
     /// Child: masks and write-protects; creates the working directory before the root
     /// becomes read-only.
-    pub(crate) fn finish(&self, root: &RootFd) -> Result<(), RuntimeError> {
+    pub(crate) fn finish(&self, root: &RootFd, kernel: &Kernel) -> Result<(), RuntimeError> {
         root.ensure(&self.cwd, crate::root::Node::Directory)
             .map_err(|errno| RuntimeError::setup(Step::Cwd, self.cwd.clone(), errno))
             .or_else(|error| match error.errno() {
@@ -145,7 +154,7 @@ impl RootfsPlan {
                 }
                 _ => Err(error),
             })?;
-        self.protect.apply(root)?;
+        self.protect.apply(root, kernel)?;
         if self.readonly {
             let attr = MountAttr {
                 set: crate::mounts::RDONLY,

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::is_char_device;
 use crate::error::{RuntimeError, Step};
-use crate::mounts::{RDONLY, Tree, TreeFd, attach_to, clone_tree, new_file_system};
+use crate::mounts::{Kernel, RDONLY, Tree, TreeFd, attach_to, clone_tree, new_file_system};
 use crate::namespaces::Namespaces;
 use crate::root::RootFd;
 use crate::sys::{self, MountAttr};
@@ -44,7 +44,7 @@ impl ProtectPlan {
     }
 
     /// Child: applies both lists; paths that do not exist need no protection.
-    pub(super) fn apply(&self, root: &RootFd) -> Result<(), RuntimeError> {
+    pub(super) fn apply(&self, root: &RootFd, kernel: &Kernel) -> Result<(), RuntimeError> {
         let null = self.null.as_ref().map(open_null).transpose()?;
         let mut covers = Covers {
             null: null.as_ref().map(AsFd::as_fd),
@@ -52,12 +52,14 @@ impl ProtectPlan {
             directory: None,
         };
         for path in &self.readonly {
-            make_readonly(root, path)
+            let (from, name) = kernel.find(root, path);
+            make_readonly(from, &name)
                 .map_err(|errno| RuntimeError::setup(Step::Readonly, path.clone(), errno))?;
         }
         for path in &self.masked {
+            let (from, name) = kernel.find(root, path);
             covers
-                .mask(root, path)
+                .mask(from, &name)
                 .map_err(|errno| RuntimeError::setup(Step::Mask, path.clone(), errno))?;
         }
         Ok(())
