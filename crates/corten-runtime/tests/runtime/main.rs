@@ -29,6 +29,13 @@ fn patience() -> u32 {
 }
 
 fn main() -> ExitCode {
+    let mut args = std::env::args();
+    if args
+        .next()
+        .is_some_and(|name| name.ends_with(cases::attacks::ATTACKER))
+    {
+        return cases::attacks::program::main(&args.collect::<Vec<_>>());
+    }
     // Called by the runtime's name, this program is the runtime's command line.
     let mut args = std::env::args_os();
     if args.next().is_some_and(|name| name == cli::NAME) {
@@ -57,6 +64,10 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let total = queue.len();
+    // Not this very file: the runtime does not execute its own.
+    let attacker = tempfile::NamedTempFile::new().unwrap();
+    std::fs::copy(std::env::current_exe().unwrap(), attacker.path()).unwrap();
+    let attacker = attacker.into_temp_path();
     let queue = Mutex::new(queue);
     let failed = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -66,7 +77,7 @@ fn main() -> ExitCode {
                     let Some((name, _)) = queue.lock().unwrap().pop() else {
                         return;
                     };
-                    let (ok, output) = run(name);
+                    let (ok, output) = run(name, &attacker);
                     println!("test {name} ... {}", if ok { "ok" } else { "FAILED" });
                     if !ok {
                         failed.lock().unwrap().push((name, output));
@@ -93,10 +104,11 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(name: &str) -> (bool, String) {
+fn run(name: &str, attacker: &std::path::Path) -> (bool, String) {
     let mut output = tempfile::tempfile().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
         .env(CASE, name)
+        .env(cases::attacks::ATTACKER_FILE, attacker)
         .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(output.try_clone().unwrap())

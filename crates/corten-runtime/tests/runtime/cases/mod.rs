@@ -1,5 +1,6 @@
 //! All cases.
 
+pub mod attacks;
 mod attributes;
 mod cli_checkpoint;
 mod cli_crash;
@@ -41,4 +42,7 @@ pub fn all() -> Vec<Case> {
         cli_checkpoint::CASES,
     ]
     .concat()
+    .into_iter()
+    .chain(attacks::all())
+    .collect()
 }
