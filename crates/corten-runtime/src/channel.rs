@@ -24,6 +24,9 @@ pub(crate) enum Message {
     Namespaces,
     /// From the process in between: the child's pid and pidfd.
     Born(i32, OwnedFd),
+    /// Its seccomp filter notifies, through this descriptor (a number of the child's); the
+    /// caller takes a copy, then answers.
+    Listener(i32),
     /// Nothing but the `execve` is left; the terminal's master side, if there is one.
     Ready(Option<OwnedFd>),
     /// It has failed and ends.
@@ -66,6 +69,19 @@ pub(crate) fn read_byte(fd: BorrowedFd<'_>) -> Result<Option<u8>, Errno> {
 pub(crate) fn namespaces_made(fd: BorrowedFd<'_>) -> Result<(), RuntimeError> {
     let fail = |errno| RuntimeError::setup(Step::Sync, "", errno);
     rustix::io::write(fd, &[NAMESPACES]).map_err(fail)?;
+    match read_byte(fd).map_err(fail)? {
+        Some(_) => Ok(()),
+        None => Err(fail(Errno::PIPE)),
+    }
+}
+
+/// Child: "take a copy of my notification descriptor", and waits for the answer. The
+/// number goes up by `write`, the only call that is needed before the listener knows (and
+/// that a profile therefore must not notify).
+pub(crate) fn listener(fd: BorrowedFd<'_>, number: i32) -> Result<(), RuntimeError> {
+    let fail = |errno| RuntimeError::setup(Step::Listener, "", errno);
+    let [a, b, c, d] = number.to_le_bytes();
+    rustix::io::write(fd, &[LISTENER, a, b, c, d]).map_err(fail)?;
     match read_byte(fd).map_err(fail)? {
         Some(_) => Ok(()),
         None => Err(fail(Errno::PIPE)),
@@ -154,6 +170,7 @@ pub(crate) fn receive(fd: BorrowedFd<'_>) -> Result<Message, RuntimeError> {
         },
         Some((&NAMESPACES, _)) => Ok(Message::Namespaces),
         Some((&READY, _)) => Ok(Message::Ready(console)),
+        Some((&LISTENER, &[a, b, c, d])) => Ok(Message::Listener(i32::from_le_bytes([a, b, c, d]))),
         Some(_) => Ok(Message::Failed(decode(packet))),
     }
 }
@@ -178,6 +195,7 @@ const CWD: u8 = 6;
 const HOOK: u8 = 7;
 const OTHER: u8 = 8;
 const BORN: u8 = 9;
+const LISTENER: u8 = 10;
 
 /// `kind, step, errno (4), length of the first text (2), first text, second text`.
 fn encode(error: &RuntimeError) -> Vec<u8> {

@@ -25,6 +25,7 @@ use crate::procfs::Proc;
 use crate::resctrl;
 use crate::rootfs::RootfsPlan;
 use crate::sandbox::{Rootfs, Sandbox, Stdio};
+use crate::seccomp::notify;
 use crate::status::{ExitStatus, wait_pidfd};
 use crate::sys::{self, Cloned};
 use crate::validate;
@@ -138,6 +139,12 @@ pub(crate) fn create_with(
                 }
                 channel::go(channel.as_fd())?;
             }
+            Message::Listener(number) => {
+                let state = hook_state.value("creating", Some(child.pid));
+                let listener = plan.process.listener();
+                notify::hand_over(listener, child.pidfd(), child.pid, number, &state)?;
+                channel::go(channel.as_fd())?;
+            }
             Message::Ready(console) => break console,
             Message::Failed(error) => return Err(error),
             Message::Closed | Message::Born(..) => {
@@ -191,7 +198,7 @@ impl Created {
         match channel::receive(self.channel.as_fd())? {
             Message::Closed => {}
             Message::Failed(error) => return Err(error),
-            Message::Ready(_) | Message::Namespaces | Message::Born(..) => {
+            Message::Ready(_) | Message::Namespaces | Message::Born(..) | Message::Listener(_) => {
                 return Err(RuntimeError::setup(
                     Step::Sync,
                     "",
@@ -237,7 +244,7 @@ impl ChildGuard {
         }
     }
 
-    fn pidfd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
         // Only `disarm` and `reap` take it, and they consume the guard.
         self.pidfd
             .as_ref()
@@ -463,7 +470,7 @@ fn born(plan: &mut InitPlan, pid: i32, pidfd: OwnedFd) -> ChildGuard {
     ChildGuard::new(pid, pidfd)
 }
 
-fn hook_state(id: &str, spec: &Spec, bundle: &std::path::Path) -> HookState {
+pub(crate) fn hook_state(id: &str, spec: &Spec, bundle: &std::path::Path) -> HookState {
     let annotations = spec.annotations().iter().flatten();
     HookState {
         version: spec.version().clone(),

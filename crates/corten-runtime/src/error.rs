@@ -268,6 +268,8 @@ steps! {
     NoNewPrivs = "set no_new_privs",
     /// Loading the seccomp filter.
     Seccomp = "load seccomp filter",
+    /// Handing a seccomp notification descriptor to its listener.
+    Listener = "hand the seccomp descriptor to the listener",
     /// Entering the working directory.
     Cwd = "chdir to cwd",
     /// Standard streams.

@@ -5,6 +5,7 @@
 //! process does last ([`become_process`]).
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use corten_oci::runtime_spec::{LinuxNamespaceType, Process, Spec};
 use rustix::fs::{Mode, OFlags};
@@ -12,17 +13,18 @@ use rustix::io::Errno;
 
 use crate::cgroup::{self, Cgroup};
 use crate::channel::{self, Message};
-use crate::create::{ChildGuard, child_stdio};
+use crate::create::{ChildGuard, child_stdio, hook_state};
 use crate::error::{RuntimeError, Step};
 use crate::hidden::Hidden;
 use crate::init::{self, ChildStdio};
 use crate::namespaces::{PidGuard, relay, unprivileged};
-use crate::process::{Affinity, ProcessPlan, become_process, wire_stdio};
+use crate::process::{Affinity, Creator, ProcessPlan, become_process, wire_stdio};
 use crate::procfs::Proc;
 use crate::resctrl;
 use crate::root::RootFd;
 use crate::rootfs::{Console, open_console};
 use crate::sandbox::Stdio;
+use crate::seccomp::notify;
 use crate::sys::{self, Cloned};
 
 /// The running container to execute in.
@@ -82,6 +84,9 @@ pub(crate) struct Extras {
     pub(crate) born_in: Option<OwnedFd>,
     /// `tasks` files of v1 groups to join after the container's.
     pub(crate) groups: Vec<OwnedFd>,
+    /// The container, for a seccomp listener.
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
 }
 
 pub(crate) fn exec_with(
@@ -136,10 +141,18 @@ pub(crate) fn exec_with(
         }
     };
     drop(theirs);
+    let listener = plan.process.listener().cloned();
     drop(plan);
     let mut console = None;
     loop {
         match channel::receive(ours.as_fd())? {
+            Message::Listener(number) => {
+                let state = hook_state(&extras.id, target.spec, &extras.bundle);
+                let state = state.value("running", notify::pid_of(target.pidfd));
+                let listener = listener.as_ref();
+                notify::hand_over(listener, child.pidfd(), child.pid, number, &state)?;
+                channel::go(ours.as_fd())?;
+            }
             Message::Ready(fd) => console = fd,
             Message::Closed => break,
             Message::Failed(error) => return Err(error),
@@ -255,14 +268,18 @@ fn run(plan: &mut ExecPlan<'_>, channel: OwnedFd) -> ! {
             let master = console.map(|console| console.master);
             let mut stay = vec![channel.as_raw_fd()];
             stay.extend(master.as_ref().map(|master| master.as_raw_fd()));
+            let creator = Creator {
+                channel: channel.as_fd(),
+                gate: None,
+            };
             let ready = || channel::ready(channel.as_fd(), master.as_ref().map(AsFd::as_fd));
             become_process(
                 &mut plan.process,
                 &plan.proc,
                 plan.keep_fds,
                 &stay,
+                creator,
                 ready,
-                None,
                 || Ok(()),
             )
         }

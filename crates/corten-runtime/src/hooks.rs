@@ -31,6 +31,11 @@ pub(crate) struct HookState {
 impl HookState {
     /// The state document (runtime-spec, runtime "State").
     pub(crate) fn json(&self, status: &str, pid: Option<i32>) -> String {
+        self.value(status, pid).to_string()
+    }
+
+    /// The same as a value, for documents that contain it.
+    pub(crate) fn value(&self, status: &str, pid: Option<i32>) -> serde_json::Value {
         let annotations: serde_json::Map<String, serde_json::Value> = self
             .annotations
             .iter()
@@ -46,7 +51,7 @@ impl HookState {
         if let (Some(pid), Some(map)) = (pid, state.as_object_mut()) {
             map.insert("pid".to_owned(), pid.into());
         }
-        state.to_string()
+        state
     }
 }
 

@@ -16,7 +16,7 @@ use crate::error::{RuntimeError, Step};
 use crate::hidden::hide;
 use crate::hooks::{self, HookState};
 use crate::namespaces::Namespaces;
-use crate::process::{ProcessPlan, become_process, wire_stdio};
+use crate::process::{Creator, ProcessPlan, become_process, wire_stdio};
 use crate::procfs::Proc;
 use crate::rootfs::{Console, RootfsPlan};
 use crate::sandbox::TerminalSize;
@@ -189,7 +189,11 @@ fn go(
             &hook_state.json("created", Some(own_pid())),
         )
     };
-    become_process(process, proc, *keep_fds, &stay, ready, Some(wait), last)
+    let creator = Creator {
+        channel,
+        gate: Some(wait),
+    };
+    become_process(process, proc, *keep_fds, &stay, creator, ready, last)
 }
 
 /// As the container sees it, which is how hooks inside know it (runtime-spec, "State").

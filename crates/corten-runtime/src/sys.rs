@@ -270,8 +270,14 @@ pub(crate) fn dup_to(fd: BorrowedFd<'_>, target: RawFd) -> Result<(), Errno> {
     check(unsafe { libc::dup3(fd.as_raw_fd(), target, 0) }.into()).map(drop)
 }
 
-/// Loads a seccomp filter for the calling thread.
-pub(crate) fn seccomp_load(program: &[libc::sock_filter], flags: u64) -> Result<(), Errno> {
+/// Loads a seccomp filter for the calling thread; returns the notification descriptor
+/// (close-on-exec) that `SECCOMP_FILTER_FLAG_NEW_LISTENER` asks for. Without that flag a
+/// positive result would be a thread that could not be synchronised, which needs a flag
+/// we never set.
+pub(crate) fn seccomp_load(
+    program: &[libc::sock_filter],
+    flags: u64,
+) -> Result<Option<OwnedFd>, Errno> {
     let program = libc::sock_fprog {
         len: u16::try_from(program.len()).map_err(|_| Errno::INVAL)?,
         filter: program.as_ptr().cast_mut(),
@@ -285,7 +291,13 @@ pub(crate) fn seccomp_load(program: &[libc::sock_filter], flags: u64) -> Result<
             &raw const program,
         )
     };
-    check(result).map(drop)
+    let result = check(result)?;
+    if flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
+        return Ok(None);
+    }
+    let fd = i32::try_from(result).map_err(|_| Errno::BADF)?;
+    // SAFETY: the kernel has just made this descriptor, which nobody else owns.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// Program arguments or environment in the form `execve` takes, built before the clone.

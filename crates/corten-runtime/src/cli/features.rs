@@ -87,6 +87,7 @@ const ACTIONS: &[&str] = &[
     "SCMP_ACT_KILL_PROCESS",
     "SCMP_ACT_KILL_THREAD",
     "SCMP_ACT_LOG",
+    "SCMP_ACT_NOTIFY",
     "SCMP_ACT_TRACE",
     "SCMP_ACT_TRAP",
 ];
@@ -110,6 +111,7 @@ const KNOWN_FLAGS: &[&str] = &[
     "SECCOMP_FILTER_FLAG_LOG",
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
     "SECCOMP_FILTER_FLAG_TSYNC",
+    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
 ];
 
 #[cfg(test)]
@@ -128,6 +130,7 @@ mod tests {
         for action in ACTIONS {
             compiles(json!({
                 "defaultAction": "SCMP_ACT_ALLOW",
+                "listenerPath": "/agent.sock",
                 "syscalls": [{"names": ["mkdir"], "action": action}],
             }));
         }

@@ -1,6 +1,6 @@
 //! The child's side: from a process inside the container's namespaces to the program.
 
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, RawFd};
 
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -10,10 +10,20 @@ use crate::channel;
 use crate::error::{ExecErrno, RuntimeError, Step};
 use crate::hidden::hide;
 use crate::procfs::Proc;
+use crate::seccomp::Filter;
 use crate::sys;
 
 /// Linux's own default bound of descriptor numbers (`fs.nr_open`).
 const MAX_DESCRIPTORS: u32 = 1 << 20;
+
+/// Whoever made this process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Creator<'a> {
+    /// Where it is told what happens.
+    pub(crate) channel: BorrowedFd<'a>,
+    /// Where it, or somebody later, lets the process go on.
+    pub(crate) gate: Option<BorrowedFd<'a>>,
+}
 
 /// Becomes the program. The descriptors 0, 1, 2 are in place, the root is the
 /// container's. `ready` is called when nothing but the `execve` is left to do, then the
@@ -27,11 +37,11 @@ pub(crate) fn become_process(
     proc: &Proc,
     keep_fds: u32,
     stay: &[RawFd],
+    creator: Creator<'_>,
     ready: impl FnOnce() -> Result<(), RuntimeError>,
-    gate: Option<BorrowedFd<'_>>,
     last: impl FnOnce() -> Result<(), RuntimeError>,
 ) -> RuntimeError {
-    match prepare(plan, proc, keep_fds, stay, ready, gate, last) {
+    match prepare(plan, proc, keep_fds, stay, creator, ready, last) {
         Ok(program) => execute(plan, &program),
         Err(error) => error,
     }
@@ -42,8 +52,8 @@ fn prepare(
     proc: &Proc,
     keep_fds: u32,
     stay: &[RawFd],
+    creator: Creator<'_>,
     ready: impl FnOnce() -> Result<(), RuntimeError>,
-    gate: Option<BorrowedFd<'_>>,
     last: impl FnOnce() -> Result<(), RuntimeError>,
 ) -> Result<std::ffi::CString, RuntimeError> {
     let fail = |step, target: &str| {
@@ -89,7 +99,7 @@ fn prepare(
     if plan.no_new_privs {
         sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map_err(fail(Step::NoNewPrivs, ""))?;
     } else {
-        load_filter(plan)?;
+        load_filter(plan, creator.channel)?;
     }
     plan.caps.apply().map_err(fail(Step::Capabilities, ""))?;
     let program =
@@ -100,13 +110,18 @@ fn prepare(
             }
         })?;
 
+    // A notifying filter needs the creator, who may be gone after the gate.
+    let notifies = plan.filter.as_ref().is_some_and(Filter::notifies);
+    if plan.no_new_privs && notifies {
+        load_filter(plan, creator.channel)?;
+    }
     ready()?;
-    if let Some(gate) = gate {
+    if let Some(gate) = creator.gate {
         wait(gate)?;
     }
     last()?;
-    if plan.no_new_privs {
-        load_filter(plan)?;
+    if plan.no_new_privs && !notifies {
+        load_filter(plan, creator.channel)?;
     }
     Ok(program)
 }
@@ -130,12 +145,16 @@ fn wait(gate: BorrowedFd<'_>) -> Result<(), RuntimeError> {
     }
 }
 
-fn load_filter(plan: &ProcessPlan) -> Result<(), RuntimeError> {
+fn load_filter(plan: &ProcessPlan, channel: BorrowedFd<'_>) -> Result<(), RuntimeError> {
     let Some(filter) = &plan.filter else {
         return Ok(());
     };
-    sys::seccomp_load(&filter.program, filter.flags)
-        .map_err(|errno| RuntimeError::setup(Step::Seccomp, "", errno))
+    let listener = sys::seccomp_load(&filter.program, filter.flags)
+        .map_err(|errno| RuntimeError::setup(Step::Seccomp, "", errno))?;
+    match listener {
+        Some(listener) => channel::listener(channel, listener.as_raw_fd()),
+        None => Ok(()),
+    }
 }
 
 fn set_label(proc: &Proc, label: &super::Label) -> Result<(), Errno> {

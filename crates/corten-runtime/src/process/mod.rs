@@ -33,7 +33,7 @@ use crate::sys::{self, CStringList};
 use crate::validate;
 
 pub(crate) use affinity::Affinity;
-pub(crate) use apply::{become_process, wire_stdio};
+pub(crate) use apply::{Creator, become_process, wire_stdio};
 
 /// A process, ready to be carried out.
 #[derive(Debug)]
@@ -148,6 +148,11 @@ impl ProcessPlan {
         };
         proc.write("self/oom_score_adj", &adjustment.to_string())
             .map_err(|errno| RuntimeError::setup(Step::Procfs, "oom_score_adj", errno))
+    }
+
+    /// Whom a notifying filter's descriptor goes to.
+    pub(crate) fn listener(&self) -> Option<&seccomp::Listener> {
+        self.filter.as_ref()?.listener.as_ref()
     }
 
     /// Checks the ids against a user namespace's mappings, so that the message names them.

@@ -11,6 +11,7 @@
 //! list of 400 comparisons costs that 0.5 ms; the tree of the default profile a tenth).
 
 mod asm;
+pub(crate) mod notify;
 mod table_arm;
 mod table_x86;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use corten_oci::runtime_spec::{
 
 use crate::error::RuntimeError;
 use asm::{Compare, Condition, Leaf, Program};
+pub(crate) use notify::Listener;
 
 /// A compiled filter with the flags to load it with.
 #[derive(Debug, Clone)]
@@ -33,6 +35,15 @@ pub(crate) struct Filter {
     pub(crate) program: Vec<libc::sock_filter>,
     /// `SECCOMP_FILTER_FLAG_*`.
     pub(crate) flags: u64,
+    /// Who answers the calls that notify, if any do.
+    pub(crate) listener: Option<Listener>,
+}
+
+impl Filter {
+    /// Whether loading it makes a notification descriptor.
+    pub(crate) fn notifies(&self) -> bool {
+        self.listener.is_some()
+    }
 }
 
 /// Most instructions the kernel takes (`BPF_MAXINSNS`).
@@ -49,7 +60,7 @@ type Table = &'static [(&'static str, u32)];
 
 /// Compiles a profile.
 pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Filter, RuntimeError> {
-    reject_notify(profile)?;
+    let listener = Listener::of(profile)?;
     let mut args = profile
         .syscalls()
         .iter()
@@ -98,7 +109,8 @@ pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Filter, RuntimeError> {
     }
     Ok(Filter {
         program,
-        flags: flags(profile),
+        flags: flags(profile, listener.is_some()),
+        listener,
     })
 }
 
@@ -131,41 +143,31 @@ const fn native() -> Arch {
     }
 }
 
-/// User notification needs a listener handed over at start, which this version does not do.
-fn reject_notify(profile: &LinuxSeccomp) -> Result<(), RuntimeError> {
-    let notify = LinuxSeccompAction::ScmpActNotify;
-    let mut rules = profile.syscalls().iter().flatten();
-    if profile.default_action() == notify || rules.any(|rule| rule.action() == notify) {
-        return Err(RuntimeError::spec(
-            "linux.seccomp",
-            "SCMP_ACT_NOTIFY is not supported",
-        ));
-    }
-    if profile.listener_path().is_some() {
-        return Err(RuntimeError::spec(
-            "linux.seccomp.listenerPath",
-            "is not supported",
-        ));
-    }
-    Ok(())
-}
-
 /// The load flags. Without any in the profile, speculation mitigations are left to the
-/// program itself (`SPEC_ALLOW`), as runc does.
-fn flags(profile: &LinuxSeccomp) -> u64 {
+/// program itself (`SPEC_ALLOW`), as runc does. There is nothing for `TSYNC` to do: the
+/// process that loads the filter has one thread. `WAIT_KILLABLE_RECV` is invalid without a
+/// listener.
+fn flags(profile: &LinuxSeccomp, notifies: bool) -> u64 {
     use LinuxSeccompFilterFlag as F;
-    let Some(flags) = profile.flags() else {
-        return libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    let wanted = match profile.flags() {
+        None => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        Some(flags) => flags.iter().fold(0, |all, flag| {
+            all | match flag {
+                F::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+                F::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+                F::SeccompFilterFlagTsync => 0,
+                F::SeccompFilterFlagWaitKillableRecv if notifies => {
+                    libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+                }
+                F::SeccompFilterFlagWaitKillableRecv => 0,
+            }
+        }),
     };
-    flags.iter().fold(0, |all, flag| {
-        all | match flag {
-            F::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
-            F::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC,
-            F::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-            // Only means something together with a notification listener.
-            F::SeccompFilterFlagWaitKillableRecv => 0,
-        }
-    })
+    if notifies {
+        wanted | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER
+    } else {
+        wanted
+    }
 }
 
 /// What one system call number comes to while rules are gathered.

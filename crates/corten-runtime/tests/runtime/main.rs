@@ -7,6 +7,7 @@
 #![allow(unreachable_pub, missing_docs, missing_debug_implementations)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod agent;
 mod bench;
 mod cases;
 mod cli;
@@ -40,6 +41,10 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os();
     if args.next().is_some_and(|name| name == cli::NAME) {
         return corten_runtime::cli::main(args.collect());
+    }
+    if let Some(socket) = std::env::var_os(agent::SOCKET) {
+        agent::serve(socket.as_ref());
+        return ExitCode::SUCCESS;
     }
     if let Ok(name) = std::env::var(CASE) {
         let case = cases::all().into_iter().find(|(case, _)| *case == name);

@@ -128,6 +128,8 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, CliEr
     let cgroup = container.cgroup()?;
     let mut extras = cgroup::below(&cgroup, &args.cgroup)?;
     extras.keep_fds = inherited.count();
+    args.id().clone_into(&mut extras.id);
+    extras.bundle.clone_from(&container.saved.bundle);
     let target = Target {
         pidfd: pidfd.as_fd(),
         spec: &config,

@@ -16,6 +16,7 @@ mod mounts;
 mod namespaces;
 mod process;
 mod rootless;
+mod seccomp;
 mod systemd;
 mod updates;
 
@@ -30,6 +31,7 @@ pub fn all() -> Vec<Case> {
         process::CASES,
         isolation::CASES,
         limits::CASES,
+        seccomp::CASES,
         updates::CASES,
         systemd::CASES,
         cli_lifecycle::CASES,
