@@ -300,6 +300,17 @@ pub(crate) fn seccomp_load(
     Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
+/// Makes a call with plain numbers as arguments, for tests of filters; its errno, 0 for
+/// success.
+#[cfg(test)]
+pub(crate) fn try_call(number: libc::c_long, args: [u64; 4]) -> i32 {
+    let [a, b, c, d] = args;
+    // SAFETY: tests make calls only that take no pointers.
+    check(unsafe { libc::syscall(number, a, b, c, d) })
+        .err()
+        .map_or(0, Errno::raw_os_error)
+}
+
 /// Program arguments or environment in the form `execve` takes, built before the clone.
 #[derive(Debug)]
 pub(crate) struct CStringList {

@@ -22,22 +22,9 @@ pub fn seccomp(capabilities: &Capabilities) -> LinuxSeccomp {
     names.sort_unstable();
 
     let mut rules = vec![rule(names, LinuxSeccompAction::ScmpActAllow, None)];
-    for domain in SOCKET_DOMAINS {
-        rules.push(allow_if(
-            "socket",
-            0,
-            *domain,
-            None,
-            LinuxSeccompOperator::ScmpCmpEq,
-        ));
+    for (value, op) in SOCKET_DOMAINS {
+        rules.push(allow_if("socket", 0, *value, None, *op));
     }
-    rules.push(allow_if(
-        "socket",
-        0,
-        SOCKET_BELOW,
-        None,
-        LinuxSeccompOperator::ScmpCmpLt,
-    ));
     for persona in PERSONALITIES {
         rules.push(allow_if(
             "personality",
@@ -119,12 +106,11 @@ const ARCH_ALLOWED: &[&str] = &[
 /// `CLONE_NEW*` without the time namespace: what `clone` must not carry.
 const NAMESPACE_FLAGS: u64 = 0x7e02_0000;
 
-/// Address families below this one may be opened…
-const SOCKET_BELOW: u64 = 12;
-/// …and these beyond: not `AF_ALG`, `AF_VSOCK` and a few that nobody maintains.
-const SOCKET_DOMAINS: &[u64] = &[
-    13, 14, 15, 16, 17, 18, 21, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 35, 36, 39, 41, 42, 43, 44,
-    45,
+/// Address families that may be opened: all but 38 (`AF_ALG`) and 40 (`AF_VSOCK`).
+const SOCKET_DOMAINS: &[(u64, LinuxSeccompOperator)] = &[
+    (38, LinuxSeccompOperator::ScmpCmpLt),
+    (39, LinuxSeccompOperator::ScmpCmpEq),
+    (40, LinuxSeccompOperator::ScmpCmpGt),
 ];
 
 /// `PER_LINUX`, `PER_LINUX32`, `UNAME26`, both, and "tell me".
