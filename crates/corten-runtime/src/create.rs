@@ -24,7 +24,7 @@ use crate::process::ProcessPlan;
 use crate::procfs::Proc;
 use crate::resctrl;
 use crate::rootfs::RootfsPlan;
-use crate::sandbox::{Rootfs, Sandbox, Stdio};
+use crate::sandbox::{CgroupSpec, Rootfs, Sandbox, Stdio};
 use crate::seccomp::notify;
 use crate::status::{ExitStatus, wait_pidfd};
 use crate::sys::{self, Cloned};
@@ -274,6 +274,33 @@ impl Drop for ChildGuard {
     }
 }
 
+/// All checks and preparations for a container, without making anything: what `fuzz/` and
+/// the tests throw documents at. Nothing is left behind.
+pub(crate) fn rehearse(spec: &Spec, rootfs: &std::path::Path) -> Result<(), RuntimeError> {
+    validate::check(spec, &crate::sandbox::NetNs::Spec)?;
+    let given = spec.linux().as_ref();
+    let given = given.and_then(|linux| linux.cgroups_path().as_ref());
+    let given = given.map(|path| path.to_string_lossy());
+    let group = CgroupSpec::from_config(given.as_deref(), "rehearsal", false)?;
+    Cgroup::open(&group.path)?;
+    if let Some(resources) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
+        crate::cgroup::rehearse(resources)?;
+    }
+    // A group of a name no container has: nothing is joined.
+    let cgroup = Cgroup::open("corten-rehearsal/none")?;
+    let sandbox = Sandbox {
+        id: "rehearsal",
+        spec,
+        rootfs: Rootfs::Path(rootfs.to_owned()),
+        mounts: BTreeMap::new(),
+        netns: crate::sandbox::NetNs::Spec,
+        stdio: Stdio::Inherit,
+        cgroup: group,
+    };
+    let state = hook_state("rehearsal", spec, rootfs);
+    plan(sandbox, Extras::default(), &cgroup, state).map(drop)
+}
+
 /// Everything that can be prepared and checked before there is a process.
 fn plan(
     sandbox: Sandbox<'_>,
@@ -481,7 +508,7 @@ pub(crate) fn hook_state(id: &str, spec: &Spec, bundle: &std::path::Path) -> Hoo
 }
 
 /// Paths below `/proc` and values; [`validate`] has checked them.
-fn sysctls(spec: &Spec) -> Vec<(String, String)> {
+pub(crate) fn sysctls(spec: &Spec) -> Vec<(String, String)> {
     let linux = spec.linux().as_ref();
     let given = linux.and_then(|linux| linux.sysctl().as_ref());
     let path = |(name, value): (&String, &String)| {

@@ -51,6 +51,11 @@ enum Kind {
     Remount,
 }
 
+/// Whether these options are known and go together.
+pub(crate) fn check_options(given: &[String]) -> Result<(), RuntimeError> {
+    Options::parse(given).map(drop)
+}
+
 /// Parses all mounts and opens all bind sources.
 pub(crate) fn plan(
     spec: &Spec,

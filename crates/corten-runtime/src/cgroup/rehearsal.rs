@@ -1,0 +1,15 @@
+//! What resources come to, without a group to give them to: for `fuzz/` and the tests.
+
+use corten_oci::runtime_spec::LinuxResources;
+
+use super::{devices, limits};
+use crate::error::RuntimeError;
+
+/// Goes through both generations of controllers and both forms of the device filter.
+pub(crate) fn rehearse(resources: &LinuxResources) -> Result<(), RuntimeError> {
+    let filter = devices::Filter::new(resources.devices().as_deref().unwrap_or_default())?;
+    filter.program()?;
+    filter.lines();
+    limits::legacy_writes(resources)?;
+    limits::unified_writes(resources, &|_| None).map(drop)
+}
