@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use corten_oci::{Digest, ImageRef};
-use corten_store::{BlobWriter, Ingest, Store, StoreError};
+use corten_store::{Arrival, BlobWriter, Ingest, Store, StoreError};
 use futures_util::StreamExt;
 use http::{Method, StatusCode, header};
 use tokio::sync::mpsc;
@@ -31,12 +31,13 @@ pub(crate) async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Fetches a blob unless it is here.
+/// Fetches a blob unless it is here. Readers of `arrival` get what has come at once.
 pub(crate) async fn blob(
     host: &Host,
     store: &Store,
     image: &ImageRef,
     descriptor: &Descriptor,
+    arrival: &Arrival,
     told: &mut Told<'_>,
 ) -> Result<(), RegistryError> {
     let mut failures = 0;
@@ -48,10 +49,11 @@ pub(crate) async fn blob(
             descriptor.digest.clone(),
             descriptor.size,
         );
-        let writer = match blocking(move || blobs.writer(&digest, Some(size))).await? {
+        let mut writer = match blocking(move || blobs.writer(&digest, Some(size))).await? {
             Ingest::Present => return Ok(()),
             Ingest::Writer(writer) => writer,
         };
+        writer.announce(arrival)?;
         let before = writer.offset();
         match attempt(host, image, descriptor, writer, told).await {
             Ok(()) => return Ok(()),

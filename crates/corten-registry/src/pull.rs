@@ -1,7 +1,7 @@
 //! Pulling an image.
 
 use corten_oci::{DiffId, Digest, ImageRef, Platform};
-use corten_store::{ImageId, LayerBlob, Layers, Store, StoreError};
+use corten_store::{Arrival, ImageId, LayerBlob, Layers, Store, StoreError};
 use futures_util::{StreamExt, TryStreamExt};
 use http::Method;
 use serde::Deserialize;
@@ -253,21 +253,36 @@ async fn layer(
     progress: &dyn Progress,
 ) -> Result<(), RegistryError> {
     let mut told = Told::new(progress, &blob.digest);
+    let source = LayerBlob {
+        digest: blob.digest.clone(),
+        size: blob.size,
+        media_type: blob.media_type.clone(),
+    };
     let mut again = true;
     loop {
         let permit = downloads.acquire().await.map_err(std::io::Error::other)?;
-        download::blob(host, store, image, blob, &mut told).await?;
+        let arrival = Arrival::default();
+        let (layers, expected, reader) =
+            (store.layers().clone(), diff_id.clone(), arrival.reader());
+        // Unpacked while it comes; its diff id is the proof that all of it was right.
+        let unpacking = tokio::task::spawn_blocking(move || layers.apply(Some(&expected), reader));
+        download::blob(host, store, image, blob, &arrival, &mut told).await?;
+        arrival.complete();
         drop(permit);
         told.status("Download complete");
         told.now("Extracting", blob.size, blob.size);
+        let unpacked = unpacking.await.map_err(std::io::Error::other)?;
+        if let Err(error) = &unpacked {
+            tracing::debug!(blob = %blob.digest, %error, "unpacking from the file");
+        }
         let (layers, expected) = (store.layers().clone(), diff_id.clone());
-        let source = LayerBlob {
-            digest: blob.digest.clone(),
-            size: blob.size,
-            media_type: blob.media_type.clone(),
-        };
-        match blocking(move || layers.apply_blob(&source, &expected)).await {
-            Ok(_) => break,
+        let source = source.clone();
+        let applied = blocking(move || match unpacked {
+            Ok(_) => layers.record_blob(&expected, &source),
+            Err(_) => layers.apply_blob(&source, &expected).map(|_| ()),
+        });
+        match applied.await {
+            Ok(()) => break,
             // It had rotten on this disk, and is gone now.
             Err(RegistryError::Store(StoreError::CorruptBlob { .. })) if again => again = false,
             Err(error) => return Err(error),

@@ -14,6 +14,7 @@ use corten_oci::digest::Algorithm;
 use corten_oci::{Digest, Digester};
 use rustix::fs::FlockOperation;
 
+use crate::arrival::{Arrival, ArrivalProgress};
 use crate::error::{StoreError, at};
 
 const COPY_BUFFER: usize = 128 * 1024;
@@ -191,6 +192,7 @@ impl Blobs {
                 file,
                 digester,
                 offset,
+                arrival: None,
             }));
         }
     }
@@ -274,9 +276,29 @@ pub struct BlobWriter {
     file: File,
     digester: Digester,
     offset: u64,
+    arrival: Option<ArrivalProgress>,
 }
 
 impl BlobWriter {
+    /// Tells readers of the blob how far it is, from now on.
+    ///
+    /// # Errors
+    /// The partial file cannot be looked at.
+    pub fn announce(&mut self, arrival: &Arrival) -> Result<(), StoreError> {
+        let progress = arrival.progress();
+        progress
+            .begin(&self.file, self.offset)
+            .map_err(at("look at", &self.partial))?;
+        self.arrival = Some(progress);
+        Ok(())
+    }
+
+    fn tell(&self) {
+        if let Some(arrival) = &self.arrival {
+            arrival.written(self.offset);
+        }
+    }
+
     /// Bytes already there: where a download resumes.
     #[must_use]
     pub fn offset(&self) -> u64 {
@@ -294,6 +316,7 @@ impl BlobWriter {
             .map_err(at("truncate", &self.partial))?;
         self.digester = Digester::new(self.expected.algorithm());
         self.offset = 0;
+        self.tell();
         Ok(())
     }
 
@@ -329,8 +352,9 @@ impl BlobWriter {
 impl Write for BlobWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = self.file.write(bytes)?;
-        self.digester.update(&bytes[..n]);
         self.offset += n as u64;
+        self.tell();
+        self.digester.update(&bytes[..n]);
         Ok(n)
     }
 

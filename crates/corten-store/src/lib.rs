@@ -4,6 +4,7 @@
 //! processes share a store; each thing is made once, by whoever comes first, and the others
 //! wait for it. All calls block: asynchronous callers use `spawn_blocking`.
 
+mod arrival;
 mod blobs;
 mod error;
 mod gc;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 use corten_db::Database;
 
+pub use arrival::{Arrival, ArrivalReader};
 pub use blobs::{BlobWriter, Blobs, Ingest};
 pub use error::StoreError;
 pub use gc::{Finding, FindingKind, GcReport};

@@ -1,6 +1,7 @@
 //! Streams around a layer: decompressing, hashing, verifying.
 
 use std::io::{self, BufReader, Read, Write};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use corten_oci::media_type::Compression;
@@ -12,18 +13,26 @@ use crate::error::StoreError;
 const CHUNK: usize = 256 * 1024;
 const PIECES: usize = 8;
 
-/// Decompresses and hashes `archive` on a thread of its own while `consume` reads the plain
-/// bytes. Everything is hashed, also what `consume` leaves unread.
+/// Decompresses `archive` on a thread of its own, hashes the plain bytes on another, while
+/// `consume` reads them. Everything is hashed, also what `consume` leaves unread.
 pub(super) fn tee<T>(
     archive: impl Read + Send,
     consume: impl FnOnce(&mut dyn Read) -> Result<T, StoreError>,
 ) -> Result<(Digest, T), StoreError> {
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(PIECES);
-        let producer = scope.spawn(move || produce(archive, &sender));
+        let (to_hash, hashed) = sync_channel::<Arc<Vec<u8>>>(PIECES);
+        let producer = scope.spawn(move || produce(archive, &sender, &to_hash));
+        let hasher = scope.spawn(move || {
+            let mut digester = Digester::sha256();
+            for piece in hashed {
+                digester.update(&piece);
+            }
+            digester.finish()
+        });
         let mut pieces = Pieces {
             receiver,
-            piece: Vec::new(),
+            piece: Arc::default(),
             at: 0,
         };
         let consumed = consume(&mut pieces);
@@ -35,15 +44,22 @@ pub(super) fn tee<T>(
         let produced = producer
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the decompressing thread panicked")));
+        let digest = hasher
+            .join()
+            .map_err(|_| StoreError::BadArchive(io::Error::other("the hashing thread panicked")));
         let value = consumed?;
-        Ok((produced.map_err(StoreError::BadArchive)?, value))
+        produced.map_err(StoreError::BadArchive)?;
+        Ok((digest?, value))
     })
 }
 
-type Piece = Result<Vec<u8>, io::Error>;
+type Piece = Result<Arc<Vec<u8>>, io::Error>;
 
-fn produce(archive: impl Read, sender: &SyncSender<Piece>) -> io::Result<Digest> {
-    let mut digester = Digester::sha256();
+fn produce(
+    archive: impl Read,
+    sender: &SyncSender<Piece>,
+    to_hash: &SyncSender<Arc<Vec<u8>>>,
+) -> io::Result<()> {
     let mut plain = match decompress(archive) {
         Ok(plain) => plain,
         Err(error) => return fail(sender, error),
@@ -60,18 +76,18 @@ fn produce(archive: impl Read, sender: &SyncSender<Piece>) -> io::Result<Digest>
             }
         }
         if filled == 0 {
-            return Ok(digester.finish());
+            return Ok(());
         }
         piece.truncate(filled);
-        digester.update(&piece);
-        if sender.send(Ok(piece)).is_err() {
+        let piece = Arc::new(piece);
+        if to_hash.send(piece.clone()).is_err() || sender.send(Ok(piece)).is_err() {
             return Err(io::ErrorKind::BrokenPipe.into()); // the consumer gave up, and says why
         }
     }
 }
 
 /// Tells the consumer, who reports it.
-fn fail(sender: &SyncSender<Piece>, error: io::Error) -> io::Result<Digest> {
+fn fail(sender: &SyncSender<Piece>, error: io::Error) -> io::Result<()> {
     let again = io::Error::new(error.kind(), error.to_string());
     if sender.send(Err(error)).is_err() {
         tracing::debug!("the consumer of a layer was gone before its error");
@@ -81,7 +97,7 @@ fn fail(sender: &SyncSender<Piece>, error: io::Error) -> io::Result<Digest> {
 
 struct Pieces {
     receiver: Receiver<Piece>,
-    piece: Vec<u8>,
+    piece: Arc<Vec<u8>>,
     at: usize,
 }
 
