@@ -56,6 +56,9 @@ struct ExecPlan<'a> {
     /// Those the container does not share with its creator.
     own: i32,
     user_namespace: bool,
+    /// Of a container without a mount namespace of its own, where joining its namespaces
+    /// leads to the host's root.
+    root: Option<OwnedFd>,
     cgroups: Vec<OwnedFd>,
     stdio: ChildStdio,
     process: ProcessPlan,
@@ -212,6 +215,14 @@ fn plan<'a>(
     let own = listed.iter().fold(0, |all, namespace| {
         all | i32::try_from(namespace.typ() as u32).unwrap_or(0)
     });
+    let proc = Proc::open()?;
+    let root = if has(LinuxNamespaceType::Mount) {
+        None
+    } else {
+        Some(proc.root_of(target.pidfd).map_err(|errno| {
+            RuntimeError::setup(Step::Rootfs, "of the container's first process", errno)
+        })?)
+    };
     let mut cgroups = target.cgroup.join_files()?;
     cgroups.extend(resctrl::join_files_of(target.spec, target.pidfd)?);
     Ok(ExecPlan {
@@ -219,11 +230,12 @@ fn plan<'a>(
         namespaces,
         own,
         user_namespace,
+        root,
         cgroups,
         stdio: child_stdio(stdio, &process),
         process,
         affinity,
-        proc: Proc::open()?,
+        proc,
         keep_fds,
     })
 }
@@ -311,6 +323,13 @@ fn set_up(plan: &ExecPlan<'_>) -> Result<Option<Console>, RuntimeError> {
             init::become_namespace_root()?;
         }
     }
+    if let Some(root) = &plan.root {
+        let enter = || {
+            rustix::process::fchdir(root)?;
+            rustix::process::chroot(".")
+        };
+        enter().map_err(|errno| RuntimeError::setup(Step::Rootfs, "of the container", errno))?;
+    }
     match &plan.stdio {
         ChildStdio::Inherit => Ok(None),
         ChildStdio::Fds([stdin, stdout, stderr]) => {
@@ -318,7 +337,7 @@ fn set_up(plan: &ExecPlan<'_>) -> Result<Option<Console>, RuntimeError> {
             Ok(None)
         }
         ChildStdio::Terminal(size) => {
-            // Joining the mount namespace has made its root ours.
+            // Joining the mount namespace (or what comes after it) has made its root ours.
             let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|errno| RuntimeError::setup(Step::Console, "/", errno))?;
             let console = open_console(&RootFd::new(root), *size)?;

@@ -3,12 +3,15 @@
 //! files are resolved below it without crossing into another mount: a container that
 //! mounts something over `/proc` cannot redirect a write (CVE-2019-16884, CVE-2025-52881).
 
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, open, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, open, openat, openat2};
 use rustix::io::Errno;
 
 use crate::error::{RuntimeError, Step};
+use crate::sys::pidfd_send_raw_signal;
 
 /// `PROC_SUPER_MAGIC`.
 const PROC_MAGIC: i64 = 0x9fa0;
@@ -42,6 +45,27 @@ impl Proc {
             OFlags::RDONLY | OFlags::CLOEXEC,
             Mode::empty(),
         )
+    }
+
+    /// Opens the root directory of the process behind `pidfd`. That it is still there
+    /// afterwards is what makes the descriptor its and not that of a later process with
+    /// the same id.
+    pub(crate) fn root_of(&self, pidfd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+        let info = format!("self/fdinfo/{}", pidfd.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let mut info = File::from(openat(&self.0, info, flags, Mode::empty())?);
+        let mut text = String::new();
+        info.read_to_string(&mut text)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:"));
+        let pid: i32 = pid
+            .and_then(|pid| pid.trim().parse().ok())
+            .filter(|pid| *pid > 0)
+            .ok_or(Errno::SRCH)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = openat(&self.0, format!("{pid}/root"), flags, Mode::empty())?;
+        pidfd_send_raw_signal(pidfd, 0)?; // alive, or at least not reaped
+        Ok(root)
     }
 
     /// Writes `value` to the file at `path` below `/proc` in one go.

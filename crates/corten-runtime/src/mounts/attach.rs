@@ -11,7 +11,7 @@ use rustix::mount::{
 };
 
 use super::options::Options;
-use super::{Kind, MountPlan, copyup, tree};
+use super::{Kind, MountPlan, clone_tree, copyup, tree};
 use crate::error::{RuntimeError, Step};
 use crate::root::{Node, RootFd};
 use crate::sys::{self, MountAttr};
@@ -49,12 +49,13 @@ pub(crate) fn attach_all(root: &RootFd, plans: &[MountPlan]) -> Result<Kernel, R
             }
         }
     }
-    for (mount, destination) in later {
+    // What lies deeper was mounted later, and must not be covered before.
+    for (mount, destination) in later.into_iter().rev() {
         let attr = MountAttr {
             set: super::options::RDONLY,
             ..MountAttr::default()
         };
-        sys::mount_setattr(mount.as_fd(), false, attr)
+        alter(mount.as_fd(), false, attr)
             .map_err(|errno| RuntimeError::setup(Step::Mount, destination, errno))?;
     }
     Ok(kernel)
@@ -171,7 +172,27 @@ pub(super) fn set_propagation(mount: BorrowedFd<'_>, options: &Options) -> Resul
         propagation,
         ..MountAttr::default()
     };
-    sys::mount_setattr(mount, recursive, attr)
+    alter(mount, recursive, attr)
+}
+
+/// Changes a mount that has been attached. Inside a detached tree (a container without a
+/// mount namespace) only the topmost one can be changed; others are covered by changed
+/// copies of themselves.
+pub(super) fn alter(mount: BorrowedFd<'_>, recursive: bool, attr: MountAttr) -> Result<(), Errno> {
+    match sys::mount_setattr(mount, recursive, attr) {
+        Err(Errno::INVAL) if is_mount_root(mount) => {
+            let copy = clone_tree(mount, true)?;
+            sys::mount_setattr(copy.as_fd(), recursive, attr)?;
+            attach_to(copy.as_fd(), mount)
+        }
+        result => result,
+    }
+}
+
+fn is_mount_root(fd: BorrowedFd<'_>) -> bool {
+    use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
+    statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::empty())
+        .is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// New attributes for the mount at a place, and, unless it is a bind mount, new options
@@ -187,10 +208,10 @@ fn remount(there: BorrowedFd<'_>, options: &Options) -> Result<(), Errno> {
         fsconfig_reconfigure(context.as_fd())?;
     }
     if !options.attr.is_empty() {
-        sys::mount_setattr(there, false, options.attr)?;
+        alter(there, false, options.attr)?;
     }
     if !options.recursive_attr.is_empty() {
-        sys::mount_setattr(there, true, options.recursive_attr)?;
+        alter(there, true, options.recursive_attr)?;
     }
     set_propagation(there, options)
 }

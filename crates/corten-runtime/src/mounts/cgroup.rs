@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use super::attach::{attach_to, check_covered, new_file_system, set_propagation};
+use super::attach::{alter, attach_to, check_covered, new_file_system, set_propagation};
 use super::options::{NODEV, NOEXEC, NOSUID, Options, RDONLY};
 use crate::cgroup::Cgroup;
 use crate::error::{RuntimeError, Step};
@@ -112,7 +112,7 @@ impl CgroupMount {
                 set: RDONLY,
                 ..MountAttr::default()
             };
-            sys::mount_setattr(tmpfs.as_fd(), false, attr).map_err(fail)?;
+            alter(tmpfs.as_fd(), false, attr).map_err(fail)?;
         }
         Ok(())
     }

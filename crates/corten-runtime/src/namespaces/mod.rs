@@ -33,6 +33,8 @@ pub(crate) struct Namespaces {
     pub(crate) new_cgroup: bool,
     pub(crate) new_network: bool,
     pub(crate) new_user: bool,
+    /// The mount namespace is the caller's, in which nothing may be attached.
+    pub(crate) host_mounts: bool,
     new_time: bool,
     /// For a new time namespace, as `timens_offsets` takes them; may be empty.
     time_offsets: String,
@@ -69,8 +71,10 @@ impl Namespaces {
             NetNs::Join(fd) => plan.add_join(LinuxNamespaceType::Network, fd),
             NetNs::Host | NetNs::Spec => {}
         }
-        if !mount {
-            let reason = "a mount namespace is needed to have a root file system";
+        plan.host_mounts = !mount;
+        if plan.host_mounts && plan.in_user_namespace() {
+            let reason = "with a user namespace a mount namespace is needed, because nothing else \
+                          gives the right to mount";
             return Err(RuntimeError::spec("linux.namespaces", reason));
         }
         if let Some(linux) = linux {

@@ -1,12 +1,17 @@
 //! The container's root file system, as the child sees it come about: attach it in the
 //! new mount namespace, mount everything below it, make the devices, change the root,
 //! protect what must be protected. Everything goes through descriptors.
+//!
+//! A container that shares its creator's mount namespace gets the same root without any of
+//! it being attached there: the mounts are put together on the detached tree, which is then
+//! entered with `chroot`. When the last descriptor of the tree is closed (by `execve`), the
+//! tree lives on for those who have it as their root, as after a lazy unmount.
 
 mod console;
 mod devices;
 mod protect;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use corten_oci::runtime_spec::Spec;
 use rustix::fs::{CWD, FileType};
@@ -35,6 +40,8 @@ pub(crate) struct RootfsPlan {
     propagation: Option<(u64, bool)>,
     /// `MS_MOVE` and `chroot` instead of `pivot_root`.
     no_pivot: bool,
+    /// The mount namespace is not the container's own.
+    host_mounts: bool,
     /// Process working directory, created when missing.
     cwd: String,
 }
@@ -97,12 +104,16 @@ impl RootfsPlan {
                 .unwrap_or(false),
             propagation,
             no_pivot,
+            host_mounts: namespaces.host_mounts,
             cwd: cwd.map_or("/".to_owned(), |cwd| cwd.into_owned()),
         })
     }
 
     /// Child: attaches the root and everything below it.
     pub(crate) fn build(&self) -> Result<(RootFd, Kernel), RuntimeError> {
+        if self.host_mounts {
+            return self.build_detached();
+        }
         let fail = |errno| RuntimeError::setup(Step::Rootfs, "", errno);
         // Nothing that happens from here on may reach the host.
         let host = rustix::fs::open(
@@ -121,6 +132,31 @@ impl RootfsPlan {
         let root = self.tree.open_owned(fail)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(&root, "", CWD, "/", flags).map_err(fail)?;
+        self.fill(root)
+    }
+
+    /// Child: the same on a tree that stays detached.
+    fn build_detached(&self) -> Result<(RootFd, Kernel), RuntimeError> {
+        let root = self
+            .tree
+            .open_owned(|errno| RuntimeError::setup(Step::Rootfs, "", errno))?;
+        self.fill(root).map_err(|error| match error {
+            RuntimeError::Setup {
+                step,
+                target,
+                errno: Errno::INVAL,
+            } => RuntimeError::spec(
+                "linux.namespaces",
+                format!(
+                    "without a mount namespace, {step} {target} needs a kernel that attaches \
+                     mounts to detached ones (Linux 6.15)"
+                ),
+            ),
+            error => error,
+        })
+    }
+
+    fn fill(&self, root: OwnedFd) -> Result<(RootFd, Kernel), RuntimeError> {
         let root = RootFd::new(root);
         let kernel = attach_all(&root, &self.mounts)?;
         self.devices.make(&root)?;
@@ -131,7 +167,9 @@ impl RootfsPlan {
     pub(crate) fn enter(&self, root: &RootFd) -> Result<(), RuntimeError> {
         let fail = |errno| RuntimeError::setup(Step::PivotRoot, "", errno);
         rustix::process::fchdir(root.as_fd()).map_err(fail)?;
-        if self.no_pivot {
+        if self.host_mounts {
+            rustix::process::chroot(".").map_err(fail)?;
+        } else if self.no_pivot {
             move_root().map_err(fail)?;
         } else {
             // pivot_root(2), "pivot_root(".", ".")": the old root ends up stacked on the

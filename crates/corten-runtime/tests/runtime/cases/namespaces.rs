@@ -1,17 +1,19 @@
 //! Namespaces joined by path, user namespaces among them; time offsets; links moved in.
 
+use std::os::fd::AsFd as _;
 use std::process::Command;
 
-use corten_runtime::{Running, wait_pidfd};
+use corten_runtime::{Running, Target, exec, wait_pidfd};
 use serde_json::{Value, json};
 
 use crate::Case;
-use crate::support::Container;
+use crate::support::{Container, Outcome, finish, pipes};
 
 pub const CASES: &[Case] = &[
     ("joins_namespaces_by_path", joins_namespaces_by_path),
     ("joins_a_user_namespace", joins_a_user_namespace),
     ("joins_a_mount_namespace", joins_a_mount_namespace),
+    ("inherits_the_mount_namespace", inherits_the_mount_namespace),
     ("time_offsets", time_offsets),
     ("wrong_namespaces_are_refused", wrong_namespaces_are_refused),
     ("net_devices", net_devices),
@@ -121,6 +123,81 @@ fn joins_a_mount_namespace() {
     let expected = format!("{}\nsecond\n", link(&running, "mnt"));
     assert_eq!(second.output(), expected);
     end(running);
+}
+
+/// All of the root is there, for an executed process too, and nothing of it is attached
+/// in the namespace.
+fn inherits_the_mount_namespace() {
+    let mountinfo = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    // Other containers come and go only in namespaces of their own.
+    let before = mountinfo();
+    let source = tempfile::tempdir().unwrap();
+    std::fs::write(source.path().join("bound"), "bound\n").unwrap();
+    let script = "readlink /proc/self/ns/mnt; cat /marker /bind/bound; cat /proc/1/comm; \
+                  stat -c %t:%T /dev/null; wc -c < /proc/keys; echo x > /proc/sys/kernel/core_pattern; \
+                  echo > /sys/x; touch /x; touch /dev/shm/made && pwd; read line; ls /dev/shm";
+    let container = Container::sh(script)
+        .set(
+            "/linux/namespaces",
+            json!([{"type": "pid"}, {"type": "uts"}]),
+        )
+        .set("/root/readonly", json!(true))
+        .set("/process/cwd", json!("/etc"))
+        .mount(
+            "/bind",
+            "bind",
+            source.path().to_str().unwrap(),
+            &["rbind", "ro"],
+        );
+    std::fs::write(container.path().join("marker"), "marker\n").unwrap();
+    let (running, [mut stdin, stdout, stderr]) = container.start().unwrap();
+    assert_eq!(mountinfo(), before);
+    let executed = exec_in(
+        &container,
+        &running,
+        "cat /marker; pwd; touch /x; ls /dev/shm",
+    );
+    assert!(
+        executed.stdout.starts_with("marker\n/etc\n"),
+        "{executed:?}"
+    );
+    assert!(
+        executed.stderr.contains("Read-only file system"),
+        "{executed:?}"
+    );
+    std::io::Write::write_all(&mut stdin, b"go\n").unwrap();
+    let outcome = finish(&running.pidfd, stdout, stderr);
+    running.cgroup.remove().unwrap();
+    let own = std::fs::read_link("/proc/self/ns/mnt").unwrap();
+    let expected = format!("{}\nmarker\nbound\nsh\n1:3\n0\n/etc\nmade\n", own.display());
+    assert_eq!(outcome.stdout, expected, "{outcome:?}");
+    let refusals = outcome.stderr.matches("Read-only file system").count();
+    assert_eq!(refusals, 3, "{outcome:?}");
+    assert_eq!(mountinfo(), before);
+
+    let error = mapped(Container::sh("true"))
+        .set(
+            "/linux/namespaces",
+            json!([{"type": "user"}, {"type": "uts"}]),
+        )
+        .run()
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("a mount namespace is needed"), "{error}");
+}
+
+fn exec_in(container: &Container, running: &Running, script: &str) -> Outcome {
+    let (stdio, [stdin, stdout, stderr]) = pipes();
+    drop(stdin);
+    let target = Target {
+        pidfd: running.pidfd.as_fd(),
+        spec: &container.spec,
+        cgroup: &running.cgroup,
+    };
+    let mut process = container.spec.process().clone().unwrap();
+    process.set_args(Some(["sh", "-c", script].map(str::to_owned).to_vec()));
+    let executed = exec(&target, &process, stdio).unwrap();
+    finish(&executed.pidfd, stdout, stderr)
 }
 
 fn time_offsets() {
