@@ -10,6 +10,7 @@ use rustix::mount::{
     move_mount,
 };
 
+use super::listing::Listing;
 use super::options::Options;
 use super::{Kind, MountPlan, clone_tree, copyup, tree};
 use crate::error::{RuntimeError, Step};
@@ -19,7 +20,11 @@ use crate::sys::{self, MountAttr};
 /// Attaches all mounts in order. What must wait until everything below has been mounted
 /// and created (becoming read-only) comes last. Returned are the kernel's file systems,
 /// for protecting what is in them.
-pub(crate) fn attach_all(root: &RootFd, plans: &[MountPlan]) -> Result<Kernel, RuntimeError> {
+pub(crate) fn attach_all(
+    root: &RootFd,
+    plans: &[MountPlan],
+    mut listing: Listing,
+) -> Result<Kernel, RuntimeError> {
     let mut later: Vec<(OwnedFd, &str)> = Vec::new();
     let mut kernel = Kernel::default();
     for plan in plans {
@@ -30,11 +35,13 @@ pub(crate) fn attach_all(root: &RootFd, plans: &[MountPlan]) -> Result<Kernel, R
                 let node = tree::node(tree.as_fd()).map_err(fail)?;
                 let destination = root.ensure(&plan.destination, node).map_err(fail)?;
                 check_covered(&plan.destination, destination.as_fd(), Some(tree.as_fd()))?;
+                let tree = listing.in_order(tree, node, &plan.options);
                 attach_to(tree.as_fd(), destination.as_fd()).map_err(fail)?;
                 kernel.note(&plan.destination, tree.as_fd()).map_err(fail)?;
             }
             Kind::FileSystem { kind, source } => {
                 let (mount, late) = file_system(root, plan, kind, source)?;
+                listing.made();
                 kernel
                     .note(&plan.destination, mount.as_fd())
                     .map_err(fail)?;
@@ -42,7 +49,10 @@ pub(crate) fn attach_all(root: &RootFd, plans: &[MountPlan]) -> Result<Kernel, R
                     later.push((mount, &plan.destination));
                 }
             }
-            Kind::Cgroup(cgroup) => cgroup.attach(root, &plan.destination, &plan.options)?,
+            Kind::Cgroup(cgroup) => {
+                cgroup.attach(root, &plan.destination, &plan.options)?;
+                listing.made();
+            }
             Kind::Remount => {
                 let there = root.open(&plan.destination).map_err(fail)?;
                 remount(there.as_fd(), &plan.options).map_err(fail)?;

@@ -8,6 +8,7 @@ mod cgroup;
 mod copyup;
 mod idmap;
 mod label;
+mod listing;
 mod options;
 mod tree;
 
@@ -24,6 +25,7 @@ use crate::namespaces::Namespaces;
 pub(crate) use attach::{Kernel, attach_all, attach_to, new_file_system};
 use cgroup::CgroupMount;
 use idmap::IdMaps;
+pub(crate) use listing::Listing;
 use options::Options;
 #[cfg(test)]
 pub(crate) use options::knows_option;

@@ -18,6 +18,18 @@ use crate::procfs::{Proc, open_namespace};
 use crate::sandbox::NetNs;
 use crate::sys;
 
+/// Where a container's mounts are attached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum MountNamespace {
+    /// Nowhere: the caller's namespace is inherited, and nothing may be attached there.
+    #[default]
+    Host,
+    /// In an existing one.
+    Joined,
+    /// In a new one.
+    New,
+}
+
 /// The namespaces of a container to be.
 #[derive(Debug, Default)]
 pub(crate) struct Namespaces {
@@ -33,8 +45,7 @@ pub(crate) struct Namespaces {
     pub(crate) new_cgroup: bool,
     pub(crate) new_network: bool,
     pub(crate) new_user: bool,
-    /// The mount namespace is the caller's, in which nothing may be attached.
-    pub(crate) host_mounts: bool,
+    pub(crate) mount: MountNamespace,
     new_time: bool,
     /// For a new time namespace, as `timens_offsets` takes them; may be empty.
     time_offsets: String,
@@ -50,17 +61,21 @@ impl Namespaces {
         let listed = linux
             .and_then(|linux| linux.namespaces().as_deref())
             .unwrap_or_default();
-        let mut mount = false;
         for namespace in listed {
             let typ = namespace.typ();
             if typ == LinuxNamespaceType::Network && !matches!(network, NetNs::Spec) {
                 continue;
             }
-            mount |= typ == LinuxNamespaceType::Mount;
             let path = namespace
                 .path()
                 .as_deref()
                 .filter(|path| !path.as_os_str().is_empty());
+            if typ == LinuxNamespaceType::Mount {
+                plan.mount = match path {
+                    None => MountNamespace::New,
+                    Some(_) => MountNamespace::Joined,
+                };
+            }
             match path {
                 None => plan.add_new(typ),
                 Some(path) => plan.add_join(typ, open(typ, path)?),
@@ -71,8 +86,7 @@ impl Namespaces {
             NetNs::Join(fd) => plan.add_join(LinuxNamespaceType::Network, fd),
             NetNs::Host | NetNs::Spec => {}
         }
-        plan.host_mounts = !mount;
-        if plan.host_mounts && plan.in_user_namespace() {
+        if plan.mount == MountNamespace::Host && plan.in_user_namespace() {
             let reason = "with a user namespace a mount namespace is needed, because nothing else \
                           gives the right to mount";
             return Err(RuntimeError::spec("linux.namespaces", reason));

@@ -19,8 +19,8 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, mount_move, move_mount, unmount};
 
 use crate::error::{RuntimeError, Step};
-use crate::mounts::{Kernel, MountPlan, Tree, attach_all, propagation_flag};
-use crate::namespaces::Namespaces;
+use crate::mounts::{Kernel, Listing, MountPlan, Tree, attach_all, propagation_flag};
+use crate::namespaces::{MountNamespace, Namespaces};
 use crate::root::RootFd;
 use crate::sandbox::{Rootfs, TerminalSize};
 use crate::sys::{self, MountAttr};
@@ -40,8 +40,7 @@ pub(crate) struct RootfsPlan {
     propagation: Option<(u64, bool)>,
     /// `MS_MOVE` and `chroot` instead of `pivot_root`.
     no_pivot: bool,
-    /// The mount namespace is not the container's own.
-    host_mounts: bool,
+    namespace: MountNamespace,
     /// Process working directory, created when missing.
     cwd: String,
 }
@@ -104,14 +103,14 @@ impl RootfsPlan {
                 .unwrap_or(false),
             propagation,
             no_pivot,
-            host_mounts: namespaces.host_mounts,
+            namespace: namespaces.mount,
             cwd: cwd.map_or("/".to_owned(), |cwd| cwd.into_owned()),
         })
     }
 
     /// Child: attaches the root and everything below it.
     pub(crate) fn build(&self) -> Result<(RootFd, Kernel), RuntimeError> {
-        if self.host_mounts {
+        if self.namespace == MountNamespace::Host {
             return self.build_detached();
         }
         let fail = |errno| RuntimeError::setup(Step::Rootfs, "", errno);
@@ -158,7 +157,12 @@ impl RootfsPlan {
 
     fn fill(&self, root: OwnedFd) -> Result<(RootFd, Kernel), RuntimeError> {
         let root = RootFd::new(root);
-        let kernel = attach_all(&root, &self.mounts)?;
+        let kernel = {
+            // With the old root all that was attached to it goes away.
+            let old_root_goes = self.namespace == MountNamespace::New && !self.no_pivot;
+            let listing = Listing::new(old_root_goes);
+            attach_all(&root, &self.mounts, listing)?
+        };
         self.devices.make(&root)?;
         Ok((root, kernel))
     }
@@ -167,7 +171,7 @@ impl RootfsPlan {
     pub(crate) fn enter(&self, root: &RootFd) -> Result<(), RuntimeError> {
         let fail = |errno| RuntimeError::setup(Step::PivotRoot, "", errno);
         rustix::process::fchdir(root.as_fd()).map_err(fail)?;
-        if self.host_mounts {
+        if self.namespace == MountNamespace::Host {
             rustix::process::chroot(".").map_err(fail)?;
         } else if self.no_pivot {
             move_root().map_err(fail)?;

@@ -5,11 +5,12 @@ use std::os::unix::fs::chown;
 use serde_json::json;
 
 use crate::Case;
-use crate::support::Container;
+use crate::support::{Container, finish};
 
 pub const CASES: &[Case] = &[
     ("idmapped_mounts", idmapped_mounts),
     ("recursive_options", recursive_options),
+    ("mounts_are_listed_in_order", mounts_are_listed_in_order),
     ("remounts", remounts),
     ("root_propagation", root_propagation),
     ("missing_host_features", missing_host_features),
@@ -32,6 +33,86 @@ fn with_mount(container: Container, mount: serde_json::Value) -> Container {
     let mut mounts = serde_json::to_value(container.spec.mounts()).unwrap();
     mounts.as_array_mut().unwrap().push(mount);
     container.set("/mounts", mounts)
+}
+
+/// Mounts of each kind after one another, with each propagation; and none of it reaches
+/// the peers of a shared source.
+fn mounts_are_listed_in_order() {
+    #[allow(deprecated)] // Its successor is unsafe because of threads and memory; this is neither.
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+    let dir = source();
+    let path = dir.path().to_str().unwrap();
+    let mount = |args: &[&str]| {
+        let done = std::process::Command::new("mount").args(args).status();
+        assert!(done.unwrap().success(), "{args:?}");
+    };
+    mount(&["--make-rprivate", "/"]);
+    mount(&["-t", "tmpfs", "source", path]);
+    mount(&["--make-shared", path]);
+    std::fs::create_dir(dir.path().join("below")).unwrap();
+    mount(&["-t", "tmpfs", "below", &format!("{path}/below")]);
+    std::fs::write(dir.path().join("file"), "file\n").unwrap();
+    let file = format!("{path}/file");
+    let mountinfo = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mountinfo();
+
+    let mut container = Container::sh(
+        "while read id parent device root point options; do echo $point $options; done \
+         < /proc/self/mountinfo; cat /f1 /f2; read line",
+    );
+    let mut expected = Vec::new();
+    for (number, options) in ["bind", "rbind rshared", "bind shared", "rbind rslave"]
+        .into_iter()
+        .chain([
+            "bind unbindable",
+            "rbind runbindable",
+            "bind private",
+            "rbind",
+        ])
+        .enumerate()
+    {
+        let (bound, other) = (format!("/bound{number}"), format!("/made{number}"));
+        let options: Vec<&str> = options.split(' ').collect();
+        container =
+            container
+                .mount(&bound, "bind", path, &options)
+                .mount(&other, "tmpfs", "made", &[]);
+        expected.extend([(bound, options), (other, vec![])]);
+    }
+    for place in ["/f1", "/f2"] {
+        container = container.mount(place, "bind", &file, &["bind", "ro"]);
+        expected.push((place.to_owned(), vec![]));
+    }
+    let (running, [mut stdin, stdout, stderr]) = container.start().unwrap();
+    assert_eq!(mountinfo(), before);
+    std::io::Write::write_all(&mut stdin, b"go\n").unwrap();
+    let output = finish(&running.pidfd, stdout, stderr).stdout;
+    running.cgroup.remove().unwrap();
+    assert_eq!(mountinfo(), before);
+
+    let lines: Vec<Vec<&str>> = output.lines().map(|l| l.split(' ').collect()).collect();
+    let mut at = 0;
+    for (place, options) in expected {
+        let found = lines.iter().position(|words| words[0] == place).unwrap();
+        assert!(found >= at, "{place} in {output}");
+        at = found;
+        let says = |word: &str| lines[found].iter().any(|given| given.starts_with(word));
+        let asked = |word: &str| options.iter().any(|given| given.ends_with(word));
+        assert_eq!(says("shared:"), asked("shared"), "{place} in {output}");
+        assert_eq!(says("master:"), asked("slave"), "{place} in {output}");
+        assert_eq!(
+            says("unbindable"),
+            asked("unbindable"),
+            "{place} in {output}"
+        );
+        let below = lines
+            .iter()
+            .any(|words| words[0] == format!("{place}/below"));
+        let recursive = options.first() == Some(&"rbind");
+        assert_eq!(below, recursive, "{place}/below in {output}");
+    }
+    assert!(output.ends_with("file\nfile\n"), "{output}");
+    rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).unwrap();
 }
 
 fn idmapped_mounts() {
