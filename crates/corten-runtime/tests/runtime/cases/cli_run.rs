@@ -1,6 +1,6 @@
 //! The command line: run, in the foreground and detached.
 
-use std::io::Read as _;
+use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::Stdio;
@@ -19,6 +19,8 @@ pub const CASES: &[Case] = &[
     ("cli_run_keep", keep),
     ("cli_run_passes_signals", passes_signals),
     ("cli_run_terminal", terminal),
+    ("cli_run_terminal_both_ways", terminal_both_ways),
+    ("cli_run_terminal_reopened", terminal_reopened),
     ("cli_console_socket", console_socket),
     ("cli_pidfd_socket", pidfd_socket),
     ("cli_preserve_fds", preserve_fds),
@@ -121,6 +123,35 @@ fn terminal() {
     let bundle = Bundle::waiting();
     let error = bundle.fail(&["run", "--bundle", "BUNDLE", "--console-socket", "/x", "ID"]);
     assert!(error.contains("--console-socket"), "{error}");
+}
+
+/// More is typed, and more is said, than a terminal holds.
+fn terminal_both_ways() {
+    let bundle = Bundle::sh("cat; echo done").set("/process/terminal", json!(true));
+    let mut typed = tempfile::tempfile().unwrap();
+    for line in 0..40_000 {
+        writeln!(typed, "line {line}").unwrap();
+    }
+    // The end of the file.
+    typed.write_all(b"\x04").unwrap();
+    typed.rewind().unwrap();
+    let said = tempfile::NamedTempFile::new().unwrap();
+    let mut child = bundle
+        .command(RUN)
+        .stdin(typed)
+        .stdout(said.reopen().unwrap())
+        .spawn()
+        .unwrap();
+    eventually("it ends", || child.try_wait().unwrap().is_some());
+    let said = std::fs::read_to_string(said.path()).unwrap();
+    assert!(said.ends_with("line 39999\r\ndone\r\n"), "{}", said.len());
+    bundle.assert_gone();
+}
+
+fn terminal_reopened() {
+    let script = "exec 0<&- 1>&- 2>&-; usleep 200000; echo back >/dev/console";
+    let bundle = Bundle::sh(script).set("/process/terminal", json!(true));
+    assert_eq!(bundle.run(RUN), "back\r\n");
 }
 
 /// Receives one descriptor with its message.
