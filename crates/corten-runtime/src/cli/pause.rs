@@ -23,9 +23,7 @@ pub(super) fn resume(context: &Context, args: &IdArgs) -> Result<ExitCode, CliEr
     let container = Container::load(context, &args.id)?;
     let _lock = container.dir.lock(PATIENCE)?;
     let cgroup = container.cgroup()?;
-    // A created container can be frozen, too.
-    let frozen = container.pidfd().is_some() && cgroup.is_frozen();
-    if !frozen {
+    if container.status() != Status::Paused {
         return Err(CliError::refused("container not paused"));
     }
     cgroup.thaw()?;

@@ -37,7 +37,9 @@ fn check(container: &Container) -> Result<(), CliError> {
         Status::Created => Ok(()),
         // A `start` that died half way: it may not have let the process go.
         Status::Running if container.dir.has(STARTING) => Ok(()),
-        Status::Running | Status::Paused => refuse("cannot start an already running container"),
+        Status::Running => refuse("cannot start an already running container"),
+        // It would not answer, and `resume` would wait for the lock held here.
+        Status::Paused => refuse("cannot start a container in the paused state"),
         Status::Stopped => refuse("cannot start a container that has stopped"),
         Status::Creating => refuse("cannot start a container whose creation was cut short"),
     }

@@ -120,10 +120,11 @@ impl Container {
             Status::Stopped
         } else if self.dir.has(CREATING) {
             Status::Creating
+        } else if self.cgroup().is_ok_and(|cgroup| cgroup.is_frozen()) {
+            // Created or running: nothing can be done with it before it is resumed.
+            Status::Paused
         } else if self.dir.has(START) {
             Status::Created
-        } else if self.cgroup().is_ok_and(|cgroup| cgroup.is_frozen()) {
-            Status::Paused
         } else {
             Status::Running
         }

@@ -13,6 +13,7 @@ pub const CASES: &[Case] = &[
     ("cli_list", list),
     ("cli_ps", ps),
     ("cli_pause_resume", pause_resume),
+    ("cli_pause_created", pause_created),
     ("cli_update", update),
     ("cli_update_errors", update_errors),
     ("cli_events_stats", events_stats),
@@ -94,6 +95,21 @@ fn pause_resume() {
     bundle.run(&["kill", "ID", "KILL"]);
     bundle.until_status("stopped");
     assert!(bundle.fail(&["pause", "ID"]).contains("not running"));
+    end(&bundle);
+}
+
+/// A `start` would hold the lock that `resume` needs, and wait for what cannot answer.
+fn pause_created() {
+    let bundle = Bundle::waiting();
+    bundle.create();
+    bundle.run(&["pause", "ID"]);
+    assert_eq!(bundle.status(), "paused");
+    let error = bundle.fail(&["start", "ID"]);
+    assert!(error.contains("paused state"), "{error}");
+    bundle.run(&["resume", "ID"]);
+    assert_eq!(bundle.status(), "created");
+    bundle.start();
+    assert_eq!(bundle.status(), "running");
     end(&bundle);
 }
 
