@@ -215,11 +215,21 @@ impl Dir {
         self.path(CONFIG)
     }
 
+    /// Another command may make its lock file just when the one held here is gone, which
+    /// then is removed as well.
     pub(super) fn remove(&self) -> Result<(), CliError> {
-        match fs::remove_dir_all(&self.path) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(CliError::io(self.path.display(), error)),
+        let mut tries = 0;
+        loop {
+            match fs::remove_dir_all(&self.path) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                Err(error)
+                    if error.kind() == std::io::ErrorKind::DirectoryNotEmpty && tries < 100 =>
+                {
+                    tries += 1;
+                }
+                Err(error) => return Err(CliError::io(self.path.display(), error)),
+            }
         }
     }
 
@@ -252,6 +262,28 @@ impl Drop for DirGuard {
     fn drop(&mut self) {
         if self.lock.is_some() {
             self.dir.remove().ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lock_files_made_meanwhile_do_not_keep_a_directory() {
+        let root = tempfile::tempdir().unwrap();
+        for _ in 0..50 {
+            let dir = Dir {
+                id: "x".to_owned(),
+                path: root.path().join("x"),
+            };
+            fs::create_dir(&dir.path).unwrap();
+            let other = dir.clone();
+            let others = std::thread::spawn(move || while other.lock_file().is_ok() {});
+            dir.remove().unwrap();
+            others.join().unwrap();
+            assert!(!dir.path.exists());
         }
     }
 }
