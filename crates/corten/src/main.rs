@@ -9,12 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Args, Command, FromArgMatches};
-use corten_runtime::cli::RuntimeArgs;
 use tracing_subscriber::EnvFilter;
-
-/// Exit code of arguments that could not be understood (Docker's).
-const BAD_USAGE: u8 = 125;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
@@ -22,43 +17,19 @@ fn main() -> ExitCode {
         Some("supervise") => return corten_engine::supervise::main(&args[2..]),
         Some("build-step") => return corten_build::step::main(&args[2..]),
         // Without the command line's tables: engines start it for every container.
-        Some("runtime") => return runtime(args.into_iter().skip(2).collect()),
+        Some("runtime") => return corten_runtime::cli::main(args.into_iter().skip(2).collect()),
         _ => {}
     }
     let program = args.first().map(Path::new).and_then(Path::file_name);
     if program == Some(OsStr::new("corten-runtime")) {
-        return runtime(args.into_iter().skip(1).collect());
+        return corten_runtime::cli::main(args.into_iter().skip(1).collect());
     }
     let faces = corten_cli::Faces {
         registry: |args| corten_registryd::main(args.into_iter().map(OsString::from)),
-        runtime: |args| runtime(args.into_iter().map(OsString::from).collect()),
+        runtime: |args| corten_runtime::cli::main(args.into_iter().map(OsString::from).collect()),
         log: start_logging,
     };
     corten_cli::main(args, faces)
-}
-
-/// The OCI runtime's command line.
-fn runtime(args: Vec<OsString>) -> ExitCode {
-    let name = "corten runtime";
-    let command = RuntimeArgs::augment_args(Command::new(name).no_binary_name(true))
-        .version(env!("CARGO_PKG_VERSION"));
-    let parsed = command
-        .try_get_matches_from(args)
-        .and_then(|matches| RuntimeArgs::from_arg_matches(&matches));
-    match parsed {
-        Ok(args) => corten_runtime::cli::run(args),
-        Err(error) => {
-            let failed = error.use_stderr();
-            if error.print().is_err() {
-                return ExitCode::from(BAD_USAGE);
-            }
-            if failed {
-                ExitCode::from(BAD_USAGE)
-            } else {
-                ExitCode::SUCCESS
-            }
-        }
-    }
 }
 
 /// Logs to standard error at a level, or as `RUST_LOG` says.
