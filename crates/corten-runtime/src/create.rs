@@ -62,6 +62,9 @@ pub(crate) struct Extras {
     pub(crate) bundle: PathBuf,
     pub(crate) no_pivot: bool,
     pub(crate) no_new_keyring: bool,
+    /// Whether to go on without a control group if the caller may not make any; by
+    /// default only others than root do.
+    pub(crate) rootless: Option<bool>,
     /// Descriptors from 3 on that the program keeps.
     pub(crate) keep_fds: u32,
     /// Read and report ends of a gate that outlives the caller.
@@ -97,7 +100,9 @@ pub(crate) fn create_with(
     let devices = NetDevices::plan(spec, &sandbox.netns)?;
     let resources = resources.as_ref().unwrap_or(&no_resources);
     let mut cgroup = match Cgroup::create(&sandbox.cgroup, resources) {
-        Err(denied @ RuntimeError::CgroupDenied { .. }) if unprivileged() => {
+        Err(denied @ RuntimeError::CgroupDenied { .. })
+            if extras.rootless.unwrap_or_else(unprivileged) =>
+        {
             without_group(resources, denied)?
         }
         result => result?,

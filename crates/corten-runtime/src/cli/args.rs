@@ -14,14 +14,6 @@ use super::{Context, SPEC_VERSION};
 
 const NAME: &str = "corten runtime";
 
-/// The whole command line as words, for a caller that itself is parsed by clap.
-#[derive(Debug, Args)]
-#[command(disable_help_flag = true, disable_version_flag = true)]
-pub struct RuntimeArgs {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub(super) words: Vec<OsString>,
-}
-
 /// Flags before the command.
 #[derive(Debug, Args)]
 pub(super) struct Globals {
@@ -40,7 +32,8 @@ pub(super) struct Globals {
     /// Let systemd make the control groups; cgroupsPath is slice:prefix:name
     #[arg(long)]
     systemd_cgroup: bool,
-    /// Whether control groups may be out of reach: true, false or auto
+    /// Go on without a control group where none may be made: true, false or auto
+    /// (for others than root)
     #[arg(long, default_value = "auto", value_parser = parse_rootless)]
     rootless: Rootless,
     /// Deprecated: criu is looked for in PATH
@@ -186,9 +179,6 @@ impl Globals {
         if self.criu.is_some() {
             log.warn(&"--criu is ignored: criu is looked for in PATH");
         }
-        if self.rootless.0 == Some(true) && rustix::process::geteuid().is_root() {
-            log.debug(&"--rootless=true as root: control groups are used as far as permitted");
-        }
         let root = match &self.root {
             Some(root) => given_root(root)?,
             None => default_root()?,
@@ -196,6 +186,7 @@ impl Globals {
         Ok(Context {
             root,
             systemd_cgroup: self.systemd_cgroup,
+            rootless: self.rootless.0,
             log,
         })
     }

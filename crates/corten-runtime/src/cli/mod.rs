@@ -41,7 +41,6 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-pub use args::RuntimeArgs;
 use args::{Globals, parse};
 use error::CliError;
 use log::Log;
@@ -56,6 +55,8 @@ struct Context {
     root: PathBuf,
     /// Control groups are made by systemd.
     systemd_cgroup: bool,
+    /// Whether to go on without a control group if none may be made.
+    rootless: Option<bool>,
     log: Log,
 }
 
@@ -71,11 +72,6 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Ok(code) => code,
         Err(error) => fail(&log, &error),
     }
-}
-
-/// [`main`] for a caller whose own parser has gathered the words.
-pub fn run(args: RuntimeArgs) -> ExitCode {
-    main(args.words)
 }
 
 fn fail(log: &Log, error: &CliError) -> ExitCode {
