@@ -34,6 +34,7 @@ for group in $groups; do
       need skopeo skopeo
       need nft nftables
       need ip iproute2
+      need newuidmap uidmap
       need podman podman
       need fsck.erofs erofs-utils
       need containerd containerd
@@ -47,6 +48,7 @@ for group in $groups; do
       need depmod kmod
       need mkfs.ext4 e2fsprogs
       need strip binutils
+      need xz xz-utils
       [ -e /lib/systemd/systemd ] || packages+=(systemd)
       ;;
     bench)
