@@ -196,8 +196,8 @@ impl Created {
         self.cgroup.get()
     }
 
-    /// Executes the program; returns once `execve` has happened (or failed, in which case
-    /// nothing is left of the container).
+    /// Executes the program; returns once `execve` has happened and the poststart hooks have
+    /// run. If any of that fails, nothing is left of the container.
     pub fn start(self) -> Result<Running, RuntimeError> {
         channel::go(self.channel.as_fd())?;
         match channel::receive(self.channel.as_fd())? {
@@ -212,10 +212,8 @@ impl Created {
             }
         }
         let state = self.hook_state.json("running", Some(self.child.pid));
-        for error in hooks::run_all(&self.poststart, "poststart", &state) {
-            // runtime-spec, lifecycle step 10: log, and go on.
-            tracing::warn!(container = self.hook_state.id, %error, "poststart hook failed");
-        }
+        // runtime-spec, lifecycle step 9: a failure stops the container.
+        hooks::run(&self.poststart, "poststart", &state)?;
         Ok(self.detach())
     }
 

@@ -60,8 +60,8 @@ pub(crate) fn run(hooks: &[Hook], kind: &'static str, state: &str) -> Result<(),
     hooks.iter().try_for_each(|hook| one(hook, kind, state))
 }
 
-/// Runs all of them in order, those after a failing one too (poststart and poststop,
-/// runtime-spec "Lifecycle").
+/// Runs all of them in order, those after a failing one too (poststop, runtime-spec
+/// "Lifecycle").
 pub(crate) fn run_all(hooks: &[Hook], kind: &'static str, state: &str) -> Vec<RuntimeError> {
     hooks
         .iter()

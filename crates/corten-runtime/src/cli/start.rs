@@ -1,6 +1,7 @@
 //! `start`: lets the waiting process go, and waits until it has become its program.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -11,6 +12,7 @@ use super::dir::{PATIENCE, RESULT, START, STARTING};
 use super::notify::NotifySocket;
 use super::state::{Container, IdArgs, Status};
 use super::{CliError, Context};
+use crate::status::send_signal;
 use crate::{channel, hooks};
 
 /// `start`.
@@ -23,7 +25,10 @@ pub(super) fn start(context: &Context, args: &IdArgs) -> Result<ExitCode, CliErr
     let notify = NotifySocket::from_caller(&container.dir);
     let notify = notify.map(|notify| notify.listen()).transpose()?;
     open_gate(&container)?;
-    poststart(context, &container)?;
+    if let Err(error) = poststart(&container) {
+        stop(&container)?;
+        return Err(error);
+    }
     drop(lock);
     if let (Some(mut notify), Some(pidfd)) = (notify, container.pidfd()) {
         notify.wait(&pidfd, container.saved.pid)?;
@@ -84,8 +89,7 @@ fn open_fifo(path: &Path, direction: OFlags) -> Result<std::os::fd::OwnedFd, Err
     open(path, flags, Mode::empty())
 }
 
-/// runtime-spec, lifecycle: a failing poststart hook is logged, and the rest goes on.
-fn poststart(context: &Context, container: &Container) -> Result<(), CliError> {
+fn poststart(container: &Container) -> Result<(), CliError> {
     let config = container.config()?;
     let hooks = config.hooks().as_ref();
     let Some(poststart) = hooks.and_then(|hooks| hooks.poststart().as_ref()) else {
@@ -93,8 +97,16 @@ fn poststart(context: &Context, container: &Container) -> Result<(), CliError> {
     };
     let state = container.saved.hook_state();
     let state = state.json("running", Some(container.saved.pid));
-    for error in hooks::run_all(poststart, "poststart", &state) {
-        context.log.warn(&error);
+    Ok(hooks::run(poststart, "poststart", &state)?)
+}
+
+/// runtime-spec, lifecycle step 9: a container whose poststart hook fails is stopped.
+fn stop(container: &Container) -> Result<(), CliError> {
+    if let Some(pidfd) = container.pidfd() {
+        match send_signal(pidfd.as_fd(), libc::SIGKILL) {
+            Err(error) if error.errno() != Some(Errno::SRCH) => return Err(error.into()),
+            _ => {}
+        }
     }
-    Ok(())
+    Ok(container.cgroup()?.kill_all()?)
 }

@@ -159,8 +159,9 @@ fn failures() {
         assert!(!bundle.rootfs().join("ran").exists(), "{kind}");
         bundle.assert_gone();
     }
-    // After it: a warning, and the next hooks run.
-    let bundle = Bundle::sh("exit 4");
+    // Poststart: the container is stopped, and the next ones do not run. Poststop: a
+    // warning, and they do.
+    let bundle = Bundle::waiting();
     let flag = bundle.dir.path().join("flag");
     let both = |name: &str| {
         let next = format!("touch {}.{name}", flag.display());
@@ -176,7 +177,7 @@ fn failures() {
     assert_eq!(errors, "");
     let (ok, errors) = bundle.try_detached(&["start", "ID"]);
     assert!(
-        ok && errors.contains("warning: poststart hook /bin/false"),
+        !ok && errors.contains("poststart hook /bin/false"),
         "{errors}"
     );
     bundle.until_status("stopped");
@@ -187,9 +188,11 @@ fn failures() {
         errors.contains("warning: poststop hook /bin/false"),
         "{errors}"
     );
-    for name in ["start", "stop"] {
-        assert!(flag.with_extension(name).exists(), "{name}");
-    }
+    assert!(!flag.with_extension("start").exists());
+    assert!(flag.with_extension("stop").exists());
+    bundle.assert_gone();
+    let error = bundle.fail(&["run", "--bundle", "BUNDLE", "ID"]);
+    assert!(error.contains("poststart hook /bin/false"), "{error}");
     bundle.assert_gone();
 }
 
