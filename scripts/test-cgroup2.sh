@@ -8,6 +8,7 @@
 # KERNEL is an unpacked linux-image package (`dpkg -x`); without one, the distribution's cloud
 # kernel is fetched and kept in CORTEN_CACHE (default ~/.cache/corten). Each TEST is a static
 # test binary to run in there as well (`cargo test -p corten-runtime --test runtime --no-run`).
+# VM_TESTS=NAME,NAME... runs only their cases with these words in their names.
 # Needs root and what `scripts/install-deps.sh vm` installs. `make test-vm` runs all of it.
 set -euo pipefail
 corten=$1 mode=${2:-v2} kernel=${3:-}
@@ -16,15 +17,20 @@ here=$(dirname "$(realpath "$0")")
 work=$(mktemp -d "${TMPDIR:-/tmp}/corten-vm.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-if [ -z "$kernel" ]; then
-  package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -1)
-  [ -n "$package" ] || { echo "test-cgroup2: apt knows no linux-image-cloud-amd64" >&2; exit 1; }
-  kernel=${CORTEN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/corten}/$package
-  if [ ! -d "$kernel" ]; then
-    (cd "$work" && apt-get download --quiet "$package")
-    dpkg -x "$work"/linux-image-*.deb "$work/kernel"
-    mkdir -p "$(dirname "$kernel")" && mv "$work/kernel" "$kernel"
+# unpacked PACKAGE: where its files are, unpacked, not installed.
+unpacked() {
+  local kept=${CORTEN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/corten}/$1
+  if [ ! -d "$kept" ]; then
+    (cd "$work" && apt-get download --quiet "$1" >&2 && dpkg -x "$1"_*.deb unpacked) || return 1
+    mkdir -p "$(dirname "$kept")" && mv "$work/unpacked" "$kept"
   fi
+  echo "$kept"
+}
+
+if [ -z "$kernel" ]; then
+  package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[^ ]*\).*/\1/p' | head -1 || true)
+  [ -n "$package" ] || { echo "test-cgroup2: apt knows no linux-image-cloud-amd64" >&2; exit 1; }
+  kernel=$(unpacked "$package")
 fi
 release=$(ls "$kernel/lib/modules")
 
@@ -39,6 +45,24 @@ done
 ln -s ../bin/busybox "$root/sbin/modprobe"
 [ "$corten" = - ] || strip -o "$root/bin/corten" "$corten"
 for test in "$@"; do strip -o "$root/tests/$(basename "$test")" "$test"; done
+# Called by this name either is the runtime's command line.
+runtime=$(cd "$root" && find bin/corten tests -name corten -o -name 'runtime-*' 2>/dev/null | head -1 || true)
+[ -z "$runtime" ] || ln -s "../$runtime" "$root/bin/corten-runtime"
+
+# with_libraries PROGRAM [FROM]: into the machine, with its shared libraries.
+with_libraries() {
+  local file
+  mkdir -p "$root$(dirname "$1")" && cp -L "${2:-}$1" "$root$1"
+  for file in $(ldd "${2:-}$1" | grep -o '/[^ ]*'); do
+    [ -e "$root$file" ] || { mkdir -p "$root$(dirname "$file")" && cp -L "$file" "$root$file"; }
+  done
+}
+# The runtime's steps on labels and checkpoints, where the programs can be had.
+if apparmor=$(unpacked apparmor); then with_libraries /sbin/apparmor_parser "$apparmor"; fi
+if criu=$(command -v criu); then
+  with_libraries "$criu"
+  [ "$criu" = /sbin/criu ] || ln -s "$criu" "$root/sbin/criu"
+fi
 echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 echo vm >"$root/etc/hostname"
@@ -58,11 +82,8 @@ options=
 case $mode in
 systemd*)
   program=/lib/systemd/systemd
-  files=$(ldd $program | grep -o '/[^ ]*'; echo $program; echo /lib/systemd/systemd-executor)
-  for file in $files; do
-    [ -e "$file" ] || continue
-    mkdir -p "$root$(dirname "$file")" && cp -L "$file" "$root$file"
-  done
+  with_libraries $program
+  [ ! -e /lib/systemd/systemd-executor ] || with_libraries /lib/systemd/systemd-executor
   mkdir -p "$root/etc/systemd/system"
   cat >"$root/etc/systemd/system/corten-test.service" <<'UNIT'
 [Unit]
@@ -81,20 +102,19 @@ esac
 base=$work/base
 mkdir -p "$base"/{bin,etc,tmp,proc,sys,dev,root}
 cp "$busybox" "$base/bin/"
-for applet in $("$busybox" --list); do
-  [ "$applet" = busybox ] || ln -s busybox "$base/bin/$applet"
-done
+find "$root/bin" -lname busybox -exec cp -P -t "$base/bin" {} +
 cp "$root/etc/passwd" "$root/etc/group" "$base/etc/"
 tar --owner=0 --group=0 -C "$base" -cf "$root/context/rootfs.tar" .
 cp "$here/test-cgroup2-guest.sh" "$root/init"
+cp "$here/test-vm-runtime-guest.sh" "$root/runtime.sh"
 chmod 755 "$root/init"
 (cd "$root" && find . | cpio --quiet -o -H newc) | gzip -1 >"$work/initrd"
 truncate -s 2G "$work/disk"
 mkfs.ext4 -q "$work/disk"
 
 # QEMU 7.2 emulates neither cmpxchg16b nor the kernel patching itself under several threads well.
-timeout "${VM_TIMEOUT:-900}" qemu-system-x86_64 -accel tcg,thread=single -cpu max,cx16=off -m 2048 -smp 2 -nographic -no-reboot \
+timeout "${VM_TIMEOUT:-1800}" qemu-system-x86_64 -accel tcg,thread=single -cpu max,cx16=off -m 2048 -smp 2 -nographic -no-reboot \
   -nic none -drive "file=$work/disk,format=raw,if=virtio" \
   -kernel "$kernel/boot/vmlinuz-$release" -initrd "$work/initrd" \
-  -append "console=ttyS0 quiet panic=-1 no_timer_check corten.cgroups=$mode $options" </dev/null | sed -u 's/\r//' | tee "$work/log"
+  -append "console=ttyS0 quiet panic=-1 no_timer_check corten.cgroups=$mode corten.tests=${VM_TESTS:-} $options" </dev/null | sed -u 's/\r//' | tee "$work/log"
 grep -q '^passed: [0-9]*, failed: 0$' "$work/log"
