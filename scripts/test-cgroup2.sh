@@ -61,6 +61,8 @@ with_libraries() {
 if apparmor=$(unpacked apparmor); then with_libraries /sbin/apparmor_parser "$apparmor"; fi
 if criu=$(command -v criu); then
   with_libraries "$criu"
+  # It packs file systems in memory with what busybox has not.
+  for program in /bin/tar /bin/gzip; do rm -f "$root$program" && with_libraries $program; done
   [ "$criu" = /sbin/criu ] || ln -s "$criu" "$root/sbin/criu"
 fi
 echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
