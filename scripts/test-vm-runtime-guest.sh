@@ -195,8 +195,8 @@ fi
 # CRIU, where the machine was given one.
 if [ -x /sbin/criu ]; then
   echo "criu check: $(criu check 2>&1 | tail -1)"
-  config '' '' sh -c 'n=0; while true; do n=$((n + 1)); echo $n >/tmp/count; usleep 50000; done'
-  counted() { [ "$(cat $bundle/rootfs/tmp/count)" -gt "$1" ]; }
+  config '' '' sh -c 'while true; do echo >>/tmp/count; usleep 50000; done'
+  counted() { [ "$(wc -c <$bundle/rootfs/tmp/count)" -gt "$1" ]; }
   is() { state | grep -q "$1"; }
   # As engines do: the host's files could not be saved as a container's streams.
   piped() { sleep 1000 | "$@" 2>&1 | cat >/tmp/err & }
@@ -206,7 +206,7 @@ if [ -x /sbin/criu ]; then
   try "criu: it counts" 'exit 0' until_ counted 3
   try "criu: checkpoint" '^exit 0' $runtime checkpoint --image-path /tmp/images box
   grep Error /tmp/images/dump.log | head -5
-  before=$(cat $bundle/rootfs/tmp/count)
+  before=$(wc -c <$bundle/rootfs/tmp/count)
   try "criu: nothing is left" '^0 exit 0' groups_left
   piped $runtime restore --detach --image-path /tmp/images --bundle $bundle box
   try "criu: restore" 'exit 0' until_ is running
