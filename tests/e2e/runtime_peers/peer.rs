@@ -64,6 +64,8 @@ impl Peer {
     pub(super) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.cli[0]);
         command.args(&self.cli[1..]).args(args);
+        // Podman's monitor writes a file `oom` to where it was called.
+        command.current_dir(self.dir.path());
         command.envs(self.env.iter().cloned()).stdin(Stdio::null());
         command
     }
