@@ -137,7 +137,7 @@ fn enter_root(plan: &InitPlan) -> Result<Option<Console>, RuntimeError> {
     let Some(rootfs) = &plan.rootfs else {
         return Ok(None);
     };
-    let (root, kernel) = rootfs.build()?;
+    let (root, attached) = rootfs.build()?;
     hooks::run(
         &plan.create_container,
         "createContainer",
@@ -145,7 +145,7 @@ fn enter_root(plan: &InitPlan) -> Result<Option<Console>, RuntimeError> {
     )?;
     let console = size.map(|size| rootfs.console(&root, size)).transpose()?;
     rootfs.enter(&root)?;
-    rootfs.finish(&root, &kernel)?;
+    rootfs.finish(&root, &attached)?;
     Ok(console)
 }
 

@@ -17,15 +17,13 @@ use crate::error::{RuntimeError, Step};
 use crate::root::{Node, RootFd};
 use crate::sys::{self, MountAttr};
 
-/// Attaches all mounts in order. What must wait until everything below has been mounted
-/// and created (becoming read-only) comes last. Returned are the kernel's file systems,
-/// for protecting what is in them.
+/// Attaches all mounts in order. What is returned is needed to finish them.
 pub(crate) fn attach_all(
     root: &RootFd,
     plans: &[MountPlan],
     mut listing: Listing,
-) -> Result<Kernel, RuntimeError> {
-    let mut later: Vec<(OwnedFd, &str)> = Vec::new();
+) -> Result<Attached, RuntimeError> {
+    let mut later = Vec::new();
     let mut kernel = Kernel::default();
     for plan in plans {
         let fail = |errno| RuntimeError::setup(Step::Mount, plan.destination.clone(), errno);
@@ -46,7 +44,7 @@ pub(crate) fn attach_all(
                     .note(&plan.destination, mount.as_fd())
                     .map_err(fail)?;
                 if late {
-                    later.push((mount, &plan.destination));
+                    later.push((mount, plan.destination.clone()));
                 }
             }
             Kind::Cgroup(cgroup) => {
@@ -59,16 +57,32 @@ pub(crate) fn attach_all(
             }
         }
     }
-    // What lies deeper was mounted later, and must not be covered before.
-    for (mount, destination) in later.into_iter().rev() {
-        let attr = MountAttr {
-            set: super::options::RDONLY,
-            ..MountAttr::default()
-        };
-        alter(mount.as_fd(), false, attr)
-            .map_err(|errno| RuntimeError::setup(Step::Mount, destination, errno))?;
+    Ok(Attached { kernel, later })
+}
+
+/// Mounts that have something left to be done to them.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    /// For protecting what is in them.
+    pub(crate) kernel: Kernel,
+    later: Vec<(OwnedFd, String)>,
+}
+
+impl Attached {
+    /// Write-protects what had to wait until everything below it was mounted and made: a
+    /// read-only `/dev` gets its devices, and the console, first.
+    pub(crate) fn write_protect(&self) -> Result<(), RuntimeError> {
+        // What lies deeper was mounted later, and must not be covered before.
+        for (mount, destination) in self.later.iter().rev() {
+            let attr = MountAttr {
+                set: super::options::RDONLY,
+                ..MountAttr::default()
+            };
+            alter(mount.as_fd(), false, attr)
+                .map_err(|errno| RuntimeError::setup(Step::Mount, destination.clone(), errno))?;
+        }
+        Ok(())
     }
-    Ok(kernel)
 }
 
 /// The mounts of procfs and sysfs at their usual places, by descriptor. What is masked or

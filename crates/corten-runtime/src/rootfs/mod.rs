@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, mount_move, move_mount, unmount};
 
 use crate::error::{RuntimeError, Step};
-use crate::mounts::{Kernel, Listing, MountPlan, Tree, attach_all, propagation_flag};
+use crate::mounts::{Attached, Listing, MountPlan, Tree, attach_all, propagation_flag};
 use crate::namespaces::{MountNamespace, Namespaces};
 use crate::root::RootFd;
 use crate::sandbox::{Rootfs, TerminalSize};
@@ -109,7 +109,7 @@ impl RootfsPlan {
     }
 
     /// Child: attaches the root and everything below it.
-    pub(crate) fn build(&self) -> Result<(RootFd, Kernel), RuntimeError> {
+    pub(crate) fn build(&self) -> Result<(RootFd, Attached), RuntimeError> {
         if self.namespace == MountNamespace::Host {
             return self.build_detached();
         }
@@ -135,7 +135,7 @@ impl RootfsPlan {
     }
 
     /// Child: the same on a tree that stays detached.
-    fn build_detached(&self) -> Result<(RootFd, Kernel), RuntimeError> {
+    fn build_detached(&self) -> Result<(RootFd, Attached), RuntimeError> {
         let root = self
             .tree
             .open_owned(|errno| RuntimeError::setup(Step::Rootfs, "", errno))?;
@@ -155,16 +155,16 @@ impl RootfsPlan {
         })
     }
 
-    fn fill(&self, root: OwnedFd) -> Result<(RootFd, Kernel), RuntimeError> {
+    fn fill(&self, root: OwnedFd) -> Result<(RootFd, Attached), RuntimeError> {
         let root = RootFd::new(root);
-        let kernel = {
+        let attached = {
             // With the old root all that was attached to it goes away.
             let old_root_goes = self.namespace == MountNamespace::New && !self.no_pivot;
             let listing = Listing::new(old_root_goes);
             attach_all(&root, &self.mounts, listing)?
         };
         self.devices.make(&root)?;
-        Ok((root, kernel))
+        Ok((root, attached))
     }
 
     /// Child: makes the new root the root, and lets go of the old one.
@@ -186,7 +186,7 @@ impl RootfsPlan {
 
     /// Child: masks and write-protects; creates the working directory before the root
     /// becomes read-only.
-    pub(crate) fn finish(&self, root: &RootFd, kernel: &Kernel) -> Result<(), RuntimeError> {
+    pub(crate) fn finish(&self, root: &RootFd, attached: &Attached) -> Result<(), RuntimeError> {
         root.ensure(&self.cwd, crate::root::Node::Directory)
             .map_err(|errno| RuntimeError::setup(Step::Cwd, self.cwd.clone(), errno))
             .or_else(|error| match error.errno() {
@@ -196,7 +196,8 @@ impl RootfsPlan {
                 }
                 _ => Err(error),
             })?;
-        self.protect.apply(root, kernel)?;
+        self.protect.apply(root, &attached.kernel)?;
+        attached.write_protect()?;
         if self.readonly {
             let attr = MountAttr {
                 set: crate::mounts::RDONLY,

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::chown;
 
+use corten_runtime::{Stdio, wait_pidfd};
 use serde_json::json;
 
 use crate::Case;
@@ -13,6 +14,7 @@ pub const CASES: &[Case] = &[
     ("mounts_are_listed_in_order", mounts_are_listed_in_order),
     ("remounts", remounts),
     ("root_propagation", root_propagation),
+    ("readonly_dev", readonly_dev),
     ("missing_host_features", missing_host_features),
 ];
 
@@ -250,6 +252,29 @@ fn root_propagation() {
 }
 
 /// Neither is there on a usual test machine; then the refusal must say so.
+/// It becomes read-only when the devices and the console are in it.
+fn readonly_dev() {
+    let script = "echo x > /dev/null && touch /dev/x; test -c /dev/console && echo console";
+    let container = Container::sh(script);
+    let mut mounts = serde_json::to_value(container.spec.mounts()).unwrap();
+    for mount in mounts.as_array_mut().unwrap() {
+        if mount["destination"] == "/dev" {
+            mount["options"].as_array_mut().unwrap().push(json!("ro"));
+        }
+    }
+    let container = container.set("/mounts", mounts);
+    let mut created = container.create(Stdio::Terminal { size: None }).unwrap();
+    let mut console = std::fs::File::from(created.console().unwrap());
+    let running = created.start().unwrap();
+    let mut output = String::new();
+    // A terminal whose last user is gone ends with an error.
+    std::io::Read::read_to_string(&mut console, &mut output).unwrap_err();
+    assert!(output.contains("Read-only file system"), "{output}");
+    assert!(output.contains("console\r\n"), "{output}");
+    wait_pidfd(&running.pidfd).unwrap();
+    running.cgroup.remove().unwrap();
+}
+
 fn missing_host_features() {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     if !mounts.contains(" - resctrl ") {
