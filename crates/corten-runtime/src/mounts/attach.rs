@@ -150,14 +150,20 @@ fn file_system(
 ) -> Result<(OwnedFd, bool), RuntimeError> {
     let fail = |errno| RuntimeError::setup(Step::Mount, plan.destination.clone(), errno);
     let pseudo = matches!(kind, "proc" | "sysfs");
+    let mut missing = false;
     let destination = if pseudo {
         // Through no symbolic link: they must end up where their protections are applied.
         root.ensure_plain_directory(&plan.destination)
-            .map_err(fail)?
     } else {
-        root.ensure(&plan.destination, Node::Directory)
-            .map_err(fail)?
+        match root.open(&plan.destination) {
+            Err(Errno::NOENT) => {
+                missing = true;
+                root.ensure(&plan.destination, Node::Directory)
+            }
+            result => result,
+        }
     };
+    let destination = destination.map_err(fail)?;
     if !pseudo {
         check_covered(&plan.destination, destination.as_fd(), None)?;
     }
@@ -173,9 +179,15 @@ fn file_system(
     if kind == "devpts" && !data.iter().any(|(key, _)| key == "newinstance") {
         data.push(("newinstance".to_owned(), None));
     }
+    if kind == "tmpfs" && !missing && !options.says("mode") {
+        // As runc has it: who may use `/run` does not change with what it is on.
+        let stat = rustix::fs::fstat(&destination).map_err(fail)?;
+        let mode = format!("{:04o}", stat.st_mode & 0o7777);
+        data.push(("mode".to_owned(), Some(mode)));
+    }
     let mount = new_file_system(kind, source, &data, now).map_err(fail)?;
     if options.copy_up {
-        copyup::copy_up(destination.as_fd(), mount.as_fd()).map_err(fail)?;
+        copyup::copy_up(destination.as_fd(), mount.as_fd(), options).map_err(fail)?;
     }
     if kind == "mqueue"
         && let Some(label) = &options.label

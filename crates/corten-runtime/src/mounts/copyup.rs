@@ -5,20 +5,32 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, chownat, fchmod, mkdirat, mknodat, openat,
-    readlinkat, statat, symlinkat, utimensat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, Uid, chownat, mkdirat, mknodat, openat, readlinkat,
+    statat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
+
+use super::options::Options;
 
 /// Deepest directory nesting copied; deeper trees are refused, not followed.
 const MAX_DEPTH: u32 = 128;
 
 /// Copies the tree below `from` into `to` (an empty tmpfs), with owners, modes and times.
-pub(super) fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+/// What the options say about the topmost directory stays.
+pub(super) fn copy_up(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    options: &Options,
+) -> Result<(), Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let from = openat(from, ".", flags, Mode::empty())?;
     let to = openat(to, ".", flags, Mode::empty())?;
-    copy_directory(from.as_fd(), to.as_fd(), MAX_DEPTH)
+    copy_directory(from.as_fd(), to.as_fd(), MAX_DEPTH)?;
+    let stat = rustix::fs::fstat(&from)?;
+    let uid = (!options.says("uid")).then(|| Uid::from_raw(stat.st_uid));
+    let gid = (!options.says("gid")).then(|| Gid::from_raw(stat.st_gid));
+    // The mode is an option in any case: the caller asks for the directory's.
+    rustix::fs::fchown(&to, uid, gid)
 }
 
 fn copy_directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: u32) -> Result<(), Errno> {
@@ -71,11 +83,5 @@ fn copy_directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: u32) -> Resul
         };
         utimensat(to, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
     }
-    let stat = rustix::fs::fstat(from)?;
-    rustix::fs::fchown(
-        to,
-        Some(Uid::from_raw(stat.st_uid)),
-        Some(Gid::from_raw(stat.st_gid)),
-    )?;
-    fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))
+    Ok(())
 }

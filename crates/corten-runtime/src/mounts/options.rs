@@ -94,6 +94,11 @@ pub(crate) fn knows_option(option: &str) -> bool {
 }
 
 impl Options {
+    /// Whether the file system is given an option of that name.
+    pub(super) fn says(&self, name: &str) -> bool {
+        self.data.iter().any(|(key, _)| key == name)
+    }
+
     /// For a single new mount, to which "recursive" makes no difference.
     pub(super) fn whole_attr(&self) -> MountAttr {
         let mut attr = self.attr;

@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
     ("mounts_stay_inside", mounts_stay_inside),
     ("proc_cannot_be_covered", proc_cannot_be_covered),
     ("tmpfs_copy_up", tmpfs_copy_up),
+    ("tmpfs_mode", tmpfs_mode),
     ("seccomp_denies", seccomp_denies),
     ("seccomp_without_new_privs", seccomp_without_new_privs),
     ("names_and_sysctls", names_and_sysctls),
@@ -320,6 +321,35 @@ fn tmpfs_copy_up() {
         std::fs::read_to_string(data.join("sub/f")).unwrap(),
         "from the image\n"
     );
+}
+
+/// What nothing is said about is as it was where it is mounted (runc does the same).
+fn tmpfs_mode() {
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o750);
+    for (options, mode) in [
+        (&["size=1m"] as &[&str], "750"),
+        (&["mode=711"], "711"),
+        (&["tmpcopyup"], "750"),
+        (&["tmpcopyup", "mode=711"], "711"),
+    ] {
+        let container = Container::sh("stat -c %a /data").mount("/data", "tmpfs", "x", options);
+        let data = container.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        std::fs::set_permissions(&data, Clone::clone(&permissions)).unwrap();
+        assert_eq!(container.output(), format!("{mode}\n"), "{options:?}");
+    }
+    let container = Container::sh("stat -c %a /data").mount("/data", "tmpfs", "x", &[]);
+    assert_eq!(container.output(), "1777\n");
+    let container = Container::sh("stat -c '%u %g' /data").mount(
+        "/data",
+        "tmpfs",
+        "x",
+        &["tmpcopyup", "uid=7"],
+    );
+    let data = container.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::os::unix::fs::chown(&data, Some(8), Some(9)).unwrap();
+    assert_eq!(container.output(), "7 9\n");
 }
 
 fn seccomp_denies() {
