@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use corten_oci::runtime_spec::{Hook, Hooks};
@@ -119,14 +119,19 @@ fn run_one(hook: &Hook, state: &str) -> Result<(), String> {
             command.env(name, value);
         }
     }
-    command.stdin(Stdio::piped());
+    // A file, not a pipe: nobody has to write it while the hook runs, so a hook that does
+    // not read it can neither block us nor, by ending, send the SIGPIPE that a container's
+    // process does not ignore.
+    let mut input =
+        File::from(memfd_create("state", MemfdFlags::CLOEXEC).map_err(|e| e.to_string())?);
+    input
+        .write_all(state.as_bytes())
+        .and_then(|()| input.rewind())
+        .map_err(text)?;
+    command.stdin(input);
     command.stdout(output.try_clone().map_err(text)?);
     command.stderr(output.try_clone().map_err(text)?);
     let mut child = command.spawn().map_err(text)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook that does not read its state is fine.
-        stdin.write_all(state.as_bytes()).ok();
-    }
     let seconds = hook
         .timeout()
         .and_then(|seconds| u64::try_from(seconds).ok());

@@ -207,6 +207,13 @@ fn timeouts() {
     let error = bundle.fail(&["run", "--bundle", "BUNDLE", "ID"]);
     assert!(error.contains("timed out after 1 s"), "{error}");
     bundle.assert_gone();
+    // More state than a pipe takes, for a hook that does not read it.
+    let much = json!({"a": "x".repeat(200_000)});
+    let bundle = Bundle::sh("true")
+        .set("/hooks/createRuntime", hook(1000))
+        .set("/annotations", much);
+    let error = bundle.fail(&["run", "--bundle", "BUNDLE", "ID"]);
+    assert!(error.contains("timed out after 1 s"), "{error}");
     let bundle = Bundle::sh("echo ran").set("/hooks/createRuntime", hook(0));
     assert_eq!(bundle.run(&["run", "--bundle", "BUNDLE", "ID"]), "ran\n");
 }
