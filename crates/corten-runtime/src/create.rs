@@ -10,11 +10,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use corten_oci::runtime_spec::{Hook, LinuxResources, Spec};
+use rustix::io::Errno;
 
 use crate::cgroup::{Cgroup, CgroupGuard};
 use crate::channel::{self, Message};
 use crate::error::{RuntimeError, Step};
-use crate::hidden::Hidden;
+use crate::hidden::{Hidden, hide};
 use crate::hooks::{self, HookState};
 use crate::init::{self, ChildStdio, InitPlan};
 use crate::mounts;
@@ -453,6 +454,8 @@ fn clone(plan: &mut InitPlan, cgroup: &Cgroup) -> Result<(OwnedFd, ChildGuard), 
         let target = target.as_ref().map(AsFd::as_fd);
         let cloned = relay::clone_within(target, || {
             plan.process.adjust_oom(&plan.proc)?;
+            // Whoever is in the user namespace may look into what enters it.
+            hide()?;
             plan.namespaces.enter_user()?;
             init::become_namespace_root()?;
             Ok(plan.namespaces.clone_flags())
@@ -477,7 +480,7 @@ fn clone(plan: &mut InitPlan, cgroup: &Cgroup) -> Result<(OwnedFd, ChildGuard), 
         )
     };
     let cloned = match try_clone() {
-        Err(rustix::io::Errno::OPNOTSUPP) if cgroup.make_threaded() => try_clone(),
+        Err(Errno::OPNOTSUPP) if cgroup.make_threaded() => try_clone(),
         cloned => cloned,
     };
     match cloned.map_err(|errno| RuntimeError::setup(Step::Clone, "", errno))? {

@@ -15,7 +15,7 @@ use crate::cgroup::{self, Cgroup};
 use crate::channel::{self, Message};
 use crate::create::{ChildGuard, child_stdio, hook_state};
 use crate::error::{RuntimeError, Step};
-use crate::hidden::Hidden;
+use crate::hidden::{Hidden, hide};
 use crate::init::{self, ChildStdio};
 use crate::namespaces::{PidGuard, relay, unprivileged};
 use crate::process::{Affinity, Creator, ProcessPlan, become_process, wire_stdio};
@@ -248,6 +248,8 @@ impl ExecPlan<'_> {
     fn enter_rootless(&self) -> Result<(), RuntimeError> {
         self.process.adjust_oom(&self.proc)?;
         let fail = |errno| RuntimeError::setup(Step::Namespace, "of the container", errno);
+        // Whoever is in the user namespace may look into what enters it.
+        hide()?;
         sys::setns(self.target, libc::CLONE_NEWUSER).map_err(fail)?;
         init::become_namespace_root()?;
         let rest = self.namespaces & !libc::CLONE_NEWUSER | libc::CLONE_NEWPID;
