@@ -199,17 +199,24 @@ impl Created {
 
     /// Executes the program; returns once `execve` has happened and the poststart hooks have
     /// run. If any of that fails, nothing is left of the container.
+    ///
+    /// A process that was killed while it waited is a container that could not be started
+    /// ([`RuntimeError::Died`]); once let go, its end is the container's.
     pub fn start(self) -> Result<Running, RuntimeError> {
-        channel::go(self.channel.as_fd())?;
+        match channel::go(self.channel.as_fd()) {
+            Err(error) if matches!(error.errno(), Some(Errno::PIPE | Errno::CONNRESET)) => {
+                return Err(RuntimeError::Died {
+                    step: Step::Sync,
+                    status: self.child.reap()?,
+                });
+            }
+            result => result?,
+        }
         match channel::receive(self.channel.as_fd())? {
             Message::Closed => {}
             Message::Failed(error) => return Err(error),
             Message::Ready(_) | Message::Namespaces | Message::Born(..) | Message::Listener(_) => {
-                return Err(RuntimeError::setup(
-                    Step::Sync,
-                    "",
-                    rustix::io::Errno::PROTO,
-                ));
+                return Err(RuntimeError::setup(Step::Sync, "", Errno::PROTO));
             }
         }
         let state = self.hook_state.json("running", Some(self.child.pid));

@@ -9,11 +9,12 @@ use corten_runtime::{
 use serde_json::json;
 
 use crate::Case;
-use crate::support::{Container, finish, group_dirs, own_group, pipes};
+use crate::support::{Container, eventually, finish, group_dirs, own_group, pipes};
 
 pub const CASES: &[Case] = &[
     ("exit_codes", exit_codes),
     ("signals", signals),
+    ("killed_before_the_start", killed_before_the_start),
     ("program_errors", program_errors),
     ("failure_leaves_nothing", failure_leaves_nothing),
     ("dropping_a_created_container", dropping_a_created_container),
@@ -47,6 +48,21 @@ fn exit_codes() {
             ExitStatus::Exited(code),
             "{script}: {outcome:?}"
         );
+    }
+}
+
+fn killed_before_the_start() {
+    let container = Container::args(&["sleep", "1000"]);
+    let (stdio, _ends) = pipes();
+    let created = container.create(stdio).unwrap();
+    send_signal(created.pidfd(), libc::SIGKILL).unwrap();
+    let stat = format!("/proc/{}/stat", created.pid());
+    eventually("it ends", || {
+        std::fs::read_to_string(&stat).unwrap().contains(") Z")
+    });
+    match created.start().unwrap_err() {
+        RuntimeError::Died { status, .. } => assert_eq!(status, ExitStatus::Signaled(9)),
+        error => panic!("{error}"),
     }
 }
 
