@@ -176,6 +176,10 @@ fn go(
     if let Some((wait, report)) = &*gate {
         stay.extend([wait.as_raw_fd(), report.as_raw_fd()]);
     }
+    // Somebody may want to get rid of it again before its program runs.
+    if gate.is_some() && own_pid() == 1 {
+        sys::end_when_asked();
+    }
     let ready = || {
         let result = channel::ready(channel, master.as_ref().map(AsFd::as_fd));
         announced.set(true);

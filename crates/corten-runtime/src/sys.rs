@@ -7,6 +7,7 @@ mod attributes;
 mod bpf;
 #[cfg(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu"))]
 mod entry;
+mod signals;
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -19,6 +20,7 @@ pub(crate) use attributes::{
 pub(crate) use bpf::{
     BpfInsn, bpf_attach_device, bpf_attached_devices, bpf_detach_device, bpf_load_device,
 };
+pub(crate) use signals::{end_when_asked, next_signal, reset_signals, signal_fd};
 
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     if result == -1 {
@@ -431,52 +433,6 @@ pub(crate) fn link_up(name: &CStr) -> Result<(), Errno> {
 pub(crate) fn set_controlling_terminal() -> Result<(), Errno> {
     // SAFETY: TIOCSCTTY takes a plain number.
     check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }.into()).map(drop)
-}
-
-/// A default action for every signal and an empty mask, so that the container does not
-/// inherit what the caller ignores or blocks.
-pub(crate) fn reset_signals() {
-    for signal in 1..=64 {
-        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
-            continue;
-        }
-        // SAFETY: SIG_DFL is always a valid action; errors (signals the C library keeps
-        // for itself) leave the action alone.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-    // SAFETY: both are plain operations on a local set.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
-    }
-}
-
-/// Blocks every signal that can be blocked and returns a descriptor they are read from.
-/// The cloned child unblocks them ([`reset_signals`]).
-pub(crate) fn signal_fd() -> Result<OwnedFd, Errno> {
-    // SAFETY: plain operations on a local set; signalfd's result is owned below.
-    let fd = unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut set);
-        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-        libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
-    };
-    let fd = check(fd.into())?;
-    // SAFETY: a new descriptor nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap_or(-1)) })
-}
-
-/// The next pending signal of a [`signal_fd`].
-pub(crate) fn next_signal(fd: BorrowedFd<'_>) -> Option<i32> {
-    let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
-    match rustix::io::read(fd, &mut info) {
-        Ok(count) if count == info.len() => {
-            let [a, b, c, d, ..] = info;
-            i32::try_from(u32::from_ne_bytes([a, b, c, d])).ok()
-        }
-        _ => None,
-    }
 }
 
 /// The process that holds a record lock (fcntl(2)) on the file, if another one does.

@@ -16,6 +16,7 @@ pub const CASES: &[Case] = &[
     ),
     ("cli_start_failure", start_failure),
     ("cli_kill", kill),
+    ("cli_kill_before_the_start", kill_before_the_start),
     (
         "cli_kill_all_without_pid_namespace",
         kill_all_without_pid_namespace,
@@ -148,6 +149,20 @@ fn kill() {
     );
     bundle.run(&["kill", "--all", "ID", "9"]);
     bundle.run(&["delete", "ID"]);
+}
+
+/// It waits for its start as the first process of a pid namespace, which the kernel spares
+/// what is not handled.
+fn kill_before_the_start() {
+    for signal in ["TERM", "HUP", "INT", "QUIT", "KILL"] {
+        let bundle = Bundle::waiting();
+        bundle.create();
+        bundle.run(&["kill", "ID", signal]);
+        bundle.until_status("stopped");
+        assert!(bundle.fail(&["start", "ID"]).contains("has stopped"));
+        bundle.run(&["delete", "ID"]);
+        bundle.assert_gone();
+    }
 }
 
 /// In the caller's pid namespace, nobody dies with the first process.
