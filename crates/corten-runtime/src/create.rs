@@ -430,7 +430,10 @@ fn cgroup_owner(spec: &Spec) -> Option<u32> {
     let linux = spec.linux().as_ref()?;
     let new = |typ| {
         let mut listed = linux.namespaces().iter().flatten();
-        listed.any(|namespace| namespace.typ() == typ && namespace.path().is_none())
+        listed.any(|namespace| {
+            let path = namespace.path().as_ref();
+            namespace.typ() == typ && path.is_none_or(|path| path.as_os_str().is_empty())
+        })
     };
     let writable = spec.mounts().iter().flatten().any(|mount| {
         mount.typ().as_deref() == Some("cgroup")

@@ -1,4 +1,4 @@
-//! Checks of a configuration that need no system call: fields that contradict each other
+//! Checks of a configuration before anything is made: fields that contradict each other
 //! or would reach out of the container. What a single field means is checked where it is
 //! planned.
 
@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use corten_oci::runtime_spec::{LinuxNamespaceType, Spec};
 
 use crate::error::RuntimeError;
+use crate::namespaces::is_own;
 use crate::sandbox::NetNs;
 
 /// Refuses what cannot be meant. `network` is what the caller provides instead of the
@@ -47,6 +48,16 @@ pub(crate) fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
         .any(|namespace| namespace.typ() == kind)
 }
 
+/// The same, but not the caller's own, which a path may name as well.
+fn has_other_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    let linux = spec.linux().as_ref();
+    let listed = linux.and_then(|linux| linux.namespaces().as_deref());
+    listed.unwrap_or_default().iter().any(|namespace| {
+        let path = namespace.path().as_deref();
+        namespace.typ() == kind && path.is_none_or(|path| !is_own(kind, path))
+    })
+}
+
 fn namespaces(spec: &Spec) -> Result<(), RuntimeError> {
     let linux = spec.linux().as_ref();
     let listed = linux.and_then(|linux| linux.namespaces().as_deref());
@@ -74,10 +85,10 @@ fn names(spec: &Spec) -> Result<(), RuntimeError> {
         ("domainname", spec.domainname()),
     ] {
         let given = name.as_ref().is_some_and(|name| !name.is_empty());
-        if given && !has_namespace(spec, LinuxNamespaceType::Uts) {
+        if given && !has_other_namespace(spec, LinuxNamespaceType::Uts) {
             return Err(RuntimeError::spec(
                 field,
-                "needs a uts namespace in linux.namespaces",
+                "needs a uts namespace in linux.namespaces, not the host's",
             ));
         }
     }
@@ -141,7 +152,7 @@ fn sysctls(spec: &Spec, network: &NetNs) -> Result<(), RuntimeError> {
         if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return refuse("is not a name of a sysctl");
         }
-        let own = |kind| has_namespace(spec, kind);
+        let own = |kind| has_other_namespace(spec, kind);
         let allowed = match path.as_str() {
             "kernel/domainname" => own(LinuxNamespaceType::Uts),
             "kernel/hostname" => {
@@ -236,6 +247,11 @@ mod tests {
             ),
             (json!({"domainname": "x"}), "domainname: needs"),
             (
+                json!({"hostname": "x", "linux": {"namespaces": [
+                    {"type": "uts", "path": "/proc/self/ns/uts"}]}}),
+                "not the host's",
+            ),
+            (
                 json!({"process": process(json!([limit(1, 1), limit(1, 2)]))}),
                 "RLIMIT_CORE is listed twice",
             ),
@@ -270,6 +286,14 @@ mod tests {
             with(name, &[kind]).unwrap();
             assert!(with(name, &["mount"]).unwrap_err().contains(name));
         }
+        let hosts = |path| {
+            let namespaces = json!([{"type": "network", "path": path}]);
+            let sysctl = json!({"net.ipv4.ip_forward": "1"});
+            checked(json!({"linux": {"sysctl": sysctl, "namespaces": namespaces}}))
+        };
+        hosts("/run/netns/other").unwrap();
+        hosts("").unwrap();
+        assert!(hosts("/proc/self/ns/net").is_err());
         for name in [
             "kernel.panic",
             "vm.swappiness",

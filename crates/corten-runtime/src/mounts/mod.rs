@@ -15,7 +15,7 @@ mod tree;
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use corten_oci::runtime_spec::{LinuxNamespaceType, Spec};
+use corten_oci::runtime_spec::Spec;
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -100,7 +100,7 @@ pub(crate) fn plan(
             }
             Kind::Bind(tree)
         } else if typ == "cgroup" || typ == "cgroup2" {
-            Kind::Cgroup(CgroupMount::plan(cgroup, new_cgroup_namespace(spec))?)
+            Kind::Cgroup(CgroupMount::plan(cgroup, namespaces.new_cgroup)?)
         } else if typ.is_empty() {
             return Err(RuntimeError::spec(
                 format!("mounts[{index}].type"),
@@ -131,15 +131,6 @@ pub(crate) fn plan(
         });
     }
     Ok(plans)
-}
-
-/// Whether the container gets its own cgroup namespace.
-fn new_cgroup_namespace(spec: &Spec) -> bool {
-    let linux = spec.linux().as_ref();
-    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
-    namespaces.into_iter().flatten().any(|namespace| {
-        namespace.typ() == LinuxNamespaceType::Cgroup && namespace.path().is_none()
-    })
 }
 
 /// A copy of the mount (tree) that `fd` is on, rooted at `fd`.

@@ -78,6 +78,11 @@ impl Namespaces {
             }
             match path {
                 None => plan.add_new(typ),
+                // The container's root would cover the host's.
+                Some(path) if typ == LinuxNamespaceType::Mount && is_own(typ, path) => {
+                    let reason = format!("{} is the host's own mounts", path.display());
+                    return Err(RuntimeError::spec("linux.namespaces.path", reason));
+                }
                 Some(path) => plan.add_join(typ, open(typ, path)?),
             }
         }
@@ -230,6 +235,18 @@ fn open(typ: LinuxNamespaceType, path: &Path) -> Result<OwnedFd, RuntimeError> {
     }
 }
 
+/// Whether the namespace at `path` is the one of its kind that the caller is in.
+pub(crate) fn is_own(typ: LinuxNamespaceType, path: &Path) -> bool {
+    let file = match name(flag(typ)) {
+        "mount" => "mnt",
+        "network" => "net",
+        name => name,
+    };
+    let [own, other] = [Path::new(&format!("/proc/self/ns/{file}")), path]
+        .map(|path| rustix::fs::stat(path).map(|stat| (stat.st_dev, stat.st_ino)));
+    own.is_ok() && own == other
+}
+
 /// While it lives, the caller's children are born into another pid namespace.
 #[derive(Debug)]
 pub(crate) struct PidGuard {
@@ -293,5 +310,25 @@ mod tests {
         );
         let error = open(LinuxNamespaceType::Pid, "/proc/self/status").unwrap_err();
         assert!(error.contains("no namespace"), "{error}");
+    }
+
+    #[test]
+    fn the_callers_mounts_are_not_joined() {
+        let spec = serde_json::json!({"ociVersion": "1.3.0", "linux": {"namespaces": [
+            {"type": "mount", "path": "/proc/self/ns/mnt"}]}});
+        let spec: Spec = serde_json::from_value(spec).unwrap();
+        let error = Namespaces::plan(&spec, NetNs::Spec)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("host's own mounts"), "{error}");
+        assert!(is_own(
+            LinuxNamespaceType::Network,
+            Path::new("/proc/self/ns/net")
+        ));
+        assert!(!is_own(
+            LinuxNamespaceType::Network,
+            Path::new("/proc/self/ns/uts")
+        ));
+        assert!(!is_own(LinuxNamespaceType::Network, Path::new("/nowhere")));
     }
 }
