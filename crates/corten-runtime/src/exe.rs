@@ -66,8 +66,9 @@ impl SealedExe {
                     .map(Self)
                     .map_err(fail)
             }
-            // Without the right to copy mounts: a copy of the file that nobody can write.
-            Err(Errno::PERM) => sealed_copy().map(Self).map_err(fail),
+            // Without the right to copy mounts, or from a mount of another namespace: a copy
+            // of the file that nobody can write.
+            Err(Errno::PERM | Errno::INVAL) => sealed_copy().map(Self).map_err(fail),
             Err(errno) => Err(fail(errno)),
         }
     }
@@ -82,20 +83,22 @@ impl SealedExe {
 /// `/proc/<pid>/exe`.
 pub fn is_sealed() -> bool {
     statvfs(SELF).is_ok_and(|stat| stat.f_flag.contains(StatVfsMountFlags::RDONLY))
+        || is_sealed_copy()
         || (!rustix::process::geteuid().is_root() && out_of_reach())
 }
 
-/// For an ordinary user: whether the file belongs to somebody else and cannot be written,
-/// or is a sealed copy. A container of that user can do no more than the user.
+/// Of [`sealed_copy`]'s making: to make another one of it would never end.
+fn is_sealed_copy() -> bool {
+    let file = open(SELF, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let seals = file.and_then(fcntl_get_seals);
+    seals.is_ok_and(|seals| seals.contains(SealFlags::WRITE))
+}
+
+/// For an ordinary user: whether the file belongs to somebody else and cannot be written.
+/// A container of that user can do no more than the user.
 fn out_of_reach() -> bool {
     let user = rustix::process::geteuid().as_raw();
-    let foreign =
-        stat(SELF).is_ok_and(|stat| stat.st_uid != user) && access(SELF, Access::WRITE_OK).is_err();
-    foreign || {
-        let file = open(SELF, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        let seals = file.and_then(fcntl_get_seals);
-        seals.is_ok_and(|seals| seals.contains(SealFlags::WRITE))
-    }
+    stat(SELF).is_ok_and(|stat| stat.st_uid != user) && access(SELF, Access::WRITE_OK).is_err()
 }
 
 /// A copy in memory.

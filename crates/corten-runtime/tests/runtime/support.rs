@@ -212,9 +212,9 @@ pub fn pipes() -> (Stdio, [File; 3]) {
     )
 }
 
-/// Polls until `condition` holds, for at most ten seconds (more on slow machines).
+/// Polls until `condition` holds, for at most half a minute (more on slow machines).
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10) * crate::patience();
+    let deadline = Instant::now() + Duration::from_secs(30) * crate::patience();
     while !condition() {
         assert!(Instant::now() < deadline, "never: {what}");
         std::thread::sleep(Duration::from_millis(2));

@@ -21,6 +21,7 @@ pub const CASES: &[Case] = &[
     ("cli_run_terminal", terminal),
     ("cli_run_terminal_both_ways", terminal_both_ways),
     ("cli_run_terminal_reopened", terminal_reopened),
+    ("cli_run_rootless_flag", rootless_flag),
     ("cli_console_socket", console_socket),
     ("cli_pidfd_socket", pidfd_socket),
     ("cli_preserve_fds", preserve_fds),
@@ -152,6 +153,35 @@ fn terminal_reopened() {
     let script = "exec 0<&- 1>&- 2>&-; usleep 200000; echo back >/dev/console";
     let bundle = Bundle::sh(script).set("/process/terminal", json!(true));
     assert_eq!(bundle.run(RUN), "back\r\n");
+}
+
+/// Where no group can be made, the flag says whether to go on without. (The commands run
+/// from a file of another mount namespace here, which is the runtime's business as well.)
+fn rootless_flag() {
+    use rustix::mount::{MountFlags, MountPropagationFlags as Propagation};
+    #[allow(deprecated)] // Its successor is unsafe because of threads and memory; this is neither.
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+    rustix::mount::mount_change("/", Propagation::PRIVATE | Propagation::REC).unwrap();
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    for line in mounts.lines() {
+        let mut words = line.split(' ').skip(1);
+        let point = words.next().unwrap();
+        if matches!(words.next(), Some("cgroup" | "cgroup2")) {
+            let flags = MountFlags::BIND | MountFlags::RDONLY;
+            rustix::mount::mount_remount(point, flags, "").unwrap();
+        }
+    }
+    let bundle = Bundle::sh("echo went");
+    for (value, goes_on) in [("auto", false), ("false", false), ("true", true)] {
+        let args = ["--rootless", value, "run", "--bundle", "BUNDLE", "ID"];
+        if goes_on {
+            assert_eq!(bundle.run(&args), "went\n");
+        } else {
+            let error = bundle.fail(&args);
+            assert!(error.contains("read-only file system"), "{error}");
+        }
+        assert!(!bundle.state_dir().exists());
+    }
 }
 
 /// Receives one descriptor with its message.

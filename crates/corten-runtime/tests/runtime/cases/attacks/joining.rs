@@ -112,9 +112,14 @@ fn ambush_of_init_in_shared_pid_namespace() {
 /// by default, does get everything. (docs/runtime-security.md: giving that capability
 /// without a user namespace is giving the host away.)
 fn ambush_has_teeth() {
-    let container = almighty(attacker(&["ambush", &program_name(), ENOUGH]));
-    let got = spring(&container);
-    for what in ["exe", "fd", "ptrace", "getfd"] {
-        assert!(got.contains(what), "no {what}: {got}");
+    let wanted = ["exe", "fd", "ptrace", "getfd"];
+    let mut got = String::new();
+    // What is to be had depends on the moment.
+    for _ in 0..5 {
+        got += &spring(&almighty(attacker(&["ambush", &program_name(), ENOUGH])));
+        if wanted.iter().all(|what| got.contains(what)) {
+            return;
+        }
     }
+    panic!("not all of {wanted:?}: {got}");
 }
