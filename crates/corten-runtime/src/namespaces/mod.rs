@@ -80,7 +80,10 @@ impl Namespaces {
                 None => plan.add_new(typ),
                 // The container's root would cover the host's.
                 Some(path) if typ == LinuxNamespaceType::Mount && is_own(typ, path) => {
-                    let reason = format!("{} is the host's own mounts", path.display());
+                    let reason = format!(
+                        "{} is the mount namespace of the caller: leave mount out of the list to share it",
+                        path.display()
+                    );
                     return Err(RuntimeError::spec("linux.namespaces.path", reason));
                 }
                 Some(path) => plan.add_join(typ, open(typ, path)?),
@@ -320,7 +323,7 @@ mod tests {
         let error = Namespaces::plan(&spec, NetNs::Spec)
             .unwrap_err()
             .to_string();
-        assert!(error.contains("host's own mounts"), "{error}");
+        assert!(error.contains("mount namespace of the caller"), "{error}");
         assert!(is_own(
             LinuxNamespaceType::Network,
             Path::new("/proc/self/ns/net")
