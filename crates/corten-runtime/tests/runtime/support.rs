@@ -212,6 +212,16 @@ pub fn pipes() -> (Stdio, [File; 3]) {
     )
 }
 
+/// Whether a case has to be skipped, which it then says: virtual machines have few programs.
+pub fn lacks(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let missing = !std::env::split_paths(&path).any(|dir| dir.join(program).exists());
+    if missing {
+        println!("skipped: there is no {program}");
+    }
+    missing
+}
+
 /// Polls until `condition` holds, for at most half a minute (more on slow machines).
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30) * crate::patience();

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use crate::Case;
 use crate::cli::Bundle;
+use crate::support::lacks;
 
 pub const CASES: &[Case] = &[
     ("cli_checkpoint_and_restore", checkpoint_and_restore),
@@ -117,6 +118,9 @@ fn told(images: &std::path::Path) -> serde_json::Value {
 }
 
 fn checkpoint_and_restore() {
+    if lacks("python3") {
+        return;
+    }
     let bundle = Bundle::waiting();
     let (_dir, path) = stand_in();
     let volume = tempfile::tempdir().unwrap();
@@ -207,6 +211,9 @@ fn checkpoint_and_restore() {
 }
 
 fn left_running() {
+    if lacks("python3") {
+        return;
+    }
     let bundle = Bundle::waiting();
     let (_dir, path) = stand_in();
     bundle.create();
@@ -227,6 +234,9 @@ fn left_running() {
 }
 
 fn failures() {
+    if lacks("python3") {
+        return;
+    }
     let bundle = Bundle::waiting();
     let (_dir, path) = stand_in();
     let images = bundle.dir.path().join("images");

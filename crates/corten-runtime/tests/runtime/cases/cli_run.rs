@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::Case;
 use crate::cli::Bundle;
-use crate::support::eventually;
+use crate::support::{eventually, lacks};
 
 pub const CASES: &[Case] = &[
     ("cli_run_exit_codes", exit_codes),
@@ -330,6 +330,9 @@ fn host_socket(bundle: &Bundle) -> (String, std::thread::JoinHandle<Vec<String>>
 
 /// The test root has no program that sends datagrams; the host's Python has.
 fn notify_socket() {
+    if lacks("python3") {
+        return;
+    }
     let say = "import os, socket\n\
                s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
                s.connect(os.environ['NOTIFY'])\n\

@@ -252,11 +252,11 @@ fn net_devices() {
         "address add fd09::7/64 dev cz0 nodad",
         "address add 169.254.1.1/16 dev cz0 scope link",
     ] {
-        let done = Command::new("ip")
-            .args(arguments.split(' '))
-            .status()
-            .unwrap();
-        assert!(done.success(), "{arguments}");
+        let ip = |arguments: &str| Command::new("ip").args(arguments.split(' ')).status();
+        // The small `ip` of a virtual machine knows no `nodad`.
+        let done = ip(arguments).unwrap().success()
+            || ip(arguments.trim_end_matches(" nodad")).unwrap().success();
+        assert!(done, "{arguments}");
     }
     let container = Container::sh("ip address show").set(
         "/linux/netDevices",
