@@ -1,28 +1,9 @@
 //! The same things through `corten serve`: with our command line, and with the real
 //! `docker` command line where it is installed.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use crate::harness::{Done, Engine, free_port, http_get, until};
-
-fn docker(engine: &Engine, host: &str, args: &[&str]) -> Option<Done> {
-    let output = Command::new("docker")
-        .args(args)
-        .env("DOCKER_HOST", host)
-        .env("DOCKER_CONFIG", engine.path("docker"))
-        .env("DOCKER_BUILDKIT", "0")
-        .env_remove("DOCKER_CONTEXT")
-        .stdin(Stdio::null())
-        .output();
-    match output {
-        Ok(output) => Some(output.into()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("the docker command line is not installed: this test saw nothing");
-            None
-        }
-        Err(error) => panic!("docker: {error}"),
-    }
-}
+use crate::harness::{Engine, docker, free_port, http_get, until};
 
 #[test]
 fn the_docker_command_line_walks_through() {

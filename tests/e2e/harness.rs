@@ -322,6 +322,27 @@ pub(crate) fn http_get(address: &str) -> Option<String> {
         .filter(|b| !b.is_empty())
 }
 
+/// Runs the real `docker` command line against a server of ours; `None` where it is not
+/// installed.
+pub(crate) fn docker(engine: &Engine, host: &str, args: &[&str]) -> Option<Done> {
+    let output = Command::new("docker")
+        .args(args)
+        .env("DOCKER_HOST", host)
+        .env("DOCKER_CONFIG", engine.path("docker"))
+        .env("DOCKER_BUILDKIT", "0")
+        .env_remove("DOCKER_CONTEXT")
+        .stdin(Stdio::null())
+        .output();
+    match output {
+        Ok(output) => Some(output.into()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("the docker command line is not installed: this test saw nothing");
+            None
+        }
+        Err(error) => panic!("docker: {error}"),
+    }
+}
+
 /// A root file system of busybox and links to it, as a tar.
 pub(crate) fn busybox_tar() -> &'static [u8] {
     static TAR: OnceLock<Vec<u8>> = OnceLock::new();

@@ -10,6 +10,7 @@ mod build;
 mod containers;
 mod crash;
 mod harness;
+mod images;
 mod isolation;
 mod network;
 mod registry;

@@ -99,6 +99,14 @@ impl JsonLines {
         }
     }
 
+    /// Sends one value from code that blocks; `false` when the client has gone.
+    pub(crate) fn send_blocking(&self, value: &impl Serialize) -> bool {
+        match line(value) {
+            Some(line) => self.0.blocking_send(line).is_ok(),
+            None => true,
+        }
+    }
+
     /// Sends one value from a synchronous callback that runs on any thread. Where the
     /// backlog is full the message is dropped: progress is a courtesy, work is not.
     pub(crate) fn offer(&self, value: &impl Serialize) {

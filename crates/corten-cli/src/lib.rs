@@ -21,6 +21,7 @@ mod format;
 mod generate;
 mod globals;
 pub mod opts;
+mod output;
 mod progress;
 mod run;
 pub mod template;

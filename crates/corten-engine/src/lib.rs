@@ -13,6 +13,7 @@ pub mod events;
 pub mod images;
 pub mod layout;
 pub mod networks;
+mod outflow;
 mod parse;
 mod schema;
 mod spec;
@@ -24,6 +25,7 @@ pub mod volumes;
 pub use bollard_stubs::models;
 pub use engine::{Engine, EngineOptions};
 pub use error::{EngineError, ErrorKind};
+pub use outflow::Outflow;
 
 /// Docker's filters: field → accepted values.
 pub type Filters = std::collections::BTreeMap<String, Vec<String>>;

@@ -197,8 +197,12 @@ impl Blobs {
         }
     }
 
-    /// Stores a file of ours whose digest is known to the caller, who has just computed it.
-    pub(crate) fn adopt(&self, digest: &Digest, file: &Path) -> Result<(), StoreError> {
+    /// Takes a file on the store's file system for a blob, by rename. Its digest is one that
+    /// the caller has just computed from what it wrote.
+    ///
+    /// # Errors
+    /// The file cannot be synced or renamed.
+    pub fn adopt(&self, digest: &Digest, file: &Path) -> Result<(), StoreError> {
         let target = self.path(digest);
         File::open(file)
             .and_then(|f| f.sync_all())

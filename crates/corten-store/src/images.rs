@@ -357,7 +357,11 @@ impl Images {
         })
     }
 
-    fn known_manifest(&self, image: &Image) -> Result<Option<PushPlan>, StoreError> {
+    /// The manifest an image came or went with, where all its blobs are still here.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn known_manifest(&self, image: &Image) -> Result<Option<PushPlan>, StoreError> {
         let Some(digest) = &image.manifest else {
             return Ok(None);
         };

@@ -12,7 +12,7 @@ use corten_engine::images::ImageListOptions;
 use http::{HeaderMap, Method, StatusCode, Uri};
 use serde::Deserialize;
 
-use super::{Answer, Query, distribution};
+use super::{Answer, Query, archives, distribution};
 use crate::error::ApiError;
 use crate::query::{filters, flag};
 
@@ -55,12 +55,18 @@ fn unknown(method: &Method, uri: &Uri) -> ApiError {
     ApiError::not_found(format!("page not found: {method} {}", uri.path()))
 }
 
-/// `GET /images/NAME/json` and `/history`.
-async fn look(State(engine): State<Engine>, Path(rest): Path<String>, uri: Uri) -> Answer {
+/// `GET /images/NAME/json`, `/history` and `/get`.
+async fn look(
+    State(engine): State<Engine>,
+    Path(rest): Path<String>,
+    Query(query): Query<Vec<(String, String)>>,
+    uri: Uri,
+) -> Answer {
     let images = engine.images();
     match rest.rsplit_once('/') {
         Some((name, "json")) => Ok(Json(images.inspect(name).await?).into_response()),
         Some((name, "history")) => Ok(Json(images.history(name).await?).into_response()),
+        Some((name, "get")) => archives::save(&engine, vec![name.to_owned()], &query).await,
         _ => Err(unknown(&Method::GET, &uri)),
     }
 }

@@ -1,5 +1,6 @@
 //! The routes, by subject. Paths carry no version here (see `version`).
 
+mod archives;
 mod build;
 mod containers;
 mod distribution;
@@ -7,6 +8,7 @@ mod events;
 mod exec;
 mod images;
 mod networks;
+mod request_body;
 mod streams;
 mod system;
 mod volumes;
@@ -33,6 +35,7 @@ pub(crate) fn router(engine: Engine) -> Router {
         .merge(containers::routes())
         .merge(streams::routes())
         .merge(exec::routes())
+        .merge(archives::routes())
         .merge(images::routes())
         .merge(distribution::routes())
         .merge(build::routes())

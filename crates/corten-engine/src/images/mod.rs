@@ -1,9 +1,12 @@
 //! Images: everything the Engine API's `/images` does, over the store and the registry client.
 
+mod archive;
 pub(crate) mod documents;
 mod inspect;
 mod list;
+mod load;
 mod remove;
+mod save;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +21,10 @@ use crate::Filters;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
+use crate::outflow::{self, Outflow};
 use crate::parse::bad;
+
+pub use load::{LoadEvent, LoadSink};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -216,6 +222,37 @@ impl Images {
             })
             .await?;
         Ok(pushed)
+    }
+
+    /// Images as one archive: an OCI layout that is a docker-archive, too. A name without tag
+    /// stands for all tags of the repository.
+    ///
+    /// # Errors
+    /// When there is no such image, it is of another platform, or a layer cannot be written
+    /// as it came.
+    pub async fn save(&self, names: Vec<String>, platform: Option<Platform>) -> Result<Outflow> {
+        let plan = self
+            .0
+            .blocking(move |engine| save::plan(engine, &names, platform.as_ref()))
+            .await?;
+        let engine = self.0.clone();
+        Ok(outflow::stream(move |out| plan.write(&engine, out)))
+    }
+
+    /// Loads the images of an archive: what `save` writes, of any version of Docker since
+    /// 1.10, or an OCI layout; compressed (gzip, zstd) or not.
+    ///
+    /// # Errors
+    /// When it is no such archive, or its content is not what its digests say.
+    pub async fn load(
+        &self,
+        archive: impl std::io::Read + Send + 'static,
+        platform: Option<Platform>,
+        sink: LoadSink,
+    ) -> Result<()> {
+        self.0
+            .blocking(move |engine| load::load(engine, archive, platform.as_ref(), &sink))
+            .await
     }
 
     /// Removes unused images: dangling ones, or all with filter `dangling=false`.

@@ -267,14 +267,16 @@ impl Layers {
         self.driver.write_tar(diff_id, &mut out)
     }
 
-    /// The blob a layer was pulled as or compressed to, if it is still here.
+    /// The blob a layer came as or was compressed to, if it is still here; a compressed one
+    /// before a plain one.
     ///
     /// # Errors
     /// The database cannot be read.
     pub fn blob_for(&self, diff_id: &DiffId) -> Result<Option<LayerBlob>, StoreError> {
         let rows: Vec<(String, i64, String)> = self.database.read(|db| {
             let mut statement = db.prepare_cached(
-                "SELECT blob, size, media_type FROM layer_blob WHERE diff_id = ? ORDER BY rowid",
+                "SELECT blob, size, media_type FROM layer_blob WHERE diff_id = ?
+                 ORDER BY blob = diff_id, rowid",
             )?;
             let rows = statement.query_map([diff_id.digest().as_str()], |row| {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?))
@@ -305,8 +307,11 @@ impl Layers {
     /// The layer cannot be read or the store cannot be written;
     /// [`StoreError::CorruptLayer`] when the directory no longer is what it was.
     pub fn compress(&self, diff_id: &DiffId) -> Result<LayerBlob, StoreError> {
-        if let Some(blob) = self.blob_for(diff_id)? {
-            return Ok(blob);
+        let known = self.blob_for(diff_id)?;
+        if let Some(blob) = &known
+            && blob.digest != *diff_id.digest()
+        {
+            return Ok(blob.clone());
         }
         let tmp = TmpDir::create(&self.tmp, "compress")?;
         let path = tmp.path().join("blob");
@@ -316,7 +321,14 @@ impl Layers {
             .mtime(0)
             .write(compressed, Compression::default());
         let mut plain = decode::Hashing::new(gzip);
-        self.tar(diff_id, &mut plain)?;
+        match known {
+            // It came uncompressed, perhaps as no archive that we would write.
+            Some(blob) => {
+                let mut file = self.blobs.open(&blob.digest)?;
+                io::copy(&mut file, &mut plain).map_err(at("compress", &path))?;
+            }
+            None => self.tar(diff_id, &mut plain)?,
+        }
         let (gzip, actual, _) = plain.finish();
         if actual != *diff_id.digest() {
             return Err(StoreError::CorruptLayer {

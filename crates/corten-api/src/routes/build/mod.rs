@@ -4,7 +4,6 @@
 //! The answer is the classic builder's stream of JSON lines; with `corten=1` it is the
 //! build's own events, `{"corten": …}`, which show parallel steps as such.
 
-mod body;
 mod classic;
 mod request;
 
@@ -24,7 +23,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{Answer, Query};
+use super::{Answer, Query, request_body};
 use crate::InProcess;
 use crate::auth::credentials;
 use crate::error::ApiError;
@@ -84,7 +83,7 @@ async fn build(
                 wanted.dockerfile = source;
             }
         }
-        None => wanted.context = Context::Tar(Box::new(body::reader(body))),
+        None => wanted.context = Context::Tar(Box::new(request_body::reader(body))),
     }
     for (_, address) in &mut wanted.extra_hosts {
         if address == "host-gateway" {

@@ -1,5 +1,6 @@
 //! `image …` and its short forms.
 
+mod archive;
 mod history;
 mod ls;
 pub(crate) mod prune;
@@ -16,6 +17,7 @@ use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
 use crate::opts::platform;
 
+pub(crate) use archive::{LOAD, SAVE};
 pub(crate) use history::HISTORY;
 pub(crate) use ls::{LS, Summary, table};
 use prune::PRUNE;
@@ -29,11 +31,13 @@ pub(crate) static GROUP: Command = Command::group(
         &super::build::BUILD,
         &HISTORY,
         &INSPECT,
+        &LOAD,
         &LS,
         &PRUNE,
         &PULL,
         &PUSH,
         &RM,
+        &SAVE,
         &TAG,
     ],
 );

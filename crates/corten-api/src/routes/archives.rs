@@ -1,0 +1,141 @@
+//! Archives of images: `GET /images/get` (and `/images/NAME/get`), `POST /images/load`.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::routing::{get, post};
+use corten_engine::Engine;
+use corten_engine::images::LoadEvent;
+use corten_oci::Platform;
+use http::Request;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::containers::platform;
+use super::distribution::failure;
+use super::{Answer, Query, request_body};
+use crate::error::ApiError;
+use crate::query::flag;
+use crate::stream::{self, JsonLines};
+
+/// The type of an archive, in Docker's answers.
+const TAR: &str = "application/x-tar";
+
+pub(super) fn routes() -> Router<Engine> {
+    Router::new()
+        .route("/images/get", get(save_all))
+        .route("/images/load", post(load))
+}
+
+async fn save_all(
+    State(engine): State<Engine>,
+    Query(query): Query<Vec<(String, String)>>,
+) -> Answer {
+    let names: Vec<String> = query
+        .iter()
+        .filter(|(key, value)| key == "names" && !value.is_empty())
+        .map(|(_, value)| value.clone())
+        .collect();
+    if names.is_empty() {
+        return Err(ApiError::bad_parameter("no image names were given"));
+    }
+    save(&engine, names, &query).await
+}
+
+/// Answers with an archive of images.
+pub(super) async fn save(
+    engine: &Engine,
+    names: Vec<String>,
+    query: &[(String, String)],
+) -> Answer {
+    let mut wanted = Vec::new();
+    for (_, value) in query.iter().filter(|(key, _)| key == "platform") {
+        wanted.extend(platform_document(Some(value))?);
+    }
+    if wanted.len() > 1 {
+        return Err(ApiError::bad_parameter(
+            "images here have one platform each: name one platform",
+        ));
+    }
+    let archive = engine.images().save(names, wanted.pop()).await?;
+    Ok(stream::body(TAR, archive))
+}
+
+/// A platform as JSON (since API 1.48), or as text.
+fn platform_document(text: Option<&str>) -> Result<Option<Platform>, ApiError> {
+    #[derive(Deserialize)]
+    struct Document {
+        os: String,
+        #[serde(default)]
+        architecture: String,
+        variant: Option<String>,
+    }
+    let Some(text) = text.filter(|t| t.starts_with('{')) else {
+        return platform(text);
+    };
+    let document: Document = serde_json::from_str(text)
+        .map_err(|error| ApiError::bad_parameter(format!("invalid platform: {error}")))?;
+    let variant = document.variant.as_deref();
+    Ok(Some(Platform::normalised(
+        &document.os,
+        &document.architecture,
+        variant,
+    )))
+}
+
+#[derive(Deserialize)]
+struct LoadQuery {
+    #[serde(default, deserialize_with = "flag")]
+    quiet: bool,
+    platform: Option<String>,
+}
+
+async fn load(
+    State(engine): State<Engine>,
+    Query(query): Query<LoadQuery>,
+    request: Request<axum::body::Body>,
+) -> Answer {
+    let platform = platform_document(query.platform.as_deref())?;
+    let archive = request_body::reader(request.into_body());
+    let (lines, unsent) = JsonLines::channel();
+    let quiet = query.quiet;
+    let sink = Arc::new(move |event: LoadEvent| match event {
+        LoadEvent::Line(text) => {
+            lines.send_blocking(&json!({ "stream": format!("{text}\n") }));
+        }
+        LoadEvent::Layer { .. } if quiet => {}
+        LoadEvent::Layer { id, current, total } => lines.offer(&loading(&id, current, total)),
+    });
+    let work = tokio::spawn(async move { engine.images().load(archive, platform, sink).await });
+    unsent.answer(work, failure).await
+}
+
+fn loading(id: &str, current: u64, total: u64) -> Value {
+    json!({
+        "status": "Loading layer",
+        "progressDetail": { "current": current, "total": total },
+        "id": id,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn platforms_come_as_json_or_text() {
+        let read = |text| platform_document(Some(text)).unwrap().unwrap().to_string();
+        assert_eq!(
+            read(r#"{"architecture":"arm64","os":"linux"}"#),
+            "linux/arm64"
+        );
+        assert_eq!(
+            read(r#"{"architecture":"arm","os":"linux","variant":"v6"}"#),
+            "linux/arm/v6"
+        );
+        assert_eq!(read("linux/amd64"), "linux/amd64");
+        assert_eq!(platform_document(Some("")).unwrap(), None);
+        assert!(platform_document(Some("{")).is_err());
+    }
+}

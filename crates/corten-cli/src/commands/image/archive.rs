@@ -1,0 +1,146 @@
+//! `image save` and `image load`, `save` and `load`.
+
+use std::fs::File;
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use tokio::sync::mpsc;
+
+use crate::app::Cli;
+use crate::command::{Command, action};
+use crate::error::{CliError, Result, reason};
+use crate::flags::{Arity, Flag, Parsed};
+use crate::output::Output;
+use crate::progress::stream::{self, Sink};
+use crate::term;
+
+/// Bytes read at once, and pieces that may wait.
+const PIECE: usize = 256 * 1024;
+const AHEAD: usize = 4;
+
+/// `image save`, `save`.
+pub(crate) static SAVE: Command = Command::new(
+    "save",
+    "IMAGE [IMAGE...]",
+    "Save one or more images to a tar archive (streamed to STDOUT by default)",
+    action!(save),
+)
+.aliases(&["image save", "save"])
+.arity(Arity::Min(1))
+.heavy()
+.flags(&[&[
+    Flag::text("output", "Write to a file, instead of STDOUT").short('o'),
+    Flag::text(
+        "platform",
+        "Platform the images must be for (\"linux/amd64\")",
+    ),
+]]);
+
+/// `image load`, `load`.
+pub(crate) static LOAD: Command = Command::new(
+    "load",
+    "",
+    "Load an image from a tar archive or STDIN",
+    action!(load),
+)
+.aliases(&["image load", "load"])
+.arity(Arity::None)
+.heavy()
+.flags(&[&[
+    Flag::text("input", "Read from tar archive file, instead of STDIN").short('i'),
+    Flag::text(
+        "platform",
+        "Load only the given platform variant (\"linux/amd64\")",
+    ),
+    Flag::switch("quiet", "Suppress the load output").short('q'),
+]]);
+
+/// The platform as the API takes it.
+fn platform(flags: &Parsed) -> Result<Option<String>> {
+    let Some(text) = flags.nonempty("platform") else {
+        return Ok(None);
+    };
+    let platform: corten_oci::Platform = text.parse().map_err(|_| {
+        CliError::message(format!(
+            "invalid platform: {text:?}: cannot parse platform specifier: invalid argument"
+        ))
+    })?;
+    Ok(Some(serde_json::json!(platform).to_string()))
+}
+
+async fn save(cli: &Cli, flags: Parsed) -> Result {
+    let platform = platform(&flags)?;
+    let output = Output::open(flags.nonempty("output"), "save image")?;
+    let mut call = cli.client()?.get("/images/get");
+    for image in &flags.args {
+        call = call.query("names", image);
+    }
+    let answer = call.query_opt("platform", platform).send().await?;
+    output.receive(answer.reader()).await
+}
+
+async fn load(cli: &Cli, flags: Parsed) -> Result {
+    let platform = platform(&flags)?;
+    let archive = match flags.nonempty("input") {
+        Some(path) => Archive::File(
+            File::open(path)
+                .map_err(|error| CliError::message(format!("open {path}: {}", reason(&error))))?,
+        ),
+        None if term::stdin_is_terminal() => {
+            return Err(CliError::message(
+                "requested load from stdin, but stdin is empty",
+            ));
+        }
+        None => Archive::Stdin,
+    };
+    let quiet = flags.on("quiet") || !term::stdout_is_terminal();
+    let lines = cli
+        .client()?
+        .post("/images/load")
+        .query("quiet", if quiet { "1" } else { "0" })
+        .query_opt("platform", platform)
+        .body_stream("application/x-tar", archive.pieces())
+        .lines()
+        .await?;
+    stream::show(lines, Sink::stdout()).await
+}
+
+/// Where an archive comes from.
+#[derive(Debug)]
+pub(super) enum Archive {
+    File(File),
+    Stdin,
+}
+
+impl Archive {
+    /// Its bytes, read on a thread of their own.
+    pub(super) fn pieces(self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        std::thread::spawn(move || {
+            let mut input: Box<dyn Read> = match self {
+                Self::File(file) => Box::new(file),
+                Self::Stdin => Box::new(io::stdin().lock()),
+            };
+            loop {
+                let mut piece = vec![0; PIECE];
+                let read = match input.read(&mut piece) {
+                    Ok(0) => return,
+                    Ok(n) => {
+                        piece.truncate(n);
+                        Ok(Bytes::from(piece))
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(error) => Err(error),
+                };
+                let ended = read.is_err();
+                if sender.blocking_send(read).is_err() || ended {
+                    return;
+                }
+            }
+        });
+        futures_util::stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|piece| (piece, receiver))
+        })
+    }
+}
