@@ -15,4 +15,5 @@ mod isolation;
 mod network;
 mod registry;
 mod runtime_peers;
+mod snapshots;
 mod volumes;

@@ -23,6 +23,7 @@ mod plan;
 pub mod progress;
 mod request;
 mod run;
+mod snapshot;
 mod solve;
 pub mod step;
 mod wire;
@@ -34,6 +35,7 @@ pub use request::{
     BuildRequest, Context, DockerfileSource, ImageSource, PullFuture, PullProgress, PullSink,
     Sandboxing, StepEndpoint, StepNetwork, StepNetworkMode,
 };
+pub use snapshot::Snapshot;
 
 use std::sync::Arc;
 

@@ -27,7 +27,7 @@ pub use error::StoreError;
 pub use gc::{Finding, FindingKind, GcReport};
 pub use images::{Image, ImageId, Images, PushPlan};
 pub use layers::{
-    Change, ChangeKind, LayerBlob, LayerForm, LayerInfo, Layers, Upper, WorkDir, numeric,
+    Change, ChangeKind, LayerBlob, LayerForm, LayerInfo, Layers, Merged, Upper, WorkDir, numeric,
 };
 pub use leases::{Lease, Leases};
 pub use schema::SCHEMA;

@@ -1,4 +1,5 @@
-//! Archives of images: `GET /images/get` (and `/images/NAME/get`), `POST /images/load`.
+//! Archives of images: `GET /images/get` (and `/images/NAME/get`), `POST /images/load`, and
+//! the part of `POST /images/create` that imports.
 
 use std::sync::Arc;
 
@@ -6,13 +7,13 @@ use axum::Router;
 use axum::extract::State;
 use axum::routing::{get, post};
 use corten_engine::Engine;
-use corten_engine::images::LoadEvent;
+use corten_engine::images::{ImportOptions, LoadEvent};
 use corten_oci::Platform;
 use http::Request;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::containers::platform;
+use super::containers::{changes_of, new_name, platform};
 use super::distribution::failure;
 use super::{Answer, Query, request_body};
 use crate::error::ApiError;
@@ -109,6 +110,38 @@ async fn load(
     });
     let work = tokio::spawn(async move { engine.images().load(archive, platform, sink).await });
     unsent.answer(work, failure).await
+}
+
+/// `POST /images/create?fromSrc=`: an archive of files becomes an image.
+pub(super) async fn import(
+    engine: Engine,
+    source: &str,
+    pairs: &[(String, String)],
+    request: Request<axum::body::Body>,
+) -> Answer {
+    if source != "-" {
+        return Err(ApiError::bad_parameter(format!(
+            "importing from a URL is not offered: fetch it and send it, as with \
+             \"curl -L {source} | corten import -\""
+        )));
+    }
+    let value = |wanted: &str| {
+        let found = pairs.iter().find(|(key, _)| key == wanted);
+        found
+            .map(|(_, value)| value.as_str())
+            .filter(|v| !v.is_empty())
+    };
+    let options = ImportOptions {
+        name: new_name(value("repo"), value("tag"))?,
+        message: value("message").map_or_else(|| format!("Imported from {source}"), str::to_owned),
+        changes: changes_of(pairs),
+        platform: platform_document(value("platform"))?,
+    };
+    let archive = request_body::reader(request.into_body());
+    let id = engine.images().import(archive, options).await?;
+    let (lines, response) = JsonLines::response();
+    lines.send(&json!({ "status": id })).await;
+    Ok(response)
 }
 
 fn loading(id: &str, current: u64, total: u64) -> Value {

@@ -4,15 +4,18 @@ use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use corten_engine::containers::{ListOptions, RemoveOptions, StopOptions, WaitCondition};
+use corten_engine::containers::{
+    CommitOptions, ListOptions, RemoveOptions, StopOptions, WaitCondition,
+};
 use corten_engine::{Engine, EngineError, models};
-use corten_oci::Platform;
+use corten_oci::{ImageRef, Platform};
 use http::StatusCode;
 use serde::Deserialize;
 
 use super::{Answer, Body, Query, no_content};
 use crate::error::ApiError;
-use crate::query::{filters, flag, number};
+use crate::query::{filters, flag, number, truthy};
+use crate::stream;
 
 pub(super) fn routes() -> Router<Engine> {
     Router::new()
@@ -32,6 +35,8 @@ pub(super) fn routes() -> Router<Engine> {
         .route("/containers/{name}/resize", post(resize))
         .route("/containers/{name}/top", get(top))
         .route("/containers/{name}/changes", get(changes))
+        .route("/containers/{name}/export", get(export))
+        .route("/commit", post(commit))
 }
 
 #[derive(Deserialize)]
@@ -92,6 +97,60 @@ pub(super) fn platform(text: Option<&str>) -> Result<Option<Platform>, ApiError>
         .map(str::parse)
         .transpose()
         .map_err(|error: corten_oci::PlatformError| ApiError::bad_parameter(error.to_string()))
+}
+
+async fn export(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
+    let archive = engine.containers().export(&name).await?;
+    Ok(stream::body("application/octet-stream", archive))
+}
+
+async fn commit(
+    State(engine): State<Engine>,
+    Query(pairs): Query<Vec<(String, String)>>,
+    body: Body<models::ContainerConfig>,
+) -> Answer {
+    let value = |wanted: &str| {
+        let found = pairs.iter().find(|(key, _)| key == wanted);
+        found
+            .map(|(_, value)| value.as_str())
+            .filter(|v| !v.is_empty())
+    };
+    let container = value("container").unwrap_or_default();
+    let options = CommitOptions {
+        name: new_name(value("repo"), value("tag"))?,
+        author: value("author").unwrap_or_default().to_owned(),
+        comment: value("comment").unwrap_or_default().to_owned(),
+        changes: changes_of(&pairs),
+        config: body.0,
+        pause: value("pause").is_none_or(truthy),
+    };
+    let id = engine.containers().commit(container, options).await?;
+    let id = serde_json::json!({ "Id": id });
+    Ok((StatusCode::CREATED, Json(id)).into_response())
+}
+
+/// Instructions that change a configuration.
+pub(super) fn changes_of(pairs: &[(String, String)]) -> Vec<String> {
+    let changes = pairs.iter().filter(|(key, _)| key == "changes");
+    changes.map(|(_, value)| value.clone()).collect()
+}
+
+/// The name of an image that is to be made.
+pub(super) fn new_name(
+    repo: Option<&str>,
+    tag: Option<&str>,
+) -> Result<Option<ImageRef>, ApiError> {
+    let invalid = |error: corten_oci::ReferenceError| ApiError::bad_parameter(error.to_string());
+    let Some(repo) = repo else { return Ok(None) };
+    let name: ImageRef = repo.parse().map_err(invalid)?;
+    if name.digest().is_some() {
+        return Err(ApiError::bad_parameter("cannot import digest reference"));
+    }
+    let name = match tag {
+        Some(tag) => name.with_tag(tag).map_err(invalid)?,
+        None => name,
+    };
+    Ok(Some(name.or_latest()))
 }
 
 #[derive(Deserialize)]

@@ -9,12 +9,12 @@ use axum::routing::post;
 use corten_engine::{Engine, EngineError};
 use corten_oci::ImageRef;
 use corten_registry::{Progress, ProgressEvent};
-use http::HeaderMap;
+use http::{HeaderMap, Request};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::containers::platform;
-use super::{Answer, Query};
+use super::{Answer, Query, archives};
 use crate::auth::credential;
 use crate::error::ApiError;
 use crate::stream::JsonLines;
@@ -88,18 +88,18 @@ fn image_ref(name: &str, tag: Option<&str>) -> Result<ImageRef, ApiError> {
 async fn pull(
     State(engine): State<Engine>,
     Query(query): Query<PullQuery>,
-    headers: HeaderMap,
+    Query(pairs): Query<Vec<(String, String)>>,
+    request: Request<axum::body::Body>,
 ) -> Answer {
-    if query.from_src.is_some_and(|source| !source.is_empty()) {
-        return Err(ApiError::bad_parameter(
-            "importing a file system image is not offered: build FROM scratch with ADD instead",
-        ));
+    if let Some(source) = query.from_src.as_deref().filter(|s| !s.is_empty()) {
+        return archives::import(engine, source, &pairs, request).await;
     }
+    let headers = request.headers();
     let name = query.from_image.filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| ApiError::bad_parameter("invalid reference format"))?;
     let image = image_ref(&name, query.tag.as_deref().filter(|t| !t.is_empty()))?;
     let platform = platform(query.platform.as_deref())?;
-    let credential = credential(&headers)?;
+    let credential = credential(headers)?;
     let (lines, unsent) = JsonLines::channel();
     let work = tokio::spawn(async move {
         let progress = Arc::new(ToClient(lines.clone()));

@@ -13,7 +13,7 @@ type Result<T> = std::result::Result<T, EngineError>;
 
 /// The mount points that a start made, of generated files and of kernel file systems, and
 /// `/etc` where they are all that changed in it: no change of the container's.
-fn engine_made(upper: &Path, changed: &[Change]) -> Vec<PathBuf> {
+pub(super) fn engine_made(upper: &Path, changed: &[Change]) -> Vec<PathBuf> {
     let etc = Path::new("/etc");
     let mut ours: Vec<PathBuf> = ["hostname", "hosts", "resolv.conf"]
         .iter()

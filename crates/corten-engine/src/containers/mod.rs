@@ -6,6 +6,7 @@
 
 mod attach;
 mod changes;
+mod commit;
 mod create;
 mod exec;
 pub(crate) mod files;
@@ -39,6 +40,8 @@ use crate::events::{self, Kind};
 use row::Container;
 
 pub use attach::framed;
+pub use commit::CommitOptions;
+pub(crate) use commit::refused as refused_change;
 pub(crate) use create::parse_mac;
 pub(crate) use exec::set_exit_code as set_exec_exit_code;
 pub use options::{
@@ -345,6 +348,27 @@ impl Containers {
         self.0
             .blocking(move |engine| changes::changes(engine, &name))
             .await
+    }
+
+    /// Makes an image of it: its image's layers, and one of what it changed.
+    ///
+    /// # Errors
+    /// A conflict when it is being removed; when an instruction is not allowed, or its
+    /// writable layer cannot be read.
+    pub async fn commit(
+        &self,
+        name: &str,
+        options: CommitOptions,
+    ) -> Result<corten_store::ImageId> {
+        commit::commit(&self.0, name, options).await
+    }
+
+    /// All its files as a tar; volumes are empty directories in it.
+    ///
+    /// # Errors
+    /// When there is no such container, or its layers cannot be mounted.
+    pub async fn export(&self, name: &str) -> Result<crate::Outflow> {
+        commit::export(&self.0, name).await
     }
 
     /// Removes every stopped container that the filters (`until`, `label`) select.

@@ -2,6 +2,7 @@
 
 mod archive;
 pub(crate) mod documents;
+mod import;
 mod inspect;
 mod list;
 mod load;
@@ -24,6 +25,7 @@ use crate::events::{self, Kind};
 use crate::outflow::{self, Outflow};
 use crate::parse::bad;
 
+pub use import::ImportOptions;
 pub use load::{LoadEvent, LoadSink};
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -252,6 +254,20 @@ impl Images {
     ) -> Result<()> {
         self.0
             .blocking(move |engine| load::load(engine, archive, platform.as_ref(), &sink))
+            .await
+    }
+
+    /// Makes an image of an archive of files, compressed (gzip, zstd) or not.
+    ///
+    /// # Errors
+    /// When an instruction is not allowed, or the archive cannot be unpacked.
+    pub async fn import(
+        &self,
+        archive: impl std::io::Read + Send + 'static,
+        options: ImportOptions,
+    ) -> Result<ImageId> {
+        self.0
+            .blocking(move |engine| import::import(engine, archive, &options))
             .await
     }
 

@@ -195,10 +195,23 @@ impl Layers {
     }
 
     fn mount_settled(&self, stack: &[DiffId], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
+        self.mount_lowers(self.lowers(stack)?, upper)
+    }
+
+    /// A stack as directories for overlayfs, topmost first.
+    fn lowers(&self, stack: &[DiffId]) -> Result<Vec<OwnedFd>, StoreError> {
         let mut lowers = Vec::new();
         for diff_id in stack.iter().rev() {
             lowers.extend(self.driver.lowers(diff_id)?);
         }
+        Ok(lowers)
+    }
+
+    fn mount_lowers(
+        &self,
+        mut lowers: Vec<OwnedFd>,
+        upper: Upper<'_>,
+    ) -> Result<OwnedFd, StoreError> {
         let enough = if matches!(upper, Upper::ReadOnly) {
             2
         } else {
@@ -229,15 +242,16 @@ impl Layers {
     }
 
     /// Copies the changes in a container's upper directory into a layer; the container keeps
-    /// them.
+    /// them. `left_out`: absolute paths that are no changes, with what is below them.
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
-    pub fn commit_copy(&self, upper: &Path) -> Result<LayerInfo, StoreError> {
+    pub fn commit_copy(&self, upper: &Path, left_out: &[PathBuf]) -> Result<LayerInfo, StoreError> {
         let dir = File::open(upper).map_err(at("open", upper))?;
         let (reader, mut writer) = io::pipe().map_err(at("make a pipe for", upper))?;
         std::thread::scope(|scope| {
-            let feed = scope.spawn(move || tar_write::write(dir.as_fd(), &mut writer));
+            let feed =
+                scope.spawn(move || tar_write::write_living(dir.as_fd(), left_out, &mut writer));
             let applied = self.apply(None, reader);
             match feed.join() {
                 Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -245,6 +259,22 @@ impl Layers {
                 }
                 _ => applied,
             }
+        })
+    }
+
+    /// A stack of layers with a writable directory on top that may be in use elsewhere, to be
+    /// read.
+    ///
+    /// # Errors
+    /// As [`mount`](Self::mount).
+    pub fn mount_merged(&self, stack: &[DiffId], upper: &Path) -> Result<Merged, StoreError> {
+        self.settle(stack)?;
+        let mut lowers = vec![mount::open_upper_dir(upper)?];
+        lowers.extend(self.lowers(stack)?);
+        let root = self.mount_lowers(lowers, Upper::ReadOnly)?;
+        Ok(Merged {
+            root,
+            upper: upper.to_owned(),
         })
     }
 
@@ -503,6 +533,26 @@ impl Layers {
                 return Ok(LayerLock { path, _file: file });
             }
         }
+    }
+}
+
+/// A container's whole file system, to be read while the container may go on changing it.
+#[derive(Debug)]
+pub struct Merged {
+    root: OwnedFd,
+    upper: PathBuf,
+}
+
+impl Merged {
+    /// Writes all of it as a tar, in which nothing is hidden: deleted files are not in it.
+    /// What vanishes while it is read is left out.
+    ///
+    /// # Errors
+    /// It cannot be read, or `out` fails.
+    pub fn write_tar(&self, mut out: impl Write) -> Result<(), StoreError> {
+        tar_write::write_living(self.root.as_fd(), &[], &mut out)
+            .map(drop)
+            .map_err(at("read", &self.upper))
     }
 }
 

@@ -127,7 +127,7 @@ fn layer_by_layer(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, Store
     fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("fsmount"))
 }
 
-fn open_upper_dir(path: &Path) -> Result<OwnedFd, StoreError> {
+pub(super) fn open_upper_dir(path: &Path) -> Result<OwnedFd, StoreError> {
     open_dir(path).map_err(|errno| StoreError::Io {
         action: "open",
         path: path.into(),

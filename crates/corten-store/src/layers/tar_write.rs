@@ -11,6 +11,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
@@ -18,10 +19,32 @@ use super::{tar_header, xattr};
 
 /// Writes the tar of everything under `dir` and tells how many bytes of file content it has.
 pub(super) fn write(dir: BorrowedFd<'_>, out: &mut impl Write) -> io::Result<u64> {
+    whole(dir, &[], false, out)
+}
+
+/// As [`write`], of a directory that may change meanwhile: what has vanished is left out, and
+/// what has shrunk ends in zeros, as with tar(1). `left_out`: absolute paths that are not
+/// written, with what is below them.
+pub(super) fn write_living(
+    dir: BorrowedFd<'_>,
+    left_out: &[PathBuf],
+    out: &mut impl Write,
+) -> io::Result<u64> {
+    whole(dir, left_out, true, out)
+}
+
+fn whole(
+    dir: BorrowedFd<'_>,
+    left_out: &[PathBuf],
+    living: bool,
+    out: &mut impl Write,
+) -> io::Result<u64> {
     let mut writer = Writer {
         out,
         links: HashMap::new(),
         content: 0,
+        left_out,
+        living,
     };
     writer.directory(dir, &mut Vec::new())?;
     tar_header::end(writer.out)?;
@@ -33,6 +56,9 @@ struct Writer<'a> {
     /// First name of each file that has several.
     links: HashMap<(u64, u64), Vec<u8>>,
     content: u64,
+    left_out: &'a [PathBuf],
+    /// The directory may change while it is read.
+    living: bool,
 }
 
 impl Writer<'_> {
@@ -40,8 +66,20 @@ impl Writer<'_> {
         for name in sorted_names(dir)? {
             let length = prefix.len();
             prefix.extend_from_slice(name.as_bytes());
-            self.entry(dir, &name, prefix)?;
+            let left_out = |path: &PathBuf| {
+                path.as_os_str().as_bytes().strip_prefix(b"/") == Some(prefix.as_slice())
+            };
+            let written = if self.left_out.iter().any(left_out) {
+                Ok(())
+            } else {
+                self.entry(dir, &name, prefix)
+            };
             prefix.truncate(length);
+            match written {
+                // Nothing of it is in the tar, or a directory without what was in it.
+                Err(error) if self.living && error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
         }
         Ok(())
     }
@@ -104,11 +142,13 @@ impl Writer<'_> {
     ) -> io::Result<()> {
         let size = u64::try_from(stat.st_size).unwrap_or_default();
         (entry.kind, entry.size) = (b'0', size);
-        tar_header::write(self.out, path, &entry)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = std::fs::File::from(rustix::fs::openat(dir, name, flags, Mode::empty())?);
+        tar_header::write(self.out, path, &entry)?;
         let copied = io::copy(&mut file.take(size), &mut self.out)?;
-        if copied != size {
+        if copied != size && self.living {
+            io::copy(&mut io::repeat(0).take(size - copied), &mut self.out)?;
+        } else if copied != size {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 format!("{} shrank while it was read", String::from_utf8_lossy(path)),

@@ -2,6 +2,7 @@
 //! statics of their own, for the top level.
 
 mod attach;
+mod commit;
 mod diff;
 mod exec;
 mod inspect;
@@ -28,6 +29,7 @@ use crate::flags::Arity;
 use crate::run;
 
 pub(crate) use attach::ATTACH;
+pub(crate) use commit::{COMMIT, EXPORT};
 pub(crate) use diff::DIFF;
 pub(crate) use exec::EXEC;
 pub(crate) use inspect::INSPECT;
@@ -72,8 +74,8 @@ pub(crate) static GROUP: Command = Command::group(
     "container",
     "Manage containers",
     &[
-        &ATTACH, &CREATE, &DIFF, &EXEC, &INSPECT, &KILL, &LIST, &LOGS, &PAUSE, &PORT, &PRUNE,
-        &RENAME, &RESTART, &RM, &RUN, &START, &STOP, &TOP, &UNPAUSE, &WAIT,
+        &ATTACH, &COMMIT, &CREATE, &DIFF, &EXEC, &EXPORT, &INSPECT, &KILL, &LIST, &LOGS, &PAUSE,
+        &PORT, &PRUNE, &RENAME, &RESTART, &RM, &RUN, &START, &STOP, &TOP, &UNPAUSE, &WAIT,
     ],
 );
 

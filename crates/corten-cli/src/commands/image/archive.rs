@@ -1,4 +1,4 @@
-//! `image save` and `image load`, `save` and `load`.
+//! `image save`, `image load` and `image import`, and their short forms.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -56,6 +56,29 @@ pub(crate) static LOAD: Command = Command::new(
     Flag::switch("quiet", "Suppress the load output").short('q'),
 ]]);
 
+/// `image import`, `import`.
+pub(crate) static IMPORT: Command = Command::new(
+    "import",
+    "file|URL|- [REPOSITORY[:TAG]]",
+    "Import the contents from a tarball to create a filesystem image",
+    action!(import),
+)
+.aliases(&["image import", "import"])
+.arity(Arity::Min(1))
+.heavy()
+.flags(&[&[
+    Flag::list(
+        "change",
+        "Apply Dockerfile instruction to the created image",
+    )
+    .short('c'),
+    Flag::text("message", "Set commit message for imported image").short('m'),
+    Flag::text(
+        "platform",
+        "Set platform if server is multi-platform capable",
+    ),
+]]);
+
 /// The platform as the API takes it.
 fn platform(flags: &Parsed) -> Result<Option<String>> {
     let Some(text) = flags.nonempty("platform") else {
@@ -104,6 +127,38 @@ async fn load(cli: &Cli, flags: Parsed) -> Result {
         .lines()
         .await?;
     stream::show(lines, Sink::stdout()).await
+}
+
+async fn import(cli: &Cli, flags: Parsed) -> Result {
+    let source = flags.args.first().map(String::as_str).unwrap_or_default();
+    let name = flags.args.get(1);
+    if let Some(name) = name {
+        crate::run::image::reference(name)?;
+    }
+    let default = std::env::var("DOCKER_DEFAULT_PLATFORM").ok();
+    let platform = flags.nonempty("platform").or(default.as_deref());
+    let is_url = source.starts_with("http://") || source.starts_with("https://");
+    let mut call = cli
+        .client()?
+        .post("/images/create")
+        .query("fromSrc", if is_url { source } else { "-" })
+        .query_opt("repo", name)
+        .query_opt("message", flags.nonempty("message"))
+        .query_opt("platform", platform.filter(|p| !p.is_empty()));
+    for change in flags.list("change") {
+        call = call.query("changes", change);
+    }
+    if !is_url {
+        let archive =
+            match source {
+                "-" => Archive::Stdin,
+                path => Archive::File(File::open(path).map_err(|error| {
+                    CliError::message(format!("open {path}: {}", reason(&error)))
+                })?),
+            };
+        call = call.body_stream("application/x-tar", archive.pieces());
+    }
+    stream::show(call.lines().await?, Sink::stdout()).await
 }
 
 /// Where an archive comes from.

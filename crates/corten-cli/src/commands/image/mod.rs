@@ -17,7 +17,7 @@ use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
 use crate::opts::platform;
 
-pub(crate) use archive::{LOAD, SAVE};
+pub(crate) use archive::{IMPORT, LOAD, SAVE};
 pub(crate) use history::HISTORY;
 pub(crate) use ls::{LS, Summary, table};
 use prune::PRUNE;
@@ -30,6 +30,7 @@ pub(crate) static GROUP: Command = Command::group(
     &[
         &super::build::BUILD,
         &HISTORY,
+        &IMPORT,
         &INSPECT,
         &LOAD,
         &LS,
