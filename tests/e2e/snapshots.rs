@@ -1,4 +1,5 @@
-//! Images that no Dockerfile makes: `commit`, `export`, `import`.
+//! Images that no Dockerfile makes: `commit`, `export`, `import`; and what lists, history and
+//! removal of images say, beside Docker's command line on the same engine.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -329,6 +330,196 @@ fn the_docker_command_line_commits_exports_imports() {
             "Error response from daemon: RUN is not a valid change command\n"
         )
     );
+}
+
+#[test]
+fn lists_and_history_read_as_dockers() {
+    let engine = Engine::with_alpine();
+    let (_server, host) = engine.serve();
+    let (_registry, address) = engine.registry("registry", &[]);
+    let name = format!("{address}/team/app:1");
+    let built = engine.build(
+        &name,
+        &[(
+            "Dockerfile",
+            "FROM alpine\nRUN echo x > /f\nLABEL a=b\nCMD [\"x\"]\n",
+        )],
+    );
+    assert_eq!(built.code, 0, "{built:?}");
+    engine.ok(["push", &name]);
+    engine.ok([
+        "build",
+        "-q",
+        engine
+            .context(
+                "none",
+                &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")],
+            )
+            .to_str()
+            .unwrap(),
+    ]);
+    engine.ok(["create", "--name", "box", &name]);
+    if docker(&engine, &host, &["version"]).is_none() {
+        return;
+    }
+    for args in [
+        "images",
+        "images --digests",
+        "images --no-trunc",
+        "images -q",
+        "images */*/*",
+        "images --format json",
+        "images --format {{.ID}}|{{.Repository}}|{{.Tag}}|{{.Digest}}|{{.Size}}|{{.UniqueSize}}",
+        "images -f dangling=true",
+        "images -f label=a=b",
+        "images -f reference=alp[a-m]ne",
+        "images -f reference=*:lat?st",
+        "images -f before=alpine",
+        "images -f since=alpine -q",
+        "images -f until=1h",
+        "images -f until=never",
+        "images -f dangling=maybe",
+        "images -f bad=1",
+        "history alpine",
+        "history --no-trunc alpine",
+        "history -q alpine",
+        "history -H=false alpine",
+        "history --format json alpine",
+        "history --platform linux/amd64 -q alpine",
+        "history --platform linux/s390x alpine",
+        "history nothing",
+        "system df",
+        "system df -v",
+        "image ls --tree -q",
+        "image ls --tree --no-trunc",
+        "image ls --tree --digests",
+        "image ls --tree --format json",
+        "tag nothing x",
+        "tag alpine UP",
+        "tag alpine x@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "rmi nothing",
+        "rmi -f nothing",
+        "rmi alpine --platform linux/s390x",
+        "image prune -f --filter bad=1",
+        "image prune -f --filter until=1h",
+        "image prune -f --filter label=zzz",
+    ] {
+        let words: Vec<&str> = args.split(' ').collect();
+        let theirs = || docker(&engine, &host, &words).unwrap();
+        // Ages change: within a second or so both say the same.
+        let mut last = (theirs(), engine.run(&words));
+        let same = |(a, b): &(Done, Done)| {
+            (a.code, &a.stdout, &a.stderr) == (b.code, &b.stdout, &b.stderr)
+        };
+        for _ in 0..5 {
+            if same(&last) {
+                break;
+            }
+            last = (theirs(), engine.run(&words));
+        }
+        assert!(
+            same(&last),
+            "{args}\ndocker: {:#?}\nours: {:#?}",
+            last.0,
+            last.1
+        );
+    }
+    let tree = engine.ok(["image", "ls", "--tree"]);
+    let theirs = docker(&engine, &host, &["image", "ls", "--tree"])
+        .unwrap()
+        .stdout;
+    for (ours, line) in [(&tree, "└─ linux/"), (&tree, " U"), (&theirs, "└─ linux/")] {
+        assert!(ours.contains(line), "{line}\n{tree}\n{theirs}");
+    }
+}
+
+#[test]
+fn images_are_removed_by_dockers_rules() {
+    let engine = Engine::with_alpine();
+    let fails = |args: &[&str]| {
+        let told = engine.fails(1, args);
+        told.strip_prefix("Error response from daemon: conflict: ")
+            .expect(&told)
+            .trim_end()
+            .to_owned()
+    };
+    let short = |image: &str| inspect(&engine, image, "{{.Id}}")[7..19].to_owned();
+    let id = short("alpine");
+    // Two tags of one repository are two: its id does not say which.
+    engine.ok(["tag", "alpine", "alpine:2"]);
+    assert_eq!(
+        fails(&["rmi", &id]),
+        format!(
+            "unable to delete {id} (must be forced) - image is referenced in multiple repositories"
+        )
+    );
+    assert_eq!(engine.ok(["rmi", "alpine:2"]), "Untagged: alpine:2");
+    let stopped = engine.ok(["create", "--name", "stopped", "alpine"])[..12].to_owned();
+    assert_eq!(
+        fails(&["rmi", "alpine"]),
+        format!(
+            "unable to remove repository reference \"alpine\" (must force) - container {stopped} is using its referenced image {id}"
+        )
+    );
+    assert_eq!(
+        fails(&["rmi", &id]),
+        format!(
+            "unable to delete {id} (must be forced) - image is being used by stopped container {stopped}"
+        )
+    );
+    let running =
+        engine.ok(["run", "-d", "--name", "running", "alpine", "sleep", "60"])[..12].to_owned();
+    // A running container comes first, whatever else is in the way.
+    engine.ok(["tag", "alpine", "other"]);
+    assert_eq!(
+        fails(&["rmi", "-f", &id]),
+        format!(
+            "unable to delete {id} (cannot be forced) - image is being used by running container {running}"
+        )
+    );
+    // A name can go; the image stays for the container.
+    assert_eq!(
+        engine.ok(["rmi", "-f", "alpine", "other"]),
+        "Untagged: alpine:latest\nUntagged: other:latest"
+    );
+    assert_eq!(engine.ok(["images", "-q"]), id);
+    engine.ok(["rm", "-f", "running"]);
+    let removed = engine.ok(["rmi", "-f", &id]);
+    assert!(removed.starts_with("Deleted: sha256:"), "{removed}");
+    engine.ok(["rm", "stopped"]);
+
+    // Digest references.
+    let other = Engine::with_alpine();
+    let (_registry, address) = other.registry("registry", &[]);
+    let name = format!("{address}/app");
+    other.ok(["tag", "alpine", &name]);
+    other.ok(["push", &name]);
+    let by_digest = inspect(&other, &name, "{{index .RepoDigests 0}}");
+    assert_eq!(
+        other.ok(["rmi", &by_digest]),
+        format!("Untagged: {by_digest}")
+    );
+    assert_eq!(inspect(&other, &name, "{{len .RepoDigests}}"), "0");
+    other.ok(["push", &name]);
+    assert_eq!(
+        other.ok(["rmi", &name]),
+        format!("Untagged: {name}:latest\nUntagged: {by_digest}")
+    );
+    other.ok(["pull", "-q", &by_digest]);
+    assert_eq!(
+        other.ok([
+            "images",
+            "--digests",
+            "--format",
+            "{{.Repository}} {{.Tag}}",
+            &name
+        ]),
+        format!("{name} <none>")
+    );
+    other.ok(["rmi", &by_digest, "alpine"]);
+    assert_eq!(other.ok(["images", "-q"]), "");
+    other.assert_clean();
+    engine.assert_clean();
 }
 
 #[test]

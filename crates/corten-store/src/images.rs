@@ -44,6 +44,27 @@ pub struct Image {
     pub stored_at: i64,
 }
 
+/// An image's row with its names, the config as it is.
+#[derive(Debug, Clone)]
+pub struct StoredImage {
+    /// Digest of its config.
+    pub id: ImageId,
+    /// The config, byte for byte.
+    pub raw_config: Vec<u8>,
+    /// Bytes of file content of all its layers.
+    pub size: u64,
+    /// Its names with tags.
+    pub repo_tags: Vec<ImageRef>,
+    /// The names and manifest digests it was pulled or pushed by.
+    pub repo_digests: Vec<ImageRef>,
+    /// The manifest it came or went with.
+    pub manifest: Option<Digest>,
+    /// That manifest's media type.
+    pub manifest_type: Option<String>,
+    /// When it came here, in seconds since the epoch.
+    pub stored_at: i64,
+}
+
 /// Everything a push sends.
 #[derive(Debug, Clone)]
 pub struct PushPlan {
@@ -406,10 +427,38 @@ impl Images {
         }))
     }
 
+    /// Every image as it is stored, in no order: for lists, which need little of each.
+    ///
+    /// # Errors
+    /// The database cannot be read, or a name is damaged.
+    pub fn stored(&self) -> Result<Vec<StoredImage>, StoreError> {
+        self.rows(None)
+    }
+
     fn select(&self, only: Option<&ImageId>) -> Result<Vec<Image>, StoreError> {
+        let parsed = self.rows(only)?.into_iter().map(|row| {
+            let config = parse(&row.raw_config).map_err(|e| damaged("image config", &row.id, e))?;
+            Ok(Image {
+                layers: diff_ids(&config, &row.id)?,
+                config: Arc::new(config),
+                raw_config: row.raw_config,
+                size: row.size,
+                repo_tags: row.repo_tags,
+                repo_digests: row.repo_digests,
+                manifest: row.manifest,
+                stored_at: row.stored_at,
+                id: row.id,
+            })
+        });
+        parsed.collect()
+    }
+
+    fn rows(&self, only: Option<&ImageId>) -> Result<Vec<StoredImage>, StoreError> {
         self.database.read(|db| {
             let names = |table: &str| -> Result<HashMap<String, Vec<ImageRef>>, StoreError> {
-                let sql = format!("SELECT image, name FROM {table} WHERE ?1 IS NULL OR image = ?1 ORDER BY name");
+                let sql = format!(
+                    "SELECT image, name FROM {table} WHERE ?1 IS NULL OR image = ?1 ORDER BY name"
+                );
                 let mut statement = db.prepare_cached(&sql)?;
                 let mut rows = statement.query([only.map(Digest::as_str)])?;
                 let mut found: HashMap<String, Vec<ImageRef>> = HashMap::new();
@@ -422,27 +471,23 @@ impl Images {
             };
             let (mut tags, mut digests) = (names("image_tag")?, names("image_digest")?);
             let mut statement = db.prepare_cached(
-                "SELECT id, config, size, manifest, stored_at FROM image WHERE ?1 IS NULL OR id = ?1",
+                "SELECT id, config, size, manifest, manifest_type, stored_at FROM image
+                 WHERE ?1 IS NULL OR id = ?1",
             )?;
             let mut rows = statement.query([only.map(Digest::as_str)])?;
             let mut images = Vec::new();
             while let Some(row) = rows.next()? {
                 let text: String = row.get(0)?;
-                let id: Digest = text.parse().map_err(|e| damaged("image id", &text, e))?;
-                let raw_config: Vec<u8> = row.get(1)?;
-                let config = parse(&raw_config).map_err(|e| damaged("image config", &id, e))?;
-                let layers = diff_ids(&config, &id)?;
                 let manifest: Option<String> = row.get(3)?;
-                images.push(Image {
-                    config: Arc::new(config),
-                    raw_config,
+                images.push(StoredImage {
+                    id: text.parse().map_err(|e| damaged("image id", &text, e))?,
+                    raw_config: row.get(1)?,
                     size: u64::try_from(row.get::<_, i64>(2)?).unwrap_or_default(),
-                    layers,
                     repo_tags: tags.remove(&text).unwrap_or_default(),
                     repo_digests: digests.remove(&text).unwrap_or_default(),
                     manifest: manifest.and_then(|m| m.parse().ok()),
-                    stored_at: row.get(4)?,
-                    id,
+                    manifest_type: row.get(4)?,
+                    stored_at: row.get(5)?,
                 });
             }
             Ok(images)

@@ -50,10 +50,7 @@ pub(super) async fn save(
     names: Vec<String>,
     query: &[(String, String)],
 ) -> Answer {
-    let mut wanted = Vec::new();
-    for (_, value) in query.iter().filter(|(key, _)| key == "platform") {
-        wanted.extend(platform_document(Some(value))?);
-    }
+    let mut wanted = platforms(query, "platform")?;
     if wanted.len() > 1 {
         return Err(ApiError::bad_parameter(
             "images here have one platform each: name one platform",
@@ -61,6 +58,15 @@ pub(super) async fn save(
     }
     let archive = engine.images().save(names, wanted.pop()).await?;
     Ok(stream::body(TAR, archive))
+}
+
+/// All platforms of a query.
+pub(super) fn platforms(query: &[(String, String)], name: &str) -> Result<Vec<Platform>, ApiError> {
+    let mut found = Vec::new();
+    for (_, value) in query.iter().filter(|(key, _)| key == name) {
+        found.extend(platform_document(Some(value))?);
+    }
+    Ok(found)
 }
 
 /// A platform as JSON (since API 1.48), or as text.

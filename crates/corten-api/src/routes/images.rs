@@ -29,6 +29,8 @@ struct ListQuery {
     all: bool,
     #[serde(default, rename = "shared-size", deserialize_with = "flag")]
     shared_size: bool,
+    #[serde(default, deserialize_with = "flag")]
+    manifests: bool,
     filters: Option<String>,
 }
 
@@ -36,6 +38,7 @@ async fn list(State(engine): State<Engine>, Query(query): Query<ListQuery>) -> A
     let options = ImageListOptions {
         all: query.all,
         shared_size: query.shared_size,
+        manifests: query.manifests,
         filters: filters(query.filters.as_deref())?,
     };
     Ok(Json(engine.images().list(options).await?).into_response())
@@ -65,7 +68,10 @@ async fn look(
     let images = engine.images();
     match rest.rsplit_once('/') {
         Some((name, "json")) => Ok(Json(images.inspect(name).await?).into_response()),
-        Some((name, "history")) => Ok(Json(images.history(name).await?).into_response()),
+        Some((name, "history")) => {
+            let platform = archives::platforms(&query, "platform")?.pop();
+            Ok(Json(images.history(name, platform).await?).into_response())
+        }
         Some((name, "get")) => archives::save(&engine, vec![name.to_owned()], &query).await,
         _ => Err(unknown(&Method::GET, &uri)),
     }
@@ -109,7 +115,11 @@ async fn remove(
     State(engine): State<Engine>,
     Path(name): Path<String>,
     Query(query): Query<RemoveQuery>,
+    Query(pairs): Query<Vec<(String, String)>>,
 ) -> Answer {
+    // An image here is of one platform: to remove that is to remove the image.
+    let platforms = archives::platforms(&pairs, "platforms")?;
+    engine.images().check_platforms(&name, platforms).await?;
     let removed = engine
         .images()
         .remove(&name, query.force, query.noprune)

@@ -3,9 +3,9 @@
 use bollard_stubs::models::{
     DriverData, ImageHistoryResponseItem, ImageInspect, ImageInspectMetadata, ImageInspectRootFs,
 };
-use corten_oci::ImageRef;
+use corten_oci::{ImageRef, Platform};
 
-use super::documents::{ImageDocument, created_nanos};
+use super::documents::{ImageDocument, RawDocument, created_nanos};
 use super::find;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -22,7 +22,7 @@ pub(super) fn inspect(engine: &Engine, name: &str) -> Result<ImageInspect> {
         id: Some(image.id.to_string()),
         repo_tags: Some(image.repo_tags.iter().map(ImageRef::familiar).collect()),
         repo_digests: Some(image.repo_digests.iter().map(ImageRef::familiar).collect()),
-        comment: text(&raw.comment),
+        comment: Some(comment(raw)),
         created: raw.created.clone(),
         author: text(&raw.author),
         config: Some(document.config.clone()),
@@ -46,10 +46,21 @@ pub(super) fn inspect(engine: &Engine, name: &str) -> Result<ImageInspect> {
     })
 }
 
+/// The image's own comment, else its last step's.
+fn comment(raw: &RawDocument) -> String {
+    let own = raw.comment.clone().filter(|comment| !comment.is_empty());
+    let last = || raw.history.last().map(|step| step.comment.clone());
+    own.or_else(last).unwrap_or_default()
+}
+
 /// How an image was made, newest step first. Blocks.
-pub(super) fn history(engine: &Engine, name: &str) -> Result<Vec<ImageHistoryResponseItem>> {
+pub(super) fn history(
+    engine: &Engine,
+    name: &str,
+    platform: Option<&Platform>,
+) -> Result<Vec<ImageHistoryResponseItem>> {
+    let document = ImageDocument::find(engine, name, platform)?;
     let image = find(engine, name)?;
-    let document = ImageDocument::parse(&image)?;
     let mut layers = document.layers.iter();
     let mut items: Vec<ImageHistoryResponseItem> = document
         .raw

@@ -2,11 +2,16 @@
 
 use std::collections::{HashMap, HashSet};
 
-use bollard_stubs::models::ImageSummary;
+use bollard_stubs::models::{
+    ImageManifestSummary, ImageManifestSummaryImageData, ImageManifestSummaryImageDataSize,
+    ImageManifestSummaryKindEnum, ImageManifestSummarySize, ImageSummary, OciDescriptor,
+    OciPlatform,
+};
 use corten_oci::ImageRef;
-use corten_store::Image;
+use corten_store::StoredImage;
+use serde::Deserialize;
 
-use super::documents::{ImageDocument, created_nanos};
+use super::documents::{ImageDocument, RootFs, created_nanos};
 use super::{ImageListOptions, find};
 use crate::Filters;
 use crate::engine::Engine;
@@ -34,18 +39,31 @@ pub(super) fn list(engine: &Engine, options: &ImageListOptions) -> Result<Vec<Im
     } else {
         None
     };
+    let containers = if options.manifests {
+        users(engine)?
+    } else {
+        HashMap::new()
+    };
     let mut list = Vec::new();
-    for image in engine.store().images().list()? {
-        let document = match ImageDocument::parse(&image) {
+    for image in engine.store().images().stored()? {
+        let document: Listed = match serde_json::from_slice(&image.raw_config) {
             Ok(document) => document,
             Err(error) => {
-                tracing::error!(%error, "an image cannot be read");
+                tracing::error!(image = %image.id, %error, "an image cannot be read");
                 continue;
             }
         };
-        let created = created_nanos(document.raw.created.as_deref());
-        let labels = document.config.labels.clone().unwrap_or_default();
-        if !bounds.allow(&image, created) || !filters::labels(&options.filters, &labels) {
+        let created = created_nanos(document.created.as_deref());
+        let manifests = options
+            .manifests
+            .then(|| manifests(engine, &image, &document, &containers))
+            .transpose()?;
+        let labels = document
+            .config
+            .unwrap_or_default()
+            .labels
+            .unwrap_or_default();
+        if !bounds.allow(created) || !filters::labels(&options.filters, &labels) {
             continue;
         }
         let Some(tags) = selected_tags(&options.filters, &image) else {
@@ -54,7 +72,8 @@ pub(super) fn list(engine: &Engine, options: &ImageListOptions) -> Result<Vec<Im
         let shared_size = match &shared {
             None => -1,
             Some(shared) => document
-                .layers
+                .rootfs
+                .diff_ids
                 .iter()
                 .filter(|l| shared.contains(*l))
                 .filter_map(|l| engine.store().layers().info(l).ok().flatten())
@@ -71,7 +90,7 @@ pub(super) fn list(engine: &Engine, options: &ImageListOptions) -> Result<Vec<Im
             shared_size,
             labels,
             containers: -1,
-            manifests: None,
+            manifests,
             descriptor: None,
         };
         list.push((created, summary));
@@ -80,12 +99,106 @@ pub(super) fn list(engine: &Engine, options: &ImageListOptions) -> Result<Vec<Im
     Ok(list.into_iter().map(|(_, summary)| summary).collect())
 }
 
+/// What a list needs of an image's document. History and layers, most of it, are passed over.
+#[derive(Deserialize)]
+struct Listed {
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    os: String,
+    variant: Option<String>,
+    created: Option<String>,
+    config: Option<ListedConfig>,
+    #[serde(default)]
+    rootfs: RootFs,
+}
+
+#[derive(Default, Deserialize)]
+struct ListedConfig {
+    #[serde(rename = "Labels")]
+    labels: Option<HashMap<String, String>>,
+}
+
+/// Which containers each image has.
+fn users(engine: &Engine) -> Result<HashMap<String, Vec<String>>> {
+    engine.database().read(|c| {
+        let mut statement = c.prepare_cached("SELECT image_id, id FROM containers")?;
+        let mut rows = statement.query([])?;
+        let mut found: HashMap<String, Vec<String>> = HashMap::new();
+        while let Some(row) = rows.next()? {
+            found.entry(row.get(0)?).or_default().push(row.get(1)?);
+        }
+        Ok::<_, EngineError>(found)
+    })
+}
+
+/// An image's one manifest. Its id is the image's where there is no manifest yet.
+fn manifests(
+    engine: &Engine,
+    image: &StoredImage,
+    document: &Listed,
+    containers: &HashMap<String, Vec<String>>,
+) -> Result<Vec<ImageManifestSummary>> {
+    let store = engine.store();
+    let signed = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
+    let mut content = signed(image.raw_config.len() as u64);
+    for diff_id in &document.rootfs.diff_ids {
+        content += store
+            .layers()
+            .blob_for(diff_id)?
+            .map_or(0, |b| signed(b.size));
+    }
+    let (digest, media_type, size) = match &image.manifest {
+        Some(digest) => {
+            let size = store.blobs().size(digest)?.unwrap_or_default();
+            (digest, image.manifest_type.as_deref(), size)
+        }
+        None => (&image.id, None, image.raw_config.len() as u64),
+    };
+    let platform = OciPlatform {
+        architecture: Some(document.architecture.clone()),
+        os: Some(document.os.clone()),
+        variant: document.variant.clone().filter(|v| !v.is_empty()),
+        ..Default::default()
+    };
+    let unpacked = signed(image.size);
+    Ok(vec![ImageManifestSummary {
+        id: digest.to_string(),
+        descriptor: OciDescriptor {
+            media_type: Some(
+                media_type
+                    .unwrap_or(corten_oci::media_type::OCI_MANIFEST)
+                    .to_owned(),
+            ),
+            digest: Some(digest.to_string()),
+            size: Some(signed(size)),
+            platform: Some(platform.clone()),
+            ..Default::default()
+        },
+        available: true,
+        size: ImageManifestSummarySize {
+            total: unpacked.saturating_add(content),
+            content,
+        },
+        kind: Some(ImageManifestSummaryKindEnum::IMAGE),
+        image_data: Some(ImageManifestSummaryImageData {
+            platform,
+            containers: containers
+                .get(image.id.as_str())
+                .cloned()
+                .unwrap_or_default(),
+            size: ImageManifestSummaryImageDataSize { unpacked },
+        }),
+        attestation_data: None,
+    }])
+}
+
 /// Layers that more than one image has.
 fn shared_layers(engine: &Engine) -> Result<HashSet<corten_oci::DiffId>> {
     let mut counts: HashMap<corten_oci::DiffId, u32> = HashMap::new();
-    for image in engine.store().images().list()? {
-        if let Ok(document) = ImageDocument::parse(&image) {
-            for layer in document.layers.into_iter().collect::<HashSet<_>>() {
+    for image in engine.store().images().stored()? {
+        if let Ok(document) = serde_json::from_slice::<Listed>(&image.raw_config) {
+            for layer in document.rootfs.diff_ids.into_iter().collect::<HashSet<_>>() {
                 *counts.entry(layer).or_default() += 1;
             }
         }
@@ -98,7 +211,7 @@ fn shared_layers(engine: &Engine) -> Result<HashSet<corten_oci::DiffId>> {
 }
 
 /// The tags to show; `None` when the image is not to be listed.
-fn selected_tags(wanted: &Filters, image: &Image) -> Option<Vec<String>> {
+fn selected_tags(wanted: &Filters, image: &StoredImage) -> Option<Vec<String>> {
     let mut tags: Vec<String> = image.repo_tags.iter().map(ImageRef::familiar).collect();
     let patterns = filters::values(wanted, "reference");
     if !patterns.is_empty() {
@@ -159,7 +272,7 @@ impl Bounds {
         })
     }
 
-    fn allow(&self, _image: &Image, created: i64) -> bool {
+    fn allow(&self, created: i64) -> bool {
         self.before.is_none_or(|b| created < b) && self.since.is_none_or(|s| created > s)
     }
 }

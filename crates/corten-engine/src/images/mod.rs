@@ -35,6 +35,8 @@ type Result<T> = std::result::Result<T, EngineError>;
 pub struct ImageListOptions {
     /// Also untagged intermediate images.
     pub all: bool,
+    /// Also tell of the manifest and platform of each, and who uses it.
+    pub manifests: bool,
     /// Also compute how much is shared with other images.
     pub shared_size: bool,
     /// Docker's filters: `reference`, `dangling`, `label`, `before`, `since`, `until`.
@@ -115,11 +117,31 @@ impl Images {
     /// How it was made, newest step first.
     ///
     /// # Errors
-    /// When there is no such image.
-    pub async fn history(&self, name: &str) -> Result<Vec<models::ImageHistoryResponseItem>> {
+    /// When there is no such image, or it is of another platform.
+    pub async fn history(
+        &self,
+        name: &str,
+        platform: Option<Platform>,
+    ) -> Result<Vec<models::ImageHistoryResponseItem>> {
         let name = name.to_owned();
         self.0
-            .blocking(move |engine| inspect::history(engine, &name))
+            .blocking(move |engine| inspect::history(engine, &name, platform.as_ref()))
+            .await
+    }
+
+    /// Checks that an image is of one of these platforms; none: of any.
+    ///
+    /// # Errors
+    /// When there is no such image, or it is of another platform.
+    pub async fn check_platforms(&self, name: &str, platforms: Vec<Platform>) -> Result<()> {
+        let name = name.to_owned();
+        self.0
+            .blocking(move |engine| {
+                for platform in &platforms {
+                    documents::ImageDocument::find(engine, &name, Some(platform))?;
+                }
+                Ok(())
+            })
             .await
     }
 

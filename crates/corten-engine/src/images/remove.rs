@@ -1,7 +1,7 @@
 //! Untagging and deleting images.
 //!
 //! Docker's rules: naming a tag removes the tag, and the image with its last one; naming an
-//! id removes all tags of one repository. What a container uses is kept: a stopped one can
+//! id removes the image if it has at most one tag, and digests of that repository only. What a container uses is kept: a stopped one can
 //! be overruled by force, a running one cannot. A container keeps its layers by a lease of
 //! its own, so even a forced removal never pulls the ground from under it.
 
@@ -39,7 +39,7 @@ pub(super) fn remove(
     let mut removed = Vec::new();
     match named_reference(&image, name) {
         Some(reference) => {
-            if !force && is_last(&image) {
+            if !force && has_single_name(&image) {
                 check_repository_reference(engine, &image, name)?;
             }
             untag(engine, &image, &reference, &mut removed)?;
@@ -48,20 +48,27 @@ pub(super) fn remove(
                 return Ok(removed);
             }
             // The name is gone as asked; what a container still uses stays, nameless.
-            if check_users(engine, &image.id, force).is_err() {
+            let users = users(engine, &image.id)?;
+            if check_running(&image.id, &users).is_err()
+                || check_stopped(&image.id, &users, force).is_err()
+            {
                 return Ok(removed);
             }
         }
         None => {
-            if !force && !in_one_repository(&image) {
+            let users = users(engine, &image.id)?;
+            check_running(&image.id, &users)?;
+            let named = !image.repo_tags.is_empty() || !image.repo_digests.is_empty();
+            if !force && named && !has_single_name(&image) {
                 return Err(EngineError::Conflict(format!(
                     "conflict: unable to delete {} (must be forced) - image is referenced in multiple repositories",
                     short(&image.id)
                 )));
             }
-            check_users(engine, &image.id, force)?;
+            check_stopped(&image.id, &users, force)?;
             for reference in image.repo_tags.iter().chain(&image.repo_digests) {
                 engine.store().images().untag(reference)?;
+                event(engine, "untag", image.id.as_str(), image.id.as_str());
                 removed.push(untagged(reference));
             }
         }
@@ -113,24 +120,24 @@ fn untag(
     Ok(())
 }
 
-fn is_last(image: &Image) -> bool {
-    image.repo_tags.len() <= 1 && in_one_repository(image)
-}
-
-fn in_one_repository(image: &Image) -> bool {
+/// Whether all its names are one: at most one tag, and digests of that repository.
+fn has_single_name(image: &Image) -> bool {
+    if image.repo_tags.len() > 1 {
+        return false;
+    }
     let mut names = image
         .repo_tags
         .iter()
         .chain(&image.repo_digests)
         .map(ImageRef::name);
     match names.next() {
-        None => true,
+        None => false,
         Some(first) => names.all(|n| n == first),
     }
 }
 
 /// The containers made from an image: the id of one, and whether it runs.
-fn users(engine: &Engine, id: &ImageId) -> Result<Vec<(String, bool)>> {
+fn users(engine: &Engine, id: &ImageId) -> Result<Vec<User>> {
     let id = id.to_string();
     let rows: Vec<(String, String)> = engine.database().read(|c| {
         let mut statement =
@@ -159,20 +166,27 @@ fn check_repository_reference(engine: &Engine, image: &Image, name: &str) -> Res
     }
 }
 
-fn check_users(engine: &Engine, id: &ImageId, force: bool) -> Result<()> {
-    let users = users(engine, id)?;
-    let conflict = |what: &str, container: &str, how: &str| {
-        Err(EngineError::Conflict(format!(
-            "conflict: unable to delete {} ({how}) - image is being used by {what} container {}",
-            short(id),
-            container.get(..12).unwrap_or(container)
-        )))
-    };
-    if let Some((container, _)) = users.iter().find(|(_, live)| *live) {
-        return conflict("running", container, "cannot be forced");
+/// A container that uses an image, and whether it runs.
+type User = (String, bool);
+
+fn conflict(id: &ImageId, how: &str, what: &str, container: &str) -> EngineError {
+    EngineError::Conflict(format!(
+        "conflict: unable to delete {} ({how}) - image is being used by {what} container {}",
+        short(id),
+        container.get(..12).unwrap_or(container)
+    ))
+}
+
+fn check_running(id: &ImageId, users: &[User]) -> Result<()> {
+    match users.iter().find(|(_, live)| *live) {
+        Some((container, _)) => Err(conflict(id, "cannot be forced", "running", container)),
+        None => Ok(()),
     }
+}
+
+fn check_stopped(id: &ImageId, users: &[User], force: bool) -> Result<()> {
     match users.first() {
-        Some((container, _)) if !force => conflict("stopped", container, "must be forced"),
+        Some((container, _)) if !force => Err(conflict(id, "must be forced", "stopped", container)),
         _ => Ok(()),
     }
 }

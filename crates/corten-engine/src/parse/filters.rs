@@ -100,7 +100,31 @@ pub(crate) fn duration(text: &str) -> Option<i64> {
     Some(total as i64)
 }
 
-/// Whether a reference matches a pattern with `*` and `?` (not across `/`), as
+/// A pattern's class, from behind its `[`, and what follows it; `None`: it has no end.
+fn class(pattern: &[u8]) -> Option<(impl Fn(u8) -> bool + '_, &[u8])> {
+    let negated = pattern.first() == Some(&b'^');
+    let from = usize::from(negated);
+    // Its first character belongs to it even if it is the bracket.
+    let end = from + 1 + pattern.get(from + 1..)?.iter().position(|c| *c == b']')?;
+    let members = &pattern[from..end];
+    let has = move |c: u8| {
+        let mut at = 0;
+        while at < members.len() {
+            let (low, high, next) = match members.get(at + 1..at + 3) {
+                Some([b'-', high]) => (members[at], *high, at + 3),
+                _ => (members[at], members[at], at + 1),
+            };
+            if (low..=high).contains(&c) {
+                return !negated;
+            }
+            at = next;
+        }
+        negated
+    };
+    Some((has, &pattern[end + 1..]))
+}
+
+/// Whether a reference matches a pattern with `*`, `?` and `[a-z]` (none across `/`), as
 /// `docker images` patterns do.
 pub(crate) fn glob(pattern: &str, text: &str) -> bool {
     fn matches(pattern: &[u8], text: &[u8]) -> bool {
@@ -111,6 +135,15 @@ pub(crate) fn glob(pattern: &str, text: &str) -> bool {
                 .any(|n| matches(rest, &text[n..])),
             Some((b'?', rest)) => {
                 text.first().is_some_and(|c| *c != b'/') && matches(rest, &text[1..])
+            }
+            Some((b'[', rest)) => match (class(rest), text.split_first()) {
+                (Some((class, rest)), Some((c, text))) => {
+                    *c != b'/' && class(*c) && matches(rest, text)
+                }
+                _ => false,
+            },
+            Some((b'\\', rest)) if !rest.is_empty() => {
+                text.first() == rest.first() && matches(&rest[1..], &text[1..])
             }
             Some((c, rest)) => text.first() == Some(c) && matches(rest, &text[1..]),
         }
@@ -150,6 +183,9 @@ mod tests {
         assert!(glob("alp*:lat?st", "alpine:latest"));
         assert!(!glob("*", "library/alpine"));
         assert!(glob("*/*", "library/alpine"));
+        assert!(glob("al[m-q]ine:[^v]*", "alpine:latest"));
+        assert!(!glob("al[a-c]ine", "alpine") && !glob("[", "[") && !glob("a[bc", "ab"));
+        assert!(glob("a\\*", "a*") && !glob("a\\*", "ab"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::app::Cli;
 use crate::command::{Command, action};
 use crate::error::{CliError, Result, reason};
 use crate::flags::{Arity, Flag, Parsed};
+use crate::opts::platform;
 use crate::output::Output;
 use crate::progress::stream::{self, Sink};
 use crate::term;
@@ -79,21 +80,8 @@ pub(crate) static IMPORT: Command = Command::new(
     ),
 ]]);
 
-/// The platform as the API takes it.
-fn platform(flags: &Parsed) -> Result<Option<String>> {
-    let Some(text) = flags.nonempty("platform") else {
-        return Ok(None);
-    };
-    let platform: corten_oci::Platform = text.parse().map_err(|_| {
-        CliError::message(format!(
-            "invalid platform: {text:?}: cannot parse platform specifier: invalid argument"
-        ))
-    })?;
-    Ok(Some(serde_json::json!(platform).to_string()))
-}
-
 async fn save(cli: &Cli, flags: Parsed) -> Result {
-    let platform = platform(&flags)?;
+    let platform = platform::json(flags.nonempty("platform"))?;
     let output = Output::open(flags.nonempty("output"), "save image")?;
     let mut call = cli.client()?.get("/images/get");
     for image in &flags.args {
@@ -104,7 +92,7 @@ async fn save(cli: &Cli, flags: Parsed) -> Result {
 }
 
 async fn load(cli: &Cli, flags: Parsed) -> Result {
-    let platform = platform(&flags)?;
+    let platform = platform::json(flags.nonempty("platform"))?;
     let archive = match flags.nonempty("input") {
         Some(path) => Archive::File(
             File::open(path)

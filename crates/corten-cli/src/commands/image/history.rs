@@ -10,6 +10,7 @@ use crate::command::{Command, action};
 use crate::error::Result;
 use crate::flags::{Arity, Flag, Parsed};
 use crate::format::{Listing, Row, units};
+use crate::opts::platform;
 
 pub(crate) static HISTORY: Command = Command::new(
     "history",
@@ -25,6 +26,10 @@ pub(crate) static HISTORY: Command = Command::new(
         .short('H')
         .default("true"),
     Flag::switch("no-trunc", "Don't truncate output"),
+    Flag::text(
+        "platform",
+        "Show history for the given platform (\"linux/amd64\")",
+    ),
     Flag::switch("quiet", "Only show image IDs").short('q'),
 ]]);
 
@@ -60,6 +65,7 @@ async fn history(cli: &Cli, flags: Parsed) -> Result {
     let entries: Vec<Entry> = cli
         .client()?
         .get(format!("/images/{}/history", name(image)))
+        .query_opt("platform", platform::json(flags.nonempty("platform"))?)
         .json()
         .await?;
     let human = flags.on("human");

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use corten_oci::ImageRef;
 use serde::Deserialize;
 
+use super::tree;
 use crate::app::Cli;
 use crate::command::{Command, action};
 use crate::error::{CliError, Result};
@@ -23,7 +24,10 @@ pub(crate) static LS: Command =
             Flag::format(),
             Flag::switch("no-trunc", "Don't truncate output"),
             Flag::switch("quiet", "Only show image IDs").short('q'),
-            Flag::switch("tree", "Not offered: images here have one platform each").hidden(),
+            Flag::switch(
+                "tree",
+                "List multi-platform images as a tree (EXPERIMENTAL)",
+            ),
         ]]);
 
 const NONE: &str = "<none>";
@@ -59,9 +63,7 @@ pub(crate) struct Summary {
 
 async fn list(cli: &Cli, flags: Parsed) -> Result {
     if flags.on("tree") {
-        return Err(CliError::message(
-            "--tree is not offered: images here have one platform each",
-        ));
+        refuse_with_tree(&flags)?;
     }
     let mut filters: Vec<String> = flags
         .list("filter")
@@ -72,13 +74,16 @@ async fn list(cli: &Cli, flags: Parsed) -> Result {
         filters.push(format!("reference={pattern}"));
     }
     let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
-    let images: Vec<Summary> = cli
+    let call = cli
         .client()?
         .get("/images/json")
         .flag("all", flags.on("all"))
-        .filters(&filters)
-        .json()
-        .await?;
+        .flag("manifests", flags.on("tree"))
+        .filters(&filters);
+    if flags.on("tree") {
+        return cli.print(&tree::render(call.json().await?));
+    }
+    let images: Vec<Summary> = call.json().await?;
     let quiet = flags.on("quiet");
     let configured = Some(cli.config()?.images_format.as_str()).filter(|f| !f.is_empty() && !quiet);
     let format = flags.nonempty("format").or(configured);
@@ -100,6 +105,27 @@ async fn list(cli: &Cli, flags: Parsed) -> Result {
     let rows = rows(&images, wanted, !flags.on("no-trunc"));
     // With a format of its own, --quiet only changes the usual table.
     cli.print(&listing.render(format, quiet && usual, rows)?)
+}
+
+/// What makes no sense with a tree, in Docker's words.
+fn refuse_with_tree(flags: &Parsed) -> Result {
+    for (flag, shown) in [
+        ("quiet", "quiet"),
+        ("no-trunc", "no-trunc"),
+        ("digests", "show-digest"),
+    ] {
+        if flags.on(flag) {
+            return Err(CliError::message(format!(
+                "--{shown} is not yet supported with --tree"
+            )));
+        }
+    }
+    if flags.nonempty("format").is_some() {
+        return Err(CliError::message(
+            "--format is not yet supported with --tree",
+        ));
+    }
+    Ok(())
 }
 
 /// The table of `system df -v`.

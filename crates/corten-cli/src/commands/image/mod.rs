@@ -5,6 +5,7 @@ mod history;
 mod ls;
 pub(crate) mod prune;
 mod transfer;
+mod tree;
 
 use corten_oci::ImageRef;
 use serde::Deserialize;
@@ -61,6 +62,10 @@ static RM: Command = Command::new(
 .flags(&[&[
     Flag::switch("force", "Force removal of the image").short('f'),
     Flag::switch("no-prune", "Do not delete untagged parents"),
+    Flag::list(
+        "platform",
+        "Remove only the given platform variant (\"linux/amd64\")",
+    ),
 ]]);
 
 /// `image tag`, `tag`.
@@ -118,13 +123,23 @@ async fn remove(cli: &Cli, flags: Parsed) -> Result {
     let client = cli.client()?;
     let mut failures = Failures::default();
     let mut fatal = false;
+    let mut platforms = Vec::new();
+    for text in flags
+        .list("platform")
+        .iter()
+        .flat_map(|list| list.split(','))
+    {
+        platforms.extend(platform::json(Some(text))?);
+    }
     for image in &flags.args {
-        let removed: std::result::Result<Vec<Deleted>, _> = client
+        let mut call = client
             .delete(format!("/images/{}", name(image)))
             .flag("force", flags.on("force"))
-            .flag("noprune", flags.on("no-prune"))
-            .json()
-            .await;
+            .flag("noprune", flags.on("no-prune"));
+        for platform in &platforms {
+            call = call.query("platforms", platform);
+        }
+        let removed: std::result::Result<Vec<Deleted>, _> = call.json().await;
         match removed {
             Ok(list) => {
                 for item in list {
