@@ -31,6 +31,8 @@ use crate::sys::{self, Cloned};
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
     /// pidfd of a process inside, normally the first; all its namespaces are joined.
+    /// The container's id, which a seccomp listener is told.
+    pub id: &'a str,
     pub pidfd: BorrowedFd<'a>,
     /// The container's spec: its seccomp profile applies to the new process too.
     pub spec: &'a Spec,
@@ -87,8 +89,7 @@ pub(crate) struct Extras {
     pub(crate) born_in: Option<OwnedFd>,
     /// `tasks` files of v1 groups to join after the container's.
     pub(crate) groups: Vec<OwnedFd>,
-    /// The container, for a seccomp listener.
-    pub(crate) id: String,
+    /// The container's bundle, for a seccomp listener.
     pub(crate) bundle: PathBuf,
 }
 
@@ -150,7 +151,7 @@ pub(crate) fn exec_with(
     loop {
         match channel::receive(ours.as_fd())? {
             Message::Listener(number) => {
-                let state = hook_state(&extras.id, target.spec, &extras.bundle);
+                let state = hook_state(target.id, target.spec, &extras.bundle);
                 let state = state.value("running", notify::pid_of(target.pidfd));
                 let listener = listener.as_ref();
                 notify::hand_over(listener, child.pidfd(), child.pid, number, &state)?;

@@ -140,6 +140,7 @@ fn launch(
         pipes(wanted).map_err(|error| failed(&error))?
     };
     let target = Target {
+        id: &shared.id,
         pidfd: live.pidfd.get_ref().as_fd(),
         spec: &live.spec,
         cgroup: &live.cgroup,

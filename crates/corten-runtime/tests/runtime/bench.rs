@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use corten_runtime::{Stdio, Target, exec, wait_pidfd};
+use corten_runtime::{Stdio, exec, wait_pidfd};
 
 use crate::support::Container;
 
@@ -40,12 +40,7 @@ pub fn run() {
     let mut times = Vec::new();
     for _ in 0..50 {
         let start = Instant::now();
-        let pidfd = std::os::fd::AsFd::as_fd(&running.pidfd);
-        let target = Target {
-            pidfd,
-            spec: &sleeping.spec,
-            cgroup: &running.cgroup,
-        };
+        let target = sleeping.target(&running);
         let process = exec(&target, &process, Stdio::Inherit).unwrap();
         wait_pidfd(&process.pidfd).unwrap();
         times.push(start.elapsed());

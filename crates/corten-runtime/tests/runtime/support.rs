@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use corten_oci::runtime_spec::Spec;
 use corten_runtime::{
     Cgroup, CgroupSpec, Created, ExitStatus, NetNs, Rootfs, Running, RuntimeError, Sandbox, Stdio,
-    create, defaults, wait_pidfd,
+    Target, create, defaults, wait_pidfd,
 };
 
 /// A container to be run.
@@ -138,6 +138,16 @@ impl Container {
             stdio,
             cgroup: self.cgroup(),
         })
+    }
+
+    /// For executing in it.
+    pub fn target<'a>(&'a self, running: &'a Running) -> Target<'a> {
+        Target {
+            id: &self.id,
+            pidfd: running.pidfd.as_fd(),
+            spec: &self.spec,
+            cgroup: &running.cgroup,
+        }
     }
 
     /// Started with pipes, whose other ends are returned: stdin, stdout, stderr.

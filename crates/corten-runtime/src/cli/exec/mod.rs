@@ -13,6 +13,7 @@ use super::bundle::{check_terminal, write_pid};
 use super::inherit::Inherited;
 use super::state::{Container, Status};
 use super::{CliError, Context, console, stream};
+use crate::create::ChildGuard;
 use crate::exe;
 use crate::exec::{Target, exec_with};
 use crate::sandbox::Stdio;
@@ -128,9 +129,9 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, CliEr
     let cgroup = container.cgroup()?;
     let mut extras = cgroup::below(&cgroup, &args.cgroup)?;
     extras.keep_fds = inherited.count();
-    args.id().clone_into(&mut extras.id);
     extras.bundle.clone_from(&container.saved.bundle);
     let target = Target {
+        id: args.id(),
         pidfd: pidfd.as_fd(),
         spec: &config,
         cgroup: &cgroup,
@@ -141,6 +142,8 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, CliEr
         Some(stream::Signals::new()?)
     };
     let started = exec_with(&target, &process, stdio, extras)?;
+    // Whoever has been told of a failure must not find it running.
+    let child = ChildGuard::new(started.pid, started.pidfd);
     let master = match (&args.console_socket, started.console) {
         (Some(socket), Some(master)) => {
             console::send_terminal(socket, &master)?;
@@ -149,19 +152,21 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, CliEr
         (_, master) => master,
     };
     if let Some(socket) = &args.pidfd_socket {
-        console::send_pidfd(socket, started.pidfd.as_fd())?;
+        console::send_pidfd(socket, child.pidfd())?;
     }
-    write_pid(args.pid_file.as_deref(), started.pid)?;
+    write_pid(args.pid_file.as_deref(), child.pid)?;
     let Some(signals) = signals else {
+        child.disarm();
         return Ok(ExitCode::SUCCESS);
     };
     let status = stream::attend(stream::Attended {
-        pidfd: started.pidfd.as_fd(),
-        pid: started.pid,
+        pidfd: child.pidfd(),
+        pid: child.pid,
         console: master,
         signals: &signals,
         notify: None,
         adopts: false,
     })?;
+    child.disarm();
     Ok(ExitCode::from(status.code()))
 }

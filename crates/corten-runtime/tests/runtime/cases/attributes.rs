@@ -1,9 +1,7 @@
 //! Scheduling, I/O priority, processors, memory policy, personality, and what a
 //! configuration may not ask for.
 
-use std::os::fd::AsFd as _;
-
-use corten_runtime::{Target, exec};
+use corten_runtime::exec;
 use serde_json::json;
 
 use crate::Case;
@@ -65,11 +63,7 @@ fn exec_affinity() {
         let process = serde_json::from_value(process).unwrap();
         let (stdio, [stdin, stdout, stderr]) = pipes();
         drop(stdin);
-        let target = Target {
-            pidfd: running.pidfd.as_fd(),
-            spec: &container.spec,
-            cgroup: &running.cgroup,
-        };
+        let target = container.target(&running);
         let executed = exec(&target, &process, stdio).map_err(|error| error.to_string())?;
         Ok::<_, String>(finish(&executed.pidfd, stdout, stderr).stdout)
     };

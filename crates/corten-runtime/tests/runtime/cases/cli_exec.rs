@@ -15,6 +15,7 @@ pub const CASES: &[Case] = &[
     ("cli_exec_capabilities", capabilities),
     ("cli_exec_terminal", terminal),
     ("cli_exec_detached", detached),
+    ("cli_exec_failure_leaves_nothing", failure_leaves_nothing),
     ("cli_exec_cgroup", cgroup),
     ("cli_exec_paused", paused),
     ("cli_exec_errors", errors),
@@ -160,6 +161,30 @@ fn detached() {
     assert!(bundle.cgroup().pids().unwrap().contains(&pid));
     end(&bundle);
     assert!(!std::fs::exists(format!("/proc/{pid}")).unwrap());
+}
+
+/// Its caller cannot be told of the process, so there must be none.
+fn failure_leaves_nothing() {
+    let bundle = running(Bundle::waiting());
+    let nowhere = bundle.dir.path().join("no/such");
+    let path = nowhere.to_str().unwrap();
+    for flags in [
+        &["-d", "--pid-file", path][..],
+        &["--pid-file", path],
+        &["-d", "--pidfd-socket", path],
+        &["-dt", "--console-socket", path],
+    ] {
+        let mut line = vec!["exec"];
+        line.extend(flags);
+        line.extend(["ID", "sleep", "1000"]);
+        let error = bundle.fail(&line);
+        assert!(error.contains(path), "{error}");
+        for pid in bundle.cgroup().pids().unwrap() {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            assert_ne!(command, b"sleep\x001000\0", "{flags:?}");
+        }
+    }
+    end(&bundle);
 }
 
 fn cgroup() {

@@ -1,9 +1,8 @@
 //! Namespaces joined by path, user namespaces among them; time offsets; links moved in.
 
-use std::os::fd::AsFd as _;
 use std::process::Command;
 
-use corten_runtime::{Running, Target, exec, wait_pidfd};
+use corten_runtime::{Running, exec, wait_pidfd};
 use serde_json::{Value, json};
 
 use crate::Case;
@@ -189,11 +188,7 @@ fn inherits_the_mount_namespace() {
 fn exec_in(container: &Container, running: &Running, script: &str) -> Outcome {
     let (stdio, [stdin, stdout, stderr]) = pipes();
     drop(stdin);
-    let target = Target {
-        pidfd: running.pidfd.as_fd(),
-        spec: &container.spec,
-        cgroup: &running.cgroup,
-    };
+    let target = container.target(running);
     let mut process = container.spec.process().clone().unwrap();
     process.set_args(Some(["sh", "-c", script].map(str::to_owned).to_vec()));
     let executed = exec(&target, &process, stdio).unwrap();

@@ -267,6 +267,7 @@ fn exec_joins() {
     let (running, _ends) = container.start().unwrap();
     let cgroup = Cgroup::open(&container.cgroup_path()).unwrap();
     let target = Target {
+        id: &container.id,
         pidfd: running.pidfd.as_fd(),
         spec: &container.spec,
         cgroup: &cgroup,
@@ -307,11 +308,7 @@ fn exec_joins() {
 fn exec_errors() {
     let container = Container::args(&["sleep", "1000"]);
     let (running, _ends) = container.start().unwrap();
-    let target = Target {
-        pidfd: running.pidfd.as_fd(),
-        spec: &container.spec,
-        cgroup: &running.cgroup,
-    };
+    let target = container.target(&running);
     let mut process = container.spec.process().clone().unwrap();
     process.set_args(Some(vec!["nope".into()]));
     let error = exec(&target, &process, Stdio::Inherit).unwrap_err();
@@ -335,11 +332,7 @@ fn exec_errors() {
 fn exec_terminal() {
     let container = Container::args(&["sleep", "1000"]);
     let (running, _ends) = container.start().unwrap();
-    let target = Target {
-        pidfd: running.pidfd.as_fd(),
-        spec: &container.spec,
-        cgroup: &running.cgroup,
-    };
+    let target = container.target(&running);
     let mut process = container.spec.process().clone().unwrap();
     process.set_args(Some(
         ["sh", "-c", "tty; stty size"].map(str::to_owned).to_vec(),

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
-use corten_runtime::{Target, exec, wait_pidfd};
+use corten_runtime::{exec, wait_pidfd};
 use rustix::fs::{Gid, Uid};
 use serde_json::json;
 
@@ -88,11 +88,7 @@ fn rootless_runs() {
     let process = serde_json::from_value(process).unwrap();
     let (stdio, [stdin, stdout, stderr]) = pipes();
     drop(stdin);
-    let target = Target {
-        pidfd: running.pidfd.as_fd(),
-        spec: &container.spec,
-        cgroup: &running.cgroup,
-    };
+    let target = container.target(&running);
     let executed = exec(&target, &process, stdio).unwrap();
     let outcome = finish(&executed.pidfd, stdout, stderr);
     assert_eq!(outcome.stdout, "0\nbox\nsleep\n", "{outcome:?}");

@@ -84,6 +84,7 @@ fn notify_exec() {
     let (running, _ends) = container.start().unwrap();
     let cgroup = Cgroup::open(&container.cgroup_path()).unwrap();
     let target = Target {
+        id: &container.id,
         pidfd: running.pidfd.as_fd(),
         spec: &container.spec,
         cgroup: &cgroup,
@@ -98,6 +99,7 @@ fn notify_exec() {
     let document = agent.received().pop().unwrap();
     assert_eq!(document["pid"], started.pid);
     assert_eq!(document["state"]["pid"], running.pid);
+    assert_eq!(document["state"]["id"], container.id.as_str());
     assert_eq!(document["state"]["status"], "running");
     cgroup.kill_all().unwrap();
     assert_eq!(wait_pidfd(&running.pidfd).unwrap(), ExitStatus::Signaled(9));

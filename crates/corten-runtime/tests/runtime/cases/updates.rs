@@ -1,10 +1,9 @@
 //! Changing a running container's limits and devices, and groups of unusual kinds.
 
-use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use corten_oci::runtime_spec::LinuxResources;
-use corten_runtime::{Cgroup, Running, Target, exec, wait_pidfd};
+use corten_runtime::{Cgroup, Running, exec, wait_pidfd};
 use serde_json::json;
 
 use crate::Case;
@@ -240,11 +239,7 @@ fn unified_root() -> Option<PathBuf> {
 
 /// What `exec` prints of its own group.
 fn exec_group(container: &Container, running: &Running) -> String {
-    let target = Target {
-        pidfd: running.pidfd.as_fd(),
-        spec: &container.spec,
-        cgroup: &running.cgroup,
-    };
+    let target = container.target(running);
     let mut process = container.spec.process().clone().unwrap();
     process.set_args(Some(
         ["grep", "0::", "/proc/self/cgroup"]

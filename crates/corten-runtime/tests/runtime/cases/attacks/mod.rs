@@ -19,13 +19,12 @@ mod sys;
 
 use std::fs::File;
 use std::io::Read as _;
-use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use corten_oci::runtime_spec::{LinuxNamespace, LinuxNamespaceType, Process};
-use corten_runtime::{ExecProcess, Running, RuntimeError, Target, exec, wait_pidfd};
+use corten_runtime::{ExecProcess, Running, RuntimeError, exec, wait_pidfd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
@@ -120,11 +119,7 @@ impl<'a> Victim<'a> {
     pub fn try_exec(&self, process: &Process) -> Result<Outcome, RuntimeError> {
         let (stdio, [stdin, stdout, stderr]) = pipes();
         drop(stdin);
-        let target = Target {
-            pidfd: self.running.pidfd.as_fd(),
-            spec: &self.container.spec,
-            cgroup: &self.running.cgroup,
-        };
+        let target = self.container.target(&self.running);
         let ExecProcess { pidfd, .. } = exec(&target, process, stdio)?;
         Ok(finish(&pidfd, stdout, stderr))
     }

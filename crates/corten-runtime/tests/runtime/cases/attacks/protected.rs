@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::symlink;
 
-use corten_runtime::{Stdio, Target, exec, send_signal, wait_pidfd};
+use corten_runtime::{Stdio, exec, send_signal, wait_pidfd};
 use serde_json::json;
 
 use super::{Victim, almighty};
@@ -104,11 +104,7 @@ fn terminal_of_exec_is_replaced() {
         symlink("busybox", container.path().join("bin/mkfifo")).unwrap();
         let mut victim = Victim::start(&container);
         victim.wait_for_line("replaced");
-        let target = Target {
-            pidfd: std::os::fd::AsFd::as_fd(&victim.running.pidfd),
-            spec: &container.spec,
-            cgroup: &victim.running.cgroup,
-        };
+        let target = container.target(&victim.running);
         let process = victim.process(&["true"]);
         let error = exec(&target, &process, Stdio::Terminal { size: None }).unwrap_err();
         assert!(error.to_string().contains("ptmx"), "{trick}: {error}");
@@ -127,11 +123,7 @@ fn fake_proc_under_exec() {
     victim.wait_for_line("replaced");
     let mut process = victim.process(&["sleep", "1000"]);
     process.set_oom_score_adj(Some(321));
-    let target = Target {
-        pidfd: std::os::fd::AsFd::as_fd(&victim.running.pidfd),
-        spec: &container.spec,
-        cgroup: &victim.running.cgroup,
-    };
+    let target = container.target(&victim.running);
     let (stdio, _ends) = crate::support::pipes();
     let executed = exec(&target, &process, stdio).unwrap();
     let real = std::fs::read_to_string(format!("/proc/{}/oom_score_adj", executed.pid)).unwrap();
