@@ -70,8 +70,8 @@ struct ExecPlan<'a> {
 }
 
 /// Executes `process` inside `target`; returns once `execve` has happened (or failed).
-/// A process without capabilities of its own gets those of the container. The caller
-/// must be single-threaded.
+/// A process without capabilities or security labels of its own gets those of the
+/// container. The caller must be single-threaded.
 pub fn exec(
     target: &Target<'_>,
     process: &Process,
@@ -176,16 +176,7 @@ fn plan<'a>(
     stdio: Stdio,
     keep_fds: u32,
 ) -> Result<ExecPlan<'a>, RuntimeError> {
-    let inherited;
-    let process = match (process.capabilities(), target.spec.process()) {
-        (None, Some(first)) => {
-            let mut own = process.clone();
-            own.set_capabilities(first.capabilities().clone());
-            inherited = own;
-            &inherited
-        }
-        _ => process,
-    };
+    let process = &confined(process, target.spec.process().as_ref());
     let affinity = Affinity::plan(process, target.spec.process().as_ref())?;
     let process = ProcessPlan::new(process, target.spec)?;
     if let Some(linux) = target.spec.linux() {
@@ -242,6 +233,24 @@ fn plan<'a>(
 }
 
 const CLONE_NEWTIME: i32 = 0x80;
+/// What says nothing of its capabilities or labels gets those of the container's process:
+/// it must not run with less confinement than that by an oversight.
+fn confined(process: &Process, first: Option<&Process>) -> Process {
+    let mut process = process.clone();
+    let Some(first) = first else { return process };
+    let given = |label: &Option<String>| label.as_ref().is_some_and(|label| !label.is_empty());
+    if process.capabilities().is_none() {
+        process.set_capabilities(first.capabilities().clone());
+    }
+    if !given(process.apparmor_profile()) {
+        process.set_apparmor_profile(first.apparmor_profile().clone());
+    }
+    if !given(process.selinux_label()) {
+        process.set_selinux_label(first.selinux_label().clone());
+    }
+    process
+}
+
 
 impl ExecPlan<'_> {
     /// Process in between, for an ordinary user: everything is joined by way of the user
@@ -349,5 +358,32 @@ fn set_up(plan: &ExecPlan<'_>) -> Result<Option<Console>, RuntimeError> {
                 .map_err(|errno| RuntimeError::setup(Step::Console, "", errno))?;
             Ok(Some(console))
         }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn confinement_is_inherited() {
+        let process = |more: serde_json::Value| -> Process {
+            let mut json = json!({"args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0}});
+            json.as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            serde_json::from_value(json).unwrap()
+        };
+        let first = process(json!({"apparmorProfile": "a", "selinuxLabel": "s:s:s:s",
+                                   "capabilities": {"bounding": ["CAP_CHOWN"]}}));
+        let all = confined(&process(json!({"selinuxLabel": ""})), Some(&first));
+        assert_eq!(all.apparmor_profile().as_deref(), Some("a"));
+        assert_eq!(all.selinux_label().as_deref(), Some("s:s:s:s"));
+        assert_eq!(all.capabilities(), first.capabilities());
+        let own = process(json!({"apparmorProfile": "b", "capabilities": {}}));
+        let own = confined(&own, Some(&first));
+        assert_eq!(own.apparmor_profile().as_deref(), Some("b"));
+        assert_ne!(own.capabilities(), first.capabilities());
+    }
+}
     }
 }

@@ -60,7 +60,7 @@ fn prepare(
         let target = target.to_owned();
         move |errno| RuntimeError::setup(step, target, errno)
     };
-    if let Some(label) = &plan.label {
+    for label in &plan.labels {
         set_label(proc, label).map_err(fail(Step::Label, &label.value))?;
     }
     if plan.home_missing {

@@ -58,7 +58,7 @@ pub(crate) struct ProcessPlan {
     filter: Option<Filter>,
     oom_score_adj: Option<i32>,
     /// What is written to `attr/…/exec`, and where.
-    label: Option<Label>,
+    labels: Vec<Label>,
     attributes: Attributes,
     /// What must not be executed.
     own: Option<Own>,
@@ -134,7 +134,7 @@ impl ProcessPlan {
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             filter: profile(spec).map(seccomp::compile).transpose()?,
             oom_score_adj: process.oom_score_adj(),
-            label: label(process)?,
+            labels: labels(process, enabled)?,
             attributes: Attributes::plan(process, spec)?,
             own: Own::new(),
             console_size: console_size(process)?,
@@ -241,36 +241,85 @@ fn rlimits(process: &Process) -> Vec<Rlimit> {
     process.rlimits().iter().flatten().map(one).collect()
 }
 
-/// The label, if the spec asks for one; a host without the security module is an error,
-/// because the container would run with less confinement than asked for.
-fn label(process: &Process) -> Result<Option<Label>, RuntimeError> {
-    let given = |label: &Option<String>| label.clone().filter(|label| !label.is_empty());
-    if let Some(profile) = given(process.apparmor_profile()) {
-        let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled");
-        if !enabled.is_ok_and(|text| text.first() == Some(&b'Y')) {
-            return Err(RuntimeError::setup(
-                Step::Label,
-                format!("AppArmor {profile}"),
-                Errno::NOTSUP,
-            ));
-        }
-        return Ok(Some(Label {
-            files: &["self/attr/apparmor/exec", "self/attr/exec"],
-            value: format!("exec {profile}"),
-        }));
+/// A security module that labels processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Module {
+    AppArmor,
+    SeLinux,
+}
+
+/// Whether the host's kernel has it switched on.
+fn enabled(module: Module) -> bool {
+    match module {
+        Module::AppArmor => std::fs::read("/sys/module/apparmor/parameters/enabled")
+            .is_ok_and(|text| text.first() == Some(&b'Y')),
+        Module::SeLinux => std::path::Path::new("/sys/fs/selinux/enforce").exists(),
     }
+}
+
+/// The labels the spec asks for: with both modules (kernels that stack them) both, as in
+/// runc. A host without one that is asked for is an error, because the container would run
+/// with less confinement than asked for.
+fn labels(process: &Process, enabled: fn(Module) -> bool) -> Result<Vec<Label>, RuntimeError> {
+    let given = |label: &Option<String>| label.clone().filter(|label| !label.is_empty());
+    let mut labels = Vec::new();
     if let Some(value) = given(process.selinux_label()) {
-        if !std::path::Path::new("/sys/fs/selinux/enforce").exists() {
-            return Err(RuntimeError::setup(
-                Step::Label,
-                format!("SELinux {value}"),
-                Errno::NOTSUP,
-            ));
-        }
-        return Ok(Some(Label {
+        check_enabled(Module::SeLinux, "SELinux", &value, enabled)?;
+        labels.push(Label {
             files: &["self/attr/exec"],
             value,
-        }));
+        });
     }
-    Ok(None)
+    if let Some(profile) = given(process.apparmor_profile()) {
+        check_enabled(Module::AppArmor, "AppArmor", &profile, enabled)?;
+        labels.push(Label {
+            // The second is for kernels before 5.1, which stack no modules.
+            files: &["self/attr/apparmor/exec", "self/attr/exec"],
+            value: format!("exec {profile}"),
+        });
+    }
+    Ok(labels)
+}
+
+fn check_enabled(
+    module: Module,
+    name: &str,
+    label: &str,
+    enabled: fn(Module) -> bool,
+) -> Result<(), RuntimeError> {
+    if enabled(module) {
+        return Ok(());
+    }
+    let target = format!("{name} {label}");
+    Err(RuntimeError::setup(Step::Label, target, Errno::NOTSUP))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_label_is_lost() {
+        let process: Process = serde_json::from_value(serde_json::json!({
+            "args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0},
+            "apparmorProfile": "docker-default", "selinuxLabel": "a:b:c:s0",
+        }))
+        .unwrap();
+        let both = labels(&process, |_| true).unwrap();
+        let values: Vec<&str> = both.iter().map(|label| label.value.as_str()).collect();
+        assert_eq!(values, ["a:b:c:s0", "exec docker-default"]);
+        for (only, missing) in [
+            (
+                (|module| module == Module::AppArmor) as fn(Module) -> bool,
+                "SELinux a:b:c:s0",
+            ),
+            (
+                |module| module == Module::SeLinux,
+                "AppArmor docker-default",
+            ),
+        ] {
+            let error = labels(&process, only).unwrap_err().to_string();
+            assert!(error.contains(missing), "{error}");
+        }
+    }
 }
