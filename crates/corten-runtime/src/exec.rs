@@ -17,6 +17,7 @@ use crate::create::{ChildGuard, child_stdio, hook_state};
 use crate::error::{RuntimeError, Step};
 use crate::hidden::{Hidden, hide};
 use crate::init::{self, ChildStdio};
+use crate::keyring;
 use crate::namespaces::{PidGuard, relay, unprivileged};
 use crate::process::{Affinity, Creator, ProcessPlan, become_process, wire_stdio};
 use crate::procfs::Proc;
@@ -30,9 +31,9 @@ use crate::sys::{self, Cloned};
 /// The running container to execute in.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
-    /// pidfd of a process inside, normally the first; all its namespaces are joined.
     /// The container's id, which a seccomp listener is told.
     pub id: &'a str,
+    /// pidfd of a process inside, normally the first; all its namespaces are joined.
     pub pidfd: BorrowedFd<'a>,
     /// The container's spec: its seccomp profile applies to the new process too.
     pub spec: &'a Spec,
@@ -232,7 +233,6 @@ fn plan<'a>(
     })
 }
 
-const CLONE_NEWTIME: i32 = 0x80;
 /// What says nothing of its capabilities or labels gets those of the container's process:
 /// it must not run with less confinement than that by an oversight.
 fn confined(process: &Process, first: Option<&Process>) -> Process {
@@ -251,6 +251,7 @@ fn confined(process: &Process, first: Option<&Process>) -> Process {
     process
 }
 
+const CLONE_NEWTIME: i32 = 0x80;
 
 impl ExecPlan<'_> {
     /// Process in between, for an ordinary user: everything is joined by way of the user
@@ -324,10 +325,7 @@ fn set_up(plan: &ExecPlan<'_>) -> Result<Option<Console>, RuntimeError> {
     plan.affinity.finish()?;
     // What the caller has in its session keyring is nothing for the container. Still with
     // the caller's ids: those of a user namespace may have few keys.
-    match sys::join_session_keyring(None) {
-        Ok(()) | Err(Errno::NOSYS | Errno::PERM | Errno::ACCESS) => {}
-        Err(errno) => return Err(RuntimeError::setup(Step::Keyring, "", errno)),
-    }
+    keyring::join(None)?;
     if plan.namespaces != 0 {
         sys::setns(plan.target, plan.namespaces)
             .map_err(|errno| RuntimeError::setup(Step::Namespace, "of the container", errno))?;
@@ -358,6 +356,8 @@ fn set_up(plan: &ExecPlan<'_>) -> Result<Option<Console>, RuntimeError> {
                 .map_err(|errno| RuntimeError::setup(Step::Console, "", errno))?;
             Ok(Some(console))
         }
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -383,7 +383,5 @@ mod tests {
         let own = confined(&own, Some(&first));
         assert_eq!(own.apparmor_profile().as_deref(), Some("b"));
         assert_ne!(own.capabilities(), first.capabilities());
-    }
-}
     }
 }

@@ -15,6 +15,7 @@ use crate::channel;
 use crate::error::{RuntimeError, Step};
 use crate::hidden::hide;
 use crate::hooks::{self, HookState};
+use crate::keyring;
 use crate::namespaces::Namespaces;
 use crate::process::{Creator, ProcessPlan, become_process, wire_stdio};
 use crate::procfs::Proc;
@@ -106,12 +107,7 @@ fn set_up(plan: &InitPlan, channel: BorrowedFd<'_>) -> Result<Option<Console>, R
             .map_err(|errno| RuntimeError::setup(Step::Sysctl, file.clone(), errno))?;
     }
     if let Some(name) = &plan.keyring {
-        match sys::join_session_keyring(Some(name)) {
-            // Kernels without keys, quotas used up: the container then shares nothing
-            // more than a nameless default.
-            Ok(()) | Err(Errno::NOSYS | Errno::DQUOT | Errno::PERM | Errno::ACCESS) => {}
-            Err(errno) => return Err(RuntimeError::setup(Step::Keyring, "", errno)),
-        }
+        keyring::join(Some(name))?;
     }
     let console = enter_root(plan)?;
     match (&console, &plan.stdio) {

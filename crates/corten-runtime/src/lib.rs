@@ -27,6 +27,7 @@ pub mod fuzzing;
 mod hidden;
 mod hooks;
 mod init;
+mod keyring;
 mod mounts;
 mod namespaces;
 mod net_devices;

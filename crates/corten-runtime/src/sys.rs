@@ -389,6 +389,14 @@ pub(crate) fn setrlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno
         )
     };
     check(result).map(drop)
+/// Whether a seccomp filter is in force for the calling process.
+pub(crate) fn is_filtered() -> bool {
+    const SECCOMP_MODE_FILTER: i64 = 2;
+    // SAFETY: the operation takes no argument.
+    let mode = unsafe { libc::syscall(libc::SYS_prctl, libc::PR_GET_SECCOMP, 0, 0, 0, 0) };
+    mode == SECCOMP_MODE_FILTER
+}
+
 }
 
 /// The hard limit of a resource.

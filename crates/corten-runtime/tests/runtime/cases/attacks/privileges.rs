@@ -18,6 +18,10 @@ pub const CASES: &[Case] = &[
         leftover_groups_and_environment,
     ),
     ("attack_session_keyring", session_keyring),
+    (
+        "attack_session_keyring_without_quota",
+        session_keyring_without_quota,
+    ),
     ("attack_system_calls", system_calls),
     ("attack_release_agent", release_agent),
     ("attack_kernel_files", kernel_files),
@@ -115,6 +119,32 @@ fn session_keyring() {
         assert_eq!(outcome.stdout, format!("{}\n", libc::ENOKEY), "{outcome:?}");
     }
     victim.kill();
+}
+
+/// A user who uses up the keys its containers' roots may have does not get them to run with
+/// the keyring of the runtime's caller.
+fn session_keyring_without_quota() {
+    let uid = 1_900_000_000 + std::process::id();
+    let used = sys::use_up_keys(uid);
+    if used == libc::ENOSYS {
+        return; // a kernel without keys
+    }
+    assert_eq!(used, 0);
+    let map = json!([{"containerID": 0, "hostID": uid, "size": 1}]);
+    let container = Container::args(&["true"]);
+    for dir in [".", "tmp", "dev", "proc", "sys"] {
+        std::os::unix::fs::chown(container.path().join(dir), Some(uid), Some(uid)).unwrap();
+    }
+    let mut namespaces = serde_json::to_value(container.spec.linux()).unwrap();
+    let namespaces = namespaces["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({"type": "user"}));
+    let container = container
+        .set("/linux/namespaces", json!(namespaces))
+        .set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map);
+    let error = container.run().unwrap_err().to_string();
+    assert!(error.contains("join session keyring"), "{error}");
+    assert!(error.contains("kernel.keys.maxkeys"), "{error}");
 }
 
 fn numbers(outcome: Outcome) -> Vec<(String, i32)> {

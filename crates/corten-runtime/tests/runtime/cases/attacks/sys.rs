@@ -93,6 +93,33 @@ pub fn add_key_to_new_session(name: &CStr) -> i32 {
     }
 }
 
+/// Uses up the keys that the user `uid` may have, until this process ends; 0, or why that
+/// cannot be done.
+pub fn use_up_keys(uid: u32) -> i32 {
+    const PROCESS: libc::c_long = -2;
+    // Keys are charged to whom files would belong.
+    // SAFETY: takes a plain number.
+    unsafe { libc::setfsuid(uid) };
+    let mut number = 0;
+    let result = loop {
+        let name = std::ffi::CString::new(format!("corten-{number}")).unwrap();
+        number += 1;
+        let (typ, secret) = (c"user".as_ptr(), c"secret".as_ptr());
+        // SAFETY: the strings outlive the call.
+        let added = errno(unsafe {
+            libc::syscall(libc::SYS_add_key, typ, name.as_ptr(), secret, 6, PROCESS)
+        });
+        match added {
+            0 if number < 100_000 => {}
+            libc::EDQUOT => break 0,
+            other => break other,
+        }
+    };
+    // SAFETY: takes a plain number.
+    unsafe { libc::setfsuid(0) };
+    result
+}
+
 /// Looks for a key in the session keyring.
 pub fn find_key(name: &CStr) -> i32 {
     const SEARCH: libc::c_long = 10;
