@@ -35,13 +35,12 @@ pub(crate) fn create(spec: &Spec, id: &str) -> Result<Option<Group>, RuntimeErro
 }
 
 /// Removes what [`create`] made for a container that has ended. Says nothing if it is
-/// gone already.
+/// gone already: with the mount go all groups.
 pub(crate) fn remove(spec: &Spec, id: &str) -> Result<(), RuntimeError> {
     let Some(rdt) = wanted(spec) else {
         return Ok(());
     };
-    let root = mounted()?;
-    remove_in(&root, rdt, id)
+    mount_point()?.map_or(Ok(()), |root| remove_in(&root, rdt, id))
 }
 
 /// The `tasks` files of the groups that the process behind `pidfd` is in.
@@ -69,14 +68,18 @@ fn wanted(spec: &Spec) -> Option<&LinuxIntelRdt> {
     spec.linux().as_ref()?.intel_rdt().as_ref()
 }
 
-/// Where resctrl is mounted.
+/// Where resctrl is mounted, as it must be for a new group.
 fn mounted() -> Result<PathBuf, RuntimeError> {
-    let path = Path::new("/proc/self/mountinfo");
-    let text = fs::read_to_string(path).map_err(|error| io(path, &error))?;
-    find_mount(&text).ok_or_else(|| {
+    mount_point()?.ok_or_else(|| {
         let reason = "no resctrl file system is mounted (mount -t resctrl resctrl /sys/fs/resctrl)";
         RuntimeError::spec(FIELD, reason)
     })
+}
+
+fn mount_point() -> Result<Option<PathBuf>, RuntimeError> {
+    let path = Path::new("/proc/self/mountinfo");
+    let text = fs::read_to_string(path).map_err(|error| io(path, &error))?;
+    Ok(find_mount(&text))
 }
 
 fn find_mount(mountinfo: &str) -> Option<PathBuf> {

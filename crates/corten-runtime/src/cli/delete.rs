@@ -115,23 +115,26 @@ pub(super) fn destroy(
     }
     cgroup.remove()?;
     cgroup.remove_empty_parent();
-    let Some(config) = config else {
-        // An unreadable configuration must not keep a container from being removed.
-        let config = container.config();
-        container.dir.remove()?;
-        match config {
-            Ok(config) => {
-                crate::resctrl::remove(&config, &container.saved.id)?;
-                run_poststop(context, container, &config);
-            }
-            Err(error) => context.log.debug(&error),
-        }
-        return Ok(());
+    // An unreadable configuration must not keep a container from being removed.
+    let read = match config {
+        Some(_) => None,
+        None => container
+            .config()
+            .inspect_err(|error| context.log.debug(error))
+            .ok(),
     };
-    crate::resctrl::remove(config, &container.saved.id)?;
-    container.dir.remove()?;
-    run_poststop(context, container, config);
-    Ok(())
+    let config = config.or(read.as_ref());
+    if let Some(config) = config {
+        crate::resctrl::remove(config, &container.saved.id)?;
+    }
+    // Up to here a failure leaves a container that can be deleted again. Without its state
+    // there is none any more, so its hooks run now, whatever else fails.
+    container.dir.forget()?;
+    let removed = container.dir.remove();
+    if let Some(config) = config {
+        run_poststop(context, container, config);
+    }
+    removed
 }
 
 /// runtime-spec, lifecycle: a failure is logged, and the rest goes on.

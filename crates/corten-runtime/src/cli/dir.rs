@@ -215,6 +215,17 @@ impl Dir {
         self.path(CONFIG)
     }
 
+    /// Removes what makes it a container; the rest may be garbage from then on.
+    pub(super) fn forget(&self) -> Result<(), CliError> {
+        let path = self.path(STATE);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(CliError::io(path.display(), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Another command may make its lock file just when the one held here is gone, which
     /// then is removed as well.
     pub(super) fn remove(&self) -> Result<(), CliError> {

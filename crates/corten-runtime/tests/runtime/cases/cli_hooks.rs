@@ -13,6 +13,7 @@ pub const CASES: &[Case] = &[
         arguments_and_environment,
     ),
     ("cli_hooks_failures", failures),
+    ("cli_hooks_of_a_delete_that_fails", of_a_delete_that_fails),
     ("cli_hooks_timeouts", timeouts),
     ("cli_hooks_refused", refused),
 ];
@@ -197,6 +198,39 @@ fn failures() {
 }
 
 fn timeouts() {
+/// Poststop hooks run once: not while the container is still there to be deleted again, and
+/// not a second time for what is left of its directory.
+fn of_a_delete_that_fails() {
+    use rustix::mount::{MountPropagationFlags as Propagation, UnmountFlags};
+    #[allow(deprecated)] // Its successor is unsafe because of threads and memory; this is neither.
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+    rustix::mount::mount_change("/", Propagation::PRIVATE | Propagation::REC).unwrap();
+    for (blocked, before) in [("state.json", 0), ("config.json", 1)] {
+        let bundle = Bundle::sh("true");
+        let count = bundle.dir.path().join("count");
+        let line = format!("echo >> {}", count.display());
+        let bundle = bundle.set("/hooks/poststop", sh(&line));
+        let calls = || std::fs::read(&count).map_or(0, |text| text.len());
+        bundle.create();
+        // What is mounted on cannot be removed.
+        let file = bundle.state_dir().join(blocked);
+        rustix::mount::mount_bind(&file, &file).unwrap();
+        let error = bundle.fail(&["delete", "--force", "ID"]);
+        assert!(
+            error.contains(bundle.state_root().to_str().unwrap()),
+            "{error}"
+        );
+        assert_eq!(calls(), before, "{blocked}");
+        if before == 0 {
+            bundle.until_status("stopped");
+        }
+        rustix::mount::unmount(&file, UnmountFlags::empty()).unwrap();
+        bundle.run(&["delete", "--force", "ID"]);
+        assert_eq!(calls(), 1, "{blocked}");
+        bundle.assert_gone();
+    }
+}
+
     let hook = |seconds: u32| {
         json!([{
             "path": "/bin/sh", "args": ["sh", "-c", format!("exec sleep {seconds}")],
