@@ -29,6 +29,9 @@ pub(super) fn validate(path: &str) -> Result<(), RuntimeError> {
     }
 }
 
+/// How often parents that somebody removes at that moment are made again.
+const MAX_TRIES: u32 = 100;
+
 /// Makes `dir` below `root` with its parents, calling `made` for each directory created,
 /// outermost first. Usually only the last one is missing, so that is tried first.
 pub(super) fn make_dirs(
@@ -36,30 +39,38 @@ pub(super) fn make_dirs(
     dir: &Path,
     made: &mut dyn FnMut(&Path) -> Result<(), RuntimeError>,
 ) -> Result<(), RuntimeError> {
-    let mut missing = Vec::new();
-    let mut at = dir;
-    loop {
-        match rustix::fs::mkdir(at, Mode::from_raw_mode(0o755)) {
-            Ok(()) => {
-                made(at)?;
-                break;
+    let mut tries = 0;
+    'again: loop {
+        let mut missing = Vec::new();
+        let mut at = dir;
+        loop {
+            match rustix::fs::mkdir(at, Mode::from_raw_mode(0o755)) {
+                Ok(()) => {
+                    made(at)?;
+                    break;
+                }
+                Err(Errno::EXIST) => break,
+                Err(Errno::NOENT) if at != root => {
+                    missing.push(at);
+                    at = at.parent().unwrap_or(root);
+                }
+                Err(errno) => return Err(cannot_create(at, errno)),
             }
-            Err(Errno::EXIST) => break,
-            Err(Errno::NOENT) if at != root => {
-                missing.push(at);
-                at = at.parent().unwrap_or(root);
+        }
+        for dir in missing.into_iter().rev() {
+            match rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755)) {
+                Ok(()) => made(dir)?,
+                Err(Errno::EXIST) => {}
+                // Its parent was empty, and went with another container just now.
+                Err(Errno::NOENT) if tries < MAX_TRIES => {
+                    tries += 1;
+                    continue 'again;
+                }
+                Err(errno) => return Err(cannot_create(dir, errno)),
             }
-            Err(errno) => return Err(cannot_create(at, errno)),
         }
+        return Ok(());
     }
-    for dir in missing.into_iter().rev() {
-        match rustix::fs::mkdir(dir, Mode::from_raw_mode(0o755)) {
-            Ok(()) => made(dir)?,
-            Err(Errno::EXIST) => {}
-            Err(errno) => return Err(cannot_create(dir, errno)),
-        }
-    }
-    Ok(())
 }
 
 fn cannot_create(dir: &Path, errno: Errno) -> RuntimeError {

@@ -1,5 +1,8 @@
 //! A group that is not a container's yet.
 
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
 use super::Cgroup;
 use super::systemd::Placeholder;
 
@@ -7,6 +10,8 @@ use super::systemd::Placeholder;
 #[derive(Debug)]
 pub(crate) struct CgroupGuard {
     pub(super) cgroup: Option<Cgroup>,
+    /// The directories made for it, each after the one it is in.
+    pub(super) made: Vec<PathBuf>,
     /// What keeps a systemd scope alive until the container's process is in it.
     pub(super) placeholder: Option<Placeholder>,
 }
@@ -16,6 +21,7 @@ impl CgroupGuard {
     pub(crate) fn nowhere() -> Self {
         Self {
             cgroup: None,
+            made: Vec::new(),
             placeholder: None,
         }
     }
@@ -33,6 +39,7 @@ impl CgroupGuard {
 
     /// Keeps the group, in which the container's process is now.
     pub(crate) fn disarm(mut self) -> Cgroup {
+        self.made.clear();
         self.placeholder = None;
         self.cgroup.take().unwrap_or(Cgroup::nowhere())
     }
@@ -45,6 +52,14 @@ impl Drop for CgroupGuard {
             && let Err(error) = cgroup.kill_all().and_then(|()| cgroup.remove())
         {
             tracing::warn!(cgroup = cgroup.path(), %error, "could not remove control group");
+        }
+        for dir in self.made.drain(..).rev() {
+            // One that others use meanwhile stays, and so does what is above it.
+            if let Err(error) = std::fs::remove_dir(&dir)
+                && error.kind() != ErrorKind::NotFound
+            {
+                tracing::trace!(path = %dir.display(), %error, "stays");
+            }
         }
     }
 }

@@ -42,7 +42,8 @@ mod update;
 mod v1;
 mod v2;
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use corten_oci::runtime_spec::LinuxResources;
 use rustix::io::Errno;
@@ -76,8 +77,9 @@ pub struct Cgroup {
 trait Hierarchy {
     /// The group's directory.
     fn dir(&self) -> &Path;
-    /// Makes the group (and its parents).
-    fn create(&self) -> Result<(), RuntimeError>;
+    /// Makes the group and its parents; each directory made is added to `made`, outermost
+    /// first, also if it fails.
+    fn create(&self, made: &mut Vec<PathBuf>) -> Result<(), RuntimeError>;
     /// Sets the limits that live in this hierarchy.
     fn apply(&self, resources: &LinuxResources) -> Result<(), RuntimeError>;
     /// Freezes or thaws; `false` if this hierarchy cannot.
@@ -88,7 +90,7 @@ trait Hierarchy {
 
 impl Cgroup {
     /// Makes the group for a new container and sets its limits. Dropping the returned
-    /// guard removes it again. [`RuntimeError::CgroupDenied`] says that the caller has no
+    /// guard removes it again, with those parents that had to be made for it. [`RuntimeError::CgroupDenied`] says that the caller has no
     /// right to make groups there; an unprivileged caller may go on with
     /// [`Cgroup::nowhere`] if no limit is asked for.
     pub(crate) fn create(
@@ -119,15 +121,16 @@ impl Cgroup {
             placeholder: None,
         };
         if let Some(unit) = &spec.systemd {
+            made: Vec::new(),
             guard.placeholder = Some(unit.start(path, resources, &filter)?);
         }
-        for hierarchy in guard.get().hierarchies() {
-            hierarchy.create()?;
-        }
-        if spec.everywhere
-            && let Some(cgroup) = &mut guard.cgroup
-        {
-            cgroup.create_elsewhere(hosts);
+        if let Some(cgroup) = &mut guard.cgroup {
+            for hierarchy in cgroup.hierarchies() {
+                hierarchy.create(&mut guard.made)?;
+            }
+            if spec.everywhere {
+                cgroup.create_elsewhere(hosts, &mut guard.made);
+            }
         }
         guard.get().apply(resources, &filter)?;
         Ok(guard)
@@ -135,13 +138,13 @@ impl Cgroup {
 
     /// Makes the group in the v1 hierarchies left. Nothing depends on it: one that refuses
     /// (mounted read-only, say) goes without.
-    fn create_elsewhere(&mut self, hosts: &Hosts) {
+    fn create_elsewhere(&mut self, hosts: &Hosts, made: &mut Vec<PathBuf>) {
         for mount in hosts.legacy() {
             let legacy = Legacy::new(mount, &self.path);
             if self.legacy.iter().any(|known| known.dir() == legacy.dir()) {
                 continue;
             }
-            match legacy.create() {
+            match legacy.create(made) {
                 Ok(()) => self.legacy.push(legacy),
                 Err(error) => tracing::debug!(cgroup = self.path(), %error, "left out"),
             }

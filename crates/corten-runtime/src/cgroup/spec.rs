@@ -13,8 +13,8 @@ use crate::error::RuntimeError;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupSpec {
     /// Path of the group relative to the roots of the hierarchies, without a leading
-    /// slash: `corten/<id>`. Missing parents are created and left in place; the last
-    /// component must not exist yet.
+    /// slash: `corten/<id>`. Missing parents are created, and stay unless the container
+    /// does not come into being; the last component must not exist yet.
     pub path: String,
     /// The unit, if systemd makes the group.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -46,7 +46,8 @@ impl Cgroup {
             let legacy = Legacy::new(mount, &self.path);
             let known = legacy.dir().exists();
             if !known {
-                legacy.create()?;
+                legacy.create(&mut made)?;
+            let mut made = Vec::new();
             }
             let written = limits::write_all(legacy.dir(), legacy.ours(&writes), Some(undo));
             if known {
@@ -59,8 +60,10 @@ impl Cgroup {
             });
             if let Err(error) = joined {
                 // Without processes it goes; with some it only counts them.
-                if let Err(stays) = std::fs::remove_dir(legacy.dir()) {
-                    tracing::debug!(group = %legacy.dir().display(), %stays);
+                for dir in made.into_iter().rev() {
+                    if let Err(stays) = std::fs::remove_dir(&dir) {
+                        tracing::debug!(group = %dir.display(), %stays);
+                    }
                 }
                 return Err(error);
             }

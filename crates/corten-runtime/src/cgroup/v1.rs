@@ -123,11 +123,12 @@ impl Hierarchy for Legacy {
         &self.dir
     }
 
-    fn create(&self) -> Result<(), RuntimeError> {
+    fn create(&self, made: &mut Vec<PathBuf>) -> Result<(), RuntimeError> {
         let cpuset = self.has("cpuset");
-        make_dirs(&self.root, &self.dir, &mut |made| {
+        make_dirs(&self.root, &self.dir, &mut |dir| {
+            made.push(dir.to_owned());
             if cpuset {
-                self.inherit_cpuset(made)
+                self.inherit_cpuset(dir)
             } else {
                 Ok(())
             }

@@ -200,8 +200,11 @@ impl Hierarchy for Unified {
         &self.dir
     }
 
-    fn create(&self) -> Result<(), RuntimeError> {
-        make_dirs(&self.root, &self.dir, &mut |_| Ok(()))
+    fn create(&self, made: &mut Vec<PathBuf>) -> Result<(), RuntimeError> {
+        make_dirs(&self.root, &self.dir, &mut |dir| {
+            made.push(dir.to_owned());
+            Ok(())
+        })
     }
 
     fn apply(&self, resources: &LinuxResources) -> Result<(), RuntimeError> {

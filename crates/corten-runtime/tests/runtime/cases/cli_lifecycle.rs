@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::Case;
 use crate::cli::Bundle;
-use crate::support::eventually;
+use crate::support::{eventually, group_dirs, group_of};
 
 pub const CASES: &[Case] = &[
     ("cli_create_start_delete", create_start_delete),
@@ -13,6 +13,10 @@ pub const CASES: &[Case] = &[
     (
         "cli_failed_create_leaves_nothing",
         failed_create_leaves_nothing,
+    ),
+    (
+        "cli_failed_create_and_its_parents",
+        failed_create_and_its_parents,
     ),
     ("cli_start_failure", start_failure),
     ("cli_kill", kill),
@@ -88,6 +92,31 @@ fn start_errors() {
     bundle.until_status("stopped");
     assert!(bundle.fail(&["start", "ID"]).contains("has stopped"));
     bundle.run(&["delete", "ID"]);
+}
+
+/// Groups above the container's go with it if they were made for it, and only those.
+fn failed_create_and_its_parents() {
+    let bundle = Bundle::sh("true").set("/process/args", json!(["nonesuch"]));
+    let top = group_of(std::process::id());
+    let deep = format!("{top}/kept/made/also");
+    let path = json!(format!("/{deep}/{}", bundle.id));
+    let bundle = bundle.set("/linux/cgroupsPath", path);
+    let run = || bundle.fail(&["run", "--bundle", "BUNDLE", "ID"]);
+    run();
+    assert!(group_dirs(&top).is_empty());
+    let roots: Vec<_> = std::fs::read_dir("/sys/fs/cgroup")
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .chain([std::path::PathBuf::from("/sys/fs/cgroup")])
+        .filter(|dir| dir.join("cgroup.procs").exists())
+        .collect();
+    let kept = format!("{top}/kept");
+    for root in &roots {
+        std::fs::create_dir_all(root.join(&kept)).unwrap();
+    }
+    run();
+    assert_eq!(group_dirs(&kept).len(), roots.len());
+    assert!(group_dirs(&format!("{kept}/made")).is_empty());
 }
 
 fn failed_create_leaves_nothing() {
