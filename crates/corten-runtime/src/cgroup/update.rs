@@ -32,11 +32,13 @@ impl Cgroup {
         if let Some(filter) = &filter {
             filter.program()?;
         }
+        if limits::checks_usage(resources) {
+            limits::check_usage(resources, self.stats()?.memory_usage)?;
+        }
         let writes = limits::legacy_writes(resources)?;
         let unified = match &self.unified {
             Some(unified) => {
                 let current = |file: &str| unified.current(file);
-                limits::check_usage(resources, &current)?;
                 Some((unified, unified.writes(resources, &current)?))
             }
             None => None,
@@ -45,9 +47,9 @@ impl Cgroup {
         for mount in limits::legacy_controllers(resources, hosts, None)? {
             let legacy = Legacy::new(mount, &self.path);
             let known = legacy.dir().exists();
+            let mut made = Vec::new();
             if !known {
                 legacy.create(&mut made)?;
-            let mut made = Vec::new();
             }
             let written = limits::write_all(legacy.dir(), legacy.ours(&writes), Some(undo));
             if known {

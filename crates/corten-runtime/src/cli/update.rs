@@ -96,7 +96,6 @@ pub(super) fn update(context: &Context, args: &UpdateArgs) -> Result<ExitCode, C
     let mut config = container.config()?;
     let before = in_force(&config)?;
     let changes = resources(with_partners(&given, &before))?;
-    check_usage(&container, &changes)?;
     container.cgroup()?.update(&changes)?;
     remember(&mut config, resources(merged(before, given))?);
     let text = serde_json::to_vec(&config).map_err(|error| CliError::json("config", error))?;
@@ -208,26 +207,6 @@ fn merged(mut before: Value, given: Value) -> Value {
 
 fn resources(document: Value) -> Result<LinuxResources, CliError> {
     serde_json::from_value(document).map_err(|error| CliError::json("resources", error))
-}
-
-/// `checkBeforeUpdate`: a limit below what is in use would end in the OOM killer.
-fn check_usage(container: &Container, changes: &LinuxResources) -> Result<(), CliError> {
-    let Some(memory) = changes.memory() else {
-        return Ok(());
-    };
-    let limit = memory.limit().and_then(|limit| u64::try_from(limit).ok());
-    let Some(limit) = limit.filter(|limit| *limit > 0) else {
-        return Ok(());
-    };
-    if memory.check_before_update() != Some(true) {
-        return Ok(());
-    }
-    match container.cgroup()?.stats()?.memory_usage {
-        Some(usage) if usage > limit => Err(CliError::Refused(format!(
-            "memory limit {limit} is below the current usage {usage}"
-        ))),
-        _ => Ok(()),
-    }
 }
 
 fn remember(config: &mut Spec, resources: LinuxResources) {

@@ -16,7 +16,7 @@ use super::hosts::{Hosts, LegacyMount};
 use crate::error::RuntimeError;
 pub(super) use apply::{Undo, write_all};
 pub(super) use legacy::legacy_writes;
-pub(super) use unified::{Current, check_usage, swap_max, unified_writes, weight};
+pub(super) use unified::{Current, check_usage, checks_usage, swap_max, unified_writes, weight};
 
 /// One value for one controller.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -157,24 +157,26 @@ pub(in crate::cgroup) fn swap_max(
     Ok(Some(swap.to_string()))
 }
 
-/// With `checkBeforeUpdate` a limit below what is in use is refused, as v1 always does,
-/// instead of killing.
+/// Whether an update asks for [`check_usage`].
+pub(in crate::cgroup) fn checks_usage(resources: &LinuxResources) -> bool {
+    let memory = resources.memory().as_ref();
+    memory.is_some_and(|memory| memory.check_before_update() == Some(true))
+}
+
+/// With `checkBeforeUpdate` a limit below what is in use is refused, instead of killing (v2)
+/// or taking what is in use from the container's caches first (v1).
 pub(in crate::cgroup) fn check_usage(
     resources: &LinuxResources,
-    current: Current<'_>,
+    usage: Option<u64>,
 ) -> Result<(), RuntimeError> {
-    let Some(memory) = resources.memory() else {
+    let (Some(memory), Some(usage)) = (resources.memory(), usage) else {
         return Ok(());
     };
-    if memory.check_before_update() != Some(true) {
-        return Ok(());
-    }
-    let usage = current("memory.current").and_then(|text| text.trim().parse::<i64>().ok());
     for (name, limit) in [("limit", memory.limit()), ("swap", memory.swap())] {
-        if let (Some(limit @ 1..), Some(usage)) = (limit, usage)
-            && limit <= usage
+        if let Some(limit @ 1..) = limit
+            && limit.unsigned_abs() <= usage
         {
-            let reason = format!("{limit} is not more than the {usage} bytes in use");
+            let reason = format!("{limit} is at or below the current usage {usage}");
             let field = format!("linux.resources.memory.{name}");
             return Err(RuntimeError::spec(field, reason));
         }
