@@ -6,8 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::systemd::Unit;
-use super::v2::in_user_namespace;
 use crate::error::RuntimeError;
+use crate::namespaces::userns::in_user_namespace;
 
 /// A container's control group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ use super::files::{make_dirs, os, set, write_file};
 use super::limits::{self, Write};
 use super::{Hierarchy, Stats, stats};
 use crate::error::{RuntimeError, Step};
+use crate::namespaces::userns::in_user_namespace;
 use crate::sys;
 
 /// How long a freeze may take before it is given up.
@@ -247,10 +248,4 @@ fn vacate(dir: &Path) -> bool {
         .lines()
         .map(|pid| write_file(&below.join("cgroup.procs"), pid));
     moved.all(|result| matches!(result, Ok(()) | Err(Errno::SRCH)))
-}
-
-/// Whether this process is in another user namespace than the host's first.
-pub(super) fn in_user_namespace() -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    map.split_whitespace().ne(["0", "0", "4294967295"])
 }

@@ -11,6 +11,7 @@ use clap::{Arg, ArgAction, Args, Command, FromArgMatches, Subcommand, ValueEnum}
 use super::error::CliError;
 use super::log::{self, Log};
 use super::{Context, SPEC_VERSION};
+use crate::namespaces::userns::in_user_namespace;
 
 const NAME: &str = "corten runtime";
 
@@ -226,9 +227,7 @@ fn wants_own_directory() -> bool {
     if !rustix::process::geteuid().is_root() {
         return true;
     }
-    let mapped = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let in_user_namespace = !mapped.split_whitespace().eq(["0", "0", "4294967295"]);
-    in_user_namespace && std::env::var_os("USER").is_none_or(|user| user != "root")
+    in_user_namespace() && std::env::var_os("USER").is_none_or(|user| user != "root")
 }
 
 const COMMANDS: &str = "\

@@ -1,5 +1,5 @@
 //! User namespaces that only carry a mapping, for id-mapped mounts: made by a child that
-//! does nothing but exist until its namespace has been opened.
+//! does nothing but exist until its namespace has been opened. And the one we are in.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
@@ -35,4 +35,13 @@ pub(crate) fn with_mappings(
             open_namespace(&path).map_err(fail)
         }
     }
+}
+
+/// Whether this process is in another user namespace than the host's first: then its root
+/// is not the host's.
+pub(crate) fn in_user_namespace() -> bool {
+    /// `PROC_USER_INIT_INO` (linux/nsfs.h). The mapping would not do: one below the first
+    /// may map every id to itself.
+    const INITIAL: u64 = 0xEFFF_FFFD;
+    rustix::fs::stat("/proc/self/ns/user").is_ok_and(|stat| stat.st_ino != INITIAL)
 }

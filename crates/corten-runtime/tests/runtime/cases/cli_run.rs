@@ -241,6 +241,50 @@ fn pidfd_socket() {
         "-d",
         "--bundle",
         "BUNDLE",
+    // The root of a user namespace is not the host's: like an ordinary user it goes on. (A
+    // container in one of its own: nodes are bound, and there is no group 5.)
+    let mut bundle = bundle;
+    for mount in bundle.config["mounts"].as_array_mut().unwrap() {
+        if let Some(options) = mount["options"].as_array_mut() {
+            options.retain(|option| option != "gid=5");
+        }
+    }
+    let mut namespaces = bundle.config["linux"]["namespaces"].clone();
+    namespaces
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": 0, "size": 1}]);
+    let bundle = bundle
+        .set("/linux/namespaces", namespaces)
+        .set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map);
+    bundle.write();
+    for (value, goes_on) in [("auto", true), ("false", false)] {
+        let script = "exec -a corten-runtime \"$0\" --root \"$1\" --rootless \"$2\" \
+                      run --bundle \"$3\" \"$4\"";
+        let output = std::process::Command::new("unshare")
+            .args(["--user", "--map-root-user", "bash", "-c"])
+            .arg(script)
+            .arg(std::env::current_exe().unwrap())
+            .arg(bundle.state_root())
+            .arg(value)
+            .arg(bundle.dir.path())
+            .arg(&bundle.id)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        if goes_on {
+            assert_eq!(
+                String::from_utf8_lossy(&output.stdout),
+                "went\n",
+                "{errors}"
+            );
+        } else {
+            assert!(errors.contains("read-only file system"), "{errors}");
+        }
+    }
         "--pidfd-socket",
         socket,
         "ID",

@@ -4,8 +4,9 @@
 //! until the child says that only its `execve` is left. Each thing made has a guard, so
 //! that a failure anywhere leaves no process and no group behind.
 
-use std::collections::BTreeMap;
-use std::ffi::CString;
+mod child;
+mod plan;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -15,21 +16,18 @@ use rustix::io::Errno;
 use crate::cgroup::{Cgroup, CgroupGuard};
 use crate::channel::{self, Message};
 use crate::error::{RuntimeError, Step};
-use crate::hidden::{Hidden, hide};
 use crate::hooks::{self, HookState};
-use crate::init::{self, ChildStdio, InitPlan};
-use crate::mounts;
-use crate::namespaces::{Namespaces, relay, unprivileged};
+use crate::namespaces::unprivileged;
+use crate::namespaces::userns::in_user_namespace;
 use crate::net_devices::NetDevices;
-use crate::process::ProcessPlan;
-use crate::procfs::Proc;
 use crate::resctrl;
-use crate::rootfs::RootfsPlan;
-use crate::sandbox::{CgroupSpec, Rootfs, Sandbox, Stdio};
+use crate::sandbox::Sandbox;
 use crate::seccomp::notify;
-use crate::status::{ExitStatus, wait_pidfd};
-use crate::sys::{self, Cloned};
 use crate::validate;
+pub(crate) use child::ChildGuard;
+use child::clone;
+use plan::plan;
+pub(crate) use plan::{child_stdio, hook_state, rehearse, sysctls};
 
 /// A container whose first process is set up and waits, one `execve` away from its
 /// program. Dropping it kills the process and removes the control group.
@@ -64,7 +62,7 @@ pub(crate) struct Extras {
     pub(crate) no_pivot: bool,
     pub(crate) no_new_keyring: bool,
     /// Whether to go on without a control group if the caller may not make any; by
-    /// default only others than root do.
+    /// default only others than the host's root do.
     pub(crate) rootless: Option<bool>,
     /// Descriptors from 3 on that the program keeps.
     pub(crate) keep_fds: u32,
@@ -100,9 +98,9 @@ pub(crate) fn create_with(
     let no_resources = LinuxResources::default();
     let devices = NetDevices::plan(spec, &sandbox.netns)?;
     let resources = resources.as_ref().unwrap_or(&no_resources);
-    let mut cgroup = match Cgroup::create(&sandbox.cgroup, resources) {
+    let mut cgroup = match Cgroup::create(&sandbox.cgroup, resources, spec.annotations()) {
         Err(denied @ RuntimeError::CgroupDenied { .. })
-            if extras.rootless.unwrap_or_else(unprivileged) =>
+            if extras.rootless.unwrap_or_else(rootless) =>
         {
             without_group(resources, denied)?
         }
@@ -240,149 +238,9 @@ impl Created {
     }
 }
 
-/// Kills and reaps the child unless disarmed.
-#[derive(Debug)]
-pub(crate) struct ChildGuard {
-    pub(crate) pid: i32,
-    pidfd: Option<OwnedFd>,
-}
-
-impl ChildGuard {
-    pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Self {
-        Self {
-            pid,
-            pidfd: Some(pidfd),
-        }
-    }
-
-    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
-        // Only `disarm` and `reap` take it, and they consume the guard.
-        self.pidfd
-            .as_ref()
-            .map_or(rustix::stdio::stdin(), AsFd::as_fd)
-    }
-
-    /// Leaves the child alone.
-    #[allow(clippy::expect_used)] // taken nowhere else before
-    pub(crate) fn disarm(mut self) -> OwnedFd {
-        self.pidfd
-            .take()
-            .expect("a guard has its pidfd until it is consumed")
-    }
-
-    /// Waits for a child that is ending by itself.
-    pub(crate) fn reap(self) -> Result<ExitStatus, RuntimeError> {
-        wait_pidfd(self.disarm())
-    }
-}
-
-impl Drop for ChildGuard {
-    fn drop(&mut self) {
-        if let Some(pidfd) = self.pidfd.take() {
-            rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).ok();
-            wait_pidfd(&pidfd).ok();
-        }
-    }
-}
-
-/// All checks and preparations for a container, without making anything: what `fuzz/` and
-/// the tests throw documents at. Nothing is left behind.
-pub(crate) fn rehearse(spec: &Spec, rootfs: &std::path::Path) -> Result<(), RuntimeError> {
-    validate::check(spec, &crate::sandbox::NetNs::Spec)?;
-    let given = spec.linux().as_ref();
-    let given = given.and_then(|linux| linux.cgroups_path().as_ref());
-    let given = given.map(|path| path.to_string_lossy());
-    let group = CgroupSpec::from_config(given.as_deref(), "rehearsal", false)?;
-    Cgroup::open(&group.path)?;
-    if let Some(resources) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
-        crate::cgroup::rehearse(resources)?;
-    }
-    // A group of a name no container has: nothing is joined.
-    let cgroup = Cgroup::open("corten-rehearsal/none")?;
-    let sandbox = Sandbox {
-        id: "rehearsal",
-        spec,
-        rootfs: Rootfs::Path(rootfs.to_owned()),
-        mounts: BTreeMap::new(),
-        netns: crate::sandbox::NetNs::Spec,
-        stdio: Stdio::Inherit,
-        cgroup: group,
-    };
-    let state = hook_state("rehearsal", spec, rootfs);
-    plan(sandbox, Extras::default(), &cgroup, state).map(drop)
-}
-
-/// Everything that can be prepared and checked before there is a process.
-fn plan(
-    sandbox: Sandbox<'_>,
-    extras: Extras,
-    cgroup: &Cgroup,
-    hook_state: HookState,
-) -> Result<InitPlan, RuntimeError> {
-    let Sandbox {
-        id,
-        spec,
-        rootfs,
-        mounts: mut opened,
-        netns,
-        stdio,
-        ..
-    } = sandbox;
-    let process = spec.process().as_ref();
-    let process = process.ok_or_else(|| RuntimeError::spec("process", "is missing"))?;
-    let namespaces = Namespaces::plan(spec, netns)?;
-    let process = ProcessPlan::new(process, spec)?;
-    let (uids, gids) = namespaces.mappings();
-    if namespaces.new_user {
-        process.check_mappings(uids, gids)?;
-    }
-    let rootfs = root_plan(
-        spec,
-        rootfs,
-        &mut opened,
-        cgroup,
-        &namespaces,
-        extras.no_pivot,
-    )?;
-    let hooks = spec.hooks().as_ref();
-    let some = |hooks: &Option<Vec<Hook>>| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty());
-    let runtime_hooks =
-        hooks.is_some_and(|hooks| some(hooks.prestart()) || some(hooks.create_runtime()));
-    let list = |hooks: Option<&Vec<Hook>>| hooks.cloned().unwrap_or_default();
-    Ok(InitPlan {
-        sync: namespaces.need_caller() || runtime_hooks,
-        cgroups: cgroup.join_files()?,
-        hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
-        domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
-        sysctls: sysctls(spec),
-        keyring: if extras.no_new_keyring {
-            None
-        } else {
-            CString::new(format!("_ses.{id}")).ok()
-        },
-        rootfs: Some(rootfs),
-        stdio: child_stdio(stdio, &process),
-        process,
-        proc: Proc::open()?,
-        keep_fds: extras.keep_fds,
-        create_container: list(hooks.and_then(|hooks| hooks.create_container().as_ref())),
-        start_container: list(hooks.and_then(|hooks| hooks.start_container().as_ref())),
-        hook_state,
-        gate: extras.gate,
-        namespaces,
-    })
-}
-
-fn root_plan(
-    spec: &Spec,
-    rootfs: Rootfs,
-    opened: &mut BTreeMap<usize, OwnedFd>,
-    cgroup: &Cgroup,
-    namespaces: &Namespaces,
-    no_pivot: bool,
-) -> Result<RootfsPlan, RuntimeError> {
-    let mounts = mounts::plan(spec, opened, cgroup, namespaces)?;
-    RootfsPlan::new(spec, rootfs, mounts, namespaces, no_pivot)
+/// Whether the caller is not the host's root, as runc decides it.
+fn rootless() -> bool {
+    unprivileged() || in_user_namespace()
 }
 
 /// An ordinary user often may not make groups. What only groups can do must not be lost
@@ -408,18 +266,6 @@ fn without_group(
     }
     tracing::warn!(%denied, "running without a control group");
     Ok(CgroupGuard::nowhere())
-}
-
-pub(crate) fn child_stdio(stdio: Stdio, process: &ProcessPlan) -> ChildStdio {
-    match stdio {
-        Stdio::Inherit => ChildStdio::Inherit,
-        Stdio::Pipes {
-            stdin,
-            stdout,
-            stderr,
-        } => ChildStdio::Fds([stdin, stdout, stderr]),
-        Stdio::Terminal { size } => ChildStdio::Terminal(size.or(process.console_size)),
-    }
 }
 
 /// The user of the host who gets the control group: the one the container's user is, if
@@ -453,85 +299,4 @@ fn cgroup_owner(spec: &Spec) -> Option<u32> {
         let offset = uid.checked_sub(map.container_id())?;
         (offset < map.size()).then(|| map.host_id().checked_add(offset))?
     })
-}
-
-/// Clones, and runs the plan in the child. In the caller, what was for the child only is
-/// closed again.
-fn clone(plan: &mut InitPlan, cgroup: &Cgroup) -> Result<(OwnedFd, ChildGuard), RuntimeError> {
-    let (ours, theirs) = channel::pair()?;
-    let target = cgroup.clone_target()?;
-    if plan.namespaces.joined_user().is_some() {
-        let target = target.as_ref().map(AsFd::as_fd);
-        let cloned = relay::clone_within(target, || {
-            plan.process.adjust_oom(&plan.proc)?;
-            // Whoever is in the user namespace may look into what enters it.
-            hide()?;
-            plan.namespaces.enter_user()?;
-            init::become_namespace_root()?;
-            Ok(plan.namespaces.clone_flags())
-        });
-        return Ok(match cloned? {
-            Cloned::Child => {
-                drop(ours);
-                init::run(plan, theirs)
-            }
-            Cloned::Parent { pid, pidfd } => (ours, born(plan, pid, pidfd)),
-        });
-    }
-    let born_into = plan.namespaces.enter_pid()?;
-    // Whoever shares the process namespace sees the child at once. An unprivileged caller
-    // has to leave it dumpable, or could not write its id mappings.
-    let privileged = rustix::process::geteuid().is_root() || !plan.namespaces.new_user;
-    let hidden = privileged.then(Hidden::now).transpose()?;
-    let try_clone = || {
-        sys::clone3(
-            plan.namespaces.clone_flags(),
-            target.as_ref().map(AsFd::as_fd),
-        )
-    };
-    let cloned = match try_clone() {
-        Err(Errno::OPNOTSUPP) if cgroup.make_threaded() => try_clone(),
-        cloned => cloned,
-    };
-    match cloned.map_err(|errno| RuntimeError::setup(Step::Clone, "", errno))? {
-        Cloned::Child => {
-            drop(ours);
-            init::run(plan, theirs)
-        }
-        Cloned::Parent { pid, pidfd } => {
-            drop((hidden, born_into));
-            Ok((ours, born(plan, pid, pidfd)))
-        }
-    }
-}
-
-/// Caller: closes what was for the child only.
-fn born(plan: &mut InitPlan, pid: i32, pidfd: OwnedFd) -> ChildGuard {
-    plan.rootfs = None;
-    plan.stdio = ChildStdio::Inherit;
-    plan.gate = None;
-    ChildGuard::new(pid, pidfd)
-}
-
-pub(crate) fn hook_state(id: &str, spec: &Spec, bundle: &std::path::Path) -> HookState {
-    let annotations = spec.annotations().iter().flatten();
-    HookState {
-        version: spec.version().clone(),
-        id: id.to_owned(),
-        bundle: bundle.to_owned(),
-        annotations: annotations.map(|(k, v)| (k.clone(), v.clone())).collect(),
-    }
-}
-
-/// Paths below `/proc` and values; [`validate`] has checked them.
-pub(crate) fn sysctls(spec: &Spec) -> Vec<(String, String)> {
-    let linux = spec.linux().as_ref();
-    let given = linux.and_then(|linux| linux.sysctl().as_ref());
-    let path = |(name, value): (&String, &String)| {
-        (
-            format!("sys/{}", validate::sysctl_path(name)),
-            value.clone(),
-        )
-    };
-    given.into_iter().flatten().map(path).collect()
 }
