@@ -26,6 +26,14 @@ pub fn dbus_message(bytes: &[u8]) {
     crate::cgroup::fuzz_dbus_message(bytes);
 }
 
+/// Reads an annotation that asks for a property of the container's unit.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn unit_property(name: &str, value: &str) -> Result<(), String> {
+    cgroup::unit_property(name, value).map_err(|error| error.to_string())
+}
+
 /// Reads a `config.json` and prepares a container from it, its root in `rootfs`.
 ///
 /// # Errors

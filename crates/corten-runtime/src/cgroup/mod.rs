@@ -55,7 +55,7 @@ pub(crate) use guard::CgroupGuard;
 pub(crate) use hosts::Hosts;
 pub(crate) use join::join;
 pub use oom::{OomEvent, OomWatch};
-pub(crate) use rehearsal::rehearse;
+pub(crate) use rehearsal::{rehearse, unit_property};
 pub use remove::children;
 pub use spec::CgroupSpec;
 pub use stats::{CpusetStats, HugetlbStats, IoEntry, MemoryEntry, Pressure, Stall, Stats};
@@ -93,9 +93,12 @@ impl Cgroup {
     /// guard removes it again, with those parents that had to be made for it. [`RuntimeError::CgroupDenied`] says that the caller has no
     /// right to make groups there; an unprivileged caller may go on with
     /// [`Cgroup::nowhere`] if no limit is asked for.
+    ///
+    /// If systemd makes the group, `annotations` may ask for properties of its unit.
     pub(crate) fn create(
         spec: &CgroupSpec,
         resources: &LinuxResources,
+        annotations: &Option<HashMap<String, String>>,
     ) -> Result<CgroupGuard, RuntimeError> {
         let path = spec.path.as_str();
         validate(path)?;
@@ -118,11 +121,12 @@ impl Cgroup {
         cgroup.refuse_or_clear_leftovers()?;
         let mut guard = CgroupGuard {
             cgroup: Some(cgroup),
+            made: Vec::new(),
             placeholder: None,
         };
         if let Some(unit) = &spec.systemd {
-            made: Vec::new(),
-            guard.placeholder = Some(unit.start(path, resources, &filter)?);
+            let further = systemd::annotated(annotations.iter().flatten())?;
+            guard.placeholder = Some(unit.start(path, resources, &filter, &further)?);
         }
         if let Some(cgroup) = &mut guard.cgroup {
             for hierarchy in cgroup.hierarchies() {

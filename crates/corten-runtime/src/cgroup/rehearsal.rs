@@ -13,3 +13,9 @@ pub(crate) fn rehearse(resources: &LinuxResources) -> Result<(), RuntimeError> {
     limits::legacy_writes(resources)?;
     limits::unified_writes(resources, &|_| None).map(drop)
 }
+
+/// An annotation that asks for a property of a unit, without a unit.
+pub(crate) fn unit_property(name: &str, value: &str) -> Result<(), RuntimeError> {
+    let (key, value) = (format!("org.systemd.property.{name}"), value.to_owned());
+    super::systemd::annotated(std::iter::once((&key, &value))).map(drop)
+}

@@ -114,11 +114,6 @@ impl Bundle {
         let linux = spec.linux().as_ref();
         let given = linux.and_then(|linux| linux.cgroups_path().as_deref());
         let given = given.map(|path| path.to_string_lossy().into_owned());
-        if context.systemd_cgroup
-            && let Some(warning) = ignored_properties(&spec)
-        {
-            context.log.warn(&warning);
-        }
         inherited.announce(&mut spec);
         let notify = NotifySocket::from_caller(&dir);
         if let Some(notify) = &notify {
@@ -279,44 +274,4 @@ fn shares_pids(spec: &Spec) -> bool {
         namespace.typ() == LinuxNamespaceType::Pid
             && path.is_none_or(|path| path.as_os_str().is_empty())
     })
-}
-
-/// runc takes properties of the unit, in GVariant's text format, from annotations.
-const UNIT_PROPERTY: &str = "org.systemd.property.";
-
-fn ignored_properties(spec: &Spec) -> Option<String> {
-    let annotations = spec.annotations().iter().flatten();
-    let mut names: Vec<&str> = annotations
-        .filter(|(name, _)| name.starts_with(UNIT_PROPERTY))
-        .map(|(name, _)| name.as_str())
-        .collect();
-    names.sort_unstable();
-    let plural = if names.len() == 1 { "is" } else { "are" };
-    (!names.is_empty()).then(|| {
-        let names = names.join(", ");
-        format!("annotations: {names} {plural} ignored (use linux.resources for limits)")
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn properties_of_units_are_not_ignored_in_silence() {
-        let ignored = |annotations: serde_json::Value| {
-            let spec = serde_json::json!({"ociVersion": "1.2.0", "annotations": annotations});
-            ignored_properties(&serde_json::from_value(spec).unwrap())
-        };
-        assert_eq!(ignored(serde_json::json!({"a": "b"})), None);
-        let two = ignored(serde_json::json!({
-            "org.systemd.property.TimeoutStopUSec": "uint64 1",
-            "org.systemd.property.CollectMode": "'inactive'",
-        }));
-        assert_eq!(
-            two.unwrap(),
-            "annotations: org.systemd.property.CollectMode, \
-             org.systemd.property.TimeoutStopUSec are ignored (use linux.resources for limits)"
-        );
-    }
 }

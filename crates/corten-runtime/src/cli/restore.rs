@@ -126,7 +126,7 @@ fn made(
     let linux = bundle.spec.linux().as_ref();
     let resources = linux.and_then(|linux| linux.resources().clone());
     let resources = resources.unwrap_or_default();
-    let cgroup = Cgroup::create(bundle.cgroup(), &resources)?;
+    let cgroup = Cgroup::create(bundle.cgroup(), &resources, bundle.spec.annotations())?;
     let request = Restore {
         args: &args.criu,
         spec: &bundle.spec,

@@ -6,7 +6,9 @@
 //! A scope must begin with a process. The container's is born into its group and cannot be
 //! there before it, so a [`Placeholder`] is, until the container's first process has come.
 
+mod annotations;
 mod bus;
+mod gvariant;
 mod placeholder;
 mod properties;
 #[cfg(test)]
@@ -20,11 +22,13 @@ use super::Hosts;
 use super::devices::Filter;
 use super::limits::Current;
 use crate::error::RuntimeError;
+pub(super) use annotations::properties as annotated;
 use bus::Bus;
 pub(super) use placeholder::Placeholder;
 use properties::Target;
 pub use unit::Unit;
-use wire::{Malformed, Value};
+use wire::Malformed;
+pub(in crate::cgroup) use wire::Value;
 
 /// What goes wrong with systemd.
 #[derive(Debug, thiserror::Error)]
@@ -87,12 +91,14 @@ impl SystemdError {
 }
 
 impl Unit {
-    /// Starts the scope around a placeholder; its group is at `path` then.
+    /// Starts the scope around a placeholder, with `further` properties; its group is at
+    /// `path` then.
     pub(super) fn start(
         &self,
         path: &str,
         resources: &LinuxResources,
         filter: &Filter,
+        further: &[(String, Value)],
     ) -> Result<Placeholder, RuntimeError> {
         let fail = |error: SystemdError| error.of(&self.name);
         let mut bus = Bus::connect(self.user).map_err(fail)?;
@@ -131,6 +137,9 @@ impl Unit {
         }
         all.extend(properties::limits(resources, target, &|_| None)?);
         all.extend(properties::devices(filter, target));
+        // Last, so that they win over ours, as with runc.
+        let further = further.iter();
+        all.extend(further.map(|(name, value)| (name.as_str(), value.clone())));
         let mut started = bus.start_transient_unit(&self.name, &all);
         if started.as_ref().is_err_and(|error| error.is(".UnitExists")) {
             // One that failed stays until somebody has taken note.

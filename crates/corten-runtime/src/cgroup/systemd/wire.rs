@@ -16,10 +16,14 @@ pub(super) const FIXED: usize = 16;
 
 /// A value to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Value {
+pub(in crate::cgroup) enum Value {
     Bool(bool),
+    I32(i32),
+    U32(u32),
+    I64(i64),
     U64(u64),
     Str(String),
+    Strs(Vec<String>),
     Bytes(Vec<u8>),
     U32s(Vec<u32>),
     Pairs(Vec<(String, String)>),
@@ -29,8 +33,12 @@ impl Value {
     fn signature(&self) -> &'static str {
         match self {
             Self::Bool(_) => "b",
+            Self::I32(_) => "i",
+            Self::U32(_) => "u",
+            Self::I64(_) => "x",
             Self::U64(_) => "t",
             Self::Str(_) => "s",
+            Self::Strs(_) => "as",
             Self::Bytes(_) => "ay",
             Self::U32s(_) => "au",
             Self::Pairs(_) => "a(ss)",
@@ -52,6 +60,11 @@ impl Writer {
         self.0.extend(value.to_ne_bytes());
     }
 
+    fn u64(&mut self, value: u64) {
+        self.align(8);
+        self.0.extend(value.to_ne_bytes());
+    }
+
     /// A string or an object path.
     pub(super) fn string(&mut self, value: &str) {
         self.u32(length(value.len()));
@@ -70,11 +83,12 @@ impl Writer {
         self.signature(value.signature());
         match value {
             Value::Bool(value) => self.u32(u32::from(*value)),
-            Value::U64(value) => {
-                self.align(8);
-                self.0.extend(value.to_ne_bytes());
-            }
+            Value::I32(value) => self.u32(u32::from_ne_bytes(value.to_ne_bytes())),
+            Value::U32(value) => self.u32(*value),
+            Value::I64(value) => self.u64(u64::from_ne_bytes(value.to_ne_bytes())),
+            Value::U64(value) => self.u64(*value),
             Value::Str(value) => self.string(value),
+            Value::Strs(values) => self.array(4, |w| values.iter().for_each(|v| w.string(v))),
             Value::Bytes(bytes) => self.array(1, |w| bytes.iter().for_each(|b| w.byte(*b))),
             Value::U32s(values) => self.array(4, |w| values.iter().for_each(|v| w.u32(*v))),
             Value::Pairs(pairs) => self.array(8, |w| {

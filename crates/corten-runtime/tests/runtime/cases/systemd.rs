@@ -31,6 +31,11 @@ fn systemd_scope() {
         .set(
             "/linux/resources/cpu",
             json!({"quota": 30_000, "period": 100_000, "cpus": "0"}),
+        )
+        .set(
+            "/annotations",
+            json!({"org.systemd.property.TimeoutStopSec": "uint32 77",
+                   "org.systemd.property.Description": "'of the test'"}),
         );
     container.scope = true;
     if !booted() {
@@ -63,6 +68,15 @@ fn systemd_scope() {
     };
     assert_eq!(limits(), ["67108864", "40", "0"]);
     assert!(read(["cpu.max", "cpu.cfs_quota_us"]).starts_with("30000"));
+    let shown = std::process::Command::new("systemctl")
+        .args(["show", "-P", "Description", "-P", "TimeoutStopUSec"])
+        .arg(spec.path.rsplit('/').next().unwrap())
+        .output();
+    let shown = String::from_utf8(shown.unwrap().stdout).unwrap();
+    assert!(
+        shown.contains("of the test") && shown.contains("1min 17s"),
+        "{shown}"
+    );
     // From the saved state, as `update` and `delete` do.
     let state = serde_json::to_string(&spec).unwrap();
     let saved: CgroupSpec = serde_json::from_str(&state).unwrap();
