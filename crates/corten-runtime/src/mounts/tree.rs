@@ -9,7 +9,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, statat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fstat, statat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -27,23 +27,32 @@ pub(crate) enum Tree {
     Open(OwnedFd),
     /// To be opened by the child.
     Later {
-        path: PathBuf,
+        source: Source,
         recursive: bool,
         options: Box<Options>,
     },
 }
 
+/// What is copied.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// Wherever it leads.
+    Path(PathBuf),
+    /// A directory itself, no link to one.
+    Directory(PathBuf),
+}
+
 impl Tree {
     /// Of a path of the caller, private unless `options` say otherwise.
     fn new(
-        path: &Path,
+        source: Source,
         recursive: bool,
         options: Options,
         namespaces: &Namespaces,
     ) -> Result<Self, Errno> {
-        match open(path, recursive, &options) {
+        match open(&source, recursive, &options) {
             Err(Errno::PERM) if namespaces.in_user_namespace() => Ok(Self::Later {
-                path: path.to_owned(),
+                source,
                 recursive,
                 options: Box::new(options),
             }),
@@ -51,8 +60,9 @@ impl Tree {
         }
     }
 
-    /// A path with all that is mounted below it.
-    pub(crate) fn whole(
+    /// A directory with all that is mounted below it. Its last component must not be a link
+    /// (`ELOOP`): what is looked at is what is copied.
+    pub(crate) fn root(
         path: &Path,
         propagation: u64,
         namespaces: &Namespaces,
@@ -61,12 +71,16 @@ impl Tree {
             propagation: Some((propagation, true)),
             ..Options::default()
         };
-        Self::new(path, true, options, namespaces)
+        // Without a slash at the end, which would follow a link.
+        let path: PathBuf = path.components().collect();
+        let source = Source::Directory(path);
+        Self::new(source, true, options, namespaces)
     }
 
     /// One file of the host, private.
     pub(crate) fn single(path: &Path, namespaces: &Namespaces) -> Result<Self, Errno> {
-        Self::new(path, false, Options::default(), namespaces)
+        let source = Source::Path(path.to_owned());
+        Self::new(source, false, Options::default(), namespaces)
     }
 
     /// A bind mount's source with its attributes set.
@@ -90,8 +104,8 @@ impl Tree {
                 Ok(Self::Open(tree))
             }
             (None, Some(path)) => {
-                let path = Path::new(path);
-                Self::new(path, recursive, options.clone(), namespaces).map_err(fail)
+                let source = Source::Path(path.into());
+                Self::new(source, recursive, options.clone(), namespaces).map_err(fail)
             }
             (None, None) => Err(RuntimeError::spec("mounts.source", "is missing")),
         }
@@ -105,10 +119,10 @@ impl Tree {
         match self {
             Self::Open(tree) => Ok(TreeFd::Borrowed(tree.as_fd())),
             Self::Later {
-                path,
+                source,
                 recursive,
                 options,
-            } => open(path, *recursive, options)
+            } => open(source, *recursive, options)
                 .map(TreeFd::Owned)
                 .map_err(fail),
         }
@@ -154,10 +168,23 @@ pub(super) fn node(tree: BorrowedFd<'_>) -> Result<Node, Errno> {
     })
 }
 
-fn open(path: &Path, recursive: bool, options: &Options) -> Result<OwnedFd, Errno> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    let tree = open_tree(CWD, path, flags)?;
+fn open(source: &Source, recursive: bool, options: &Options) -> Result<OwnedFd, Errno> {
+    let tree = match source {
+        Source::Path(path) => {
+            let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+            open_tree(CWD, path, flags)?
+        }
+        Source::Directory(path) => {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let there = rustix::fs::open(path, flags, Mode::empty())?;
+            match FileType::from_raw_mode(fstat(&there)?.st_mode) {
+                FileType::Directory => clone_tree(there.as_fd(), recursive)?,
+                FileType::Symlink => return Err(Errno::LOOP),
+                _ => return Err(Errno::NOTDIR),
+            }
+        }
+    };
     set_attributes(tree.as_fd(), options)?;
     Ok(tree)
 }

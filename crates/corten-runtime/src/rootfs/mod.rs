@@ -14,7 +14,7 @@ mod protect;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use corten_oci::runtime_spec::Spec;
-use rustix::fs::{CWD, FileType};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, mount_move, move_mount, unmount};
 
@@ -75,16 +75,15 @@ impl RootfsPlan {
                 Tree::Open(tree)
             }
             Rootfs::Path(path) => {
-                // A link would let whoever can replace it choose another root.
-                let kind =
-                    rustix::fs::lstat(&path).map(|stat| FileType::from_raw_mode(stat.st_mode));
-                if kind.is_ok_and(|kind| kind.is_symlink()) {
-                    let reason = format!("{} is a symbolic link", path.display());
-                    return Err(RuntimeError::spec("root.path", reason));
-                }
-                Tree::whole(&path, first, namespaces).map_err(|errno| {
-                    RuntimeError::setup(Step::Rootfs, path.display().to_string(), errno)
-                })?
+                let fail = |errno| match errno {
+                    // It would let whoever can replace it choose another root.
+                    Errno::LOOP => {
+                        let reason = format!("{} is a symbolic link", path.display());
+                        RuntimeError::spec("root.path", reason)
+                    }
+                    errno => RuntimeError::setup(Step::Rootfs, path.display().to_string(), errno),
+                };
+                Tree::root(&path, first, namespaces).map_err(fail)?
             }
         };
         let cwd = spec
@@ -115,12 +114,8 @@ impl RootfsPlan {
         }
         let fail = |errno| RuntimeError::setup(Step::Rootfs, "", errno);
         // Nothing that happens from here on may reach the host.
-        let host = rustix::fs::open(
-            "/",
-            rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-            rustix::fs::Mode::empty(),
-        )
-        .map_err(fail)?;
+        let host =
+            rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(fail)?;
         let private = MountAttr {
             propagation: libc::MS_PRIVATE,
             ..MountAttr::default()
@@ -213,6 +208,34 @@ impl RootfsPlan {
             };
             sys::mount_setattr(root.as_fd(), recursive, attr)
                 .map_err(|errno| RuntimeError::setup(Step::Rootfs, "propagation", errno))?;
+        }
+        Ok(())
+    }
+
+    /// Child, with its streams in place: those that are the host's `/dev/null` become the
+    /// container's own. One that is of no mount inside cannot be found again by who restores
+    /// a checkpoint of the container.
+    pub(crate) fn reopen_null(&self) -> Result<(), RuntimeError> {
+        let is_null = |fd: BorrowedFd<'_>| is_char_device(fd, 1, 3);
+        let streams = [
+            rustix::stdio::stdin(),
+            rustix::stdio::stdout(),
+            rustix::stdio::stderr(),
+        ];
+        if !self.devices.are_ours() || !streams.iter().any(|fd| is_null(*fd)) {
+            return Ok(());
+        }
+        let fail = |errno| RuntimeError::setup(Step::Stdio, "/dev/null", errno);
+        let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let root = RootFd::new(root.map_err(fail)?);
+        let own = match root.open_with("/dev/null", OFlags::RDWR, ResolveFlags::NO_SYMLINKS) {
+            Ok(own) if is_null(own.as_fd()) => own,
+            // The configuration has another device there, or rules that forbid it: what the
+            // caller has given still works.
+            _ => return Ok(()),
+        };
+        for (number, _) in (0..).zip(streams).filter(|(_, fd)| is_null(*fd)) {
+            sys::dup_to(own.as_fd(), number).map_err(fail)?;
         }
         Ok(())
     }

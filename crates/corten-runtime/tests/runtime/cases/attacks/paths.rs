@@ -75,18 +75,21 @@ fn root_is_a_link() {
     let links = tempfile::tempdir().unwrap();
     let link = links.path().join("rootfs");
     symlink(container.path(), &link).unwrap();
-    let bundle = Bundle::with_root(&container, &link);
-    let mut command = bundle.command();
-    command
-        .arg("run")
-        .arg("--bundle")
-        .arg(bundle.path())
-        .arg(&container.id);
-    let output = command.output().unwrap();
-    assert!(!output.status.success(), "{output:?}");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("symbolic link"), "{said}");
-    assert!(!super::group_exists(&container));
+    // The second name follows the link if it is taken as it is.
+    for name in ["rootfs", "rootfs/", "rootfs/."] {
+        let bundle = Bundle::with_root(&container, &links.path().join(name));
+        let mut command = bundle.command();
+        command
+            .arg("run")
+            .arg("--bundle")
+            .arg(bundle.path())
+            .arg(&container.id);
+        let output = command.output().unwrap();
+        assert!(!output.status.success(), "{name}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("symbolic link"), "{name}: {said}");
+        assert!(!super::group_exists(&container));
+    }
 }
 
 /// `HOME` is looked up in the image's `/etc/passwd`, which may be anything: it must neither
