@@ -121,6 +121,9 @@ fn set_up(plan: &InitPlan, channel: BorrowedFd<'_>) -> Result<Option<Console>, R
         }
         (None, ChildStdio::Inherit | ChildStdio::Terminal(_)) => {}
     }
+    if let Some(rootfs) = &plan.rootfs {
+        rootfs.reopen_null()?;
+    }
     Ok(console)
 }
 

@@ -50,8 +50,9 @@ struct Device {
 /// What is made below `/dev`.
 #[derive(Debug)]
 pub(super) struct DevicePlan {
+    /// Whether `/dev` is the container's own.
+    ours: bool,
     devices: Vec<Device>,
-    links: bool,
     core_link: bool,
 }
 
@@ -132,14 +133,19 @@ impl DevicePlan {
         let core_link = std::path::Path::new("/proc/kcore").exists();
         Ok(Self {
             devices,
-            links: !bound_dev,
+            ours: !bound_dev,
             core_link,
         })
     }
 
+    /// Whether `/dev` is the container's own.
+    pub(super) fn are_ours(&self) -> bool {
+        self.ours
+    }
+
     /// Child: makes them.
     pub(super) fn make(&self, root: &RootFd) -> Result<(), RuntimeError> {
-        if !self.links {
+        if !self.ours {
             return Ok(());
         }
         let umask = rustix::process::umask(Mode::empty());

@@ -22,6 +22,11 @@ pub const CASES: &[Case] = &[
     ("cli_run_terminal_both_ways", terminal_both_ways),
     ("cli_run_terminal_reopened", terminal_reopened),
     ("cli_run_rootless_flag", rootless_flag),
+    (
+        "cli_run_terminal_to_a_slow_reader",
+        terminal_to_a_slow_reader,
+    ),
+    ("cli_run_null_is_the_containers", null_is_the_containers),
     ("cli_console_socket", console_socket),
     ("cli_pidfd_socket", pidfd_socket),
     ("cli_preserve_fds", preserve_fds),
@@ -156,6 +161,59 @@ fn terminal_reopened() {
 }
 
 /// Where no group can be made, the flag says whether to go on without. (The commands run
+/// Nothing is lost where standard output does not block, as after a program that shares it
+/// has made it so.
+fn terminal_to_a_slow_reader() {
+    let script = "stty raw; i=0; while test $i -lt 3000; do echo 0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef; i=$((i+1)); done";
+    let bundle = Bundle::sh(script).set("/process/terminal", json!(true));
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    rustix::fs::fcntl_setfl(&write, rustix::fs::OFlags::NONBLOCK).unwrap();
+    let mut command = bundle.command(RUN);
+    let mut child = command.stdout(write.try_clone().unwrap()).spawn().unwrap();
+    drop(command);
+    eventually("the pipe is full", || {
+        let mut fds = [PollFd::new(&write, PollFlags::OUT)];
+        poll(&mut fds, Some(&Timespec::default())).unwrap() == 0
+    });
+    drop(write);
+    let mut text = Vec::new();
+    std::fs::File::from(read).read_to_end(&mut text).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(text.len(), 3000 * 65);
+}
+
+/// Streams that are the host's `/dev/null` are found in the container's mounts: CRIU could
+/// not restore others.
+fn null_is_the_containers() {
+    let script = "cat /proc/self/fdinfo/0 /proc/self/fdinfo/2 /proc/self/mountinfo";
+    for bound in [false, true] {
+        let mut bundle = Bundle::sh(script);
+        if bound {
+            // A `/dev` of the caller's is left alone.
+            bundle.config["mounts"]
+                .as_array_mut()
+                .unwrap()
+                .retain(|mount| !mount["destination"].as_str().unwrap().starts_with("/dev"));
+            let mount = json!({"destination": "/dev", "type": "bind", "source": "/dev",
+                               "options": ["rbind"]});
+            bundle.config["mounts"].as_array_mut().unwrap().push(mount);
+        }
+        let output = bundle.command(RUN).stderr(Stdio::null()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let streams: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("mnt_id:"))
+            .map(str::trim)
+            .collect();
+        assert_eq!(streams.len(), 2, "{text}");
+        let listed = |id: &str| {
+            let mut mounts = text.lines().filter(|line| line.contains(" - "));
+            mounts.any(|line| line.split(' ').next() == Some(id))
+        };
+        assert_eq!(streams.iter().all(|id| listed(id)), !bound, "{text}");
+    }
+}
+
 /// from a file of another mount namespace here, which is the runtime's business as well.)
 fn rootless_flag() {
     use rustix::mount::{MountFlags, MountPropagationFlags as Propagation};
@@ -183,6 +241,50 @@ fn rootless_flag() {
         assert!(!bundle.state_dir().exists());
     }
 }
+    // The root of a user namespace is not the host's: like an ordinary user it goes on. (A
+    // container in one of its own: nodes are bound, and there is no group 5.)
+    let mut bundle = bundle;
+    for mount in bundle.config["mounts"].as_array_mut().unwrap() {
+        if let Some(options) = mount["options"].as_array_mut() {
+            options.retain(|option| option != "gid=5");
+        }
+    }
+    let mut namespaces = bundle.config["linux"]["namespaces"].clone();
+    namespaces
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"type": "user"}));
+    let map = json!([{"containerID": 0, "hostID": 0, "size": 1}]);
+    let bundle = bundle
+        .set("/linux/namespaces", namespaces)
+        .set("/linux/uidMappings", map.clone())
+        .set("/linux/gidMappings", map);
+    bundle.write();
+    for (value, goes_on) in [("auto", true), ("false", false)] {
+        let script = "exec -a corten-runtime \"$0\" --root \"$1\" --rootless \"$2\" \
+                      run --bundle \"$3\" \"$4\"";
+        let output = std::process::Command::new("unshare")
+            .args(["--user", "--map-root-user", "bash", "-c"])
+            .arg(script)
+            .arg(std::env::current_exe().unwrap())
+            .arg(bundle.state_root())
+            .arg(value)
+            .arg(bundle.dir.path())
+            .arg(&bundle.id)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        if goes_on {
+            assert_eq!(
+                String::from_utf8_lossy(&output.stdout),
+                "went\n",
+                "{errors}"
+            );
+        } else {
+            assert!(errors.contains("read-only file system"), "{errors}");
+        }
+    }
 
 /// Receives one descriptor with its message.
 fn receive(listener: &UnixListener) -> (String, std::fs::File) {
@@ -241,50 +343,6 @@ fn pidfd_socket() {
         "-d",
         "--bundle",
         "BUNDLE",
-    // The root of a user namespace is not the host's: like an ordinary user it goes on. (A
-    // container in one of its own: nodes are bound, and there is no group 5.)
-    let mut bundle = bundle;
-    for mount in bundle.config["mounts"].as_array_mut().unwrap() {
-        if let Some(options) = mount["options"].as_array_mut() {
-            options.retain(|option| option != "gid=5");
-        }
-    }
-    let mut namespaces = bundle.config["linux"]["namespaces"].clone();
-    namespaces
-        .as_array_mut()
-        .unwrap()
-        .push(json!({"type": "user"}));
-    let map = json!([{"containerID": 0, "hostID": 0, "size": 1}]);
-    let bundle = bundle
-        .set("/linux/namespaces", namespaces)
-        .set("/linux/uidMappings", map.clone())
-        .set("/linux/gidMappings", map);
-    bundle.write();
-    for (value, goes_on) in [("auto", true), ("false", false)] {
-        let script = "exec -a corten-runtime \"$0\" --root \"$1\" --rootless \"$2\" \
-                      run --bundle \"$3\" \"$4\"";
-        let output = std::process::Command::new("unshare")
-            .args(["--user", "--map-root-user", "bash", "-c"])
-            .arg(script)
-            .arg(std::env::current_exe().unwrap())
-            .arg(bundle.state_root())
-            .arg(value)
-            .arg(bundle.dir.path())
-            .arg(&bundle.id)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        if goes_on {
-            assert_eq!(
-                String::from_utf8_lossy(&output.stdout),
-                "went\n",
-                "{errors}"
-            );
-        } else {
-            assert!(errors.contains("read-only file system"), "{errors}");
-        }
-    }
         "--pidfd-socket",
         socket,
         "ID",
