@@ -15,6 +15,7 @@ pub const CASES: &[Case] = &[
     ("cli_hooks_failures", failures),
     ("cli_hooks_of_a_delete_that_fails", of_a_delete_that_fails),
     ("cli_hooks_timeouts", timeouts),
+    ("cli_hooks_talking_without_end", talking_without_end),
     ("cli_hooks_refused", refused),
 ];
 
@@ -197,7 +198,6 @@ fn failures() {
     bundle.assert_gone();
 }
 
-fn timeouts() {
 /// Poststop hooks run once: not while the container is still there to be deleted again, and
 /// not a second time for what is left of its directory.
 fn of_a_delete_that_fails() {
@@ -231,6 +231,7 @@ fn of_a_delete_that_fails() {
     }
 }
 
+fn timeouts() {
     let hook = |seconds: u32| {
         json!([{
             "path": "/bin/sh", "args": ["sh", "-c", format!("exec sleep {seconds}")],
@@ -250,6 +251,45 @@ fn of_a_delete_that_fails() {
     assert!(error.contains("timed out after 1 s"), "{error}");
     let bundle = Bundle::sh("echo ran").set("/hooks/createRuntime", hook(0));
     assert_eq!(bundle.run(&["run", "--bundle", "BUNDLE", "ID"]), "ran\n");
+}
+
+/// A hook that never stops talking costs no memory, and what it has started ends with it.
+fn talking_without_end() {
+    let bundle = Bundle::sh("true");
+    let pids = bundle.dir.path().join("pids");
+    // The children keep writing after their parent has been killed, if they are let.
+    let line = format!(
+        "yes & echo $! > {0}; sleep 1000 & echo $! >> {0}; exec yes",
+        pids.display()
+    );
+    let hook = json!([{
+        "path": "/bin/sh", "args": ["sh", "-c", line],
+        "env": ["PATH=/usr/bin:/bin"], "timeout": 1,
+    }]);
+    let bundle = bundle.set("/hooks/createRuntime", hook);
+    let error = bundle.fail(&["run", "--bundle", "BUNDLE", "ID"]);
+    assert!(error.contains("timed out after 1 s"), "{error}");
+    let text = std::fs::read_to_string(&pids).unwrap();
+    assert_eq!(text.lines().count(), 2, "{text}");
+    for pid in text.lines() {
+        eventually("a hook's child ends", || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+            stat.is_err() || stat.is_ok_and(|stat| stat.contains(") Z "))
+        });
+    }
+    // Without a timeout: the end of much is in the message, and nothing waits for what it
+    // leaves behind.
+    let line = "seq 1 200000; echo the last word; sleep 1000 & echo $! >&2; exit 4";
+    let bundle = Bundle::sh("true").set("/hooks/createRuntime", sh(line));
+    let output = bundle.try_run(&["run", "--bundle", "BUNDLE", "ID"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && error.len() < 2000, "{error}");
+    assert!(error.contains("200000; the last word"), "{error}");
+    let left = error.trim().rsplit(' ').next().unwrap();
+    let left: i32 = left.parse().unwrap();
+    let left = rustix::process::Pid::from_raw(left).unwrap();
+    rustix::process::kill_process(left, rustix::process::Signal::KILL).unwrap();
+    bundle.assert_gone();
 }
 
 fn refused() {
