@@ -185,6 +185,9 @@ impl<'a> Terminal<'a> {
             match rustix::io::write(rustix::stdio::stdout(), rest) {
                 Ok(written) => rest = rest.get(written..).unwrap_or_default(),
                 Err(Errno::INTR) => {}
+                // Whoever shares the open file (a shell, a log collector) has made it
+                // non-blocking: then it is waited for here.
+                Err(Errno::AGAIN) => wait_writable(rustix::stdio::stdout()),
                 Err(_) => return false,
             }
         }
@@ -217,6 +220,12 @@ impl<'a> Terminal<'a> {
 
 fn read(from: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
     rustix::io::retry_on_intr(|| rustix::io::read(from, &mut *buffer))
+}
+
+/// If this fails, so does the write that follows.
+fn wait_writable(fd: BorrowedFd<'_>) {
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+    poll(&mut fds, None).ok();
 }
 
 /// Reaps every child that has ended; the status of `main` if it was among them.

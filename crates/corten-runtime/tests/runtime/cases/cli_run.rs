@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use crate::Case;
@@ -21,12 +22,12 @@ pub const CASES: &[Case] = &[
     ("cli_run_terminal", terminal),
     ("cli_run_terminal_both_ways", terminal_both_ways),
     ("cli_run_terminal_reopened", terminal_reopened),
-    ("cli_run_rootless_flag", rootless_flag),
     (
         "cli_run_terminal_to_a_slow_reader",
         terminal_to_a_slow_reader,
     ),
     ("cli_run_null_is_the_containers", null_is_the_containers),
+    ("cli_run_rootless_flag", rootless_flag),
     ("cli_console_socket", console_socket),
     ("cli_pidfd_socket", pidfd_socket),
     ("cli_preserve_fds", preserve_fds),
@@ -160,7 +161,6 @@ fn terminal_reopened() {
     assert_eq!(bundle.run(RUN), "back\r\n");
 }
 
-/// Where no group can be made, the flag says whether to go on without. (The commands run
 /// Nothing is lost where standard output does not block, as after a program that shares it
 /// has made it so.
 fn terminal_to_a_slow_reader() {
@@ -214,6 +214,7 @@ fn null_is_the_containers() {
     }
 }
 
+/// Where no group can be made, the flag says whether to go on without. (The commands run
 /// from a file of another mount namespace here, which is the runtime's business as well.)
 fn rootless_flag() {
     use rustix::mount::{MountFlags, MountPropagationFlags as Propagation};
@@ -240,7 +241,6 @@ fn rootless_flag() {
         }
         assert!(!bundle.state_dir().exists());
     }
-}
     // The root of a user namespace is not the host's: like an ordinary user it goes on. (A
     // container in one of its own: nodes are bound, and there is no group 5.)
     let mut bundle = bundle;
@@ -285,6 +285,7 @@ fn rootless_flag() {
             assert!(errors.contains("read-only file system"), "{errors}");
         }
     }
+}
 
 /// Receives one descriptor with its message.
 fn receive(listener: &UnixListener) -> (String, std::fs::File) {
