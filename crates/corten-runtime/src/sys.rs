@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 
 pub(crate) use attributes::{
-    CLONE_NEWTIME, SchedAttr, ioprio_set, mount_idmap, namespace_type, sched_setattr, set_mempolicy,
+    CLONE_NEWTIME, SchedAttr, ioprio_set, namespace_type, sched_setattr, set_mempolicy,
 };
 pub(crate) use bpf::{
     BpfInsn, bpf_attach_device, bpf_attached_devices, bpf_detach_device, bpf_load_device,
@@ -147,6 +147,29 @@ pub(crate) fn mount_setattr(
     recursive: bool,
     attr: MountAttr,
 ) -> Result<(), Errno> {
+    set_mount(fd, recursive, attr, None)
+}
+
+/// Maps the owners of a detached mount by the mapping of a user namespace.
+pub(crate) fn mount_idmap(
+    tree: BorrowedFd<'_>,
+    recursive: bool,
+    userns: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+    let attr = MountAttr {
+        set: MOUNT_ATTR_IDMAP,
+        ..MountAttr::default()
+    };
+    set_mount(tree, recursive, attr, Some(userns))
+}
+
+fn set_mount(
+    fd: BorrowedFd<'_>,
+    recursive: bool,
+    attr: MountAttr,
+    userns: Option<BorrowedFd<'_>>,
+) -> Result<(), Errno> {
     #[repr(C)]
     struct Raw {
         attr_set: u64,
@@ -158,7 +181,7 @@ pub(crate) fn mount_setattr(
         attr_set: attr.set,
         attr_clr: attr.clear,
         propagation: attr.propagation,
-        userns_fd: 0,
+        userns_fd: userns.map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs())),
     };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: path and attributes outlive the call; the size is that of the structure.
@@ -366,6 +389,14 @@ pub(crate) fn join_session_keyring(name: Option<&CStr>) -> Result<(), Errno> {
     check(result).map(drop)
 }
 
+/// Whether a seccomp filter is in force for the calling process.
+pub(crate) fn is_filtered() -> bool {
+    const SECCOMP_MODE_FILTER: i64 = 2;
+    // SAFETY: the operation takes no argument.
+    let mode = unsafe { libc::syscall(libc::SYS_prctl, libc::PR_GET_SECCOMP, 0, 0, 0, 0) };
+    mode == SECCOMP_MODE_FILTER
+}
+
 /// `personality`.
 pub(crate) fn personality(persona: u64) -> Result<(), Errno> {
     // SAFETY: takes a plain number.
@@ -389,14 +420,6 @@ pub(crate) fn setrlimit(resource: u32, soft: u64, hard: u64) -> Result<(), Errno
         )
     };
     check(result).map(drop)
-/// Whether a seccomp filter is in force for the calling process.
-pub(crate) fn is_filtered() -> bool {
-    const SECCOMP_MODE_FILTER: i64 = 2;
-    // SAFETY: the operation takes no argument.
-    let mode = unsafe { libc::syscall(libc::SYS_prctl, libc::PR_GET_SECCOMP, 0, 0, 0, 0) };
-    mode == SECCOMP_MODE_FILTER
-}
-
 }
 
 /// The hard limit of a resource.

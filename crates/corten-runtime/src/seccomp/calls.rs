@@ -81,77 +81,46 @@ pub(super) const NATIVE: &Machine = if cfg!(target_arch = "aarch64") {
     &X86
 };
 
-pub(super) static X86: Machine = {
-    const CALLS: &[Call<3>] = calls_x86::CALLS;
-    const ROWS: usize = CALLS.len();
-    static NAMES: [&str; ROWS] = names(CALLS);
-    static HEAT: [u8; ROWS] = heat(&NAMES);
-    static INDEX: [u16; SLOTS] = index(&NAMES);
-    static X86_64: [(u32, u16); ROWS] = by_number(CALLS, 0);
-    static I386: [(u32, u16); ROWS] = by_number(CALLS, 1);
-    static X32: [(u32, u16); ROWS] = by_number(CALLS, 2);
-    static ABIS: [Abi; 3] = [
-        Abi {
-            arch: Arch::ScmpArchX86_64,
-            audit: 0xc000_003e,
-            base: 0,
-            calls: &X86_64,
-            multiplexed: &[],
-        },
-        Abi {
-            arch: Arch::ScmpArchX86,
-            audit: 0x4000_0003,
-            base: 0,
-            calls: &I386,
-            multiplexed: I386_MULTIPLEXED,
-        },
-        Abi {
-            arch: Arch::ScmpArchX32,
-            audit: 0xc000_003e,
-            base: X32_BIT,
-            calls: &X32,
-            multiplexed: &[],
-        },
-    ];
-    Machine {
-        abis: &ABIS,
-        names: &NAMES,
-        heat: &HEAT,
-        slots: &INDEX,
-    }
-};
+/// A machine's tables, computed when this crate is compiled. Of each ABI: its place in the
+/// rows of `$table`, its names, what is added to its numbers, and its multiplexed calls.
+macro_rules! machine {
+    ($table:expr, $width:literal, [$(($at:literal, $arch:expr, $audit:literal, $base:expr, $multiplexed:expr)),+ $(,)?]) => {{
+        const CALLS: &[Call<$width>] = $table;
+        const ROWS: usize = CALLS.len();
+        static NAMES: [&str; ROWS] = names(CALLS);
+        static HEAT: [u8; ROWS] = heat(&NAMES);
+        static INDEX: [u16; SLOTS] = index(&NAMES);
+        static ABIS: [Abi; $width] = [$(Abi {
+            arch: $arch,
+            audit: $audit,
+            base: $base,
+            calls: {
+                static NUMBERS: [(u32, u16); ROWS] = by_number(CALLS, $at);
+                &NUMBERS
+            },
+            multiplexed: $multiplexed,
+        }),+];
+        Machine {
+            abis: &ABIS,
+            names: &NAMES,
+            heat: &HEAT,
+            slots: &INDEX,
+        }
+    }};
+}
 
-pub(super) static ARM: Machine = {
-    const CALLS: &[Call<2>] = calls_arm::CALLS;
-    const ROWS: usize = CALLS.len();
-    static NAMES: [&str; ROWS] = names(CALLS);
-    static HEAT: [u8; ROWS] = heat(&NAMES);
-    static INDEX: [u16; SLOTS] = index(&NAMES);
-    static AARCH64: [(u32, u16); ROWS] = by_number(CALLS, 0);
-    static EABI: [(u32, u16); ROWS] = by_number(CALLS, 1);
-    static ABIS: [Abi; 2] = [
-        Abi {
-            arch: Arch::ScmpArchAarch64,
-            audit: 0xc000_00b7,
-            base: 0,
-            calls: &AARCH64,
-            multiplexed: &[],
-        },
-        Abi {
-            arch: Arch::ScmpArchArm,
-            audit: 0x4000_0028,
-            base: 0,
-            calls: &EABI,
-            multiplexed: &[],
-        },
-    ];
-    Machine {
-        abis: &ABIS,
-        names: &NAMES,
-        heat: &HEAT,
-        slots: &INDEX,
-    }
-};
+#[rustfmt::skip]
+pub(super) static X86: Machine = machine!(calls_x86::CALLS, 3, [
+    (0, Arch::ScmpArchX86_64, 0xc000_003e, 0, &[]),
+    (1, Arch::ScmpArchX86, 0x4000_0003, 0, I386_MULTIPLEXED),
+    (2, Arch::ScmpArchX32, 0xc000_003e, X32_BIT, &[]),
+]);
+
+#[rustfmt::skip]
+pub(super) static ARM: Machine = machine!(calls_arm::CALLS, 2, [
+    (0, Arch::ScmpArchAarch64, 0xc000_00b7, 0, &[]),
+    (1, Arch::ScmpArchArm, 0x4000_0028, 0, &[]),
+]);
 
 /// `linux/net.h` (`SYS_*`) and `linux/ipc.h`.
 #[rustfmt::skip]

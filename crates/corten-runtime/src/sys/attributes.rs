@@ -1,4 +1,4 @@
-//! Scheduling, I/O priority, memory policy of the calling thread; namespaces and mappings.
+//! Scheduling, I/O priority, memory policy of the calling thread; kinds of namespaces.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -70,39 +70,4 @@ pub(crate) fn namespace_type(fd: BorrowedFd<'_>) -> Result<i32, Errno> {
     // SAFETY: takes no argument; a descriptor of another kind answers with an error.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_NSTYPE as _, 0) };
     check(result.into()).map(|flag| i32::try_from(flag).unwrap_or(0))
-}
-
-/// Maps the owners of a detached mount by the mapping of a user namespace.
-pub(crate) fn mount_idmap(
-    tree: BorrowedFd<'_>,
-    recursive: bool,
-    userns: BorrowedFd<'_>,
-) -> Result<(), Errno> {
-    const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
-    #[repr(C)]
-    struct Raw {
-        attr_set: u64,
-        attr_clr: u64,
-        propagation: u64,
-        userns_fd: u64,
-    }
-    let raw = Raw {
-        attr_set: MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: u64::from(userns.as_raw_fd().unsigned_abs()),
-    };
-    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: path and attributes outlive the call; the size is that of the structure.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const raw,
-            size_of::<Raw>(),
-        )
-    };
-    check(result).map(drop)
 }

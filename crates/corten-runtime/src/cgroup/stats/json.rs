@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{MemoryEntry, Pressure, Stall, Stats};
+use super::{CPUSET_FLAGS, MemoryEntry, Pressure, Stall, Stats};
 
 impl Stats {
     /// `data` of a `stats` event.
@@ -55,19 +55,12 @@ impl Stats {
             }
         }
         // Always there in runc's form, zero where v2 has no such thing.
-        for name in [
-            "cpu_exclusive",
-            "mem_hardwall",
-            "mem_exclusive",
-            "memory_migrate",
-            "memory_spread_page",
-            "memory_spread_slab",
-            "memory_pressure",
-            "sched_load_balance",
-            "sched_relax_domain_level",
-        ] {
-            let known = self.cpuset.flags.iter().find(|(flag, _)| *flag == name);
-            cpuset.insert(name.to_owned(), known.map_or(0, |(_, value)| *value).into());
+        for name in CPUSET_FLAGS {
+            let known = self.cpuset.flags.iter().find(|(flag, _)| flag == name);
+            cpuset.insert(
+                (*name).to_owned(),
+                known.map_or(0, |(_, value)| *value).into(),
+            );
         }
         cpuset
     }

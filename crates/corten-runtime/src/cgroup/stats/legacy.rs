@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::text::{IO_BYTES, IO_REQUESTS, field, fields, legacy_io, list, numbers};
-use super::{HugetlbStats, MemoryEntry, NO_LIMIT, Stats};
+use super::{CPUSET_FLAGS, HugetlbStats, MemoryEntry, NO_LIMIT, Stats};
 
 /// A group's directory and the files in it.
 struct Group<'a>(&'a Path);
@@ -56,24 +56,13 @@ impl Group<'_> {
     }
 
     fn cpuset(&self, stats: &mut Stats) {
-        const FLAGS: &[&str] = &[
-            "cpu_exclusive",
-            "mem_hardwall",
-            "mem_exclusive",
-            "memory_migrate",
-            "memory_spread_page",
-            "memory_spread_slab",
-            "memory_pressure",
-            "sched_load_balance",
-            "sched_relax_domain_level",
-        ];
         stats.cpuset.cpus = list(&self.read("cpuset.cpus").unwrap_or_default());
         stats.cpuset.mems = list(&self.read("cpuset.mems").unwrap_or_default());
         let value = |name: &&'static str| {
             let text = self.read(&format!("cpuset.{name}"))?;
             Some((*name, text.trim().parse().ok()?))
         };
-        stats.cpuset.flags = FLAGS.iter().filter_map(value).collect();
+        stats.cpuset.flags = CPUSET_FLAGS.iter().filter_map(value).collect();
     }
 
     fn memory(&self, stats: &mut Stats) {

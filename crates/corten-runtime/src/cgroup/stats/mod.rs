@@ -16,6 +16,19 @@ pub(super) use unified::collect as collect_unified;
 /// v1 says "no limit" by a number rounded down to a page near this one.
 const NO_LIMIT: u64 = 0x7fff_ffff_ffff_0000;
 
+/// What v1's cpuset says of itself besides its two lists, by the names of its files.
+const CPUSET_FLAGS: &[&str] = &[
+    "cpu_exclusive",
+    "mem_hardwall",
+    "mem_exclusive",
+    "memory_migrate",
+    "memory_spread_page",
+    "memory_spread_slab",
+    "memory_pressure",
+    "sched_load_balance",
+    "sched_relax_domain_level",
+];
+
 /// Resource usage of a group. What the host does not account for is `None` or empty.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Stats {

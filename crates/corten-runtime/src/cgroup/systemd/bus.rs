@@ -16,11 +16,28 @@ use super::wire::{Body, Call, FIXED, Message, Value, Writer, message_length, par
 /// How long systemd may take for anything.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-const DESTINATION: &str = "org.freedesktop.systemd1";
-const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
-const MANAGER: &str = "org.freedesktop.systemd1.Manager";
-const BUS: &str = "org.freedesktop.DBus";
-const BUS_PATH: &str = "/org/freedesktop/DBus";
+/// An interface of an object.
+#[derive(Debug, Clone, Copy)]
+struct Peer {
+    destination: &'static str,
+    path: &'static str,
+    interface: &'static str,
+}
+
+const MANAGER: Peer = Peer {
+    destination: "org.freedesktop.systemd1",
+    path: "/org/freedesktop/systemd1",
+    interface: "org.freedesktop.systemd1.Manager",
+};
+const MANAGER_PROPERTIES: Peer = Peer {
+    interface: "org.freedesktop.DBus.Properties",
+    ..MANAGER
+};
+const BUS: Peer = Peer {
+    destination: "org.freedesktop.DBus",
+    path: "/org/freedesktop/DBus",
+    interface: "org.freedesktop.DBus",
+};
 
 /// A job that has ended: its object path and its result.
 type Job = (String, String);
@@ -75,13 +92,14 @@ impl Bus {
             }
         }
         if !private {
-            bus.on_bus("Hello", "", Writer::default())?;
+            bus.call(BUS, "Hello", "", Writer::default())?;
             let mut rule = Writer::default();
             rule.string(&format!(
-                "type='signal',sender='{DESTINATION}',interface='{MANAGER}',member='JobRemoved'"
+                "type='signal',sender='{}',interface='{}',member='JobRemoved'",
+                MANAGER.destination, MANAGER.interface
             ));
-            bus.on_bus("AddMatch", "s", rule)?;
-            bus.manager("Subscribe", "", Writer::default())?;
+            bus.call(BUS, "AddMatch", "s", rule)?;
+            bus.call(MANAGER, "Subscribe", "", Writer::default())?;
         }
         Ok(bus)
     }
@@ -112,7 +130,7 @@ impl Bus {
     pub(super) fn reset_failed(&mut self, name: &str) -> Result<(), SystemdError> {
         let mut body = Writer::default();
         body.string(name);
-        self.manager("ResetFailedUnit", "s", body).map(drop)
+        self.call(MANAGER, "ResetFailedUnit", "s", body).map(drop)
     }
 
     /// Changes a running unit until the next boot.
@@ -125,22 +143,16 @@ impl Bus {
         body.string(name);
         body.u32(1); // a boolean: at run time only
         body.properties(properties);
-        self.manager("SetUnitProperties", "sba(sv)", body).map(drop)
+        self.call(MANAGER, "SetUnitProperties", "sba(sv)", body)
+            .map(drop)
     }
 
     /// A property of the manager that is a string: `Version`, `ControlGroup`.
     pub(super) fn manager_property(&mut self, name: &str) -> Result<String, SystemdError> {
         let mut body = Writer::default();
-        body.string(MANAGER);
+        body.string(MANAGER.interface);
         body.string(name);
-        let call = Call {
-            destination: DESTINATION,
-            path: MANAGER_PATH,
-            interface: "org.freedesktop.DBus.Properties",
-            member: "Get",
-            signature: "ss",
-        };
-        let mut reply = self.call(call, "Get", body)?;
+        let mut reply = self.call(MANAGER_PROPERTIES, "Get", "ss", body)?;
         if !reply.is("v") || reply.signature()? != "s" {
             return Err(SystemdError::Unexpected("Get"));
         }
@@ -154,7 +166,7 @@ impl Bus {
         body: Writer,
         unit: &str,
     ) -> Result<(), SystemdError> {
-        let mut reply = self.manager(member, signature, body)?;
+        let mut reply = self.call(MANAGER, member, signature, body)?;
         if !reply.is("o") {
             return Err(SystemdError::Unexpected(member));
         }
@@ -174,44 +186,20 @@ impl Bus {
         })
     }
 
-    fn manager(
-        &mut self,
-        member: &'static str,
-        signature: &str,
-        body: Writer,
-    ) -> Result<Body, SystemdError> {
-        let call = Call {
-            destination: DESTINATION,
-            path: MANAGER_PATH,
-            interface: MANAGER,
-            member,
-            signature,
-        };
-        self.call(call, member, body)
-    }
-
-    fn on_bus(
-        &mut self,
-        member: &'static str,
-        signature: &str,
-        body: Writer,
-    ) -> Result<Body, SystemdError> {
-        let call = Call {
-            destination: BUS,
-            path: BUS_PATH,
-            interface: BUS,
-            member,
-            signature,
-        };
-        self.call(call, member, body)
-    }
-
     fn call(
         &mut self,
-        call: Call<'_>,
+        peer: Peer,
         member: &'static str,
+        signature: &str,
         body: Writer,
     ) -> Result<Body, SystemdError> {
+        let call = Call {
+            destination: peer.destination,
+            path: peer.path,
+            interface: peer.interface,
+            member,
+            signature,
+        };
         self.deadline = Instant::now() + TIMEOUT;
         self.serial += 1;
         let serial = self.serial;
