@@ -12,6 +12,13 @@ fn main() {
     if target("ARCH") == "x86_64" {
         println!("cargo:rustc-link-arg-bin=corten=-Wl,-e,corten_entry");
     }
+    // What the runtime executes lies together: less memory, fewer page faults at its start.
+    // Function names for x86-64 (of the C library, too); a quick link matters more elsewhere.
+    println!("cargo:rerun-if-changed=link-order.ld");
+    if target("ARCH") == "x86_64" && std::env::var("PROFILE").as_deref() == Ok("release") {
+        let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
+        println!("cargo:rustc-link-arg-bin=corten=-Wl,-T,{here}/link-order.ld");
+    }
     // Relocations as a bitmap: 1 MB less to read (and to count as memory) at every start.
     // A static program relocates itself, which the C library can do since 2.36.
     if std::env::var("HOST") == std::env::var("TARGET") && glibc() >= Some((2, 36)) {
