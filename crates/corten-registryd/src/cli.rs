@@ -13,7 +13,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::auth;
 use crate::error::{IoContext as _, RegistrydError};
-use crate::server::{Config, Server};
+use crate::server::Server;
+use crate::settings::{Settings, Tls};
 use crate::storage::Storage;
 
 /// What Docker's commands exit with after a wrong flag or argument.
@@ -46,12 +47,15 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct ServeArgs {
-    /// Address to listen on (port 0 takes a free one)
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:5000")]
-    listen: String,
+    /// Address to listen on (port 0 takes a free one) [default: 127.0.0.1:5000]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
     /// Folder that holds the registry's files
-    #[arg(long, value_name = "DIR")]
-    root: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    root: Option<PathBuf>,
+    /// Settings (TOML); flags win over them
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Ask for a user of this password file (bcrypt entries)
     #[arg(long, value_name = "FILE")]
     htpasswd: Option<PathBuf>,
@@ -84,6 +88,24 @@ struct CollectArgs {
     /// Only print what would be removed
     #[arg(long)]
     dry_run: bool,
+}
+
+impl ServeArgs {
+    /// The settings file's content, with what the flags say instead.
+    fn settings(self) -> Result<Settings, RegistrydError> {
+        let mut settings = match &self.config {
+            Some(path) => Settings::load(path)?,
+            None => Settings::default(),
+        };
+        settings.root = self.root.or(settings.root);
+        settings.listen = self.listen.or(settings.listen);
+        settings.htpasswd = self.htpasswd.or(settings.htpasswd);
+        // clap lets neither come without the other.
+        let tls = self.tls_cert.zip(self.tls_key);
+        settings.tls = tls.map(|(cert, key)| Tls { cert, key }).or(settings.tls);
+        settings.read_only |= self.read_only;
+        Ok(settings)
+    }
 }
 
 /// Runs `corten registry` with these arguments (without the program's name).
@@ -145,20 +167,14 @@ fn serve(args: ServeArgs) -> Result<(), RegistrydError> {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .try_init();
+    let (listen, config) = args.settings()?.config()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("start the worker threads of", Path::new("corten registry"))?;
     runtime.block_on(async {
-        let config = Config {
-            root: args.root,
-            htpasswd: args.htpasswd,
-            // clap lets neither come without the other.
-            tls: args.tls_cert.zip(args.tls_key),
-            read_only: args.read_only,
-        };
         let stop = stop_signal()?;
-        let server = Server::bind(&args.listen, config).await?;
+        let server = Server::bind(&listen, config).await?;
         let mut output = io::stdout();
         writeln!(output, "{}", server.url())
             .and_then(|()| output.flush())

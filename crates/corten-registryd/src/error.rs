@@ -52,6 +52,24 @@ pub enum RegistrydError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A key file for tokens cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The settings file has a mistake.
+    #[error("{}: line {line}: {reason}", path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
+    },
     /// A user name that a password file cannot hold.
     #[error("invalid user name \"{0}\": it must not be empty nor contain a colon or a line break")]
     UserName(String),
@@ -110,6 +128,7 @@ pub(crate) enum Code {
     BlobUnknown,
     BlobUploadInvalid,
     BlobUploadUnknown,
+    Denied,
     DigestInvalid,
     ManifestBlobUnknown,
     ManifestInvalid,
@@ -138,6 +157,11 @@ impl Code {
                 "BLOB_UPLOAD_UNKNOWN",
                 S::NOT_FOUND,
                 "blob upload unknown to registry",
+            ),
+            Self::Denied => (
+                "DENIED",
+                S::FORBIDDEN,
+                "requested access to the resource is denied",
             ),
             Self::DigestInvalid => (
                 "DIGEST_INVALID",

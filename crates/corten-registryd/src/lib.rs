@@ -11,8 +11,11 @@ mod handlers;
 mod names;
 mod route;
 mod server;
+mod settings;
 mod storage;
+mod watched;
 
+pub use auth::{Action, Rule, TokenConfig};
 pub use cli::{RegistryArgs, main};
 pub use error::RegistrydError;
 pub use server::{Config, Server};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::auth::Authenticator;
+use crate::auth::{Gate, Rule, TokenConfig};
 use crate::error::RegistrydError;
 use crate::handlers::{self, App};
 use crate::storage::Storage;
@@ -43,6 +43,17 @@ pub struct Config {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Refuse every request that changes something.
     pub read_only: bool,
+    /// Bearer tokens, instead of or beside passwords.
+    pub token: Option<TokenConfig>,
+    /// Who may do what; without any every user may do everything.
+    pub rules: Vec<Rule>,
+}
+
+/// Whom a request came from; an extension of every request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
+    pub(crate) tls: bool,
 }
 
 /// A registry that listens but does not answer yet.
@@ -114,7 +125,9 @@ impl Server {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => {
                         let tls = self.tls.clone();
-                        let (router, stopped) = (router.clone(), stopped.clone());
+                        let from = Peer { address: peer, tls: tls.is_some() };
+                        let router = router.clone().layer(Extension(from));
+                        let stopped = stopped.clone();
                         connections.spawn(async move {
                             if let Err(error) = connection(stream, tls, router, stopped).await {
                                 tracing::debug!(%peer, error, "connection failed");
@@ -143,19 +156,16 @@ impl Server {
 }
 
 fn open(config: &Config) -> Result<(App, Option<TlsAcceptor>), RegistrydError> {
-    let users = config
-        .htpasswd
-        .as_deref()
-        .map(Authenticator::open)
-        .transpose()?;
     let tls = match &config.tls {
         Some((cert, key)) => Some(acceptor(cert, key)?),
         None => None,
     };
     let storage = Arc::new(Storage::open(&config.root, config.read_only)?);
+    // After the storage, which makes the root: the token key may be there.
+    let gate = Gate::open(config)?;
     let app = App {
         storage,
-        users,
+        gate,
         read_only: config.read_only,
     };
     Ok((app, tls))

@@ -12,6 +12,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
 use super::{App, Reply, blocking, json_reply, query, reply};
+use crate::auth::Identity;
 use crate::error::{ApiError, Code, RegistrydError};
 use crate::names::RepoName;
 
@@ -35,9 +36,10 @@ pub(super) async fn tags(app: &Arc<App>, repo: RepoName, parts: &Parts) -> Reply
     Ok(response)
 }
 
-pub(super) async fn catalog(app: &Arc<App>, parts: &Parts) -> Reply {
+pub(super) async fn catalog(app: &Arc<App>, who: &Identity, parts: &Parts) -> Reply {
     let names = blocking(app, |storage| storage.repositories()).await?;
     let mut names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    names.retain(|name| app.gate.shows(who, name));
     sort(&mut names);
     let page = page(parts, names, Some(CATALOG_PAGE))?;
     let mut response = json_reply(&json!({"repositories": page.items}));

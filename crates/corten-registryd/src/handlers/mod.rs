@@ -18,9 +18,10 @@ use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::auth::Authenticator;
+use crate::auth::{Action, Gate, Need, TOKEN_PATH};
 use crate::error::{ApiError, Code, RegistrydError};
 use crate::route::Route;
+use crate::server::Peer;
 use crate::storage::Storage;
 
 pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName =
@@ -28,7 +29,7 @@ pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName =
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 
 /// A client that sends nothing for this long in the middle of a body is given up.
-const BODY_PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const BODY_PATIENCE: Duration = Duration::from_secs(120);
 /// How much of a refused body is read and thrown away, so that the client, which may still
 /// be writing, gets to see why it was refused.
 const DRAIN: u64 = 64 << 20;
@@ -37,7 +38,7 @@ const DRAIN: u64 = 64 << 20;
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) storage: Arc<Storage>,
-    pub(crate) users: Option<Authenticator>,
+    pub(crate) gate: Gate,
     pub(crate) read_only: bool,
 }
 
@@ -48,6 +49,7 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Res
     let started = Instant::now();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.address);
     let mut user = String::new();
     let reply = dispatch(&app, request, &mut user).await;
     let mut response = reply.unwrap_or_else(ApiError::into_response);
@@ -59,16 +61,33 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Res
     );
     let status = response.status().as_u16();
     let elapsed = started.elapsed();
-    tracing::info!(%method, path, user, status, ?elapsed, "request");
+    tracing::info!(peer = peer.map(tracing::field::display), %method, path, user, status, ?elapsed, "request");
     response
 }
 
 async fn dispatch(app: &Arc<App>, request: Request, user: &mut String) -> Reply {
     let (parts, body) = request.into_parts();
-    if let Some(users) = &app.users {
-        *user = users.check(&parts.headers).await?;
+    if parts.uri.path() == TOKEN_PATH && app.gate.gives_tokens() {
+        let (response, name) = app.gate.token(&parts, body).await?;
+        *user = name;
+        return Ok(response);
     }
-    let route = Route::parse(parts.uri.path())?;
+    let who = app.gate.identify(&parts).await?;
+    who.name().clone_into(user);
+    let route = match Route::parse(parts.uri.path()) {
+        Ok(Some(route)) => {
+            if let Err(refusal) = app.gate.check(&who, need(&route, &parts.method), &parts) {
+                drain(body).await;
+                return Err(refusal);
+            }
+            Ok(Some(route))
+        }
+        // Strangers do not learn what there is.
+        other => {
+            app.gate.check(&who, Need::Login, &parts)?;
+            other
+        }
+    }?;
     let route = route.ok_or_else(|| {
         ApiError::new(Code::Unsupported, "no such endpoint").status(StatusCode::NOT_FOUND)
     })?;
@@ -83,7 +102,7 @@ async fn dispatch(app: &Arc<App>, request: Request, user: &mut String) -> Reply 
     let method = parts.method.clone();
     match (route, method) {
         (Route::Base, Method::GET | Method::HEAD) => Ok(json_reply(&json!({}))),
-        (Route::Catalog, Method::GET | Method::HEAD) => listing::catalog(app, &parts).await,
+        (Route::Catalog, Method::GET | Method::HEAD) => listing::catalog(app, &who, &parts).await,
         (Route::Tags(repo), Method::GET | Method::HEAD) => listing::tags(app, repo, &parts).await,
         (Route::Referrers(repo, digest), Method::GET | Method::HEAD) => {
             listing::referrers(app, repo, digest, &parts).await
@@ -101,7 +120,7 @@ async fn dispatch(app: &Arc<App>, request: Request, user: &mut String) -> Reply 
         (Route::Manifest(repo, reference), Method::DELETE) => {
             manifests::delete(app, repo, reference).await
         }
-        (Route::Uploads(repo), Method::POST) => uploads::start(app, repo, &parts, body).await,
+        (Route::Uploads(repo), Method::POST) => uploads::start(app, &who, repo, &parts, body).await,
         (Route::Upload(repo, id), Method::GET | Method::HEAD) => {
             uploads::status(app, repo, id).await
         }
@@ -115,6 +134,30 @@ async fn dispatch(app: &Arc<App>, request: Request, user: &mut String) -> Reply 
             json!({"method": method.as_str()}),
         )
         .header(header::ALLOW, allowed(&route))),
+    }
+}
+
+/// What somebody must be allowed for a request.
+fn need<'a>(route: &'a Route, method: &Method) -> Need<'a> {
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    match route {
+        Route::Base => Need::Login,
+        Route::Catalog => Need::Catalog,
+        Route::Tags(repo) | Route::Referrers(repo, _) => {
+            Need::Repository(repo.as_str(), Action::Pull)
+        }
+        Route::Manifest(repo, _) | Route::Blob(repo, _) => {
+            let action = match *method {
+                _ if reads => Action::Pull,
+                Method::DELETE => Action::Delete,
+                _ => Action::Push,
+            };
+            Need::Repository(repo.as_str(), action)
+        }
+        // An upload's state is for whoever may go on with it.
+        Route::Uploads(repo) | Route::Upload(repo, _) => {
+            Need::Repository(repo.as_str(), Action::Push)
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use http::{StatusCode, response::Response};
 use serde_json::json;
 
 use super::{App, BODY_PATIENCE, DOCKER_CONTENT_DIGEST, Reply, blocking, drain, query, reply};
+use crate::auth::{Action, Identity, Need};
 use crate::error::{ApiError, Code, RegistrydError};
 use crate::names::{RepoName, UploadId};
 use crate::route;
@@ -24,11 +25,17 @@ const BATCH: usize = 1 << 20;
 const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 
 /// POST: a mount, a whole blob, or the start of an upload.
-pub(super) async fn start(app: &Arc<App>, repo: RepoName, parts: &Parts, body: Body) -> Reply {
+pub(super) async fn start(
+    app: &Arc<App>,
+    who: &Identity,
+    repo: RepoName,
+    parts: &Parts,
+    body: Body,
+) -> Reply {
     if let Some(text) = query(parts, "mount").first() {
         let digest = route::digest(text)?;
         if let Some(from) = query(parts, "from").first()
-            && mount(app, &repo, from, &digest).await?
+            && mount(app, who, &repo, from, &digest).await?
         {
             return created(&repo, &digest);
         }
@@ -122,6 +129,7 @@ pub(super) async fn cancel(app: &Arc<App>, repo: RepoName, id: UploadId) -> Repl
 
 async fn mount(
     app: &Arc<App>,
+    who: &Identity,
     repo: &RepoName,
     from: &str,
     digest: &Digest,
@@ -129,6 +137,13 @@ async fn mount(
     let Some(from) = RepoName::parse(from) else {
         return Err(ApiError::new(Code::NameInvalid, json!({"from": from})));
     };
+    // Who may not read it there has to show that they have it, by an upload.
+    if !app
+        .gate
+        .allows(who, Need::Repository(from.as_str(), Action::Pull))
+    {
+        return Ok(false);
+    }
     let (repo, digest) = (repo.clone(), digest.clone());
     blocking(app, move |storage| {
         let found = storage.has_blob(&from, &digest)?;

@@ -9,3 +9,4 @@ mod manifests;
 mod process;
 mod pull;
 mod push;
+mod tokens;

@@ -1,4 +1,4 @@
-//! Basic authentication against an Apache password file (RFC 7617; bcrypt entries only).
+//! Users of an Apache password file (bcrypt entries only).
 //!
 //! bcrypt is slow on purpose, and a push makes many requests: a password that was right is
 //! remembered as a hash keyed with a secret of this process, over the user, the password and
@@ -9,21 +9,14 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue};
 use rand::RngExt as _;
-use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 
-use crate::error::{ApiError, Code, IoContext as _, RegistrydError};
+use crate::error::{ApiError, IoContext as _, RegistrydError};
+use crate::watched::Watched;
 
-/// The same for every path: all users may do everything.
-const CHALLENGE: &str = "Basic realm=\"Registry\"";
 /// Checked where a user is unknown and the file is empty: a hash of random bytes.
 const NOBODY: &str = "$2y$10$abcdefghijklmnopqrstuu5o1kUWAhYV0lsFBsaZZxMzHFwmjWuPm";
 /// Remembered passwords; past that all are forgotten.
@@ -33,110 +26,73 @@ const COST: u32 = 10;
 
 /// The users of one password file.
 #[derive(Debug)]
-pub(crate) struct Authenticator {
-    path: PathBuf,
-    state: Mutex<State>,
+pub(crate) struct Htpasswd {
+    users: Arc<Watched<Users>>,
     verified: Mutex<HashSet<[u8; 32]>>,
     key: [u8; 32],
     /// bcrypt runs at once: as many as there are processors.
     workers: Semaphore,
 }
 
-#[derive(Debug)]
-struct State {
-    stamp: Stamp,
-    users: Arc<HashMap<String, String>>,
-}
+/// A hash by user.
+type Users = HashMap<String, String>;
 
-/// Tells one version of the file from the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    modified: SystemTime,
-    size: u64,
-}
-
-impl Authenticator {
+impl Htpasswd {
     pub(crate) fn open(path: &Path) -> Result<Self, RegistrydError> {
-        let (stamp, users) = load(path)?;
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
-            path: path.to_owned(),
-            state: Mutex::new(State {
-                stamp,
-                users: Arc::new(users),
-            }),
+            users: Arc::new(Watched::open(vec![path.to_owned()], load)?),
             verified: Mutex::new(HashSet::new()),
             key: rand::rng().random(),
             workers: Semaphore::new(workers),
         })
     }
 
-    /// The user who sent these headers.
-    pub(crate) async fn check(&self, headers: &HeaderMap) -> Result<String, ApiError> {
-        let (user, password) = credentials(headers).ok_or_else(denied)?;
-        self.reload().await;
-        let users = {
-            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.users.clone()
-        };
-        let known = users.get(&user);
+    /// Whether this is a user's password.
+    pub(crate) async fn verify(&self, user: &str, password: &[u8]) -> Result<bool, ApiError> {
+        let users = self.users.current().await;
+        let known = users.get(user);
         let hash = match known {
             Some(hash) => hash.clone(),
             None => decoy(&users),
         };
-        let print = self.fingerprint(&user, &password, &hash);
+        let print = self.fingerprint(user, password, &hash);
         let remembered = |set: &Mutex<HashSet<_>>| {
             let set = set.lock().unwrap_or_else(PoisonError::into_inner);
             set.contains(&print)
         };
         if known.is_some() && remembered(&self.verified) {
-            return Ok(user);
+            return Ok(true);
         }
         let worker_gone = |reason: String| ApiError::from(RegistrydError::Internal(reason));
         let permit = self.workers.acquire().await;
         let _permit = permit.map_err(|error| worker_gone(error.to_string()))?;
+        let password = password.to_owned();
         let right = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash))
             .await
             .map_err(|error| worker_gone(error.to_string()))?
             // An entry that looked right but has a bad salt: nobody can log in with it.
             .unwrap_or(false);
         if !right || known.is_none() {
-            return Err(denied());
+            return Ok(false);
         }
         let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
         if verified.len() >= MAX_VERIFIED {
             verified.clear();
         }
         verified.insert(print);
-        Ok(user)
+        Ok(true)
     }
 
-    /// Reads the file again if it changed. While it cannot be read the users stay as they were.
-    async fn reload(&self) {
-        let path = self.path.clone();
-        let current = self
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .stamp;
-        let fresh = match tokio::fs::metadata(&path).await {
-            Ok(metadata) if stamp(&metadata) == Some(current) => return,
-            Ok(_) => tokio::task::spawn_blocking(move || load(&path)).await,
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot read the password file");
-                return;
-            }
-        };
-        match fresh {
-            Ok(Ok((stamp, users))) => {
-                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                state.stamp = stamp;
-                state.users = Arc::new(users);
-                tracing::info!(path = %self.path.display(), "read the password file again");
-            }
-            Ok(Err(error)) => tracing::warn!(%error, "the changed password file is not used"),
-            Err(error) => tracing::warn!(%error, "cannot read the password file"),
-        }
+    /// Identifies a user's present password without telling it, `None` for nobody. What was
+    /// given out for one password is worth nothing after the next.
+    pub(crate) async fn mark(&self, user: &str) -> Option<String> {
+        let users = self.users.current().await;
+        let hash = users.get(user)?;
+        let mut hasher = Sha256::new();
+        hasher.update(b"corten refresh token\0");
+        hasher.update(hash.as_bytes());
+        Some(hex::encode(&hasher.finalize()[..16]))
     }
 
     fn fingerprint(&self, user: &str, password: &[u8], hash: &str) -> [u8; 32] {
@@ -168,22 +124,6 @@ pub(crate) fn entry(user: &str, password: &[u8]) -> Result<String, RegistrydErro
     ))
 }
 
-fn denied() -> ApiError {
-    ApiError::new(Code::Unauthorized, Value::Null).header(WWW_AUTHENTICATE, CHALLENGE)
-}
-
-fn credentials(headers: &HeaderMap) -> Option<(String, Vec<u8>)> {
-    let value = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes)?;
-    let (scheme, text) = value.split_at_checked(6)?;
-    if !scheme.eq_ignore_ascii_case(b"basic ") {
-        return None;
-    }
-    let decoded = STANDARD.decode(text.trim_ascii()).ok()?;
-    let colon = decoded.iter().position(|byte| *byte == b':')?;
-    let user = String::from_utf8(decoded[..colon].to_vec()).ok()?;
-    Some((user, decoded[colon + 1..].to_vec()))
-}
-
 /// The hash to check where there is no such user: the costliest of the file, which is what
 /// most likely takes as long as a real one.
 fn decoy(users: &HashMap<String, String>) -> String {
@@ -191,24 +131,16 @@ fn decoy(users: &HashMap<String, String>) -> String {
     costliest.map_or(NOBODY, String::as_str).to_owned()
 }
 
-fn stamp(metadata: &fs::Metadata) -> Option<Stamp> {
-    let size = metadata.len();
-    metadata
-        .modified()
-        .ok()
-        .map(|modified| Stamp { modified, size })
+fn load(paths: &[PathBuf]) -> Result<Users, RegistrydError> {
+    let mut users = HashMap::new();
+    for path in paths {
+        read(path, &mut users)?;
+    }
+    Ok(users)
 }
 
-fn load(path: &Path) -> Result<(Stamp, HashMap<String, String>), RegistrydError> {
-    let action = "read the password file";
-    // Looked at first: a change in between makes the next request read it again.
-    let metadata = fs::metadata(path).context(action, path)?;
-    let stamp = stamp(&metadata).unwrap_or(Stamp {
-        modified: SystemTime::UNIX_EPOCH,
-        size: metadata.len(),
-    });
-    let text = fs::read_to_string(path).context(action, path)?;
-    let mut users = HashMap::new();
+fn read(path: &Path, users: &mut Users) -> Result<(), RegistrydError> {
+    let text = fs::read_to_string(path).context("read the password file", path)?;
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
@@ -230,7 +162,7 @@ fn load(path: &Path) -> Result<(Stamp, HashMap<String, String>), RegistrydError>
         }
         users.insert(user.to_owned(), hash.to_owned());
     }
-    Ok((stamp, users))
+    Ok(())
 }
 
 fn is_bcrypt(hash: &str) -> bool {
@@ -244,13 +176,6 @@ fn is_bcrypt(hash: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn basic(text: &str) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        let value = format!("Basic {}", STANDARD.encode(text));
-        headers.insert(AUTHORIZATION, value.parse().unwrap());
-        headers
-    }
 
     #[test]
     fn the_decoy_is_a_hash() {
@@ -269,17 +194,6 @@ mod tests {
         assert!(entry("a", &[b'x'; 73]).is_err());
     }
 
-    #[test]
-    fn reads_credentials() {
-        let (user, password) = credentials(&basic("ann:a:b")).unwrap();
-        assert_eq!(
-            (user.as_str(), password.as_slice()),
-            ("ann", b"a:b".as_slice())
-        );
-        assert!(credentials(&basic("ann")).is_none());
-        assert!(credentials(&HeaderMap::new()).is_none());
-    }
-
     #[tokio::test]
     async fn checks_remembers_and_reloads() {
         let folder = tempfile::tempdir().unwrap();
@@ -287,23 +201,27 @@ mod tests {
         let line =
             |user: &str, password: &str| format!("{user}:{}\n", bcrypt::hash(password, 4).unwrap());
         fs::write(&path, line("ann", "one")).unwrap();
-        let users = Authenticator::open(&path).unwrap();
+        let users = Htpasswd::open(&path).unwrap();
         for _ in 0..2 {
-            assert_eq!(users.check(&basic("ann:one")).await.unwrap(), "ann");
+            assert!(users.verify("ann", b"one").await.unwrap());
         }
-        assert!(users.check(&basic("ann:two")).await.is_err());
-        assert!(users.check(&basic("bob:one")).await.is_err());
+        assert!(!users.verify("ann", b"two").await.unwrap());
+        assert!(!users.verify("bob", b"one").await.unwrap());
+        let mark = users.mark("ann").await.unwrap();
+        assert_eq!(users.mark("ann").await.unwrap(), mark);
+        assert_eq!(users.mark("bob").await, None);
         fs::write(
             &path,
             format!("# changed\n{}{}", line("ann", "two"), line("bob", "one")),
         )
         .unwrap();
-        assert!(users.check(&basic("ann:one")).await.is_err());
-        assert!(users.check(&basic("ann:two")).await.is_ok());
-        assert!(users.check(&basic("bob:one")).await.is_ok());
+        assert!(!users.verify("ann", b"one").await.unwrap());
+        assert!(users.verify("ann", b"two").await.unwrap());
+        assert!(users.verify("bob", b"one").await.unwrap());
+        assert_ne!(users.mark("ann").await.unwrap(), mark);
         // A broken file changes nothing.
         fs::write(&path, "nonsense").unwrap();
-        assert!(users.check(&basic("bob:one")).await.is_ok());
-        assert!(Authenticator::open(&path).is_err());
+        assert!(users.verify("bob", b"one").await.unwrap());
+        assert!(Htpasswd::open(&path).is_err());
     }
 }

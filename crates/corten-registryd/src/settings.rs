@@ -1,0 +1,166 @@
+//! The settings file of `serve --config` (TOML; docs/registries.md has all of it). A word that
+//! is not known is an error that names its line.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::auth::{Rule, TokenConfig};
+use crate::error::{IoContext as _, RegistrydError};
+use crate::server::Config;
+
+/// Where a server listens that is told nothing.
+const LISTEN: &str = "127.0.0.1:5000";
+
+/// The file's content.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    pub(crate) root: Option<PathBuf>,
+    pub(crate) listen: Option<String>,
+    pub(crate) read_only: bool,
+    pub(crate) htpasswd: Option<PathBuf>,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) token: Option<Token>,
+    pub(crate) access: Vec<Rule>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tls {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Token {
+    realm: Option<String>,
+    service: String,
+    issuer: String,
+    keys: Vec<PathBuf>,
+    signing_key: Option<PathBuf>,
+    lifetime: Option<Span>,
+}
+
+/// A length of time: `30s`, `5m`, `12h`, `7d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Span(pub(crate) Duration);
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl std::str::FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is no length of time: write 30s, 5m, 12h or 7d");
+        let (number, unit) =
+            text.split_at(text.len() - text.chars().last().map_or(0, char::len_utf8));
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let seconds = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 60 * 60,
+            "d" => 24 * 60 * 60,
+            _ => return Err(wrong()),
+        };
+        let seconds = number.checked_mul(seconds).ok_or_else(wrong)?;
+        Ok(Self(Duration::from_secs(seconds)))
+    }
+}
+
+impl Settings {
+    /// Reads a file.
+    pub(crate) fn load(path: &Path) -> Result<Self, RegistrydError> {
+        let text = std::fs::read_to_string(path).context("read the settings", path)?;
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, RegistrydError> {
+        toml::from_str(text).map_err(|error| {
+            let before = error
+                .span()
+                .map_or("", |span| text.get(..span.start).unwrap_or(""));
+            RegistrydError::Settings {
+                path: path.to_owned(),
+                line: before.matches('\n').count() + 1,
+                reason: error.message().to_owned(),
+            }
+        })
+    }
+
+    /// Where to listen, and what to serve.
+    pub(crate) fn config(self) -> Result<(String, Config), RegistrydError> {
+        let root = self.root.ok_or(RegistrydError::Unsupported(
+            "no folder for the registry's files: give --root DIR, or root in the settings",
+        ))?;
+        let token = self.token.map(|token| TokenConfig {
+            realm: token.realm,
+            service: token.service,
+            issuer: token.issuer,
+            keys: token.keys,
+            signing_key: token.signing_key,
+            lifetime: token.lifetime.map(|span| span.0),
+        });
+        let config = Config {
+            root,
+            htpasswd: self.htpasswd,
+            tls: self.tls.map(|tls| (tls.cert, tls.key)),
+            read_only: self.read_only,
+            token,
+            rules: self.access,
+        };
+        let listen = self.listen.unwrap_or_else(|| LISTEN.to_owned());
+        Ok((listen, config))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings, String> {
+        Settings::parse(text, Path::new("r.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn spans() {
+        for (text, seconds) in [("30s", 30), ("5m", 300), ("2h", 7200), ("1d", 86_400)] {
+            assert_eq!(
+                text.parse(),
+                Ok(Span(Duration::from_secs(seconds))),
+                "{text}"
+            );
+        }
+        for bad in ["", "5", "m", "5 m", "-1s", "5ü", "99999999999999999999d"] {
+            assert!(bad.parse::<Span>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn mistakes_name_the_line() {
+        for (text, line, word) in [
+            ("root = \"/r\"\nlisen = \":5\"\n", 2, "lisen"),
+            ("[tls]\ncert = \"c\"\n", 1, "key"),
+            ("[token]\nlifetime = \"5\"\n", 2, "length of time"),
+            (
+                "[[access]]\nrepositories = []\nusers = []\nactions = [\"read\"]\n",
+                4,
+                "read",
+            ),
+        ] {
+            let error = parse(text).unwrap_err();
+            let place = format!("r.toml: line {line}: ");
+            assert!(error.starts_with(&place) && error.contains(word), "{error}");
+        }
+        assert!(parse("").unwrap().config().is_err(), "no root");
+    }
+}

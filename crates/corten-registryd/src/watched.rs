@@ -1,0 +1,110 @@
+//! Files that may change while the server runs: password files, keys, certificates.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use crate::error::{IoContext as _, RegistrydError};
+
+/// Tells one version of a file from the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: SystemTime,
+    size: u64,
+}
+
+/// What was made of a set of files, and is made again when one of them changes. While one
+/// cannot be read or used, what was made before stays.
+pub(crate) struct Watched<T> {
+    paths: Vec<PathBuf>,
+    load: fn(&[PathBuf]) -> Result<T, RegistrydError>,
+    state: Mutex<State<T>>,
+}
+
+struct State<T> {
+    stamps: Vec<Stamp>,
+    value: Arc<T>,
+}
+
+impl<T> std::fmt::Debug for Watched<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watched")
+            .field("paths", &self.paths)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: Send + Sync + 'static> Watched<T> {
+    /// Reads the files for the first time.
+    pub(crate) fn open(
+        paths: Vec<PathBuf>,
+        load: fn(&[PathBuf]) -> Result<T, RegistrydError>,
+    ) -> Result<Self, RegistrydError> {
+        // Looked at first: a change in between makes the next look read them again.
+        let stamps = stamps(&paths)?;
+        let value = Arc::new(load(&paths)?);
+        Ok(Self {
+            paths,
+            load,
+            state: Mutex::new(State { stamps, value }),
+        })
+    }
+
+    /// What the files say, read again if one changed.
+    pub(crate) async fn current(self: &Arc<Self>) -> Arc<T> {
+        let this = self.clone();
+        let fresh = tokio::task::spawn_blocking(move || this.reload()).await;
+        if let Err(error) = fresh {
+            tracing::warn!(%error, "cannot look at files that may have changed");
+        }
+        self.last()
+    }
+
+    fn last(&self) -> Arc<T> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.value.clone()
+    }
+
+    /// Reads the files again if one changed; tells whether that gave something new.
+    pub(crate) fn reload(&self) -> bool {
+        let outcome = stamps(&self.paths).and_then(|now| {
+            let known = {
+                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                state.stamps == now
+            };
+            if known {
+                return Ok(None);
+            }
+            Ok(Some((now, (self.load)(&self.paths)?)))
+        });
+        match outcome {
+            Ok(None) => false,
+            Ok(Some((stamps, value))) => {
+                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                *state = State {
+                    stamps,
+                    value: Arc::new(value),
+                };
+                tracing::info!(paths = ?self.paths, "read changed files again");
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a changed file is not used");
+                false
+            }
+        }
+    }
+}
+
+fn stamps(paths: &[PathBuf]) -> Result<Vec<Stamp>, RegistrydError> {
+    paths.iter().map(|path| stamp(path)).collect()
+}
+
+fn stamp(path: &Path) -> Result<Stamp, RegistrydError> {
+    let metadata = fs::metadata(path).context("read", path)?;
+    Ok(Stamp {
+        modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+        size: metadata.len(),
+    })
+}
