@@ -7,13 +7,15 @@ use corten_oci::{ImageRef, Platform};
 use corten_store::{ImageId, Store};
 use http::{Method, StatusCode};
 
-use crate::config::{RegistriesConfig, RegistrySettings, is_loopback};
+use crate::config::RegistriesConfig;
 use crate::credential::{Credential, domain_of};
+use crate::endpoint::{Endpoint, Trust};
 use crate::error::RegistryError;
-use crate::http::{Connections, Host, connect, words};
+use crate::http::{Connections, Host, Scope, Target, connect, words};
 use crate::progress::Progress;
 use crate::pull::{self, Pulled};
 use crate::push::{self, Pushed};
+use crate::remote::Remote;
 
 /// Talks to registries. Cheap to clone.
 #[derive(Clone)]
@@ -21,8 +23,8 @@ pub struct Client(Arc<Inner>);
 
 struct Inner {
     config: RegistriesConfig,
-    /// By domain, for they differ in certificates, and whether on this machine.
-    http: Mutex<HashMap<(String, bool), Connections>>,
+    /// Shared by all endpoints that are trusted in the same way.
+    http: Mutex<HashMap<Trust, Connections>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -54,73 +56,71 @@ impl Client {
         })))
     }
 
-    /// Connections to a host that stands for a registry: itself or a mirror.
-    fn http(&self, domain: &str, host: &str) -> Result<Connections, RegistryError> {
-        let bare = host.split_once("://").map_or(host, |(_, rest)| rest);
-        let local = is_loopback(bare.trim_end_matches('/'));
-        let key = (domain.to_owned(), local);
+    /// Connections with this trust.
+    fn http(&self, trust: &Trust) -> Result<Connections, RegistryError> {
         let mut known = self.0.http.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(connections) = known.get(&key) {
+        if let Some(connections) = known.get(trust) {
             return Ok(connections.clone());
         }
-        let made = connect(&self.0.config.of(domain), local)?;
-        known.insert(key, made.clone());
+        let made = connect(trust)?;
+        known.insert(trust.clone(), made.clone());
         Ok(made)
     }
 
-    /// A mirror. It gets no credentials: those are the registry's.
-    fn mirror(
+    /// Everywhere a registry can be reached, mirrors first.
+    fn hosts(
         &self,
         domain: &str,
-        settings: &RegistrySettings,
-        url: &str,
-    ) -> Result<Host, RegistryError> {
-        Ok(Host::new(self.http(domain, url)?, url, settings, None))
+        credential: Option<&Credential>,
+    ) -> Result<Vec<Host>, RegistryError> {
+        let endpoints = self.0.config.endpoints(domain)?;
+        let host =
+            |endpoint: Endpoint| Ok(Host::new(self.http(&endpoint.trust)?, endpoint, credential));
+        endpoints.into_iter().map(host).collect()
     }
 
-    /// A registry by its domain.
+    /// The registry itself.
     fn registry(
         &self,
         domain: &str,
         credential: Option<&Credential>,
     ) -> Result<Host, RegistryError> {
-        let settings = self.0.config.of(domain);
-        Ok(Host::new(
-            self.http(domain, domain)?,
-            domain,
-            &settings,
-            credential.cloned(),
-        ))
-    }
-
-    /// Where to pull from, in order: mirrors, then the registry itself.
-    fn sources(
-        &self,
-        image: &ImageRef,
-        credential: Option<&Credential>,
-    ) -> Result<Vec<Host>, RegistryError> {
-        let domain = image.domain();
-        let settings = self.0.config.of(domain);
-        let mut hosts = Vec::new();
-        for mirror in &settings.mirrors {
-            hosts.push(self.mirror(domain, &settings, &mirror.url)?);
+        let mut hosts = self.hosts(domain, credential)?;
+        match hosts.iter().position(|host| host.endpoint().own) {
+            Some(at) => Ok(hosts.swap_remove(at)),
+            None => Err(RegistryError::Protocol {
+                registry: domain.to_owned(),
+                reason: "its hosts.toml leaves only mirrors, which get no credentials".to_owned(),
+            }),
         }
-        hosts.push(self.registry(domain, credential)?);
-        Ok(hosts)
     }
 
-    /// Where to push to: the first mirror that takes pushes, else the registry itself.
+    /// Where to push to: the first endpoint that says so, else the registry itself.
     fn target(
         &self,
         image: &ImageRef,
         credential: Option<&Credential>,
     ) -> Result<Host, RegistryError> {
-        let domain = image.domain();
-        let settings = self.0.config.of(domain);
-        match settings.mirrors.iter().find(|mirror| mirror.push) {
-            Some(mirror) => self.mirror(domain, &settings, &mirror.url),
-            None => self.registry(domain, credential),
-        }
+        let hosts = self.hosts(image.domain(), credential)?;
+        hosts
+            .into_iter()
+            .find(|host| host.endpoint().push)
+            .ok_or_else(|| RegistryError::Protocol {
+                registry: image.domain().to_owned(),
+                reason: "its hosts.toml names no host that takes pushes".to_owned(),
+            })
+    }
+
+    /// A registry's documents and blobs, as they are.
+    ///
+    /// # Errors
+    /// The registry's settings or certificates cannot be used.
+    pub fn remote(
+        &self,
+        domain: &str,
+        credential: Option<&Credential>,
+    ) -> Result<Remote, RegistryError> {
+        Ok(Remote::new(self.hosts(domain, credential)?))
     }
 
     /// Checks a credential with a registry, named as users do (`https://host/v2/`, `host:1`).
@@ -133,18 +133,24 @@ impl Client {
         credential: &Credential,
     ) -> Result<LoginOutcome, RegistryError> {
         let host = self.registry(&domain_of(server), Some(credential))?;
+        // What a later login needs instead of the password, where the registry has such a thing.
+        if credential.identity_token.is_empty() {
+            host.want_refresh_token();
+        }
         let response = host
-            .send(Method::GET, "/v2/", None, &|request| request)
+            .send(Method::GET, Target::Api(""), Scope::None, &|request| {
+                request
+            })
             .await?;
         match response.status() {
             status if status.is_success() => Ok(LoginOutcome {
                 status: "Login Succeeded".to_owned(),
-                identity_token: None,
+                identity_token: host.refresh_token(),
             }),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
                 Err(RegistryError::Unauthorized(format!(
                     "login attempt to {} failed with status: {status}: incorrect username or password",
-                    host.url("/v2/")
+                    host.base_url()
                 )))
             }
             StatusCode::NOT_FOUND => Err(host.protocol("this is no registry: it has no /v2/")),
@@ -165,7 +171,7 @@ impl Client {
         credential: Option<&Credential>,
         progress: &dyn Progress,
     ) -> Result<Pulled, RegistryError> {
-        let sources = self.sources(image, credential)?;
+        let sources = self.hosts(image.domain(), credential)?;
         pull::pull(&sources, store, image, platform, progress).await
     }
 

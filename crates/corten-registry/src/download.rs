@@ -11,7 +11,7 @@ use http::{Method, StatusCode, header};
 use tokio::sync::mpsc;
 
 use crate::error::RegistryError;
-use crate::http::{Access, Host, innermost};
+use crate::http::{Access, Host, Scope, Target, innermost};
 use crate::manifest::{Descriptor, found};
 use crate::progress::Told;
 
@@ -114,13 +114,13 @@ async fn transfer(
     mut writer: BlobWriter,
     told: &mut Told<'_>,
 ) -> Result<BlobWriter, RegistryError> {
-    let path = format!("/v2/{}/blobs/{}", image.path(), descriptor.digest);
+    let path = format!("/{}/blobs/{}", image.path(), descriptor.digest);
     let offset = writer.offset();
     let response = host
         .send(
             Method::GET,
-            &path,
-            Some((image.path(), Access::Pull)),
+            Target::Api(&path),
+            Scope::Repository(image.path(), Access::Pull),
             &|request| {
                 if offset > 0 {
                     request.header(header::RANGE, format!("bytes={offset}-"))

@@ -72,6 +72,14 @@ pub enum RegistryError {
         /// What was wrong.
         reason: String,
     },
+    /// The registry wants fewer requests.
+    #[error("registry {registry}: {reason}")]
+    RateLimited {
+        /// Host and port.
+        registry: String,
+        /// What it said.
+        reason: String,
+    },
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -93,6 +101,7 @@ impl RegistryError {
             || matches!(
                 self,
                 Self::PullDenied(_)
+                    | Self::RateLimited { .. }
                     | Self::ManifestUnknown(_)
                     | Self::BlobUnknown { .. }
                     | Self::Unauthorized(_)

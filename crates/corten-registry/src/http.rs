@@ -1,27 +1,29 @@
-//! Requests to one registry: schemes, authentication, retries, errors in words.
+//! Requests to one endpoint of a registry: schemes, authentication, redirects, retries, errors
+//! in words.
 //!
-//! Credentials are only ever sent to the registry they are for and to the token server it
-//! names; a redirect to another host carries none (reqwest strips them). Loopback registries
+//! Credentials, and the headers that settings add, only ever go to the host they are for and
+//! to the token server it names; a redirect to another host carries none. Loopback registries
 //! may speak plain HTTP unasked: HTTPS is tried first.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{Method, StatusCode, header};
 use reqwest::{RequestBuilder, Response};
 use serde::Deserialize;
+use url::Url;
 
-use crate::config::{RegistrySettings, is_loopback};
+use crate::challenge::{Challenge, Scopes};
 use crate::credential::Credential;
+use crate::endpoint::{Endpoint, Trust};
 use crate::error::RegistryError;
+use crate::retry::{self, FIRST_PAUSE, MAX_PAUSE};
+use crate::token::Tokens;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const ATTEMPTS: u32 = 4;
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const MAX_PAUSE: Duration = Duration::from_secs(20);
-const CLIENT_ID: &str = "corten";
+const MAX_REDIRECTS: usize = 10;
 /// Largest error document that is read.
 const MAX_ERROR: usize = 64 << 10;
 
@@ -30,27 +32,57 @@ const MAX_ERROR: usize = 64 << 10;
 pub(crate) enum Access<'a> {
     Pull,
     PullPush,
+    Delete,
     /// Push, and take over blobs from another repository.
     Mount(&'a str),
 }
 
 impl Access<'_> {
-    /// The scopes to ask a token server for, separated by blanks as OAuth2 has them.
-    fn scopes(self, repository: &str) -> String {
-        match self {
+    /// The scopes to ask a token server for.
+    fn scopes(self, repository: &str) -> Scopes {
+        Scopes::parse(&match self {
             Self::Pull => format!("repository:{repository}:pull"),
             Self::PullPush => format!("repository:{repository}:pull,push"),
+            Self::Delete => format!("repository:{repository}:delete"),
             Self::Mount(from) => {
                 format!("repository:{repository}:pull,push repository:{from}:pull")
             }
+        })
+    }
+}
+
+/// What a request is about, for the token it may need.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Scope<'a> {
+    /// Nothing in particular.
+    None,
+    Catalog,
+    Repository(&'a str, Access<'a>),
+}
+
+impl Scope<'_> {
+    fn scopes(self) -> Scopes {
+        match self {
+            Self::None => Scopes::default(),
+            Self::Catalog => Scopes::parse("registry:catalog:*"),
+            Self::Repository(name, access) => access.scopes(name),
         }
     }
 }
 
-/// Connections to one registry's hosts.
+/// Where a request goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Target<'a> {
+    /// Below the endpoint's `/v2`: `/<name>/…`, or nothing for the base.
+    Api(&'a str),
+    /// Where the registry said.
+    Location(&'a Url),
+}
+
+/// Connections to one registry's hosts. Redirects are followed here, not by reqwest.
 #[derive(Debug, Clone)]
 pub(crate) struct Connections {
-    general: reqwest::Client,
+    pub(crate) general: reqwest::Client,
     /// Sends bodies of any length. Its answers may take as long: reqwest's read timeout runs
     /// while a body is sent.
     upload: reqwest::Client,
@@ -59,34 +91,26 @@ pub(crate) struct Connections {
 /// Sends a request with headers and body; called anew for every attempt.
 pub(crate) type Build<'a> = &'a (dyn Fn(RequestBuilder) -> RequestBuilder + Send + Sync);
 
-/// One registry host (or mirror), with what is known about talking to it.
+/// One endpoint, with what is known about talking to it.
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
     http: Connections,
-    /// `docker.io`'s API is elsewhere than its name.
-    host: String,
+    endpoint: Arc<Endpoint>,
     schemes: Arc<Mutex<Vec<&'static str>>>,
     credential: Option<Credential>,
-    tokens: Arc<Mutex<HashMap<String, String>>>,
+    tokens: Arc<Tokens>,
     basic: Arc<Mutex<bool>>,
 }
 
-/// Makes the connections to a registry; `local` ones never go through a proxy.
-pub(crate) fn connect(
-    settings: &RegistrySettings,
-    local: bool,
-) -> Result<Connections, RegistryError> {
+/// Makes connections with this trust; local ones never go through a proxy.
+pub(crate) fn connect(trust: &Trust) -> Result<Connections, RegistryError> {
     Ok(Connections {
-        general: client(settings, local, Some(READ_TIMEOUT))?,
-        upload: client(settings, local, None)?,
+        general: client(trust, Some(READ_TIMEOUT))?,
+        upload: client(trust, None)?,
     })
 }
 
-fn client(
-    settings: &RegistrySettings,
-    local: bool,
-    read_timeout: Option<Duration>,
-) -> Result<reqwest::Client, RegistryError> {
+fn client(trust: &Trust, read_timeout: Option<Duration>) -> Result<reqwest::Client, RegistryError> {
     // Another part of the process may have installed one already: either will do.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let failed = |path: &std::path::Path, reason: String| RegistryError::Config {
@@ -94,27 +118,30 @@ fn client(
         reason,
     };
     let mut builder = reqwest::Client::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_timeout(trust.dial_timeout.unwrap_or(CONNECT_TIMEOUT))
+        .redirect(reqwest::redirect::Policy::none())
         .user_agent(concat!("corten/", env!("CARGO_PKG_VERSION")));
     if let Some(timeout) = read_timeout {
         builder = builder.read_timeout(timeout);
     }
-    if local {
+    if trust.local {
         builder = builder.no_proxy();
     }
-    if settings.insecure {
+    if trust.insecure {
         builder = builder.danger_accept_invalid_certs(true);
     }
-    if let Some(ca) = &settings.ca {
+    for ca in &trust.authorities {
         let pem = std::fs::read(ca).map_err(|e| failed(ca, e.to_string()))?;
         let authorities =
             reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| failed(ca, e.to_string()))?;
         builder = builder.tls_certs_merge(authorities);
     }
-    if let (Some(cert), Some(key)) = (&settings.client_cert, &settings.client_key) {
+    if let Some((cert, key)) = &trust.client {
         let mut pem = std::fs::read(cert).map_err(|e| failed(cert, e.to_string()))?;
-        pem.push(b'\n');
-        pem.extend(std::fs::read(key).map_err(|e| failed(key, e.to_string()))?);
+        if key != cert {
+            pem.push(b'\n');
+            pem.extend(std::fs::read(key).map_err(|e| failed(key, e.to_string()))?);
+        }
         let identity =
             reqwest::Identity::from_pem(&pem).map_err(|e| failed(cert, e.to_string()))?;
         builder = builder.identity(identity);
@@ -125,32 +152,17 @@ fn client(
 }
 
 impl Host {
-    /// A registry by domain, or a mirror by URL.
+    /// An endpoint to speak to. Only the registry itself gets the credential.
     pub(crate) fn new(
         http: Connections,
-        domain_or_url: &str,
-        settings: &RegistrySettings,
-        credential: Option<Credential>,
+        endpoint: Endpoint,
+        credential: Option<&Credential>,
     ) -> Self {
-        let (schemes, host) = if let Some(host) = domain_or_url.strip_prefix("http://") {
-            (vec!["http"], host)
-        } else if let Some(host) = domain_or_url.strip_prefix("https://") {
-            (vec!["https"], host)
-        } else if settings.plain_http {
-            (vec!["http"], domain_or_url)
-        } else if settings.insecure || is_loopback(domain_or_url) {
-            (vec!["https", "http"], domain_or_url)
-        } else {
-            (vec!["https"], domain_or_url)
-        };
-        let host = match host.trim_end_matches('/') {
-            "docker.io" => "registry-1.docker.io",
-            other => other,
-        };
+        let credential = credential.filter(|_| endpoint.own).cloned();
         Self {
             http,
-            host: host.to_owned(),
-            schemes: Arc::new(Mutex::new(schemes)),
+            schemes: Arc::new(Mutex::new(endpoint.schemes.clone())),
+            endpoint: Arc::new(endpoint),
             credential,
             tokens: Arc::default(),
             basic: Arc::default(),
@@ -159,12 +171,17 @@ impl Host {
 
     /// Host and port, for messages.
     pub(crate) fn name(&self) -> &str {
-        &self.host
+        &self.endpoint.host
+    }
+
+    /// What it may be asked for.
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     pub(crate) fn protocol(&self, reason: impl ToString) -> RegistryError {
         RegistryError::Protocol {
-            registry: self.host.clone(),
+            registry: self.endpoint.host.clone(),
             reason: reason.to_string(),
         }
     }
@@ -176,35 +193,71 @@ impl Host {
             .clone()
     }
 
-    /// An absolute URL of a path, or of a `Location` the registry gave.
-    pub(crate) fn url(&self, path: &str) -> String {
-        if path.starts_with("http://") || path.starts_with("https://") {
-            return path.to_owned();
+    fn url(&self, scheme: &str, target: Target<'_>) -> Result<Url, RegistryError> {
+        let path = match target {
+            Target::Location(url) => return Ok(url.clone()),
+            Target::Api("") => "/",
+            Target::Api(path) => path,
+        };
+        let endpoint = &self.endpoint;
+        let text = format!("{scheme}://{}{}{path}", endpoint.host, endpoint.base);
+        let mut url = Url::parse(&text).map_err(|error| self.protocol(error))?;
+        if let Some(namespace) = &endpoint.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
         }
-        let scheme = self.scheme_list().first().copied().unwrap_or("https");
-        format!("{scheme}://{}{path}", self.host)
+        Ok(url)
     }
 
-    /// Sends a request for a repository, authenticating as the registry asks. `build` adds
-    /// headers and body; it is called anew for every attempt.
+    /// The URL of the base, for messages.
+    pub(crate) fn base_url(&self) -> String {
+        let scheme = self.scheme_list().first().copied().unwrap_or("https");
+        format!("{scheme}://{}{}/", self.endpoint.host, self.endpoint.base)
+    }
+
+    /// Where an answer's `Location` or `Link` leads (RFC 9110, 10.2.2: relative to the request).
+    pub(crate) fn follow(&self, response: &Response, given: &str) -> Result<Url, RegistryError> {
+        response
+            .url()
+            .join(given)
+            .map_err(|error| self.protocol(format!("it leads to \"{given}\": {error}")))
+    }
+
+    /// Whether a URL is the endpoint's own: what leads elsewhere, or away from the TLS we
+    /// have, gets no credentials.
+    fn is_own(&self, url: &Url) -> bool {
+        self.scheme_list().iter().any(|scheme| {
+            let own = Url::parse(&format!("{scheme}://{}", self.endpoint.host));
+            own.is_ok_and(|own| own.origin() == url.origin())
+        })
+    }
+
+    /// Sends a request, authenticating as the registry asks. `build` adds headers and body;
+    /// it is called anew for every attempt.
     pub(crate) async fn send(
         &self,
         method: Method,
-        path: &str,
-        scope: Option<(&str, Access<'_>)>,
+        target: Target<'_>,
+        scope: Scope<'_>,
         build: Build<'_>,
     ) -> Result<Response, RegistryError> {
         let mut pause = FIRST_PAUSE;
         let mut attempt = 1;
         loop {
             let outcome = self
-                .authenticated(method.clone(), path, scope, false, build)
+                .authenticated(method.clone(), target, scope, false, build)
                 .await;
             let wait = match &outcome {
                 Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
-                    Some(retry_after(response).unwrap_or(pause))
+                    match retry::after(response.headers()) {
+                        // Waiting so long helps nobody: the user is told.
+                        Some(asked) if asked > MAX_PAUSE => None,
+                        asked => Some(asked.unwrap_or(pause)),
+                    }
                 }
-                Ok(response) if response.status().is_server_error() => Some(pause),
+                Ok(response) if response.status().is_server_error() => {
+                    let asked = retry::after(response.headers());
+                    Some(asked.filter(|asked| *asked <= MAX_PAUSE).unwrap_or(pause))
+                }
                 Err(RegistryError::Unreachable { reason, .. }) if !is_refusal(reason) => {
                     Some(pause)
                 }
@@ -212,13 +265,37 @@ impl Host {
             };
             match wait {
                 Some(wait) if attempt < ATTEMPTS => {
-                    tracing::debug!(registry = %self.host, attempt, "trying again");
+                    tracing::debug!(registry = self.name(), attempt, ?wait, "trying again");
                     tokio::time::sleep(wait.min(MAX_PAUSE)).await;
                     pause *= 2;
                     attempt += 1;
                 }
-                _ => return outcome,
+                _ => return self.limited(outcome).await,
             }
+        }
+    }
+
+    /// Turns a refusal for too many requests into an error of its own.
+    async fn limited(
+        &self,
+        outcome: Result<Response, RegistryError>,
+    ) -> Result<Response, RegistryError> {
+        match outcome {
+            Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
+                let after = retry::after(response.headers());
+                let mut reason = words(response).await;
+                if let Some(after) = after {
+                    reason.push_str(&format!(
+                        " (it may be tried again in {} s)",
+                        after.as_secs()
+                    ));
+                }
+                Err(RegistryError::RateLimited {
+                    registry: self.endpoint.host.clone(),
+                    reason,
+                })
+            }
+            other => other,
         }
     }
 
@@ -226,56 +303,49 @@ impl Host {
     pub(crate) async fn upload(
         &self,
         method: Method,
-        path: &str,
-        scope: Option<(&str, Access<'_>)>,
+        target: Target<'_>,
+        scope: Scope<'_>,
         build: Build<'_>,
     ) -> Result<Response, RegistryError> {
-        self.authenticated(method, path, scope, true, build).await
+        self.authenticated(method, target, scope, true, build).await
     }
 
     async fn authenticated(
         &self,
         method: Method,
-        path: &str,
-        scope: Option<(&str, Access<'_>)>,
+        target: Target<'_>,
+        scope: Scope<'_>,
         upload: bool,
         build: Build<'_>,
     ) -> Result<Response, RegistryError> {
-        let scope_text = scope.map(|(repository, access)| access.scopes(repository));
-        let key = scope_text.clone().unwrap_or_default();
-        let token = self
-            .tokens
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
-            .cloned();
+        let wanted = scope.scopes();
+        let token = self.tokens.get(&wanted);
         let response = self
-            .once(method.clone(), path, token.as_deref(), upload, build)
+            .once(method.clone(), target, token.as_deref(), upload, build)
             .await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
-        let challenge = response
+        if let Some(token) = token {
+            self.tokens.forget(&token);
+        }
+        let challenges: Vec<Challenge> = response
             .headers()
             .get_all(header::WWW_AUTHENTICATE)
             .iter()
-            .find_map(|value| Challenge::parse(value.to_str().ok()?));
-        if let Some(challenge) = challenge {
+            .filter_map(|value| Challenge::parse(value.to_str().ok()?))
+            .collect();
+        for challenge in challenges {
             match challenge {
                 Challenge::Bearer {
                     realm,
                     service,
                     scope,
                 } => {
-                    let scope = scope_text.clone().or(scope);
-                    let token = self
-                        .token(&realm, service.as_deref(), scope.as_deref())
-                        .await?;
-                    self.tokens
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .insert(key, token.clone());
-                    return self.once(method, path, Some(&token), upload, build).await;
+                    let asked = Scopes::parse(scope.as_deref().unwrap_or_default());
+                    let wanted = wanted.merged(&asked);
+                    let token = self.token(&realm, service.as_deref(), &wanted).await?;
+                    return self.once(method, target, Some(&token), upload, build).await;
                 }
                 Challenge::Basic
                     if self
@@ -284,12 +354,12 @@ impl Host {
                         .is_some_and(|c| !c.username.is_empty()) =>
                 {
                     *self.basic.lock().unwrap_or_else(PoisonError::into_inner) = true;
-                    return self.once(method, path, None, upload, build).await;
+                    return self.once(method, target, None, upload, build).await;
                 }
                 Challenge::Basic => {
                     return Err(RegistryError::Unauthorized(format!(
                         "authentication required: no basic auth credentials for {}",
-                        self.host
+                        self.endpoint.host
                     )));
                 }
             }
@@ -297,11 +367,50 @@ impl Host {
         Ok(response)
     }
 
-    /// One request, over the schemes that may be tried.
+    async fn token(
+        &self,
+        realm: &str,
+        service: Option<&str>,
+        wanted: &Scopes,
+    ) -> Result<String, RegistryError> {
+        let realm = Url::parse(realm).map_err(|error| {
+            self.protocol(format!("its token server \"{realm}\" is no URL: {error}"))
+        })?;
+        let credential = self.credential.clone().unwrap_or_default();
+        self.tokens
+            .fetch(
+                &self.http.general,
+                self,
+                &realm,
+                service,
+                wanted,
+                &credential,
+            )
+            .await
+    }
+
+    /// Whether a password may be shown to this token server: not in the clear on behalf of a
+    /// registry that has TLS.
+    pub(crate) fn trusts_realm(&self, realm: &Url) -> bool {
+        let local = || realm.host_str().is_some_and(crate::config::is_loopback);
+        realm.scheme() == "https" || self.scheme_list().contains(&"http") || local()
+    }
+
+    /// A refresh token that the token server gave on request.
+    pub(crate) fn refresh_token(&self) -> Option<String> {
+        self.tokens.refresh_token()
+    }
+
+    /// Asks for a refresh token with the next access token.
+    pub(crate) fn want_refresh_token(&self) {
+        self.tokens.want_refresh_token();
+    }
+
+    /// One request, over the schemes that may be tried, and through redirects.
     async fn once(
         &self,
         method: Method,
-        path: &str,
+        target: Target<'_>,
         token: Option<&str>,
         upload: bool,
         build: Build<'_>,
@@ -309,30 +418,8 @@ impl Host {
         let schemes = self.scheme_list();
         let mut first_error = None;
         for scheme in &schemes {
-            let url = if path.starts_with("http") {
-                path.to_owned()
-            } else {
-                format!("{scheme}://{}{path}", self.host)
-            };
-            let http = if upload {
-                &self.http.upload
-            } else {
-                &self.http.general
-            };
-            let mut request = http.request(method.clone(), &url);
-            // A `Location` elsewhere, or without the TLS we have, gets no credentials.
-            let own = url.split_once("://").is_some_and(|(scheme, rest)| {
-                schemes.contains(&scheme) && rest.split('/').next() == Some(self.host.as_str())
-            });
-            if own {
-                let basic = *self.basic.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(token) = token {
-                    request = request.bearer_auth(token);
-                } else if let (true, Some(c)) = (basic, &self.credential) {
-                    request = request.basic_auth(&c.username, Some(&c.password));
-                }
-            }
-            match build(request).send().await {
+            let url = self.url(scheme, target)?;
+            match self.through(&method, url, token, upload, build).await {
                 Ok(response) => {
                     if schemes.len() > 1 {
                         *self.schemes.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -341,93 +428,71 @@ impl Host {
                     return Ok(response);
                 }
                 Err(error) => {
-                    let unreachable = RegistryError::Unreachable {
-                        registry: self.host.clone(),
-                        reason: innermost(&error),
-                    };
-                    first_error.get_or_insert(unreachable);
+                    let unreachable = matches!(error, RegistryError::Unreachable { .. });
+                    first_error.get_or_insert(error);
+                    if !unreachable || matches!(target, Target::Location(_)) {
+                        break;
+                    }
                 }
             }
         }
         Err(first_error.unwrap_or_else(|| self.protocol("no scheme to try")))
     }
 
-    /// A bearer token (distribution "Token authentication" and its OAuth2 form).
-    async fn token(
+    async fn through(
         &self,
-        realm: &str,
-        service: Option<&str>,
-        scope: Option<&str>,
-    ) -> Result<String, RegistryError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            #[serde(default)]
-            token: String,
-            #[serde(default)]
-            access_token: String,
-        }
-        let credential = self.credential.clone().unwrap_or_default();
-        if !credential.registry_token.is_empty() {
-            return Ok(credential.registry_token);
-        }
-        let unreachable = |error: reqwest::Error| RegistryError::Unreachable {
-            registry: realm.to_owned(),
-            reason: innermost(&error),
-        };
-        let response = if credential.identity_token.is_empty() {
-            let mut query: Vec<(&str, &str)> = Vec::new();
-            query.extend(service.map(|s| ("service", s)));
-            query.extend(
-                scope
-                    .iter()
-                    .flat_map(|s| s.split(' '))
-                    .map(|s| ("scope", s)),
-            );
-            let mut request = self.http.general.get(realm).query(&query);
-            if !credential.username.is_empty() {
-                request = request
-                    .query(&[("account", &credential.username)])
-                    .basic_auth(&credential.username, Some(&credential.password));
+        method: &Method,
+        mut url: Url,
+        token: Option<&str>,
+        upload: bool,
+        build: Build<'_>,
+    ) -> Result<Response, RegistryError> {
+        for _ in 0..MAX_REDIRECTS {
+            let http = if upload {
+                &self.http.upload
+            } else {
+                &self.http.general
+            };
+            let mut request = http.request(method.clone(), url.clone());
+            if self.is_own(&url) {
+                for (name, value) in &self.endpoint.headers {
+                    request = request.header(name, value);
+                }
+                let basic = *self.basic.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(token) = token {
+                    request = request.bearer_auth(token);
+                } else if let (true, Some(c)) = (basic, &self.credential) {
+                    request = request.basic_auth(&c.username, Some(&c.password));
+                }
             }
-            request.send().await.map_err(unreachable)?
-        } else {
-            let mut form = vec![
-                ("grant_type", "refresh_token"),
-                ("client_id", CLIENT_ID),
-                ("refresh_token", &credential.identity_token),
-            ];
-            form.extend(service.map(|s| ("service", s)));
-            form.extend(scope.map(|s| ("scope", s)));
-            self.http
-                .general
-                .post(realm)
-                .form(&form)
-                .send()
-                .await
-                .map_err(unreachable)?
-        };
-        if matches!(
-            response.status(),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-        ) {
-            return Err(RegistryError::Unauthorized(
-                "incorrect username or password".into(),
-            ));
+            let response =
+                build(request)
+                    .send()
+                    .await
+                    .map_err(|error| RegistryError::Unreachable {
+                        registry: self.endpoint.host.clone(),
+                        reason: innermost(&error),
+                    })?;
+            let Some(next) = redirect(method, &response) else {
+                return Ok(response);
+            };
+            url = self.follow(&response, next)?;
         }
-        if !response.status().is_success() {
-            return Err(self.protocol(format!("token server answered {}", response.status())));
-        }
-        let answer: Answer = response.json().await.map_err(unreachable)?;
-        let token = if answer.token.is_empty() {
-            answer.access_token
-        } else {
-            answer.token
-        };
-        if token.is_empty() {
-            return Err(self.protocol("the token server gave no token"));
-        }
-        Ok(token)
+        Err(self.protocol("it redirects without end"))
     }
+}
+
+/// Where a redirect leads that may be followed: any for reading; others only where the method
+/// has to stay (RFC 9110, 15.4).
+fn redirect<'a>(method: &Method, response: &'a Response) -> Option<&'a str> {
+    use StatusCode as S;
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    match response.status() {
+        S::TEMPORARY_REDIRECT | S::PERMANENT_REDIRECT => {}
+        S::MOVED_PERMANENTLY | S::FOUND | S::SEE_OTHER if reads => {}
+        _ => return None,
+    }
+    response.headers().get(header::LOCATION)?.to_str().ok()
 }
 
 /// The words of an error answer: the registry's own where it has any.
@@ -456,11 +521,6 @@ pub(crate) async fn words(response: Response) -> String {
     }
 }
 
-fn retry_after(response: &Response) -> Option<Duration> {
-    let value = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
-    value.parse().ok().map(Duration::from_secs)
-}
-
 /// Nobody answers there: trying again at once does not help.
 fn is_refusal(reason: &str) -> bool {
     let reason = reason.to_lowercase();
@@ -485,100 +545,4 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
         cause = next;
     }
     cause.to_string()
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Challenge {
-    Basic,
-    Bearer {
-        realm: String,
-        service: Option<String>,
-        scope: Option<String>,
-    },
-}
-
-impl Challenge {
-    /// Parses a `WWW-Authenticate` value (RFC 9110, 11.6.1), one challenge.
-    fn parse(value: &str) -> Option<Self> {
-        let (scheme, rest) = value.trim().split_once(' ').unwrap_or((value.trim(), ""));
-        if scheme.eq_ignore_ascii_case("basic") {
-            return Some(Self::Basic);
-        }
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return None;
-        }
-        let (mut realm, mut service, mut scope) = (None, None, None);
-        let mut rest = rest.trim_start();
-        while let Some((key, after)) = rest.split_once('=') {
-            let (value, after) = if let Some(quoted) = after.strip_prefix('"') {
-                let mut text = String::new();
-                let mut characters = quoted.char_indices();
-                let mut end = quoted.len();
-                while let Some((at, c)) = characters.next() {
-                    match c {
-                        '"' => {
-                            end = at + 1;
-                            break;
-                        }
-                        '\\' => text.extend(characters.next().map(|(_, c)| c)),
-                        c => text.push(c),
-                    }
-                }
-                (text, &quoted[end.min(quoted.len())..])
-            } else {
-                let end = after.find(',').unwrap_or(after.len());
-                (after[..end].trim().to_owned(), &after[end..])
-            };
-            match key.trim().to_ascii_lowercase().as_str() {
-                "realm" => realm = Some(value),
-                "service" => service = Some(value),
-                "scope" => scope = Some(value),
-                _ => {}
-            }
-            rest = after.trim_start_matches([',', ' ']);
-        }
-        Some(Self::Bearer {
-            realm: realm?,
-            service,
-            scope,
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn challenges() {
-        assert_eq!(
-            Challenge::parse("Basic realm=\"x\""),
-            Some(Challenge::Basic)
-        );
-        assert_eq!(
-            Challenge::parse(
-                r#"Bearer realm="https://a/t",service="s",scope="repository:a/b:pull,push""#
-            ),
-            Some(Challenge::Bearer {
-                realm: "https://a/t".into(),
-                service: Some("s".into()),
-                scope: Some("repository:a/b:pull,push".into())
-            })
-        );
-        assert_eq!(Challenge::parse("Bearer service=x"), None);
-        assert_eq!(Challenge::parse("Digest realm=x"), None);
-    }
-
-    proptest! {
-        #[test]
-        fn any_challenge_is_survived(value in ".{0,200}") {
-            let _parsed = Challenge::parse(&value);
-        }
-
-        #[test]
-        fn any_bearer_challenge_is_survived(value in "Bearer [a-z=\",\\\\ ]{0,80}") {
-            let _parsed = Challenge::parse(&value);
-        }
-    }
 }

@@ -1,22 +1,31 @@
 //! OCI registry client: authentication, pull, push, mirrors.
 //!
-//! `config` is `registries.toml`, `docker_config` Docker's `config.json`, `http` one host with
-//! its authentication and retries; `pull` and `push` move images between a registry and a
-//! store. Invariants: every byte is verified before it is used; credentials go only to the
+//! `config` is `registries.toml`, with what it borrows from `certs_d` and `hosts_toml`;
+//! `docker_config` is Docker's `config.json`, `http` one endpoint with its authentication and
+//! retries; `pull` and `push` move images between a registry and a store, `remote` is for
+//! everything else one can ask a registry. Invariants: every byte is verified before it is used; credentials go only to the
 //! registry they are for; a pull that is cut off leaves only partial downloads, which the
 //! next one resumes.
 
+mod certs_d;
+mod challenge;
 mod client;
 mod config;
 mod credential;
 pub mod docker_config;
 mod download;
+mod endpoint;
 mod error;
+mod hosts_toml;
 mod http;
 mod manifest;
 mod progress;
 mod pull;
 mod push;
+mod remote;
+mod retry;
+mod token;
+mod upload;
 
 pub use client::{Client, LoginOutcome};
 pub use config::{Mirror, RegistriesConfig, RegistrySettings};
@@ -26,3 +35,4 @@ pub use error::RegistryError;
 pub use progress::{Progress, ProgressEvent};
 pub use pull::Pulled;
 pub use push::Pushed;
+pub use remote::{Remote, RemoteBlob, RemoteManifest};

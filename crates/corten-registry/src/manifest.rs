@@ -7,10 +7,10 @@ use reqwest::Response;
 use serde::Deserialize;
 
 use crate::error::RegistryError;
-use crate::http::{Access, Host, words};
+use crate::http::{Access, Host, Scope, Target, words};
 
 /// Largest manifest, bytes (what registries accept).
-const MAX_MANIFEST: usize = 4 << 20;
+pub(crate) const MAX_MANIFEST: usize = 4 << 20;
 
 /// What a descriptor says (image-spec, "descriptor").
 #[derive(Debug, Clone, Deserialize)]
@@ -61,13 +61,17 @@ pub(crate) struct Resolved {
     pub(crate) manifest: Manifest,
 }
 
-/// Fetches the manifest an image's name stands for on a platform.
+/// Fetches the manifest an image's name stands for on a platform. `pinned` is what the name
+/// stands for, where another host has said so.
 pub(crate) async fn resolve(
     host: &Host,
     image: &ImageRef,
+    pinned: Option<&Digest>,
     platform: &Platform,
 ) -> Result<Resolved, RegistryError> {
-    let first = fetch(host, image, image.manifest_reference(), image.digest()).await?;
+    let digest = image.digest().or(pinned);
+    let reference = digest.map_or(image.manifest_reference(), Digest::as_str);
+    let first = fetch(host, image, reference, digest).await?;
     let top = first.digest.clone();
     let document = if media_type::is_index(&first.media_type) {
         let index: Index = parse(host, &first)?;
@@ -125,25 +129,18 @@ async fn fetch(
     reference: &str,
     expected: Option<&Digest>,
 ) -> Result<Document, RegistryError> {
-    let path = format!("/v2/{}/manifests/{reference}", image.path());
+    let path = format!("/{}/manifests/{reference}", image.path());
     let accept = media_type::MANIFEST_ACCEPT.join(", ");
     let response = host
         .send(
             Method::GET,
-            &path,
-            Some((image.path(), Access::Pull)),
+            Target::Api(&path),
+            Scope::Repository(image.path(), Access::Pull),
             &|request| request.header(header::ACCEPT, &accept),
         )
         .await?;
     let response = found(host, image, response).await?;
-    let announced = response
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split(';').next())
-        .unwrap_or_default()
-        .trim()
-        .to_owned();
+    let announced = announced_type(&response);
     let bytes = read(host, response, MAX_MANIFEST, "manifest").await?;
     let digest = match expected {
         None => Digest::of(&bytes),
@@ -168,8 +165,16 @@ async fn fetch(
     })
 }
 
+/// The media type that a header names.
+pub(crate) fn announced_type(response: &Response) -> String {
+    let value = response.headers().get(header::CONTENT_TYPE);
+    let value = value.and_then(|value| value.to_str().ok());
+    let value = value.and_then(|value| value.split(';').next());
+    value.unwrap_or_default().trim().to_owned()
+}
+
 /// The document's own word on its type counts more than the header.
-fn type_of(bytes: &[u8], announced: String) -> String {
+pub(crate) fn type_of(bytes: &[u8], announced: String) -> String {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Typed {

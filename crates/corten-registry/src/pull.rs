@@ -1,6 +1,6 @@
 //! Pulling an image.
 
-use corten_oci::{DiffId, Digest, ImageRef, Platform};
+use corten_oci::{DiffId, Digest, Digester, ImageRef, Platform};
 use corten_store::{Arrival, ImageId, LayerBlob, Layers, Store, StoreError};
 use futures_util::{StreamExt, TryStreamExt};
 use http::Method;
@@ -9,9 +9,10 @@ use tokio::sync::Semaphore;
 
 use crate::download::{self, blocking};
 use crate::error::RegistryError;
-use crate::http::{Access, Host};
+use crate::http::{Access, Host, Scope, Target};
 use crate::manifest::{self, Descriptor, Resolved};
 use crate::progress::{Progress, Told, say};
+use crate::remote;
 
 /// Layers downloaded at once (Docker's default).
 const DOWNLOADS: usize = 3;
@@ -58,8 +59,19 @@ pub(crate) async fn pull(
     })
     .await?;
     let mut last = None;
-    for (at, host) in sources.iter().enumerate() {
-        match from(host, store, image, platform, progress).await {
+    let mut pinned = None;
+    let places: Vec<&Host> = sources.iter().filter(|host| host.endpoint().pull).collect();
+    for (at, host) in places.iter().enumerate() {
+        if image.digest().is_none() && !host.endpoint().resolve && pinned.is_none() {
+            // It may have what a digest names, but is not to be asked what a tag names.
+            pinned = Some(remote::resolve(sources, image.path(), image.manifest_reference()).await);
+        }
+        let outcome = match &pinned {
+            Some(Err(_)) if !host.endpoint().resolve => continue,
+            Some(Ok(digest)) => from(host, store, image, Some(digest), platform, progress).await,
+            _ => from(host, store, image, None, platform, progress).await,
+        };
+        match outcome {
             Ok(pulled) => {
                 let status = if pulled.up_to_date {
                     "Image is up to date for"
@@ -74,13 +86,16 @@ pub(crate) async fn pull(
                 );
                 return Ok(pulled);
             }
-            Err(error) if at + 1 < sources.len() && error.is_worth_another_source() => {
+            Err(error) if at + 1 < places.len() && error.is_worth_another_source() => {
                 tracing::info!(source = host.name(), %error, "trying the next source");
                 // A mirror that lacks it says less than the registry that cannot be reached.
                 last = Some(error);
             }
             Err(error) => return Err(prefer(last, error)),
         }
+    }
+    if let Some(Err(error)) = pinned {
+        return Err(error);
     }
     Err(last.unwrap_or_else(|| RegistryError::ManifestUnknown(image.familiar())))
 }
@@ -103,10 +118,11 @@ async fn from(
     host: &Host,
     store: &Store,
     image: &ImageRef,
+    pinned: Option<&Digest>,
     platform: &Platform,
     progress: &dyn Progress,
 ) -> Result<Pulled, RegistryError> {
-    let resolved = manifest::resolve(host, image, platform).await?;
+    let resolved = manifest::resolve(host, image, pinned, platform).await?;
     let reference = image.manifest_reference();
     say(
         progress,
@@ -175,18 +191,20 @@ async fn config(
     image: &ImageRef,
     descriptor: &Descriptor,
 ) -> Result<Vec<u8>, RegistryError> {
-    let path = format!("/v2/{}/blobs/{}", image.path(), descriptor.digest);
+    let path = format!("/{}/blobs/{}", image.path(), descriptor.digest);
     let response = host
         .send(
             Method::GET,
-            &path,
-            Some((image.path(), Access::Pull)),
+            Target::Api(&path),
+            Scope::Repository(image.path(), Access::Pull),
             &|request| request,
         )
         .await?;
     let response = manifest::found(host, image, response).await?;
     let bytes = manifest::read(host, response, MAX_CONFIG, "image configuration").await?;
-    let actual = Digest::of(&bytes);
+    let mut digester = Digester::new(descriptor.digest.algorithm());
+    digester.update(&bytes);
+    let actual = digester.finish();
     if actual != descriptor.digest {
         let expected = descriptor.digest.clone();
         return Err(StoreError::CorruptBlob { expected, actual }.into());

@@ -1,33 +1,20 @@
 //! Pushing an image: blobs the registry lacks, then the manifest.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-
 use corten_oci::{Digest, ImageRef};
 use corten_store::{ImageId, Store};
 use futures_util::{StreamExt, TryStreamExt};
 use http::{Method, StatusCode, header};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Response;
-use tokio_util::io::ReaderStream;
 
 use crate::download::blocking;
 use crate::error::RegistryError;
-use crate::http::{Access, Host, words};
+use crate::http::{Access, Host, Scope, Target, words};
 use crate::progress::{Progress, Told, say};
+use crate::upload::Upload;
 
 /// Blobs uploaded at once (Docker's default).
 const UPLOADS: usize = 5;
-/// Bytes read at once.
-const CHUNK: usize = 128 * 1024;
-const TICK: Duration = Duration::from_millis(100);
-/// An upload of which nothing moves for this long has failed.
-const STALLED: Duration = Duration::from_secs(300);
-/// How often an upload is begun.
-const ATTEMPTS: u32 = 4;
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-
 /// What a push came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pushed {
@@ -46,7 +33,7 @@ struct Blob {
 }
 
 /// Where things go.
-struct Target<'a> {
+struct Push<'a> {
     host: &'a Host,
     image: &'a ImageRef,
     store: &'a Store,
@@ -102,7 +89,7 @@ pub(crate) async fn push(
     for waiting in blobs.iter().skip(UPLOADS).filter_map(|b| b.shown.as_ref()) {
         Told::new(progress, waiting).status("Waiting");
     }
-    let target = Target {
+    let target = Push {
         host,
         image,
         store,
@@ -138,9 +125,9 @@ fn status(told: Option<&Told<'_>>, text: &str) {
     }
 }
 
-impl Target<'_> {
-    fn scope(&self) -> Option<(&str, Access<'_>)> {
-        Some((self.image.path(), Access::PullPush))
+impl Push<'_> {
+    fn scope(&self) -> Scope<'_> {
+        Scope::Repository(self.image.path(), Access::PullPush)
     }
 
     /// An answer to something that pushes.
@@ -159,10 +146,12 @@ impl Target<'_> {
             .shown
             .as_ref()
             .map(|shown| Told::new(self.progress, shown));
-        let path = format!("/v2/{}/blobs/{}", self.image.path(), blob.digest);
+        let path = format!("/{}/blobs/{}", self.image.path(), blob.digest);
         let there = self
             .host
-            .send(Method::HEAD, &path, self.scope(), &|request| request)
+            .send(Method::HEAD, Target::Api(&path), self.scope(), &|request| {
+                request
+            })
             .await?;
         if there.status().is_success() {
             status(told.as_ref(), "Layer already exists");
@@ -171,7 +160,7 @@ impl Target<'_> {
         if there.status() != StatusCode::NOT_FOUND {
             self.accepted(there).await?;
         }
-        let mut begun = match (&self.source, &blob.shown) {
+        let begun = match (&self.source, &blob.shown) {
             (Some(from), Some(_)) => match self.mount(&blob.digest, from).await {
                 Some(answer) if answer.status() == StatusCode::CREATED => {
                     status(told.as_ref(), &format!("Mounted from {from}"));
@@ -181,40 +170,19 @@ impl Target<'_> {
             },
             _ => None,
         };
-        let mut pause = FIRST_PAUSE;
-        let mut attempt = 1;
-        loop {
-            // Half an upload cannot be told from a whole one: each attempt begins its own.
-            let answer = match begun.take() {
-                Some(answer) => answer,
-                None => self.begin().await?,
-            };
-            let location = self.location(&answer, &blob.digest)?;
-            let error = match self.upload(&location, &blob, told.as_mut()).await {
-                Ok(response) if response.status().is_success() => {
-                    status(told.as_ref(), "Pushed");
-                    return Ok(());
-                }
-                Ok(response) => {
-                    let code = response.status();
-                    let passing = code.is_server_error()
-                        || matches!(code, StatusCode::TOO_MANY_REQUESTS | StatusCode::NOT_FOUND);
-                    match self.accepted(response).await {
-                        Err(error) if passing => error,
-                        other => return other.map(drop),
-                    }
-                }
-                Err(error) if error.is_transient() => error,
-                Err(error) => return Err(error),
-            };
-            if attempt == ATTEMPTS {
-                return Err(error);
-            }
-            tracing::debug!(blob = %blob.digest, %error, "uploading again");
-            tokio::time::sleep(pause).await;
-            pause *= 2;
-            attempt += 1;
-        }
+        let name = || RegistryError::PushDenied(self.image.name());
+        let upload = Upload {
+            host: self.host,
+            repository: self.image.path(),
+            scope: self.scope(),
+            digest: &blob.digest,
+            size: blob.size,
+            file: &self.store.blobs().path(&blob.digest),
+            denied: &name,
+        };
+        upload.send(begun, told.as_mut()).await?;
+        status(told.as_ref(), "Pushed");
+        Ok(())
     }
 
     /// Asks for a blob to be taken over from another repository; `None` when the registry
@@ -222,14 +190,18 @@ impl Target<'_> {
     async fn mount(&self, digest: &Digest, from: &str) -> Option<Response> {
         let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
         let path = format!(
-            "/v2/{}/blobs/uploads/?mount={}&from={}",
+            "/{}/blobs/uploads/?mount={}&from={}",
             self.image.path(),
             encode(digest.as_str()),
             encode(from)
         );
-        let scope = Some((self.image.path(), Access::Mount(from)));
+        let scope = Scope::Repository(self.image.path(), Access::Mount(from));
         let empty = |request: reqwest::RequestBuilder| request.header(header::CONTENT_LENGTH, 0);
-        match self.host.send(Method::POST, &path, scope, &empty).await {
+        match self
+            .host
+            .send(Method::POST, Target::Api(&path), scope, &empty)
+            .await
+        {
             Ok(answer) if answer.status().is_success() => Some(answer),
             Ok(answer) => {
                 tracing::debug!(%digest, from, status = %answer.status(), "not mounted");
@@ -242,101 +214,15 @@ impl Target<'_> {
         }
     }
 
-    /// Begins an upload.
-    async fn begin(&self) -> Result<Response, RegistryError> {
-        let path = format!("/v2/{}/blobs/uploads/", self.image.path());
-        let empty = |request: reqwest::RequestBuilder| request.header(header::CONTENT_LENGTH, 0);
-        let response = self
-            .host
-            .send(Method::POST, &path, self.scope(), &empty)
-            .await?;
-        self.accepted(response).await
-    }
-
-    /// Where to send the bytes, with the digest that ends the upload.
-    fn location(&self, begun: &Response, digest: &Digest) -> Result<String, RegistryError> {
-        let given = begun
-            .headers()
-            .get(header::LOCATION)
-            .and_then(|value| value.to_str().ok())
-            .ok_or_else(|| self.host.protocol("an upload was begun without a location"))?;
-        let separator = if given.contains('?') { '&' } else { '?' };
-        Ok(format!(
-            "{}{separator}digest={digest}",
-            self.host.url(given)
-        ))
-    }
-
-    /// Sends a blob's bytes, once.
-    async fn upload(
-        &self,
-        location: &str,
-        blob: &Blob,
-        mut told: Option<&mut Told<'_>>,
-    ) -> Result<Response, RegistryError> {
-        let path = self.store.blobs().path(&blob.digest);
-        // Opened here once, so that a missing file is an error and not an empty body.
-        self.store.blobs().open(&blob.digest)?;
-        let sent = Arc::new(AtomicU64::new(0));
-        let body = || {
-            let sent = sent.clone();
-            sent.store(0, Ordering::Relaxed);
-            let opened = std::fs::File::open(&path).map(tokio::fs::File::from_std);
-            let pieces = match opened {
-                Ok(file) => ReaderStream::with_capacity(file, CHUNK).left_stream(),
-                Err(error) => futures_util::stream::iter([Err(error)]).right_stream(),
-            };
-            let counted = pieces.inspect(move |piece| {
-                if let Ok(piece) = piece {
-                    sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                }
-            });
-            reqwest::Body::wrap_stream(counted)
-        };
-        let build = |request: reqwest::RequestBuilder| {
-            request
-                .header(header::CONTENT_TYPE, "application/octet-stream")
-                .header(header::CONTENT_LENGTH, blob.size)
-                .body(body())
-        };
-        if let Some(told) = &mut told {
-            told.now("Pushing", 0, blob.size);
-        }
-        let sending = self
-            .host
-            .upload(Method::PUT, location, self.scope(), &build);
-        let mut sending = std::pin::pin!(sending);
-        let mut moved = (0, Instant::now());
-        loop {
-            tokio::select! {
-                response = &mut sending => return response,
-                () = tokio::time::sleep(TICK) => {
-                    let now = sent.load(Ordering::Relaxed);
-                    if now != moved.0 {
-                        moved = (now, Instant::now());
-                        if let Some(told) = &mut told {
-                            told.bytes("Pushing", now, blob.size);
-                        }
-                    } else if moved.1.elapsed() > STALLED {
-                        return Err(self.host.protocol(format!(
-                            "blob {}: the upload does not move on",
-                            blob.digest
-                        )));
-                    }
-                }
-            }
-        }
-    }
-
     async fn manifest(&self, bytes: &[u8], media_type: &str) -> Result<(), RegistryError> {
         let path = format!(
-            "/v2/{}/manifests/{}",
+            "/{}/manifests/{}",
             self.image.path(),
             self.image.manifest_reference()
         );
         let response = self
             .host
-            .send(Method::PUT, &path, self.scope(), &|request| {
+            .send(Method::PUT, Target::Api(&path), self.scope(), &|request| {
                 request
                     .header(header::CONTENT_TYPE, media_type)
                     .body(bytes.to_vec())

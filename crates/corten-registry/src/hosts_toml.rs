@@ -1,0 +1,374 @@
+//! `hosts.toml`: what containerd calls a registry host configuration
+//! (containerd `docs/hosts.md`), one file per registry in a `certs.d` directory.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::config::{RegistrySettings, is_loopback};
+use crate::endpoint::{Endpoint, Trust};
+use crate::error::RegistryError;
+
+/// The file's name.
+pub(crate) const FILE: &str = "hosts.toml";
+
+/// Settings of one host, and at the top of the file those of the registry itself.
+#[derive(Debug, Default, Deserialize)]
+struct HostSettings {
+    #[serde(default)]
+    capabilities: Vec<String>,
+    ca: Option<Value>,
+    client: Option<Value>,
+    #[serde(default)]
+    skip_verify: bool,
+    #[serde(default)]
+    override_path: bool,
+    #[serde(default)]
+    header: Table,
+    dial_timeout: Option<String>,
+}
+
+/// The words a host may have; `server` and `host` only at the top.
+const WORDS: [&str; 7] = [
+    "capabilities",
+    "ca",
+    "client",
+    "skip_verify",
+    "override_path",
+    "header",
+    "dial_timeout",
+];
+
+/// The endpoints of a registry, in order, as the file says. `None` if there is no such file.
+pub(crate) fn load(directory: &Path, domain: &str) -> Result<Option<Vec<Endpoint>>, RegistryError> {
+    let path = directory.join(FILE);
+    match fs::read_to_string(&path) {
+        Ok(text) => parse(&text, &path, domain).map(Some),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(wrong(&path, error.to_string())),
+    }
+}
+
+fn wrong(path: &Path, reason: impl Into<String>) -> RegistryError {
+    RegistryError::Config {
+        path: path.to_owned(),
+        reason: reason.into(),
+    }
+}
+
+fn parse(text: &str, path: &Path, domain: &str) -> Result<Vec<Endpoint>, RegistryError> {
+    let mut top: Table = toml::from_str(text).map_err(|error: toml::de::Error| {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        let line = before.unwrap_or_default().matches('\n').count() + 1;
+        wrong(path, format!("line {line}: {}", error.message()))
+    })?;
+    let server = match top.remove("server") {
+        None => None,
+        Some(Value::String(url)) => Some(url),
+        Some(_) => return Err(wrong(path, "server must be a URL")),
+    };
+    let hosts = match top.remove("host") {
+        None => Table::new(),
+        Some(Value::Table(hosts)) => hosts,
+        Some(_) => return Err(wrong(path, "host must be a table of URLs")),
+    };
+    let mut endpoints = Vec::new();
+    for (url, settings) in hosts {
+        let Value::Table(settings) = settings else {
+            return Err(wrong(path, format!("host \"{url}\" must be a table")));
+        };
+        endpoints.push(endpoint(&url, settings, path, domain)?);
+    }
+    let own = Endpoint::registry(domain, &RegistrySettings::default());
+    let mut last = match server {
+        Some(url) => endpoint(&url, top, path, domain)?,
+        None => {
+            let url = format!("{}://{}", own.schemes[0], own.host);
+            let mut last = endpoint(&url, top, path, domain)?;
+            last.schemes.clone_from(&own.schemes);
+            last
+        }
+    };
+    // What stands for another host is a mirror, even if it is called the server.
+    last.own = last.host == own.host;
+    if last.own {
+        last.namespace = None;
+    }
+    endpoints.push(last);
+    Ok(endpoints)
+}
+
+fn endpoint(
+    url: &str,
+    settings: Table,
+    path: &Path,
+    domain: &str,
+) -> Result<Endpoint, RegistryError> {
+    let bad = |reason: String| wrong(path, format!("host \"{url}\": {reason}"));
+    if let Some(word) = settings.keys().find(|key| !WORDS.contains(&key.as_str())) {
+        return Err(bad(format!("unknown field `{word}`")));
+    }
+    let settings: HostSettings = Value::Table(settings)
+        .try_into()
+        .map_err(|error| bad(first_line(&error)))?;
+    let full = if url.contains("://") {
+        url.to_owned()
+    } else if is_loopback(url) {
+        format!("http://{url}")
+    } else {
+        format!("https://{url}")
+    };
+    let parsed = url::Url::parse(&full).map_err(|error| bad(error.to_string()))?;
+    let scheme = match parsed.scheme() {
+        "http" => "http",
+        "https" => "https",
+        other => return Err(bad(format!("the scheme {other} is not http or https"))),
+    };
+    let Some(name) = parsed.host_str() else {
+        return Err(bad("no host".to_owned()));
+    };
+    let host = match parsed.port() {
+        Some(port) => format!("{name}:{port}"),
+        None => name.to_owned(),
+    };
+    let mut base = parsed.path().trim_end_matches('/').to_owned();
+    if !settings.override_path && !base.ends_with("/v2") {
+        base.push_str("/v2");
+    }
+    let may = |word: &str| {
+        settings.capabilities.is_empty() || settings.capabilities.iter().any(|have| have == word)
+    };
+    for word in &settings.capabilities {
+        if !["pull", "resolve", "push", "referrers", "dialer"].contains(&word.as_str()) {
+            return Err(bad(format!("unknown capability \"{word}\"")));
+        }
+    }
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let clients = clients(settings.client.as_ref(), directory).map_err(bad)?;
+    if clients.len() > 1 {
+        tracing::warn!(path = %path.display(), host = url, "of several client certificates only the first is used");
+    }
+    let mut headers = Vec::new();
+    for (name, value) in &settings.header {
+        let parsed: HeaderName = name
+            .parse()
+            .map_err(|_| bad(format!("\"{name}\" is no name of a header")))?;
+        for text in strings(value).ok_or_else(|| bad(format!("header {name} must be text")))? {
+            let value = HeaderValue::from_str(&text)
+                .map_err(|_| bad(format!("the value of header {name} cannot be sent")))?;
+            headers.push((parsed.clone(), value));
+        }
+    }
+    let authorities = match &settings.ca {
+        None => Vec::new(),
+        Some(value) => strings(value)
+            .ok_or_else(|| bad("ca must be a path or a list of paths".to_owned()))?
+            .iter()
+            .map(|text| directory.join(text))
+            .collect(),
+    };
+    let dial_timeout = match &settings.dial_timeout {
+        None => None,
+        Some(text) => {
+            Some(duration(text).ok_or_else(|| bad(format!("dial_timeout \"{text}\" is no time")))?)
+        }
+    };
+    Ok(Endpoint {
+        schemes: vec![scheme],
+        trust: Trust {
+            authorities,
+            client: clients.into_iter().next(),
+            insecure: settings.skip_verify,
+            local: is_loopback(&host),
+            dial_timeout,
+        },
+        host,
+        base,
+        pull: may("pull"),
+        resolve: may("resolve"),
+        push: may("push"),
+        headers,
+        namespace: Some(domain.to_owned()),
+        own: false,
+    })
+}
+
+fn first_line(error: &toml::de::Error) -> String {
+    error
+        .message()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// A string, or a list of strings.
+fn strings(value: &Value) -> Option<Vec<String>> {
+    match value {
+        Value::String(text) => Some(vec![text.clone()]),
+        Value::Array(list) => list
+            .iter()
+            .map(|value| value.as_str().map(str::to_owned))
+            .collect(),
+        _ => None,
+    }
+}
+
+/// `client`: one file with both, a list of such files, or a list of pairs of files.
+fn clients(value: Option<&Value>, directory: &Path) -> Result<Vec<(PathBuf, PathBuf)>, String> {
+    let both = |text: &String| (directory.join(text), directory.join(text));
+    let wrong = || "client must be a path, a list of paths, or a list of pairs of paths".to_owned();
+    match value {
+        None => Ok(Vec::new()),
+        Some(Value::Array(list)) if list.iter().any(Value::is_array) => list
+            .iter()
+            .map(|pair| match strings(pair).as_deref() {
+                Some([file]) => Ok(both(file)),
+                Some([cert, key]) if key.is_empty() => Ok(both(cert)),
+                Some([cert, key]) => Ok((directory.join(cert), directory.join(key))),
+                _ => Err(wrong()),
+            })
+            .collect(),
+        Some(value) => {
+            let files = strings(value).ok_or_else(wrong)?;
+            Ok(files.iter().map(both).collect())
+        }
+    }
+}
+
+/// A time as Go writes it, of the units that make sense here: `500ms`, `3s`, `1m`.
+fn duration(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_secs(number.checked_mul(60)?)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Vec<Endpoint>, String> {
+        parse(text, Path::new("/certs/docker.io/hosts.toml"), "docker.io")
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn hosts_in_their_order_then_the_server() {
+        let endpoints = read(
+            r#"
+server = "https://registry-1.docker.io"
+ca = "server.pem"
+
+[host."https://z.example.org"]
+capabilities = ["pull"]
+ca = ["a.pem", "/b.pem"]
+client = [["c.cert", "c.key"]]
+dial_timeout = "500ms"
+  [host."https://z.example.org".header]
+  x-one = "1"
+  x-many = ["a", "b"]
+
+[host."http://10.0.0.1:5000/prefix"]
+capabilities = ["pull", "resolve", "push"]
+skip_verify = true
+
+[host."https://a.example.org/api/mirror"]
+override_path = true
+client = "both.pem"
+
+[host."localhost:5001"]
+"#,
+        )
+        .unwrap();
+        let hosts: Vec<_> = endpoints
+            .iter()
+            .map(|e| format!("{}://{}{}", e.schemes[0], e.host, e.base))
+            .collect();
+        assert_eq!(
+            hosts,
+            [
+                "https://z.example.org/v2",
+                "http://10.0.0.1:5000/prefix/v2",
+                "https://a.example.org/api/mirror",
+                "http://localhost:5001/v2",
+                "https://registry-1.docker.io/v2",
+            ]
+        );
+        let [z, ten, a, local, server] = endpoints.as_slice() else {
+            panic!("{hosts:?}");
+        };
+        assert!(z.pull && !z.resolve && !z.push && !z.own);
+        assert_eq!(
+            z.trust.authorities,
+            [Path::new("/certs/docker.io/a.pem"), Path::new("/b.pem")]
+        );
+        let pair = z.trust.client.clone().unwrap();
+        assert_eq!(pair.0, Path::new("/certs/docker.io/c.cert"));
+        assert_eq!(pair.1, Path::new("/certs/docker.io/c.key"));
+        assert_eq!(z.trust.dial_timeout, Some(Duration::from_millis(500)));
+        assert_eq!(z.headers.len(), 3);
+        assert_eq!(z.namespace.as_deref(), Some("docker.io"));
+        assert!(ten.push && ten.trust.insecure);
+        let both = a.trust.client.clone().unwrap();
+        assert_eq!(both.0, both.1);
+        assert!(local.trust.local);
+        assert!(server.own && server.resolve && server.namespace.is_none());
+        assert_eq!(
+            server.trust.authorities,
+            [Path::new("/certs/docker.io/server.pem")]
+        );
+    }
+
+    #[test]
+    fn another_server_is_a_mirror() {
+        let endpoints = read("server = \"https://elsewhere.example.org\"\n").unwrap();
+        assert_eq!(endpoints.len(), 1);
+        assert!(!endpoints[0].own, "it must not get Docker Hub's password");
+        let endpoints = read("").unwrap();
+        assert!(endpoints[0].own);
+        assert_eq!(endpoints[0].host, "registry-1.docker.io");
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, word) in [
+            ("server = 5", "server"),
+            ("x = ", "line 1"),
+            ("[host.\"https://m\"]\ncapabilites = []", "capabilites"),
+            ("[host.\"https://m\"]\ncapabilities = [\"read\"]", "read"),
+            ("[host.\"ftp://m\"]", "ftp"),
+            ("[host.\"https://m\"]\nca = 5", "ca"),
+            (
+                "[host.\"https://m\"]\nclient = [[\"a\",\"b\",\"c\"]]",
+                "client",
+            ),
+            ("[host.\"https://m\"]\ndial_timeout = \"soon\"", "soon"),
+            ("[host.\"https://m\".header]\n\"a b\" = \"x\"", "a b"),
+            (
+                "[host.\"https://m\"]\nskip_verify = 3",
+                "host \"https://m\"",
+            ),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+    }
+}
