@@ -14,8 +14,8 @@ use tracing_subscriber::EnvFilter;
 use crate::auth;
 use crate::error::{IoContext as _, RegistrydError};
 use crate::server::Server;
-use crate::settings::{Settings, Tls};
-use crate::storage::Storage;
+use crate::settings::{LogFormat, Settings, Span, Tls};
+use crate::storage::{Policy, Storage};
 
 /// What Docker's commands exit with after a wrong flag or argument.
 const USAGE: u8 = 125;
@@ -41,7 +41,7 @@ enum Command {
     Serve(ServeArgs),
     /// Print a line for a password file
     Htpasswd(HtpasswdArgs),
-    /// Remove blobs that no repository refers to, while no registry serves the folder
+    /// Remove what no repository refers to, also beside a registry that serves the folder
     GarbageCollect(CollectArgs),
 }
 
@@ -68,6 +68,15 @@ struct ServeArgs {
     /// Refuse pushes and deletions
     #[arg(long)]
     read_only: bool,
+    /// Be a cache of another registry (docker.io, https://HOST:PORT)
+    #[arg(long, value_name = "REGISTRY")]
+    proxy: Option<String>,
+    /// Serve /metrics, /healthz and /readyz on this address too, without authentication
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<String>,
+    /// How the log is written [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Args)]
@@ -88,6 +97,13 @@ struct CollectArgs {
     /// Only print what would be removed
     #[arg(long)]
     dry_run: bool,
+    /// Keep blobs without a manifest that were pushed or asked for less than this ago, and
+    /// manifests without a tag (30m, 12h, 7d)
+    #[arg(long, value_name = "TIME", default_value = "24h")]
+    grace: Span,
+    /// Remove manifests that no tag, index or subject holds, too
+    #[arg(long)]
+    delete_untagged: bool,
 }
 
 impl ServeArgs {
@@ -104,6 +120,11 @@ impl ServeArgs {
         let tls = self.tls_cert.zip(self.tls_key);
         settings.tls = tls.map(|(cert, key)| Tls { cert, key }).or(settings.tls);
         settings.read_only |= self.read_only;
+        settings.metrics = self.metrics.or(settings.metrics);
+        settings.log_format = self.log_format.unwrap_or(settings.log_format);
+        if let Some(upstream) = self.proxy {
+            settings.proxy.get_or_insert_default().upstream = upstream;
+        }
         Ok(settings)
     }
 }
@@ -160,14 +181,9 @@ fn complain(error: &dyn std::fmt::Display) {
 }
 
 fn serve(args: ServeArgs) -> Result<(), RegistrydError> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // Fails only where the caller has installed one already, which then gets our logs.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .try_init();
-    let (listen, config) = args.settings()?.config()?;
+    let settings = args.settings()?;
+    log(settings.log_format);
+    let (listen, config) = settings.config()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -182,6 +198,19 @@ fn serve(args: ServeArgs) -> Result<(), RegistrydError> {
         server.serve(stop).await;
         Ok(())
     })
+}
+
+/// Writes the log to standard error.
+fn log(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    // Fails only where the caller has installed one already, which then gets our logs.
+    let _ = match format {
+        LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
 }
 
 /// Done at SIGINT or SIGTERM; both are caught from now on.
@@ -219,15 +248,21 @@ fn htpasswd(args: &HtpasswdArgs) -> Result<(), RegistrydError> {
 }
 
 fn collect(args: &CollectArgs) -> Result<(), RegistrydError> {
-    // Opened as by a reader, which makes no folders and does not lock against itself.
-    let storage = Storage::open(&args.root, true)?;
-    let collected = storage.collect(args.dry_run)?;
+    let storage = Storage::existing(&args.root)?;
+    let collected = storage.collect(Policy {
+        dry_run: args.dry_run,
+        grace: args.grace.0,
+        untagged: args.delete_untagged,
+    })?;
     let verb = if args.dry_run {
         "would delete"
     } else {
         "deleted"
     };
     let mut text = String::new();
+    for manifest in &collected.manifests {
+        text.push_str(&format!("{verb}: {manifest}\n"));
+    }
     for digest in &collected.blobs {
         text.push_str(&format!("{verb}: {digest}\n"));
     }

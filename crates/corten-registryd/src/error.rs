@@ -93,12 +93,22 @@ pub enum RegistrydError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A collection needs the root for itself.
-    #[error("{}: a registry serves this folder; stop it first", .0.display())]
-    Served(PathBuf),
-    /// A server must not write during a collection.
-    #[error("{}: garbage-collect works on this folder; wait for its end", .0.display())]
+    /// Two collections at once.
+    #[error("{}: another garbage collection works on this folder; wait for its end", .0.display())]
     Collecting(PathBuf),
+    /// There is no room for that.
+    #[error("the quota of the {of} is used up: {used} of {limit} bytes")]
+    Quota {
+        /// Of what.
+        of: String,
+        /// Bytes stored.
+        used: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// The upstream of a cache cannot be set up.
+    #[error("upstream: {0}")]
+    Upstream(String),
     /// Another request goes on writing to the same upload.
     #[error("{} is in use by another request", .0.display())]
     Busy(PathBuf),
@@ -139,6 +149,7 @@ pub(crate) enum Code {
     RangeInvalid,
     SizeInvalid,
     TagInvalid,
+    TooManyRequests,
     Unauthorized,
     Unsupported,
     Unknown,
@@ -201,6 +212,7 @@ impl Code {
                 "provided length did not match content length",
             ),
             Self::TagInvalid => ("TAG_INVALID", S::BAD_REQUEST, "invalid tag"),
+            Self::TooManyRequests => ("TOOMANYREQUESTS", S::TOO_MANY_REQUESTS, "too many requests"),
             Self::Unauthorized => ("UNAUTHORIZED", S::UNAUTHORIZED, "authentication required"),
             Self::Unsupported => (
                 "UNSUPPORTED",
@@ -216,6 +228,8 @@ impl Code {
 #[derive(Debug)]
 pub(crate) struct ApiError {
     status: StatusCode,
+    /// Instead of the first code's general message.
+    message: Option<String>,
     items: Vec<(Code, Value)>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
@@ -235,6 +249,7 @@ impl ApiError {
             .1;
         Self {
             status,
+            message: None,
             items,
             headers: Vec::new(),
         }
@@ -243,6 +258,12 @@ impl ApiError {
     /// Another status than the code's usual one.
     pub(crate) fn status(mut self, status: StatusCode) -> Self {
         self.status = status;
+        self
+    }
+
+    /// What a user should read, where the code alone does not say it.
+    pub(crate) fn message(mut self, text: String) -> Self {
+        self.message = Some(text);
         self
     }
 
@@ -265,6 +286,10 @@ impl From<RegistrydError> for ApiError {
             )
             .status(StatusCode::CONFLICT);
         }
+        if let RegistrydError::Quota { used, limit, .. } = &error {
+            return Self::new(Code::Denied, json!({"used": used, "limit": limit}))
+                .message(error.to_string());
+        }
         tracing::error!(%error, "request failed");
         Self::new(Code::Unknown, Value::Null)
     }
@@ -272,11 +297,13 @@ impl From<RegistrydError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        let mut own = self.message;
         let errors: Vec<Value> = self
             .items
             .into_iter()
             .map(|(code, detail)| {
-                let (name, _, message) = code.facts();
+                let (name, _, general) = code.facts();
+                let message = own.take().unwrap_or_else(|| general.to_owned());
                 json!({"code": name, "message": message, "detail": detail})
             })
             .collect();

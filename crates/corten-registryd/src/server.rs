@@ -4,6 +4,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::{Extension, Router};
@@ -20,11 +21,16 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::auth::{Gate, Rule, TokenConfig};
 use crate::error::RegistrydError;
-use crate::handlers::{self, App};
-use crate::storage::Storage;
+use crate::handlers::{self, App, operations};
+use crate::metrics::Metrics;
+use crate::proxy::{Proxy, ProxyConfig};
+use crate::storage::{Policy, Quota, Storage};
+use crate::watched::Watched;
 
-/// Requests that run when the server is told to stop get this long.
+/// Requests that run when the server is told to stop get this long, where not configured.
 const GRACE: Duration = Duration::from_secs(10);
+/// Pause after a collection that failed, and between looks whether one is due.
+const COLLECT_PAUSE: Duration = Duration::from_secs(60);
 /// A client has this long for its TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A client has this long for a request's head, and between two requests.
@@ -47,6 +53,29 @@ pub struct Config {
     pub token: Option<TokenConfig>,
     /// Who may do what; without any every user may do everything.
     pub rules: Vec<Rule>,
+    /// Be a cache of another registry.
+    pub proxy: Option<ProxyConfig>,
+    /// How much may be stored.
+    pub quota: Quota,
+    /// Collect garbage so often; never if absent.
+    pub collect: Option<CollectConfig>,
+    /// `HOST:PORT` for `/metrics`, `/healthz` and `/readyz` alone, without authentication.
+    pub metrics: Option<String>,
+    /// How long to go on accepting, no longer ready, when told to stop.
+    pub drain: Duration,
+    /// How long requests may run that run then; ten seconds if absent.
+    pub grace: Option<Duration>,
+}
+
+/// Garbage collections beside the serving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CollectConfig {
+    /// From one to the next.
+    pub interval: Duration,
+    /// How long blobs without a manifest, and manifests without a tag, are kept.
+    pub grace: Duration,
+    /// Also remove manifests that no tag, index or subject holds.
+    pub untagged: bool,
 }
 
 /// Whom a request came from; an extension of every request.
@@ -60,9 +89,16 @@ pub(crate) struct Peer {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Certificate>,
     app: Arc<App>,
+    metrics: Option<TcpListener>,
+    collect: Option<CollectConfig>,
+    drain: Duration,
+    grace: Duration,
 }
+
+/// Its files are read again when they change.
+type Certificate = Arc<Watched<TlsAcceptor>>;
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -81,20 +117,36 @@ impl Server {
             Some(port) => format!("0.0.0.0:{port}"),
             None => listen.to_owned(),
         };
+        let metrics = config.metrics.clone();
+        let (collect, drain) = (config.collect, config.drain);
+        let grace = config.grace.unwrap_or(GRACE);
         let opened = tokio::task::spawn_blocking(move || open(&config)).await;
         let opened = opened.map_err(|error| RegistrydError::Internal(error.to_string()))?;
         let (app, tls) = opened?;
-        let failed = |source| RegistrydError::Listen {
-            address: listen.to_owned(),
+        let failed = |address: &str, source| RegistrydError::Listen {
+            address: address.to_owned(),
             source,
         };
-        let listener = TcpListener::bind(&address).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+        let listener = TcpListener::bind(&address).await;
+        let listener = listener.map_err(|source| failed(listen, source))?;
+        let address = listener.local_addr();
+        let address = address.map_err(|source| failed(listen, source))?;
+        let metrics = match metrics {
+            Some(own) => {
+                let bound = TcpListener::bind(&own).await;
+                Some(bound.map_err(|source| failed(&own, source))?)
+            }
+            None => None,
+        };
         Ok(Self {
             listener,
             address,
             tls,
             app: Arc::new(app),
+            metrics,
+            collect,
+            drain,
+            grace,
         })
     }
 
@@ -111,14 +163,41 @@ impl Server {
         format!("{scheme}://{}", self.address)
     }
 
-    /// Serves until `shutdown` is done; requests that run then are given ten seconds more.
+    /// Where the counters are served alone, if they are.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref()?.local_addr().ok()
+    }
+
+    /// Serves until `shutdown` is done: then it is no longer ready, but accepts for a while
+    /// (`drain`), and requests that run after that are given some time more (`grace`).
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let router = Router::new()
             .fallback(handlers::handle)
-            .with_state(self.app);
+            .with_state(self.app.clone());
+        let mut beside = JoinSet::new();
+        if let Some(listener) = self.metrics {
+            let operations = Router::new()
+                .fallback(operations::handle)
+                .with_state(self.app.clone());
+            beside.spawn(async move {
+                if let Err(error) = axum::serve(listener, operations).await {
+                    tracing::error!(%error, "the metrics are not served any more");
+                }
+            });
+        }
+        if let Some(collect) = self.collect {
+            beside.spawn(collections(self.app.clone(), collect));
+        }
         let (stop, stopped) = watch::channel(false);
         let mut connections = JoinSet::new();
-        let mut shutdown = std::pin::pin!(shutdown);
+        let (app, drain) = (self.app.clone(), self.drain);
+        let mut shutdown = std::pin::pin!(async move {
+            shutdown.await;
+            app.stopping.store(true, Ordering::Relaxed);
+            tracing::info!("stopping");
+            tokio::time::sleep(drain).await;
+        });
         loop {
             tokio::select! {
                 () = &mut shutdown => break,
@@ -127,8 +206,9 @@ impl Server {
                         let tls = self.tls.clone();
                         let from = Peer { address: peer, tls: tls.is_some() };
                         let router = router.clone().layer(Extension(from));
-                        let stopped = stopped.clone();
+                        let (stopped, app) = (stopped.clone(), self.app.clone());
                         connections.spawn(async move {
+                            let _counted = app.metrics.connected();
                             if let Err(error) = connection(stream, tls, router, stopped).await {
                                 tracing::debug!(%peer, error, "connection failed");
                             }
@@ -145,7 +225,7 @@ impl Server {
         drop(self.listener);
         stop.send_replace(true);
         let all = async { while connections.join_next().await.is_some() {} };
-        if tokio::time::timeout(GRACE, all).await.is_err() {
+        if tokio::time::timeout(self.grace, all).await.is_err() {
             tracing::warn!(
                 connections = connections.len(),
                 "requests cut off at shutdown"
@@ -155,25 +235,83 @@ impl Server {
     }
 }
 
-fn open(config: &Config) -> Result<(App, Option<TlsAcceptor>), RegistrydError> {
+/// Collects garbage from time to time.
+async fn collections(app: Arc<App>, config: CollectConfig) {
+    let policy = Policy {
+        dry_run: false,
+        grace: config.grace,
+        untagged: config.untagged,
+    };
+    loop {
+        tokio::time::sleep(config.interval).await;
+        let (storage, started) = (app.storage.clone(), std::time::Instant::now());
+        match tokio::task::spawn_blocking(move || storage.collect(policy)).await {
+            Ok(Ok(collected)) => {
+                let blobs = collected.blobs.len() as u64;
+                app.metrics.collected(blobs, collected.bytes);
+                tracing::info!(
+                    blobs,
+                    bytes = collected.bytes,
+                    manifests = collected.manifests.len(),
+                    elapsed = ?started.elapsed(),
+                    "garbage collected"
+                );
+            }
+            Ok(Err(RegistrydError::Collecting(_))) => {
+                tracing::info!("another process collects garbage here");
+            }
+            Ok(Err(error)) => {
+                tracing::error!(%error, "garbage collection failed");
+                tokio::time::sleep(COLLECT_PAUSE).await;
+            }
+            Err(error) => tracing::error!(%error, "garbage collection died"),
+        }
+    }
+}
+
+fn open(config: &Config) -> Result<(App, Option<Certificate>), RegistrydError> {
     let tls = match &config.tls {
-        Some((cert, key)) => Some(acceptor(cert, key)?),
+        Some((cert, key)) => {
+            let files = vec![cert.clone(), key.clone()];
+            Some(Arc::new(Watched::open(files, |files| match files {
+                [cert, key] => acceptor(cert, key),
+                _ => Err(RegistrydError::Internal("no certificate".to_owned())),
+            })?))
+        }
         None => None,
     };
-    let storage = Arc::new(Storage::open(&config.root, config.read_only)?);
+    let refuse = |reason| Err(RegistrydError::Unsupported(reason));
+    let quotas = config.quota != Quota::default();
+    match &config.proxy {
+        Some(_) if config.read_only => {
+            return refuse("a cache has to write: it cannot be read-only");
+        }
+        Some(_) if quotas => return refuse("a cache has no quota: collect its garbage instead"),
+        _ => {}
+    }
+    if config.collect.is_some() && config.read_only {
+        return refuse("a read-only registry does not collect garbage");
+    }
+    let proxy = config.proxy.as_ref().map(Proxy::open).transpose()?;
+    let storage = Storage::open(&config.root, config.read_only, config.quota)?;
+    let storage = Arc::new(storage);
     // After the storage, which makes the root: the token key may be there.
     let gate = Gate::open(config)?;
     let app = App {
         storage,
         gate,
         read_only: config.read_only,
+        proxy: proxy.map(Arc::new),
+        metrics: Metrics::default(),
+        stopping: AtomicBool::new(false),
+        counts_bytes: config.quota.total.is_some(),
     };
     Ok((app, tls))
 }
 
 async fn connection(
     stream: TcpStream,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Certificate>,
     router: Router,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), String> {
@@ -184,6 +322,7 @@ async fn connection(
     let Some(tls) = tls else {
         return http(stream, router, stopped).await;
     };
+    let tls = tls.current().await;
     match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
         Ok(Ok(stream)) => http(stream, router, stopped).await,
         Ok(Err(error)) => Err(format!("TLS handshake: {error}")),

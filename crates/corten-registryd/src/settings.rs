@@ -8,7 +8,9 @@ use serde::Deserialize;
 
 use crate::auth::{Rule, TokenConfig};
 use crate::error::{IoContext as _, RegistrydError};
-use crate::server::Config;
+use crate::proxy::ProxyConfig;
+use crate::server::{CollectConfig, Config};
+use crate::storage::{GRACE, Quota};
 
 /// Where a server listens that is told nothing.
 const LISTEN: &str = "127.0.0.1:5000";
@@ -24,6 +26,92 @@ pub(crate) struct Settings {
     pub(crate) tls: Option<Tls>,
     pub(crate) token: Option<Token>,
     pub(crate) access: Vec<Rule>,
+    pub(crate) proxy: Option<Upstream>,
+    pub(crate) quota: Quotas,
+    pub(crate) gc: Option<Collect>,
+    pub(crate) metrics: Option<String>,
+    pub(crate) log_format: LogFormat,
+    pub(crate) drain: Option<Span>,
+    pub(crate) grace: Option<Span>,
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object for each line.
+    Json,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Upstream {
+    pub(crate) upstream: String,
+    username: String,
+    password_file: Option<PathBuf>,
+    ttl: Option<Span>,
+    ca: Option<PathBuf>,
+    client_cert: Option<PathBuf>,
+    client_key: Option<PathBuf>,
+    insecure: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Quotas {
+    total: Option<Bytes>,
+    repository: Option<Bytes>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Collect {
+    interval: Option<Span>,
+    grace: Option<Span>,
+    untagged: bool,
+}
+
+/// How often garbage is collected where a table asks for it and does not say.
+const INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// An amount of bytes: a number, or with a unit as in `500MB` or `2GiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Bytes(pub(crate) u64);
+
+impl TryFrom<String> for Bytes {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl std::str::FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is no amount of bytes: write 500MB, 20GB or 2GiB");
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let factor = match unit {
+            "" | "B" => 1,
+            "kB" => 1000,
+            "MB" => 1000_u64.pow(2),
+            "GB" => 1000_u64.pow(3),
+            "TB" => 1000_u64.pow(4),
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            _ => return Err(wrong()),
+        };
+        number.checked_mul(factor).map(Self).ok_or_else(wrong)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -117,6 +205,28 @@ impl Settings {
             read_only: self.read_only,
             token,
             rules: self.access,
+            proxy: self.proxy.map(|upstream| ProxyConfig {
+                upstream: upstream.upstream,
+                username: upstream.username,
+                password_file: upstream.password_file,
+                ttl: upstream.ttl.map(|span| span.0),
+                ca: upstream.ca,
+                client_cert: upstream.client_cert,
+                client_key: upstream.client_key,
+                insecure: upstream.insecure,
+            }),
+            quota: Quota {
+                total: self.quota.total.map(|bytes| bytes.0),
+                repository: self.quota.repository.map(|bytes| bytes.0),
+            },
+            collect: self.gc.map(|collect| CollectConfig {
+                interval: collect.interval.map_or(INTERVAL, |span| span.0),
+                grace: collect.grace.map_or(GRACE, |span| span.0),
+                untagged: collect.untagged,
+            }),
+            metrics: self.metrics,
+            drain: self.drain.map_or(Duration::ZERO, |span| span.0),
+            grace: self.grace.map(|span| span.0),
         };
         let listen = self.listen.unwrap_or_else(|| LISTEN.to_owned());
         Ok((listen, config))
@@ -143,6 +253,51 @@ mod tests {
         for bad in ["", "5", "m", "5 m", "-1s", "5ü", "99999999999999999999d"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn amounts() {
+        for (text, bytes) in [
+            ("7", 7),
+            ("5kB", 5000),
+            ("2GiB", 2 << 30),
+            ("3TB", 3_000_000_000_000),
+        ] {
+            assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
+        }
+        for bad in ["", "GB", "1 GB", "-1", "1.5GB", "1gb", "99999999TB"] {
+            assert!(bad.parse::<Bytes>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn all_of_it() {
+        let text = r#"
+root = "/r"
+listen = ":5000"
+metrics = "127.0.0.1:9000"
+log_format = "json"
+drain = "5s"
+grace = "1m"
+[token]
+[proxy]
+upstream = "docker.io"
+ttl = "1m"
+[quota]
+total = "10GB"
+[gc]
+interval = "12h"
+untagged = true
+"#;
+        let (listen, config) = parse(text).unwrap().config().unwrap();
+        assert_eq!(listen, ":5000");
+        assert_eq!(config.quota.total, Some(10_000_000_000));
+        let collect = config.collect.unwrap();
+        assert_eq!(collect.interval, Duration::from_secs(12 * 60 * 60));
+        assert!(collect.untagged && collect.grace == GRACE);
+        assert_eq!(config.proxy.unwrap().ttl, Some(Duration::from_secs(60)));
+        assert_eq!(config.grace, Some(Duration::from_secs(60)));
+        assert!(config.token.is_some());
     }
 
     #[test]

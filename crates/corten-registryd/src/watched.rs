@@ -25,6 +25,8 @@ pub(crate) struct Watched<T> {
 struct State<T> {
     stamps: Vec<Stamp>,
     value: Arc<T>,
+    /// A version that could not be used, so that it is complained about once.
+    bad: Option<Vec<Stamp>>,
 }
 
 impl<T> std::fmt::Debug for Watched<T> {
@@ -47,7 +49,11 @@ impl<T: Send + Sync + 'static> Watched<T> {
         Ok(Self {
             paths,
             load,
-            state: Mutex::new(State { stamps, value }),
+            state: Mutex::new(State {
+                stamps,
+                value,
+                bad: None,
+            }),
         })
     }
 
@@ -68,28 +74,33 @@ impl<T: Send + Sync + 'static> Watched<T> {
 
     /// Reads the files again if one changed; tells whether that gave something new.
     pub(crate) fn reload(&self) -> bool {
-        let outcome = stamps(&self.paths).and_then(|now| {
-            let known = {
-                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                state.stamps == now
-            };
-            if known {
-                return Ok(None);
+        let now = match stamps(&self.paths) {
+            Ok(now) => now,
+            Err(error) => {
+                tracing::warn!(%error, "a file that may have changed cannot be looked at");
+                return false;
             }
-            Ok(Some((now, (self.load)(&self.paths)?)))
-        });
-        match outcome {
-            Ok(None) => false,
-            Ok(Some((stamps, value))) => {
-                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        };
+        {
+            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.stamps == now || state.bad.as_ref() == Some(&now) {
+                return false;
+            }
+        }
+        let loaded = (self.load)(&self.paths);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match loaded {
+            Ok(value) => {
                 *state = State {
-                    stamps,
+                    stamps: now,
                     value: Arc::new(value),
+                    bad: None,
                 };
                 tracing::info!(paths = ?self.paths, "read changed files again");
                 true
             }
             Err(error) => {
+                state.bad = Some(now);
                 tracing::warn!(%error, "a changed file is not used");
                 false
             }

@@ -15,14 +15,40 @@ use tokio_util::io::ReaderStream;
 use super::{App, DOCKER_CONTENT_DIGEST, Reply, blocking, not_modified, reply};
 use crate::error::{ApiError, Code, IoContext as _};
 use crate::names::RepoName;
+use crate::proxy::{Fetch, Found};
+use crate::storage::OpenBlob;
 
+const OCTETS: &str = "application/octet-stream";
 /// Read from the disk at once.
 const PIECE: usize = 256 << 10;
 
 pub(super) async fn get(app: &Arc<App>, repo: RepoName, digest: Digest, parts: &Parts) -> Reply {
     let unknown = || ApiError::new(Code::BlobUnknown, json!({"digest": digest.as_str()}));
-    let wanted = digest.clone();
-    let blob = blocking(app, move |storage| storage.open_blob(&repo, &wanted)).await?;
+    let head = parts.method == Method::HEAD;
+    let mut blob = open(app, &repo, &digest, head).await?;
+    if let Some(proxy) = &app.proxy {
+        app.metrics.cache_asked(blob.is_some());
+        if blob.is_none() && head {
+            let size = proxy.blob_size(&repo, &digest).await?.to_string();
+            let headers = [
+                (DOCKER_CONTENT_DIGEST, digest.as_str()),
+                (header::CONTENT_TYPE, OCTETS),
+                (header::CONTENT_LENGTH, size.as_str()),
+            ];
+            return reply(StatusCode::OK, &headers, Body::empty());
+        }
+        if blob.is_none() {
+            if let Found::Arriving(fetch) = proxy.blob(app, &repo, &digest).await? {
+                // A part might be all a client wants: it is sent of what is verified only.
+                if parts.headers.contains_key(header::RANGE) {
+                    fetch.ended().await;
+                } else {
+                    return arriving(&fetch, &digest);
+                }
+            }
+            blob = open(app, &repo, &digest, head).await?;
+        }
+    }
     let mut blob = blob.ok_or_else(unknown)?;
 
     let etag = format!("\"{digest}\"");
@@ -35,7 +61,7 @@ pub(super) async fn get(app: &Arc<App>, repo: RepoName, digest: Digest, parts: &
     if not_modified(parts, &etag) {
         return reply(StatusCode::NOT_MODIFIED, &headers, Body::empty());
     }
-    headers.push((header::CONTENT_TYPE, "application/octet-stream"));
+    headers.push((header::CONTENT_TYPE, OCTETS));
 
     let size = blob.size;
     let (status, first, length) = match range(parts, &etag, size) {
@@ -65,6 +91,44 @@ pub(super) async fn get(app: &Arc<App>, repo: RepoName, digest: Digest, parts: &
     let reader = tokio::fs::File::from_std(blob.file).take(length);
     let body = Body::from_stream(ReaderStream::with_capacity(reader, PIECE));
     reply(status, &headers, body)
+}
+
+/// Opens a blob. Where somebody only looks whether it is there, they may rely on it in a push.
+async fn open(
+    app: &Arc<App>,
+    repo: &RepoName,
+    digest: &Digest,
+    look: bool,
+) -> Result<Option<OpenBlob>, ApiError> {
+    let (repo, digest, refresh) = (repo.clone(), digest.clone(), look && !app.read_only);
+    blocking(app, move |storage| {
+        let blob = storage.open_blob(&repo, &digest)?;
+        if refresh && blob.is_some() {
+            storage.refresh_link(&repo, &digest)?;
+        }
+        Ok(blob)
+    })
+    .await
+}
+
+/// A blob that a cache just fetches.
+fn arriving(fetch: &Arc<Fetch>, digest: &Digest) -> Reply {
+    let etag = format!("\"{digest}\"");
+    let size = fetch.size.map(|size| size.to_string());
+    let mut headers = vec![
+        (DOCKER_CONTENT_DIGEST, digest.as_str()),
+        (header::ETAG, etag.as_str()),
+        (header::CACHE_CONTROL, "max-age=31536000"),
+        (header::CONTENT_TYPE, OCTETS),
+    ];
+    if let Some(size) = &size {
+        headers.push((header::CONTENT_LENGTH, size));
+    }
+    reply(
+        StatusCode::OK,
+        &headers,
+        Body::from_stream(fetch.clone().read()),
+    )
 }
 
 pub(super) async fn delete(app: &Arc<App>, repo: RepoName, digest: Digest) -> Reply {

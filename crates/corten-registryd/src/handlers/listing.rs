@@ -22,11 +22,20 @@ const FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied
 
 pub(super) async fn tags(app: &Arc<App>, repo: RepoName, parts: &Parts) -> Reply {
     let name = repo.to_string();
-    let tags = blocking(app, move |storage| {
-        let exists = storage.repo_exists(&repo)?;
-        exists.then(|| storage.tags(&repo)).transpose()
-    })
-    .await?;
+    let there = match &app.proxy {
+        Some(proxy) => proxy.tags(&repo).await?,
+        None => None,
+    };
+    let tags = match there {
+        Some(tags) => Some(tags),
+        None => {
+            blocking(app, move |storage| {
+                let exists = storage.repo_exists(&repo)?;
+                exists.then(|| storage.tags(&repo)).transpose()
+            })
+            .await?
+        }
+    };
     let unknown = || ApiError::new(Code::NameUnknown, json!({"name": name}));
     let mut tags = tags.ok_or_else(unknown)?;
     sort(&mut tags);
@@ -53,13 +62,23 @@ pub(super) async fn referrers(
     subject: Digest,
     parts: &Parts,
 ) -> Reply {
-    let mut found = blocking(app, move |storage| storage.referrers(&repo, &subject)).await?;
+    let there = match &app.proxy {
+        Some(proxy) => proxy.referrers(&repo, &subject).await,
+        None => None,
+    };
+    let mut found = match there {
+        Some(found) => found,
+        None => {
+            let found = blocking(app, move |storage| storage.referrers(&repo, &subject)).await?;
+            found.iter().map(|descriptor| json!(descriptor)).collect()
+        }
+    };
     let mut headers = vec![(header::CONTENT_TYPE, media_type::OCI_INDEX)];
     let filter = query(parts, "artifactType")
         .into_iter()
         .find(|text| !text.is_empty());
     if let Some(wanted) = &filter {
-        found.retain(|descriptor| descriptor.artifact_type.as_ref() == Some(wanted));
+        found.retain(|descriptor| descriptor["artifactType"] == wanted.as_str());
         headers.push((FILTERS_APPLIED, "artifactType"));
     }
     let index = json!({

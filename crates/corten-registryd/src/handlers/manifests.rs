@@ -33,6 +33,9 @@ pub(super) async fn get(
     reference: Reference,
     parts: &Parts,
 ) -> Reply {
+    if let Some(proxy) = &app.proxy {
+        proxy.refresh(app, &repo, &reference).await?;
+    }
     let wanted = reference.clone();
     let record = blocking(app, move |storage| {
         let digest = match &wanted {
@@ -196,7 +199,7 @@ fn invalid(reason: &dyn std::fmt::Display) -> ApiError {
 /// What of a manifest or index matters to a registry.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Document {
+pub(crate) struct Document {
     schema_version: u64,
     media_type: Option<String>,
     artifact_type: Option<String>,
@@ -218,7 +221,7 @@ struct Link {
 }
 
 impl Document {
-    fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
         let document: Self = serde_json::from_slice(bytes).map_err(|error| invalid(&error))?;
         if document.schema_version != 2 {
             return Err(invalid(&"schemaVersion must be 2"));
@@ -229,6 +232,11 @@ impl Document {
             (None, false) => Err(invalid(&"neither a config with layers nor manifests")),
             _ => Ok(document),
         }
+    }
+
+    /// What it refers to.
+    pub(crate) fn subject(&self) -> Option<&Digest> {
+        self.subject.as_ref().map(|subject| &subject.digest)
     }
 
     /// The type to keep: the request's, which must agree with the document's own.
@@ -264,7 +272,7 @@ impl Document {
 
     /// The entry in the list of the subject's referrers (image-spec: the artifact type is the
     /// config's media type where the manifest names none).
-    fn referrer(&self, record: &ManifestRecord) -> Descriptor {
+    pub(crate) fn referrer(&self, record: &ManifestRecord) -> Descriptor {
         let config = self.config.as_ref().map(|config| config.media_type.clone());
         let named = self.artifact_type.clone().filter(|text| !text.is_empty());
         Descriptor {
@@ -294,6 +302,8 @@ fn store(
     record: &ManifestRecord,
     tags: &[Tag],
 ) -> Result<Result<(), ApiError>, RegistrydError> {
+    // Held until the manifest is there: a collection must not take what was just found.
+    let alone = storage.lock_repo(repo)?;
     let mut missing = Vec::new();
     let mut note = |digest: &Digest| {
         missing.push((
@@ -326,7 +336,7 @@ fn store(
         .subject
         .as_ref()
         .map(|subject| (&subject.digest, &referrer));
-    storage.put_manifest(repo, record, subject, tags)?;
+    storage.put_manifest(&alone, repo, record, subject, tags)?;
     Ok(Ok(()))
 }
 

@@ -4,10 +4,13 @@
 mod blobs;
 mod listing;
 mod manifests;
+mod observe;
+pub(crate) mod operations;
 mod uploads;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -18,11 +21,15 @@ use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
 use serde_json::{Value, json};
 
+use self::observe::Observed;
 use crate::auth::{Action, Gate, Need, TOKEN_PATH};
 use crate::error::{ApiError, Code, RegistrydError};
+use crate::metrics::Metrics;
+use crate::proxy::Proxy;
 use crate::route::Route;
-use crate::server::Peer;
 use crate::storage::Storage;
+
+pub(crate) use self::manifests::Document;
 
 pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName =
     HeaderName::from_static("docker-content-digest");
@@ -40,18 +47,20 @@ pub(crate) struct App {
     pub(crate) storage: Arc<Storage>,
     pub(crate) gate: Gate,
     pub(crate) read_only: bool,
+    pub(crate) proxy: Option<Arc<Proxy>>,
+    pub(crate) metrics: Metrics,
+    /// Told to stop: no longer ready for more, but at work.
+    pub(crate) stopping: AtomicBool,
+    /// Whether the bytes on the disk are counted, as a quota of them needs.
+    pub(crate) counts_bytes: bool,
 }
 
 type Reply = Result<Response, ApiError>;
 
 /// Every request comes through here.
 pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
-    let started = Instant::now();
-    let method = request.method().clone();
-    let path = request.uri().path().to_owned();
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.address);
-    let mut user = String::new();
-    let reply = dispatch(&app, request, &mut user).await;
+    let mut observed = Observed::begin(&app, &request);
+    let reply = dispatch(&app, request, &mut observed).await;
     let mut response = reply.unwrap_or_else(ApiError::into_response);
     let headers = response.headers_mut();
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
@@ -60,22 +69,31 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Res
         HeaderValue::from_static("nosniff"),
     );
     let status = response.status().as_u16();
-    let elapsed = started.elapsed();
-    tracing::info!(peer = peer.map(tracing::field::display), %method, path, user, status, ?elapsed, "request");
-    response
+    response.map(|body| observed.answered(status, body))
 }
 
-async fn dispatch(app: &Arc<App>, request: Request, user: &mut String) -> Reply {
+async fn dispatch(app: &Arc<App>, request: Request, observed: &mut Observed) -> Reply {
     let (parts, body) = request.into_parts();
+    if let Some(reply) = operations::health(app, &parts).await {
+        observed.route = "health";
+        return reply;
+    }
     if parts.uri.path() == TOKEN_PATH && app.gate.gives_tokens() {
         let (response, name) = app.gate.token(&parts, body).await?;
-        *user = name;
+        observed.user = name;
+        observed.route = "token";
         return Ok(response);
     }
     let who = app.gate.identify(&parts).await?;
-    who.name().clone_into(user);
+    who.name().clone_into(&mut observed.user);
+    if parts.uri.path() == operations::METRICS {
+        app.gate.check(&who, Need::Login, &parts)?;
+        observed.route = "metrics";
+        return operations::metrics(app, &parts).await;
+    }
     let route = match Route::parse(parts.uri.path()) {
         Ok(Some(route)) => {
+            observed.route = label(&route);
             if let Err(refusal) = app.gate.check(&who, need(&route, &parts.method), &parts) {
                 drain(body).await;
                 return Err(refusal);
@@ -92,12 +110,17 @@ async fn dispatch(app: &Arc<App>, request: Request, user: &mut String) -> Reply 
         ApiError::new(Code::Unsupported, "no such endpoint").status(StatusCode::NOT_FOUND)
     })?;
     let read = matches!(parts.method, Method::GET | Method::HEAD);
-    if app.read_only && !read {
+    let refuses = match &app.proxy {
+        _ if read => None,
+        Some(proxy) => Some(format!("this registry is a cache of {}", proxy.upstream())),
+        None => app
+            .read_only
+            .then(|| "this registry is read-only".to_owned()),
+    };
+    if let Some(reason) = refuses {
         drain(body).await;
-        return Err(
-            ApiError::new(Code::Unsupported, "this registry is read-only")
-                .header(header::ALLOW, "GET, HEAD"),
-        );
+        let refusal = ApiError::new(Code::Unsupported, reason.clone()).message(reason);
+        return Err(refusal.header(header::ALLOW, "GET, HEAD"));
     }
     let method = parts.method.clone();
     match (route, method) {
@@ -137,6 +160,19 @@ async fn dispatch(app: &Arc<App>, request: Request, user: &mut String) -> Reply 
     }
 }
 
+/// A route's name in the counters.
+fn label(route: &Route) -> &'static str {
+    match route {
+        Route::Base => "base",
+        Route::Catalog => "catalog",
+        Route::Tags(_) => "tags",
+        Route::Manifest(..) => "manifest",
+        Route::Blob(..) => "blob",
+        Route::Uploads(_) | Route::Upload(..) => "upload",
+        Route::Referrers(..) => "referrers",
+    }
+}
+
 /// What somebody must be allowed for a request.
 fn need<'a>(route: &'a Route, method: &Method) -> Need<'a> {
     let reads = matches!(*method, Method::GET | Method::HEAD);
@@ -173,7 +209,7 @@ fn allowed(route: &Route) -> &'static str {
 }
 
 /// Runs file work on a worker thread.
-async fn blocking<T, F>(app: &Arc<App>, work: F) -> Result<T, ApiError>
+pub(crate) async fn blocking<T, F>(app: &Arc<App>, work: F) -> Result<T, ApiError>
 where
     T: Send + 'static,
     F: FnOnce(&Storage) -> Result<T, RegistrydError> + Send + 'static,
@@ -186,7 +222,11 @@ where
 
 /// Reads and forgets a body of reasonable length.
 async fn drain(body: Body) {
-    let mut frames = body.into_data_stream();
+    drain_frames(body.into_data_stream()).await;
+}
+
+/// The rest of such a body.
+async fn drain_frames(mut frames: axum::body::BodyDataStream) {
     let mut seen = 0;
     while let Ok(Some(Ok(piece))) = tokio::time::timeout(BODY_PATIENCE, frames.next()).await {
         seen += piece.len() as u64;

@@ -13,7 +13,9 @@ use http::request::Parts;
 use http::{StatusCode, response::Response};
 use serde_json::json;
 
-use super::{App, BODY_PATIENCE, DOCKER_CONTENT_DIGEST, Reply, blocking, drain, query, reply};
+use super::{
+    App, BODY_PATIENCE, DOCKER_CONTENT_DIGEST, Reply, blocking, drain, drain_frames, query, reply,
+};
 use crate::auth::{Action, Identity, Need};
 use crate::error::{ApiError, Code, RegistrydError};
 use crate::names::{RepoName, UploadId};
@@ -43,7 +45,7 @@ pub(super) async fn start(
         let digest = route::digest(text)?;
         let id = create(app, &repo, digest.algorithm()).await?;
         let upload = open(app, &repo, &id).await?;
-        let (upload, complete) = receive(upload, body).await?;
+        let (upload, complete) = receive(app, &repo, upload, body).await?;
         if let Err(error) = complete {
             let gone = id.clone();
             blocking(app, move |storage| storage.cancel_upload(&repo, &gone)).await?;
@@ -61,6 +63,9 @@ pub(super) async fn start(
             ));
         }
     };
+    // Full is full: better said before the bytes are sent.
+    let of = repo.clone();
+    blocking(app, move |storage| storage.admit(&of, 1, 1)).await?;
     let id = create(app, &repo, algorithm).await?;
     progress(StatusCode::ACCEPTED, &repo, &id, 0)
 }
@@ -146,11 +151,7 @@ async fn mount(
     }
     let (repo, digest) = (repo.clone(), digest.clone());
     blocking(app, move |storage| {
-        let found = storage.has_blob(&from, &digest)?;
-        if found {
-            storage.link_blob(&repo, &digest)?;
-        }
-        Ok(found)
+        storage.mount_blob(&repo, &from, &digest)
     })
     .await
 }
@@ -197,7 +198,7 @@ async fn append(
             .header(UPLOAD_UUID, id.as_str());
         return Ok((upload, Err(error)));
     }
-    let (mut upload, complete) = receive(upload, body).await?;
+    let (mut upload, complete) = receive(app, repo, upload, body).await?;
     if complete.is_ok()
         && let Some((first, last)) = announced
     {
@@ -243,7 +244,12 @@ fn content_range(parts: &Parts) -> Result<Option<(u64, u64)>, ApiError> {
 
 /// Writes a body to an upload. While a worker thread hashes and writes one batch, the next
 /// comes in. The inner error says that the body broke off; what came before is kept.
-async fn receive(upload: Upload, body: Body) -> Result<(Upload, Result<(), ApiError>), ApiError> {
+async fn receive(
+    app: &Arc<App>,
+    repo: &RepoName,
+    upload: Upload,
+    body: Body,
+) -> Result<(Upload, Result<(), ApiError>), ApiError> {
     let mut frames = body.into_data_stream();
     let mut upload = Some(upload);
     let mut writer: Option<tokio::task::JoinHandle<Result<Upload, RegistrydError>>> = None;
@@ -276,8 +282,22 @@ async fn receive(upload: Upload, body: Body) -> Result<(Upload, Result<(), ApiEr
         if ended && batch.is_empty() {
             break;
         }
-        if let Some(upload) = upload.take() {
-            writer = Some(tokio::task::spawn_blocking(move || upload.append(&batch)));
+        app.metrics.received(size as u64);
+        if let Some(current) = upload.take() {
+            let (after, of) = (current.length() + size as u64, repo.clone());
+            if let Err(full) = blocking(app, move |storage| storage.admit(&of, after, after)).await
+            {
+                // What came of it would only take the room that is missing.
+                let (of, id) = (repo.clone(), current.id().clone());
+                blocking(app, move |storage| {
+                    drop(current);
+                    storage.cancel_upload(&of, &id)
+                })
+                .await?;
+                drain_frames(frames).await;
+                return Err(full);
+            }
+            writer = Some(tokio::task::spawn_blocking(move || current.append(&batch)));
         }
         if ended {
             break;

@@ -7,6 +7,7 @@ use corten_oci::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::locks::Lock;
 use super::{Result, Storage, list, read, remove};
 use crate::error::{IoContext as _, RegistrydError};
 use crate::names::{RepoName, Tag};
@@ -43,15 +44,29 @@ struct Revision {
 }
 
 impl Storage {
-    /// Stores a manifest, then its place among its subject's referrers, then its tags.
+    /// Stores a manifest, then its place among its subject's referrers, then its tags. The
+    /// repository's lock is held since what it names was looked for.
     pub(crate) fn put_manifest(
         &self,
+        _alone: &Lock,
         repo: &RepoName,
         record: &ManifestRecord,
         subject: Option<(&Digest, &Descriptor)>,
         tags: &[Tag],
     ) -> Result<()> {
-        let _guard = self.lock_repo(repo);
+        let size = record.bytes.len() as u64;
+        let linked = if self.has_manifest(repo, &record.digest)? {
+            0
+        } else {
+            size
+        };
+        let new = if self.has_data(&record.digest)? {
+            0
+        } else {
+            size
+        };
+        self.admit(repo, linked, new)?;
+        let _blobs = self.share_blobs()?;
         self.write(&self.blob_data(&record.digest), &record.bytes)?;
         if let Some((subject, descriptor)) = subject {
             let path = self.referrer(repo, subject, &record.digest);
@@ -63,10 +78,21 @@ impl Storage {
         };
         self.write_json(self.revision(repo, &record.digest), &revision)?;
         for tag in tags {
-            let path = self.tags_dir(repo).join(tag.as_str());
-            self.write(&path, record.digest.as_str().as_bytes())?;
+            self.write_tag(repo, tag, &record.digest)?;
         }
+        self.usage.added(repo, linked, new);
         Ok(())
+    }
+
+    /// Makes a tag point to a manifest that the repository has.
+    pub(crate) fn tag_manifest(&self, repo: &RepoName, digest: &Digest, tag: &Tag) -> Result<()> {
+        let _alone = self.lock_repo(repo)?;
+        self.write_tag(repo, tag, digest)
+    }
+
+    fn write_tag(&self, repo: &RepoName, tag: &Tag, digest: &Digest) -> Result<()> {
+        let path = self.tags_dir(repo).join(tag.as_str());
+        self.write(&path, digest.as_str().as_bytes())
     }
 
     /// The manifest with this digest, if the repository has it.
@@ -119,14 +145,19 @@ impl Storage {
 
     /// Removes a tag; false if there was none.
     pub(crate) fn delete_tag(&self, repo: &RepoName, tag: &Tag) -> Result<bool> {
-        let _guard = self.lock_repo(repo);
+        let _alone = self.lock_repo(repo)?;
         remove(&self.tags_dir(repo).join(tag.as_str()))
     }
 
     /// Removes a manifest and every tag that points to it; false if there was none. The tags
     /// go first: at no instant does one point to nothing.
     pub(crate) fn delete_manifest(&self, repo: &RepoName, digest: &Digest) -> Result<bool> {
-        let _guard = self.lock_repo(repo);
+        let _alone = self.lock_repo(repo)?;
+        self.delete_locked(repo, digest)
+    }
+
+    /// As [`Self::delete_manifest`], with the repository's lock held.
+    pub(super) fn delete_locked(&self, repo: &RepoName, digest: &Digest) -> Result<bool> {
         let Some(revision) = self.read_json::<Revision>(self.revision(repo, digest))? else {
             return Ok(false);
         };
@@ -141,6 +172,7 @@ impl Storage {
         if let Some(subject) = &revision.subject {
             remove(&self.referrer(repo, subject, digest))?;
         }
+        self.usage.forget(repo);
         Ok(true)
     }
 
@@ -179,7 +211,7 @@ impl Storage {
         self.manifests_dir(repo).join("tags")
     }
 
-    fn revision(&self, repo: &RepoName, digest: &Digest) -> PathBuf {
+    pub(super) fn revision(&self, repo: &RepoName, digest: &Digest) -> PathBuf {
         self.manifests_dir(repo)
             .join("revisions")
             .join(digest.algorithm().as_str())

@@ -8,7 +8,7 @@
 //! root/repositories/<name>/_manifests/referrers/<alg>/<subject>/<alg>-<hex>   its descriptor
 //! root/repositories/<name>/_uploads/<uuid>                an upload in progress
 //! root/tmp/                                               files not yet in their place
-//! root/lock                                               see `gc`
+//! root/locks/                                             see `locks`
 //! ```
 //!
 //! Invariants: a file outside `tmp` and `_uploads` is complete from the instant it has its
@@ -17,13 +17,13 @@
 //! it. Paths are made of checked types only ([`crate::names`], [`Digest`]).
 
 mod gc;
+mod locks;
 mod manifests;
 mod uploads;
+mod usage;
 
 use std::collections::HashMap;
-use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
-use std::hash::{Hash as _, Hasher as _};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -34,14 +34,16 @@ use corten_oci::Digest;
 use crate::error::{IoContext as _, RegistrydError};
 use crate::names::{RepoName, UploadId, is_name_part};
 
+pub(crate) use gc::{GRACE, Policy};
 pub(crate) use manifests::{Descriptor, ManifestRecord};
 pub(crate) use uploads::{Finish, Upload};
+pub use usage::Quota;
 
 /// Uploads and temporary files untouched for this long are removed at start.
 const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Repositories are locked through this many mutexes, by the hash of their name.
-const REPO_LOCKS: usize = 64;
+/// A link that somebody looked at is given a new time if it is older than this.
+const REFRESH_AFTER: Duration = Duration::from_secs(60 * 60);
 
 type Result<T> = std::result::Result<T, RegistrydError>;
 
@@ -49,12 +51,9 @@ type Result<T> = std::result::Result<T, RegistrydError>;
 #[derive(Debug)]
 pub(crate) struct Storage {
     root: PathBuf,
-    /// Held while tags, revisions and referrers of a repository change.
-    repo_locks: Vec<Mutex<()>>,
-    /// Keeps collections away; `None` where nothing is written.
-    _share: Option<File>,
     /// Hashes of uploads in progress, so that a blob sent in pieces is read once only.
     hashes: Mutex<HashMap<UploadId, uploads::Progress>>,
+    usage: usage::Usage,
 }
 
 /// A blob opened for reading.
@@ -67,34 +66,39 @@ pub(crate) struct OpenBlob {
 impl Storage {
     /// Opens, and unless `read_only` makes, the folders below `root`, and sweeps what a dead
     /// server left there.
-    pub(crate) fn open(root: &Path, read_only: bool) -> Result<Self> {
+    pub(crate) fn open(root: &Path, read_only: bool, quota: Quota) -> Result<Self> {
         if read_only {
             fs::read_dir(root).context("open the registry's root", root)?;
         } else {
             make_dir(root)?;
         }
-        let share = if read_only {
-            None
-        } else {
-            Some(Self::share(root)?)
-        };
         let storage = Self {
             root: root.to_owned(),
-            _share: share,
-            repo_locks: (0..REPO_LOCKS).map(|_| Mutex::new(())).collect(),
             hashes: Mutex::new(HashMap::new()),
+            usage: usage::Usage::new(quota),
         };
         if read_only {
             return Ok(storage);
         }
-        for folder in ["blobs", "repositories", "tmp"] {
+        for folder in ["blobs", "repositories", "tmp", locks::FOLDER] {
             make_dir(&root.join(folder))?;
         }
-        sweep(&root.join("tmp"));
-        for name in storage.all_repositories()? {
-            sweep(&storage.repo(&name).join("_uploads"));
-        }
+        storage.sweep_uploads()?;
         Ok(storage)
+    }
+
+    /// Opens a root that has been served before.
+    pub(crate) fn existing(root: &Path) -> Result<Self> {
+        fs::read_dir(root.join("repositories")).context("open the registry's root", root)?;
+        make_dir(&root.join(locks::FOLDER))?;
+        Self::open(root, true, Quota::default())
+    }
+
+    /// Whether the files can be reached.
+    pub(crate) fn check(&self) -> Result<()> {
+        fs::read_dir(&self.root)
+            .context("open the registry's root", &self.root)
+            .map(drop)
     }
 
     /// The blob, if the repository has it.
@@ -114,15 +118,83 @@ impl Storage {
             && data.try_exists().context("look for", &data)?)
     }
 
-    /// Gives the repository a blob that is in the store already.
-    pub(crate) fn link_blob(&self, repo: &RepoName, digest: &Digest) -> Result<()> {
+    /// True if some repository has, or had, the blob.
+    pub(crate) fn has_data(&self, digest: &Digest) -> Result<bool> {
+        let data = self.blob_data(digest);
+        data.try_exists().context("look for", &data)
+    }
+
+    /// Gives a repository a blob of another one; false if that one does not have it.
+    pub(crate) fn mount_blob(
+        &self,
+        repo: &RepoName,
+        from: &RepoName,
+        digest: &Digest,
+    ) -> Result<bool> {
+        Ok(self.has_blob(from, digest)? && self.link_stored_blob(repo, digest)?)
+    }
+
+    /// Gives a repository a blob that is stored already; false if it is not.
+    pub(crate) fn link_stored_blob(&self, repo: &RepoName, digest: &Digest) -> Result<bool> {
+        let _repo = self.share_repo(repo)?;
+        let _blobs = self.share_blobs()?;
+        let data = self.blob_data(digest);
+        let Some(blob) = self.open_data(digest)? else {
+            return Ok(false);
+        };
+        let before = self.linked_bytes(repo, digest, blob.size)?;
+        self.admit(repo, before, 0)?;
+        // A collection that began before now leaves it alone.
+        blob.file
+            .set_modified(SystemTime::now())
+            .context("set the time of", &data)?;
+        self.link_blob(repo, digest)?;
+        self.usage.added(repo, before, 0);
+        Ok(true)
+    }
+
+    /// What a link to a blob of this size adds to a repository.
+    fn linked_bytes(&self, repo: &RepoName, digest: &Digest, size: u64) -> Result<u64> {
+        let link = self.layer_link(repo, digest);
+        let known = link.try_exists().context("look for", &link)?;
+        Ok(if known { 0 } else { size })
+    }
+
+    /// Links a blob that got the time of now, with the locks of both held.
+    fn link_blob(&self, repo: &RepoName, digest: &Digest) -> Result<()> {
         let link = self.layer_link(repo, digest);
         self.write(&link, digest.as_str().as_bytes())
     }
 
+    /// Somebody was told that the repository has the blob, and may rely on it in a push.
+    pub(crate) fn refresh_link(&self, repo: &RepoName, digest: &Digest) -> Result<()> {
+        let link = self.layer_link(repo, digest);
+        let now = SystemTime::now();
+        let is_old = |path: &Path| {
+            let changed = fs::metadata(path).and_then(|metadata| metadata.modified());
+            changed.is_ok_and(|changed| {
+                now.duration_since(changed)
+                    .is_ok_and(|age| age > REFRESH_AFTER)
+            })
+        };
+        if !is_old(&link) {
+            return Ok(());
+        }
+        let _repo = self.share_repo(repo)?;
+        match File::open(&link).and_then(|file| file.set_modified(now)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).context("set the time of", &link)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes the blob from the repository; false if it did not have it.
     pub(crate) fn unlink_blob(&self, repo: &RepoName, digest: &Digest) -> Result<bool> {
-        remove(&self.layer_link(repo, digest))
+        let _alone = self.lock_repo(repo)?;
+        let removed = remove(&self.layer_link(repo, digest))?;
+        self.usage.forget(repo);
+        Ok(removed)
     }
 
     /// True if anything was ever pushed there.
@@ -210,6 +282,9 @@ impl Storage {
         let _guard = RemoveOnDrop(&temporary);
         let mut file = File::create_new(&temporary).context("create", &temporary)?;
         file.write_all(bytes).context("write", &temporary)?;
+        // The kernel's own stamp may be some milliseconds old, which a collection could mistake.
+        file.set_modified(SystemTime::now())
+            .context("set the time of", &temporary)?;
         file.sync_all().context("sync", &temporary)?;
         self.place(&temporary, path)?;
         Ok(())
@@ -221,14 +296,6 @@ impl Storage {
         make_dir(folder)?;
         fs::rename(from, to).context("move a file to", to)?;
         sync_dir(folder)
-    }
-
-    fn lock_repo(&self, repo: &RepoName) -> MutexGuard<'_, ()> {
-        let mut hasher = DefaultHasher::new();
-        repo.hash(&mut hasher);
-        let index = hasher.finish() % self.repo_locks.len() as u64;
-        // The remainder is below the length, so it is an index and fits one.
-        lock(&self.repo_locks[index as usize])
     }
 }
 

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use corten_oci::digest::Algorithm;
@@ -66,6 +66,15 @@ pub(crate) enum Finish {
 impl Upload {
     pub(crate) fn length(&self) -> u64 {
         self.length
+    }
+
+    pub(crate) fn id(&self) -> &UploadId {
+        &self.id
+    }
+
+    /// Its file once more, for reading what has come.
+    pub(crate) fn reader(&self) -> Result<File> {
+        self.file.try_clone().context("open", &self.path)
     }
 
     /// Adds pieces at the end. After an error the file is as long as before.
@@ -190,9 +199,29 @@ impl Storage {
             remove(&upload.path)?;
             return Ok(Finish::Mismatch(actual));
         }
+        // Most of the work, before others have to wait for it.
         upload.file.sync_all().context("sync", &upload.path)?;
+        let _repo = self.share_repo(repo)?;
+        let linked = self.linked_bytes(repo, expected, upload.length)?;
+        let new = if self.has_data(expected)? {
+            0
+        } else {
+            upload.length
+        };
+        if let Err(error) = self.admit(repo, linked, new) {
+            remove(&upload.path)?;
+            return Err(error);
+        }
+        let _blobs = self.share_blobs()?;
+        // A collection that began before now leaves it alone.
+        upload
+            .file
+            .set_modified(SystemTime::now())
+            .and_then(|()| upload.file.sync_all())
+            .context("set the time of", &upload.path)?;
         self.place(&upload.path, &self.blob_data(expected))?;
         self.link_blob(repo, expected)?;
+        self.usage.added(repo, linked, new);
         Ok(Finish::Stored)
     }
 

@@ -232,3 +232,25 @@ async fn tls() {
         Digest::of(reply.rsplit("\r\n").next().unwrap().as_bytes())
     );
 }
+
+/// The certificate that a server shows, whoever made it.
+pub(crate) async fn certificate(address: std::net::SocketAddr) -> Vec<u8> {
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let mut roots = rustls::RootCertStore::empty();
+    for name in ["test-cert.pem", "other-cert.pem"] {
+        let certificate = CertificateDer::from_pem_file(fixtures.join(name)).unwrap();
+        roots.add(certificate).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client));
+    let stream = connector.connect(name, stream).await.unwrap();
+    let (_, session) = stream.get_ref();
+    session.peer_certificates().unwrap()[0].to_vec()
+}

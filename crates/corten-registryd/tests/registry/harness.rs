@@ -33,9 +33,7 @@ impl Registry {
             root: folder.path().join("registry"),
             ..Config::default()
         };
-        let mut registry = Self::with(config).await;
-        registry._folder = Some(folder);
-        registry
+        Self::with(config).await.owning(folder)
     }
 
     pub(crate) async fn with(config: Config) -> Self {
@@ -53,6 +51,12 @@ impl Registry {
             stop: Some(stop),
             task: Some(task),
         }
+    }
+
+    /// Removes the folder with the registry.
+    pub(crate) fn owning(mut self, folder: tempfile::TempDir) -> Self {
+        self._folder = Some(folder);
+        self
     }
 
     /// Stops, and waits until nothing runs any more.

@@ -4,8 +4,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod cache;
+mod collection;
 mod harness;
 mod manifests;
+mod operations;
 mod process;
 mod pull;
 mod push;

@@ -204,7 +204,7 @@ async fn referrers_of_a_subject() {
 }
 
 #[tokio::test]
-async fn garbage_is_collected_when_nobody_serves() {
+async fn garbage_is_collected() {
     let mut registry = Registry::start().await;
     let digest = registry.push_image("app", "keep", "x").await;
     let gone = registry.push_image("app", "drop", "y").await;
@@ -229,12 +229,15 @@ async fn garbage_is_collected_when_nobody_serves() {
             .chain(more.iter().map(OsString::from));
         corten_registryd::main(words)
     };
-    assert_eq!(collect(&[]), ExitCode::FAILURE, "the server runs");
-    registry.stop().await;
     assert_eq!(collect(&["--dry-run"]), ExitCode::SUCCESS);
     assert_eq!(registry.blobs(), 6);
-    assert_eq!(collect(&[]), ExitCode::SUCCESS);
+    assert_eq!(
+        collect(&[]),
+        ExitCode::SUCCESS,
+        "also while the server runs"
+    );
     assert_eq!(registry.blobs(), 4);
+    registry.stop().await;
 
     let registry = Registry::with(Config {
         root: registry.root.clone(),
