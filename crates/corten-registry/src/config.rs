@@ -205,8 +205,11 @@ impl RegistriesConfig {
             .collect();
         if named.is_none() && domain == DEFAULT_DOMAIN {
             for url in self.mirrors.iter().flatten() {
-                let mut plain = RegistrySettings::default();
-                plain.insecure = self.is_insecure(url.split("://").last().unwrap_or_default());
+                let host = url.split_once("://").map_or(url.as_str(), |(_, host)| host);
+                let plain = RegistrySettings {
+                    insecure: self.is_insecure(host),
+                    ..RegistrySettings::default()
+                };
                 endpoints.push(Endpoint::mirror(url, false, &plain));
             }
         }

@@ -329,42 +329,37 @@ impl Host {
         if let Some(token) = token {
             self.tokens.forget(&token);
         }
-        let challenges: Vec<Challenge> = response
+        let challenge = response
             .headers()
             .get_all(header::WWW_AUTHENTICATE)
             .iter()
-            .filter_map(|value| Challenge::parse(value.to_str().ok()?))
-            .collect();
-        for challenge in challenges {
-            match challenge {
-                Challenge::Bearer {
-                    realm,
-                    service,
-                    scope,
-                } => {
-                    let asked = Scopes::parse(scope.as_deref().unwrap_or_default());
-                    let wanted = wanted.merged(&asked);
-                    let token = self.token(&realm, service.as_deref(), &wanted).await?;
-                    return self.once(method, target, Some(&token), upload, build).await;
-                }
-                Challenge::Basic
-                    if self
-                        .credential
-                        .as_ref()
-                        .is_some_and(|c| !c.username.is_empty()) =>
-                {
-                    *self.basic.lock().unwrap_or_else(PoisonError::into_inner) = true;
-                    return self.once(method, target, None, upload, build).await;
-                }
-                Challenge::Basic => {
-                    return Err(RegistryError::Unauthorized(format!(
-                        "authentication required: no basic auth credentials for {}",
-                        self.endpoint.host
-                    )));
-                }
+            .find_map(|value| Challenge::parse(value.to_str().ok()?));
+        match challenge {
+            Some(Challenge::Bearer {
+                realm,
+                service,
+                scope,
+            }) => {
+                let asked = Scopes::parse(scope.as_deref().unwrap_or_default());
+                let wanted = wanted.merged(&asked);
+                let token = self.token(&realm, service.as_deref(), &wanted).await?;
+                self.once(method, target, Some(&token), upload, build).await
             }
+            Some(Challenge::Basic)
+                if self
+                    .credential
+                    .as_ref()
+                    .is_some_and(|c| !c.username.is_empty()) =>
+            {
+                *self.basic.lock().unwrap_or_else(PoisonError::into_inner) = true;
+                self.once(method, target, None, upload, build).await
+            }
+            Some(Challenge::Basic) => Err(RegistryError::Unauthorized(format!(
+                "authentication required: no basic auth credentials for {}",
+                self.endpoint.host
+            ))),
+            None => Ok(response),
         }
-        Ok(response)
     }
 
     async fn token(

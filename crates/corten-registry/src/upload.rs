@@ -94,6 +94,9 @@ impl Upload<'_> {
                 }
                 Outcome::Failed(error) => error,
             };
+            // First the pause: a registry may still be busy with what it got.
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
             session = self.look(&current).await;
             let offset = session.as_ref().map_or(0, |session| session.offset);
             // Only attempts that brought nothing count.
@@ -103,8 +106,6 @@ impl Upload<'_> {
                 return Err(error);
             }
             tracing::debug!(blob = %self.digest, %error, offset, "uploading again");
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(5));
         }
     }
 

@@ -21,6 +21,9 @@ use crate::storage::OpenBlob;
 const OCTETS: &str = "application/octet-stream";
 /// Read from the disk at once.
 const PIECE: usize = 256 << 10;
+/// The same while more than [`CROWD`] requests are answered, each of which has a buffer.
+const SMALL_PIECE: usize = 64 << 10;
+const CROWD: u64 = 100;
 
 pub(super) async fn get(app: &Arc<App>, repo: RepoName, digest: Digest, parts: &Parts) -> Reply {
     let unknown = || ApiError::new(Code::BlobUnknown, json!({"digest": digest.as_str()}));
@@ -88,8 +91,14 @@ pub(super) async fn get(app: &Arc<App>, repo: RepoName, digest: Digest, parts: &
     blob.file
         .seek(SeekFrom::Start(first))
         .context("seek in blob", Path::new(digest.as_str()))?;
-    let reader = tokio::fs::File::from_std(blob.file).take(length);
-    let body = Body::from_stream(ReaderStream::with_capacity(reader, PIECE));
+    let piece = if app.metrics.in_flight() > CROWD {
+        SMALL_PIECE
+    } else {
+        PIECE
+    };
+    let mut file = tokio::fs::File::from_std(blob.file);
+    file.set_max_buf_size(piece);
+    let body = Body::from_stream(ReaderStream::with_capacity(file.take(length), piece));
     reply(status, &headers, body)
 }
 
