@@ -170,7 +170,6 @@ impl Push<'_> {
             },
             _ => None,
         };
-        let name = || RegistryError::PushDenied(self.image.name());
         let upload = Upload {
             host: self.host,
             repository: self.image.path(),
@@ -178,7 +177,7 @@ impl Push<'_> {
             digest: &blob.digest,
             size: blob.size,
             file: &self.store.blobs().path(&blob.digest),
-            denied: &name,
+            name: &self.image.name(),
         };
         upload.send(begun, told.as_mut()).await?;
         status(told.as_ref(), "Pushed");

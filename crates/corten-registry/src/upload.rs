@@ -40,8 +40,8 @@ pub(crate) struct Upload<'a> {
     pub(crate) size: u64,
     /// The blob's bytes.
     pub(crate) file: &'a Path,
-    /// What a refusal is called.
-    pub(crate) denied: &'a dyn Fn() -> RegistryError,
+    /// The repository's full name, for a refusal.
+    pub(crate) name: &'a str,
 }
 
 /// An upload the registry knows.
@@ -142,18 +142,22 @@ impl Upload<'_> {
         }
     }
 
+    fn denied(&self) -> RegistryError {
+        RegistryError::PushDenied(self.name.to_owned())
+    }
+
     /// An answer to something that pushes.
     async fn accepted(&self, response: Response) -> Result<Response, RegistryError> {
         match response.status() {
             status if status.is_success() => Ok(response),
-            StatusCode::UNAUTHORIZED => Err((self.denied)()),
+            StatusCode::UNAUTHORIZED => Err(self.denied()),
             StatusCode::FORBIDDEN => {
                 let said = words(response).await;
                 // A quota, say; a mere "denied" is Docker's own sentence.
                 if said.contains("quota") {
                     Err(self.host.protocol(said))
                 } else {
-                    Err((self.denied)())
+                    Err(self.denied())
                 }
             }
             _ => Err(self.host.protocol(words(response).await)),

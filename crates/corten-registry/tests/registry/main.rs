@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod auth;
+mod endpoints;
 mod harness;
 mod mirrors;
 mod pull;
 mod push;
+mod remote;
+mod resilience;
 mod stub;
+mod wire;

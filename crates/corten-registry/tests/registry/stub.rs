@@ -30,6 +30,9 @@ pub(crate) struct Seen {
     pub(crate) path: String,
     pub(crate) range: Option<String>,
     pub(crate) authorization: Option<String>,
+    /// A header that settings add.
+    pub(crate) key: Option<String>,
+    pub(crate) length: usize,
 }
 
 #[derive(Default)]
@@ -45,6 +48,14 @@ pub(crate) struct Inner {
     pub(crate) corrupt: Mutex<HashSet<String>>,
     /// Uploads that fail yet.
     pub(crate) failing_uploads: Mutex<u32>,
+    /// The next requests are too many; `Retry-After` of each, empty for none.
+    pub(crate) too_many: Mutex<Vec<String>>,
+    /// Blobs are elsewhere: at this URL's `/v2/…`.
+    pub(crate) elsewhere: Mutex<Option<String>>,
+    /// Larger request bodies are refused.
+    pub(crate) max_body: Mutex<Option<usize>>,
+    /// What chunks have brought.
+    pub(crate) chunks: Mutex<Vec<u8>>,
     /// Mounts are refused, not just declined.
     pub(crate) refuse_mounts: Mutex<bool>,
     /// Whoever wants in shows the token server this name and password.
@@ -211,7 +222,26 @@ fn handle(stub: &Stub, request: &Parts, body: Bytes) -> Response {
         path: request.uri.to_string(),
         range: range.clone(),
         authorization: authorization.clone(),
+        key: head(header::HeaderName::from_static("x-key")),
+        length: body.len(),
     });
+    let too_many = stub.too_many.lock().unwrap().pop();
+    if let Some(after) = too_many {
+        let mut refused = plain(StatusCode::TOO_MANY_REQUESTS, errors("TOOMANYREQUESTS"));
+        if !after.is_empty() {
+            let headers = refused.headers_mut();
+            headers.insert(header::RETRY_AFTER, after.parse().unwrap());
+        }
+        return refused;
+    }
+    if stub
+        .max_body
+        .lock()
+        .unwrap()
+        .is_some_and(|most| body.len() > most)
+    {
+        return plain(StatusCode::PAYLOAD_TOO_LARGE, "");
+    }
     if path == "/token" {
         return stub.token(authorization.as_deref());
     }
@@ -244,7 +274,9 @@ fn handle(stub: &Stub, request: &Parts, body: Bytes) -> Response {
                 .unwrap(),
         };
     }
-    let (repository, rest) = rest.split_once("/blobs/").unwrap();
+    let Some((repository, rest)) = rest.split_once("/blobs/") else {
+        return plain(StatusCode::NOT_FOUND, "no such API");
+    };
     if method == Method::POST {
         if *stub.refuse_mounts.lock().unwrap() && query.contains("mount=") {
             return plain(StatusCode::FORBIDDEN, errors("DENIED"));
@@ -255,7 +287,37 @@ fn handle(stub: &Stub, request: &Parts, body: Bytes) -> Response {
         headers.insert(header::LOCATION, location.parse().unwrap());
         return begun;
     }
+    if method == Method::PATCH {
+        let mut chunks = stub.chunks.lock().unwrap();
+        let first = head(header::CONTENT_RANGE).unwrap();
+        assert!(first.starts_with(&format!("{}-", chunks.len())), "{first}");
+        chunks.extend_from_slice(&body);
+        let mut taken = plain(StatusCode::ACCEPTED, "");
+        let location = format!("/v2/{repository}/blobs/uploads/1?state=y");
+        let headers = taken.headers_mut();
+        headers.insert(header::LOCATION, location.parse().unwrap());
+        let range = format!("0-{}", chunks.len() - 1);
+        headers.insert(header::RANGE, range.parse().unwrap());
+        return taken;
+    }
+    let elsewhere = stub.elsewhere.lock().unwrap().clone();
+    if method == Method::GET
+        && let Some(base) = elsewhere
+    {
+        let mut moved = plain(StatusCode::TEMPORARY_REDIRECT, "");
+        let location = format!("{base}{path}");
+        let headers = moved.headers_mut();
+        headers.insert(header::LOCATION, location.parse().unwrap());
+        return moved;
+    }
     if method == Method::PUT {
+        let body = match std::mem::take(&mut *stub.chunks.lock().unwrap()) {
+            chunks if chunks.is_empty() => body,
+            mut chunks => {
+                chunks.extend_from_slice(&body);
+                chunks.into()
+            }
+        };
         let mut failing = stub.failing_uploads.lock().unwrap();
         if *failing > 0 {
             *failing -= 1;

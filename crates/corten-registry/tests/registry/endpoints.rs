@@ -1,0 +1,158 @@
+//! Where registries are looked for: `hosts.toml`, `certs.d`, Docker's words.
+
+use std::path::Path;
+
+use corten_registry::RegistryError;
+use corten_registryd::{Config, Server};
+
+use crate::harness::{TestStore, client, noise};
+use crate::stub::Stub;
+
+/// A `certs.d` with a `hosts.toml` for Docker Hub.
+fn hosts(folder: &Path, text: &str) -> String {
+    let directory = folder.join("docker.io");
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("hosts.toml"), text).unwrap();
+    format!("certs_d = [{folder:?}]\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_host_is_asked_for_what_it_may_answer() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let id = from.image("alpine", &[b"layer"]);
+    let (pulls, resolves) = (Stub::start().await, Stub::start().await);
+    let layers = pulls.publish(&from, &id, "library/alpine");
+    resolves.publish(&from, &id, "library/alpine");
+    // Another image under the same tag: what a tag means is not this host's to say.
+    let other = from.image("other", &[b"another layer"]);
+    pulls.publish(&from, &other, "library/wrong");
+    let wrong = pulls.manifests.lock().unwrap()["library/wrong/latest"].clone();
+    pulls
+        .manifests
+        .lock()
+        .unwrap()
+        .insert("library/alpine/latest".into(), wrong);
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\ncapabilities = [\"pull\"]\n\
+         [host.\"http://{}\".header]\nx-key = \"k\"\n",
+        resolves.address(),
+        pulls.address(),
+        pulls.address()
+    );
+    let client = client(&hosts(folder.path(), &text));
+    let (pulled, _) = to.pull(&client, "alpine", None).await.unwrap();
+    assert_eq!(pulled.id, id);
+    let layer = format!("/blobs/{}", layers[0]);
+    let seen = pulls.seen();
+    assert_eq!(
+        seen.iter()
+            .filter(|seen| seen.path.contains(&layer))
+            .count(),
+        1
+    );
+    for seen in seen {
+        assert!(!seen.path.contains("manifests/latest"), "{}", seen.path);
+        assert!(seen.path.ends_with("ns=docker.io"), "{}", seen.path);
+        assert_eq!(seen.key.as_deref(), Some("k"));
+    }
+    let seen = resolves.seen();
+    assert!(!seen.is_empty());
+    for seen in seen {
+        assert!(seen.path.contains("manifests/latest") && seen.key.is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_takes_the_push() {
+    let from = TestStore::new();
+    from.image("me/app", &[b"layer"]);
+    let stub = Stub::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "server = \"http://{}\"\ncapabilities = [\"pull\", \"resolve\"]\n",
+        stub.address()
+    );
+    let only_reads = client(&hosts(folder.path(), &text));
+    let error = from.push(&only_reads, "me/app", None).await.unwrap_err();
+    assert!(error.to_string().contains("takes pushes"), "{error}");
+    let broken = client(&hosts(folder.path(), "server = 5\n"));
+    let error = from.push(&broken, "me/app", None).await.unwrap_err();
+    assert!(error.to_string().contains("hosts.toml"), "{error}");
+    assert!(stub.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dockers_registry_mirrors_stand_for_the_hub() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let id = from.image("alpine", &[&noise(1000)]);
+    let stub = Stub::start().await;
+    stub.publish(&from, &id, "library/alpine");
+    let settings = format!(
+        "certs_d = []\nregistry-mirrors = [\"http://{}\"]\n",
+        stub.address()
+    );
+    let (pulled, _) = to.pull(&client(&settings), "alpine", None).await.unwrap();
+    assert_eq!(pulled.id, id);
+    assert!(stub.seen().iter().all(|seen| !seen.path.contains("ns=")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_of_a_registrys_directory() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corten-registryd/tests/fixtures");
+    let from = TestStore::new();
+    let server = Server::bind(
+        "127.0.0.1:0",
+        Config {
+            root: from.folder.path().join("registry"),
+            tls: Some((
+                fixtures.join("other-cert.pem"),
+                fixtures.join("other-key.pem"),
+            )),
+            ..Config::default()
+        },
+    )
+    .await
+    .unwrap();
+    let address = server.address().to_string();
+    tokio::spawn(server.serve(std::future::pending()));
+    let name = format!("{address}/app");
+    let id = from.image(&name, &[b"layer"]);
+
+    let folder = tempfile::tempdir().unwrap();
+    let settings = format!("certs_d = [{:?}]\n", folder.path());
+    let error = from
+        .push(&client(&settings), &name, None)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, RegistryError::Unreachable { .. }),
+        "{error}"
+    );
+    let directory = folder.path().join(&address);
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::copy(fixtures.join("other-cert.pem"), directory.join("ca.crt")).unwrap();
+    from.push(&client(&settings), &name, None).await.unwrap();
+    let to = TestStore::new();
+    let (pulled, _) = to.pull(&client(&settings), &name, None).await.unwrap();
+    assert_eq!(pulled.id, id);
+
+    // The same for containerd's file, and without any check at all.
+    std::fs::rename(directory.join("ca.crt"), directory.join("ca.pem")).unwrap();
+    for words in ["ca = \"ca.pem\"", "skip_verify = true"] {
+        let text = format!("server = \"https://{address}\"\n{words}\n");
+        std::fs::write(directory.join("hosts.toml"), text).unwrap();
+        let to = TestStore::new();
+        to.pull(&client(&settings), &name, None).await.unwrap();
+    }
+    // A client certificate is sent along; this server does not ask for one, but it must load.
+    std::fs::remove_file(directory.join("hosts.toml")).unwrap();
+    std::fs::rename(directory.join("ca.pem"), directory.join("ca.crt")).unwrap();
+    std::fs::copy(fixtures.join("other-cert.pem"), directory.join("me.cert")).unwrap();
+    std::fs::copy(fixtures.join("other-key.pem"), directory.join("me.key")).unwrap();
+    let to = TestStore::new();
+    to.pull(&client(&settings), &name, None).await.unwrap();
+    std::fs::write(directory.join("me.key"), "nonsense").unwrap();
+    let error = to.pull(&client(&settings), &name, None).await.unwrap_err();
+    assert!(error.to_string().contains("me.cert"), "{error}");
+}

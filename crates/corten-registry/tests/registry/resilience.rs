@@ -1,0 +1,138 @@
+//! Registries that are busy, break off, move things, or want small pieces.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use corten_registry::RegistryError;
+use http::Method;
+
+use crate::harness::{TestStore, client, credential, noise, registry};
+use crate::stub::{Inner, Stub};
+use crate::wire::Wire;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_registry_is_asked_again_when_it_says() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let stub = Stub::start().await;
+    let name = format!("{}/app", stub.address());
+    let id = from.image(&name, &[b"layer"]);
+    stub.publish(&from, &id, "app");
+    let date = |after| httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(after));
+    *stub.too_many.lock().unwrap() = vec!["1".into(), date(2), String::new()];
+    let begun = Instant::now();
+    to.pull(&client(""), &name, None).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+
+    // An hour is not waited for: the user is told.
+    let to = TestStore::new();
+    *stub.too_many.lock().unwrap() = vec!["3600".into()];
+    let begun = Instant::now();
+    let error = to.pull(&client(""), &name, None).await.unwrap_err();
+    assert!(
+        matches!(error, RegistryError::RateLimited { .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("3600 s"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_gets_neither_the_token_nor_the_headers() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let asks = Stub::with(Inner {
+        account: Some(("me", "secret")),
+        ..Inner::default()
+    })
+    .await;
+    let storage = Stub::start().await;
+    let name = format!("{}/app", asks.address());
+    let id = from.image(&name, &[b"layer"]);
+    let layers = asks.publish(&from, &id, "app");
+    storage.publish(&from, &id, "app");
+    *asks.elsewhere.lock().unwrap() = Some(format!("http://{}", storage.address()));
+    let folder = tempfile::tempdir().unwrap();
+    let certs = folder.path().join(asks.address());
+    std::fs::create_dir(&certs).unwrap();
+    let hosts = format!(
+        "server = \"http://{}\"\n[header]\nx-key = \"k\"\n",
+        asks.address()
+    );
+    std::fs::write(certs.join("hosts.toml"), hosts).unwrap();
+    let client = client(&format!("certs_d = [{:?}]\n", folder.path()));
+    let secret = credential("me", "secret");
+    let (pulled, _) = to.pull(&client, &name, Some(&secret)).await.unwrap();
+    assert_eq!(pulled.id, id);
+    assert_eq!(storage.fetched(&layers[0]).len(), 1);
+    for seen in storage.seen() {
+        assert_eq!(
+            (seen.authorization, seen.key),
+            (None, None),
+            "{}",
+            seen.path
+        );
+    }
+    let own = asks.fetched(&layers[0]);
+    assert!(own.iter().all(|seen| seen.key.as_deref() == Some("k")));
+    assert!(own.iter().any(|seen| seen.authorization.is_some()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redirects_end() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let stub = Stub::start().await;
+    let name = format!("{}/app", stub.address());
+    let id = from.image(&name, &[b"layer"]);
+    stub.publish(&from, &id, "app");
+    *stub.elsewhere.lock().unwrap() = Some(format!("http://{}", stub.address()));
+    let error = to.pull(&client(""), &name, None).await.unwrap_err();
+    assert!(
+        error.to_string().contains("redirects without end"),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_upload_goes_on_where_it_was() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let server = registry(from.folder.path(), None).await;
+    let (wire, address) = Wire::to(server.clone()).await;
+    let name = format!("{address}/app");
+    let content = noise(6_000_000);
+    let id = from.image(&name, &[&content]);
+    wire.cut_up.store(2_200_000, Ordering::Relaxed);
+    wire.cuts.store(2, Ordering::Relaxed);
+    from.push(&client(""), &name, None).await.unwrap();
+    assert_eq!(
+        wire.cuts.load(Ordering::Relaxed),
+        0,
+        "both breaks have happened"
+    );
+    let up = wire.up.load(Ordering::Relaxed);
+    assert!(up < 9_000_000, "{up} bytes were sent of 6,000,000");
+    let (pulled, _) = to
+        .pull(&client(""), &format!("{server}/app"), None)
+        .await
+        .unwrap();
+    assert_eq!(pulled.id, id);
+    assert_eq!(to.tars(&id), from.tars(&id));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_large_for_one_request_goes_in_chunks() {
+    let from = TestStore::new();
+    let stub = Stub::start().await;
+    let name = format!("{}/app", stub.address());
+    let id = from.image(&name, &[&noise(20_000_000)]);
+    *stub.max_body.lock().unwrap() = Some(17_000_000);
+    from.push(&client(""), &name, None).await.unwrap();
+    let seen = stub.seen();
+    let chunks: Vec<usize> = seen
+        .iter()
+        .filter(|seen| seen.method == Method::PATCH)
+        .map(|seen| seen.length)
+        .collect();
+    assert_eq!((chunks.len(), chunks[0]), (2, 16 << 20), "{chunks:?}");
+    let plan = from.store.images().manifest_for_push(&id).unwrap();
+    let blobs = stub.blobs.lock().unwrap();
+    assert!(blobs.contains_key(plan.layers[0].digest.as_str()));
+}
