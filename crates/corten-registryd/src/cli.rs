@@ -1,4 +1,4 @@
-//! The command line: `corten registry serve`, `htpasswd` and `garbage-collect`.
+//! The command line of `corten registry`; what asks other registries is in `remote`.
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -13,6 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::auth;
 use crate::error::{IoContext as _, RegistrydError};
+use crate::remote::{self, CatalogArgs, ReferrersArgs, RemoveArgs, TagsArgs};
 use crate::server::Server;
 use crate::settings::{LogFormat, Settings, Span, Tls};
 use crate::storage::{Policy, Storage};
@@ -43,6 +44,14 @@ enum Command {
     Htpasswd(HtpasswdArgs),
     /// Remove what no repository refers to, also beside a registry that serves the folder
     GarbageCollect(CollectArgs),
+    /// List the repositories of a registry that tells
+    Catalog(CatalogArgs),
+    /// List the tags of a repository
+    Tags(TagsArgs),
+    /// List what refers to a manifest: signatures, attestations and the like
+    Referrers(ReferrersArgs),
+    /// Remove tags or manifests from a registry that allows it
+    Rm(RemoveArgs),
 }
 
 #[derive(Debug, Args)]
@@ -140,6 +149,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve(args) => serve(args),
         Command::Htpasswd(args) => htpasswd(&args),
         Command::GarbageCollect(args) => collect(&args),
+        Command::Catalog(args) => remote::catalog(&args),
+        Command::Tags(args) => remote::tags(&args),
+        Command::Referrers(args) => remote::referrers(&args),
+        Command::Rm(args) => remote::remove(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -160,7 +173,9 @@ fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        complain(&"a command is needed: serve, htpasswd or garbage-collect");
+        complain(
+            &"a command is needed: serve, htpasswd, garbage-collect, catalog, tags, referrers or rm",
+        );
     } else {
         // clap's text has the usage below; the lines up to it say what is wrong.
         let text = error.render().to_string();

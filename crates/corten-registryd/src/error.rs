@@ -106,6 +106,9 @@ pub enum RegistrydError {
         /// Bytes allowed.
         limit: u64,
     },
+    /// Another registry could not do what was asked for.
+    #[error("{0}")]
+    Remote(String),
     /// The upstream of a cache cannot be set up.
     #[error("upstream: {0}")]
     Upstream(String),

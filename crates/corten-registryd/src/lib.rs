@@ -11,6 +11,7 @@ mod handlers;
 mod metrics;
 mod names;
 mod proxy;
+mod remote;
 mod route;
 mod server;
 mod settings;
