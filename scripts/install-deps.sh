@@ -36,6 +36,7 @@ for group in $groups; do
       need ip iproute2
       need newuidmap uidmap
       need podman podman
+      need docker-registry docker-registry
       need fsck.erofs erofs-utils
       need containerd containerd
       # The engine is in one package, its command line possibly in another.

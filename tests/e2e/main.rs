@@ -14,6 +14,8 @@ mod images;
 mod isolation;
 mod network;
 mod registry;
+mod registry_access;
+mod registry_resume;
 mod runtime_peers;
 mod snapshots;
 mod volumes;
