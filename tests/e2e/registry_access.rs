@@ -144,6 +144,8 @@ fn a_cache_serves_without_its_upstream() {
     assert_eq!(engine.ok(["run", "--rm", &name, "echo", "kept"]), "kept");
     let refused = engine.fails(1, ["push", &name]);
     assert!(refused.contains("cache of"), "{refused}");
+    let unknown = engine.fails(1, ["pull", &format!("{cache}/other")]);
+    assert!(unknown.contains("does not answer"), "{unknown}");
 }
 
 #[test]

@@ -183,8 +183,9 @@ impl Proxy {
             }
             error => {
                 tracing::warn!(upstream = self.upstream, %error, "the upstream does not answer");
-                let detail = json!({"upstream": self.upstream, "reason": "it does not answer"});
-                ApiError::new(Code::Unknown, detail).status(StatusCode::BAD_GATEWAY)
+                ApiError::new(Code::Unknown, json!({"upstream": self.upstream}))
+                    .status(StatusCode::BAD_GATEWAY)
+                    .message(format!("the upstream {} does not answer", self.upstream))
             }
         }
     }
