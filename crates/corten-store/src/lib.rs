@@ -72,6 +72,20 @@ impl Store {
         }))
     }
 
+    /// The same store, through a handle that keeps what it mounts
+    /// ([`Layers::keeping`]).
+    #[must_use]
+    pub fn keeping(&self) -> Self {
+        Self(Arc::new(Inner {
+            root: self.0.root.clone(),
+            database: self.0.database.clone(),
+            blobs: self.0.blobs.clone(),
+            layers: self.0.layers.keeping(),
+            images: self.0.images.clone(),
+            leases: self.0.leases.clone(),
+        }))
+    }
+
     /// Its blobs.
     #[must_use]
     pub fn blobs(&self) -> &Blobs {

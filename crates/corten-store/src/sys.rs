@@ -1,6 +1,9 @@
 //! The system calls rustix does not wrap safely.
 #![allow(unsafe_code)]
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::io::Errno;
 use rustix::thread::UnshareFlags;
 
 /// Gives the calling thread a mount namespace (and with it a root and working directory) of
@@ -8,4 +11,62 @@ use rustix::thread::UnshareFlags;
 pub(crate) fn unshare_mounts() -> rustix::io::Result<()> {
     // SAFETY: only unsharing the descriptor table is what can break code of other threads.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+}
+
+fn lock(
+    file: BorrowedFd<'_>,
+    command: libc::c_int,
+    kind: libc::c_int,
+    start: u64,
+    length: i64,
+) -> rustix::io::Result<libc::flock> {
+    let small = |number: libc::c_int| i16::try_from(number).map_err(|_| Errno::INVAL);
+    let mut lock = libc::flock {
+        l_type: small(kind)?,
+        l_whence: small(libc::SEEK_SET)?,
+        l_start: i64::try_from(start).map_err(|_| Errno::INVAL)?,
+        l_len: length,
+        l_pid: 0,
+    };
+    // SAFETY: the commands used here take a pointer to a flock, which lives through the call.
+    let done = unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) };
+    if done == -1 {
+        let error = std::io::Error::last_os_error();
+        return Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL));
+    }
+    Ok(lock)
+}
+
+/// Takes a read lock on one byte of a file, for this process; it goes when the process closes
+/// any descriptor of the file.
+pub(crate) fn lock_byte(file: BorrowedFd<'_>, at: u64) -> rustix::io::Result<()> {
+    lock(file, libc::F_SETLK, libc::F_RDLCK, at, 1).map(|_| ())
+}
+
+/// A process that has locked a byte of a file from `from` on, and which byte; other processes
+/// only.
+pub(crate) fn locked_byte(
+    file: BorrowedFd<'_>,
+    from: u64,
+) -> rustix::io::Result<Option<(i32, u64)>> {
+    let found = lock(file, libc::F_GETLK, libc::F_WRLCK, from, 0)?;
+    if libc::c_int::from(found.l_type) == libc::F_UNLCK {
+        return Ok(None);
+    }
+    Ok(Some((
+        found.l_pid,
+        u64::try_from(found.l_start).unwrap_or_default(),
+    )))
+}
+
+/// The UUID of the file system an open file or directory is on (`FS_IOC_GETFSUUID`, 6.9).
+pub(crate) fn file_system_uuid(file: BorrowedFd<'_>) -> rustix::io::Result<[u8; 16]> {
+    /// `struct fsuuid2`.
+    type Uuid = [u8; 17];
+    const GET: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<Uuid>(0x15, 0);
+    // SAFETY: the call writes one `struct fsuuid2`, a length and 16 bytes.
+    let found = unsafe { rustix::ioctl::ioctl(file, rustix::ioctl::Getter::<GET, Uuid>::new()) }?;
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&found[1..]);
+    Ok(uuid)
 }

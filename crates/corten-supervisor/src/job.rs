@@ -117,6 +117,9 @@ pub trait Host {
     /// It runs.
     fn started(&mut self, pid: i32, ports: &[PortMapping]);
 
+    /// It has run for a while: what its start needed and nothing else will can go.
+    fn steady(&mut self);
+
     /// It has ended. `restarting`: the policy will start it again.
     fn exited(&mut self, exit: &Exit, restarting: bool);
 

@@ -26,7 +26,7 @@ use crate::server;
 /// First pause before a restart; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
-/// A run of this length makes the pause short again.
+/// A run of this length makes the pause short again, and the host is told of it.
 const STEADY: Duration = Duration::from_secs(10);
 /// How long somebody who merely looks at the lock, or cleans up, is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
@@ -274,7 +274,14 @@ async fn live(
                     },
                 );
                 shared.phase.set(Phase::Running);
-                finish(shared, run).await
+                let mut finish = std::pin::pin!(finish(shared, run));
+                tokio::select! {
+                    exit = &mut finish => exit,
+                    () = tokio::time::sleep(STEADY) => {
+                        shared.host.borrow_mut().steady();
+                        finish.await
+                    }
+                }
             }
             Err(error) => {
                 let unused = shared.hub.borrow_mut().take();

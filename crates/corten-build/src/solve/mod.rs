@@ -196,7 +196,8 @@ async fn begin(
         chosen => chosen,
     };
     let session = Session {
-        store: parts.store.clone(),
+        // Base images stay mounted from step to step.
+        store: parts.store.keeping(),
         images: parts.images.clone(),
         events,
         cancel,

@@ -11,7 +11,7 @@ use corten_db::Durability;
 use corten_network::{
     BridgeSpec, EndpointSpec, PortMapping, PortRange, PortRequest, Proto, mac_for,
 };
-use corten_store::Upper;
+use corten_store::{Layers, Upper};
 use corten_supervisor::{BoxError, Exit, Host, Job, LogConfig, NetworkJob, RestartPolicy, Size};
 
 use super::rooted;
@@ -38,6 +38,8 @@ const STOP_TIMEOUT: i64 = 10;
 #[derive(Debug)]
 pub(super) struct EngineHost {
     engine: Engine,
+    /// Keeps the images of its layers mounted, for other containers and its next run.
+    layers: Layers,
     id: String,
     /// As it was when last prepared.
     container: Option<Container>,
@@ -47,6 +49,7 @@ pub(super) struct EngineHost {
 impl EngineHost {
     pub(super) fn new(engine: Engine, id: String) -> Self {
         Self {
+            layers: engine.store().layers().keeping(),
             engine,
             id,
             container: None,
@@ -75,7 +78,7 @@ impl EngineHost {
             .as_ref()
             .and_then(|s| s.gateway.parse::<IpAddr>().ok());
         let files = files::generate(&engine, &container, &modes, address, gateway)?;
-        let rootfs = mount_root(&engine, &container)?;
+        let rootfs = mount_root(&engine, &self.layers, &container)?;
         let identity = rooted::identity(
             rootfs.as_fd(),
             container.config.user.as_deref().unwrap_or(""),
@@ -278,6 +281,11 @@ impl Host for EngineHost {
         self.report("start", written);
     }
 
+    fn steady(&mut self) {
+        // A start reads what is in memory already; what lives on should not be there twice.
+        self.layers.read_directly();
+    }
+
     fn exited(&mut self, exit: &Exit, restarting: bool) {
         let status = if restarting {
             Status::Restarting
@@ -390,7 +398,7 @@ fn network_event(
 }
 
 /// The container's root: its image's layers with its own on top.
-fn mount_root(engine: &Engine, container: &Container) -> Result<OwnedFd> {
+fn mount_root(engine: &Engine, layers: &Layers, container: &Container) -> Result<OwnedFd> {
     let directory = engine.layout().container(&container.id);
     let (upper, work) = (directory.join("upper"), directory.join("work"));
     // What a container that removes itself writes needs no syncing. The mark that overlayfs
@@ -408,10 +416,7 @@ fn mount_root(engine: &Engine, container: &Container) -> Result<OwnedFd> {
         work: &work,
         volatile,
     };
-    Ok(engine
-        .store()
-        .layers()
-        .mount(&container.setup.layers, upper)?)
+    Ok(layers.mount(&container.setup.layers, upper)?)
 }
 
 fn endpoint(

@@ -19,12 +19,13 @@ mod tar_write;
 mod work;
 mod xattr;
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use corten_db::{Database, Durability};
 use corten_oci::{DiffId, Digest, Digester, media_type};
@@ -32,7 +33,8 @@ use flate2::{Compression, GzBuilder};
 use rusqlite::OptionalExtension;
 use rustix::fs::FlockOperation;
 
-use driver::{Driver, Forms};
+use driver::{Driver, Forms, Lower};
+use mount::{ImageKey, ImageMount};
 
 use crate::blobs::Blobs;
 use crate::error::{StoreError, at};
@@ -69,6 +71,8 @@ pub struct LayerBlob {
 #[derive(Debug, Clone)]
 pub struct Layers {
     driver: Arc<dyn Driver>,
+    /// Mounts that live as long as this handle.
+    kept: Option<Arc<Kept>>,
     tmp: PathBuf,
     database: Database,
     blobs: Blobs,
@@ -79,9 +83,33 @@ impl Layers {
         let tmp = root.join("tmp");
         Self {
             driver: Arc::new(Forms::new(&root.join("layers"), &tmp, form)),
+            kept: None,
             tmp,
             database,
             blobs,
+        }
+    }
+
+    /// The same layers, through a handle that keeps what it mounts of images: mounted again
+    /// they are the same file systems, with what is in memory of them, also for other
+    /// processes. For whoever stays beside a container or a build.
+    #[must_use]
+    pub fn keeping(&self) -> Self {
+        Self {
+            kept: Some(Arc::default()),
+            ..self.clone()
+        }
+    }
+
+    /// Has the kept images read past the page cache of their files from now on, where each
+    /// byte that is read would be in memory a second time. Best effort.
+    pub fn read_directly(&self) {
+        let Some(kept) = &self.kept else { return };
+        let kept = kept.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for image in kept.values() {
+            if let Err(error) = image.read_directly() {
+                tracing::debug!(%error, "an image is read through its file's page cache");
+            }
         }
     }
 
@@ -195,23 +223,37 @@ impl Layers {
     }
 
     fn mount_settled(&self, stack: &[DiffId], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
-        self.mount_lowers(self.lowers(stack)?, upper)
+        self.mount_below(None, stack, upper)
     }
 
-    /// A stack as directories for overlayfs, topmost first.
-    fn lowers(&self, stack: &[DiffId]) -> Result<Vec<OwnedFd>, StoreError> {
-        let mut lowers = Vec::new();
-        for diff_id in stack.iter().rev() {
-            lowers.extend(self.driver.lowers(diff_id)?);
-        }
-        Ok(lowers)
-    }
-
-    fn mount_lowers(
+    /// Mounts a stack, with a directory that is only read on top of it where there is one.
+    fn mount_below(
         &self,
-        mut lowers: Vec<OwnedFd>,
+        top: Option<&Path>,
+        stack: &[DiffId],
         upper: Upper<'_>,
     ) -> Result<OwnedFd, StoreError> {
+        match self.try_mount(top, stack, upper) {
+            Err(StoreError::Mount { .. }) if self.driver.has_other_lowers() => {
+                self.try_mount(top, stack, upper)
+            }
+            other => other,
+        }
+    }
+
+    fn try_mount(
+        &self,
+        top: Option<&Path>,
+        stack: &[DiffId],
+        upper: Upper<'_>,
+    ) -> Result<OwnedFd, StoreError> {
+        let mut lowers = Vec::new();
+        if let Some(directory) = top {
+            lowers.push(Lower::Directory(mount::open_upper_dir(directory)?));
+        }
+        for diff_id in stack.iter().rev() {
+            lowers.extend(self.driver.lowers(diff_id, self.kept.is_some())?);
+        }
         let enough = if matches!(upper, Upper::ReadOnly) {
             2
         } else {
@@ -222,7 +264,12 @@ impl Layers {
                 lowers.push(self.driver.empty(n)?);
             }
         }
-        mount::overlay(&lowers, upper)
+        let fds: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
+        let mounted = mount::overlay(&fds, upper)?;
+        if let Some(kept) = &self.kept {
+            kept.add(lowers);
+        }
+        Ok(mounted)
     }
 
     /// Turns a build step's changes into a layer: by rename, nothing is copied.
@@ -269,9 +316,7 @@ impl Layers {
     /// As [`mount`](Self::mount).
     pub fn mount_merged(&self, stack: &[DiffId], upper: &Path) -> Result<Merged, StoreError> {
         self.settle(stack)?;
-        let mut lowers = vec![mount::open_upper_dir(upper)?];
-        lowers.extend(self.lowers(stack)?);
-        let root = self.mount_lowers(lowers, Upper::ReadOnly)?;
+        let root = self.mount_below(Some(upper), stack, Upper::ReadOnly)?;
         Ok(Merged {
             root,
             upper: upper.to_owned(),
@@ -553,6 +598,20 @@ impl Merged {
         tar_write::write_living(self.root.as_fd(), &[], &mut out)
             .map(drop)
             .map_err(at("read", &self.upper))
+    }
+}
+
+/// Images that stay mounted.
+#[derive(Debug, Default)]
+struct Kept(Mutex<HashMap<ImageKey, Arc<ImageMount>>>);
+
+impl Kept {
+    fn add(&self, lowers: Vec<Lower>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(lowers.into_iter().filter_map(|lower| match lower {
+            Lower::Image(mount) => Some((mount.key(), mount)),
+            Lower::Directory(_) => None,
+        }));
     }
 }
 

@@ -4,7 +4,8 @@
 //! attached inside a container's own mount namespace, or used through the descriptor alone;
 //! no crash can leave one behind.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -14,9 +15,12 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen,
 };
 
-use crate::error::{StoreError, at};
+use crate::error::StoreError;
 
 mod classic;
+mod shared;
+
+pub(super) use shared::{ImageKey, ImageMount};
 
 /// Layers must be plain: whole files, no redirects, whatever the kernel's default.
 const OPTIONS: [(&str, &str); 3] = [
@@ -51,10 +55,8 @@ fn failed(step: &'static str) -> impl FnOnce(Errno) -> StoreError {
 
 /// Mounts an EROFS image of a layer, from the file itself (kernel 6.12 and later; no loop
 /// device), read-only and as detached as the overlay.
-pub(super) fn image(path: &Path) -> Result<OwnedFd, StoreError> {
-    // The kernel opens the name it is told: of this very file, whatever happens to the path.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(at("open", path))?;
+fn image(file: &File) -> Result<OwnedFd, StoreError> {
+    // The kernel opens the name it is told: of this very file, whatever happens to its path.
     let source = format!("/proc/self/fd/{}", file.as_raw_fd());
     let fs = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("fsopen erofs"))?;
     fsconfig_set_string(fs.as_fd(), "source", source.as_str()).map_err(failed("set source"))?;
@@ -77,7 +79,7 @@ fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 /// Mounts `lowers` (top layer first, two at least where there is no upper) with `upper` on top.
-pub(super) fn overlay(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
+pub(super) fn overlay(lowers: &[BorrowedFd<'_>], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
     // Asking instead of trying: a refused option is logged by the kernel, every time.
     if takes_layers_singly(&rustix::system::uname().release().to_string_lossy()) {
         layer_by_layer(lowers, upper)
@@ -97,12 +99,12 @@ fn takes_layers_singly(release: &str) -> bool {
 }
 
 /// With `lowerdir+`, which neither limits nor parses names.
-fn layer_by_layer(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
+fn layer_by_layer(lowers: &[BorrowedFd<'_>], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("fsopen overlay"))?;
     let set = |key: &'static str, value: &str| fsconfig_set_string(fs.as_fd(), key, value);
     set("source", "overlay").map_err(failed("set source"))?;
     for lower in lowers {
-        set_fd(&fs, "lowerdir+", lower)?;
+        set_fd(&fs, "lowerdir+", *lower)?;
     }
     if let Upper::Dir {
         upper,
@@ -110,8 +112,8 @@ fn layer_by_layer(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, Store
         volatile,
     } = upper
     {
-        set_fd(&fs, "upperdir", &open_upper_dir(upper)?)?;
-        set_fd(&fs, "workdir", &open_upper_dir(work)?)?;
+        set_fd(&fs, "upperdir", open_upper_dir(upper)?.as_fd())?;
+        set_fd(&fs, "workdir", open_upper_dir(work)?.as_fd())?;
         if volatile {
             fsconfig_set_flag(fs.as_fd(), "volatile").map_err(failed("set volatile"))?;
         }
@@ -136,8 +138,8 @@ pub(super) fn open_upper_dir(path: &Path) -> Result<OwnedFd, StoreError> {
 }
 
 /// By descriptor where the kernel can (6.13), else by the path procfs has for it.
-fn set_fd(fs: &OwnedFd, key: &'static str, dir: &OwnedFd) -> Result<(), StoreError> {
-    match fsconfig_set_fd(fs.as_fd(), key, dir.as_fd()) {
+fn set_fd(fs: &OwnedFd, key: &'static str, dir: BorrowedFd<'_>) -> Result<(), StoreError> {
+    match fsconfig_set_fd(fs.as_fd(), key, dir) {
         Ok(()) => Ok(()),
         // Before 6.13 it wants a descriptor that was opened for more than its path.
         Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::BADF) => {
@@ -154,7 +156,7 @@ mod tests {
     use crate::rooted::RootFd;
     use std::fs;
 
-    type Mounting = fn(&[OwnedFd], Upper<'_>) -> Result<OwnedFd, StoreError>;
+    type Mounting = fn(&[BorrowedFd<'_>], Upper<'_>) -> Result<OwnedFd, StoreError>;
 
     #[test]
     fn stacks_layers_out_of_sight() {
@@ -175,7 +177,8 @@ mod tests {
         fs::write(dir.path().join("b/f"), "b").unwrap();
         fs::write(dir.path().join("a/only"), "a").unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-        let lowers = [open_dir(&b).unwrap(), open_dir(&a).unwrap()];
+        let open = [open_dir(&b).unwrap(), open_dir(&a).unwrap()];
+        let lowers = open.each_ref().map(AsFd::as_fd);
         let (upper, work) = (dir.path().join("upper"), dir.path().join("work"));
         let before = fs::read_to_string("/proc/self/mounts").unwrap();
         let top = Upper::Dir {
@@ -222,7 +225,7 @@ mod tests {
     #[test]
     fn old_kernels_stack_as_many_layers_as_images_may_have() {
         let dir = tempfile::tempdir().unwrap();
-        let lowers: Vec<OwnedFd> = (0..128)
+        let open: Vec<OwnedFd> = (0..128)
             .map(|n| {
                 let layer = dir.path().join(format!("{n}"));
                 fs::create_dir(&layer).unwrap();
@@ -231,6 +234,7 @@ mod tests {
                 open_dir(&layer).unwrap()
             })
             .collect();
+        let lowers: Vec<BorrowedFd<'_>> = open.iter().map(AsFd::as_fd).collect();
         let mount = RootFd::from(classic::overlay(&lowers, Upper::ReadOnly).unwrap());
         assert_eq!(mount.read(Path::new("f"), 9).unwrap(), b"0");
         assert!(mount.read(Path::new("only-127"), 9).is_ok());

@@ -10,7 +10,7 @@ use corten_oci::DiffId;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Driver, Staged};
+use super::{Driver, Lower, Staged};
 use crate::error::{StoreError, at};
 use crate::layers::apply::{self, Pending};
 use crate::layers::{make_root, settle, tar_write};
@@ -75,22 +75,23 @@ impl Driver for Directories {
         self.root.join(diff_id.digest().hex())
     }
 
-    fn lowers(&self, diff_id: &DiffId) -> Result<Vec<OwnedFd>, StoreError> {
+    fn lowers(&self, diff_id: &DiffId, _: bool) -> Result<Vec<Lower>, StoreError> {
         let path = self.path(diff_id);
         match open_directory(&path) {
-            Ok(fd) => Ok(vec![fd]),
+            Ok(fd) => Ok(vec![Lower::Directory(fd)]),
             Err(Errno::NOENT) => Err(StoreError::NoSuchLayer(diff_id.clone())),
             Err(errno) => Err(at("open", path)(errno)),
         }
     }
 
-    fn empty(&self, n: u8) -> Result<OwnedFd, StoreError> {
+    fn empty(&self, n: u8) -> Result<Lower, StoreError> {
         let path = match n {
             0 => self.root.join("empty"),
             _ => self.root.join(format!("empty{}", n + 1)),
         };
         fs::create_dir_all(&path).map_err(at("create", &path))?;
-        open_directory(&path).map_err(at("open", &path))
+        let fd = open_directory(&path).map_err(at("open", &path))?;
+        Ok(Lower::Directory(fd))
     }
 
     fn settle(

@@ -1,14 +1,14 @@
 //! Both forms of layers in one store.
 
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::OnceLock;
 
 use corten_oci::DiffId;
+use rustix::io::Errno;
 
-use super::{Directories, Driver, Images, Staged};
+use super::{Directories, Driver, Images, Lower, Staged};
 use crate::error::{StoreError, at};
 use crate::layers::apply::Pending;
 use crate::rooted::RootFd;
@@ -42,13 +42,30 @@ impl FromStr for LayerForm {
     }
 }
 
+/// Whether an attempt to mount failed of something else than what the kernel can do.
+fn says_nothing(error: &StoreError) -> bool {
+    let StoreError::Mount { source, .. } = error else {
+        return true;
+    };
+    let busy = [
+        Errno::NOMEM,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOSPC,
+        Errno::IO,
+        Errno::INTR,
+    ];
+    busy.iter()
+        .any(|errno| source.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 /// A store's layers, of whatever form.
 #[derive(Debug)]
 pub(in crate::layers) struct Forms {
     directories: Directories,
     images: Images,
     form: LayerForm,
-    /// Whether this kernel mounts images here, once it was tried.
+    /// Whether this kernel mounts images here, once that was tried.
     mounts: OnceLock<bool>,
 }
 
@@ -63,19 +80,25 @@ impl Forms {
         }
     }
 
-    fn mounts(&self) -> bool {
-        *self.mounts.get_or_init(|| match self.images.probe() {
+    /// # Errors
+    /// It could not be tried: a full disk says nothing of the kernel.
+    fn mounts(&self) -> Result<bool, StoreError> {
+        if let Some(known) = self.mounts.get() {
+            return Ok(*known);
+        }
+        let can = match self.images.probe() {
             Ok(()) => true,
+            Err(error) if says_nothing(&error) => return Err(error),
             Err(error) => {
-                let wanted = self.form == LayerForm::Image;
-                if wanted {
+                if self.form == LayerForm::Image {
                     tracing::warn!(%error, "no EROFS images here: layers are directories");
                 } else {
                     tracing::debug!(%error, "no EROFS images here: layers are directories");
                 }
                 false
             }
-        })
+        };
+        Ok(*self.mounts.get_or_init(|| can))
     }
 
     /// The form a layer has.
@@ -93,7 +116,8 @@ impl Forms {
         if self.directories.contains(diff_id) || !self.images.contains(diff_id) {
             return Ok(&self.directories);
         }
-        if !self.mounts() {
+        // Not tried for that: mounting the image itself is.
+        if self.mounts.get() == Some(&false) {
             self.convert(diff_id)?;
             return Ok(&self.directories);
         }
@@ -123,7 +147,7 @@ impl Forms {
 
 impl Driver for Forms {
     fn unpack(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
-        if self.form != LayerForm::Directory && self.mounts() {
+        if self.form != LayerForm::Directory && self.mounts()? {
             self.images.unpack(tar)
         } else {
             self.directories.unpack(tar)
@@ -146,11 +170,16 @@ impl Driver for Forms {
         self.of(diff_id).path(diff_id)
     }
 
-    fn lowers(&self, diff_id: &DiffId) -> Result<Vec<OwnedFd>, StoreError> {
-        self.usable(diff_id)?.lowers(diff_id)
+    fn lowers(&self, diff_id: &DiffId, offer: bool) -> Result<Vec<Lower>, StoreError> {
+        self.usable(diff_id)?.lowers(diff_id, offer)
     }
 
-    fn empty(&self, n: u8) -> Result<OwnedFd, StoreError> {
+    fn has_other_lowers(&self) -> bool {
+        // An image or two were to be mounted, and perhaps that was why it failed.
+        self.mounts.get().is_none() && matches!(self.mounts(), Ok(false))
+    }
+
+    fn empty(&self, n: u8) -> Result<Lower, StoreError> {
         self.directories.empty(n)
     }
 

@@ -6,19 +6,22 @@
 //! tar only links to. Rewriting the layer's own image would copy all of its data; changing it
 //! in place would have to be safe against crashes and against mounts that are in use.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use corten_oci::DiffId;
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::{Driver, Staged};
+use super::{Driver, Lower, Staged};
 use crate::error::{StoreError, at};
 use crate::layers::apply::Pending;
 use crate::layers::erofs::{self, Image, ImageError, ImageWriter, Tree};
-use crate::layers::mount::{self, Upper};
+use crate::layers::mount::{self, ImageKey, ImageMount, Upper};
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;
 
@@ -30,12 +33,18 @@ const SETTLED: &str = ".settled";
 pub(in crate::layers) struct Images {
     root: PathBuf,
     tmp: PathBuf,
+    /// Mounts that this process keeps.
+    kept: Mutex<HashMap<ImageKey, Weak<ImageMount>>>,
 }
 
 impl Images {
     /// `root` holds the layers; `tmp` is on the same file system.
     pub(in crate::layers) fn new(root: PathBuf, tmp: PathBuf) -> Self {
-        Self { root, tmp }
+        Self {
+            root,
+            tmp,
+            kept: Mutex::default(),
+        }
     }
 
     fn settled(&self, diff_id: &DiffId) -> PathBuf {
@@ -50,9 +59,30 @@ impl Images {
         let path = tmp.path().join("image");
         let written = begin(&path).and_then(|image| image.finish(&Tree::new()));
         drop(written.map_err(at("write", &path))?);
-        let lowers = [mount::image(&path)?, mount::image(&path)?];
+        let images = [
+            ImageMount::new(&path, false)?,
+            ImageMount::new(&path, false)?,
+        ];
+        let lowers = images.each_ref().map(AsFd::as_fd);
         drop(mount::overlay(&lowers, Upper::ReadOnly)?);
         Ok(())
+    }
+
+    /// Mounts an image, unless this or another process keeps a mount of it.
+    fn mount(&self, path: &Path, offer: bool) -> Result<Lower, StoreError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        // By name: a descriptor of the file, closed, would take the locks on it along.
+        let named = fs::metadata(path).map_err(at("open", path))?;
+        let known = kept.get(&(named.dev(), named.ino()));
+        if let Some(mount) = known.and_then(Weak::upgrade) {
+            return Ok(Lower::Image(mount));
+        }
+        let mount = Arc::new(ImageMount::new(path, offer)?);
+        if offer {
+            kept.retain(|_, mount| mount.strong_count() > 0);
+            kept.insert(mount.key(), Arc::downgrade(&mount));
+        }
+        Ok(Lower::Image(mount))
     }
 
     /// The layer's image and what settled it, topmost first.
@@ -80,7 +110,10 @@ impl Images {
 }
 
 fn begin(path: &Path) -> io::Result<ImageWriter> {
-    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+    // Nobody else may read files in it that they could not read in a directory.
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let file = options.open(path)?;
     ImageWriter::new(file)
 }
 
@@ -113,22 +146,22 @@ impl Driver for Images {
         self.root.join(name)
     }
 
-    fn lowers(&self, diff_id: &DiffId) -> Result<Vec<OwnedFd>, StoreError> {
+    fn lowers(&self, diff_id: &DiffId, offer: bool) -> Result<Vec<Lower>, StoreError> {
         let missing = |error: StoreError| match error {
             StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 StoreError::NoSuchLayer(diff_id.clone())
             }
             other => other,
         };
-        let image = mount::image(&self.path(diff_id)).map_err(missing)?;
-        match mount::image(&self.settled(diff_id)).map_err(missing) {
+        let image = self.mount(&self.path(diff_id), offer).map_err(missing)?;
+        match self.mount(&self.settled(diff_id), offer).map_err(missing) {
             Ok(settled) => Ok(vec![settled, image]),
             Err(StoreError::NoSuchLayer(_)) => Ok(vec![image]),
             Err(error) => Err(error),
         }
     }
 
-    fn empty(&self, n: u8) -> Result<OwnedFd, StoreError> {
+    fn empty(&self, n: u8) -> Result<Lower, StoreError> {
         super::Directories::new(self.root.clone(), self.tmp.clone()).empty(n)
     }
 

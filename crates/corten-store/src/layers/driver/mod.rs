@@ -11,12 +11,14 @@ mod image;
 
 use std::fmt;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use corten_oci::DiffId;
 
 use super::apply::Pending;
+use super::mount::ImageMount;
 use crate::error::StoreError;
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;
@@ -40,6 +42,22 @@ pub(super) struct Staged {
     pub(super) pending: Pending,
 }
 
+/// What overlayfs takes as a lower directory.
+#[derive(Debug)]
+pub(super) enum Lower {
+    Directory(OwnedFd),
+    Image(Arc<ImageMount>),
+}
+
+impl AsFd for Lower {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Directory(fd) => fd.as_fd(),
+            Self::Image(mount) => mount.as_fd(),
+        }
+    }
+}
+
 /// A form of layers on disk.
 pub(super) trait Driver: fmt::Debug + Send + Sync {
     /// Unpacks a plain tar.
@@ -61,18 +79,25 @@ pub(super) trait Driver: fmt::Debug + Send + Sync {
     /// Where the layer is, for people.
     fn path(&self, diff_id: &DiffId) -> PathBuf;
 
-    /// The layer as directories that overlayfs takes as lower ones, topmost first.
+    /// The layer as directories that overlayfs takes as lower ones, topmost first. `offer`:
+    /// other processes may use the mounts, for as long as they are kept.
     ///
     /// # Errors
     /// [`StoreError::NoSuchLayer`], or it cannot be opened.
-    fn lowers(&self, diff_id: &DiffId) -> Result<Vec<OwnedFd>, StoreError>;
+    fn lowers(&self, diff_id: &DiffId, offer: bool) -> Result<Vec<Lower>, StoreError>;
+
+    /// Asked when a stack could not be mounted: whether it is worth another try, with lower
+    /// directories of another form.
+    fn has_other_lowers(&self) -> bool {
+        false
+    }
 
     /// An empty lower directory (`n`: overlayfs wants different ones), where a stack has too
     /// few layers to be mounted.
     ///
     /// # Errors
     /// It cannot be made.
-    fn empty(&self, n: u8) -> Result<OwnedFd, StoreError>;
+    fn empty(&self, n: u8) -> Result<Lower, StoreError>;
 
     /// Completes a layer with what was pending, now that its base is known.
     ///

@@ -7,7 +7,7 @@
 
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
@@ -25,7 +25,7 @@ use crate::sys;
 const PAGE: usize = 4096;
 
 /// Does what [`super::overlay`] says.
-pub(super) fn overlay(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
+pub(super) fn overlay(lowers: &[BorrowedFd<'_>], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("overlay".to_owned())
@@ -43,7 +43,7 @@ pub(super) fn overlay(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, S
     })
 }
 
-fn in_own_namespace(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
+fn in_own_namespace(lowers: &[BorrowedFd<'_>], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
     sys::unshare_mounts().map_err(failed("unshare the mount namespace"))?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(failed("make mounts private"))?;
@@ -57,7 +57,7 @@ fn in_own_namespace(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, Sto
     let mut options = String::from("lowerdir=");
     for (n, (_, lower)) in lowers.iter().enumerate() {
         let colon = if n == 0 { "" } else { ":" };
-        options.push_str(&format!("{colon}{}", by_fd(lower)));
+        options.push_str(&format!("{colon}{}", by_fd(lower.as_fd())));
     }
     let mut flags = MountFlags::RDONLY;
     let mut _open = None;
@@ -70,8 +70,8 @@ fn in_own_namespace(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, Sto
         let (upper, work) = (open_upper_dir(upper)?, open_upper_dir(work)?);
         options.push_str(&format!(
             ",upperdir={},workdir={}",
-            by_fd(&upper),
-            by_fd(&work)
+            by_fd(upper.as_fd()),
+            by_fd(work.as_fd())
         ));
         if volatile {
             options.push_str(",volatile");
@@ -99,8 +99,8 @@ fn in_own_namespace(lowers: &[OwnedFd], upper: Upper<'_>) -> Result<OwnedFd, Sto
 }
 
 /// The same directory, by this namespace's mounts.
-fn reopen(dir: &OwnedFd) -> Result<(PathBuf, OwnedFd), Errno> {
-    let path = readlink(by_fd(dir), Vec::new())?;
+fn reopen(dir: &BorrowedFd<'_>) -> Result<(PathBuf, OwnedFd), Errno> {
+    let path = readlink(by_fd(*dir), Vec::new())?;
     let path = PathBuf::from(OsString::from_vec(path.into_bytes()));
     let again = open_dir(&path)?;
     let (before, after) = (fstat(dir)?, fstat(again.as_fd())?);
@@ -110,6 +110,6 @@ fn reopen(dir: &OwnedFd) -> Result<(PathBuf, OwnedFd), Errno> {
     Ok((path, again))
 }
 
-fn by_fd(dir: &OwnedFd) -> String {
+fn by_fd(dir: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", dir.as_raw_fd())
 }
