@@ -12,6 +12,7 @@ mod crash;
 mod harness;
 mod images;
 mod isolation;
+mod layers;
 mod network;
 mod registry;
 mod registry_access;

@@ -661,4 +661,6 @@ fn boot_id() -> &'static str {
 #[cfg(test)]
 mod compared;
 #[cfg(test)]
+mod full_disk;
+#[cfg(test)]
 mod tests;

@@ -18,9 +18,9 @@ use crate::rooted::RootFd;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LayerForm {
     /// Images where the kernel can mount them, else directories.
+    #[default]
     Auto,
     /// Directories: what every kernel with overlayfs can use.
-    #[default]
     Directory,
     /// EROFS images. Where the kernel cannot mount them, directories all the same.
     Image,
