@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs ours beside whichever of docker (with an engine), podman, crun and runc are installed,
 # in the same run on the same machine, and prints medians and ratios. The report goes to
-# standard output and to bench/report.md. The OCI runtime has a script of its own,
-# bench/runtime.sh, which comes last; BARE is its yardstick.
+# standard output and to bench/report.md. Pulling (bench/pull.sh) and the OCI runtime
+# (bench/runtime.sh; BARE is its yardstick) have scripts of their own, which come last.
 #
 #   bench/run.sh CORTEN BARE [RUNS]
 set -euo pipefail
@@ -104,23 +104,6 @@ printf '[registry."docker.io"]\nmirrors = [{ url = "http://%s", push = true }]\n
 alpine=$registry/library/alpine:latest
 "$corten" pull -q "$alpine" >/dev/null
 
-# ~300 MB in 10,000 files, half of it incompressible.
-mkdir -p "$work/big"
-python3 - "$work/big" <<'PYTHON'
-import os, random, sys
-root = sys.argv[1]
-random.seed(7)
-text = b"".join(b"line %d of a file that compresses\n" % i for i in range(450))
-for i in range(10000):
-    directory = f"{root}/tree/{i // 100:03}"
-    os.makedirs(directory, exist_ok=True)
-    with open(f"{directory}/{i:05}", "wb") as out:
-        out.write(text[:15000] + random.randbytes(15000))
-open(f"{root}/Dockerfile", "w").write("FROM scratch\nCOPY tree /tree\n")
-PYTHON
-"$corten" --root "$work/base" build -q -t "$registry/big:1" "$work/big" >/dev/null
-"$corten" --root "$work/base" push -q "$registry/big:1" >/dev/null
-
 peer_pull() { # make the small image known to the peers
   [ -z "$podman" ] || $podman pull -q --tls-verify=false "$alpine" >/dev/null || podman=""
   [ -z "$docker" ] || $docker pull -q "$alpine" >/dev/null 2>&1 || docker=""
@@ -157,28 +140,6 @@ row "build, everything cached" "$(median build "$corten build -q -t hello-web ex
   "$(if [ -n "$docker" ]; then $docker build -q -t hello-web examples/hello-web >/dev/null 2>&1 &&
     peer docker "$docker" build "build -q -t hello-web examples/hello-web"; else echo docker=; fi)"
 
-pull_runs=5
-timed() { # timed PREPARE COMMAND: median seconds of pull_runs
-  python3 - "$pull_runs" "$1" "$2" <<'PYTHON'
-import statistics, subprocess, sys, time
-runs, prepare, command = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-times = []
-for _ in range(runs):
-    subprocess.run(prepare, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    start = time.monotonic()
-    done = subprocess.run(command, shell=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    if done.returncode:
-        print("failed")
-        sys.exit()
-    times.append(time.monotonic() - start)
-print(statistics.median(times))
-PYTHON
-}
-row "pull, 300 MB in 10,000 files" \
-  "$(timed "$corten rmi -f $registry/big:1; $corten system prune -af" "$corten pull -q $registry/big:1")" \
-  "docker=$([ -z "$docker" ] || timed "$docker rmi -f $registry/big:1" "$docker pull -q $registry/big:1")" \
-  "podman=$([ -z "$podman" ] || timed "$podman rmi -f $registry/big:1" "$podman pull -q --tls-verify=false $registry/big:1")"
-
 pss() { awk '/^Pss:/ { n += $2 } END { printf "%.1f", n / 1024 }' /proc/"$1"/smaps_rollup; }
 supervisor=$(pgrep -f "supervise .*$("$corten" inspect -f '{{.Id}}' corten-bench)" | head -1)
 per_container=$(pss "$supervisor")
@@ -201,7 +162,7 @@ rows+=("| memory (PSS) of the process beside a container with a published port |
 {
   echo "# Benchmarks"
   echo
-  echo "Medians of $runs runs ($pull_runs for pull), $(nproc) cores, kernel $(uname -r), $(date -u +%F)."
+  echo "Medians of $runs runs, $(nproc) cores, kernel $(uname -r), $(date -u +%F)."
   docker_version=$(${docker:-false} version --format 'docker {{.Server.Version}}' 2>/dev/null || echo "no docker engine")
   echo "Peers in the same run: $docker_version, $(podman --version 2>/dev/null || echo no podman)."
   echo "In brackets: how many times as long the peer takes."
@@ -211,4 +172,5 @@ rows+=("| memory (PSS) of the process beside a container with a published port |
   printf '%s\n' "${rows[@]}"
 } | tee "$report"
 
+bench/pull.sh "$corten"
 bench/runtime.sh "$corten" "$bare"

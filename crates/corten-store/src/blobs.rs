@@ -7,6 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,7 @@ use rustix::fs::FlockOperation;
 
 use crate::arrival::{Arrival, ArrivalProgress};
 use crate::error::{StoreError, at};
+use crate::sys;
 
 const COPY_BUFFER: usize = 128 * 1024;
 
@@ -192,6 +194,7 @@ impl Blobs {
                 file,
                 digester,
                 offset,
+                started: offset,
                 arrival: None,
             }));
         }
@@ -280,6 +283,8 @@ pub struct BlobWriter {
     file: File,
     digester: Digester,
     offset: u64,
+    /// Up to where the disk has been asked to write.
+    started: u64,
     arrival: Option<ArrivalProgress>,
 }
 
@@ -320,6 +325,7 @@ impl BlobWriter {
             .map_err(at("truncate", &self.partial))?;
         self.digester = Digester::new(self.expected.algorithm());
         self.offset = 0;
+        self.started = 0;
         self.tell();
         Ok(())
     }
@@ -359,6 +365,10 @@ impl Write for BlobWriter {
         self.offset += n as u64;
         self.tell();
         self.digester.update(&bytes[..n]);
+        if self.offset - self.started >= sys::WRITE_AHEAD {
+            sys::start_writing(self.file.as_fd(), self.started, self.offset);
+            self.started = self.offset;
+        }
         Ok(n)
     }
 

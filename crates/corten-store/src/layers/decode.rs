@@ -1,8 +1,8 @@
 //! Streams around a layer: decompressing, hashing, verifying.
 
 use std::io::{self, BufReader, Read, Write};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use corten_oci::media_type::Compression;
 use corten_oci::{Digest, Digester};
@@ -13,62 +13,95 @@ use crate::error::StoreError;
 const CHUNK: usize = 256 * 1024;
 const PIECES: usize = 8;
 
-/// Decompresses `archive` on a thread of its own, hashes the plain bytes on another, while
-/// `consume` reads them. Everything is hashed, also what `consume` leaves unread.
-pub(super) fn tee<T>(
+/// Decompresses `archive`, hashes the plain bytes and has `consume` read them, each on a
+/// thread of its own. Everything is hashed, also what `consume` leaves unread.
+pub(super) fn tee<T: Send>(
     archive: impl Read + Send,
-    consume: impl FnOnce(&mut dyn Read) -> Result<T, StoreError>,
+    consume: impl FnOnce(&mut dyn Read) -> Result<T, StoreError> + Send,
 ) -> Result<(Digest, T), StoreError> {
+    // The names are what a profile shows.
+    let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(PIECES);
-        let (to_hash, hashed) = sync_channel::<Arc<Vec<u8>>>(PIECES);
-        let producer = scope.spawn(move || produce(archive, &sender, &to_hash));
-        let hasher = scope.spawn(move || {
-            let mut digester = Digester::sha256();
-            for piece in hashed {
-                digester.update(&piece);
-            }
-            digester.finish()
-        });
-        let mut pieces = Pieces {
-            receiver,
-            piece: Arc::default(),
-            at: 0,
-        };
-        let consumed = consume(&mut pieces);
-        if consumed.is_ok() {
-            // Padding after the archive's end belongs to the digest.
-            io::copy(&mut pieces, &mut io::sink()).map_err(StoreError::BadArchive)?;
-        }
-        drop(pieces); // a producer that is still sending ends
-        let produced = producer
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the decompressing thread panicked")));
-        let digest = hasher
-            .join()
-            .map_err(|_| StoreError::BadArchive(io::Error::other("the hashing thread panicked")));
-        let value = consumed?;
-        produced.map_err(StoreError::BadArchive)?;
-        Ok((digest?, value))
+        let (to_hash, hashed) = sync_channel::<Arc<Piece>>(PIECES);
+        let producer = named("inflate")
+            .spawn_scoped(scope, move || produce(archive, &sender, &to_hash))
+            .map_err(StoreError::BadArchive)?;
+        let hasher = named("hash")
+            .spawn_scoped(scope, move || {
+                let mut digester = Digester::sha256();
+                for piece in hashed {
+                    digester.update(&piece.bytes);
+                }
+                digester.finish()
+            })
+            .map_err(StoreError::BadArchive)?;
+        let consumer = named("unpack")
+            .spawn_scoped(scope, move || {
+                let mut pieces = Pieces {
+                    receiver,
+                    piece: Arc::default(),
+                    at: 0,
+                };
+                let consumed = consume(&mut pieces)?;
+                // Padding after the archive's end belongs to the digest.
+                io::copy(&mut pieces, &mut io::sink()).map_err(StoreError::BadArchive)?;
+                Ok::<_, StoreError>(consumed)
+                // A producer that is still sending ends when the pieces are dropped.
+            })
+            .map_err(StoreError::BadArchive)?;
+        let consumed = consumer.join();
+        let produced = producer.join();
+        let digest = hasher.join();
+        let value = consumed.map_err(|_| panicked("unpacking"))??;
+        produced
+            .map_err(|_| panicked("decompressing"))?
+            .map_err(StoreError::BadArchive)?;
+        Ok((digest.map_err(|_| panicked("hashing"))?, value))
     })
 }
 
-type Piece = Result<Arc<Vec<u8>>, io::Error>;
+fn panicked(thread: &str) -> StoreError {
+    StoreError::BadArchive(io::Error::other(format!("the {thread} thread panicked")))
+}
+
+/// Plain bytes; their memory goes back to be filled again.
+#[derive(Default)]
+struct Piece {
+    bytes: Vec<u8>,
+    spare: Spare,
+}
+
+type Spare = Arc<Mutex<Vec<Vec<u8>>>>;
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        if bytes.capacity() > 0 {
+            let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            spare.push(bytes);
+        }
+    }
+}
 
 fn produce(
     archive: impl Read,
-    sender: &SyncSender<Piece>,
-    to_hash: &SyncSender<Arc<Vec<u8>>>,
+    sender: &SyncSender<io::Result<Arc<Piece>>>,
+    to_hash: &SyncSender<Arc<Piece>>,
 ) -> io::Result<()> {
     let mut plain = match decompress(archive) {
         Ok(plain) => plain,
         Err(error) => return fail(sender, error),
     };
+    let spare = Spare::default();
     loop {
-        let mut piece = vec![0; CHUNK];
+        let used = spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        // What it had is overwritten.
+        let mut bytes = used.unwrap_or_default();
+        bytes.resize(CHUNK, 0);
         let mut filled = 0;
         while filled < CHUNK {
-            match plain.read(&mut piece[filled..]) {
+            match plain.read(&mut bytes[filled..]) {
                 Ok(0) => break,
                 Ok(n) => filled += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -78,8 +111,11 @@ fn produce(
         if filled == 0 {
             return Ok(());
         }
-        piece.truncate(filled);
-        let piece = Arc::new(piece);
+        bytes.truncate(filled);
+        let piece = Arc::new(Piece {
+            bytes,
+            spare: spare.clone(),
+        });
         if to_hash.send(piece.clone()).is_err() || sender.send(Ok(piece)).is_err() {
             return Err(io::ErrorKind::BrokenPipe.into()); // the consumer gave up, and says why
         }
@@ -87,7 +123,7 @@ fn produce(
 }
 
 /// Tells the consumer, who reports it.
-fn fail(sender: &SyncSender<Piece>, error: io::Error) -> io::Result<()> {
+fn fail(sender: &SyncSender<io::Result<Arc<Piece>>>, error: io::Error) -> io::Result<()> {
     let again = io::Error::new(error.kind(), error.to_string());
     if sender.send(Err(error)).is_err() {
         tracing::debug!("the consumer of a layer was gone before its error");
@@ -96,14 +132,14 @@ fn fail(sender: &SyncSender<Piece>, error: io::Error) -> io::Result<()> {
 }
 
 struct Pieces {
-    receiver: Receiver<Piece>,
-    piece: Arc<Vec<u8>>,
+    receiver: Receiver<io::Result<Arc<Piece>>>,
+    piece: Arc<Piece>,
     at: usize,
 }
 
 impl Read for Pieces {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.piece.len() {
+        if self.at == self.piece.bytes.len() {
             match self.receiver.recv() {
                 Ok(piece) => {
                     self.piece = piece?;
@@ -112,8 +148,8 @@ impl Read for Pieces {
                 Err(_) => return Ok(0),
             }
         }
-        let n = out.len().min(self.piece.len() - self.at);
-        out[..n].copy_from_slice(&self.piece[self.at..self.at + n]);
+        let n = out.len().min(self.piece.bytes.len() - self.at);
+        out[..n].copy_from_slice(&self.piece.bytes[self.at..self.at + n]);
         self.at += n;
         Ok(n)
     }
@@ -128,12 +164,8 @@ fn decompress<'a>(archive: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let whole = io::Cursor::new(head).chain(archive);
     Ok(match compression {
         Compression::None => Box::new(whole),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(
-            BufReader::with_capacity(CHUNK, whole),
-        )),
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(
-            BufReader::with_capacity(CHUNK, whole),
-        )?),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(whole)?),
     })
 }
 

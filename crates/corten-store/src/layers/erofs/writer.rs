@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Bound;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use super::inode::{self, Inode, Layout};
@@ -11,6 +12,7 @@ use super::sum::{Label, Sum};
 use super::superblock::{INCOMPAT_CHUNKED, Superblock};
 use super::tree::{Attributes, Data, Extent, Kind, NodeId, Tree};
 use super::{BLOCK, SLOT, blocks, dirent, xattr};
+use crate::sys;
 
 /// Bytes written at once.
 const BUFFER: usize = 1 << 20;
@@ -30,9 +32,13 @@ const FIRST: u64 = 64;
 #[derive(Debug)]
 pub(in crate::layers) struct ImageWriter {
     file: File,
-    buffer: Vec<u8>,
+    /// Always of the same length; how much of it is filled.
+    buffer: Box<[u8]>,
+    filled: usize,
     /// Bytes of the image that are in the file.
     written: u64,
+    /// Up to where the disk has been asked to write them.
+    started: u64,
     inline: usize,
     sum: Sum,
 }
@@ -46,8 +52,10 @@ impl ImageWriter {
         file.seek(SeekFrom::Start(BLOCK))?;
         Ok(Self {
             file,
-            buffer: Vec::with_capacity(BUFFER),
+            buffer: vec![0; BUFFER].into(),
+            filled: 0,
             written: BLOCK,
+            started: 0,
             inline: 0,
             sum: Sum::new(),
         })
@@ -96,10 +104,10 @@ impl ImageWriter {
         let mut extents: Vec<Extent> = Vec::new();
         let (mut offset, mut holes) = (0, false);
         while offset < size {
-            if BUFFER - self.buffer.len() < chunk {
+            if BUFFER - self.filled < chunk {
                 self.flush()?;
             }
-            let start = self.buffer.len();
+            let start = self.filled;
             let room = (BUFFER - start) / chunk * chunk;
             let length = usize::try_from(size - offset).map_or(room, |left| left.min(room));
             self.read(length, content)?;
@@ -107,7 +115,7 @@ impl ImageWriter {
             // Chunks of zeros are left out, and the later ones move up.
             let mut kept = start;
             for from in (start..start + length).step_by(chunk) {
-                let to = (from + chunk).min(self.buffer.len());
+                let to = (from + chunk).min(self.filled);
                 let bytes = chunk.min(start + length - from) as u64;
                 if self.buffer[from..to].iter().all(|byte| *byte == 0) {
                     holes = true;
@@ -119,7 +127,7 @@ impl ImageWriter {
                 }
                 offset += bytes;
             }
-            self.buffer.truncate(kept);
+            self.filled = kept;
         }
         Ok(if holes {
             Data::Sparse { bits, extents }
@@ -181,20 +189,20 @@ impl ImageWriter {
 
     /// The number of the block that comes next.
     fn block(&self) -> io::Result<u32> {
-        block_number(self.written + self.buffer.len() as u64)
+        block_number(self.written + self.filled as u64)
     }
 
     /// Reads exactly so much into the buffer.
     fn read(&mut self, length: usize, content: &mut impl Read) -> io::Result<()> {
         let mut left = length;
         while left > 0 {
-            if self.buffer.len() == BUFFER {
+            if self.filled == BUFFER {
                 self.flush()?;
             }
-            let start = self.buffer.len();
-            self.buffer.resize(start + left.min(BUFFER - start), 0);
-            content.read_exact(&mut self.buffer[start..])?;
-            left -= self.buffer.len() - start;
+            let end = BUFFER.min(self.filled + left);
+            content.read_exact(&mut self.buffer[self.filled..end])?;
+            left -= end - self.filled;
+            self.filled = end;
         }
         Ok(())
     }
@@ -206,23 +214,29 @@ impl ImageWriter {
     /// Zeros to the end of the block.
     fn align(&mut self) {
         // The buffer is of whole blocks, and flushed as a whole.
-        let end = self.buffer.len().next_multiple_of(self.block_size());
-        self.buffer.resize(end, 0);
+        let end = self.filled.next_multiple_of(self.block_size());
+        self.buffer[self.filled..end].fill(0);
+        self.filled = end;
     }
 
     fn pad(&mut self) -> io::Result<()> {
         self.align();
-        if self.buffer.len() == BUFFER {
+        if self.filled == BUFFER {
             self.flush()?;
         }
         Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.sum.update(&self.buffer);
-        self.file.write_all(&self.buffer)?;
-        self.written += self.buffer.len() as u64;
-        self.buffer.clear();
+        let bytes = &self.buffer[..self.filled];
+        self.sum.update(bytes);
+        self.file.write_all(bytes)?;
+        self.written += self.filled as u64;
+        self.filled = 0;
+        if self.written - self.started >= sys::WRITE_AHEAD {
+            sys::start_writing(self.file.as_fd(), self.started, self.written);
+            self.started = self.written;
+        }
         Ok(())
     }
 }

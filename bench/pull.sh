@@ -1,0 +1,192 @@
+#!/usr/bin/env bash
+# Pulling and unpacking beside Docker and Podman, from a registry on loopback: an image of
+# 300 MB in 10,000 files, and one of 1 GB in 6 layers; Corten with each layer driver. Needs
+# root; docker and podman are measured where installed, and perf tells where Corten's time
+# goes. Writes the section "Pulling images" of bench/report.md.
+#
+#   bench/pull.sh CORTEN [ROUNDS]
+#
+# The contenders take turns, so that whatever else the machine does hits them alike; where it
+# is allowed they run before everything else (chrt, round robin: they have several threads).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+corten=$(realpath "$1")
+rounds=${2:-5}
+report=bench/report.md
+work=$(mktemp -d "${TMPDIR:-/tmp}/corten-pull.XXXXXX")
+export DOCKER_CONFIG=$work/docker CORTEN_ROOT=$work/base
+unset DOCKER_HOST DOCKER_CONTEXT
+mkdir -p "$DOCKER_CONFIG" "$work/results"
+echo "{}" >"$DOCKER_CONFIG/config.json"
+first=""
+if chrt -r 10 true 2>/dev/null; then first="chrt -r 10"; fi
+pids=()
+
+cleanup() {
+  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  for root in base erofs overlay; do
+    "$corten" --root "$work/$root" system reset --force >/dev/null 2>&1 || true
+  done
+  wait 2>/dev/null || true
+  # Podman leaves its storage mounted; dockerd's mounts went with its namespace.
+  grep " $work/" /proc/self/mounts | cut -d' ' -f2 | sort -r | while read -r point; do umount "$point"; done
+  rm -rf "$work"
+}
+trap cleanup EXIT
+
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+registry=127.0.0.1:$port
+serve() { # serve PREFIX...: the registry
+  $first "$@" "$corten" registry serve --listen "$registry" --root "$work/registry" >>"$work/registry.log" 2>&1 &
+  pids+=($!)
+}
+serve
+for _ in $(seq 100); do (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break; sleep 0.05; done
+
+echo "Setting up: images"
+python3 - "$work/images" <<'PYTHON'
+import os, random, sys
+root = sys.argv[1]
+random.seed(7)
+text = b"".join(b"line %d of a file that compresses\n" % i for i in range(4500))
+def tree(path, files, size):
+    # Half of it does not compress.
+    for i in range(files):
+        directory = f"{path}/{i // 100:03}"
+        os.makedirs(directory, exist_ok=True)
+        with open(f"{directory}/{i:05}", "wb") as out:
+            out.write(text[:size // 2] + random.randbytes(size // 2))
+os.makedirs(f"{root}/files")
+tree(f"{root}/files/tree", 10000, 30000)
+open(f"{root}/files/Dockerfile", "w").write("FROM scratch\nCOPY tree /tree\n")
+os.makedirs(f"{root}/layers")
+for n in range(6):
+    tree(f"{root}/layers/tree{n}", 1700, 100000)
+copies = "".join(f"COPY tree{n} /tree{n}\n" for n in range(6))
+open(f"{root}/layers/Dockerfile", "w").write("FROM scratch\n" + copies)
+PYTHON
+for image in files layers; do
+  "$corten" build -q -t "$registry/$image:1" "$work/images/$image" >/dev/null
+  "$corten" push -q "$registry/$image:1" >/dev/null
+done
+rm -rf "$work/images"
+"$corten" system reset --force >/dev/null
+contenders="erofs overlay"
+
+if command -v dockerd >/dev/null 2>&1 && command -v docker >/dev/null 2>&1; then
+  # In a network of its own: it would change this host's firewall otherwise. The same
+  # registry answers there under the same name.
+  mkdir -p "$work/engine"
+  $first unshare -n -m sh -c "ip link set lo up; exec dockerd --data-root $work/engine/data \
+    --exec-root $work/engine/exec -H unix://$work/engine/sock --pidfile $work/engine/pid \
+    --bridge=none --iptables=false" >"$work/dockerd.log" 2>&1 &
+  dockerd=$!
+  pids+=("$dockerd")
+  docker="docker -H unix://$work/engine/sock"
+  for _ in $(seq 200); do $docker info >/dev/null 2>&1 && break; sleep 0.1; done
+  if $docker info >/dev/null 2>&1; then
+    contenders="$contenders docker"
+    serve nsenter --net="/proc/$dockerd/ns/net"
+    sleep 1
+  fi
+fi
+if command -v podman >/dev/null 2>&1; then
+  contenders="$contenders podman"
+  podman="podman --root $work/podman --runroot $work/podman-run --cgroup-manager=cgroupfs"
+fi
+
+timed() { # timed RESULT PREPARE COMMAND: one run: seconds and peak memory in MiB
+  python3 - "$work/results/$1" "$2" "$3" <<'PYTHON'
+import os, shlex, subprocess, sys, time
+result, prepare, command = sys.argv[1:]
+quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+subprocess.run(prepare, shell=True, **quiet)
+os.sync()
+time.sleep(0.5)
+start = time.monotonic()
+process = subprocess.Popen(shlex.split(command), **quiet)
+_, status, usage = os.wait4(process.pid, 0)
+took = time.monotonic() - start
+with open(result, "a") as out:
+    out.write(f"{took} {usage.ru_maxrss / 1024}\n" if status == 0 else "failed 0\n")
+PYTHON
+}
+
+for round in $(seq "$rounds"); do
+  for image in files layers; do
+    name=$registry/$image:1
+    for who in $contenders; do
+      case $who in
+        docker) timed "$image-docker" "$docker rmi -f $name" "$docker pull -q $name" ;;
+        podman) timed "$image-podman" "$podman rmi -f $name" "$first $podman pull -q --tls-verify=false $name" ;;
+        *)
+          ours="env CORTEN_LAYER_DRIVER=$who $corten --root $work/$who"
+          timed "$image-$who" "$ours rmi -f $name; $ours system prune -af" "$first $ours pull -q $name"
+          ;;
+      esac
+    done
+  done
+done
+
+shares() { # shares IMAGE: where the erofs driver's processor time goes
+  command -v perf >/dev/null 2>&1 || return 0
+  local ours="env CORTEN_LAYER_DRIVER=erofs $corten --root $work/erofs"
+  $ours rmi -f "$registry/$1:1" >/dev/null 2>&1
+  $ours system prune -af >/dev/null 2>&1
+  perf record -q -F 499 -o "$work/perf" -- $ours pull -q "$registry/$1:1" >/dev/null 2>&1 || return 0
+  perf report -i "$work/perf" --stdio --sort comm 2>/dev/null | grep -v '^#' | grep . >"$work/results/shares-$1" || true
+}
+shares files
+shares layers
+
+{
+  echo "## Pulling images"
+  echo
+  echo "\`bench/pull.sh\`: medians of $rounds, taking turns, $(nproc) cores, kernel $(uname -r), $(date -u +%F); from \`corten registry serve\` on loopback, into an empty store, everything synced."
+  docker_version=$(${docker:-false} version --format 'docker {{.Server.Version}}' 2>/dev/null || echo "no docker engine")
+  echo "Peers: $docker_version, $(podman --version 2>/dev/null || echo no podman). Half of each file does not compress."
+  echo
+  python3 - "$work/results" "$contenders" <<'PYTHON'
+import os, statistics, sys
+results, names = sys.argv[1], sys.argv[2].split()
+def runs(image, who):
+    lines = [line.split() for line in open(f"{results}/{image}-{who}")]
+    return None if any(line[0] == "failed" for line in lines) else [tuple(map(float, line)) for line in lines]
+print("| pull | Corten, erofs | Corten, overlay | docker | podman |\n|---|---|---|---|---|")
+for image, title in (("files", "300 MB, 10,000 files, 1 layer"), ("layers", "1 GB, 10,200 files, 6 layers")):
+    median = {}
+    for who in names:
+        measured = runs(image, who)
+        median[who] = statistics.median(t for t, _ in measured) if measured else None
+    cells = []
+    for who in ("erofs", "overlay", "docker", "podman"):
+        seconds = median.get(who)
+        if seconds is None:
+            cells.append("failed" if who in names else "")
+        elif who in ("erofs", "overlay"):
+            cells.append(f"{seconds:.2f} s")
+        else:
+            ratios = "; ".join(f"{seconds / median[o]:.1f}×" for o in ("erofs", "overlay") if median[o])
+            cells.append(f"{seconds:.2f} s ({ratios})")
+    print(f"| {title} | " + " | ".join(cells) + " |")
+for image, title in (("files", "peak memory, 300 MB"), ("layers", "peak memory, 1 GB")):
+    cells = [f"{max(m for _, m in runs(image, who)):.0f} MiB" for who in ("erofs", "overlay") if runs(image, who)]
+    print(f"| {title} | " + " | ".join(cells) + " | | |")
+print("\nIn brackets: how many times as long as Corten with erofs; with overlay.")
+for image, title in (("files", "300 MB"), ("layers", "1 GB")):
+    path = f"{results}/shares-{image}"
+    if os.path.exists(path):
+        parts = [line.split(None, 1) for line in open(path)]
+        text = ", ".join(f"{name.strip()} {share}" for share, name in parts if float(share.rstrip("%")) >= 1)
+        print(f"\nProcessor time of the erofs pull of {title} by thread (perf): {text}.")
+print("\nThreads: `inflate` reads the blob and inflates it, `hash` computes the diff id, `unpack` reads the tar and writes the image, the runtime's (`corten`, `tokio-…`) receive, hash and write the blob and sync.")
+PYTHON
+} >"$work/section"
+cat "$work/section"
+python3 - "$report" "$work/section" <<'PYTHON'
+import os, re, sys
+report, section = sys.argv[1], open(sys.argv[2]).read()
+text = open(report).read() if os.path.exists(report) else "# Benchmarks\n"
+text = re.sub(r"\n*## Pulling images\n.*?(?=\n## |\Z)", "", text, flags=re.S)
+open(report, "w").write(text.rstrip("\n") + "\n\n" + section)
+PYTHON
