@@ -59,18 +59,28 @@ impl Engine {
         Self { dir }
     }
 
-    /// An engine that has `alpine:latest` (busybox with its applets).
+    /// An engine that has `alpine:latest` (busybox with its applets), loaded from an archive:
+    /// its layer is of the form that pulled layers have, not a build step's directory.
     pub(crate) fn with_alpine() -> Self {
+        static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
+        let archive = ARCHIVE.get_or_init(|| {
+            let engine = Self::new();
+            let context = engine.path("alpine");
+            fs::create_dir_all(&context).unwrap();
+            fs::write(context.join("rootfs.tar"), busybox_tar()).unwrap();
+            fs::write(
+                context.join("Dockerfile"),
+                "FROM scratch\nADD rootfs.tar /\nENV PATH=/bin:/usr/bin\nCMD [\"/bin/sh\"]\n",
+            )
+            .unwrap();
+            engine.ok(["build", "-q", "-t", "alpine", context.to_str().unwrap()]);
+            let saved = engine.command(["save", "alpine"]).output().unwrap();
+            assert!(saved.status.success(), "{saved:?}");
+            saved.stdout
+        });
         let engine = Self::new();
-        let context = engine.path("alpine");
-        fs::create_dir_all(&context).unwrap();
-        fs::write(context.join("rootfs.tar"), busybox_tar()).unwrap();
-        fs::write(
-            context.join("Dockerfile"),
-            "FROM scratch\nADD rootfs.tar /\nENV PATH=/bin:/usr/bin\nCMD [\"/bin/sh\"]\n",
-        )
-        .unwrap();
-        engine.ok(["build", "-q", "-t", "alpine", context.to_str().unwrap()]);
+        let loaded = engine.run_with_input(["load", "-q"], archive);
+        assert_eq!(loaded.code, 0, "{loaded:?}");
         engine
     }
 

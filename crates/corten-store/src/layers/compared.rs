@@ -654,13 +654,91 @@ fn any_line() -> impl Strategy<Value = Line> {
         )
 }
 
+/// So many cases, or as many as `PROPTEST_CASES` says.
+fn cases(few: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok();
+    ProptestConfig::with_cases(asked.and_then(|n| n.parse().ok()).unwrap_or(few))
+}
+
 #[test]
 fn any_archive_has_one_outcome() {
     let pair = Pair::new();
     let archives = proptest::collection::vec(any_line(), 0..25);
-    proptest!(ProptestConfig::with_cases(128), |(lines in archives)| {
+    proptest!(cases(128), |(lines in archives)| {
         // Refused by both is fine, too.
         let _outcome = compare(&pair, &lines);
+    });
+}
+
+/// What is seen of a layer that was settled on another; how it failed otherwise.
+fn stacked(store: &Store, tars: &[Vec<u8>; 2]) -> Result<BTreeMap<PathBuf, String>, String> {
+    let driver = &store.layers().driver;
+    let mut stack: Vec<(DiffId, apply::Pending)> = Vec::new();
+    let discard = |stack: &[(DiffId, apply::Pending)]| {
+        for (diff_id, _) in stack {
+            driver.discard(diff_id).unwrap();
+        }
+    };
+    for (n, tar) in tars.iter().enumerate() {
+        match driver.unpack(&mut tar.as_slice()) {
+            Ok(staged) => {
+                let diff_id = DiffId(Digest::of(&[tar.as_slice(), &[b'0'; 1][..n]].concat()));
+                driver.publish(&staged.path, &diff_id, false).unwrap();
+                stack.push((diff_id, staged.pending.clone()));
+            }
+            Err(error) => {
+                discard(&stack);
+                return Err(error.to_string());
+            }
+        }
+    }
+    let ids: Vec<DiffId> = stack.iter().map(|(id, _)| id.clone()).collect();
+    let mount = |ids| store.layers().mount_settled(ids, Upper::ReadOnly);
+    let (top, pending) = &stack[1];
+    let below = RootFd::from(mount(&ids[..1]).unwrap());
+    let settled = match pending.is_empty() {
+        true => Ok(()),
+        false => driver.settle(top, &below, pending),
+    };
+    drop(below);
+    let outcome = match settled {
+        Ok(()) => {
+            let root = mount(&ids).unwrap();
+            let mut seen = BTreeMap::new();
+            view(root.as_fd(), Path::new(""), &mut seen);
+            // Overlayfs says 1 link for every directory that it merges, and an image and what
+            // settled it are two.
+            for line in seen.values_mut().filter(|line| line.starts_with('4')) {
+                let words = line.split(' ').filter(|word| !word.starts_with('x'));
+                *line = words.collect::<Vec<_>>().join(" ");
+            }
+            Ok(seen)
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    if let Ok(files) = fs::read_dir(store.layers().path(top).parent().unwrap()) {
+        let images = files.flatten().map(|entry| entry.path());
+        for image in images.filter(|path| path.extension() == Some("erofs".as_ref())) {
+            fsck(&image);
+        }
+    }
+    discard(&stack);
+    outcome
+}
+
+#[test]
+fn any_stack_has_one_outcome() {
+    let pair = Pair::new();
+    let archives = || proptest::collection::vec(any_line(), 0..12);
+    proptest!(cases(64), |(base in archives(), top in archives())| {
+        let tars = [archive(&base), archive(&top)];
+        let directory = stacked(&pair.directories, &tars);
+        let image = stacked(&pair.images, &tars);
+        match (&directory, &image) {
+            (Ok(directory), Ok(image)) => prop_assert_eq!(directory, image),
+            (Err(_), Err(_)) => {}
+            _ => prop_assert!(false, "one is refused: {directory:?} {image:?}"),
+        }
     });
 }
 
