@@ -122,7 +122,11 @@ fn inherit(
     for (key, value) in xattrs {
         xattr::set(parent, name, key, value)?;
     }
-    let times = Timestamps {
+    Ok(rustix::fs::utimensat(parent, name, &times(stat), flags)?)
+}
+
+fn times(stat: &Stat) -> Timestamps {
+    Timestamps {
         last_access: Timespec {
             tv_sec: stat.st_atime,
             tv_nsec: stat.st_atime_nsec as _,
@@ -131,8 +135,7 @@ fn inherit(
             tv_sec: stat.st_mtime,
             tv_nsec: stat.st_mtime_nsec as _,
         },
-    };
-    Ok(rustix::fs::utimensat(parent, name, &times, flags)?)
+    }
 }
 
 /// Copies a file from below to where a link to it should be.
@@ -141,6 +144,8 @@ fn copy_up(layer: &RootFd, below: &RootFd, name: &Path, target: &Path) -> io::Re
     let Some((parent, file_name)) = layer.parent(name)? else {
         return Ok(());
     };
+    // The directory has the time that the tar says, not that of a new entry.
+    let directory = rustix::fs::fstat(&parent)?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => {
             let source =
@@ -162,5 +167,12 @@ fn copy_up(layer: &RootFd, below: &RootFd, name: &Path, target: &Path) -> io::Re
         }
         other => return Err(uncopyable(name, other)),
     }
-    inherit(parent.as_fd(), &file_name, &stat, &xattrs(below, target)?)
+    inherit(parent.as_fd(), &file_name, &stat, &xattrs(below, target)?)?;
+    let flags = AtFlags::EMPTY_PATH;
+    Ok(rustix::fs::utimensat(
+        &parent,
+        "",
+        &times(&directory),
+        flags,
+    )?)
 }
