@@ -4,7 +4,7 @@
 # root; docker and podman are measured where installed, and perf tells where Corten's time
 # goes. Writes the section "Pulling images" of bench/report.md.
 #
-#   bench/pull.sh CORTEN [ROUNDS]
+#   bench/pull.sh CORTEN [ROUNDS [IMAGE]]: IMAGE is files or layers, both if not said
 #
 # The contenders take turns, so that whatever else the machine does hits them alike; where it
 # is allowed they run before everything else (chrt, round robin: they have several threads).
@@ -12,6 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 corten=$(realpath "$1")
 rounds=${2:-5}
+images=${3:-files layers}
 report=bench/report.md
 work=$(mktemp -d "${TMPDIR:-/tmp}/corten-pull.XXXXXX")
 export DOCKER_CONFIG=$work/docker CORTEN_ROOT=$work/base
@@ -29,7 +30,7 @@ cleanup() {
   done
   wait 2>/dev/null || true
   # Podman leaves its storage mounted; dockerd's mounts went with its namespace.
-  grep " $work/" /proc/self/mounts | cut -d' ' -f2 | sort -r | while read -r point; do umount "$point"; done
+  grep " $work/" /proc/self/mounts | cut -d' ' -f2 | sort -r | while read -r point; do umount "$point"; done || true
   rm -rf "$work"
 }
 trap cleanup EXIT
@@ -65,9 +66,9 @@ for n in range(6):
 copies = "".join(f"COPY tree{n} /tree{n}\n" for n in range(6))
 open(f"{root}/layers/Dockerfile", "w").write("FROM scratch\n" + copies)
 PYTHON
-for image in files layers; do
-  "$corten" build -q -t "$registry/$image:1" "$work/images/$image" >/dev/null
-  "$corten" push -q "$registry/$image:1" >/dev/null
+for image in $images; do
+  $first "$corten" build -q -t "$registry/$image:1" "$work/images/$image" >/dev/null
+  $first "$corten" push -q "$registry/$image:1" >/dev/null
 done
 rm -rf "$work/images"
 "$corten" system reset --force >/dev/null
@@ -113,7 +114,7 @@ PYTHON
 }
 
 for round in $(seq "$rounds"); do
-  for image in files layers; do
+  for image in $images; do
     name=$registry/$image:1
     for who in $contenders; do
       case $who in
@@ -136,8 +137,7 @@ shares() { # shares IMAGE: where the erofs driver's processor time goes
   perf record -q -F 499 -o "$work/perf" -- $ours pull -q "$registry/$1:1" >/dev/null 2>&1 || return 0
   perf report -i "$work/perf" --stdio --sort comm 2>/dev/null | grep -v '^#' | grep . >"$work/results/shares-$1" || true
 }
-shares files
-shares layers
+for image in $images; do shares "$image"; done
 
 {
   echo "## Pulling images"
@@ -150,10 +150,14 @@ shares layers
 import os, statistics, sys
 results, names = sys.argv[1], sys.argv[2].split()
 def runs(image, who):
+    if not os.path.exists(f"{results}/{image}-{who}"):
+        return None
     lines = [line.split() for line in open(f"{results}/{image}-{who}")]
     return None if any(line[0] == "failed" for line in lines) else [tuple(map(float, line)) for line in lines]
 print("| pull | Corten, erofs | Corten, overlay | docker | podman |\n|---|---|---|---|---|")
 for image, title in (("files", "300 MB, 10,000 files, 1 layer"), ("layers", "1 GB, 10,200 files, 6 layers")):
+    if not os.path.exists(f"{results}/{image}-erofs"):
+        continue
     median = {}
     for who in names:
         measured = runs(image, who)
@@ -171,7 +175,8 @@ for image, title in (("files", "300 MB, 10,000 files, 1 layer"), ("layers", "1 G
     print(f"| {title} | " + " | ".join(cells) + " |")
 for image, title in (("files", "peak memory, 300 MB"), ("layers", "peak memory, 1 GB")):
     cells = [f"{max(m for _, m in runs(image, who)):.0f} MiB" for who in ("erofs", "overlay") if runs(image, who)]
-    print(f"| {title} | " + " | ".join(cells) + " | | |")
+    if cells:
+        print(f"| {title} | " + " | ".join(cells) + " | | |")
 print("\nIn brackets: how many times as long as Corten with erofs; with overlay.")
 for image, title in (("files", "300 MB"), ("layers", "1 GB")):
     path = f"{results}/shares-{image}"
