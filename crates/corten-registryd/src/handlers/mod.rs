@@ -69,7 +69,9 @@ pub(crate) async fn handle(State(app): State<Arc<App>>, request: Request) -> Res
         HeaderValue::from_static("nosniff"),
     );
     let status = response.status().as_u16();
-    response.map(|body| observed.answered(status, body))
+    let announced = response.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse().ok());
+    response.map(|body| observed.answered(status, announced, body))
 }
 
 async fn dispatch(app: &Arc<App>, request: Request, observed: &mut Observed) -> Reply {

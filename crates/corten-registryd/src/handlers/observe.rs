@@ -28,6 +28,8 @@ pub(super) struct Observed {
     pub(super) route: &'static str,
     status: u16,
     sent: u64,
+    /// What the answer's head announced: nobody asks for more once that is sent.
+    announced: Option<u64>,
     whole: bool,
 }
 
@@ -47,13 +49,15 @@ impl Observed {
             route: "none",
             status: 0,
             sent: 0,
+            announced: None,
             whole: false,
         }
     }
 
     /// The answer's body, which writes the request down when it is over.
-    pub(super) fn answered(mut self, status: u16, body: Body) -> Body {
+    pub(super) fn answered(mut self, status: u16, announced: Option<u64>, body: Body) -> Body {
         self.status = status;
+        self.announced = announced;
         self.whole = body.is_end_stream();
         Body::new(Watched {
             body,
@@ -103,7 +107,8 @@ impl HttpBody for Watched {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
                 self.observed.sent += bytes as u64;
-                self.observed.whole = self.body.is_end_stream();
+                self.observed.whole = self.body.is_end_stream()
+                    || self.observed.announced == Some(self.observed.sent);
             }
             Poll::Ready(None) => self.observed.whole = true,
             _ => {}

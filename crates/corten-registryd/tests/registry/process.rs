@@ -22,7 +22,15 @@ const ROOT: &str = "REGISTRYD_TEST_ROOT";
 #[ignore = "run by the other tests here"]
 fn child() {
     let root = std::env::var_os(ROOT).unwrap();
-    let words = ["serve", "--listen", "127.0.0.1:0", "--root"].map(OsString::from);
+    let words = [
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--log-format",
+        "json",
+        "--root",
+    ];
+    let words = words.map(OsString::from);
     let code = corten_registryd::main(words.into_iter().chain([root]));
     assert_eq!(code, std::process::ExitCode::SUCCESS);
 }
@@ -40,7 +48,8 @@ impl Process {
             .args(["--exact", "process::child", "--ignored", "--nocapture"])
             .env(ROOT, root)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .env_remove("RUST_LOG")
+            .stderr(std::fs::File::create(root.join("log.json")).unwrap())
             .spawn()
             .unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -169,6 +178,62 @@ async fn a_killed_server_leaves_no_half_blob_and_uploads_go_on() {
     assert!(blob.expect(StatusCode::OK).body == bytes);
     process.signal(Signal::INT);
     assert!(process.end().await.success());
+}
+
+#[tokio::test]
+async fn every_request_is_an_object_in_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let process = Process::start(folder.path());
+    let bytes: Vec<u8> = vec![7; 30_000_000];
+    let digest = process.http.push_blob("app", &bytes).await;
+    let path = format!("/v2/app/blobs/{digest}");
+    process.http.get(&path).await.expect(StatusCode::OK);
+    process
+        .http
+        .get("/v2/none/tags/list")
+        .await
+        .expect(StatusCode::NOT_FOUND);
+    // This one leaves in the middle.
+    let mut stream = tokio::net::TcpStream::connect(process.http.address)
+        .await
+        .unwrap();
+    let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nuser-agent: leaver\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.read_exact(&mut [0; 10]).await.unwrap();
+    drop(stream);
+    let events = || -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(folder.path().join("log.json")).unwrap();
+        let lines = text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok());
+        let access = |event: &serde_json::Value| event["target"] == "corten_registryd::access";
+        lines.filter(access).collect()
+    };
+    wait_for(|| events().len() == 4).await;
+    let events = events();
+    let get = &events[1];
+    for (field, value) in [
+        ("method", "GET".into()),
+        ("path", path.into()),
+        ("status", 200.into()),
+        ("bytes", bytes.len().into()),
+        ("whole", true.into()),
+    ] {
+        let value: serde_json::Value = value;
+        assert_eq!(get[field], value, "{get}");
+    }
+    assert!(
+        get["peer"].as_str().unwrap().starts_with("127.0.0.1:"),
+        "{get}"
+    );
+    assert_eq!(
+        (&events[2]["status"], &events[2]["whole"]),
+        (&404.into(), &true.into())
+    );
+    assert_eq!(
+        (&events[3]["agent"], &events[3]["whole"]),
+        (&"leaver".into(), &false.into())
+    );
 }
 
 async fn wait_for(mut done: impl FnMut() -> bool) {
