@@ -226,3 +226,41 @@ async fn what_is_not_there_is_said_as_docker_says_it() {
     );
     assert!(said.contains("refused") && !said.contains('\n'), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sha512_all_the_way() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let stub = Stub::start().await;
+    let name = format!("{}/app", stub.address());
+    let id = from.image(&name, &[&noise(100_000)]);
+    stub.publish(&from, &id, "app");
+    let sha512 = |bytes: &[u8]| {
+        let mut digester = corten_oci::Digester::new(corten_oci::digest::Algorithm::Sha512);
+        digester.update(bytes);
+        digester.finish()
+    };
+    // The same image, everything in it called by another digest.
+    let (kind, manifest) = stub.manifests.lock().unwrap()["app/latest"].clone();
+    let mut text = String::from_utf8(manifest.to_vec()).unwrap();
+    let blobs = std::mem::take(&mut *stub.blobs.lock().unwrap());
+    for (old, bytes) in blobs {
+        let new = sha512(&bytes).to_string();
+        text = text.replace(&old, &new);
+        stub.blobs.lock().unwrap().insert(new, bytes);
+    }
+    let digest = sha512(text.as_bytes());
+    let entry = (kind, text.into_bytes().into());
+    stub.manifests
+        .lock()
+        .unwrap()
+        .insert(format!("app/{digest}"), entry);
+    let by_digest = format!("{name}@{digest}");
+    let (pulled, _) = to.pull(&client(""), &by_digest, None).await.unwrap();
+    assert_eq!(pulled.digest, digest);
+    assert_eq!(to.tars(&pulled.id), from.tars(&id));
+    // A wrong byte is noticed as with sha256.
+    let to = TestStore::new();
+    let layer = stub.blobs.lock().unwrap().keys().next().unwrap().clone();
+    stub.corrupt.lock().unwrap().insert(layer);
+    assert!(to.pull(&client(""), &by_digest, None).await.is_err());
+}
