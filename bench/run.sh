@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs ours beside whichever of docker (with an engine), podman, crun and runc are installed,
 # in the same run on the same machine, and prints medians and ratios. The report goes to
-# standard output and to bench/report.md. Pulling (bench/pull.sh) and the OCI runtime
-# (bench/runtime.sh; BARE is its yardstick) have scripts of their own, which come last.
+# standard output and to bench/report.md. Pulling (bench/pull.sh), the OCI runtime
+# (bench/runtime.sh; BARE is its yardstick) and the registry server (bench/registry.sh) have
+# scripts of their own, which come last.
 #
 #   bench/run.sh CORTEN BARE [RUNS]
 set -euo pipefail
@@ -174,3 +175,4 @@ rows+=("| memory (PSS) of the process beside a container with a published port |
 
 bench/pull.sh "$corten"
 bench/runtime.sh "$corten" "$bare"
+bench/registry.sh "$corten"
