@@ -13,6 +13,7 @@ mod harness;
 mod images;
 mod isolation;
 mod layers;
+mod manifests;
 mod network;
 mod registry;
 mod registry_access;

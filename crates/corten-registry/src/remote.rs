@@ -2,6 +2,8 @@
 //! (distribution-spec). Nothing here touches a store; a caller's bytes are verified where they
 //! are whole (manifests), and are the caller's to verify where they stream (blobs).
 
+mod publish;
+
 use std::pin::Pin;
 
 use bytes::Bytes;

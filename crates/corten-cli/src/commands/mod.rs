@@ -5,6 +5,7 @@ pub(crate) mod container;
 mod image;
 mod inspect;
 mod login;
+mod manifest;
 mod network;
 mod serve;
 pub(crate) mod shared;
@@ -43,6 +44,7 @@ pub(crate) static ROOT: Command = Command::group(
         &login::LOGOUT,
         &container::LOGS,
         &generate::MAN,
+        &manifest::GROUP,
         &network::GROUP,
         &container::PAUSE,
         &container::PORT,
