@@ -81,16 +81,23 @@ impl ImageRef {
         format!("{}/{}", self.domain, self.path)
     }
 
-    /// The repository as Docker shows it: `alpine`, `me/app`, `host:5000/app`.
+    /// The repository as Docker shows it: `alpine`, `me/app`, `host:5000/app`. What would be
+    /// read as another repository when it is given back (`docker.io/a.b/c`) stays whole.
     #[must_use]
     pub fn familiar_name(&self) -> String {
         if self.domain != DEFAULT_DOMAIN {
             return self.name();
         }
-        match self.path.strip_prefix(OFFICIAL_PREFIX) {
+        let short = match self.path.strip_prefix(OFFICIAL_PREFIX) {
             // `library/a/b` is not an official image and keeps its prefix.
-            Some(rest) if !rest.contains('/') => rest.to_owned(),
-            _ => self.path.clone(),
+            Some(rest) if !rest.contains('/') => rest,
+            _ => &self.path,
+        };
+        let (domain, path) = split_domain(short);
+        if domain == self.domain && path == self.path {
+            short.to_owned()
+        } else {
+            self.name()
         }
     }
 
@@ -339,6 +346,17 @@ mod tests {
             ),
             ("localhost/app:1", "localhost/app:1", "localhost/app:1"),
             ("[::1]:5000/app", "[::1]:5000/app", "[::1]:5000/app"),
+            // Shortened it would name a registry (found by fuzzing).
+            (
+                "docker.io/a.b/c:1",
+                "docker.io/a.b/c:1",
+                "docker.io/a.b/c:1",
+            ),
+            (
+                "docker.io/localhost/c",
+                "docker.io/localhost/c",
+                "docker.io/localhost/c",
+            ),
         ] {
             let reference: ImageRef = input.parse().unwrap();
             assert_eq!(reference.to_string(), whole, "{input}");
