@@ -10,6 +10,8 @@ pub mod containers;
 mod engine;
 mod error;
 pub mod events;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod images;
 pub mod layout;
 pub mod networks;

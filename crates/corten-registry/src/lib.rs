@@ -16,6 +16,8 @@ pub mod docker_config;
 mod download;
 mod endpoint;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hosts_toml;
 mod http;
 mod manifest;

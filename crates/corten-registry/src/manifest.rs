@@ -39,8 +39,9 @@ pub(crate) struct Manifest {
     pub(crate) layers: Vec<Descriptor>,
 }
 
+/// An image index.
 #[derive(Debug, Deserialize)]
-struct Index {
+pub(crate) struct Index {
     manifests: Vec<Descriptor>,
 }
 
@@ -100,7 +101,7 @@ pub(crate) async fn resolve(
 }
 
 /// The entry that fits: the exact variant before a lesser one.
-fn choose<'a>(index: &'a Index, platform: &Platform) -> Option<&'a Descriptor> {
+pub(crate) fn choose<'a>(index: &'a Index, platform: &Platform) -> Option<&'a Descriptor> {
     let of = |descriptor: &'a Descriptor| {
         let p = descriptor.platform.as_ref()?;
         Some((

@@ -34,13 +34,14 @@ pub struct Pulled {
 
 /// The part of a config that a pull needs (image-spec, "config").
 #[derive(Deserialize)]
-struct Config {
-    rootfs: RootFs,
+pub(crate) struct Config {
+    pub(crate) rootfs: RootFs,
 }
 
+/// Its layers.
 #[derive(Deserialize)]
-struct RootFs {
-    diff_ids: Vec<DiffId>,
+pub(crate) struct RootFs {
+    pub(crate) diff_ids: Vec<DiffId>,
 }
 
 /// Pulls from the first source that has it.

@@ -7,6 +7,8 @@
 mod arrival;
 mod blobs;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gc;
 mod images;
 mod layers;

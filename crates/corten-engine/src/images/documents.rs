@@ -95,6 +95,17 @@ impl ImageDocument {
     }
 }
 
+/// See [`crate::fuzzing::image_config`].
+pub(crate) fn fuzz(bytes: &[u8]) -> std::result::Result<(), String> {
+    let raw: RawDocument = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    Platform::normalised(&raw.os, &raw.architecture, raw.variant.as_deref()).to_string();
+    created_nanos(raw.created.as_deref());
+    for step in &raw.history {
+        created_nanos(step.created.as_deref());
+    }
+    Ok(())
+}
+
 /// RFC 3339 text to nanoseconds since the epoch; 0 when absent or wrong.
 pub(crate) fn created_nanos(text: Option<&str>) -> i64 {
     text.and_then(|t| t.parse::<jiff::Timestamp>().ok())

@@ -56,6 +56,19 @@ pub struct LayerInfo {
     pub size: u64,
 }
 
+/// See [`crate::fuzzing::erofs_image`].
+pub(crate) fn fuzz_erofs_image(
+    input: &[u8],
+    path: &Path,
+    out: &mut dyn Write,
+) -> Result<(), String> {
+    let image = erofs::fuzz_image(input).ok_or("too short")?;
+    fs::write(path, image).map_err(|error| error.to_string())?;
+    let image = erofs::Image::open(path).map_err(|error| error.to_string())?;
+    image.verify().map_err(|error| error.to_string())?;
+    erofs::write_tar(&[image], out).map_err(|error| error.to_string())
+}
+
 /// A layer as a blob that can leave the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerBlob {

@@ -16,6 +16,7 @@
 //! ever changed: it is written, named and unlinked.
 
 mod dirent;
+mod fuzzing;
 mod inode;
 mod read;
 mod resolve;
@@ -28,6 +29,7 @@ mod unpack;
 mod writer;
 mod xattr;
 
+pub(super) use fuzzing::image as fuzz_image;
 pub(super) use read::{Image, ImageError};
 pub(super) use tar::write as write_tar;
 pub(super) use tree::{Kind, Tree};
