@@ -20,7 +20,7 @@ use crate::init::{self, ChildStdio};
 use crate::keyring;
 use crate::namespaces::{PidGuard, relay, unprivileged};
 use crate::process::{Affinity, Creator, ProcessPlan, become_process, wire_stdio};
-use crate::procfs::Proc;
+use crate::procfs::{self, Proc};
 use crate::resctrl;
 use crate::root::RootFd;
 use crate::rootfs::{Console, open_console};
@@ -153,7 +153,7 @@ pub(crate) fn exec_with(
         match channel::receive(ours.as_fd())? {
             Message::Listener(number) => {
                 let state = hook_state(target.id, target.spec, &extras.bundle);
-                let state = state.value("running", notify::pid_of(target.pidfd));
+                let state = state.value("running", procfs::pid_of(target.pidfd).ok());
                 let listener = listener.as_ref();
                 notify::hand_over(listener, child.pidfd(), child.pid, number, &state)?;
                 channel::go(ours.as_fd())?;

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, open, openat, openat2};
 use rustix::io::Errno;
@@ -51,17 +51,7 @@ impl Proc {
     /// afterwards is what makes the descriptor its and not that of a later process with
     /// the same id.
     pub(crate) fn root_of(&self, pidfd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-        let info = format!("self/fdinfo/{}", pidfd.as_raw_fd());
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let mut info = File::from(openat(&self.0, info, flags, Mode::empty())?);
-        let mut text = String::new();
-        info.read_to_string(&mut text)
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-        let pid = text.lines().find_map(|line| line.strip_prefix("Pid:"));
-        let pid: i32 = pid
-            .and_then(|pid| pid.trim().parse().ok())
-            .filter(|pid| *pid > 0)
-            .ok_or(Errno::SRCH)?;
+        let pid = pid_in(&self.0, pidfd)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = openat(&self.0, format!("{pid}/root"), flags, Mode::empty())?;
         pidfd_send_raw_signal(pidfd, 0)?; // alive, or at least not reaped
@@ -78,6 +68,42 @@ impl Proc {
             _ => Err(Errno::IO),
         }
     }
+}
+
+/// The process behind a pidfd, as seen by the caller (`/proc/self/fdinfo`, pidfd_open(2)).
+pub(crate) fn pid_of(pidfd: BorrowedFd<'_>) -> Result<i32, Errno> {
+    pid_in(host_proc()?, pidfd)
+}
+
+/// A file of the process behind a pidfd: its own, and not a later one's with the same number.
+pub(crate) fn read_of(pidfd: BorrowedFd<'_>, name: &str) -> Result<String, Errno> {
+    let proc = host_proc()?;
+    let pid = pid_in(&proc, pidfd)?;
+    let text = read(&proc, &format!("{pid}/{name}"))?;
+    pidfd_send_raw_signal(pidfd, 0)?; // alive, or at least not reaped
+    Ok(text)
+}
+
+fn host_proc() -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    open("/proc", flags, Mode::empty())
+}
+
+fn pid_in(proc: impl AsFd, pidfd: BorrowedFd<'_>) -> Result<i32, Errno> {
+    let text = read(proc, &format!("self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:"));
+    pid.and_then(|pid| pid.trim().parse().ok())
+        .filter(|pid| *pid > 0)
+        .ok_or(Errno::SRCH)
+}
+
+fn read(proc: impl AsFd, path: &str) -> Result<String, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let mut file = File::from(openat(proc, path, flags, Mode::empty())?);
+    let mut text = String::new();
+    file.read_to_string(&mut text)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    Ok(text)
 }
 
 /// Whether `path` names an existing namespace file etc. of the caller's procfs; opened

@@ -5,7 +5,7 @@
 //! grace period.
 
 use std::fs::{self, File};
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -14,6 +14,7 @@ use super::files::{os, write_file};
 use super::v1::Legacy;
 use super::{Cgroup, Hierarchy, Hosts};
 use crate::error::RuntimeError;
+use crate::procfs;
 
 impl Cgroup {
     /// The v2 directory for `CLONE_INTO_CGROUP`.
@@ -36,12 +37,8 @@ impl Cgroup {
         let (Some(unified), Some(mount)) = (&self.unified, Hosts::get().unified()) else {
             return Ok(None);
         };
-        let fail = |error: std::io::Error| self.error("find the first process of", os(&error));
-        let info = format!("/proc/self/fdinfo/{}", first.as_raw_fd());
-        let info = fs::read_to_string(info).map_err(fail)?;
-        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"));
-        let pid = pid.unwrap_or_default().trim();
-        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(fail)?;
+        let text = procfs::read_of(first, "cgroup")
+            .map_err(|errno| self.error("find the first process of", errno))?;
         let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
         let dir = mount.join(path.unwrap_or_default());
         // Never out of the container's own group, wherever its process has been moved.

@@ -139,11 +139,3 @@ pub(crate) fn hand_over(
         .send(descriptor.as_fd(), &document.to_string())
         .map_err(fail(listener.path.display().to_string()))
 }
-
-/// The process behind a pidfd, as seen by the caller.
-pub(crate) fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
-    use std::os::fd::AsRawFd as _;
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
-    pid.trim().parse().ok().filter(|pid| *pid > 0)
-}
