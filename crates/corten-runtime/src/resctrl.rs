@@ -5,15 +5,20 @@
 //! A group that was made for one container goes with it; one that is named by `closID`
 //! stays, because others may be using it.
 
+mod report;
+
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use corten_oci::runtime_spec::{LinuxIntelRdt, Spec};
 use rustix::io::Errno;
 
 use crate::error::{RuntimeError, Step};
+use crate::procfs;
+
+pub(crate) use report::report;
 
 const FIELD: &str = "linux.intelRdt";
 
@@ -43,6 +48,41 @@ pub(crate) fn remove(spec: &Spec, id: &str) -> Result<(), RuntimeError> {
     mount_point()?.map_or(Ok(()), |root| remove_in(&root, rdt, id))
 }
 
+/// New lines in the `schemata` of a container's group. What is not given stays. Returns the
+/// configuration with the change; nothing for a container without a group.
+pub(crate) fn update(
+    spec: &Spec,
+    id: &str,
+    l3_cache: Option<&str>,
+    bandwidth: Option<&str>,
+) -> Result<Option<LinuxIntelRdt>, RuntimeError> {
+    let Some(rdt) = wanted(spec) else {
+        return Ok(None);
+    };
+    update_in(&mounted()?, rdt, id, l3_cache, bandwidth).map(Some)
+}
+
+fn update_in(
+    root: &Path,
+    rdt: &LinuxIntelRdt,
+    id: &str,
+    l3_cache: Option<&str>,
+    bandwidth: Option<&str>,
+) -> Result<LinuxIntelRdt, RuntimeError> {
+    let mut given = LinuxIntelRdt::default();
+    let mut after = rdt.clone();
+    if let Some(line) = l3_cache {
+        given.set_l3_cache_schema(Some(line.to_owned()));
+        after.set_l3_cache_schema(Some(line.to_owned()));
+    }
+    if let Some(line) = bandwidth {
+        given.set_mem_bw_schema(Some(line.to_owned()));
+        after.set_mem_bw_schema(Some(line.to_owned()));
+    }
+    write(root, &directory(root, rdt, id)?, &schemata(&given)?)?;
+    Ok(after)
+}
+
 /// The `tasks` files of the groups that the process behind `pidfd` is in.
 pub(crate) fn join_files_of(
     spec: &Spec,
@@ -52,14 +92,9 @@ pub(crate) fn join_files_of(
         return Ok(Vec::new());
     }
     let root = mounted()?;
-    let info = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
-    let info = fs::read_to_string(&info).map_err(|error| io(Path::new(&info), &error))?;
-    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"));
-    let path = format!(
-        "/proc/{}/cpu_resctrl_groups",
-        pid.unwrap_or_default().trim()
-    );
-    let text = fs::read_to_string(&path).map_err(|error| io(Path::new(&path), &error))?;
+    const GROUPS: &str = "cpu_resctrl_groups";
+    let text = procfs::read_of(pidfd, GROUPS)
+        .map_err(|errno| RuntimeError::setup(Step::Resctrl, GROUPS, errno))?;
     let (dir, monitor) = groups(&root, &text);
     tasks(&dir, monitor.as_deref())
 }
@@ -382,6 +417,27 @@ mod tests {
         let text = fs::read_to_string(dir.join("schemata")).unwrap();
         assert_eq!(text, "L3:0=f\nMB:0=20\nL2:0=f\n");
         assert_eq!(group.join_files().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn updates() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("box");
+        files(&dir);
+        let before = rdt(json!({"l3CacheSchema": "L3:0=f", "memBwSchema": "MB:0=20"}));
+        let update = |l3, mb| update_in(root.path(), &before, "box", l3, mb);
+        fs::write(dir.join("schemata"), "").unwrap();
+        let after = update(None, Some("MB:0=50")).unwrap();
+        assert_eq!(
+            fs::read_to_string(dir.join("schemata")).unwrap(),
+            "MB:0=50\n"
+        );
+        assert_eq!(after.mem_bw_schema().as_deref(), Some("MB:0=50"));
+        assert_eq!(after.l3_cache_schema().as_deref(), Some("L3:0=f"));
+        let wrong = update(Some("MB:0=50"), None).unwrap_err().to_string();
+        assert!(wrong.contains("l3CacheSchema"), "{wrong}");
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(update(Some("L3:0=f"), None).is_err());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::state::Container;
 use super::{CliError, Context, print_json};
 use crate::cgroup::OomEvent;
 use crate::error::{RuntimeError, Step};
+use crate::resctrl;
 
 #[derive(Debug, Args)]
 pub(super) struct EventsArgs {
@@ -73,11 +74,17 @@ pub(super) fn events(context: &Context, args: &EventsArgs) -> Result<ExitCode, C
         return Err(CliError::Refused(reason));
     };
     let cgroup = container.cgroup()?;
+    let config = container.config()?;
     let report_stats = || {
+        let mut data = cgroup.stats()?.events_json();
+        if let Some(map) = data.as_object_mut() {
+            let rdt = resctrl::report(&config, &args.id)?;
+            map.insert("intel_rdt".to_owned(), rdt);
+        }
         print_json(&Event {
             r#type: "stats",
             id: &args.id,
-            data: Some(cgroup.stats()?.events_json()),
+            data: Some(data),
         })
     };
     if args.stats {

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::dir::PATIENCE;
 use super::state::{Container, Status};
 use super::{CliError, Context};
+use crate::resctrl;
 
 #[derive(Debug, Args)]
 pub(super) struct UpdateArgs {
@@ -79,14 +80,12 @@ pub(super) struct UpdateArgs {
 /// `update`. What is given replaces what was in force; the rest stays.
 pub(super) fn update(context: &Context, args: &UpdateArgs) -> Result<ExitCode, CliError> {
     let container = Container::load(context, &args.id)?;
-    let _lock = container.dir.lock(PATIENCE)?;
-    if matches!(container.status(), Status::Stopped | Status::Creating) {
+    let lock = container.dir.lock(PATIENCE)?;
+    if matches!(
+        container.status_under(&lock),
+        Status::Stopped | Status::Creating
+    ) {
         return Err(CliError::NotRunning);
-    }
-    if args.l3_cache_schema.is_some() || args.mem_bw_schema.is_some() {
-        return Err(CliError::refused(
-            "Intel RDT: the container has no resource group whose schema could be changed",
-        ));
     }
     let given = match &args.resources {
         Some(path) => read(path)?,
@@ -94,6 +93,18 @@ pub(super) fn update(context: &Context, args: &UpdateArgs) -> Result<ExitCode, C
     };
     warn_of_kernel_memory(context, args, &given);
     let mut config = container.config()?;
+    let (l3_cache, bandwidth) = (&args.l3_cache_schema, &args.mem_bw_schema);
+    if l3_cache.is_some() || bandwidth.is_some() {
+        let (l3_cache, bandwidth) = (l3_cache.as_deref(), bandwidth.as_deref());
+        let Some(rdt) = resctrl::update(&config, &args.id, l3_cache, bandwidth)? else {
+            return Err(CliError::refused(
+                "Intel RDT: the container has no resource group whose schema could be changed",
+            ));
+        };
+        if let Some(linux) = config.linux_mut() {
+            linux.set_intel_rdt(Some(rdt));
+        }
+    }
     let before = in_force(&config)?;
     let changes = resources(with_partners(&given, &before))?;
     container.cgroup()?.update(&changes)?;
