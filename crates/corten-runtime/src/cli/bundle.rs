@@ -9,14 +9,16 @@ use clap::Args;
 use corten_oci::runtime_spec::{LinuxNamespaceType, Spec};
 use rustix::io::Errno;
 
-use super::dir::Dir;
+use super::delete::run_poststop;
+use super::dir::{Dir, DirGuard};
 use super::inherit::Inherited;
 use super::notify::NotifySocket;
 use super::state::{Saved, started_at};
 use super::{CliError, Context};
-use crate::create::{Created, Extras, create_with};
+use crate::create::{Created, Extras, create_with, hook_state};
 use crate::document;
 use crate::error::{RuntimeError, Step};
+use crate::hooks::HookState;
 use crate::sandbox::{CgroupSpec, NetNs, Rootfs, Sandbox, Stdio};
 
 /// Flags of `create` and `run`.
@@ -162,6 +164,22 @@ impl Bundle {
                 .flatten()
                 .map(|(key, value)| (key.clone(), value.clone()))
                 .collect(),
+        }
+    }
+
+    /// What hooks are told.
+    pub(super) fn hook_state(&self) -> HookState {
+        hook_state(&self.id, &self.spec, &self.path)
+    }
+
+    /// Removes what is left of a container that could not be made or started, and calls the
+    /// hooks that undo what its other hooks may have done (runtime-spec, lifecycle steps 12 and
+    /// 13). Before there was a process, none had been called.
+    pub(super) fn undone(&self, context: &Context, guard: DirGuard) {
+        let born = matches!(guard.dir().load(), Ok(Some(saved)) if saved.pid != 0);
+        drop(guard);
+        if born {
+            run_poststop(context, &self.hook_state(), &self.spec);
         }
     }
 

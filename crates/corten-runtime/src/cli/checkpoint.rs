@@ -57,7 +57,7 @@ fn page_server(text: &str) -> Result<(String, u16), String> {
 pub(super) fn checkpoint(context: &Context, args: CheckpointArgs) -> Result<ExitCode, CliError> {
     let container = Container::load(context, &args.id)?;
     let lock = container.dir.lock(PATIENCE)?;
-    let status = container.status();
+    let status = container.status_under(&lock);
     if !matches!(status, Status::Running | Status::Paused) {
         return Err(CliError::Refused(format!(
             "container cannot be checkpointed in {} state",

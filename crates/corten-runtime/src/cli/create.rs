@@ -25,7 +25,20 @@ pub(super) fn create(context: &Context, args: CreateArgs) -> Result<ExitCode, Cl
     let bundle = Bundle::load(context, args.bundle)?;
     bundle.check_terminal(true)?;
     let guard = Dir::create(context, &bundle.id)?;
-    let dir = guard.dir();
+    match make(&bundle, guard.dir()) {
+        Ok(()) => {
+            guard.disarm();
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            bundle.undone(context, guard);
+            Err(error)
+        }
+    }
+}
+
+/// A failure leaves no process and no group.
+fn make(bundle: &Bundle, dir: &Dir) -> Result<(), CliError> {
     let gate = (fifo(&dir.path(CREATING))?, fifo(&dir.path(RESULT))?);
     let mut created = bundle.create(dir, Some(gate))?;
     if let (Some(socket), Some(master)) = (&bundle.console_socket, created.console()) {
@@ -40,8 +53,7 @@ pub(super) fn create(context: &Context, args: CreateArgs) -> Result<ExitCode, Cl
     std::fs::rename(dir.path(CREATING), &ready)
         .map_err(|error| CliError::io(ready.display(), error))?;
     created.detach();
-    guard.disarm();
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// A FIFO, open for both directions so that neither opening nor reading it depends on

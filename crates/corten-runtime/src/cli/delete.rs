@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::dir::{Dir, Lock, PATIENCE};
 use super::state::{Container, Status};
 use super::{CliError, Context};
-use crate::hooks;
+use crate::hooks::{self, HookState};
 use crate::status::send_signal;
 
 #[derive(Debug, Args)]
@@ -57,7 +57,7 @@ fn remove(context: &Context, args: &DeleteArgs) -> Result<(), CliError> {
         };
     };
     let container = Container { dir, saved };
-    let status = container.status();
+    let status = container.status_under(&lock);
     if matches!(status, Status::Running | Status::Paused) && !args.force {
         return Err(CliError::Refused(format!(
             "cannot delete container {} that is not stopped: {} (use --force)",
@@ -132,18 +132,18 @@ pub(super) fn destroy(
     container.dir.forget()?;
     let removed = container.dir.remove();
     if let Some(config) = config {
-        run_poststop(context, container, config);
+        run_poststop(context, &container.saved.hook_state(), config);
     }
     removed
 }
 
 /// runtime-spec, lifecycle: a failure is logged, and the rest goes on.
-fn run_poststop(context: &Context, container: &Container, config: &Spec) {
+pub(super) fn run_poststop(context: &Context, state: &HookState, config: &Spec) {
     let hooks = config.hooks().as_ref();
     let Some(poststop) = hooks.and_then(|hooks| hooks.poststop().as_ref()) else {
         return;
     };
-    let state = container.saved.hook_state().json("stopped", None);
+    let state = state.json("stopped", None);
     for error in hooks::run_all(poststop, "poststop", &state) {
         context.log.warn(&error);
     }

@@ -134,7 +134,8 @@ impl Dir {
         }
     }
 
-    /// Whether some other process holds the lock.
+    /// Whether some other process holds the lock. Not for a process that holds it itself,
+    /// which would lose it.
     pub(super) fn is_locked(&self) -> bool {
         self.holder().is_some()
     }
@@ -161,12 +162,17 @@ impl Dir {
         })
     }
 
-    /// What was saved. A file that cannot be read whole was being written for the first
-    /// time when its writer died: there is nothing yet it could speak of.
+    /// What was saved. A file that ends too early was being written for the first time when
+    /// its writer died: there is nothing yet it could speak of. One that says something else
+    /// than expected is another version's: the container may well be there.
     pub(super) fn load(&self) -> Result<Option<Saved>, CliError> {
         let path = self.path(STATE);
         match fs::read(&path) {
-            Ok(text) => Ok(serde_json::from_slice(&text).ok()),
+            Ok(text) => match serde_json::from_slice(&text) {
+                Ok(saved) => Ok(Some(saved)),
+                Err(error) if error.is_eof() => Ok(None),
+                Err(error) => Err(CliError::json(path.display(), error)),
+            },
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 if self.path.is_dir() {
                     Ok(None)
@@ -280,6 +286,60 @@ impl Drop for DirGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn to_ask_for_the_status_does_not_lose_the_lock() {
+        use std::os::unix::fs::MetadataExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir {
+            id: "x".to_owned(),
+            path: root.path().to_owned(),
+        };
+        let saved = serde_json::from_value(serde_json::json!({
+            "ociVersion": "1.0.0", "id": "x", "pid": 0, "startedAt": 0, "bundle": "/", "rootfs": "/",
+            "created": "", "cgroup": {"path": ""}, "sharesPids": false,
+        }));
+        let lock = dir.lock(PATIENCE).unwrap();
+        let container = crate::cli::state::Container {
+            dir: dir.clone(),
+            saved: saved.unwrap(),
+        };
+        let inode = fs::metadata(dir.path(LOCK)).unwrap().ino();
+        let held = || {
+            let locks = fs::read_to_string("/proc/locks").unwrap();
+            locks.contains(&format!(":{inode} "))
+        };
+        assert!(held());
+        container.status_under(&lock);
+        assert!(held());
+        // Which is not so for commands without the lock, and why there are two.
+        container.status();
+        assert!(!held());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir {
+            id: "x".to_owned(),
+            path: root.path().to_owned(),
+        };
+        assert!(dir.load().unwrap().is_none());
+        for (text, nothing) in [
+            ("", true),
+            ("{\"ociVersion\": \"1.0", true),
+            ("{}", false),
+            ("[]", false),
+            ("{\"ociVersion\": 5}", false),
+        ] {
+            fs::write(dir.path(STATE), text).unwrap();
+            assert_eq!(
+                dir.load().is_ok_and(|saved| saved.is_none()),
+                nothing,
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn lock_files_made_meanwhile_do_not_keep_a_directory() {

@@ -1,6 +1,6 @@
 //! `kill`.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -35,22 +35,22 @@ pub(super) fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, CliEr
         return Err(CliError::Refused(reason));
     }
     let cgroup = container.cgroup()?;
+    let first = container.pidfd();
     if args.all {
-        signal_all(&cgroup, signal)?;
+        signal_all(&cgroup, first.as_ref(), signal)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let Some(pidfd) = container.pidfd() else {
+    if signal == libc::SIGKILL && container.saved.shares_pids {
         // Without a pid namespace the others go on living without the first.
-        if signal == libc::SIGKILL && container.saved.shares_pids && !cgroup.pids()?.is_empty() {
-            signal_all(&cgroup, signal)?;
-            return Ok(ExitCode::SUCCESS);
+        if first.is_none() && cgroup.pids()?.is_empty() {
+            return Err(CliError::NotRunning);
         }
+        signal_all(&cgroup, first.as_ref(), signal)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Some(pidfd) = first else {
         return Err(CliError::NotRunning);
     };
-    if signal == libc::SIGKILL && container.saved.shares_pids {
-        signal_all(&cgroup, signal)?;
-        return Ok(ExitCode::SUCCESS);
-    }
     let frozen = signal == libc::SIGKILL && cgroup.is_frozen();
     match send_signal(pidfd.as_fd(), signal) {
         Ok(()) => {}
@@ -64,18 +64,24 @@ pub(super) fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, CliEr
     Ok(ExitCode::SUCCESS)
 }
 
-fn signal_all(cgroup: &Cgroup, signal: i32) -> Result<(), CliError> {
+/// Every process of the group, and the first one also where there is no group: a container
+/// of an ordinary user may have none.
+fn signal_all(cgroup: &Cgroup, first: Option<&OwnedFd>, signal: i32) -> Result<(), CliError> {
+    let deliver = |pidfd: &OwnedFd| match send_signal(pidfd.as_fd(), signal) {
+        Err(error) if error.errno() != Some(Errno::SRCH) => Err(error),
+        _ => Ok(()), // or it has ended meanwhile
+    };
     if signal == libc::SIGKILL {
-        return Ok(cgroup.kill_all()?);
+        cgroup.kill_all()?;
+        return Ok(first.map_or(Ok(()), deliver)?);
+    }
+    if !cgroup.exists() {
+        return Ok(first.map_or(Ok(()), deliver)?);
     }
     for pid in cgroup.pids()? {
         let pidfd = Pid::from_raw(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        let Some(Ok(pidfd)) = pidfd else {
-            continue; // ended meanwhile
-        };
-        match send_signal(pidfd.as_fd(), signal) {
-            Err(error) if error.errno() != Some(Errno::SRCH) => return Err(error.into()),
-            _ => {}
+        if let Some(Ok(pidfd)) = pidfd {
+            deliver(&pidfd)?;
         }
     }
     Ok(())

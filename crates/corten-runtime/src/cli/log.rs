@@ -6,6 +6,9 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Metadata, Subscriber, span};
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Format {
     #[default]
@@ -71,6 +74,61 @@ impl Log {
             })
             .to_string(),
             Format::Text => format!("time=\"{time}\" level={level} msg={message:?}"),
+        }
+    }
+}
+
+/// Takes what this crate reports as events: warnings about parts of a configuration that are
+/// not carried out are for whoever reads the log, like those of the command line itself.
+pub(super) struct Events(pub(super) Log);
+
+impl Subscriber for Events {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::WARN || self.0.verbose && *metadata.level() <= Level::DEBUG
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut text = Text::default();
+        event.record(&mut text);
+        let Text { message, fields } = text;
+        let line = if fields.is_empty() {
+            message
+        } else {
+            format!("{message} ({})", fields.join(", "))
+        };
+        if *event.metadata().level() <= Level::WARN {
+            self.0.warn(&line);
+        } else {
+            self.0.debug(&line);
+        }
+    }
+
+    // There are no spans in this crate.
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+/// An event's message, and its fields as `name: value`.
+#[derive(Default)]
+struct Text {
+    message: String,
+    fields: Vec<String>,
+}
+
+impl Visit for Text {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.record_debug(field, &format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        match field.name() {
+            "message" => self.message = format!("{value:?}"),
+            name => self.fields.push(format!("{name}: {value:?}")),
         }
     }
 }

@@ -68,6 +68,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Err(error) => return fail(&Log::default(), &error),
     };
     let log = globals.log();
+    // The first face of a process that reports; another cannot have been there.
+    tracing::subscriber::set_global_default(log::Events(log.clone())).ok();
     match dispatch(globals, &name, rest) {
         Ok(code) => code,
         Err(error) => fail(&log, &error),

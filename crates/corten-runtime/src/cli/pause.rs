@@ -9,8 +9,8 @@ use super::{CliError, Context};
 /// `pause`.
 pub(super) fn pause(context: &Context, args: &IdArgs) -> Result<ExitCode, CliError> {
     let container = Container::load(context, &args.id)?;
-    let _lock = container.dir.lock(PATIENCE)?;
-    match container.status() {
+    let lock = container.dir.lock(PATIENCE)?;
+    match container.status_under(&lock) {
         Status::Running | Status::Created => container.cgroup()?.freeze()?,
         Status::Paused => return Err(CliError::refused("container already paused")),
         Status::Creating | Status::Stopped => return Err(CliError::NotRunning),
@@ -21,9 +21,9 @@ pub(super) fn pause(context: &Context, args: &IdArgs) -> Result<ExitCode, CliErr
 /// `resume`.
 pub(super) fn resume(context: &Context, args: &IdArgs) -> Result<ExitCode, CliError> {
     let container = Container::load(context, &args.id)?;
-    let _lock = container.dir.lock(PATIENCE)?;
+    let lock = container.dir.lock(PATIENCE)?;
     let cgroup = container.cgroup()?;
-    if container.status() != Status::Paused {
+    if container.status_under(&lock) != Status::Paused {
         return Err(CliError::refused("container not paused"));
     }
     cgroup.thaw()?;

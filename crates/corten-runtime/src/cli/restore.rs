@@ -19,10 +19,11 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::bundle::{Bundle, BundleArgs, write_pid};
 use super::checkpoint::DESCRIPTORS;
 use super::criu::{self, CriuArgs, Kind, Notice, Restore, is_bind};
+use super::delete::run_poststop;
 use super::dir::Dir;
 use super::{CliError, Context, console, run, stream};
 use crate::cgroup::Cgroup;
-use crate::create::Running;
+use crate::create::{ChildGuard, Running};
 use crate::hooks;
 use crate::root::{Node, RootFd, clean};
 use crate::sys::{self, MountAttr};
@@ -91,8 +92,18 @@ pub(super) fn restore(context: &Context, mut args: RestoreArgs) -> Result<ExitCo
     } else {
         Some(stream::Signals::new()?)
     };
-    let (running, master) = made(&bundle, guard.dir(), &args, &descriptors)?;
-    write_pid(bundle.pid_file.as_deref(), running.pid)?;
+    let mut begun = false;
+    let made = made(&bundle, guard.dir(), &args, &descriptors, &mut begun);
+    let (running, master) = match made {
+        Ok(made) => made,
+        Err(error) => {
+            drop(guard);
+            if begun {
+                run_poststop(context, &bundle.hook_state(), &bundle.spec);
+            }
+            return Err(error);
+        }
+    };
     let dir = guard.disarm();
     let Some(signals) = signals else {
         return Ok(ExitCode::SUCCESS);
@@ -115,12 +126,14 @@ fn descriptors(images: &Path) -> Result<Vec<String>, CliError> {
     serde_json::from_slice(&text).map_err(|error| CliError::json(path.display(), error))
 }
 
-/// The restored container, and the master side of a terminal nobody else has got.
+/// The restored container, and the master side of a terminal nobody else has got. `begun`
+/// says whether hooks have been called, or there was a process.
 fn made(
     bundle: &Bundle,
     dir: &Dir,
     args: &RestoreArgs,
     descriptors: &[String],
+    begun: &mut bool,
 ) -> Result<(Running, Option<OwnedFd>), CliError> {
     let root = mount_root(bundle)?;
     let linux = bundle.spec.linux().as_ref();
@@ -146,6 +159,7 @@ fn made(
     let mut pid = 0;
     let mut master = None;
     let mut notified = |notice: Notice| {
+        *begun |= matches!(notice.script.as_str(), "setup-namespaces" | "post-restore");
         match notice.script.as_str() {
             "setup-namespaces" => run_hooks(bundle, notice.pid)?,
             "post-restore" => {
@@ -169,9 +183,11 @@ fn made(
     })?;
     let pidfd = pidfd_open(pid_of, PidfdFlags::empty())
         .map_err(|errno| CliError::io(format!("restored process {pid}"), errno.into()))?;
+    let child = ChildGuard::new(pid, pidfd);
+    write_pid(bundle.pid_file.as_deref(), pid)?;
     let running = Running {
         pid,
-        pidfd,
+        pidfd: child.disarm(),
         cgroup: cgroup.disarm(),
     };
     Ok((running, master))
@@ -240,7 +256,7 @@ fn run_hooks(bundle: &Bundle, pid: i32) -> Result<(), CliError> {
     let Some(all) = bundle.spec.hooks() else {
         return Ok(());
     };
-    let state = bundle.saved(pid).hook_state().json("creating", Some(pid));
+    let state = bundle.hook_state().json("creating", Some(pid));
     for (kind, hooks) in [
         ("prestart", all.prestart()),
         ("createRuntime", all.create_runtime()),

@@ -38,7 +38,13 @@ pub(super) fn run(context: &Context, args: RunArgs) -> Result<ExitCode, CliError
     bundle.check_terminal(args.detach)?;
     let guard = Dir::create(context, &bundle.id)?;
     if args.detach {
-        let (running, notify, _) = launch(&bundle, guard.dir())?;
+        let (running, notify, _) = match launch(&bundle, guard.dir()) {
+            Ok(launched) => launched,
+            Err(error) => {
+                bundle.undone(context, guard);
+                return Err(error);
+            }
+        };
         guard.disarm();
         if let Some(mut notify) = notify {
             notify.wait(&running.pidfd, running.pid)?;
@@ -50,7 +56,13 @@ pub(super) fn run(context: &Context, args: RunArgs) -> Result<ExitCode, CliError
     }
     // Blocked before the clone, so that none is lost; the child starts with none blocked.
     let signals = stream::Signals::new()?;
-    let (running, mut notify, master) = launch(&bundle, guard.dir())?;
+    let (running, mut notify, master) = match launch(&bundle, guard.dir()) {
+        Ok(launched) => launched,
+        Err(error) => {
+            bundle.undone(context, guard);
+            return Err(error);
+        }
+    };
     let dir = guard.disarm();
     let status = stream::attend(stream::Attended {
         pidfd: running.pidfd.as_fd(),
@@ -95,21 +107,25 @@ fn launch(bundle: &Bundle, dir: &Dir) -> Result<Launched, CliError> {
     Ok((created.start()?, notify, master))
 }
 
-/// What `delete` would do. Somebody else's `delete` may have been there before.
+/// What `delete` would do. Somebody else's `delete` may have been there before, and a
+/// `create` of the same id after it: only the container whose first process this command has
+/// reaped is removed, as it was saved when that process was born. (Its number may be another
+/// process's by now.)
 pub(super) fn clean_up(
     context: &Context,
     bundle: &Bundle,
     dir: &Dir,
     running: &Running,
 ) -> Result<(), CliError> {
-    let lock = match dir.lock(PATIENCE) {
-        Ok(lock) => lock,
+    let locked = dir.lock(PATIENCE);
+    let found = locked.and_then(|lock| Ok((lock, Container::from_dir(dir.clone())?)));
+    let (lock, container) = match found {
+        Ok(found) => found,
         Err(CliError::NotFound(_)) => return Ok(()),
         Err(error) => return Err(error),
     };
-    let container = Container {
-        dir: dir.clone(),
-        saved: bundle.saved(running.pid),
-    };
+    if container.saved.pid != running.pid || container.pidfd().is_some() {
+        return Ok(());
+    }
     destroy(context, &container, &lock, Some(&bundle.spec))
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 
-use super::dir::{PATIENCE, RESULT, START, STARTING};
+use super::dir::{Lock, PATIENCE, RESULT, START, STARTING};
 use super::notify::NotifySocket;
 use super::state::{Container, IdArgs, Status};
 use super::{CliError, Context};
@@ -21,7 +21,7 @@ pub(super) fn start(context: &Context, args: &IdArgs) -> Result<ExitCode, CliErr
     let lock = container.dir.lock(PATIENCE)?;
     // What was loaded before may have been changed by whoever had the lock.
     let container = Container::from_dir(container.dir)?;
-    check(&container)?;
+    check(&container, &lock)?;
     let notify = NotifySocket::from_caller(&container.dir);
     let notify = notify.map(|notify| notify.listen()).transpose()?;
     open_gate(&container)?;
@@ -36,9 +36,9 @@ pub(super) fn start(context: &Context, args: &IdArgs) -> Result<ExitCode, CliErr
     Ok(ExitCode::SUCCESS)
 }
 
-fn check(container: &Container) -> Result<(), CliError> {
+fn check(container: &Container, lock: &Lock) -> Result<(), CliError> {
     let refuse = |reason: &str| Err(CliError::refused(reason));
-    match container.status() {
+    match container.status_under(lock) {
         Status::Created => Ok(()),
         // A `start` that died half way: it may not have let the process go.
         Status::Running if container.dir.has(STARTING) => Ok(()),

@@ -12,7 +12,7 @@ use corten_oci::runtime_spec::Spec;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
-use super::dir::{CREATING, Dir, START};
+use super::dir::{CREATING, Dir, Lock, START};
 use super::{CliError, Context, print};
 use crate::cgroup::{Cgroup, CgroupSpec};
 use crate::document;
@@ -113,8 +113,19 @@ impl Container {
         self.pidfd().ok_or(CliError::NotRunning)
     }
 
+    /// For commands that do not hold the container's lock.
     pub(super) fn status(&self) -> Status {
-        if self.saved.pid == 0 && self.dir.is_locked() {
+        self.status_unless(|| self.dir.is_locked())
+    }
+
+    /// For those that do. They must not ask who holds it: to close any descriptor of the lock
+    /// file gives the lock up.
+    pub(super) fn status_under(&self, _lock: &Lock) -> Status {
+        self.status_unless(|| false)
+    }
+
+    fn status_unless(&self, being_made: impl Fn() -> bool) -> Status {
+        if self.saved.pid == 0 && being_made() {
             Status::Creating
         } else if self.pidfd().is_none() {
             Status::Stopped

@@ -90,11 +90,12 @@ impl ChildGuard {
         }
     }
 
+    #[allow(clippy::expect_used)] // only `disarm` and `reap` take it, and they consume the guard
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
-        // Only `disarm` and `reap` take it, and they consume the guard.
-        self.pidfd
-            .as_ref()
-            .map_or(rustix::stdio::stdin(), AsFd::as_fd)
+        let pidfd = self.pidfd.as_ref();
+        pidfd
+            .expect("a guard has its pidfd until it is consumed")
+            .as_fd()
     }
 
     /// Leaves the child alone.

@@ -13,6 +13,9 @@ use crate::support::{eventually, group_of, rootfs};
 /// The name under which the test program is the runtime.
 pub const NAME: &str = "corten-runtime";
 
+/// Marks the environment of this bundle's commands.
+const MARK: &str = "CORTEN_TEST_STATE";
+
 /// A bundle, and a state directory. What a case leaves is removed on drop.
 pub struct Bundle {
     pub dir: tempfile::TempDir,
@@ -101,6 +104,7 @@ impl Bundle {
         self.write();
         let mut command = Command::new("/proc/self/exe");
         command.arg0(NAME).arg("--root").arg(self.state.path());
+        command.env(MARK, self.state.path());
         for arg in args {
             match *arg {
                 "ID" => command.arg(&self.id),
@@ -193,6 +197,9 @@ impl Bundle {
         assert!(!self.cgroup().exists(), "control group left");
         let left = processes_in(self.rootfs());
         assert!(left.is_empty(), "processes left: {left:?}");
+        // What has not got as far as its root has its creator's environment.
+        let left = processes_with(&format!("{MARK}={}", self.state.path().display()));
+        assert!(left.is_empty(), "processes left outside: {left:?}");
     }
 }
 
@@ -206,6 +213,22 @@ impl Drop for Bundle {
             .remove()
             .ok();
     }
+}
+
+/// Processes with this variable in the environment they were executed with.
+fn processes_with(variable: &str) -> Vec<String> {
+    let has = |process: &Path| {
+        std::fs::read(process.join("environ")).is_ok_and(|all| {
+            all.split(|byte| *byte == 0)
+                .any(|one| one == variable.as_bytes())
+        })
+    };
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|entry| has(&entry.path()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
 /// Processes whose mount namespace shows `rootfs` as their root.

@@ -271,3 +271,20 @@ pub fn own_group() -> &'static str {
 pub fn group_of(pid: u32) -> String {
     format!("corten-test-{pid}")
 }
+
+/// Goes into a mount namespace in which no control group can be made.
+pub fn without_new_groups() {
+    use rustix::mount::{MountFlags, MountPropagationFlags as Propagation};
+    #[allow(deprecated)] // Its successor is unsafe because of threads and memory; this is neither.
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+    rustix::mount::mount_change("/", Propagation::PRIVATE | Propagation::REC).unwrap();
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    for line in mounts.lines() {
+        let mut words = line.split(' ').skip(1);
+        let point = words.next().unwrap();
+        if matches!(words.next(), Some("cgroup" | "cgroup2")) {
+            let flags = MountFlags::BIND | MountFlags::RDONLY;
+            rustix::mount::mount_remount(point, flags, "").unwrap();
+        }
+    }
+}

@@ -25,7 +25,12 @@ pub(super) struct PsArgs {
 pub(super) fn ps(context: &Context, args: &PsArgs) -> Result<ExitCode, CliError> {
     let (id, options) = args.words.split_first().ok_or(CliError::NotRunning)?;
     let container = Container::load(context, id)?;
-    let mut pids = container.cgroup()?.pids()?;
+    let cgroup = container.cgroup()?;
+    if !cgroup.exists() && container.pidfd().is_some() {
+        let reason = format!("container {id:?} has no control group that tells its processes");
+        return Err(CliError::Refused(reason));
+    }
+    let mut pids = cgroup.pids()?;
     pids.sort_unstable();
     if args.format == Format::Json {
         return print_json(&pids);

@@ -284,5 +284,20 @@ fn failures() {
         "{error}"
     );
     bundle.assert_gone();
+    // What fails once there is a process takes the process along.
+    std::fs::remove_file(images.join("fail")).unwrap();
+    std::fs::write(images.join("descriptors.json"), "[]").unwrap();
+    let undone = bundle.dir.path().join("undone");
+    let line = format!("touch {}", undone.display());
+    let bundle = bundle.set(
+        "/hooks/poststop",
+        serde_json::json!([{"path": "/bin/sh", "args": ["sh", "-c", line], "env": ["PATH=/bin:/usr/bin"]}]),
+    );
+    let mut with_pid_file = restore.to_vec();
+    with_pid_file.splice(1..1, ["--detach", "--pid-file", "/nonexistent/pid"]);
+    let (ok, error) = run(&bundle, &path, &with_pid_file);
+    assert!(!ok && error.contains("/nonexistent/pid"), "{error}");
+    bundle.assert_gone();
+    assert!(undone.exists());
     assert!(bundle.rootfs().join("bin/busybox").exists());
 }

@@ -11,6 +11,7 @@ pub const CASES: &[Case] = &[
     ("cli_crash_of_run", crash_of_run),
     ("cli_crash_of_start", crash_of_start),
     ("cli_crash_of_delete", crash_of_delete),
+    ("cli_crash_of_update", crash_of_update),
 ];
 
 /// How many times a command is killed.
@@ -89,4 +90,29 @@ fn crash_of_delete() {
     };
     let args = ["delete", "--force", "ID"];
     killed_at_any_moment(&bundle, &args, before, |moment| clean(&bundle, moment));
+}
+
+/// The limit is the old or the new one, whatever the configuration remembers, and the next
+/// update takes hold.
+fn crash_of_update() {
+    let bundle = Bundle::waiting();
+    let before = || {
+        bundle.create();
+        bundle.start();
+        bundle.run(&["update", "--pids-limit", "50", "ID"]);
+    };
+    let check = |moment| {
+        let limit = || {
+            let stats: serde_json::Value =
+                serde_json::from_str(&bundle.run(&["events", "--stats", "ID"])).unwrap();
+            stats["data"]["pids"]["limit"].as_u64().unwrap()
+        };
+        let found = limit();
+        assert!([50, 60].contains(&found), "after {moment:?}: {found}");
+        bundle.run(&["update", "--pids-limit", "70", "ID"]);
+        assert_eq!(limit(), 70, "after {moment:?}");
+        clean(&bundle, moment);
+    };
+    let args = ["update", "--pids-limit", "60", "ID"];
+    killed_at_any_moment(&bundle, &args, before, check);
 }

@@ -153,14 +153,43 @@ fn failures() {
     ] {
         let hook = sh("echo no luck >&2; exit 3");
         let bundle = Bundle::sh("touch /ran").set(&format!("/hooks/{kind}"), hook);
-        let error = bundle.fail(&["run", "--bundle", "BUNDLE", "ID"]);
-        assert!(
-            error.contains("no luck") && error.contains('3'),
-            "{kind}: {error}"
-        );
-        assert!(!bundle.rootfs().join("ran").exists(), "{kind}");
-        bundle.assert_gone();
+        // What earlier hooks have made is undone, once.
+        let undone = bundle.dir.path().join("undone");
+        let undo = sh(&format!("cat >> {}", undone.display()));
+        let bundle = bundle.set("/hooks/poststop", undo);
+        let failing: &[&[&str]] = match kind {
+            "startContainer" => &[&["run", "--bundle", "BUNDLE", "ID"]],
+            _ => &[
+                &["run", "--bundle", "BUNDLE", "ID"],
+                &["run", "--detach", "--bundle", "BUNDLE", "ID"],
+                &["create", "--bundle", "BUNDLE", "ID"],
+            ],
+        };
+        for args in failing {
+            let error = bundle.fail(args);
+            assert!(
+                error.contains("no luck") && error.contains('3'),
+                "{kind}: {error}"
+            );
+            assert!(!bundle.rootfs().join("ran").exists(), "{kind}");
+            bundle.assert_gone();
+            let told: Value = serde_json::from_slice(&std::fs::read(&undone).unwrap()).unwrap();
+            assert_eq!(told["status"], "stopped", "{kind}: {args:?}");
+            assert_eq!(told["id"], json!(bundle.id), "{kind}: {args:?}");
+            std::fs::remove_file(&undone).unwrap();
+        }
     }
+    // Before there is anything, there is nothing to undo.
+    let bundle = Bundle::sh("true");
+    let undone = bundle.dir.path().join("undone");
+    let bundle = bundle
+        .set(
+            "/hooks/poststop",
+            sh(&format!("touch {}", undone.display())),
+        )
+        .set("/process/cwd", json!("not/absolute"));
+    bundle.fail(&["run", "--bundle", "BUNDLE", "ID"]);
+    assert!(!undone.exists());
     // Poststart: the container is stopped, and the next ones do not run. Poststop: a
     // warning, and they do.
     let bundle = Bundle::waiting();
@@ -193,8 +222,16 @@ fn failures() {
     assert!(!flag.with_extension("start").exists());
     assert!(flag.with_extension("stop").exists());
     bundle.assert_gone();
-    let error = bundle.fail(&["run", "--bundle", "BUNDLE", "ID"]);
-    assert!(error.contains("poststart hook /bin/false"), "{error}");
+    std::fs::remove_file(flag.with_extension("stop")).unwrap();
+    let output = bundle.try_run(&["run", "--bundle", "BUNDLE", "ID"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{errors}");
+    assert!(errors.contains("poststart hook /bin/false"), "{errors}");
+    assert!(
+        errors.contains("warning: poststop hook /bin/false"),
+        "{errors}"
+    );
+    assert!(flag.with_extension("stop").exists());
     bundle.assert_gone();
 }
 

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::Case;
 use crate::cli::Bundle;
-use crate::support::{eventually, group_dirs, group_of};
+use crate::support::{eventually, group_dirs, group_of, without_new_groups};
 
 pub const CASES: &[Case] = &[
     ("cli_create_start_delete", create_start_delete),
@@ -25,6 +25,10 @@ pub const CASES: &[Case] = &[
         "cli_kill_all_without_pid_namespace",
         kill_all_without_pid_namespace,
     ),
+    ("cli_kill_without_a_group", kill_without_a_group),
+    ("cli_run_leaves_its_successor", run_leaves_its_successor),
+    ("cli_state_of_another_version", state_of_another_version),
+    ("cli_warnings", warnings),
     ("cli_delete_rules", delete_rules),
     ("cli_half_made", half_made),
     ("cli_pid_file_is_the_callers", pid_file_is_the_callers),
@@ -340,4 +344,125 @@ fn root_directory() {
     command.env("XDG_RUNTIME_DIR", runtime.path());
     assert!(command.status().unwrap().success());
     assert_eq!(std::fs::read_dir(runtime.path()).unwrap().count(), 0);
+}
+
+/// As an ordinary user's may be: no group tells its processes.
+fn kill_without_a_group() {
+    without_new_groups();
+    let new = json!([{"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]);
+    let script = "trap 'echo > /told' USR1; echo > /ready; while :; do usleep 10000; done";
+    let bundle = Bundle::sh(script).set("/linux/namespaces", new);
+    let detached = [
+        "--rootless",
+        "true",
+        "run",
+        "-d",
+        "--bundle",
+        "BUNDLE",
+        "ID",
+    ];
+    for args in [
+        &["kill", "ID", "KILL"][..],
+        &["kill", "--all", "ID", "KILL"],
+        &["delete", "--force", "ID"],
+    ] {
+        bundle.detached(&detached);
+        eventually("the program", || bundle.rootfs().join("ready").exists());
+        assert!(!bundle.cgroup().exists());
+        let error = bundle.fail(&["ps", "ID"]);
+        assert!(error.contains("no control group"), "{error}");
+        bundle.run(&["kill", "--all", "ID", "USR1"]);
+        eventually("the signal", || bundle.rootfs().join("told").exists());
+        for file in ["told", "ready"] {
+            std::fs::remove_file(bundle.rootfs().join(file)).unwrap();
+        }
+        bundle.run(args);
+        if args[0] == "kill" {
+            bundle.until_status("stopped");
+            assert!(bundle.fail(&["kill", "ID", "KILL"]).contains("not running"));
+            bundle.run(&["delete", "ID"]);
+        }
+        bundle.assert_gone();
+    }
+}
+
+/// A `run` that comes to tidy up after its container was deleted and another one got the id.
+fn run_leaves_its_successor() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let bundle = Bundle::waiting();
+    let mut first = bundle.spawn(&["run", "--bundle", "BUNDLE", "ID"]);
+    let command = Pid::from_child(&first);
+    eventually("the first", || {
+        let output = bundle.try_run(&["state", "ID"]);
+        String::from_utf8_lossy(&output.stdout).contains("running")
+    });
+    // These wait for the lock that it holds while it starts the program.
+    bundle.run(&["pause", "ID"]);
+    bundle.run(&["resume", "ID"]);
+    kill_process(command, Signal::STOP).unwrap();
+    bundle.run(&["delete", "--force", "ID"]);
+    bundle.create();
+    bundle.start();
+    let second = bundle.pid();
+    kill_process(command, Signal::CONT).unwrap();
+    assert_eq!(first.wait().unwrap().code(), Some(137));
+    assert_eq!(
+        (bundle.status().as_str(), bundle.pid()),
+        ("running", second)
+    );
+    bundle.run(&["delete", "--force", "ID"]);
+    bundle.assert_gone();
+}
+
+/// A container whose state cannot be understood is not taken for none: it would live on
+/// without anything that leads to it.
+fn state_of_another_version() {
+    let bundle = Bundle::waiting();
+    bundle.create();
+    bundle.start();
+    let file = bundle.state_dir().join("state.json");
+    let text = std::fs::read(&file).unwrap();
+    let mut changed: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    changed.as_object_mut().unwrap().remove("rootfs");
+    std::fs::write(&file, serde_json::to_vec(&changed).unwrap()).unwrap();
+    for args in [
+        &["delete", "--force", "ID"][..],
+        &["delete", "ID"],
+        &["state", "ID"],
+        &["kill", "ID"],
+    ] {
+        let error = bundle.fail(args);
+        let said = error.contains("state.json") && error.contains("rootfs");
+        assert!(said, "{args:?}: {error}");
+    }
+    std::fs::write(&file, text).unwrap();
+    assert_eq!(bundle.status(), "running");
+    bundle.run(&["delete", "--force", "ID"]);
+    bundle.assert_gone();
+}
+
+/// What a configuration asks for and does not get is said, on standard error or in the log.
+fn warnings() {
+    let bundle = Bundle::sh("true");
+    let mut bounding = bundle.config["process"]["capabilities"]["bounding"].clone();
+    bounding.as_array_mut().unwrap().push(json!("CAP_FLY"));
+    let bundle = bundle.set("/process/capabilities/bounding", bounding);
+    let run = ["run", "--bundle", "BUNDLE", "ID"];
+    let output = bundle.try_run(&run);
+    assert!(output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("warning: ") && said.contains("CAP_FLY"),
+        "{said}"
+    );
+    let log = bundle.dir.path().join("log");
+    let mut args = vec!["--log", log.to_str().unwrap(), "--log-format", "json"];
+    args.extend(run);
+    let output = bundle.try_run(&args);
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    let lines = std::fs::read_to_string(&log).unwrap();
+    let line: serde_json::Value = serde_json::from_str(lines.lines().next().unwrap()).unwrap();
+    assert_eq!(line["level"], "warning", "{lines}");
+    assert!(line["msg"].as_str().unwrap().contains("CAP_FLY"), "{lines}");
 }

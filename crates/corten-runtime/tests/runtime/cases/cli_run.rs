@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::Case;
 use crate::cli::Bundle;
-use crate::support::{eventually, lacks};
+use crate::support::{eventually, lacks, without_new_groups};
 
 pub const CASES: &[Case] = &[
     ("cli_run_exit_codes", exit_codes),
@@ -217,19 +217,7 @@ fn null_is_the_containers() {
 /// Where no group can be made, the flag says whether to go on without. (The commands run
 /// from a file of another mount namespace here, which is the runtime's business as well.)
 fn rootless_flag() {
-    use rustix::mount::{MountFlags, MountPropagationFlags as Propagation};
-    #[allow(deprecated)] // Its successor is unsafe because of threads and memory; this is neither.
-    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
-    rustix::mount::mount_change("/", Propagation::PRIVATE | Propagation::REC).unwrap();
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    for line in mounts.lines() {
-        let mut words = line.split(' ').skip(1);
-        let point = words.next().unwrap();
-        if matches!(words.next(), Some("cgroup" | "cgroup2")) {
-            let flags = MountFlags::BIND | MountFlags::RDONLY;
-            rustix::mount::mount_remount(point, flags, "").unwrap();
-        }
-    }
+    without_new_groups();
     let bundle = Bundle::sh("echo went");
     for (value, goes_on) in [("auto", false), ("false", false), ("true", true)] {
         let args = ["--rootless", value, "run", "--bundle", "BUNDLE", "ID"];
