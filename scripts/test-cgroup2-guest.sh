@@ -33,6 +33,10 @@ v1)
 esac
 for module in virtio_pci virtio_blk overlay veth bridge nf_tables; do modprobe $module 2>/dev/null; done
 mount -t ext4 /dev/vda /var/lib/corten || echo "no disk"
+# As on a real host: file systems that can be mounted with other ids, and shared memory.
+mkdir -p /var/lib/corten/tmp /dev/shm
+export TMPDIR=/var/lib/corten/tmp
+mount -t tmpfs shm /dev/shm
 ip link set lo up
 echo "kernel $(uname -r), cgroup $mode"
 

@@ -232,6 +232,21 @@ pub fn lacks(program: &str) -> bool {
     missing
 }
 
+/// Whether the kernel is older than this: then it says so and the case is skipped.
+pub fn older_than(major: u32, minor: u32) -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|part| part.parse().unwrap_or(0));
+    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    let older = version < (major, minor);
+    if older {
+        println!("skipped: Linux {release} is older than {major}.{minor}");
+    }
+    older
+}
+
 /// Polls until `condition` holds, for at most half a minute (more on slow machines).
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30) * crate::patience();

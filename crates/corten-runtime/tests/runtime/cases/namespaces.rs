@@ -6,7 +6,7 @@ use corten_runtime::{Running, exec, wait_pidfd};
 use serde_json::{Value, json};
 
 use crate::Case;
-use crate::support::{Container, Outcome, finish, pipes};
+use crate::support::{Container, Outcome, finish, older_than, pipes};
 
 pub const CASES: &[Case] = &[
     ("joins_namespaces_by_path", joins_namespaces_by_path),
@@ -127,6 +127,9 @@ fn joins_a_mount_namespace() {
 /// All of the root is there, for an executed process too, and nothing of it is attached
 /// in the namespace.
 fn inherits_the_mount_namespace() {
+    if older_than(6, 15) {
+        return; // it is refused there
+    }
     let mountinfo = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     // Other containers come and go only in namespaces of their own.
     let before = mountinfo();
@@ -236,6 +239,10 @@ fn wrong_namespaces_are_refused() {
 /// Links of another container's namespace, which this process has entered, stand for the
 /// host's.
 fn net_devices() {
+    if !Command::new("ip").arg("-V").status().unwrap().success() {
+        println!("skipped: the `ip` of busybox makes no pair of links with these names");
+        return;
+    }
     let host = Container::args(&["sleep", "1000"]);
     let (running, _ends) = host.start().unwrap();
     let namespace = std::fs::File::open(path(&running, "net")).unwrap();
@@ -247,11 +254,8 @@ fn net_devices() {
         "address add fd09::7/64 dev cz0 nodad",
         "address add 169.254.1.1/16 dev cz0 scope link",
     ] {
-        let ip = |arguments: &str| Command::new("ip").args(arguments.split(' ')).status();
-        // The small `ip` of a virtual machine knows no `nodad`.
-        let done = ip(arguments).unwrap().success()
-            || ip(arguments.trim_end_matches(" nodad")).unwrap().success();
-        assert!(done, "{arguments}");
+        let done = Command::new("ip").args(arguments.split(' ')).status();
+        assert!(done.unwrap().success(), "{arguments}");
     }
     let container = Container::sh("ip address show").set(
         "/linux/netDevices",

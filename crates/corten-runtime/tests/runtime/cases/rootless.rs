@@ -7,7 +7,7 @@ use rustix::fs::{Gid, Uid};
 use serde_json::json;
 
 use crate::Case;
-use crate::support::{Container, finish, pipes};
+use crate::support::{Container, finish, lacks, pipes};
 
 pub const CASES: &[Case] = &[
     ("rootless_runs", rootless_runs),
@@ -116,6 +116,9 @@ fn rootless_runs() {
 /// Through newuidmap, with `/etc/subuid` and `/etc/subgid` of a mount namespace of the
 /// test's own, in which the case starts itself again.
 fn rootless_several_ids() {
+    if lacks("newuidmap") {
+        return;
+    }
     const INNER: &str = "CORTEN_RUNTIME_SUBIDS";
     const NOBODY: u32 = 65_534;
     if std::env::var_os(INNER).is_none() {
