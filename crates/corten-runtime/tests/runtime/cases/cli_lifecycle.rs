@@ -355,7 +355,9 @@ fn root_directory() {
 fn kill_without_a_group() {
     without_new_groups();
     let new = json!([{"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]);
-    let script = "trap 'echo > /told' USR1; echo > /ready; while :; do usleep 10000; done";
+    // One process: nothing would know of its children.
+    let script = "trap 'echo > /told' USR1; rm -f /gate; mkfifo /gate; exec 3<>/gate; \
+                  echo > /ready; while :; do read line <&3; done";
     let bundle = Bundle::sh(script).set("/linux/namespaces", new);
     let detached = [
         "--rootless",
