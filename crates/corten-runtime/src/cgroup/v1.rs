@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use corten_oci::runtime_spec::LinuxResources;
 use rustix::io::Errno;
 
-use super::devices::Filter;
+use super::devices::{Filter, Line};
 use super::files::{make_dirs, os, set, write_file};
 use super::hosts::LegacyMount;
 use super::limits::{self, Write};
 use super::{Hierarchy, Stats, stats};
 use crate::error::RuntimeError;
+use crate::namespaces::userns::in_user_namespace;
 
 /// How long a freeze may take before it is given up.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,17 +68,27 @@ impl Legacy {
 
     /// Sets the device rules of a new group.
     pub(super) fn filter_devices(&self, filter: &Filter) -> Result<(), RuntimeError> {
-        for (file, rule) in filter.lines() {
-            set(&self.dir, file, &rule)?;
-        }
-        Ok(())
+        self.write_rules(filter.lines())
     }
 
     /// Changes the device rules of a group in use.
     pub(super) fn replace_devices(&self, filter: &Filter) -> Result<(), RuntimeError> {
         let list = self.read("devices.list").unwrap_or_default();
-        for (file, rule) in filter.transition(&list) {
-            set(&self.dir, file, &rule)?;
+        self.write_rules(filter.transition(&list))
+    }
+
+    /// In a user namespace nobody may write rules, and no device node can be made that
+    /// works: the filter is not missed.
+    fn write_rules(&self, rules: Vec<Line>) -> Result<(), RuntimeError> {
+        for (file, rule) in rules {
+            match set(&self.dir, file, &rule) {
+                Err(error) if error.errno() == Some(Errno::PERM) && in_user_namespace() => {
+                    let cgroup = self.dir.display();
+                    tracing::debug!(%cgroup, "no device filter in a user namespace");
+                    return Ok(());
+                }
+                result => result?,
+            }
         }
         Ok(())
     }

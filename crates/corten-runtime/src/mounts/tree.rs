@@ -17,6 +17,7 @@ use super::clone_tree;
 use super::options::Options;
 use crate::error::{RuntimeError, Step};
 use crate::namespaces::Namespaces;
+use crate::namespaces::userns::in_user_namespace;
 use crate::root::Node;
 use crate::sys::{self, MountAttr};
 
@@ -51,11 +52,14 @@ impl Tree {
         namespaces: &Namespaces,
     ) -> Result<Self, Errno> {
         match open(&source, recursive, &options) {
-            Err(Errno::PERM) if namespaces.in_user_namespace() => Ok(Self::Later {
-                source,
-                recursive,
-                options: Box::new(options),
-            }),
+            // The caller's user namespace may have no mount namespace of its own yet.
+            Err(Errno::PERM) if namespaces.in_user_namespace() || in_user_namespace() => {
+                Ok(Self::Later {
+                    source,
+                    recursive,
+                    options: Box::new(options),
+                })
+            }
             result => result.map(Self::Open),
         }
     }
@@ -81,6 +85,15 @@ impl Tree {
     pub(crate) fn single(path: &Path, namespaces: &Namespaces) -> Result<Self, Errno> {
         let source = Source::Path(path.to_owned());
         Self::new(source, false, Options::default(), namespaces)
+    }
+
+    /// The same, opened only when it is needed.
+    pub(crate) fn single_later(path: &Path) -> Self {
+        Self::Later {
+            source: Source::Path(path.to_owned()),
+            recursive: false,
+            options: Box::default(),
+        }
     }
 
     /// A bind mount's source with its attributes set.

@@ -1,6 +1,6 @@
 //! `/dev`: the nodes every container has (runtime-spec, config-linux "Default Devices"),
 //! those of the spec, and the links of "Dev symbolic links". Without the right to make
-//! nodes (user namespaces) the host's are bound instead.
+//! nodes (in a user namespace, the container's or the caller's) the host's are bound instead.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use crate::error::{RuntimeError, Step};
 use crate::mounts::{Tree, attach_to};
 use crate::namespaces::Namespaces;
-use crate::root::{Node, RootFd, clean};
+use crate::root::{self, RootFd, clean};
 
 /// Name, major, minor: character devices of mode 666.
 const DEFAULT: &[(&str, u32, u32)] = &[
@@ -164,7 +164,13 @@ impl DevicePlan {
         for device in &self.devices {
             match &device.bound {
                 Some(bound) => bind_node(root, device, bound)?,
-                None => make_node(root, &dev, device).map_err(fail(&device.path))?,
+                None => match make_node(root, &dev, device).map_err(fail(&device.path))? {
+                    Node::Made => {}
+                    Node::Forbidden => {
+                        let bound = Tree::single_later(device.path.as_ref());
+                        bind_node(root, device, &bound)?;
+                    }
+                },
             }
         }
         for (name, target) in LINKS {
@@ -184,7 +190,14 @@ impl DevicePlan {
     }
 }
 
-fn make_node(root: &RootFd, dev: &OwnedFd, device: &Device) -> Result<(), Errno> {
+/// What has become of a node.
+enum Node {
+    Made,
+    /// The caller may make none.
+    Forbidden,
+}
+
+fn make_node(root: &RootFd, dev: &OwnedFd, device: &Device) -> Result<Node, Errno> {
     // The usual case without another path walk.
     let (parent, name);
     let (directory, name) = match device.path.strip_prefix("/dev/") {
@@ -195,8 +208,10 @@ fn make_node(root: &RootFd, dev: &OwnedFd, device: &Device) -> Result<(), Errno>
         }
     };
     let mode = Mode::from_raw_mode(device.mode & 0o7777);
-    match mknodat(directory, name, device.kind, mode, device.device) {
+    let make = || mknodat(directory, name, device.kind, mode, device.device);
+    match make() {
         Ok(()) => {}
+        Err(Errno::PERM) => return Ok(Node::Forbidden),
         // Whatever the image has there must be just that device, and no link to another.
         // It is made anew: changing the mode of what a name leads to could change a file
         // of the host, if the name was replaced by a link meanwhile.
@@ -209,7 +224,10 @@ fn make_node(root: &RootFd, dev: &OwnedFd, device: &Device) -> Result<(), Errno>
             }
             if Mode::from_raw_mode(stat.st_mode) != mode {
                 unlinkat(directory, name, AtFlags::empty())?;
-                mknodat(directory, name, device.kind, mode, device.device)?;
+                match make() {
+                    Err(Errno::PERM) => return Ok(Node::Forbidden),
+                    result => result?,
+                }
             }
         }
         Err(errno) => return Err(errno),
@@ -224,7 +242,7 @@ fn make_node(root: &RootFd, dev: &OwnedFd, device: &Device) -> Result<(), Errno>
             AtFlags::SYMLINK_NOFOLLOW,
         )?;
     }
-    Ok(())
+    Ok(Node::Made)
 }
 
 /// Binds the host's node of the same name, verified to be the device meant.
@@ -237,6 +255,6 @@ fn bind_node(root: &RootFd, device: &Device, bound: &Tree) -> Result<(), Runtime
     if !same {
         return Err(fail(Errno::NODEV));
     }
-    let place = root.ensure(&device.path, Node::File).map_err(fail)?;
+    let place = root.ensure(&device.path, root::Node::File).map_err(fail)?;
     attach_to(tree.as_fd(), place.as_fd()).map_err(fail)
 }

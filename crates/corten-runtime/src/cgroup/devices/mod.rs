@@ -15,6 +15,7 @@ mod tests;
 use corten_oci::runtime_spec::{LinuxDeviceCgroup, LinuxDeviceType};
 
 use crate::error::RuntimeError;
+pub(super) use legacy::Line;
 
 /// Creating a node.
 const MKNOD: u8 = 1;

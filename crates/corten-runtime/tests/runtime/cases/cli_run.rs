@@ -28,6 +28,7 @@ pub const CASES: &[Case] = &[
     ),
     ("cli_run_null_is_the_containers", null_is_the_containers),
     ("cli_run_rootless_flag", rootless_flag),
+    ("cli_run_in_a_user_namespace", in_a_user_namespace),
     ("cli_console_socket", console_socket),
     ("cli_pidfd_socket", pidfd_socket),
     ("cli_preserve_fds", preserve_fds),
@@ -234,12 +235,7 @@ fn rootless_flag() {
     }
     // The root of a user namespace is not the host's: like an ordinary user it goes on. (A
     // container in one of its own: nodes are bound, and there is no group 5.)
-    let mut bundle = bundle;
-    for mount in bundle.config["mounts"].as_array_mut().unwrap() {
-        if let Some(options) = mount["options"].as_array_mut() {
-            options.retain(|option| option != "gid=5");
-        }
-    }
+    let bundle = without_group_5(bundle);
     let mut namespaces = bundle.config["linux"]["namespaces"].clone();
     namespaces
         .as_array_mut()
@@ -250,21 +246,8 @@ fn rootless_flag() {
         .set("/linux/namespaces", namespaces)
         .set("/linux/uidMappings", map.clone())
         .set("/linux/gidMappings", map);
-    bundle.write();
     for (value, goes_on) in [("auto", true), ("false", false)] {
-        let script = "exec -a corten-runtime \"$0\" --root \"$1\" --rootless \"$2\" \
-                      run --bundle \"$3\" \"$4\"";
-        let output = std::process::Command::new("unshare")
-            .args(["--user", "--map-root-user", "bash", "-c"])
-            .arg(script)
-            .arg(std::env::current_exe().unwrap())
-            .arg(bundle.state_root())
-            .arg(value)
-            .arg(bundle.dir.path())
-            .arg(&bundle.id)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let output = run_unshared(&bundle, &["--user"], value);
         let errors = String::from_utf8_lossy(&output.stderr);
         if goes_on {
             assert_eq!(
@@ -275,6 +258,55 @@ fn rootless_flag() {
         } else {
             assert!(errors.contains("read-only file system"), "{errors}");
         }
+    }
+}
+
+fn without_group_5(mut bundle: Bundle) -> Bundle {
+    for mount in bundle.config["mounts"].as_array_mut().unwrap() {
+        if let Some(options) = mount["options"].as_array_mut() {
+            options.retain(|option| option != "gid=5");
+        }
+    }
+    bundle
+}
+
+/// `run` as the root of other namespaces, in which only root is mapped.
+fn run_unshared(bundle: &Bundle, namespaces: &[&str], rootless: &str) -> std::process::Output {
+    bundle.write();
+    let script = "exec -a corten-runtime \"$0\" --root \"$1\" --rootless \"$2\" \
+                  run --bundle \"$3\" \"$4\"";
+    std::process::Command::new("unshare")
+        .args(namespaces)
+        .args(["--map-root-user", "bash", "-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .arg(bundle.state_root())
+        .arg(rootless)
+        .arg(bundle.dir.path())
+        .arg(&bundle.id)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+/// Rootless Podman makes the user namespace itself, and lists none for the container: no
+/// node can be made there, and no device filter is to be had.
+fn in_a_user_namespace() {
+    let script = "for d in null zero full random urandom tty kmsg; do \
+                  stat -c '%F %t:%T' /dev/$d; done; echo x > /dev/null && echo went";
+    let node = json!([{"path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11}]);
+    let devices = "1:3 1:5 1:7 1:8 1:9 5:0 1:b";
+    let devices = devices.split(' ');
+    let expected: String = devices
+        .map(|device| format!("character special file {device}\n"))
+        .chain(["went\n".to_owned()])
+        .collect();
+    for namespaces in [&["--user", "--mount"][..], &["--user"]] {
+        let bundle = without_group_5(Bundle::sh(script)).set("/linux/devices", node.clone());
+        let output = run_unshared(&bundle, namespaces, "auto");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(said, expected, "{namespaces:?}: {errors}");
+        bundle.assert_gone();
     }
 }
 
