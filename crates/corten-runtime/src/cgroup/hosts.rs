@@ -105,7 +105,7 @@ fn is_controller(option: &str) -> bool {
 }
 
 /// Octal escapes of blanks and backslashes.
-fn unescape(text: &str) -> String {
+pub(crate) fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('\\') {

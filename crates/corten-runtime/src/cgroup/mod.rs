@@ -52,7 +52,7 @@ use crate::error::RuntimeError;
 use devices::Filter;
 use files::validate;
 pub(crate) use guard::CgroupGuard;
-pub(crate) use hosts::Hosts;
+pub(crate) use hosts::{Hosts, unescape};
 pub(crate) use join::join;
 pub use oom::{OomEvent, OomWatch};
 pub(crate) use rehearsal::{rehearse, unit_property};

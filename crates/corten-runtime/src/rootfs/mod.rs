@@ -9,6 +9,7 @@
 
 mod console;
 mod devices;
+mod no_pivot;
 mod protect;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,7 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use corten_oci::runtime_spec::Spec;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, UnmountFlags, mount_move, move_mount, unmount};
+use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 
 use crate::error::{RuntimeError, Step};
 use crate::mounts::{Attached, Listing, MountPlan, Tree, attach_all, propagation_flag};
@@ -38,7 +39,7 @@ pub(crate) struct RootfsPlan {
     readonly: bool,
     /// What the root mount's propagation is in the end.
     propagation: Option<(u64, bool)>,
-    /// `MS_MOVE` and `chroot` instead of `pivot_root`.
+    /// `chroot` instead of `pivot_root`.
     no_pivot: bool,
     namespace: MountNamespace,
     /// Process working directory, created when missing.
@@ -169,7 +170,7 @@ impl RootfsPlan {
         if self.namespace == MountNamespace::Host {
             rustix::process::chroot(".").map_err(fail)?;
         } else if self.no_pivot {
-            move_root().map_err(fail)?;
+            no_pivot::enter(root.as_fd()).map_err(fail)?;
         } else {
             // pivot_root(2), "pivot_root(".", ".")": the old root ends up stacked on the
             // new one, and `.` leads to it.
@@ -262,12 +263,6 @@ fn root_propagation(name: &str) -> Result<(u64, bool), RuntimeError> {
         RuntimeError::spec("linux.rootfsPropagation", format!("{name:?} is not known"))
     })?;
     Ok((flag, recursive))
-}
-
-/// `--no-pivot`: for roots that cannot be pivoted away from (an initramfs).
-fn move_root() -> Result<(), Errno> {
-    mount_move(".", "/")?;
-    rustix::process::chroot(".")
 }
 
 /// Whether a descriptor is the character device `major:minor`.

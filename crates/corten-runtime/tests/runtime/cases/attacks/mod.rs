@@ -15,6 +15,7 @@ mod paths;
 mod privileges;
 pub mod program;
 mod protected;
+mod roots;
 mod sys;
 
 use std::fs::File;
@@ -38,6 +39,7 @@ pub fn all() -> Vec<Case> {
         joining::CASES,
         mounts::CASES,
         protected::CASES,
+        roots::CASES,
         devices::CASES,
         privileges::CASES,
         cgroups::CASES,
@@ -201,6 +203,17 @@ pub fn in_user_namespace(container: Container) -> Container {
     container
 }
 
+/// Without a fresh `/dev`: what is there is the image's.
+pub fn without_dev(mut container: Container) -> Container {
+    let mounts = container.spec.mounts().clone().unwrap_or_default();
+    let rest = mounts.into_iter().filter(|mount| {
+        let destination = mount.destination().to_string_lossy().into_owned();
+        !destination.starts_with("/dev")
+    });
+    container.spec.set_mounts(Some(rest.collect()));
+    container
+}
+
 /// A container as a bundle for the command line, with a state directory of its own.
 pub struct Bundle {
     dir: tempfile::TempDir,
@@ -263,6 +276,14 @@ impl Bundle {
             .args(args));
         run(self.command().args(["delete", "--force"]).arg(&self.id));
         said
+    }
+
+    /// `run` with these flags.
+    pub fn run(&self, flags: &[&str]) -> Output {
+        let mut command = self.command();
+        command.arg("run").args(flags);
+        command.arg("--bundle").arg(self.path()).arg(&self.id);
+        command.stdin(Stdio::null()).output().unwrap()
     }
 
     /// `run`, with the directory as descriptor 3; what the program said.

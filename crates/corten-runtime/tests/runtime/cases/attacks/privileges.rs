@@ -119,6 +119,14 @@ fn session_keyring() {
         assert_eq!(outcome.stdout, format!("{}\n", libc::ENOKEY), "{outcome:?}");
     }
     victim.kill();
+    // Unless that is asked for.
+    let container = almighty(attacker(&look[1..]));
+    let bundle = Bundle::new(&container);
+    for (flags, errno) in [(&[][..], libc::ENOKEY), (&["--no-new-keyring"], 0)] {
+        let output = bundle.run(flags);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(said, format!("{errno}\n"), "{flags:?}: {output:?}");
+    }
 }
 
 /// A user who uses up the keys its containers' roots may have does not get them to run with

@@ -22,6 +22,7 @@ pub fn main(args: &[String]) -> ExitCode {
         ["key", name] => println!("{}", sys::find_key(&CString::new(*name).unwrap())),
         ["calls"] => report(sys::calls()),
         ["release-agent"] => release_agent(),
+        ["climb"] => climb(),
         ["type"] => report(sys::take_and_type()),
         ["connect", name] => connect(name),
         ["fork"] => fork(),
@@ -245,6 +246,29 @@ fn release_agent() {
             println!("written {errno}");
             sys::umount(c"/tmp");
         }
+    }
+}
+
+/// Out of a `chroot` of its own, and as far up as it goes.
+fn climb() {
+    let identity = |path: &str| {
+        let found = fs::metadata(path).unwrap();
+        (found.dev(), found.ino())
+    };
+    let top = fs::File::open("/").unwrap();
+    let (root, deep) = (identity("/"), identity("/sys/kernel"));
+    rustix::process::chroot("/sys/kernel").unwrap();
+    assert_eq!(identity("/"), deep);
+    rustix::process::fchdir(&top).unwrap();
+    for _ in 0..64 {
+        rustix::process::chdir("..").unwrap();
+    }
+    rustix::process::chroot(".").unwrap();
+    if identity("/") != deep {
+        println!("climbed");
+    }
+    if identity("/") == root && fs::exists("/attacker").unwrap() {
+        println!("to the container's root");
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use corten_runtime::{Stdio, exec, send_signal, wait_pidfd};
 use serde_json::json;
 
-use super::{Victim, almighty};
+use super::{Victim, almighty, without_dev};
 use crate::Case;
 use crate::support::Container;
 
@@ -24,25 +24,13 @@ pub const CASES: &[Case] = &[
     ),
 ];
 
-/// Without a fresh `/dev`: what is there is the image's.
-fn with_own_dev(container: Container) -> Container {
-    let mut container = container;
-    let mounts = container.spec.mounts().clone().unwrap_or_default();
-    let rest = mounts.into_iter().filter(|mount| {
-        let destination = mount.destination().to_string_lossy().into_owned();
-        !destination.starts_with("/dev")
-    });
-    container.spec.set_mounts(Some(rest.collect()));
-    container
-}
-
 /// CVE-2025-31133: `/dev/null` of the image or of a shared `/dev` is a link to
 /// `/proc/sys/kernel/core_pattern`; masking a file by binding `/dev/null` over it would
 /// make that writable in its place.
 fn dev_null_is_a_link() {
     let script = "stat -c '%F %t:%T' /proc/keys /proc/timer_list; cat /proc/keys | wc -c";
     // The image's own: there is no such device, so there is no container.
-    let container = with_own_dev(Container::sh(script));
+    let container = without_dev(Container::sh(script));
     symlink(
         "/proc/sys/kernel/core_pattern",
         container.path().join("dev/null"),
@@ -55,7 +43,7 @@ fn dev_null_is_a_link() {
     symlink("/proc/sys/kernel/core_pattern", shared.path().join("null")).unwrap();
     let source = shared.path().to_str().unwrap();
     let container =
-        with_own_dev(Container::sh(script)).mount("/dev", "bind", source, &["rbind", "rw"]);
+        without_dev(Container::sh(script)).mount("/dev", "bind", source, &["rbind", "rw"]);
     let expected = "character special file 1:3\n".repeat(2) + "0\n";
     assert_eq!(container.output(), expected);
 }
@@ -70,7 +58,7 @@ fn console_is_a_link() {
         ("pts", "/tmp"),
         ("ptmx", "/etc/passwd"),
     ] {
-        let container = with_own_dev(Container::sh("true"))
+        let container = without_dev(Container::sh("true"))
             .mount(
                 "/dev/pts",
                 "devpts",
