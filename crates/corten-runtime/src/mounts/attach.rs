@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::fstatfs;
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, fstatfs, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, fsconfig_create,
@@ -216,7 +216,7 @@ pub(super) fn set_propagation(mount: BorrowedFd<'_>, options: &Options) -> Resul
 /// copies of themselves.
 pub(super) fn alter(mount: BorrowedFd<'_>, recursive: bool, attr: MountAttr) -> Result<(), Errno> {
     match sys::mount_setattr(mount, recursive, attr) {
-        Err(Errno::INVAL) if is_mount_root(mount) => {
+        Err(Errno::INVAL) if is_mount_root(mount, "") => {
             let copy = clone_tree(mount, true)?;
             sys::mount_setattr(copy.as_fd(), recursive, attr)?;
             attach_to(copy.as_fd(), mount)
@@ -225,9 +225,11 @@ pub(super) fn alter(mount: BorrowedFd<'_>, recursive: bool, attr: MountAttr) -> 
     }
 }
 
-fn is_mount_root(fd: BorrowedFd<'_>) -> bool {
-    use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
-    statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::empty())
+/// Whether something is mounted just there: at `name` in a directory, or, without a name,
+/// at what the descriptor is of.
+pub(crate) fn is_mount_root(fd: BorrowedFd<'_>, name: &str) -> bool {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    statx(fd, name, flags, StatxFlags::empty())
         .is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 

@@ -11,7 +11,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::error::{RuntimeError, Step};
-use crate::mounts::{Tree, attach_to};
+use crate::mounts::{Tree, attach_to, is_mount_root};
 use crate::namespaces::Namespaces;
 use crate::root::{self, RootFd, clean};
 
@@ -212,6 +212,9 @@ fn make_node(root: &RootFd, dev: &OwnedFd, device: &Device) -> Result<Node, Errn
     match make() {
         Ok(()) => {}
         Err(Errno::PERM) => return Ok(Node::Forbidden),
+        // What the caller has mounted there stays as it is: a mode or an owner would be
+        // given to the host's.
+        Err(Errno::EXIST) if is_mount_root(directory, name) => return Ok(Node::Made),
         // Whatever the image has there must be just that device, and no link to another.
         // It is made anew: changing the mode of what a name leads to could change a file
         // of the host, if the name was replaced by a link meanwhile.
@@ -256,5 +259,8 @@ fn bind_node(root: &RootFd, device: &Device, bound: &Tree) -> Result<(), Runtime
         return Err(fail(Errno::NODEV));
     }
     let place = root.ensure(&device.path, root::Node::File).map_err(fail)?;
+    if is_mount_root(place.as_fd(), "") {
+        return Ok(()); // by the caller
+    }
     attach_to(tree.as_fd(), place.as_fd()).map_err(fail)
 }

@@ -6,6 +6,7 @@ use corten_runtime::{Stdio, wait_pidfd};
 use serde_json::json;
 
 use crate::Case;
+use crate::cases::attacks::in_user_namespace;
 use crate::support::{Container, finish};
 
 pub const CASES: &[Case] = &[
@@ -15,6 +16,7 @@ pub const CASES: &[Case] = &[
     ("remounts", remounts),
     ("root_propagation", root_propagation),
     ("readonly_dev", readonly_dev),
+    ("mounts_over_devices", mounts_over_devices),
     ("missing_host_features", missing_host_features),
 ];
 
@@ -251,7 +253,6 @@ fn root_propagation() {
     );
 }
 
-/// Neither is there on a usual test machine; then the refusal must say so.
 /// It becomes read-only when the devices and the console are in it.
 fn readonly_dev() {
     let script = "echo x > /dev/null && touch /dev/x; test -c /dev/console && echo console";
@@ -275,6 +276,35 @@ fn readonly_dev() {
     running.cgroup.remove().unwrap();
 }
 
+/// What the caller has mounted over a default device, or over one of `devices`, stays.
+fn mounts_over_devices() {
+    let script = "stat -c '%n %t:%T %a %u' /dev/random /dev/null";
+    let container =
+        || Container::sh(script).mount("/dev/random", "bind", "/dev/urandom", &["bind"]);
+    let expected = "/dev/random 1:9 666 0\n/dev/null 1:3 666 0\n";
+    assert_eq!(container().output(), expected);
+    // Nobody of the user namespace owns the nodes there.
+    let nobodys = expected.replace(" 0\n", " 65534\n");
+    assert_eq!(in_user_namespace(container()).output(), nobodys);
+    // The very device, but neither its mode nor its owner is changed: it is the host's.
+    let dir = source();
+    let node = dir.path().join("node");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let kind = rustix::fs::FileType::CharacterDevice;
+    let device = rustix::fs::makedev(5, 0);
+    rustix::fs::mknodat(rustix::fs::CWD, &node, kind, mode, device).unwrap();
+    let given = json!([{"path": "/dev/tty", "type": "c", "major": 5, "minor": 0,
+                        "fileMode": 0o620, "uid": 7, "gid": 8}]);
+    let output = Container::sh("stat -c '%t:%T %a %u' /dev/tty")
+        .set("/linux/devices", given)
+        .mount("/dev/tty", "bind", node.to_str().unwrap(), &["bind"])
+        .output();
+    assert_eq!(output, "5:0 600 0\n");
+    let stat = rustix::fs::stat(&node).unwrap();
+    assert_eq!((stat.st_mode & 0o777, stat.st_uid), (0o600, 0));
+}
+
+/// Neither is there on a usual test machine; then the refusal must say so.
 fn missing_host_features() {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     if !mounts.contains(" - resctrl ") {
