@@ -89,11 +89,17 @@ impl RootFd {
         }
     }
 
-    /// Opens the file of that name in the root directory itself, creating it; a link or
+    /// Opens the file at `path` through no symbolic link at all, creating it; a link or
     /// anything else that is there meanwhile is refused.
-    pub(crate) fn ensure_plain_file(&self, name: &str) -> Result<OwnedFd, Errno> {
-        make(self.as_fd(), name, Node::File)?;
-        self.open_with(name, OFlags::PATH, ResolveFlags::NO_SYMLINKS)
+    pub(crate) fn ensure_plain_file(&self, path: &str) -> Result<OwnedFd, Errno> {
+        match self.open_with(path, OFlags::PATH, ResolveFlags::NO_SYMLINKS) {
+            Err(Errno::NOENT) => {
+                let (parent, name) = self.plain_parent(path)?;
+                make(parent.as_fd(), &name, Node::File)?;
+                Self(parent).open_with(&name, OFlags::PATH, ResolveFlags::NO_SYMLINKS)
+            }
+            result => result,
+        }
     }
 
     /// The directory `path` is in, reached through no symbolic link and created if it is
@@ -214,6 +220,23 @@ mod tests {
             Errno::LOOP
         );
         root.ensure_plain_directory("/sys").unwrap();
+    }
+
+    #[test]
+    fn plain_files_refuse_links() {
+        let (dir, root) = root();
+        root.ensure_plain_file("/dev/sub/null").unwrap();
+        root.ensure_plain_file("/dev/../dev/sub/null").unwrap();
+        assert!(dir.path().join("dev/sub/null").is_file());
+        // To a file, to nothing, to a directory on the way.
+        symlink("sub/null", dir.path().join("dev/one")).unwrap();
+        symlink("/planted", dir.path().join("dev/two")).unwrap();
+        symlink("/", dir.path().join("dev/up")).unwrap();
+        for path in ["/dev/one", "/dev/two", "/dev/up/planted"] {
+            let refused = root.ensure_plain_file(path).unwrap_err();
+            assert_eq!(refused, Errno::LOOP, "{path}");
+        }
+        assert!(!dir.path().join("planted").exists());
     }
 
     #[test]

@@ -65,14 +65,7 @@ impl Console {
     pub(super) fn bind(&self, root: &RootFd) -> Result<(), RuntimeError> {
         let fail = |errno| RuntimeError::setup(Step::Console, "/dev/console", errno);
         // A link there must not make us create something elsewhere.
-        let place = match root.open_with("/dev/console", OFlags::PATH, ResolveFlags::NO_SYMLINKS) {
-            Err(Errno::NOENT) => {
-                let dev = root.ensure_plain_directory("/dev").map_err(fail)?;
-                RootFd::new(dev).ensure_plain_file("console")
-            }
-            result => result,
-        };
-        let place = place.map_err(fail)?;
+        let place = root.ensure_plain_file("/dev/console").map_err(fail)?;
         let tree = clone_tree(self.slave.as_fd(), false).map_err(fail)?;
         attach_to(tree.as_fd(), place.as_fd()).map_err(fail)
     }

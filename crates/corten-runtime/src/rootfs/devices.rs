@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use crate::error::{RuntimeError, Step};
 use crate::mounts::{Tree, attach_to, is_mount_root};
 use crate::namespaces::Namespaces;
-use crate::root::{self, RootFd, clean};
+use crate::root::{RootFd, clean};
 
 /// Name, major, minor: character devices of mode 666.
 const DEFAULT: &[(&str, u32, u32)] = &[
@@ -258,7 +258,8 @@ fn bind_node(root: &RootFd, device: &Device, bound: &Tree) -> Result<(), Runtime
     if !same {
         return Err(fail(Errno::NODEV));
     }
-    let place = root.ensure(&device.path, root::Node::File).map_err(fail)?;
+    // Through no link: it might lead to, or make, a file in a volume.
+    let place = root.ensure_plain_file(&device.path).map_err(fail)?;
     if is_mount_root(place.as_fd(), "") {
         return Ok(()); // by the caller
     }

@@ -1,9 +1,10 @@
 //! Device nodes: where they are made, whose they are, and what can be opened.
 
-use std::os::unix::fs::{FileTypeExt as _, symlink};
+use std::os::unix::fs::{FileTypeExt as _, chown, symlink};
 
 use serde_json::json;
 
+use super::{in_user_namespace, without_dev};
 use crate::Case;
 use crate::support::Container;
 
@@ -45,11 +46,7 @@ fn device_nodes_outside() {
         if name == "dev" {
             std::fs::remove_dir(container.path().join("dev")).unwrap();
             // Or the fresh /dev would be mounted at the end of the link, and then covered.
-            let mounts = container.spec.mounts().clone().unwrap();
-            let rest = mounts
-                .into_iter()
-                .filter(|mount| !mount.destination().starts_with("/dev"));
-            container.spec.set_mounts(Some(rest.collect()));
+            container = without_dev(container);
         }
         link(&container, name, target);
         let error = container.run().unwrap_err().to_string();
@@ -57,6 +54,29 @@ fn device_nodes_outside() {
             error.contains("/dev") || error.contains(device),
             "{device}: {error}"
         );
+        let found: Vec<_> = std::fs::read_dir(outside.path()).unwrap().collect();
+        assert!(found.is_empty(), "{device}: {found:?}");
+    }
+    // In a user namespace, where the host's nodes are bound: a link would be followed to a
+    // file in the volume, or make one.
+    chown(outside.path(), Some(100_000), Some(100_000)).unwrap();
+    for (target, device) in [
+        ("/vol/planted", "/dev/null"),
+        ("../vol/planted", "/dev/null"),
+        ("/vol/planted", "/dev/node"),
+        ("/vol", "/dev/sub/node"),
+    ] {
+        let container = in_user_namespace(without_dev(Container::sh("true")))
+            .mount("/vol", "bind", there, &["rbind", "rw"])
+            .set("/linux/devices", node(device));
+        let name = device.strip_suffix("/node").filter(|name| *name != "/dev");
+        link(
+            &container,
+            name.unwrap_or(device).trim_start_matches('/'),
+            target,
+        );
+        let error = container.run().unwrap_err().to_string();
+        assert!(error.contains(device), "{device}: {error}");
         let found: Vec<_> = std::fs::read_dir(outside.path()).unwrap().collect();
         assert!(found.is_empty(), "{device}: {found:?}");
     }
