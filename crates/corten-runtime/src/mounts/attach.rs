@@ -11,7 +11,7 @@ use rustix::mount::{
 };
 
 use super::listing::Listing;
-use super::options::Options;
+use super::options::{Options, RDONLY, own_superblock};
 use super::{Kind, MountPlan, clone_tree, copyup, tree};
 use crate::error::{RuntimeError, Step};
 use crate::root::{Node, RootFd};
@@ -25,6 +25,9 @@ pub(crate) fn attach_all(
 ) -> Result<Attached, RuntimeError> {
     let mut later = Vec::new();
     let mut kernel = Kernel::default();
+    // The mounts of file systems that are the container's to remount.
+    let mut own = Vec::new();
+    let remounts = plans.iter().any(|plan| matches!(plan.kind, Kind::Remount));
     for plan in plans {
         let fail = |errno| RuntimeError::setup(Step::Mount, plan.destination.clone(), errno);
         match &plan.kind {
@@ -43,6 +46,9 @@ pub(crate) fn attach_all(
                 kernel
                     .note(&plan.destination, mount.as_fd())
                     .map_err(fail)?;
+                if remounts && own_superblock(kind) {
+                    own.push(mount_id(mount.as_fd()).map_err(fail)?);
+                }
                 if late {
                     later.push((mount, plan.destination.clone()));
                 }
@@ -53,7 +59,8 @@ pub(crate) fn attach_all(
             }
             Kind::Remount => {
                 let there = root.open(&plan.destination).map_err(fail)?;
-                remount(there.as_fd(), &plan.options).map_err(fail)?;
+                let id = mount_id(there.as_fd()).map_err(fail)?;
+                remount(there.as_fd(), own.contains(&id), &plan.options).map_err(fail)?;
             }
         }
     }
@@ -75,7 +82,7 @@ impl Attached {
         // What lies deeper was mounted later, and must not be covered before.
         for (mount, destination) in self.later.iter().rev() {
             let attr = MountAttr {
-                set: super::options::RDONLY,
+                set: RDONLY,
                 ..MountAttr::default()
             };
             alter(mount.as_fd(), false, attr)
@@ -169,12 +176,8 @@ fn file_system(
     }
     let options = &plan.options;
     let attr = options.whole_attr().set;
-    let late = kind == "tmpfs" && attr & super::options::RDONLY != 0;
-    let now = if late {
-        attr & !super::options::RDONLY
-    } else {
-        attr
-    };
+    let late = kind == "tmpfs" && attr & RDONLY != 0;
+    let now = if late { attr & !RDONLY } else { attr };
     let mut data = options.data.clone();
     if kind == "devpts" && !data.iter().any(|(key, _)| key == "newinstance") {
         data.push(("newinstance".to_owned(), None));
@@ -185,7 +188,19 @@ fn file_system(
         let mode = format!("{:04o}", stat.st_mode & 0o7777);
         data.push(("mode".to_owned(), Some(mode)));
     }
-    let mount = new_file_system(kind, source, &data, now).map_err(fail)?;
+    let readonly = now & RDONLY != 0 && own_superblock(kind);
+    if readonly {
+        data.push(("ro".to_owned(), None));
+    }
+    let mount = match new_file_system(kind, source, &data, now) {
+        // Somebody has it mounted writable: then only this mount is not.
+        Err(Errno::BUSY) if readonly => {
+            data.pop();
+            new_file_system(kind, source, &data, now)
+        }
+        made => made,
+    };
+    let mount = mount.map_err(fail)?;
     if options.copy_up {
         copyup::copy_up(destination.as_fd(), mount.as_fd(), options).map_err(fail)?;
     }
@@ -233,16 +248,29 @@ pub(crate) fn is_mount_root(fd: BorrowedFd<'_>, name: &str) -> bool {
         .is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
+/// The number of the mount a descriptor is on.
+pub(crate) fn mount_id(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let stat = statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    let known = stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+    known.then_some(stat.stx_mnt_id).ok_or(Errno::NOSYS)
+}
+
 /// New attributes for the mount at a place, and, unless it is a bind mount, new options
-/// for its file system.
-fn remount(there: BorrowedFd<'_>, options: &Options) -> Result<(), Errno> {
-    if !options.data.is_empty() && !options.bind {
+/// for its file system. Whether that can be written is among them only if the file system
+/// was mounted for the container (`own`): it might be the host's.
+fn remount(there: BorrowedFd<'_>, own: bool, options: &Options) -> Result<(), Errno> {
+    let mut data = options.data.clone();
+    if let (true, Some(readonly)) = (own, options.readonly()) {
+        let name = if readonly { "ro" } else { "rw" };
+        data.push((name.to_owned(), None));
+    }
+    if !data.is_empty() && !options.bind {
         let context = fspick(
             there,
             "",
             FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH,
         )?;
-        configure(context.as_fd(), &options.data)?;
+        configure(context.as_fd(), &data)?;
         fsconfig_reconfigure(context.as_fd())?;
     }
     if !options.attr.is_empty() {

@@ -22,7 +22,9 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use crate::cgroup::Cgroup;
 use crate::error::RuntimeError;
 use crate::namespaces::Namespaces;
-pub(crate) use attach::{Attached, Kernel, attach_all, attach_to, is_mount_root, new_file_system};
+pub(crate) use attach::{
+    Attached, Kernel, attach_all, attach_to, is_mount_root, mount_id, new_file_system,
+};
 use cgroup::CgroupMount;
 use idmap::IdMaps;
 pub(crate) use listing::Listing;

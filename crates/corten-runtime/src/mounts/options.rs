@@ -99,6 +99,15 @@ impl Options {
         self.data.iter().any(|(key, _)| key == name)
     }
 
+    /// Whether `ro` or `rw` is asked for.
+    pub(super) fn readonly(&self) -> Option<bool> {
+        let attr = self.whole_attr();
+        match (attr.set & RDONLY, attr.clear & RDONLY) {
+            (0, 0) => None,
+            (set, _) => Some(set != 0),
+        }
+    }
+
     /// For a single new mount, to which "recursive" makes no difference.
     pub(super) fn whole_attr(&self) -> MountAttr {
         let mut attr = self.attr;
@@ -106,6 +115,34 @@ impl Options {
         apply(&mut attr, (recursive.set, recursive.clear));
         attr
     }
+}
+
+/// Whether a file system of the type is itself what is asked for. The others are kept by the
+/// kernel for a namespace or for all of the host: who mounts them gets another mount of the
+/// same, which nobody but its owner should write-protect.
+pub(super) fn own_superblock(kind: &str) -> bool {
+    !matches!(
+        kind,
+        "proc"
+            | "sysfs"
+            | "cgroup"
+            | "cgroup2"
+            | "mqueue"
+            | "devtmpfs"
+            | "debugfs"
+            | "tracefs"
+            | "securityfs"
+            | "configfs"
+            | "pstore"
+            | "efivarfs"
+            | "binfmt_misc"
+            | "fusectl"
+            | "resctrl"
+            | "selinuxfs"
+            | "smackfs"
+            | "nfsd"
+            | "rpc_pipefs"
+    )
 }
 
 /// `(set, clear)`.
@@ -186,6 +223,16 @@ mod tests {
         assert_eq!(parse(&["nosuid", "rro"]).whole_attr().set, NOSUID | RDONLY);
         assert_eq!(parse(&["ro", "rrw"]).whole_attr().set, 0);
         assert_eq!(parse(&["rnoatime"]).recursive_attr, attr(NOATIME, ATIME));
+        for (options, readonly) in [
+            (&["ro"][..], Some(true)),
+            (&["rro"], Some(true)),
+            (&["ro", "rw"], Some(false)),
+            (&["rw", "rro"], Some(true)),
+            (&["ro", "rrw"], Some(false)),
+            (&["nosuid"], None),
+        ] {
+            assert_eq!(parse(options).readonly(), readonly, "{options:?}");
+        }
     }
 
     #[test]

@@ -12,15 +12,15 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::cgroup::unescape;
+use crate::mounts::mount_id;
 
 /// Makes the working directory the root, which is the one attached over the host's.
 pub(super) fn enter(root: BorrowedFd<'_>) -> Result<(), Errno> {
-    let top = statx(root, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id;
+    let top = mount_id(root)?;
     // Paths begin at the host's root still, and are not led into what is mounted on it.
     let text = fs::read_to_string("/proc/self/mountinfo")
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;

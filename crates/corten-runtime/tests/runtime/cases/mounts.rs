@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::Case;
 use crate::cases::attacks::in_user_namespace;
-use crate::support::{Container, finish};
+use crate::support::{Container, finish, lacks};
 
 pub const CASES: &[Case] = &[
     ("idmapped_mounts", idmapped_mounts),
@@ -17,6 +17,7 @@ pub const CASES: &[Case] = &[
     ("root_propagation", root_propagation),
     ("readonly_dev", readonly_dev),
     ("mounts_over_devices", mounts_over_devices),
+    ("readonly_superblocks", readonly_superblocks),
     ("missing_host_features", missing_host_features),
 ];
 
@@ -302,6 +303,119 @@ fn mounts_over_devices() {
     assert_eq!(output, "5:0 600 0\n");
     let stat = rustix::fs::stat(&node).unwrap();
     assert_eq!((stat.st_mode & 0o777, stat.st_uid), (0o600, 0));
+}
+
+/// A loop device with an ext4 on it; gone when dropped.
+struct Disk {
+    device: String,
+    _image: tempfile::NamedTempFile,
+}
+
+impl Disk {
+    /// `None` on hosts that cannot.
+    fn new(flags: &[&str]) -> Option<Self> {
+        if lacks("mkfs.ext4") || lacks("losetup") {
+            return None;
+        }
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(4 << 20).unwrap();
+        let run = |program: &str, args: &[&str]| {
+            let mut command = std::process::Command::new(program);
+            let output = command.args(args).arg(image.path()).output().unwrap();
+            let said = String::from_utf8(output.stdout).unwrap();
+            output.status.success().then(|| said.trim().to_owned())
+        };
+        run("mkfs.ext4", &["-q"]).unwrap();
+        let Some(device) = run("losetup", &[flags, &["--find", "--show"]].concat()) else {
+            println!("skipped: there are no loop devices");
+            return None;
+        };
+        Some(Self {
+            device,
+            _image: image,
+        })
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let mut command = std::process::Command::new("losetup");
+        command.args(["--detach", &self.device]).status().ok();
+    }
+}
+
+/// `ro` is for the file system itself, not only for the mount: a journal is replayed
+/// otherwise, and a disk that cannot be written not mounted at all.
+fn readonly_superblocks() {
+    #[allow(deprecated)] // Its successor is unsafe because of threads and memory; this is neither.
+    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
+    let mount = |args: &[&str]| {
+        let done = std::process::Command::new("mount").args(args).status();
+        assert!(done.unwrap().success(), "{args:?}");
+    };
+    mount(&["--make-rprivate", "/"]);
+    let script = "grep ' /data ' /proc/self/mountinfo; touch /data/x && echo written";
+    let run = |disk: &str, options: &[&[&str]]| {
+        let all = json!([{"allow": true, "access": "rwm"}]);
+        let mut container = Container::sh(script).set("/linux/resources/devices", all);
+        for options in options {
+            container = container.mount("/data", "ext4", disk, options);
+        }
+        container.run().unwrap()
+    };
+    // proc_pid_mountinfo(5): the options of the mount, and those of the superblock.
+    let modes = |said: &str| {
+        let line = said.lines().next().unwrap();
+        let first = |options: &str| options.split(',').next().unwrap().to_owned();
+        let mut words = line.split(' ');
+        (
+            first(words.nth(5).unwrap()),
+            first(words.next_back().unwrap()),
+        )
+    };
+    let is = |own: &str, superblock: &str| (own.to_owned(), superblock.to_owned());
+    let Some(disk) = Disk::new(&["--read-only"]) else {
+        return;
+    };
+    let outcome = run(&disk.device, &[&["ro"]]);
+    assert_eq!(modes(&outcome.stdout), is("ro", "ro"), "{outcome:?}");
+    drop(disk);
+
+    let disk = Disk::new(&[]).unwrap();
+    for (options, expected, written) in [
+        (&[&["ro"][..]][..], is("ro", "ro"), false),
+        (&[&["rro"]], is("ro", "ro"), false),
+        (&[&["rw"]], is("rw", "rw"), true),
+        (&[&["rw"], &["remount", "ro"]], is("ro", "ro"), false),
+        (&[&["ro"], &["remount", "rw"]], is("rw", "rw"), true),
+        // A mount of something that is mounted there; not the file system.
+        (
+            &[&["rw"], &["remount", "bind", "ro"]],
+            is("ro", "rw"),
+            false,
+        ),
+    ] {
+        let outcome = run(&disk.device, options);
+        assert_eq!(modes(&outcome.stdout), expected, "{options:?}: {outcome:?}");
+        let said = outcome.stdout.contains("written");
+        assert_eq!(said, written, "{options:?}: {outcome:?}");
+    }
+    // Where the host has it writable already, that stays so; the mount is read-only.
+    let dir = source();
+    let path = dir.path().to_str().unwrap();
+    mount(&[&disk.device, path]);
+    let outcome = run(&disk.device, &[&["ro"]]);
+    assert_eq!(modes(&outcome.stdout), is("ro", "rw"), "{outcome:?}");
+    std::fs::write(dir.path().join("by the host"), "").unwrap();
+    // Nor does a remount of what is bound from the host touch the host's.
+    let outcome = Container::sh(script)
+        .mount("/data", "bind", path, &["bind"])
+        .mount("/data", "ext4", path, &["remount", "ro"])
+        .run()
+        .unwrap();
+    assert_eq!(modes(&outcome.stdout), is("ro", "rw"), "{outcome:?}");
+    std::fs::write(dir.path().join("by the host"), "").unwrap();
+    rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).unwrap();
 }
 
 /// Neither is there on a usual test machine; then the refusal must say so.
