@@ -11,9 +11,10 @@ use rustix::mount::{
 };
 
 use super::listing::Listing;
-use super::options::{Options, RDONLY, own_superblock};
-use super::{Kind, MountPlan, clone_tree, copyup, tree};
+use super::options::{Options, RDONLY, Setting, own_superblock};
+use super::{Kind, MountPlan, clone_tree, copyup, long, tree};
 use crate::error::{RuntimeError, Step};
+use crate::namespaces::MountNamespace;
 use crate::root::{Node, RootFd};
 use crate::sys::{self, MountAttr};
 
@@ -22,6 +23,7 @@ pub(crate) fn attach_all(
     root: &RootFd,
     plans: &[MountPlan],
     mut listing: Listing,
+    namespace: MountNamespace,
 ) -> Result<Attached, RuntimeError> {
     let mut later = Vec::new();
     let mut kernel = Kernel::default();
@@ -41,7 +43,7 @@ pub(crate) fn attach_all(
                 kernel.note(&plan.destination, tree.as_fd()).map_err(fail)?;
             }
             Kind::FileSystem { kind, source } => {
-                let (mount, late) = file_system(root, plan, kind, source)?;
+                let (mount, late) = file_system(root, plan, kind, source, namespace)?;
                 listing.made();
                 kernel
                     .note(&plan.destination, mount.as_fd())
@@ -136,7 +138,7 @@ pub(crate) fn attach_to(tree: BorrowedFd<'_>, destination: BorrowedFd<'_>) -> Re
 pub(crate) fn new_file_system(
     kind: &str,
     source: &str,
-    data: &[(String, Option<String>)],
+    data: &[Setting],
     attr: u64,
 ) -> Result<OwnedFd, Errno> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -154,6 +156,7 @@ fn file_system(
     plan: &MountPlan,
     kind: &str,
     source: &str,
+    namespace: MountNamespace,
 ) -> Result<(OwnedFd, bool), RuntimeError> {
     let fail = |errno| RuntimeError::setup(Step::Mount, plan.destination.clone(), errno);
     let pseudo = matches!(kind, "proc" | "sysfs");
@@ -192,15 +195,31 @@ fn file_system(
     if readonly {
         data.push(("ro".to_owned(), None));
     }
-    let mount = match new_file_system(kind, source, &data, now) {
+    let make = |data: &[Setting]| {
+        if long::is_too_long(source, data) {
+            return long::new_file_system(kind, source, data, now, namespace);
+        }
+        new_file_system(kind, source, data, now)
+    };
+    let mount = match make(&data) {
         // Somebody has it mounted writable: then only this mount is not.
         Err(Errno::BUSY) if readonly => {
             data.pop();
-            new_file_system(kind, source, &data, now)
+            make(&data)
         }
         made => made,
     };
-    let mount = mount.map_err(fail)?;
+    let mount = mount.map_err(|errno| match errno {
+        Errno::NAMETOOLONG if namespace == MountNamespace::Host => {
+            let place = &plan.destination;
+            let reason = format!(
+                "{place}: without a mount namespace none may be longer than {} bytes",
+                long::LONGEST
+            );
+            RuntimeError::spec("mounts.options", reason)
+        }
+        errno => fail(errno),
+    })?;
     if options.copy_up {
         copyup::copy_up(destination.as_fd(), mount.as_fd(), options).map_err(fail)?;
     }
@@ -282,7 +301,7 @@ fn remount(there: BorrowedFd<'_>, own: bool, options: &Options) -> Result<(), Er
     set_propagation(there, options)
 }
 
-fn configure(context: BorrowedFd<'_>, data: &[(String, Option<String>)]) -> Result<(), Errno> {
+fn configure(context: BorrowedFd<'_>, data: &[Setting]) -> Result<(), Errno> {
     for (key, value) in data {
         match value {
             Some(value) => fsconfig_set_string(context, key, value)?,

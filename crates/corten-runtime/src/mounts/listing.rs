@@ -8,6 +8,7 @@
 //! goes away together with it. Where that cannot be, the original itself is used: the order
 //! of the list is a courtesy.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -19,6 +20,11 @@ use super::options::Options;
 use super::tree::TreeFd;
 use crate::root::Node;
 use crate::sys::{self, MountAttr};
+
+/// A directory to mount over in the old root. Every procfs has it, and the file below;
+/// neither is above the other.
+pub(super) const DIRECTORY: &CStr = c"/proc/driver";
+const FILE: &CStr = c"/proc/version";
 
 /// Decides what is copied. Invariant: nothing shared stays where something else may be
 /// attached on top of it, which would appear on the host as well.
@@ -60,10 +66,9 @@ impl Listing {
 }
 
 fn copy(original: BorrowedFd<'_>, node: Node, options: &Options) -> Result<OwnedFd, Errno> {
-    // Every procfs has these; neither is above the other.
     let place = match node {
-        Node::Directory => c"/proc/driver",
-        Node::File => c"/proc/version",
+        Node::Directory => DIRECTORY,
+        Node::File => FILE,
     };
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let place = openat(CWD, place, flags, Mode::empty())?;

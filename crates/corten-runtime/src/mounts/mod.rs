@@ -9,6 +9,7 @@ mod copyup;
 mod idmap;
 mod label;
 mod listing;
+mod long;
 mod options;
 mod tree;
 

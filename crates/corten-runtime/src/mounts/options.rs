@@ -8,11 +8,14 @@ pub(crate) const RDONLY: u64 = 0x1;
 pub(crate) const NOSUID: u64 = 0x2;
 pub(crate) const NODEV: u64 = 0x4;
 pub(crate) const NOEXEC: u64 = 0x8;
-const ATIME: u64 = 0x70;
+pub(super) const ATIME: u64 = 0x70;
 const NOATIME: u64 = 0x10;
 const STRICTATIME: u64 = 0x20;
 const NODIRATIME: u64 = 0x80;
 const NOSYMFOLLOW: u64 = 0x20_0000;
+
+/// An option for a file system: its name, and its value if it has one.
+pub(super) type Setting = (String, Option<String>);
 
 /// The options of one mount.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,8 +35,8 @@ pub(crate) struct Options {
     pub(super) propagation: Option<(u64, bool)>,
     /// SELinux label of the mount's root, where it cannot be an option.
     pub(super) label: Option<String>,
-    /// For the file system: `(key, value)`.
-    pub(super) data: Vec<(String, Option<String>)>,
+    /// For the file system.
+    pub(super) data: Vec<Setting>,
 }
 
 impl Options {

@@ -157,7 +157,7 @@ impl RootfsPlan {
             // With the old root all that was attached to it goes away.
             let old_root_goes = self.namespace == MountNamespace::New && !self.no_pivot;
             let listing = Listing::new(old_root_goes);
-            attach_all(&root, &self.mounts, listing)?
+            attach_all(&root, &self.mounts, listing, self.namespace)?
         };
         self.devices.make(&root)?;
         Ok((root, attached))

@@ -18,6 +18,7 @@ pub const CASES: &[Case] = &[
     ("readonly_dev", readonly_dev),
     ("mounts_over_devices", mounts_over_devices),
     ("readonly_superblocks", readonly_superblocks),
+    ("long_mount_options", long_mount_options),
     ("missing_host_features", missing_host_features),
 ];
 
@@ -416,6 +417,95 @@ fn readonly_superblocks() {
     assert_eq!(modes(&outcome.stdout), is("ro", "rw"), "{outcome:?}");
     std::fs::write(dir.path().join("by the host"), "").unwrap();
     rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).unwrap();
+}
+
+/// The kernel takes at most 255 bytes for an option of a file system that is made by
+/// descriptor; `mount(2)` takes a page for all of them.
+fn long_mount_options() {
+    let dir = tempfile::Builder::new()
+        .prefix("corten-rt-")
+        .tempdir()
+        .unwrap();
+    let directory = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        path.into_os_string().into_string().unwrap()
+    };
+    let deep = |name: &str| format!("{name}/{}/{}", "x".repeat(150), "y".repeat(150));
+    let layer = |path: String, name: &str| {
+        std::fs::write(format!("{path}/{name}"), format!("{name}\n")).unwrap();
+        path
+    };
+    // Together too long, and one that is by itself.
+    let short = ["one", "two", "three"].map(|name| {
+        let path = directory(&format!("{name}-{}", "z".repeat(150)));
+        layer(path, name)
+    });
+    let long = layer(directory(&deep("four")), "four");
+    let run = |options: &[&str]| {
+        let script = "cat /data/*; echo new > /data/new; grep -c ' /data ' /proc/self/mountinfo; \
+                      grep ' /data ' /proc/self/mounts";
+        Container::sh(script)
+            .mount("/data", "overlay", "overlay", options)
+            .run()
+            .unwrap()
+    };
+    let lower = format!("lowerdir={}", short.join(":"));
+    let outcome = run(&[&lower, "nosuid", "nodev"]);
+    let mut lines = outcome.stdout.lines();
+    let mut next = |count| lines.by_ref().take(count).collect::<Vec<_>>();
+    assert_eq!(next(4), ["one", "three", "two", "1"], "{outcome:?}");
+    assert!(next(1)[0].contains("nosuid,nodev"), "{outcome:?}");
+    assert!(outcome.stderr.contains("Read-only"), "{outcome:?}");
+    let lower = format!("{lower}:{long}");
+    let upper = directory(&deep("upper"));
+    let work = format!("workdir={}", directory(&deep("work")));
+    let outcome = run(&[
+        &lower,
+        &format!("upperdir={upper}"),
+        &work,
+        "nosuid",
+        "noatime",
+    ]);
+    let expected = "four\none\nthree\ntwo\n1\noverlay /data overlay rw,nosuid,noatime,";
+    assert!(outcome.stdout.starts_with(expected), "{outcome:?}");
+    let new = std::fs::read_to_string(format!("{upper}/new"));
+    assert_eq!(new.unwrap(), "new\n", "{outcome:?}");
+    // In a mount namespace that is there already, and without one, where nothing may be
+    // attached on the way: then layers go one by one, and nothing else goes.
+    let here = dir.path().to_str().unwrap();
+    let first = Container::args(&["sleep", "1000"]).mount(here, "bind", here, &["rbind"]);
+    let (running, _ends) = first.start().unwrap();
+    let joined = format!("/proc/{}/ns/mnt", running.pid);
+    let among = |namespaces: serde_json::Value, lower: &str| {
+        let container = Container::sh("cat /data/*")
+            .mount("/data", "overlay", "overlay", &[lower])
+            .set("/linux/namespaces", namespaces);
+        container.run()
+    };
+    let namespaces = json!([{"type": "pid"}, {"type": "uts"}, {"type": "mount", "path": joined}]);
+    let outcome = among(namespaces, &lower).unwrap();
+    let expected = "four\none\nthree\ntwo\n";
+    assert!(outcome.stdout.starts_with(expected), "{outcome:?}");
+    running.cgroup.kill_all().unwrap();
+    wait_pidfd(&running.pidfd).unwrap();
+    running.cgroup.remove().unwrap();
+    let namespaces = json!([{"type": "pid"}, {"type": "uts"}]);
+    let few = format!("lowerdir={}", short.join(":"));
+    let outcome = among(namespaces.clone(), &few).unwrap();
+    assert!(
+        outcome.stdout.starts_with("one\nthree\ntwo\n"),
+        "{outcome:?}"
+    );
+    let error = among(namespaces, &lower).unwrap_err().to_string();
+    assert!(error.contains("longer than 255 bytes"), "{error}");
+    // More than even `mount(2)` takes, with the host untouched.
+    let endless = format!("lowerdir={}", [long.as_str(); 20].join(":"));
+    let error = Container::sh("true")
+        .mount("/data", "overlay", "overlay", &[&endless])
+        .run();
+    let error = error.unwrap_err().to_string();
+    assert!(error.starts_with("mount /data: "), "{error}");
 }
 
 /// Neither is there on a usual test machine; then the refusal must say so.
