@@ -230,6 +230,9 @@ fn report(results: Vec<(&str, i32)>) {
     }
 }
 
+/// Those whose v1 hierarchies the attack tries, each alone.
+pub const CONTROLLERS: &[&str] = &["memory", "rdma", "pids", "devices", "freezer", "cpu"];
+
 /// CVE-2022-0492, step by step.
 fn release_agent() {
     let unshared = sys::unshare_for_release_agent();
@@ -237,11 +240,13 @@ fn release_agent() {
     if unshared != 0 {
         return;
     }
-    for controller in ["memory", "rdma", "pids", "devices", "freezer", "cpu"] {
-        let mounted = sys::mount(c"cgroup", c"/tmp", &CString::new(controller).unwrap());
+    for controller in CONTROLLERS {
+        let mounted = sys::mount(c"cgroup", c"/tmp", &CString::new(*controller).unwrap());
         println!("mount-{controller} {mounted}");
         if mounted == 0 {
-            let written = fs::write("/tmp/release_agent", "/attack");
+            // Not made: it is there in the root of a hierarchy only.
+            let file = fs::File::options().write(true).open("/tmp/release_agent");
+            let written = file.and_then(|mut file| file.write_all(b"/attack"));
             let errno = written.map_or_else(|error| error.raw_os_error().unwrap_or(-1), |()| 0);
             println!("written {errno}");
             sys::umount(c"/tmp");
