@@ -11,6 +11,7 @@ mod devices;
 mod executable;
 mod joining;
 mod mounts;
+mod mutants;
 mod paths;
 mod privileges;
 pub mod program;
@@ -44,6 +45,7 @@ pub fn all() -> Vec<Case> {
         privileges::CASES,
         cgroups::CASES,
         paths::CASES,
+        mutants::CASES,
     ]
     .concat()
 }
