@@ -38,6 +38,8 @@ for group in $groups; do
       need podman podman
       need docker-registry docker-registry
       need fsck.erofs erofs-utils
+      need bzip2 bzip2
+      need xz xz-utils
       need containerd containerd
       # The engine is in one package, its command line possibly in another.
       need dockerd docker.io

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use corten_dockerfile::IgnoreRules;
+use corten_store::archive::decompress;
 use corten_store::rooted::RootFd;
 use corten_store::{Store, TmpDir};
 
@@ -69,8 +70,8 @@ impl OpenContext {
                     keep: false,
                     instead: None,
                 };
-                unpack::inflate(stream)
-                    .and_then(|plain| unpack::unpack(plain, &root, owners, cancel))
+                decompress(stream)
+                    .and_then(|(_, plain)| unpack::unpack(plain, &root, owners, cancel))
                     .map_err(failed(&path))?;
                 cancel.check()?;
                 Ok(Self {

@@ -46,7 +46,7 @@ pub enum Context {
     Empty,
     /// A directory of this machine.
     Dir(PathBuf),
-    /// A tar stream, plain or compressed (gzip, zstd). It is unpacked to a temporary directory.
+    /// A tar stream, plain or compressed (gzip, bzip2, xz, zstd). It is unpacked to a temporary directory.
     Tar(Box<dyn Read + Send>),
 }
 

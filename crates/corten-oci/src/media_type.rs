@@ -49,17 +49,36 @@ pub enum Compression {
     None,
     /// gzip (RFC 1952), possibly of several members.
     Gzip,
+    /// bzip2, possibly of several streams.
+    Bzip2,
+    /// xz (The .xz File Format 1.2), possibly of several streams.
+    Xz,
     /// Zstandard (RFC 8878).
     Zstd,
 }
 
 impl Compression {
+    /// The media type of a layer that is compressed like that; `None`: layers are not.
+    #[must_use]
+    pub fn layer_type(self) -> Option<&'static str> {
+        match self {
+            Self::None => Some(DOCKER_LAYER),
+            Self::Gzip => Some(DOCKER_LAYER_GZIP),
+            Self::Zstd => Some(OCI_LAYER_ZSTD),
+            Self::Bzip2 | Self::Xz => None,
+        }
+    }
+
     /// What the first bytes of a stream say it is (media types of layers are often wrong,
     /// the magic number is not).
     #[must_use]
     pub fn sniff(head: &[u8]) -> Self {
         if head.starts_with(&[0x1f, 0x8b]) {
             Self::Gzip
+        } else if head.starts_with(b"BZh") {
+            Self::Bzip2
+        } else if head.starts_with(&[0xfd, b'7', b'z', b'X', b'Z', 0]) {
+            Self::Xz
         } else if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
             || (head.len() >= 4 && head[0] & 0xf0 == 0x50 && head[1..4] == [0x2a, 0x4d, 0x18])
         {
@@ -85,6 +104,9 @@ mod tests {
             Compression::sniff(&[0x50, 0x2a, 0x4d, 0x18]),
             Compression::Zstd
         );
+        assert_eq!(Compression::sniff(b"BZh91AY"), Compression::Bzip2);
+        assert_eq!(Compression::sniff(b"\xfd7zXZ\0\0"), Compression::Xz);
+        assert_eq!(Compression::sniff(b"\xfd7zX"), Compression::None);
         assert_eq!(Compression::sniff(b"hello"), Compression::None);
         assert_eq!(Compression::sniff(&[]), Compression::None);
     }

@@ -4,6 +4,7 @@
 //! processes share a store; each thing is made once, by whoever comes first, and the others
 //! wait for it. All calls block: asynchronous callers use `spawn_blocking`.
 
+pub mod archive;
 mod arrival;
 mod blobs;
 mod error;

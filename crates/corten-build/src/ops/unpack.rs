@@ -4,22 +4,19 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use corten_store::archive::{Plain, decompress, entries};
 use corten_store::numeric;
 use corten_store::rooted::{RootFd, normal};
-use flate2::read::MultiGzDecoder;
 use rustix::fs::{AtFlags, FileType, Mode};
 use tar::EntryType;
 
 use super::write::{create, make_directory, replace, set_mode, set_owner, set_time};
 use crate::cancel::Cancel;
-
-/// Compressed (or not) bytes, as plain ones.
-pub(crate) type Plain<'a> = Box<dyn Read + Send + 'a>;
 
 /// Whose the unpacked files are.
 #[derive(Debug, Clone, Copy)]
@@ -30,49 +27,22 @@ pub(crate) struct Owners {
     pub(crate) instead: Option<(u32, u32)>,
 }
 
-const GZIP: &[u8] = &[0x1f, 0x8b];
-const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
-const BZIP2: &[u8] = b"BZh";
-const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
+/// Bytes of names and PAX records before one entry.
+const MAX_BEFORE: u64 = 8 << 20;
 /// Size of a tar header.
 const BLOCK: usize = 512;
-
-/// Inflates a stream according to how it begins.
-pub(crate) fn inflate<'a>(mut stream: impl Read + Send + 'a) -> io::Result<Plain<'a>> {
-    let mut magic = Vec::new();
-    stream.by_ref().take(6).read_to_end(&mut magic)?;
-    let whole = io::Cursor::new(magic.clone()).chain(stream);
-    if magic.starts_with(GZIP) {
-        Ok(Box::new(MultiGzDecoder::new(BufReader::new(whole))))
-    } else if magic.starts_with(ZSTD) {
-        Ok(Box::new(zstd::Decoder::new(whole)?))
-    } else if magic.starts_with(BZIP2) || magic.starts_with(XZ) {
-        Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "archives compressed with bzip2 or xz are not supported: use gzip or zstd",
-        ))
-    } else {
-        Ok(Box::new(BufReader::new(whole)))
-    }
-}
 
 /// The archive in a file, inflated; `None`: the file is none.
 pub(super) fn open(mut file: File) -> io::Result<Option<Plain<'static>>> {
     let mut head = Vec::new();
-    match inflate(&file) {
-        Ok(plain) => {
-            if plain.take(BLOCK as u64).read_to_end(&mut head).is_err() {
-                return Ok(None); // only looks like something compressed
-            }
-        }
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => return Err(error),
-        Err(_) => return Ok(None),
-    }
-    if !is_header(&head) {
+    let Ok((_, plain)) = decompress(&file) else {
         return Ok(None);
+    };
+    if plain.take(BLOCK as u64).read_to_end(&mut head).is_err() || !is_header(&head) {
+        return Ok(None); // only looks like something compressed
     }
     file.rewind()?;
-    inflate(file).map(Some)
+    decompress(file).map(|(_, plain)| Some(plain))
 }
 
 /// A tar header tells itself by its checksum.
@@ -96,17 +66,15 @@ pub(crate) fn unpack(
     owners: Owners,
     cancel: &Cancel,
 ) -> io::Result<()> {
-    let mut archive = tar::Archive::new(archive);
     let mut times = Vec::new();
-    for entry in archive.entries()? {
+    entries(archive, MAX_BEFORE, |entry| {
         if cancel.is_cancelled() {
-            return Err(io::ErrorKind::Interrupted.into());
+            return Err(io::Error::from(io::ErrorKind::Interrupted));
         }
-        let mut entry = entry?;
         let path = normal(Path::new(OsStr::from_bytes(&entry.path_bytes())));
-        one(&mut entry, &path, inside, owners, &mut times)
-            .map_err(|e| io::Error::new(e.kind(), format!("entry \"{}\": {e}", path.display())))?;
-    }
+        one(entry, &path, inside, owners, &mut times)
+            .map_err(|e| io::Error::new(e.kind(), format!("entry \"{}\": {e}", path.display())))
+    })?;
     for (path, time) in times.into_iter().rev() {
         if let Some((dir, name)) = inside.parent(&path)? {
             set_time(dir.as_fd(), &name, time)?;
@@ -264,7 +232,7 @@ mod tests {
             keep: false,
             instead: Some((0, 0)),
         };
-        let plain = inflate(tar.as_slice()).unwrap();
+        let (_, plain) = decompress(tar.as_slice()).unwrap();
         let done = unpack(plain, &inside, owners, &Cancel::default());
         if !rustix::process::geteuid().is_root() {
             return; // owners cannot be set

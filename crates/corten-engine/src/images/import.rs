@@ -1,16 +1,16 @@
 //! `import`: an archive of files as an image of one layer.
 //!
 //! The archive is unpacked and kept at once: its bytes are the layer's blob, which is what
-//! makes the image one that can be saved and pushed with its diff id.
+//! makes the image one that can be saved and pushed with its diff id. Of compressions that
+//! layers cannot have (bzip2, xz), the plain bytes are kept.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::Read;
 
 use corten_build::Snapshot;
-use corten_oci::media_type::{self as types, Compression};
-use corten_oci::{Digester, ImageRef, Platform};
+use corten_oci::{ImageRef, Platform};
 use corten_store::{ImageId, LayerBlob};
 
+use super::archive::Kept;
 use super::event;
 use crate::containers::refused_change;
 use crate::engine::Engine;
@@ -32,36 +32,10 @@ pub struct ImportOptions {
     pub platform: Option<Platform>,
 }
 
-/// Copies what is read through it into a file, hashed.
-struct Kept<R> {
-    inner: R,
-    file: File,
-    digester: Digester,
-    size: u64,
-    head: Vec<u8>,
-}
-
-impl<R: Read> Read for Kept<R> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(out)?;
-        self.file.write_all(&out[..n])?;
-        self.digester.update(&out[..n]);
-        self.size += n as u64;
-        if self.head.len() < HEAD {
-            let more = n.min(HEAD - self.head.len());
-            self.head.extend_from_slice(&out[..more]);
-        }
-        Ok(n)
-    }
-}
-
-/// Bytes that tell a compression.
-const HEAD: usize = 6;
-
 /// Imports an archive. Blocks.
 pub(super) fn import(
     engine: &Engine,
-    mut archive: impl Read + Send,
+    archive: impl Read + Send,
     options: &ImportOptions,
 ) -> Result<ImageId> {
     let store = engine.store();
@@ -84,45 +58,16 @@ pub(super) fn import(
         context: "read the archive".to_owned(),
         source: Box::new(source),
     };
-    let mut head = Vec::new();
-    let start = (&mut archive).take(HEAD as u64).read_to_end(&mut head);
-    start.map_err(unreadable)?;
-    for (magic, name) in [(&b"BZh"[..], "bzip2"), (b"\xfd7zXZ", "xz")] {
-        if head.starts_with(magic) {
-            return Err(bad(format!(
-                "archives compressed with {name} are not read: unpack it first, or use gzip or zstd"
-            )));
-        }
-    }
     let _lease = store.leases().acquire()?;
     let tmp = store.tmp_dir("import")?;
-    let path = tmp.path().join("archive");
-    let file = File::create_new(&path).map_err(|source| EngineError::Io {
-        action: "create",
-        path: path.clone(),
-        source,
-    })?;
-    let mut kept = Kept {
-        inner: io::Cursor::new(head).chain(archive),
-        file,
-        digester: Digester::sha256(),
-        size: 0,
-        head: Vec::new(),
-    };
+    let mut kept = Kept::new(archive, &tmp.path().join("archive")).map_err(unreadable)?;
     let layer = store.layers().apply(None, &mut kept)?;
-    // Whatever stands behind the end of a compressed archive is part of the blob.
-    io::copy(&mut kept, &mut io::sink()).map_err(unreadable)?;
-    let digest = kept.digester.finish();
-    store.blobs().adopt(&digest, &path)?;
+    let kept = kept.finish().map_err(unreadable)?;
+    store.blobs().adopt(&kept.digest, &kept.path)?;
     let blob = LayerBlob {
-        digest,
+        digest: kept.digest,
         size: kept.size,
-        media_type: match Compression::sniff(&kept.head) {
-            Compression::None => types::DOCKER_LAYER,
-            Compression::Gzip => types::DOCKER_LAYER_GZIP,
-            Compression::Zstd => types::OCI_LAYER_ZSTD,
-        }
-        .to_owned(),
+        media_type: kept.media_type.to_owned(),
     };
     store.layers().record_blob(&layer.diff_id, &blob)?;
     let snapshot = Snapshot {

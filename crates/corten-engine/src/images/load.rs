@@ -11,11 +11,12 @@ use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use corten_oci::media_type::{self as types, Compression};
+use corten_oci::media_type as types;
 use corten_oci::{DiffId, Digest, ImageRef, Platform};
+use corten_store::archive::sniff;
 use corten_store::{LayerBlob, StoreError};
 
-use super::archive::{self, Descriptor, Index, Item, Manifest, Spool, Spooled, blob_path};
+use super::archive::{self, Descriptor, Index, Item, Kept, Manifest, Spool, Spooled, blob_path};
 use super::documents::RawDocument;
 use super::event;
 use crate::engine::Engine;
@@ -72,7 +73,7 @@ struct Layer<'s> {
 /// Loads everything in an archive. Blocks.
 pub(super) fn load(
     engine: &Engine,
-    archive: impl Read,
+    archive: impl Read + Send,
     platform: Option<&Platform>,
     sink: &LoadSink,
 ) -> Result<()> {
@@ -503,9 +504,8 @@ fn unpack(
         path: path.clone(),
         source,
     };
-    let mut head = Vec::new();
     let opened = std::fs::File::open(&path).map_err(io)?;
-    (&opened).take(4).read_to_end(&mut head).map_err(io)?;
+    let (compression, _) = sniff(&opened).map_err(io)?;
     let reading = Told {
         inner: std::fs::File::open(&path).map_err(io)?,
         id: diff_id.digest().short().to_owned(),
@@ -514,30 +514,45 @@ fn unpack(
         total: file.size,
         sink,
     };
+    let wrong = |error| match error {
+        StoreError::CorruptLayer { expected, actual } => bad(format!(
+            "invalid diffID for layer {at}: expected \"{expected}\", got \"{actual}\""
+        )),
+        other => other.into(),
+    };
+    let said = layer.media_type.as_deref();
+    let Some(media_type) = said.or(compression.layer_type()) else {
+        // No registry would know what it is: its plain bytes are what is kept.
+        let tmp = store.tmp_dir("load")?;
+        let mut kept = Kept::new(reading, &tmp.path().join("layer")).map_err(io)?;
+        store
+            .layers()
+            .apply(Some(diff_id), &mut kept)
+            .map_err(wrong)?;
+        let kept = kept.finish().map_err(unreadable)?;
+        store.blobs().adopt(&kept.digest, &kept.path)?;
+        let blob = LayerBlob {
+            digest: kept.digest,
+            size: kept.size,
+            media_type: kept.media_type.to_owned(),
+        };
+        // Another process may have had the layer already: then nobody has compared this.
+        if blob.digest == *diff_id.digest() {
+            store.layers().record_blob(diff_id, &blob)?;
+        }
+        return Ok(());
+    };
     store
         .layers()
         .apply(Some(diff_id), reading)
-        .map_err(|error| match error {
-            StoreError::CorruptLayer { expected, actual } => bad(format!(
-                "invalid diffID for layer {at}: expected \"{expected}\", got \"{actual}\""
-            )),
-            other => other.into(),
-        })?;
+        .map_err(wrong)?;
     if path == file.path {
         store.blobs().adopt(&file.digest, &path)?;
     }
-    let sniffed = match Compression::sniff(&head) {
-        Compression::None => types::DOCKER_LAYER,
-        Compression::Gzip => types::DOCKER_LAYER_GZIP,
-        Compression::Zstd => types::OCI_LAYER_ZSTD,
-    };
     let blob = LayerBlob {
         digest: file.digest.clone(),
         size: file.size,
-        media_type: layer
-            .media_type
-            .clone()
-            .unwrap_or_else(|| sniffed.to_owned()),
+        media_type: media_type.to_owned(),
     };
     store.layers().record_blob(diff_id, &blob)?;
     Ok(())

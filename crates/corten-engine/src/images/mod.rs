@@ -264,7 +264,7 @@ impl Images {
     }
 
     /// Loads the images of an archive: what `save` writes, of any version of Docker since
-    /// 1.10, or an OCI layout; compressed (gzip, zstd) or not.
+    /// 1.10, or an OCI layout; compressed (gzip, bzip2, xz, zstd) or not.
     ///
     /// # Errors
     /// When it is no such archive, or its content is not what its digests say.
@@ -279,7 +279,7 @@ impl Images {
             .await
     }
 
-    /// Makes an image of an archive of files, compressed (gzip, zstd) or not.
+    /// Makes an image of an archive of files, compressed (gzip, bzip2, xz, zstd) or not.
     ///
     /// # Errors
     /// When an instruction is not allowed, or the archive cannot be unpacked.

@@ -1,12 +1,12 @@
 //! Streams around a layer: decompressing, hashing, verifying.
 
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use corten_oci::media_type::Compression;
 use corten_oci::{Digest, Digester};
 
+use crate::archive::decompress;
 use crate::error::StoreError;
 
 /// Bytes handed over at once, and how many such pieces may wait: what bounds memory.
@@ -85,12 +85,12 @@ impl Drop for Piece {
 }
 
 fn produce(
-    archive: impl Read,
+    archive: impl Read + Send,
     sender: &SyncSender<io::Result<Arc<Piece>>>,
     to_hash: &SyncSender<Arc<Piece>>,
 ) -> io::Result<()> {
     let mut plain = match decompress(archive) {
-        Ok(plain) => plain,
+        Ok((_, plain)) => plain,
         Err(error) => return fail(sender, error),
     };
     let spare = Spare::default();
@@ -153,20 +153,6 @@ impl Read for Pieces {
         self.at += n;
         Ok(n)
     }
-}
-
-/// The plain bytes of a stream, by its magic number.
-fn decompress<'a>(archive: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    let mut archive = BufReader::with_capacity(CHUNK, archive);
-    let mut head = Vec::with_capacity(4);
-    archive.by_ref().take(4).read_to_end(&mut head)?;
-    let compression = Compression::sniff(&head);
-    let whole = io::Cursor::new(head).chain(archive);
-    Ok(match compression {
-        Compression::None => Box::new(whole),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(whole)?),
-    })
 }
 
 /// Hashes what is written through it.

@@ -6,9 +6,10 @@ use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use tar::{Archive, EntryType};
+use tar::EntryType;
 
 use super::xattr;
+use crate::archive::{Metered, entries};
 use crate::error::StoreError;
 use crate::rooted::normal;
 
@@ -16,6 +17,8 @@ use crate::rooted::normal;
 const MAX_ENTRIES: u64 = 10_000_000;
 /// Bytes of content one layer may unpack to (a sparse entry of a few bytes may claim any).
 const MAX_CONTENT: u64 = 1 << 40;
+/// Bytes of names, PAX records and sparse maps before one entry.
+const MAX_BEFORE: u64 = 8 << 20;
 /// Components one name may have.
 const MAX_DEPTH: usize = 1024;
 /// What the names of whiteouts begin with (image-spec, layer.md).
@@ -42,31 +45,39 @@ pub(super) struct Attributes {
 /// entry it was about.
 pub(super) fn each<R: Read>(
     tar: R,
-    mut visit: impl FnMut(&Path, &mut tar::Entry<'_, R>, Attributes) -> io::Result<()>,
+    mut visit: impl FnMut(&Path, &mut tar::Entry<'_, Metered<R>>, Attributes) -> io::Result<()>,
 ) -> Result<(), StoreError> {
-    let mut archive = Archive::new(tar);
-    archive.set_ignore_zeros(false);
     let (mut count, mut content) = (0_u64, 0_u64);
-    for entry in archive.entries().map_err(StoreError::BadArchive)? {
-        let mut entry = entry.map_err(StoreError::BadArchive)?;
+    let outcome = entries(tar, MAX_BEFORE, |entry| {
         count += 1;
         if count > MAX_ENTRIES {
             return Err(beyond(format!("more than {MAX_ENTRIES} entries")));
         }
         if entry.header().entry_type() == EntryType::XGlobalHeader {
-            continue;
+            return Ok(());
         }
         content = content.saturating_add(entry.size());
         if content > MAX_CONTENT {
             return Err(beyond(format!("more than {MAX_CONTENT} bytes of content")));
         }
         let raw = entry.path_bytes().into_owned();
-        one(&raw, &mut entry, &mut visit).map_err(|error| StoreError::BadEntry {
-            entry: String::from_utf8_lossy(&raw).into_owned(),
-            reason: error.to_string(),
-        })?;
+        one(&raw, entry, &mut visit).map_err(|error| {
+            Failed(StoreError::BadEntry {
+                entry: String::from_utf8_lossy(&raw).into_owned(),
+                reason: error.to_string(),
+            })
+        })
+    });
+    outcome.map_err(|Failed(error)| error)
+}
+
+/// Why a tar was not read to its end.
+struct Failed(StoreError);
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self(StoreError::BadArchive(error))
     }
-    Ok(())
 }
 
 fn one<R: Read>(
@@ -85,8 +96,8 @@ fn one<R: Read>(
     visit(&path, entry, attributes)
 }
 
-fn beyond(what: String) -> StoreError {
-    StoreError::BadArchive(invalid(what))
+fn beyond(what: String) -> Failed {
+    invalid(what).into()
 }
 
 /// An error about what an archive says.

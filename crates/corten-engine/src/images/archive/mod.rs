@@ -2,7 +2,7 @@
 //! `image-layout.md`) and a docker-archive (`manifest.json`) at once, as Docker writes it
 //! since version 25.
 
-mod reader;
+mod kept;
 mod spool;
 
 use std::collections::BTreeMap;
@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use corten_oci::{DiffId, Digest};
 use serde::{Deserialize, Serialize};
 
+pub(super) use kept::Kept;
 pub(super) use spool::{Spool, Spooled};
 
 /// The docker-archive's list of images.

@@ -4,19 +4,23 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use corten_oci::digest::Algorithm;
-use corten_oci::media_type::Compression;
 use corten_oci::{Digest, Digester};
 use corten_store::TmpDir;
+use corten_store::archive::{decompress, entries};
 use corten_store::rooted::normal;
+use tar::EntryType;
 
-use super::reader::{Kind, Reader};
-
+/// Longest name or link, bytes.
+const MAX_NAME: usize = 4096;
+/// Bytes of headers, names and PAX records before one entry.
+const MAX_BEFORE: u64 = 80 * 1024;
 /// Members one archive may have.
 const MAX_MEMBERS: usize = 200_000;
 /// Bytes of all names and links together.
@@ -59,53 +63,45 @@ fn bad(what: impl Into<String>) -> io::Error {
 }
 
 impl Spool {
-    /// Reads an archive to its end, compressed (gzip, zstd) or not.
-    pub(in super::super) fn read(archive: impl Read, tmp: TmpDir) -> io::Result<Self> {
-        let mut reader = Reader::new(inflate(archive)?);
+    /// Reads an archive to its end, compressed (gzip, bzip2, xz, zstd) or not.
+    pub(in super::super) fn read(archive: impl Read + Send, tmp: TmpDir) -> io::Result<Self> {
+        let (_, plain) = decompress(archive)?;
         let mut names = HashMap::new();
         let (mut length, mut number) = (0, 0_usize);
         let mut buffer = vec![0; BUFFER];
-        while let Some(member) = reader.next()? {
-            let raw = Path::new(std::ffi::OsStr::from_bytes(&member.name));
-            let name = normal(raw);
-            number += 1;
-            let link = match member.kind {
-                Kind::Directory => continue,
-                Kind::File => None,
-                Kind::HardLink(target) => {
-                    Some(normal(Path::new(std::ffi::OsStr::from_bytes(&target))))
-                }
-                Kind::Symlink(target) => {
-                    let beside = name.parent().unwrap_or(Path::new(""));
-                    Some(normal(&beside.join(std::ffi::OsStr::from_bytes(&target))))
-                }
+        entries(plain, MAX_BEFORE, |entry| {
+            let Some(member) = member(entry)? else {
+                return Ok(());
             };
-            length += name.as_os_str().len() + link.as_ref().map_or(0, |l| l.as_os_str().len());
+            number += 1;
+            let link = match &member {
+                Member::File(_) => None,
+                Member::Link(_, target) => Some(target),
+            };
+            length += member.name().as_os_str().len() + link.map_or(0, |l| l.as_os_str().len());
             if number > MAX_MEMBERS || length > MAX_NAMES {
                 return Err(bad("it has too many entries"));
             }
-            let named = match link {
-                Some(target) => Named::Link(target),
-                None => {
+            let (name, named) = match member {
+                Member::Link(name, target) => (name, Named::Link(target)),
+                Member::File(name) => {
                     let path = tmp.path().join(number.to_string());
-                    enough_room(&tmp, member.size)?;
+                    let size = entry.size();
+                    enough_room(&tmp, size)?;
                     let algorithm = if name.starts_with("blobs/sha512") {
                         Algorithm::Sha512
                     } else {
                         Algorithm::Sha256
                     };
-                    let digest = copy(&mut reader, &path, algorithm, &mut buffer)?;
-                    Named::File(Spooled {
-                        path,
-                        digest,
-                        size: member.size,
-                    })
+                    let digest = copy(entry, &path, algorithm, &mut buffer)?;
+                    (name, Named::File(Spooled { path, digest, size }))
                 }
             };
             if let Some(Named::File(before)) = names.insert(name, named) {
                 std::fs::remove_file(before.path)?;
             }
-        }
+            Ok::<_, io::Error>(())
+        })?;
         Ok(Self {
             names,
             documents: Cell::new(0),
@@ -147,6 +143,61 @@ impl Spool {
     }
 }
 
+/// What an entry is, of those that an archive of images can have.
+enum Member {
+    File(PathBuf),
+    /// A name for another name.
+    Link(PathBuf, PathBuf),
+}
+
+impl Member {
+    fn name(&self) -> &Path {
+        match self {
+            Self::File(name) | Self::Link(name, _) => name,
+        }
+    }
+}
+
+/// Reads what an entry's header says; `None`: nothing that counts.
+fn member(entry: &tar::Entry<'_, impl Read>) -> io::Result<Option<Member>> {
+    let raw = entry.path_bytes();
+    let shown = || String::from_utf8_lossy(&raw).into_owned();
+    let name = || {
+        if raw.is_empty() || raw.len() > MAX_NAME || raw.contains(&0) {
+            return Err(bad("an entry without a usable name"));
+        }
+        Ok(normal(Path::new(OsStr::from_bytes(&raw))))
+    };
+    let target = || {
+        let link = entry.link_name_bytes().unwrap_or_default();
+        if link.is_empty() || link.len() > MAX_NAME || link.contains(&0) {
+            return Err(bad(format!("{}: a link without a usable target", shown())));
+        }
+        Ok(PathBuf::from(OsStr::from_bytes(&link)))
+    };
+    Ok(match entry.header().entry_type() {
+        EntryType::XGlobalHeader => None,
+        EntryType::Directory => name().map(|_| None)?,
+        EntryType::Regular | EntryType::Continuous => Some(Member::File(name()?)),
+        // To a name of the archive.
+        EntryType::Link => Some(Member::Link(name()?, normal(&target()?))),
+        // To a name relative to the entry's own directory.
+        EntryType::Symlink => {
+            let (name, target) = (name()?, target()?);
+            let beside = name.parent().unwrap_or(Path::new(""));
+            let target = normal(&beside.join(target));
+            Some(Member::Link(name, target))
+        }
+        other => {
+            return Err(bad(format!(
+                "{}: an archive of images has no entries of type {:?}",
+                shown(),
+                char::from(other.as_byte())
+            )));
+        }
+    })
+}
+
 /// What a header claims must fit on the disk before a byte of it is written.
 fn enough_room(tmp: &TmpDir, size: u64) -> io::Result<()> {
     let room = rustix::fs::statvfs(tmp.path())?;
@@ -176,38 +227,6 @@ fn copy(
         digester.update(&buffer[..n]);
         file.write_all(&buffer[..n])?;
     }
-}
-
-/// The plain bytes of an archive.
-fn inflate<'a>(mut archive: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
-    let mut head = Vec::new();
-    archive.by_ref().take(6).read_to_end(&mut head)?;
-    for (magic, name) in [
-        (&b"BZh"[..], "bzip2"),
-        (&[0xfd, b'7', b'z', b'X', b'Z'], "xz"),
-    ] {
-        if head.starts_with(magic) {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                format!(
-                    "archives compressed with {name} are not read: unpack it first, or use gzip or zstd"
-                ),
-            ));
-        }
-    }
-    let compression = Compression::sniff(&head);
-    let whole = BufReader::with_capacity(BUFFER, io::Cursor::new(head).chain(archive));
-    Ok(match compression {
-        Compression::None => Box::new(whole),
-        Compression::Gzip => Box::new(BufReader::with_capacity(
-            BUFFER,
-            flate2::bufread::MultiGzDecoder::new(whole),
-        )),
-        Compression::Zstd => Box::new(BufReader::with_capacity(
-            BUFFER,
-            zstd::stream::read::Decoder::with_buffer(whole)?,
-        )),
-    })
 }
 
 #[cfg(test)]
@@ -282,11 +301,91 @@ mod tests {
             let spool = Spool::read(&bytes[..], store.tmp_dir("load").unwrap()).unwrap();
             assert_eq!(spool.find("f").unwrap().size, 7);
         }
-        for (bytes, name) in [(&b"BZh91AY"[..], "bzip2"), (b"\xfd7zXZ\0\0", "xz")] {
-            let refused = Spool::read(bytes, store.tmp_dir("load").unwrap()).unwrap_err();
-            assert!(refused.to_string().contains(name), "{refused}");
+        for cut in [&gzip[..40], b"BZh91AY", b"\xfd7zXZ\0\0"] {
+            assert!(Spool::read(cut, store.tmp_dir("load").unwrap()).is_err());
         }
-        assert!(Spool::read(&gzip[..40], store.tmp_dir("load").unwrap()).is_err());
+    }
+
+    /// What an archive has under these names.
+    fn all(archive: impl Read + Send, names: &[&str]) -> io::Result<Vec<Option<String>>> {
+        let (_dir, store) = store();
+        let spool = Spool::read(archive, store.tmp_dir("load").unwrap())?;
+        let text = |name: &&str| {
+            let file = spool.find(name)?;
+            Some(String::from_utf8(spool.content(file, 100).unwrap()).unwrap())
+        };
+        Ok(names.iter().map(text).collect())
+    }
+
+    fn with_long_names() -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5);
+        let long = format!("{}/layer.tar", "a".repeat(200));
+        tar.append_data(&mut header, &long, &b"hello"[..]).unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        tar.append_link(&mut header, "b/layer.tar", format!("../{long}"))
+            .unwrap();
+        tar.append_pax_extensions([("path", &b"renamed"[..]), ("size", b"3")])
+            .unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_path("short").unwrap();
+        header.set_size(3);
+        header.set_cksum();
+        tar.append(&header, &b"end"[..]).unwrap();
+        tar.into_inner().unwrap()
+    }
+
+    #[test]
+    fn reads_long_names_links_and_records() {
+        let long = format!("{}/layer.tar", "a".repeat(200));
+        let names = [long.as_str(), "b/layer.tar", "renamed", "short"];
+        let found = all(&with_long_names()[..], &names).unwrap();
+        let found: Vec<_> = found.iter().map(Option::as_deref).collect();
+        assert_eq!(found, [Some("hello"), Some("hello"), Some("end"), None]);
+    }
+
+    #[test]
+    fn what_is_cut_off_or_damaged_is_an_error() {
+        let whole = with_long_names();
+        let fails = |archive: &[u8]| all(archive, &[]).unwrap_err();
+        for cut in [100, 700, 1600] {
+            assert_eq!(fails(&whole[..cut]).kind(), io::ErrorKind::InvalidData);
+        }
+        let mut damaged = whole.clone();
+        damaged[3] ^= 1;
+        assert!(fails(&damaged).to_string().contains("tar header"));
+        assert_eq!(fails(b"no archive").kind(), io::ErrorKind::InvalidData);
+        assert!(all(&b""[..], &[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn lengths_are_bounded() {
+        let mut header = tar::Header::new_gnu();
+        let refused = |header: &tar::Header| {
+            let archive = io::Cursor::new(header.as_bytes().to_vec()).chain(io::repeat(b'a'));
+            all(archive, &[]).unwrap_err().to_string()
+        };
+        header.set_entry_type(tar::EntryType::GNULongName);
+        header.set_size(1 << 40);
+        header.set_cksum();
+        assert!(refused(&header).contains("names and PAX records of more than"));
+        header.set_entry_type(tar::EntryType::XHeader);
+        header.set_cksum();
+        assert!(refused(&header).contains("PAX"));
+        header.set_entry_type(tar::EntryType::Char);
+        header.set_path("device").unwrap();
+        header.set_cksum();
+        assert!(refused(&header).contains("device"));
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        let long = "n/".repeat(MAX_NAME / 2) + "n";
+        tar.append_data(&mut header, &long, io::empty()).unwrap();
+        let named = all(&tar.into_inner().unwrap()[..], &[]);
+        assert!(named.unwrap_err().to_string().contains("usable name"));
     }
 
     #[test]

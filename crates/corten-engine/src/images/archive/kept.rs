@@ -1,0 +1,73 @@
+//! An archive that is unpacked and kept at once: its bytes become a layer's blob.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use corten_oci::media_type::DOCKER_LAYER;
+use corten_oci::{Digest, Digester};
+use corten_store::archive::{Plain, decompress, sniff};
+
+/// Copies what is read through it into a file, hashed.
+pub(in super::super) struct Kept<'a> {
+    inner: Plain<'a>,
+    path: PathBuf,
+    file: File,
+    digester: Digester,
+    size: u64,
+    media_type: &'static str,
+}
+
+/// What was kept.
+pub(in super::super) struct KeptBlob {
+    /// Where it is.
+    pub(in super::super) path: PathBuf,
+    /// Of its content.
+    pub(in super::super) digest: Digest,
+    /// In bytes.
+    pub(in super::super) size: u64,
+    /// As a layer.
+    pub(in super::super) media_type: &'static str,
+}
+
+impl<'a> Kept<'a> {
+    /// Reads an archive and keeps it in a new file: as it comes where layers may be compressed
+    /// like that, else its plain bytes.
+    pub(in super::super) fn new(archive: impl Read + Send + 'a, path: &Path) -> io::Result<Self> {
+        let (compression, whole) = sniff(archive)?;
+        let (inner, media_type) = match compression.layer_type() {
+            Some(media_type) => (Box::new(whole) as Plain<'a>, media_type),
+            None => (decompress(whole)?.1, DOCKER_LAYER),
+        };
+        Ok(Self {
+            inner,
+            path: path.to_owned(),
+            file: File::create_new(path)?,
+            digester: Digester::sha256(),
+            size: 0,
+            media_type,
+        })
+    }
+
+    /// Reads what is left: whatever stands behind the end of a compressed archive is part of
+    /// the blob.
+    pub(in super::super) fn finish(mut self) -> io::Result<KeptBlob> {
+        io::copy(&mut self, &mut io::sink())?;
+        Ok(KeptBlob {
+            path: self.path,
+            digest: self.digester.finish(),
+            size: self.size,
+            media_type: self.media_type,
+        })
+    }
+}
+
+impl Read for Kept<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(out)?;
+        self.file.write_all(&out[..n])?;
+        self.digester.update(&out[..n]);
+        self.size += n as u64;
+        Ok(n)
+    }
+}

@@ -1,0 +1,304 @@
+//! Archives from strangers: their plain bytes, whatever compressed them, and their entries.
+//! Both are streams; what must be held of them is bounded here, what their content may amount
+//! to is the caller's to bound.
+
+use std::cell::Cell;
+use std::io::{self, BufRead, BufReader, Read};
+use std::rc::Rc;
+
+use corten_oci::media_type::Compression;
+
+/// Bytes read at once.
+const BUFFER: usize = 256 * 1024;
+/// First bytes that tell a compression.
+const HEAD: u64 = 6;
+/// Memory that an xz archive may ask for, KiB (`xz -9` asks for 65 MiB).
+const XZ_MEMORY: u32 = 128 * 1024;
+/// Size of a tar header, and what content is padded to.
+const BLOCK: u64 = 512;
+
+/// The plain bytes of an archive.
+pub type Plain<'a> = Box<dyn Read + Send + 'a>;
+
+/// The plain bytes of an archive, and how they were compressed: gzip, bzip2, xz, zstd (also of
+/// several members), or not at all. The first bytes tell.
+///
+/// # Errors
+/// The archive cannot be read.
+pub fn decompress<'a>(archive: impl Read + Send + 'a) -> io::Result<(Compression, Plain<'a>)> {
+    let (compression, whole) = sniff(archive)?;
+    let plain: Plain<'a> = match compression {
+        Compression::None => Box::new(whole),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
+        Compression::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(whole)),
+        Compression::Xz => Box::new(Xz(lzma_rust2::XzReader::new_mem_limit(
+            whole, true, XZ_MEMORY,
+        ))),
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(whole)?),
+    };
+    Ok((compression, plain))
+}
+
+/// How an archive is compressed, and the same archive from its beginning.
+///
+/// # Errors
+/// The archive cannot be read.
+pub fn sniff<'a>(
+    mut archive: impl Read + Send + 'a,
+) -> io::Result<(Compression, impl BufRead + Send + 'a)> {
+    let mut head = Vec::new();
+    archive.by_ref().take(HEAD).read_to_end(&mut head)?;
+    let compression = Compression::sniff(&head);
+    let rest = BufReader::with_capacity(BUFFER, archive);
+    Ok((compression, io::Cursor::new(head).chain(rest)))
+}
+
+/// An xz stream; says how much memory it may ask for.
+struct Xz<R: Read>(lzma_rust2::XzReader<R>);
+
+impl<R: Read> Read for Xz<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.0.read(out).map_err(|error| match error.kind() {
+            io::ErrorKind::OutOfMemory => invalid(format!(
+                "unpacking the xz archive takes more than {} MiB of memory",
+                XZ_MEMORY / 1024
+            )),
+            _ => error,
+        })
+    }
+}
+
+fn invalid(what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.into())
+}
+
+/// What is known of a tar while it is read.
+#[derive(Debug, Default)]
+struct Meter {
+    /// Bytes read.
+    read: Cell<u64>,
+    /// Where reading ends; `None`: nowhere.
+    end: Cell<Option<u64>>,
+    /// Reading failed, or was ended.
+    failed: Cell<bool>,
+}
+
+/// A tar, of which no more is read than is allowed.
+#[derive(Debug)]
+pub struct Metered<R> {
+    inner: R,
+    meter: Rc<Meter>,
+    before: u64,
+}
+
+impl<R: Read> Read for Metered<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let read = self.meter.read.get();
+        let left = self.meter.end.get().map_or(u64::MAX, |end| end - read);
+        let length = usize::try_from(left).unwrap_or(usize::MAX).min(out.len());
+        if length == 0 && !out.is_empty() {
+            self.meter.failed.set(true);
+            return Err(invalid(format!(
+                "names and PAX records of more than {} bytes before an entry",
+                self.before
+            )));
+        }
+        loop {
+            match self.inner.read(&mut out[..length]) {
+                Ok(n) => {
+                    self.meter.read.set(read + n as u64);
+                    return Ok(n);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.meter.failed.set(true);
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Reads a tar and hands over every entry. Long names, PAX records and the maps of sparse files,
+/// which stand before what they are about, are held in memory: of these and of headers, no
+/// more than `before` bytes are read for one entry.
+///
+/// # Errors
+/// The archive is malformed ([`io::ErrorKind::InvalidData`]) or cannot be read, or what `visit`
+/// says.
+pub fn entries<R: Read, E: From<io::Error>>(
+    tar: R,
+    before: u64,
+    mut visit: impl FnMut(&mut tar::Entry<'_, Metered<R>>) -> Result<(), E>,
+) -> Result<(), E> {
+    let meter = Rc::new(Meter::default());
+    let mut archive = tar::Archive::new(Metered {
+        inner: tar,
+        meter: meter.clone(),
+        before,
+    });
+    let malformed = |error: io::Error| {
+        if meter.failed.get() {
+            error
+        } else {
+            invalid(format!("bad tar header or length: {error}"))
+        }
+    };
+    let mut entries = archive.entries().map_err(malformed)?;
+    // What the entry before has left to be passed over.
+    let mut unread = 0_u64;
+    loop {
+        let end = meter
+            .read
+            .get()
+            .saturating_add(unread)
+            .saturating_add(before);
+        meter.end.set(Some(end));
+        let Some(entry) = entries.next() else {
+            return Ok(());
+        };
+        let mut entry = entry.map_err(malformed)?;
+        meter.end.set(None);
+        let start = meter.read.get();
+        visit(&mut entry)?;
+        let stored = entry.header().entry_size().unwrap_or_default();
+        let stored = match entry.header().entry_type() {
+            // Its size is that of the file, holes and all.
+            tar::EntryType::GNUSparse => stored,
+            _ => stored.max(entry.size()),
+        };
+        let read = meter.read.get() - start;
+        unread = stored.saturating_sub(read).saturating_add(BLOCK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// `echo hello archive | xz --check=sha256`, and the same through bzip2.
+    const XZ: &[u8] = include_bytes!("archive/hello.xz");
+    const BZIP2: &[u8] = include_bytes!("archive/hello.bz2");
+
+    fn plain(archive: &[u8]) -> io::Result<(Compression, Vec<u8>)> {
+        let (compression, mut plain) = decompress(archive)?;
+        let mut found = Vec::new();
+        plain.read_to_end(&mut found)?;
+        Ok((compression, found))
+    }
+
+    #[test]
+    fn every_compression_is_read() {
+        let text = b"hello archive\n";
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(text).unwrap();
+        let gzip = gzip.finish().unwrap();
+        let zstd = zstd::encode_all(&text[..], 1).unwrap();
+        for (archive, compression) in [
+            (&text[..], Compression::None),
+            (&gzip, Compression::Gzip),
+            (BZIP2, Compression::Bzip2),
+            (XZ, Compression::Xz),
+            (&zstd, Compression::Zstd),
+        ] {
+            assert_eq!(plain(archive).unwrap(), (compression, text.to_vec()));
+            if compression == Compression::None {
+                continue;
+            }
+            // Members follow one another, as parallel compressors write them.
+            let twice = [archive, archive].concat();
+            assert_eq!(plain(&twice).unwrap().1, text.repeat(2), "{compression:?}");
+            // What is cut off is an error wherever the cut is.
+            for length in HEAD as usize..archive.len() {
+                let cut = plain(&archive[..length]);
+                assert!(cut.is_err(), "{compression:?} of {length} bytes: {cut:?}");
+            }
+        }
+        assert_eq!(plain(b"").unwrap(), (Compression::None, Vec::new()));
+    }
+
+    #[test]
+    fn damage_is_an_error_and_nothing_worse() {
+        for archive in [BZIP2, XZ] {
+            for at in 0..archive.len() {
+                for bit in 0..8 {
+                    let mut damaged = archive.to_vec();
+                    damaged[at] ^= 1 << bit;
+                    if let Ok((Compression::Xz | Compression::Bzip2, found)) = plain(&damaged) {
+                        assert_eq!(found, b"hello archive\n", "bit {bit} of byte {at}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_xz_archive_cannot_ask_for_any_memory() {
+        let refused = plain(include_bytes!("archive/dictionary.xz")).unwrap_err();
+        assert!(refused.to_string().contains("128 MiB"), "{refused}");
+    }
+
+    /// A tar header with a correct checksum.
+    fn header(kind: u8, size: u64) -> Vec<u8> {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("file").unwrap();
+        header.set_entry_type(tar::EntryType::new(kind));
+        header.set_size(size);
+        header.set_cksum();
+        header.as_bytes().to_vec()
+    }
+
+    /// Names of the entries, none of which is read.
+    fn names(archive: impl Read, before: u64) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        entries(archive, before, |entry| {
+            names.push(String::from_utf8_lossy(&entry.path_bytes()).into_owned());
+            Ok::<_, io::Error>(())
+        })?;
+        Ok(names)
+    }
+
+    #[test]
+    fn what_stands_before_an_entry_is_bounded() {
+        for kind in [b'L', b'K', b'x'] {
+            let endless = io::Cursor::new(header(kind, 1 << 40)).chain(io::repeat(b'a'));
+            let refused = names(endless, 1 << 20).unwrap_err();
+            assert!(refused.to_string().contains("1048576 bytes"), "{refused}");
+        }
+        // Content is none of it, read or passed over.
+        let mut archive = [header(b'0', 1 << 20), vec![0; 1 << 20]].concat();
+        archive.extend([header(b'L', 600), vec![b'n'; 600], vec![0; 424]].concat());
+        archive.extend([header(b'0', 1), vec![1; 512], vec![0; 1024]].concat());
+        assert_eq!(
+            names(&archive[..], 4096).unwrap(),
+            ["file".into(), "n".repeat(600)]
+        );
+        assert!(names(&archive[..], 1024).is_err());
+    }
+
+    #[test]
+    fn damaged_archives_are_told_from_broken_streams() {
+        struct Broken;
+        impl Read for Broken {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other("the line went dead"))
+            }
+        }
+        let whole = [header(b'0', 600), vec![1; 1024]].concat();
+        let mut wrong = whole.clone();
+        wrong[3] ^= 1;
+        for damaged in [&wrong[..], &whole[..1000], &whole[..300]] {
+            let error = names(damaged, 1024).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+            assert!(error.to_string().contains("tar header"), "{error}");
+        }
+        let error = names((&whole[..]).chain(Broken), 1024).unwrap_err();
+        assert_eq!(error.to_string(), "the line went dead");
+        assert!(
+            names(&whole[..], 1024).is_ok(),
+            "the end marker may be missing"
+        );
+    }
+}
