@@ -1,6 +1,7 @@
 //! Images: configs, the names they go by, and what is needed to push them.
 
-use std::collections::HashMap;
+mod listing;
+
 use std::sync::Arc;
 
 use corten_db::{Database, Durability};
@@ -12,6 +13,8 @@ use serde::Serialize;
 use crate::blobs::Blobs;
 use crate::error::StoreError;
 use crate::layers::{LayerBlob, Layers};
+
+pub use listing::{ImageSummary, ListedImage, created_nanos};
 
 /// An image's id: the digest of its config.
 pub type ImageId = Digest;
@@ -40,27 +43,6 @@ pub struct Image {
     pub repo_digests: Vec<ImageRef>,
     /// The manifest it was pulled or pushed with.
     pub manifest: Option<Digest>,
-    /// When it came here, in seconds since the epoch.
-    pub stored_at: i64,
-}
-
-/// An image's row with its names, the config as it is.
-#[derive(Debug, Clone)]
-pub struct StoredImage {
-    /// Digest of its config.
-    pub id: ImageId,
-    /// The config, byte for byte.
-    pub raw_config: Vec<u8>,
-    /// Bytes of file content of all its layers.
-    pub size: u64,
-    /// Its names with tags.
-    pub repo_tags: Vec<ImageRef>,
-    /// The names and manifest digests it was pulled or pushed by.
-    pub repo_digests: Vec<ImageRef>,
-    /// The manifest it came or went with.
-    pub manifest: Option<Digest>,
-    /// That manifest's media type.
-    pub manifest_type: Option<String>,
     /// When it came here, in seconds since the epoch.
     pub stored_at: i64,
 }
@@ -142,6 +124,8 @@ impl Images {
     ) -> Result<ImageId, StoreError> {
         let id = Digest::of(raw_config);
         let config = parse(raw_config).map_err(|e| damaged("image config", &id, e))?;
+        let summary =
+            ImageSummary::read(raw_config).map_err(|e| damaged("image config", &id, e))?;
         let layers = diff_ids(&config, &id)?;
         let mut size = 0;
         for diff_id in &layers {
@@ -162,6 +146,7 @@ impl Images {
                     i64::try_from(size).unwrap_or(i64::MAX)
                 ],
             )?;
+            summary.store(db, &id)?;
             if let Some((digest, media_type)) = manifest {
                 db.execute(
                     "UPDATE image SET manifest = ?2, manifest_type = ?3 WHERE id = ?1",
@@ -427,67 +412,34 @@ impl Images {
         }))
     }
 
-    /// Every image as it is stored, in no order: for lists, which need little of each.
-    ///
-    /// # Errors
-    /// The database cannot be read, or a name is damaged.
-    pub fn stored(&self) -> Result<Vec<StoredImage>, StoreError> {
-        self.rows(None)
-    }
-
+    /// One image, or all of them, in no order.
     fn select(&self, only: Option<&ImageId>) -> Result<Vec<Image>, StoreError> {
-        let parsed = self.rows(only)?.into_iter().map(|row| {
-            let config = parse(&row.raw_config).map_err(|e| damaged("image config", &row.id, e))?;
-            Ok(Image {
-                layers: diff_ids(&config, &row.id)?,
-                config: Arc::new(config),
-                raw_config: row.raw_config,
-                size: row.size,
-                repo_tags: row.repo_tags,
-                repo_digests: row.repo_digests,
-                manifest: row.manifest,
-                stored_at: row.stored_at,
-                id: row.id,
-            })
-        });
-        parsed.collect()
-    }
-
-    fn rows(&self, only: Option<&ImageId>) -> Result<Vec<StoredImage>, StoreError> {
         self.database.read(|db| {
-            let names = |table: &str| -> Result<HashMap<String, Vec<ImageRef>>, StoreError> {
-                let sql = format!(
-                    "SELECT image, name FROM {table} WHERE ?1 IS NULL OR image = ?1 ORDER BY name"
-                );
-                let mut statement = db.prepare_cached(&sql)?;
-                let mut rows = statement.query([only.map(Digest::as_str)])?;
-                let mut found: HashMap<String, Vec<ImageRef>> = HashMap::new();
-                while let Some(row) = rows.next()? {
-                    let (image, name): (String, String) = (row.get(0)?, row.get(1)?);
-                    let name = name.parse().map_err(|e| damaged("name", &name, e))?;
-                    found.entry(image).or_default().push(name);
-                }
-                Ok(found)
-            };
-            let (mut tags, mut digests) = (names("image_tag")?, names("image_digest")?);
-            let mut statement = db.prepare_cached(
-                "SELECT id, config, size, manifest, manifest_type, stored_at FROM image
-                 WHERE ?1 IS NULL OR id = ?1",
-            )?;
-            let mut rows = statement.query([only.map(Digest::as_str)])?;
+            let mut tags = listing::names(db, "image_tag", only)?;
+            let mut digests = listing::names(db, "image_digest", only)?;
+            let mut sql = "SELECT id, config, size, manifest, stored_at FROM image".to_owned();
+            if only.is_some() {
+                sql.push_str(" WHERE id = ?");
+            }
+            let mut statement = db.prepare_cached(&sql)?;
+            let mut rows = statement.query(rusqlite::params_from_iter(only.map(Digest::as_str)))?;
             let mut images = Vec::new();
             while let Some(row) = rows.next()? {
                 let text: String = row.get(0)?;
+                let id: ImageId = text.parse().map_err(|e| damaged("image id", &text, e))?;
+                let raw_config: Vec<u8> = row.get(1)?;
+                let config = parse(&raw_config).map_err(|e| damaged("image config", &id, e))?;
                 let manifest: Option<String> = row.get(3)?;
-                images.push(StoredImage {
-                    id: text.parse().map_err(|e| damaged("image id", &text, e))?,
-                    raw_config: row.get(1)?,
+                images.push(Image {
+                    layers: diff_ids(&config, &id)?,
+                    config: Arc::new(config),
+                    raw_config,
                     size: u64::try_from(row.get::<_, i64>(2)?).unwrap_or_default(),
                     repo_tags: tags.remove(&text).unwrap_or_default(),
                     repo_digests: digests.remove(&text).unwrap_or_default(),
                     manifest: manifest.and_then(|m| m.parse().ok()),
-                    manifest_type: row.get(4)?,
-                    stored_at: row.get(5)?,
+                    stored_at: row.get(4)?,
+                    id,
                 });
             }
             Ok(images)

@@ -28,7 +28,7 @@ pub use arrival::{Arrival, ArrivalReader};
 pub use blobs::{BlobWriter, Blobs, Ingest};
 pub use error::StoreError;
 pub use gc::{Finding, FindingKind, GcReport};
-pub use images::{Image, ImageId, Images, PushPlan, StoredImage};
+pub use images::{Image, ImageId, ImageSummary, Images, ListedImage, PushPlan, created_nanos};
 pub use layers::{
     Change, ChangeKind, LayerBlob, LayerForm, LayerInfo, Layers, Merged, Upper, WorkDir, numeric,
 };

@@ -5,7 +5,7 @@ use corten_db::Schema;
 /// Tables of blobs, layers, images and leases.
 pub const SCHEMA: Schema = Schema {
     name: "store",
-    migrations: &[V1],
+    migrations: &[V1, V2],
 };
 
 const V1: &str = "
@@ -67,4 +67,17 @@ CREATE TABLE hold (
     PRIMARY KEY (owner, kind, object)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX hold_object ON hold (kind, object);
+";
+
+/// What lists show of an image's config. NULL in `created`: not read from it yet. The index has
+/// all that lists need, so that the pages of the configs are not read for them.
+const V2: &str = "
+ALTER TABLE image ADD COLUMN created INTEGER;
+ALTER TABLE image ADD COLUMN config_size INTEGER;
+ALTER TABLE image ADD COLUMN os TEXT;
+ALTER TABLE image ADD COLUMN architecture TEXT;
+ALTER TABLE image ADD COLUMN variant TEXT;
+ALTER TABLE image ADD COLUMN labels TEXT;
+CREATE INDEX image_listed ON image (created, id, size, manifest, manifest_type, config_size, os,
+    architecture, variant, labels);
 ";

@@ -4,6 +4,7 @@
 
 use bollard_stubs::models::ImageConfig;
 use corten_oci::{DiffId, Platform};
+pub(crate) use corten_store::created_nanos;
 use corten_store::{Image, ImageId};
 use serde::Deserialize;
 
@@ -104,13 +105,6 @@ pub(crate) fn fuzz(bytes: &[u8]) -> std::result::Result<(), String> {
         created_nanos(step.created.as_deref());
     }
     Ok(())
-}
-
-/// RFC 3339 text to nanoseconds since the epoch; 0 when absent or wrong.
-pub(crate) fn created_nanos(text: Option<&str>) -> i64 {
-    text.and_then(|t| t.parse::<jiff::Timestamp>().ok())
-        .and_then(|t| i64::try_from(t.as_nanosecond()).ok())
-        .unwrap_or(0)
 }
 
 #[cfg(test)]

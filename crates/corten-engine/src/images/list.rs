@@ -7,11 +7,10 @@ use bollard_stubs::models::{
     ImageManifestSummaryKindEnum, ImageManifestSummarySize, ImageSummary, OciDescriptor,
     OciPlatform,
 };
-use corten_oci::ImageRef;
-use corten_store::StoredImage;
-use serde::Deserialize;
+use corten_oci::{DiffId, ImageRef};
+use corten_store::{ImageId, ListedImage};
 
-use super::documents::{ImageDocument, RootFs, created_nanos};
+use super::documents::{ImageDocument, created_nanos};
 use super::{ImageListOptions, find};
 use crate::Filters;
 use crate::engine::Engine;
@@ -34,53 +33,41 @@ const FILTERS: &[&str] = &[
 pub(super) fn list(engine: &Engine, options: &ImageListOptions) -> Result<Vec<ImageSummary>> {
     filters::check(&options.filters, FILTERS)?;
     let bounds = Bounds::read(engine, &options.filters)?;
-    let shared = if options.shared_size {
-        Some(shared_layers(engine)?)
+    let layers = if options.shared_size || options.manifests {
+        engine.store().images().layers()?
     } else {
-        None
+        HashMap::new()
     };
+    let shared = options.shared_size.then(|| shared_layers(&layers));
     let containers = if options.manifests {
         users(engine)?
     } else {
         HashMap::new()
     };
     let mut list = Vec::new();
-    for image in engine.store().images().stored()? {
-        let document: Listed = match serde_json::from_slice(&image.raw_config) {
-            Ok(document) => document,
-            Err(error) => {
-                tracing::error!(image = %image.id, %error, "an image cannot be read");
-                continue;
-            }
-        };
-        let created = created_nanos(document.created.as_deref());
-        let manifests = options
-            .manifests
-            .then(|| manifests(engine, &image, &document, &containers))
-            .transpose()?;
-        let labels = document
-            .config
-            .unwrap_or_default()
-            .labels
-            .unwrap_or_default();
-        if !bounds.allow(created) || !filters::labels(&options.filters, &labels) {
+    for image in engine.store().images().listed()? {
+        let created = image.summary.created;
+        if !bounds.allow(created) || !filters::labels(&options.filters, &image.summary.labels) {
             continue;
         }
         let Some(tags) = selected_tags(&options.filters, &image) else {
             continue;
         };
+        let layers = layers.get(&image.id).map_or(&[][..], Vec::as_slice);
+        let manifests = options
+            .manifests
+            .then(|| manifests(engine, &image, layers, &containers))
+            .transpose()?;
         let shared_size = match &shared {
             None => -1,
-            Some(shared) => document
-                .rootfs
-                .diff_ids
+            Some(shared) => layers
                 .iter()
                 .filter(|l| shared.contains(*l))
                 .filter_map(|l| engine.store().layers().info(l).ok().flatten())
                 .map(|l| i64::try_from(l.size).unwrap_or(i64::MAX))
                 .sum(),
         };
-        let summary = ImageSummary {
+        list.push(ImageSummary {
             id: image.id.to_string(),
             parent_id: String::new(),
             repo_tags: tags,
@@ -88,35 +75,13 @@ pub(super) fn list(engine: &Engine, options: &ImageListOptions) -> Result<Vec<Im
             created: created / 1_000_000_000,
             size: i64::try_from(image.size).unwrap_or(i64::MAX),
             shared_size,
-            labels,
+            labels: image.summary.labels,
             containers: -1,
             manifests,
             descriptor: None,
-        };
-        list.push((created, summary));
+        });
     }
-    list.sort_by(|(a, x), (b, y)| b.cmp(a).then_with(|| x.id.cmp(&y.id)));
-    Ok(list.into_iter().map(|(_, summary)| summary).collect())
-}
-
-/// What a list needs of an image's document. History and layers, most of it, are passed over.
-#[derive(Deserialize)]
-struct Listed {
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    os: String,
-    variant: Option<String>,
-    created: Option<String>,
-    config: Option<ListedConfig>,
-    #[serde(default)]
-    rootfs: RootFs,
-}
-
-#[derive(Default, Deserialize)]
-struct ListedConfig {
-    #[serde(rename = "Labels")]
-    labels: Option<HashMap<String, String>>,
+    Ok(list)
 }
 
 /// Which containers each image has.
@@ -135,14 +100,14 @@ fn users(engine: &Engine) -> Result<HashMap<String, Vec<String>>> {
 /// An image's one manifest. Its id is the image's where there is no manifest yet.
 fn manifests(
     engine: &Engine,
-    image: &StoredImage,
-    document: &Listed,
+    image: &ListedImage,
+    layers: &[DiffId],
     containers: &HashMap<String, Vec<String>>,
 ) -> Result<Vec<ImageManifestSummary>> {
     let store = engine.store();
     let signed = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
-    let mut content = signed(image.raw_config.len() as u64);
-    for diff_id in &document.rootfs.diff_ids {
+    let mut content = signed(image.summary.config_size);
+    for diff_id in layers {
         content += store
             .layers()
             .blob_for(diff_id)?
@@ -153,12 +118,12 @@ fn manifests(
             let size = store.blobs().size(digest)?.unwrap_or_default();
             (digest, image.manifest_type.as_deref(), size)
         }
-        None => (&image.id, None, image.raw_config.len() as u64),
+        None => (&image.id, None, image.summary.config_size),
     };
     let platform = OciPlatform {
-        architecture: Some(document.architecture.clone()),
-        os: Some(document.os.clone()),
-        variant: document.variant.clone().filter(|v| !v.is_empty()),
+        architecture: Some(image.summary.architecture.clone()),
+        os: Some(image.summary.os.clone()),
+        variant: image.summary.variant.clone(),
         ..Default::default()
     };
     let unpacked = signed(image.size);
@@ -194,24 +159,19 @@ fn manifests(
 }
 
 /// Layers that more than one image has.
-fn shared_layers(engine: &Engine) -> Result<HashSet<corten_oci::DiffId>> {
-    let mut counts: HashMap<corten_oci::DiffId, u32> = HashMap::new();
-    for image in engine.store().images().stored()? {
-        if let Ok(document) = serde_json::from_slice::<Listed>(&image.raw_config) {
-            for layer in document.rootfs.diff_ids.into_iter().collect::<HashSet<_>>() {
-                *counts.entry(layer).or_default() += 1;
-            }
+fn shared_layers(images: &HashMap<ImageId, Vec<DiffId>>) -> HashSet<&DiffId> {
+    let mut counts: HashMap<&DiffId, u32> = HashMap::new();
+    for layers in images.values() {
+        for layer in layers.iter().collect::<HashSet<_>>() {
+            *counts.entry(layer).or_default() += 1;
         }
     }
-    Ok(counts
-        .into_iter()
-        .filter(|(_, n)| *n > 1)
-        .map(|(layer, _)| layer)
-        .collect())
+    counts.retain(|_, images| *images > 1);
+    counts.into_keys().collect()
 }
 
 /// The tags to show; `None` when the image is not to be listed.
-fn selected_tags(wanted: &Filters, image: &StoredImage) -> Option<Vec<String>> {
+fn selected_tags(wanted: &Filters, image: &ListedImage) -> Option<Vec<String>> {
     let mut tags: Vec<String> = image.repo_tags.iter().map(ImageRef::familiar).collect();
     let patterns = filters::values(wanted, "reference");
     if !patterns.is_empty() {

@@ -75,7 +75,7 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
     let count = |wanted: fn(Status) -> bool| {
         i64::try_from(containers.iter().filter(|c| wanted(c.status)).count()).ok()
     };
-    let images = engine.store().images().list()?.len();
+    let images = engine.store().images().count()?;
     let id: String = engine.database().read(|c| {
         Ok::<_, EngineError>(c.query_row(
             "SELECT value FROM settings WHERE key = 'id'",
