@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::harness::{Background, Engine};
+use crate::harness::{Background, Engine, docker};
 
 fn with_registry() -> (Engine, Background, String) {
     let engine = Engine::with_alpine();
@@ -36,6 +36,124 @@ fn pushed_images_come_back() {
     assert_eq!(engine.ok(["images", "-q", "--no-trunc", &name]), id);
     assert!(engine.ok(["pull", &name]).contains("Image is up to date"));
     engine.assert_clean();
+}
+
+#[test]
+fn all_tags_go_and_come() {
+    let (engine, _server, address) = with_registry();
+    let name = format!("{address}/team/app");
+    for tag in ["1", "2"] {
+        let dockerfile = format!("FROM alpine\nRUN echo {tag} > /f\nCMD [\"cat\",\"/f\"]\n");
+        let built = engine.build(&format!("{name}:{tag}"), &[("Dockerfile", &dockerfile)]);
+        assert_eq!(built.code, 0, "{built:?}");
+    }
+    engine.ok(["tag", &format!("{name}:2"), &format!("{name}:also-2")]);
+    let pushed = engine.ok(["push", "-a", &name]);
+    let refers = format!("The push refers to repository [{name}]");
+    assert_eq!(pushed.matches(&refers).count(), 1, "{pushed}");
+    let digests: Vec<&str> = pushed
+        .lines()
+        .filter(|line| line.contains(": digest: "))
+        .collect();
+    let tags: Vec<&str> = digests.iter().map(|l| &l[..l.find(':').unwrap()]).collect();
+    assert_eq!(tags, ["1", "2", "also-2"], "{pushed}");
+    assert_eq!(engine.ok(["push", "-qa", &name]), name);
+
+    let other = Engine::new();
+    let pulled = other.ok(["pull", "--all-tags", &name]);
+    for expected in [
+        "1: Pulling from team/app".to_owned(),
+        "2: Pulling from team/app".to_owned(),
+        "also-2: Pulling from team/app".to_owned(),
+        format!("Status: Downloaded newer image for {name}"),
+    ] {
+        let lines = pulled.lines().filter(|line| **line == expected);
+        assert_eq!(lines.count(), 1, "{expected}: {pulled}");
+    }
+    assert!(pulled.ends_with(&format!("\n{name}")), "{pulled}");
+    assert_eq!(pulled.matches("\nDigest: sha256:").count(), 3, "{pulled}");
+    assert_eq!(pulled.matches("Status: ").count(), 1, "{pulled}");
+    for (tag, content) in [("1", "1"), ("2", "2"), ("also-2", "2")] {
+        assert_eq!(other.ok(["run", "--rm", &format!("{name}:{tag}")]), content);
+    }
+    let again = other.ok(["pull", "-a", &name]);
+    let status = format!("Status: Image is up to date for {name}\n{name}");
+    assert!(again.ends_with(&status), "{again}");
+    assert_eq!(other.ok(["pull", "-qa", &name]), name);
+
+    let tagged = format!("{name}:1");
+    let missing = format!("{address}/team/none");
+    let not_here = format!("{name}:none");
+    for (args, complaint) in [
+        (
+            ["pull", "-a", &tagged],
+            "tag can't be used with --all-tags/-a",
+        ),
+        (
+            ["push", "-a", &tagged],
+            "tag can't be used with --all-tags/-a",
+        ),
+        (["pull", "-a", &missing], "pull access denied for"),
+        (
+            ["push", "-a", &missing],
+            "An image does not exist locally with the tag: ",
+        ),
+        (
+            ["push", "-q", &missing],
+            "An image does not exist locally with the tag: ",
+        ),
+        (["push", "-q", &not_here], "tag does not exist: "),
+    ] {
+        let refused = other.fails(1, args);
+        assert!(refused.contains(complaint), "{args:?}: {refused}");
+    }
+    // By digest only: nothing to push.
+    let digest = other.ok([
+        "image",
+        "inspect",
+        "-f",
+        "{{index .RepoDigests 0}}",
+        &tagged,
+    ]);
+    other.ok([
+        "rmi",
+        "-f",
+        &tagged,
+        &format!("{name}:2"),
+        &format!("{name}:also-2"),
+    ]);
+    other.ok(["pull", "-q", &digest]);
+    let refused = other.fails(1, ["push", "-a", &name]);
+    assert!(refused.contains("no tags to push for"), "{refused}");
+    other.assert_clean();
+
+    // The same of Docker's own command.
+    let (_api, host) = engine.serve();
+    let docker = |args: &[&str]| docker(&engine, &host, args);
+    let Some(theirs) = docker(&["push", "-a", &name]) else {
+        return;
+    };
+    assert_eq!(theirs.code, 0, "{theirs:?}");
+    for line in digests {
+        assert!(theirs.stdout.contains(line), "{line}: {theirs:?}");
+    }
+    engine.ok([
+        "rmi",
+        "-f",
+        &tagged,
+        &format!("{name}:2"),
+        &format!("{name}:also-2"),
+    ]);
+    let theirs = docker(&["pull", "-a", &name]).unwrap();
+    let status = format!("Status: Downloaded newer image for {name}\n{name}\n");
+    assert!(
+        theirs.code == 0 && theirs.stdout.ends_with(&status),
+        "{theirs:?}"
+    );
+    let listed = engine.ok(["images", "--format", "{{.Tag}}", &name]);
+    let mut listed: Vec<&str> = listed.lines().collect();
+    listed.sort_unstable();
+    assert_eq!(listed, ["1", "2", "also-2"]);
 }
 
 #[test]

@@ -172,7 +172,45 @@ impl Client {
         progress: &dyn Progress,
     ) -> Result<Pulled, RegistryError> {
         let sources = self.hosts(image.domain(), credential)?;
-        pull::pull(&sources, store, image, platform, progress).await
+        let pulled = pull::pull(&sources, store, image, platform, progress).await?;
+        pull::summarise(progress, image, pulled.up_to_date);
+        Ok(pulled)
+    }
+
+    /// Pulls every tag of a repository into a store, one after the other.
+    ///
+    /// # Errors
+    /// There is no such repository, or as [`pull`](Self::pull) for one of its tags; the tags
+    /// before that one are here.
+    pub async fn pull_all(
+        &self,
+        store: &Store,
+        repository: &ImageRef,
+        platform: &Platform,
+        credential: Option<&Credential>,
+        progress: &dyn Progress,
+    ) -> Result<(), RegistryError> {
+        let sources = self.hosts(repository.domain(), credential)?;
+        let remote = Remote::new(sources.clone());
+        let tags = remote.tags(repository.path()).await;
+        let tags = tags.map_err(|error| match error {
+            RegistryError::ManifestUnknown(_) | RegistryError::PullDenied(_) => {
+                RegistryError::PullDenied(repository.familiar_name())
+            }
+            other => other,
+        })?;
+        let mut up_to_date = true;
+        for tag in tags {
+            let invalid = |error| RegistryError::Protocol {
+                registry: repository.domain().to_owned(),
+                reason: format!("its list of tags has {tag:?}: {error}"),
+            };
+            let image = repository.with_tag(&tag).map_err(invalid)?;
+            let pulled = pull::pull(&sources, store, &image, platform, progress).await?;
+            up_to_date &= pulled.up_to_date;
+        }
+        pull::summarise(progress, repository, up_to_date);
+        Ok(())
     }
 
     /// Pushes an image of a store under a name.

@@ -143,14 +143,7 @@ async fn fetch(
     let response = found(host, image, response).await?;
     let announced = announced_type(&response);
     let bytes = read(host, response, MAX_MANIFEST, "manifest").await?;
-    let digest = match expected {
-        None => Digest::of(&bytes),
-        Some(expected) => {
-            let mut digester = Digester::new(expected.algorithm());
-            digester.update(&bytes);
-            digester.finish()
-        }
-    };
+    let digest = digest_like(&bytes, expected);
     if let Some(expected) = expected
         && *expected != digest
     {
@@ -164,6 +157,16 @@ async fn fetch(
         bytes,
         digest,
     })
+}
+
+/// The digest of a document, by the algorithm of the one it should have.
+pub(crate) fn digest_like(bytes: &[u8], expected: Option<&Digest>) -> Digest {
+    let Some(expected) = expected else {
+        return Digest::of(bytes);
+    };
+    let mut digester = Digester::new(expected.algorithm());
+    digester.update(bytes);
+    digester.finish()
 }
 
 /// The media type that a header names.

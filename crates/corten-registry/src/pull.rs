@@ -1,6 +1,6 @@
 //! Pulling an image.
 
-use corten_oci::{DiffId, Digest, Digester, ImageRef, Platform};
+use corten_oci::{DiffId, Digest, ImageRef, Platform};
 use corten_store::{Arrival, ImageId, LayerBlob, Layers, Store, StoreError};
 use futures_util::{StreamExt, TryStreamExt};
 use http::Method;
@@ -74,17 +74,7 @@ pub(crate) async fn pull(
         };
         match outcome {
             Ok(pulled) => {
-                let status = if pulled.up_to_date {
-                    "Image is up to date for"
-                } else {
-                    "Downloaded newer image for"
-                };
                 say(progress, None, format!("Digest: {}", pulled.digest));
-                say(
-                    progress,
-                    None,
-                    format!("Status: {status} {}", image.familiar()),
-                );
                 return Ok(pulled);
             }
             Err(error) if at + 1 < places.len() && error.is_worth_another_source() => {
@@ -99,6 +89,17 @@ pub(crate) async fn pull(
         return Err(error);
     }
     Err(last.unwrap_or_else(|| RegistryError::ManifestUnknown(image.familiar())))
+}
+
+/// Says what a pull of that name came to.
+pub(crate) fn summarise(progress: &dyn Progress, image: &ImageRef, up_to_date: bool) {
+    let status = if up_to_date {
+        "Image is up to date for"
+    } else {
+        "Downloaded newer image for"
+    };
+    let name = image.familiar();
+    say(progress, None, format!("Status: {status} {name}"));
 }
 
 /// Which of two errors a user should read: that a mirror has no such image explains more
@@ -203,9 +204,7 @@ async fn config(
         .await?;
     let response = manifest::found(host, image, response).await?;
     let bytes = manifest::read(host, response, MAX_CONFIG, "image configuration").await?;
-    let mut digester = Digester::new(descriptor.digest.algorithm());
-    digester.update(&bytes);
-    let actual = digester.finish();
+    let actual = manifest::digest_like(&bytes, Some(&descriptor.digest));
     if actual != descriptor.digest {
         let expected = descriptor.digest.clone();
         return Err(StoreError::CorruptBlob { expected, actual }.into());

@@ -10,7 +10,7 @@ use reqwest::Response;
 use crate::download::blocking;
 use crate::error::RegistryError;
 use crate::http::{Access, Host, Scope, Target, words};
-use crate::progress::{Progress, Told, say};
+use crate::progress::{Progress, Told};
 use crate::upload::Upload;
 
 /// Blobs uploaded at once (Docker's default).
@@ -52,11 +52,6 @@ pub(crate) async fn push(
 ) -> Result<Pushed, RegistryError> {
     let leases = store.leases().clone();
     let _lease = blocking(move || leases.acquire()).await?;
-    say(
-        progress,
-        None,
-        format!("The push refers to repository [{}]", image.name()),
-    );
     let (images, key) = (store.images().clone(), id.clone());
     let stored = blocking(move || images.get(&key)).await?;
     for layer in stored.layers.iter().rev() {

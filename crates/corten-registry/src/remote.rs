@@ -7,7 +7,7 @@ mod publish;
 use std::pin::Pin;
 
 use bytes::Bytes;
-use corten_oci::{Digest, Digester, media_type};
+use corten_oci::{Digest, media_type};
 use futures_util::{Stream, StreamExt as _};
 use http::{Method, StatusCode, header};
 use reqwest::Response;
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::error::RegistryError;
 use crate::http::{Access, Host, Scope, Target, innermost, words};
-use crate::manifest::{MAX_MANIFEST, announced_type, read, type_of};
+use crate::manifest::{MAX_MANIFEST, announced_type, digest_like, read, type_of};
 
 /// Largest page of a list, bytes.
 const MAX_PAGE: usize = 16 << 20;
@@ -356,14 +356,7 @@ async fn manifest(
     let answer = there(host, answer, &unknown).await?;
     let announced = announced_type(&answer);
     let bytes = read(host, answer, MAX_MANIFEST, "manifest").await?;
-    let digest = match expected {
-        None => Digest::of(&bytes),
-        Some(expected) => {
-            let mut digester = Digester::new(expected.algorithm());
-            digester.update(&bytes);
-            digester.finish()
-        }
-    };
+    let digest = digest_like(&bytes, expected);
     if expected.is_some_and(|expected| *expected != digest) {
         return Err(host.protocol(format!("manifest {reference}: got {digest}")));
     }

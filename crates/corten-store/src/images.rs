@@ -280,6 +280,35 @@ impl Images {
         Err(StoreError::NoSuchImage(shown(text)))
     }
 
+    /// The names in a repository: those with tags, and those with digests, each sorted.
+    ///
+    /// # Errors
+    /// The database cannot be read, or a name is damaged.
+    pub fn names_in(
+        &self,
+        repository: &ImageRef,
+    ) -> Result<(Vec<ImageRef>, Vec<ImageRef>), StoreError> {
+        let name = repository.name();
+        self.database.read(|db| {
+            // The characters after `:` and `@` bound what begins with the name and them.
+            let tagged = "SELECT name FROM image_tag WHERE name > ?1 || ':' AND name < ?1 || ';'
+                          ORDER BY name";
+            let by_digest = "SELECT name FROM image_digest
+                             WHERE name > ?1 || '@' AND name < ?1 || 'A' ORDER BY name";
+            let names = |sql: &str| -> Result<Vec<ImageRef>, StoreError> {
+                let mut statement = db.prepare_cached(sql)?;
+                let mut rows = statement.query([&name])?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    let text: String = row.get(0)?;
+                    found.push(text.parse().map_err(|e| damaged("name", &text, e))?);
+                }
+                Ok(found)
+            };
+            Ok((names(tagged)?, names(by_digest)?))
+        })
+    }
+
     /// The image that has exactly this name (`:latest` where it has neither tag nor digest).
     ///
     /// # Errors

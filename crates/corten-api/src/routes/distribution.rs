@@ -1,4 +1,5 @@
-//! Pull (`POST /images/create`) and push, with Docker's JSON progress.
+//! Pull (`POST /images/create`) and push, with Docker's JSON progress. A name without tag and
+//! digest stands for all tags of its repository.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use axum::response::Response;
 use axum::routing::post;
 use corten_engine::{Engine, EngineError};
 use corten_oci::ImageRef;
-use corten_registry::{Progress, ProgressEvent};
+use corten_registry::{Credential, Progress, ProgressEvent};
 use http::{HeaderMap, Request};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -82,7 +83,12 @@ fn image_ref(name: &str, tag: Option<&str>) -> Result<ImageRef, ApiError> {
             .and_then(|r| r.with_tag(tag))
             .map_err(invalid)?,
     };
-    Ok(reference.or_latest())
+    Ok(reference)
+}
+
+/// Whether a name stands for all tags of its repository.
+fn is_repository(image: &ImageRef) -> bool {
+    image.tag().is_none() && image.digest().is_none()
 }
 
 async fn pull(
@@ -104,10 +110,22 @@ async fn pull(
     let work = tokio::spawn(async move {
         let progress = Arc::new(ToClient(lines.clone()));
         let images = engine.images();
-        let pulling = images.pull(&image, platform.as_ref(), credential.as_ref(), progress);
+        let (platform, credential) = (platform.as_ref(), credential.as_ref());
+        let pulling = async {
+            if is_repository(&image) {
+                images
+                    .pull_all(&image, platform, credential, progress)
+                    .await
+            } else {
+                images
+                    .pull(&image, platform, credential, progress)
+                    .await
+                    .map(drop)
+            }
+        };
         // A client that leaves ends its pull; what has arrived is kept for the next one.
         tokio::select! {
-            outcome = pulling => outcome.map(drop),
+            outcome = pulling => outcome,
             () = lines.closed() => Ok(()),
         }
     });
@@ -125,31 +143,40 @@ pub(super) fn push(
     let credential = credential(headers)?;
     let (lines, response) = JsonLines::response();
     tokio::spawn(async move {
-        let progress = Arc::new(ToClient(lines.clone()));
-        let images = engine.images();
-        let pushing = images.push(&image, credential.as_ref(), progress);
         let outcome = tokio::select! {
-            outcome = pushing => outcome,
+            outcome = push_all(&engine, &image, credential.as_ref(), &lines) => outcome,
             () = lines.closed() => return,
         };
-        match outcome {
-            Ok(pushed) => {
-                let tag = image.tag().unwrap_or_default();
-                let status = format!("{tag}: digest: {} size: {}", pushed.digest, pushed.size);
-                lines.send(&json!({ "status": status })).await;
-                lines
-                    .send(&json!({
-                        "progressDetail": {},
-                        "aux": { "Tag": tag, "Digest": pushed.digest, "Size": pushed.size }
-                    }))
-                    .await;
-            }
-            Err(error) => {
-                lines.send(&failure(&error)).await;
-            }
+        if let Err(error) = outcome {
+            lines.send(&failure(&error)).await;
         }
     });
     Ok(response)
+}
+
+async fn push_all(
+    engine: &Engine,
+    image: &ImageRef,
+    credential: Option<&Credential>,
+    lines: &JsonLines,
+) -> Result<(), EngineError> {
+    let status = format!("The push refers to repository [{}]", image.name());
+    lines.send(&json!({ "status": status })).await;
+    let images = engine.images();
+    for tagged in images.to_push(image).await? {
+        let progress = Arc::new(ToClient(lines.clone()));
+        let pushed = images.push(&tagged, credential, progress).await?;
+        let tag = tagged.tag().unwrap_or_default();
+        let status = format!("{tag}: digest: {} size: {}", pushed.digest, pushed.size);
+        lines.send(&json!({ "status": status })).await;
+        lines
+            .send(&json!({
+                "progressDetail": {},
+                "aux": { "Tag": tag, "Digest": pushed.digest, "Size": pushed.size }
+            }))
+            .await;
+    }
+    images.pushed(image).await
 }
 
 #[cfg(test)]
@@ -159,7 +186,7 @@ mod tests {
     #[test]
     fn references_from_name_and_tag() {
         let show = |name: &str, tag: Option<&str>| image_ref(name, tag).map(|r| r.familiar());
-        assert_eq!(show("alpine", None).unwrap(), "alpine:latest");
+        assert_eq!(show("alpine", None).unwrap(), "alpine");
         assert_eq!(show("alpine", Some("3")).unwrap(), "alpine:3");
         assert_eq!(show("alpine:2", None).unwrap(), "alpine:2");
         let digest = format!("sha256:{}", "0".repeat(64));

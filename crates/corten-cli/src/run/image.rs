@@ -41,7 +41,7 @@ pub(crate) fn encode(credential: Option<&Credential>) -> String {
     URL_SAFE.encode(json.unwrap_or_else(|_| "{}".into()))
 }
 
-/// Pulls an image.
+/// Pulls an image; every tag of its repository where the name has neither tag nor digest.
 pub(crate) async fn pull(
     cli: &Cli,
     image: &ImageRef,
@@ -49,15 +49,14 @@ pub(crate) async fn pull(
     show: Show,
 ) -> Result {
     let reference = match (image.digest(), image.tag()) {
-        (Some(digest), _) => digest.to_string(),
-        (None, Some(tag)) => tag.to_owned(),
-        (None, None) => corten_oci::reference::DEFAULT_TAG.to_owned(),
+        (Some(digest), _) => Some(digest.to_string()),
+        (None, tag) => tag.map(str::to_owned),
     };
     let lines = cli
         .client()?
         .post("/images/create")
         .query("fromImage", image.familiar_name())
-        .query("tag", reference)
+        .query_opt("tag", reference)
         .query_opt("platform", platform)
         .header("X-Registry-Auth", auth_header(cli, image)?)
         .lines()

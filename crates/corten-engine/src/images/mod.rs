@@ -205,14 +205,65 @@ impl Images {
         let pulled = client
             .pull(self.0.store(), image, &platform, credential, &*progress)
             .await?;
-        let (reference, name) = (image.familiar(), image.familiar_name());
-        self.0
-            .blocking(move |engine| {
-                event(engine, "pull", &reference, &name);
-                Ok(())
-            })
-            .await?;
+        self.transferred("pull", image).await?;
         Ok(pulled)
+    }
+
+    /// Pulls every tag of a repository.
+    ///
+    /// # Errors
+    /// As [`pull`](Self::pull) of the tags; those before the one that fails are here.
+    pub async fn pull_all(
+        &self,
+        repository: &ImageRef,
+        platform: Option<&Platform>,
+        credential: Option<&Credential>,
+        progress: Arc<dyn Progress>,
+    ) -> Result<()> {
+        let platform = platform.cloned().unwrap_or_else(Platform::host);
+        let client = self.0.registry()?;
+        client
+            .pull_all(
+                self.0.store(),
+                repository,
+                &platform,
+                credential,
+                &*progress,
+            )
+            .await?;
+        self.transferred("pull", repository).await
+    }
+
+    /// What a push of this name pushes: itself, or all tags of the repository where it has
+    /// none.
+    ///
+    /// # Errors
+    /// When there is no such tag here, or none at all.
+    pub async fn to_push(&self, image: &ImageRef) -> Result<Vec<ImageRef>> {
+        if image.digest().is_some() {
+            return Err(bad("cannot push a digest reference"));
+        }
+        let wanted = image.clone();
+        let (tagged, by_digest) = self
+            .0
+            .blocking(move |engine| Ok(engine.store().images().names_in(&wanted)?))
+            .await?;
+        let name = image.familiar_name();
+        if tagged.is_empty() && by_digest.is_empty() {
+            let missing = format!("An image does not exist locally with the tag: {name}");
+            return Err(EngineError::NotFound(missing));
+        }
+        if image.tag().is_some() {
+            if !tagged.contains(image) {
+                let missing = format!("tag does not exist: {}", image.familiar());
+                return Err(EngineError::NotFound(missing));
+            }
+            return Ok(vec![image.clone()]);
+        }
+        if tagged.is_empty() {
+            return Err(EngineError::NotFound(format!("no tags to push for {name}")));
+        }
+        Ok(tagged)
     }
 
     /// Pushes one tag.
@@ -225,27 +276,29 @@ impl Images {
         credential: Option<&Credential>,
         progress: Arc<dyn Progress>,
     ) -> Result<Pushed> {
-        let name = image.to_string();
-        let missing = format!(
-            "An image does not exist locally with the tag: {}",
-            image.familiar_name()
-        );
-        let id = match self.resolve(&name).await {
-            Err(EngineError::NoSuchImage(_)) => return Err(EngineError::NotFound(missing)),
-            other => other?,
-        };
+        let id = self.resolve(&image.to_string()).await?;
         let client = self.0.registry()?;
-        let pushed = client
+        Ok(client
             .push(self.0.store(), image, &id, credential, &*progress)
-            .await?;
+            .await?)
+    }
+
+    /// Records that everything was pushed that a name stands for.
+    ///
+    /// # Errors
+    /// None that ends a push: an event that cannot be written is logged.
+    pub async fn pushed(&self, image: &ImageRef) -> Result<()> {
+        self.transferred("push", image).await
+    }
+
+    async fn transferred(&self, action: &'static str, image: &ImageRef) -> Result<()> {
         let (reference, name) = (image.familiar(), image.familiar_name());
         self.0
             .blocking(move |engine| {
-                event(engine, "push", &reference, &name);
+                event(engine, action, &reference, &name);
                 Ok(())
             })
-            .await?;
-        Ok(pushed)
+            .await
     }
 
     /// Images as one archive: an OCI layout that is a docker-archive, too. A name without tag

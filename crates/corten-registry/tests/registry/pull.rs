@@ -27,8 +27,8 @@ async fn a_round_trip_keeps_every_byte() {
     let id = from.image(&name, &[b"one", &noise(1_000_000), b"three", b""]);
     let client = client("");
     let (pushed, told) = from.push(&client, &name, None).await.unwrap();
-    let refers = format!("The push refers to repository [{address}/team/app]");
-    assert_eq!(told[0], refers);
+    // Which repository it is, is for whoever knows how many tags are pushed to it.
+    assert!(told[0].ends_with(": Preparing"), "{told:?}");
     for (status, times) in [("Preparing", 4), ("Pushed", 4)] {
         assert_eq!(count(&told, status), times, "{status}: {told:?}");
     }

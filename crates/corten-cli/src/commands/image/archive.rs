@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use tokio::sync::mpsc;
 
+use super::PLATFORM;
 use crate::app::Cli;
 use crate::command::{Command, action};
 use crate::error::{CliError, Result, reason};
@@ -74,10 +75,7 @@ pub(crate) static IMPORT: Command = Command::new(
     )
     .short('c'),
     Flag::text("message", "Set commit message for imported image").short('m'),
-    Flag::text(
-        "platform",
-        "Set platform if server is multi-platform capable",
-    ),
+    PLATFORM,
 ]]);
 
 async fn save(cli: &Cli, flags: Parsed) -> Result {

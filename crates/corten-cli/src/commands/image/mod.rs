@@ -24,6 +24,12 @@ pub(crate) use ls::{LS, Summary, table};
 use prune::PRUNE;
 pub(crate) use transfer::{PULL, PUSH};
 
+/// Of commands that make an image of this machine.
+const PLATFORM: Flag = Flag::text(
+    "platform",
+    "Set platform if server is multi-platform capable",
+);
+
 /// `image`
 pub(crate) static GROUP: Command = Command::group(
     "image",

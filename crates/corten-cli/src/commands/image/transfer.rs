@@ -1,7 +1,9 @@
 //! `pull` and `push`.
 
+use corten_oci::ImageRef;
 use serde_json::Value;
 
+use super::PLATFORM;
 use crate::app::Cli;
 use crate::client::name;
 use crate::command::{Command, action};
@@ -10,6 +12,11 @@ use crate::flags::{Arity, Flag, Parsed};
 use crate::opts::platform;
 use crate::progress::stream::{self, Sink};
 use crate::run::image::{Show, auth_header, pull as pull_image, reference};
+
+const UNTRUSTED: Flag = Flag::switch("disable-content-trust", "Skip image verification")
+    .default("true")
+    .hidden();
+const QUIET: Flag = Flag::switch("quiet", "Suppress verbose output").short('q');
 
 pub(crate) static PULL: Command = Command::new(
     "pull",
@@ -21,17 +28,10 @@ pub(crate) static PULL: Command = Command::new(
 .arity(Arity::Exact(1))
 .heavy()
 .flags(&[&[
-    Flag::switch("all-tags", "Not offered: name the tags")
-        .short('a')
-        .hidden(),
-    Flag::switch("disable-content-trust", "Skip image verification")
-        .default("true")
-        .hidden(),
-    Flag::text(
-        "platform",
-        "Set platform if server is multi-platform capable",
-    ),
-    Flag::switch("quiet", "Suppress verbose output").short('q'),
+    Flag::switch("all-tags", "Download all tagged images in the repository").short('a'),
+    UNTRUSTED,
+    PLATFORM,
+    QUIET,
 ]]);
 
 pub(crate) static PUSH: Command = Command::new(
@@ -44,65 +44,66 @@ pub(crate) static PUSH: Command = Command::new(
 .arity(Arity::Exact(1))
 .heavy()
 .flags(&[&[
-    Flag::switch("all-tags", "Not offered: name the tags")
-        .short('a')
-        .hidden(),
-    Flag::switch("disable-content-trust", "Skip image signing")
-        .default("true")
-        .hidden(),
+    Flag::switch("all-tags", "Push all tags of an image to the repository").short('a'),
+    UNTRUSTED,
     Flag::text(
         "platform",
         "Platform that the image must be for (\"linux/amd64\")",
     ),
-    Flag::switch("quiet", "Suppress verbose output").short('q'),
+    QUIET,
 ]]);
 
-fn refuse_unsupported(flags: &Parsed) -> Result {
-    if flags.on("all-tags") {
-        return Err(CliError::message(
-            "--all-tags is not offered: name the tags one by one",
-        ));
-    }
+/// The image that is asked for: `:latest` where it has neither tag nor digest, unless all tags
+/// are meant.
+fn asked_for(cli: &Cli, flags: &Parsed) -> Result<ImageRef> {
     if !flags.on("disable-content-trust") {
         return Err(CliError::message(
             "--disable-content-trust=false: content trust is not offered",
         ));
     }
-    Ok(())
+    let text = flags.args.first().map(String::as_str).unwrap_or_default();
+    let image = reference(text)?;
+    let named_only = image.tag().is_none() && image.digest().is_none();
+    match (flags.on("all-tags"), named_only) {
+        (true, false) => Err(CliError::message("tag can't be used with --all-tags/-a")),
+        (false, true) => {
+            if !flags.on("quiet") {
+                cli.line("Using default tag: latest")?;
+            }
+            Ok(image.or_latest())
+        }
+        _ => Ok(image),
+    }
 }
 
 async fn pull(cli: &Cli, flags: Parsed) -> Result {
-    refuse_unsupported(&flags)?;
     let platform = flags.nonempty("platform");
     if let Some(platform) = platform {
         platform::check(platform)?;
     }
-    let text = flags.args.first().map(String::as_str).unwrap_or_default();
-    let image = reference(text)?;
-    let quiet = flags.on("quiet");
-    if image.tag().is_none() && image.digest().is_none() && !quiet {
-        cli.line("Using default tag: latest")?;
-    }
-    let image = image.or_latest();
-    let show = if quiet { Show::Nothing } else { Show::Stdout };
+    let image = asked_for(cli, &flags)?;
+    let show = if flags.on("quiet") {
+        Show::Nothing
+    } else {
+        Show::Stdout
+    };
     pull_image(cli, &image, platform, show).await?;
     cli.line(image.to_string())
 }
 
 async fn push(cli: &Cli, flags: Parsed) -> Result {
-    refuse_unsupported(&flags)?;
-    let text = flags.args.first().map(String::as_str).unwrap_or_default();
-    let image = reference(text)?;
+    let image = asked_for(cli, &flags)?;
     let quiet = flags.on("quiet");
     if image.digest().is_some() {
         return Err(CliError::message("cannot push a digest reference"));
     }
-    if image.tag().is_none() && !quiet {
-        cli.line("Using default tag: latest")?;
-    }
-    let image = image.or_latest();
     if let Some(wanted) = flags.nonempty("platform") {
         platform::check(wanted)?;
+        if flags.on("all-tags") {
+            return Err(CliError::message(
+                "--platform goes with one tag: push the tags one by one",
+            ));
+        }
         let path = format!("/images/{}/json", name(&image.familiar()));
         let document: Value = cli.client()?.get(path).json().await?;
         super::check_platform(&image.familiar(), wanted, &document.to_string())?;
@@ -110,19 +111,16 @@ async fn push(cli: &Cli, flags: Parsed) -> Result {
     let lines = cli
         .client()?
         .post(format!("/images/{}/push", name(&image.familiar_name())))
-        .query("tag", image.tag().unwrap_or_default())
+        .query_opt("tag", image.tag())
         .header("X-Registry-Auth", auth_header(cli, &image)?)
         .lines()
         .await?;
-    stream::show(
-        lines,
-        if quiet {
-            Sink::nothing()
-        } else {
-            Sink::stdout()
-        },
-    )
-    .await?;
+    let sink = if quiet {
+        Sink::nothing()
+    } else {
+        Sink::stdout()
+    };
+    stream::show(lines, sink).await?;
     if quiet {
         cli.line(image.to_string())
     } else {
