@@ -262,7 +262,11 @@ fn exported_files_are_imported() {
             b"",
             "open /nonexistent: no such file or directory",
         ),
-        (&["import", "http://127.0.0.1:1/x.tar", "x"], b"", "curl -L"),
+        (
+            &["import", "http://127.0.0.1:1/x.tar", "x"],
+            b"",
+            "cannot download http://127.0.0.1:1/x.tar: ",
+        ),
         (&["export", "nobody"], b"", "No such container: nobody"),
         (
             &["export", "-o", "/nonexist/x", "box"],
@@ -289,6 +293,84 @@ fn exported_files_are_imported() {
     engine.ok(["rm", "-v", "box"]);
     engine.assert_clean();
     other.assert_clean();
+}
+
+/// A web server with a file, and ways to it and elsewhere.
+fn web(file: &'static [u8]) -> String {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            let request = lines.next().unwrap_or_default();
+            // The rest of the request, which has no body.
+            lines.find(String::is_empty);
+            let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
+            let (status, header, body) = match path.as_str() {
+                "/moved" => ("302 Found", "Location: /files.tar\r\n", &b""[..]),
+                "/round" => ("301 Moved Permanently", "Location: /round\r\n", &b""[..]),
+                "/elsewhere" => ("301 Moved", "Location: file:///etc/passwd\r\n", &b""[..]),
+                "/files.tar" => ("200 OK", "", file),
+                "/cut" => ("200 OK", "", &file[..file.len() / 2]),
+                _ => ("404 Not Found", "", &b"no such\nfile"[..]),
+            };
+            let length = if path == "/cut" {
+                file.len()
+            } else {
+                body.len()
+            };
+            let head = format!(
+                "HTTP/1.1 {status}\r\n{header}Content-Length: {length}\r\nConnection: close\r\n\r\n"
+            );
+            // Whoever has heard enough hangs up.
+            (&stream).write_all(&[head.as_bytes(), body].concat()).ok();
+        }
+    });
+    address
+}
+
+#[test]
+fn files_from_the_web_are_imported() {
+    let engine = Engine::new();
+    let address = web(busybox_tar());
+    for path in ["files.tar", "moved"] {
+        let url = format!("http://{address}/{path}");
+        let told = engine.ok(["import", &url, "web:1"]);
+        let id = inspect(&engine, "web:1", "{{.Id}}");
+        assert_eq!(told, format!("Downloading from {url}\n{id}"));
+        let comment = inspect(&engine, "web:1", "{{.Comment}}");
+        assert_eq!(comment, format!("Imported from {url}"));
+    }
+    let run = ["run", "--rm", "web:1", "/bin/cat", "/etc/group"];
+    assert!(engine.ok(run).starts_with("root:x:0"));
+    for (path, complaint) in [
+        (
+            "none",
+            format!("failed to GET http://{address}/none with status 404 Not Found: no such file"),
+        ),
+        ("round", "stopped after 10 redirects".to_owned()),
+        (
+            "elsewhere",
+            "unsupported protocol scheme \"file\"".to_owned(),
+        ),
+        ("cut", "archive".to_owned()),
+    ] {
+        let url = format!("http://{address}/{path}");
+        let refused = engine.fails(1, ["import", &url, "never"]);
+        assert!(refused.contains(&complaint), "{path}: {refused}");
+    }
+    assert_eq!(engine.ok(["images", "-q", "never"]), "");
+    let (_server, host) = engine.serve();
+    let url = format!("http://{address}/moved");
+    if let Some(done) = docker(&engine, &host, &["import", &url, "web:2"]) {
+        let id = inspect(&engine, "web:2", "{{.Id}}");
+        let expected = format!("Downloading from {url}\n{id}\n");
+        assert_eq!((done.code, done.stdout), (0, expected), "{}", done.stderr);
+    }
+    engine.ok(["rmi", "-f", "web:1"]);
+    engine.ok(["system", "prune", "-af"]);
+    engine.assert_clean();
 }
 
 #[test]

@@ -117,6 +117,11 @@ impl JsonLines {
         }
     }
 
+    /// Whether the client has gone.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
     /// Resolves when the client has gone.
     pub(crate) async fn closed(&self) {
         self.0.closed().await;

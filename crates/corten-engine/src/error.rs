@@ -174,6 +174,15 @@ impl EngineError {
                 | RegistryError::NoPlatform { .. },
             ) => ErrorKind::NotFound,
             Self::Registry(RegistryError::PushDenied(_)) => ErrorKind::Forbidden,
+            Self::Registry(RegistryError::DownloadRefused { status, .. }) => {
+                match status.as_u16() {
+                    400 => ErrorKind::BadParameter,
+                    401 => ErrorKind::Unauthorized,
+                    403 => ErrorKind::Forbidden,
+                    404 => ErrorKind::NotFound,
+                    _ => ErrorKind::Internal,
+                }
+            }
             _ => ErrorKind::Internal,
         }
     }

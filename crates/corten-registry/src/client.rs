@@ -57,7 +57,7 @@ impl Client {
     }
 
     /// Connections with this trust.
-    fn http(&self, trust: &Trust) -> Result<Connections, RegistryError> {
+    pub(crate) fn http(&self, trust: &Trust) -> Result<Connections, RegistryError> {
         let mut known = self.0.http.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(connections) = known.get(trust) {
             return Ok(connections.clone());

@@ -80,6 +80,24 @@ pub enum RegistryError {
         /// What it said.
         reason: String,
     },
+    /// A file cannot be fetched.
+    #[error("cannot download {address}: {reason}")]
+    Download {
+        /// Its address.
+        address: String,
+        /// The innermost cause.
+        reason: String,
+    },
+    /// A server does not give a file.
+    #[error("failed to GET {address} with status {status}: {words}")]
+    DownloadRefused {
+        /// Its address.
+        address: String,
+        /// The answer.
+        status: http::StatusCode,
+        /// What the server said.
+        words: String,
+    },
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -23,7 +23,7 @@ use crate::token::Tokens;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const ATTEMPTS: u32 = 4;
-const MAX_REDIRECTS: usize = 10;
+pub(crate) const MAX_REDIRECTS: usize = 10;
 /// Largest error document that is read.
 const MAX_ERROR: usize = 64 << 10;
 

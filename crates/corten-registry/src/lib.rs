@@ -3,9 +3,9 @@
 //! `config` is `registries.toml`, with what it borrows from `certs_d` and `hosts_toml`;
 //! `docker_config` is Docker's `config.json`, `http` one endpoint with its authentication and
 //! retries; `pull` and `push` move images between a registry and a store, `remote` is for
-//! everything else one can ask a registry. Invariants: every byte is verified before it is used; credentials go only to the
-//! registry they are for; a pull that is cut off leaves only partial downloads, which the
-//! next one resumes.
+//! everything else one can ask a registry; `web` fetches files from elsewhere. Invariants: every
+//! byte from a registry is verified before it is used; credentials go only to the registry they
+//! are for; a pull that is cut off leaves only partial downloads, which the next one resumes.
 
 mod certs_d;
 mod challenge;
@@ -28,6 +28,7 @@ mod remote;
 mod retry;
 mod token;
 mod upload;
+mod web;
 
 pub use client::{Client, LoginOutcome};
 pub use config::{Mirror, RegistriesConfig, RegistrySettings};
@@ -38,3 +39,4 @@ pub use progress::{Progress, ProgressEvent};
 pub use pull::Pulled;
 pub use push::Pushed;
 pub use remote::{Remote, RemoteBlob, RemoteManifest};
+pub use web::Download;

@@ -4,11 +4,15 @@
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::State;
 use axum::routing::{get, post};
+use bytes::Bytes;
 use corten_engine::Engine;
 use corten_engine::images::{ImportOptions, LoadEvent};
 use corten_oci::Platform;
+use corten_registry::Download;
+use futures_util::{Stream, StreamExt as _};
 use http::Request;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -19,6 +23,9 @@ use super::{Answer, Query, request_body};
 use crate::error::ApiError;
 use crate::query::flag;
 use crate::stream::{self, JsonLines};
+
+/// Progress of a download is told after so many bytes.
+const TICK: u64 = 512 << 10;
 
 /// The type of an archive, in Docker's answers.
 const TAR: &str = "application/x-tar";
@@ -101,7 +108,7 @@ struct LoadQuery {
 async fn load(
     State(engine): State<Engine>,
     Query(query): Query<LoadQuery>,
-    request: Request<axum::body::Body>,
+    request: Request<Body>,
 ) -> Answer {
     let platform = platform_document(query.platform.as_deref())?;
     let archive = request_body::reader(request.into_body());
@@ -123,14 +130,8 @@ pub(super) async fn import(
     engine: Engine,
     source: &str,
     pairs: &[(String, String)],
-    request: Request<axum::body::Body>,
+    request: Request<Body>,
 ) -> Answer {
-    if source != "-" {
-        return Err(ApiError::bad_parameter(format!(
-            "importing from a URL is not offered: fetch it and send it, as with \
-             \"curl -L {source} | corten import -\""
-        )));
-    }
     let value = |wanted: &str| {
         let found = pairs.iter().find(|(key, _)| key == wanted);
         found
@@ -143,11 +144,59 @@ pub(super) async fn import(
         changes: changes_of(pairs),
         platform: platform_document(value("platform"))?,
     };
+    if source != "-" {
+        return import_from(engine, source, options).await;
+    }
     let archive = request_body::reader(request.into_body());
     let id = engine.images().import(archive, options).await?;
     let (lines, response) = JsonLines::response();
     lines.send(&json!({ "status": id })).await;
     Ok(response)
+}
+
+/// Imports a file from the web.
+async fn import_from(engine: Engine, source: &str, options: ImportOptions) -> Answer {
+    let address = if source.contains("://") {
+        source.to_owned()
+    } else {
+        format!("http://{source}")
+    };
+    let download = engine.images().download(&address).await?;
+    let (lines, unsent) = JsonLines::channel();
+    let work = tokio::spawn(async move {
+        let status = format!("Downloading from {address}");
+        lines.send(&json!({ "status": status })).await;
+        let archive = request_body::reader(Body::from_stream(told(download, lines.clone())));
+        let id = engine.images().import(archive, options).await?;
+        lines.send(&json!({ "status": id })).await;
+        Ok(())
+    });
+    unsent.answer(work, failure).await
+}
+
+/// The bytes of a download, whose arrival a client is told of; a client that leaves ends it.
+fn told(
+    download: Download,
+    lines: JsonLines,
+) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
+    let (mut current, mut said) = (0_u64, 0_u64);
+    let size = download.size;
+    download.bytes.map(move |piece| {
+        if lines.is_closed() {
+            return Err(std::io::ErrorKind::BrokenPipe.into());
+        }
+        let piece = piece?;
+        current += piece.len() as u64;
+        if current - said >= TICK || Some(current) == size {
+            said = current;
+            let mut detail = json!({ "current": current });
+            if let Some(size) = size {
+                detail["total"] = json!(size);
+            }
+            lines.offer(&json!({ "status": "Importing", "progressDetail": detail }));
+        }
+        Ok(piece)
+    })
 }
 
 fn loading(id: &str, current: u64, total: u64) -> Value {

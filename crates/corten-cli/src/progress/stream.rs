@@ -181,6 +181,9 @@ impl Renderer {
         }
         let space = if bar.is_empty() { "" } else { " " };
         let line = format!("\r\x1b[2K{label}{}{space}{bar}", message.status);
+        if message.id.is_empty() && !bar.is_empty() {
+            return format!("{line}\r");
+        }
         if message.id.is_empty() || message.detail.is_none() {
             self.lines.clear();
             return format!("{line}\n");
@@ -261,6 +264,9 @@ mod tests {
             format!("\x1b[2A\r\x1b[2Ka: Downloading {bar}\r\x1b[2B")
         );
         assert_eq!(text[5], "\r\x1b[2KDigest: sha256:0\n");
+        let text = r#"{"status":"Importing","progressDetail":{"current":5}}"#;
+        let line = renderer.render(&serde_json::from_str(text).unwrap());
+        assert_eq!(line, "\r\x1b[2KImporting       5B\r");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bollard_stubs::models;
 use corten_db::Durability;
 use corten_oci::{ImageRef, Platform};
-use corten_registry::{Credential, Progress, Pulled, Pushed};
+use corten_registry::{Credential, Download, Progress, Pulled, Pushed};
 use corten_store::{Image, ImageId, StoreError};
 
 use crate::Filters;
@@ -344,6 +344,14 @@ impl Images {
         self.0
             .blocking(move |engine| import::import(engine, archive, &options))
             .await
+    }
+
+    /// Begins to fetch a file from the web, to be imported.
+    ///
+    /// # Errors
+    /// When it cannot be reached, or the server does not give it.
+    pub async fn download(&self, address: &str) -> Result<Download> {
+        Ok(self.0.registry()?.download(address).await?)
     }
 
     /// Removes unused images: dangling ones, or all with filter `dangling=false`.

@@ -1,0 +1,113 @@
+//! A file from the web (`import URL`), with the connections, timeouts and proxies that
+//! registries are reached with. It comes as it comes: nothing here says what it should be.
+
+use std::io;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use http::{StatusCode, header};
+use reqwest::Response;
+use url::Url;
+
+use crate::client::Client;
+use crate::config::is_loopback;
+use crate::endpoint::Trust;
+use crate::error::RegistryError;
+use crate::http::{MAX_REDIRECTS, innermost};
+
+/// Most of an error's text that is repeated, bytes.
+const MAX_WORDS: usize = 4096;
+
+/// A file that arrives.
+pub struct Download {
+    /// Its length, where the server says so.
+    pub size: Option<u64>,
+    /// Its bytes.
+    pub bytes: Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>,
+}
+
+impl std::fmt::Debug for Download {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Download")
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Begins to fetch a file by HTTP or HTTPS, over redirects.
+    ///
+    /// # Errors
+    /// [`RegistryError::Download`]: the address is none, or the server cannot be reached;
+    /// [`RegistryError::DownloadRefused`]: it has no such file or does not give it.
+    pub async fn download(&self, address: &str) -> Result<Download, RegistryError> {
+        let failed = |reason: String| RegistryError::Download {
+            address: address.to_owned(),
+            reason,
+        };
+        let mut url: Url = address.parse().map_err(|e| failed(format!("{e}")))?;
+        for _ in 0..=MAX_REDIRECTS {
+            if !matches!(url.scheme(), "http" | "https") {
+                let scheme = url.scheme();
+                return Err(failed(format!("unsupported protocol scheme \"{scheme}\"")));
+            }
+            let trust = Trust {
+                local: url.host_str().is_some_and(is_loopback),
+                ..Trust::default()
+            };
+            let connections = self.http(&trust)?;
+            let answer = connections.general.get(url.clone()).send().await;
+            let answer = answer.map_err(|error| failed(innermost(&error)))?;
+            if let Some(next) = redirect(&answer, &url) {
+                url = next;
+                continue;
+            }
+            if !answer.status().is_success() {
+                return Err(RegistryError::DownloadRefused {
+                    address: address.to_owned(),
+                    status: answer.status(),
+                    words: words(answer).await,
+                });
+            }
+            let size = answer.content_length();
+            let bytes = answer
+                .bytes_stream()
+                .map(|piece| piece.map_err(|error| io::Error::other(innermost(&error))));
+            return Ok(Download {
+                size,
+                bytes: Box::pin(bytes),
+            });
+        }
+        Err(failed(format!("stopped after {MAX_REDIRECTS} redirects")))
+    }
+}
+
+/// Where an answer sends us; a name and password in the address stay behind.
+fn redirect(answer: &Response, from: &Url) -> Option<Url> {
+    let moved = matches!(
+        answer.status(),
+        StatusCode::MOVED_PERMANENTLY
+            | StatusCode::FOUND
+            | StatusCode::SEE_OTHER
+            | StatusCode::TEMPORARY_REDIRECT
+            | StatusCode::PERMANENT_REDIRECT
+    );
+    let location = answer.headers().get(header::LOCATION)?.to_str().ok()?;
+    moved.then(|| from.join(location).ok()).flatten()
+}
+
+/// The beginning of what a server says about an error, on one line.
+async fn words(answer: Response) -> String {
+    let mut text = Vec::new();
+    let mut pieces = answer.bytes_stream();
+    while let Some(Ok(piece)) = pieces.next().await {
+        text.extend_from_slice(&piece);
+        if text.len() >= MAX_WORDS {
+            text.truncate(MAX_WORDS);
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&text);
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
