@@ -476,6 +476,7 @@ fn lists_and_history_read_as_dockers() {
         "history nothing",
         "system df",
         "system df -v",
+        "system df -v --format json",
         "image ls --tree -q",
         "image ls --tree --no-trunc",
         "image ls --tree --digests",

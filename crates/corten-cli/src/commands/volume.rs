@@ -171,7 +171,8 @@ async fn list(cli: &Cli, flags: Parsed) -> Result {
     cli.print(&listing.render(format, quiet && usual, volumes.iter().map(row).collect())?)
 }
 
-fn row(volume: &Volume) -> Row {
+/// The fields Docker's templates know.
+pub(crate) fn row(volume: &Volume) -> Row {
     let labels = volume.labels.clone().unwrap_or_default();
     let known = |value: Option<String>| value.unwrap_or_else(|| "N/A".into());
     let usage = volume.usage_data;

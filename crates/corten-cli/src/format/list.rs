@@ -35,6 +35,11 @@ impl Row {
         self
     }
 
+    /// All its fields, as an object.
+    pub(crate) fn into_value(self) -> Value {
+        Value::Object(self.fields)
+    }
+
     pub(crate) fn data(self) -> Data {
         Data {
             root: Value::Object(self.fields),
@@ -103,14 +108,18 @@ impl Listing<'_> {
             out.push('\n');
         }
         if text == "{{json .}}" {
-            // Docker's rows escape what would mean something in HTML; its objects do not.
-            out = out
-                .replace('<', "\\u003c")
-                .replace('>', "\\u003e")
-                .replace('&', "\\u0026");
+            out = escaped(&out);
         }
         Ok(if is_table { super::align(&out) } else { out })
     }
+}
+
+/// Rows as JSON: Docker escapes in them what would mean something in HTML; in its objects it
+/// does not.
+pub(crate) fn escaped(json: &str) -> String {
+    json.replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
 }
 
 #[cfg(test)]

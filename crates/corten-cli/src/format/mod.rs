@@ -4,5 +4,5 @@ pub(crate) mod list;
 pub(crate) mod tabs;
 pub(crate) mod units;
 
-pub(crate) use list::{Listing, Row};
+pub(crate) use list::{Listing, Row, escaped};
 pub(crate) use tabs::align;

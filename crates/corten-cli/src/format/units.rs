@@ -104,6 +104,12 @@ pub(crate) fn timestamp(seconds_since_epoch: i64) -> String {
     }
 }
 
+/// As Go prints a time in UTC: `2026-11-24 02:43:27.5 +0000 UTC`.
+#[must_use]
+pub(crate) fn go_time(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string()
+}
+
 /// Seconds since the epoch of an RFC 3339 time; `None` for Go's zero time.
 #[must_use]
 pub(crate) fn parse_time(text: &str) -> Option<i64> {
@@ -181,6 +187,15 @@ mod tests {
         );
         assert_eq!(short_id("sha256:0123456789abcdef"), "0123456789ab");
         assert_eq!(parse_time("0001-01-01T00:00:00Z"), None);
+        let show = |text: &str| go_time(text.parse().unwrap());
+        assert_eq!(
+            show("2026-11-24T02:43:27.500Z"),
+            "2026-11-24 02:43:27.5 +0000 UTC"
+        );
+        assert_eq!(
+            show("2026-11-24T02:43:27Z"),
+            "2026-11-24 02:43:27 +0000 UTC"
+        );
         assert_eq!(parse_time("1970-01-01T00:00:10.5Z"), Some(10));
     }
 }

@@ -21,8 +21,12 @@ pub(super) fn render(
         data,
         header,
         out: String::new(),
-        variables: vec![(String::new(), data.root.clone())],
+        variables: Vec::new(),
     };
+    // `$` is what a template was given; few ask for it, and it is given for every row.
+    if source.contains('$') {
+        run.variables.push((String::new(), data.root.clone()));
+    }
     run.nodes(nodes, &data.root)?;
     Ok(run.out)
 }

@@ -39,6 +39,7 @@ pub(crate) use ls::{LIST, PS};
 pub(crate) use port::PORT;
 pub(crate) use prune::PRUNE;
 pub(crate) use remove::RM;
+pub(crate) use row::row;
 pub(crate) use start::START;
 pub(crate) use top::TOP;
 pub(crate) use wait::WAIT;

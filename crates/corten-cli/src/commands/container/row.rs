@@ -15,7 +15,7 @@ const MOUNT_WIDTH: usize = 15;
 
 /// The fields Docker's templates know; `cut` unless `--no-trunc`. In alphabetical order, as
 /// `json` prints them.
-pub(super) fn row(container: &ContainerSummary, cut: bool) -> Row {
+pub(crate) fn row(container: &ContainerSummary, cut: bool) -> Row {
     let created = container.created.unwrap_or_default();
     let mut labels: Vec<(String, String)> = container
         .labels

@@ -102,7 +102,8 @@ async fn list(cli: &Cli, flags: Parsed) -> Result {
         table: &table,
         quiet: "{{.ID}}",
     };
-    let rows = rows(&images, wanted, !flags.on("no-trunc"));
+    let fields = if usual { Fields::OfTable } else { Fields::All };
+    let rows = rows(&images, wanted, !flags.on("no-trunc"), fields);
     // With a format of its own, --quiet only changes the usual table.
     cli.print(&listing.render(format, quiet && usual, rows)?)
 }
@@ -138,26 +139,43 @@ pub(crate) fn table(images: &[Summary]) -> Result<String> {
         table: &table,
         quiet: "",
     };
-    // Here an image is listed once, by its first name.
-    let once: Vec<Summary> = images
-        .iter()
-        .map(|image| {
-            let mut image = image.clone();
-            image.repo_tags.iter_mut().for_each(|tags| tags.truncate(1));
-            image
-        })
-        .collect();
-    listing.render(None, false, rows(&once, false, true))
+    listing.render(None, false, rows(&once(images), false, true, Fields::All))
+}
+
+/// The images of `system df -v --format json`.
+pub(crate) fn rows_once(images: &[Summary]) -> Vec<Row> {
+    let rows = rows(&once(images), false, false, Fields::All).into_iter();
+    rows.map(|row| row.with("Digest", "")).collect()
+}
+
+/// There, an image is listed once, by its first name.
+fn once(images: &[Summary]) -> Vec<Summary> {
+    let mut images = images.to_vec();
+    for image in &mut images {
+        if let Some(tags) = &mut image.repo_tags {
+            tags.truncate(1);
+        }
+    }
+    images
+}
+
+/// Which fields a row is to have: of hundreds of rows, making those that nobody asked for takes
+/// longer than everything else.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fields {
+    /// Those of the usual table.
+    OfTable,
+    All,
 }
 
 /// One row per name; the same image may have several.
-fn rows(images: &[Summary], digests: bool, truncate: bool) -> Vec<Row> {
+fn rows(images: &[Summary], digests: bool, truncate: bool, fields: Fields) -> Vec<Row> {
     images
         .iter()
         .flat_map(|image| {
             names(image, digests)
                 .into_iter()
-                .map(move |(repository, tag, digest)| row(image, repository, tag, digest, truncate))
+                .map(move |name| row(image, name, truncate, fields))
         })
         .collect()
 }
@@ -214,7 +232,31 @@ fn names(image: &Summary, want_digests: bool) -> Vec<(String, String, String)> {
     found
 }
 
-fn row(image: &Summary, repository: String, tag: String, digest: String, truncate: bool) -> Row {
+fn row(
+    image: &Summary,
+    (repository, tag, digest): (String, String, String),
+    truncate: bool,
+    fields: Fields,
+) -> Row {
+    let since = if image.created > units::ZERO_TIME {
+        units::ago(image.created)
+    } else {
+        String::new()
+    };
+    let id = if truncate {
+        units::short_id(&image.id)
+    } else {
+        image.id.clone()
+    };
+    if fields == Fields::OfTable {
+        return Row::default()
+            .with("CreatedSince", since)
+            .with("Digest", digest)
+            .with("ID", id)
+            .with("Repository", repository)
+            .with("Size", units::size(image.size))
+            .with("Tag", tag);
+    }
     let known = |size: i64| {
         if size < 0 {
             "N/A".to_owned()
@@ -227,11 +269,6 @@ fn row(image: &Summary, repository: String, tag: String, digest: String, truncat
     } else {
         image.size - image.shared_size
     };
-    let since = if image.created > units::ZERO_TIME {
-        units::ago(image.created)
-    } else {
-        String::new()
-    };
     let containers = if image.containers < 0 {
         "N/A".to_owned()
     } else {
@@ -242,14 +279,7 @@ fn row(image: &Summary, repository: String, tag: String, digest: String, truncat
         .with("CreatedAt", units::timestamp(image.created))
         .with("CreatedSince", since)
         .with("Digest", digest)
-        .with(
-            "ID",
-            if truncate {
-                units::short_id(&image.id)
-            } else {
-                image.id.clone()
-            },
-        )
+        .with("ID", id)
         .with("Repository", repository)
         .with("SharedSize", known(image.shared_size))
         .with("Size", units::size(image.size))

@@ -20,7 +20,7 @@ use crate::opts::platform;
 
 pub(crate) use archive::{IMPORT, LOAD, SAVE};
 pub(crate) use history::HISTORY;
-pub(crate) use ls::{LS, Summary, table};
+pub(crate) use ls::{LS, Summary, rows_once, table};
 use prune::PRUNE;
 pub(crate) use transfer::{PULL, PUSH};
 

@@ -1,15 +1,18 @@
 //! `system df`.
 
+use bollard_stubs::models::ContainerSummary;
+use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::app::Cli;
 use crate::command::{Command, action};
+use crate::commands::container;
 use crate::commands::image::{self, Summary};
 use crate::commands::volume::{self, Volume};
 use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
-use crate::format::{Listing, Row, units};
+use crate::format::{Listing, Row, escaped, units};
 
 pub(super) static DF: Command = Command::new("df", "", "Show docker disk usage", action!(df))
     .arity(Arity::None)
@@ -101,6 +104,9 @@ struct Cache {
     id: String,
     #[serde(rename = "Type")]
     kind: String,
+    parent: String,
+    parents: Option<Vec<String>>,
+    description: String,
     in_use: bool,
     shared: bool,
     size: i64,
@@ -117,7 +123,7 @@ async fn df(cli: &Cli, flags: Parsed) -> Result {
     let text = match (flags.on("verbose"), format) {
         (false, format) => USAGE.render(format, false, summary(&usage))?,
         (true, None | Some("table")) => details(&usage)?,
-        (true, Some("json")) => format!("{document}\n"),
+        (true, Some("json")) => json(&usage, &document)?,
         (true, Some(_)) => {
             return Err(CliError::message(
                 "the verbose option is only compatible with the formats \"table\" and \"json\"",
@@ -224,17 +230,49 @@ fn details(usage: &Usage) -> Result<String> {
         .map(container_row)
         .collect();
     let volumes = volume::table(usage.volumes.as_deref().unwrap_or_default())?;
-    let mut cache: Vec<&Cache> = usage.build_cache.iter().flatten().collect();
-    // What was never used comes first, then what was used longest ago.
-    cache.sort_by_key(|record| (&record.last_used_at, &record.id));
+    let cache = sorted(usage);
     let cached: i64 = cache.iter().filter(|c| !c.shared).map(|c| c.size).sum();
     Ok(format!(
         "Images space usage:\n\n{images}\nContainers space usage:\n\n{}\n\
          Local Volumes space usage:\n\n{volumes}\nBuild cache usage: {}\n\n{}",
         CONTAINERS.render(None, false, containers)?,
         units::size4(cached),
-        CACHE.render(None, false, cache.into_iter().map(cache_row).collect())?,
+        CACHE.render(
+            None,
+            false,
+            cache.into_iter().map(|c| cache_row(c, true)).collect()
+        )?,
     ))
+}
+
+/// What `-v` shows, as one object without a newline, as Docker prints it: the rows of its
+/// tables with all their fields, uncut.
+fn json(usage: &Usage, document: &Value) -> Result<String> {
+    let containers: Option<Vec<ContainerSummary>> =
+        serde_json::from_value(document["Containers"].clone())
+            .map_err(crate::client::ClientError::from)?;
+    let containers = containers.unwrap_or_default().into_iter().map(|container| {
+        let container = ContainerSummary {
+            size_root_fs: None,
+            ..container
+        };
+        container::row(&container, false)
+    });
+    let list = |rows: Vec<Row>| -> Value { rows.into_iter().map(Row::into_value).collect() };
+    let whole = json!({
+        "Images": list(image::rows_once(usage.images.as_deref().unwrap_or_default())),
+        "Containers": list(containers.collect()),
+        "Volumes": list(usage.volumes.iter().flatten().map(volume::row).collect()),
+        "BuildCache": list(sorted(usage).into_iter().map(|c| cache_row(c, false)).collect()),
+    });
+    Ok(escaped(&whole.to_string()))
+}
+
+/// The build cache: what was never used comes first, then what was used longest ago.
+fn sorted(usage: &Usage) -> Vec<&Cache> {
+    let mut cache: Vec<&Cache> = usage.build_cache.iter().flatten().collect();
+    cache.sort_by_key(|record| (&record.last_used_at, &record.id));
+    cache
 }
 
 fn container_row(container: &Container) -> Row {
@@ -262,21 +300,43 @@ fn container_row(container: &Container) -> Row {
         .with("Names", names.join(","))
 }
 
-fn cache_row(cache: &Cache) -> Row {
+/// The fields Docker's templates know; `cut` in tables. In alphabetical order.
+fn cache_row(cache: &Cache, cut: bool) -> Row {
     let since = |time: &Option<String>| {
         time.as_deref()
             .and_then(units::parse_time)
             .map(units::ago)
             .unwrap_or_default()
     };
+    let at = |time: &Option<String>| {
+        let time: Option<Timestamp> = time.as_deref().and_then(|text| text.parse().ok());
+        time.map(units::go_time).unwrap_or_default()
+    };
+    let id = |id: &str| {
+        if cut {
+            units::short_id(id)
+        } else {
+            id.to_owned()
+        }
+    };
+    let used = if cache.in_use { "*" } else { "" };
+    let parents = match cache.parents.as_deref() {
+        None | Some([]) => cache.parent.clone(),
+        Some(parents) => parents.join(", "),
+    };
     Row::default()
-        .with("ID", units::short_id(&cache.id))
         .with("CacheType", cache.kind.clone())
-        .with("Size", units::size(cache.size))
+        .with("CreatedAt", at(&cache.created_at))
         .with("CreatedSince", since(&cache.created_at))
+        .with("Description", cache.description.clone())
+        .with("ID", id(&cache.id) + used)
+        .with("InUse", cache.in_use.to_string())
+        .with("LastUsedAt", at(&cache.last_used_at))
         .with("LastUsedSince", since(&cache.last_used_at))
-        .with("UsageCount", cache.usage_count.to_string())
+        .with("Parent", id(&parents))
         .with("Shared", cache.shared.to_string())
+        .with("Size", units::size(cache.size))
+        .with("UsageCount", cache.usage_count.to_string())
 }
 
 #[cfg(test)]
