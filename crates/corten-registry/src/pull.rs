@@ -156,19 +156,14 @@ async fn from(
     let (store, image) = (store.clone(), image.clone());
     let stored = blocking(move || {
         let manifest = store.blobs().put_bytes(&resolved.bytes)?;
-        let names = match image.digest() {
-            None => std::slice::from_ref(&image),
-            Some(_) => &[],
-        };
-        let id = store.images().put_named(
-            &raw_config,
-            Some((&manifest, &resolved.media_type)),
-            names,
-        )?;
+        let mut names = vec![image.with_digest(resolved.top)];
+        if image.digest().is_none() {
+            names.push(image);
+        }
+        let manifest = (&manifest, resolved.media_type.as_str());
         store
             .images()
-            .add_repo_digest(&image.with_digest(resolved.top), &id)?;
-        Ok(id)
+            .put_named(&raw_config, Some(manifest), &names)
     })
     .await?;
     Ok(Pulled {

@@ -1,6 +1,7 @@
 //! Blobs: immutable files named by their digest.
 //!
-//! A blob appears by rename after fsync, so a file under `blobs/` is whole. While it is
+//! A blob appears by rename after fsync, so a file under `blobs/` is whole. Names outlast a
+//! power cut from [`Blobs::sync_names`] on, which storing an image calls. While a blob is
 //! fetched it is `tmp/ingest-HEX`, locked by whoever fetches it; others wait and find the
 //! blob there. A partial file survives its process: the next one goes on where it ended
 //! (its bytes are hashed again, never trusted).
@@ -226,6 +227,23 @@ impl Blobs {
         }
     }
 
+    /// Makes the names of all blobs durable.
+    ///
+    /// # Errors
+    /// The file system fails.
+    pub(crate) fn sync_names(&self) -> Result<(), StoreError> {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let directory = self.root.join(algorithm.as_str());
+            match File::open(&directory).and_then(|d| d.sync_all()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(at("sync", directory)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Every blob here.
     pub(crate) fn all(&self) -> Result<Vec<Digest>, StoreError> {
         let mut digests = Vec::new();
@@ -262,14 +280,11 @@ fn rehash(file: &mut File, digester: &mut Digester) -> io::Result<u64> {
     }
 }
 
-/// Renames into place and makes the name durable.
+/// Renames into place.
 fn publish(from: &Path, to: &Path) -> Result<(), StoreError> {
     let directory = to.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory).map_err(at("create", directory))?;
-    fs::rename(from, to).map_err(at("rename to", to))?;
-    File::open(directory)
-        .and_then(|d| d.sync_all())
-        .map_err(at("sync", directory))
+    fs::rename(from, to).map_err(at("rename to", to))
 }
 
 /// A blob being written. Dropped without [`commit`](Self::commit), the partial file stays to

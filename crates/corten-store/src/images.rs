@@ -89,6 +89,15 @@ fn set_tag(db: &Connection, name: &str, id: &ImageId) -> Result<(), StoreError> 
     Ok(())
 }
 
+fn set_repo_digest(db: &Connection, name: &ImageRef, id: &ImageId) -> Result<(), StoreError> {
+    db.execute(
+        "INSERT INTO image_digest (name, image) VALUES (?1, ?2)
+         ON CONFLICT (name) DO UPDATE SET image = excluded.image",
+        [&name.to_string(), id.as_str()],
+    )?;
+    Ok(())
+}
+
 impl Images {
     pub(crate) fn new(database: Database, blobs: Blobs, layers: Layers) -> Self {
         Self {
@@ -112,7 +121,8 @@ impl Images {
     }
 
     /// As [`put`](Self::put), and names it in the same transaction: whoever prunes images
-    /// without a name never sees it without.
+    /// without a name never sees it without. Names with digests are those that a registry
+    /// knows it by.
     ///
     /// # Errors
     /// As [`put`](Self::put).
@@ -134,8 +144,9 @@ impl Images {
                 .ok_or_else(|| StoreError::NoSuchLayer(diff_id.clone()))?
                 .size;
         }
-        self.layers.make_durable(&layers)?;
         self.blobs.put_bytes(raw_config)?;
+        self.layers.make_durable(&layers)?;
+        self.blobs.sync_names()?;
         self.database.write(Durability::Synced, |db| {
             db.execute(
                 "INSERT INTO image (id, config, size, stored_at) VALUES (?1, ?2, ?3, unixepoch())
@@ -164,7 +175,11 @@ impl Images {
                 )?;
             }
             for name in names {
-                set_tag(db, &name.clone().or_latest().to_string(), &id)?;
+                if name.digest().is_some() {
+                    set_repo_digest(db, name, &id)?;
+                } else {
+                    set_tag(db, &name.clone().or_latest().to_string(), &id)?;
+                }
             }
             Ok::<_, StoreError>(())
         })?;
@@ -214,14 +229,8 @@ impl Images {
     /// # Errors
     /// The database cannot be written.
     pub fn add_repo_digest(&self, name: &ImageRef, id: &ImageId) -> Result<(), StoreError> {
-        self.database.write(Durability::Synced, |db| {
-            db.execute(
-                "INSERT INTO image_digest (name, image) VALUES (?1, ?2)
-                 ON CONFLICT (name) DO UPDATE SET image = excluded.image",
-                [&name.to_string(), id.as_str()],
-            )?;
-            Ok(())
-        })
+        self.database
+            .write(Durability::Synced, |db| set_repo_digest(db, name, id))
     }
 
     /// One image.

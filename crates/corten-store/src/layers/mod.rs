@@ -2,9 +2,10 @@
 //! are kept here.
 //!
 //! A layer is unpacked once, by one process at a time, and appears by rename. Its row says
-//! whether it is durable: layers of a pull are synced at once; a build step's are synced
-//! together when an image that has them is stored ([`Layers::make_durable`]), and until then
-//! they are believed only within the boot that made them.
+//! whether it is durable. The content of a layer that arrives is synced before it gets its name;
+//! the names of all of an image, and all of a build step's layers, are synced together when the
+//! image is stored ([`Layers::make_durable`]), and until then they are believed only within the
+//! boot that made them.
 
 mod apply;
 mod changes;
@@ -149,7 +150,7 @@ impl Layers {
             )
         })?;
         Ok(row
-            .filter(|(_, boot)| boot.as_deref().is_none_or(|boot| boot == boot_id()))
+            .filter(|(_, boot)| boot.as_deref().is_none_or(is_this_boot))
             .map(|(size, _)| LayerInfo {
                 diff_id: diff_id.clone(),
                 size: u64::try_from(size).unwrap_or_default(),
@@ -188,7 +189,7 @@ impl Layers {
             });
         }
         let size = staged.content;
-        self.publish(&staged.path, &diff_id, size, &staged.pending, None)?;
+        self.publish(&staged.path, &diff_id, size, &staged.pending, true)?;
         drop(staged.tmp);
         Ok(LayerInfo { diff_id, size })
     }
@@ -297,7 +298,7 @@ impl Layers {
             return Ok(present);
         }
         let pending = apply::Pending::default();
-        self.publish(work.upper(), &info.diff_id, size, &pending, Some(boot_id()))?;
+        self.publish(work.upper(), &info.diff_id, size, &pending, false)?;
         Ok(info)
     }
 
@@ -466,17 +467,23 @@ impl Layers {
         })
     }
 
-    /// Syncs those of these layers that are not yet durable, with one `syncfs` for all.
+    /// Syncs those of these layers that are not yet durable: one `syncfs` for all where any
+    /// content is not synced, else the directory of their names.
     ///
     /// # Errors
     /// The file system or the database fails.
     pub fn make_durable(&self, stack: &[DiffId]) -> Result<(), StoreError> {
         let mut waiting = Vec::new();
+        let mut all_synced = true;
         self.database.read(|db| {
             let mut statement =
-                db.prepare_cached("SELECT 1 FROM layer WHERE diff_id = ? AND boot IS NOT NULL")?;
+                db.prepare_cached("SELECT boot FROM layer WHERE diff_id = ? AND boot IS NOT NULL")?;
             for diff_id in stack {
-                if statement.exists([diff_id.digest().as_str()])? {
+                let boot: Option<String> = statement
+                    .query_row([diff_id.digest().as_str()], |row| row.get(0))
+                    .optional()?;
+                if let Some(boot) = boot {
+                    all_synced &= boot.ends_with(SYNCED);
                     waiting.push(diff_id);
                 }
             }
@@ -485,7 +492,11 @@ impl Layers {
         if waiting.is_empty() {
             return Ok(());
         }
-        self.driver.sync()?;
+        if all_synced {
+            self.driver.sync_names()?;
+        } else {
+            self.driver.sync()?;
+        }
         self.database.write(Durability::Relaxed, |db| {
             for diff_id in waiting {
                 db.execute(
@@ -534,7 +545,7 @@ impl Layers {
         diff_id: &DiffId,
         size: u64,
         pending: &apply::Pending,
-        boot: Option<&str>,
+        synced: bool,
     ) -> Result<(), StoreError> {
         if self.driver.contains(diff_id) {
             if self.info(diff_id)?.is_some() {
@@ -542,7 +553,8 @@ impl Layers {
             }
             self.driver.discard(diff_id)?;
         }
-        self.driver.publish(from, diff_id, boot.is_none())?;
+        self.driver.publish(from, diff_id, synced)?;
+        let boot = format!("{}{}", boot_id(), if synced { SYNCED } else { "" });
         let pending = if pending.is_empty() {
             None
         } else {
@@ -656,6 +668,14 @@ fn hash(upper: &Path) -> Result<(DiffId, u64), StoreError> {
         .into_inner()
         .map_err(|e| at("hash", upper)(e.into_error()))?;
     Ok((DiffId(digester.finish()), size))
+}
+
+/// After the boot in a layer's row: its content is synced, its name is not.
+const SYNCED: &str = " synced";
+
+/// Whether a layer's row is of this boot.
+fn is_this_boot(boot: &str) -> bool {
+    boot.strip_suffix(SYNCED).unwrap_or(boot) == boot_id()
 }
 
 /// Which boot this is (proc(5), `/proc/sys/kernel/random/boot_id`).

@@ -246,6 +246,38 @@ fn a_steps_changes_become_a_layer(form: LayerForm) {
     assert!(store.sweep(false).unwrap().is_empty());
 }
 
+#[test]
+fn until_its_name_is_synced_a_layer_is_believed_in_its_boot_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), LayerForm::Directory);
+    let tar = archive(&[("f", Regular, "x")]);
+    let layer = store.layers().apply(None, &tar[..]).unwrap().diff_id;
+    let boot = || -> Option<String> {
+        let read = |db: &rusqlite::Connection| {
+            let boot = db.query_row("SELECT boot FROM layer", [], |row| row.get(0))?;
+            Ok::<_, StoreError>(boot)
+        };
+        store.database().read(read).unwrap()
+    };
+    assert_eq!(boot(), Some(format!("{}{SYNCED}", boot_id())));
+    assert!(store.layers().has(&layer).unwrap());
+    let crashed = |db: &rusqlite::Transaction<'_>| {
+        db.execute("UPDATE layer SET boot = 'before' || ?", [SYNCED])?;
+        Ok::<_, StoreError>(())
+    };
+    store
+        .database()
+        .write(Durability::Relaxed, crashed)
+        .unwrap();
+    assert!(!store.layers().has(&layer).unwrap());
+    store.layers().apply(Some(&layer), &tar[..]).unwrap();
+    store
+        .layers()
+        .make_durable(std::slice::from_ref(&layer))
+        .unwrap();
+    assert_eq!(boot(), None);
+}
+
 fn what_a_layer_could_not_know_is_settled_on_its_base(form: LayerForm) {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), form);

@@ -51,20 +51,14 @@ impl Driver for Directories {
         })
     }
 
-    fn publish(&self, from: &Path, diff_id: &DiffId, durable: bool) -> Result<(), StoreError> {
+    fn publish(&self, from: &Path, diff_id: &DiffId, synced: bool) -> Result<(), StoreError> {
         fs::create_dir_all(&self.root).map_err(at("create", &self.root))?;
-        if durable {
+        if synced {
             let file = File::open(from).map_err(at("open", from))?;
             rustix::fs::syncfs(&file).map_err(at("sync", from))?;
         }
         let target = self.path(diff_id);
-        fs::rename(from, &target).map_err(at("rename to", &target))?;
-        if durable {
-            File::open(&self.root)
-                .and_then(|d| d.sync_all())
-                .map_err(at("sync", &self.root))?;
-        }
-        Ok(())
+        fs::rename(from, &target).map_err(at("rename to", &target))
     }
 
     fn contains(&self, diff_id: &DiffId) -> bool {
@@ -89,6 +83,7 @@ impl Driver for Directories {
             0 => self.root.join("empty"),
             _ => self.root.join(format!("empty{}", n + 1)),
         };
+        fs::create_dir_all(&self.root).map_err(at("create", &self.root))?;
         fs::create_dir_all(&path).map_err(at("create", &path))?;
         let fd = open_directory(&path).map_err(at("open", &path))?;
         Ok(Lower::Directory(fd))
@@ -144,6 +139,12 @@ impl Driver for Directories {
                 .ok()
         });
         Ok(named.collect())
+    }
+
+    fn sync_names(&self) -> Result<(), StoreError> {
+        File::open(&self.root)
+            .and_then(|d| d.sync_all())
+            .map_err(at("sync", &self.root))
     }
 
     fn sync(&self) -> Result<(), StoreError> {

@@ -141,6 +141,8 @@ impl Forms {
             Err(_) if self.directories.contains(diff_id) => {}
             other => other?,
         }
+        // The image goes only when the directory is there to stay.
+        self.sync_names()?;
         self.images.discard(diff_id)
     }
 }
@@ -154,11 +156,11 @@ impl Driver for Forms {
         }
     }
 
-    fn publish(&self, from: &Path, diff_id: &DiffId, durable: bool) -> Result<(), StoreError> {
+    fn publish(&self, from: &Path, diff_id: &DiffId, synced: bool) -> Result<(), StoreError> {
         if from.is_dir() {
-            self.directories.publish(from, diff_id, durable)
+            self.directories.publish(from, diff_id, synced)
         } else {
-            self.images.publish(from, diff_id, durable)
+            self.images.publish(from, diff_id, synced)
         }
     }
 
@@ -214,6 +216,10 @@ impl Driver for Forms {
             }
         }
         Ok(all)
+    }
+
+    fn sync_names(&self) -> Result<(), StoreError> {
+        self.directories.sync_names() // the same directory
     }
 
     fn sync(&self) -> Result<(), StoreError> {

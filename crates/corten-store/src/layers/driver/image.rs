@@ -132,9 +132,9 @@ impl Driver for Images {
         })
     }
 
-    fn publish(&self, from: &Path, diff_id: &DiffId, durable: bool) -> Result<(), StoreError> {
+    fn publish(&self, from: &Path, diff_id: &DiffId, synced: bool) -> Result<(), StoreError> {
         fs::create_dir_all(&self.root).map_err(at("create", &self.root))?;
-        rename(from, &self.path(diff_id), durable)
+        rename(from, &self.path(diff_id), synced)
     }
 
     fn contains(&self, diff_id: &DiffId) -> bool {
@@ -183,6 +183,7 @@ impl Driver for Images {
         if settled {
             // What is pending is forgotten then.
             rename(&path, &self.settled(diff_id), true)?;
+            self.sync_names()?;
         }
         Ok(())
     }
@@ -240,23 +241,28 @@ impl Driver for Images {
         Ok(found)
     }
 
+    fn sync_names(&self) -> Result<(), StoreError> {
+        sync(&self.root)
+    }
+
     fn sync(&self) -> Result<(), StoreError> {
         let dir = File::open(&self.root).map_err(at("open", &self.root))?;
         rustix::fs::syncfs(&dir).map_err(at("sync", &self.root))
     }
 }
 
-/// Gives an image its name; with `durable` both outlast a power cut.
-fn rename(from: &Path, to: &Path, durable: bool) -> Result<(), StoreError> {
-    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
-    if durable {
-        sync(from).map_err(at("sync", from))?;
+/// Gives an image its name; if `synced`, only to content that outlasts a power cut.
+fn rename(from: &Path, to: &Path, synced: bool) -> Result<(), StoreError> {
+    if synced {
+        sync(from)?;
     }
-    fs::rename(from, to).map_err(at("rename to", to))?;
-    if durable && let Some(directory) = to.parent() {
-        sync(directory).map_err(at("sync", directory))?;
-    }
-    Ok(())
+    fs::rename(from, to).map_err(at("rename to", to))
+}
+
+fn sync(path: &Path) -> Result<(), StoreError> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(at("sync", path))
 }
 
 /// Writes the image of what only the base can tell; tells whether there is anything.

@@ -67,11 +67,12 @@ pub(super) trait Driver: fmt::Debug + Send + Sync {
     fn unpack(&self, tar: &mut dyn Read) -> Result<Staged, StoreError>;
 
     /// Gives what was staged (or a build step's upper directory) its name. Nothing of that
-    /// name is there. `durable`: the name must outlast a power cut.
+    /// name is there. `synced`: its content must outlast a power cut once it has the name;
+    /// the name itself does with [`sync_names`](Self::sync_names).
     ///
     /// # Errors
     /// It cannot be renamed or synced.
-    fn publish(&self, from: &Path, diff_id: &DiffId, durable: bool) -> Result<(), StoreError>;
+    fn publish(&self, from: &Path, diff_id: &DiffId, synced: bool) -> Result<(), StoreError>;
 
     /// Whether something of that name is there, whole or not believed.
     fn contains(&self, diff_id: &DiffId) -> bool;
@@ -129,6 +130,12 @@ pub(super) trait Driver: fmt::Debug + Send + Sync {
     /// # Errors
     /// The directory cannot be read.
     fn list(&self) -> Result<Vec<DiffId>, StoreError>;
+
+    /// Syncs the names of all layers.
+    ///
+    /// # Errors
+    /// The file system fails.
+    fn sync_names(&self) -> Result<(), StoreError>;
 
     /// Syncs all layers' contents and names at once.
     ///
