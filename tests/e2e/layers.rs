@@ -355,3 +355,48 @@ fn a_full_disk_leaves_a_store_that_is_whole() {
         drop(disk);
     }
 }
+
+/// What images hold is for containers, not for whoever has an account on the host.
+#[test]
+fn others_on_the_host_see_no_layers_and_blobs() {
+    use std::os::unix::fs::PermissionsExt;
+    let engine = Engine::with_alpine();
+    let root = engine.root();
+    let mode = |name: &str| {
+        let path = root.join(name);
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    };
+    assert_eq!(mode(""), 0o710);
+    for name in ["blobs", "blobs/sha256", "layers", "tmp"] {
+        assert_eq!(mode(name) & 0o007, 0, "{name} is {:o}", mode(name));
+    }
+    // Those that older versions made are closed by the next command.
+    let open = |name: &str, mode| {
+        fs::set_permissions(root.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open("", 0o711);
+    for name in ["blobs", "layers", "tmp"] {
+        open(name, 0o755);
+    }
+    let run = [
+        "run",
+        "--rm",
+        "--user",
+        "65534:65534",
+        "alpine",
+        "cat",
+        "/etc/group",
+    ];
+    assert!(
+        engine.ok(run).starts_with("root:x:0"),
+        "containers do not pass there"
+    );
+    assert_eq!(mode(""), 0o710);
+    for name in ["blobs", "layers", "tmp"] {
+        assert_eq!(mode(name), 0o750, "{name}");
+    }
+    // A directory that was given to us may be shared.
+    open("", 0o755);
+    engine.ok(["images"]);
+    assert_eq!(mode(""), 0o755);
+}

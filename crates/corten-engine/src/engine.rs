@@ -3,7 +3,9 @@
 //! Opening does only what every command needs: paths, the database, the store. The registry
 //! client is made on first use; the bridge when the first container needs it.
 
+use std::fs::DirBuilder;
 use std::future::Future;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -22,6 +24,10 @@ use crate::system::System;
 use crate::volumes::Volumes;
 
 type Result<T> = std::result::Result<T, EngineError>;
+
+/// Mode of a root, and of those that older versions made.
+const MODE: u32 = 0o710;
+const FORMER_MODE: u32 = 0o711;
 
 /// Names the form of new layers in the environment.
 const LAYER_DRIVER_VARIABLE: &str = "CORTEN_LAYER_DRIVER";
@@ -87,6 +93,7 @@ impl Engine {
         ];
         let database = Database::open(&layout.database(), &schemas)?;
         let store = Store::open_with(&root, database.clone(), layer_form()?);
+        store.close_to_others()?;
         Ok(Self(Arc::new(Inner {
             layout,
             database,
@@ -224,7 +231,9 @@ impl Engine {
     }
 }
 
-/// The root as an absolute path without links, made if it is not there.
+/// The root as an absolute path without links, made if it is not there: only its owner and
+/// group pass through it, as through Docker's. One that older versions made is closed, too; one
+/// that was there before is its owner's to close (it may be shared).
 fn canonical_root(root: &Path) -> Result<PathBuf> {
     let io = |action, source| EngineError::Io {
         action,
@@ -232,12 +241,23 @@ fn canonical_root(root: &Path) -> Result<PathBuf> {
         source,
     };
     match std::fs::canonicalize(root) {
-        Ok(path) => Ok(path),
+        Ok(path) => {
+            let found = std::fs::metadata(&path).map_err(|e| io("look at", e))?;
+            if found.mode() & 0o7777 == FORMER_MODE && Layout::of(&path).database().exists() {
+                let closed = std::fs::Permissions::from_mode(MODE);
+                std::fs::set_permissions(&path, closed).map_err(|e| io("change the mode of", e))?;
+            }
+            Ok(path)
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            use std::os::unix::fs::DirBuilderExt;
-            std::fs::DirBuilder::new()
+            // Those above it are nothing of ours.
+            let above = root.parent().filter(|above| !above.as_os_str().is_empty());
+            above
+                .map_or(Ok(()), std::fs::create_dir_all)
+                .map_err(|e| io("create", e))?;
+            DirBuilder::new()
                 .recursive(true)
-                .mode(0o711)
+                .mode(MODE)
                 .create(root)
                 .map_err(|e| io("create", e))?;
             std::fs::canonicalize(root).map_err(|e| io("open", e))

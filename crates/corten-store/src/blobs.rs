@@ -18,6 +18,7 @@ use rustix::fs::FlockOperation;
 
 use crate::arrival::{Arrival, ArrivalProgress};
 use crate::error::{StoreError, at};
+use crate::private;
 use crate::sys;
 
 const COPY_BUFFER: usize = 128 * 1024;
@@ -169,7 +170,7 @@ impl Blobs {
             let mut file = match opened {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    fs::create_dir_all(&self.tmp).map_err(at("create", &self.tmp))?;
+                    private::make(&self.tmp).map_err(at("create", &self.tmp))?;
                     continue;
                 }
                 Err(error) => return Err(at("open", partial)(error)),
@@ -283,7 +284,7 @@ fn rehash(file: &mut File, digester: &mut Digester) -> io::Result<u64> {
 /// Renames into place.
 fn publish(from: &Path, to: &Path) -> Result<(), StoreError> {
     let directory = to.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(directory).map_err(at("create", directory))?;
+    private::make(directory).map_err(at("create", directory))?;
     fs::rename(from, to).map_err(at("rename to", to))
 }
 

@@ -14,6 +14,7 @@ mod gc;
 mod images;
 mod layers;
 mod leases;
+mod private;
 pub mod rooted;
 mod schema;
 mod sys;
@@ -117,6 +118,19 @@ impl Store {
     #[must_use]
     pub fn database(&self) -> &Database {
         &self.0.database
+    }
+
+    /// Closes the directories of blobs and layers to other users of the host: older versions
+    /// left them open.
+    ///
+    /// # Errors
+    /// A directory's mode cannot be changed.
+    pub fn close_to_others(&self) -> Result<(), StoreError> {
+        for name in ["blobs", "layers", "tmp"] {
+            let path = self.0.root.join(name);
+            private::close(&path).map_err(error::at("change the mode of", path))?;
+        }
+        Ok(())
     }
 
     /// A temporary directory on the store's file system, gone when dropped.

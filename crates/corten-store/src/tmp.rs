@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 
 use crate::error::{StoreError, at};
+use crate::private;
 
 /// A directory that goes away when dropped, and when its process dies at the next sweep.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ impl TmpDir {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    fs::create_dir_all(parent).map_err(at("create", parent))?;
+                    private::make(parent).map_err(at("create", parent))?;
                     continue;
                 }
                 Err(error) => return Err(at("create", path)(error)),

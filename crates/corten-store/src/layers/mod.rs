@@ -39,6 +39,7 @@ use mount::{ImageKey, ImageMount};
 
 use crate::blobs::Blobs;
 use crate::error::{StoreError, at};
+use crate::private;
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;
 
@@ -592,7 +593,7 @@ impl Layers {
             let file = match opened {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    fs::create_dir_all(&self.tmp).map_err(at("create", &self.tmp))?;
+                    private::make(&self.tmp).map_err(at("create", &self.tmp))?;
                     continue;
                 }
                 Err(error) => return Err(at("open", path)(error)),

@@ -14,6 +14,7 @@ use super::{Driver, Lower, Staged};
 use crate::error::{StoreError, at};
 use crate::layers::apply::{self, Pending};
 use crate::layers::{make_root, settle, tar_write};
+use crate::private;
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;
 
@@ -52,7 +53,7 @@ impl Driver for Directories {
     }
 
     fn publish(&self, from: &Path, diff_id: &DiffId, synced: bool) -> Result<(), StoreError> {
-        fs::create_dir_all(&self.root).map_err(at("create", &self.root))?;
+        private::make(&self.root).map_err(at("create", &self.root))?;
         if synced {
             let file = File::open(from).map_err(at("open", from))?;
             rustix::fs::syncfs(&file).map_err(at("sync", from))?;
@@ -83,7 +84,7 @@ impl Driver for Directories {
             0 => self.root.join("empty"),
             _ => self.root.join(format!("empty{}", n + 1)),
         };
-        fs::create_dir_all(&self.root).map_err(at("create", &self.root))?;
+        private::make(&self.root).map_err(at("create", &self.root))?;
         fs::create_dir_all(&path).map_err(at("create", &path))?;
         let fd = open_directory(&path).map_err(at("open", &path))?;
         Ok(Lower::Directory(fd))

@@ -22,6 +22,7 @@ use crate::error::{StoreError, at};
 use crate::layers::apply::Pending;
 use crate::layers::erofs::{self, Image, ImageError, ImageWriter, Tree};
 use crate::layers::mount::{self, ImageKey, ImageMount, Upper};
+use crate::private;
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;
 
@@ -133,7 +134,7 @@ impl Driver for Images {
     }
 
     fn publish(&self, from: &Path, diff_id: &DiffId, synced: bool) -> Result<(), StoreError> {
-        fs::create_dir_all(&self.root).map_err(at("create", &self.root))?;
+        private::make(&self.root).map_err(at("create", &self.root))?;
         rename(from, &self.path(diff_id), synced)
     }
 
