@@ -397,6 +397,8 @@ fn others_on_the_host_see_no_layers_and_blobs() {
     }
     // A directory that was given to us may be shared.
     open("", 0o755);
+    open("tmp", 0o1777);
     engine.ok(["images"]);
     assert_eq!(mode(""), 0o755);
+    assert_eq!(mode("tmp"), 0o777);
 }

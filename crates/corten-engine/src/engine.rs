@@ -91,9 +91,13 @@ impl Engine {
             crate::schema::SCHEMA,
             corten_build::SCHEMA,
         ];
+        // A root without one may be a directory whose contents are not ours.
+        let known = layout.database().exists();
         let database = Database::open(&layout.database(), &schemas)?;
         let store = Store::open_with(&root, database.clone(), layer_form()?);
-        store.close_to_others()?;
+        if known {
+            store.close_to_others()?;
+        }
         Ok(Self(Arc::new(Inner {
             layout,
             database,

@@ -8,6 +8,9 @@ use std::path::Path;
 
 /// Everything that others may do.
 const OTHERS: u32 = 0o007;
+/// How older versions made directories. One with another mode was there before, and is its
+/// owner's.
+const FORMER_MODE: u32 = 0o755;
 
 /// Makes a directory, and those above it, unless they are there.
 pub(crate) fn make(path: &Path) -> io::Result<()> {
@@ -22,7 +25,7 @@ pub(crate) fn close(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    if mode & OTHERS == 0 {
+    if mode != FORMER_MODE {
         return Ok(());
     }
     fs::set_permissions(path, Permissions::from_mode(mode & !OTHERS))
