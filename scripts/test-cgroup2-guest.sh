@@ -32,10 +32,13 @@ v1)
   ;;
 esac
 for module in virtio_pci virtio_blk overlay veth bridge nf_tables; do modprobe $module 2>/dev/null; done
-mount -t ext4 /dev/vda /var/lib/corten || echo "no disk"
+mkdir /disk
+mount -t ext4 /dev/vda /disk || echo "no disk"
+mkdir -p /disk/corten /disk/tmp
+mount --bind /disk/corten /var/lib/corten
 # As on a real host: file systems that can be mounted with other ids, and shared memory.
-mkdir -p /var/lib/corten/tmp /dev/shm
-export TMPDIR=/var/lib/corten/tmp
+mkdir -p /dev/shm
+export TMPDIR=/disk/tmp
 mount -t tmpfs shm /dev/shm
 ip link set lo up
 echo "kernel $(uname -r), cgroup $mode"
