@@ -15,8 +15,8 @@ use crate::auth;
 use crate::error::{IoContext as _, RegistrydError};
 use crate::remote::{self, CatalogArgs, ReferrersArgs, RemoveArgs, TagsArgs};
 use crate::server::Server;
-use crate::settings::{LogFormat, Settings, Span, Tls};
-use crate::storage::{Policy, Storage};
+use crate::settings::{LogFormat, Settings, Span, Store, Tls};
+use crate::storage::{Policy, Quota, Storage};
 
 /// What Docker's commands exit with after a wrong flag or argument.
 const USAGE: u8 = 125;
@@ -60,8 +60,11 @@ struct ServeArgs {
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
     /// Folder that holds the registry's files
-    #[arg(long, value_name = "DIR", required_unless_present = "config")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["config", "storage"])]
     root: Option<PathBuf>,
+    /// Object store that holds it instead (s3://BUCKET/PREFIX, gs://…, az://…)
+    #[arg(long, value_name = "URL", conflicts_with = "root")]
+    storage: Option<String>,
     /// Settings (TOML); flags win over them
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -101,8 +104,14 @@ struct HtpasswdArgs {
 #[derive(Debug, Args)]
 struct CollectArgs {
     /// Folder that holds the registry's files
-    #[arg(long, value_name = "DIR")]
-    root: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["config", "storage"])]
+    root: Option<PathBuf>,
+    /// Object store that holds it instead (s3://BUCKET/PREFIX, gs://…, az://…)
+    #[arg(long, value_name = "URL", conflicts_with = "root")]
+    storage: Option<String>,
+    /// Settings of the server (TOML) that name either
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Only print what would be removed
     #[arg(long)]
     dry_run: bool,
@@ -122,7 +131,7 @@ impl ServeArgs {
             Some(path) => Settings::load(path)?,
             None => Settings::default(),
         };
-        settings.root = self.root.or(settings.root);
+        place(&mut settings, self.root, self.storage);
         settings.listen = self.listen.or(settings.listen);
         settings.htpasswd = self.htpasswd.or(settings.htpasswd);
         // clap lets neither come without the other.
@@ -138,6 +147,14 @@ impl ServeArgs {
     }
 }
 
+/// What a flag says wins over the settings, of whichever kind that is.
+fn place(settings: &mut Settings, root: Option<PathBuf>, storage: Option<String>) {
+    if root.is_some() || storage.is_some() {
+        settings.root = root;
+        settings.storage = storage.map(Store::Url);
+    }
+}
+
 /// Runs `corten registry` with these arguments (without the program's name).
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let words = std::iter::once(OsString::from("corten registry")).chain(args);
@@ -148,7 +165,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match args.command {
         Command::Serve(args) => serve(args),
         Command::Htpasswd(args) => htpasswd(&args),
-        Command::GarbageCollect(args) => collect(&args),
+        Command::GarbageCollect(args) => collect(args),
         Command::Catalog(args) => remote::catalog(&args),
         Command::Tags(args) => remote::tags(&args),
         Command::Referrers(args) => remote::referrers(&args),
@@ -199,11 +216,7 @@ fn serve(args: ServeArgs) -> Result<(), RegistrydError> {
     let settings = args.settings()?;
     log(settings.log_format);
     let (listen, config) = settings.config()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("start the worker threads of", Path::new("corten registry"))?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let stop = stop_signal()?;
         let server = Server::bind(&listen, config).await?;
         let mut output = io::stdout();
@@ -213,6 +226,13 @@ fn serve(args: ServeArgs) -> Result<(), RegistrydError> {
         server.serve(stop).await;
         Ok(())
     })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, RegistrydError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the worker threads of", Path::new("corten registry"))
 }
 
 /// Writes the log to standard error.
@@ -262,8 +282,20 @@ fn htpasswd(args: &HtpasswdArgs) -> Result<(), RegistrydError> {
     writeln!(io::stdout(), "{line}").context("write to", Path::new("standard output"))
 }
 
-fn collect(args: &CollectArgs) -> Result<(), RegistrydError> {
-    let storage = Storage::existing(&args.root)?;
+fn collect(args: CollectArgs) -> Result<(), RegistrydError> {
+    let mut settings = match &args.config {
+        Some(path) => Settings::load(path)?,
+        None => Settings::default(),
+    };
+    place(&mut settings, args.root, args.storage);
+    let (_, config) = settings.config()?;
+    // An object store's requests run on it.
+    let runtime = runtime()?;
+    let _entered = runtime.enter();
+    let storage = match &config.storage {
+        Some(store) => Storage::connect(store, Quota::default())?,
+        None => Storage::existing(&config.root)?,
+    };
     let collected = storage.collect(Policy {
         dry_run: args.dry_run,
         grace: args.grace.0,

@@ -34,6 +34,25 @@ pub enum RegistrydError {
         #[source]
         source: io::Error,
     },
+    /// An object store did not do what it was asked for.
+    #[error("cannot {action} {key}: {}", one_line(source))]
+    Store {
+        /// A verb: what was tried.
+        action: &'static str,
+        /// On what, with the store's URL.
+        key: String,
+        /// What the store said.
+        #[source]
+        source: Box<object_store::Error>,
+    },
+    /// An object store that cannot be used as configured.
+    #[error("storage {url}: {reason}")]
+    Storage {
+        /// Which one.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A line of the password file cannot be used.
     #[error("{}: line {line}: {reason}", path.display())]
     Htpasswd {
@@ -118,6 +137,13 @@ pub enum RegistrydError {
     /// What should not happen: a worker thread died, or our own text is no header.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+/// What a store says may be a whole XML document.
+pub(crate) fn one_line(text: &dyn std::fmt::Display) -> String {
+    let text = text.to_string();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ")
 }
 
 /// Adds what was tried, and on what, to an I/O error.

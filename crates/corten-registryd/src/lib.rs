@@ -1,4 +1,4 @@
-//! OCI registry server (distribution-spec 1.1), on plain files.
+//! OCI registry server (distribution-spec 1.1), on plain files or an object store.
 //!
 //! [`main`] is `corten registry …`; [`Server`] runs a registry inside another program, such
 //! as the tests of a registry client. Requests go `server` → `handlers` → `storage`; client
@@ -23,4 +23,4 @@ pub use cli::{RegistryArgs, main};
 pub use error::RegistrydError;
 pub use proxy::ProxyConfig;
 pub use server::{CollectConfig, Config, Server};
-pub use storage::Quota;
+pub use storage::{Quota, StoreConfig};

@@ -24,7 +24,7 @@ use crate::error::RegistrydError;
 use crate::handlers::{self, App, operations};
 use crate::metrics::Metrics;
 use crate::proxy::{Proxy, ProxyConfig};
-use crate::storage::{Policy, Quota, Storage};
+use crate::storage::{Policy, Quota, Storage, StoreConfig};
 use crate::watched::Watched;
 
 /// Requests that run when the server is told to stop get this long, where not configured.
@@ -41,8 +41,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What a registry serves, and to whom.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
-    /// The folder of its files; made if missing, unless `read_only`.
+    /// The folder of its files; made if missing, unless `read_only`. Not used with `storage`.
     pub root: PathBuf,
+    /// An object store instead, which other servers may use at the same time.
+    pub storage: Option<StoreConfig>,
     /// Apache password file with bcrypt entries; without one everybody may do everything.
     pub htpasswd: Option<PathBuf>,
     /// PEM files of the certificate chain and its private key; without them plain HTTP.
@@ -286,6 +288,9 @@ fn open(config: &Config) -> Result<(App, Option<Certificate>), RegistrydError> {
         Some(_) if config.read_only => {
             return refuse("a cache has to write: it cannot be read-only");
         }
+        Some(_) if config.storage.is_some() => {
+            return refuse("a cache keeps its blobs in a folder: give root instead of storage");
+        }
         Some(_) if quotas => return refuse("a cache has no quota: collect its garbage instead"),
         _ => {}
     }
@@ -293,7 +298,10 @@ fn open(config: &Config) -> Result<(App, Option<Certificate>), RegistrydError> {
         return refuse("a read-only registry does not collect garbage");
     }
     let proxy = config.proxy.as_ref().map(Proxy::open).transpose()?;
-    let storage = Storage::open(&config.root, config.read_only, config.quota)?;
+    let storage = match &config.storage {
+        Some(store) => Storage::connect(store, config.quota)?,
+        None => Storage::open(&config.root, config.read_only, config.quota)?,
+    };
     let storage = Arc::new(storage);
     // After the storage, which makes the root: the token key may be there.
     let gate = Gate::open(config)?;

@@ -1,6 +1,7 @@
 //! The settings file of `serve --config` (TOML; docs/registries.md has all of it). A word that
 //! is not known is an error that names its line.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use crate::auth::{Rule, TokenConfig};
 use crate::error::{IoContext as _, RegistrydError};
 use crate::proxy::ProxyConfig;
 use crate::server::{CollectConfig, Config};
-use crate::storage::{GRACE, Quota};
+use crate::storage::{GRACE, Quota, StoreConfig};
 
 /// Where a server listens that is told nothing.
 const LISTEN: &str = "127.0.0.1:5000";
@@ -20,6 +21,7 @@ const LISTEN: &str = "127.0.0.1:5000";
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
     pub(crate) root: Option<PathBuf>,
+    pub(crate) storage: Option<Store>,
     pub(crate) listen: Option<String>,
     pub(crate) read_only: bool,
     pub(crate) htpasswd: Option<PathBuf>,
@@ -33,6 +35,31 @@ pub(crate) struct Settings {
     pub(crate) log_format: LogFormat,
     pub(crate) drain: Option<Span>,
     pub(crate) grace: Option<Span>,
+}
+
+/// An object store: its URL alone, or a table with `url` and the options.
+#[derive(Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "storage is a URL, or a table with url and text options"
+)]
+pub(crate) enum Store {
+    Url(String),
+    Table {
+        url: String,
+        #[serde(flatten)]
+        options: BTreeMap<String, String>,
+    },
+}
+
+impl From<Store> for StoreConfig {
+    fn from(store: Store) -> Self {
+        let (url, options) = match store {
+            Store::Url(url) => (url, BTreeMap::new()),
+            Store::Table { url, options } => (url, options),
+        };
+        Self { url, options }
+    }
 }
 
 /// How the log is written.
@@ -187,9 +214,21 @@ impl Settings {
 
     /// Where to listen, and what to serve.
     pub(crate) fn config(self) -> Result<(String, Config), RegistrydError> {
-        let root = self.root.ok_or(RegistrydError::Unsupported(
-            "no folder for the registry's files: give --root DIR, or root in the settings",
-        ))?;
+        let root = match (self.root, &self.storage) {
+            (Some(_), Some(_)) => {
+                return Err(RegistrydError::Unsupported(
+                    "both root and storage: a registry is in a folder or in an object store",
+                ));
+            }
+            (Some(root), None) => root,
+            (None, Some(_)) => PathBuf::new(),
+            (None, None) => {
+                return Err(RegistrydError::Unsupported(
+                    "no place for the registry: give --root DIR or --storage URL, or root or \
+                     storage in the settings",
+                ));
+            }
+        };
         let token = self.token.map(|token| TokenConfig {
             realm: token.realm,
             service: token.service,
@@ -200,6 +239,7 @@ impl Settings {
         });
         let config = Config {
             root,
+            storage: self.storage.map(StoreConfig::from),
             htpasswd: self.htpasswd,
             tls: self.tls.map(|tls| (tls.cert, tls.key)),
             read_only: self.read_only,

@@ -298,6 +298,12 @@ impl Tokens {
                      server its realm and keys",
                 ));
             }
+            (None, Some(_)) if config.storage.is_some() && token.signing_key.is_none() => {
+                return Err(RegistrydError::Unsupported(
+                    "servers that share an object store must sign tokens with the same key: set \
+                     signing_key",
+                ));
+            }
             (None, Some(_)) => {
                 let own = config.root.join(SIGNING_KEY);
                 let path = token.signing_key.as_ref().unwrap_or(&own);

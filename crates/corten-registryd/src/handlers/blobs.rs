@@ -1,5 +1,6 @@
 //! Pulling and deleting blobs (distribution-spec end-2 and end-10), with ranges (RFC 9110 14).
 
+use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
@@ -13,12 +14,13 @@ use tokio::io::AsyncReadExt as _;
 use tokio_util::io::ReaderStream;
 
 use super::{App, DOCKER_CONTENT_DIGEST, Reply, blocking, not_modified, reply};
-use crate::error::{ApiError, Code, IoContext as _};
+use crate::error::{ApiError, Code, IoContext as _, RegistrydError};
 use crate::names::RepoName;
 use crate::proxy::{Fetch, Found};
-use crate::storage::OpenBlob;
+use crate::storage::{OpenBlob, Source};
 
 const OCTETS: &str = "application/octet-stream";
+
 /// Read from the disk at once.
 const PIECE: usize = 256 << 10;
 /// The same while more than [`CROWD`] requests are answered, each of which has a buffer.
@@ -52,7 +54,7 @@ pub(super) async fn get(app: &Arc<App>, repo: RepoName, digest: Digest, parts: &
             blob = open(app, &repo, &digest, head).await?;
         }
     }
-    let mut blob = blob.ok_or_else(unknown)?;
+    let blob = blob.ok_or_else(unknown)?;
 
     let etag = format!("\"{digest}\"");
     let mut headers = vec![
@@ -87,19 +89,46 @@ pub(super) async fn get(app: &Arc<App>, repo: RepoName, digest: Digest, parts: &
     if parts.method == Method::HEAD {
         return reply(status, &headers, Body::empty());
     }
+    let body = match blob.source {
+        Source::File(file) => from_file(app, &digest, file, first, length)?,
+        Source::Objects(reader) => match reader.body(first..first + length).await {
+            Ok(pieces) => Body::from_stream(pieces),
+            // A collection was quicker.
+            Err(object_store::Error::NotFound { .. }) => return Err(unknown()),
+            Err(error) => {
+                return Err(RegistrydError::Store {
+                    action: "read",
+                    key: digest.to_string(),
+                    source: Box::new(error),
+                }
+                .into());
+            }
+        },
+    };
+    reply(status, &headers, body)
+}
+
+fn from_file(
+    app: &Arc<App>,
+    digest: &Digest,
+    mut file: File,
+    first: u64,
+    length: u64,
+) -> Result<Body, RegistrydError> {
     // Only moves the file offset, which does not wait for a disk.
-    blob.file
-        .seek(SeekFrom::Start(first))
+    file.seek(SeekFrom::Start(first))
         .context("seek in blob", Path::new(digest.as_str()))?;
     let piece = if app.metrics.in_flight() > CROWD {
         SMALL_PIECE
     } else {
         PIECE
     };
-    let mut file = tokio::fs::File::from_std(blob.file);
+    let mut file = tokio::fs::File::from_std(file);
     file.set_max_buf_size(piece);
-    let body = Body::from_stream(ReaderStream::with_capacity(file.take(length), piece));
-    reply(status, &headers, body)
+    Ok(Body::from_stream(ReaderStream::with_capacity(
+        file.take(length),
+        piece,
+    )))
 }
 
 /// Opens a blob. Where somebody only looks whether it is there, they may rely on it in a push.

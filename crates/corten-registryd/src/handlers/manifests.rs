@@ -316,7 +316,9 @@ fn store(
         .iter()
         .flatten()
         .filter(|layer| !layer.is_foreign());
+    let mut needed = Vec::new();
     for blob in document.config.iter().chain(layers) {
+        needed.push(blob.digest.clone());
         if !storage.has_blob(repo, &blob.digest)? {
             note(&blob.digest);
         }
@@ -337,6 +339,15 @@ fn store(
         .as_ref()
         .map(|subject| (&subject.digest, &referrer));
     storage.put_manifest(&alone, repo, record, subject, tags)?;
+    let gone = storage.confirm(repo, &needed)?;
+    if !gone.is_empty() {
+        storage.withdraw_tags(repo, &record.digest, tags)?;
+        let missing = gone.iter().map(|digest| {
+            let detail = json!({"digest": digest.as_str()});
+            (Code::ManifestBlobUnknown, detail)
+        });
+        return Ok(Err(ApiError::many(missing.collect())));
+    }
     Ok(Ok(()))
 }
 

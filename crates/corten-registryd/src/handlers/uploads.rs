@@ -89,11 +89,7 @@ pub(super) async fn patch(
     let upload = open(app, &repo, &id).await?;
     let (upload, complete) = append(app, &repo, &id, upload, parts, body).await?;
     let length = upload.length();
-    blocking(app, move |storage| {
-        storage.pause_upload(upload);
-        Ok(())
-    })
-    .await?;
+    blocking(app, move |storage| storage.pause_upload(upload)).await?;
     complete?;
     progress(StatusCode::ACCEPTED, &repo, &id, length)
 }
@@ -113,11 +109,7 @@ pub(super) async fn put(
     let upload = open(app, &repo, &id).await?;
     let (upload, complete) = append(app, &repo, &id, upload, parts, body).await?;
     if let Err(error) = complete {
-        blocking(app, move |storage| {
-            storage.pause_upload(upload);
-            Ok(())
-        })
-        .await?;
+        blocking(app, move |storage| storage.pause_upload(upload)).await?;
         return Err(error);
     }
     finish(app, repo, upload, digest).await
@@ -204,8 +196,8 @@ async fn append(
     {
         let got = upload.length() - before;
         if got != last - first + 1 {
-            upload = blocking(app, move |_| {
-                upload.truncate(before)?;
+            upload = blocking(app, move |storage| {
+                storage.roll_back(&mut upload)?;
                 Ok(upload)
             })
             .await?;
@@ -297,7 +289,10 @@ async fn receive(
                 drain_frames(frames).await;
                 return Err(full);
             }
-            writer = Some(tokio::task::spawn_blocking(move || current.append(&batch)));
+            let storage = app.storage.clone();
+            writer = Some(tokio::task::spawn_blocking(move || {
+                storage.append(current, &batch)
+            }));
         }
         if ended {
             break;

@@ -95,7 +95,9 @@ impl Proxy {
         })
         .await?
         .ok_or_else(|| ApiError::new(Code::Unknown, "the upload is gone"))?;
-        let file = Arc::new(upload.reader()?);
+        let file = upload.reader()?;
+        let file = file.ok_or_else(|| ApiError::new(Code::Unknown, "a cache needs files"))?;
+        let file = Arc::new(file);
         let (told, state) = watch::channel(State::default());
         let fetch = Arc::new(Fetch {
             size: begun.size,
@@ -188,7 +190,7 @@ impl Proxy {
                         if held >= PIECE || ((ended || broken.is_some()) && held > 0) {
                             let pieces = std::mem::take(&mut batch);
                             held = 0;
-                            upload = append(upload, pieces).await?;
+                            upload = append(app, upload, pieces).await?;
                             let length = upload.length();
                             if size.is_some_and(|size| length > size) {
                                 abandon(app, repo, upload).await;
@@ -234,8 +236,9 @@ impl Proxy {
     }
 }
 
-async fn append(upload: Upload, pieces: Vec<Bytes>) -> Result<Upload, String> {
-    let done = tokio::task::spawn_blocking(move || upload.append(&pieces)).await;
+async fn append(app: &App, upload: Upload, pieces: Vec<Bytes>) -> Result<Upload, String> {
+    let storage = app.storage.clone();
+    let done = tokio::task::spawn_blocking(move || storage.append(upload, &pieces)).await;
     match done {
         Ok(Ok(upload)) => Ok(upload),
         Ok(Err(error)) => Err(error.to_string()),

@@ -9,17 +9,22 @@
 //! that what got its time earlier has its link; then it looks for links. A blob without one
 //! that has a later time is left to the next collection. Links are only removed under the
 //! repository's lock, which keeps manifests from being stored at that moment.
+//!
+//! An object store has neither locks nor times that can be set: [`super::objects::collect`]
+//! says what is done about blobs there. For the same reason what was taken from a repository
+//! is given back if a manifest or a tag has come meanwhile that needs it; whoever stores one
+//! looks for what it needs afterwards, so that one of the two sees the other.
 
 use std::collections::HashSet;
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use corten_oci::Digest;
-use corten_oci::digest::Algorithm;
 use serde::Deserialize;
 
-use super::{Result, Storage, list, read, remove, sweep};
+use super::files::{self, Files, STALE_AFTER};
+use super::objects::Objects;
+use super::place::Place;
+use super::{Result, Storage, keys};
 use crate::error::{IoContext as _, RegistrydError};
 use crate::names::{RepoName, Tag};
 
@@ -83,8 +88,23 @@ impl Names {
 impl Storage {
     /// Removes what nothing refers to.
     pub(crate) fn collect(&self, policy: Policy) -> Result<Collected> {
-        let Some(_collecting) = self.try_lock_collection()? else {
-            return Err(RegistrydError::Collecting(self.root.clone()));
+        match &self.place {
+            Place::Files(files) => self.collect_files(files, policy),
+            Place::Objects(objects) if policy.dry_run => self.look_at_objects(objects, policy),
+            Place::Objects(objects) => {
+                let Some(lease) = objects.begin_collection()? else {
+                    return Err(RegistrydError::Collecting(self.place.name("")));
+                };
+                let collected = self.collect_objects(objects, lease, policy);
+                objects.end_collection()?;
+                collected
+            }
+        }
+    }
+
+    fn collect_files(&self, files: &Files, policy: Policy) -> Result<Collected> {
+        let Some(_collecting) = files.try_lock_collection()? else {
+            return Err(RegistrydError::Collecting(files.root().to_owned()));
         };
         if !policy.dry_run {
             self.sweep_uploads()?;
@@ -93,28 +113,95 @@ impl Storage {
         // Whoever is between a blob's time and its link gets done first.
         drop(self.lock_blobs()?);
         let mut collected = Collected::default();
-        let mut live = HashSet::new();
-        for repo in self.all_repositories()? {
-            self.look_through(&repo, began, policy, &mut live, &mut collected)?;
-        }
-        let mut dead = Vec::new();
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            let top = self.root.join("blobs").join(algorithm.as_str());
-            for prefix in list(&top)? {
-                let found = digests(&top.join(prefix), algorithm)?;
-                dead.extend(found.into_iter().filter(|digest| !live.contains(digest)));
-            }
-        }
+        let live = self.look_through_all(began, policy, &mut collected)?;
+        let mut dead = files.blobs()?;
+        dead.retain(|digest| !live.contains(digest));
         for batch in dead.chunks(BATCH) {
             let _alone = self.lock_blobs()?;
             for digest in batch {
-                if let Some(size) = self.remove_data(digest, began, policy.dry_run)? {
+                if let Some(size) = self.remove_data(files, digest, began, policy.dry_run)? {
                     collected.blobs.push(digest.clone());
                     collected.bytes += size;
                 }
             }
         }
         Ok(collected)
+    }
+
+    fn look_at_objects(&self, objects: &Objects, policy: Policy) -> Result<Collected> {
+        let mut collected = Collected::default();
+        let live = self.look_through_all(SystemTime::now(), policy, &mut collected)?;
+        for (digest, incarnation) in objects.incarnations()? {
+            if !live.contains(&digest) {
+                collected.bytes += incarnation.size();
+                collected.blobs.push(digest);
+            }
+        }
+        Ok(collected)
+    }
+
+    fn collect_objects(
+        &self,
+        objects: &Objects,
+        mut lease: super::objects::Lease,
+        policy: Policy,
+    ) -> Result<Collected> {
+        let parts = objects.parts()?;
+        let mut uploads = HashSet::new();
+        for repo in self.all_repositories()? {
+            uploads.extend(objects.sweep_sessions(&repo, STALE_AFTER)?);
+        }
+        let mut collected = Collected::default();
+        let live = self.look_through_all(SystemTime::now(), policy, &mut collected)?;
+        let mut dead = objects.incarnations()?;
+        dead.retain(|(digest, _)| !live.contains(digest));
+        objects.mark(&dead.iter().map(|(digest, _)| digest.clone()).collect())?;
+        let linked = if dead.is_empty() {
+            HashSet::new()
+        } else {
+            self.linked()?
+        };
+        for (digest, incarnation) in dead {
+            if linked.contains(&digest) {
+                continue;
+            }
+            objects.keep_collecting(&mut lease)?;
+            let size = objects.remove_incarnation(&incarnation)?;
+            self.usage.freed(size);
+            collected.bytes += size;
+            collected.blobs.push(digest);
+        }
+        objects.keep_collecting(&mut lease)?;
+        objects.sweep_parts(parts, &uploads)?;
+        Ok(collected)
+    }
+
+    /// All blobs that some repository has, as a blob or as a manifest.
+    fn linked(&self) -> Result<HashSet<Digest>> {
+        let mut linked = HashSet::new();
+        let repositories = self.all_repositories()?;
+        for algorithm in keys::ALGORITHMS {
+            let folders = |repo| [keys::layers(repo), keys::revisions(repo)];
+            let folders = repositories.iter().flat_map(folders);
+            let folders: Vec<String> = folders.map(|f| format!("{f}/{algorithm}")).collect();
+            for name in self.place.list_all(&folders)?.into_iter().flatten() {
+                linked.extend(format!("{algorithm}:{name}").parse::<Digest>());
+            }
+        }
+        Ok(linked)
+    }
+
+    fn look_through_all(
+        &self,
+        began: SystemTime,
+        policy: Policy,
+        collected: &mut Collected,
+    ) -> Result<HashSet<Digest>> {
+        let mut live = HashSet::new();
+        for repo in self.all_repositories()? {
+            self.look_through(&repo, began, policy, &mut live, collected)?;
+        }
+        Ok(live)
     }
 
     /// Notes what a repository needs, and removes what it does not.
@@ -127,35 +214,73 @@ impl Storage {
         collected: &mut Collected,
     ) -> Result<()> {
         let _alone = self.lock_repo(repo)?;
-        let revisions = self.digests_in(&self.repo(repo).join("_manifests/revisions"))?;
+        let revisions = self.digests_in(&keys::revisions(repo))?;
         let mut manifests = Vec::new();
         let mut understood = true;
-        for digest in revisions {
-            let bytes = read(&self.blob_data(&digest))?.unwrap_or_default();
-            let names: Names = serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                tracing::warn!(repository = %repo, %digest, %error,
-                    "a manifest cannot be read: nothing of its repository is removed");
-                understood = false;
-                Names::default()
-            });
-            manifests.push((digest, names));
+        for digest in &revisions {
+            let names = self.names(repo, digest)?;
+            understood &= names.is_some();
+            manifests.push((digest.clone(), names.unwrap_or_default()));
         }
         if policy.untagged && understood {
             self.drop_untagged(repo, began, policy, &mut manifests, collected)?;
         }
         let mut named: HashSet<&Digest> = manifests.iter().flat_map(|(_, n)| n.all()).collect();
         named.extend(manifests.iter().map(|(digest, _)| digest));
-        for digest in self.digests_in(&self.repo(repo).join("_layers"))? {
-            let link = self.layer_link(repo, &digest);
-            let keep =
-                !understood || named.contains(&digest) || is_younger(&link, began, policy.grace)?;
+        let mut taken = Vec::new();
+        for digest in self.digests_in(&keys::layers(repo))? {
+            let link = keys::link(repo, &digest);
+            let keep = !understood
+                || named.contains(&digest)
+                || self.is_younger(&link, began, policy.grace)?;
             if keep {
                 live.insert(digest);
             } else if !policy.dry_run {
-                remove(&link)?;
+                self.place.remove(&link)?;
+                taken.push(digest);
             }
         }
+        if matches!(self.place, Place::Objects(_)) && !taken.is_empty() {
+            let known: Vec<&Digest> = manifests.iter().map(|(digest, _)| digest).collect();
+            self.give_back(repo, &known, &taken, live)?;
+        }
         live.extend(manifests.into_iter().map(|(digest, _)| digest));
+        Ok(())
+    }
+
+    /// What a manifest of a repository names; `None` where that cannot be known.
+    fn names(&self, repo: &RepoName, digest: &Digest) -> Result<Option<Names>> {
+        let bytes = self.place.read_blob(digest)?.unwrap_or_default();
+        let names = serde_json::from_slice(&bytes);
+        if let Err(error) = &names {
+            tracing::warn!(repository = %repo, %digest, %error,
+                "a manifest cannot be read: nothing of its repository is removed");
+        }
+        Ok(names.ok())
+    }
+
+    /// Links again what manifests need that are not among the `known` ones: they have come, or
+    /// come back, since those were looked at.
+    fn give_back(
+        &self,
+        repo: &RepoName,
+        known: &[&Digest],
+        taken: &[Digest],
+        live: &mut HashSet<Digest>,
+    ) -> Result<()> {
+        let mut now = self.digests_in(&keys::revisions(repo))?;
+        now.retain(|digest| !known.contains(&digest));
+        let mut needed: HashSet<Digest> = HashSet::new();
+        for digest in now {
+            match self.names(repo, &digest)? {
+                Some(names) => needed.extend(names.all().cloned()),
+                None => needed.extend(taken.iter().cloned()),
+            }
+        }
+        for digest in taken.iter().filter(|digest| needed.contains(digest)) {
+            self.link_blob(repo, digest)?;
+            live.insert(digest.clone());
+        }
         Ok(())
     }
 
@@ -176,7 +301,7 @@ impl Storage {
             }
         }
         for (digest, _) in manifests.iter() {
-            if is_younger(&self.revision(repo, digest), began, policy.grace)? {
+            if self.is_younger(&keys::revision(repo, digest), began, policy.grace)? {
                 held.insert(digest.clone());
             }
         }
@@ -196,13 +321,22 @@ impl Storage {
                 break;
             }
         }
+        let mut dropped = Vec::new();
         for (digest, _) in manifests
             .iter()
             .filter(|(digest, _)| !held.contains(digest))
         {
             collected.manifests.push(format!("{repo}@{digest}"));
             if !policy.dry_run {
-                self.delete_locked(repo, digest)?;
+                dropped.extend(self.drop_manifest(repo, digest)?);
+            }
+        }
+        if matches!(self.place, Place::Objects(_)) && !dropped.is_empty() {
+            for digest in self.restore_tagged(repo, &dropped)? {
+                collected
+                    .manifests
+                    .retain(|name| *name != format!("{repo}@{digest}"));
+                held.insert(digest);
             }
         }
         manifests.retain(|(digest, _)| held.contains(digest));
@@ -212,65 +346,55 @@ impl Storage {
     /// Removes a blob that has no link, unless it got its time after the beginning; its size.
     fn remove_data(
         &self,
+        files: &Files,
         digest: &Digest,
         began: SystemTime,
         dry_run: bool,
     ) -> Result<Option<u64>> {
-        let data = self.blob_data(digest);
-        let metadata = match fs::metadata(&data) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).context("look at", &data),
+        let data = files.blob(digest);
+        let Some((changed, size)) = files::stat(&data)? else {
+            return Ok(None);
         };
-        if metadata.modified().context("look at", &data)? >= began {
+        if changed >= began {
             return Ok(None);
         }
         if !dry_run {
-            remove(&data)?;
-            self.usage.freed(metadata.len());
+            files::remove(&data)?;
+            self.usage.freed(size);
             if let Some(folder) = data.parent() {
-                fs::remove_dir(folder).context("remove", folder)?;
+                std::fs::remove_dir(folder).context("remove", folder)?;
             }
         }
-        Ok(Some(metadata.len()))
+        Ok(Some(size))
     }
 
-    /// Removes uploads and temporary files that nobody has touched for long.
+    /// Removes uploads and temporary files of a folder that nobody has touched for long.
     pub(super) fn sweep_uploads(&self) -> Result<()> {
-        sweep(&self.root.join("tmp"));
-        for name in self.all_repositories()? {
-            sweep(&self.repo(&name).join("_uploads"));
+        if let Place::Files(files) = &self.place {
+            files.sweep_temporary();
+            for name in self.all_repositories()? {
+                files::sweep(&files.path(&keys::uploads(&name)));
+            }
         }
         Ok(())
     }
 
-    /// The digests below a folder with one for each algorithm.
-    fn digests_in(&self, folder: &Path) -> Result<Vec<Digest>> {
+    /// Whether a thing was written less than this before a moment. One that is gone is not.
+    fn is_younger(&self, key: &str, moment: SystemTime, age: Duration) -> Result<bool> {
+        let limit = moment.checked_sub(age);
+        let changed = self.place.modified(key)?;
+        Ok(changed.is_some_and(|changed| limit.is_none_or(|limit| changed > limit)))
+    }
+
+    /// The digests below a key with a part for each algorithm.
+    pub(super) fn digests_in(&self, folder: &str) -> Result<Vec<Digest>> {
+        let folders = keys::ALGORITHMS.map(|algorithm| format!("{folder}/{algorithm}"));
+        let listed = self.place.list_all(&folders)?;
         let mut found = Vec::new();
-        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-            found.extend(digests(&folder.join(algorithm.as_str()), algorithm)?);
+        for (algorithm, names) in keys::ALGORITHMS.iter().zip(listed) {
+            let digests = names.iter().map(|hex| format!("{algorithm}:{hex}"));
+            found.extend(digests.filter_map(|text| text.parse::<Digest>().ok()));
         }
         Ok(found)
     }
-}
-
-/// Whether a file was changed less than this before a moment. One that is gone is not.
-fn is_younger(path: &Path, moment: SystemTime, age: Duration) -> Result<bool> {
-    match fs::metadata(path) {
-        Ok(metadata) => {
-            let changed = metadata.modified().context("look at", path)?;
-            Ok(moment.checked_sub(age).is_none_or(|limit| changed > limit))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error).context("look at", path),
-    }
-}
-
-/// The digests whose hex parts are names in a folder.
-fn digests(folder: &Path, algorithm: Algorithm) -> Result<Vec<Digest>> {
-    let mut found = Vec::new();
-    for name in list(folder)? {
-        found.extend(format!("{}:{name}", algorithm.as_str()).parse::<Digest>());
-    }
-    Ok(found)
 }

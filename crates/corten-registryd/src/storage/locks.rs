@@ -12,6 +12,8 @@ use std::path::Path;
 
 use corten_oci::Digest;
 
+use super::files::Files;
+use super::place::Place;
 use super::{Result, Storage};
 use crate::error::IoContext as _;
 use crate::names::RepoName;
@@ -21,10 +23,11 @@ pub(super) const FOLDER: &str = "locks";
 /// Repositories share this many locks, by the hash of their name.
 const REPOSITORIES: u8 = 64;
 
-/// Held until dropped.
+/// Held until dropped. In an object store there are none: see [`super::objects`] for what is
+/// done instead.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    _file: Option<File>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -54,26 +57,31 @@ impl Storage {
         self.flock("blobs", Mode::Alone)
     }
 
-    /// The lock of whoever collects; `None` if somebody does.
-    pub(super) fn try_lock_collection(&self) -> Result<Option<Lock>> {
-        let path = self.root.join(FOLDER).join("collection");
-        let file = open(&path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Lock { _file: file })),
-            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-            Err(std::fs::TryLockError::Error(error)) => Err(error).context("lock", &path),
-        }
-    }
-
     fn flock(&self, name: &str, mode: Mode) -> Result<Lock> {
-        let path = self.root.join(FOLDER).join(name);
+        let Place::Files(files) = &self.place else {
+            return Ok(Lock { _file: None });
+        };
+        let path = files.root().join(FOLDER).join(name);
         let file = open(&path)?;
         match mode {
             Mode::Shared => file.lock_shared(),
             Mode::Alone => file.lock(),
         }
         .context("lock", &path)?;
-        Ok(Lock { _file: file })
+        Ok(Lock { _file: Some(file) })
+    }
+}
+
+impl Files {
+    /// The lock of whoever collects; `None` if somebody does.
+    pub(super) fn try_lock_collection(&self) -> Result<Option<Lock>> {
+        let path = self.root().join(FOLDER).join("collection");
+        let file = open(&path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock { _file: Some(file) })),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+            Err(std::fs::TryLockError::Error(error)) => Err(error).context("lock", &path),
+        }
     }
 }
 

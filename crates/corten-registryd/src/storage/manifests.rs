@@ -1,15 +1,14 @@
 //! Manifests, tags and referrers of a repository. A manifest's bytes are a blob that no
 //! `_layers` link shows; its revision record makes it a manifest of the repository.
 
-use std::path::PathBuf;
-
 use corten_oci::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::locks::Lock;
-use super::{Result, Storage, list, read, remove};
-use crate::error::{IoContext as _, RegistrydError};
+use super::place::Place;
+use super::{Result, Storage, keys};
+use crate::error::RegistrydError;
 use crate::names::{RepoName, Tag};
 
 /// A manifest as it was pushed.
@@ -43,6 +42,13 @@ struct Revision {
     subject: Option<Digest>,
 }
 
+/// A manifest that a collection removed.
+pub(super) struct Dropped {
+    digest: Digest,
+    revision: Revision,
+    referrer: Option<Descriptor>,
+}
+
 impl Storage {
     /// Stores a manifest, then its place among its subject's referrers, then its tags. The
     /// repository's lock is held since what it names was looked for.
@@ -67,20 +73,73 @@ impl Storage {
         };
         self.admit(repo, linked, new)?;
         let _blobs = self.share_blobs()?;
-        self.write(&self.blob_data(&record.digest), &record.bytes)?;
+        self.store_bytes(record)?;
         if let Some((subject, descriptor)) = subject {
-            let path = self.referrer(repo, subject, &record.digest);
-            self.write_json(path, descriptor)?;
+            let key = keys::referrer(repo, subject, &record.digest);
+            self.write_json(&key, descriptor)?;
         }
         let revision = Revision {
             media_type: record.media_type.clone(),
             subject: subject.map(|(digest, _)| digest.clone()),
         };
-        self.write_json(self.revision(repo, &record.digest), &revision)?;
+        let key = keys::revision(repo, &record.digest);
+        self.write_json(&key, &revision)?;
         for tag in tags {
             self.write_tag(repo, tag, &record.digest)?;
         }
+        if let Place::Objects(objects) = &self.place {
+            // Nothing kept a collection from taking it for garbage meanwhile.
+            if !self.place.exists(&key)? {
+                self.write_json(&key, &revision)?;
+            }
+            if !objects.at_rest(&record.digest)? {
+                objects.write_raw(&record.digest, record.bytes.clone().into())?;
+            }
+        }
         self.usage.added(repo, linked, new);
+        Ok(())
+    }
+
+    fn store_bytes(&self, record: &ManifestRecord) -> Result<()> {
+        match &self.place {
+            Place::Files(files) => files.write(&files.blob(&record.digest), &record.bytes),
+            Place::Objects(_) if self.has_data(&record.digest)? => Ok(()),
+            Place::Objects(objects) => {
+                objects.write_raw(&record.digest, record.bytes.clone().into())
+            }
+        }
+    }
+
+    /// What of the blobs that a stored manifest needs has gone while it was stored. In a
+    /// folder that cannot be: the repository's lock is held. A collection of an object store
+    /// looks once more at the manifests after it took links, and this is the other half.
+    pub(crate) fn confirm(&self, repo: &RepoName, blobs: &[Digest]) -> Result<Vec<Digest>> {
+        let mut gone = Vec::new();
+        if matches!(self.place, Place::Objects(_)) {
+            for digest in blobs {
+                if !self.place.exists(&keys::link(repo, digest))?
+                    && !self.link_stored_blob(repo, digest)?
+                {
+                    gone.push(digest.clone());
+                }
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Takes tags back that a push has set which fails after all. The manifest may be another
+    /// push's as well: it stays, for a collection to remove.
+    pub(crate) fn withdraw_tags(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+        tags: &[Tag],
+    ) -> Result<()> {
+        for tag in tags {
+            if self.resolve_tag(repo, tag)?.as_ref() == Some(digest) {
+                self.place.remove(&keys::tag(repo, tag))?;
+            }
+        }
         Ok(())
     }
 
@@ -91,8 +150,8 @@ impl Storage {
     }
 
     fn write_tag(&self, repo: &RepoName, tag: &Tag, digest: &Digest) -> Result<()> {
-        let path = self.tags_dir(repo).join(tag.as_str());
-        self.write(&path, digest.as_str().as_bytes())
+        let key = keys::tag(repo, tag);
+        self.place.write(&key, digest.as_str().as_bytes())
     }
 
     /// The manifest with this digest, if the repository has it.
@@ -101,10 +160,10 @@ impl Storage {
         repo: &RepoName,
         digest: &Digest,
     ) -> Result<Option<ManifestRecord>> {
-        let Some(revision) = self.read_json::<Revision>(self.revision(repo, digest))? else {
+        let Some(revision) = self.revision(repo, digest)? else {
             return Ok(None);
         };
-        let bytes = read(&self.blob_data(digest))?;
+        let bytes = self.place.read_blob(digest)?;
         Ok(bytes.map(|bytes| ManifestRecord {
             digest: digest.clone(),
             media_type: revision.media_type,
@@ -114,14 +173,13 @@ impl Storage {
 
     /// True if the repository has a manifest with this digest.
     pub(crate) fn has_manifest(&self, repo: &RepoName, digest: &Digest) -> Result<bool> {
-        let path = self.revision(repo, digest);
-        path.try_exists().context("look for", &path)
+        self.place.exists(&keys::revision(repo, digest))
     }
 
     /// What a tag points to.
     pub(crate) fn resolve_tag(&self, repo: &RepoName, tag: &Tag) -> Result<Option<Digest>> {
-        let path = self.tags_dir(repo).join(tag.as_str());
-        let Some(bytes) = read(&path)? else {
+        let key = keys::tag(repo, tag);
+        let Some(bytes) = self.place.read(&key)? else {
             return Ok(None);
         };
         match std::str::from_utf8(&bytes)
@@ -130,13 +188,13 @@ impl Storage {
             .parse()
         {
             Ok(digest) => Ok(Some(digest)),
-            Err(error) => Err(damaged(path, &error)),
+            Err(error) => Err(self.damaged(&key, &error)),
         }
     }
 
     /// A repository's tags, in no order.
     pub(crate) fn tags(&self, repo: &RepoName) -> Result<Vec<String>> {
-        let names = list(&self.tags_dir(repo))?;
+        let names = self.place.list(&keys::tags(repo))?;
         Ok(names
             .into_iter()
             .filter(|name| Tag::parse(name).is_some())
@@ -146,45 +204,91 @@ impl Storage {
     /// Removes a tag; false if there was none.
     pub(crate) fn delete_tag(&self, repo: &RepoName, tag: &Tag) -> Result<bool> {
         let _alone = self.lock_repo(repo)?;
-        remove(&self.tags_dir(repo).join(tag.as_str()))
+        self.place.remove(&keys::tag(repo, tag))
     }
 
     /// Removes a manifest and every tag that points to it; false if there was none. The tags
     /// go first: at no instant does one point to nothing.
     pub(crate) fn delete_manifest(&self, repo: &RepoName, digest: &Digest) -> Result<bool> {
         let _alone = self.lock_repo(repo)?;
-        self.delete_locked(repo, digest)
-    }
-
-    /// As [`Self::delete_manifest`], with the repository's lock held.
-    pub(super) fn delete_locked(&self, repo: &RepoName, digest: &Digest) -> Result<bool> {
-        let Some(revision) = self.read_json::<Revision>(self.revision(repo, digest))? else {
+        let Some(revision) = self.revision(repo, digest)? else {
             return Ok(false);
         };
         for name in self.tags(repo)? {
             if let Some(tag) = Tag::parse(&name)
                 && self.resolve_tag(repo, &tag)?.as_ref() == Some(digest)
             {
-                remove(&self.tags_dir(repo).join(name))?;
+                self.place.remove(&keys::tag(repo, &tag))?;
             }
         }
-        remove(&self.revision(repo, digest))?;
+        self.remove_revision(repo, digest, &revision)?;
+        Ok(true)
+    }
+
+    fn remove_revision(&self, repo: &RepoName, digest: &Digest, revision: &Revision) -> Result<()> {
+        self.place.remove(&keys::revision(repo, digest))?;
         if let Some(subject) = &revision.subject {
-            remove(&self.referrer(repo, subject, digest))?;
+            self.place.remove(&keys::referrer(repo, subject, digest))?;
         }
         self.usage.forget(repo);
-        Ok(true)
+        Ok(())
+    }
+
+    /// Removes a manifest that a collection found nothing to hold, with the repository's lock
+    /// held; what [`Self::restore_tagged`] needs to bring it back.
+    pub(super) fn drop_manifest(
+        &self,
+        repo: &RepoName,
+        digest: &Digest,
+    ) -> Result<Option<Dropped>> {
+        let Some(revision) = self.revision(repo, digest)? else {
+            return Ok(None);
+        };
+        let referrer = match &revision.subject {
+            Some(subject) => self.read_json(&keys::referrer(repo, subject, digest))?,
+            None => None,
+        };
+        // A tag that has come since the collection looked stays.
+        self.remove_revision(repo, digest, &revision)?;
+        Ok(Some(Dropped {
+            digest: digest.clone(),
+            revision,
+            referrer,
+        }))
+    }
+
+    /// Brings back those that have got a tag meanwhile, which only happens in an object store.
+    pub(super) fn restore_tagged(
+        &self,
+        repo: &RepoName,
+        dropped: &[Dropped],
+    ) -> Result<Vec<Digest>> {
+        let mut tagged = Vec::new();
+        for name in self.tags(repo)? {
+            if let Some(tag) = Tag::parse(&name) {
+                tagged.extend(self.resolve_tag(repo, &tag)?);
+            }
+        }
+        let mut restored = Vec::new();
+        for gone in dropped.iter().filter(|gone| tagged.contains(&gone.digest)) {
+            if let (Some(subject), Some(descriptor)) = (&gone.revision.subject, &gone.referrer) {
+                self.write_json(&keys::referrer(repo, subject, &gone.digest), descriptor)?;
+            }
+            self.write_json(&keys::revision(repo, &gone.digest), &gone.revision)?;
+            restored.push(gone.digest.clone());
+        }
+        Ok(restored)
     }
 
     /// The manifests whose subject has this digest, by digest.
     pub(crate) fn referrers(&self, repo: &RepoName, subject: &Digest) -> Result<Vec<Descriptor>> {
-        let folder = self.referrers_dir(repo, subject);
-        let mut names = list(&folder)?;
+        let folder = keys::referrers(repo, subject);
+        let mut names = self.place.list(&folder)?;
         names.sort();
         let mut found = Vec::new();
         for name in names {
             // A server killed between two writes may have left an entry without its manifest.
-            if let Some(descriptor) = self.read_json::<Descriptor>(folder.join(name))?
+            if let Some(descriptor) = self.read_json::<Descriptor>(&format!("{folder}/{name}"))?
                 && self.has_manifest(repo, &descriptor.digest)?
             {
                 found.push(descriptor);
@@ -193,62 +297,29 @@ impl Storage {
         Ok(found)
     }
 
-    pub(super) fn has_revisions(&self, repo: &RepoName) -> Result<bool> {
-        let folder = self.manifests_dir(repo).join("revisions");
-        for algorithm in ["sha256", "sha512"] {
-            if !list(&folder.join(algorithm))?.is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    fn revision(&self, repo: &RepoName, digest: &Digest) -> Result<Option<Revision>> {
+        self.read_json(&keys::revision(repo, digest))
     }
 
-    fn manifests_dir(&self, repo: &RepoName) -> PathBuf {
-        self.repo(repo).join("_manifests")
+    fn write_json(&self, key: &str, value: &impl Serialize) -> Result<()> {
+        let bytes = serde_json::to_vec(value).map_err(|error| self.damaged(key, &error))?;
+        self.place.write(key, &bytes)
     }
 
-    fn tags_dir(&self, repo: &RepoName) -> PathBuf {
-        self.manifests_dir(repo).join("tags")
-    }
-
-    pub(super) fn revision(&self, repo: &RepoName, digest: &Digest) -> PathBuf {
-        self.manifests_dir(repo)
-            .join("revisions")
-            .join(digest.algorithm().as_str())
-            .join(digest.hex())
-    }
-
-    fn referrers_dir(&self, repo: &RepoName, subject: &Digest) -> PathBuf {
-        self.manifests_dir(repo)
-            .join("referrers")
-            .join(subject.algorithm().as_str())
-            .join(subject.hex())
-    }
-
-    fn referrer(&self, repo: &RepoName, subject: &Digest, digest: &Digest) -> PathBuf {
-        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
-        self.referrers_dir(repo, subject).join(name)
-    }
-
-    fn write_json(&self, path: PathBuf, value: &impl Serialize) -> Result<()> {
-        let bytes = serde_json::to_vec(value).map_err(|error| damaged(path.clone(), &error))?;
-        self.write(&path, &bytes)
-    }
-
-    fn read_json<T: for<'de> Deserialize<'de>>(&self, path: PathBuf) -> Result<Option<T>> {
-        let Some(bytes) = read(&path)? else {
+    fn read_json<T: for<'de> Deserialize<'de>>(&self, key: &str) -> Result<Option<T>> {
+        let Some(bytes) = self.place.read(key)? else {
             return Ok(None);
         };
         match serde_json::from_slice(&bytes) {
             Ok(value) => Ok(Some(value)),
-            Err(error) => Err(damaged(path, &error)),
+            Err(error) => Err(self.damaged(key, &error)),
         }
     }
-}
 
-fn damaged(path: PathBuf, reason: &dyn std::fmt::Display) -> RegistrydError {
-    RegistrydError::Damaged {
-        path,
-        reason: reason.to_string(),
+    fn damaged(&self, key: &str, reason: &dyn std::fmt::Display) -> RegistrydError {
+        RegistrydError::Damaged {
+            path: self.place.name(key),
+            reason: reason.to_string(),
+        }
     }
 }

@@ -1,6 +1,7 @@
-//! Uploads in progress. One file each, locked (`flock`) while a request writes to it; its
-//! length is the upload's state, so a client goes on after any break, even of the server.
-//! The running hash is only an optimisation: without it the file is read once at the end.
+//! Uploads in progress. In a folder one file each, locked (`flock`) while a request writes to
+//! it; its length is the upload's state, so a client goes on after any break, even of the
+//! server. In an object store [`super::objects::Session`] says what they are. The running
+//! hash is only an optimisation: without it what came is read once at the end.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -12,7 +13,10 @@ use bytes::Bytes;
 use corten_oci::digest::Algorithm;
 use corten_oci::{Digest, Digester};
 
-use super::{Result, Storage, lock, make_dir, remove};
+use super::files::{make_dir, remove};
+use super::objects::Session;
+use super::place::Place;
+use super::{Result, Storage, keys, lock};
 use crate::error::{IoContext as _, RegistrydError};
 use crate::names::{RepoName, UploadId};
 
@@ -47,11 +51,26 @@ impl Hash {
 #[derive(Debug)]
 pub(crate) struct Upload {
     id: UploadId,
-    path: PathBuf,
-    file: File,
+    /// What it had when the request began.
+    opening: u64,
     length: u64,
     /// `None` where the bytes so far were not hashed.
     hash: Option<Hash>,
+    bytes: Received,
+}
+
+/// Where what came is.
+#[derive(Debug)]
+enum Received {
+    File(Opened),
+    Objects(Session),
+}
+
+/// A locked file.
+#[derive(Debug)]
+struct Opened {
+    path: PathBuf,
+    file: File,
 }
 
 /// How an upload ended.
@@ -72,44 +91,38 @@ impl Upload {
         &self.id
     }
 
-    /// Its file once more, for reading what has come.
-    pub(crate) fn reader(&self) -> Result<File> {
-        self.file.try_clone().context("open", &self.path)
+    /// Its file once more, for reading what has come; `None` in an object store.
+    pub(crate) fn reader(&self) -> Result<Option<File>> {
+        match &self.bytes {
+            Received::File(Opened { path, file }) => {
+                file.try_clone().context("open", path).map(Some)
+            }
+            Received::Objects(_) => Ok(None),
+        }
     }
+}
 
+impl Opened {
     /// Adds pieces at the end. After an error the file is as long as before.
-    pub(crate) fn append(mut self, pieces: &[Bytes]) -> Result<Self> {
+    fn append(&mut self, length: u64, pieces: &[Bytes]) -> Result<()> {
         for piece in pieces {
             if let Err(error) = self.file.write_all(piece) {
                 // The first error is the one to report; a longer file would only be refused
                 // at its end.
-                let _ = self.file.set_len(self.length);
+                let _ = self.file.set_len(length);
                 return Err(error).context("write", &self.path);
             }
-            if let Some(hash) = &mut self.hash {
-                hash.digester.update(piece);
-            }
-            self.length += piece.len() as u64;
         }
-        Ok(self)
-    }
-
-    /// Takes back what was added after the first `length` bytes.
-    pub(crate) fn truncate(&mut self, length: u64) -> Result<()> {
-        self.file.set_len(length).context("shorten", &self.path)?;
-        self.file
-            .seek(SeekFrom::Start(length))
-            .context("seek in", &self.path)?;
-        self.length = length;
-        self.hash = None;
         Ok(())
     }
 
-    fn digest(&mut self, algorithm: Algorithm) -> Result<Digest> {
-        if let Some(hash) = self.hash.take_if(|hash| hash.algorithm == algorithm) {
-            return Ok(hash.digester.finish());
-        }
-        let mut digester = Digester::new(algorithm);
+    fn truncate(&mut self, length: u64) -> Result<()> {
+        self.file.set_len(length).context("shorten", &self.path)?;
+        let end = self.file.seek(SeekFrom::Start(length));
+        end.context("seek in", &self.path).map(drop)
+    }
+
+    fn hash(&mut self, mut digester: Digester) -> Result<Digest> {
         self.file.rewind().context("seek in", &self.path)?;
         let mut buffer = vec![0; 1 << 20];
         loop {
@@ -127,11 +140,16 @@ impl Storage {
     /// Starts an upload; `algorithm` is what its digest will probably be of.
     pub(crate) fn create_upload(&self, repo: &RepoName, algorithm: Algorithm) -> Result<UploadId> {
         let id = UploadId::random();
-        let path = self.upload_path(repo, &id);
-        if let Some(folder) = path.parent() {
-            make_dir(folder)?;
+        match &self.place {
+            Place::Files(files) => {
+                let path = files.path(&keys::upload(repo, &id));
+                if let Some(folder) = path.parent() {
+                    make_dir(folder)?;
+                }
+                File::create_new(&path).context("create", &path)?;
+            }
+            Place::Objects(objects) => objects.create_session(repo, &id)?,
         }
-        File::create_new(&path).context("create", &path)?;
         self.remember(
             &id,
             Progress {
@@ -144,46 +162,110 @@ impl Storage {
 
     /// How many bytes an upload has, `None` if there is no such upload.
     pub(crate) fn upload_length(&self, repo: &RepoName, id: &UploadId) -> Result<Option<u64>> {
-        let path = self.upload_path(repo, id);
-        match fs::metadata(&path) {
-            Ok(metadata) => Ok(Some(metadata.len())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).context("look at", &path),
+        match &self.place {
+            Place::Files(files) => {
+                let found = super::files::stat(&files.path(&keys::upload(repo, id)))?;
+                Ok(found.map(|(_, size)| size))
+            }
+            Place::Objects(objects) => {
+                let session = objects.open_session(repo, id)?;
+                Ok(session.map(|session| session.length()))
+            }
         }
     }
 
     /// Opens an upload for this request alone, `None` if there is no such upload.
     pub(crate) fn open_upload(&self, repo: &RepoName, id: &UploadId) -> Result<Option<Upload>> {
-        let path = self.upload_path(repo, id);
-        let opened = File::options().read(true).write(true).open(&path);
-        let mut file = match opened {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).context("open", &path),
+        let (bytes, length) = match &self.place {
+            Place::Files(files) => {
+                let path = files.path(&keys::upload(repo, id));
+                let opened = File::options().read(true).write(true).open(&path);
+                let mut file = match opened {
+                    Ok(file) => file,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    Err(error) => return Err(error).context("open", &path),
+                };
+                lock_file(&file, &path)?;
+                if !is_still_at(&file, &path)? {
+                    return Ok(None);
+                }
+                let length = file.seek(SeekFrom::End(0)).context("seek in", &path)?;
+                (Received::File(Opened { path, file }), length)
+            }
+            Place::Objects(objects) => {
+                let Some(session) = objects.open_session(repo, id)? else {
+                    return Ok(None);
+                };
+                let length = session.length();
+                (Received::Objects(session), length)
+            }
         };
-        lock_file(&file, &path)?;
-        if !is_still_at(&file, &path)? {
-            return Ok(None);
-        }
-        let length = file.seek(SeekFrom::End(0)).context("seek in", &path)?;
         let hash = match lock(&self.hashes).remove(id) {
             Some(progress) if progress.length == length => Some(progress.hash),
             _ => None,
         };
         Ok(Some(Upload {
             id: id.clone(),
-            path,
-            file,
+            opening: length,
             length,
             hash,
+            bytes,
         }))
     }
 
+    /// Adds pieces at the end.
+    pub(crate) fn append(&self, mut upload: Upload, pieces: &[Bytes]) -> Result<Upload> {
+        match (&self.place, &mut upload.bytes) {
+            (_, Received::File(opened)) => opened.append(upload.length, pieces)?,
+            (Place::Objects(objects), Received::Objects(session)) => {
+                objects.append(session, pieces)?;
+            }
+            (Place::Files(_), Received::Objects(_)) => return Err(elsewhere()),
+        }
+        for piece in pieces {
+            if let Some(hash) = &mut upload.hash {
+                hash.digester.update(piece);
+            }
+            upload.length += piece.len() as u64;
+        }
+        Ok(upload)
+    }
+
+    /// Takes back what this request added.
+    pub(crate) fn roll_back(&self, upload: &mut Upload) -> Result<()> {
+        match (&self.place, &mut upload.bytes) {
+            (_, Received::File(opened)) => opened.truncate(upload.opening)?,
+            (Place::Objects(objects), Received::Objects(session)) => objects.roll_back(session)?,
+            (Place::Files(_), Received::Objects(_)) => return Err(elsewhere()),
+        }
+        upload.length = upload.opening;
+        upload.hash = None;
+        Ok(())
+    }
+
     /// Lets go of an upload that goes on later.
-    pub(crate) fn pause_upload(&self, upload: Upload) {
+    pub(crate) fn pause_upload(&self, upload: Upload) -> Result<()> {
+        if let (Place::Objects(objects), Received::Objects(session)) = (&self.place, upload.bytes) {
+            objects.pause(session)?;
+        }
         if let Some(hash) = upload.hash {
             let length = upload.length;
             self.remember(&upload.id, Progress { length, hash });
+        }
+        Ok(())
+    }
+
+    fn digest_of(&self, upload: &mut Upload, algorithm: Algorithm) -> Result<Digest> {
+        if let Some(hash) = upload.hash.take_if(|hash| hash.algorithm == algorithm) {
+            return Ok(hash.digester.finish());
+        }
+        let digester = Digester::new(algorithm);
+        match (&self.place, &mut upload.bytes) {
+            (_, Received::File(opened)) => opened.hash(digester),
+            (Place::Objects(objects), Received::Objects(session)) => {
+                objects.hash(session, digester)
+            }
+            (Place::Files(_), Received::Objects(_)) => Err(elsewhere()),
         }
     }
 
@@ -194,33 +276,47 @@ impl Storage {
         mut upload: Upload,
         expected: &Digest,
     ) -> Result<Finish> {
-        let actual = upload.digest(expected.algorithm())?;
+        let actual = self.digest_of(&mut upload, expected.algorithm())?;
         if actual != *expected {
-            remove(&upload.path)?;
+            self.discard(upload)?;
             return Ok(Finish::Mismatch(actual));
         }
-        // Most of the work, before others have to wait for it.
-        upload.file.sync_all().context("sync", &upload.path)?;
+        if let Received::File(Opened { path, file }) = &upload.bytes {
+            // Most of the work, before others have to wait for it.
+            file.sync_all().context("sync", path)?;
+        }
         let _repo = self.share_repo(repo)?;
         let linked = self.linked_bytes(repo, expected, upload.length)?;
-        let new = if self.has_data(expected)? {
-            0
-        } else {
-            upload.length
-        };
+        let stored = self.has_data(expected)?;
+        let new = if stored { 0 } else { upload.length };
         if let Err(error) = self.admit(repo, linked, new) {
-            remove(&upload.path)?;
+            self.discard(upload)?;
             return Err(error);
         }
         let _blobs = self.share_blobs()?;
-        // A collection that began before now leaves it alone.
-        upload
-            .file
-            .set_modified(SystemTime::now())
-            .and_then(|()| upload.file.sync_all())
-            .context("set the time of", &upload.path)?;
-        self.place(&upload.path, &self.blob_data(expected))?;
-        self.link_blob(repo, expected)?;
+        match (&self.place, upload.bytes) {
+            (Place::Files(files), Received::File(Opened { path, file })) => {
+                // A collection that began before now leaves it alone.
+                file.set_modified(SystemTime::now())
+                    .and_then(|()| file.sync_all())
+                    .context("set the time of", &path)?;
+                files.place(&path, &files.blob(expected))?;
+                self.link_blob(repo, expected)?;
+            }
+            (Place::Objects(objects), Received::Objects(mut session)) => {
+                let mut keep = !stored;
+                if !stored {
+                    objects.incarnate(&mut session, expected)?;
+                }
+                self.link_blob(repo, expected)?;
+                if !objects.at_rest(expected)? {
+                    objects.incarnate(&mut session, expected)?;
+                    keep = true;
+                }
+                objects.end_session(&session, keep)?;
+            }
+            _ => return Err(elsewhere()),
+        }
         self.usage.added(repo, linked, new);
         Ok(Finish::Stored)
     }
@@ -228,7 +324,24 @@ impl Storage {
     /// Throws an upload away; false if there was none.
     pub(crate) fn cancel_upload(&self, repo: &RepoName, id: &UploadId) -> Result<bool> {
         lock(&self.hashes).remove(id);
-        remove(&self.upload_path(repo, id))
+        match &self.place {
+            Place::Files(files) => remove(&files.path(&keys::upload(repo, id))),
+            Place::Objects(objects) => match objects.open_session(repo, id)? {
+                Some(session) => objects.end_session(&session, false).map(|()| true),
+                None => Ok(false),
+            },
+        }
+    }
+
+    /// Throws away what came.
+    fn discard(&self, upload: Upload) -> Result<()> {
+        match (&self.place, upload.bytes) {
+            (_, Received::File(Opened { path, .. })) => remove(&path).map(drop),
+            (Place::Objects(objects), Received::Objects(session)) => {
+                objects.end_session(&session, false)
+            }
+            (Place::Files(_), Received::Objects(_)) => Err(elsewhere()),
+        }
     }
 
     fn remember(&self, id: &UploadId, progress: Progress) {
@@ -238,10 +351,11 @@ impl Storage {
         }
         hashes.insert(id.clone(), progress);
     }
+}
 
-    fn upload_path(&self, repo: &RepoName, id: &UploadId) -> PathBuf {
-        self.repo(repo).join("_uploads").join(id.as_str())
-    }
+/// An upload came from another storage, which no caller does.
+fn elsewhere() -> RegistrydError {
+    RegistrydError::Internal("an upload of another storage".to_owned())
 }
 
 fn lock_file(file: &File, path: &Path) -> Result<()> {

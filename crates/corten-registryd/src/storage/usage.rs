@@ -1,17 +1,16 @@
 //! How much space a registry takes, and how much it may take.
 //!
 //! A repository has used the bytes of the blobs it links and of its manifests, shared with
-//! others or not; all of them together what is on the disk. Both are counted when first asked
-//! for and kept up with; a collection, and another server on the same root, make a new count
+//! others or not; all of them together what is stored. Both are counted when first asked for and
+//! kept up with; a collection, and another server on the same storage, make a new count
 //! necessary, which comes after [`RECOUNT`] at the latest.
 
 use std::collections::HashMap;
-use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Result, Storage, list};
-use crate::error::{IoContext as _, RegistrydError};
+use super::{Result, Storage, keys};
+use crate::error::RegistrydError;
 use crate::names::RepoName;
 
 /// After this long things are counted anew.
@@ -129,16 +128,7 @@ impl Storage {
         if let Some(bytes) = known.and_then(Count::fresh) {
             return Ok(bytes);
         }
-        let mut bytes = 0;
-        let top = self.root.join("blobs");
-        for algorithm in list(&top)? {
-            for prefix in list(&top.join(&algorithm))? {
-                let folder = top.join(&algorithm).join(prefix);
-                for hex in list(&folder)? {
-                    bytes += size(&folder.join(hex).join("data"))?;
-                }
-            }
-        }
+        let bytes = self.place.bytes()?;
         self.usage.counts().total = Some(Count::of(bytes));
         Ok(bytes)
     }
@@ -149,14 +139,9 @@ impl Storage {
             return Ok(bytes);
         }
         let mut bytes = 0;
-        for folder in ["_layers", "_manifests/revisions"] {
-            let folder = self.repo(repo).join(folder);
-            for algorithm in list(&folder)? {
-                for hex in list(&folder.join(&algorithm))? {
-                    if let Ok(digest) = format!("{algorithm}:{hex}").parse() {
-                        bytes += size(&self.blob_data(&digest))?;
-                    }
-                }
+        for folder in [keys::layers(repo), keys::revisions(repo)] {
+            for digest in self.digests_in(&folder)? {
+                bytes += self.place.blob_size(&digest)?.unwrap_or(0);
             }
         }
         let mut counts = self.usage.counts();
@@ -165,14 +150,5 @@ impl Storage {
         }
         counts.repositories.insert(repo.clone(), Count::of(bytes));
         Ok(bytes)
-    }
-}
-
-/// A file's size, 0 if there is none.
-fn size(path: &std::path::Path) -> Result<u64> {
-    match fs::metadata(path) {
-        Ok(metadata) => Ok(metadata.len()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
-        Err(error) => Err(error).context("look at", path),
     }
 }

@@ -1,41 +1,16 @@
 //! Garbage collection beside a serving registry.
 
-use std::ffi::OsString;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use corten_oci::Digest;
 use corten_registryd::{CollectConfig, Config};
 use http::StatusCode;
 
-use crate::harness::{Registry, image};
-
-fn collect(root: &Path, more: &[&str]) -> ExitCode {
-    let words = ["garbage-collect", "--root"]
-        .map(OsString::from)
-        .into_iter();
-    let words = words
-        .chain([root.as_os_str().to_owned()])
-        .chain(more.iter().map(OsString::from));
-    corten_registryd::main(words)
-}
-
-/// Makes everything below a folder look a week old.
-fn age(folder: &Path) {
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            age(&path);
-        } else {
-            let week = Duration::from_secs(7 * 24 * 60 * 60);
-            let file = std::fs::File::open(&path).unwrap();
-            file.set_modified(SystemTime::now() - week).unwrap();
-        }
-    }
-}
+use crate::backend::age;
+use crate::harness::{Registry, collect, image};
 
 #[tokio::test]
 async fn a_deleted_manifest_takes_its_blobs_along() {

@@ -1,7 +1,9 @@
-//! A registry of one test, and a client without opinions of its own.
+//! A registry of one test, and a client without opinions of its own. Where it keeps things is
+//! for `backend` to say: a folder, or an object store that stands for one.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use bytes::Bytes;
 use corten_oci::{Digest, media_type};
@@ -38,6 +40,7 @@ impl Registry {
 
     pub(crate) async fn with(config: Config) -> Self {
         let root = config.root.clone();
+        let config = crate::backend::adapt(config);
         let server = Server::bind("127.0.0.1:0", config).await.unwrap();
         let client = Http::new(server.address());
         let (stop, stopped) = oneshot::channel::<()>();
@@ -65,15 +68,14 @@ impl Registry {
         self.task.take().unwrap().await.unwrap();
     }
 
-    /// All files that hold a blob's bytes.
+    /// How often a blob is stored.
     pub(crate) fn blobs(&self) -> usize {
-        files(&self.root.join("blobs"))
+        crate::backend::blobs(&self.root)
     }
 
-    /// Uploads in progress and temporary files.
+    /// Uploads in progress, and what of others is not gone yet.
     pub(crate) fn leftovers(&self, repo: &str) -> usize {
-        let uploads = self.root.join("repositories").join(repo).join("_uploads");
-        files(&uploads) + files(&self.root.join("tmp"))
+        crate::backend::leftovers(&self.root, repo)
     }
 }
 
@@ -176,6 +178,7 @@ impl Http {
     }
 
     /// Sends exactly this text as the request's target, and returns the reply's status.
+    #[allow(dead_code, reason = "not every test program has hostile paths")]
     pub(crate) async fn raw(&self, method: &str, target: &str) -> u16 {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let text = format!(
@@ -236,7 +239,19 @@ pub(crate) fn image(config: &Digest, layer: &Digest) -> Value {
     })
 }
 
-fn files(folder: &Path) -> usize {
+/// Collects garbage, as the command does.
+pub(crate) fn collect(root: &Path, more: &[&str]) -> ExitCode {
+    let mut words = vec!["garbage-collect".into()];
+    words.extend(crate::backend::flags(root));
+    words.extend(more.iter().map(Into::into));
+    // In a thread that is none of a runtime's, as the command's own is.
+    let collecting = std::thread::spawn(move || corten_registryd::main(words));
+    collecting.join().unwrap()
+}
+
+/// The files at any depth.
+#[allow(dead_code, reason = "one of the two backends has files")]
+pub(crate) fn files(folder: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return 0;
     };

@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod backend;
 mod cache;
+mod child;
 mod collection;
 mod harness;
 mod manifests;
@@ -12,4 +14,5 @@ mod operations;
 mod process;
 mod pull;
 mod push;
+mod quotas;
 mod tokens;

@@ -1,6 +1,5 @@
 //! What a manifest must be to be stored; deletion; referrers.
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 use corten_oci::{Digest, media_type};
@@ -8,7 +7,7 @@ use corten_registryd::Config;
 use http::StatusCode;
 use serde_json::json;
 
-use crate::harness::{Registry, descriptor, image};
+use crate::harness::{Registry, collect, descriptor, image};
 
 #[tokio::test]
 async fn a_manifest_needs_its_blobs() {
@@ -220,15 +219,7 @@ async fn garbage_is_collected() {
     assert_eq!(registry.blobs(), 6);
 
     let root = registry.root.clone();
-    let collect = move |more: &[&str]| {
-        let words = ["garbage-collect", "--root"]
-            .map(OsString::from)
-            .into_iter();
-        let words = words
-            .chain([root.clone().into()])
-            .chain(more.iter().map(OsString::from));
-        corten_registryd::main(words)
-    };
+    let collect = |more: &[&str]| collect(&root, more);
     assert_eq!(collect(&["--dry-run"]), ExitCode::SUCCESS);
     assert_eq!(registry.blobs(), 6);
     assert_eq!(

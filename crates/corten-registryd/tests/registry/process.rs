@@ -1,99 +1,20 @@
 //! The command in a process of its own: what it prints, how it ends, and what a `kill -9`
-//! leaves. The process is this test program again, running [`child`] alone.
+//! leaves.
 
-use std::ffi::OsString;
-use std::io::{BufRead as _, BufReader, Lines};
-use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use corten_oci::Digest;
 use http::StatusCode;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::Http;
-
-const ROOT: &str = "REGISTRYD_TEST_ROOT";
-
-/// Not a test of its own: what [`Process::start`] runs.
-#[test]
-#[ignore = "run by the other tests here"]
-fn child() {
-    let root = std::env::var_os(ROOT).unwrap();
-    let words = [
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--log-format",
-        "json",
-        "--root",
-    ];
-    let words = words.map(OsString::from);
-    let code = corten_registryd::main(words.into_iter().chain([root]));
-    assert_eq!(code, std::process::ExitCode::SUCCESS);
-}
-
-struct Process {
-    child: Child,
-    http: Http,
-    /// Kept open: the test program writes its own summary there at its end.
-    _output: Lines<BufReader<ChildStdout>>,
-}
-
-impl Process {
-    fn start(root: &Path) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "process::child", "--ignored", "--nocapture"])
-            .env(ROOT, root)
-            .stdout(Stdio::piped())
-            .env_remove("RUST_LOG")
-            .stderr(std::fs::File::create(root.join("log.json")).unwrap())
-            .spawn()
-            .unwrap();
-        let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
-        let address: SocketAddr = output
-            .by_ref()
-            .map_while(Result::ok)
-            .find_map(|line| Some(line.split_once("http://")?.1.parse().unwrap()))
-            .unwrap();
-        let http = Http::new(address);
-        Self {
-            child,
-            http,
-            _output: output,
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, signal).unwrap();
-    }
-
-    async fn end(mut self) -> ExitStatus {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the server does not end");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::child::Process;
 
 #[tokio::test]
 async fn a_running_request_is_finished_at_sigterm() {
     let folder = tempfile::tempdir().unwrap();
-    let process = Process::start(folder.path());
+    let process = Process::in_folder(folder.path());
     let digest = Digest::of(b"0123456789");
     let mut stream = tokio::net::TcpStream::connect(process.http.address)
         .await
@@ -120,7 +41,7 @@ async fn a_killed_server_leaves_no_half_blob_and_uploads_go_on() {
     let root = folder.path();
     let bytes: Vec<u8> = (0..8_000_000_u32).map(|n| (n % 253) as u8).collect();
     let digest = Digest::of(&bytes);
-    let process = Process::start(root);
+    let process = Process::in_folder(root);
     let upload = process.http.start_upload("app").await;
     let mut stream = tokio::net::TcpStream::connect(process.http.address)
         .await
@@ -150,7 +71,7 @@ async fn a_killed_server_leaves_no_half_blob_and_uploads_go_on() {
         .set_modified(old)
         .unwrap();
 
-    let process = Process::start(root);
+    let process = Process::in_folder(root);
     assert!(!stale.exists(), "stale files are swept at start");
     let http = &process.http;
     http.get(&format!("/v2/app/blobs/{digest}"))
@@ -183,7 +104,7 @@ async fn a_killed_server_leaves_no_half_blob_and_uploads_go_on() {
 #[tokio::test]
 async fn every_request_is_an_object_in_the_log() {
     let folder = tempfile::tempdir().unwrap();
-    let process = Process::start(folder.path());
+    let process = Process::in_folder(folder.path());
     let bytes: Vec<u8> = vec![7; 30_000_000];
     let digest = process.http.push_blob("app", &bytes).await;
     let path = format!("/v2/app/blobs/{digest}");

@@ -1,0 +1,260 @@
+//! An upload in an object store. What came is kept in parts, objects of [`PART`] bytes and
+//! the rest of each request; the state, which lists them, is replaced by conditional puts
+//! only, so of two requests that write to one upload, maybe through two servers, one fails.
+//! Whichever server gets the next request goes on with what the state says.
+//!
+//! A server hashes what passes through it. One that goes on with another's upload, or after a
+//! restart, reads the parts once at the end.
+
+use bytes::Bytes;
+use corten_oci::{Digest, Digester};
+use futures_util::TryStreamExt as _;
+use object_store::path::Path;
+use object_store::{ObjectStoreExt as _, PutMode, PutPayload, UpdateVersion};
+
+use super::blobs::{Part, Parts, nonce, part_key};
+use super::{BlobReader, Objects, Result};
+use crate::error::RegistrydError;
+use crate::names::{RepoName, UploadId};
+use crate::storage::keys;
+
+/// Bytes of a part. So much of each upload that runs is in memory.
+const PART: u64 = 8 << 20;
+/// A last part shorter than this is put together with what follows, so that many small
+/// requests do not become as many parts.
+const TAIL: u64 = 1 << 20;
+
+/// An upload, as one request sees it.
+#[derive(Debug)]
+pub(in crate::storage) struct Session {
+    key: String,
+    id: UploadId,
+    version: UpdateVersion,
+    parts: Vec<Part>,
+    /// What there was when the request began.
+    opening: Vec<Part>,
+    /// The part that was put together with what followed.
+    replaced: Option<Part>,
+    /// Came, but is not stored yet.
+    pending: Vec<Bytes>,
+}
+
+fn length(parts: &[Part]) -> u64 {
+    parts.iter().map(|part| part.1).sum()
+}
+
+impl Session {
+    /// Bytes that came so far.
+    pub(in crate::storage) fn length(&self) -> u64 {
+        length(&self.parts) + self.waiting()
+    }
+
+    fn waiting(&self) -> u64 {
+        self.pending.iter().map(|piece| piece.len() as u64).sum()
+    }
+}
+
+impl Objects {
+    pub(in crate::storage) fn create_session(&self, repo: &RepoName, id: &UploadId) -> Result<()> {
+        let key = keys::upload(repo, id);
+        self.write(&key, &self.encode(&key, &Parts::default())?)
+    }
+
+    /// `None` if there is no such upload.
+    pub(in crate::storage) fn open_session(
+        &self,
+        repo: &RepoName,
+        id: &UploadId,
+    ) -> Result<Option<Session>> {
+        let key = keys::upload(repo, id);
+        self.run(async {
+            let got = match self.store.get(&Path::from(key.as_str())).await {
+                Ok(got) => got,
+                Err(object_store::Error::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(self.failed("read", &key, error)),
+            };
+            let version = UpdateVersion {
+                e_tag: got.meta.e_tag.clone(),
+                version: got.meta.version.clone(),
+            };
+            let bytes = got.bytes().await;
+            let bytes = bytes.map_err(|error| self.failed("read", &key, error))?;
+            let state: Parts =
+                serde_json::from_slice(&bytes).map_err(|error| RegistrydError::Damaged {
+                    path: self.name(&key),
+                    reason: error.to_string(),
+                })?;
+            Ok(Some(Session {
+                key: key.clone(),
+                id: id.clone(),
+                version,
+                opening: state.parts.clone(),
+                parts: state.parts,
+                replaced: None,
+                pending: Vec::new(),
+            }))
+        })
+    }
+
+    /// Adds pieces at the end, and stores what makes a part.
+    pub(in crate::storage) fn append(&self, session: &mut Session, pieces: &[Bytes]) -> Result<()> {
+        self.run(async {
+            if session.pending.is_empty()
+                && session.replaced.is_none()
+                && let Some(last) = session.parts.pop_if(|last| last.1 < TAIL)
+            {
+                let key = part_key(&session.id, &last);
+                let got = match self.store.get(&Path::from(key.as_str())).await {
+                    Ok(got) => got.bytes().await,
+                    Err(error) => Err(error),
+                };
+                let bytes = got.map_err(|error| self.failed("read", &key, error))?;
+                session.pending.push(bytes);
+                session.replaced = Some(last);
+            }
+            session.pending.extend_from_slice(pieces);
+            if session.waiting() >= PART {
+                self.flush(session).await?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Stores what is in memory as a part.
+    async fn flush(&self, session: &mut Session) -> Result<()> {
+        let size = session.waiting();
+        if size > 0 {
+            let part = Part(nonce(), size);
+            let payload = PutPayload::from_iter(session.pending.iter().cloned());
+            self.put(&part_key(&session.id, &part), payload).await?;
+            session.parts.push(part);
+        }
+        self.save(session).await?;
+        session.pending.clear();
+        Ok(())
+    }
+
+    /// Replaces the state, if it is still the one this request knows.
+    async fn save(&self, session: &mut Session) -> Result<()> {
+        let state = Parts {
+            parts: session.parts.clone(),
+        };
+        let state = self.encode(&session.key, &state)?;
+        let (key, mode) = (
+            Path::from(session.key.as_str()),
+            PutMode::Update(session.version.clone()),
+        );
+        match self.store.put_opts(&key, state.into(), mode.into()).await {
+            Ok(done) => {
+                session.version = done.into();
+                Ok(())
+            }
+            // Another request was quicker, or finished or cancelled it. The part that was
+            // stored for nothing is swept by a collection.
+            Err(
+                object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. },
+            ) => Err(RegistrydError::Busy(self.name(&session.key))),
+            Err(error) => Err(self.failed("write", &session.key, error)),
+        }
+    }
+
+    /// Lets go of an upload that goes on later, maybe through another server.
+    pub(in crate::storage) fn pause(&self, mut session: Session) -> Result<()> {
+        self.run(async {
+            if !session.pending.is_empty() {
+                self.flush(&mut session).await?;
+            }
+            if let Some(replaced) = session.replaced.take() {
+                self.delete(&part_key(&session.id, &replaced)).await?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes back what this request added.
+    pub(in crate::storage) fn roll_back(&self, session: &mut Session) -> Result<()> {
+        session.pending.clear();
+        session.replaced = None;
+        if session.parts == session.opening {
+            return Ok(());
+        }
+        let before = session.opening.clone();
+        let added = std::mem::replace(&mut session.parts, before);
+        let added = added.iter().filter(|part| !session.opening.contains(part));
+        let added: Vec<String> = added.map(|part| part_key(&session.id, part)).collect();
+        self.run(async {
+            self.save(session).await?;
+            self.delete_all(&added).await
+        })
+    }
+
+    /// Hashes all of it anew.
+    pub(in crate::storage) fn hash(
+        &self,
+        session: &Session,
+        mut digester: Digester,
+    ) -> Result<Digest> {
+        let stored = length(&session.parts);
+        let key = |part: &Part| (part_key(&session.id, part), part.1);
+        let reader = BlobReader {
+            store: self.store.clone(),
+            segments: session.parts.iter().map(key).collect(),
+        };
+        let hashed: object_store::Result<()> = self.run(async {
+            let mut pieces = reader.read(0..stored).await?;
+            while let Some(piece) = pieces.try_next().await? {
+                digester.update(&piece);
+            }
+            Ok(())
+        });
+        hashed.map_err(|error| self.failed("read the parts of", &session.key, error))?;
+        for piece in &session.pending {
+            digester.update(piece);
+        }
+        Ok(digester.finish())
+    }
+
+    /// Makes an upload, whose digest was checked, another incarnation of a blob. The upload
+    /// stays, so that this can be done again.
+    pub(in crate::storage) fn incarnate(
+        &self,
+        session: &mut Session,
+        digest: &Digest,
+    ) -> Result<()> {
+        if session.parts.is_empty() {
+            return self.write_raw(
+                digest,
+                PutPayload::from_iter(session.pending.iter().cloned()),
+            );
+        }
+        if !session.pending.is_empty() {
+            self.run(self.flush(session))?;
+        }
+        let list = Parts {
+            parts: session.parts.clone(),
+        };
+        self.write_parts(digest, &session.id, session.length(), &list)
+    }
+
+    /// Removes an upload, and its parts unless they are a blob's now.
+    pub(in crate::storage) fn end_session(
+        &self,
+        session: &Session,
+        keep_parts: bool,
+    ) -> Result<()> {
+        let gone = session.opening.iter().chain(&session.parts);
+        let gone = gone.chain(&session.replaced);
+        let kept = |part: &Part| keep_parts && session.parts.contains(part);
+        let mut gone: Vec<String> = gone
+            .filter(|part| !kept(part))
+            .map(|part| part_key(&session.id, part))
+            .collect();
+        gone.sort();
+        gone.dedup();
+        self.run(async {
+            // Without its state an upload cannot be gone on with: parts may go after it only.
+            self.delete(&session.key).await?;
+            self.delete_all(&gone).await
+        })
+    }
+}

@@ -1,0 +1,80 @@
+//! The registries of these tests are in one bucket. A folder's path, which is what the tests
+//! know a registry by, becomes its prefix there.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use corten_oci::Digest;
+use corten_registryd::{Config, StoreConfig};
+
+use crate::s3::{BUCKET, KEY, S3, SECRET};
+
+/// The one store of this process.
+pub(crate) fn store() -> &'static S3 {
+    static STORE: OnceLock<S3> = OnceLock::new();
+    STORE.get_or_init(S3::start)
+}
+
+fn prefix(root: &Path) -> String {
+    Digest::of(root.as_os_str().as_encoded_bytes()).hex()[..16].to_owned()
+}
+
+/// The store's URL, with all that a server has to know.
+pub(crate) fn url(root: &Path) -> String {
+    let endpoint = store().url();
+    format!(
+        "s3://{BUCKET}/{}?region=us-east-1&endpoint={endpoint}&access_key_id={KEY}&secret_access_key={SECRET}",
+        prefix(root)
+    )
+}
+
+pub(crate) fn adapt(mut config: Config) -> Config {
+    if config.storage.is_none() {
+        config.storage = Some(StoreConfig {
+            url: url(&config.root),
+            ..StoreConfig::default()
+        });
+    }
+    config
+}
+
+/// What tells a command where a registry is.
+pub(crate) fn flags(root: &Path) -> [OsString; 2] {
+    ["--storage".into(), url(root).into()]
+}
+
+/// Makes everything of a registry look a week old.
+pub(crate) fn age(root: &Path) {
+    store().age(&prefix(root), Duration::from_secs(7 * 24 * 60 * 60));
+}
+
+/// The keys of a registry.
+pub(crate) fn keys(root: &Path) -> Vec<String> {
+    store().keys(&format!("{}/", prefix(root)))
+}
+
+pub(crate) fn blobs(root: &Path) -> usize {
+    let keys = keys(root);
+    keys.iter().filter(|key| key.starts_with("blobs/")).count()
+}
+
+pub(crate) fn leftovers(root: &Path, repo: &str) -> usize {
+    let keys = keys(root);
+    let uploads = format!("repositories/{repo}/_uploads/");
+    let uploads = keys.iter().filter(|key| key.starts_with(&uploads)).count();
+    // Parts that are no blob's.
+    let lists: HashSet<&str> = keys
+        .iter()
+        .filter_map(|key| key.strip_prefix("blobs/")?.rsplit('/').next())
+        .filter_map(|name| name.strip_prefix("parts.")?.split('.').next())
+        .collect();
+    let parts = keys
+        .iter()
+        .filter_map(|key| key.strip_prefix("parts/")?.split('/').next());
+    let parts = parts.filter(|upload| !lists.contains(upload)).count();
+    let others = |key: &&String| key.starts_with("marks/") || key.starts_with("locks/");
+    uploads + parts + keys.iter().filter(others).count()
+}

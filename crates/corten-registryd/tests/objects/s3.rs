@@ -1,0 +1,242 @@
+//! As much of S3 as a registry needs: objects with tags, ranges and conditional puts, listings
+//! in small pages, deletion of many at once. It checks who asks, but no signatures.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use http::{Method, StatusCode, header};
+use http_body_util::BodyExt as _;
+use percent_encoding::percent_decode_str;
+
+pub(crate) const BUCKET: &str = "test";
+pub(crate) const KEY: &str = "the-key";
+pub(crate) const SECRET: &str = "the-secret";
+/// Entries of one listing's page.
+const PAGE: usize = 20;
+
+struct Object {
+    bytes: Bytes,
+    tag: String,
+    changed: SystemTime,
+}
+
+#[derive(Default)]
+struct Bucket {
+    objects: BTreeMap<String, Object>,
+    puts: u64,
+}
+
+pub(crate) struct S3 {
+    address: SocketAddr,
+    bucket: Arc<Mutex<Bucket>>,
+}
+
+impl S3 {
+    /// Serves on threads of its own, until the process ends.
+    pub(crate) fn start() -> Self {
+        let bucket = Arc::new(Mutex::new(Bucket::default()));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = axum::Router::new()
+            .fallback(serve)
+            .with_state(bucket.clone());
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                axum::serve(listener, router).await.unwrap();
+            });
+        });
+        Self { address, bucket }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn bucket(&self) -> MutexGuard<'_, Bucket> {
+        self.bucket.lock().unwrap()
+    }
+
+    /// Makes what is below a prefix older.
+    pub(crate) fn age(&self, prefix: &str, by: Duration) {
+        for (key, object) in &mut self.bucket().objects {
+            if key.starts_with(prefix) {
+                object.changed -= by;
+            }
+        }
+    }
+
+    /// The keys below a prefix, without it.
+    pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
+        let bucket = self.bucket();
+        let below = bucket.objects.keys();
+        below
+            .filter_map(|key| key.strip_prefix(prefix))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+async fn serve(State(bucket): State<Arc<Mutex<Bucket>>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let text = |name: header::HeaderName| {
+        let value = parts.headers.get(name);
+        value.map(|value| value.to_str().unwrap().to_owned())
+    };
+    let credential = format!("AWS4-HMAC-SHA256 Credential={KEY}/");
+    if !text(header::AUTHORIZATION).is_some_and(|sent| sent.starts_with(&credential)) {
+        return answer(StatusCode::FORBIDDEN, error("AccessDenied"));
+    }
+    let path = percent_decode_str(parts.uri.path()).decode_utf8().unwrap();
+    let path = path.strip_prefix(&format!("/{BUCKET}")).unwrap().to_owned();
+    let key = path.trim_start_matches('/').to_owned();
+    let query = parts.uri.query().unwrap_or_default();
+    let query: BTreeMap<String, String> = url::form_urlencoded::parse(query.as_bytes())
+        .into_owned()
+        .collect();
+    let body = body.collect().await.unwrap().to_bytes();
+    let mut bucket = bucket.lock().unwrap();
+    match (parts.method, key.as_str()) {
+        (Method::GET, "") => answer(StatusCode::OK, list(&bucket, &query)),
+        (Method::POST, "") if query.contains_key("delete") => {
+            let body = String::from_utf8(body.to_vec()).unwrap();
+            let keys = body.split("<Key>").skip(1);
+            let mut gone = String::new();
+            for key in keys.map(|rest| rest.split("</Key>").next().unwrap()) {
+                bucket.objects.remove(key);
+                gone += &format!("<Deleted><Key>{key}</Key></Deleted>");
+            }
+            answer(
+                StatusCode::OK,
+                format!("<DeleteResult>{gone}</DeleteResult>"),
+            )
+        }
+        (Method::PUT, _) => {
+            let there = bucket.objects.get(&key).map(|object| object.tag.clone());
+            let none = text(header::IF_NONE_MATCH).is_some_and(|_| there.is_some());
+            let other = text(header::IF_MATCH).is_some_and(|tag| there.as_ref() != Some(&tag));
+            if none || other {
+                return answer(StatusCode::PRECONDITION_FAILED, error("PreconditionFailed"));
+            }
+            bucket.puts += 1;
+            let tag = format!("\"{}\"", bucket.puts);
+            let object = Object {
+                bytes: body,
+                tag: tag.clone(),
+                changed: SystemTime::now(),
+            };
+            bucket.objects.insert(key, object);
+            let mut response = answer(StatusCode::OK, String::new());
+            response
+                .headers_mut()
+                .insert(header::ETAG, tag.parse().unwrap());
+            response
+        }
+        (Method::DELETE, _) => {
+            bucket.objects.remove(&key);
+            answer(StatusCode::NO_CONTENT, String::new())
+        }
+        (method @ (Method::GET | Method::HEAD), _) => {
+            let Some(object) = bucket.objects.get(&key) else {
+                return answer(StatusCode::NOT_FOUND, error("NoSuchKey"));
+            };
+            get(object, text(header::RANGE), method == Method::HEAD)
+        }
+        (method, _) => panic!("{method} {path} {query:?}"),
+    }
+}
+
+fn get(object: &Object, range: Option<String>, head: bool) -> Response {
+    let size = object.bytes.len();
+    let mut response = Response::builder()
+        .header(header::ETAG, &object.tag)
+        .header(
+            header::LAST_MODIFIED,
+            httpdate::fmt_http_date(object.changed),
+        );
+    let mut bytes = object.bytes.clone();
+    if let Some(range) = range {
+        let (first, last) = range
+            .strip_prefix("bytes=")
+            .unwrap()
+            .split_once('-')
+            .unwrap();
+        let first: usize = first.parse().unwrap();
+        let last = last.parse::<usize>().unwrap().min(size - 1);
+        bytes = bytes.slice(first..=last);
+        let sent = format!("bytes {first}-{last}/{size}");
+        response = response
+            .status(StatusCode::PARTIAL_CONTENT)
+            .header(header::CONTENT_RANGE, sent);
+    }
+    response = response.header(header::CONTENT_LENGTH, bytes.len());
+    let body = if head { Body::empty() } else { bytes.into() };
+    response.body(body).unwrap()
+}
+
+/// ListObjectsV2.
+fn list(bucket: &Bucket, query: &BTreeMap<String, String>) -> String {
+    let word = |name: &str| query.get(name).map_or("", String::as_str);
+    let (prefix, delimiter) = (word("prefix"), word("delimiter"));
+    let after = word("continuation-token").max(word("start-after"));
+    let mut xml = String::from("<ListBucketResult>");
+    let (mut count, mut last) = (0, after.to_owned());
+    let mut more = false;
+    for (key, object) in &bucket.objects {
+        let Some(rest) = key.strip_prefix(prefix) else {
+            continue;
+        };
+        // All keys below a prefix that was listed are done.
+        if *key <= last || (last.ends_with('/') && key.starts_with(&last)) {
+            continue;
+        }
+        if count == PAGE {
+            more = true;
+            break;
+        }
+        count += 1;
+        let split = (!delimiter.is_empty()).then(|| rest.split_once(delimiter));
+        if let Some(Some((part, _))) = split {
+            let common = format!("{prefix}{part}{delimiter}");
+            xml += &format!("<CommonPrefixes><Prefix>{common}</Prefix></CommonPrefixes>");
+            last = common;
+        } else {
+            let changed = time(object.changed);
+            let (tag, size) = (object.tag.replace('"', "&quot;"), object.bytes.len());
+            xml += &format!(
+                "<Contents><Key>{key}</Key><LastModified>{changed}</LastModified><ETag>{tag}</ETag><Size>{size}</Size></Contents>"
+            );
+            last = key.clone();
+        }
+    }
+    if more {
+        xml += &format!("<NextContinuationToken>{last}</NextContinuationToken>");
+    }
+    xml + &format!("<IsTruncated>{more}</IsTruncated></ListBucketResult>")
+}
+
+fn error(code: &str) -> String {
+    format!("<Error><Code>{code}</Code>\n<Message>as a test wants it</Message></Error>")
+}
+
+fn answer(status: StatusCode, xml: String) -> Response {
+    let response = Response::builder().status(status);
+    response.body(xml.into()).unwrap()
+}
+
+/// As in a listing: with parts of a second.
+fn time(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).unwrap().to_string()
+}

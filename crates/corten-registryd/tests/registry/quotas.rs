@@ -1,0 +1,76 @@
+//! Quotas of repositories and of the whole registry.
+
+use corten_oci::Digest;
+use corten_registryd::{Config, Quota};
+use http::StatusCode;
+
+use crate::harness::Registry;
+
+#[tokio::test]
+async fn quotas() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::with(Config {
+        quota: Quota {
+            total: Some(10_000),
+            repository: Some(6_000),
+        },
+        root: folder.path().join("registry"),
+        ..Config::default()
+    })
+    .await;
+    let push = async |repo: &str, bytes: Vec<u8>| {
+        let path = format!("/v2/{repo}/blobs/uploads/?digest={}", Digest::of(&bytes));
+        registry.send("POST", &path, &[], bytes).await
+    };
+    push("a", vec![1; 5_000]).await.expect(StatusCode::CREATED);
+    let full = push("a", vec![2; 2_000]).await;
+    full.refused(StatusCode::FORBIDDEN, "DENIED");
+    let message = full.json()["errors"][0]["message"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let expected = "the quota of the repository a is used up: 5000 of 6000 bytes";
+    assert_eq!(message, expected);
+    // The same bytes elsewhere cost the other repository, not the disk.
+    push("b", vec![1; 5_000]).await.expect(StatusCode::CREATED);
+    push("b", vec![3; 900]).await.expect(StatusCode::CREATED);
+    let mount = format!(
+        "/v2/b/blobs/uploads/?mount={}&from=a",
+        Digest::of(&[1; 5_000])
+    );
+    registry
+        .send("POST", &mount, &[], "")
+        .await
+        .expect(StatusCode::CREATED);
+    push("c", vec![4; 4_000]).await.expect(StatusCode::CREATED);
+    let full = push("d", vec![5; 200]).await;
+    full.refused(StatusCode::FORBIDDEN, "DENIED");
+    let message = full.json()["errors"][0]["message"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(
+        message,
+        "the quota of the registry is used up: 9900 of 10000 bytes"
+    );
+    // In pieces: refused when it is too much, and nothing of it stays.
+    let upload = registry.start_upload("e").await;
+    registry
+        .send("PATCH", &upload, &[], vec![6; 90])
+        .await
+        .expect(StatusCode::ACCEPTED);
+    let more = registry.send("PATCH", &upload, &[], vec![6; 90]).await;
+    more.refused(StatusCode::FORBIDDEN, "DENIED");
+    registry.get(&upload).await.expect(StatusCode::NOT_FOUND);
+    assert_eq!(registry.leftovers("e") + registry.leftovers("d"), 0);
+    let stored = registry.get("/metrics").await.body;
+    let stored = String::from_utf8_lossy(&stored).into_owned();
+    assert!(
+        stored.contains("corten_registry_stored_bytes 9900\n"),
+        "{stored}"
+    );
+    // What is deleted makes room at once for its repository.
+    let path = format!("/v2/a/blobs/{}", Digest::of(&[1; 5_000]));
+    registry.delete(&path).await.expect(StatusCode::ACCEPTED);
+    push("a", vec![7; 90]).await.expect(StatusCode::CREATED);
+}
