@@ -77,11 +77,6 @@ impl Metrics {
         times.seconds += seconds;
     }
 
-    /// Requests being answered.
-    pub(crate) fn in_flight(&self) -> u64 {
-        self.in_flight.load(Ordering::Relaxed)
-    }
-
     pub(crate) fn received(&self, bytes: u64) {
         self.received.fetch_add(bytes, Ordering::Relaxed);
     }

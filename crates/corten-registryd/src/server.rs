@@ -35,6 +35,9 @@ const COLLECT_PAUSE: Duration = Duration::from_secs(60);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A client has this long for a request's head, and between two requests.
 const HEAD: Duration = Duration::from_secs(120);
+/// Bytes of a connection that wait to be sent, and of a request that are read at once. Much
+/// more than what a blob is read by (`handlers::file_body`) would be memory without use.
+const WAITING: usize = 128 << 10;
 /// Pause after an `accept` that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -346,6 +349,7 @@ async fn http(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
+        .max_buf_size(WAITING)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     tokio::select! {

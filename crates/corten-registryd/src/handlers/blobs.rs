@@ -1,8 +1,5 @@
 //! Pulling and deleting blobs (distribution-spec end-2 and end-10), with ranges (RFC 9110 14).
 
-use std::fs::File;
-use std::io::{Seek as _, SeekFrom};
-use std::path::Path;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -10,22 +7,15 @@ use corten_oci::Digest;
 use http::request::Parts;
 use http::{Method, StatusCode, header};
 use serde_json::json;
-use tokio::io::AsyncReadExt as _;
-use tokio_util::io::ReaderStream;
 
+use super::file_body::FileBody;
 use super::{App, DOCKER_CONTENT_DIGEST, Reply, blocking, not_modified, reply};
-use crate::error::{ApiError, Code, IoContext as _, RegistrydError};
+use crate::error::{ApiError, Code, RegistrydError};
 use crate::names::RepoName;
 use crate::proxy::{Fetch, Found};
 use crate::storage::{OpenBlob, Source};
 
 const OCTETS: &str = "application/octet-stream";
-
-/// Read from the disk at once.
-const PIECE: usize = 256 << 10;
-/// The same while more than [`CROWD`] requests are answered, each of which has a buffer.
-const SMALL_PIECE: usize = 64 << 10;
-const CROWD: u64 = 100;
 
 pub(super) async fn get(app: &Arc<App>, repo: RepoName, digest: Digest, parts: &Parts) -> Reply {
     let unknown = || ApiError::new(Code::BlobUnknown, json!({"digest": digest.as_str()}));
@@ -90,7 +80,7 @@ pub(super) async fn get(app: &Arc<App>, repo: RepoName, digest: Digest, parts: &
         return reply(status, &headers, Body::empty());
     }
     let body = match blob.source {
-        Source::File(file) => from_file(app, &digest, file, first, length)?,
+        Source::File(file) => Body::new(FileBody::new(file, first, length)),
         Source::Objects(reader) => match reader.body(first..first + length).await {
             Ok(pieces) => Body::from_stream(pieces),
             // A collection was quicker.
@@ -106,29 +96,6 @@ pub(super) async fn get(app: &Arc<App>, repo: RepoName, digest: Digest, parts: &
         },
     };
     reply(status, &headers, body)
-}
-
-fn from_file(
-    app: &Arc<App>,
-    digest: &Digest,
-    mut file: File,
-    first: u64,
-    length: u64,
-) -> Result<Body, RegistrydError> {
-    // Only moves the file offset, which does not wait for a disk.
-    file.seek(SeekFrom::Start(first))
-        .context("seek in blob", Path::new(digest.as_str()))?;
-    let piece = if app.metrics.in_flight() > CROWD {
-        SMALL_PIECE
-    } else {
-        PIECE
-    };
-    let mut file = tokio::fs::File::from_std(file);
-    file.set_max_buf_size(piece);
-    Ok(Body::from_stream(ReaderStream::with_capacity(
-        file.take(length),
-        piece,
-    )))
 }
 
 /// Opens a blob. Where somebody only looks whether it is there, they may rely on it in a push.

@@ -2,6 +2,7 @@
 //! authentication and read-only mode are enforced, and what every reply carries is added.
 
 mod blobs;
+mod file_body;
 mod listing;
 mod manifests;
 mod observe;
