@@ -341,10 +341,23 @@ untagged = true
     }
 
     #[test]
+    fn object_stores() {
+        let store = |text: &str| parse(text).unwrap().config().unwrap().1.storage.unwrap();
+        let bare = store("storage = \"s3://b/p\"\n");
+        assert_eq!((bare.url.as_str(), bare.options.len()), ("s3://b/p", 0));
+        let table = store("[storage]\nurl = \"gs://b\"\nservice_account = \"/k.json\"\n");
+        assert_eq!(table.url, "gs://b");
+        assert_eq!(table.options["service_account"], "/k.json");
+        let both = parse("root = \"/r\"\nstorage = \"s3://b\"\n").unwrap();
+        assert!(both.config().is_err());
+    }
+
+    #[test]
     fn mistakes_name_the_line() {
         for (text, line, word) in [
             ("root = \"/r\"\nlisen = \":5\"\n", 2, "lisen"),
             ("[tls]\ncert = \"c\"\n", 1, "key"),
+            ("listen = \":5\"\nstorage = 7\n", 2, "storage is a URL"),
             ("[token]\nlifetime = \"5\"\n", 2, "length of time"),
             (
                 "[[access]]\nrepositories = []\nusers = []\nactions = [\"read\"]\n",

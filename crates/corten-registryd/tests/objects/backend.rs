@@ -51,6 +51,11 @@ pub(crate) fn age(root: &Path) {
     store().age(&prefix(root), Duration::from_secs(7 * 24 * 60 * 60));
 }
 
+/// Puts an empty object there.
+pub(crate) fn put(root: &Path, key: &str) {
+    store().put(&format!("{}/{key}", prefix(root)));
+}
+
 /// The keys of a registry.
 pub(crate) fn keys(root: &Path) -> Vec<String> {
     store().keys(&format!("{}/", prefix(root)))

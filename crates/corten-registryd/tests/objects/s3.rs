@@ -69,6 +69,18 @@ impl S3 {
         self.bucket.lock().unwrap()
     }
 
+    /// Puts an object there.
+    pub(crate) fn put(&self, key: &str) {
+        let mut bucket = self.bucket();
+        bucket.puts += 1;
+        let object = Object {
+            bytes: Bytes::new(),
+            tag: format!("\"{}\"", bucket.puts),
+            changed: SystemTime::now(),
+        };
+        bucket.objects.insert(key.to_owned(), object);
+    }
+
     /// Makes what is below a prefix older.
     pub(crate) fn age(&self, prefix: &str, by: Duration) {
         for (key, object) in &mut self.bucket().objects {
@@ -87,6 +99,14 @@ impl S3 {
             .map(str::to_owned)
             .collect()
     }
+}
+
+/// Not a test: a store to try things with, until standard input ends.
+#[test]
+#[ignore = "for use by hand"]
+fn stands_alone() {
+    println!("{}", S3::start().url());
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
 }
 
 async fn serve(State(bucket): State<Arc<Mutex<Bucket>>>, request: Request) -> Response {
