@@ -32,6 +32,8 @@ use crate::names::{RepoName, Tag};
 pub(crate) const GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Blobs removed before pushes get a turn.
 const BATCH: usize = 32;
+/// Blobs removed from an object store at once.
+const REQUEST: usize = 500;
 
 /// What may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,15 +163,15 @@ impl Storage {
         } else {
             self.linked()?
         };
-        for (digest, incarnation) in dead {
-            if linked.contains(&digest) {
-                continue;
-            }
+        dead.retain(|(digest, _)| !linked.contains(digest));
+        for batch in dead.chunks(REQUEST) {
             objects.keep_collecting(&mut lease)?;
-            let size = objects.remove_incarnation(&incarnation)?;
-            self.usage.freed(size);
-            collected.bytes += size;
-            collected.blobs.push(digest);
+            objects.remove_incarnations(batch)?;
+            for (digest, incarnation) in batch {
+                self.usage.freed(incarnation.size());
+                collected.bytes += incarnation.size();
+                collected.blobs.push(digest.clone());
+            }
         }
         objects.keep_collecting(&mut lease)?;
         objects.sweep_parts(parts, &uploads)?;

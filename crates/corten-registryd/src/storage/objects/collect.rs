@@ -173,10 +173,13 @@ impl Objects {
         Ok(found.collect())
     }
 
-    /// Removes an incarnation; its parts are swept later.
-    pub(in crate::storage) fn remove_incarnation(&self, incarnation: &Incarnation) -> Result<u64> {
-        self.run(self.delete(&incarnation.key))?;
-        Ok(incarnation.size)
+    /// Removes these; their parts are swept later.
+    pub(in crate::storage) fn remove_incarnations(
+        &self,
+        dead: &[(Digest, Incarnation)],
+    ) -> Result<()> {
+        let keys: Vec<String> = dead.iter().map(|(_, found)| found.key.clone()).collect();
+        self.run(self.delete_all(&keys))
     }
 
     /// The keys of all parts, with their uploads.
