@@ -181,7 +181,7 @@ async fn of_two_who_write_to_one_upload_one_fails() {
         .expect(StatusCode::CREATED);
     let blob = two.get(&format!("/v2/app/blobs/{digest}")).await;
     assert!(blob.expect(StatusCode::OK).body == bytes);
-    // What the loser stored is nobody's.
+    // What the loser stored is in nobody's way.
     assert_eq!(collect(&one.root, &[]), ExitCode::SUCCESS);
     assert_eq!(one.leftovers("app"), 0);
 }

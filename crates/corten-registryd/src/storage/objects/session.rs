@@ -150,7 +150,7 @@ impl Objects {
                 Ok(())
             }
             // Another request was quicker, or finished or cancelled it. The part that was
-            // stored for nothing is swept by a collection.
+            // stored for nothing goes with the upload, or the blob it becomes.
             Err(
                 object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. },
             ) => Err(RegistrydError::Busy(self.name(&session.key))),
