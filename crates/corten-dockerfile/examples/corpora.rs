@@ -1,18 +1,19 @@
 //! Compares this crate with the answers of the reference implementations.
 //!
-//! `cargo run -p corten-dockerfile --example corpora -- parse|lex|dockerignore FILE.jsonl`
+//! `cargo run -p corten-dockerfile --example corpora -- parse|lex|dockerignore|lint FILE.jsonl`
 //! prints every disagreement and `N agree, M differ`; exits with 0 only if M is 0.
 
 use std::path::Path;
 use std::process::ExitCode;
 
+use corten_dockerfile::lint::{self, Settings};
 use corten_dockerfile::{Dockerfile, IgnoreRules, Lexer, ignore};
 use serde_json::{Map, Value, json};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [what, file] = arguments.as_slice() else {
-        eprintln!("usage: corpora parse|lex|dockerignore FILE.jsonl");
+        eprintln!("usage: corpora parse|lex|dockerignore|lint FILE.jsonl");
         return ExitCode::from(2);
     };
     match compare(what, Path::new(file)) {
@@ -46,6 +47,7 @@ fn compare(what: &str, file: &Path) -> Result<(usize, usize), Box<dyn std::error
             "parse" => parse(&case),
             "lex" => lex(&case, &environment),
             "dockerignore" => dockerignore(&case),
+            "lint" => lint(&case)?,
             other => return Err(format!("unknown corpus {other}").into()),
         };
         if ours == theirs {
@@ -55,7 +57,7 @@ fn compare(what: &str, file: &Path) -> Result<(usize, usize), Box<dyn std::error
             println!(
                 "line {}: {}\n  ours:   {ours}\n  theirs: {theirs}",
                 number + 1,
-                case["id"]
+                case.get("id").unwrap_or(&case["func"])
             );
         }
     }
@@ -176,4 +178,45 @@ fn dockerignore(case: &Value) -> (Value, Value) {
         json!([case["parsed"], case["ignored"]])
     };
     (json!([patterns, ignored]), theirs)
+}
+
+/// Rules, lines and messages, in the order of lines and messages.
+fn lint(case: &Value) -> Result<(Value, Value), Box<dyn std::error::Error>> {
+    let attribute = |name: &str| case["frontend_attrs"][name].as_str();
+    let ignore = match case["dockerignore"].as_str() {
+        Some(text) => Some(IgnoreRules::parse(text)?),
+        None => None,
+    };
+    let mut settings = Settings {
+        target: attribute("target"),
+        ignore: ignore.as_ref(),
+        ..Settings::default()
+    };
+    if let Some(platform) = attribute("platform") {
+        // Of several, each is checked alike.
+        settings.platform = platform.split(',').next().unwrap_or_default().parse()?;
+    }
+    for (key, value) in case["frontend_attrs"].as_object().into_iter().flatten() {
+        if let (Some(name), Some(value)) = (key.strip_prefix("build-arg:"), value.as_str()) {
+            let (name, value) = (name.to_owned(), value.to_owned());
+            settings.build_args.insert(name, value);
+        }
+    }
+    let report = lint::check(text(case, "dockerfile"), &settings);
+    let sorted = |mut warnings: Vec<(u64, String, String)>| {
+        warnings.sort();
+        json!(warnings)
+    };
+    let ours = report.warnings.iter().map(|warning| {
+        let line = u64::from(warning.span.start);
+        let rule = warning.rule.name().to_owned();
+        (line, warning.detail.clone(), rule)
+    });
+    let theirs = case["warnings"].as_array().into_iter().flatten();
+    let theirs = theirs.map(|warning| {
+        let line = warning["line"].as_u64().unwrap_or_default();
+        let (detail, rule) = (text(warning, "detail"), text(warning, "rule"));
+        (line, detail.to_owned(), rule.to_owned())
+    });
+    Ok((sorted(ours.collect()), sorted(theirs.collect())))
 }

@@ -41,6 +41,7 @@ pub struct Lexer {
     raw_quotes: bool,
     raw_escapes: bool,
     keep_unset: bool,
+    quotes_are_text: bool,
 }
 
 impl Lexer {
@@ -52,7 +53,15 @@ impl Lexer {
             raw_quotes: false,
             raw_escapes: false,
             keep_unset: false,
+            quotes_are_text: false,
         }
+    }
+
+    /// Quotes mean nothing: here-documents are expanded so.
+    #[must_use]
+    pub fn quotes_are_text(mut self, yes: bool) -> Self {
+        self.quotes_are_text = yes;
+        self
     }
 
     /// Keeps quotes in the result.
@@ -203,7 +212,7 @@ impl Run<'_> {
                     result.push_str(&value);
                     words.split(&mut self.word, &value);
                 }
-                '\'' | '"' => {
+                '\'' | '"' if !self.settings.quotes_are_text => {
                     let value = if c == '"' {
                         self.double_quoted()?
                     } else {

@@ -89,6 +89,21 @@ impl IgnoreRules {
         self.rules.is_empty()
     }
 
+    /// Whether any pattern begins with `!`.
+    #[must_use]
+    pub fn has_exceptions(&self) -> bool {
+        self.rules.iter().any(|rule| rule.keeps)
+    }
+
+    /// Whether a pattern leaves out everything in the root of the context.
+    #[must_use]
+    pub fn leaves_nothing(&self) -> bool {
+        let everything = |rule: &Rule| matches!(rule.pattern.as_str(), "*" | "**" | "**/*");
+        self.rules
+            .iter()
+            .any(|rule| !rule.keeps && everything(rule))
+    }
+
     /// Whether a path (relative to the context, `/` between its parts) is left out.
     #[must_use]
     pub fn ignores(&self, path: &str) -> bool {

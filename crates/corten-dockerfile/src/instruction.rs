@@ -69,6 +69,8 @@ pub struct Stage {
     pub span: Span,
     /// FROM as written, on one line.
     pub text: String,
+    /// The comments right above it.
+    pub comments: Vec<String>,
     /// The instructions.
     pub instructions: Vec<Instruction>,
 }
@@ -82,6 +84,25 @@ pub struct Instruction {
     pub span: Span,
     /// As written, continuation lines joined.
     pub text: String,
+    /// The comments right above it.
+    pub comments: Vec<String>,
+}
+
+impl Instruction {
+    /// The keyword as written.
+    #[must_use]
+    pub fn keyword(&self) -> &str {
+        self.text.split_whitespace().next().unwrap_or_default()
+    }
+}
+
+/// What a comment says of the stage or build argument below it: `# NAME DESCRIPTION`.
+#[must_use]
+pub fn description<'a>(comments: &'a [String], name: &str) -> Option<&'a str> {
+    comments
+        .iter()
+        .find_map(|comment| comment.strip_prefix(name)?.strip_prefix(' '))
+        .filter(|_| !name.is_empty())
 }
 
 /// The instructions.

@@ -7,6 +7,8 @@
 //!   replacement" describes;
 //! - [`scope`]: which ARG and ENV an instruction sees;
 //! - [`ignore`]: `.dockerignore` patterns and their matching;
+//! - [`lint`]: the build checks;
+//! - [`Mount`]: what a `RUN --mount` says;
 //! - [`DockerfileError`]: `Dockerfile:LINE: message`, and the lines with a caret.
 //!
 //! Invariant: what is parsed is what is executed. A flag that is not understood is an error, so
@@ -14,22 +16,27 @@
 
 mod error;
 pub mod expand;
+mod expose;
 mod flags;
 mod glob;
 pub mod ignore;
 pub mod instruction;
 mod line;
+pub mod lint;
+mod mount;
 mod node;
 mod parse;
 pub mod scope;
 
 pub use error::{DockerfileError, snippet};
 pub use expand::{ExpandError, Lexer};
+pub use expose::Exposed;
 pub use ignore::{IgnoreError, IgnoreRules};
 pub use instruction::{
     ArgDeclaration, CommandLine, CopyInstruction, Directives, Dockerfile, Healthcheck, Heredoc,
-    Instruction, KeyValue, Kind, RunInstruction, Span, Stage,
+    Instruction, KeyValue, Kind, RunInstruction, Span, Stage, description,
 };
+pub use mount::{Mount, MountKind, Sharing};
 pub use node::Node;
 pub use parse::suggest;
 pub use scope::Scope;

@@ -12,19 +12,28 @@ pub(crate) fn split(text: &str) -> Result<(Directives, Vec<Node>), DockerfileErr
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
     let (directives, first) = directives(&lines)?;
     let mut nodes = Vec::new();
+    let mut comments = Vec::new();
     let mut at = first;
     while at < lines.len() {
         let start = number(at);
         let stripped = without_newline(lines[at]).trim_start();
+        if stripped.starts_with('#') {
+            note_comment(lines[at], &mut comments);
+        }
         at += 1;
         if stripped.is_empty() || stripped.starts_with('#') {
             continue;
         }
         let (mut line, mut continued) = continuation(stripped, directives.escape);
+        let mut empty_continuation = false;
         while continued && at < lines.len() {
             let next = without_newline(lines[at]);
             at += 1;
-            if next.trim_start().starts_with('#') || next.trim().is_empty() {
+            if next.trim_start().starts_with('#') {
+                continue;
+            }
+            if next.trim().is_empty() {
+                empty_continuation = true;
                 continue;
             }
             let (more, goes_on) = continuation(next, directives.escape);
@@ -39,6 +48,9 @@ pub(crate) fn split(text: &str) -> Result<(Directives, Vec<Node>), DockerfileErr
             end: number(at - 1),
         };
         let mut node = Node::parse(&line, directives.escape, span)?;
+        node.comments = std::mem::take(&mut comments);
+        node.empty_continuation = empty_continuation;
+        node.written_to = span.end;
         if node.may_have_heredocs() && line.contains("<<") {
             for mut heredoc in heredocs_of(&line) {
                 at = read_heredoc(&lines, at, &mut heredoc, span)?;
@@ -55,6 +67,17 @@ pub(crate) fn split(text: &str) -> Result<(Directives, Vec<Node>), DockerfileErr
         ));
     }
     Ok((directives, nodes))
+}
+
+/// Keeps a comment for the instruction below it; an empty one separates.
+fn note_comment(line: &str, comments: &mut Vec<String>) {
+    // As BuildKit does, one character is taken off, whether it is the `#` or a blank before it.
+    let mut chars = line.chars();
+    chars.next();
+    match chars.as_str().trim() {
+        "" => comments.clear(),
+        comment => comments.push(comment.to_owned()),
+    }
 }
 
 /// The number of a line, from 1.
@@ -77,7 +100,8 @@ fn directives(lines: &[&str]) -> Result<(Directives, usize), DockerfileError> {
         };
         let key = key.to_ascii_lowercase();
         if !matches!(key.as_str(), "escape" | "syntax" | "check") {
-            continue;
+            // Any other comment ends the directives.
+            return Ok((found, index));
         }
         if seen.contains(&key) {
             let message = format!("only one {key} parser directive can be used");

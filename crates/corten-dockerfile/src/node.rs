@@ -25,6 +25,13 @@ pub struct Node {
     pub span: Span,
     /// The whole line.
     pub text: String,
+    /// The comments above it, without their `#`, down from the last empty comment, the last
+    /// instruction or the parser directives.
+    pub comments: Vec<String>,
+    /// An empty line was skipped where the instruction continues on the next one.
+    pub empty_continuation: bool,
+    /// The last line before its here-documents.
+    pub written_to: u32,
 }
 
 /// White space between a keyword and its arguments, and between arguments.
@@ -49,6 +56,9 @@ impl Node {
             heredocs: Vec::new(),
             span,
             text: line.to_owned(),
+            comments: Vec::new(),
+            empty_continuation: false,
+            written_to: span.end,
         };
         node.read_args(rest.trim(), escape)?;
         Ok(node)

@@ -70,20 +70,23 @@ impl Dockerfile {
                 parsed.stages.push(stage(node)?);
                 continue;
             }
-            let instruction = instruction(node)?;
-            match parsed.stages.last_mut() {
-                Some(stage) => stage.instructions.push(instruction),
-                None if matches!(instruction.kind, Kind::Arg(_)) => {
-                    parsed.meta_args.push(instruction);
-                }
-                None => {
-                    let message = "no build stage in current context: the first instruction \
-                                   must be FROM (or ARG)";
-                    return Err(DockerfileError::new(node.span, message).at(&node.keyword));
-                }
-            }
+            parsed.push(instruction(node)?, &node.keyword)?;
         }
         Ok(parsed)
+    }
+
+    /// Adds an instruction to the last stage or, if there is none yet, to the global ARGs.
+    pub(crate) fn push(&mut self, instruction: Instruction, keyword: &str) -> Result<()> {
+        match self.stages.last_mut() {
+            Some(stage) => stage.instructions.push(instruction),
+            None if matches!(instruction.kind, Kind::Arg(_)) => self.meta_args.push(instruction),
+            None => {
+                let message = "no build stage in current context: the first instruction must be \
+                               FROM (or ARG)";
+                return Err(DockerfileError::new(instruction.span, message).at(keyword));
+            }
+        }
+        Ok(())
     }
 
     /// Only the line parser: nodes that are not understood yet.
@@ -110,7 +113,7 @@ impl Dockerfile {
     }
 }
 
-fn stage(node: &Node) -> Result<Stage> {
+pub(crate) fn stage(node: &Node) -> Result<Stage> {
     let mut flags = Flags::new(&node.flags, node.span);
     let platform = flags.value("platform")?;
     flags.finish()?;
@@ -134,6 +137,7 @@ fn stage(node: &Node) -> Result<Stage> {
         platform,
         span: node.span,
         text: node.text.trim().to_owned(),
+        comments: node.comments.clone(),
         instructions: Vec::new(),
     })
 }
@@ -152,7 +156,7 @@ fn stage_name(name: &str) -> std::result::Result<String, String> {
     ))
 }
 
-fn instruction(node: &Node) -> Result<Instruction> {
+pub(crate) fn instruction(node: &Node) -> Result<Instruction> {
     let mut flags = Flags::new(&node.flags, node.span);
     let keyword = node.keyword.to_ascii_uppercase();
     let kind = match keyword.as_str() {
@@ -187,6 +191,7 @@ fn instruction(node: &Node) -> Result<Instruction> {
         kind,
         span: node.span,
         text: node.text.trim().to_owned(),
+        comments: node.comments.clone(),
     })
 }
 
