@@ -7,6 +7,7 @@
 mod api;
 mod bad_input;
 mod build;
+mod build_checks;
 mod containers;
 mod crash;
 mod harness;

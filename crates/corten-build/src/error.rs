@@ -71,6 +71,9 @@ pub enum BuildError {
         /// ` (did you mean …?)`, or nothing.
         hint: String,
     },
+    /// Rules are not kept, and that is to be an error.
+    #[error("{0}")]
+    Checks(String),
     /// The request contradicts itself or names what cannot be.
     #[error("{0}")]
     Invalid(String),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use corten_dockerfile::Span;
 use corten_oci::{Digest, ImageRef, Platform};
-use corten_store::{Image, StoreError};
+use corten_store::{Image, Store, StoreError};
 
 use crate::config::ImageDocument;
 use crate::error::BuildError;
@@ -57,7 +57,9 @@ async fn find_or_pull(
     let mut other_platform = None;
     if !session.pull {
         let (here, wanted) = (session.clone(), key.clone());
-        let local = session.blocking(move || look(&here, &wanted.image)).await?;
+        let local = session
+            .blocking(move || look(&here.store, &wanted.image))
+            .await?;
         if let Some(image) = local {
             let have = platform_of(&image);
             if have.satisfies(&key.platform) {
@@ -98,18 +100,19 @@ async fn find_or_pull(
     base(&key.image, image).map_err(Failure::Build)
 }
 
-fn look(session: &Session, name: &ImageRef) -> Result<Option<Image>, BuildError> {
-    let images = session.store.images();
+/// An image that is here, whole.
+pub(crate) fn look(store: &Store, name: &ImageRef) -> Result<Option<Image>, BuildError> {
+    let images = store.images();
     let id = match images.named(name)? {
         Some(id) => Some(id),
-        None => by_id(session, name)?,
+        None => by_id(store, name)?,
     };
     let Some(id) = id else {
         return Ok(None);
     };
     let image = images.get(&id)?;
     for layer in &image.layers {
-        if !session.store.layers().has(layer)? {
+        if !store.layers().has(layer)? {
             return Ok(None); // damaged: a pull brings it back
         }
     }
@@ -117,20 +120,20 @@ fn look(session: &Session, name: &ImageRef) -> Result<Option<Image>, BuildError>
 }
 
 /// FROM an id, whole or short.
-fn by_id(session: &Session, name: &ImageRef) -> Result<Option<Digest>, BuildError> {
+fn by_id(store: &Store, name: &ImageRef) -> Result<Option<Digest>, BuildError> {
     let word = name.familiar_name();
     let is_id = word.len() >= SHORT_ID && word.bytes().all(|b| b.is_ascii_hexdigit());
     if !is_id || name.tag() != Some("latest") {
         return Ok(None);
     }
-    match session.store.images().resolve(&word) {
+    match store.images().resolve(&word) {
         Ok(id) => Ok(Some(id)),
         Err(StoreError::NoSuchImage(_)) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-fn platform_of(image: &Image) -> Platform {
+pub(crate) fn platform_of(image: &Image) -> Platform {
     let config = &image.config;
     Platform::normalised(
         &config.os().to_string(),

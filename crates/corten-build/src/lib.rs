@@ -17,6 +17,7 @@ mod context;
 mod error;
 mod export;
 mod images;
+mod inquiry;
 mod keys;
 mod ops;
 mod plan;
@@ -30,6 +31,7 @@ mod wire;
 
 pub use cache::{CacheRecord, Pruned, SCHEMA};
 pub use error::{BuildError, Place};
+pub use inquiry::{Answer, Found, Inquiry};
 pub use progress::{BuildEvent, EventSink};
 pub use request::{
     BuildRequest, Context, DockerfileSource, ImageSource, PullFuture, PullProgress, PullSink,
@@ -92,6 +94,20 @@ impl Builder {
         let cancel = Cancel::default();
         let _guard = CancelOnDrop(cancel.clone());
         solve::solve(self.0.clone(), request, events, cancel).await
+    }
+
+    /// Answers a question about a Dockerfile, without building.
+    ///
+    /// # Errors
+    /// The context or the Dockerfile cannot be read; but for a check, the Dockerfile cannot be
+    /// understood.
+    pub async fn inquire(
+        &self,
+        request: BuildRequest,
+        inquiry: Inquiry,
+    ) -> Result<Answer, BuildError> {
+        let store = self.0.store.clone();
+        solve::blocking(move || inquiry::answer(&store, request, inquiry)).await
     }
 
     /// Every record of the cache, the last used first. Blocks.

@@ -54,10 +54,13 @@ pub enum BuildEvent {
     },
     /// Something the user should know; the build goes on.
     Warning {
-        /// The message.
+        /// The message, in one line.
         message: String,
         /// Line of the Dockerfile, from 1.
         line: Option<u32>,
+        /// More about it: lines to be shown where somebody wants to know.
+        #[serde(default)]
+        more: Vec<String>,
     },
     /// The image is stored and tagged. The last event of a successful build.
     Image {

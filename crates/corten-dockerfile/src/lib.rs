@@ -8,12 +8,14 @@
 //! - [`scope`]: which ARG and ENV an instruction sees;
 //! - [`ignore`]: `.dockerignore` patterns and their matching;
 //! - [`lint`]: the build checks;
+//! - [`describe`]: what can be built, and with which arguments;
 //! - [`Mount`]: what a `RUN --mount` says;
 //! - [`DockerfileError`]: `Dockerfile:LINE: message`, and the lines with a caret.
 //!
 //! Invariant: what is parsed is what is executed. A flag that is not understood is an error, so
 //! the builder never meets one it does not know of.
 
+pub mod describe;
 mod error;
 pub mod expand;
 mod expose;

@@ -219,6 +219,23 @@ impl Mount {
         Ok(from)
     }
 
+    /// The id of the secret it asks for.
+    #[must_use]
+    pub fn secret_id(&self) -> String {
+        let last = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+        match (&self.source, &self.id, &self.target) {
+            (Some(source), _, _) => source.clone(),
+            (None, Some(id), _) => id.clone(),
+            (None, None, target) => last(target.as_deref().unwrap_or_default()),
+        }
+    }
+
+    /// The id of the SSH agent it asks for.
+    #[must_use]
+    pub fn ssh_id(&self) -> String {
+        self.id.clone().unwrap_or_else(|| "default".to_owned())
+    }
+
     fn unexpected(&self, key: &str) -> String {
         format!(
             "unexpected key '{key}' for mount type '{}'",

@@ -4,12 +4,14 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use corten_dockerfile::{CommandLine, Instruction, KeyValue, Kind, Lexer, Scope, Span, scope};
+use corten_dockerfile::{
+    CommandLine, Exposed, Instruction, KeyValue, Kind, Lexer, Scope, Span, scope,
+};
 
 use super::outline::trigger_text;
 use super::{
     Base, BaseImage, CopyFrom, FromStep, ImageKey, Op, Outline, Plan, Source, StagePlan, Step,
-    WorkdirOp, ports, values,
+    WorkdirOp, values,
 };
 use crate::config::{Empty, RuntimeConfig};
 use crate::error::BuildError;
@@ -45,7 +47,7 @@ pub(crate) fn evaluate(
             "[Warning] One or more build-args [{}] were not consumed",
             unused.join(" ")
         );
-        plan.warnings.push((message, 0));
+        plan.warnings.push(message);
     }
     let mut scopes: Vec<Option<Scope>> = Vec::new();
     for index in 0..outline.stages.len() {
@@ -168,7 +170,7 @@ impl<'a> Stage<'a> {
         BuildError::at(&self.source().place(span), message)
     }
 
-    fn lexer(&self) -> Lexer {
+    pub(super) fn lexer(&self) -> Lexer {
         Lexer::new(self.source().dockerfile.directives.escape)
     }
 
@@ -186,8 +188,9 @@ impl<'a> Stage<'a> {
 
     /// A here-document's variables; its quotes are content.
     pub(super) fn heredoc(&self, text: &str, span: Span) -> Result<String, BuildError> {
-        self.lexer()
-            .raw_quotes(true)
+        // The file's escape character is not theirs.
+        Lexer::new('\\')
+            .quotes_are_text(true)
             .word(text, &|name| self.scope.lookup(name))
             .map_err(|e| self.error(span, format!("failed to process a here-document: {e}")))
     }
@@ -257,7 +260,7 @@ impl<'a> Stage<'a> {
     ) -> Result<Step, BuildError> {
         let span = instruction.span;
         let shown = self.shown(instruction);
-        let (op, history) = self.dispatch(instruction, plan)?;
+        let (op, history) = self.dispatch(instruction)?;
         plan.needs_context |=
             matches!(&op, Op::Copy(c) if c.from == CopyFrom::Context && !c.sources.is_empty());
         let name = if values::is_counted(&instruction.kind) {
@@ -300,11 +303,7 @@ impl<'a> Stage<'a> {
         format!("{} {expanded}", instruction.kind.keyword())
     }
 
-    fn dispatch(
-        &mut self,
-        instruction: &Instruction,
-        plan: &mut Plan,
-    ) -> Result<(Op, String), BuildError> {
+    fn dispatch(&mut self, instruction: &Instruction) -> Result<(Op, String), BuildError> {
         let span = instruction.span;
         let history = match &instruction.kind {
             Kind::Run(run) => {
@@ -372,7 +371,8 @@ impl<'a> Stage<'a> {
                 let mut exposed = Vec::new();
                 for word in words {
                     for word in self.words(word, span)? {
-                        exposed.extend(ports::parse(&word).map_err(|e| self.error(span, e))?);
+                        let word = Exposed::parse(&word).map_err(|e| self.error(span, e))?;
+                        exposed.extend(word.ports());
                     }
                 }
                 let text = format!("EXPOSE [{}]", exposed.join(" "));
@@ -433,8 +433,6 @@ impl<'a> Stage<'a> {
             }
             Kind::Maintainer(author) => {
                 self.author.clone_from(author);
-                let message = "Maintainer instruction is deprecated in favor of using label";
-                plan.warnings.push((message.to_owned(), span.start));
                 format!("MAINTAINER {author}")
             }
             Kind::Onbuild(child) => {

@@ -6,7 +6,6 @@
 mod command;
 mod evaluate;
 mod outline;
-mod ports;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -106,8 +105,8 @@ pub(crate) struct Plan {
     pub(crate) stages: Vec<Option<StagePlan>>,
     pub(crate) target: usize,
     pub(crate) platform: Platform,
-    /// Messages for the user, with their lines.
-    pub(crate) warnings: Vec<(String, u32)>,
+    /// Messages for the user that the build checks have not.
+    pub(crate) warnings: Vec<String>,
     pub(crate) needs_context: bool,
 }
 

@@ -168,7 +168,7 @@ fn scopes() {
     assert!(runs[0].env.contains(&"W=w2".to_owned()));
     assert_eq!(runs[0].proxies, ["HTTP_PROXY=p"]);
     assert_eq!(
-        plan.warnings[0].0,
+        plan.warnings[0],
         "[Warning] One or more build-args [NOBODY] were not consumed"
     );
     let history = target(&plan).steps[5].history.as_deref();

@@ -13,7 +13,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use corten_oci::{Digest, ImageRef};
+use corten_dockerfile::lint;
+use corten_oci::{Digest, ImageRef, Platform};
 use corten_store::Store;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -23,6 +24,7 @@ use crate::cancel::Cancel;
 use crate::context::{Definition, OpenContext};
 use crate::error::BuildError;
 use crate::export::{self, StageOutput};
+use crate::inquiry;
 use crate::ops::tree::Tree;
 use crate::plan::{self, Base, BaseImage, ImageKey, Outline, Plan, Settings, Source};
 use crate::progress::{BuildEvent, EventSink};
@@ -83,7 +85,7 @@ impl Session {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
 ) -> Result<T, BuildError> {
     tokio::task::spawn_blocking(work)
@@ -109,11 +111,13 @@ pub(crate) async fn solve(
     let tags = request.tags.clone();
     let (session, mut outline, _unpacked) = begin(&parts, request, events, cancel).await?;
     let images = base_images(&session, &mut outline).await?;
+    check(&session, &outline, &images)?;
     let plan = Arc::new(plan::evaluate(&outline, &images)?);
-    for (message, line) in &plan.warnings {
+    for message in &plan.warnings {
         (session.events)(BuildEvent::Warning {
             message: message.clone(),
-            line: Some(*line).filter(|line| *line > 0),
+            line: None,
+            more: Vec::new(),
         });
     }
     if plan.needs_context {
@@ -132,6 +136,40 @@ pub(crate) async fn solve(
     let cache = session.cache.clone();
     blocking(move || cache.touch(&touched)).await?;
     finish(&session, &plan, &images, output, tags).await
+}
+
+/// Tells of the rules that the Dockerfile does not keep.
+fn check(
+    session: &Session,
+    outline: &Outline,
+    images: &HashMap<ImageKey, BaseImage>,
+) -> Result<(), BuildError> {
+    let ignore = session.context.as_ref().map(|tree| &tree.ignore);
+    let image = |image: &ImageRef, platform: &Platform| {
+        let (image, platform) = (image.clone(), platform.clone());
+        images.get(&ImageKey { image, platform }).cloned()
+    };
+    let source = &outline.source;
+    let report = inquiry::check(&source.text, &outline.settings, ignore, &image);
+    tell(&report, &source.file, &source.text, &session.events);
+    match report.violation {
+        Some(violation) => Err(BuildError::Checks(violation)),
+        None => Ok(()),
+    }
+}
+
+fn tell(report: &lint::Report, file: &str, text: &str, events: &EventSink) {
+    for warning in &report.warnings {
+        let mut more = vec![warning.rule.description().to_owned()];
+        more.extend(warning.rule.url().map(|url| format!("More info: {url}")));
+        let lines = lint::excerpt(file, text, warning.span);
+        more.extend(lines.lines().map(str::to_owned));
+        events(BuildEvent::Warning {
+            message: format!("{}: {}", warning.rule.name(), warning.detail),
+            line: Some(warning.span.start).filter(|line| *line > 0),
+            more,
+        });
+    }
 }
 
 /// Opens the context and reads the definition.
@@ -173,7 +211,11 @@ async fn begin(
     };
     let parsed = read.and_then(|(context, definition)| {
         let Definition { name, text } = definition;
-        let source = Source::parse(&name, &text)?;
+        let source = Source::parse(&name, &text).inspect_err(|_| {
+            // What was noticed before may be why.
+            let report = inquiry::check(&text, &settings, None, &|_, _| None);
+            tell(&report, &name, &text, &events);
+        })?;
         Ok((context, Outline::new(source, settings)?))
     });
     let (context, outline) = vertex.end(false, parsed)?;

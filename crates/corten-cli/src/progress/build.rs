@@ -6,7 +6,7 @@ use std::time::Duration;
 use corten_build::BuildEvent;
 
 use super::plain::{Plain, clean};
-use super::stream::{Message, Sink};
+use super::stream::{Answer, Message, Sink};
 use super::tty::Screen;
 use crate::client::JsonLines;
 use crate::error::{CliError, Result};
@@ -52,8 +52,27 @@ enum View {
     RawJson,
 }
 
-/// Shows a build until it ends; the image's id. `ours`: the engine sends events.
-pub(crate) async fn show(mut lines: JsonLines, mode: Mode, ours: bool) -> Result<Option<String>> {
+/// How a build is shown.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Showing {
+    pub(crate) mode: Mode,
+    /// The engine sends events.
+    pub(crate) ours: bool,
+    /// Warnings are shown with all there is to say about them.
+    pub(crate) verbose: bool,
+}
+
+/// A warning, to be shown at the end.
+#[derive(Debug, PartialEq, Eq)]
+struct Noted {
+    message: String,
+    line: Option<u32>,
+    more: Vec<String>,
+}
+
+/// Shows a build until it ends; the image's id.
+pub(crate) async fn show(mut lines: JsonLines, showing: Showing) -> Result<Option<String>> {
+    let Showing { mode, ours, .. } = showing;
     let mut view = match mode {
         Mode::Plain => View::Plain(Plain::default()),
         Mode::Tty => {
@@ -87,7 +106,15 @@ pub(crate) async fn show(mut lines: JsonLines, mode: Mode, ours: bool) -> Result
                 serde_json::from_value(event.clone()).map_err(crate::client::ClientError::from)?;
             match &event {
                 BuildEvent::Image { id, .. } => image = Some(id.to_string()),
-                BuildEvent::Warning { message, .. } => warnings.push(message.clone()),
+                BuildEvent::Warning {
+                    message,
+                    line,
+                    more,
+                } => warnings.push(Noted {
+                    message: clean(message),
+                    line: *line,
+                    more: more.iter().map(|line| clean(line)).collect(),
+                }),
                 _ => {}
             }
             view.event(&event)?;
@@ -116,10 +143,9 @@ pub(crate) async fn show(mut lines: JsonLines, mode: Mode, ours: bool) -> Result
         }
     };
     view.frame(true)?;
-    if let View::Tty(_) = view {
-        for warning in &warnings {
-            write_error(&format!("\n - WARNING: {}\n", clean(warning)))?;
-        }
+    if matches!(mode, Mode::Plain | Mode::Tty) {
+        let color = mode == Mode::Tty && std::env::var_os("NO_COLOR").is_none();
+        write_error(&summary(&warnings, showing.verbose, color))?;
     }
     match failure {
         None => Ok(image),
@@ -139,6 +165,61 @@ pub(crate) async fn show(mut lines: JsonLines, mode: Mode, ours: bool) -> Result
             })
         }
     }
+}
+
+/// The warnings, as buildx lists them at the end.
+fn summary(warnings: &[Noted], verbose: bool, color: bool) -> String {
+    if warnings.is_empty() {
+        return String::new();
+    }
+    let count = match warnings.len() {
+        1 => "1 warning".to_owned(),
+        count => format!("{count} warnings"),
+    };
+    let hint = if verbose {
+        ""
+    } else {
+        " (use docker --debug to expand)"
+    };
+    let title = format!("{count} found{hint}:");
+    let mut out = if color {
+        format!("\n \x1b[33m{title}\x1b[0m\n")
+    } else {
+        format!("\n {title}\n")
+    };
+    for warning in warnings {
+        let place = warning.line.map(|n| format!(" (line {n})"));
+        let place = place.unwrap_or_default();
+        out.push_str(&format!(" - {}{place}\n", warning.message));
+        if verbose {
+            for line in &warning.more {
+                out.push_str(&format!("{line}\n"));
+            }
+            out.push('\n');
+        }
+    }
+    out
+}
+
+/// The answer to `--call`.
+pub(crate) async fn answer(mut lines: JsonLines) -> Result<Answer> {
+    let mut report = None;
+    while let Some(message) = lines.next::<Message>().await? {
+        if let Some(answer) = message.answer {
+            return Ok(answer);
+        }
+        if let Some(text) = &message.report {
+            report = Some(clean_lines(text.trim_end()));
+        }
+        if let Some(failure) = message.failed() {
+            if let Some(report) = report {
+                write_error(&format!("{report}\n"))?;
+            }
+            let text = failure.message.trim_end();
+            return Err(CliError::message(format!("ERROR: failed to solve: {text}")));
+        }
+    }
+    Err(CliError::message("the engine gave no answer"))
 }
 
 /// Several lines, without what drives a terminal.
@@ -174,4 +255,27 @@ impl View {
 fn write_error(text: &str) -> Result {
     std::io::stderr().write_all(text.as_bytes())?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_at_the_end() {
+        let noted = |message: &str, line| Noted {
+            message: message.to_owned(),
+            line,
+            more: vec!["What it is about".to_owned()],
+        };
+        assert_eq!(summary(&[], false, false), "");
+        assert_eq!(
+            summary(&[noted("Rule: wrong", Some(3))], false, false),
+            "\n 1 warning found (use docker --debug to expand):\n - Rule: wrong (line 3)\n"
+        );
+        assert_eq!(
+            summary(&[noted("A", None), noted("B", Some(1))], true, false),
+            "\n 2 warnings found:\n - A\nWhat it is about\n\n - B (line 1)\nWhat it is about\n\n"
+        );
+    }
 }

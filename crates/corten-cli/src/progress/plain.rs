@@ -108,12 +108,8 @@ impl Plain {
                 }
                 shown.finished = true;
             }
-            BuildEvent::Warning { message, line } => {
-                let place = line.map(|n| format!(" (line {n})")).unwrap_or_default();
-                out.push_str(&format!("\nWARNING: {}{place}\n", clean(message)));
-                self.current = None;
-            }
-            BuildEvent::Image { .. } => {}
+            // Warnings are shown all together at the end.
+            BuildEvent::Warning { .. } | BuildEvent::Image { .. } => {}
         }
         out
     }

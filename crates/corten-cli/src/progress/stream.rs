@@ -35,6 +35,21 @@ pub(crate) struct Message {
     /// Where, what and why a build of ours failed, in several lines.
     #[serde(rename = "corten_report")]
     pub(crate) report: Option<String>,
+    /// The answer to `--call`.
+    #[serde(rename = "corten_answer")]
+    pub(crate) answer: Option<Answer>,
+}
+
+/// An answer to `--call`, in BuildKit's forms.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Answer {
+    pub(crate) json: serde_json::Value,
+    pub(crate) text: String,
+    /// How many rules are not kept (check).
+    pub(crate) warnings: usize,
+    /// What ended the check.
+    pub(crate) error: Option<String>,
 }
 
 /// How far something is.

@@ -12,10 +12,10 @@ use crate::expand::Lexer;
 use crate::instruction::{Instruction, Kind, Stage};
 
 /// Build arguments that were given.
-pub(super) type Given = BTreeMap<String, String>;
+pub(crate) type Given = BTreeMap<String, String>;
 
 /// The predefined variables of the global scope.
-pub(super) fn predefined(
+pub(crate) fn predefined(
     host: &Platform,
     target: &Platform,
     stage: &str,
@@ -41,7 +41,7 @@ pub(super) fn predefined(
 }
 
 /// The global scope after the ARGs before the first FROM.
-pub(super) fn global(
+pub(crate) fn global(
     lexer: &Lexer,
     mut variables: Variables,
     arguments: &[Instruction],

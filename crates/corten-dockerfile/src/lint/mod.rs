@@ -5,13 +5,13 @@
 //! search: syntax ([`syntax`]), FROM with its variables ([`from`]), then the instructions of
 //! each stage with theirs ([`stage`]).
 
-mod from;
+pub(crate) mod from;
 mod options;
 mod report;
 mod rules;
 mod stage;
 mod syntax;
-mod variables;
+pub(crate) mod variables;
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +27,7 @@ use crate::instruction::{Dockerfile, Instruction, Kind, Stage};
 use crate::{line, parse};
 use options::Options;
 pub use report::excerpt;
+pub(crate) use report::location;
 pub use rules::{Rule, Warning};
 use stage::{State, Walk};
 
@@ -335,7 +336,7 @@ fn declared(arguments: &[Instruction]) -> BTreeSet<String> {
 }
 
 /// The last stage of a name before the `before`th.
-fn named(stages: &[Stage], name: &str, before: usize) -> Option<usize> {
+pub(crate) fn named(stages: &[Stage], name: &str, before: usize) -> Option<usize> {
     let name = name.to_lowercase();
     (0..before)
         .rev()
@@ -343,7 +344,7 @@ fn named(stages: &[Stage], name: &str, before: usize) -> Option<usize> {
 }
 
 /// Stages that an instruction may take files from, as it names them.
-fn sources(instruction: &Instruction) -> impl Iterator<Item = &str> {
+pub(crate) fn sources(instruction: &Instruction) -> impl Iterator<Item = &str> {
     let from = match &instruction.kind {
         Kind::Copy(copy) => copy.from.as_deref(),
         _ => None,

@@ -62,9 +62,9 @@ impl Report {
     }
 }
 
-/// A place in the first of the sources.
+/// A place in the first of the sources, as BuildKit's answers have it.
 #[must_use]
-fn location(spans: &[Span]) -> Value {
+pub(crate) fn location(spans: &[Span]) -> Value {
     let ranges: Vec<Value> = spans
         .iter()
         .map(|span| json!({ "start": { "line": span.start }, "end": { "line": span.end } }))

@@ -7,36 +7,36 @@ use crate::expand::{ExpandError, Lexer};
 
 /// Variables in the order they were set.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Variables(Vec<(String, String)>);
+pub(crate) struct Variables(Vec<(String, String)>);
 
 impl Variables {
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
         let found = self.0.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str())
     }
 
-    pub(super) fn set(&mut self, name: &str, value: &str) {
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
         match self.0.iter_mut().find(|(key, _)| key == name) {
             Some(entry) => value.clone_into(&mut entry.1),
             None => self.0.push((name.to_owned(), value.to_owned())),
         }
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
 }
 
 /// A word that was expanded.
-pub(super) struct Expanded {
-    pub(super) result: Result<String, ExpandError>,
+pub(crate) struct Expanded {
+    pub(crate) result: Result<String, ExpandError>,
     /// Variables that were asked for and known.
-    pub(super) matched: BTreeSet<String>,
+    pub(crate) matched: BTreeSet<String>,
     /// Variables that were asked for and not known.
-    pub(super) unmatched: BTreeSet<String>,
+    pub(crate) unmatched: BTreeSet<String>,
 }
 
-pub(super) fn expand(lexer: &Lexer, word: &str, variables: &Variables) -> Expanded {
+pub(crate) fn expand(lexer: &Lexer, word: &str, variables: &Variables) -> Expanded {
     let matched = RefCell::new(BTreeSet::new());
     let unmatched = RefCell::new(BTreeSet::new());
     let result = lexer.word(word, &|name| {
@@ -58,7 +58,7 @@ pub(super) fn expand(lexer: &Lexer, word: &str, variables: &Variables) -> Expand
 
 /// The name that was probably meant: less than three edits away, the first of the nearest.
 /// None, if `word` itself is among them.
-pub(super) fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let mut best: Option<(usize, &str)> = None;
     for name in names {
         if name == word {

@@ -62,7 +62,7 @@ impl Classic {
     pub(super) fn event(&mut self, event: BuildEvent) -> Vec<Value> {
         match event {
             BuildEvent::Image { id, tags } => return self.end(&id.to_string(), &tags),
-            BuildEvent::Warning { message, line } => {
+            BuildEvent::Warning { message, line, .. } => {
                 let place = line.map_or_else(String::new, |n| format!(" (line {n})"));
                 return self.unless_quiet(vec![stream(format!("[Warning] {message}{place}\n"))]);
             }

@@ -4,6 +4,7 @@
 //! The answer is the classic builder's stream of JSON lines; with `corten=1` it is the
 //! build's own events, `{"corten": …}`, which show parallel steps as such.
 
+mod answers;
 mod classic;
 mod request;
 
@@ -92,6 +93,15 @@ async fn build(
     }
     let builder = engine.builder(credentials);
     let (lines, response) = JsonLines::response();
+    if let Some(inquiry) = wish.inquiry {
+        tokio::spawn(async move {
+            match builder.inquire(wanted, inquiry).await {
+                Ok(answer) => _ = lines.send(&answers::line(&answer)).await,
+                Err(error) => fail(&lines, &error, true).await,
+            }
+        });
+        return Ok(response);
+    }
     tokio::spawn(async move {
         let view = if wish.events {
             View::Events

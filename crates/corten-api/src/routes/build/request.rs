@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use corten_build::{BuildRequest, DockerfileSource, StepNetworkMode};
+use corten_build::{BuildRequest, DockerfileSource, Inquiry, StepNetworkMode};
 use corten_oci::ImageRef;
 
 use super::super::containers::platform;
@@ -17,6 +17,8 @@ pub(super) struct Wish {
     pub(super) quiet: bool,
     /// Answer with the build's own events.
     pub(super) events: bool,
+    /// Answer a question instead of building.
+    pub(super) inquiry: Option<Inquiry>,
 }
 
 /// Parameters whose absence, zero and emptiness mean the same, and which would change the
@@ -48,6 +50,7 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
         request: BuildRequest::default(),
         quiet: false,
         events: false,
+        inquiry: None,
     };
     let request = &mut wish.request;
     for (name, value) in pairs {
@@ -92,6 +95,14 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
             "pull" => request.pull = truthy(value),
             "q" => wish.quiet = truthy(value),
             "corten" => wish.events = truthy(value),
+            "call" if !matches!(value.as_str(), "" | "build") => {
+                let inquiry = Inquiry::parse(value);
+                wish.inquiry = Some(inquiry.ok_or_else(|| {
+                    bad(format!(
+                        "unknown call \"{value}\": there are build, check, outline and targets"
+                    ))
+                })?);
+            }
             "platform" => request.platform = platform(Some(value))?,
             "networkmode" => {
                 request.network = StepNetworkMode::parse(value).map_err(|word| {

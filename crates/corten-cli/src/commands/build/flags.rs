@@ -14,6 +14,12 @@ pub(super) const FLAGS: &[Flag] = &[
         "Set build-time variables; NAME alone takes the value of the environment",
     )
     .typed("list", env::check),
+    Flag::text(
+        "call",
+        "What to do: \"build\", \"check\", \"outline\" or \"targets\", with \",format=json\" for JSON",
+    )
+    .default("build"),
+    Flag::switch("check", "Shorthand for \"--call=check\""),
     Flag::switch(
         "compress",
         "Compress the build context using gzip, where it is sent",
@@ -73,9 +79,7 @@ pub(super) const UNSUPPORTED: &[Flag] = &[
     refused(Flag::text("builder", "")),
     refused(Flag::list("cache-from", "")),
     refused(Flag::list("cache-to", "")),
-    refused(Flag::text("call", "")),
     refused(Flag::text("cgroup-parent", "")),
-    refused(Flag::switch("check", "")),
     refused(Flag::int("cpu-period", "")),
     refused(Flag::int("cpu-quota", "")),
     refused(Flag::int("cpu-shares", "").short('c')),
@@ -109,9 +113,7 @@ const HARMLESS: &[(&str, &[&str])] = &[
     ("provenance", &["false", "0"]),
     ("sbom", &["false", "0"]),
     ("push", &["false", "0"]),
-    ("check", &["false", "0"]),
     ("squash", &["false", "0"]),
-    ("call", &["build"]),
     ("output", &["type=docker"]),
 ];
 

@@ -4,6 +4,7 @@
 //! it needs. To any other engine the context travels as a tar; one that is Corten answers
 //! with the same events, another with the classic builder's stream.
 
+mod call;
 mod context;
 mod flags;
 mod tarball;
@@ -22,7 +23,8 @@ use crate::command::{Command, action};
 use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
 use crate::opts::env;
-use crate::progress::build::{self as progress, Mode};
+use crate::progress::build::{self as progress, Mode, Showing};
+use call::Inquiry;
 use context::{Dockerfile, Source};
 use tarball::Tarball;
 
@@ -55,6 +57,7 @@ static PRUNE: Command = Command::new("prune", "", "Remove build cache", action!(
 
 async fn build(cli: &Cli, parsed: Parsed) -> Result {
     flags::refuse_unsupported(&parsed)?;
+    let inquiry = Inquiry::of(&parsed)?;
     let quiet = parsed.on("quiet");
     let mode = if quiet {
         Mode::Quiet
@@ -75,8 +78,17 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
             "--progress=rawjson: this engine has the classic builder only",
         ));
     }
+    if !ours && inquiry.is_some() {
+        return Err(CliError::message(
+            "--call: this engine has the classic builder only",
+        ));
+    }
     let call = query(client.post("/build"), &parsed)?
         .flag("corten", ours)
+        .query_opt(
+            "call",
+            inquiry.as_ref().map(|inquiry| inquiry.name.as_str()),
+        )
         .flag("q", quiet && !ours)
         .header("X-Registry-Config", registry_config(cli)?);
     let (call, sending) = match source {
@@ -102,7 +114,23 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
             (call.body_stream("application/x-tar", chunks), Some(sending))
         }
     };
-    let outcome = async { progress::show(call.lines().await?, mode, ours).await }.await;
+    let showing = Showing {
+        mode,
+        ours,
+        verbose: cli.globals.debug,
+    };
+    let outcome = async {
+        let lines = call.lines().await?;
+        match &inquiry {
+            None => progress::show(lines, showing).await,
+            Some(inquiry) => {
+                let answer = progress::answer(lines).await?;
+                inquiry.print(cli, &answer)?;
+                Ok(None)
+            }
+        }
+    }
+    .await;
     // Why the context could not be read says more than that the engine did not get it.
     if outcome.is_err()
         && let Some(sending) = sending
