@@ -94,10 +94,8 @@ fn targets_and_outline() {
     let outline = engine.ok(["build", "--call=outline", &context]);
     assert_eq!(outline, "TARGET: app\n\nSECRET   REQUIRED\ntoken    true");
     let json = engine.ok(["build", "--call=outline,format=json", &context]);
-    assert!(
-        json.contains("\"name\": \"token\",\n      \"required\": true"),
-        "{json}"
-    );
+    assert!(json.contains("\"name\": \"token\""), "{json}");
+    assert!(json.contains("\"required\": true"), "{json}");
     let wrong = engine.fails(1, ["build", "--call=outline", "--target=bse", &context]);
     assert!(wrong.contains("did you mean base?"), "{wrong}");
 }

@@ -8,6 +8,7 @@ mod api;
 mod bad_input;
 mod build;
 mod build_checks;
+mod build_mounts;
 mod containers;
 mod crash;
 mod harness;

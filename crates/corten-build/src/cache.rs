@@ -54,20 +54,33 @@ pub(crate) struct Output {
 /// One record, for `docker system df` and `docker builder prune`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheRecord {
-    /// Its id: the key without `sha256:`.
+    /// Its id: the key without `sha256:`, or the name of the directory.
     pub id: String,
+    /// What it is.
+    pub kind: RecordKind,
     /// The step, as progress showed it.
     pub description: String,
     /// Bytes of its layer's files.
     pub size: u64,
     /// An image has the layer too, so that removing the record frees nothing.
     pub shared: bool,
+    /// A step is using it at the moment.
+    pub in_use: bool,
     /// When it was made, in seconds since the epoch.
     pub created: i64,
     /// When it was last used, in seconds since the epoch.
     pub last_used: i64,
     /// How often.
     pub uses: u64,
+}
+
+/// What a record is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordKind {
+    /// The result of a step.
+    Step,
+    /// A directory of `RUN --mount=type=cache`.
+    CacheMount,
 }
 
 /// What a prune removed.
@@ -209,6 +222,8 @@ impl Cache {
                 let key: String = row.get(0)?;
                 Ok(CacheRecord {
                     id: key.strip_prefix("sha256:").unwrap_or(&key).to_owned(),
+                    kind: RecordKind::Step,
+                    in_use: false,
                     description: row.get(1)?,
                     size: u64::try_from(row.get::<_, i64>(2)?).unwrap_or_default(),
                     created: row.get::<_, i64>(3)? / 1_000_000_000,

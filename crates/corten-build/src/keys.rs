@@ -6,7 +6,8 @@
 
 use corten_oci::{DiffId, Digest, Digester};
 
-use crate::plan::{CopyOp, RunOp, WorkdirOp};
+use crate::plan::{CopyOp, Mounted, RunMount, RunOp, WorkdirOp};
+use crate::request::StepLimits;
 
 /// Changed whenever the same inputs lead to another result.
 const VERSION: &str = "corten-build-1";
@@ -55,12 +56,20 @@ pub(crate) fn workdir(parent: &Digest, op: &WorkdirOp) -> Digest {
     key.finish()
 }
 
-/// `platform`, `hosts`: what else a command can see.
+/// What else a command can see.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen<'a> {
+    pub(crate) platform: &'a str,
+    pub(crate) hosts: &'a [(String, String)],
+    pub(crate) limits: &'a StepLimits,
+}
+
+/// `binds`: what its bind mounts show, in their order, by `kind`.
 pub(crate) fn run(
     parent: &Digest,
     op: &RunOp,
-    platform: &str,
-    hosts: &[(String, String)],
+    seen: Seen<'_>,
+    (kind, binds): (&str, &[Digest]),
 ) -> Digest {
     let mut key = KeyBuilder::new("run");
     key.add(parent.as_str())
@@ -69,14 +78,46 @@ pub(crate) fn run(
         .add(&op.user)
         .add(&op.cwd)
         .add(op.network.as_str())
-        .add(platform);
+        .add(seen.platform);
     if let Some((name, content)) = &op.script {
         key.add("script").add(name).add(content);
     }
     // As BuildKit: names only, addresses may differ.
-    let hosts: Vec<&str> = hosts.iter().map(|(name, _)| name.as_str()).collect();
+    let hosts: Vec<&str> = seen.hosts.iter().map(|(name, _)| name.as_str()).collect();
     key.list(&hosts);
+    mounts(&mut key, &op.mounts);
+    if !binds.is_empty() {
+        let binds: Vec<&str> = binds.iter().map(Digest::as_str).collect();
+        key.add(kind).list(&binds);
+    }
+    if op.insecure {
+        key.add("insecure");
+    }
+    if *seen.limits != StepLimits::default() {
+        key.add("limits").add(format!("{:?}", seen.limits));
+    }
     key.finish()
+}
+
+/// What is mounted where; never what is in a cache, a secret or an agent.
+fn mounts(key: &mut KeyBuilder, mounts: &[RunMount]) {
+    for mount in mounts {
+        let target = mount.target.as_deref().unwrap_or_default();
+        key.add("mount")
+            .add(target)
+            .add([u8::from(mount.read_only)]);
+        match &mount.what {
+            Mounted::Bind { source, .. } => key.add("bind").add(source),
+            Mounted::Cache { .. } => key.add("cache"),
+            Mounted::Tmpfs { size } => key.add(format!("tmpfs {size:?}")),
+            Mounted::Secret {
+                env, owner, mode, ..
+            } => key
+                .add(format!("secret {owner:?} {mode:o}"))
+                .add(env.as_deref().unwrap_or_default()),
+            Mounted::Ssh { owner, mode, .. } => key.add(format!("ssh {owner:?} {mode:o}")),
+        };
+    }
 }
 
 /// `content`: digest of the selected files as they will be written; or, for a key that can be
@@ -123,16 +164,32 @@ mod tests {
             cwd: "/".into(),
             network: StepNetworkMode::Default,
             script: None,
+            mounts: Vec::new(),
+            insecure: false,
+        }
+    }
+
+    const NO_BINDS: (&str, &[Digest]) = (BY_CONTENT, &[]);
+
+    fn seen() -> Seen<'static> {
+        static NONE: StepLimits = StepLimits {
+            ulimits: Vec::new(),
+            shm_size: None,
+        };
+        Seen {
+            platform: "linux/amd64",
+            hosts: &[],
+            limits: &NONE,
         }
     }
 
     #[test]
     fn a_run_key_depends_on_what_the_command_sees() {
         let parent = state(&[]);
-        let base = run(&parent, &op(), "linux/amd64", &[]);
+        let base = run(&parent, &op(), seen(), NO_BINDS);
         let mut proxied = op();
         proxied.proxies = vec!["HTTP_PROXY=x".into()];
-        assert_eq!(run(&parent, &proxied, "linux/amd64", &[]), base);
+        assert_eq!(run(&parent, &proxied, seen(), NO_BINDS), base);
         let changes: [fn(&mut RunOp); 5] = [
             |op| op.args[2] = "false".into(),
             |op| op.env.push("A=1".into()),
@@ -144,13 +201,45 @@ mod tests {
             let mut changed = op();
             change(&mut changed);
             assert_ne!(
-                run(&parent, &changed, "linux/amd64", &[]),
+                run(&parent, &changed, seen(), NO_BINDS),
                 base,
                 "{changed:?}"
             );
         }
         let other = state(&[DiffId(Digest::of(b"x"))]);
-        assert_ne!(run(&other, &op(), "linux/amd64", &[]), base);
+        assert_ne!(run(&other, &op(), seen(), NO_BINDS), base);
+    }
+
+    #[test]
+    fn contents_of_caches_and_secrets_are_in_no_key() {
+        let parent = state(&[]);
+        let with = |what: Mounted, binds: &[Digest]| {
+            let mut op = op();
+            op.mounts.push(RunMount {
+                target: Some("/m".into()),
+                read_only: true,
+                what,
+            });
+            run(&parent, &op, seen(), (BY_CONTENT, binds))
+        };
+        let secret = |id: &str, env: Option<&str>| Mounted::Secret {
+            id: id.into(),
+            env: env.map(str::to_owned),
+            required: false,
+            owner: (0, 0),
+            mode: 0o400,
+        };
+        assert_eq!(with(secret("a", None), &[]), with(secret("b", None), &[]));
+        assert_ne!(
+            with(secret("a", None), &[]),
+            with(secret("a", Some("E")), &[])
+        );
+        let bind = || Mounted::Bind {
+            from: crate::plan::MountFrom::Nothing,
+            source: String::new(),
+        };
+        let digests = [Digest::of(b"1"), Digest::of(b"2")];
+        assert_ne!(with(bind(), &digests[..1]), with(bind(), &digests[1..]));
     }
 
     #[test]

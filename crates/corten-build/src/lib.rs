@@ -10,7 +10,9 @@
 //! death of the builder leaves nothing but directories under `tmp/` and cgroups named `build-…`,
 //! which the engine's sweep finds.
 
+mod agent;
 mod cache;
+mod cache_mounts;
 mod cancel;
 mod config;
 mod context;
@@ -19,6 +21,7 @@ mod export;
 mod images;
 mod inquiry;
 mod keys;
+mod mount_points;
 mod ops;
 mod plan;
 pub mod progress;
@@ -27,15 +30,16 @@ mod run;
 mod snapshot;
 mod solve;
 pub mod step;
+mod step_mounts;
 mod wire;
 
-pub use cache::{CacheRecord, Pruned, SCHEMA};
+pub use cache::{CacheRecord, Pruned, RecordKind, SCHEMA};
 pub use error::{BuildError, Place};
 pub use inquiry::{Answer, Found, Inquiry};
 pub use progress::{BuildEvent, EventSink};
 pub use request::{
     BuildRequest, Context, DockerfileSource, ImageSource, PullFuture, PullProgress, PullSink,
-    Sandboxing, StepEndpoint, StepNetwork, StepNetworkMode,
+    Sandboxing, Secret, StepEndpoint, StepLimits, StepNetwork, StepNetworkMode,
 };
 pub use snapshot::Snapshot;
 
@@ -115,15 +119,24 @@ impl Builder {
     /// # Errors
     /// The database cannot be read.
     pub fn usage(&self) -> Result<Vec<CacheRecord>, BuildError> {
-        self.0.cache.usage()
+        let mut records = self.0.cache.usage()?;
+        let mounts = self.0.sandboxing.cache_mounts().usage();
+        records.extend(mounts.map_err(BuildError::io("look at the cache mounts"))?);
+        records.sort_by_key(|record| std::cmp::Reverse(record.last_used));
+        Ok(records)
     }
 
-    /// Forgets results: those no image has the layers of, or `all`; then collects what nothing
-    /// needs any more. Blocks.
+    /// Forgets results: those no image has the layers of, or `all`, and cache mounts that no
+    /// step uses; then collects what nothing needs any more. Blocks.
     ///
     /// # Errors
     /// The database or the store cannot be written.
     pub fn prune(&self, all: bool) -> Result<Pruned, BuildError> {
-        self.0.cache.prune(all)
+        let mounts = self.0.sandboxing.cache_mounts().prune();
+        let (names, bytes) = mounts.map_err(BuildError::io("remove cache mounts"))?;
+        let mut pruned = self.0.cache.prune(all)?;
+        pruned.ids.extend(names);
+        pruned.bytes += bytes;
+        Ok(pruned)
     }
 }

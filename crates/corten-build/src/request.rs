@@ -10,6 +10,7 @@ use corten_network::EndpointSpec;
 use corten_oci::{Digest, ImageRef, Platform};
 
 use crate::BoxError;
+use crate::cache_mounts::CacheMounts;
 
 /// One build.
 #[derive(Debug, Default)]
@@ -36,6 +37,51 @@ pub struct BuildRequest {
     pub network: StepNetworkMode,
     /// `--add-host`: name and address, for RUN steps.
     pub extra_hosts: Vec<(String, String)>,
+    /// `--secret`, by id.
+    pub secrets: BTreeMap<String, Secret>,
+    /// `--ssh`: the socket of an agent of this machine, by id.
+    pub agents: BTreeMap<String, PathBuf>,
+    /// `--allow security.insecure`.
+    pub allow_insecure: bool,
+    /// What RUN steps are limited by.
+    pub limits: StepLimits,
+}
+
+/// Limits of RUN steps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StepLimits {
+    /// `--ulimit`: name (`nofile`), soft and hard limit.
+    pub ulimits: Vec<(String, u64, u64)>,
+    /// `--shm-size` in bytes.
+    pub shm_size: Option<u64>,
+}
+
+/// Something that must not be shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Vec<u8>);
+
+impl Secret {
+    /// Of these bytes.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// As the value of a variable, where it can be one.
+    pub(crate) fn text(&self) -> Option<&str> {
+        let text = std::str::from_utf8(&self.0).ok()?;
+        (!text.contains('\0')).then_some(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 /// Where the files come from. Only what is used is read.
@@ -189,6 +235,14 @@ pub struct Sandboxing {
     pub network: Arc<dyn StepNetwork>,
     /// Steps that run at once; 0: as many as there are cores.
     pub parallelism: usize,
+    /// Where the directories of `RUN --mount=type=cache` are kept.
+    pub cache_mounts: PathBuf,
+}
+
+impl Sandboxing {
+    pub(crate) fn cache_mounts(&self) -> CacheMounts {
+        CacheMounts::new(self.cache_mounts.clone())
+    }
 }
 
 impl fmt::Debug for Sandboxing {

@@ -1,6 +1,7 @@
 //! RUN, the builder's side: the runtime-spec document, the files that must not end up in the
 //! layer, the process that carries the step out, and its output.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -11,18 +12,21 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use corten_oci::DiffId;
-use corten_oci::runtime_spec::{LinuxNamespaceType, Spec, User};
+use corten_oci::runtime_spec::{
+    LinuxDeviceCgroup, LinuxNamespaceType, Mount, PosixRlimit, Process, Spec, User,
+};
 use corten_runtime::{Cgroup, defaults};
 use corten_store::{Store, WorkDir};
-use rustix::fs::{CWD, Timespec, Timestamps};
 
 use crate::cancel::Cancel;
 use crate::error::BuildError;
+use crate::ops::tree::Tree;
 use crate::ops::users;
 use crate::plan::{RunOp, SCRIPTS};
 use crate::progress::LogStream;
-use crate::request::{Sandboxing, StepNetworkMode};
+use crate::request::{Sandboxing, Secret, StepLimits, StepNetworkMode};
 use crate::wire::{self, JobNetwork, Outcome, StepJob};
+use crate::{mount_points, step_mounts};
 
 /// What BuildKit calls the machine a step runs on.
 const HOSTNAME: &str = "buildkitsandbox";
@@ -41,6 +45,8 @@ pub(crate) enum Ended {
     Failed { code: i64, output: String },
     /// It was never started.
     NotStarted(String),
+    /// What it asks for is not there.
+    Refused(String),
 }
 
 /// What a step runs with.
@@ -52,13 +58,25 @@ pub(crate) struct RunInput<'a> {
     pub(crate) layers: &'a [DiffId],
     pub(crate) hosts: &'a [(String, String)],
     pub(crate) cancel: &'a Cancel,
+    /// Layers of the stages and images that its mounts are of, in their order.
+    pub(crate) sources: &'a [Option<Vec<DiffId>>],
+    /// The build's context.
+    pub(crate) context: Option<&'a Tree>,
+    pub(crate) secrets: &'a BTreeMap<String, Secret>,
+    pub(crate) agents: &'a BTreeMap<String, PathBuf>,
+    pub(crate) limits: &'a StepLimits,
 }
 
 /// Runs the command and makes a layer of what it changed. Blocks.
 pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, BuildError> {
     input.cancel.check()?;
     // Mount points of a step are part of the stack's bottom, so none is made in the layer.
-    let mut stack = vec![mount_points(input.store)?];
+    let mut ready = match step_mounts::prepare(input)? {
+        Ok(ready) => ready,
+        Err(message) => return Ok(Ended::Refused(message)),
+    };
+    let points = ready.points();
+    let mut stack = vec![mount_points::layer(input.store, &points)?];
     stack.extend_from_slice(input.layers);
     let (work, root) = crate::ops::writable(input.store, &stack)?;
     let identity = match users::process(&root, &input.op.user) {
@@ -74,7 +92,9 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
         StepNetworkMode::None | StepNetworkMode::Host => None,
     };
     let files = files(input, &work)?;
-    let spec = spec(input.op, &identity, &files)?;
+    let mut spec = spec(input, &identity, &files, &ready.env)?;
+    let (opened, fds) = add_mounts(&mut spec, std::mem::take(&mut ready.mounts));
+    let missing = mount_points::missing(&root, &points);
     let job = StepJob {
         network: match (&endpoint, input.op.network) {
             (Some(place), _) => JobNetwork::Bridge(Box::new(place.endpoint.clone())),
@@ -84,9 +104,15 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
         cgroup: format!("{}/{id}", input.sandboxing.cgroup_parent),
         id,
         spec,
+        opened,
     };
-    let (outcome, output) = execute(input, &job, root.as_fd(), log)?;
+    let (outcome, output) = execute(input, &job, root.as_fd(), &fds, log)?;
     drop(endpoint);
+    drop(fds);
+    drop(ready);
+    for path in missing {
+        mount_points::remove(&root, &path);
+    }
     drop(root);
     input.cancel.check()?;
     match outcome {
@@ -120,8 +146,11 @@ fn execute(
     input: &RunInput<'_>,
     job: &StepJob,
     root: std::os::fd::BorrowedFd<'_>,
+    mounted: &[OwnedFd],
     log: LogSink<'_>,
 ) -> Result<(Outcome, String), BuildError> {
+    let mut fds = vec![root];
+    fds.extend(mounted.iter().map(AsFd::as_fd));
     let exe = &input.sandboxing.exe;
     let failed = || BuildError::io(format!("start the build step {}", exe.display()));
     let (socket, theirs) = UnixStream::pair().map_err(failed())?;
@@ -146,7 +175,7 @@ fn execute(
         let tail = &tail;
         scope.spawn(move || read(stdout, out, log, tail));
         scope.spawn(move || read(stderr, err, log, tail));
-        wire::send_with_fd(&socket, job, root)?;
+        wire::send_with_fds(&socket, job, &fds)?;
         input.cancel.end_with(socket.try_clone()?);
         wire::receive::<Outcome>(&socket)
     });
@@ -279,9 +308,21 @@ fn files(input: &RunInput<'_>, work: &WorkDir) -> Result<Files, BuildError> {
     })
 }
 
-fn spec(op: &RunOp, identity: &users::Identity, files: &Files) -> Result<Spec, BuildError> {
+fn spec(
+    input: &RunInput<'_>,
+    identity: &users::Identity,
+    files: &Files,
+    secrets: &[String],
+) -> Result<Spec, BuildError> {
+    let op = input.op;
     let mut spec = defaults::spec(op.args.clone());
-    let mut env: Vec<String> = op.env.iter().chain(&op.proxies).cloned().collect();
+    let mut env: Vec<String> = op
+        .env
+        .iter()
+        .chain(&op.proxies)
+        .chain(secrets)
+        .cloned()
+        .collect();
     if !env.iter().any(|entry| entry.starts_with("PATH=")) {
         env.push(format!("PATH={}", defaults::PATH));
     }
@@ -292,6 +333,7 @@ fn spec(op: &RunOp, identity: &users::Identity, files: &Files) -> Result<Spec, B
     }
     let incomplete = || BuildError::Internal("the default spec lacks a part".to_owned());
     let mut process = spec.process().clone().ok_or_else(incomplete)?;
+    limit(&mut process, input.limits)?;
     process
         .set_env(Some(env))
         .set_cwd(PathBuf::from(&op.cwd))
@@ -315,7 +357,20 @@ fn spec(op: &RunOp, identity: &users::Identity, files: &Files) -> Result<Spec, B
     if let Some(path) = &files.scripts {
         bind(SCRIPTS, path, &read_only);
     }
+    if let Some(size) = input.limits.shm_size {
+        for mount in &mut mounts {
+            if mount.destination() == Path::new("/dev/shm") {
+                let mut options = mount.options().clone().unwrap_or_default();
+                options.retain(|option| !option.starts_with("size="));
+                options.push(format!("size={size}"));
+                mount.set_options(Some(options));
+            }
+        }
+    }
     spec.set_mounts(Some(mounts));
+    if op.insecure {
+        unconfine(&mut spec)?;
+    }
     if op.network == StepNetworkMode::Host {
         let mut linux = spec.linux().clone().ok_or_else(incomplete)?;
         let mut namespaces = linux.namespaces().clone().unwrap_or_default();
@@ -326,45 +381,68 @@ fn spec(op: &RunOp, identity: &users::Identity, files: &Files) -> Result<Spec, B
     Ok(spec)
 }
 
-/// The layer below every step: what is mounted over, so that a RUN in an image that lacks it
-/// leaves no trace of it. Always the same, so made once.
-fn mount_points(store: &Store) -> Result<DiffId, BuildError> {
-    const HOLDER: &str = "build:mount-points";
-    let work = store.layers().begin()?;
-    let made = || -> io::Result<()> {
-        let times = Timestamps {
-            last_access: Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            },
-            last_modification: Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            },
-        };
-        let upper = work.upper();
-        for dir in ["dev", "etc", "proc", "sys"] {
-            let path = upper.join(dir);
-            std::fs::create_dir(&path)?;
-            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))?;
+/// `--ulimit`
+fn limit(process: &mut Process, limits: &StepLimits) -> Result<(), BuildError> {
+    if limits.ulimits.is_empty() {
+        return Ok(());
+    }
+    let mut list = Vec::new();
+    for (name, soft, hard) in &limits.ulimits {
+        let typ = format!("RLIMIT_{}", name.to_uppercase());
+        let limit = serde_json::json!({ "type": typ, "soft": soft, "hard": hard });
+        let limit: PosixRlimit = serde_json::from_value(limit)
+            .map_err(|_| BuildError::Invalid(format!("invalid ulimit type: {name}")))?;
+        list.push(limit);
+    }
+    process.set_rlimits(Some(list));
+    Ok(())
+}
+
+/// `--security=insecure`: as a privileged container.
+fn unconfine(spec: &mut Spec) -> Result<(), BuildError> {
+    let incomplete = || BuildError::Internal("the default spec lacks a part".to_owned());
+    let all = defaults::all_capabilities();
+    let mut process = spec.process().clone().ok_or_else(incomplete)?;
+    process.set_capabilities(Some(defaults::capability_sets(&all)));
+    spec.set_process(Some(process));
+    let mut linux = spec.linux().clone().ok_or_else(incomplete)?;
+    let mut everything = LinuxDeviceCgroup::default();
+    everything
+        .set_allow(true)
+        .set_access(Some("rwm".to_owned()));
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    resources.set_devices(Some(vec![everything]));
+    linux
+        .set_resources(Some(resources))
+        .set_seccomp(None)
+        .set_masked_paths(None)
+        .set_readonly_paths(None);
+    spec.set_linux(Some(linux));
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for mount in &mut mounts {
+        if mount.destination().starts_with("/sys") {
+            let mut options = mount.options().clone().unwrap_or_default();
+            options.retain(|option| option != "ro");
+            mount.set_options(Some(options));
         }
-        for file in ["etc/hosts", "etc/resolv.conf"] {
-            let path = upper.join(file);
-            std::fs::write(&path, "")?;
-            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644))?;
-            rustix::fs::utimensat(CWD, &path, &times, rustix::fs::AtFlags::empty())?;
+    }
+    spec.set_mounts(Some(mounts));
+    Ok(())
+}
+
+/// Adds mounts to the document: which of them have a descriptor, and those.
+fn add_mounts(spec: &mut Spec, added: Vec<(Mount, Option<OwnedFd>)>) -> (Vec<usize>, Vec<OwnedFd>) {
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    let (mut opened, mut fds) = (Vec::new(), Vec::new());
+    for (mount, fd) in added {
+        if let Some(fd) = fd {
+            opened.push(mounts.len());
+            fds.push(fd);
         }
-        for dir in ["dev", "etc", "proc", "sys"] {
-            rustix::fs::utimensat(CWD, upper.join(dir), &times, rustix::fs::AtFlags::empty())?;
-        }
-        Ok(())
-    };
-    made().map_err(BuildError::io("make the mount points of build steps"))?;
-    let layer = store.layers().commit(work)?.diff_id;
-    store
-        .leases()
-        .hold(HOLDER, std::slice::from_ref(&layer), &[])?;
-    Ok(layer)
+        mounts.push(mount);
+    }
+    spec.set_mounts(Some(mounts));
+    (opened, fds)
 }
 
 /// Checks `--add-host` addresses; `host-gateway` is the engine's to resolve.
@@ -401,14 +479,5 @@ mod tests {
         read(Bytewise(bytes), LogStream::Stdout, &log, &tail);
         assert_eq!(seen.into_inner().unwrap(), "ä€\n");
         assert_eq!(tail.into_inner().unwrap(), "ä€\n");
-    }
-
-    #[test]
-    fn the_layer_of_mount_points_is_always_the_same() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("db");
-        let database = corten_db::Database::open(&path, &[corten_store::SCHEMA]).unwrap();
-        let store = Store::open(dir.path(), database);
-        assert_eq!(mount_points(&store).unwrap(), mount_points(&store).unwrap());
     }
 }

@@ -2,6 +2,7 @@
 //! it; it makes the network and the container, waits, and undoes both, whatever happens: also
 //! when the builder dies or cancels, which it sees as the end of its socket.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io;
@@ -32,11 +33,11 @@ pub fn main(args: &[OsString]) -> ExitCode {
         Ok(socket) => socket,
         Err(error) => return refuse(&format!("standard input is no builder's socket: {error}")),
     };
-    let (job, rootfs) = match wire::receive_with_fd::<StepJob>(&socket) {
+    let (job, fds) = match wire::receive_with_fds::<StepJob>(&socket) {
         Ok(received) => received,
         Err(error) => return refuse(&format!("no job was received: {error}")),
     };
-    let outcome = run(&job, rootfs, &socket).unwrap_or_else(|failure| failure);
+    let outcome = run(&job, fds, &socket).unwrap_or_else(|failure| failure);
     // Nobody reads it where the builder is gone.
     match wire::send(&socket, &outcome) {
         Ok(()) => ExitCode::SUCCESS,
@@ -111,7 +112,15 @@ fn network(job: &JobNetwork) -> Result<(Network, corten_runtime::NetNs), Outcome
     }
 }
 
-fn run(job: &StepJob, rootfs: OwnedFd, socket: &UnixStream) -> Result<Outcome, Outcome> {
+fn run(job: &StepJob, fds: Vec<OwnedFd>, socket: &UnixStream) -> Result<Outcome, Outcome> {
+    let mut fds = fds.into_iter();
+    let Some(rootfs) = fds.next() else {
+        return Err(failed("a job without a root"));
+    };
+    let mounts: BTreeMap<usize, OwnedFd> = job.opened.iter().copied().zip(fds).collect();
+    if mounts.len() != job.opened.len() {
+        return Err(failed("a job without what it is to mount"));
+    }
     let (_network, netns) = network(&job.network)?;
     let null = OpenOptions::new()
         .read(true)
@@ -121,7 +130,7 @@ fn run(job: &StepJob, rootfs: OwnedFd, socket: &UnixStream) -> Result<Outcome, O
         id: &job.id,
         spec: &job.spec,
         rootfs: Rootfs::Detached(rootfs),
-        mounts: std::collections::BTreeMap::new(),
+        mounts,
         netns,
         stdio: Stdio::Pipes {
             stdin: null.into(),

@@ -1,5 +1,5 @@
 //! What the builder and the process around a RUN step say to each other over a socket: one
-//! job with the root's descriptor there, one outcome back. The builder's end closing (it died,
+//! job with descriptors (the root, what is bound) there, one outcome back. The builder's end closing (it died,
 //! or the build was cancelled) ends the step.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -28,7 +28,12 @@ pub(crate) struct StepJob {
     pub(crate) network: JobNetwork,
     /// Its control group.
     pub(crate) cgroup: String,
+    /// Which of the document's mounts the descriptors behind the root's are of.
+    pub(crate) opened: Vec<usize>,
 }
+
+/// Descriptors beside a message, at most.
+const MOST: usize = 64;
 
 /// Its network.
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,7 +44,7 @@ pub(crate) enum JobNetwork {
 }
 
 /// How it ended.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Outcome {
     /// The command ended with this status, 128 and the signal's number if it was killed.
     Ended {
@@ -56,18 +61,20 @@ fn length(json: &[u8]) -> io::Result<[u8; 4]> {
     Ok(length.to_be_bytes())
 }
 
-/// Sends a message, with a descriptor beside it.
-pub(crate) fn send_with_fd(
+/// Sends a message, with descriptors beside it.
+pub(crate) fn send_with_fds(
     socket: &UnixStream,
     message: &impl Serialize,
-    fd: BorrowedFd<'_>,
+    fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
     let json = serde_json::to_vec(message)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = [fd];
-    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(io::Error::other("no room for a descriptor"));
+    if fds.len() > MOST || !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        let most = MOST - 1;
+        return Err(io::Error::other(format!(
+            "more than {most} mounts in a step"
+        )));
     }
     let length = length(&json)?;
     let iov = [IoSlice::new(&length)];
@@ -78,11 +85,11 @@ pub(crate) fn send_with_fd(
     socket.write_all(&json)
 }
 
-/// Receives what [`send_with_fd`] sent.
-pub(crate) fn receive_with_fd<T: DeserializeOwned>(
+/// Receives what [`send_with_fds`] sent.
+pub(crate) fn receive_with_fds<T: DeserializeOwned>(
     socket: &UnixStream,
-) -> io::Result<(T, OwnedFd)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+) -> io::Result<(T, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut length = [0; 4];
     let mut iov = [IoSliceMut::new(&mut length)];
@@ -90,14 +97,13 @@ pub(crate) fn receive_with_fd<T: DeserializeOwned>(
     if rustix::net::recvmsg(socket, &mut iov, &mut control, flags)?.bytes != 4 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let fd = control
-        .drain()
-        .find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
-            _ => None,
-        })
-        .ok_or_else(|| io::Error::other("a message without its descriptor"))?;
-    Ok((body(socket, length)?, fd))
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    Ok((body(socket, length)?, fds))
 }
 
 /// Sends a message.
@@ -137,11 +143,12 @@ mod tests {
             code: 3,
             oom: false,
         };
-        send_with_fd(&ours, &outcome, file.as_fd()).unwrap();
+        send_with_fds(&ours, &outcome, &[file.as_fd(); 3]).unwrap();
+        assert!(send_with_fds(&ours, &outcome, &[file.as_fd(); MOST + 1]).is_err());
         send(&ours, &outcome).unwrap();
         drop(ours);
-        let (first, _fd) = receive_with_fd::<Outcome>(&theirs).unwrap();
-        assert_eq!(first, outcome);
+        let (first, fds) = receive_with_fds::<Outcome>(&theirs).unwrap();
+        assert_eq!((first, fds.len()), (outcome.clone(), 3));
         assert_eq!(receive::<Outcome>(&theirs).unwrap(), outcome);
         let end = receive::<Outcome>(&theirs).unwrap_err();
         assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);

@@ -150,6 +150,7 @@ fn open(dir: &Path, cgroups: &str) -> (Store, Builder) {
             exe_args: vec!["build-step".to_owned()],
             network: Arc::new(Nowhere),
             parallelism: 0,
+            cache_mounts: root.join("cache-mounts"),
         },
     );
     (store, builder)

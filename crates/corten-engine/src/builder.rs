@@ -48,6 +48,7 @@ impl Engine {
                 exe_args: vec!["build-step".to_owned()],
                 network: Arc::new(Steps(self.clone())),
                 parallelism: 0,
+                cache_mounts: self.layout().root().join("cache-mounts"),
             },
         )
     }

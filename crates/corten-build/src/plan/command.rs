@@ -10,15 +10,10 @@ use crate::request::StepNetworkMode;
 impl Stage<'_> {
     /// RUN.
     pub(super) fn run(&self, run: &RunInstruction, span: Span) -> Result<RunOp, BuildError> {
-        for (flag, given) in [
-            ("mount", !run.mounts.is_empty()),
-            ("security", run.security.is_some()),
-            ("device", !run.devices.is_empty()),
-        ] {
-            if given {
-                return Err(self.error(span, format!("RUN --{flag} is not supported")));
-            }
+        if !run.devices.is_empty() {
+            return Err(self.error(span, "RUN --device is not supported"));
         }
+        let insecure = self.security(run.security.as_deref(), span)?;
         let network = match &run.network {
             None => self.outline.settings.network,
             Some(word) => {
@@ -79,7 +74,25 @@ impl Stage<'_> {
             cwd: self.workdir(),
             network,
             script,
+            mounts: self.mounts(&run.mounts, span)?,
+            insecure,
         })
+    }
+
+    /// Whether a RUN is not confined.
+    fn security(&self, word: Option<&str>, span: Span) -> Result<bool, BuildError> {
+        match word {
+            None | Some("sandbox") => Ok(false),
+            Some("insecure") if self.outline.settings.allow_insecure => Ok(true),
+            Some("insecure") => Err(self.error(
+                span,
+                "security.insecure is not allowed: build with --allow security.insecure",
+            )),
+            Some(other) => Err(self.error(
+                span,
+                format!("security {other:?} is not valid: it must be sandbox or insecure"),
+            )),
+        }
     }
 
     /// COPY and ADD.

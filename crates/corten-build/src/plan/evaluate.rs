@@ -261,8 +261,14 @@ impl<'a> Stage<'a> {
         let span = instruction.span;
         let shown = self.shown(instruction);
         let (op, history) = self.dispatch(instruction)?;
-        plan.needs_context |=
-            matches!(&op, Op::Copy(c) if c.from == CopyFrom::Context && !c.sources.is_empty());
+        plan.needs_context |= match &op {
+            Op::Copy(copy) => copy.from == CopyFrom::Context && !copy.sources.is_empty(),
+            Op::Run(run) => run
+                .mounts
+                .iter()
+                .any(|mount| mount.files() == Some(&CopyFrom::Context)),
+            Op::Config | Op::Workdir(_) => false,
+        };
         let name = if values::is_counted(&instruction.kind) {
             self.label(&shown)
         } else {

@@ -5,6 +5,7 @@
 
 mod command;
 mod evaluate;
+mod mounts;
 mod outline;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use crate::progress::Instruction;
 use crate::request::StepNetworkMode;
 
 pub(crate) use evaluate::evaluate;
+pub(crate) use mounts::{MountFrom, Mounted, RunMount};
 pub(crate) use outline::Outline;
 
 /// The parts of a request that steer the plan.
@@ -32,6 +34,8 @@ pub(crate) struct Settings {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) platform: Option<Platform>,
     pub(crate) network: StepNetworkMode,
+    /// `--security=insecure` may be used.
+    pub(crate) allow_insecure: bool,
 }
 
 /// A Dockerfile with its text.
@@ -193,6 +197,9 @@ pub(crate) struct RunOp {
     pub(crate) network: StepNetworkMode,
     /// A here-document with an interpreter line: file name and content, at [`SCRIPTS`].
     pub(crate) script: Option<(String, String)>,
+    pub(crate) mounts: Vec<RunMount>,
+    /// Not confined (`--security=insecure`).
+    pub(crate) insecure: bool,
 }
 
 /// Where the files of RUN's here-documents are seen, as with BuildKit.

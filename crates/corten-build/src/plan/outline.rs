@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use corten_dockerfile::{Dockerfile, Instruction, Kind, Lexer, Span, scope};
+use corten_dockerfile::{Dockerfile, Instruction, Kind, Lexer, Mount, Span, scope};
 use corten_oci::{ImageRef, Platform};
 
 use super::{Base, CopyFrom, ImageKey, Settings, Source};
@@ -269,17 +269,33 @@ impl Outline {
             }
             let stage = &self.stages[index];
             for instruction in stage.all() {
-                let Kind::Copy(copy) = &instruction.kind else {
-                    continue;
-                };
-                match self.copy_from(index, copy.from.as_deref(), instruction.span)? {
-                    CopyFrom::Context => {}
-                    CopyFrom::Stage(other) => waiting.push(other),
-                    CopyFrom::Image(key) => need(&key, instruction.span),
+                for from in self.sources(instruction)? {
+                    match self.copy_from(index, from.as_deref(), instruction.span)? {
+                        CopyFrom::Context => {}
+                        CopyFrom::Stage(other) => waiting.push(other),
+                        CopyFrom::Image(key) => need(&key, instruction.span),
+                    }
                 }
             }
         }
         Ok(missing)
+    }
+
+    /// What an instruction takes files from, as it says it.
+    fn sources(&self, instruction: &Instruction) -> Result<Vec<Option<String>>, BuildError> {
+        match &instruction.kind {
+            Kind::Copy(copy) => Ok(vec![copy.from.clone()]),
+            Kind::Run(run) => {
+                let mut sources = Vec::new();
+                for flag in &run.mounts {
+                    let from = Mount::from_of(flag)
+                        .map_err(|message| self.error(instruction.span, message))?;
+                    sources.extend(from.filter(|from| from != "scratch").map(Some));
+                }
+                Ok(sources)
+            }
+            _ => Ok(Vec::new()),
+        }
     }
 
     fn parse_triggers(&self, texts: &[String], span: Span) -> Result<Vec<Instruction>, BuildError> {

@@ -275,12 +275,12 @@ fn here_documents() {
 fn refusals_name_the_line() {
     for (text, message) in [
         (
-            "RUN --mount=type=cache,target=/x y",
-            "RUN --mount is not supported",
+            "RUN --mount=type=cach,target=/x y",
+            "unsupported mount type \"cach\" (did you mean cache?)",
         ),
         (
             "RUN --security=insecure y",
-            "RUN --security is not supported",
+            "security.insecure is not allowed",
         ),
         ("RUN --network=x y", "unsupported network mode \"x\""),
         (

@@ -8,8 +8,8 @@ mod stage;
 mod steps;
 mod vertex;
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -28,7 +28,7 @@ use crate::inquiry;
 use crate::ops::tree::Tree;
 use crate::plan::{self, Base, BaseImage, ImageKey, Outline, Plan, Settings, Source};
 use crate::progress::{BuildEvent, EventSink};
-use crate::request::{BuildRequest, DockerfileSource, ImageSource, Sandboxing};
+use crate::request::{BuildRequest, DockerfileSource, ImageSource, Sandboxing, Secret, StepLimits};
 
 /// Locks by key, shared by all builds of a builder: a step that several need is run once.
 pub(crate) type KeyLocks = Mutex<HashMap<Digest, Weak<AsyncMutex<()>>>>;
@@ -56,6 +56,9 @@ pub(crate) struct Session {
     locks: Arc<KeyLocks>,
     no_cache: bool,
     hosts: Vec<(String, String)>,
+    secrets: BTreeMap<String, Secret>,
+    agents: BTreeMap<String, PathBuf>,
+    limits: StepLimits,
     context: Option<Tree>,
     next_vertex: Arc<AtomicU32>,
     permits: Semaphore,
@@ -208,6 +211,7 @@ async fn begin(
         labels: request.labels,
         platform: request.platform,
         network: request.network,
+        allow_insecure: request.allow_insecure,
     };
     let parsed = read.and_then(|(context, definition)| {
         let Definition { name, text } = definition;
@@ -250,6 +254,9 @@ async fn begin(
         locks: parts.locks.clone(),
         no_cache: request.no_cache,
         hosts: request.extra_hosts,
+        secrets: request.secrets,
+        agents: request.agents,
+        limits: request.limits,
         context: tree,
         next_vertex,
         permits: Semaphore::new(parallelism),

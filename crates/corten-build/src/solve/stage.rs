@@ -10,7 +10,7 @@ use super::{Session, StageResult};
 use crate::error::BuildError;
 use crate::export::{self, StageOutput};
 use crate::keys;
-use crate::plan::{Base, BaseImage, CopyFrom, ImageKey, Op, Plan, StagePlan, Step};
+use crate::plan::{Base, BaseImage, CopyFrom, ImageKey, Op, Plan, RunMount, StagePlan, Step};
 use crate::progress::StepResult;
 
 /// A stage to be run.
@@ -44,7 +44,7 @@ impl StageRun {
                 vertex.done(true, StepResult { id, layer: None });
                 continue;
             }
-            let source = self.copy_source(&step.op).await?;
+            let sources = self.sources(&step.op).await?;
             let vertex = self.session.vertex(&step.name, step.instruction.as_ref());
             let solved = self
                 .session
@@ -53,7 +53,7 @@ impl StageRun {
                     self.plan.clone(),
                     (self.index, number),
                     &output.layers,
-                    source,
+                    sources,
                     vertex.id(),
                 )
                 .await;
@@ -132,16 +132,22 @@ impl StageRun {
         }
     }
 
-    /// The layers COPY --from takes files from.
-    async fn copy_source(&self, op: &Op) -> Result<Option<Vec<DiffId>>, BuildError> {
-        let Op::Copy(copy) = op else {
-            return Ok(None);
+    /// The layers that a step takes files from: of COPY --from, or of each mount of a RUN.
+    async fn sources(&self, op: &Op) -> Result<Vec<Option<Vec<DiffId>>>, BuildError> {
+        let wanted: Vec<Option<&CopyFrom>> = match op {
+            Op::Copy(copy) => vec![Some(&copy.from)],
+            Op::Run(run) => run.mounts.iter().map(RunMount::files).collect(),
+            Op::Config | Op::Workdir(_) => Vec::new(),
         };
-        match &copy.from {
-            CopyFrom::Context => Ok(None),
-            CopyFrom::Stage(index) => Ok(Some(self.other(*index).await?.layers.clone())),
-            CopyFrom::Image(key) => Ok(Some(self.image(key)?.layers.clone())),
+        let mut sources = Vec::new();
+        for from in wanted {
+            sources.push(match from {
+                None | Some(CopyFrom::Context) => None,
+                Some(CopyFrom::Stage(index)) => Some(self.other(*index).await?.layers.clone()),
+                Some(CopyFrom::Image(key)) => Some(self.image(key)?.layers.clone()),
+            });
         }
+        Ok(sources)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::ops::content::{self, Appearance};
 use crate::ops::tree::{Entry, SelectError, Selection, Tree};
 use crate::ops::write::{self, Writer};
 use crate::ops::{self, users};
-use crate::plan::{CopyFrom, CopyOp, Op, Plan, RunOp, WorkdirOp};
+use crate::plan::{CopyFrom, CopyOp, MountFrom, Mounted, Op, Plan, RunOp, WorkdirOp};
 use crate::progress::BuildEvent;
 use crate::run::{self, Ended, RunInput};
 
@@ -30,8 +30,8 @@ struct Work {
     /// Stage and step.
     at: (usize, usize),
     layers: Vec<DiffId>,
-    /// What COPY --from takes files from.
-    source: Option<Vec<DiffId>>,
+    /// What COPY --from, or each mount of a RUN, takes files from.
+    sources: Vec<Option<Vec<DiffId>>>,
     vertex: u32,
 }
 
@@ -42,7 +42,7 @@ impl Session {
         plan: Arc<Plan>,
         at: (usize, usize),
         layers: &[DiffId],
-        source: Option<Vec<DiffId>>,
+        sources: Vec<Option<Vec<DiffId>>>,
         vertex: u32,
     ) -> Result<Solved, BuildError> {
         let work = Arc::new(Work {
@@ -50,7 +50,7 @@ impl Session {
             plan,
             at,
             layers: layers.to_vec(),
-            source,
+            sources,
             vertex,
         });
         // A key that needs no file to be read, where there is one.
@@ -154,12 +154,50 @@ impl Work {
     }
 
     fn quick_key(&self) -> Result<Option<Digest>, BuildError> {
-        let (Op::Copy(op), Some(source)) = (&self.step()?.op, &self.source) else {
-            return Ok(None);
-        };
         let parent = keys::state(&self.layers);
-        let source = keys::state(source);
-        Ok(Some(keys::copy(&parent, op, keys::FROM_STATE, &source)))
+        match &self.step()?.op {
+            Op::Copy(op) => {
+                let Some(source) = self.source() else {
+                    return Ok(None);
+                };
+                let source = keys::state(source);
+                Ok(Some(keys::copy(&parent, op, keys::FROM_STATE, &source)))
+            }
+            Op::Run(op) => {
+                let mut binds = Vec::new();
+                for (index, mount) in op.mounts.iter().enumerate() {
+                    if !matches!(mount.what, Mounted::Bind { .. }) {
+                        continue;
+                    }
+                    match (mount.files(), self.sources.get(index)) {
+                        (Some(CopyFrom::Context), _) => return Ok(None),
+                        (_, Some(Some(layers))) => binds.push(keys::state(layers)),
+                        _ => binds.push(keys::state(&[])),
+                    }
+                }
+                if binds.is_empty() {
+                    return Ok(None); // the other key needs no file, either
+                }
+                Ok(Some(self.run_key(op, keys::FROM_STATE, &binds)))
+            }
+            Op::Workdir(_) | Op::Config => Ok(None),
+        }
+    }
+
+    /// What COPY takes files from.
+    fn source(&self) -> Option<&[DiffId]> {
+        self.sources.first()?.as_deref()
+    }
+
+    fn run_key(&self, op: &RunOp, kind: &str, binds: &[Digest]) -> Digest {
+        let parent = keys::state(&self.layers);
+        let platform = self.plan.platform.to_string();
+        let seen = keys::Seen {
+            platform: &platform,
+            hosts: &self.session.hosts,
+            limits: &self.session.limits,
+        };
+        keys::run(&parent, op, seen, (kind, binds))
     }
 
     /// The key of a step that reads no files of others.
@@ -167,19 +205,29 @@ impl Work {
         let parent = keys::state(&self.layers);
         Ok(match &self.step()?.op {
             Op::Workdir(op) => Some(keys::workdir(&parent, op)),
-            Op::Run(op) => {
-                let platform = self.plan.platform.to_string();
-                Some(keys::run(&parent, op, &platform, &self.session.hosts))
+            Op::Run(op)
+                if !op
+                    .mounts
+                    .iter()
+                    .any(|m| matches!(m.what, Mounted::Bind { .. })) =>
+            {
+                Some(self.run_key(op, keys::BY_CONTENT, &[]))
             }
-            Op::Copy(_) => None,
+            Op::Copy(_) | Op::Run(_) => None,
             Op::Config => return Err(BuildError::Internal("a step without work".to_owned())),
         })
     }
 
-    /// The key of a COPY, by what it copies.
+    /// The key of a step that reads files of others, by what they are.
     fn content_key(&self) -> Result<Digest, BuildError> {
-        let Op::Copy(op) = &self.step()?.op else {
-            return Err(BuildError::Internal("not a COPY".to_owned()));
+        let op = match &self.step()?.op {
+            Op::Copy(op) => op,
+            Op::Run(op) => return self.bound_key(op),
+            Op::Config | Op::Workdir(_) => {
+                return Err(BuildError::Internal(
+                    "a step that reads no files".to_owned(),
+                ));
+            }
         };
         let parent = keys::state(&self.layers);
         let digest = self.with_tree(op, |tree| {
@@ -194,20 +242,64 @@ impl Work {
         Ok(keys::copy(&parent, op, keys::BY_CONTENT, &digest))
     }
 
+    /// The key of a RUN, by what its bind mounts show.
+    fn bound_key(&self, op: &RunOp) -> Result<Digest, BuildError> {
+        let session = &self.session;
+        let appearance = Appearance {
+            chown: false,
+            chmod: None,
+        };
+        let mut binds = Vec::new();
+        for (index, mount) in op.mounts.iter().enumerate() {
+            let Mounted::Bind { from, source } = &mount.what else {
+                continue;
+            };
+            let digest = |tree: &Tree| {
+                let sources = [source.clone()];
+                let selection = Selection {
+                    sources: &sources,
+                    exclude: &[],
+                    parents: false,
+                    into_directory: false,
+                };
+                let entries = self.selected(tree, &selection, mount.files())?;
+                content::digest(tree, &entries, appearance, &session.cache, &session.cancel)
+            };
+            let layers = self.sources.get(index).and_then(Option::as_deref);
+            binds.push(match (from, layers) {
+                (MountFrom::Nothing, _) => keys::state(&[]),
+                (MountFrom::Files(_), Some(layers)) => self.in_layers(layers, digest)?,
+                (MountFrom::Files(_), None) => match &session.context {
+                    Some(tree) => digest(tree)?,
+                    None => return Err(self.error("the build has no context to be mounted")),
+                },
+            });
+        }
+        Ok(self.run_key(op, keys::BY_CONTENT, &binds))
+    }
+
+    fn in_layers<T>(
+        &self,
+        layers: &[DiffId],
+        work: impl FnOnce(&Tree) -> Result<T, BuildError>,
+    ) -> Result<T, BuildError> {
+        let mount = self.session.store.layers().mount(layers, Upper::ReadOnly)?;
+        work(&Tree {
+            root: RootFd::from(mount),
+            ignore: IgnoreRules::default(),
+            foreign: false,
+            remember: false,
+        })
+    }
+
     /// Runs something on the tree files are copied from.
     fn with_tree<T>(
         &self,
         op: &CopyOp,
         work: impl FnOnce(&Tree) -> Result<T, BuildError>,
     ) -> Result<T, BuildError> {
-        if let Some(stack) = &self.source {
-            let mount = self.session.store.layers().mount(stack, Upper::ReadOnly)?;
-            return work(&Tree {
-                root: RootFd::from(mount),
-                ignore: IgnoreRules::default(),
-                foreign: false,
-                remember: false,
-            });
+        if let Some(stack) = self.source() {
+            return self.in_layers(stack, work);
         }
         match &self.session.context {
             Some(tree) => work(tree),
@@ -236,12 +328,21 @@ impl Work {
             parents: op.parents,
             into_directory: op.destination.ends_with('/'),
         };
-        tree.select(&selection).map_err(|error| match &error {
+        self.selected(tree, &selection, Some(&op.from))
+    }
+
+    fn selected(
+        &self,
+        tree: &Tree,
+        selection: &Selection<'_>,
+        from: Option<&CopyFrom>,
+    ) -> Result<Vec<Entry>, BuildError> {
+        tree.select(selection).map_err(|error| match &error {
             SelectError::NotFound { hint, .. } => {
                 let reference = keys::state(&self.layers);
                 let hint = match hint {
                     Some(name) => format!(" (did you mean {name}?)"),
-                    None if op.from == CopyFrom::Context && !tree.ignore.is_empty() => {
+                    None if from == Some(&CopyFrom::Context) && !tree.ignore.is_empty() => {
                         " (it may be left out by .dockerignore)".to_owned()
                     }
                     None => String::new(),
@@ -366,6 +467,11 @@ impl Work {
             layers: &self.layers,
             hosts: &session.hosts,
             cancel: &session.cancel,
+            sources: &self.sources,
+            context: session.context.as_ref(),
+            secrets: &session.secrets,
+            agents: &session.agents,
+            limits: &session.limits,
         };
         let log = |stream, data| {
             (session.events)(BuildEvent::Log {
@@ -383,6 +489,7 @@ impl Work {
                 code,
                 output,
             }),
+            Ended::Refused(message) => Err(self.error(message)),
             Ended::NotStarted(message) => {
                 Err(self.error(format!("failed to run \"{}\": {message}", op.shown())))
             }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bollard_stubs::models::{BuildCache, BuildCacheTypeEnum, BuildPruneResponse, VolumeUsageData};
+use corten_build::RecordKind;
 
 use super::{DiskUsage, usage};
 use crate::Filters;
@@ -84,9 +85,12 @@ fn build_cache(engine: &Engine) -> Result<(Vec<BuildCache>, i64)> {
         }
         list.push(BuildCache {
             id: Some(record.id),
-            typ: Some(BuildCacheTypeEnum::REGULAR),
+            typ: Some(match record.kind {
+                RecordKind::Step => BuildCacheTypeEnum::REGULAR,
+                RecordKind::CacheMount => BuildCacheTypeEnum::EXEC_CACHEMOUNT,
+            }),
             description: Some(record.description),
-            in_use: Some(false),
+            in_use: Some(record.in_use),
             shared: Some(record.shared),
             size: Some(size),
             created_at: Some(time::rfc3339(record.created.saturating_mul(NANOS))),

@@ -8,6 +8,7 @@ mod answers;
 mod classic;
 mod request;
 
+use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +17,11 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::routing::post;
 use axum::{Json, Router};
-use corten_build::{BuildError, BuildEvent, BuildRequest, Context, DockerfileSource, EventSink};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use corten_build::{
+    BuildError, BuildEvent, BuildRequest, Context, DockerfileSource, EventSink, Secret,
+};
 use corten_engine::Engine;
 use corten_oci::Digest;
 use http::{HeaderMap, Request};
@@ -36,6 +41,10 @@ use classic::Classic;
 const CONTEXT: &str = "X-Corten-Context";
 /// Names a Dockerfile outside it; `-`: the body is its text.
 const DOCKERFILE: &str = "X-Corten-Dockerfile";
+/// Secrets.
+const SECRETS: &str = "X-Corten-Secrets";
+/// SSH agents.
+const AGENTS: &str = "X-Corten-Ssh";
 /// Largest Dockerfile in a body, bytes.
 const MAX_DOCKERFILE: usize = 8 << 20;
 
@@ -72,6 +81,8 @@ async fn build(
     let credentials = credentials(request.headers())?;
     let (parts, body) = request.into_parts();
     let mut wanted = wish.request;
+    wanted.secrets = secrets(&parts.headers)?;
+    wanted.agents = agents(&parts)?;
     match directory(&parts.headers)? {
         Some(directory) => {
             if parts.extensions.get::<InProcess>().is_none() {
@@ -114,6 +125,37 @@ async fn build(
         }
     });
     Ok(response)
+}
+
+/// Contents of secrets, by id, in base64.
+fn secrets(headers: &HeaderMap) -> Result<BTreeMap<String, Secret>, ApiError> {
+    let Some(value) = headers.get(SECRETS) else {
+        return Ok(BTreeMap::new());
+    };
+    let bad = || ApiError::bad_parameter(format!("{SECRETS}: not what it should be"));
+    let encoded: BTreeMap<String, String> =
+        serde_json::from_slice(value.as_bytes()).map_err(|_| bad())?;
+    encoded
+        .into_iter()
+        .map(|(id, text)| {
+            let bytes = STANDARD.decode(text).map_err(|_| bad())?;
+            Ok((id, Secret::new(bytes)))
+        })
+        .collect()
+}
+
+/// Sockets of agents, by id.
+fn agents(parts: &http::request::Parts) -> Result<BTreeMap<String, PathBuf>, ApiError> {
+    let Some(value) = parts.headers.get(AGENTS) else {
+        return Ok(BTreeMap::new());
+    };
+    if parts.extensions.get::<InProcess>().is_none() {
+        return Err(ApiError::forbidden(format!(
+            "{AGENTS}: only a client in the engine's own process may name a socket"
+        )));
+    }
+    serde_json::from_slice(value.as_bytes())
+        .map_err(|error| ApiError::bad_parameter(format!("{AGENTS}: {error}")))
 }
 
 fn directory(headers: &HeaderMap) -> Result<Option<PathBuf>, ApiError> {

@@ -31,14 +31,21 @@ const REFUSED: &[(&str, &str)] = &[
     ("cpusetmems", "CPU limits of build steps"),
     ("cpuperiod", "CPU limits of build steps"),
     ("cpuquota", "CPU limits of build steps"),
-    ("shmsize", "a size for /dev/shm in build steps"),
     ("squash", "squashing"),
-    ("ulimits", "ulimits of build steps"),
     ("securityopt", "security options of build steps"),
     ("cgroupparent", "a parent cgroup for build steps"),
     ("isolation", "isolation modes"),
     ("outputs", "output types"),
 ];
+
+/// As in `HostConfig`; -1: no limit.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Ulimit {
+    name: String,
+    soft: i64,
+    hard: i64,
+}
 
 fn is_unset(value: &str) -> bool {
     matches!(value, "" | "0" | "false" | "null" | "[]" | "{}" | "default")
@@ -109,6 +116,21 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
                     bad(format!("build steps cannot join the network \"{word}\": only default, none and host"))
                 })?;
             }
+            "shmsize" if !is_unset(value) => {
+                let size = value
+                    .parse()
+                    .map_err(|_| bad(format!("invalid shmsize: {value}")))?;
+                request.limits.shm_size = Some(size);
+            }
+            "ulimits" if !is_unset(value) => {
+                let limits: Vec<Ulimit> = json(name, value)?;
+                for limit in limits {
+                    let bound = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
+                    let limit = (limit.name, bound(limit.soft), bound(limit.hard));
+                    request.limits.ulimits.push(limit);
+                }
+            }
+            "insecure" => request.allow_insecure = truthy(value),
             "extrahosts" => {
                 for entry in hosts(value)? {
                     let (host, address) = entry
@@ -192,6 +214,11 @@ mod tests {
         assert_eq!(wish.request.build_args["A"].as_deref(), Some("1"));
         assert_eq!(wish.request.build_args["B"], None);
         assert!(!wish.quiet && !wish.events);
+        let limits = "[{\"Name\":\"nofile\",\"Soft\":5,\"Hard\":-1}]";
+        let limited = self::wish(&[("ulimits", limits), ("shmsize", "1024")]).unwrap();
+        let limits = limited.request.limits;
+        assert_eq!(limits.ulimits, [("nofile".to_owned(), 5, u64::MAX)]);
+        assert_eq!(limits.shm_size, Some(1024));
     }
 
     #[test]

@@ -10,6 +10,11 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag::list("add-host", "Add a custom host-to-IP mapping (\"host:ip\")")
         .typed("list", |text| check(hosts::add_host(text))),
     Flag::list(
+        "allow",
+        "Allow what is not allowed by itself: \"security.insecure\" (\"network.host\" is)",
+    )
+    .typed("list", check_allowed),
+    Flag::list(
         "build-arg",
         "Set build-time variables; NAME alone takes the value of the environment",
     )
@@ -53,12 +58,22 @@ pub(super) const FLAGS: &[Flag] = &[
     )
     .short('q'),
     Flag::list(
+        "secret",
+        "Secret to expose to the build: \"id=ID,src=FILE\" or \"id=ID,env=NAME\"",
+    ),
+    Flag::bytes("shm-size", "Size of /dev/shm of build steps"),
+    Flag::list(
+        "ssh",
+        "SSH agent to expose to the build: \"default\" or \"ID=SOCKET\"",
+    ),
+    Flag::list(
         "tag",
         "Name and optionally a tag in the \"name:tag\" format",
     )
     .short('t')
     .typed("list", check_tag),
     Flag::text("target", "Set the target build stage to build"),
+    Flag::list("ulimit", "Ulimit options of build steps").typed("ulimit", check_ulimit),
 ];
 
 const fn refused(flag: Flag) -> Flag {
@@ -72,7 +87,6 @@ pub(super) const UNSUPPORTED: &[Flag] = &[
     refused(Flag::switch("force-rm", "")),
     refused(Flag::switch("load", "")),
     refused(Flag::switch("disable-content-trust", "").default("true")),
-    refused(Flag::list("allow", "")),
     refused(Flag::list("annotation", "")),
     refused(Flag::list("attest", "")),
     refused(Flag::list("build-context", "")),
@@ -94,12 +108,8 @@ pub(super) const UNSUPPORTED: &[Flag] = &[
     refused(Flag::text("provenance", "")),
     refused(Flag::switch("push", "")),
     refused(Flag::text("sbom", "")),
-    refused(Flag::list("secret", "")),
     refused(Flag::list("security-opt", "")),
-    refused(Flag::bytes("shm-size", "")),
     refused(Flag::switch("squash", "")),
-    refused(Flag::list("ssh", "")),
-    refused(Flag::list("ulimit", "")),
 ];
 
 /// Flags of [`UNSUPPORTED`] that change nothing, or do not with this value.
@@ -132,6 +142,17 @@ pub(super) fn refuse_unsupported(flags: &Parsed) -> Result {
         }
     }
     Ok(())
+}
+
+fn check_allowed(text: &str) -> std::result::Result<(), String> {
+    match text {
+        "security.insecure" | "network.host" => Ok(()),
+        _ => Err(format!("unknown entitlement: {text}")),
+    }
+}
+
+fn check_ulimit(text: &str) -> std::result::Result<(), String> {
+    check(crate::opts::ulimit::parse(text))
 }
 
 fn check_tag(text: &str) -> std::result::Result<(), String> {
@@ -167,13 +188,7 @@ mod tests {
         ] {
             assert!(refuse_unsupported(&flags(fine)).is_ok(), "{fine}");
         }
-        for bad in [
-            "--secret id=x .",
-            "-o out .",
-            "--cache-to x .",
-            "--push .",
-            "-m 1g .",
-        ] {
+        for bad in ["-o out .", "--cache-to x .", "--push .", "-m 1g ."] {
             assert!(refuse_unsupported(&flags(bad)).is_err(), "{bad}");
         }
     }

@@ -7,9 +7,12 @@
 mod call;
 mod context;
 mod flags;
+mod secrets;
 mod tarball;
+mod usage;
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::ffi::OsStringExt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
@@ -41,7 +44,8 @@ pub(crate) static BUILD: Command = Command::new(
 .flags(&[flags::FLAGS, flags::UNSUPPORTED]);
 
 /// `builder`
-pub(crate) static GROUP: Command = Command::group("builder", "Manage builds", &[&BUILD, &PRUNE]);
+pub(crate) static GROUP: Command =
+    Command::group("builder", "Manage builds", &[&BUILD, &usage::DU, &PRUNE]);
 
 static PRUNE: Command = Command::new("prune", "", "Remove build cache", action!(prune))
     .arity(Arity::None)
@@ -91,6 +95,7 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
         )
         .flag("q", quiet && !ours)
         .header("X-Registry-Config", registry_config(cli)?);
+    let call = lent(call, &parsed, &here, client.in_process())?;
     let (call, sending) = match source {
         Source::Directory { root, dockerfile } if client.in_process() => {
             (local(call, &root, dockerfile), None)
@@ -185,6 +190,31 @@ fn local<'c>(call: Call<'c>, root: &std::path::Path, dockerfile: Dockerfile) -> 
     }
 }
 
+/// Secrets and agents.
+fn lent<'c>(
+    mut call: Call<'c>,
+    flags: &Parsed,
+    here: &std::path::Path,
+    in_process: bool,
+) -> Result<Call<'c>> {
+    let variable = |name: &str| std::env::var_os(name).map(OsStringExt::into_vec);
+    let secrets = secrets::secrets(&flags.list("secret"), variable)?;
+    if !secrets.is_empty() {
+        call = call.header("X-Corten-Secrets", serde_json::json!(secrets).to_string());
+    }
+    let default = std::env::var_os("SSH_AUTH_SOCK").map(std::path::PathBuf::from);
+    let agents = secrets::agents(&flags.list("ssh"), here, default)?;
+    if !agents.is_empty() {
+        if !in_process {
+            return Err(CliError::message(
+                "--ssh: an engine in another process cannot reach the agent",
+            ));
+        }
+        call = call.header("X-Corten-Ssh", serde_json::json!(agents).to_string());
+    }
+    Ok(call)
+}
+
 /// Everything that flags say, as the Engine API takes it.
 fn query<'c>(mut call: Call<'c>, flags: &Parsed) -> Result<Call<'c>> {
     for tag in flags.list("tag") {
@@ -200,6 +230,13 @@ fn query<'c>(mut call: Call<'c>, flags: &Parsed) -> Result<Call<'c>> {
     if let Some(platform) = flags.nonempty("platform") {
         crate::opts::platform::check(platform)?;
     }
+    let limits: Vec<_> = flags
+        .list("ulimit")
+        .into_iter()
+        .map(crate::opts::ulimit::parse)
+        .collect::<std::result::Result<_, _>>()?;
+    let limits = (!limits.is_empty()).then(|| serde_json::json!(limits).to_string());
+    let shm_size = flags.bytes("shm-size").filter(|size| *size > 0);
     let network = flags
         .nonempty("network")
         .filter(|network| *network != "default");
@@ -211,6 +248,12 @@ fn query<'c>(mut call: Call<'c>, flags: &Parsed) -> Result<Call<'c>> {
         .query_opt("target", flags.nonempty("target"))
         .query_opt("platform", flags.nonempty("platform"))
         .query_opt("networkmode", network)
+        .query_opt("ulimits", limits)
+        .query_opt("shmsize", shm_size.map(|size| size.to_string()))
+        .flag(
+            "insecure",
+            flags.list("allow").contains(&"security.insecure"),
+        )
         .query_opt("extrahosts", (!hosts.is_empty()).then(|| hosts.join(",")))
         .flag("nocache", flags.on("no-cache"))
         .flag("pull", flags.on("pull")))

@@ -1,0 +1,482 @@
+//! What `RUN --mount` asks for, made ready for one step: descriptors of files to be bound,
+//! held for as long as the step runs, and entries of its document.
+//!
+//! Nothing of the host is bound as it is. Files of the context are copied first (ignored ones
+//! are not seen, and what is written to them is thrown away); stages and images are mounted
+//! from their layers; a secret is a file of a file system in memory that nobody else can see.
+
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use corten_oci::DiffId;
+use corten_oci::runtime_spec::Mount;
+use corten_runtime::defaults;
+use corten_store::rooted::RootFd;
+use corten_store::{TmpDir, Upper, WorkDir};
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
+    fsmount, fsopen, open_tree,
+};
+
+use crate::agent::Agent;
+use crate::cache_mounts::Held;
+use crate::error::{BuildError, reason};
+use crate::keys::{self, KeyBuilder};
+use crate::mount_points::Point;
+use crate::ops::tree::{Selection, Tree};
+use crate::ops::write::{self, Writer};
+use crate::plan::{CopyFrom, MountFrom, Mounted, RunMount};
+use crate::run::RunInput;
+
+/// Everything that must outlive the step: held, never looked at.
+#[derive(Debug)]
+#[allow(dead_code)]
+enum Kept {
+    Dir(TmpDir),
+    Work(WorkDir),
+    Cache(Held),
+    Agent(Agent, TmpDir),
+}
+
+/// Mounts that are ready.
+#[derive(Debug, Default)]
+pub(crate) struct Ready {
+    /// In the order they are to be made; with the descriptor of what is bound.
+    pub(crate) mounts: Vec<(Mount, Option<OwnedFd>)>,
+    /// `KEY=value`
+    pub(crate) env: Vec<String>,
+    kept: Vec<Kept>,
+}
+
+/// Makes the mounts of a step ready. An error that is only a text is the Dockerfile's, or of
+/// whoever builds.
+pub(crate) fn prepare(input: &RunInput<'_>) -> Result<Result<Ready, String>, BuildError> {
+    let mut ready = Ready::default();
+    let mut order: Vec<usize> = (0..input.op.mounts.len()).collect();
+    // What is mounted on comes before what is mounted in it.
+    order.sort_by_key(|&i| {
+        let target = input.op.mounts[i].target.as_deref().unwrap_or_default();
+        target.split('/').count()
+    });
+    for index in order {
+        let mount = &input.op.mounts[index];
+        let layers = input.sources.get(index).and_then(Option::as_deref);
+        if let Err(message) = ready.add(input, mount, layers)? {
+            return Ok(Err(message));
+        }
+    }
+    Ok(Ok(ready))
+}
+
+type Told = Result<Result<(), String>, BuildError>;
+
+impl Ready {
+    /// Where everything goes.
+    pub(crate) fn points(&self) -> Vec<Point> {
+        self.mounts
+            .iter()
+            .map(|(mount, fd)| {
+                let kind = fd.as_ref().map(rustix::fs::fstat);
+                let is_dir = |stat: &rustix::fs::Stat| {
+                    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+                };
+                Point {
+                    path: mount.destination().clone(),
+                    directory: kind.is_none_or(|stat| stat.as_ref().is_ok_and(is_dir)),
+                }
+            })
+            .collect()
+    }
+
+    fn add(&mut self, input: &RunInput<'_>, mount: &RunMount, layers: Option<&[DiffId]>) -> Told {
+        match &mount.what {
+            Mounted::Bind { from, source } => self.files(input, mount, from, source, layers),
+            Mounted::Cache { .. } => self.cache(input, mount, layers),
+            Mounted::Tmpfs { size } => {
+                let mut options = vec!["nosuid".to_owned(), "nodev".to_owned()];
+                options.extend(size.map(|size| format!("size={size}")));
+                if mount.read_only {
+                    options.push("ro".to_owned());
+                }
+                let options: Vec<&str> = options.iter().map(String::as_str).collect();
+                let target = mount.target.as_deref().unwrap_or_default();
+                let entry = defaults::mount(target, "tmpfs", "tmpfs", &options);
+                self.mounts.push((entry, None));
+                Ok(Ok(()))
+            }
+            Mounted::Secret {
+                id,
+                env,
+                required,
+                owner,
+                mode,
+            } => {
+                let Some(secret) = input.secrets.get(id) else {
+                    return Ok(if *required {
+                        Err(format!("secret {id}: not found"))
+                    } else {
+                        Ok(())
+                    });
+                };
+                if let Some(name) = env {
+                    let name = if name.is_empty() { id } else { name };
+                    let Some(value) = secret.text() else {
+                        let message = format!("secret {id}: its value cannot be a variable's");
+                        return Ok(Err(message));
+                    };
+                    self.env.push(format!("{name}={value}"));
+                }
+                if mount.target.is_some() {
+                    let file = self.secret(input, secret.bytes(), *owner, *mode)?;
+                    self.bind(mount, file);
+                }
+                Ok(Ok(()))
+            }
+            Mounted::Ssh {
+                id,
+                required,
+                owner,
+                mode,
+            } => self.ssh(input, mount, id, *required, *owner, *mode),
+        }
+    }
+
+    fn bind(&mut self, mount: &RunMount, file: OwnedFd) {
+        let access = if mount.read_only { "ro" } else { "rw" };
+        let options = ["bind", access, "rprivate", "nosuid", "nodev"];
+        let target = mount.target.as_deref().unwrap_or_default();
+        // The source is only a name: the descriptor is what is bound.
+        let entry = defaults::mount(target, "bind", target, &options);
+        self.mounts.push((entry, Some(file)));
+    }
+
+    fn files(
+        &mut self,
+        input: &RunInput<'_>,
+        mount: &RunMount,
+        from: &MountFrom,
+        source: &str,
+        layers: Option<&[DiffId]>,
+    ) -> Told {
+        let (root, path) = match (from, layers) {
+            (MountFrom::Nothing, _) => {
+                let dir = input.store.tmp_dir("mount")?;
+                let path = open(dir.path())?;
+                self.kept.push(Kept::Dir(dir));
+                (path, source)
+            }
+            (MountFrom::Files(CopyFrom::Context), _) => {
+                let Some(tree) = input.context else {
+                    return Ok(Err("the build has no context".to_owned()));
+                };
+                let copied = match self.copied(input, tree, source)? {
+                    Ok(copied) => copied,
+                    Err(message) => return Ok(Err(message)),
+                };
+                self.bind(mount, copied);
+                return Ok(Ok(()));
+            }
+            (_, Some(layers)) if mount.read_only => {
+                let fd = input.store.layers().mount(layers, Upper::ReadOnly)?;
+                (fd, source)
+            }
+            (_, Some(layers)) => {
+                let (work, root) = crate::ops::writable(input.store, layers)?;
+                self.kept.push(Kept::Work(work));
+                let fd = root.as_fd().try_clone_to_owned();
+                (fd.map_err(BuildError::io("open a mount"))?, source)
+            }
+            (_, None) => {
+                return Err(BuildError::Internal(
+                    "a mount without its source".to_owned(),
+                ));
+            }
+        };
+        if path.is_empty() {
+            self.bind(mount, root);
+            return Ok(Ok(()));
+        }
+        let root = RootFd::from(root);
+        let below = match root.open_in_root(Path::new(path), OFlags::PATH, Mode::empty()) {
+            Ok(below) => below,
+            Err(error) => {
+                let message = format!("failed to mount \"/{path}\": {}", reason(&error));
+                return Ok(Err(message));
+            }
+        };
+        match detached(&below) {
+            Ok(fd) => {
+                self.bind(mount, fd);
+                Ok(Ok(()))
+            }
+            // Kernels before 6.15 do not copy a part of a mount that is nowhere.
+            Err(rustix::io::Errno::INVAL) => {
+                let tree = Tree {
+                    root,
+                    ignore: corten_dockerfile::IgnoreRules::default(),
+                    foreign: false,
+                    remember: false,
+                };
+                match self.copied(input, &tree, path)? {
+                    Ok(copied) => self.bind(mount, copied),
+                    Err(message) => return Ok(Err(message)),
+                }
+                Ok(Ok(()))
+            }
+            Err(errno) => Err(BuildError::io(format!("mount /{path}"))(errno.into())),
+        }
+    }
+
+    /// A copy of a file or directory, for this step alone.
+    fn copied(
+        &mut self,
+        input: &RunInput<'_>,
+        tree: &Tree,
+        source: &str,
+    ) -> Result<Result<OwnedFd, String>, BuildError> {
+        let dir = input.store.tmp_dir("mount")?;
+        let copied = match copy(input, tree, source, dir.path()) {
+            Ok(copied) => copied,
+            Err(Failure::Told(message)) => return Ok(Err(message)),
+            Err(Failure::Build(error)) => return Err(error),
+        };
+        let fd = open(&copied)?;
+        self.kept.push(Kept::Dir(dir));
+        Ok(Ok(fd))
+    }
+
+    fn cache(&mut self, input: &RunInput<'_>, mount: &RunMount, layers: Option<&[DiffId]>) -> Told {
+        let Mounted::Cache {
+            id,
+            sharing,
+            from,
+            source,
+            owner,
+            mode,
+        } = &mount.what
+        else {
+            return Ok(Ok(()));
+        };
+        let base = match from {
+            MountFrom::Nothing => String::new(),
+            MountFrom::Files(CopyFrom::Context) => {
+                let message = "a cache mount cannot begin with files of the context";
+                return Ok(Err(message.to_owned()));
+            }
+            MountFrom::Files(_) => keys::state(layers.unwrap_or_default()).to_string(),
+        };
+        let mut key = KeyBuilder::new("cache mount");
+        key.add(id)
+            .add(&base)
+            .add(source)
+            .add(format!("{owner:?} {mode:o}"));
+        let key = key.finish().to_string();
+        let name = key.rsplit(':').next().unwrap_or_default();
+        let name = name.get(..32).unwrap_or(name);
+        let fill = |path: &Path| -> io::Result<()> {
+            if let (MountFrom::Files(_), Some(layers)) = (from, layers) {
+                fill(input, layers, source, path)?;
+            }
+            std::os::unix::fs::chown(path, Some(owner.0), Some(owner.1))?;
+            std::fs::set_permissions(path, PermissionsExt::from_mode(*mode))
+        };
+        let mounts = input.sandboxing.cache_mounts();
+        let held = match mounts.take(name, id, *sharing, input.cancel, &fill) {
+            Ok(held) => held,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return Err(BuildError::Cancelled);
+            }
+            Err(error) => return Ok(Err(format!("cache mount {id}: {}", reason(&error)))),
+        };
+        let fd = open(&held.data())?;
+        self.kept.push(Kept::Cache(held));
+        self.bind(mount, fd);
+        Ok(Ok(()))
+    }
+
+    /// A file of a file system in memory that is mounted nowhere.
+    fn secret(
+        &mut self,
+        input: &RunInput<'_>,
+        bytes: &[u8],
+        owner: (u32, u32),
+        mode: u32,
+    ) -> Result<OwnedFd, BuildError> {
+        let failed = |what: &str| BuildError::io(format!("make a secret ready: {what}"));
+        let root = memory().map_err(|e| failed("tmpfs")(e.into()))?;
+        let path = write_secret(&root, bytes, owner, mode).map_err(failed("write"))?;
+        match detached(&path) {
+            Ok(fd) => Ok(fd),
+            // Kernels before 6.15: a directory that only root can enter, gone after the step.
+            Err(rustix::io::Errno::INVAL) => {
+                let dir = input.store.tmp_dir("secret")?;
+                let mode_of_dir = PermissionsExt::from_mode(0o700);
+                std::fs::set_permissions(dir.path(), mode_of_dir).map_err(failed("chmod"))?;
+                let root = open(dir.path())?;
+                let path = write_secret(&root, bytes, owner, mode).map_err(failed("write"))?;
+                self.kept.push(Kept::Dir(dir));
+                Ok(path)
+            }
+            Err(errno) => Err(failed("mount")(errno.into())),
+        }
+    }
+
+    fn ssh(
+        &mut self,
+        input: &RunInput<'_>,
+        mount: &RunMount,
+        id: &str,
+        required: bool,
+        owner: (u32, u32),
+        mode: u32,
+    ) -> Told {
+        let Some(agent) = input.agents.get(id) else {
+            return Ok(if required {
+                Err(format!(
+                    "no SSH key {id:?} forwarded from the client: build with --ssh {id}"
+                ))
+            } else {
+                Ok(())
+            });
+        };
+        let dir = input.store.tmp_dir("agent")?;
+        let served = match Agent::serve(agent, dir.path(), owner, mode) {
+            Ok(served) => served,
+            Err(error) => {
+                let agent = agent.display();
+                return Ok(Err(format!("SSH agent {agent}: {}", reason(&error))));
+            }
+        };
+        let fd = open(served.path())?;
+        self.kept.push(Kept::Agent(served, dir));
+        self.bind(mount, fd);
+        if !self.env.iter().any(|e| e.starts_with("SSH_AUTH_SOCK=")) {
+            let target = mount.target.as_deref().unwrap_or_default();
+            self.env.push(format!("SSH_AUTH_SOCK={target}"));
+        }
+        Ok(Ok(()))
+    }
+}
+
+fn open(path: &Path) -> Result<OwnedFd, BuildError> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(CWD, path, flags, Mode::empty())
+        .map_err(|e| BuildError::io(format!("open {}", path.display()))(e.into()))
+}
+
+/// A mount of what a descriptor leads to.
+fn detached(fd: &OwnedFd) -> Result<OwnedFd, rustix::io::Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(fd, "", flags)
+}
+
+fn memory() -> Result<OwnedFd, rustix::io::Errno> {
+    let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&fs, "mode", "0700")?;
+    fsconfig_create(&fs)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// Writes the file; it as a place.
+fn write_secret(
+    root: &OwnedFd,
+    bytes: &[u8],
+    (uid, gid): (u32, u32),
+    mode: u32,
+) -> io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(root, "secret", flags, Mode::from_raw_mode(0o600))?;
+    let mut file = std::fs::File::from(file);
+    file.write_all(bytes)?;
+    rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(root, "secret", flags, Mode::empty())?)
+}
+
+/// Why a copy failed.
+enum Failure {
+    Told(String),
+    Build(BuildError),
+}
+
+/// Copies what a path of a tree leads to into a directory of ours; where it is.
+fn copy(input: &RunInput<'_>, tree: &Tree, source: &str, dir: &Path) -> Result<PathBuf, Failure> {
+    let sources = [source.to_owned()];
+    let selection = Selection {
+        sources: &sources,
+        exclude: &[],
+        parents: false,
+        into_directory: false,
+    };
+    let entries = tree
+        .select(&selection)
+        .map_err(|e| Failure::Told(format!("failed to compute cache key: {e}")))?;
+    let root = RootFd::open(dir).map_err(|e| Failure::Build(BuildError::io("open")(e)))?;
+    let single = matches!(entries.as_slice(), [one] if one.named);
+    let place = Path::new("copy");
+    if !single {
+        write::make_directory(&root, place, None)
+            .map_err(|e| Failure::Build(BuildError::io("make a directory")(e)))?;
+    }
+    let writer = Writer {
+        root: &root,
+        owner: None,
+        chmod: None,
+        unpack: false,
+        cancel: input.cancel,
+    };
+    writer.entries(tree, &entries, place).map_err(|(path, e)| {
+        if e.kind() == io::ErrorKind::Interrupted {
+            return Failure::Build(BuildError::Cancelled);
+        }
+        Failure::Told(format!(
+            "failed to copy files: /{}: {}",
+            path.display(),
+            reason(&e)
+        ))
+    })?;
+    Ok(dir.join(place))
+}
+
+/// What a cache begins with.
+fn fill(input: &RunInput<'_>, layers: &[DiffId], source: &str, path: &Path) -> io::Result<()> {
+    let mount = input
+        .store
+        .layers()
+        .mount(layers, Upper::ReadOnly)
+        .map_err(io::Error::other)?;
+    let tree = Tree {
+        root: RootFd::from(mount),
+        ignore: corten_dockerfile::IgnoreRules::default(),
+        foreign: false,
+        remember: false,
+    };
+    let sources = [source.to_owned()];
+    let selection = Selection {
+        sources: &sources,
+        exclude: &[],
+        parents: false,
+        into_directory: true,
+    };
+    let entries = tree.select(&selection).map_err(io::Error::other)?;
+    let root = RootFd::open(path)?;
+    let writer = Writer {
+        root: &root,
+        owner: None,
+        chmod: None,
+        unpack: false,
+        cancel: input.cancel,
+    };
+    writer
+        .entries(&tree, &entries, Path::new("/"))
+        .map_err(|(_, error)| error)
+}

@@ -1,0 +1,162 @@
+//! `builder du`: what the build cache holds, as `buildx du` shows it.
+
+use serde::Deserialize;
+
+use crate::app::Cli;
+use crate::command::{Command, action};
+use crate::error::Result;
+use crate::flags::{Arity, Flag, Parsed};
+use crate::format::units;
+
+/// `builder du`
+pub(super) static DU: Command = Command::new("du", "", "Disk usage", action!(du))
+    .arity(Arity::None)
+    .flags(&[&[Flag::switch("verbose", "Tell everything of each record")]]);
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Usage {
+    build_cache: Option<Vec<Record>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Record {
+    #[serde(rename = "ID")]
+    id: String,
+    #[serde(rename = "Type")]
+    kind: String,
+    description: String,
+    in_use: bool,
+    shared: bool,
+    size: i64,
+    created_at: Option<String>,
+    last_used_at: Option<String>,
+    usage_count: i64,
+}
+
+async fn du(cli: &Cli, flags: Parsed) -> Result {
+    let usage: Usage = cli
+        .client()?
+        .get("/system/df")
+        .query("type", "build-cache")
+        .json()
+        .await?;
+    let records = usage.build_cache.unwrap_or_default();
+    let text = if flags.on("verbose") {
+        verbose(&records)
+    } else {
+        table(&records)
+    };
+    cli.print(&text)?;
+    cli.print(&totals(&records))
+}
+
+fn table(records: &[Record]) -> String {
+    let mut rows = vec![["ID", "RECLAIMABLE", "SIZE", "LAST ACCESSED"].map(str::to_owned)];
+    for record in records {
+        rows.push([
+            record.id.clone(),
+            (!record.in_use).to_string(),
+            units::size(record.size),
+            record.last_used_at.as_deref().map(ago).unwrap_or_default(),
+        ]);
+    }
+    let mut widths = [0; 4];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    rows.iter()
+        .map(|row| {
+            let cells: Vec<String> = row
+                .iter()
+                .zip(widths)
+                .map(|(cell, width)| format!("{cell:<width$}"))
+                .collect();
+            format!("{}\n", cells.join("\t").trim_end())
+        })
+        .collect()
+}
+
+fn verbose(records: &[Record]) -> String {
+    let mut out = String::new();
+    for record in records {
+        for (name, value) in [
+            ("ID:", record.id.clone()),
+            ("Created at:", record.created_at.clone().unwrap_or_default()),
+            ("Mutable:", (record.kind == "exec.cachemount").to_string()),
+            ("Reclaimable:", (!record.in_use).to_string()),
+            ("Shared:", record.shared.to_string()),
+            ("Size:", units::size(record.size)),
+            ("Description:", record.description.clone()),
+            ("Usage count:", record.usage_count.to_string()),
+            (
+                "Last used:",
+                record.last_used_at.as_deref().map(ago).unwrap_or_default(),
+            ),
+            ("Type:", record.kind.clone()),
+        ] {
+            out.push_str(format!("{name:<13}\t{value}").trim_end());
+            out.push('\n');
+        }
+        out.push('\n');
+    }
+    out
+}
+
+fn totals(records: &[Record]) -> String {
+    let sum = |keep: &dyn Fn(&Record) -> bool| -> i64 {
+        let kept = records.iter().filter(|record| keep(record));
+        kept.map(|record| record.size).sum()
+    };
+    let shared = sum(&|record| record.shared);
+    let mut out = String::new();
+    if shared > 0 {
+        out.push_str(&format!("Shared:\t\t{}\n", units::size(shared)));
+        let private = sum(&|record| !record.shared);
+        out.push_str(&format!("Private:\t{}\n", units::size(private)));
+    }
+    let idle = sum(&|record| !record.in_use);
+    out.push_str(&format!("Reclaimable:\t{}\n", units::size(idle)));
+    out.push_str(&format!("Total:\t\t{}\n", units::size(sum(&|_| true))));
+    out
+}
+
+/// A time of the API's, as `3 minutes ago`.
+fn ago(text: &str) -> String {
+    match text.parse::<jiff::Timestamp>() {
+        Ok(time) => units::ago(time.as_second()),
+        Err(_) => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_and_totals() {
+        let record = |id: &str, size, shared, in_use| Record {
+            id: id.to_owned(),
+            size,
+            shared,
+            in_use,
+            ..Record::default()
+        };
+        let records = [
+            record("abc", 1000, false, false),
+            record("d", 2000, true, false),
+            record("e", 4000, false, true),
+        ];
+        assert_eq!(
+            table(&records),
+            "ID \tRECLAIMABLE\tSIZE\tLAST ACCESSED\nabc\ttrue       \t1kB\nd  \ttrue       \t2kB\ne  \tfalse      \t4kB\n"
+        );
+        assert_eq!(
+            totals(&records),
+            "Shared:\t\t2kB\nPrivate:\t5kB\nReclaimable:\t3kB\nTotal:\t\t7kB\n"
+        );
+    }
+}

@@ -1,0 +1,329 @@
+//! `RUN --mount`, `--network`, `--security`, secrets, agents, limits of steps.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixListener;
+
+use crate::harness::{Done, Engine};
+
+/// Builds a Dockerfile with some files beside it; extra arguments come before the context.
+fn build(engine: &Engine, tag: &str, dockerfile: &str, extra: &[&str]) -> Done {
+    let files = [
+        ("Dockerfile", dockerfile),
+        (".dockerignore", "ignored\n"),
+        ("ignored", "x"),
+        ("src/a", "a\n"),
+        ("src/b", "b\n"),
+    ];
+    let context = engine.context(tag, &files);
+    let mut args = vec!["build", "-t", tag];
+    args.extend(extra);
+    args.push(context.to_str().unwrap());
+    engine.run(args)
+}
+
+#[track_caller]
+fn built(engine: &Engine, tag: &str, dockerfile: &str, extra: &[&str]) {
+    let done = build(engine, tag, dockerfile, extra);
+    assert_eq!(done.code, 0, "{dockerfile}\n{done:?}");
+}
+
+fn shown(engine: &Engine, tag: &str, command: &str) -> String {
+    engine.ok(["run", "--rm", tag, "sh", "-c", command])
+}
+
+#[test]
+fn files_of_context_stages_and_images_are_seen_and_belong_to_no_layer() {
+    let engine = Engine::with_alpine();
+    let dockerfile = "\
+FROM alpine AS other
+RUN mkdir -p /made/deep && echo made > /made/deep/file
+FROM alpine
+WORKDIR /work
+RUN --mount=target=. ls > /context && cat src/a >> /context
+RUN --mount=type=bind,source=src/b,target=/etc/b cat /etc/b > /single
+RUN --mount=from=other,source=/made,target=/seen cat /seen/deep/file > /stage
+RUN --mount=from=other,src=made/deep/file,dst=/seen/one cat /seen/one > /one
+RUN --mount=from=alpine,target=/base test -x /base/bin/sh
+RUN --mount=from=other,source=made,target=/seen,rw echo more > /seen/deep/more && cat /seen/deep/more > /written
+RUN --mount=target=src,source=src,rw echo new > src/new && ls src > /changed
+RUN --mount=target=/seen ! touch /seen/x
+";
+    built(&engine, "binds", dockerfile, &[]);
+    assert_eq!(
+        shown(&engine, "binds", "cat /context"),
+        "Dockerfile\nsrc\na"
+    );
+    assert_eq!(
+        shown(
+            &engine,
+            "binds",
+            "cat /single /stage /one /written /changed"
+        ),
+        "b\nmade\nmade\nmore\na\nb\nnew"
+    );
+    // Neither what was mounted nor where it was mounted is in the image.
+    assert_eq!(
+        shown(
+            &engine,
+            "binds",
+            "ls -d /seen /base /etc/b 2>&1 | grep -vc 'No such'; ls -A /work"
+        ),
+        "0"
+    );
+    // The context of the host is as it was.
+    assert!(!engine.path("context-binds/src/new").exists());
+    engine.assert_clean();
+}
+
+#[test]
+fn a_bind_mount_counts_by_its_content() {
+    let engine = Engine::with_alpine();
+    let dockerfile =
+        "FROM alpine\nRUN --mount=source=src,target=/s cat /s/* > /all; date +%N > /when\n";
+    built(&engine, "keyed", dockerfile, &[]);
+    let first = engine.ok(["images", "-q", "--no-trunc", "keyed"]);
+    // Another file of the context is not seen.
+    fs::write(engine.path("context-keyed/other"), "x").unwrap();
+    let context = engine.path("context-keyed");
+    let context = context.to_str().unwrap();
+    engine.ok(["build", "-q", "-t", "keyed", context]);
+    assert_eq!(engine.ok(["images", "-q", "--no-trunc", "keyed"]), first);
+    fs::write(engine.path("context-keyed/src/a"), "A\n").unwrap();
+    engine.ok(["build", "-q", "-t", "keyed", context]);
+    assert_eq!(shown(&engine, "keyed", "cat /all"), "A\nb");
+}
+
+#[test]
+fn caches_are_kept_shown_and_pruned() {
+    let engine = Engine::with_alpine();
+    let run = |options: &str, command: &str| {
+        format!("FROM alpine\nRUN --mount=type=cache,target=/root/.cache{options} {command}\n")
+    };
+    built(&engine, "c", &run("", "echo 1 >> /root/.cache/log"), &[]);
+    built(
+        &engine,
+        "c",
+        &run("", "echo 2 >> /root/.cache/log; cp /root/.cache/log /log"),
+        &[],
+    );
+    assert_eq!(shown(&engine, "c", "cat /log; ls -A /root 2>&1"), "1\n2");
+    // Another id, owner or mode is another directory.
+    built(
+        &engine,
+        "c",
+        &run(",id=other", "ls -A /root/.cache > /log"),
+        &[],
+    );
+    assert_eq!(shown(&engine, "c", "cat /log"), "");
+    let owned = run(
+        ",uid=7,gid=8,mode=0700,sharing=locked",
+        "stat -c '%u %g %a' /root/.cache > /log",
+    );
+    built(&engine, "c", &owned, &[]);
+    assert_eq!(shown(&engine, "c", "cat /log"), "7 8 700");
+    // What it begins with.
+    let from = "FROM alpine AS seed\nRUN mkdir /seed && echo s > /seed/f\nFROM alpine\n\
+                RUN --mount=type=cache,from=seed,source=seed,target=/s cat /s/f > /log && echo t > /s/f\n\
+                RUN --mount=type=cache,from=seed,source=seed,target=/s cat /s/f >> /log\n";
+    built(&engine, "c", from, &[]);
+    assert_eq!(shown(&engine, "c", "cat /log"), "s\nt");
+    // Relative to WORKDIR, with a variable in it.
+    let relative = "FROM alpine\nARG NAME=n\nWORKDIR /w\n\
+                    RUN --mount=type=cache,target=$NAME/x,id=rel-$NAME pwd > n/x/f && ls /w/n/x > /log\n";
+    built(&engine, "c", relative, &[]);
+    assert_eq!(shown(&engine, "c", "cat /log"), "f");
+
+    let usage = engine.ok(["builder", "du", "--verbose"]);
+    assert_eq!(usage.matches("exec.cachemount").count(), 5, "{usage}");
+    assert!(usage.contains("cached mount /root/.cache"), "{usage}");
+    let table = engine.ok(["builder", "du"]);
+    assert!(
+        table.starts_with("ID") && table.contains("RECLAIMABLE"),
+        "{table}"
+    );
+    engine.ok(["builder", "prune", "-f"]);
+    let usage = engine.ok(["builder", "du", "--verbose"]);
+    assert!(!usage.contains("exec.cachemount"), "{usage}");
+    engine.assert_clean();
+}
+
+#[test]
+fn locked_caches_are_used_one_after_the_other() {
+    let engine = Engine::with_alpine();
+    let step = "RUN --mount=type=cache,target=/c,id=turn,sharing=locked \
+                mkdir /c/busy && sleep 1 && rmdir /c/busy";
+    let dockerfile = format!(
+        "FROM alpine AS a\n{step} && echo a > /a\nFROM alpine AS b\n{step} && echo b > /b\n\
+         FROM alpine\nCOPY --from=a /a /\nCOPY --from=b /b /\n"
+    );
+    built(&engine, "locked", &dockerfile, &[]);
+    // Each user of a private one has its own.
+    let private = dockerfile.replace("sharing=locked", "sharing=private");
+    built(&engine, "private", &private, &[]);
+    let usage = engine.ok(["builder", "du", "--verbose"]);
+    assert!(usage.matches("exec.cachemount").count() >= 1, "{usage}");
+}
+
+#[test]
+fn memory_secrets_and_the_agent() {
+    let engine = Engine::with_alpine();
+    let secret = engine.path("secret");
+    fs::write(&secret, "s3cret").unwrap();
+    let secret = format!("id=token,src={}", secret.display());
+    let dockerfile = "\
+FROM alpine
+RUN --mount=type=tmpfs,target=/t,size=1m grep ' /t tmpfs' /proc/mounts | grep -q size=1024k && echo x > /t/x
+RUN --mount=type=secret,id=token cat /run/secrets/token > /read && stat -c '%a %u' /run/secrets/token >> /read
+RUN --mount=type=secret,id=token,target=/root/.token,mode=0444,uid=5 stat -c '%a %u' /root/.token > /mode
+RUN --mount=type=secret,id=token,env=TOKEN echo $TOKEN > /env; ls /run/secrets 2>&1 | grep -v 'No such' > /listed || true
+RUN --mount=type=secret,id=absent test ! -e /run/secrets/absent && echo none > /none
+RUN ls -A /t /run/secrets /root/.token 2>&1 | grep -vc 'No such' > /left || true
+";
+    built(&engine, "secrets", dockerfile, &["--secret", &secret]);
+    assert_eq!(
+        shown(
+            &engine,
+            "secrets",
+            "cat /read; echo; cat /mode /env /listed /none /left"
+        ),
+        "s3cret400 0\n\n444 5\ns3cret\nnone\n0"
+    );
+    // Its content is in no key, and nowhere in the image's history.
+    let first = engine.ok(["images", "-q", "--no-trunc", "secrets"]);
+    let other = "id=token,env=OTHER_SECRET";
+    let context = engine.path("context-secrets");
+    let mut command = engine.command(["build", "-q", "-t", "secrets", "--secret", other]);
+    let status = command
+        .arg(&context)
+        .env("OTHER_SECRET", "changed")
+        .output()
+        .unwrap();
+    assert!(status.status.success(), "{status:?}");
+    assert_eq!(engine.ok(["images", "-q", "--no-trunc", "secrets"]), first);
+    assert!(
+        !engine
+            .ok(["history", "--no-trunc", "secrets"])
+            .contains("s3cret\n")
+    );
+
+    let socket = engine.path("agent.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let agent = std::thread::spawn(move || {
+        // The first connection only asks whether anybody is there.
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = Vec::new();
+            if stream.read_to_end(&mut asked).unwrap_or(0) > 0 {
+                stream.write_all(b"told\n").unwrap();
+                return String::from_utf8(asked).unwrap();
+            }
+        }
+        String::new()
+    });
+    let dockerfile = "FROM alpine\n\
+        RUN --mount=type=ssh,required test -S $SSH_AUTH_SOCK && echo $SSH_AUTH_SOCK > /where && \
+        echo asked | nc local:$SSH_AUTH_SOCK > /told || true\n\
+        RUN test -z \"$SSH_AUTH_SOCK\"\n";
+    let ssh = format!("default={}", socket.display());
+    built(&engine, "agent", dockerfile, &["--ssh", &ssh]);
+    assert_eq!(
+        shown(&engine, "agent", "cat /where"),
+        "/run/buildkit/ssh_agent.0"
+    );
+    // Whether this busybox can speak to a socket does not matter here; end the thread.
+    drop(std::os::unix::net::UnixStream::connect(&socket));
+    drop(std::os::unix::net::UnixStream::connect(&socket));
+    agent.join().unwrap();
+    engine.assert_clean();
+}
+
+#[test]
+fn networks_security_and_limits() {
+    let engine = Engine::with_alpine();
+    let dockerfile = "\
+FROM alpine
+RUN --network=none ls /sys/class/net > /none
+RUN --network=default ls /sys/class/net > /default
+RUN --security=sandbox grep CapEff /proc/self/status > /sandbox
+RUN ulimit -n > /files && df -k /dev/shm | tail -n 1 | awk '{print $2}' > /shm
+";
+    let extra = ["--ulimit", "nofile=77:99", "--shm-size", "8m"];
+    built(&engine, "limits", dockerfile, &extra);
+    let all = shown(&engine, "limits", "cat /none /default /files /shm");
+    assert_eq!(all, "lo\neth0\nlo\n77\n8192");
+    let sandbox = shown(&engine, "limits", "cat /sandbox");
+    assert!(sandbox.ends_with("00000000a80425fb"), "{sandbox}");
+
+    let insecure = "FROM alpine\nRUN --security=insecure grep CapEff /proc/self/status > /caps\n";
+    let refused = build(&engine, "insecure", insecure, &[]);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    let why = "security.insecure is not allowed: build with --allow security.insecure";
+    assert!(refused.stderr.contains(why), "{refused:?}");
+    built(
+        &engine,
+        "insecure",
+        insecure,
+        &["--allow", "security.insecure"],
+    );
+    let caps = shown(&engine, "insecure", "cat /caps");
+    assert!(!caps.ends_with("00000000a80425fb"), "{caps}");
+    engine.assert_clean();
+}
+
+#[test]
+fn mistakes_in_mounts_point_at_the_line() {
+    let engine = Engine::with_alpine();
+    for (step, expected) in [
+        (
+            "RUN --mount=type=cach,target=/x true",
+            "unsupported mount type \"cach\" (did you mean cache?)",
+        ),
+        ("RUN --mount=type=bind true", "invalid mount target \"/\""),
+        (
+            "RUN --mount=source=nothing,target=/x true",
+            "\"/nothing\": not found",
+        ),
+        (
+            "RUN --mount=source=ignored,target=/x true",
+            "\"/ignored\": not found",
+        ),
+        (
+            "RUN --mount=from=alpine,source=/nothing,target=/x true",
+            "\"/nothing\": not found",
+        ),
+        (
+            "RUN --mount=from=$X,target=/x true",
+            "define alias stage instead",
+        ),
+        (
+            "RUN --mount=type=secret,id=a,required true",
+            "secret a: not found",
+        ),
+        (
+            "RUN --mount=type=ssh,required true",
+            "no SSH key \"default\" forwarded",
+        ),
+        ("RUN --security=none true", "security \"none\" is not valid"),
+        (
+            "RUN --network=bridged true",
+            "unsupported network mode \"bridged\"",
+        ),
+    ] {
+        let done = build(&engine, "wrong", &format!("FROM alpine\n{step}\n"), &[]);
+        assert_eq!(done.code, 1, "{step}: {done:?}");
+        assert!(done.stderr.contains(expected), "{step}: {done:?}");
+        assert!(done.stderr.contains("Dockerfile:2"), "{step}: {done:?}");
+    }
+    let missing = build(
+        &engine,
+        "wrong",
+        "FROM alpine\n",
+        &["--secret", "id=a,src=/no/such"],
+    );
+    assert!(
+        missing.stderr.contains("failed to stat /no/such"),
+        "{missing:?}"
+    );
+    engine.assert_clean();
+}
