@@ -9,6 +9,7 @@ mod bad_input;
 mod build;
 mod build_checks;
 mod build_mounts;
+mod build_outputs;
 mod containers;
 mod crash;
 mod harness;

@@ -62,6 +62,7 @@ impl OpenContext {
                 lasting: true,
                 unpacked: None,
             }),
+            Context::Remote(url) => Err(BuildError::Internal(format!("{url} was not fetched"))),
             Context::Tar(stream) => {
                 let path = PathBuf::from("-");
                 let tmp = store.tmp_dir("context")?;

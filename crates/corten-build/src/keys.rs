@@ -121,8 +121,15 @@ fn mounts(key: &mut KeyBuilder, mounts: &[RunMount]) {
 }
 
 /// `content`: digest of the selected files as they will be written; or, for a key that can be
-/// looked up before any file is read, of the state they are taken from.
-pub(crate) fn copy(parent: &Digest, op: &CopyOp, kind: &str, content: &Digest) -> Digest {
+/// looked up before any file is read, of the state they are taken from. `remotes`: what those
+/// are that are elsewhere.
+pub(crate) fn copy(
+    parent: &Digest,
+    op: &CopyOp,
+    kind: &str,
+    content: &Digest,
+    remotes: &[String],
+) -> Digest {
     let mut key = KeyBuilder::new("copy");
     // Names of owners are looked up below, also for a layer that is made without it.
     let by_name = |owner: &String| !owner.bytes().all(|b| b.is_ascii_digit() || b == b':');
@@ -138,6 +145,9 @@ pub(crate) fn copy(parent: &Digest, op: &CopyOp, kind: &str, content: &Digest) -
         .list(&op.exclude);
     if kind == FROM_STATE {
         key.list(&op.sources);
+    }
+    if !remotes.is_empty() {
+        key.add("remotes").list(remotes);
     }
     for (name, content) in &op.inline {
         key.add(name).add(content);

@@ -18,6 +18,7 @@ mod config;
 mod context;
 mod error;
 mod export;
+mod files;
 mod images;
 mod inquiry;
 mod keys;
@@ -25,6 +26,7 @@ mod mount_points;
 mod ops;
 mod plan;
 pub mod progress;
+mod remote;
 mod request;
 mod run;
 mod snapshot;
@@ -38,8 +40,9 @@ pub use error::{BuildError, Place};
 pub use inquiry::{Answer, Found, Inquiry};
 pub use progress::{BuildEvent, EventSink};
 pub use request::{
-    BuildRequest, Context, DockerfileSource, ImageSource, PullFuture, PullProgress, PullSink,
-    Sandboxing, Secret, StepEndpoint, StepLimits, StepNetwork, StepNetworkMode,
+    BuildRequest, Context, DockerfileSource, FilesOutput, ImageSource, NamedContext, PullFuture,
+    PullProgress, PullSink, Sandboxing, Secret, StepEndpoint, StepLimits, StepNetwork,
+    StepNetworkMode,
 };
 pub use snapshot::Snapshot;
 

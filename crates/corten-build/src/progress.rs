@@ -62,7 +62,7 @@ pub enum BuildEvent {
         #[serde(default)]
         more: Vec<String>,
     },
-    /// The image is stored and tagged. The last event of a successful build.
+    /// The image is stored and tagged. The last event of a successful build that makes one.
     Image {
         /// The image.
         id: Digest,

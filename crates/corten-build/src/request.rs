@@ -37,6 +37,12 @@ pub struct BuildRequest {
     pub network: StepNetworkMode,
     /// `--add-host`: name and address, for RUN steps.
     pub extra_hosts: Vec<(String, String)>,
+    /// `--build-context`, by name.
+    pub contexts: BTreeMap<String, NamedContext>,
+    /// Outputs that are no image.
+    pub files: Vec<FilesOutput>,
+    /// Make no image: only the files are wanted.
+    pub no_image: bool,
     /// `--secret`, by id.
     pub secrets: BTreeMap<String, Secret>,
     /// `--ssh`: the socket of an agent of this machine, by id.
@@ -45,6 +51,24 @@ pub struct BuildRequest {
     pub allow_insecure: bool,
     /// What RUN steps are limited by.
     pub limits: StepLimits,
+}
+
+/// What a name stands for in FROM, COPY and RUN.
+#[derive(Debug)]
+pub enum NamedContext {
+    /// These files.
+    Files(Context),
+    /// This image.
+    Image(ImageRef),
+}
+
+/// Where the files of the result go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FilesOutput {
+    /// Into a directory of this machine.
+    Directory(PathBuf),
+    /// Into one file, as a tar.
+    Tar(PathBuf),
 }
 
 /// Limits of RUN steps.
@@ -94,6 +118,8 @@ pub enum Context {
     Dir(PathBuf),
     /// A tar stream, plain or compressed (gzip, bzip2, xz, zstd). It is unpacked to a temporary directory.
     Tar(Box<dyn Read + Send>),
+    /// A Git repository, or the URL of a tar or of a Dockerfile alone.
+    Remote(String),
 }
 
 impl fmt::Debug for Context {
@@ -102,6 +128,7 @@ impl fmt::Debug for Context {
             Self::Empty => f.write_str("Empty"),
             Self::Dir(path) => f.debug_tuple("Dir").field(path).finish(),
             Self::Tar(_) => f.write_str("Tar"),
+            Self::Remote(url) => f.debug_tuple("Remote").field(url).finish(),
         }
     }
 }

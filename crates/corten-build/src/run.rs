@@ -22,7 +22,7 @@ use crate::cancel::Cancel;
 use crate::error::BuildError;
 use crate::ops::tree::Tree;
 use crate::ops::users;
-use crate::plan::{RunOp, SCRIPTS};
+use crate::plan::{CopyFrom, RunOp, SCRIPTS};
 use crate::progress::LogStream;
 use crate::request::{Sandboxing, Secret, StepLimits, StepNetworkMode};
 use crate::wire::{self, JobNetwork, Outcome, StepJob};
@@ -50,7 +50,6 @@ pub(crate) enum Ended {
 }
 
 /// What a step runs with.
-#[derive(Debug)]
 pub(crate) struct RunInput<'a> {
     pub(crate) store: &'a Store,
     pub(crate) sandboxing: &'a Sandboxing,
@@ -60,8 +59,8 @@ pub(crate) struct RunInput<'a> {
     pub(crate) cancel: &'a Cancel,
     /// Layers of the stages and images that its mounts are of, in their order.
     pub(crate) sources: &'a [Option<Vec<DiffId>>],
-    /// The build's context.
-    pub(crate) context: Option<&'a Tree>,
+    /// The files of the build's contexts.
+    pub(crate) trees: &'a (dyn Fn(&CopyFrom) -> Option<&'a Tree> + Sync),
     pub(crate) secrets: &'a BTreeMap<String, Secret>,
     pub(crate) agents: &'a BTreeMap<String, PathBuf>,
     pub(crate) limits: &'a StepLimits,

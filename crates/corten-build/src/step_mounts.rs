@@ -168,8 +168,8 @@ impl Ready {
                 self.kept.push(Kept::Dir(dir));
                 (path, source)
             }
-            (MountFrom::Files(CopyFrom::Context), _) => {
-                let Some(tree) = input.context else {
+            (MountFrom::Files(from @ (CopyFrom::Context | CopyFrom::Named(_))), _) => {
+                let Some(tree) = (input.trees)(from) else {
                     return Ok(Err("the build has no context".to_owned()));
                 };
                 let copied = match self.copied(input, tree, source)? {
@@ -262,7 +262,7 @@ impl Ready {
         };
         let base = match from {
             MountFrom::Nothing => String::new(),
-            MountFrom::Files(CopyFrom::Context) => {
+            MountFrom::Files(CopyFrom::Context | CopyFrom::Named(_)) => {
                 let message = "a cache mount cannot begin with files of the context";
                 return Ok(Err(message.to_owned()));
             }

@@ -33,7 +33,7 @@ const MAX_BEFORE: u64 = 8 << 20;
 const BLOCK: usize = 512;
 
 /// The archive in a file, inflated; `None`: the file is none.
-pub(super) fn open(mut file: File) -> io::Result<Option<Plain<'static>>> {
+pub(crate) fn open(mut file: File) -> io::Result<Option<Plain<'static>>> {
     let mut head = Vec::new();
     let Ok((_, plain)) = decompress(&file) else {
         return Ok(None);

@@ -16,7 +16,7 @@ use super::unpack;
 use crate::cancel::Cancel;
 
 /// How files are written.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Writer<'a> {
     /// The image's tree.
     pub(crate) root: &'a RootFd,

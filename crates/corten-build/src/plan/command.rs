@@ -3,8 +3,9 @@
 use corten_dockerfile::{CommandLine, CopyInstruction, RunInstruction, Span, scope};
 
 use super::evaluate::Stage;
-use super::{CopyOp, RunOp, SCRIPTS};
+use super::{CopyOp, RemoteOp, RunOp, SCRIPTS};
 use crate::error::BuildError;
+use crate::remote::Remote;
 use crate::request::StepNetworkMode;
 
 impl Stage<'_> {
@@ -102,24 +103,26 @@ impl Stage<'_> {
         add: bool,
         span: Span,
     ) -> Result<CopyOp, BuildError> {
-        for (flag, given) in [
-            ("keep-git-dir", copy.keep_git_dir.is_some()),
-            ("checksum", copy.checksum.is_some()),
-        ] {
-            if given {
-                return Err(self.error(span, format!("ADD --{flag} is not supported")));
+        let mut sources = Vec::new();
+        let mut remotes = Vec::new();
+        for word in &copy.sources {
+            let word = self.word(word, span)?;
+            match Remote::parse(&word) {
+                None => sources.push(word),
+                Some(remote) => {
+                    let remote = remote.map_err(|message| self.error(span, message))?;
+                    remotes.push(self.remote(copy, add, remote, span)?);
+                }
             }
         }
-        let sources = copy
-            .sources
-            .iter()
-            .map(|word| self.word(word, span))
-            .collect::<Result<Vec<_>, _>>()?;
-        if add && let Some(remote) = sources.iter().find(|s| is_remote(s)) {
-            let message = format!(
-                "ADD {remote}: remote sources are not supported: download it in a RUN step"
-            );
-            return Err(self.error(span, message));
+        if copy.checksum.is_some() {
+            if sources.len() + remotes.len() + copy.heredocs.len() != 1 {
+                let message = "checksum can't be specified for multiple sources";
+                return Err(self.error(span, message));
+            }
+            if remotes.is_empty() {
+                return Err(self.error(span, "checksum requires HTTP(S) or Git sources"));
+            }
         }
         let inline = copy
             .heredocs
@@ -151,7 +154,7 @@ impl Stage<'_> {
             .map(|word| self.word(word, span))
             .collect::<Result<Vec<_>, _>>()?;
         let destination = destination(&self.workdir(), &written);
-        if sources.len() + inline.len() > 1 && !destination.ends_with('/') {
+        if sources.len() + remotes.len() + inline.len() > 1 && !destination.ends_with('/') {
             let keyword = if add { "ADD" } else { "COPY" };
             let message = format!(
                 "When using {keyword} with more than one source file, the destination must be a \
@@ -164,6 +167,7 @@ impl Stage<'_> {
                 .outline
                 .copy_from(self.index, copy.from.as_deref(), span)?,
             sources,
+            remotes,
             inline,
             destination,
             chown,
@@ -172,6 +176,65 @@ impl Stage<'_> {
             link: copy.link,
             parents: copy.parents,
             exclude,
+        })
+    }
+
+    /// A source that is elsewhere.
+    fn remote(
+        &self,
+        copy: &CopyInstruction,
+        add: bool,
+        remote: Remote,
+        span: Span,
+    ) -> Result<RemoteOp, BuildError> {
+        let checksum = match &copy.checksum {
+            None => None,
+            Some(word) => Some(self.word(word, span)?),
+        };
+        let mut keep_git_dir = copy.keep_git_dir;
+        let mut remote = remote;
+        let mut of_file = None;
+        match &mut remote {
+            Remote::Http(_) if !add => {
+                return Err(self.error(span, "source can't be a URL for COPY"));
+            }
+            Remote::Git(_) if !add => {
+                return Err(self.error(span, "source can't be a git ref for COPY"));
+            }
+            Remote::Http(_) => {
+                if let Some(checksum) = checksum {
+                    let digest: corten_oci::Digest = checksum.parse().map_err(|e| {
+                        self.error(span, format!("invalid checksum {checksum:?}: {e}"))
+                    })?;
+                    if !digest.as_str().starts_with("sha256:") {
+                        let message = format!("invalid checksum {checksum:?}: it must be sha256");
+                        return Err(self.error(span, message));
+                    }
+                    of_file = Some(digest.to_string());
+                }
+            }
+            Remote::Git(git) => {
+                if let (Some(ours), Some(theirs)) = (copy.keep_git_dir, git.keep_git_dir)
+                    && ours != theirs
+                {
+                    return Err(self.error(span, "inconsistent keep-git-dir configuration"));
+                }
+                keep_git_dir = keep_git_dir.or(git.keep_git_dir);
+                match (&checksum, &git.checksum) {
+                    (Some(ours), Some(theirs)) if ours != theirs => {
+                        let message = format!("checksum mismatch {ours:?} != {theirs:?}");
+                        return Err(self.error(span, message));
+                    }
+                    (Some(_), _) => git.checksum = checksum,
+                    (None, _) => {}
+                }
+            }
+        }
+        Ok(RemoteOp {
+            remote,
+            checksum: of_file,
+            unpack: copy.unpack == Some(true),
+            keep_git_dir: keep_git_dir.unwrap_or(false),
         })
     }
 
@@ -190,14 +253,6 @@ impl Stage<'_> {
 fn is_heredoc(text: &str) -> bool {
     let text = text.trim();
     text.starts_with("<<") && !text.contains(char::is_whitespace)
-}
-
-/// A URL or a git repository, as BuildKit tells them from paths.
-fn is_remote(source: &str) -> bool {
-    let lower = source.to_lowercase();
-    ["http://", "https://", "git://", "ssh://", "git@"]
-        .iter()
-        .any(|prefix| lower.starts_with(prefix))
 }
 
 /// An absolute destination; a directory that is meant as one keeps a slash at its end.

@@ -10,8 +10,8 @@ use corten_dockerfile::{
 
 use super::outline::trigger_text;
 use super::{
-    Base, BaseImage, CopyFrom, FromStep, ImageKey, Op, Outline, Plan, Source, StagePlan, Step,
-    WorkdirOp, values,
+    Base, BaseImage, CopyFrom, CopyOp, FromStep, ImageKey, Op, Outline, Plan, Source, StagePlan,
+    Step, WorkdirOp, values,
 };
 use crate::config::{Empty, RuntimeConfig};
 use crate::error::BuildError;
@@ -59,6 +59,9 @@ pub(crate) fn evaluate(
         let mut stage = Stage::new(outline, images, index, &plan.stages, &scopes);
         let from = stage.begin(images, &mut numbers);
         let mut steps = Vec::new();
+        if let Base::Files(name) = &outline.stages[index].base {
+            steps.push(files(name, outline.stages[index].span));
+        }
         let triggers = outline.stages[index]
             .triggers
             .as_deref()
@@ -84,6 +87,29 @@ pub(crate) fn evaluate(
         scopes.push(Some(stage.scope));
     }
     Ok(plan)
+}
+
+/// FROM a named context: its files are the first layer.
+fn files(name: &str, span: Span) -> Step {
+    Step {
+        name: format!("[context {name}] load files"),
+        instruction: None,
+        span,
+        op: Op::Copy(CopyOp {
+            from: CopyFrom::Named(name.to_owned()),
+            sources: vec![".".to_owned()],
+            remotes: Vec::new(),
+            inline: Vec::new(),
+            destination: "/".to_owned(),
+            chown: None,
+            chmod: None,
+            unpack: false,
+            link: false,
+            parents: false,
+            exclude: Vec::new(),
+        }),
+        history: Some(format!("FROM context {name}")),
+    }
 }
 
 struct Numbers {
@@ -124,7 +150,7 @@ impl<'a> Stage<'a> {
         let mut author = String::new();
         let mut scope = None;
         let mut config = match &stage.base {
-            Base::Scratch => RuntimeConfig {
+            Base::Scratch | Base::Files(_) => RuntimeConfig {
                 env: vec![format!("PATH={}", corten_runtime::defaults::PATH)],
                 working_dir: "/".to_owned(),
                 ..RuntimeConfig::default()

@@ -20,6 +20,7 @@ use corten_oci::{DiffId, Digest, ImageRef, Platform};
 use crate::config::{ImageDocument, RuntimeConfig};
 use crate::error::{BuildError, Place};
 use crate::progress::Instruction;
+use crate::remote::Remote;
 use crate::request::StepNetworkMode;
 
 pub(crate) use evaluate::evaluate;
@@ -34,8 +35,17 @@ pub(crate) struct Settings {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) platform: Option<Platform>,
     pub(crate) network: StepNetworkMode,
+    /// `--build-context`
+    pub(crate) contexts: BTreeMap<String, Named>,
     /// `--security=insecure` may be used.
     pub(crate) allow_insecure: bool,
+}
+
+/// What a name given by `--build-context` stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Named {
+    Files,
+    Image(ImageRef),
 }
 
 /// A Dockerfile with its text.
@@ -92,6 +102,8 @@ pub(crate) enum Base {
     Scratch,
     Stage(usize),
     Image(ImageKey),
+    /// The files of a named context.
+    Files(String),
 }
 
 /// Where COPY takes its files from.
@@ -100,6 +112,8 @@ pub(crate) enum CopyFrom {
     Context,
     Stage(usize),
     Image(ImageKey),
+    /// A named context.
+    Named(String),
 }
 
 /// Everything to be done.
@@ -170,6 +184,8 @@ pub(crate) struct CopyOp {
     pub(crate) from: CopyFrom,
     /// Paths and patterns in the source.
     pub(crate) sources: Vec<String>,
+    /// Files and repositories that are elsewhere (ADD).
+    pub(crate) remotes: Vec<RemoteOp>,
     /// Files given in the Dockerfile itself: name and content.
     pub(crate) inline: Vec<(String, String)>,
     /// Absolute; with a slash at its end where the user meant a directory.
@@ -182,6 +198,18 @@ pub(crate) struct CopyOp {
     pub(crate) link: bool,
     pub(crate) parents: bool,
     pub(crate) exclude: Vec<String>,
+}
+
+/// A source of ADD that is elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RemoteOp {
+    pub(crate) remote: Remote,
+    /// What its content must be, as `sha256:…`.
+    pub(crate) checksum: Option<String>,
+    /// Its archive is unpacked.
+    pub(crate) unpack: bool,
+    /// Its `.git` is kept.
+    pub(crate) keep_git_dir: bool,
 }
 
 /// RUN.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use corten_dockerfile::{Dockerfile, Instruction, Kind, Lexer, Mount, Span, scope};
 use corten_oci::{ImageRef, Platform};
 
-use super::{Base, CopyFrom, ImageKey, Settings, Source};
+use super::{Base, CopyFrom, ImageKey, Named, Settings, Source};
 use crate::error::BuildError;
 
 /// The graph of stages.
@@ -128,16 +128,26 @@ impl Outline {
                 }
             }
         };
-        let earlier = self.stage_named(&base, self.stages.len());
-        let base = if let Some(index) = earlier {
+        let position = self.stages.len();
+        let name = stage.name.clone();
+        let replaced = name.as_deref().and_then(|name| self.named_context(name));
+        let instructions = match replaced {
+            // The whole stage is what the name stands for.
+            Some(_) => Vec::new(),
+            None => dockerfile.stages[position].instructions.clone(),
+        };
+        let earlier = self.stage_named(&base, position);
+        let base = if let Some(named) = replaced {
+            Self::base_named(named, &platform)
+        } else if let Some(index) = earlier {
             Base::Stage(index)
         } else if base == "scratch" {
             Base::Scratch
+        } else if let Some(named) = self.named_context(&base) {
+            Self::base_named(named, &platform)
         } else {
             Base::Image(self.image(&base, &platform, stage.span)?)
         };
-        let position = self.stages.len();
-        let name = stage.name.clone();
         Ok(OutlineStage {
             name,
             base,
@@ -145,8 +155,35 @@ impl Outline {
             text: stage.text.clone(),
             platform,
             triggers: None,
-            instructions: dockerfile.stages[position].instructions.clone(),
+            instructions,
         })
+    }
+
+    /// What `--build-context` gave a name; names of images are compared as such.
+    fn named_context(&self, name: &str) -> Option<(&str, &Named)> {
+        if matches!(name, "scratch" | "context") {
+            return None;
+        }
+        let contexts = &self.settings.contexts;
+        if let Some((key, named)) = contexts.get_key_value(name) {
+            return Some((key, named));
+        }
+        let image = |name: &str| name.parse::<ImageRef>().ok().map(ImageRef::or_latest);
+        let wanted = image(name)?;
+        let found = contexts
+            .iter()
+            .find(|(key, _)| image(key).as_ref() == Some(&wanted));
+        found.map(|(key, named)| (key.as_str(), named))
+    }
+
+    fn base_named((name, named): (&str, &Named), platform: &Platform) -> Base {
+        match named {
+            Named::Files => Base::Files(name.to_owned()),
+            Named::Image(image) => Base::Image(ImageKey {
+                image: image.clone().or_latest(),
+                platform: platform.clone(),
+            }),
+        }
     }
 
     fn image(&self, name: &str, platform: &Platform, span: Span) -> Result<ImageKey, BuildError> {
@@ -227,6 +264,12 @@ impl Outline {
             return Err(self.error(span, message));
         }
         let platform = &self.stages[stage].platform;
+        if let Some(named) = self.named_context(from) {
+            return Ok(match Self::base_named(named, platform) {
+                Base::Image(key) => CopyFrom::Image(key),
+                _ => CopyFrom::Named(named.0.to_owned()),
+            });
+        }
         Ok(CopyFrom::Image(self.image(from, platform, span)?))
     }
 
@@ -251,7 +294,7 @@ impl Outline {
             }
             let span = self.stages[index].span;
             let triggers = match &self.stages[index].base {
-                Base::Scratch => Some(Vec::new()),
+                Base::Scratch | Base::Files(_) => Some(Vec::new()),
                 Base::Stage(base) => {
                     waiting.push(*base);
                     Some(triggers_of(&self.stages[*base].instructions))
@@ -271,7 +314,7 @@ impl Outline {
             for instruction in stage.all() {
                 for from in self.sources(instruction)? {
                     match self.copy_from(index, from.as_deref(), instruction.span)? {
-                        CopyFrom::Context => {}
+                        CopyFrom::Context | CopyFrom::Named(_) => {}
                         CopyFrom::Stage(other) => waiting.push(other),
                         CopyFrom::Image(key) => need(&key, instruction.span),
                     }

@@ -283,10 +283,7 @@ fn refusals_name_the_line() {
             "security.insecure is not allowed",
         ),
         ("RUN --network=x y", "unsupported network mode \"x\""),
-        (
-            "ADD https://x/y /z",
-            "ADD https://x/y: remote sources are not supported",
-        ),
+        ("COPY https://x/y /z", "source can't be a URL for COPY"),
         (
             "COPY a b /c",
             "When using COPY with more than one source file",
@@ -294,6 +291,19 @@ fn refusals_name_the_line() {
         (
             "COPY --from=$X a /c",
             "variable expansion is not supported for --from",
+        ),
+        (
+            "COPY https://x/y.git /z",
+            "source can't be a git ref for COPY",
+        ),
+        ("ADD --checksum=sha256:1 https://x/y /z", "invalid checksum"),
+        (
+            "ADD --checksum=sha256:1 a /z",
+            "checksum requires HTTP(S) or Git",
+        ),
+        (
+            "ADD --keep-git-dir=true https://x/y.git?keep-git-dir=0 /",
+            "inconsistent keep-git-dir",
         ),
         ("COPY --from=5 a /c", "invalid stage index 5"),
         ("COPY --chmod=u+x a /c", "invalid chmod parameter: 'u+x'"),

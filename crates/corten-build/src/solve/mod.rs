@@ -4,6 +4,8 @@
 //! The story is [`solve`]: definition, base images, plan, stages, image. The first failure
 //! cancels the rest, whose processes and directories are gone before the error is returned.
 
+mod remote_context;
+mod remotes;
 mod stage;
 mod steps;
 mod vertex;
@@ -15,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use corten_dockerfile::lint;
 use corten_oci::{Digest, ImageRef, Platform};
-use corten_store::Store;
+use corten_store::{Store, TmpDir};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -24,11 +26,16 @@ use crate::cancel::Cancel;
 use crate::context::{Definition, OpenContext};
 use crate::error::BuildError;
 use crate::export::{self, StageOutput};
-use crate::inquiry;
 use crate::ops::tree::Tree;
-use crate::plan::{self, Base, BaseImage, ImageKey, Outline, Plan, Settings, Source};
+use crate::plan::{
+    self, Base, BaseImage, CopyFrom, ImageKey, Named, Outline, Plan, Settings, Source,
+};
 use crate::progress::{BuildEvent, EventSink};
-use crate::request::{BuildRequest, DockerfileSource, ImageSource, Sandboxing, Secret, StepLimits};
+use crate::request::{
+    BuildRequest, Context, DockerfileSource, FilesOutput, ImageSource, NamedContext, Sandboxing,
+    Secret, StepLimits,
+};
+use crate::{files, inquiry};
 
 /// Locks by key, shared by all builds of a builder: a step that several need is run once.
 pub(crate) type KeyLocks = Mutex<HashMap<Digest, Weak<AsyncMutex<()>>>>;
@@ -60,6 +67,7 @@ pub(crate) struct Session {
     agents: BTreeMap<String, PathBuf>,
     limits: StepLimits,
     context: Option<Tree>,
+    named: HashMap<String, Tree>,
     next_vertex: Arc<AtomicU32>,
     permits: Semaphore,
     /// Results of this build, which are good even when the cache is not to be used.
@@ -74,6 +82,15 @@ impl Session {
         work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
     ) -> Result<T, BuildError> {
         blocking(work).await
+    }
+
+    /// The files of a context.
+    fn tree(&self, from: &CopyFrom) -> Option<&Tree> {
+        match from {
+            CopyFrom::Context => self.context.as_ref(),
+            CopyFrom::Named(name) => self.named.get(name),
+            CopyFrom::Stage(_) | CopyFrom::Image(_) => None,
+        }
     }
 
     fn key_lock(&self, key: &Digest) -> Arc<AsyncMutex<()>> {
@@ -112,6 +129,7 @@ pub(crate) async fn solve(
     .await?;
     crate::run::check_hosts(&request.extra_hosts)?;
     let tags = request.tags.clone();
+    let (files, no_image) = (request.files.clone(), request.no_image);
     let (session, mut outline, _unpacked) = begin(&parts, request, events, cancel).await?;
     let images = base_images(&session, &mut outline).await?;
     check(&session, &outline, &images)?;
@@ -138,6 +156,14 @@ pub(crate) async fn solve(
     );
     let cache = session.cache.clone();
     blocking(move || cache.touch(&touched)).await?;
+    for wanted in &files {
+        write_files(&session, &output, wanted).await?;
+    }
+    if no_image {
+        let stage = target(&plan)?;
+        let document = export::document(stage, &output, &plan.platform)?;
+        return Ok(export::id(&document));
+    }
     finish(&session, &plan, &images, output, tags).await
 }
 
@@ -181,7 +207,7 @@ async fn begin(
     request: BuildRequest,
     events: EventSink,
     cancel: Cancel,
-) -> Result<(Arc<Session>, Outline, Option<corten_store::TmpDir>), BuildError> {
+) -> Result<(Arc<Session>, Outline, Vec<TmpDir>), BuildError> {
     let next_vertex = Arc::new(AtomicU32::new(0));
     let path = match &request.dockerfile {
         DockerfileSource::InContext(path) => Some(Path::new(path)),
@@ -193,6 +219,21 @@ async fn begin(
         .map_or_else(|| "Dockerfile".into(), |n| n.to_string_lossy().into_owned());
     let name = format!("[internal] load build definition from {shown}");
     let vertex = vertex::start(&next_vertex, &events, name, true, None);
+    let mut request = request;
+    let mut fetched = None;
+    if let Context::Remote(url) = &request.context {
+        let url = url.clone();
+        let keep = request.build_args.get(remote_context::KEEP_GIT_DIR);
+        let keep = keep
+            .is_some_and(|value| value.as_deref() == Some("1") || value.as_deref() == Some("true"));
+        let agent = request.agents.get("default").cloned();
+        let came = remote_context::fetch(&url, keep, agent, &parts.store, &cancel).await?;
+        request.context = came.context;
+        if let Some(source) = came.dockerfile {
+            request.dockerfile = source;
+        }
+        fetched = Some(came.dir);
+    }
     let (store, stop, dockerfile) = (
         parts.store.clone(),
         cancel.clone(),
@@ -212,6 +253,17 @@ async fn begin(
         platform: request.platform,
         network: request.network,
         allow_insecure: request.allow_insecure,
+        contexts: request
+            .contexts
+            .iter()
+            .map(|(name, context)| {
+                let named = match context {
+                    NamedContext::Files(_) => Named::Files,
+                    NamedContext::Image(image) => Named::Image(image.clone()),
+                };
+                (name.clone(), named)
+            })
+            .collect(),
     };
     let parsed = read.and_then(|(context, definition)| {
         let Definition { name, text } = definition;
@@ -237,6 +289,31 @@ async fn begin(
     })
     .await;
     let (tree, unpacked) = vertex.end(false, read)?;
+    let mut unpacked: Vec<TmpDir> = unpacked.into_iter().chain(fetched).collect();
+    let mut named = HashMap::new();
+    for (name, context) in request.contexts {
+        let NamedContext::Files(context) = context else {
+            continue;
+        };
+        let vertex = vertex::start(
+            &next_vertex,
+            &events,
+            format!("[context {name}] load .dockerignore"),
+            true,
+            None,
+        );
+        let (store, stop) = (parts.store.clone(), cancel.clone());
+        let opened = blocking(move || {
+            let context = OpenContext::open(context, &store, &stop)?;
+            let alone = DockerfileSource::Inline(String::new());
+            let (_, rules) = context.ignore(&alone)?;
+            Ok(context.into_tree(rules))
+        })
+        .await;
+        let (tree, dir) = vertex.end(false, opened)?;
+        named.extend(tree.map(|tree| (name, tree)));
+        unpacked.extend(dir);
+    }
     let parallelism = match parts.sandboxing.parallelism {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         chosen => chosen,
@@ -258,6 +335,7 @@ async fn begin(
         agents: request.agents,
         limits: request.limits,
         context: tree,
+        named,
         next_vertex,
         permits: Semaphore::new(parallelism),
         done: Mutex::new(HashMap::new()),
@@ -361,6 +439,26 @@ async fn stages(
         .ok_or_else(|| BuildError::Internal("the target stage has no result".to_owned()))
 }
 
+fn target(plan: &Plan) -> Result<&plan::StagePlan, BuildError> {
+    plan.stages[plan.target]
+        .as_ref()
+        .ok_or_else(|| BuildError::Internal("the target stage is not planned".to_owned()))
+}
+
+/// Writes the files of the result.
+async fn write_files(
+    session: &Arc<Session>,
+    output: &StageOutput,
+    wanted: &FilesOutput,
+) -> Result<(), BuildError> {
+    let vertex = session.internal(wanted.shown().to_owned());
+    session.cancel.check()?;
+    let (store, cancel) = (session.store.clone(), session.cancel.clone());
+    let (layers, wanted) = (output.layers.clone(), wanted.clone());
+    let written = blocking(move || files::export(&store, &layers, &wanted, &cancel)).await;
+    vertex.end(false, written)
+}
+
 /// Stores and names the image.
 async fn finish(
     session: &Arc<Session>,
@@ -371,9 +469,7 @@ async fn finish(
 ) -> Result<Digest, BuildError> {
     let vertex = session.internal("exporting to image".to_owned());
     session.cancel.check()?;
-    let stage = plan.stages[plan.target]
-        .as_ref()
-        .ok_or_else(|| BuildError::Internal("the target stage is not planned".to_owned()))?;
+    let stage = target(plan)?;
     // FROM alone: the image is its base.
     let unchanged = match &stage.base {
         Base::Image(key) if stage.steps.is_empty() => images

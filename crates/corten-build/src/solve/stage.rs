@@ -91,7 +91,7 @@ impl StageRun {
     async fn base(&self, stage: &StagePlan) -> Result<StageOutput, BuildError> {
         let instruction = Some(&stage.from.instruction);
         let (output, id) = match &stage.base {
-            Base::Scratch => (StageOutput::default(), keys::state(&[])),
+            Base::Scratch | Base::Files(_) => (StageOutput::default(), keys::state(&[])),
             Base::Image(key) => {
                 let image = self.image(key)?;
                 let output = StageOutput::of_image(&image.document, &image.layers);
@@ -142,7 +142,7 @@ impl StageRun {
         let mut sources = Vec::new();
         for from in wanted {
             sources.push(match from {
-                None | Some(CopyFrom::Context) => None,
+                None | Some(CopyFrom::Context | CopyFrom::Named(_)) => None,
                 Some(CopyFrom::Stage(index)) => Some(self.other(*index).await?.layers.clone()),
                 Some(CopyFrom::Image(key)) => Some(self.image(key)?.layers.clone()),
             });

@@ -9,6 +9,7 @@ use corten_store::Upper;
 use corten_store::rooted::RootFd;
 
 use super::Session;
+use super::remotes::{Brought, Identified};
 use crate::cache::{Output, now};
 use crate::error::{BuildError, Place, reason};
 use crate::keys;
@@ -16,7 +17,7 @@ use crate::ops::content::{self, Appearance};
 use crate::ops::tree::{Entry, SelectError, Selection, Tree};
 use crate::ops::write::{self, Writer};
 use crate::ops::{self, users};
-use crate::plan::{CopyFrom, CopyOp, MountFrom, Mounted, Op, Plan, RunOp, WorkdirOp};
+use crate::plan::{CopyFrom, CopyOp, MountFrom, Mounted, Op, Plan, RemoteOp, RunOp, WorkdirOp};
 use crate::progress::BuildEvent;
 use crate::run::{self, Ended, RunInput};
 
@@ -33,6 +34,8 @@ struct Work {
     /// What COPY --from, or each mount of a RUN, takes files from.
     sources: Vec<Option<Vec<DiffId>>>,
     vertex: u32,
+    /// What the sources of ADD that are elsewhere are.
+    remotes: Vec<Identified>,
 }
 
 impl Session {
@@ -45,14 +48,21 @@ impl Session {
         sources: Vec<Option<Vec<DiffId>>>,
         vertex: u32,
     ) -> Result<Solved, BuildError> {
-        let work = Arc::new(Work {
+        let mut work = Work {
             session: self.clone(),
             plan,
             at,
             layers: layers.to_vec(),
             sources,
             vertex,
-        });
+            remotes: Vec::new(),
+        };
+        for remote in work.remote_ops()? {
+            let identified = self.identify(&remote).await?;
+            let identified = identified.map_err(|message| work.error(message))?;
+            work.remotes.push(identified);
+        }
+        let work = Arc::new(work);
         // A key that needs no file to be read, where there is one.
         let quick = work.quick_key()?;
         if let Some(key) = &quick
@@ -83,10 +93,15 @@ impl Session {
             return Ok((known, true, key));
         }
         let _permit = self.permit().await?;
+        let mut brought = Vec::new();
+        for (remote, identified) in work.remote_ops()?.iter().zip(&work.remotes) {
+            let files = self.bring(remote, identified).await?;
+            brought.push(files.map_err(|message| work.error(message))?);
+        }
         let (session, recorded) = (self.clone(), key.clone());
         let output = self
             .blocking(move || {
-                let output = work.carry_out()?;
+                let output = work.carry_out(&brought)?;
                 let keys: Vec<&Digest> = std::iter::once(&recorded).chain(&quick).collect();
                 session.cache.put(&keys, &output, work.name()?)?;
                 Ok(output)
@@ -153,6 +168,20 @@ impl Work {
         }
     }
 
+    fn remote_ops(&self) -> Result<Vec<RemoteOp>, BuildError> {
+        Ok(match &self.step()?.op {
+            Op::Copy(op) => op.remotes.clone(),
+            _ => Vec::new(),
+        })
+    }
+
+    fn remote_keys(&self) -> Vec<String> {
+        self.remotes
+            .iter()
+            .map(|remote| remote.key.clone())
+            .collect()
+    }
+
     fn quick_key(&self) -> Result<Option<Digest>, BuildError> {
         let parent = keys::state(&self.layers);
         match &self.step()?.op {
@@ -161,7 +190,14 @@ impl Work {
                     return Ok(None);
                 };
                 let source = keys::state(source);
-                Ok(Some(keys::copy(&parent, op, keys::FROM_STATE, &source)))
+                let remotes = self.remote_keys();
+                Ok(Some(keys::copy(
+                    &parent,
+                    op,
+                    keys::FROM_STATE,
+                    &source,
+                    &remotes,
+                )))
             }
             Op::Run(op) => {
                 let mut binds = Vec::new();
@@ -170,7 +206,7 @@ impl Work {
                         continue;
                     }
                     match (mount.files(), self.sources.get(index)) {
-                        (Some(CopyFrom::Context), _) => return Ok(None),
+                        (Some(CopyFrom::Context | CopyFrom::Named(_)), _) => return Ok(None),
                         (_, Some(Some(layers))) => binds.push(keys::state(layers)),
                         _ => binds.push(keys::state(&[])),
                     }
@@ -239,7 +275,8 @@ impl Work {
             let session = &self.session;
             content::digest(tree, &entries, appearance, &session.cache, &session.cancel)
         })?;
-        Ok(keys::copy(&parent, op, keys::BY_CONTENT, &digest))
+        let remotes = self.remote_keys();
+        Ok(keys::copy(&parent, op, keys::BY_CONTENT, &digest, &remotes))
     }
 
     /// The key of a RUN, by what its bind mounts show.
@@ -262,14 +299,14 @@ impl Work {
                     parents: false,
                     into_directory: false,
                 };
-                let entries = self.selected(tree, &selection, mount.files())?;
+                let entries = self.selected(tree, &selection)?;
                 content::digest(tree, &entries, appearance, &session.cache, &session.cancel)
             };
             let layers = self.sources.get(index).and_then(Option::as_deref);
             binds.push(match (from, layers) {
                 (MountFrom::Nothing, _) => keys::state(&[]),
                 (MountFrom::Files(_), Some(layers)) => self.in_layers(layers, digest)?,
-                (MountFrom::Files(_), None) => match &session.context {
+                (MountFrom::Files(from), None) => match session.tree(from) {
                     Some(tree) => digest(tree)?,
                     None => return Err(self.error("the build has no context to be mounted")),
                 },
@@ -301,7 +338,7 @@ impl Work {
         if let Some(stack) = self.source() {
             return self.in_layers(stack, work);
         }
-        match &self.session.context {
+        match self.session.tree(&op.from) {
             Some(tree) => work(tree),
             None if op.sources.is_empty() => {
                 // Only here-documents: any tree does.
@@ -328,21 +365,16 @@ impl Work {
             parents: op.parents,
             into_directory: op.destination.ends_with('/'),
         };
-        self.selected(tree, &selection, Some(&op.from))
+        self.selected(tree, &selection)
     }
 
-    fn selected(
-        &self,
-        tree: &Tree,
-        selection: &Selection<'_>,
-        from: Option<&CopyFrom>,
-    ) -> Result<Vec<Entry>, BuildError> {
+    fn selected(&self, tree: &Tree, selection: &Selection<'_>) -> Result<Vec<Entry>, BuildError> {
         tree.select(selection).map_err(|error| match &error {
             SelectError::NotFound { hint, .. } => {
                 let reference = keys::state(&self.layers);
                 let hint = match hint {
                     Some(name) => format!(" (did you mean {name}?)"),
-                    None if from == Some(&CopyFrom::Context) && !tree.ignore.is_empty() => {
+                    None if tree.foreign && !tree.ignore.is_empty() => {
                         " (it may be left out by .dockerignore)".to_owned()
                     }
                     None => String::new(),
@@ -357,11 +389,11 @@ impl Work {
         })
     }
 
-    fn carry_out(&self) -> Result<Output, BuildError> {
+    fn carry_out(&self, brought: &[Brought]) -> Result<Output, BuildError> {
         self.session.cancel.check()?;
         let layer = match &self.step()?.op {
             Op::Workdir(op) => self.workdir(op)?,
-            Op::Copy(op) => self.copy(op)?,
+            Op::Copy(op) => self.copy(op, brought)?,
             Op::Run(op) => self.run(op)?,
             Op::Config => None,
         };
@@ -384,7 +416,7 @@ impl Work {
         ops::settle(store, work)
     }
 
-    fn copy(&self, op: &CopyOp) -> Result<Option<DiffId>, BuildError> {
+    fn copy(&self, op: &CopyOp, brought: &[Brought]) -> Result<Option<DiffId>, BuildError> {
         let session = &self.session;
         let below: &[DiffId] = if op.link { &[] } else { &self.layers };
         let (work, root) = ops::writable(&session.store, below)?;
@@ -426,6 +458,29 @@ impl Work {
             }
             writer.entries(tree, &entries, &destination).map_err(failed)
         })?;
+        for remote in brought {
+            let tree = Tree {
+                root: RootFd::open(&remote.root).map_err(BuildError::io("open a download"))?,
+                ignore: IgnoreRules::default(),
+                foreign: true,
+                remember: false,
+            };
+            let sources = [remote.path.clone()];
+            let selection = Selection {
+                sources: &sources,
+                exclude: &op.exclude,
+                parents: false,
+                into_directory: into,
+            };
+            let entries = self.selected(&tree, &selection)?;
+            let writer = Writer {
+                unpack: remote.unpack,
+                ..writer
+            };
+            writer
+                .entries(&tree, &entries, &destination)
+                .map_err(failed)?;
+        }
         for (name, content) in &op.inline {
             let target = if into {
                 destination.join(name)
@@ -434,7 +489,7 @@ impl Work {
             };
             writer.inline(&target, content).map_err(failed)?;
         }
-        if op.destination.ends_with('/') && !op.sources.is_empty() {
+        if op.destination.ends_with('/') && !(op.sources.is_empty() && brought.is_empty()) {
             // Nothing matched, or an empty directory: the destination is there all the same.
             write::make_directory(&root, &destination, owner)
                 .map_err(|e| failed((destination.clone(), e)))?;
@@ -468,7 +523,7 @@ impl Work {
             hosts: &session.hosts,
             cancel: &session.cancel,
             sources: &self.sources,
-            context: session.context.as_ref(),
+            trees: &|from| session.tree(from),
             secrets: &session.secrets,
             agents: &session.agents,
             limits: &session.limits,

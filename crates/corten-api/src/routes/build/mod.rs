@@ -20,7 +20,8 @@ use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use corten_build::{
-    BuildError, BuildEvent, BuildRequest, Context, DockerfileSource, EventSink, Secret,
+    BuildError, BuildEvent, BuildRequest, Context, DockerfileSource, EventSink, FilesOutput,
+    NamedContext, Secret,
 };
 use corten_engine::Engine;
 use corten_oci::Digest;
@@ -41,6 +42,10 @@ use classic::Classic;
 const CONTEXT: &str = "X-Corten-Context";
 /// Names a Dockerfile outside it; `-`: the body is its text.
 const DOCKERFILE: &str = "X-Corten-Dockerfile";
+/// Named contexts.
+const CONTEXTS: &str = "X-Corten-Contexts";
+/// Outputs of files.
+const FILES: &str = "X-Corten-Files";
 /// Secrets.
 const SECRETS: &str = "X-Corten-Secrets";
 /// SSH agents.
@@ -83,18 +88,17 @@ async fn build(
     let mut wanted = wish.request;
     wanted.secrets = secrets(&parts.headers)?;
     wanted.agents = agents(&parts)?;
+    wanted.contexts = contexts(&parts)?;
+    wanted.files = files(&parts)?;
     match directory(&parts.headers)? {
         Some(directory) => {
-            if parts.extensions.get::<InProcess>().is_none() {
-                return Err(ApiError::forbidden(format!(
-                    "{CONTEXT}: only a client in the engine's own process may name a directory"
-                )));
-            }
+            in_process(&parts, CONTEXT, "a directory")?;
             wanted.context = Context::Dir(directory);
             if let Some(source) = outside(&parts.headers, body).await? {
                 wanted.dockerfile = source;
             }
         }
+        None if matches!(wanted.context, Context::Remote(_)) => {}
         None => wanted.context = Context::Tar(Box::new(request_body::reader(body))),
     }
     for (_, address) in &mut wanted.extra_hosts {
@@ -149,13 +153,70 @@ fn agents(parts: &http::request::Parts) -> Result<BTreeMap<String, PathBuf>, Api
     let Some(value) = parts.headers.get(AGENTS) else {
         return Ok(BTreeMap::new());
     };
-    if parts.extensions.get::<InProcess>().is_none() {
-        return Err(ApiError::forbidden(format!(
-            "{AGENTS}: only a client in the engine's own process may name a socket"
-        )));
-    }
+    in_process(parts, AGENTS, "a socket")?;
     serde_json::from_slice(value.as_bytes())
         .map_err(|error| ApiError::bad_parameter(format!("{AGENTS}: {error}")))
+}
+
+/// What a client says of a named context.
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Named {
+    Directory(PathBuf),
+    Image(String),
+}
+
+fn contexts(parts: &http::request::Parts) -> Result<BTreeMap<String, NamedContext>, ApiError> {
+    let Some(value) = parts.headers.get(CONTEXTS) else {
+        return Ok(BTreeMap::new());
+    };
+    let bad = |error: String| ApiError::bad_parameter(format!("{CONTEXTS}: {error}"));
+    let named: BTreeMap<String, Named> =
+        serde_json::from_slice(value.as_bytes()).map_err(|error| bad(error.to_string()))?;
+    named
+        .into_iter()
+        .map(|(name, named)| {
+            let context = match named {
+                Named::Image(image) => {
+                    let parsed = image.parse().map_err(|e| bad(format!("{image}: {e}")))?;
+                    NamedContext::Image(parsed)
+                }
+                Named::Directory(path) => {
+                    in_process(parts, CONTEXTS, "a directory")?;
+                    NamedContext::Files(Context::Dir(path))
+                }
+            };
+            Ok((name, context))
+        })
+        .collect()
+}
+
+fn files(parts: &http::request::Parts) -> Result<Vec<FilesOutput>, ApiError> {
+    let Some(value) = parts.headers.get(FILES) else {
+        return Ok(Vec::new());
+    };
+    in_process(parts, FILES, "files to be written")?;
+    let bad = |error: String| ApiError::bad_parameter(format!("{FILES}: {error}"));
+    let files: Vec<(String, PathBuf)> =
+        serde_json::from_slice(value.as_bytes()).map_err(|error| bad(error.to_string()))?;
+    files
+        .into_iter()
+        .map(|(kind, path)| match kind.as_str() {
+            "directory" => Ok(FilesOutput::Directory(path)),
+            "tar" => Ok(FilesOutput::Tar(path)),
+            other => Err(bad(format!("unknown kind {other}"))),
+        })
+        .collect()
+}
+
+/// Only a client in the engine's own process may name paths of the host.
+fn in_process(parts: &http::request::Parts, header: &str, what: &str) -> Result<(), ApiError> {
+    if parts.extensions.get::<InProcess>().is_some() {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(format!(
+        "{header}: only a client in the engine's own process may name {what}"
+    )))
 }
 
 fn directory(headers: &HeaderMap) -> Result<Option<PathBuf>, ApiError> {

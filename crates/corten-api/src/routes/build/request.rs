@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use corten_build::{BuildRequest, DockerfileSource, Inquiry, StepNetworkMode};
+use corten_build::{BuildRequest, Context, DockerfileSource, Inquiry, StepNetworkMode};
 use corten_oci::ImageRef;
 
 use super::super::containers::platform;
@@ -78,11 +78,7 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
             "dockerfile" if !value.is_empty() => {
                 request.dockerfile = DockerfileSource::InContext(value.clone());
             }
-            "remote" if !value.is_empty() => {
-                return Err(bad(
-                    "remote build contexts are not supported: send the context".to_owned(),
-                ));
-            }
+            "remote" if !value.is_empty() => request.context = Context::Remote(value.clone()),
             "version" if value == "2" => {
                 return Err(bad(
                     "BuildKit's session protocol is not offered: build with DOCKER_BUILDKIT=0"
@@ -130,6 +126,7 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
                     request.limits.ulimits.push(limit);
                 }
             }
+            "noimage" => request.no_image = truthy(value),
             "insecure" => request.allow_insecure = truthy(value),
             "extrahosts" => {
                 for entry in hosts(value)? {
@@ -225,7 +222,6 @@ mod tests {
     fn what_cannot_be_done_is_refused() {
         for (name, value) in [
             ("memory", "1000"),
-            ("remote", "https://example.org/x.git"),
             ("networkmode", "mine"),
             ("t", "UPPER"),
             ("squash", "1"),

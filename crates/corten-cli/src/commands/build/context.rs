@@ -17,6 +17,8 @@ pub(super) enum Source {
     },
     /// Only a Dockerfile, from standard input.
     Text(Vec<u8>),
+    /// A repository, or a file of a URL.
+    Remote(String),
     /// A tar on standard input, whose first bytes have been read already.
     Archive(Vec<u8>),
 }
@@ -48,9 +50,12 @@ pub(super) fn locate(context: &str, file: Option<&str>, here: &Path) -> Result<S
         return from_stdin(io::stdin().lock());
     }
     if is_url(context) {
-        return Err(CliError::message(format!(
-            "building from a URL is not offered: fetch {context} and give its directory"
-        )));
+        if file == Some("-") {
+            return Err(CliError::message(
+                "a Dockerfile on standard input needs a directory as context",
+            ));
+        }
+        return Ok(Source::Remote(context.to_owned()));
     }
     let root = here.join(context);
     let root = std::fs::canonicalize(&root).map_err(|error| match error.kind() {
@@ -163,7 +168,6 @@ fn is_url(text: &str) -> bool {
         "git@",
         "ssh://",
         "github.com/",
-        "ftp://",
     ]
     .iter()
     .any(|prefix| text.starts_with(prefix))
@@ -207,7 +211,9 @@ mod tests {
                 .to_string()
                 .contains("\"nowhere\" not found")
         );
-        assert!(locate("https://example.org/a.git", None, &root).is_err());
+        let remote = locate("https://example.org/a.git", None, &root).unwrap();
+        assert!(matches!(remote, Source::Remote(url) if url == "https://example.org/a.git"));
+        assert!(locate("https://example.org/a.git", Some("-"), &root).is_err());
     }
 
     #[test]

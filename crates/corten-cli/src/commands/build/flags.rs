@@ -19,6 +19,10 @@ pub(super) const FLAGS: &[Flag] = &[
         "Set build-time variables; NAME alone takes the value of the environment",
     )
     .typed("list", env::check),
+    Flag::list(
+        "build-context",
+        "Additional build context: \"NAME=DIRECTORY\" or \"NAME=docker-image://IMAGE\"",
+    ),
     Flag::text(
         "call",
         "What to do: \"build\", \"check\", \"outline\" or \"targets\", with \",format=json\" for JSON",
@@ -41,7 +45,17 @@ pub(super) const FLAGS: &[Flag] = &[
         "Network of the RUN instructions: \"default\", \"none\" or \"host\"",
     )
     .default("default"),
+    Flag::switch(
+        "load",
+        "Shorthand for \"--output=type=docker\": the image is kept, as it is without",
+    ),
+    Flag::text("metadata-file", "Write build result metadata to a file"),
     Flag::switch("no-cache", "Do not use cache when building the image"),
+    Flag::list(
+        "output",
+        "What becomes of the result: a directory, or \"type=local|tar|oci|docker|image|registry,…\"",
+    )
+    .short('o'),
     Flag::text("platform", "Set target platform for build"),
     Flag::text(
         "progress",
@@ -52,6 +66,7 @@ pub(super) const FLAGS: &[Flag] = &[
         "pull",
         "Always attempt to pull a newer version of the image",
     ),
+    Flag::switch("push", "Shorthand for \"--output=type=registry\""),
     Flag::switch(
         "quiet",
         "Suppress the build output and print image ID on success",
@@ -85,11 +100,9 @@ pub(super) const UNSUPPORTED: &[Flag] = &[
     // There are no intermediate containers to remove; the image is always in the store.
     refused(Flag::switch("rm", "").default("true")),
     refused(Flag::switch("force-rm", "")),
-    refused(Flag::switch("load", "")),
     refused(Flag::switch("disable-content-trust", "").default("true")),
     refused(Flag::list("annotation", "")),
     refused(Flag::list("attest", "")),
-    refused(Flag::list("build-context", "")),
     refused(Flag::text("builder", "")),
     refused(Flag::list("cache-from", "")),
     refused(Flag::list("cache-to", "")),
@@ -102,11 +115,8 @@ pub(super) const UNSUPPORTED: &[Flag] = &[
     refused(Flag::text("isolation", "")),
     refused(Flag::bytes("memory", "").short('m')),
     refused(Flag::bytes("memory-swap", "")),
-    refused(Flag::text("metadata-file", "")),
     refused(Flag::list("no-cache-filter", "")),
-    refused(Flag::list("output", "").short('o')),
     refused(Flag::text("provenance", "")),
-    refused(Flag::switch("push", "")),
     refused(Flag::text("sbom", "")),
     refused(Flag::list("security-opt", "")),
     refused(Flag::switch("squash", "")),
@@ -116,15 +126,12 @@ pub(super) const UNSUPPORTED: &[Flag] = &[
 const HARMLESS: &[(&str, &[&str])] = &[
     ("rm", &["*"]),
     ("force-rm", &["*"]),
-    ("load", &["*"]),
     ("disable-content-trust", &["true", "1"]),
     ("builder", &["", "default"]),
     ("isolation", &["", "default"]),
     ("provenance", &["false", "0"]),
     ("sbom", &["false", "0"]),
-    ("push", &["false", "0"]),
     ("squash", &["false", "0"]),
-    ("output", &["type=docker"]),
 ];
 
 /// The first flag that was given and cannot be honoured.
@@ -180,15 +187,10 @@ mod tests {
 
     #[test]
     fn what_is_not_offered_is_refused() {
-        for fine in [
-            "--rm=false .",
-            "--load .",
-            "--provenance=false --sbom=false .",
-            "-o type=docker .",
-        ] {
+        for fine in ["--rm=false .", "--provenance=false --sbom=false ."] {
             assert!(refuse_unsupported(&flags(fine)).is_ok(), "{fine}");
         }
-        for bad in ["-o out .", "--cache-to x .", "--push .", "-m 1g ."] {
+        for bad in ["--cache-to x .", "-m 1g ."] {
             assert!(refuse_unsupported(&flags(bad)).is_err(), "{bad}");
         }
     }

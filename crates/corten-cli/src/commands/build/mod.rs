@@ -6,7 +6,9 @@
 
 mod call;
 mod context;
+mod contexts;
 mod flags;
+mod output;
 mod secrets;
 mod tarball;
 mod usage;
@@ -29,6 +31,8 @@ use crate::opts::env;
 use crate::progress::build::{self as progress, Mode, Showing};
 use call::Inquiry;
 use context::{Dockerfile, Source};
+use contexts::Named;
+use output::Outputs;
 use tarball::Tarball;
 
 /// `build`
@@ -74,6 +78,7 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
     }
     let argument = parsed.args.first().map(String::as_str).unwrap_or_default();
     let here = std::env::current_dir()?;
+    let outputs = Outputs::of(&parsed, &here)?;
     let source = context::locate(argument, parsed.nonempty("file"), &here)?;
     let client = cli.client()?;
     let ours = client.in_process() || is_corten(cli).await?;
@@ -96,6 +101,7 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
         .flag("q", quiet && !ours)
         .header("X-Registry-Config", registry_config(cli)?);
     let call = lent(call, &parsed, &here, client.in_process())?;
+    let call = named(call, &parsed, &outputs, &here, client.in_process())?;
     let (call, sending) = match source {
         Source::Directory { root, dockerfile } if client.in_process() => {
             (local(call, &root, dockerfile), None)
@@ -108,6 +114,10 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
                     .body_stream("application/x-tar", chunks),
                 Some(sending),
             )
+        }
+        Source::Remote(url) => {
+            let call = call.query_opt("dockerfile", parsed.nonempty("file"));
+            (call.query("remote", url), None)
         }
         Source::Text(text) => {
             let (chunks, sending) = Tarball::of_dockerfile(text).stream();
@@ -145,6 +155,12 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
     }
     let image = outcome?;
     if let Some(image) = &image {
+        let mut tags: Vec<String> = parsed.list("tag").into_iter().map(str::to_owned).collect();
+        tags.extend(outputs.names().map(str::to_owned));
+        outputs.finish(cli, image, &tags).await?;
+        if let Some(path) = parsed.nonempty("metadata-file") {
+            write_metadata(path, image, &tags)?;
+        }
         if let Some(path) = id_file {
             std::fs::write(path, image).map_err(|source| CliError::File {
                 action: "write",
@@ -213,6 +229,58 @@ fn lent<'c>(
         call = call.header("X-Corten-Ssh", serde_json::json!(agents).to_string());
     }
     Ok(call)
+}
+
+/// Named contexts, and outputs of files: what an engine in this process does with paths.
+fn named<'c>(
+    mut call: Call<'c>,
+    flags: &Parsed,
+    outputs: &Outputs,
+    here: &std::path::Path,
+    in_process: bool,
+) -> Result<Call<'c>> {
+    for name in outputs.names() {
+        call = call.query("t", name);
+    }
+    let contexts = contexts::named(&flags.list("build-context"), here)?;
+    let directory = |context: &Named| matches!(context, Named::Directory(_));
+    if !in_process && contexts.values().any(directory) {
+        return Err(CliError::message(
+            "--build-context: an engine in another process cannot read the directory",
+        ));
+    }
+    if !contexts.is_empty() {
+        call = call.header("X-Corten-Contexts", serde_json::json!(contexts).to_string());
+    }
+    let files = outputs.files();
+    if files.is_empty() {
+        return Ok(call);
+    }
+    if !in_process {
+        return Err(CliError::message(
+            "--output: an engine in another process cannot write files here",
+        ));
+    }
+    let call = call.header("X-Corten-Files", serde_json::json!(files).to_string());
+    Ok(call.flag("noimage", !outputs.image()))
+}
+
+/// `--metadata-file`, with BuildKit's keys.
+fn write_metadata(path: &str, image: &str, tags: &[String]) -> Result {
+    let mut metadata = serde_json::json!({ "containerimage.config.digest": image });
+    if !tags.is_empty() {
+        let names: Vec<String> = tags
+            .iter()
+            .map(|tag| Ok(crate::run::image::reference(tag)?.or_latest().to_string()))
+            .collect::<Result<_>>()?;
+        metadata["image.name"] = serde_json::json!(names.join(","));
+    }
+    let text = serde_json::to_vec_pretty(&metadata).map_err(crate::client::ClientError::from)?;
+    std::fs::write(path, text).map_err(|source| CliError::File {
+        action: "write",
+        path: path.into(),
+        source,
+    })
 }
 
 /// Everything that flags say, as the Engine API takes it.

@@ -1,0 +1,104 @@
+//! Outputs that are no image: the files of the result, in a directory or as a tar.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::Path;
+
+use corten_dockerfile::IgnoreRules;
+use corten_oci::DiffId;
+use corten_store::rooted::RootFd;
+use corten_store::{Store, Upper};
+
+use crate::cancel::Cancel;
+use crate::error::{BuildError, reason};
+use crate::ops::tree::{Selection, Tree};
+use crate::ops::write::Writer;
+use crate::request::FilesOutput;
+
+impl FilesOutput {
+    /// What the step is called.
+    pub(crate) fn shown(&self) -> &'static str {
+        match self {
+            Self::Directory(_) => "exporting to client directory",
+            Self::Tar(_) => "exporting to client tarball",
+        }
+    }
+}
+
+/// Writes the files of a stack of layers. Blocks.
+pub(crate) fn export(
+    store: &Store,
+    layers: &[DiffId],
+    output: &FilesOutput,
+    cancel: &Cancel,
+) -> Result<(), BuildError> {
+    match output {
+        FilesOutput::Directory(path) => directory(store, layers, path, cancel),
+        FilesOutput::Tar(path) => tar(store, layers, path),
+    }
+}
+
+/// Files that are there already are replaced, others stay, as with BuildKit.
+fn directory(
+    store: &Store,
+    layers: &[DiffId],
+    path: &Path,
+    cancel: &Cancel,
+) -> Result<(), BuildError> {
+    let failed = |what: &Path| BuildError::io(format!("write {}", what.display()));
+    fs::create_dir_all(path).map_err(failed(path))?;
+    let tree = Tree {
+        root: RootFd::from(store.layers().mount(layers, Upper::ReadOnly)?),
+        ignore: IgnoreRules::default(),
+        foreign: false,
+        remember: false,
+    };
+    let sources = [String::new()];
+    let selection = Selection {
+        sources: &sources,
+        exclude: &[],
+        parents: false,
+        into_directory: true,
+    };
+    let entries = tree
+        .select(&selection)
+        .map_err(|e| BuildError::Internal(format!("the result cannot be read: {e}")))?;
+    let root = RootFd::open(path).map_err(failed(path))?;
+    let writer = Writer {
+        root: &root,
+        owner: None,
+        chmod: None,
+        unpack: false,
+        cancel,
+    };
+    writer
+        .entries(&tree, &entries, Path::new("/"))
+        .map_err(|(below, error)| {
+            if error.kind() == std::io::ErrorKind::Interrupted {
+                return BuildError::Cancelled;
+            }
+            let below = below.strip_prefix("/").unwrap_or(&below);
+            BuildError::Invalid(format!(
+                "cannot write {}: {}",
+                path.join(below).display(),
+                reason(&error)
+            ))
+        })
+}
+
+fn tar(store: &Store, layers: &[DiffId], path: &Path) -> Result<(), BuildError> {
+    let failed = || BuildError::io(format!("write {}", path.display()));
+    let nothing = store.tmp_dir("export")?;
+    let upper = nothing.path().join("upper");
+    fs::create_dir(&upper).map_err(failed())?;
+    let merged = store.layers().mount_merged(layers, &upper)?;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .map_err(failed())?;
+    let mut out = BufWriter::with_capacity(1 << 18, file);
+    merged.write_tar(&mut out)?;
+    std::io::Write::flush(&mut out).map_err(failed())
+}

@@ -1,0 +1,126 @@
+//! A context that is elsewhere: a repository is checked out, an archive downloaded.
+
+use std::path::{Path, PathBuf};
+
+use corten_store::{Store, TmpDir};
+
+use super::blocking;
+use crate::cancel::Cancel;
+use crate::error::BuildError;
+use crate::ops::unpack;
+use crate::remote::Remote;
+use crate::remote::git::{self, GitSource};
+use crate::remote::http;
+use crate::request::{Context, DockerfileSource};
+
+/// Largest Dockerfile that a URL may lead to, bytes.
+const LARGEST: u64 = 8 << 20;
+/// Set to a true value, `.git` is part of the context.
+pub(super) const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
+
+/// What came.
+pub(super) struct Fetched {
+    pub(super) context: Context,
+    /// The URL was of a Dockerfile.
+    pub(super) dockerfile: Option<DockerfileSource>,
+    pub(super) dir: TmpDir,
+}
+
+/// Brings a context here.
+pub(super) async fn fetch(
+    url: &str,
+    keep_git_dir: bool,
+    agent: Option<PathBuf>,
+    store: &Store,
+    cancel: &Cancel,
+) -> Result<Fetched, BuildError> {
+    // As with Docker, this means the repository.
+    let whole = match url.strip_prefix("github.com/") {
+        Some(path) => {
+            let (path, rest) = path.split_once('#').unwrap_or((path, ""));
+            let path = path.trim_end_matches('/').trim_end_matches(".git");
+            let rest = if rest.is_empty() {
+                String::new()
+            } else {
+                format!("#{rest}")
+            };
+            format!("https://github.com/{path}.git{rest}")
+        }
+        None => url.to_owned(),
+    };
+    let remote = Remote::parse(&whole)
+        .ok_or_else(|| {
+            BuildError::Invalid(format!(
+                "{url} is no context: neither a repository nor a URL"
+            ))
+        })?
+        .map_err(BuildError::Invalid)?;
+    let dir = store.tmp_dir("context")?;
+    match remote {
+        Remote::Git(source) => {
+            let keep = source.keep_git_dir.unwrap_or(keep_git_dir);
+            let (place, stop) = (dir.path().to_owned(), cancel.clone());
+            let root = blocking(move || repository(&source, keep, agent.as_deref(), &place, &stop))
+                .await?;
+            Ok(Fetched {
+                context: Context::Dir(root),
+                dockerfile: None,
+                dir,
+            })
+        }
+        Remote::Http(url) => {
+            let done = http::download(&url, dir.path(), "context", cancel).await;
+            let file = done.map_err(BuildError::Invalid)?.path;
+            blocking(move || archive(&file, dir)).await
+        }
+    }
+}
+
+fn repository(
+    source: &GitSource,
+    keep: bool,
+    agent: Option<&Path>,
+    dir: &Path,
+    cancel: &Cancel,
+) -> Result<PathBuf, BuildError> {
+    let commit = git::resolve(source, agent).map_err(BuildError::Invalid)?;
+    let root =
+        git::fetch(source, &commit, keep, agent, dir, cancel).map_err(BuildError::Invalid)?;
+    let Some(subdir) = &source.subdir else {
+        return Ok(root);
+    };
+    // A link in the repository must not lead out of it.
+    let below = root.join(subdir.trim_start_matches('/')).canonicalize();
+    let inside = root.canonicalize();
+    match (below, inside) {
+        (Ok(below), Ok(inside)) if below.starts_with(&inside) && below.is_dir() => Ok(below),
+        _ => Err(BuildError::Invalid(format!(
+            "{} has no directory {subdir}",
+            source.url
+        ))),
+    }
+}
+
+/// A tar is the context, anything else a Dockerfile.
+fn archive(path: &Path, dir: TmpDir) -> Result<Fetched, BuildError> {
+    let failed = || BuildError::io("read the context");
+    let file = std::fs::File::open(path).map_err(failed())?;
+    if let Some(plain) = unpack::open(file).map_err(failed())? {
+        return Ok(Fetched {
+            context: Context::Tar(plain),
+            dockerfile: None,
+            dir,
+        });
+    }
+    let size = std::fs::metadata(path).map_err(failed())?.len();
+    if size > LARGEST {
+        let message = "the URL leads to neither a tar nor a Dockerfile".to_owned();
+        return Err(BuildError::Invalid(message));
+    }
+    let text = std::fs::read_to_string(path).map_err(failed())?;
+    Ok(Fetched {
+        context: Context::Empty,
+        dockerfile: Some(DockerfileSource::Inline(text)),
+        dir,
+    })
+}

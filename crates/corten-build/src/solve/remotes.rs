@@ -1,0 +1,134 @@
+//! Sources of ADD that are elsewhere: what they are, which decides the key, and then, only if
+//! the step has to be carried out, their files.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use corten_store::TmpDir;
+
+use super::Session;
+use super::blocking;
+use crate::error::BuildError;
+use crate::plan::RemoteOp;
+use crate::remote::git::{self, Resolved};
+use crate::remote::http::{self, Downloaded};
+use crate::remote::{Remote, file_name};
+
+/// A source of which it is known what it is.
+#[derive(Debug)]
+pub(super) struct Identified {
+    /// Its part of the key.
+    pub(super) key: String,
+    /// It is here already.
+    here: Option<(Arc<TmpDir>, Downloaded)>,
+    commit: Option<Resolved>,
+}
+
+/// A source whose files are here.
+#[derive(Debug)]
+pub(super) struct Brought {
+    /// A directory of ours.
+    pub(super) root: PathBuf,
+    /// What is wanted, below it.
+    pub(super) path: String,
+    pub(super) unpack: bool,
+    _dir: Arc<TmpDir>,
+}
+
+impl Session {
+    /// Finds out what a source is. An error that is only a text is the Dockerfile's.
+    pub(super) async fn identify(
+        self: &Arc<Self>,
+        op: &RemoteOp,
+    ) -> Result<Result<Identified, String>, BuildError> {
+        match (&op.remote, &op.checksum) {
+            (Remote::Http(url), Some(checksum)) => Ok(Ok(Identified {
+                key: http_key(&file_name(url), checksum, op.unpack),
+                here: None,
+                commit: None,
+            })),
+            (Remote::Http(url), None) => {
+                let name = file_name(url);
+                let dir = Arc::new(self.store.tmp_dir("download")?);
+                let done = http::download(url, dir.path(), &name, &self.cancel).await;
+                Ok(done.map(|done| Identified {
+                    key: http_key(&name, &done.digest, op.unpack),
+                    here: Some((dir, done)),
+                    commit: None,
+                }))
+            }
+            (Remote::Git(source), _) => {
+                let (wanted, agent) = (source.clone(), self.agents.get("default").cloned());
+                let found = blocking(move || Ok(git::resolve(&wanted, agent.as_deref()))).await?;
+                let subdir = source.subdir.as_deref().unwrap_or_default();
+                Ok(found.map(|commit| Identified {
+                    key: format!(
+                        "git {} {} {} {subdir}",
+                        commit.commit, op.keep_git_dir, source.no_submodules
+                    ),
+                    here: None,
+                    commit: Some(commit),
+                }))
+            }
+        }
+    }
+
+    /// Brings its files.
+    pub(super) async fn bring(
+        self: &Arc<Self>,
+        op: &RemoteOp,
+        identified: &Identified,
+    ) -> Result<Result<Brought, String>, BuildError> {
+        let (dir, root, path) = match (&op.remote, &identified.here, &identified.commit) {
+            (Remote::Http(url), Some((dir, _)), _) => {
+                (dir.clone(), dir.path().to_owned(), file_name(url))
+            }
+            (Remote::Http(url), None, _) => {
+                let name = file_name(url);
+                let dir = Arc::new(self.store.tmp_dir("download")?);
+                let done = match http::download(url, dir.path(), &name, &self.cancel).await {
+                    Ok(done) => done,
+                    Err(message) => return Ok(Err(message)),
+                };
+                if let Some(checksum) = &op.checksum
+                    && *checksum != done.digest
+                {
+                    return Ok(Err(format!("digest mismatch {}: {checksum}", done.digest)));
+                }
+                let root = dir.path().to_owned();
+                (dir, root, name)
+            }
+            (Remote::Git(source), _, Some(commit)) => {
+                let dir = Arc::new(self.store.tmp_dir("checkout")?);
+                let (wanted, commit) = (source.clone(), commit.clone());
+                let agent = self.agents.get("default").cloned();
+                let (place, cancel) = (dir.path().to_owned(), self.cancel.clone());
+                let keep = op.keep_git_dir;
+                let fetched = blocking(move || {
+                    let agent = agent.as_deref();
+                    Ok(git::fetch(&wanted, &commit, keep, agent, &place, &cancel))
+                })
+                .await?;
+                match fetched {
+                    Ok(root) => (dir, root, source.subdir.clone().unwrap_or_default()),
+                    Err(message) => return Ok(Err(message)),
+                }
+            }
+            (Remote::Git(_), _, None) => {
+                return Err(BuildError::Internal(
+                    "a repository without a commit".to_owned(),
+                ));
+            }
+        };
+        Ok(Ok(Brought {
+            root,
+            path,
+            unpack: op.unpack,
+            _dir: dir,
+        }))
+    }
+}
+
+fn http_key(name: &str, digest: &str, unpack: bool) -> String {
+    format!("http {digest} {unpack} {name}")
+}

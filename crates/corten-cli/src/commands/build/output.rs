@@ -1,0 +1,277 @@
+//! `--output`, `--load`, `--push`: what becomes of the result.
+
+use std::path::{Path, PathBuf};
+
+use crate::app::Cli;
+use crate::client::name;
+use crate::error::{CliError, Result};
+use crate::flags::Parsed;
+use crate::output::Output as Archive;
+use crate::progress::stream::{self, Sink};
+use crate::run::image::{auth_header, reference};
+
+/// One output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Output {
+    /// The image stays in the store, as it does without `--output`.
+    Image {
+        /// More names for it.
+        names: Vec<String>,
+        /// And is pushed by all its names.
+        push: bool,
+    },
+    /// Files in a directory.
+    Directory(PathBuf),
+    /// Files as a tar; `None`: to standard output.
+    Tar(Option<PathBuf>),
+    /// The image as an archive of `docker save`, which is an OCI layout too.
+    Archive(Option<PathBuf>),
+}
+
+/// All outputs of a build.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Outputs(Vec<Output>);
+
+impl Outputs {
+    /// What the flags ask for.
+    pub(super) fn of(flags: &Parsed, here: &Path) -> Result<Self> {
+        let mut outputs = flags
+            .list("output")
+            .into_iter()
+            .map(|text| parse(text, here))
+            .collect::<Result<Vec<_>>>()?;
+        if flags.on("push") {
+            if flags.on("load") && outputs.is_empty() {
+                return Err(CliError::message(
+                    "push and load may not be set together at the moment",
+                ));
+            }
+            match outputs.iter_mut().find_map(|output| match output {
+                Output::Image { push, .. } => Some(push),
+                _ => None,
+            }) {
+                Some(push) => *push = true,
+                None => outputs.push(Output::Image {
+                    names: Vec::new(),
+                    push: true,
+                }),
+            }
+        }
+        let outputs = Self(outputs);
+        let to_stdout =
+            |output: &&Output| matches!(output, Output::Tar(None) | Output::Archive(None));
+        if outputs.0.iter().filter(to_stdout).count() > 1 {
+            return Err(CliError::message(
+                "--output: only one of them can go to standard output",
+            ));
+        }
+        Ok(outputs)
+    }
+
+    /// Whether there is to be an image.
+    pub(super) fn image(&self) -> bool {
+        let files = |output: &Output| matches!(output, Output::Directory(_) | Output::Tar(_));
+        self.0.is_empty() || !self.0.iter().all(files)
+    }
+
+    /// Further names of the image.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0
+            .iter()
+            .filter_map(|output| match output {
+                Output::Image { names, .. } => Some(names.iter().map(String::as_str)),
+                _ => None,
+            })
+            .flatten()
+    }
+
+    /// Outputs of files, as the engine is told of them.
+    pub(super) fn files(&self) -> Vec<(&'static str, PathBuf)> {
+        self.0
+            .iter()
+            .filter_map(|output| match output {
+                Output::Directory(path) => Some(("directory", path.clone())),
+                Output::Tar(Some(path)) => Some(("tar", path.clone())),
+                Output::Tar(None) => Some(("tar", PathBuf::from("/proc/self/fd/1"))),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Pushes the image and writes archives of it, once it is built.
+    pub(super) async fn finish(&self, cli: &Cli, image: &str, tags: &[String]) -> Result {
+        for output in &self.0 {
+            match output {
+                Output::Image { push: true, .. } => {
+                    if tags.is_empty() {
+                        return Err(CliError::message(
+                            "ERROR: tag is needed when pushing to registry",
+                        ));
+                    }
+                    for tag in tags {
+                        push(cli, tag).await?;
+                    }
+                }
+                Output::Archive(path) => {
+                    let path = path.as_ref().map(|path| path.to_string_lossy());
+                    let archive = Archive::open(path.as_deref(), "export image")?;
+                    let mut call = cli.client()?.get("/images/get");
+                    if tags.is_empty() {
+                        call = call.query("names", image);
+                    }
+                    for tag in tags {
+                        call = call.query("names", tag);
+                    }
+                    archive.receive(call.send().await?.reader()).await?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn push(cli: &Cli, tag: &str) -> Result {
+    let image = reference(tag)?.or_latest();
+    let lines = cli
+        .client()?
+        .post(format!("/images/{}/push", name(&image.familiar_name())))
+        .query("tag", image.tag().unwrap_or_default())
+        .header("X-Registry-Auth", auth_header(cli, &image)?)
+        .lines()
+        .await?;
+    stream::show(lines, Sink::nothing()).await
+}
+
+fn parse(text: &str, here: &Path) -> Result<Output> {
+    let wrong = |why: String| {
+        CliError::message(format!(
+            "invalid argument \"{text}\" for \"-o, --output\" flag: {why}"
+        ))
+    };
+    if !text.contains('=') {
+        return Ok(match text {
+            "-" => Output::Tar(None),
+            "" => return Err(wrong("it names no directory".to_owned())),
+            directory => Output::Directory(here.join(directory)),
+        });
+    }
+    let (mut kind, mut dest, mut names, mut push) = (None, None, Vec::new(), false);
+    for field in fields(text) {
+        let Some((key, value)) = field.split_once('=') else {
+            return Err(wrong(format!("invalid value {field}")));
+        };
+        match key.trim().to_lowercase().as_str() {
+            "type" => kind = Some(value.to_owned()),
+            "dest" => dest = Some(value.to_owned()),
+            "name" => names.extend(value.split(',').map(str::to_owned)),
+            "push" => push = matches!(value, "true" | "1"),
+            // These say what is so here anyway.
+            "tar" if matches!(value, "true" | "1") => {}
+            "oci-mediatypes" | "unpack" | "store" | "context" => {}
+            key => return Err(wrong(format!("{key} is not supported"))),
+        }
+    }
+    let kind = kind.ok_or_else(|| wrong("type is required for output".to_owned()))?;
+    let file = |dest: Option<String>| dest.filter(|d| d != "-").map(|d| here.join(d));
+    let no_dest = |dest: Option<String>| match dest {
+        None => Ok(()),
+        Some(_) => Err(wrong(format!("dest is not supported by type {kind}"))),
+    };
+    match kind.as_str() {
+        "local" => match dest {
+            Some(dest) if dest == "-" => {
+                Err(wrong("dest cannot be stdout for local exporter".to_owned()))
+            }
+            Some(dest) => Ok(Output::Directory(here.join(dest))),
+            None => Err(wrong("dest is required for local exporter".to_owned())),
+        },
+        "tar" => Ok(Output::Tar(file(dest))),
+        "oci" => Ok(Output::Archive(file(dest))),
+        "docker" if dest.is_some() => Ok(Output::Archive(file(dest))),
+        "docker" => Ok(Output::Image { names, push: false }),
+        "image" => no_dest(dest).map(|()| Output::Image { names, push }),
+        "registry" => no_dest(dest).map(|()| Output::Image { names, push: true }),
+        other => Err(wrong(format!("exporter {other:?} could not be found"))),
+    }
+}
+
+/// Comma-separated; a field in double quotes may contain commas.
+fn fields(text: &str) -> Vec<String> {
+    let mut fields = vec![String::new()];
+    let mut quoted = false;
+    for c in text.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(String::new()),
+            c => {
+                if let Some(last) = fields.last_mut() {
+                    last.push(c);
+                }
+            }
+        }
+    }
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(text: &str) -> std::result::Result<Output, String> {
+        parse(text, Path::new("/here")).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn kinds() {
+        let path = |text: &str| Some(PathBuf::from(text));
+        let image = |names: &[&str], push| Output::Image {
+            names: names.iter().map(|n| (*n).to_owned()).collect(),
+            push,
+        };
+        for (text, output) in [
+            ("out", Output::Directory("/here/out".into())),
+            ("-", Output::Tar(None)),
+            ("type=local,dest=/abs", Output::Directory("/abs".into())),
+            ("type=tar,dest=x.tar", Output::Tar(path("/here/x.tar"))),
+            ("type=tar", Output::Tar(None)),
+            ("type=oci,dest=-", Output::Archive(None)),
+            (
+                "type=docker,dest=i.tar",
+                Output::Archive(path("/here/i.tar")),
+            ),
+            ("type=docker", image(&[], false)),
+            (
+                "type=image,\"name=a,b\",push=true",
+                image(&["a", "b"], true),
+            ),
+            ("type=registry", image(&[], true)),
+        ] {
+            assert_eq!(one(text).unwrap(), output, "{text}");
+        }
+        for (text, why) in [
+            ("dest=x", "type is required for output"),
+            ("type=local", "dest is required for local exporter"),
+            ("type=local,dest=-", "dest cannot be stdout"),
+            ("type=nothing", "exporter \"nothing\" could not be found"),
+            (
+                "type=image,compression=zstd",
+                "compression is not supported",
+            ),
+            ("type=image,dest=x", "dest is not supported by type image"),
+        ] {
+            assert!(one(text).unwrap_err().contains(why), "{text}");
+        }
+    }
+
+    #[test]
+    fn files_alone_make_no_image() {
+        let outputs = |list: &[&str]| Outputs(list.iter().map(|t| one(t).unwrap()).collect());
+        assert!(outputs(&[]).image());
+        assert!(!outputs(&["out", "-"]).image());
+        assert!(outputs(&["out", "type=image,name=x"]).image());
+        let files = outputs(&["out", "-"]).files();
+        assert_eq!(files[0], ("directory", "/here/out".into()));
+        assert_eq!(files[1], ("tar", "/proc/self/fd/1".into()));
+    }
+}

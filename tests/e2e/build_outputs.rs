@@ -1,0 +1,360 @@
+//! Named contexts, outputs, and sources that are elsewhere.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::Engine;
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn contexts_have_names() {
+    let engine = Engine::with_alpine();
+    let other = engine.context(
+        "other",
+        &[
+            ("a", "other\n"),
+            ("left", "x"),
+            (".dockerignore", "left\n"),
+            ("d/b", "b\n"),
+        ],
+    );
+    let dockerfile = "\
+FROM alpine AS replaced
+RUN exit 1
+FROM base:1 AS image
+RUN echo image > /image
+FROM alpine
+COPY --from=files a d/b /copied/
+COPY --from=replaced / /whole/
+RUN --mount=from=files,target=/m ls -A /m > /mounted
+COPY --from=image /image /
+";
+    let context = engine.context("named", &[("Dockerfile", dockerfile)]);
+    let files = format!("files={}", path(&other));
+    let replaced = format!("replaced={}", path(&other));
+    engine.ok([
+        "build",
+        "-q",
+        "-t",
+        "named",
+        "--build-context",
+        &files,
+        "--build-context",
+        &replaced,
+        "--build-context",
+        "base:1=docker-image://alpine",
+        path(&context),
+    ]);
+    let shown = engine.ok([
+        "run",
+        "--rm",
+        "named",
+        "sh",
+        "-c",
+        "cat /copied/a /copied/b /mounted /image; ls -A /whole",
+    ]);
+    assert_eq!(
+        shown,
+        "other\nb\n.dockerignore\na\nd\nimage\n.dockerignore\na\nd"
+    );
+    let wrong = engine.fails(1, ["build", "--build-context", "x=nowhere", path(&context)]);
+    assert!(
+        wrong.contains("nowhere: no such file or directory"),
+        "{wrong}"
+    );
+    engine.assert_clean();
+}
+
+#[test]
+fn results_go_where_they_are_wanted() {
+    let engine = Engine::with_alpine();
+    let dockerfile = "FROM scratch AS files\nCOPY a /dir/a\nCOPY --chmod=755 a /run\n\
+                      FROM alpine\nCOPY a /a\n";
+    let context = engine.context("out", &[("Dockerfile", dockerfile), ("a", "a\n")]);
+    let context = path(&context);
+    let out = engine.path("out");
+    let tar = engine.path("out.tar");
+    let to_tar = format!("type=tar,dest={}", path(&tar));
+    let done = engine.run([
+        "build",
+        "--target",
+        "files",
+        "-o",
+        path(&out),
+        "-o",
+        &to_tar,
+        context,
+    ]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(
+        done.stderr.contains("exporting to client directory"),
+        "{done:?}"
+    );
+    assert_eq!(fs::read_to_string(out.join("dir/a")).unwrap(), "a\n");
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = fs::metadata(out.join("run")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o755);
+    let listed = Command::new("tar").arg("-tf").arg(&tar).output().unwrap();
+    let listed = String::from_utf8_lossy(&listed.stdout).replace("./", "");
+    assert!(
+        listed.contains("dir/a\n") && listed.contains("run\n"),
+        "{listed}"
+    );
+    // No image was made.
+    assert_eq!(engine.ok(["images", "-q", "-a"]).lines().count(), 1);
+
+    let piped = engine.command(["build", "--target", "files", "-o", "-", context]);
+    let piped = { piped }.output().unwrap();
+    assert!(piped.status.success(), "{piped:?}");
+    assert!(piped.stdout.windows(5).any(|bytes| bytes == b"ustar"));
+
+    // An archive of the image, which stays here; what it is told of.
+    let oci = engine.path("oci.tar");
+    let to_oci = format!("type=oci,dest={}", path(&oci));
+    let about = engine.path("about.json");
+    engine.ok([
+        "build",
+        "-q",
+        "-t",
+        "kept",
+        "-o",
+        &to_oci,
+        "-o",
+        "type=image,name=more:1",
+        "--metadata-file",
+        path(&about),
+        context,
+    ]);
+    let id = engine.ok(["images", "-q", "--no-trunc", "kept"]);
+    assert_eq!(engine.ok(["images", "-q", "--no-trunc", "more:1"]), id);
+    let about = fs::read_to_string(about).unwrap();
+    assert!(
+        about.contains(&id) && about.contains("docker.io/library/kept:latest"),
+        "{about}"
+    );
+    engine.ok(["rmi", "kept", "more:1"]);
+    engine.ok(["load", "-q", "-i", path(&oci)]);
+    assert_eq!(engine.ok(["run", "--rm", "kept", "cat", "/a"]), "a");
+
+    for (output, expected) in [
+        ("type=nothing", "exporter \"nothing\" could not be found"),
+        ("type=local", "dest is required for local exporter"),
+    ] {
+        let wrong = engine.fails(1, ["build", "-o", output, context]);
+        assert!(wrong.contains(expected), "{wrong}");
+    }
+    let untagged = engine.fails(1, ["build", "--push", context]);
+    assert!(
+        untagged.contains("tag is needed when pushing"),
+        "{untagged}"
+    );
+    engine.assert_clean();
+}
+
+#[test]
+fn a_build_can_push() {
+    let engine = Engine::with_alpine();
+    let (_registry, address) = engine.registry("pushed", &[]);
+    let context = engine.context("push", &[("Dockerfile", "FROM alpine\nLABEL a=b\n")]);
+    let tag = format!("{address}/app:1");
+    engine.ok(["build", "-q", "-t", &tag, "--push", path(&context)]);
+    engine.ok(["rmi", &tag]);
+    engine.ok(["pull", "-q", &tag]);
+    assert_eq!(
+        engine.ok(["inspect", "-f", "{{.Config.Labels.a}}", &tag]),
+        "b"
+    );
+}
+
+/// Serves the files of a directory, and counts nothing, until the test's process ends.
+fn serve(root: PathBuf) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut request = String::new();
+            reader.read_line(&mut request).unwrap();
+            loop {
+                let mut line = String::new();
+                if reader.read_line(&mut line).unwrap() == 0 || line == "\r\n" {
+                    break;
+                }
+            }
+            let name = request.split(' ').nth(1).unwrap_or("/");
+            let name = name.split('?').next().unwrap().trim_start_matches('/');
+            let mut body = Vec::new();
+            let found = fs::File::open(root.join(name)).and_then(|mut f| f.read_to_end(&mut body));
+            let status = if found.is_ok() {
+                "200 OK"
+            } else {
+                "404 Not Found"
+            };
+            let head = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\
+                 Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n",
+                body.len()
+            );
+            // A client that has gone has what it wanted.
+            let _sent = stream
+                .write_all(head.as_bytes())
+                .and_then(|()| stream.write_all(&body));
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn files_of_urls() {
+    let engine = Engine::with_alpine();
+    let site = engine.path("site");
+    fs::create_dir_all(&site).unwrap();
+    fs::write(site.join("file.txt"), "from afar\n").unwrap();
+    let made = Command::new("tar")
+        .args([
+            "-C",
+            path(&site),
+            "-czf",
+            path(&site.join("a.tgz")),
+            "file.txt",
+        ])
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let url = serve(site.clone());
+    let digest = "sha256:dfbf1d7e06d6e4bbf4ae8ae0b1be2c5c0fd2e1d2f4a9b7bb6dd0a67a1e4f1bd8";
+    let build = |text: String, tag: &str| {
+        let context = engine.context("remote", &[("Dockerfile", &text)]);
+        engine.run(["build", "-t", tag, path(&context)])
+    };
+    let text = format!(
+        "FROM alpine\nADD {url}/file.txt /dir/\nADD --chown=7:8 --chmod=644 {url}/file.txt /named\n\
+         ADD {url}/a.tgz /packed/\nADD --unpack {url}/a.tgz /unpacked/\n"
+    );
+    let done = build(text.clone(), "remote");
+    assert_eq!(done.code, 0, "{done:?}");
+    let shown = engine.ok([
+        "run", "--rm", "remote", "sh", "-c",
+        "cat /dir/file.txt /unpacked/file.txt; ls /packed; stat -c '%a %u %g %Y' /dir/file.txt /named",
+    ]);
+    assert_eq!(
+        shown,
+        "from afar\nfrom afar\na.tgz\n600 0 0 784111777\n644 7 8 784111777"
+    );
+    let again = build(text, "remote");
+    assert_eq!(again.stderr.matches("CACHED").count(), 5, "{again:?}");
+    fs::write(site.join("file.txt"), "changed\n").unwrap();
+    let changed = build(format!("FROM alpine\nADD {url}/file.txt /dir/\n"), "remote");
+    assert_eq!(changed.code, 0, "{changed:?}");
+    assert_eq!(
+        engine.ok(["run", "--rm", "remote", "cat", "/dir/file.txt"]),
+        "changed"
+    );
+
+    for (step, expected) in [
+        (format!("ADD {url}/none /x"), "invalid response status 404"),
+        (
+            format!("ADD --checksum={digest} {url}/file.txt /x"),
+            "digest mismatch sha256:",
+        ),
+        (
+            format!("COPY {url}/file.txt /x"),
+            "source can't be a URL for COPY",
+        ),
+        (
+            "ADD http://127.0.0.1:1/x /x".to_owned(),
+            "failed to load http://127.0.0.1:1/x",
+        ),
+    ] {
+        let done = build(format!("FROM alpine\n{step}\n"), "wrong");
+        assert_eq!(done.code, 1, "{step}: {done:?}");
+        assert!(done.stderr.contains(expected), "{step}: {done:?}");
+        assert!(done.stderr.contains("Dockerfile:2"), "{step}: {done:?}");
+    }
+    engine.assert_clean();
+}
+
+fn git(dir: &Path, args: &[&str]) -> String {
+    let done = Command::new("git")
+        .arg("-C")
+        .arg(dir)
+        .args(["-c", "user.name=t", "-c", "user.email=t@example.org"])
+        .args(args)
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+    String::from_utf8(done.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn repositories() {
+    let engine = Engine::with_alpine();
+    let site = engine.path("site");
+    let repo = site.join("r");
+    fs::create_dir_all(repo.join("sub")).unwrap();
+    git(&repo, &["init", "-q", "--initial-branch=main"]);
+    fs::write(repo.join("f"), "one\n").unwrap();
+    fs::write(repo.join("sub/g"), "sub\n").unwrap();
+    fs::write(repo.join("Dockerfile"), "FROM alpine\nCOPY f /\n").unwrap();
+    git(&repo, &["add", "."]);
+    git(&repo, &["commit", "-q", "-m", "one"]);
+    git(&repo, &["tag", "v1"]);
+    fs::write(repo.join("f"), "two\n").unwrap();
+    git(&repo, &["commit", "-q", "-a", "-m", "two"]);
+    let bare = site.join("r.git");
+    git(&site, &["clone", "-q", "--bare", path(&repo), path(&bare)]);
+    git(&bare, &["update-server-info"]);
+    let commit = git(&repo, &["rev-parse", "HEAD"]);
+    let url = format!("{}/r.git", serve(site));
+    let build = |text: String| {
+        let context = engine.context("git", &[("Dockerfile", &text)]);
+        engine.run(["build", "-t", "git", path(&context)])
+    };
+    let text = format!(
+        "FROM alpine\nADD {url} /main/\nADD {url}#v1 /v1\nADD {url}#main:sub /sub/\n\
+         ADD --keep-git-dir=true --checksum={commit} {url} /kept\n"
+    );
+    let done = build(text.clone());
+    assert_eq!(done.code, 0, "{done:?}");
+    let shown = engine.ok([
+        "run",
+        "--rm",
+        "git",
+        "sh",
+        "-c",
+        "cat /main/f /v1/f /sub/g /kept/f; ls -d /main/.git /kept/.git 2>/dev/null || true",
+    ]);
+    assert_eq!(shown, "two\none\nsub\ntwo\n/kept/.git");
+    let again = build(text);
+    assert_eq!(again.stderr.matches("CACHED").count(), 5, "{again:?}");
+    for (step, expected) in [
+        (
+            format!("ADD {url}#nope /x"),
+            "repository does not contain ref nope",
+        ),
+        (
+            format!("ADD --checksum=0123456 {url} /x"),
+            "expected checksum to match 0123456",
+        ),
+        (
+            format!("COPY {url} /x"),
+            "source can't be a git ref for COPY",
+        ),
+    ] {
+        let done = build(format!("FROM alpine\n{step}\n"));
+        assert_eq!(done.code, 1, "{step}: {done:?}");
+        assert!(done.stderr.contains(expected), "{step}: {done:?}");
+        assert!(done.stderr.contains("Dockerfile:2"), "{step}: {done:?}");
+    }
+    // A repository as context.
+    engine.ok(["build", "-q", "-t", "context", &format!("{url}#v1")]);
+    assert_eq!(engine.ok(["run", "--rm", "context", "cat", "/f"]), "one");
+    engine.assert_clean();
+}
