@@ -185,6 +185,7 @@ mod tests {
         static NONE: StepLimits = StepLimits {
             ulimits: Vec::new(),
             shm_size: None,
+            cgroup_parent: None,
         };
         Seen {
             platform: "linux/amd64",

@@ -1,9 +1,12 @@
 //! The builder: a Dockerfile becomes a graph, each step of it a content-derived key; what is
 //! known is looked up, the rest runs in parallel, and the result is an image in the store.
 //!
-//! Layout of the crate: `request` (what is asked), `plan` (graph), `key` and `cache` (what is
-//! known), `solve` (running the graph), `ops` (what each instruction does), `step` (the
-//! single-threaded process a RUN step happens in), `export` (the image), `progress` (events).
+//! Layout of the crate: `request` (what is asked), `context` and `remote` (where files come
+//! from), `plan` (graph), `keys` and `cache` (what is known), `portable` (what others know),
+//! `solve` (running the graph), `ops` (what each instruction does), `run` with `step_mounts`,
+//! `cache_mounts`, `mount_points` and `agent` (a RUN step and what it is lent), `step` (the
+//! single-threaded process it happens in), `export` and `files` (the result), `inquiry`
+//! (answers without a build), `progress` (events).
 //!
 //! Invariants: nothing a Dockerfile, context or image says is resolved outside its root; a flag
 //! that is not carried out is refused; a step's result is recorded only when it is whole; the
@@ -25,6 +28,7 @@ mod keys;
 mod mount_points;
 mod ops;
 mod plan;
+mod portable;
 pub mod progress;
 mod remote;
 mod request;
@@ -40,8 +44,8 @@ pub use error::{BuildError, Place};
 pub use inquiry::{Answer, Found, Inquiry};
 pub use progress::{BuildEvent, EventSink};
 pub use request::{
-    BuildRequest, Context, DockerfileSource, FilesOutput, ImageSource, NamedContext, PullFuture,
-    PullProgress, PullSink, Sandboxing, Secret, StepEndpoint, StepLimits, StepNetwork,
+    BuildRequest, CacheExport, Context, DockerfileSource, FilesOutput, ImageSource, NamedContext,
+    PullFuture, PullProgress, PullSink, Sandboxing, Secret, StepEndpoint, StepLimits, StepNetwork,
     StepNetworkMode,
 };
 pub use snapshot::Snapshot;
@@ -114,6 +118,8 @@ impl Builder {
         inquiry: Inquiry,
     ) -> Result<Answer, BuildError> {
         let store = self.0.store.clone();
+        let mut request = request;
+        let _fetched = solve::fetch_context(&mut request, &store, &Cancel::default()).await?;
         solve::blocking(move || inquiry::answer(&store, request, inquiry)).await
     }
 

@@ -29,6 +29,12 @@ pub struct BuildRequest {
     pub labels: BTreeMap<String, String>,
     /// Take nothing from the cache (results are still recorded).
     pub no_cache: bool,
+    /// `--cache-from`: directories.
+    pub cache_from: Vec<PathBuf>,
+    /// `--cache-to`
+    pub cache_to: Vec<CacheExport>,
+    /// Stages that take nothing from the cache.
+    pub no_cache_stages: Vec<String>,
     /// Ask the registry for newer base images even if there is one here.
     pub pull: bool,
     /// Platform of the result; the host's when absent. Only platforms the host can execute.
@@ -62,6 +68,15 @@ pub enum NamedContext {
     Image(ImageRef),
 }
 
+/// A cache to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheExport {
+    /// Into this directory.
+    pub dir: PathBuf,
+    /// All stages' steps (`mode=max`), not only those of the result.
+    pub all: bool,
+}
+
 /// Where the files of the result go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FilesOutput {
@@ -78,6 +93,8 @@ pub struct StepLimits {
     pub ulimits: Vec<(String, u64, u64)>,
     /// `--shm-size` in bytes.
     pub shm_size: Option<u64>,
+    /// `--cgroup-parent`, relative to each hierarchy's root; the engine's own when absent.
+    pub cgroup_parent: Option<String>,
 }
 
 /// Something that must not be shown.

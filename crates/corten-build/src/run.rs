@@ -100,7 +100,14 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
             (None, StepNetworkMode::Host) => JobNetwork::Host,
             (None, _) => JobNetwork::None,
         },
-        cgroup: format!("{}/{id}", input.sandboxing.cgroup_parent),
+        cgroup: format!(
+            "{}/{id}",
+            input
+                .limits
+                .cgroup_parent
+                .as_ref()
+                .unwrap_or(&input.sandboxing.cgroup_parent)
+        ),
         id,
         spec,
         opened,

@@ -5,6 +5,7 @@
 //! are not seen, and what is written to them is thrown away); stages and images are mounted
 //! from their layers; a secret is a file of a file system in memory that nobody else can see.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -37,7 +38,6 @@ use crate::run::RunInput;
 enum Kept {
     Dir(TmpDir),
     Work(WorkDir),
-    Cache(Held),
     Agent(Agent, TmpDir),
 }
 
@@ -48,6 +48,8 @@ pub(crate) struct Ready {
     pub(crate) mounts: Vec<(Mount, Option<OwnedFd>)>,
     /// `KEY=value`
     pub(crate) env: Vec<String>,
+    /// By name.
+    caches: BTreeMap<String, Held>,
     kept: Vec<Kept>,
 }
 
@@ -55,6 +57,9 @@ pub(crate) struct Ready {
 /// whoever builds.
 pub(crate) fn prepare(input: &RunInput<'_>) -> Result<Result<Ready, String>, BuildError> {
     let mut ready = Ready::default();
+    if let Err(message) = ready.take_caches(input)? {
+        return Ok(Err(message));
+    }
     let mut order: Vec<usize> = (0..input.op.mounts.len()).collect();
     // What is mounted on comes before what is mounted in it.
     order.sort_by_key(|&i| {
@@ -94,7 +99,7 @@ impl Ready {
     fn add(&mut self, input: &RunInput<'_>, mount: &RunMount, layers: Option<&[DiffId]>) -> Told {
         match &mount.what {
             Mounted::Bind { from, source } => self.files(input, mount, from, source, layers),
-            Mounted::Cache { .. } => self.cache(input, mount, layers),
+            Mounted::Cache { .. } => self.cache(mount, layers),
             Mounted::Tmpfs { size } => {
                 let mut options = vec!["nosuid".to_owned(), "nodev".to_owned()];
                 options.extend(size.map(|size| format!("size={size}")));
@@ -146,7 +151,7 @@ impl Ready {
 
     fn bind(&mut self, mount: &RunMount, file: OwnedFd) {
         let access = if mount.read_only { "ro" } else { "rw" };
-        let options = ["bind", access, "rprivate", "nosuid", "nodev"];
+        let options = ["bind", access, "rprivate"];
         let target = mount.target.as_deref().unwrap_or_default();
         // The source is only a name: the descriptor is what is bound.
         let entry = defaults::mount(target, "bind", target, &options);
@@ -248,51 +253,59 @@ impl Ready {
         Ok(Ok(fd))
     }
 
-    fn cache(&mut self, input: &RunInput<'_>, mount: &RunMount, layers: Option<&[DiffId]>) -> Told {
-        let Mounted::Cache {
-            id,
-            sharing,
-            from,
-            source,
-            owner,
-            mode,
-        } = &mount.what
-        else {
-            return Ok(Ok(()));
-        };
-        let base = match from {
-            MountFrom::Nothing => String::new(),
-            MountFrom::Files(CopyFrom::Context | CopyFrom::Named(_)) => {
-                let message = "a cache mount cannot begin with files of the context";
+    /// Takes all the caches of a step, in one order for all steps: two steps that want the same
+    /// two never wait for each other.
+    fn take_caches(&mut self, input: &RunInput<'_>) -> Told {
+        let mut wanted = BTreeMap::new();
+        for (index, mount) in input.op.mounts.iter().enumerate() {
+            let layers = input.sources.get(index).and_then(Option::as_deref);
+            if let Some(name) = cache_name(&mount.what, layers) {
+                wanted.entry(name).or_insert((&mount.what, layers));
+            }
+        }
+        for (name, (what, layers)) in wanted {
+            let Mounted::Cache {
+                id,
+                sharing,
+                from,
+                source,
+                owner,
+                mode,
+            } = what
+            else {
+                continue;
+            };
+            if matches!(
+                from,
+                MountFrom::Files(CopyFrom::Context | CopyFrom::Named(_))
+            ) {
+                let message = "a cache mount cannot begin with files of a context";
                 return Ok(Err(message.to_owned()));
             }
-            MountFrom::Files(_) => keys::state(layers.unwrap_or_default()).to_string(),
-        };
-        let mut key = KeyBuilder::new("cache mount");
-        key.add(id)
-            .add(&base)
-            .add(source)
-            .add(format!("{owner:?} {mode:o}"));
-        let key = key.finish().to_string();
-        let name = key.rsplit(':').next().unwrap_or_default();
-        let name = name.get(..32).unwrap_or(name);
-        let fill = |path: &Path| -> io::Result<()> {
-            if let (MountFrom::Files(_), Some(layers)) = (from, layers) {
-                fill(input, layers, source, path)?;
-            }
-            std::os::unix::fs::chown(path, Some(owner.0), Some(owner.1))?;
-            std::fs::set_permissions(path, PermissionsExt::from_mode(*mode))
-        };
-        let mounts = input.sandboxing.cache_mounts();
-        let held = match mounts.take(name, id, *sharing, input.cancel, &fill) {
-            Ok(held) => held,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                return Err(BuildError::Cancelled);
-            }
-            Err(error) => return Ok(Err(format!("cache mount {id}: {}", reason(&error)))),
-        };
+            let fill = |path: &Path| -> io::Result<()> {
+                if let (MountFrom::Files(_), Some(layers)) = (from, layers) {
+                    fill(input, layers, source, path)?;
+                }
+                std::os::unix::fs::chown(path, Some(owner.0), Some(owner.1))?;
+                std::fs::set_permissions(path, PermissionsExt::from_mode(*mode))
+            };
+            let mounts = input.sandboxing.cache_mounts();
+            let held = match mounts.take(&name, id, *sharing, input.cancel, &fill) {
+                Ok(held) => held,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    return Err(BuildError::Cancelled);
+                }
+                Err(error) => return Ok(Err(format!("cache mount {id}: {}", reason(&error)))),
+            };
+            self.caches.insert(name, held);
+        }
+        Ok(Ok(()))
+    }
+
+    fn cache(&mut self, mount: &RunMount, layers: Option<&[DiffId]>) -> Told {
+        let held = cache_name(&mount.what, layers).and_then(|name| self.caches.get(&name));
+        let held = held.ok_or_else(|| BuildError::Internal("a cache was not taken".to_owned()))?;
         let fd = open(&held.data())?;
-        self.kept.push(Kept::Cache(held));
         self.bind(mount, fd);
         Ok(Ok(()))
     }
@@ -359,6 +372,29 @@ impl Ready {
         }
         Ok(Ok(()))
     }
+}
+
+/// What the directory of a cache is called; `None`: it is no cache.
+fn cache_name(what: &Mounted, layers: Option<&[DiffId]>) -> Option<String> {
+    let Mounted::Cache {
+        id,
+        source,
+        owner,
+        mode,
+        ..
+    } = what
+    else {
+        return None;
+    };
+    let base = layers.map_or(String::new(), |layers| keys::state(layers).to_string());
+    let mut key = KeyBuilder::new("cache mount");
+    key.add(id)
+        .add(&base)
+        .add(source)
+        .add(format!("{owner:?} {mode:o}"));
+    let key = key.finish().to_string();
+    let name = key.rsplit(':').next().unwrap_or_default();
+    Some(name.get(..32).unwrap_or(name).to_owned())
 }
 
 fn open(path: &Path) -> Result<OwnedFd, BuildError> {

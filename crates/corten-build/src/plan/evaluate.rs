@@ -83,6 +83,7 @@ pub(crate) fn evaluate(
             steps,
             config,
             author: stage.author,
+            no_cache: outline.is_uncached(index),
         }));
         scopes.push(Some(stage.scope));
     }

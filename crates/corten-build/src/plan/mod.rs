@@ -37,6 +37,8 @@ pub(crate) struct Settings {
     pub(crate) network: StepNetworkMode,
     /// `--build-context`
     pub(crate) contexts: BTreeMap<String, Named>,
+    /// Names of stages that take nothing from the cache.
+    pub(crate) no_cache: Vec<String>,
     /// `--security=insecure` may be used.
     pub(crate) allow_insecure: bool,
 }
@@ -137,6 +139,8 @@ pub(crate) struct StagePlan {
     /// The configuration after the last instruction.
     pub(crate) config: RuntimeConfig,
     pub(crate) author: String,
+    /// It takes nothing from the cache.
+    pub(crate) no_cache: bool,
 }
 
 /// FROM itself.

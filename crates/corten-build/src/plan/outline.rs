@@ -354,6 +354,13 @@ impl Outline {
             .collect()
     }
 
+    /// Whether `--no-cache-filter` names a stage.
+    pub(crate) fn is_uncached(&self, index: usize) -> bool {
+        let name = self.stages[index].name.as_deref();
+        let filter = &self.settings.no_cache;
+        name.is_some_and(|name| filter.iter().any(|f| f.eq_ignore_ascii_case(name)))
+    }
+
     /// Whether a `--build-arg` is used nowhere, for a warning.
     pub(crate) fn unused_args(&self) -> Vec<String> {
         let declared: HashSet<&str> = self

@@ -30,12 +30,13 @@ use crate::ops::tree::Tree;
 use crate::plan::{
     self, Base, BaseImage, CopyFrom, ImageKey, Named, Outline, Plan, Settings, Source,
 };
+use crate::portable::{Imported, Record};
 use crate::progress::{BuildEvent, EventSink};
 use crate::request::{
-    BuildRequest, Context, DockerfileSource, FilesOutput, ImageSource, NamedContext, Sandboxing,
-    Secret, StepLimits,
+    BuildRequest, CacheExport, Context, DockerfileSource, FilesOutput, ImageSource, NamedContext,
+    Sandboxing, Secret, StepLimits,
 };
-use crate::{files, inquiry};
+use crate::{files, inquiry, portable};
 
 /// Locks by key, shared by all builds of a builder: a step that several need is run once.
 pub(crate) type KeyLocks = Mutex<HashMap<Digest, Weak<AsyncMutex<()>>>>;
@@ -73,6 +74,10 @@ pub(crate) struct Session {
     /// Results of this build, which are good even when the cache is not to be used.
     done: Mutex<HashMap<Digest, Output>>,
     touched: Mutex<Vec<Digest>>,
+    /// Caches of others.
+    imported: Imported,
+    /// What became of the steps: stage, and what there is to record.
+    solved: Mutex<Vec<(usize, Record)>>,
 }
 
 impl Session {
@@ -130,6 +135,7 @@ pub(crate) async fn solve(
     crate::run::check_hosts(&request.extra_hosts)?;
     let tags = request.tags.clone();
     let (files, no_image) = (request.files.clone(), request.no_image);
+    let cache_to = request.cache_to.clone();
     let (session, mut outline, _unpacked) = begin(&parts, request, events, cancel).await?;
     let images = base_images(&session, &mut outline).await?;
     check(&session, &outline, &images)?;
@@ -156,6 +162,9 @@ pub(crate) async fn solve(
     );
     let cache = session.cache.clone();
     blocking(move || cache.touch(&touched)).await?;
+    for wanted in &cache_to {
+        export_cache(&session, &plan, wanted).await?;
+    }
     for wanted in &files {
         write_files(&session, &output, wanted).await?;
     }
@@ -201,6 +210,27 @@ fn tell(report: &lint::Report, file: &str, text: &str, events: &EventSink) {
     }
 }
 
+/// Brings a context here that is elsewhere; its files live as long as what is returned.
+pub(crate) async fn fetch_context(
+    request: &mut BuildRequest,
+    store: &Store,
+    cancel: &Cancel,
+) -> Result<Option<TmpDir>, BuildError> {
+    let Context::Remote(url) = &request.context else {
+        return Ok(None);
+    };
+    let url = url.clone();
+    let keep = request.build_args.get(remote_context::KEEP_GIT_DIR);
+    let keep = keep.is_some_and(|value| matches!(value.as_deref(), Some("1" | "true")));
+    let agent = request.agents.get("default").cloned();
+    let came = remote_context::fetch(&url, keep, agent, store, cancel).await?;
+    request.context = came.context;
+    if let Some(source) = came.dockerfile {
+        request.dockerfile = source;
+    }
+    Ok(Some(came.dir))
+}
+
 /// Opens the context and reads the definition.
 async fn begin(
     parts: &Parts,
@@ -220,20 +250,7 @@ async fn begin(
     let name = format!("[internal] load build definition from {shown}");
     let vertex = vertex::start(&next_vertex, &events, name, true, None);
     let mut request = request;
-    let mut fetched = None;
-    if let Context::Remote(url) = &request.context {
-        let url = url.clone();
-        let keep = request.build_args.get(remote_context::KEEP_GIT_DIR);
-        let keep = keep
-            .is_some_and(|value| value.as_deref() == Some("1") || value.as_deref() == Some("true"));
-        let agent = request.agents.get("default").cloned();
-        let came = remote_context::fetch(&url, keep, agent, &parts.store, &cancel).await?;
-        request.context = came.context;
-        if let Some(source) = came.dockerfile {
-            request.dockerfile = source;
-        }
-        fetched = Some(came.dir);
-    }
+    let fetched = fetch_context(&mut request, &parts.store, &cancel).await?;
     let (store, stop, dockerfile) = (
         parts.store.clone(),
         cancel.clone(),
@@ -252,6 +269,7 @@ async fn begin(
         labels: request.labels,
         platform: request.platform,
         network: request.network,
+        no_cache: request.no_cache_stages,
         allow_insecure: request.allow_insecure,
         contexts: request
             .contexts
@@ -314,6 +332,7 @@ async fn begin(
         named.extend(tree.map(|tree| (name, tree)));
         unpacked.extend(dir);
     }
+    let imported = import(&request.cache_from, &next_vertex, &events).await;
     let parallelism = match parts.sandboxing.parallelism {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         chosen => chosen,
@@ -340,6 +359,8 @@ async fn begin(
         permits: Semaphore::new(parallelism),
         done: Mutex::new(HashMap::new()),
         touched: Mutex::new(Vec::new()),
+        imported,
+        solved: Mutex::new(Vec::new()),
     };
     Ok((Arc::new(session), outline, unpacked))
 }
@@ -443,6 +464,62 @@ fn target(plan: &Plan) -> Result<&plan::StagePlan, BuildError> {
     plan.stages[plan.target]
         .as_ref()
         .ok_or_else(|| BuildError::Internal("the target stage is not planned".to_owned()))
+}
+
+/// Reads caches of others. One that cannot be read is told of, and done without.
+async fn import(dirs: &[PathBuf], next_vertex: &AtomicU32, events: &EventSink) -> Imported {
+    let mut imported = Imported::default();
+    for dir in dirs {
+        let name = format!("importing cache manifest from {}", dir.display());
+        let vertex = vertex::start(next_vertex, events, name, true, None);
+        let place = dir.clone();
+        let read = blocking(move || {
+            let added = imported.add(&place);
+            Ok((imported, added))
+        })
+        .await;
+        let added;
+        (imported, added) = read.unwrap_or_else(|e| (Imported::default(), Err(e.to_string())));
+        if let Err(message) = &added {
+            events(BuildEvent::Warning {
+                message: message.clone(),
+                line: None,
+                more: Vec::new(),
+            });
+        }
+        // The build goes on whether it could be read or not.
+        let _told = vertex.end(false, added.map_err(BuildError::Invalid));
+    }
+    imported
+}
+
+/// Writes the cache.
+async fn export_cache(
+    session: &Arc<Session>,
+    plan: &Plan,
+    wanted: &CacheExport,
+) -> Result<(), BuildError> {
+    let vertex = session.internal("exporting cache to client directory".to_owned());
+    session.cancel.check()?;
+    // The stages that the result is made of, from its own down.
+    let mut chain = vec![plan.target];
+    while let Some(Base::Stage(below)) = chain
+        .last()
+        .and_then(|index| plan.stages[*index].as_ref())
+        .map(|stage| stage.base.clone())
+    {
+        chain.push(below);
+    }
+    let records = {
+        let solved = session.solved.lock();
+        let solved = solved.unwrap_or_else(PoisonError::into_inner);
+        let wanted = |stage: &usize| wanted.all || chain.contains(stage);
+        let of_chain = solved.iter().filter(|(stage, _)| wanted(stage));
+        of_chain.map(|(_, record)| record.clone()).collect()
+    };
+    let (store, dir) = (session.store.clone(), wanted.dir.clone());
+    let written = blocking(move || portable::export(&store, records, &dir)).await;
+    vertex.end(false, written)
 }
 
 /// Writes the files of the result.

@@ -18,6 +18,7 @@ use crate::ops::tree::{Entry, SelectError, Selection, Tree};
 use crate::ops::write::{self, Writer};
 use crate::ops::{self, users};
 use crate::plan::{CopyFrom, CopyOp, MountFrom, Mounted, Op, Plan, RemoteOp, RunOp, WorkdirOp};
+use crate::portable::Record;
 use crate::progress::BuildEvent;
 use crate::run::{self, Ended, RunInput};
 
@@ -39,8 +40,40 @@ struct Work {
 }
 
 impl Session {
-    /// Solves a step that is more than configuration.
+    /// Solves a step that is more than configuration, and notes what became of it.
     pub(super) async fn step(
+        self: Arc<Self>,
+        plan: Arc<Plan>,
+        at: (usize, usize),
+        layers: &[DiffId],
+        sources: Vec<Option<Vec<DiffId>>>,
+        vertex: u32,
+    ) -> Result<Solved, BuildError> {
+        let step = plan.stages.get(at.0).and_then(Option::as_ref);
+        let step = step.and_then(|stage| stage.steps.get(at.1));
+        let description = step.map(|step| step.name.clone()).unwrap_or_default();
+        let solved = self
+            .clone()
+            .solve(plan, at, layers, sources, vertex)
+            .await?;
+        let (output, _, key) = &solved;
+        let record = Record {
+            keys: vec![key.to_string()],
+            diff_id: output
+                .layer
+                .as_ref()
+                .map(|layer| layer.digest().to_string()),
+            created: output.created,
+            description,
+        };
+        self.solved
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((at.0, record));
+        Ok(solved)
+    }
+
+    async fn solve(
         self: Arc<Self>,
         plan: Arc<Plan>,
         at: (usize, usize),
@@ -63,10 +96,11 @@ impl Session {
             work.remotes.push(identified);
         }
         let work = Arc::new(work);
+        let fresh = work.is_fresh();
         // A key that needs no file to be read, where there is one.
         let quick = work.quick_key()?;
         if let Some(key) = &quick
-            && let Some(known) = self.known(key).await?
+            && let Some(known) = self.known(key, fresh).await?
         {
             return Ok((known, true, key.clone()));
         }
@@ -83,7 +117,7 @@ impl Session {
             alone = lock.lock() => alone,
             () = self.cancel.cancelled() => return Err(BuildError::Cancelled),
         };
-        if let Some(known) = self.known(&key).await? {
+        if let Some(known) = self.known(&key, fresh).await? {
             if let Some(quick) = quick {
                 let (session, output, slow) = (self.clone(), known.clone(), key.clone());
                 let name = work.name()?.to_owned();
@@ -123,18 +157,34 @@ impl Session {
     }
 
     /// The result of a key, from this build or the cache.
-    async fn known(self: &Arc<Self>, key: &Digest) -> Result<Option<Output>, BuildError> {
+    /// `fresh`: only of this build.
+    async fn known(
+        self: &Arc<Self>,
+        key: &Digest,
+        fresh: bool,
+    ) -> Result<Option<Output>, BuildError> {
         let done = self
             .done
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get(key)
             .cloned();
-        if done.is_some() || self.no_cache {
+        if done.is_some() || self.no_cache || fresh {
             return Ok(done);
         }
         // A lookup takes microseconds: not worth another thread.
-        let found = self.cache.get(key)?;
+        let mut found = self.cache.get(key)?;
+        if found.is_none() && !self.imported.is_empty() {
+            let (session, key) = (self.clone(), key.clone());
+            let bring = move || {
+                let Some((output, description)) = session.imported.get(&session.store, &key) else {
+                    return Ok(None);
+                };
+                session.cache.put(&[&key], &output, &description)?;
+                Ok(Some(output))
+            };
+            found = self.blocking(bring).await?;
+        }
         if found.is_some() {
             let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
             touched.push(key.clone());
@@ -166,6 +216,12 @@ impl Work {
             Ok(place) => BuildError::at(&place, message),
             Err(error) => error,
         }
+    }
+
+    /// Whether its stage takes nothing from the cache.
+    fn is_fresh(&self) -> bool {
+        let stage = self.plan.stages.get(self.at.0).and_then(Option::as_ref);
+        stage.is_some_and(|stage| stage.no_cache)
     }
 
     fn remote_ops(&self) -> Result<Vec<RemoteOp>, BuildError> {

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 /// `Rule: detail (line N)` of each warning.
@@ -306,4 +308,37 @@ fn every_rule_has_a_name_and_a_page() {
     }
     assert_eq!(Rule::InvalidBaseImagePlatform.url(), None);
     assert_eq!(Rule::JsonArgsRecommended.name(), "JSONArgsRecommended");
+}
+
+#[test]
+fn long_names_take_no_time() {
+    let name = "x".repeat(100_000);
+    let text = format!("FROM scratch\nENV {name}=1\nCOPY ${name}y /\n");
+    let found = found(&text);
+    assert!(found[0].starts_with("UndefinedVar: ") && !found[0].contains("did you mean"));
+}
+
+proptest! {
+    #[test]
+    fn never_panics(lines in prop::collection::vec(
+        prop_oneof![
+            "(FROM|from) [a-z$:{}]{1,8}( (AS|as) [a-zA-Z]{1,4})?",
+            "(ENV|LABEL|ARG) [a-zA-Z_=$ ]{1,12}",
+            "(COPY|ADD|WORKDIR|EXPOSE|CMD|VOLUME) [-a-zA-Z0-9_.:/$<\\[\\]\", ]{1,16}",
+            "RUN --mount=[a-z=,$\"]{1,16} x",
+            "# ?[a-z]{1,6}=?[a-zA-Z,;=]{0,12}",
+            ".{0,20}",
+        ],
+        0..8,
+    )) {
+        let text = lines.join("\n");
+        let report = check(&text, &Settings::default());
+        for warning in &report.warnings {
+            prop_assert!(!warning.text("Dockerfile", &text).is_empty());
+        }
+        if let Ok(file) = crate::Dockerfile::parse(&text) {
+            // A file without a stage has no outline.
+            let _outline = crate::describe::outline(&file, &Settings::default());
+        }
+    }
 }

@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 
 use crate::expand::{ExpandError, Lexer};
 
+/// Longer names have no name like them.
+const LONGEST: usize = 256;
+
 /// Variables in the order they were set.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Variables(Vec<(String, String)>);
@@ -60,9 +63,14 @@ pub(crate) fn expand(lexer: &Lexer, word: &str, variables: &Variables) -> Expand
 /// None, if `word` itself is among them.
 pub(crate) fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let mut best: Option<(usize, &str)> = None;
+    let length = word.chars().count();
     for name in names {
         if name == word {
             return None;
+        }
+        // Too far in any case; and nobody mistypes a name of a page.
+        if length > LONGEST || name.chars().count().abs_diff(length) > 2 {
+            continue;
         }
         let distance = strsim::levenshtein(word, name);
         if distance < best.map_or(3, |(distance, _)| distance) {

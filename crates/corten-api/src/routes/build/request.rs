@@ -33,7 +33,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("cpuquota", "CPU limits of build steps"),
     ("squash", "squashing"),
     ("securityopt", "security options of build steps"),
-    ("cgroupparent", "a parent cgroup for build steps"),
     ("isolation", "isolation modes"),
     ("outputs", "output types"),
 ];
@@ -125,6 +124,23 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
                     let limit = (limit.name, bound(limit.soft), bound(limit.hard));
                     request.limits.ulimits.push(limit);
                 }
+            }
+            "nocachefilter" => request.no_cache_stages.extend(
+                value
+                    .split(',')
+                    .filter(|name| !name.is_empty())
+                    .map(str::to_owned),
+            ),
+            "cgroupparent" if !is_unset(value) => {
+                let parent = value.trim_matches('/');
+                if parent.is_empty()
+                    || parent
+                        .split('/')
+                        .any(|part| matches!(part, "" | "." | ".."))
+                {
+                    return Err(bad(format!("invalid cgroup parent: {value}")));
+                }
+                request.limits.cgroup_parent = Some(parent.to_owned());
             }
             "noimage" => request.no_image = truthy(value),
             "insecure" => request.allow_insecure = truthy(value),

@@ -28,6 +28,15 @@ pub(super) const FLAGS: &[Flag] = &[
         "What to do: \"build\", \"check\", \"outline\" or \"targets\", with \",format=json\" for JSON",
     )
     .default("build"),
+    Flag::list(
+        "cache-from",
+        "External cache to use: \"type=local,src=DIRECTORY\"",
+    ),
+    Flag::list(
+        "cache-to",
+        "Where to write the cache: \"type=local,dest=DIRECTORY[,mode=max]\"",
+    ),
+    Flag::text("cgroup-parent", "Parent cgroup of build steps"),
     Flag::switch("check", "Shorthand for \"--call=check\""),
     Flag::switch(
         "compress",
@@ -51,6 +60,7 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     Flag::text("metadata-file", "Write build result metadata to a file"),
     Flag::switch("no-cache", "Do not use cache when building the image"),
+    Flag::list("no-cache-filter", "Do not cache specified stages"),
     Flag::list(
         "output",
         "What becomes of the result: a directory, or \"type=local|tar|oci|docker|image|registry,…\"",
@@ -104,9 +114,6 @@ pub(super) const UNSUPPORTED: &[Flag] = &[
     refused(Flag::list("annotation", "")),
     refused(Flag::list("attest", "")),
     refused(Flag::text("builder", "")),
-    refused(Flag::list("cache-from", "")),
-    refused(Flag::list("cache-to", "")),
-    refused(Flag::text("cgroup-parent", "")),
     refused(Flag::int("cpu-period", "")),
     refused(Flag::int("cpu-quota", "")),
     refused(Flag::int("cpu-shares", "").short('c')),
@@ -115,7 +122,6 @@ pub(super) const UNSUPPORTED: &[Flag] = &[
     refused(Flag::text("isolation", "")),
     refused(Flag::bytes("memory", "").short('m')),
     refused(Flag::bytes("memory-swap", "")),
-    refused(Flag::list("no-cache-filter", "")),
     refused(Flag::text("provenance", "")),
     refused(Flag::text("sbom", "")),
     refused(Flag::list("security-opt", "")),
@@ -190,7 +196,7 @@ mod tests {
         for fine in ["--rm=false .", "--provenance=false --sbom=false ."] {
             assert!(refuse_unsupported(&flags(fine)).is_ok(), "{fine}");
         }
-        for bad in ["--cache-to x .", "-m 1g ."] {
+        for bad in ["--attest x .", "-m 1g ."] {
             assert!(refuse_unsupported(&flags(bad)).is_err(), "{bad}");
         }
     }

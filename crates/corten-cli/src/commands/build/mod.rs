@@ -4,6 +4,7 @@
 //! it needs. To any other engine the context travels as a tar; one that is Corten answers
 //! with the same events, another with the classic builder's stream.
 
+mod cache;
 mod call;
 mod context;
 mod contexts;
@@ -29,6 +30,7 @@ use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
 use crate::opts::env;
 use crate::progress::build::{self as progress, Mode, Showing};
+use cache::Caches;
 use call::Inquiry;
 use context::{Dockerfile, Source};
 use contexts::Named;
@@ -252,6 +254,15 @@ fn named<'c>(
     if !contexts.is_empty() {
         call = call.header("X-Corten-Contexts", serde_json::json!(contexts).to_string());
     }
+    let caches = Caches::of(flags, here)?;
+    if !caches.is_empty() {
+        if !in_process {
+            return Err(CliError::message(
+                "--cache-from and --cache-to: an engine in another process cannot reach directories here",
+            ));
+        }
+        call = call.header("X-Corten-Cache", serde_json::json!(caches).to_string());
+    }
     let files = outputs.files();
     if files.is_empty() {
         return Ok(call);
@@ -304,6 +315,7 @@ fn query<'c>(mut call: Call<'c>, flags: &Parsed) -> Result<Call<'c>> {
         .map(crate::opts::ulimit::parse)
         .collect::<std::result::Result<_, _>>()?;
     let limits = (!limits.is_empty()).then(|| serde_json::json!(limits).to_string());
+    let uncached = flags.list("no-cache-filter");
     let shm_size = flags.bytes("shm-size").filter(|size| *size > 0);
     let network = flags
         .nonempty("network")
@@ -317,6 +329,11 @@ fn query<'c>(mut call: Call<'c>, flags: &Parsed) -> Result<Call<'c>> {
         .query_opt("platform", flags.nonempty("platform"))
         .query_opt("networkmode", network)
         .query_opt("ulimits", limits)
+        .query_opt("cgroupparent", flags.nonempty("cgroup-parent"))
+        .query_opt(
+            "nocachefilter",
+            (!uncached.is_empty()).then(|| uncached.join(",")),
+        )
         .query_opt("shmsize", shm_size.map(|size| size.to_string()))
         .flag(
             "insecure",
