@@ -69,8 +69,9 @@ async fn counters_and_health() {
 #[tokio::test]
 async fn a_server_that_stops_says_so_and_drains() {
     let folder = tempfile::tempdir().unwrap();
+    // An address of its own: at 127.0.0.1 another test's server may get the port in the end.
     let server = Server::bind(
-        "127.0.0.1:0",
+        "127.77.5.1:0",
         Config {
             drain: Duration::from_millis(500),
             ..config(folder.path())
