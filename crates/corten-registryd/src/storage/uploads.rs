@@ -14,7 +14,7 @@ use corten_oci::digest::Algorithm;
 use corten_oci::{Digest, Digester};
 
 use super::files::{make_dir, remove};
-use super::objects::Session;
+use super::objects::{End, Objects, Session};
 use super::place::Place;
 use super::{Result, Storage, keys, lock};
 use crate::error::{IoContext as _, RegistrydError};
@@ -22,6 +22,8 @@ use crate::names::{RepoName, UploadId};
 
 /// A request that took over from one that broke waits this long for it to let go.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// One that wants to end an upload as another just does looks for its blob so often.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Kept hashes; past that the uploads are hashed at their end.
 const MAX_HASHES: usize = 1024;
 
@@ -276,6 +278,12 @@ impl Storage {
         mut upload: Upload,
         expected: &Digest,
     ) -> Result<Finish> {
+        if let (Place::Objects(objects), Received::Objects(session)) = (&self.place, &upload.bytes)
+            && session.end() == Some(&End::Blob(expected.clone()))
+            && upload.length == upload.opening
+        {
+            return self.await_blob(objects, repo, &upload.id, expected);
+        }
         let actual = self.digest_of(&mut upload, expected.algorithm())?;
         if actual != *expected {
             self.discard(upload)?;
@@ -304,13 +312,18 @@ impl Storage {
                 self.link_blob(repo, expected)?;
             }
             (Place::Objects(objects), Received::Objects(mut session)) => {
+                let claimed = objects.claim(&mut session, End::Blob(expected.clone()));
+                if let Err(RegistrydError::Busy(_)) = claimed {
+                    return self.await_blob(objects, repo, &upload.id, expected);
+                }
+                claimed?;
                 let mut keep = !stored;
                 if !stored {
-                    objects.incarnate(&mut session, expected)?;
+                    objects.incarnate(&session, expected)?;
                 }
                 self.link_blob(repo, expected)?;
                 if !objects.at_rest(expected)? {
-                    objects.incarnate(&mut session, expected)?;
+                    objects.incarnate(&session, expected)?;
                     keep = true;
                 }
                 objects.end_session(&session, keep)?;
@@ -321,13 +334,40 @@ impl Storage {
         Ok(Finish::Stored)
     }
 
+    /// Another request has claimed an upload before this one could. If it is the same request
+    /// once more, as a proxy sends it that got no answer in time, the blob will be there.
+    fn await_blob(
+        &self,
+        objects: &Objects,
+        repo: &RepoName,
+        id: &UploadId,
+        expected: &Digest,
+    ) -> Result<Finish> {
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            let session = objects.open_session(repo, id)?;
+            let ends = match &session {
+                Some(session) => session.end() == Some(&End::Blob(expected.clone())),
+                None => false,
+            };
+            // In this order: the blob is there before the upload goes.
+            if self.has_blob(repo, expected)? {
+                return Ok(Finish::Stored);
+            }
+            if !ends || Instant::now() > deadline {
+                return Err(RegistrydError::Busy(objects.name(&keys::upload(repo, id))));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
     /// Throws an upload away; false if there was none.
     pub(crate) fn cancel_upload(&self, repo: &RepoName, id: &UploadId) -> Result<bool> {
         lock(&self.hashes).remove(id);
         match &self.place {
             Place::Files(files) => remove(&files.path(&keys::upload(repo, id))),
             Place::Objects(objects) => match objects.open_session(repo, id)? {
-                Some(session) => objects.end_session(&session, false).map(|()| true),
+                Some(session) => objects.discard(session).map(|()| true),
                 None => Ok(false),
             },
         }
@@ -337,9 +377,7 @@ impl Storage {
     fn discard(&self, upload: Upload) -> Result<()> {
         match (&self.place, upload.bytes) {
             (_, Received::File(Opened { path, .. })) => remove(&path).map(drop),
-            (Place::Objects(objects), Received::Objects(session)) => {
-                objects.end_session(&session, false)
-            }
+            (Place::Objects(objects), Received::Objects(session)) => objects.discard(session),
             (Place::Files(_), Received::Objects(_)) => Err(elsewhere()),
         }
     }

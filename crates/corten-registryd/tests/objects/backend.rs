@@ -4,13 +4,14 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use corten_oci::Digest;
 use corten_registryd::{Config, StoreConfig};
+use http::Method;
 
-use crate::s3::{BUCKET, KEY, S3, SECRET};
+use crate::s3::{BUCKET, Gate, KEY, S3, SECRET, When};
 
 /// The one store of this process.
 pub(crate) fn store() -> &'static S3 {
@@ -54,6 +55,16 @@ pub(crate) fn age(root: &Path) {
 /// Puts an empty object there.
 pub(crate) fn put(root: &Path, key: &str) {
     store().put(&format!("{}/{key}", prefix(root)));
+}
+
+/// Removes what is there below a key; how much that was.
+pub(crate) fn remove(root: &Path, below: &str) -> usize {
+    store().remove(&format!("{}/{below}", prefix(root)))
+}
+
+/// Holds the next request of a registry to something below a key.
+pub(crate) fn hold(root: &Path, method: Method, below: &str, when: When) -> Arc<Gate> {
+    store().hold(method, format!("{}/{below}", prefix(root)), when)
 }
 
 /// The keys of a registry.

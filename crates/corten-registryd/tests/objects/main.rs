@@ -19,5 +19,6 @@ mod pull;
 mod push;
 #[path = "../registry/quotas.rs"]
 mod quotas;
+mod races;
 mod replicas;
 mod s3;

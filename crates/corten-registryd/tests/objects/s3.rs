@@ -10,9 +10,11 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Method, StatusCode, header};
 use http_body_util::BodyExt as _;
 use percent_encoding::percent_decode_str;
+use tokio::sync::Semaphore;
 
 pub(crate) const BUCKET: &str = "test";
 pub(crate) const KEY: &str = "the-key";
@@ -30,6 +32,46 @@ struct Object {
 struct Bucket {
     objects: BTreeMap<String, Object>,
     puts: u64,
+    held: Vec<Held>,
+}
+
+/// When a request is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    Before,
+    /// It is done, but its client does not know.
+    After,
+}
+
+struct Held {
+    method: Method,
+    prefix: String,
+    when: When,
+    gate: Arc<Gate>,
+}
+
+/// Where one request waits, so that a test can do something meanwhile.
+pub(crate) struct Gate {
+    arrived: Semaphore,
+    opened: Semaphore,
+}
+
+impl Gate {
+    /// Until the request is there.
+    pub(crate) async fn reached(&self) {
+        let arrived = tokio::time::timeout(Duration::from_secs(30), self.arrived.acquire()).await;
+        // An error is that no such request has come.
+        arrived.unwrap().unwrap().forget();
+    }
+
+    pub(crate) fn open(&self) {
+        self.opened.add_permits(1);
+    }
+
+    async fn wait(&self) {
+        self.arrived.add_permits(1);
+        self.opened.acquire().await.unwrap().forget();
+    }
 }
 
 pub(crate) struct S3 {
@@ -90,6 +132,29 @@ impl S3 {
         }
     }
 
+    /// Removes what is below a prefix; how much that was.
+    pub(crate) fn remove(&self, prefix: &str) -> usize {
+        let mut bucket = self.bucket();
+        let before = bucket.objects.len();
+        bucket.objects.retain(|key, _| !key.starts_with(prefix));
+        before - bucket.objects.len()
+    }
+
+    /// Holds the next request of a kind.
+    pub(crate) fn hold(&self, method: Method, prefix: String, when: When) -> Arc<Gate> {
+        let gate = Arc::new(Gate {
+            arrived: Semaphore::new(0),
+            opened: Semaphore::new(0),
+        });
+        self.bucket().held.push(Held {
+            method,
+            prefix,
+            when,
+            gate: gate.clone(),
+        });
+        gate
+    }
+
     /// The keys below a prefix, without it.
     pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
         let bucket = self.bucket();
@@ -109,14 +174,16 @@ fn stands_alone() {
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
 }
 
+fn header_text(parts: &Parts, name: header::HeaderName) -> Option<String> {
+    let value = parts.headers.get(name);
+    value.map(|value| value.to_str().unwrap().to_owned())
+}
+
 async fn serve(State(bucket): State<Arc<Mutex<Bucket>>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let text = |name: header::HeaderName| {
-        let value = parts.headers.get(name);
-        value.map(|value| value.to_str().unwrap().to_owned())
-    };
     let credential = format!("AWS4-HMAC-SHA256 Credential={KEY}/");
-    if !text(header::AUTHORIZATION).is_some_and(|sent| sent.starts_with(&credential)) {
+    if !header_text(&parts, header::AUTHORIZATION).is_some_and(|sent| sent.starts_with(&credential))
+    {
         return answer(StatusCode::FORBIDDEN, error("AccessDenied"));
     }
     let path = percent_decode_str(parts.uri.path()).decode_utf8().unwrap();
@@ -127,9 +194,36 @@ async fn serve(State(bucket): State<Arc<Mutex<Bucket>>>, request: Request) -> Re
         .into_owned()
         .collect();
     let body = body.collect().await.unwrap().to_bytes();
+    let method = parts.method.clone();
+    if let Some(gate) = held(&bucket, &method, &key, When::Before) {
+        gate.wait().await;
+    }
+    let answer = act(&bucket, &parts, &key, &query, body);
+    if let Some(gate) = held(&bucket, &method, &key, When::After) {
+        gate.wait().await;
+    }
+    answer
+}
+
+fn held(bucket: &Mutex<Bucket>, method: &Method, key: &str, when: When) -> Option<Arc<Gate>> {
+    let held = &mut bucket.lock().unwrap().held;
+    let found = held.iter().position(|held| {
+        held.when == when && held.method == *method && key.starts_with(&held.prefix)
+    });
+    found.map(|index| held.remove(index).gate)
+}
+
+fn act(
+    bucket: &Mutex<Bucket>,
+    parts: &Parts,
+    key: &str,
+    query: &BTreeMap<String, String>,
+    body: Bytes,
+) -> Response {
+    let text = |name| header_text(parts, name);
     let mut bucket = bucket.lock().unwrap();
-    match (parts.method, key.as_str()) {
-        (Method::GET, "") => answer(StatusCode::OK, list(&bucket, &query)),
+    match (parts.method.clone(), key) {
+        (Method::GET, "") => answer(StatusCode::OK, list(&bucket, query)),
         (Method::POST, "") if query.contains_key("delete") => {
             let body = String::from_utf8(body.to_vec()).unwrap();
             let keys = body.split("<Key>").skip(1);
@@ -144,7 +238,7 @@ async fn serve(State(bucket): State<Arc<Mutex<Bucket>>>, request: Request) -> Re
             )
         }
         (Method::PUT, _) => {
-            let there = bucket.objects.get(&key).map(|object| object.tag.clone());
+            let there = bucket.objects.get(key).map(|object| object.tag.clone());
             let none = text(header::IF_NONE_MATCH).is_some_and(|_| there.is_some());
             let other = text(header::IF_MATCH).is_some_and(|tag| there.as_ref() != Some(&tag));
             if none || other {
@@ -157,7 +251,7 @@ async fn serve(State(bucket): State<Arc<Mutex<Bucket>>>, request: Request) -> Re
                 tag: tag.clone(),
                 changed: SystemTime::now(),
             };
-            bucket.objects.insert(key, object);
+            bucket.objects.insert(key.to_owned(), object);
             let mut response = answer(StatusCode::OK, String::new());
             response
                 .headers_mut()
@@ -165,16 +259,16 @@ async fn serve(State(bucket): State<Arc<Mutex<Bucket>>>, request: Request) -> Re
             response
         }
         (Method::DELETE, _) => {
-            bucket.objects.remove(&key);
+            bucket.objects.remove(key);
             answer(StatusCode::NO_CONTENT, String::new())
         }
         (method @ (Method::GET | Method::HEAD), _) => {
-            let Some(object) = bucket.objects.get(&key) else {
+            let Some(object) = bucket.objects.get(key) else {
                 return answer(StatusCode::NOT_FOUND, error("NoSuchKey"));
             };
             get(object, text(header::RANGE), method == Method::HEAD)
         }
-        (method, _) => panic!("{method} {path} {query:?}"),
+        (method, _) => panic!("{method} {key} {query:?}"),
     }
 }
 

@@ -2,6 +2,7 @@
 //! *incarnation*, whose name says what it is; one listing tells whether a blob is there and
 //! how large it is. Which of several incarnations is read does not matter.
 
+use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
@@ -26,7 +27,7 @@ const MAX_LISTS: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Part(pub(super) String, pub(super) u64);
 
-/// What an upload's state is, and a large blob's list.
+/// A large blob's list.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Parts {
     pub(super) parts: Vec<Part>,
@@ -77,12 +78,39 @@ pub(super) fn nonce() -> String {
 }
 
 impl Objects {
+    /// One that is whole.
     async fn incarnation(&self, digest: &Digest) -> Result<Option<Incarnation>> {
         let folder = keys::blob(digest);
         let path = Path::from(folder.as_str());
         let listed = self.store.list_with_delimiter(Some(&path)).await;
         let listed = listed.map_err(|error| self.failed("list", &folder, error))?;
-        Ok(listed.objects.iter().find_map(Incarnation::parse))
+        for found in listed.objects.iter().filter_map(Incarnation::parse) {
+            if self.is_whole(&found).await? {
+                return Ok(Some(found));
+            }
+            tracing::warn!(%digest, object = found.key, "parts of a stored blob are missing");
+        }
+        Ok(None)
+    }
+
+    /// Whether all of its parts are there. Nothing here removes parts of a blob; but if some
+    /// are gone, a new push should mend it.
+    async fn is_whole(&self, incarnation: &Incarnation) -> Result<bool> {
+        let Some(upload) = &incarnation.upload else {
+            return Ok(true);
+        };
+        let folder = format!("{PARTS}/{}", upload.as_str());
+        let there = self.everything(&folder);
+        let (list, there) = futures_util::join!(self.list_of(&incarnation.key), there);
+        let Some(list) = list? else {
+            return Ok(false);
+        };
+        let there: HashSet<(String, u64)> = there?
+            .iter()
+            .map(|meta| (meta.location.to_string(), meta.size))
+            .collect();
+        let mut parts = list.parts.iter();
+        Ok(parts.all(|part| there.contains(&(part_key(upload, part), part.1))))
     }
 
     pub(in crate::storage) fn blob_size(&self, digest: &Digest) -> Result<Option<u64>> {
@@ -102,7 +130,9 @@ impl Objects {
             let segments = match &found.upload {
                 None => vec![(found.key, size)],
                 Some(upload) => {
-                    let list = self.list_of(&found.key).await?;
+                    let Some(list) = self.list_of(&found.key).await? else {
+                        return Ok(None);
+                    };
                     let key = |part: &Part| (part_key(upload, part), part.1);
                     list.parts.iter().map(key).collect()
                 }
@@ -111,13 +141,14 @@ impl Objects {
         })
     }
 
-    async fn list_of(&self, key: &str) -> Result<Arc<Parts>> {
+    /// `None` if it was removed meanwhile.
+    async fn list_of(&self, key: &str) -> Result<Option<Arc<Parts>>> {
         let known = {
             let lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
             lists.get(key).cloned()
         };
         if let Some(known) = known {
-            return Ok(known);
+            return Ok(Some(known));
         }
         let got = match self
             .store
@@ -125,6 +156,7 @@ impl Objects {
             .await
         {
             Ok(got) => got.bytes().await,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
             Err(error) => Err(error),
         };
         let bytes = got.map_err(|error| self.failed("read", key, error))?;
@@ -139,7 +171,7 @@ impl Objects {
             lists.clear();
         }
         lists.insert(key.to_owned(), list.clone());
-        Ok(list)
+        Ok(Some(list))
     }
 
     pub(in crate::storage) fn read_blob(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
@@ -174,8 +206,8 @@ impl Objects {
         self.write(&key, &self.encode(&key, list)?)
     }
 
-    pub(super) fn encode(&self, key: &str, list: &Parts) -> Result<Vec<u8>> {
-        serde_json::to_vec(list).map_err(|error| RegistrydError::Damaged {
+    pub(super) fn encode(&self, key: &str, record: &impl Serialize) -> Result<Vec<u8>> {
+        serde_json::to_vec(record).map_err(|error| RegistrydError::Damaged {
             path: self.name(key),
             reason: error.to_string(),
         })

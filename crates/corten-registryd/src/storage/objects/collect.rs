@@ -221,8 +221,7 @@ impl Objects {
                 continue;
             };
             let age = now.duration_since(meta.last_modified.into());
-            if age.is_ok_and(|age| age > stale_after) {
-                self.run(self.delete(meta.location.as_ref()))?;
+            if age.is_ok_and(|age| age > stale_after) && self.discard_listed(repo, &id, &meta)? {
                 tracing::info!(repository = %repo, upload = id.as_str(), "removed a stale upload");
             } else {
                 live.push(id);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! repositories/…                                  as in a folder (`super`), but uploads:
-//! repositories/<name>/_uploads/<uuid>             {"parts":[[name, size], …]}
+//! repositories/<name>/_uploads/<uuid>             {"parts":[[name, size], …], "end": …}
 //! parts/<uuid>/<name>                             a piece of an upload, then of its blob
 //! blobs/<alg>/<2>/<hex>/raw.<nonce>               a small blob's bytes
 //! blobs/<alg>/<2>/<hex>/parts.<uuid>.<size>.<nonce>   a large one's list of parts
@@ -40,7 +40,7 @@ use crate::error::RegistrydError;
 pub(crate) use blobs::BlobReader;
 pub(super) use collect::Lease;
 pub use connect::StoreConfig;
-pub(super) use session::Session;
+pub(super) use session::{End, Session};
 
 /// Requests of one piece of work that run at once.
 const AT_ONCE: usize = 32;

@@ -3,6 +3,10 @@
 //! only, so of two requests that write to one upload, maybe through two servers, one fails.
 //! Whichever server gets the next request goes on with what the state says.
 //!
+//! Who ends an upload *claims* it first, by the same kind of put: from then on the parts are
+//! its own, to make a blob of or to remove, and everybody else is refused. A claim is never
+//! given back or taken over. One whose server died is swept with the stale uploads.
+//!
 //! A server hashes what passes through it. One that goes on with another's upload, or after a
 //! restart, reads the parts once at the end.
 
@@ -10,7 +14,9 @@ use bytes::Bytes;
 use corten_oci::{Digest, Digester};
 use futures_util::TryStreamExt as _;
 use object_store::path::Path;
-use object_store::{ObjectStoreExt as _, PutMode, PutPayload, UpdateVersion};
+use object_store::{ObjectMeta, ObjectStoreExt as _, PutMode, PutPayload, UpdateVersion};
+
+use serde::{Deserialize, Serialize};
 
 use super::blobs::{Part, Parts, nonce, part_key};
 use super::{BlobReader, Objects, Result};
@@ -24,12 +30,33 @@ const PART: u64 = 8 << 20;
 /// requests do not become as many parts.
 const TAIL: u64 = 1 << 20;
 
+/// What is stored about an upload.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct State {
+    parts: Vec<Part>,
+    /// Who claimed it does this with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    end: Option<End>,
+}
+
+/// How an upload ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::storage) enum End {
+    /// It becomes this blob; its digest was checked.
+    Blob(Digest),
+    /// It is thrown away.
+    Discard,
+}
+
 /// An upload, as one request sees it.
 #[derive(Debug)]
 pub(in crate::storage) struct Session {
     key: String,
     id: UploadId,
     version: UpdateVersion,
+    /// What whoever claimed it does with it.
+    end: Option<End>,
     parts: Vec<Part>,
     /// What there was when the request began.
     opening: Vec<Part>,
@@ -49,6 +76,11 @@ impl Session {
         length(&self.parts) + self.waiting()
     }
 
+    /// What another request does with it, which is about to end it.
+    pub(in crate::storage) fn end(&self) -> Option<&End> {
+        self.end.as_ref()
+    }
+
     fn waiting(&self) -> u64 {
         self.pending.iter().map(|piece| piece.len() as u64).sum()
     }
@@ -57,7 +89,7 @@ impl Session {
 impl Objects {
     pub(in crate::storage) fn create_session(&self, repo: &RepoName, id: &UploadId) -> Result<()> {
         let key = keys::upload(repo, id);
-        self.write(&key, &self.encode(&key, &Parts::default())?)
+        self.write(&key, &self.encode(&key, &State::default())?)
     }
 
     /// `None` if there is no such upload.
@@ -79,7 +111,7 @@ impl Objects {
             };
             let bytes = got.bytes().await;
             let bytes = bytes.map_err(|error| self.failed("read", &key, error))?;
-            let state: Parts =
+            let state: State =
                 serde_json::from_slice(&bytes).map_err(|error| RegistrydError::Damaged {
                     path: self.name(&key),
                     reason: error.to_string(),
@@ -88,6 +120,7 @@ impl Objects {
                 key: key.clone(),
                 id: id.clone(),
                 version,
+                end: state.end,
                 opening: state.parts.clone(),
                 parts: state.parts,
                 replaced: None,
@@ -122,22 +155,30 @@ impl Objects {
 
     /// Stores what is in memory as a part.
     async fn flush(&self, session: &mut Session) -> Result<()> {
+        self.store_pending(session).await?;
+        self.save(session, None).await
+    }
+
+    async fn store_pending(&self, session: &mut Session) -> Result<()> {
         let size = session.waiting();
         if size > 0 {
             let part = Part(nonce(), size);
             let payload = PutPayload::from_iter(session.pending.iter().cloned());
             self.put(&part_key(&session.id, &part), payload).await?;
             session.parts.push(part);
+            session.pending.clear();
         }
-        self.save(session).await?;
-        session.pending.clear();
         Ok(())
     }
 
-    /// Replaces the state, if it is still the one this request knows.
-    async fn save(&self, session: &mut Session) -> Result<()> {
-        let state = Parts {
+    /// Replaces the state, if it is still the one this request knows and nobody has claimed.
+    async fn save(&self, session: &mut Session, end: Option<End>) -> Result<()> {
+        if session.end.is_some() {
+            return Err(RegistrydError::Busy(self.name(&session.key)));
+        }
+        let state = State {
             parts: session.parts.clone(),
+            end: end.clone(),
         };
         let state = self.encode(&session.key, &state)?;
         let (key, mode) = (
@@ -147,6 +188,7 @@ impl Objects {
         match self.store.put_opts(&key, state.into(), mode.into()).await {
             Ok(done) => {
                 session.version = done.into();
+                session.end = end;
                 Ok(())
             }
             // Another request was quicker, or finished or cancelled it. The part that was
@@ -183,7 +225,7 @@ impl Objects {
         let added = added.iter().filter(|part| !session.opening.contains(part));
         let added: Vec<String> = added.map(|part| part_key(&session.id, part)).collect();
         self.run(async {
-            self.save(session).await?;
+            self.save(session, None).await?;
             self.delete_all(&added).await
         })
     }
@@ -207,28 +249,45 @@ impl Objects {
             }
             Ok(())
         });
-        hashed.map_err(|error| self.failed("read the parts of", &session.key, error))?;
+        match hashed {
+            Ok(()) => {}
+            // Another request has ended it, or replaced a part.
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(RegistrydError::Busy(self.name(&session.key)));
+            }
+            Err(error) => return Err(self.failed("read the parts of", &session.key, error)),
+        }
         for piece in &session.pending {
             digester.update(piece);
         }
         Ok(digester.finish())
     }
 
-    /// Makes an upload, whose digest was checked, another incarnation of a blob. The upload
+    /// Makes an upload this request's alone, to end it; [`RegistrydError::Busy`] where another
+    /// has changed, claimed or ended it since it was opened.
+    pub(in crate::storage) fn claim(&self, session: &mut Session, end: End) -> Result<()> {
+        self.run(async {
+            // One without parts becomes a blob in one object. The others' last part must be
+            // in the state before a blob names it.
+            if matches!(end, End::Blob(_)) && !session.parts.is_empty() {
+                self.store_pending(session).await?;
+            }
+            self.save(session, Some(end)).await
+        })
+    }
+
+    /// Makes a claimed upload another incarnation of the blob it was claimed for. The upload
     /// stays, so that this can be done again.
-    pub(in crate::storage) fn incarnate(
-        &self,
-        session: &mut Session,
-        digest: &Digest,
-    ) -> Result<()> {
+    pub(in crate::storage) fn incarnate(&self, session: &Session, digest: &Digest) -> Result<()> {
+        if session.end.as_ref() != Some(&End::Blob(digest.clone())) {
+            let reason = format!("{} is not claimed for {digest}", session.key);
+            return Err(RegistrydError::Internal(reason));
+        }
         if session.parts.is_empty() {
             return self.write_raw(
                 digest,
                 PutPayload::from_iter(session.pending.iter().cloned()),
             );
-        }
-        if !session.pending.is_empty() {
-            self.run(self.flush(session))?;
         }
         let list = Parts {
             parts: session.parts.clone(),
@@ -236,7 +295,7 @@ impl Objects {
         self.write_parts(digest, &session.id, session.length(), &list)
     }
 
-    /// Removes an upload, and its parts unless they are a blob's now.
+    /// Removes an upload that this request claimed, and its parts unless they are a blob's now.
     pub(in crate::storage) fn end_session(
         &self,
         session: &Session,
@@ -252,9 +311,44 @@ impl Objects {
         gone.sort();
         gone.dedup();
         self.run(async {
-            // Without its state an upload cannot be gone on with: parts may go after it only.
+            // Parts without a state that names them are nobody's: they may go after it only.
             self.delete(&session.key).await?;
             self.delete_all(&gone).await
+        })
+    }
+
+    /// Claims an upload and throws it away.
+    pub(in crate::storage) fn discard(&self, mut session: Session) -> Result<()> {
+        self.claim(&mut session, End::Discard)?;
+        self.end_session(&session, false)
+    }
+
+    /// The same with one as it was listed; false if it has changed since. Its parts are left
+    /// for a collection to sweep: they may be a blob's, if its server died at its end.
+    pub(super) fn discard_listed(
+        &self,
+        repo: &RepoName,
+        id: &UploadId,
+        listed: &ObjectMeta,
+    ) -> Result<bool> {
+        let key = keys::upload(repo, id);
+        let ended = State {
+            parts: Vec::new(),
+            end: Some(End::Discard),
+        };
+        let mode = PutMode::Update(UpdateVersion {
+            e_tag: listed.e_tag.clone(),
+            version: listed.version.clone(),
+        });
+        let (path, ended) = (Path::from(key.as_str()), self.encode(&key, &ended)?);
+        self.run(async {
+            match self.store.put_opts(&path, ended.into(), mode.into()).await {
+                Ok(_) => self.delete(&key).await.map(|()| true),
+                Err(
+                    object_store::Error::Precondition { .. } | object_store::Error::NotFound { .. },
+                ) => Ok(false),
+                Err(error) => Err(self.failed("write", &key, error)),
+            }
         })
     }
 }

@@ -1,0 +1,149 @@
+//! What two requests, or a request and a collection, do to each other at the worst moment.
+//! The store holds one of them there ([`crate::s3::Gate`]), so nothing is left to chance.
+
+use std::sync::Arc;
+
+use corten_oci::Digest;
+use corten_registryd::Config;
+use http::{Method, StatusCode};
+
+use crate::backend;
+use crate::harness::Registry;
+use crate::s3::When;
+
+/// Of several parts, and no multiple of their size.
+fn large() -> Vec<u8> {
+    (0..(8_u64 << 20) * 2 + 12_345)
+        .map(|n| (n * n % 251) as u8)
+        .collect()
+}
+
+/// Two servers of one store.
+async fn two(folder: &tempfile::TempDir) -> (Arc<Registry>, Arc<Registry>) {
+    let config = || Config {
+        root: folder.path().to_owned(),
+        ..Config::default()
+    };
+    let one = Registry::with(config()).await;
+    let two = Registry::with(config()).await;
+    (Arc::new(one), Arc::new(two))
+}
+
+/// Starts an upload that has come, but is not finished; the path that finishes it.
+async fn uploaded(registry: &Registry, bytes: &[u8]) -> (String, String) {
+    let upload = registry.start_upload("app").await;
+    registry
+        .send("PATCH", &upload, &[], bytes.to_vec())
+        .await
+        .expect(StatusCode::ACCEPTED);
+    let finish = format!("{upload}?digest={}", Digest::of(bytes));
+    (upload, finish)
+}
+
+async fn is_whole(registry: &Registry, bytes: &[u8]) {
+    let path = format!("/v2/app/blobs/{}", Digest::of(bytes));
+    registry.head(&path).await.expect(StatusCode::OK);
+    let blob = registry.get(&path).await;
+    assert!(blob.expect(StatusCode::OK).body == bytes);
+}
+
+fn spawn_put(registry: &Arc<Registry>, path: &str) -> tokio::task::JoinHandle<StatusCode> {
+    let (registry, path) = (registry.clone(), path.to_owned());
+    tokio::spawn(async move { registry.send("PUT", &path, &[], "").await.status })
+}
+
+/// A load balancer asks another server when one takes long to hash.
+#[tokio::test]
+async fn a_repeated_end_of_an_upload_harms_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = two(&folder).await;
+    let bytes = large();
+    let (_, finish) = uploaded(&one, &bytes).await;
+    // It has to read the parts, since they did not come through it.
+    let reads = backend::hold(folder.path(), Method::GET, "parts/", When::Before);
+    let slow = spawn_put(&other, &finish);
+    reads.reached().await;
+    one.send("PUT", &finish, &[], "")
+        .await
+        .expect(StatusCode::CREATED);
+    reads.open();
+    assert_eq!(slow.await.unwrap(), StatusCode::CREATED);
+    is_whole(&one, &bytes).await;
+    is_whole(&other, &bytes).await;
+    assert_eq!(backend::leftovers(folder.path(), "app"), 0);
+}
+
+/// The same at the moment in which the first one makes the blob.
+#[tokio::test]
+async fn who_comes_while_an_upload_ends_waits_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = two(&folder).await;
+    let bytes = vec![7; 3_000_000];
+    let (upload, finish) = uploaded(&one, &bytes).await;
+    let made = backend::hold(folder.path(), Method::PUT, "blobs/", When::Before);
+    let first = spawn_put(&one, &finish);
+    made.reached().await;
+    let uploads = "repositories/app/_uploads/";
+    let looked = backend::hold(folder.path(), Method::GET, uploads, When::After);
+    let second = spawn_put(&other, &finish);
+    looked.reached().await;
+    looked.open();
+    // Not with another digest.
+    let wrong = format!("{upload}?digest={}", Digest::of(b"something else"));
+    let refused = other.send("PUT", &wrong, &[], "").await;
+    assert_eq!(refused.status, StatusCode::CONFLICT);
+    made.open();
+    assert_eq!(first.await.unwrap(), StatusCode::CREATED);
+    assert_eq!(second.await.unwrap(), StatusCode::CREATED);
+    is_whole(&other, &bytes).await;
+    assert_eq!(backend::leftovers(folder.path(), "app"), 0);
+}
+
+#[tokio::test]
+async fn an_upload_that_ends_cannot_be_cancelled() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = two(&folder).await;
+    let bytes = vec![7; 3_000_000];
+    let (upload, finish) = uploaded(&one, &bytes).await;
+    let made = backend::hold(folder.path(), Method::PUT, "blobs/", When::Before);
+    let put = spawn_put(&one, &finish);
+    made.reached().await;
+    let cancelled = other.delete(&upload).await;
+    made.open();
+    assert_eq!(cancelled.status, StatusCode::CONFLICT);
+    assert_eq!(put.await.unwrap(), StatusCode::CREATED);
+    is_whole(&one, &bytes).await;
+}
+
+/// A last part that is short is replaced by the next chunk: not if a blob is made of it.
+#[tokio::test]
+async fn an_upload_that_ends_does_not_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = two(&folder).await;
+    let bytes = vec![7; 500_000];
+    let (upload, finish) = uploaded(&one, &bytes).await;
+    let made = backend::hold(folder.path(), Method::PUT, "blobs/", When::Before);
+    let put = spawn_put(&one, &finish);
+    made.reached().await;
+    let more = other.send("PATCH", &upload, &[], vec![8; 500_000]).await;
+    made.open();
+    assert_eq!(more.status, StatusCode::CONFLICT);
+    assert_eq!(put.await.unwrap(), StatusCode::CREATED);
+    is_whole(&one, &bytes).await;
+}
+
+#[tokio::test]
+async fn a_blob_that_lost_a_part_can_be_pushed_again() {
+    let registry = Registry::start().await;
+    let bytes = large();
+    let digest = registry.push_blob("app", &bytes).await;
+    let parts = backend::keys(&registry.root);
+    let part = parts.iter().rfind(|key| key.starts_with("parts/")).unwrap();
+    assert_eq!(backend::remove(&registry.root, part), 1);
+    let path = format!("/v2/app/blobs/{digest}");
+    for gone in [registry.head(&path).await, registry.get(&path).await] {
+        assert_eq!(gone.status, StatusCode::NOT_FOUND);
+    }
+    registry.push_blob("app", &bytes).await;
+    is_whole(&registry, &bytes).await;
+}
