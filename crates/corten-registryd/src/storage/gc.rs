@@ -35,6 +35,9 @@ const BATCH: usize = 32;
 /// Blobs removed from an object store at once.
 const REQUEST: usize = 500;
 
+/// Asked before each thing is removed: an error if this collection has lost the right to.
+type MayRemove<'a> = &'a dyn Fn() -> Result<()>;
+
 /// What may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Policy {
@@ -87,6 +90,28 @@ impl Names {
     }
 }
 
+/// What is held holds its parts, and what refers to it.
+fn hold_parts<'a>(
+    held: &mut HashSet<Digest>,
+    manifests: impl Iterator<Item = &'a (Digest, Names)> + Clone,
+) {
+    loop {
+        let before = held.len();
+        for (digest, names) in manifests.clone() {
+            let refers = names.subject.as_ref();
+            if refers.is_some_and(|subject| held.contains(&subject.digest)) {
+                held.insert(digest.clone());
+            }
+            if held.contains(digest) {
+                held.extend(names.manifests.iter().map(|named| named.digest.clone()));
+            }
+        }
+        if held.len() == before {
+            break;
+        }
+    }
+}
+
 impl Storage {
     /// Removes what nothing refers to.
     pub(crate) fn collect(&self, policy: Policy) -> Result<Collected> {
@@ -94,12 +119,13 @@ impl Storage {
             Place::Files(files) => self.collect_files(files, policy),
             Place::Objects(objects) if policy.dry_run => self.look_at_objects(objects, policy),
             Place::Objects(objects) => {
-                let Some(lease) = objects.begin_collection()? else {
+                let Some(mut lease) = objects.begin_collection()? else {
                     return Err(RegistrydError::Collecting(self.place.name("")));
                 };
-                let collected = self.collect_objects(objects, lease, policy);
-                objects.end_collection()?;
-                collected
+                let collected = self.collect_objects(objects, &mut lease, policy);
+                let ended = objects.end_collection(lease);
+                let collected = collected?;
+                ended.map(|()| collected)
             }
         }
     }
@@ -115,7 +141,7 @@ impl Storage {
         // Whoever is between a blob's time and its link gets done first.
         drop(self.lock_blobs()?);
         let mut collected = Collected::default();
-        let live = self.look_through_all(began, policy, &mut collected)?;
+        let live = self.look_through_all(began, policy, &|| Ok(()), &mut collected)?;
         let mut dead = files.blobs()?;
         dead.retain(|digest| !live.contains(digest));
         for batch in dead.chunks(BATCH) {
@@ -132,7 +158,8 @@ impl Storage {
 
     fn look_at_objects(&self, objects: &Objects, policy: Policy) -> Result<Collected> {
         let mut collected = Collected::default();
-        let live = self.look_through_all(SystemTime::now(), policy, &mut collected)?;
+        let began = SystemTime::now();
+        let live = self.look_through_all(began, policy, &|| Ok(()), &mut collected)?;
         for (digest, incarnation) in objects.incarnations()? {
             if !live.contains(&digest) {
                 collected.bytes += incarnation.size();
@@ -145,7 +172,7 @@ impl Storage {
     fn collect_objects(
         &self,
         objects: &Objects,
-        mut lease: super::objects::Lease,
+        lease: &mut super::objects::Lease,
         policy: Policy,
     ) -> Result<Collected> {
         let parts = objects.parts()?;
@@ -154,10 +181,12 @@ impl Storage {
             uploads.extend(objects.sweep_sessions(&repo, STALE_AFTER)?);
         }
         let mut collected = Collected::default();
-        let live = self.look_through_all(SystemTime::now(), policy, &mut collected)?;
+        let keep = || objects.keep_collecting(lease);
+        let live = self.look_through_all(SystemTime::now(), policy, &keep, &mut collected)?;
         let mut dead = objects.incarnations()?;
         dead.retain(|(digest, _)| !live.contains(digest));
-        objects.mark(&dead.iter().map(|(digest, _)| digest.clone()).collect())?;
+        let digests = dead.iter().map(|(digest, _)| digest.clone()).collect();
+        objects.mark(lease, &digests)?;
         let linked = if dead.is_empty() {
             HashSet::new()
         } else {
@@ -165,7 +194,7 @@ impl Storage {
         };
         dead.retain(|(digest, _)| !linked.contains(digest));
         for batch in dead.chunks(REQUEST) {
-            objects.keep_collecting(&mut lease)?;
+            objects.keep_collecting(lease)?;
             objects.remove_incarnations(batch)?;
             for (digest, incarnation) in batch {
                 self.usage.freed(incarnation.size());
@@ -173,8 +202,7 @@ impl Storage {
                 collected.blobs.push(digest.clone());
             }
         }
-        objects.keep_collecting(&mut lease)?;
-        objects.sweep_parts(parts, &uploads)?;
+        objects.sweep_parts(lease, parts, &uploads)?;
         Ok(collected)
     }
 
@@ -197,11 +225,12 @@ impl Storage {
         &self,
         began: SystemTime,
         policy: Policy,
+        may_remove: MayRemove<'_>,
         collected: &mut Collected,
     ) -> Result<HashSet<Digest>> {
         let mut live = HashSet::new();
         for repo in self.all_repositories()? {
-            self.look_through(&repo, began, policy, &mut live, collected)?;
+            self.look_through(&repo, began, policy, may_remove, &mut live, collected)?;
         }
         Ok(live)
     }
@@ -212,6 +241,7 @@ impl Storage {
         repo: &RepoName,
         began: SystemTime,
         policy: Policy,
+        may_remove: MayRemove<'_>,
         live: &mut HashSet<Digest>,
         collected: &mut Collected,
     ) -> Result<()> {
@@ -225,27 +255,41 @@ impl Storage {
             manifests.push((digest.clone(), names.unwrap_or_default()));
         }
         if policy.untagged && understood {
-            self.drop_untagged(repo, began, policy, &mut manifests, collected)?;
+            self.drop_untagged(repo, began, policy, may_remove, &mut manifests, collected)?;
         }
         let mut named: HashSet<&Digest> = manifests.iter().flat_map(|(_, n)| n.all()).collect();
         named.extend(manifests.iter().map(|(digest, _)| digest));
         let mut taken = Vec::new();
+        let mut done = Ok(());
         for digest in self.digests_in(&keys::layers(repo))? {
             let link = keys::link(repo, &digest);
-            let keep = !understood
-                || named.contains(&digest)
-                || self.is_younger(&link, began, policy.grace)?;
-            if keep {
-                live.insert(digest);
-            } else if !policy.dry_run {
-                self.place.remove(&link)?;
-                taken.push(digest);
+            let keep = || {
+                let named = !understood || named.contains(&digest);
+                Ok(named || self.is_younger(&link, began, policy.grace)?)
+            };
+            let take = || {
+                may_remove()?;
+                self.place.remove(&link)
+            };
+            match keep() {
+                Ok(true) => drop(live.insert(digest)),
+                Ok(false) if policy.dry_run => {}
+                Ok(false) => {
+                    done = take().map(drop);
+                    taken.push(digest);
+                }
+                Err(error) => done = Err(error),
+            }
+            if done.is_err() {
+                // What was taken until now may have to be given back all the same.
+                break;
             }
         }
         if matches!(self.place, Place::Objects(_)) && !taken.is_empty() {
             let known: Vec<&Digest> = manifests.iter().map(|(digest, _)| digest).collect();
             self.give_back(repo, &known, &taken, live)?;
         }
+        done?;
         live.extend(manifests.into_iter().map(|(digest, _)| digest));
         Ok(())
     }
@@ -293,6 +337,7 @@ impl Storage {
         repo: &RepoName,
         began: SystemTime,
         policy: Policy,
+        may_remove: MayRemove<'_>,
         manifests: &mut Vec<(Digest, Names)>,
         collected: &mut Collected,
     ) -> Result<()> {
@@ -307,34 +352,28 @@ impl Storage {
                 held.insert(digest.clone());
             }
         }
-        // What is held holds its parts, and what refers to it.
-        loop {
-            let before = held.len();
-            for (digest, names) in manifests.iter() {
-                if held.contains(digest) {
-                    held.extend(names.manifests.iter().map(|named| named.digest.clone()));
-                } else if let Some(subject) = &names.subject
-                    && held.contains(&subject.digest)
-                {
-                    held.insert(digest.clone());
-                }
-            }
-            if held.len() == before {
-                break;
-            }
-        }
+        hold_parts(&mut held, manifests.iter());
         let mut dropped = Vec::new();
+        let mut done = Ok(());
         for (digest, _) in manifests
             .iter()
             .filter(|(digest, _)| !held.contains(digest))
         {
-            collected.manifests.push(format!("{repo}@{digest}"));
             if !policy.dry_run {
-                dropped.extend(self.drop_manifest(repo, digest)?);
+                match may_remove().and_then(|()| self.drop_manifest(repo, digest)) {
+                    Ok(gone) => dropped.extend(gone),
+                    Err(error) => {
+                        // Some of the others may have to come back all the same.
+                        done = Err(error);
+                        break;
+                    }
+                }
             }
+            collected.manifests.push(format!("{repo}@{digest}"));
         }
         if matches!(self.place, Place::Objects(_)) && !dropped.is_empty() {
-            for digest in self.restore_tagged(repo, &dropped)? {
+            let wanted = self.wanted_again(repo, manifests, &held)?;
+            for digest in self.restore(repo, &dropped, &wanted)? {
                 collected
                     .manifests
                     .retain(|name| *name != format!("{repo}@{digest}"));
@@ -342,7 +381,41 @@ impl Storage {
             }
         }
         manifests.retain(|(digest, _)| held.contains(digest));
-        Ok(())
+        done
+    }
+
+    /// What of the manifests that were dropped, as nothing `held` them, something holds after
+    /// all: a tag, or a manifest that has come, or come back, since the others were looked at.
+    fn wanted_again(
+        &self,
+        repo: &RepoName,
+        manifests: &[(Digest, Names)],
+        held: &HashSet<Digest>,
+    ) -> Result<HashSet<Digest>> {
+        let dropped = || {
+            manifests
+                .iter()
+                .filter(|(digest, _)| !held.contains(digest))
+        };
+        // Before the tags: who sets one looks for its manifest afterwards.
+        let mut wanted = HashSet::new();
+        for digest in self.digests_in(&keys::revisions(repo))? {
+            if held.contains(&digest) {
+                continue;
+            }
+            match self.names(repo, &digest)? {
+                Some(names) => wanted.extend(names.manifests.into_iter().map(|n| n.digest)),
+                None => wanted.extend(dropped().map(|(digest, _)| digest.clone())),
+            }
+            wanted.insert(digest);
+        }
+        for name in self.tags(repo)? {
+            if let Some(tag) = Tag::parse(&name) {
+                wanted.extend(self.resolve_tag(repo, &tag)?);
+            }
+        }
+        hold_parts(&mut wanted, dropped());
+        Ok(wanted)
     }
 
     /// Removes a blob that has no link, unless it got its time after the beginning; its size.

@@ -1,6 +1,7 @@
 //! What two requests, or a request and a collection, do to each other at the worst moment.
 //! The store holds one of them there ([`crate::s3::Gate`]), so nothing is left to chance.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use corten_oci::Digest;
@@ -8,7 +9,7 @@ use corten_registryd::Config;
 use http::{Method, StatusCode};
 
 use crate::backend;
-use crate::harness::Registry;
+use crate::harness::{Registry, collect};
 use crate::s3::When;
 
 /// Of several parts, and no multiple of their size.
@@ -146,4 +147,28 @@ async fn a_blob_that_lost_a_part_can_be_pushed_again() {
     }
     registry.push_blob("app", &bytes).await;
     is_whole(&registry, &bytes).await;
+}
+
+/// A collection that no longer has the right to it at its end.
+#[tokio::test]
+async fn a_collection_leaves_its_successor_alone() {
+    let registry = Registry::start().await;
+    let digest = registry.push_blob("app", b"nothing names it").await;
+    let marks = format!("marks/sha256/{}", digest.hex());
+    let marked = backend::hold(&registry.root, Method::PUT, &marks, When::After);
+    let root = registry.root.clone();
+    let collection = tokio::task::spawn_blocking(move || collect(&root, &["--grace", "0s"]));
+    marked.reached().await;
+    let theirs = format!("{marks}/its-successors");
+    backend::put(&registry.root, "locks/collection");
+    backend::put(&registry.root, &theirs);
+    marked.open();
+    assert_eq!(collection.await.unwrap(), ExitCode::FAILURE);
+    let left = backend::keys(&registry.root);
+    assert!(left.iter().any(|key| key == "locks/collection"), "{left:?}");
+    let marks: Vec<&String> = left
+        .iter()
+        .filter(|key| key.starts_with("marks/"))
+        .collect();
+    assert_eq!(marks, [&theirs]);
 }

@@ -192,7 +192,7 @@ async fn a_collector_that_died_is_in_nobodys_way_for_long() {
     let digest = registry.push_blob("app", b"nothing names it").await;
     let hex = digest.hex();
     backend::put(&registry.root, "locks/collection");
-    backend::put(&registry.root, &format!("marks/sha256/{hex}"));
+    backend::put(&registry.root, &format!("marks/sha256/{hex}/its-nonce"));
     // It may be alive.
     let grace = ["--grace", "0s"];
     assert_eq!(collect(&registry.root, &grace), ExitCode::FAILURE);

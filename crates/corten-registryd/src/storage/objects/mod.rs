@@ -6,7 +6,7 @@
 //! parts/<uuid>/<name>                             a piece of an upload, then of its blob
 //! blobs/<alg>/<2>/<hex>/raw.<nonce>               a small blob's bytes
 //! blobs/<alg>/<2>/<hex>/parts.<uuid>.<size>.<nonce>   a large one's list of parts
-//! marks/<alg>/<hex>                               a collection wants to remove this blob
+//! marks/<alg>/<hex>/<nonce>                       a collection wants to remove this blob
 //! locks/collection                                whose turn it is to collect
 //! ```
 //!
@@ -27,7 +27,7 @@ mod session;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
@@ -52,6 +52,8 @@ pub(crate) struct Objects {
     /// For messages.
     url: String,
     runtime: Handle,
+    /// How often the lease of a collection is.
+    renew_every: Duration,
     /// Lists of parts that were read, by their key: they never change.
     lists: Mutex<HashMap<String, Arc<blobs::Parts>>>,
 }
@@ -63,6 +65,7 @@ impl Objects {
             store,
             url,
             runtime: Handle::current(),
+            renew_every: collect::RENEW,
             lists: Mutex::default(),
         }
     }
