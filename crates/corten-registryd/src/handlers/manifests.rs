@@ -24,6 +24,9 @@ use crate::storage::{Descriptor, ManifestRecord, Storage};
 const MAX_MANIFEST: usize = 4 << 20;
 /// Tags in one push by digest (`?tag=`).
 const MAX_TAGS: usize = 64;
+/// How often a manifest is stored that a collection of an object store takes for untagged at
+/// that moment. The second time it has its tag.
+const ROUNDS: usize = 2;
 const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 
@@ -316,16 +319,20 @@ fn store(
         .iter()
         .flatten()
         .filter(|layer| !layer.is_foreign());
-    let mut needed = Vec::new();
+    let (mut blobs, mut children) = (Vec::new(), Vec::new());
     for blob in document.config.iter().chain(layers) {
-        needed.push(blob.digest.clone());
+        blobs.push(blob.digest.clone());
         if !storage.has_blob(repo, &blob.digest)? {
             note(&blob.digest);
         }
     }
     for child in document.manifests.iter().flatten() {
         // image-spec lets an index also point to things that are no manifests.
-        if !storage.has_manifest(repo, &child.digest)? && !storage.has_blob(repo, &child.digest)? {
+        if storage.has_manifest(repo, &child.digest)? {
+            children.push(child.digest.clone());
+        } else if storage.has_blob(repo, &child.digest)? {
+            blobs.push(child.digest.clone());
+        } else {
             note(&child.digest);
         }
     }
@@ -338,15 +345,26 @@ fn store(
         .subject
         .as_ref()
         .map(|subject| (&subject.digest, &referrer));
-    storage.put_manifest(&alone, repo, record, subject, tags)?;
-    let gone = storage.confirm(repo, &needed)?;
-    if !gone.is_empty() {
-        storage.withdraw_tags(repo, &record.digest, tags)?;
-        let missing = gone.iter().map(|digest| {
-            let detail = json!({"digest": digest.as_str()});
-            (Code::ManifestBlobUnknown, detail)
-        });
-        return Ok(Err(ApiError::many(missing.collect())));
+    let mut before: Option<Vec<_>> = None;
+    for _ in 0..ROUNDS {
+        storage.put_manifest(&alone, repo, record, subject)?;
+        let gone = storage.confirm(repo, &blobs, &children)?;
+        if !gone.is_empty() {
+            if let Some(before) = &before {
+                storage.reset_tags(&alone, repo, &record.digest, tags, before)?;
+            }
+            let missing = gone.iter().map(|digest| {
+                let detail = json!({"digest": digest.as_str()});
+                (Code::ManifestBlobUnknown, detail)
+            });
+            return Ok(Err(ApiError::many(missing.collect())));
+        }
+        // Last: what a tag pointed to is not given up for what fails.
+        let pointed_to = storage.set_tags(&alone, repo, &record.digest, tags)?;
+        before.get_or_insert(pointed_to);
+        if storage.has_manifest(repo, &record.digest)? {
+            break;
+        }
     }
     Ok(Ok(()))
 }

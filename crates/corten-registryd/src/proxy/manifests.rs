@@ -137,7 +137,9 @@ impl Proxy {
             let referrer = document.referrer(&record);
             let subject = document.subject().map(|subject| (subject, &referrer));
             let alone = storage.lock_repo(&of)?;
-            storage.put_manifest(&alone, &of, &record, subject, tags.as_slice())
+            storage.put_manifest(&alone, &of, &record, subject)?;
+            let set = storage.set_tags(&alone, &of, &record.digest, tags.as_slice());
+            set.map(drop)
         })
         .await?;
         app.metrics.cache_fetched("manifest");

@@ -1,6 +1,8 @@
 //! Manifests, tags and referrers of a repository. A manifest's bytes are a blob that no
 //! `_layers` link shows; its revision record makes it a manifest of the repository.
 
+use std::collections::HashSet;
+
 use corten_oci::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -50,15 +52,14 @@ pub(super) struct Dropped {
 }
 
 impl Storage {
-    /// Stores a manifest, then its place among its subject's referrers, then its tags. The
-    /// repository's lock is held since what it names was looked for.
+    /// Stores a manifest, after its place among its subject's referrers. The repository's lock
+    /// is held since what it names was looked for.
     pub(crate) fn put_manifest(
         &self,
         _alone: &Lock,
         repo: &RepoName,
         record: &ManifestRecord,
         subject: Option<(&Digest, &Descriptor)>,
-        tags: &[Tag],
     ) -> Result<()> {
         let size = record.bytes.len() as u64;
         let linked = if self.has_manifest(repo, &record.digest)? {
@@ -84,17 +85,11 @@ impl Storage {
         };
         let key = keys::revision(repo, &record.digest);
         self.write_json(&key, &revision)?;
-        for tag in tags {
-            self.write_tag(repo, tag, &record.digest)?;
-        }
-        if let Place::Objects(objects) = &self.place {
-            // Nothing kept a collection from taking it for garbage meanwhile.
-            if !self.place.exists(&key)? {
-                self.write_json(&key, &revision)?;
-            }
-            if !objects.at_rest(&record.digest)? {
-                objects.write_raw(&record.digest, record.bytes.clone().into())?;
-            }
+        // Nothing kept a collection of an object store from taking the bytes meanwhile.
+        if let Place::Objects(objects) = &self.place
+            && !objects.at_rest(&record.digest)?
+        {
+            objects.write_raw(&record.digest, record.bytes.clone().into())?;
         }
         self.usage.added(repo, linked, new);
         Ok(())
@@ -110,34 +105,71 @@ impl Storage {
         }
     }
 
-    /// What of the blobs that a stored manifest needs has gone while it was stored. In a
-    /// folder that cannot be: the repository's lock is held. A collection of an object store
-    /// looks once more at the manifests after it took links, and this is the other half.
-    pub(crate) fn confirm(&self, repo: &RepoName, blobs: &[Digest]) -> Result<Vec<Digest>> {
+    /// What of the blobs and manifests that a stored manifest needs has gone while it was
+    /// stored. In a folder that cannot be: the repository's lock is held. A collection of an
+    /// object store looks once more at the manifests after it took links or manifests, and this
+    /// is the other half.
+    pub(crate) fn confirm(
+        &self,
+        repo: &RepoName,
+        blobs: &[Digest],
+        manifests: &[Digest],
+    ) -> Result<Vec<Digest>> {
         let mut gone = Vec::new();
-        if matches!(self.place, Place::Objects(_)) {
-            for digest in blobs {
-                if !self.place.exists(&keys::link(repo, digest))?
-                    && !self.link_stored_blob(repo, digest)?
-                {
-                    gone.push(digest.clone());
-                }
+        if matches!(self.place, Place::Files(_)) {
+            return Ok(gone);
+        }
+        for digest in blobs {
+            if !self.place.exists(&keys::link(repo, digest))?
+                && !self.link_stored_blob(repo, digest)?
+            {
+                gone.push(digest.clone());
+            }
+        }
+        for digest in manifests {
+            if !self.has_manifest(repo, digest)? {
+                gone.push(digest.clone());
             }
         }
         Ok(gone)
     }
 
-    /// Takes tags back that a push has set which fails after all. The manifest may be another
-    /// push's as well: it stays, for a collection to remove.
-    pub(crate) fn withdraw_tags(
+    /// Makes tags point to a stored manifest; what they pointed to. In an object store it may
+    /// have been taken for untagged until now: look for it afterwards.
+    pub(crate) fn set_tags(
         &self,
+        _alone: &Lock,
         repo: &RepoName,
         digest: &Digest,
         tags: &[Tag],
-    ) -> Result<()> {
+    ) -> Result<Vec<Option<Vec<u8>>>> {
+        let mut before = Vec::new();
         for tag in tags {
-            if self.resolve_tag(repo, tag)?.as_ref() == Some(digest) {
-                self.place.remove(&keys::tag(repo, tag))?;
+            before.push(self.place.read(&keys::tag(repo, tag))?);
+            self.write_tag(repo, tag, digest)?;
+        }
+        Ok(before)
+    }
+
+    /// Makes the tags that a push has set, which fails after all, point to what they did
+    /// `before`. The manifest may be another push's as well: it stays, for a collection to
+    /// remove.
+    pub(crate) fn reset_tags(
+        &self,
+        _alone: &Lock,
+        repo: &RepoName,
+        digest: &Digest,
+        tags: &[Tag],
+        before: &[Option<Vec<u8>>],
+    ) -> Result<()> {
+        for (tag, before) in tags.iter().zip(before) {
+            if self.resolve_tag(repo, tag)?.as_ref() != Some(digest) {
+                continue;
+            }
+            let key = keys::tag(repo, tag);
+            match before {
+                Some(before) => self.place.write(&key, before)?,
+                None => drop(self.place.remove(&key)?),
             }
         }
         Ok(())
@@ -235,7 +267,7 @@ impl Storage {
     }
 
     /// Removes a manifest that a collection found nothing to hold, with the repository's lock
-    /// held; what [`Self::restore_tagged`] needs to bring it back.
+    /// held; what [`Self::restore`] needs to bring it back.
     pub(super) fn drop_manifest(
         &self,
         repo: &RepoName,
@@ -257,20 +289,15 @@ impl Storage {
         }))
     }
 
-    /// Brings back those that have got a tag meanwhile, which only happens in an object store.
-    pub(super) fn restore_tagged(
+    /// Brings back those that are wanted after all, which only happens in an object store.
+    pub(super) fn restore(
         &self,
         repo: &RepoName,
         dropped: &[Dropped],
+        wanted: &HashSet<Digest>,
     ) -> Result<Vec<Digest>> {
-        let mut tagged = Vec::new();
-        for name in self.tags(repo)? {
-            if let Some(tag) = Tag::parse(&name) {
-                tagged.extend(self.resolve_tag(repo, &tag)?);
-            }
-        }
         let mut restored = Vec::new();
-        for gone in dropped.iter().filter(|gone| tagged.contains(&gone.digest)) {
+        for gone in dropped.iter().filter(|gone| wanted.contains(&gone.digest)) {
             if let (Some(subject), Some(descriptor)) = (&gone.revision.subject, &gone.referrer) {
                 self.write_json(&keys::referrer(repo, subject, &gone.digest), descriptor)?;
             }

@@ -4,12 +4,13 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use corten_oci::Digest;
+use corten_oci::{Digest, media_type};
 use corten_registryd::Config;
 use http::{Method, StatusCode};
+use serde_json::{Value, json};
 
 use crate::backend;
-use crate::harness::{Registry, collect};
+use crate::harness::{Answer, Registry, collect, descriptor, image};
 use crate::s3::When;
 
 /// Of several parts, and no multiple of their size.
@@ -171,4 +172,158 @@ async fn a_collection_leaves_its_successor_alone() {
         .filter(|key| key.starts_with("marks/"))
         .collect();
     assert_eq!(marks, [&theirs]);
+}
+
+/// Where a manifest's record is.
+fn revision(repo: &str, manifest: &Value) -> String {
+    let digest = Digest::of(manifest.to_string().as_bytes());
+    format!(
+        "repositories/{repo}/_manifests/revisions/sha256/{}",
+        digest.hex()
+    )
+}
+
+fn spawn_push(registry: &Arc<Registry>, manifest: &Value) -> tokio::task::JoinHandle<Answer> {
+    let (registry, manifest) = (registry.clone(), manifest.clone());
+    tokio::spawn(async move { registry.push_manifest("app", "latest", &manifest).await })
+}
+
+/// A manifest whose blobs the repository has, and where its layer is: the link, and the bytes.
+async fn prepared(registry: &Registry, seed: &str) -> (Value, [String; 2]) {
+    let config = registry.push_blob("app", seed.as_bytes()).await;
+    let layer = format!("layer {seed}");
+    let layer = registry.push_blob("app", layer.as_bytes()).await;
+    let hex = layer.hex();
+    let link = format!("repositories/app/_layers/sha256/{hex}");
+    let data = format!("blobs/sha256/{}/{hex}/", &hex[..2]);
+    (image(&config, &layer), [link, data])
+}
+
+async fn latest(registry: &Registry) -> String {
+    let there = registry.get("/v2/app/manifests/latest").await;
+    let there = there.expect(StatusCode::OK);
+    there.header("docker-content-digest").to_owned()
+}
+
+#[tokio::test]
+async fn a_refused_push_leaves_the_tag_as_it_was() {
+    let registry = Arc::new(Registry::start().await);
+    let good = registry.push_image("app", "latest", "good").await;
+    let (manifest, layer) = prepared(&registry, "lost").await;
+    // Before and after its tag is written. The second time a collection took the manifest,
+    // which had no tag yet, with its layer.
+    for (held, when) in [
+        (revision("app", &manifest), When::After),
+        (
+            "repositories/app/_manifests/tags/latest".to_owned(),
+            When::Before,
+        ),
+    ] {
+        let (again, _) = prepared(&registry, "lost").await;
+        assert_eq!(again, manifest);
+        let stored = backend::hold(&registry.root, Method::PUT, &held, when);
+        let push = spawn_push(&registry, &manifest);
+        stored.reached().await;
+        for key in &layer {
+            assert_eq!(backend::remove(&registry.root, key), 1, "{key}");
+        }
+        if when == When::Before {
+            let gone = backend::remove(&registry.root, &revision("app", &manifest));
+            assert_eq!(gone, 1);
+        }
+        stored.open();
+        let answer = push.await.unwrap();
+        answer.refused(StatusCode::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN");
+        assert_eq!(latest(&registry).await, good.to_string());
+    }
+}
+
+/// A collection took the manifest before it had its tag.
+#[tokio::test]
+async fn a_manifest_taken_before_its_tag_is_stored_again() {
+    let registry = Arc::new(Registry::start().await);
+    let (manifest, _) = prepared(&registry, "seed").await;
+    let tags = "repositories/app/_manifests/tags/latest";
+    let tagged = backend::hold(&registry.root, Method::PUT, tags, When::Before);
+    let push = spawn_push(&registry, &manifest);
+    tagged.reached().await;
+    let gone = backend::remove(&registry.root, &revision("app", &manifest));
+    assert_eq!(gone, 1);
+    tagged.open();
+    push.await.unwrap().expect(StatusCode::CREATED);
+    latest(&registry).await;
+}
+
+/// An index of one manifest that no tag holds.
+async fn index(registry: &Registry) -> (Value, Value) {
+    let (child, _) = prepared(registry, "child").await;
+    let digest = Digest::of(child.to_string().as_bytes());
+    registry
+        .push_manifest("app", digest.as_str(), &child)
+        .await
+        .expect(StatusCode::CREATED);
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_INDEX,
+        "manifests": [descriptor(media_type::OCI_MANIFEST, &digest)],
+    });
+    (index, child)
+}
+
+fn spawn_collection(registry: &Registry) -> tokio::task::JoinHandle<ExitCode> {
+    let root = registry.root.clone();
+    let flags = ["--grace", "0s", "--delete-untagged"];
+    tokio::task::spawn_blocking(move || collect(&root, &flags))
+}
+
+#[tokio::test]
+async fn an_index_whose_child_was_taken_is_refused() {
+    let registry = Arc::new(Registry::start().await);
+    let good = registry.push_image("app", "latest", "good").await;
+    let (index, child) = index(&registry).await;
+    let found = backend::hold(
+        &registry.root,
+        Method::PUT,
+        &revision("app", &index),
+        When::Before,
+    );
+    let push = spawn_push(&registry, &index);
+    found.reached().await;
+    assert_eq!(
+        spawn_collection(&registry).await.unwrap(),
+        ExitCode::SUCCESS
+    );
+    let keys = backend::keys(&registry.root);
+    assert!(!keys.contains(&revision("app", &child)));
+    found.open();
+    let answer = push.await.unwrap();
+    answer.refused(StatusCode::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN");
+    assert_eq!(latest(&registry).await, good.to_string());
+}
+
+#[tokio::test]
+async fn a_child_taken_beside_its_indexs_push_comes_back() {
+    let registry = Arc::new(Registry::start().await);
+    let (index, child) = index(&registry).await;
+    // The last thing it does before it removes it.
+    let taken = backend::hold(
+        &registry.root,
+        Method::GET,
+        &revision("app", &child),
+        When::After,
+    );
+    let collection = spawn_collection(&registry);
+    taken.reached().await;
+    let push = spawn_push(&registry, &index).await.unwrap();
+    push.expect(StatusCode::CREATED);
+    taken.open();
+    assert_eq!(collection.await.unwrap(), ExitCode::SUCCESS);
+    latest(&registry).await;
+    let digest = Digest::of(child.to_string().as_bytes());
+    let there = registry.get(&format!("/v2/app/manifests/{digest}")).await;
+    there.expect(StatusCode::OK);
+    for blob in [&child["config"]["digest"], &child["layers"][0]["digest"]] {
+        let path = format!("/v2/app/blobs/{}", blob.as_str().unwrap());
+        registry.get(&path).await.expect(StatusCode::OK);
+    }
 }
