@@ -10,7 +10,7 @@ use crate::plan::{CopyOp, Mounted, RunMount, RunOp, WorkdirOp};
 use crate::request::StepLimits;
 
 /// Changed whenever the same inputs lead to another result.
-const VERSION: &str = "corten-build-1";
+const VERSION: &str = "corten-build-2";
 
 /// Collects the parts of a key.
 pub(crate) struct KeyBuilder(Digester);
@@ -62,6 +62,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) platform: &'a str,
     pub(crate) hosts: &'a [(String, String)],
     pub(crate) limits: &'a StepLimits,
+    /// States that its caches begin with, in their order.
+    pub(crate) caches: &'a [Digest],
 }
 
 /// `binds`: what its bind mounts show, in their order, by `kind`.
@@ -86,6 +88,10 @@ pub(crate) fn run(
     let hosts: Vec<&str> = seen.hosts.iter().map(|(name, _)| name.as_str()).collect();
     key.list(&hosts);
     mounts(&mut key, &op.mounts);
+    if !seen.caches.is_empty() {
+        let caches: Vec<&str> = seen.caches.iter().map(Digest::as_str).collect();
+        key.add("caches").list(&caches);
+    }
     if !binds.is_empty() {
         let binds: Vec<&str> = binds.iter().map(Digest::as_str).collect();
         key.add(kind).list(&binds);
@@ -99,7 +105,8 @@ pub(crate) fn run(
     key.finish()
 }
 
-/// What is mounted where; never what is in a cache, a secret or an agent.
+/// What is mounted where, and by which name it is asked for; never what is in a cache, a secret
+/// or an agent.
 fn mounts(key: &mut KeyBuilder, mounts: &[RunMount]) {
     for mount in mounts {
         let target = mount.target.as_deref().unwrap_or_default();
@@ -108,14 +115,34 @@ fn mounts(key: &mut KeyBuilder, mounts: &[RunMount]) {
             .add([u8::from(mount.read_only)]);
         match &mount.what {
             Mounted::Bind { source, .. } => key.add("bind").add(source),
-            Mounted::Cache { .. } => key.add("cache"),
+            Mounted::Cache {
+                id,
+                source,
+                owner,
+                mode,
+                ..
+            } => key
+                .add(format!("cache {owner:?} {mode:o}"))
+                .add(id)
+                .add(source),
             Mounted::Tmpfs { size } => key.add(format!("tmpfs {size:?}")),
             Mounted::Secret {
-                env, owner, mode, ..
+                id,
+                env,
+                required,
+                owner,
+                mode,
             } => key
-                .add(format!("secret {owner:?} {mode:o}"))
-                .add(env.as_deref().unwrap_or_default()),
-            Mounted::Ssh { owner, mode, .. } => key.add(format!("ssh {owner:?} {mode:o}")),
+                .add(format!("secret {required} {owner:?} {mode:o} {env:?}"))
+                .add(id),
+            Mounted::Ssh {
+                id,
+                required,
+                owner,
+                mode,
+            } => key
+                .add(format!("ssh {required} {owner:?} {mode:o}"))
+                .add(id),
         };
     }
 }
@@ -191,6 +218,7 @@ mod tests {
             platform: "linux/amd64",
             hosts: &[],
             limits: &NONE,
+            caches: &[],
         }
     }
 
@@ -222,35 +250,68 @@ mod tests {
     }
 
     #[test]
-    fn contents_of_caches_and_secrets_are_in_no_key() {
+    fn what_is_asked_for_is_in_the_key_and_what_is_in_it_is_not() {
         let parent = state(&[]);
-        let with = |what: Mounted, binds: &[Digest]| {
+        let with = |what: Mounted, binds: &[Digest], caches: &[Digest]| {
             let mut op = op();
             op.mounts.push(RunMount {
                 target: Some("/m".into()),
                 read_only: true,
                 what,
             });
-            run(&parent, &op, seen(), (BY_CONTENT, binds))
+            let seen = Seen { caches, ..seen() };
+            run(&parent, &op, seen, (BY_CONTENT, binds))
         };
-        let secret = |id: &str, env: Option<&str>| Mounted::Secret {
+        let secret = |id: &str, env: Option<&str>, required, mode| Mounted::Secret {
             id: id.into(),
             env: env.map(str::to_owned),
-            required: false,
+            required,
             owner: (0, 0),
-            mode: 0o400,
+            mode,
         };
-        assert_eq!(with(secret("a", None), &[]), with(secret("b", None), &[]));
-        assert_ne!(
-            with(secret("a", None), &[]),
-            with(secret("a", Some("E")), &[])
-        );
+        let ssh = |id: &str, required| Mounted::Ssh {
+            id: id.into(),
+            required,
+            owner: (0, 0),
+            mode: 0o600,
+        };
+        let cache = |id: &str, source: &str, uid, mode| Mounted::Cache {
+            id: id.into(),
+            sharing: corten_dockerfile::Sharing::Shared,
+            from: crate::plan::MountFrom::Nothing,
+            source: source.into(),
+            owner: (uid, 0),
+            mode,
+        };
         let bind = || Mounted::Bind {
             from: crate::plan::MountFrom::Nothing,
             source: String::new(),
         };
         let digests = [Digest::of(b"1"), Digest::of(b"2")];
-        assert_ne!(with(bind(), &digests[..1]), with(bind(), &digests[1..]));
+        let keys = [
+            with(secret("a", None, false, 0o400), &[], &[]),
+            with(secret("b", None, false, 0o400), &[], &[]),
+            with(secret("a", Some(""), false, 0o400), &[], &[]),
+            with(secret("b", Some(""), false, 0o400), &[], &[]),
+            with(secret("a", Some("E"), false, 0o400), &[], &[]),
+            with(secret("a", None, true, 0o400), &[], &[]),
+            with(secret("a", None, false, 0o444), &[], &[]),
+            with(ssh("a", false), &[], &[]),
+            with(ssh("b", false), &[], &[]),
+            with(ssh("a", true), &[], &[]),
+            with(cache("a", "", 0, 0o755), &[], &digests[..1]),
+            with(cache("a", "", 0, 0o755), &[], &digests[1..]),
+            with(cache("b", "", 0, 0o755), &[], &digests[..1]),
+            with(cache("a", "d", 0, 0o755), &[], &digests[..1]),
+            with(cache("a", "", 1, 0o755), &[], &digests[..1]),
+            with(cache("a", "", 0, 0o700), &[], &digests[..1]),
+            with(bind(), &digests[..1], &[]),
+            with(bind(), &digests[1..], &[]),
+        ];
+        let distinct: std::collections::BTreeSet<&str> = keys.iter().map(Digest::as_str).collect();
+        assert_eq!(distinct.len(), keys.len());
+        // The same question has the same key.
+        assert_eq!(with(secret("a", None, false, 0o400), &[], &[]), keys[0]);
     }
 
     #[test]

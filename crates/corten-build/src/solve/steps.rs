@@ -284,10 +284,21 @@ impl Work {
     fn run_key(&self, op: &RunOp, kind: &str, binds: &[Digest]) -> Digest {
         let parent = keys::state(&self.layers);
         let platform = self.plan.platform.to_string();
+        let caches: Vec<Digest> = op
+            .mounts
+            .iter()
+            .enumerate()
+            .filter(|(_, mount)| matches!(mount.what, Mounted::Cache { .. }))
+            .map(|(index, _)| {
+                let layers = self.sources.get(index).and_then(Option::as_deref);
+                keys::state(layers.unwrap_or_default())
+            })
+            .collect();
         let seen = keys::Seen {
             platform: &platform,
             hosts: &self.session.hosts,
             limits: &self.session.limits,
+            caches: &caches,
         };
         keys::run(&parent, op, seen, (kind, binds))
     }
