@@ -94,6 +94,9 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
             "--call: this engine has the classic builder only",
         ));
     }
+    if !ours {
+        refuse_foreign(&parsed)?;
+    }
     let call = query(client.post("/build"), &parsed)?
         .flag("corten", ours)
         .query_opt(
@@ -183,6 +186,25 @@ fn remove_old(path: &str) -> Result {
             format!("removing image ID file: {}", crate::error::reason(&error)),
         )),
         _ => Ok(()),
+    }
+}
+
+/// Refuses what another engine would not understand: it would leave out what was asked for, or
+/// be told secrets that it has no use for.
+fn refuse_foreign(flags: &Parsed) -> Result {
+    const OURS: [&str; 6] = [
+        "secret",
+        "ssh",
+        "build-context",
+        "cache-from",
+        "cache-to",
+        "no-cache-filter",
+    ];
+    match OURS.iter().find(|flag| !flags.list(flag).is_empty()) {
+        Some(flag) => Err(CliError::message(format!(
+            "--{flag}: this engine has the classic builder only"
+        ))),
+        None => Ok(()),
     }
 }
 
