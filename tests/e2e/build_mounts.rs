@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 
 use crate::harness::{Done, Engine};
@@ -159,10 +160,126 @@ fn locked_caches_are_used_one_after_the_other() {
     );
     built(&engine, "locked", &dockerfile, &[]);
     // Each user of a private one has its own.
-    let private = dockerfile.replace("sharing=locked", "sharing=private");
+    let private = dockerfile
+        .replace("sharing=locked", "sharing=private")
+        .replace("id=turn", "id=own")
+        .replace("sleep 1", "sleep 2");
     built(&engine, "private", &private, &[]);
     let usage = engine.ok(["builder", "du", "--verbose"]);
-    assert!(usage.matches("exec.cachemount").count() >= 1, "{usage}");
+    assert_eq!(usage.matches("cached mount own").count(), 2, "{usage}");
+    assert_eq!(usage.matches("cached mount turn").count(), 1, "{usage}");
+}
+
+#[test]
+fn locked_caches_never_keep_steps_waiting_for_each_other() {
+    let engine = Engine::with_alpine();
+    // One step may show a cache twice.
+    let twice = "FROM alpine\n\
+        RUN --mount=type=cache,id=k,target=/x,sharing=locked \
+        --mount=type=cache,id=k,target=/y,sharing=locked echo x > /x/f && cat /y/f > /f\n";
+    built(&engine, "twice", twice, &[]);
+    assert_eq!(shown(&engine, "twice", "cat /f"), "x");
+    // Stages that take the same two in opposite order.
+    let step = |first: &str, second: &str, out: &str| {
+        format!(
+            "RUN --mount=type=cache,id={first},target=/1,sharing=locked \
+             --mount=type=cache,id={second},target=/2,sharing=locked sleep 1; echo > /{out}\n"
+        )
+    };
+    let dockerfile = format!(
+        "FROM alpine AS a\n{}FROM alpine AS b\n{}FROM alpine\n\
+         COPY --from=a /a /\nCOPY --from=b /b /\n",
+        step("k1", "k2", "a"),
+        step("k2", "k1", "b")
+    );
+    built(&engine, "opposite", &dockerfile, &["--progress=plain"]);
+    engine.assert_clean();
+}
+
+#[test]
+fn steps_run_again_when_a_secrets_id_or_a_caches_beginning_changes() {
+    let engine = Engine::with_alpine();
+    let (a, b) = (engine.path("a"), engine.path("b"));
+    fs::write(&a, "one").unwrap();
+    fs::write(&b, "two").unwrap();
+    let (a, b) = (
+        format!("id=A,src={}", a.display()),
+        format!("id=B,src={}", b.display()),
+    );
+    for (id, value) in [("A", "one"), ("B", "two")] {
+        let dockerfile = format!(
+            "FROM alpine\nRUN --mount=type=secret,id={id},target=/s cp /s /out\n\
+             RUN --mount=type=secret,id={id},env=V env | grep V= > /env\n"
+        );
+        built(
+            &engine,
+            "ids",
+            &dockerfile,
+            &["--secret", &a, "--secret", &b],
+        );
+        let out = shown(&engine, "ids", "cat /out; echo; cat /env");
+        assert_eq!(out, format!("{value}\nV={value}"));
+    }
+    for value in ["1", "2"] {
+        let dockerfile = format!(
+            "FROM alpine AS gen\nRUN mkdir /d && echo {value} > /d/v\nFROM alpine\n\
+             RUN --mount=type=cache,id=cf,from=gen,source=/d,target=/c cp /c/v /v\n"
+        );
+        built(&engine, "begins", &dockerfile, &[]);
+        assert_eq!(shown(&engine, "begins", "cat /v"), value);
+    }
+}
+
+#[test]
+fn other_engines_are_told_no_secrets() {
+    let engine = Engine::new();
+    let context = engine.context("foreign", &[("Dockerfile", "FROM foo\n")]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = format!("tcp://{}", listener.local_addr().unwrap());
+    let asked = std::thread::spawn(move || {
+        let mut asked = String::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let count = stream.read(&mut request).unwrap_or(0);
+            let request = String::from_utf8_lossy(&request[..count]).into_owned();
+            if request.starts_with("END") {
+                break;
+            }
+            asked.push_str(&request);
+            let answer = "HTTP/1.1 200 OK\r\nServer: Docker/28.0.0 (linux)\r\n\
+                          Api-Version: 1.48\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+        asked
+    });
+    let secret = engine.path("secret");
+    fs::write(&secret, "s3cret").unwrap();
+    let secret = format!("id=token,src={}", secret.display());
+    for flags in [
+        ["--secret", &secret],
+        ["--build-context", "foo=docker-image://alpine"],
+        ["--no-cache-filter", "x"],
+    ] {
+        let done = engine.run([
+            "-H",
+            &host,
+            "build",
+            flags[0],
+            flags[1],
+            context.to_str().unwrap(),
+        ]);
+        assert_eq!(done.code, 1, "{done:?}");
+        let why = format!("{}: this engine has the classic builder only", flags[0]);
+        assert!(done.stderr.contains(&why), "{done:?}");
+    }
+    let mut end = TcpStream::connect(host.trim_start_matches("tcp://")).unwrap();
+    end.write_all(b"END").unwrap();
+    let asked = asked.join().unwrap();
+    assert!(
+        asked.contains("/_ping") && !asked.contains("/build"),
+        "{asked}"
+    );
 }
 
 #[test]

@@ -61,7 +61,8 @@ impl CacheMounts {
     }
 
     /// Takes the directory `name` (of hexadecimal digits), making it where it is missing: then
-    /// `fill` puts into it what it begins with. Waits for others as `sharing` says.
+    /// `fill` puts into it what it begins with. Waits for others as `sharing` says; `waiting` is
+    /// told once that it does.
     pub(crate) fn take(
         &self,
         name: &str,
@@ -69,9 +70,10 @@ impl CacheMounts {
         sharing: Sharing,
         cancel: &Cancel,
         fill: &dyn Fn(&Path) -> io::Result<()>,
+        waiting: &dyn Fn(),
     ) -> io::Result<Held> {
         fs::create_dir_all(&self.0)?;
-        let mut number = 0;
+        let (mut number, mut told) = (0, false);
         loop {
             if cancel.is_cancelled() {
                 return Err(io::ErrorKind::Interrupted.into());
@@ -95,6 +97,10 @@ impl CacheMounts {
                 if sharing == Sharing::Private {
                     number += 1;
                 } else {
+                    if !told {
+                        waiting();
+                        told = true;
+                    }
                     std::thread::sleep(PATIENCE);
                 }
                 continue;
@@ -267,7 +273,7 @@ mod tests {
     fn take(mounts: &CacheMounts, sharing: Sharing) -> Held {
         let cancel = Cancel::default();
         mounts
-            .take("ab", "id", sharing, &cancel, &|_| Ok(()))
+            .take("ab", "id", sharing, &cancel, &|_| Ok(()), &|| ())
             .unwrap()
     }
 
@@ -285,14 +291,22 @@ mod tests {
         let locked = take(&mounts, Sharing::Locked);
         let cancel = Cancel::default();
         cancel.cancel();
-        let refused = mounts.take("ab", "id", Sharing::Locked, &cancel, &|_| Ok(()));
+        let refused = mounts.take("ab", "id", Sharing::Locked, &cancel, &|_| Ok(()), &|| ());
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::Interrupted);
-        // Another one waits until it is its turn.
+        // Another one tells that it waits, and waits until it is its turn.
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| take(&mounts, Sharing::Locked));
+            let (told, waits) = std::sync::mpsc::channel();
+            let mounts = &mounts;
+            let waiting = scope.spawn(move || {
+                let cancel = Cancel::default();
+                let tell = || told.send(()).unwrap();
+                mounts.take("ab", "id", Sharing::Locked, &cancel, &|_| Ok(()), &tell)
+            });
+            waits.recv().unwrap();
             assert!(!waiting.is_finished());
             drop(locked);
-            waiting.join().unwrap();
+            waiting.join().unwrap().unwrap();
+            assert!(waits.recv().is_err(), "told once");
         });
     }
 
@@ -304,7 +318,14 @@ mod tests {
         let cancel = Cancel::default();
         let fill = |path: &Path| fs::write(path.join("f"), "12345");
         let held = mounts
-            .take("ab", "/root/.cache", Sharing::Shared, &cancel, &fill)
+            .take(
+                "ab",
+                "/root/.cache",
+                Sharing::Shared,
+                &cancel,
+                &fill,
+                &|| (),
+            )
             .unwrap();
         let usage = mounts.usage().unwrap();
         assert_eq!(
@@ -316,7 +337,14 @@ mod tests {
         fs::write(held.data().join("f"), "1").unwrap();
         drop(held);
         let again = mounts
-            .take("ab", "/root/.cache", Sharing::Locked, &cancel, &fill)
+            .take(
+                "ab",
+                "/root/.cache",
+                Sharing::Locked,
+                &cancel,
+                &fill,
+                &|| (),
+            )
             .unwrap();
         assert_eq!(fs::read(again.data().join("f")).unwrap(), b"1");
         drop(again);

@@ -25,6 +25,7 @@ use crate::ops::users;
 use crate::plan::{CopyFrom, RunOp, SCRIPTS};
 use crate::progress::LogStream;
 use crate::request::{Sandboxing, Secret, StepLimits, StepNetworkMode};
+use crate::step_mounts::Caches;
 use crate::wire::{self, JobNetwork, Outcome, StepJob};
 use crate::{mount_points, step_mounts};
 
@@ -64,6 +65,7 @@ pub(crate) struct RunInput<'a> {
     pub(crate) secrets: &'a BTreeMap<String, Secret>,
     pub(crate) agents: &'a BTreeMap<String, PathBuf>,
     pub(crate) limits: &'a StepLimits,
+    pub(crate) caches: &'a Caches,
 }
 
 /// Runs the command and makes a layer of what it changed. Blocks.

@@ -15,7 +15,7 @@ use corten_oci::DiffId;
 use corten_oci::runtime_spec::Mount;
 use corten_runtime::defaults;
 use corten_store::rooted::RootFd;
-use corten_store::{TmpDir, Upper, WorkDir};
+use corten_store::{Store, TmpDir, Upper, WorkDir};
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Uid};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
@@ -24,12 +24,14 @@ use rustix::mount::{
 
 use crate::agent::Agent;
 use crate::cache_mounts::Held;
+use crate::cancel::Cancel;
 use crate::error::{BuildError, reason};
 use crate::keys::{self, KeyBuilder};
 use crate::mount_points::Point;
 use crate::ops::tree::{Selection, Tree};
 use crate::ops::write::{self, Writer};
-use crate::plan::{CopyFrom, MountFrom, Mounted, RunMount};
+use crate::plan::{CopyFrom, MountFrom, Mounted, RunMount, RunOp};
+use crate::request::Sandboxing;
 use crate::run::RunInput;
 
 /// Everything that must outlive the step: held, never looked at.
@@ -41,6 +43,16 @@ enum Kept {
     Agent(Agent, TmpDir),
 }
 
+/// Whose caches are to be taken.
+pub(crate) struct CachesInput<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) sandboxing: &'a Sandboxing,
+    pub(crate) op: &'a RunOp,
+    /// As in [`RunInput`].
+    pub(crate) sources: &'a [Option<Vec<DiffId>>],
+    pub(crate) cancel: &'a Cancel,
+}
+
 /// Mounts that are ready.
 #[derive(Debug, Default)]
 pub(crate) struct Ready {
@@ -48,18 +60,17 @@ pub(crate) struct Ready {
     pub(crate) mounts: Vec<(Mount, Option<OwnedFd>)>,
     /// `KEY=value`
     pub(crate) env: Vec<String>,
-    /// By name.
-    caches: BTreeMap<String, Held>,
     kept: Vec<Kept>,
 }
+
+/// The caches of a step, by name; they are its own, or shared, until this is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Caches(BTreeMap<String, Held>);
 
 /// Makes the mounts of a step ready. An error that is only a text is the Dockerfile's, or of
 /// whoever builds.
 pub(crate) fn prepare(input: &RunInput<'_>) -> Result<Result<Ready, String>, BuildError> {
     let mut ready = Ready::default();
-    if let Err(message) = ready.take_caches(input)? {
-        return Ok(Err(message));
-    }
     let mut order: Vec<usize> = (0..input.op.mounts.len()).collect();
     // What is mounted on comes before what is mounted in it.
     order.sort_by_key(|&i| {
@@ -99,7 +110,7 @@ impl Ready {
     fn add(&mut self, input: &RunInput<'_>, mount: &RunMount, layers: Option<&[DiffId]>) -> Told {
         match &mount.what {
             Mounted::Bind { from, source } => self.files(input, mount, from, source, layers),
-            Mounted::Cache { .. } => self.cache(mount, layers),
+            Mounted::Cache { .. } => self.cache(input, mount, layers),
             Mounted::Tmpfs { size } => {
                 let mut options = vec!["nosuid".to_owned(), "nodev".to_owned()];
                 options.extend(size.map(|size| format!("size={size}")));
@@ -253,57 +264,8 @@ impl Ready {
         Ok(Ok(fd))
     }
 
-    /// Takes all the caches of a step, in one order for all steps: two steps that want the same
-    /// two never wait for each other.
-    fn take_caches(&mut self, input: &RunInput<'_>) -> Told {
-        let mut wanted = BTreeMap::new();
-        for (index, mount) in input.op.mounts.iter().enumerate() {
-            let layers = input.sources.get(index).and_then(Option::as_deref);
-            if let Some(name) = cache_name(&mount.what, layers) {
-                wanted.entry(name).or_insert((&mount.what, layers));
-            }
-        }
-        for (name, (what, layers)) in wanted {
-            let Mounted::Cache {
-                id,
-                sharing,
-                from,
-                source,
-                owner,
-                mode,
-            } = what
-            else {
-                continue;
-            };
-            if matches!(
-                from,
-                MountFrom::Files(CopyFrom::Context | CopyFrom::Named(_))
-            ) {
-                let message = "a cache mount cannot begin with files of a context";
-                return Ok(Err(message.to_owned()));
-            }
-            let fill = |path: &Path| -> io::Result<()> {
-                if let (MountFrom::Files(_), Some(layers)) = (from, layers) {
-                    fill(input, layers, source, path)?;
-                }
-                std::os::unix::fs::chown(path, Some(owner.0), Some(owner.1))?;
-                std::fs::set_permissions(path, PermissionsExt::from_mode(*mode))
-            };
-            let mounts = input.sandboxing.cache_mounts();
-            let held = match mounts.take(&name, id, *sharing, input.cancel, &fill) {
-                Ok(held) => held,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    return Err(BuildError::Cancelled);
-                }
-                Err(error) => return Ok(Err(format!("cache mount {id}: {}", reason(&error)))),
-            };
-            self.caches.insert(name, held);
-        }
-        Ok(Ok(()))
-    }
-
-    fn cache(&mut self, mount: &RunMount, layers: Option<&[DiffId]>) -> Told {
-        let held = cache_name(&mount.what, layers).and_then(|name| self.caches.get(&name));
+    fn cache(&mut self, input: &RunInput<'_>, mount: &RunMount, layers: Option<&[DiffId]>) -> Told {
+        let held = cache_name(&mount.what, layers).and_then(|name| input.caches.0.get(&name));
         let held = held.ok_or_else(|| BuildError::Internal("a cache was not taken".to_owned()))?;
         let fd = open(&held.data())?;
         self.bind(mount, fd);
@@ -372,6 +334,61 @@ impl Ready {
         }
         Ok(Ok(()))
     }
+}
+
+/// Takes all the caches of a step, in one order for all steps: two steps that want the same two
+/// never wait for each other. What waits for others must hold nothing that others need to go on.
+/// `waiting` is told the id that is waited for.
+pub(crate) fn take_caches(
+    wanted: &CachesInput<'_>,
+    waiting: &dyn Fn(&str),
+) -> Result<Result<Caches, String>, BuildError> {
+    let mut names = BTreeMap::new();
+    for (index, mount) in wanted.op.mounts.iter().enumerate() {
+        let layers = wanted.sources.get(index).and_then(Option::as_deref);
+        if let Some(name) = cache_name(&mount.what, layers) {
+            names.entry(name).or_insert((&mount.what, layers));
+        }
+    }
+    let mut caches = Caches::default();
+    for (name, (what, layers)) in names {
+        let Mounted::Cache {
+            id,
+            sharing,
+            from,
+            source,
+            owner,
+            mode,
+        } = what
+        else {
+            continue;
+        };
+        if matches!(
+            from,
+            MountFrom::Files(CopyFrom::Context | CopyFrom::Named(_))
+        ) {
+            let message = "a cache mount cannot begin with files of a context";
+            return Ok(Err(message.to_owned()));
+        }
+        let fill = |path: &Path| -> io::Result<()> {
+            if let (MountFrom::Files(_), Some(layers)) = (from, layers) {
+                fill(wanted, layers, source, path)?;
+            }
+            std::os::unix::fs::chown(path, Some(owner.0), Some(owner.1))?;
+            std::fs::set_permissions(path, PermissionsExt::from_mode(*mode))
+        };
+        let mounts = wanted.sandboxing.cache_mounts();
+        let waiting = || waiting(id);
+        let held = match mounts.take(&name, id, *sharing, wanted.cancel, &fill, &waiting) {
+            Ok(held) => held,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return Err(BuildError::Cancelled);
+            }
+            Err(error) => return Ok(Err(format!("cache mount {id}: {}", reason(&error)))),
+        };
+        caches.0.insert(name, held);
+    }
+    Ok(Ok(caches))
 }
 
 /// What the directory of a cache is called; `None`: it is no cache.
@@ -484,7 +501,7 @@ fn copy(input: &RunInput<'_>, tree: &Tree, source: &str, dir: &Path) -> Result<P
 }
 
 /// What a cache begins with.
-fn fill(input: &RunInput<'_>, layers: &[DiffId], source: &str, path: &Path) -> io::Result<()> {
+fn fill(input: &CachesInput<'_>, layers: &[DiffId], source: &str, path: &Path) -> io::Result<()> {
     let mount = input
         .store
         .layers()

@@ -19,8 +19,9 @@ use crate::ops::write::{self, Writer};
 use crate::ops::{self, users};
 use crate::plan::{CopyFrom, CopyOp, MountFrom, Mounted, Op, Plan, RemoteOp, RunOp, WorkdirOp};
 use crate::portable::Record;
-use crate::progress::BuildEvent;
+use crate::progress::{BuildEvent, LogStream};
 use crate::run::{self, Ended, RunInput};
+use crate::step_mounts::{self, Caches, CachesInput};
 
 /// A step's result, whether it was known, and its key.
 pub(super) type Solved = (Output, bool, Digest);
@@ -126,6 +127,9 @@ impl Session {
             }
             return Ok((known, true, key));
         }
+        // Others may hold them for long, and want a permit to go on: so without one.
+        let taking = work.clone();
+        let caches = self.blocking(move || taking.caches()).await?;
         let _permit = self.permit().await?;
         let mut brought = Vec::new();
         for (remote, identified) in work.remote_ops()?.iter().zip(&work.remotes) {
@@ -135,7 +139,7 @@ impl Session {
         let (session, recorded) = (self.clone(), key.clone());
         let output = self
             .blocking(move || {
-                let output = work.carry_out(&brought)?;
+                let output = work.carry_out(&brought, &caches)?;
                 let keys: Vec<&Digest> = std::iter::once(&recorded).chain(&quick).collect();
                 session.cache.put(&keys, &output, work.name()?)?;
                 Ok(output)
@@ -456,12 +460,35 @@ impl Work {
         })
     }
 
-    fn carry_out(&self, brought: &[Brought]) -> Result<Output, BuildError> {
+    /// The caches of a RUN. Waits for them.
+    fn caches(&self) -> Result<Caches, BuildError> {
+        let Op::Run(op) = &self.step()?.op else {
+            return Ok(Caches::default());
+        };
+        let session = &self.session;
+        let wanted = CachesInput {
+            store: &session.store,
+            sandboxing: &session.sandboxing,
+            op,
+            sources: &self.sources,
+            cancel: &session.cancel,
+        };
+        let waiting = |id: &str| {
+            (session.events)(BuildEvent::Log {
+                id: self.vertex,
+                stream: LogStream::Stderr,
+                data: format!("waiting for cache mount {id}, which another step uses\n"),
+            });
+        };
+        step_mounts::take_caches(&wanted, &waiting)?.map_err(|message| self.error(message))
+    }
+
+    fn carry_out(&self, brought: &[Brought], caches: &Caches) -> Result<Output, BuildError> {
         self.session.cancel.check()?;
         let layer = match &self.step()?.op {
             Op::Workdir(op) => self.workdir(op)?,
             Op::Copy(op) => self.copy(op, brought)?,
-            Op::Run(op) => self.run(op)?,
+            Op::Run(op) => self.run(op, caches)?,
             Op::Config => None,
         };
         Ok(Output {
@@ -580,7 +607,7 @@ impl Work {
         found.map_err(|message| self.error(message))
     }
 
-    fn run(&self, op: &RunOp) -> Result<Option<DiffId>, BuildError> {
+    fn run(&self, op: &RunOp, caches: &Caches) -> Result<Option<DiffId>, BuildError> {
         let session = &self.session;
         let input = RunInput {
             store: &session.store,
@@ -594,6 +621,7 @@ impl Work {
             secrets: &session.secrets,
             agents: &session.agents,
             limits: &session.limits,
+            caches,
         };
         let log = |stream, data| {
             (session.events)(BuildEvent::Log {
