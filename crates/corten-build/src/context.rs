@@ -62,7 +62,10 @@ impl OpenContext {
                 lasting: true,
                 unpacked: None,
             }),
-            Context::Remote(url) => Err(BuildError::Internal(format!("{url} was not fetched"))),
+            Context::Remote(url) => Err(BuildError::Internal(format!(
+                "{} was not fetched",
+                crate::remote::masked(&url)
+            ))),
             Context::Tar(stream) => {
                 let path = PathBuf::from("-");
                 let tmp = store.tmp_dir("context")?;

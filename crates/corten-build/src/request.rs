@@ -145,7 +145,10 @@ impl fmt::Debug for Context {
             Self::Empty => f.write_str("Empty"),
             Self::Dir(path) => f.debug_tuple("Dir").field(path).finish(),
             Self::Tar(_) => f.write_str("Tar"),
-            Self::Remote(url) => f.debug_tuple("Remote").field(url).finish(),
+            Self::Remote(url) => f
+                .debug_tuple("Remote")
+                .field(&crate::remote::masked(url))
+                .finish(),
         }
     }
 }

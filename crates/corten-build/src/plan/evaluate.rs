@@ -16,6 +16,7 @@ use super::{
 use crate::config::{Empty, RuntimeConfig};
 use crate::error::BuildError;
 use crate::progress;
+use crate::remote::masked;
 
 /// Shell of commands that are no JSON array.
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
@@ -333,7 +334,11 @@ impl<'a> Stage<'a> {
                 .unwrap_or_else(|_| rest.to_owned()),
             _ => rest.to_owned(),
         };
-        format!("{} {expanded}", instruction.kind.keyword())
+        let text = format!("{} {expanded}", instruction.kind.keyword());
+        match instruction.kind {
+            Kind::Add(_) => masked(&text),
+            _ => text,
+        }
     }
 
     fn dispatch(&mut self, instruction: &Instruction) -> Result<(Op, String), BuildError> {

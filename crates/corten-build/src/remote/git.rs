@@ -2,10 +2,17 @@
 //! no configuration but ours, no prompts, no protocols that lead to the host's own files.
 
 use std::ffi::OsStr;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Read as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use super::masked;
 use crate::cancel::Cancel;
 
 /// A repository, and what of it is wanted.
@@ -60,7 +67,7 @@ impl GitSource {
                 "checksum" | "commit" => source.checksum = nonempty(value),
                 "keep-git-dir" => source.keep_git_dir = Some(yes),
                 "submodules" => source.no_submodules = !yes,
-                other => return Err(format!("unexpected query {other:?} in {url}")),
+                other => return Err(format!("unexpected query {other:?} in {}", masked(url))),
             }
         }
         if source
@@ -68,9 +75,28 @@ impl GitSource {
             .as_deref()
             .is_some_and(|r| r.starts_with('-'))
         {
-            return Err(format!("invalid reference of {url}"));
+            return Err(format!("invalid reference of {}", masked(url)));
         }
         Ok(source)
+    }
+
+    /// Where it is, as it may be shown and kept: without credentials.
+    pub(crate) fn shown(&self) -> String {
+        masked(&self.url)
+    }
+
+    /// The beginnings of its URL, as it is and as it is shown, where they differ.
+    fn credentials(&self) -> Option<(String, String)> {
+        let shown = self.shown();
+        if shown == self.url {
+            return None;
+        }
+        let base = |url: &str| {
+            let start = url.find("://").map_or(0, |at| at + 3);
+            let end = url[start..].find('/').map_or(url.len(), |at| start + at);
+            url[..end].to_owned()
+        };
+        Some((base(&self.url), base(&shown)))
     }
 }
 
@@ -96,10 +122,18 @@ fn is_commit(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
+/// How `ssh` is run: with the lent agent and the hosts this machine knows, and without any key
+/// of the engine's user.
+const SSH: &str = "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=yes \
+                   -o UpdateHostKeys=no -o IdentityFile=none -o CertificateFile=none \
+                   -o PKCS11Provider=none -o GSSAPIAuthentication=no -o HostbasedAuthentication=no";
+
 /// Runs `git`.
 struct Git<'a> {
+    source: &'a GitSource,
     agent: Option<&'a Path>,
     dir: Option<&'a Path>,
+    cancel: &'a Cancel,
 }
 
 impl Git<'_> {
@@ -112,13 +146,20 @@ impl Git<'_> {
             .env("GIT_CONFIG_NOSYSTEM", "1")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .env("GIT_ALLOW_PROTOCOL", "http:https:git:ssh")
-            .env("GIT_SSH_COMMAND", "ssh -F /dev/null -o BatchMode=yes")
-            .env("HOME", "/nonexistent")
-            .stdin(Stdio::null());
+            .env("GIT_SSH_COMMAND", SSH)
+            .env("HOME", "/nonexistent");
         for proxy in ["http_proxy", "https_proxy", "no_proxy", "all_proxy"] {
             if let Some(value) = std::env::var_os(proxy) {
                 command.env(proxy, value);
             }
+        }
+        // The repository only ever has the masked URL: credentials go from environment to
+        // environment, not into its configuration, and not onto a command line.
+        if let Some((full, shown)) = self.source.credentials() {
+            command
+                .env("GIT_CONFIG_COUNT", "1")
+                .env("GIT_CONFIG_KEY_0", format!("url.{full}.insteadOf"))
+                .env("GIT_CONFIG_VALUE_0", shown);
         }
         if let Some(agent) = self.agent {
             command.env("SSH_AUTH_SOCK", agent);
@@ -128,11 +169,12 @@ impl Git<'_> {
         }
         // A hook of the repository is never run.
         command.args(["-c", "core.hooksPath=/dev/null"]).args(args);
-        let output = command.output().map_err(|error| match error.kind() {
+        let output = finish(&mut command, self.cancel).map_err(|error| match error.kind() {
             ErrorKind::NotFound => {
                 "git is not installed on this host: it is needed for sources in Git repositories"
                     .to_owned()
             }
+            ErrorKind::Interrupted => "the build was cancelled".to_owned(),
             _ => format!("git: {error}"),
         })?;
         if output.status.success() {
@@ -140,8 +182,61 @@ impl Git<'_> {
         }
         let told = String::from_utf8_lossy(&output.stderr);
         let last = told.lines().rfind(|line| !line.trim().is_empty());
-        Err(last.unwrap_or("git failed").trim().to_owned())
+        Err(masked(last.unwrap_or("git failed").trim()))
     }
+}
+
+/// Runs a command to its end. When the build is cancelled it is killed, with all that it has
+/// started, and `Interrupted` is the error.
+fn finish(command: &mut Command, cancel: &Cancel) -> io::Result<Output> {
+    let (ours, stop) = UnixStream::pair()?;
+    let watch = ours.try_clone()?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()?;
+    let group = Pid::from_child(&child);
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    cancel.end_with(stop);
+    let ended = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Nothing is ever written: a read ends when the build is cancelled, or by us.
+        let killer = scope.spawn(move || {
+            (&watch).read(&mut [0]).ok();
+            if !ended.load(Ordering::Acquire) {
+                // Gone already, there is nothing to be killed.
+                kill_process_group(group, Signal::KILL).ok();
+            }
+        });
+        let errors = scope.spawn(move || read_all(stderr));
+        let stdout = read_all(stdout);
+        let stderr = errors.join().unwrap_or_default();
+        // Not waited for yet, its id is nobody else's.
+        ended.store(true, Ordering::Release);
+        ours.shutdown(Shutdown::Both).ok();
+        killer.join().ok();
+        let status = child.wait()?;
+        if cancel.is_cancelled() {
+            return Err(ErrorKind::Interrupted.into());
+        }
+        Ok(Output {
+            status,
+            stdout,
+            stderr,
+        })
+    })
+}
+
+fn read_all(stream: Option<impl io::Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(mut stream) = stream
+        && let Err(error) = stream.read_to_end(&mut bytes)
+    {
+        tracing::debug!(%error, "what git says cannot be read");
+    }
+    bytes
 }
 
 /// A commit, and the reference that leads to it.
@@ -152,8 +247,12 @@ pub(crate) struct Resolved {
 }
 
 /// Which commit is meant. Blocks.
-pub(crate) fn resolve(source: &GitSource, agent: Option<&Path>) -> Result<Resolved, String> {
-    let told = |message: String| format!("failed to load git source {}: {message}", source.url);
+pub(crate) fn resolve(
+    source: &GitSource,
+    agent: Option<&Path>,
+    cancel: &Cancel,
+) -> Result<Resolved, String> {
+    let told = |message: String| format!("failed to load git source {}: {message}", source.shown());
     let wanted = source.reference.as_deref().unwrap_or("HEAD");
     let resolved = if is_commit(wanted) {
         Resolved {
@@ -161,8 +260,15 @@ pub(crate) fn resolve(source: &GitSource, agent: Option<&Path>) -> Result<Resolv
             reference: None,
         }
     } else {
-        let git = Git { agent, dir: None };
-        let list = git.run(&["ls-remote", "--", &source.url]).map_err(told)?;
+        let git = Git {
+            source,
+            agent,
+            dir: None,
+            cancel,
+        };
+        let list = git
+            .run(&["ls-remote", "--", &source.shown()])
+            .map_err(told)?;
         find(&list, wanted)
             .ok_or_else(|| told(format!("repository does not contain ref {wanted}")))?
     };
@@ -211,16 +317,18 @@ pub(crate) fn fetch(
     dir: &Path,
     cancel: &Cancel,
 ) -> Result<PathBuf, String> {
-    let told = |message: String| format!("failed to load git source {}: {message}", source.url);
+    let told = |message: String| format!("failed to load git source {}: {message}", source.shown());
     let checkout = dir.join("checkout");
     std::fs::create_dir(&checkout).map_err(|e| told(e.to_string()))?;
     let git = Git {
+        source,
         agent,
         dir: Some(&checkout),
+        cancel,
     };
     git.run(&["init", "-q", "--initial-branch=main"])
         .map_err(told)?;
-    git.run(&["remote", "add", "origin", "--", &source.url])
+    git.run(&["remote", "add", "origin", "--", &source.shown()])
         .map_err(told)?;
     let wanted = resolved.reference.as_ref().unwrap_or(&resolved.commit);
     // Not every server has commits by name, or shallow histories.
@@ -296,6 +404,87 @@ mod tests {
         }
         assert!(GitSource::parse("git://h/x#-u").unwrap().is_err());
         assert!(GitSource::parse("git://h/x?color=red").unwrap().is_err());
+    }
+
+    #[test]
+    fn credentials_are_not_kept() {
+        let source = GitSource::parse("http://u:tok3n@h:1/a/b.git#m")
+            .unwrap()
+            .unwrap();
+        assert_eq!(source.shown(), "http://xxxxx:xxxxx@h:1/a/b.git");
+        let (full, shown) = source.credentials().unwrap();
+        assert_eq!(
+            (full.as_str(), shown.as_str()),
+            ("http://u:tok3n@h:1", "http://xxxxx:xxxxx@h:1")
+        );
+        let plain = GitSource::parse("git@h:a/b.git").unwrap().unwrap();
+        assert_eq!(plain.credentials(), None);
+        // Git is asked for the whole URL, and keeps the masked one.
+        let dir = tempfile::tempdir().unwrap();
+        let cancel = Cancel::default();
+        let git = Git {
+            source: &source,
+            agent: None,
+            dir: Some(dir.path()),
+            cancel: &cancel,
+        };
+        git.run(&["init", "-q"]).unwrap();
+        git.run(&["remote", "add", "origin", "--", &source.shown()])
+            .unwrap();
+        let url = git.run(&["remote", "get-url", "origin"]).unwrap();
+        assert_eq!(url.trim(), source.url);
+        let config = std::fs::read_to_string(dir.path().join(".git/config")).unwrap();
+        assert!(
+            config.contains("xxxxx@h:1") && !config.contains("tok3n"),
+            "{config}"
+        );
+    }
+
+    #[test]
+    fn no_key_of_the_engines_user_is_offered() {
+        let told = match Command::new("sh")
+            .args(["-c", &format!("{SSH} -G host.invalid")])
+            .output()
+        {
+            Ok(told) if told.status.success() => String::from_utf8(told.stdout).unwrap(),
+            _ => return, // no ssh here
+        };
+        let files: Vec<&str> = told
+            .lines()
+            .filter(|line| line.starts_with("identityfile "))
+            .collect();
+        assert!(
+            files.iter().all(|line| *line == "identityfile none"),
+            "{told}"
+        );
+        assert!(told.contains("identitiesonly no"), "{told}");
+    }
+
+    #[test]
+    fn a_cancelled_build_does_not_wait() {
+        let cancel = Cancel::default();
+        let started = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            let mut command = Command::new("sh");
+            // The child of the child holds the pipes as well.
+            command.args(["-c", "sleep 100 & sleep 100"]);
+            let cancel = &cancel;
+            let running = scope.spawn(move || finish(&mut command, cancel));
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            cancel.cancel();
+            let error = running.join().unwrap().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Interrupted);
+        });
+        assert!(started.elapsed().as_secs() < 50);
+        let done = finish(
+            Command::new("sh").args(["-c", "echo a; echo b >&2"]),
+            &Cancel::default(),
+        );
+        let done = done.unwrap();
+        assert_eq!(
+            (done.stdout, done.stderr),
+            (b"a\n".to_vec(), b"b\n".to_vec())
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
+use super::masked;
 use crate::cancel::Cancel;
 
 /// How long to wait for a connection, and for the next bytes.
@@ -50,7 +51,7 @@ pub(crate) async fn download(
     name: &str,
     cancel: &Cancel,
 ) -> Result<Downloaded, String> {
-    let told = |what: String| format!("failed to load {url}: {what}");
+    let told = |what: String| masked(&format!("failed to load {url}: {what}"));
     let transfer = async {
         let mut response = client()?
             .get(url.clone())

@@ -28,9 +28,34 @@ impl Remote {
         }
         let url = word
             .parse()
-            .map_err(|e| format!("invalid URL {word:?}: {e}"));
+            .map_err(|e| format!("invalid URL {:?}: {e}", masked(word)));
         Some(url.map(Self::Http))
     }
+}
+
+/// A text with the credentials of the URLs in it masked, as BuildKit masks them: for everything
+/// that is shown or kept. The user of a URL of ssh is none as long as there is no password.
+pub(crate) fn masked(text: &str) -> String {
+    const MASK: &str = "xxxxx";
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find("://") {
+        let (before, after) = rest.split_at(at + 3);
+        out.push_str(before);
+        let ends = |c: char| matches!(c, '/' | '?' | '#') || c.is_whitespace();
+        let (authority, left) = after.split_at(after.find(ends).unwrap_or(after.len()));
+        match authority.rsplit_once('@') {
+            Some((user, host)) if user.contains(':') => {
+                out.push_str(&format!("{MASK}:{MASK}@{host}"));
+            }
+            Some((user, host)) if !user.is_empty() && !before.ends_with("ssh://") => {
+                out.push_str(&format!("{MASK}@{host}"));
+            }
+            _ => out.push_str(authority),
+        }
+        rest = left;
+    }
+    out.push_str(rest);
+    out
 }
 
 /// What a file of a URL is called.
@@ -65,6 +90,26 @@ fn percent_decoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_are_masked() {
+        for (text, shown) in [
+            ("ADD http://u:p@h/x /y", "ADD http://xxxxx:xxxxx@h/x /y"),
+            ("https://tok@h:8/a.git#m", "https://xxxxx@h:8/a.git#m"),
+            (
+                "http://u:p@q@h http://:p@h",
+                "http://xxxxx:xxxxx@h http://xxxxx:xxxxx@h",
+            ),
+            ("ssh://git@h/x git@h:x", "ssh://git@h/x git@h:x"),
+            ("ssh://git:p@h/x", "ssh://xxxxx:xxxxx@h/x"),
+            ("http://h/a@b?u:p@x", "http://h/a@b?u:p@x"),
+            ("no url: a@b", "no url: a@b"),
+        ] {
+            assert_eq!(masked(text), shown);
+        }
+        let error = Remote::parse("http://u:p@[").unwrap().unwrap_err();
+        assert!(!error.contains("u:p"), "{error}");
+    }
 
     #[test]
     fn files_and_paths() {

@@ -8,9 +8,9 @@ use super::blocking;
 use crate::cancel::Cancel;
 use crate::error::BuildError;
 use crate::ops::unpack;
-use crate::remote::Remote;
 use crate::remote::git::{self, GitSource};
 use crate::remote::http;
+use crate::remote::{Remote, masked};
 use crate::request::{Context, DockerfileSource};
 
 /// Largest Dockerfile that a URL may lead to, bytes.
@@ -51,7 +51,8 @@ pub(super) async fn fetch(
     let remote = Remote::parse(&whole)
         .ok_or_else(|| {
             BuildError::Invalid(format!(
-                "{url} is no context: neither a repository nor a URL"
+                "{} is no context: neither a repository nor a URL",
+                masked(url)
             ))
         })?
         .map_err(BuildError::Invalid)?;
@@ -83,7 +84,7 @@ fn repository(
     dir: &Path,
     cancel: &Cancel,
 ) -> Result<PathBuf, BuildError> {
-    let commit = git::resolve(source, agent).map_err(BuildError::Invalid)?;
+    let commit = git::resolve(source, agent, cancel).map_err(BuildError::Invalid)?;
     let root =
         git::fetch(source, &commit, keep, agent, dir, cancel).map_err(BuildError::Invalid)?;
     let Some(subdir) = &source.subdir else {
@@ -96,7 +97,7 @@ fn repository(
         (Ok(below), Ok(inside)) if below.starts_with(&inside) && below.is_dir() => Ok(below),
         _ => Err(BuildError::Invalid(format!(
             "{} has no directory {subdir}",
-            source.url
+            source.shown()
         ))),
     }
 }

@@ -59,7 +59,12 @@ impl Session {
             }
             (Remote::Git(source), _) => {
                 let (wanted, agent) = (source.clone(), self.agents.get("default").cloned());
-                let found = blocking(move || Ok(git::resolve(&wanted, agent.as_deref()))).await?;
+                let cancel = self.cancel.clone();
+                let found = blocking(move || {
+                    let found = git::resolve(&wanted, agent.as_deref(), &cancel);
+                    cancel.check().map(|()| found)
+                })
+                .await?;
                 let subdir = source.subdir.as_deref().unwrap_or_default();
                 Ok(found.map(|commit| Identified {
                     key: format!(
@@ -106,7 +111,8 @@ impl Session {
                 let keep = op.keep_git_dir;
                 let fetched = blocking(move || {
                     let agent = agent.as_deref();
-                    Ok(git::fetch(&wanted, &commit, keep, agent, &place, &cancel))
+                    let fetched = git::fetch(&wanted, &commit, keep, agent, &place, &cancel);
+                    cancel.check().map(|()| fetched)
                 })
                 .await?;
                 match fetched {
