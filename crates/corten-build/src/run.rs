@@ -117,12 +117,15 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
     let (outcome, output) = execute(input, &job, root.as_fd(), &fds, log)?;
     drop(endpoint);
     drop(fds);
-    drop(ready);
+    let served = ready.end();
     for path in missing {
         mount_points::remove(&root, &path);
     }
     drop(root);
     input.cancel.check()?;
+    if let Err(message) = served {
+        return Ok(Ended::Refused(message));
+    }
     match outcome {
         Outcome::Ended { code: 0, .. } => crate::ops::settle(input.store, work).map(Ended::Done),
         Outcome::Ended { code, oom } => {

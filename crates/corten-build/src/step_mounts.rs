@@ -90,6 +90,22 @@ pub(crate) fn prepare(input: &RunInput<'_>) -> Result<Result<Ready, String>, Bui
 type Told = Result<Result<(), String>, BuildError>;
 
 impl Ready {
+    /// Lets everything go; an error is why the step had not all that it was promised.
+    pub(crate) fn end(self) -> Result<(), String> {
+        let mut ended = Ok(());
+        for kept in self.kept {
+            if let Kept::Agent(agent, _dir) = kept
+                && let Err(error) = agent.end()
+            {
+                ended = Err(format!(
+                    "the SSH agent was not passed on: {}",
+                    reason(&error)
+                ));
+            }
+        }
+        ended
+    }
+
     /// Where everything goes.
     pub(crate) fn points(&self) -> Vec<Point> {
         self.mounts
