@@ -59,6 +59,7 @@ fn directory(
         exclude: &[],
         parents: false,
         into_directory: true,
+        literal: true,
     };
     let entries = tree
         .select(&selection)

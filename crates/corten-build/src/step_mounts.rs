@@ -485,6 +485,7 @@ fn copy(input: &RunInput<'_>, tree: &Tree, source: &str, dir: &Path) -> Result<P
         exclude: &[],
         parents: false,
         into_directory: false,
+        literal: true,
     };
     let entries = tree
         .select(&selection)
@@ -535,6 +536,7 @@ fn fill(input: &CachesInput<'_>, layers: &[DiffId], source: &str, path: &Path) -
         exclude: &[],
         parents: false,
         into_directory: true,
+        literal: true,
     };
     let entries = tree.select(&selection).map_err(io::Error::other)?;
     let root = RootFd::open(path)?;

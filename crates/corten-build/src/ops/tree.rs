@@ -70,6 +70,8 @@ pub(crate) struct Selection<'a> {
     pub(crate) parents: bool,
     /// The destination is a directory, or will be: single files go into it.
     pub(crate) into_directory: bool,
+    /// The sources are names as they are, without patterns.
+    pub(crate) literal: bool,
 }
 
 impl Tree {
@@ -88,10 +90,10 @@ impl Tree {
     }
 
     /// The paths a pattern stands for; a plain path stands for itself.
-    fn expand(&self, source: &str) -> Result<Vec<PathBuf>, SelectError> {
+    fn expand(&self, source: &str, literal: bool) -> Result<Vec<PathBuf>, SelectError> {
         let mut found = vec![PathBuf::new()];
         for component in source.split('/').filter(|c| !c.is_empty() && *c != ".") {
-            if !glob::is_pattern(component) {
+            if literal || !glob::is_pattern(component) {
                 found = found.iter().map(|dir| dir.join(component)).collect();
                 continue;
             }
@@ -127,6 +129,7 @@ impl Tree {
             .names(parent)
             .unwrap_or_default()
             .iter()
+            .filter(|other| *other != path.file_name().unwrap_or_default())
             .filter(|other| !self.ignore.ignores(&parent.join(other).to_string_lossy()))
             .map(|other| other.to_string_lossy().into_owned())
             .collect();
@@ -147,8 +150,8 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn source(&mut self, source: &str, selection: &Selection<'_>) -> Result<(), SelectError> {
         let (pivot, cleaned) = pivot(source, selection.parents);
-        let is_pattern = source.split('/').any(glob::is_pattern);
-        for path in self.tree.expand(&cleaned)? {
+        let is_pattern = !selection.literal && source.split('/').any(glob::is_pattern);
+        for path in self.tree.expand(&cleaned, selection.literal)? {
             let path = normal(&path);
             let text = path.to_string_lossy();
             let stat = match self.tree.root.stat(&path) {
@@ -363,6 +366,7 @@ mod tests {
             exclude: &[],
             parents: false,
             into_directory: into,
+            literal: false,
         };
         let found = tree.select(&selection)?;
         Ok(found
@@ -419,6 +423,42 @@ mod tests {
             matches!(error, SelectError::NotFound { hint: Some(hint), .. } if hint == "main.go")
         );
         assert!(selected(&tree, &["d/x"], true).is_err());
+    }
+
+    #[test]
+    fn literal_names_are_no_patterns() {
+        let dir = files(&["a[1].txt", "a1.txt", "d*/x", "dd/x"]);
+        let tree = tree(dir.path(), "");
+        for (source, found) in [("a[1].txt", vec!["a[1].txt"]), ("d*", vec!["d*", "d*/x"])] {
+            let sources = [source.to_owned()];
+            let selection = Selection {
+                sources: &sources,
+                exclude: &[],
+                parents: false,
+                into_directory: true,
+                literal: true,
+            };
+            let entries = tree.select(&selection).unwrap();
+            let paths: Vec<&str> = entries.iter().map(|e| e.path.to_str().unwrap()).collect();
+            assert_eq!(paths, found);
+            let sources = ["*.go".to_owned()];
+            let missing = Selection {
+                sources: &sources,
+                ..selection
+            };
+            assert!(tree.select(&missing).is_err());
+        }
+    }
+
+    #[test]
+    fn a_dangling_link_is_not_suggested_for_itself() {
+        let dir = files(&["f"]);
+        std::os::unix::fs::symlink("/nowhere", dir.path().join("lnk")).unwrap();
+        let error = selected(&tree(dir.path(), ""), &["lnk"], true).unwrap_err();
+        assert!(
+            matches!(error, SelectError::NotFound { hint: None, .. }),
+            "{error:?}"
+        );
     }
 
     #[test]

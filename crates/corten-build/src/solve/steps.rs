@@ -369,6 +369,7 @@ impl Work {
                     exclude: &[],
                     parents: false,
                     into_directory: false,
+                    literal: true,
                 };
                 let entries = self.selected(tree, &selection)?;
                 content::digest(tree, &entries, appearance, &session.cache, &session.cancel)
@@ -435,6 +436,7 @@ impl Work {
             exclude: &op.exclude,
             parents: op.parents,
             into_directory: op.destination.ends_with('/'),
+            literal: false,
         };
         self.selected(tree, &selection)
     }
@@ -565,6 +567,7 @@ impl Work {
                 exclude: &op.exclude,
                 parents: false,
                 into_directory: into,
+                literal: true,
             };
             let entries = self.selected(&tree, &selection)?;
             let writer = Writer {
