@@ -113,6 +113,39 @@ fn results_go_where_they_are_wanted() {
     let piped = { piped }.output().unwrap();
     assert!(piped.status.success(), "{piped:?}");
     assert!(piped.stdout.windows(5).any(|bytes| bytes == b"ustar"));
+    // What is in a file already stays, and a socket will do.
+    let mixed = engine.path("mixed");
+    fs::write(&mixed, "header\n").unwrap();
+    let file = fs::File::options().append(true).open(&mixed).unwrap();
+    let mut to_file = engine.command(["build", "--target", "files", "-o", "-", context]);
+    assert!(to_file.stdout(file).status().unwrap().success());
+    let mixed = fs::read(mixed).unwrap();
+    assert!(mixed.starts_with(b"header\n") && mixed.len() > 1024);
+    let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut to_socket = engine.command(["build", "--target", "files", "-o", "type=tar", context]);
+    let theirs = std::os::fd::OwnedFd::from(theirs);
+    let mut child = to_socket.stdout(theirs).spawn().unwrap();
+    drop(to_socket);
+    let mut bytes = Vec::new();
+    ours.read_to_end(&mut bytes).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(bytes.windows(5).any(|bytes| bytes == b"ustar"));
+    // There is no image to be told of.
+    let (id, told) = (engine.path("iid"), engine.path("told.json"));
+    engine.ok([
+        "build",
+        "--target",
+        "files",
+        "-o",
+        path(&out),
+        "--iidfile",
+        path(&id),
+        "--metadata-file",
+        path(&told),
+        context,
+    ]);
+    assert_eq!(fs::read_to_string(id).unwrap(), "");
+    assert_eq!(fs::read_to_string(told).unwrap(), "{}");
 
     // An archive of the image, which stays here; what it is told of.
     let oci = engine.path("oci.tar");
@@ -145,6 +178,10 @@ fn results_go_where_they_are_wanted() {
     for (output, expected) in [
         ("type=nothing", "exporter \"nothing\" could not be found"),
         ("type=local", "dest is required for local exporter"),
+        (
+            "type=image,oci-mediatypes=false",
+            "oci-mediatypes=false is not supported",
+        ),
     ] {
         let wrong = engine.fails(1, ["build", "-o", output, context]);
         assert!(wrong.contains(expected), "{wrong}");
@@ -248,6 +285,17 @@ fn files_of_urls() {
         shown,
         "from afar\nfrom afar\na.tgz\n600 0 0 784111777\n644 7 8 784111777"
     );
+    // A name is no pattern.
+    fs::write(site.join("a%5B1%5D.txt"), "literal\n").unwrap();
+    let literal = build(
+        format!("FROM alpine\nADD {url}/a%5B1%5D.txt /x/\n"),
+        "literal",
+    );
+    assert_eq!(literal.code, 0, "{literal:?}");
+    assert_eq!(
+        engine.ok(["run", "--rm", "literal", "cat", "/x/a[1].txt"]),
+        "literal"
+    );
     let again = build(text, "remote");
     assert_eq!(again.stderr.matches("CACHED").count(), 5, "{again:?}");
     fs::write(site.join("file.txt"), "changed\n").unwrap();
@@ -332,6 +380,32 @@ fn repositories() {
         "cat /main/f /v1/f /sub/g /kept/f; ls -d /main/.git /kept/.git 2>/dev/null || true",
     ]);
     assert_eq!(shown, "two\none\nsub\ntwo\n/kept/.git");
+    // Credentials are neither kept nor shown.
+    let secret = url.replace("http://", "http://user:tok3n@");
+    let hidden = build(format!(
+        "FROM alpine\nADD --keep-git-dir=true {secret} /kept\n"
+    ));
+    assert_eq!(hidden.code, 0, "{hidden:?}");
+    assert!(hidden.stderr.contains("xxxxx:xxxxx@"), "{hidden:?}");
+    let grep = "cat /kept/f; grep -r tok3n /kept/.git || grep url /kept/.git/config";
+    let kept = engine.ok(["run", "--rm", "git", "sh", "-c", grep]);
+    assert!(
+        kept.starts_with("two\n") && kept.contains("xxxxx:xxxxx@"),
+        "{kept}"
+    );
+    let told = [
+        engine.ok(["history", "--no-trunc", "git"]),
+        engine.ok(["builder", "du", "--verbose"]),
+        hidden.stderr,
+        kept,
+    ];
+    assert!(!told.concat().contains("tok3n"), "{told:?}");
+    let wrong = build(format!("FROM alpine\nADD {secret}#nope /x\n"));
+    assert!(
+        wrong.stderr.contains("git source http://xxxxx:xxxxx@"),
+        "{wrong:?}"
+    );
+    assert_eq!(build(text.clone()).code, 0);
     let again = build(text);
     assert_eq!(again.stderr.matches("CACHED").count(), 5, "{again:?}");
     for (step, expected) in [

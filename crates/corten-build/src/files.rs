@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::BufWriter;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use corten_dockerfile::IgnoreRules;
@@ -20,7 +21,7 @@ impl FilesOutput {
     pub(crate) fn shown(&self) -> &'static str {
         match self {
             Self::Directory(_) => "exporting to client directory",
-            Self::Tar(_) => "exporting to client tarball",
+            Self::Tar(_) | Self::Stdout => "exporting to client tarball",
         }
     }
 }
@@ -34,7 +35,22 @@ pub(crate) fn export(
 ) -> Result<(), BuildError> {
     match output {
         FilesOutput::Directory(path) => directory(store, layers, path, cancel),
-        FilesOutput::Tar(path) => tar(store, layers, path),
+        FilesOutput::Tar(path) => {
+            let file = File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(path)
+                .map_err(BuildError::io(format!("write {}", path.display())))?;
+            tar(store, layers, file)
+        }
+        FilesOutput::Stdout => {
+            // The descriptor itself: opened by its path, it would lose what is in it already,
+            // and a socket cannot be opened at all.
+            let stdout = std::io::stdout().as_fd().try_clone_to_owned();
+            let stdout = stdout.map_err(BuildError::io("write to standard output"))?;
+            tar(store, layers, File::from(stdout))
+        }
     }
 }
 
@@ -87,19 +103,13 @@ fn directory(
         })
 }
 
-fn tar(store: &Store, layers: &[DiffId], path: &Path) -> Result<(), BuildError> {
-    let failed = || BuildError::io(format!("write {}", path.display()));
+fn tar(store: &Store, layers: &[DiffId], to: File) -> Result<(), BuildError> {
+    let failed = || BuildError::io("write the files of the result");
     let nothing = store.tmp_dir("export")?;
     let upper = nothing.path().join("upper");
     fs::create_dir(&upper).map_err(failed())?;
     let merged = store.layers().mount_merged(layers, &upper)?;
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)
-        .map_err(failed())?;
-    let mut out = BufWriter::with_capacity(1 << 18, file);
+    let mut out = BufWriter::with_capacity(1 << 18, to);
     merged.write_tar(&mut out)?;
     std::io::Write::flush(&mut out).map_err(failed())
 }

@@ -84,6 +84,8 @@ pub enum FilesOutput {
     Directory(PathBuf),
     /// Into one file, as a tar.
     Tar(PathBuf),
+    /// To this process's standard output, as a tar.
+    Stdout,
 }
 
 /// Limits of RUN steps.

@@ -228,6 +228,7 @@ fn files(parts: &http::request::Parts) -> Result<Vec<FilesOutput>, ApiError> {
         .map(|(kind, path)| match kind.as_str() {
             "directory" => Ok(FilesOutput::Directory(path)),
             "tar" => Ok(FilesOutput::Tar(path)),
+            "stdout" => Ok(FilesOutput::Stdout),
             other => Err(bad(format!("unknown kind {other}"))),
         })
         .collect()

@@ -159,23 +159,30 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
         return Err(error);
     }
     let image = outcome?;
+    let mut tags: Vec<String> = parsed.list("tag").into_iter().map(str::to_owned).collect();
+    tags.extend(outputs.names().map(str::to_owned));
     if let Some(image) = &image {
-        let mut tags: Vec<String> = parsed.list("tag").into_iter().map(str::to_owned).collect();
-        tags.extend(outputs.names().map(str::to_owned));
         outputs.finish(cli, image, &tags).await?;
+    }
+    if inquiry.is_none() {
         if let Some(path) = parsed.nonempty("metadata-file") {
-            write_metadata(path, image, &tags)?;
+            write_metadata(path, image.as_deref(), &tags)?;
         }
+        // As with buildx, the file is there and empty where there is no image.
         if let Some(path) = id_file {
-            std::fs::write(path, image).map_err(|source| CliError::File {
-                action: "write",
-                path: path.into(),
-                source,
+            std::fs::write(path, image.as_deref().unwrap_or_default()).map_err(|source| {
+                CliError::File {
+                    action: "write",
+                    path: path.into(),
+                    source,
+                }
             })?;
         }
-        if quiet {
-            cli.line(image)?;
-        }
+    }
+    if let Some(image) = &image
+        && quiet
+    {
+        cli.line(image)?;
     }
     Ok(())
 }
@@ -299,9 +306,12 @@ fn named<'c>(
 }
 
 /// `--metadata-file`, with BuildKit's keys.
-fn write_metadata(path: &str, image: &str, tags: &[String]) -> Result {
-    let mut metadata = serde_json::json!({ "containerimage.config.digest": image });
-    if !tags.is_empty() {
+fn write_metadata(path: &str, image: Option<&str>, tags: &[String]) -> Result {
+    let mut metadata = serde_json::json!({});
+    if let Some(image) = image {
+        metadata["containerimage.config.digest"] = serde_json::json!(image);
+    }
+    if image.is_some() && !tags.is_empty() {
         let names: Vec<String> = tags
             .iter()
             .map(|tag| Ok(crate::run::image::reference(tag)?.or_latest().to_string()))

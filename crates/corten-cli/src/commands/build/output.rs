@@ -9,6 +9,7 @@ use crate::flags::Parsed;
 use crate::output::Output as Archive;
 use crate::progress::stream::{self, Sink};
 use crate::run::image::{auth_header, reference};
+use crate::term;
 
 /// One output.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +66,11 @@ impl Outputs {
                 "--output: only one of them can go to standard output",
             ));
         }
+        if outputs.0.iter().any(|output| to_stdout(&output)) && term::stdout_is_terminal() {
+            return Err(CliError::message(
+                "dest file is required for this exporter. refusing to write to console",
+            ));
+        }
         Ok(outputs)
     }
 
@@ -92,7 +98,7 @@ impl Outputs {
             .filter_map(|output| match output {
                 Output::Directory(path) => Some(("directory", path.clone())),
                 Output::Tar(Some(path)) => Some(("tar", path.clone())),
-                Output::Tar(None) => Some(("tar", PathBuf::from("/proc/self/fd/1"))),
+                Output::Tar(None) => Some(("stdout", PathBuf::new())),
                 _ => None,
             })
             .collect()
@@ -165,10 +171,21 @@ fn parse(text: &str, here: &Path) -> Result<Output> {
             "type" => kind = Some(value.to_owned()),
             "dest" => dest = Some(value.to_owned()),
             "name" => names.extend(value.split(',').map(str::to_owned)),
-            "push" => push = matches!(value, "true" | "1"),
+            "push" => match value {
+                "true" | "1" => push = true,
+                "false" | "0" => push = false,
+                _ => {
+                    return Err(wrong(format!(
+                        "{value:?} of push is neither true nor false"
+                    )));
+                }
+            },
             // These say what is so here anyway.
-            "tar" if matches!(value, "true" | "1") => {}
-            "oci-mediatypes" | "unpack" | "store" | "context" => {}
+            "tar" | "oci-mediatypes" | "unpack" | "store" if matches!(value, "true" | "1") => {}
+            "context" if value == "default" => {}
+            key @ ("tar" | "oci-mediatypes" | "unpack" | "store" | "context") => {
+                return Err(wrong(format!("{key}={value} is not supported")));
+            }
             key => return Err(wrong(format!("{key} is not supported"))),
         }
     }
@@ -258,6 +275,14 @@ mod tests {
                 "type=image,compression=zstd",
                 "compression is not supported",
             ),
+            ("type=oci,tar=false,dest=x", "tar=false is not supported"),
+            (
+                "type=image,oci-mediatypes=false",
+                "oci-mediatypes=false is not supported",
+            ),
+            ("type=image,store=false", "store=false is not supported"),
+            ("type=docker,context=far", "context=far is not supported"),
+            ("type=image,push=yes", "\"yes\" of push is neither"),
             ("type=image,dest=x", "dest is not supported by type image"),
         ] {
             assert!(one(text).unwrap_err().contains(why), "{text}");
@@ -272,6 +297,6 @@ mod tests {
         assert!(outputs(&["out", "type=image,name=x"]).image());
         let files = outputs(&["out", "-"]).files();
         assert_eq!(files[0], ("directory", "/here/out".into()));
-        assert_eq!(files[1], ("tar", "/proc/self/fd/1".into()));
+        assert_eq!(files[1], ("stdout", PathBuf::new()));
     }
 }
