@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixListener;
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 
-use crate::harness::{Done, Engine};
+use crate::harness::{Done, Engine, until};
 
 /// Builds a Dockerfile with some files beside it; extra arguments come before the context.
 fn build(engine: &Engine, tag: &str, dockerfile: &str, extra: &[&str]) -> Done {
@@ -282,6 +284,17 @@ fn other_engines_are_told_no_secrets() {
     );
 }
 
+/// A socket called `agent` somewhere in a directory.
+fn socket_below(dir: &Path) -> Option<PathBuf> {
+    fs::read_dir(dir).ok()?.flatten().find_map(|entry| {
+        let kind = entry.file_type().ok()?;
+        if kind.is_socket() && entry.file_name() == "agent" {
+            return Some(entry.path());
+        }
+        kind.is_dir().then(|| socket_below(&entry.path())).flatten()
+    })
+}
+
 #[test]
 fn memory_secrets_and_the_agent() {
     let engine = Engine::with_alpine();
@@ -341,18 +354,31 @@ RUN ls -A /t /run/secrets /root/.token 2>&1 | grep -vc 'No such' > /left || true
     });
     let dockerfile = "FROM alpine\n\
         RUN --mount=type=ssh,required test -S $SSH_AUTH_SOCK && echo $SSH_AUTH_SOCK > /where && \
-        echo asked | nc local:$SSH_AUTH_SOCK > /told || true\n\
+        sleep 5\n\
         RUN test -z \"$SSH_AUTH_SOCK\"\n";
     let ssh = format!("default={}", socket.display());
-    built(&engine, "agent", dockerfile, &["--ssh", &ssh]);
+    std::thread::scope(|scope| {
+        let building = scope.spawn(|| build(&engine, "agent", dockerfile, &["--ssh", &ssh]));
+        // No program of the image speaks to a socket: ask the one that the step sees.
+        let mut served = None;
+        until("the step has its socket", || {
+            served = socket_below(&engine.root());
+            served.is_some() || building.is_finished()
+        });
+        let mut stream = UnixStream::connect(served.unwrap()).unwrap();
+        stream.write_all(b"asked\n").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut told = String::new();
+        stream.read_to_string(&mut told).unwrap();
+        assert_eq!(told, "told\n");
+        let done = building.join().unwrap();
+        assert_eq!(done.code, 0, "{done:?}");
+    });
     assert_eq!(
         shown(&engine, "agent", "cat /where"),
         "/run/buildkit/ssh_agent.0"
     );
-    // Whether this busybox can speak to a socket does not matter here; end the thread.
-    drop(std::os::unix::net::UnixStream::connect(&socket));
-    drop(std::os::unix::net::UnixStream::connect(&socket));
-    agent.join().unwrap();
+    assert_eq!(agent.join().unwrap(), "asked\n");
     engine.assert_clean();
 }
 
