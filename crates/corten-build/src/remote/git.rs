@@ -204,7 +204,7 @@ fn finish(command: &mut Command, cancel: &Cancel) -> io::Result<Output> {
     std::thread::scope(|scope| {
         // Nothing is ever written: a read ends when the build is cancelled, or by us.
         let killer = scope.spawn(move || {
-            (&watch).read(&mut [0]).ok();
+            (&watch).read_exact(&mut [0]).ok();
             if !ended.load(Ordering::Acquire) {
                 // Gone already, there is nothing to be killed.
                 kill_process_group(group, Signal::KILL).ok();
