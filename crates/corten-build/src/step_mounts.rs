@@ -162,7 +162,7 @@ impl Ready {
                     self.env.push(format!("{name}={value}"));
                 }
                 if mount.target.is_some() {
-                    let file = self.secret(input, secret.bytes(), *owner, *mode)?;
+                    let file = self.secret(secret.bytes(), *owner, *mode)?;
                     self.bind(mount, file);
                 }
                 Ok(Ok(()))
@@ -289,27 +289,16 @@ impl Ready {
     }
 
     /// A file of a file system in memory that is mounted nowhere.
-    fn secret(
-        &mut self,
-        input: &RunInput<'_>,
-        bytes: &[u8],
-        owner: (u32, u32),
-        mode: u32,
-    ) -> Result<OwnedFd, BuildError> {
+    fn secret(&self, bytes: &[u8], owner: (u32, u32), mode: u32) -> Result<OwnedFd, BuildError> {
         let failed = |what: &str| BuildError::io(format!("make a secret ready: {what}"));
         let root = memory().map_err(|e| failed("tmpfs")(e.into()))?;
         let path = write_secret(&root, bytes, owner, mode).map_err(failed("write"))?;
         match detached(&path) {
             Ok(fd) => Ok(fd),
-            // Kernels before 6.15: a directory that only root can enter, gone after the step.
+            // Kernels before 6.15 do not copy a part of a mount that is nowhere. A secret is
+            // never written to a disk instead.
             Err(rustix::io::Errno::INVAL) => {
-                let dir = input.store.tmp_dir("secret")?;
-                let mode_of_dir = PermissionsExt::from_mode(0o700);
-                std::fs::set_permissions(dir.path(), mode_of_dir).map_err(failed("chmod"))?;
-                let root = open(dir.path())?;
-                let path = write_secret(&root, bytes, owner, mode).map_err(failed("write"))?;
-                self.kept.push(Kept::Dir(dir));
-                Ok(path)
+                corten_store::part_of_mount(root.as_fd(), path.as_fd()).map_err(failed("mount"))
             }
             Err(errno) => Err(failed("mount")(errno.into())),
         }

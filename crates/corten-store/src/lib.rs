@@ -7,6 +7,7 @@
 pub mod archive;
 mod arrival;
 mod blobs;
+mod detached;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -27,6 +28,7 @@ use corten_db::Database;
 
 pub use arrival::{Arrival, ArrivalReader};
 pub use blobs::{BlobWriter, Blobs, Ingest};
+pub use detached::part_of_mount;
 pub use error::StoreError;
 pub use gc::{Finding, FindingKind, GcReport};
 pub use images::{Image, ImageId, ImageSummary, Images, ListedImage, PushPlan, created_nanos};
