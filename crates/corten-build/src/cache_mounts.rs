@@ -4,10 +4,10 @@
 //! its directory, shared or alone as `sharing=` says; the kernel lets the lock go when the
 //! process dies. What nobody holds may be removed.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -72,7 +72,11 @@ impl CacheMounts {
         fill: &dyn Fn(&Path) -> io::Result<()>,
         waiting: &dyn Fn(),
     ) -> io::Result<Held> {
-        fs::create_dir_all(&self.0)?;
+        // What steps leave there may be setuid: nothing for others of the host to reach.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.0)?;
         let (mut number, mut told) = (0, false);
         loop {
             if cancel.is_cancelled() {
