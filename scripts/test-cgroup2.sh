@@ -71,7 +71,7 @@ if criu=$(command -v criu); then
   for program in /bin/tar /bin/gzip; do rm -f "$root$program" && with_libraries $program; done
   [ "$criu" = /sbin/criu ] || ln -s "$criu" "$root/sbin/criu"
 fi
-echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
+printf '%s\n' root:x:0:0:root:/root:/bin/sh nobody:x:65534:65534:nobody:/:/bin/sh >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 echo vm >"$root/etc/hostname"
 for part in net lib crypto fs/overlayfs fs/fuse drivers/net/veth.ko* drivers/net/bridge drivers/virtio drivers/block/virtio_blk.ko*; do
@@ -92,6 +92,9 @@ systemd*)
   program=/lib/systemd/systemd
   with_libraries $program
   [ ! -e /lib/systemd/systemd-executor ] || with_libraries /lib/systemd/systemd-executor
+  rm -f "$root/bin/systemctl"
+  with_libraries "$(command -v systemctl)"
+  [ -e "$root/bin/systemctl" ] || ln -s "$(command -v systemctl)" "$root/bin/systemctl"
   mkdir -p "$root/etc/systemd/system"
   cat >"$root/etc/systemd/system/corten-test.service" <<'UNIT'
 [Unit]
