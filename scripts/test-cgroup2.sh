@@ -60,7 +60,7 @@ with_libraries() {
 # What the runtime's test program calls, where this machine has it. Busybox's are too small.
 [ $# -eq 0 ] || for program in bash ip unshare newuidmap newgidmap; do
   found=$(command -v $program) || continue
-  rm -f "$root/bin/$program" && with_libraries "$found" && cp -L "$found" "$root/bin/$program"
+  rm -f "$root/bin/$program" && with_libraries "$found" && cp -Lp "$found" "$root/bin/$program"
 done
 touch "$root/etc/subuid" "$root/etc/subgid"
 # The runtime's steps on labels and checkpoints, where the programs can be had.
