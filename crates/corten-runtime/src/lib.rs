@@ -31,6 +31,7 @@ mod keyring;
 mod mounts;
 mod namespaces;
 mod net_devices;
+mod number_list;
 mod process;
 mod procfs;
 mod resctrl;

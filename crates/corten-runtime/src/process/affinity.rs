@@ -5,8 +5,8 @@
 use corten_oci::runtime_spec::{ExecCPUAffinity, Process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use super::number_list;
 use crate::error::{RuntimeError, Step};
+use crate::number_list;
 
 /// Both sets.
 #[derive(Debug, Default)]
@@ -37,6 +37,7 @@ impl Affinity {
             };
             let mut set = CpuSet::new();
             for number in number_list::parse(list).ok_or_else(refuse)? {
+                let number = usize::from(number);
                 if number >= CpuSet::MAX_CPU {
                     return Err(refuse());
                 }

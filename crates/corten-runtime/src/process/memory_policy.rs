@@ -3,9 +3,8 @@
 
 use corten_oci::runtime_spec::{LinuxMemoryPolicy, MemoryPolicyFlagType, MemoryPolicyModeType};
 
-use super::number_list;
 use crate::error::{RuntimeError, Step};
-use crate::sys;
+use crate::{number_list, sys};
 
 /// The arguments of the system call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +25,7 @@ impl MemoryPolicy {
                 RuntimeError::spec("linux.memoryPolicy.nodes", reason)
             })?;
             for number in numbers {
-                let word = number / 64;
+                let word = usize::from(number / 64);
                 nodes.resize(nodes.len().max(word + 1), 0);
                 if let Some(word) = nodes.get_mut(word) {
                     *word |= 1u64 << (number % 64);

@@ -12,7 +12,6 @@ mod attributes;
 mod io_priority;
 mod lookup;
 mod memory_policy;
-mod number_list;
 mod personality;
 mod scheduler;
 mod user;

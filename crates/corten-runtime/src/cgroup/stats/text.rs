@@ -2,6 +2,7 @@
 //! left out: a kernel newer than this code is no reason to tell nothing.
 
 use super::{IoEntry, Pressure, Stall};
+use crate::number_list;
 
 /// v1's name of the table of bytes read and written.
 pub(super) const IO_BYTES: &str = "ioServiceBytesRecursive";
@@ -32,14 +33,7 @@ pub(super) fn fields(text: &str) -> Vec<(String, u64)> {
 
 /// A list such as `0-2,4`.
 pub(super) fn list(text: &str) -> Vec<u16> {
-    let mut all = Vec::new();
-    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        if let (Ok(first), Ok(last)) = (first.parse::<u16>(), last.parse::<u16>()) {
-            all.extend(first..=last);
-        }
-    }
-    all
+    number_list::parse(text).unwrap_or_default()
 }
 
 /// Numbers separated by blanks.

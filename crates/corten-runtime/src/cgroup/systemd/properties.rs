@@ -8,6 +8,7 @@ use super::wire::Value;
 use crate::cgroup::devices::Filter;
 use crate::cgroup::limits;
 use crate::error::RuntimeError;
+use crate::number_list;
 
 /// `infinity`.
 const INFINITY: u64 = u64::MAX;
@@ -163,17 +164,10 @@ fn set_property(
 
 fn bits(list: &str) -> Option<Vec<u8>> {
     let mut bits = Vec::new();
-    for part in list
-        .split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-    {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
-        if first > last {
-            return None;
-        }
-        for number in first..=last {
+    // Commas without a number are the kernel's licence, and runc's.
+    let parts = list.split(',').map(str::trim);
+    for part in parts.filter(|part| !part.is_empty()) {
+        for number in number_list::parse(part)? {
             let (byte, bit) = (usize::from(number / 8), number % 8);
             if bits.len() <= byte {
                 bits.resize(byte + 1, 0u8);
@@ -333,6 +327,7 @@ mod tests {
     #[test]
     fn lists() {
         assert_eq!(bits("0,2-3"), Some(vec![0b1101]));
+        assert_eq!(bits("0,, 2-3,"), Some(vec![0b1101]));
         assert_eq!(bits("17"), Some(vec![0, 0, 2]));
         for wrong in ["", "x", "3-1", "-1", "99999999"] {
             assert_eq!(bits(wrong), None, "{wrong}");

@@ -2,19 +2,23 @@
 
 /// The largest number accepted: more processors or memory nodes than any kernel is built
 /// for.
-pub(super) const MAX: usize = 8191;
+const MAX: u16 = 8191;
 
 /// Every number of the list, in order; `None` if it is not such a list.
-pub(super) fn parse(text: &str) -> Option<Vec<usize>> {
+pub(crate) fn parse(text: &str) -> Option<Vec<u16>> {
     let mut numbers = Vec::new();
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let number = |text: &str| text.trim().parse::<usize>().ok().filter(|n| *n <= MAX);
+        let number = |text: &str| text.trim().parse::<u16>().ok().filter(|n| *n <= MAX);
         let (first, last) = (number(first)?, number(last)?);
         if first > last {
             return None;
         }
         numbers.extend(first..=last);
+        // More than there are: a short text must not become a long list.
+        if numbers.len() > usize::from(MAX) + 1 {
+            return None;
+        }
     }
     Some(numbers)
 }
@@ -28,7 +32,8 @@ mod tests {
     fn lists() {
         assert_eq!(parse("0-3,7"), Some(vec![0, 1, 2, 3, 7]));
         assert_eq!(parse("5"), Some(vec![5]));
-        for wrong in ["", "3-1", "a", "1,,2", "-", "0-99999999"] {
+        assert_eq!(parse("0-8191").map(|all| all.len()), Some(8192));
+        for wrong in ["", "0-8191,0", "3-1", "a", "1,,2", "-", "0-99999999"] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
     }
