@@ -10,7 +10,7 @@ use corten_oci::runtime_spec::{LinuxNamespaceType, Spec};
 use rustix::io::Errno;
 
 use super::delete::run_poststop;
-use super::dir::{Dir, DirGuard};
+use super::dir::Dir;
 use super::inherit::Inherited;
 use super::notify::NotifySocket;
 use super::state::{Saved, started_at};
@@ -172,14 +172,26 @@ impl Bundle {
         hook_state(&self.id, &self.spec, &self.path)
     }
 
-    /// Removes what is left of a container that could not be made or started, and calls the
-    /// hooks that undo what its other hooks may have done (runtime-spec, lifecycle steps 12 and
-    /// 13). Before there was a process, none had been called.
-    pub(super) fn undone(&self, context: &Context, guard: DirGuard) {
-        let born = matches!(guard.dir().load(), Ok(Some(saved)) if saved.pid != 0);
-        drop(guard);
-        if born {
-            run_poststop(context, &self.hook_state(), &self.spec);
+    /// Makes the container in its new directory, which is kept if that succeeds. Else what is
+    /// left is removed, and the hooks are called that undo what its other hooks may have done
+    /// (runtime-spec, lifecycle steps 12 and 13). Before there was a process, none had been
+    /// called.
+    pub(super) fn make<T>(
+        &self,
+        context: &Context,
+        make: impl FnOnce(&Dir) -> Result<T, CliError>,
+    ) -> Result<(T, Dir), CliError> {
+        let guard = Dir::create(context, &self.id)?;
+        match make(guard.dir()) {
+            Ok(made) => Ok((made, guard.disarm())),
+            Err(error) => {
+                let born = matches!(guard.dir().load(), Ok(Some(saved)) if saved.pid != 0);
+                drop(guard);
+                if born {
+                    run_poststop(context, &self.hook_state(), &self.spec);
+                }
+                Err(error)
+            }
         }
     }
 

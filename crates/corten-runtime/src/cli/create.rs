@@ -24,17 +24,8 @@ pub(super) fn create(context: &Context, args: CreateArgs) -> Result<ExitCode, Cl
     exe::seal_self()?;
     let bundle = Bundle::load(context, args.bundle)?;
     bundle.check_terminal(true)?;
-    let guard = Dir::create(context, &bundle.id)?;
-    match make(&bundle, guard.dir()) {
-        Ok(()) => {
-            guard.disarm();
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(error) => {
-            bundle.undone(context, guard);
-            Err(error)
-        }
-    }
+    bundle.make(context, |dir| make(&bundle, dir))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A failure leaves no process and no group.

@@ -36,16 +36,8 @@ pub(super) fn run(context: &Context, args: RunArgs) -> Result<ExitCode, CliError
     exe::seal_self()?;
     let bundle = Bundle::load(context, args.bundle)?;
     bundle.check_terminal(args.detach)?;
-    let guard = Dir::create(context, &bundle.id)?;
     if args.detach {
-        let (running, notify, _) = match launch(&bundle, guard.dir()) {
-            Ok(launched) => launched,
-            Err(error) => {
-                bundle.undone(context, guard);
-                return Err(error);
-            }
-        };
-        guard.disarm();
+        let ((running, notify, _), _) = bundle.make(context, |dir| launch(&bundle, dir))?;
         if let Some(mut notify) = notify {
             notify.wait(&running.pidfd, running.pid)?;
         }
@@ -56,14 +48,7 @@ pub(super) fn run(context: &Context, args: RunArgs) -> Result<ExitCode, CliError
     }
     // Blocked before the clone, so that none is lost; the child starts with none blocked.
     let signals = stream::Signals::new()?;
-    let (running, mut notify, master) = match launch(&bundle, guard.dir()) {
-        Ok(launched) => launched,
-        Err(error) => {
-            bundle.undone(context, guard);
-            return Err(error);
-        }
-    };
-    let dir = guard.disarm();
+    let ((running, mut notify, master), dir) = bundle.make(context, |dir| launch(&bundle, dir))?;
     let status = stream::attend(stream::Attended {
         pidfd: running.pidfd.as_fd(),
         pid: running.pid,
