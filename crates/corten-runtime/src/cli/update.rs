@@ -87,9 +87,16 @@ pub(super) fn update(context: &Context, args: &UpdateArgs) -> Result<ExitCode, C
     ) {
         return Err(CliError::NotRunning);
     }
+    let flags = from_flags(args);
     let given = match &args.resources {
-        Some(path) => read(path)?,
-        None => from_flags(args),
+        Some(path) => {
+            if flags.as_object().is_some_and(|flags| !flags.is_empty()) {
+                let message = "with --resources, flags that set limits are ignored";
+                context.log.warn(&message);
+            }
+            read(path)?
+        }
+        None => flags,
     };
     warn_of_kernel_memory(context, args, &given);
     let mut config = container.config()?;

@@ -118,6 +118,10 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, CliEr
     }
     let pidfd = container.living()?;
     let config = container.config()?;
+    if args.process.is_some() && process::flags_describe_it(args) {
+        let message = "with --process, a command and flags that describe the process are ignored";
+        context.log.warn(&message);
+    }
     let process = process::process(&config, args)?;
     let terminal = process.terminal().unwrap_or(false);
     check_terminal(terminal, args.detach, args.console_socket.is_some())?;

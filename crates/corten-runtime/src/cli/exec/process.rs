@@ -63,6 +63,17 @@ pub(super) fn process(config: &Spec, args: &ExecArgs) -> Result<Process, CliErro
     Ok(process)
 }
 
+/// Whether anything on the command line says what only a process document says, if one is given.
+pub(super) fn flags_describe_it(args: &ExecArgs) -> bool {
+    !args.command().is_empty()
+        || args.cwd.is_some()
+        || args.user.is_some()
+        || args.no_new_privs.is_some()
+        || args.apparmor.is_some()
+        || args.process_label.is_some()
+        || !(args.env.is_empty() && args.cap.is_empty() && args.additional_gids.is_empty())
+}
+
 /// `UID[:GID]`; a group that is not given stays as it is.
 fn change_user(user: &mut User, text: &str) -> Result<(), CliError> {
     let invalid = || CliError::Refused(format!("--user {text:?} is not UID[:GID]"));

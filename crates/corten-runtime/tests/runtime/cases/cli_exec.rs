@@ -112,6 +112,10 @@ fn process_document() {
         bundle.run(&["exec", "--process", path, "ID"]),
         "/etc\ny\n7\n"
     );
+    let output = bundle.try_run(&["exec", "--cwd", "/tmp", "--process", path, "ID"]);
+    assert_eq!(output.stdout, b"/etc\ny\n7\n");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("warning: with --process"), "{said}");
     std::fs::write(&file, "{\"args\": 5}").unwrap();
     assert!(bundle.fail(&["exec", "-p", path, "ID"]).contains(path));
     end(&bundle);

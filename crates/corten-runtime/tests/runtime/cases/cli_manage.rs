@@ -140,6 +140,11 @@ fn update() {
     bundle.run(&["update", "-r", file.to_str().unwrap(), "ID"]);
     assert_eq!(limit(&bundle, &["pids.max"]), "60");
     assert_eq!(limit(&bundle, MEMORY), (96 << 20).to_string());
+    let path = file.to_str().unwrap();
+    let output = bundle.try_run(&["update", "--memory", "64m", "-r", path, "ID"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("warning: with --resources"), "{said}");
+    assert_eq!(limit(&bundle, MEMORY), (96 << 20).to_string());
     let mut command = bundle.command(&["update", "--resources", "-", "ID"]);
     let input = std::fs::File::open(&file).unwrap();
     assert!(command.stdin(input).status().unwrap().success());
