@@ -22,7 +22,8 @@ use crate::names::{RepoName, UploadId};
 
 /// A request that took over from one that broke waits this long for it to let go.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-/// One that wants to end an upload as another just does looks for its blob so often.
+/// One that wants to end an upload as another just does looks for its blob so often, and takes
+/// it over after as long as that.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Kept hashes; past that the uploads are hashed at their end.
 const MAX_HASHES: usize = 1024;
@@ -278,11 +279,16 @@ impl Storage {
         mut upload: Upload,
         expected: &Digest,
     ) -> Result<Finish> {
+        // Another has claimed it, and not ended it.
+        let mut abandoned = false;
         if let (Place::Objects(objects), Received::Objects(session)) = (&self.place, &upload.bytes)
             && session.end() == Some(&End::Blob(expected.clone()))
             && upload.length == upload.opening
         {
-            return self.await_blob(objects, repo, &upload.id, expected);
+            if self.await_blob(objects, repo, &upload.id, expected)? {
+                return Ok(Finish::Stored);
+            }
+            abandoned = true;
         }
         let actual = self.digest_of(&mut upload, expected.algorithm())?;
         if actual != *expected {
@@ -312,11 +318,20 @@ impl Storage {
                 self.link_blob(repo, expected)?;
             }
             (Place::Objects(objects), Received::Objects(mut session)) => {
-                let claimed = objects.claim(&mut session, End::Blob(expected.clone()));
-                if let Err(RegistrydError::Busy(_)) = claimed {
-                    return self.await_blob(objects, repo, &upload.id, expected);
+                if !abandoned {
+                    match objects.claim(&mut session, End::Blob(expected.clone())) {
+                        Err(RegistrydError::Busy(_)) => {
+                            if self.await_blob(objects, repo, &upload.id, expected)? {
+                                return Ok(Finish::Stored);
+                            }
+                            abandoned = true;
+                        }
+                        other => other?,
+                    }
                 }
-                claimed?;
+                if abandoned {
+                    objects.take_over(repo, &mut session, expected)?;
+                }
                 let mut keep = !stored;
                 if !stored {
                     objects.incarnate(&session, expected)?;
@@ -326,7 +341,7 @@ impl Storage {
                     objects.incarnate(&session, expected)?;
                     keep = true;
                 }
-                objects.end_session(&session, keep)?;
+                objects.end_session(session, keep)?;
             }
             _ => return Err(elsewhere()),
         }
@@ -335,14 +350,15 @@ impl Storage {
     }
 
     /// Another request has claimed an upload before this one could. If it is the same request
-    /// once more, as a proxy sends it that got no answer in time, the blob will be there.
+    /// once more, as a proxy sends it that got no answer in time, the blob will be there. False
+    /// if that takes so long that its server must have died.
     fn await_blob(
         &self,
         objects: &Objects,
         repo: &RepoName,
         id: &UploadId,
         expected: &Digest,
-    ) -> Result<Finish> {
+    ) -> Result<bool> {
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
             let session = objects.open_session(repo, id)?;
@@ -352,10 +368,13 @@ impl Storage {
             };
             // In this order: the blob is there before the upload goes.
             if self.has_blob(repo, expected)? {
-                return Ok(Finish::Stored);
+                return Ok(true);
             }
-            if !ends || Instant::now() > deadline {
+            if !ends {
                 return Err(RegistrydError::Busy(objects.name(&keys::upload(repo, id))));
+            }
+            if Instant::now() > deadline {
+                return Ok(false);
             }
             std::thread::sleep(PAUSE);
         }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::backend;
 use crate::harness::{Answer, Registry, collect, descriptor, image};
-use crate::s3::When;
+use crate::s3::{Gate, When};
 
 /// Of several parts, and no multiple of their size.
 fn large() -> Vec<u8> {
@@ -132,6 +132,90 @@ async fn an_upload_that_ends_does_not_go_on() {
     assert_eq!(more.status, StatusCode::CONFLICT);
     assert_eq!(put.await.unwrap(), StatusCode::CREATED);
     is_whole(&one, &bytes).await;
+}
+
+/// Two servers, and an upload whose end the first one has claimed and not carried out: it is
+/// held before it writes below `held`.
+struct Claimed {
+    folder: tempfile::TempDir,
+    one: Arc<Registry>,
+    other: Arc<Registry>,
+    gate: Arc<Gate>,
+    put: tokio::task::JoinHandle<StatusCode>,
+    finish: String,
+}
+
+async fn claimed(bytes: &[u8], elsewhere: bool, held: &str) -> Claimed {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = two(&folder).await;
+    if elsewhere {
+        one.push_blob("base", bytes).await;
+    }
+    let (_, finish) = uploaded(&one, bytes).await;
+    let gate = backend::hold(folder.path(), Method::PUT, held, When::Before);
+    let put = spawn_put(&one, &finish);
+    gate.reached().await;
+    Claimed {
+        folder,
+        one,
+        other,
+        gate,
+        put,
+        finish,
+    }
+}
+
+/// The server was not dead, only slow.
+async fn both_end(case: Claimed, bytes: &[u8]) {
+    let taken = case.other.send("PUT", &case.finish, &[], "").await;
+    taken.expect(StatusCode::CREATED);
+    is_whole(&case.other, bytes).await;
+    case.gate.open();
+    assert_eq!(case.put.await.unwrap(), StatusCode::CREATED);
+    is_whole(&case.one, bytes).await;
+    let root = case.folder.path().to_owned();
+    let collected = tokio::task::spawn_blocking(move || collect(&root, &[])).await;
+    assert_eq!(collected.unwrap(), ExitCode::SUCCESS);
+    is_whole(&case.one, bytes).await;
+    assert_eq!(backend::leftovers(case.folder.path(), "app"), 0);
+}
+
+/// Of an upload in one request that came to nothing, the bytes come once more.
+async fn its_bytes_come_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, other) = two(&folder).await;
+    let bytes = b"in one object";
+    let finish = format!(
+        "{}?digest={}",
+        one.start_upload("app").await,
+        Digest::of(bytes)
+    );
+    let made = backend::hold(folder.path(), Method::PUT, "blobs/", When::Before);
+    let (first, path) = (one.clone(), finish.clone());
+    let put = tokio::spawn(async move { first.send("PUT", &path, &[], &bytes[..]).await.status });
+    made.reached().await;
+    let nothing = other.send("PUT", &finish, &[], "");
+    let whole = other.send("PUT", &finish, &[], &bytes[..]);
+    let (nothing, whole) = tokio::join!(nothing, whole);
+    assert_ne!(nothing.status, StatusCode::CREATED);
+    whole.expect(StatusCode::CREATED);
+    is_whole(&other, bytes).await;
+    made.open();
+    assert_eq!(put.await.unwrap(), StatusCode::CREATED);
+    is_whole(&one, bytes).await;
+    assert_eq!(backend::leftovers(folder.path(), "app"), 0);
+}
+
+#[tokio::test]
+async fn an_end_that_is_not_carried_out_is_taken_over() {
+    let (a, b) = (large(), vec![9; 3_000_000]);
+    let cases = async {
+        let made = claimed(&a, false, "blobs/").await;
+        // There already: the first one removes the parts in the end, unless others need them.
+        let linked = claimed(&b, true, "repositories/app/_layers/").await;
+        tokio::join!(both_end(made, &a), both_end(linked, &b));
+    };
+    tokio::join!(cases, its_bytes_come_again());
 }
 
 #[tokio::test]

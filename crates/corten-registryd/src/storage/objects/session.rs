@@ -5,7 +5,11 @@
 //!
 //! Who ends an upload *claims* it first, by the same kind of put: from then on the parts are
 //! its own, to make a blob of or to remove, and everybody else is refused. A claim is never
-//! given back or taken over. One whose server died is swept with the stale uploads.
+//! given back. One that is to become a blob is *taken over* by who wants the same of it and has
+//! waited long enough: its server seems to be dead. If it only was slow, both make the blob of
+//! the same parts, which is as good as once; nobody removes those any more, since who took it
+//! over leaves them to a collection, and the other looks, by one more put, whether it is still
+//! its own before it removes any. One that is thrown away is gone for everybody.
 //!
 //! A server hashes what passes through it. One that goes on with another's upload, or after a
 //! restart, reads the parts once at the end.
@@ -37,6 +41,9 @@ struct State {
     /// Who claimed it does this with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     end: Option<End>,
+    /// Who took the claim over: a name given once, so that the version is another, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    taken_by: Option<String>,
 }
 
 /// How an upload ends.
@@ -57,6 +64,8 @@ pub(in crate::storage) struct Session {
     version: UpdateVersion,
     /// What whoever claimed it does with it.
     end: Option<End>,
+    /// The claim was another's before.
+    taken_over: bool,
     parts: Vec<Part>,
     /// What there was when the request began.
     opening: Vec<Part>,
@@ -92,7 +101,7 @@ impl Objects {
         self.write(&key, &self.encode(&key, &State::default())?)
     }
 
-    /// `None` if there is no such upload.
+    /// `None` if there is no such upload, or it is just thrown away.
     pub(in crate::storage) fn open_session(
         &self,
         repo: &RepoName,
@@ -116,11 +125,15 @@ impl Objects {
                     path: self.name(&key),
                     reason: error.to_string(),
                 })?;
+            if state.end == Some(End::Discard) {
+                return Ok(None);
+            }
             Ok(Some(Session {
                 key: key.clone(),
                 id: id.clone(),
                 version,
                 end: state.end,
+                taken_over: false,
                 opening: state.parts.clone(),
                 parts: state.parts,
                 replaced: None,
@@ -176,9 +189,20 @@ impl Objects {
         if session.end.is_some() {
             return Err(RegistrydError::Busy(self.name(&session.key)));
         }
+        self.replace(session, end, None).await
+    }
+
+    /// Replaces the state, if it is still the one this request knows.
+    async fn replace(
+        &self,
+        session: &mut Session,
+        end: Option<End>,
+        taken_by: Option<String>,
+    ) -> Result<()> {
         let state = State {
             parts: session.parts.clone(),
             end: end.clone(),
+            taken_by,
         };
         let state = self.encode(&session.key, &state)?;
         let (key, mode) = (
@@ -276,6 +300,36 @@ impl Objects {
         })
     }
 
+    /// Makes a claim for this blob this request's, whose own bytes are those of the blob.
+    /// [`RegistrydError::Busy`] where there is no such claim any more, or only who made it had
+    /// what came.
+    pub(in crate::storage) fn take_over(
+        &self,
+        repo: &RepoName,
+        session: &mut Session,
+        digest: &Digest,
+    ) -> Result<()> {
+        let busy = || RegistrydError::Busy(self.name(&session.key));
+        let claimed = self.open_session(repo, &session.id)?.ok_or_else(busy)?;
+        let end = End::Blob(digest.clone());
+        if claimed.end.as_ref() != Some(&end) {
+            return Err(busy());
+        }
+        if claimed.parts.is_empty() {
+            // It was to become a blob in one object, of bytes that came with the request.
+            if !session.parts.is_empty() {
+                return Err(busy());
+            }
+            session.version = claimed.version;
+        } else {
+            *session = claimed;
+        }
+        self.run(self.replace(session, Some(end), Some(nonce())))?;
+        session.taken_over = true;
+        tracing::info!(upload = session.id.as_str(), %digest, "took over the end of an upload");
+        Ok(())
+    }
+
     /// Makes a claimed upload another incarnation of the blob it was claimed for. The upload
     /// stays, so that this can be done again.
     pub(in crate::storage) fn incarnate(&self, session: &Session, digest: &Digest) -> Result<()> {
@@ -298,9 +352,18 @@ impl Objects {
     /// Removes an upload that this request claimed, and its parts unless they are a blob's now.
     pub(in crate::storage) fn end_session(
         &self,
-        session: &Session,
+        mut session: Session,
         keep_parts: bool,
     ) -> Result<()> {
+        let keep_parts = keep_parts || session.taken_over;
+        let claimed_parts = !keep_parts && !session.parts.is_empty();
+        if claimed_parts && session.end != Some(End::Discard) {
+            // Whoever took it over may make, or have made, a blob of them.
+            match self.run(self.replace(&mut session, Some(End::Discard), None)) {
+                Err(RegistrydError::Busy(_)) => return Ok(()),
+                other => other?,
+            }
+        }
         let gone = session.opening.iter().chain(&session.parts);
         let gone = gone.chain(&session.replaced);
         let kept = |part: &Part| keep_parts && session.parts.contains(part);
@@ -320,7 +383,7 @@ impl Objects {
     /// Claims an upload and throws it away.
     pub(in crate::storage) fn discard(&self, mut session: Session) -> Result<()> {
         self.claim(&mut session, End::Discard)?;
-        self.end_session(&session, false)
+        self.end_session(session, false)
     }
 
     /// The same with one as it was listed; false if it has changed since. Its parts are left
@@ -333,8 +396,8 @@ impl Objects {
     ) -> Result<bool> {
         let key = keys::upload(repo, id);
         let ended = State {
-            parts: Vec::new(),
             end: Some(End::Discard),
+            ..State::default()
         };
         let mode = PutMode::Update(UpdateVersion {
             e_tag: listed.e_tag.clone(),
