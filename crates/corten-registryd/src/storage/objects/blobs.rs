@@ -2,10 +2,11 @@
 //! *incarnation*, whose name says what it is; one listing tells whether a blob is there and
 //! how large it is. Which of several incarnations is read does not matter.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use corten_oci::Digest;
@@ -22,6 +23,8 @@ use crate::storage::keys;
 
 /// Remembered lists of parts; past that all are read again.
 const MAX_LISTS: usize = 1024;
+/// How long the parts of a blob that is read are believed to be all there.
+const BELIEVED: Duration = Duration::from_secs(60);
 
 /// A piece of a blob: an object's name below `parts/<uuid>`, and its size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +34,14 @@ pub(super) struct Part(pub(super) String, pub(super) u64);
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Parts {
     pub(super) parts: Vec<Part>,
+}
+
+/// What is remembered of a list: it never changes, only its parts may be lost.
+#[derive(Debug, Clone)]
+pub(super) struct KnownList {
+    parts: Arc<Parts>,
+    /// When all of them were there.
+    whole: Option<Instant>,
 }
 
 /// The key of a part.
@@ -78,19 +89,35 @@ pub(super) fn nonce() -> String {
 }
 
 impl Objects {
-    /// One that is whole.
-    async fn incarnation(&self, digest: &Digest) -> Result<Option<Incarnation>> {
+    /// One that is whole. Who only reads believes that for a while, and saves a listing.
+    async fn incarnation(&self, digest: &Digest, believe: bool) -> Result<Option<Incarnation>> {
         let folder = keys::blob(digest);
         let path = Path::from(folder.as_str());
         let listed = self.store.list_with_delimiter(Some(&path)).await;
         let listed = listed.map_err(|error| self.failed("list", &folder, error))?;
         for found in listed.objects.iter().filter_map(Incarnation::parse) {
+            if believe && self.was_whole(&found) {
+                return Ok(Some(found));
+            }
             if self.is_whole(&found).await? {
+                if believe && let Some(known) = self.lists().get_mut(&found.key) {
+                    known.whole = Some(Instant::now());
+                }
                 return Ok(Some(found));
             }
             tracing::warn!(%digest, object = found.key, "parts of a stored blob are missing");
         }
         Ok(None)
+    }
+
+    fn was_whole(&self, incarnation: &Incarnation) -> bool {
+        let known = self.lists().get(&incarnation.key).cloned();
+        let whole = known.and_then(|known| known.whole);
+        whole.is_some_and(|since| since.elapsed() < BELIEVED)
+    }
+
+    fn lists(&self) -> MutexGuard<'_, HashMap<String, KnownList>> {
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether all of its parts are there. Nothing here removes parts of a blob; but if some
@@ -114,7 +141,7 @@ impl Objects {
     }
 
     pub(in crate::storage) fn blob_size(&self, digest: &Digest) -> Result<Option<u64>> {
-        let found = self.run(self.incarnation(digest))?;
+        let found = self.run(self.incarnation(digest, false))?;
         Ok(found.map(|incarnation| incarnation.size))
     }
 
@@ -123,7 +150,7 @@ impl Objects {
         digest: &Digest,
     ) -> Result<Option<(BlobReader, u64)>> {
         self.run(async {
-            let Some(found) = self.incarnation(digest).await? else {
+            let Some(found) = self.incarnation(digest, true).await? else {
                 return Ok(None);
             };
             let (store, size) = (self.store.clone(), found.size);
@@ -143,12 +170,9 @@ impl Objects {
 
     /// `None` if it was removed meanwhile.
     async fn list_of(&self, key: &str) -> Result<Option<Arc<Parts>>> {
-        let known = {
-            let lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-            lists.get(key).cloned()
-        };
+        let known = self.lists().get(key).cloned();
         if let Some(known) = known {
-            return Ok(Some(known));
+            return Ok(Some(known.parts));
         }
         let got = match self
             .store
@@ -166,11 +190,12 @@ impl Objects {
                 reason: error.to_string(),
             })?;
         let list = Arc::new(list);
-        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lists = self.lists();
         if lists.len() >= MAX_LISTS {
             lists.clear();
         }
-        lists.insert(key.to_owned(), list.clone());
+        let parts = list.clone();
+        lists.insert(key.to_owned(), KnownList { parts, whole: None });
         Ok(Some(list))
     }
 

@@ -54,8 +54,8 @@ pub(crate) struct Objects {
     runtime: Handle,
     /// How often the lease of a collection is.
     renew_every: Duration,
-    /// Lists of parts that were read, by their key: they never change.
-    lists: Mutex<HashMap<String, Arc<blobs::Parts>>>,
+    /// Lists of parts that were read, by their key.
+    lists: Mutex<HashMap<String, blobs::KnownList>>,
 }
 
 impl Objects {
