@@ -291,9 +291,6 @@ fn open(config: &Config) -> Result<(App, Option<Certificate>), RegistrydError> {
         Some(_) if config.read_only => {
             return refuse("a cache has to write: it cannot be read-only");
         }
-        Some(_) if config.storage.is_some() => {
-            return refuse("a cache keeps its blobs in a folder: give root instead of storage");
-        }
         Some(_) if quotas => return refuse("a cache has no quota: collect its garbage instead"),
         _ => {}
     }

@@ -1,5 +1,5 @@
 //! Blobs of the upstream: fetched once into an upload of the storage, and read from there by
-//! all who want it while it grows.
+//! all who want it while it grows; where the storage is an object store, from a temporary file.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use futures_util::{Stream, StreamExt as _};
 use tokio::sync::watch;
 
 use super::Proxy;
-use crate::error::{ApiError, Code};
+use crate::error::{ApiError, Code, IoContext as _, RegistrydError};
 use crate::handlers::{App, blocking};
 use crate::names::RepoName;
 use crate::storage::{Finish, Upload};
@@ -95,9 +95,14 @@ impl Proxy {
         })
         .await?
         .ok_or_else(|| ApiError::new(Code::Unknown, "the upload is gone"))?;
-        let file = upload.reader()?;
-        let file = file.ok_or_else(|| ApiError::new(Code::Unknown, "a cache needs files"))?;
+        let kept = upload.reader()?;
+        let apart = kept.is_none();
+        let file = match kept {
+            Some(file) => file,
+            None => blocking(app, |_| spool()).await?,
+        };
         let file = Arc::new(file);
+        let spooled = apart.then(|| file.clone());
         let (told, state) = watch::channel(State::default());
         let fetch = Arc::new(Fetch {
             size: begun.size,
@@ -112,8 +117,9 @@ impl Proxy {
         let (this, app, digest) = (self.clone(), app.clone(), digest.clone());
         tokio::spawn(async move {
             let (repo, digest_of) = (key.0.clone(), digest.clone());
+            let destination = Destination { upload, spooled };
             let outcome = this
-                .arrive(&app, &repo, &digest_of, begun, upload, &told)
+                .arrive(&app, &repo, &digest_of, begun, destination, &told)
                 .await;
             if let Err(reason) = &outcome {
                 tracing::warn!(upstream = this.upstream, repository = %repo, %digest, reason,
@@ -148,13 +154,16 @@ impl Proxy {
         repo: &RepoName,
         digest: &Digest,
         begun: corten_registry::RemoteBlob,
-        upload: Upload,
+        destination: Destination,
         told: &watch::Sender<State>,
     ) -> Result<(), String> {
         let name = self.name_there(repo);
         let size = begun.size;
         let mut source = Some(begun);
-        let mut upload = upload;
+        let Destination {
+            mut upload,
+            spooled,
+        } = destination;
         let mut failures = 0;
         let text = |error: &dyn std::fmt::Display| error.to_string();
         loop {
@@ -190,7 +199,7 @@ impl Proxy {
                         if held >= PIECE || ((ended || broken.is_some()) && held > 0) {
                             let pieces = std::mem::take(&mut batch);
                             held = 0;
-                            upload = append(app, upload, pieces).await?;
+                            upload = append(app, upload, pieces, spooled.clone()).await?;
                             let length = upload.length();
                             if size.is_some_and(|size| length > size) {
                                 abandon(app, repo, upload).await;
@@ -236,9 +245,38 @@ impl Proxy {
     }
 }
 
-async fn append(app: &App, upload: Upload, pieces: Vec<Bytes>) -> Result<Upload, String> {
+/// Where what arrives goes.
+struct Destination {
+    upload: Upload,
+    /// What is read from while it grows, where that is not the upload itself.
+    spooled: Option<Arc<File>>,
+}
+
+/// A file without a name. An object store cannot be read from while something is written there;
+/// what clients are sent meanwhile is kept here until the last of them has it.
+fn spool() -> Result<File, RegistrydError> {
+    tempfile::tempfile().context("create a file in", &std::env::temp_dir())
+}
+
+async fn append(
+    app: &App,
+    upload: Upload,
+    pieces: Vec<Bytes>,
+    spooled: Option<Arc<File>>,
+) -> Result<Upload, String> {
     let storage = app.storage.clone();
-    let done = tokio::task::spawn_blocking(move || storage.append(upload, &pieces)).await;
+    let append = move || {
+        if let Some(file) = spooled {
+            let mut at = upload.length();
+            for piece in &pieces {
+                let written = file.write_all_at(piece, at);
+                written.context("write to a file in", &std::env::temp_dir())?;
+                at += piece.len() as u64;
+            }
+        }
+        storage.append(upload, &pieces)
+    };
+    let done = tokio::task::spawn_blocking(append).await;
     match done {
         Ok(Ok(upload)) => Ok(upload),
         Ok(Err(error)) => Err(error.to_string()),

@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod backend;
+#[path = "../registry/cache.rs"]
+mod cache;
 #[path = "../registry/child.rs"]
 mod child;
 #[path = "../registry/collection.rs"]

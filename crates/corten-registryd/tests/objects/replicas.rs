@@ -305,17 +305,4 @@ async fn what_cannot_be_used_is_said_at_once() {
     })
     .await;
     assert!(error.contains("no kind of store"), "{error}");
-    let error = refuse(Config {
-        storage: store(&backend::url(folder.path())),
-        proxy: Some(corten_registryd::ProxyConfig {
-            upstream: "docker.io".to_owned(),
-            ..corten_registryd::ProxyConfig::default()
-        }),
-        ..Config::default()
-    })
-    .await;
-    assert!(
-        error.contains("a cache keeps its blobs in a folder"),
-        "{error}"
-    );
 }
