@@ -27,6 +27,27 @@ pub const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 pub const DOCKER_FOREIGN_LAYER_GZIP: &str =
     "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
 
+/// OCI layer whose bytes are fetched from the URLs of its descriptor, uncompressed.
+pub const OCI_FOREIGN_LAYER: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar";
+/// The same, gzip.
+pub const OCI_FOREIGN_LAYER_GZIP: &str =
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+/// The same, zstd.
+pub const OCI_FOREIGN_LAYER_ZSTD: &str =
+    "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd";
+
+/// What a foreign layer, which is not pushed, would be as any other; `None` if it is none.
+#[must_use]
+pub fn of_foreign_layer(media_type: &str) -> Option<&'static str> {
+    match media_type {
+        DOCKER_FOREIGN_LAYER_GZIP => Some(DOCKER_LAYER_GZIP),
+        OCI_FOREIGN_LAYER => Some(OCI_LAYER),
+        OCI_FOREIGN_LAYER_GZIP => Some(OCI_LAYER_GZIP),
+        OCI_FOREIGN_LAYER_ZSTD => Some(OCI_LAYER_ZSTD),
+        _ => None,
+    }
+}
+
 /// Every manifest or index type a client may be given, in order of preference.
 pub const MANIFEST_ACCEPT: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST];
 

@@ -4,14 +4,16 @@
 use std::io::Write;
 use std::time::Duration;
 
-use corten_oci::{Digest, ImageRef};
+use corten_oci::{Digest, ImageRef, media_type};
 use corten_store::{Arrival, BlobWriter, Ingest, Store, StoreError};
 use futures_util::StreamExt;
 use http::{Method, StatusCode, header};
+use reqwest::Response;
 use tokio::sync::mpsc;
+use url::Url;
 
 use crate::error::RegistryError;
-use crate::http::{Access, Host, Scope, Target, innermost};
+use crate::http::{Access, Build, Host, Scope, Target, innermost};
 use crate::manifest::{Descriptor, found};
 use crate::progress::Told;
 
@@ -116,20 +118,22 @@ async fn transfer(
 ) -> Result<BlobWriter, RegistryError> {
     let path = format!("/{}/blobs/{}", image.path(), descriptor.digest);
     let offset = writer.offset();
-    let response = host
-        .send(
-            Method::GET,
-            Target::Api(&path),
-            Scope::Repository(image.path(), Access::Pull),
-            &|request| {
-                if offset > 0 {
-                    request.header(header::RANGE, format!("bytes={offset}-"))
-                } else {
-                    request
-                }
-            },
-        )
+    let build = |request: reqwest::RequestBuilder| {
+        if offset > 0 {
+            request.header(header::RANGE, format!("bytes={offset}-"))
+        } else {
+            request
+        }
+    };
+    let scope = Scope::Repository(image.path(), Access::Pull);
+    let mut response = host
+        .send(Method::GET, Target::Api(&path), scope, &build)
         .await?;
+    if response.status() == StatusCode::NOT_FOUND
+        && let Some(found) = foreign(host, descriptor, &build).await
+    {
+        response = found;
+    }
     let response = match response.status() {
         StatusCode::PARTIAL_CONTENT if offset > 0 => {
             if range_start(&response).is_some_and(|start| start != offset) {
@@ -202,6 +206,28 @@ async fn transfer(
         }),
         None => Ok(writer),
     }
+}
+
+/// A foreign layer's bytes, from the first of its URLs that has them.
+async fn foreign(host: &Host, descriptor: &Descriptor, build: Build<'_>) -> Option<Response> {
+    media_type::of_foreign_layer(&descriptor.media_type)?;
+    for text in &descriptor.urls {
+        let url = match Url::parse(text) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") => url,
+            _ => continue,
+        };
+        match host.elsewhere(url, build).await {
+            Ok(answer) if answer.status().is_success() => return Some(answer),
+            Ok(answer) => {
+                let status = answer.status();
+                tracing::info!(blob = %descriptor.digest, url = text, %status, "not there");
+            }
+            Err(error) => {
+                tracing::info!(blob = %descriptor.digest, url = text, %error, "not there");
+            }
+        }
+    }
+    None
 }
 
 /// Where a partial answer begins, if it says so (RFC 9110, 14.4).

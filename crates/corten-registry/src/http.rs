@@ -310,6 +310,15 @@ impl Host {
         self.authenticated(method, target, scope, true, build).await
     }
 
+    /// Fetches a file that is not the registry's, without credentials.
+    pub(crate) async fn elsewhere(
+        &self,
+        url: Url,
+        build: Build<'_>,
+    ) -> Result<Response, RegistryError> {
+        self.through(&Method::GET, url, None, false, build).await
+    }
+
     async fn authenticated(
         &self,
         method: Method,

@@ -20,6 +20,9 @@ pub(crate) struct Descriptor {
     pub(crate) media_type: String,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
+    /// Where else a foreign layer's bytes are.
+    #[serde(default)]
+    pub(crate) urls: Vec<String>,
     #[serde(default)]
     platform: Option<DescriptorPlatform>,
 }

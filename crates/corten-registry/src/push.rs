@@ -1,6 +1,6 @@
 //! Pushing an image: blobs the registry lacks, then the manifest.
 
-use corten_oci::{Digest, ImageRef};
+use corten_oci::{Digest, ImageRef, media_type};
 use corten_store::{ImageId, Store};
 use futures_util::{StreamExt, TryStreamExt};
 use http::{Method, StatusCode, header};
@@ -62,6 +62,10 @@ pub(crate) async fn push(
     let plan = blocking(move || images.manifest_for_push(&key)).await?;
     let mut blobs: Vec<Blob> = Vec::new();
     for (diff_id, layer) in stored.layers.iter().zip(&plan.layers).rev() {
+        if media_type::of_foreign_layer(&layer.media_type).is_some() {
+            Told::new(progress, diff_id.digest()).status("Skipped foreign layer");
+            continue;
+        }
         if !blobs.iter().any(|known| known.digest == layer.digest) {
             let shown = Some(diff_id.digest().clone());
             blobs.push(Blob {

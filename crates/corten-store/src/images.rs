@@ -369,7 +369,12 @@ impl Images {
         }
         let mut layers = Vec::new();
         for diff_id in &image.layers {
-            layers.push(self.layers.compress(diff_id)?);
+            let mut layer = self.layers.compress(diff_id)?;
+            // Our manifest does not say where else it is.
+            if let Some(own) = media_type::of_foreign_layer(&layer.media_type) {
+                layer.media_type = own.to_owned();
+            }
+            layers.push(layer);
         }
         let manifest = docker_manifest(&image, &layers);
         let manifest =

@@ -1,10 +1,10 @@
 //! Pulling, from a registry that behaves and from one that does not.
 
-use corten_oci::{Digest, Platform};
+use corten_oci::{Digest, Platform, media_type};
 use corten_registry::{Client, RegistryError};
 
-use crate::harness::{TestStore, client, count, noise, reference, registry};
-use crate::stub::Stub;
+use crate::harness::{TestStore, client, count, credential, noise, reference, registry};
+use crate::stub::{Inner, Seen, Stub};
 
 /// A stub with an image of two layers, and the digests of their blobs.
 async fn published() -> (Stub, TestStore, Digest, Vec<Digest>) {
@@ -266,4 +266,54 @@ async fn sha512_all_the_way() {
     let layer = stub.blobs.lock().unwrap().keys().next().unwrap().clone();
     stub.corrupt.lock().unwrap().insert(layer);
     assert!(to.pull(&client(""), &by_digest, None).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_layers_come_from_elsewhere_and_are_not_pushed() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let id = from.image("app", &[b"base", &noise(200_000)]);
+    let account = Some(("me", "secret"));
+    let stub = Stub::with(Inner {
+        account,
+        ..Inner::default()
+    })
+    .await;
+    let (files, other) = (Stub::start().await, Stub::start().await);
+    let layers = stub.publish(&from, &id, "app");
+    let base = layers[0].to_string();
+    let bytes = stub.blobs.lock().unwrap().remove(&base).unwrap();
+    files.blobs.lock().unwrap().insert(base.clone(), bytes);
+    let (kind, manifest) = stub.manifests.lock().unwrap()["app/latest"].clone();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let place = |digest: &str| format!("http://{}/v2/files/blobs/{digest}", files.address());
+    manifest["layers"][0]["mediaType"] = media_type::DOCKER_FOREIGN_LAYER_GZIP.into();
+    manifest["layers"][0]["urls"] = vec![
+        "file:///etc/passwd".to_owned(),
+        place("sha256:0"),
+        place(&base),
+    ]
+    .into();
+    let manifest = bytes::Bytes::from(manifest.to_string());
+    let entry = (kind, manifest.clone());
+    let name = "app/latest".to_owned();
+    stub.manifests.lock().unwrap().insert(name, entry);
+
+    let user = credential("me", "secret");
+    let name = format!("{}/app", stub.address());
+    let (pulled, _) = to.pull(&client(""), &name, Some(&user)).await.unwrap();
+    assert_eq!(to.tars(&pulled.id), from.tars(&id));
+    assert_eq!(files.fetched(&layers[0]).len(), 1);
+    let told_us = |seen: &Vec<Seen>| seen.iter().any(|s| s.authorization.is_some());
+    assert!(told_us(&stub.seen()), "the registry asks for it");
+    assert!(!told_us(&files.seen()));
+
+    let name = format!("{}/app", other.address());
+    let tagged = to.store.images().tag(&reference(&name), &pulled.id);
+    tagged.unwrap();
+    let (pushed, told) = to.push(&client(""), &name, None).await.unwrap();
+    assert_eq!(count(&told, "Skipped foreign layer"), 1, "{told:?}");
+    assert_eq!(pushed.digest, Digest::of(&manifest));
+    let asked = other.seen();
+    assert!(!asked.iter().any(|s| s.path.contains(layers[0].hex())));
+    assert!(asked.iter().any(|s| s.path.contains(layers[1].hex())));
 }
