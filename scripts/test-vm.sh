@@ -16,7 +16,7 @@ test=$(cargo test --locked -p corten-runtime --test runtime --no-run --message-f
   sed -n 's/.*"executable":"\([^"]*\/runtime-[^"]*\)".*/\1/p')
 # Words in the names of the cases about groups.
 groups=limit,update,cpu_,io_and,unified,freeze,oom_,kill_all,groups,fork_bomb,threaded,hierarchies
-groups+=,devices,cgroup,pause,events,memory_hog,failed_create,kill_without,rootless
+groups+=,devices,cgroup,pause,events,memory_hog,failed_create,kill_without,rootless,with_criu
 failed=()
 for mode in "$@"; do
   echo "== $mode"

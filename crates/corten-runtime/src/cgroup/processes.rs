@@ -40,7 +40,8 @@ impl Cgroup {
     pub fn kill_all(&self) -> Result<(), RuntimeError> {
         if let Some(unified) = &self.unified {
             match write_file(&unified.dir().join("cgroup.kill"), "1") {
-                Ok(()) => return Ok(()),
+                // It reaches those that v2 has frozen, not those that v1 has.
+                Ok(()) => return self.thaw_legacy(),
                 // No such group any more; a kernel before 5.14; a threaded group.
                 Err(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => {}
                 Err(errno) => return Err(self.error("kill", errno)),
@@ -82,12 +83,29 @@ impl Cgroup {
 
     /// Freezes all processes; returns when they are frozen.
     pub fn freeze(&self) -> Result<(), RuntimeError> {
-        self.set_frozen(true)
+        for hierarchy in self.hierarchies() {
+            if hierarchy.set_frozen(true)? {
+                return Ok(());
+            }
+        }
+        Err(no_freezer())
     }
 
-    /// Thaws them.
+    /// Thaws them, whichever hierarchy they are frozen in: engines and CRIU may choose another
+    /// one than [`Cgroup::freeze`] does.
     pub fn thaw(&self) -> Result<(), RuntimeError> {
-        self.set_frozen(false)
+        let mut able = false;
+        for hierarchy in self.hierarchies() {
+            able |= hierarchy.set_frozen(false)?;
+        }
+        if able { Ok(()) } else { Err(no_freezer()) }
+    }
+
+    fn thaw_legacy(&self) -> Result<(), RuntimeError> {
+        for legacy in &self.legacy {
+            legacy.set_frozen(false)?;
+        }
+        Ok(())
     }
 
     /// Whether this group was frozen (not one above it).
@@ -105,15 +123,10 @@ impl Cgroup {
                     && (yes(&own, "1") || !own.exists())
             })
     }
+}
 
-    fn set_frozen(&self, frozen: bool) -> Result<(), RuntimeError> {
-        for hierarchy in self.hierarchies() {
-            if hierarchy.set_frozen(frozen)? {
-                return Ok(());
-            }
-        }
-        Err(RuntimeError::NoController {
-            controller: "freezer".to_owned(),
-        })
+fn no_freezer() -> RuntimeError {
+    RuntimeError::NoController {
+        controller: "freezer".to_owned(),
     }
 }

@@ -156,8 +156,15 @@ impl Hierarchy for Legacy {
             return Ok(false);
         }
         if !frozen {
-            set(&self.dir, "freezer.state", "THAWED")?;
-            return Ok(true);
+            return match write_file(&self.dir.join("freezer.state"), "THAWED") {
+                Ok(()) => Ok(true),
+                Err(Errno::NOENT | Errno::NODEV) => Ok(false), // no such group (any more)
+                Err(errno) => Err(RuntimeError::Cgroup {
+                    path: self.dir.display().to_string(),
+                    action: "thaw",
+                    errno,
+                }),
+            };
         }
         let deadline = Instant::now() + FREEZE_TIMEOUT;
         for attempt in 1u32.. {

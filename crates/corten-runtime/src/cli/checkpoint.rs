@@ -64,6 +64,11 @@ pub(super) fn checkpoint(context: &Context, args: CheckpointArgs) -> Result<Exit
             status.name()
         )));
     }
+    if !criu::witness::wait(&container.dir) {
+        return Err(CliError::refused(
+            "criu is still at work on the container for an earlier command that was killed",
+        ));
+    }
     let images = args.criu.image_path();
     for dir in [images, args.criu.work_path()] {
         let mut builder = DirBuilder::new();
@@ -98,8 +103,17 @@ pub(super) fn checkpoint(context: &Context, args: CheckpointArgs) -> Result<Exit
         Kind::Dump
     };
     let (options, _open) = dump.options()?;
-    criu::call(kind, &mut |_| Ok(options.clone()), &mut |_| Ok(()))
-        .map_err(|error| criu::explain(error, &args.criu, "dump.log"))?;
+    let mut requested = |pid| {
+        criu::witness::remember(&container.dir, pid)?;
+        Ok(options.clone())
+    };
+    let saved = criu::call(kind, &mut requested, &mut |_| Ok(()));
+    criu::witness::forget(&container.dir);
+    // One that is killed leaves them frozen.
+    if saved.is_err() && status == Status::Running && cgroup.is_frozen() {
+        cgroup.thaw()?;
+    }
+    saved.map_err(|error| criu::explain(error, &args.criu, "dump.log"))?;
     if !args.leave_running && !args.pre_dump {
         destroy(context, &container, &lock, Some(&config))?;
     }

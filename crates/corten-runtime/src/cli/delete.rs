@@ -9,6 +9,7 @@ use clap::Args;
 use corten_oci::runtime_spec::Spec;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::criu;
 use super::dir::{Dir, Lock, PATIENCE};
 use super::state::{Container, Status};
 use super::{CliError, Context};
@@ -76,7 +77,10 @@ fn lock_by_force(dir: &Dir) -> Result<Lock, CliError> {
         Err(CliError::Busy { .. }) => {}
         result => return result,
     }
-    if let Some(saved) = dir.load()? {
+    // CRIU would be among them; it ends by itself when its caller does.
+    if !criu::witness::at_work(dir)
+        && let Some(saved) = dir.load()?
+    {
         let dir = dir.clone();
         Container { dir, saved }.cgroup()?.kill_all()?;
     }
@@ -103,6 +107,7 @@ pub(super) fn destroy(
     config: Option<&Spec>,
 ) -> Result<(), CliError> {
     let cgroup = container.cgroup()?;
+    criu::witness::wait(&container.dir);
     if let Some(pidfd) = container.pidfd() {
         send_signal(pidfd.as_fd(), libc::SIGKILL).ok();
     }
@@ -113,6 +118,7 @@ pub(super) fn destroy(
             container.saved.pid, container.saved.id
         )));
     }
+    criu::witness::end(&container.dir, KILL_TIMEOUT)?;
     cgroup.remove()?;
     cgroup.remove_empty_parent();
     // An unreadable configuration must not keep a container from being removed.

@@ -8,6 +8,7 @@
 //! | `creating.fifo` | the gate of a container that `create` is making; renamed to |
 //! | `start.fifo` | when it is made: a byte here starts the container; renamed to |
 //! | `starting.fifo` | by the `start` that is at it; gone when the container runs |
+//! | `criu` | the CRIU that a `checkpoint` or `restore` has called, until it has ended |
 //! | `result.fifo` | the failure to start, or the end of the file when the program runs |
 //!
 //! So a crash at any instruction leaves a directory that says which processes, groups and
@@ -30,6 +31,7 @@ pub(super) const CREATING: &str = "creating.fifo";
 pub(super) const START: &str = "start.fifo";
 pub(super) const STARTING: &str = "starting.fifo";
 pub(super) const RESULT: &str = "result.fifo";
+pub(super) const CRIU: &str = "criu";
 const LOCK: &str = "lock";
 const STATE: &str = "state.json";
 const CONFIG: &str = "config.json";
@@ -209,7 +211,8 @@ impl Dir {
         self.replace(CONFIG, text)
     }
 
-    fn replace(&self, name: &str, text: &[u8]) -> Result<(), CliError> {
+    /// Writes a file that appears at once and whole.
+    pub(super) fn replace(&self, name: &str, text: &[u8]) -> Result<(), CliError> {
         let path = self.path(name);
         let part = self.path(&format!("{name}.new"));
         fs::write(&part, text)

@@ -151,6 +151,7 @@ fn made(
     let namespaces = request.namespaces()?;
     let mut open = None;
     let mut options = |pid| {
+        criu::witness::remember(dir, pid)?;
         adopt(cgroup.get(), pid)?;
         let (options, directories) = request.options(pid, &namespaces)?;
         open = Some(directories);
@@ -175,8 +176,9 @@ fn made(
         }
         Ok(())
     };
-    criu::call(Kind::Restore, &mut options, &mut notified)
-        .map_err(|error| criu::explain(error, &args.criu, "restore.log"))?;
+    let restored = criu::call(Kind::Restore, &mut options, &mut notified);
+    criu::witness::forget(dir);
+    restored.map_err(|error| criu::explain(error, &args.criu, "restore.log"))?;
     drop(open);
     let pid_of = Pid::from_raw(pid).ok_or_else(|| {
         CliError::refused("criu restored the container, but did not name its process")

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -72,6 +72,40 @@ impl Status {
     }
 }
 
+/// A process, told from later ones of the same number.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Process {
+    pid: i32,
+    started_at: u64,
+}
+
+impl Process {
+    pub(super) fn of(pid: i32) -> Self {
+        let started_at = started_at(pid).map_or(0, |(started, _)| started);
+        Self { pid, started_at }
+    }
+
+    /// If it has not ended.
+    pub(super) fn living(&self) -> Option<OwnedFd> {
+        // In this order: once the descriptor is open, it cannot come to mean another one.
+        let pidfd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        let alive = started_at(self.pid).is_some_and(|(started, state)| {
+            started == self.started_at && !matches!(state, 'Z' | 'X')
+        });
+        alive.then_some(pidfd)
+    }
+}
+
+/// Waits for the end of a process.
+pub(super) fn ends_within(pidfd: BorrowedFd<'_>, timeout: Duration) -> bool {
+    let mut fds = [rustix::event::PollFd::from_borrowed_fd(
+        pidfd,
+        rustix::event::PollFlags::IN,
+    )];
+    let timeout = rustix::time::Timespec::try_from(timeout).unwrap_or_default();
+    rustix::event::poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0)
+}
+
 /// An existing container.
 #[derive(Debug)]
 pub(super) struct Container {
@@ -100,12 +134,11 @@ impl Container {
 
     /// The first process, if it still is the one that was saved and has not ended.
     pub(super) fn pidfd(&self) -> Option<OwnedFd> {
-        // In this order: once the descriptor is open, it cannot come to mean another one.
-        let pidfd = pidfd_open(Pid::from_raw(self.saved.pid)?, PidfdFlags::empty()).ok()?;
-        let alive = started_at(self.saved.pid).is_some_and(|(started, state)| {
-            started == self.saved.started_at && !matches!(state, 'Z' | 'X')
-        });
-        alive.then_some(pidfd)
+        let process = Process {
+            pid: self.saved.pid,
+            started_at: self.saved.started_at,
+        };
+        process.living()
     }
 
     /// For commands about a living container.
@@ -147,15 +180,8 @@ impl Container {
 
     /// Waits until the first process has ended.
     pub(super) fn wait_ended(&self, timeout: Duration) -> bool {
-        let Some(pidfd) = self.pidfd() else {
-            return true;
-        };
-        let mut fds = [rustix::event::PollFd::from_borrowed_fd(
-            pidfd.as_fd(),
-            rustix::event::PollFlags::IN,
-        )];
-        let timeout = rustix::time::Timespec::try_from(timeout).unwrap_or_default();
-        rustix::event::poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0)
+        self.pidfd()
+            .is_none_or(|pidfd| ends_within(pidfd.as_fd(), timeout))
     }
 }
 

@@ -197,9 +197,14 @@ impl Bundle {
         assert!(!self.cgroup().exists(), "control group left");
         let left = processes_in(self.rootfs());
         assert!(left.is_empty(), "processes left: {left:?}");
-        // What has not got as far as its root has its creator's environment.
-        let left = processes_with(&format!("{MARK}={}", self.state.path().display()));
+        let left = self.commands();
         assert!(left.is_empty(), "processes left outside: {left:?}");
+    }
+
+    /// Processes outside that were called for this bundle. What has not got as far as its root
+    /// has its creator's environment.
+    pub fn commands(&self) -> Vec<String> {
+        processes_with(&format!("{MARK}={}", self.state.path().display()))
     }
 }
 

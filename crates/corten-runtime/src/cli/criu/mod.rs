@@ -4,6 +4,7 @@
 mod options;
 mod session;
 mod wire;
+pub(super) mod witness;
 
 use std::path::{Path, PathBuf};
 

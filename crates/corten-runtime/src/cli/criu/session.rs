@@ -62,7 +62,7 @@ pub(in crate::cli) fn call(
     let answered = options(pid).and_then(|options| {
         let mut request = Message::default();
         request.number(1, kind as u64).message(2, &options);
-        send(&ours, request.as_bytes(), SendFlags::NOSIGNAL).map_err(io)?;
+        tell(&ours, &request)?;
         converse(kind, &ours, notified)
     });
     // At the end of the conversation it ends by itself.
@@ -84,8 +84,7 @@ fn converse(
 ) -> Result<(), CliError> {
     loop {
         let (packet, fd) = receive(socket)?;
-        let answer = Answer::read(&packet)
-            .ok_or_else(|| CliError::refused("criu ended without an answer"))?;
+        let answer = Answer::read(&packet).ok_or_else(ended)?;
         if !answer.success {
             return Err(CliError::Refused(format!(
                 "criu cannot {}{}{}",
@@ -110,9 +109,20 @@ fn converse(
         notified(Notice { script, pid, fd })?;
         let mut response = Message::default();
         response.number(1, NOTIFY).flag(3, true);
-        send(socket, response.as_bytes(), SendFlags::NOSIGNAL)
-            .map_err(|errno| CliError::io("criu", errno.into()))?;
+        tell(socket, &response)?;
     }
+}
+
+fn tell(socket: &OwnedFd, message: &Message) -> Result<(), CliError> {
+    match send(socket, message.as_bytes(), SendFlags::NOSIGNAL) {
+        Ok(_) => Ok(()),
+        Err(Errno::PIPE | Errno::CONNRESET) => Err(ended()),
+        Err(errno) => Err(CliError::io("criu", errno.into())),
+    }
+}
+
+fn ended() -> CliError {
+    CliError::refused("criu ended without an answer")
 }
 
 fn receive(socket: &OwnedFd) -> Result<(Vec<u8>, Option<OwnedFd>), CliError> {

@@ -50,11 +50,27 @@ def number(field, value):
 def text(field, value):
     return bytes([field << 3 | 2, len(value)]) + value
 
+# For crash tests: what happens at which moment.
+def at(moment):
+    when, _, what = os.environ.get('CRIU_MOMENT', '').partition(' ')
+    if when == moment:
+        os.kill(os.getpid() if what == 'die' else os.getppid(), signal.SIGKILL)
+        while what == 'hang':
+            signal.pause()
+
+def tell(script, pid):
+    notice = text(1, script) + number(2, pid)
+    service.send(number(1, 6) + number(2, 1) + text(5, notice))
+    at(script.decode())
+    answer = fields(service.recv(4096))
+    assert answer[1] == [6] and answer[3] == [1], answer
+
 assert sys.argv[1] == 'swrk'
 service = socket.socket(fileno=int(sys.argv[2]))
+at('called')
 request = fields(service.recv(65536))
 kind, options = request[1][0], fields(request[2][0])
-images = '/proc/%d/fd/%d' % (os.getppid(), options[1][0])
+images = os.path.realpath('/proc/%d/fd/%d' % (os.getppid(), options[1][0]))
 say = {
     'kind': kind, 'root': options[13][0].decode(),
     'flags': sorted(field for field, values in options.items() if values == [1]),
@@ -69,23 +85,42 @@ if os.path.exists(images + '/fail'):
         log.write('(00.1) fine\n(00.2) Error (criu/x.c:1): the reason\n(00.3) Error (late)\n')
     service.send(number(1, kind) + number(2, 0) + number(7, 22))
     sys.exit(1)
+at('asked')
+if kind == 1:
+    tell(b'pre-dump', 0)
+    group = options[44][0].decode()
+    file, on, off = next(one for one in [
+        ('/cgroup.freeze', '1', '0'), ('/freezer.state', 'FROZEN', 'THAWED'),
+    ] if os.path.exists(group + one[0]))
+    with open(group + file, 'w', buffering=1) as freezer:
+        freezer.write(on + '\n')
+        try:
+            at('frozen')
+            tell(b'network-lock', 0)
+        finally:
+            freezer.write(off + '\n')
 if kind == 1 and 3 not in options:
     os.kill(options[2][0], signal.SIGKILL)
+    at('saved')
 if kind == 2:
     CLONE_PARENT, CLONE = 0x8000, {'x86_64': 56, 'aarch64': 220}[os.uname().machine]
     pid = ctypes.CDLL(None).syscall(CLONE, CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0)
     if pid == 0:
         service.close()
         os.execv('/bin/sleep', ['sleep', '1000'])
-    notice = text(1, b'post-restore') + number(2, pid)
-    service.send(number(1, 6) + number(2, 1) + text(5, notice))
-    answer = fields(service.recv(4096))
-    assert answer[1] == [6] and answer[3] == [1], answer
+    try:
+        at('made')
+        tell(b'post-restore', pid)
+    except:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    at('agreed')
 service.send(number(1, kind) + number(2, 1))
+at('answered')
 "#;
 
 /// A directory for `$PATH` before the others.
-fn stand_in() -> (tempfile::TempDir, String) {
+pub fn stand_in() -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("criu");
     std::fs::write(&file, STAND_IN).unwrap();
@@ -99,10 +134,13 @@ fn stand_in() -> (tempfile::TempDir, String) {
 }
 
 fn run(bundle: &Bundle, path: &str, args: &[&str]) -> (bool, String) {
+    run_command(bundle.command(args).env("PATH", path))
+}
+
+/// Whether it succeeds, and its errors.
+pub fn run_command(command: &mut std::process::Command) -> (bool, String) {
     let mut errors = tempfile::tempfile().unwrap();
-    let status = bundle
-        .command(args)
-        .env("PATH", path)
+    let status = command
         .stdout(std::process::Stdio::null())
         .stderr(errors.try_clone().unwrap())
         .status()

@@ -4,6 +4,7 @@ pub mod attacks;
 mod attributes;
 mod cli_checkpoint;
 mod cli_crash;
+mod cli_crash_criu;
 mod cli_exec;
 mod cli_hooks;
 mod cli_lifecycle;
@@ -41,6 +42,7 @@ pub fn all() -> Vec<Case> {
         cli_hooks::CASES,
         cli_races::CASES,
         cli_crash::CASES,
+        cli_crash_criu::CASES,
         cli_checkpoint::CASES,
     ]
     .concat()
