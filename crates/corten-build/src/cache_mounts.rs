@@ -7,13 +7,13 @@
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use corten_dockerfile::Sharing;
-use corten_store::rooted;
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use corten_store::{rooted, still_there, try_lock};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{CacheRecord, RecordKind, now};
@@ -211,26 +211,6 @@ fn note(path: &Path, id: &str) -> io::Result<()> {
     let new = path.join(format!("about-{:016x}", rand::random::<u64>()));
     fs::write(&new, serde_json::to_vec(&about)?)?;
     fs::rename(&new, path.join(ABOUT))
-}
-
-fn try_lock(file: &File, alone: bool) -> io::Result<bool> {
-    let how = if alone {
-        FlockOperation::NonBlockingLockExclusive
-    } else {
-        FlockOperation::NonBlockingLockShared
-    };
-    match rustix::fs::flock(file, how) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn still_there(path: &Path, file: &File) -> bool {
-    match (fs::symlink_metadata(path), file.metadata()) {
-        (Ok(named), Ok(open)) => named.ino() == open.ino() && named.dev() == open.dev(),
-        _ => false,
-    }
 }
 
 /// Bytes of the files in a directory, links not followed. What cannot be read counts nothing.

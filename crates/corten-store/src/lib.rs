@@ -37,7 +37,7 @@ pub use layers::{
 };
 pub use leases::{Lease, Leases};
 pub use schema::SCHEMA;
-pub use tmp::TmpDir;
+pub use tmp::{TmpDir, still_there, try_lock};
 
 /// A store, cheap to clone.
 #[derive(Debug, Clone)]

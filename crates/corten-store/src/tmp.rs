@@ -33,7 +33,7 @@ impl TmpDir {
             }
             let lock = File::open(&path).map_err(at("open", &path))?;
             // A sweep may have seen the directory before it was locked, and removed it.
-            if try_lock(&lock).map_err(at("lock", &path))? && still_there(&path, &lock) {
+            if try_lock(&lock, true).map_err(at("lock", &path))? && still_there(&path, &lock) {
                 return Ok(Self { path, _lock: lock });
             }
         }
@@ -56,15 +56,28 @@ impl Drop for TmpDir {
     }
 }
 
-fn try_lock(file: &File) -> io::Result<bool> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+/// Takes a lock on an open file or directory (`flock`), alone or shared with others who share
+/// it; false if somebody holds one that does not go with it.
+///
+/// # Errors
+/// The file system knows no locks, or fails.
+pub fn try_lock(file: &File, alone: bool) -> io::Result<bool> {
+    let how = if alone {
+        FlockOperation::NonBlockingLockExclusive
+    } else {
+        FlockOperation::NonBlockingLockShared
+    };
+    match rustix::fs::flock(file, how) {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
-fn still_there(path: &Path, file: &File) -> bool {
+/// Whether a name still stands for what was opened by it: before it was locked, somebody may
+/// have removed or replaced it.
+#[must_use]
+pub fn still_there(path: &Path, file: &File) -> bool {
     match (fs::symlink_metadata(path), file.metadata()) {
         (Ok(named), Ok(open)) => named.ino() == open.ino() && named.dev() == open.dev(),
         _ => false,
@@ -99,7 +112,7 @@ pub(crate) fn orphans(parent: &Path, remove: Remove) -> Result<Vec<PathBuf>, Sto
             continue;
         };
         // Finished and renamed between the two steps, it is nobody's to remove.
-        if !try_lock(&file).unwrap_or(false) || !still_there(&path, &file) {
+        if !try_lock(&file, true).unwrap_or(false) || !still_there(&path, &file) {
             continue;
         }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
