@@ -8,7 +8,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -16,10 +15,10 @@ use corten_oci::digest::Algorithm;
 use corten_oci::{Digest, Digester};
 use rustix::fs::FlockOperation;
 
+use crate::ahead::WriteAhead;
 use crate::arrival::{Arrival, ArrivalProgress};
 use crate::error::{StoreError, at};
 use crate::private;
-use crate::sys;
 
 const COPY_BUFFER: usize = 128 * 1024;
 
@@ -196,7 +195,7 @@ impl Blobs {
                 file,
                 digester,
                 offset,
-                started: offset,
+                ahead: WriteAhead::default(),
                 arrival: None,
             }));
         }
@@ -299,8 +298,7 @@ pub struct BlobWriter {
     file: File,
     digester: Digester,
     offset: u64,
-    /// Up to where the disk has been asked to write.
-    started: u64,
+    ahead: WriteAhead,
     arrival: Option<ArrivalProgress>,
 }
 
@@ -341,7 +339,6 @@ impl BlobWriter {
             .map_err(at("truncate", &self.partial))?;
         self.digester = Digester::new(self.expected.algorithm());
         self.offset = 0;
-        self.started = 0;
         self.tell();
         Ok(())
     }
@@ -381,10 +378,7 @@ impl Write for BlobWriter {
         self.offset += n as u64;
         self.tell();
         self.digester.update(&bytes[..n]);
-        if self.offset - self.started >= sys::WRITE_AHEAD {
-            sys::start_writing(self.file.as_fd(), self.started, self.offset);
-            self.started = self.offset;
-        }
+        self.ahead.written(&self.file, self.offset);
         Ok(n)
     }
 

@@ -4,6 +4,7 @@
 //! processes share a store; each thing is made once, by whoever comes first, and the others
 //! wait for it. All calls block: asynchronous callers use `spawn_blocking`.
 
+mod ahead;
 pub mod archive;
 mod arrival;
 mod blobs;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 
 use corten_db::Database;
 
+pub use ahead::WriteAhead;
 pub use arrival::{Arrival, ArrivalReader};
 pub use blobs::{BlobWriter, Blobs, Ingest};
 pub use detached::part_of_mount;

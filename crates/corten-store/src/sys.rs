@@ -71,10 +71,6 @@ pub(crate) fn file_system_uuid(file: BorrowedFd<'_>) -> rustix::io::Result<[u8; 
     Ok(uuid)
 }
 
-/// Bytes of a file after which the disk is asked to begin, so that there is little left to be
-/// synced in the end.
-pub(crate) const WRITE_AHEAD: u64 = 8 << 20;
-
 /// Has the disk begin to write a range of a file, without waiting for it. Only a hint.
 pub(crate) fn start_writing(file: BorrowedFd<'_>, from: u64, to: u64) {
     let (Ok(from), Ok(length)) = (i64::try_from(from), i64::try_from(to - from)) else {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use corten_oci::media_type::DOCKER_LAYER;
 use corten_oci::{Digest, Digester};
+use corten_store::WriteAhead;
 use corten_store::archive::{Plain, decompress, sniff};
 
 /// Copies what is read through it into a file, hashed.
@@ -13,6 +14,7 @@ pub(in super::super) struct Kept<'a> {
     inner: Plain<'a>,
     path: PathBuf,
     file: File,
+    ahead: WriteAhead,
     digester: Digester,
     size: u64,
     media_type: &'static str,
@@ -43,6 +45,7 @@ impl<'a> Kept<'a> {
             inner,
             path: path.to_owned(),
             file: File::create_new(path)?,
+            ahead: WriteAhead::default(),
             digester: Digester::sha256(),
             size: 0,
             media_type,
@@ -68,6 +71,7 @@ impl Read for Kept<'_> {
         self.file.write_all(&out[..n])?;
         self.digester.update(&out[..n]);
         self.size += n as u64;
+        self.ahead.written(&self.file, self.size);
         Ok(n)
     }
 }

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use corten_oci::digest::Algorithm;
 use corten_oci::{Digest, Digester};
-use corten_store::TmpDir;
 use corten_store::archive::{decompress, entries};
 use corten_store::rooted::normal;
+use corten_store::{TmpDir, WriteAhead};
 use tar::EntryType;
 
 /// Longest name or link, bytes.
@@ -219,6 +219,7 @@ fn copy(
 ) -> io::Result<Digest> {
     let mut file = File::create_new(to)?;
     let mut digester = Digester::new(algorithm);
+    let (mut ahead, mut length) = (WriteAhead::default(), 0);
     loop {
         let n = from.read(buffer)?;
         if n == 0 {
@@ -226,6 +227,9 @@ fn copy(
         }
         digester.update(&buffer[..n]);
         file.write_all(&buffer[..n])?;
+        // It may become a blob, which is synced.
+        length += n as u64;
+        ahead.written(&file, length);
     }
 }
 

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Bound;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use super::inode::{self, Inode, Layout};
@@ -12,7 +11,7 @@ use super::sum::{Label, Sum};
 use super::superblock::{INCOMPAT_CHUNKED, Superblock};
 use super::tree::{Attributes, Data, Extent, Kind, NodeId, Tree};
 use super::{BLOCK, SLOT, blocks, dirent, xattr};
-use crate::sys;
+use crate::ahead::WriteAhead;
 
 /// Bytes written at once.
 const BUFFER: usize = 1 << 20;
@@ -37,8 +36,7 @@ pub(in crate::layers) struct ImageWriter {
     filled: usize,
     /// Bytes of the image that are in the file.
     written: u64,
-    /// Up to where the disk has been asked to write them.
-    started: u64,
+    ahead: WriteAhead,
     inline: usize,
     sum: Sum,
 }
@@ -55,7 +53,7 @@ impl ImageWriter {
             buffer: vec![0; BUFFER].into(),
             filled: 0,
             written: BLOCK,
-            started: 0,
+            ahead: WriteAhead::default(),
             inline: 0,
             sum: Sum::new(),
         })
@@ -233,10 +231,7 @@ impl ImageWriter {
         self.file.write_all(bytes)?;
         self.written += self.filled as u64;
         self.filled = 0;
-        if self.written - self.started >= sys::WRITE_AHEAD {
-            sys::start_writing(self.file.as_fd(), self.started, self.written);
-            self.started = self.written;
-        }
+        self.ahead.written(&self.file, self.written);
         Ok(())
     }
 }
