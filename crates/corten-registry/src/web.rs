@@ -1,8 +1,9 @@
-//! A file from the web (`import URL`), with the connections, timeouts and proxies that
+//! A file from the web (`import URL`, `ADD URL`), with the connections, timeouts and proxies that
 //! registries are reached with. It comes as it comes: nothing here says what it should be.
 
 use std::io;
 use std::pin::Pin;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
@@ -23,6 +24,8 @@ const MAX_WORDS: usize = 4096;
 pub struct Download {
     /// Its length, where the server says so.
     pub size: Option<u64>,
+    /// When it was changed, where the server says so.
+    pub modified: Option<SystemTime>,
     /// Its bytes.
     pub bytes: Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>,
 }
@@ -31,7 +34,18 @@ impl std::fmt::Debug for Download {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Download")
             .field("size", &self.size)
+            .field("modified", &self.modified)
             .finish_non_exhaustive()
+    }
+}
+
+impl Download {
+    /// The next of its bytes.
+    ///
+    /// # Errors
+    /// The connection breaks off.
+    pub async fn piece(&mut self) -> io::Result<Option<Bytes>> {
+        self.bytes.next().await.transpose()
     }
 }
 
@@ -71,11 +85,17 @@ impl Client {
                 });
             }
             let size = answer.content_length();
+            let modified = answer.headers().get(header::LAST_MODIFIED);
+            let modified = modified.and_then(|value| {
+                let text = value.to_str().ok()?;
+                httpdate::parse_http_date(text).ok()
+            });
             let bytes = answer
                 .bytes_stream()
                 .map(|piece| piece.map_err(|error| io::Error::other(innermost(&error))));
             return Ok(Download {
                 size,
+                modified,
                 bytes: Box::pin(bytes),
             });
         }

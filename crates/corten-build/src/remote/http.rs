@@ -2,18 +2,14 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
+use corten_registry::{Client, RegistriesConfig, RegistryError};
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
 use super::masked;
 use crate::cancel::Cancel;
-
-/// How long to wait for a connection, and for the next bytes.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Redirects that are followed.
-const REDIRECTS: usize = 10;
 
 /// A file that is here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,25 +19,16 @@ pub(crate) struct Downloaded {
     pub(crate) digest: String,
 }
 
-fn client() -> Result<reqwest::Client, String> {
-    // Another part of the process may have installed one already: either will do.
-    let _installed = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder()
-        .connect_timeout(PATIENCE)
-        .read_timeout(PATIENCE)
-        .redirect(reqwest::redirect::Policy::limited(REDIRECTS))
-        .user_agent(concat!("corten/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|error| innermost(&error))
-}
-
-/// The cause that says most.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
+/// What the server, or the way there, has against it. The address is told elsewhere, without
+/// its password.
+fn reason(error: &RegistryError) -> String {
+    match error {
+        RegistryError::Download { reason, .. } => reason.clone(),
+        RegistryError::DownloadRefused { status, .. } => {
+            format!("invalid response status {}", status.as_u16())
+        }
+        other => other.to_string(),
     }
-    error.to_string()
 }
 
 /// Downloads to `dir/name`. The file has mode 0600, and the time that the server says it is of.
@@ -53,28 +40,18 @@ pub(crate) async fn download(
 ) -> Result<Downloaded, String> {
     let told = |what: String| masked(&format!("failed to load {url}: {what}"));
     let transfer = async {
-        let mut response = client()?
-            .get(url.clone())
-            .send()
-            .await
-            .map_err(|error| innermost(&error))?;
-        if !response.status().is_success() {
-            let status = response.status().as_u16();
-            return Err(format!("invalid response status {status}"));
-        }
-        let modified = response
-            .headers()
-            .get("last-modified")
-            .and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok());
+        let client = Client::new(RegistriesConfig::default()).map_err(|error| reason(&error))?;
+        let found = client.download(url.as_str()).await;
+        let mut found = found.map_err(|error| reason(&error))?;
         let path = dir.join(name);
         let failed = |error: std::io::Error| error.to_string();
         let mut file = create(&path).map_err(failed)?;
         let mut hasher = Sha256::new();
-        while let Some(bytes) = response.chunk().await.map_err(|error| innermost(&error))? {
+        while let Some(bytes) = found.piece().await.map_err(failed)? {
             hasher.update(&bytes);
             file.write_all(&bytes).map_err(failed)?;
         }
-        let time: SystemTime = modified.unwrap_or(UNIX_EPOCH);
+        let time = found.modified.unwrap_or(UNIX_EPOCH);
         file.set_modified(time).map_err(failed)?;
         let digest = format!("sha256:{}", hex::encode(hasher.finalize()));
         Ok(Downloaded { path, digest })
