@@ -15,6 +15,7 @@ mod collection;
 mod harness;
 #[path = "../registry/manifests.rs"]
 mod manifests;
+mod named;
 #[path = "../registry/pull.rs"]
 mod pull;
 #[path = "../registry/push.rs"]
