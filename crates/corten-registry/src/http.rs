@@ -2,7 +2,8 @@
 //! in words.
 //!
 //! Credentials, and the headers that settings add, only ever go to the host they are for and
-//! to the token server it names; a redirect to another host carries none. Loopback registries
+//! to the token server it names; a redirect to another host carries none, and that host's
+//! challenge is not answered. Loopback registries
 //! may speak plain HTTP unasked: HTTPS is tried first.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -332,7 +333,8 @@ impl Host {
         let response = self
             .once(method.clone(), target, token.as_deref(), upload, build)
             .await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
+        // Whoever a redirect led to was shown nothing, and has no say in where secrets go.
+        if response.status() != StatusCode::UNAUTHORIZED || !self.is_own(response.url()) {
             return Ok(response);
         }
         if let Some(token) = token {

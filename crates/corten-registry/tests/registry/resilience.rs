@@ -77,6 +77,38 @@ async fn a_redirect_gets_neither_the_token_nor_the_headers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_a_redirect_leads_is_not_told_the_password() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let account = || Inner {
+        account: Some(("me", "secret")),
+        ..Inner::default()
+    };
+    let (asks, storage) = (Stub::with(account()).await, Stub::with(account()).await);
+    let name = format!("{}/app", asks.address());
+    let id = from.image(&name, &[b"layer"]);
+    let layers = asks.publish(&from, &id, "app");
+    storage.publish(&from, &id, "app");
+    *asks.elsewhere.lock().unwrap() = Some(format!("http://{}", storage.address()));
+    let secret = credential("me", "secret");
+    let error = to
+        .pull(&client(""), &name, Some(&secret))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, RegistryError::PullDenied(_)), "{error}");
+    // It called for a token from a server of its own.
+    let seen = storage.seen();
+    assert!(!seen.is_empty());
+    for seen in seen {
+        assert!(seen.path.contains("/blobs/"), "{}", seen.path);
+        assert_eq!(seen.authorization, None, "{}", seen.path);
+    }
+    // The token for the registry itself is as good as before.
+    assert!(asks.fetched(&layers[0]).len() <= 1);
+    let tokens = asks.seen();
+    let tokens = tokens.iter().filter(|seen| seen.path.starts_with("/token"));
+    assert_eq!(tokens.count(), 1);
+}
+
 async fn redirects_end() {
     let (from, to) = (TestStore::new(), TestStore::new());
     let stub = Stub::start().await;
