@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue};
 use crate::config::{RegistrySettings, is_loopback};
 
 /// Docker Hub's API is elsewhere than its name.
-const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
+pub(crate) const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
 
 /// Whom to trust, and how to connect. Endpoints with the same share their connections.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -24,6 +24,8 @@ pub(crate) struct Trust {
     pub(crate) local: bool,
     /// Patience for a connection.
     pub(crate) dial_timeout: Option<Duration>,
+    /// A proxy to go through, whatever the environment says.
+    pub(crate) proxy: Option<String>,
 }
 
 /// One place that answers for a registry.
@@ -108,5 +110,6 @@ fn trust(host: &str, settings: &RegistrySettings) -> Trust {
         insecure: settings.insecure,
         local: is_loopback(host),
         dial_timeout: None,
+        proxy: None,
     }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::config::{RegistrySettings, is_loopback};
-use crate::endpoint::{Endpoint, Trust};
+use crate::endpoint::{Endpoint, HUB, Trust};
 use crate::error::RegistryError;
 
 /// The file's name.
@@ -31,10 +31,11 @@ struct HostSettings {
     #[serde(default)]
     header: Table,
     dial_timeout: Option<String>,
+    proxy: Option<String>,
 }
 
 /// The words a host may have; `server` and `host` only at the top.
-const WORDS: [&str; 7] = [
+const WORDS: [&str; 8] = [
     "capabilities",
     "ca",
     "client",
@@ -42,6 +43,7 @@ const WORDS: [&str; 7] = [
     "override_path",
     "header",
     "dial_timeout",
+    "proxy",
 ];
 
 /// The endpoints of a registry, in order, as the file says. `None` if there is no such file.
@@ -92,7 +94,7 @@ fn parse(text: &str, path: &Path, domain: &str) -> Result<Vec<Endpoint>, Registr
         endpoints.push(endpoint(&url, settings, path, domain)?);
     }
     let own = Endpoint::registry(domain, &RegistrySettings::default());
-    let mut last = match server {
+    endpoints.push(match server {
         Some(url) => endpoint(&url, top, path, domain)?,
         None => {
             let url = format!("{}://{}", own.schemes[0], own.host);
@@ -100,13 +102,7 @@ fn parse(text: &str, path: &Path, domain: &str) -> Result<Vec<Endpoint>, Registr
             last.schemes.clone_from(&own.schemes);
             last
         }
-    };
-    // What stands for another host is a mirror, even if it is called the server.
-    last.own = last.host == own.host;
-    if last.own {
-        last.namespace = None;
-    }
-    endpoints.push(last);
+    });
     Ok(endpoints)
 }
 
@@ -139,7 +135,10 @@ fn endpoint(
     let Some(name) = parsed.host_str() else {
         return Err(bad("no host".to_owned()));
     };
+    // What stands for another host is a mirror, even if it is called the server.
+    let own = is_registry(&parsed, domain);
     let host = match parsed.port() {
+        _ if own && domain == HUB.0 => HUB.1.to_owned(),
         Some(port) => format!("{name}:{port}"),
         None => name.to_owned(),
     };
@@ -185,6 +184,10 @@ fn endpoint(
             Some(duration(text).ok_or_else(|| bad(format!("dial_timeout \"{text}\" is no time")))?)
         }
     };
+    let proxy = settings
+        .proxy
+        .map(|url| proxy(url).map_err(bad))
+        .transpose()?;
     Ok(Endpoint {
         schemes: vec![scheme],
         trust: Trust {
@@ -193,6 +196,7 @@ fn endpoint(
             insecure: settings.skip_verify,
             local: is_loopback(&host),
             dial_timeout,
+            proxy,
         },
         host,
         base,
@@ -200,9 +204,44 @@ fn endpoint(
         resolve: may("resolve"),
         push: may("push"),
         headers,
-        namespace: Some(domain.to_owned()),
-        own: false,
+        namespace: (!own).then(|| domain.to_owned()),
+        own,
     })
+}
+
+/// Whether a host is the registry itself, by name and port.
+fn is_registry(url: &url::Url, domain: &str) -> bool {
+    let name = url.host_str().unwrap_or_default();
+    if domain == HUB.0 {
+        let port = url.port_or_known_default();
+        return [HUB.0, HUB.1].contains(&name) && port == Some(443);
+    }
+    let with_port = domain.rsplit_once(':').and_then(|(name, port)| {
+        let port: u16 = port.parse().ok()?;
+        Some((name, port))
+    });
+    match with_port {
+        Some((own, port)) => {
+            name.eq_ignore_ascii_case(own) && url.port_or_known_default() == Some(port)
+        }
+        None => name.eq_ignore_ascii_case(domain) && url.port().is_none(),
+    }
+}
+
+/// A proxy's URL (containerd `docs/hosts.md`, "proxy field").
+fn proxy(url: String) -> Result<String, String> {
+    let wrong = |why: &str| format!("proxy \"{url}\": {why}");
+    let parsed = url::Url::parse(&url).map_err(|error| wrong(&error.to_string()))?;
+    let bare = matches!(parsed.path(), "" | "/")
+        && parsed.query().is_none()
+        && parsed.fragment().is_none();
+    if !matches!(parsed.scheme(), "http" | "https") {
+        return Err(wrong("only http:// and https:// proxies are supported"));
+    }
+    if parsed.host_str().is_none() || !bare {
+        return Err(wrong("expected http://HOST:PORT or https://HOST:PORT"));
+    }
+    Ok(url)
 }
 
 fn first_line(error: &toml::de::Error) -> String {
@@ -345,6 +384,64 @@ client = "both.pem"
         let endpoints = read("").unwrap();
         assert!(endpoints[0].own);
         assert_eq!(endpoints[0].host, "registry-1.docker.io");
+    }
+
+    #[test]
+    fn the_registry_itself_may_be_a_host() {
+        let of = |domain: &str, text: &str| -> Vec<(String, bool, bool)> {
+            let path = Path::new("/certs/x/hosts.toml");
+            let found = parse(text, path, domain).unwrap().into_iter();
+            found
+                .map(|e| (e.host, e.own, e.namespace.is_none()))
+                .collect()
+        };
+        // containerd's first example.
+        let text = "server = \"https://docker.io\"\n\
+                    [host.\"https://registry-1.docker.io\"]\ncapabilities = [\"pull\", \"resolve\"]\n";
+        let hub = ("registry-1.docker.io".to_owned(), true, true);
+        assert_eq!(of("docker.io", text), [hub.clone(), hub]);
+        for (domain, url, own) in [
+            ("reg.example.org", "https://reg.example.org", true),
+            ("reg.example.org", "https://reg.example.org:443", true),
+            ("reg.example.org:443", "https://reg.example.org", true),
+            ("reg.example.org", "https://REG.example.org/prefix", true),
+            ("reg.example.org:5000", "https://reg.example.org:5000", true),
+            ("[::1]:5000", "http://[::1]:5000", true),
+            ("reg.example.org:5000", "https://reg.example.org", false),
+            ("reg.example.org", "https://reg.example.org:5000", false),
+            ("reg.example.org", "https://registry-1.docker.io", false),
+            ("docker.io", "https://docker.io.example.org", false),
+        ] {
+            let found = of(
+                domain,
+                &format!("server = \"https://s.example.org\"\n[host.\"{url}\"]"),
+            );
+            assert_eq!((found[0].1, found[0].2), (own, own), "{domain} {url}");
+            assert!(!found[1].1, "{domain}");
+        }
+    }
+
+    #[test]
+    fn a_host_may_have_a_proxy() {
+        let text = "server = \"https://s\"\nproxy = \"http://p:8080\"\n\
+                    [host.\"https://m\"]\nproxy = \"https://q/\"\n[host.\"https://n\"]";
+        let proxies: Vec<_> = read(text)
+            .unwrap()
+            .into_iter()
+            .map(|e| e.trust.proxy)
+            .collect();
+        let expected = [Some("https://q/"), None, Some("http://p:8080")];
+        assert_eq!(proxies, expected.map(|url| url.map(str::to_owned)));
+        for bad in [
+            "p:8080",
+            "socks5://p",
+            "http://p/path",
+            "http://p?q",
+            "http://",
+        ] {
+            let error = read(&format!("proxy = \"{bad}\"")).unwrap_err();
+            assert!(error.contains("proxy"), "{bad}: {error}");
+        }
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub(crate) struct Host {
     basic: Arc<Mutex<bool>>,
 }
 
-/// Makes connections with this trust; local ones never go through a proxy.
+/// Makes connections with this trust; local ones go through a proxy only if it is theirs.
 pub(crate) fn connect(trust: &Trust) -> Result<Connections, RegistryError> {
     Ok(Connections {
         general: client(trust, Some(READ_TIMEOUT))?,
@@ -125,7 +125,10 @@ fn client(trust: &Trust, read_timeout: Option<Duration>) -> Result<reqwest::Clie
     if let Some(timeout) = read_timeout {
         builder = builder.read_timeout(timeout);
     }
-    if trust.local {
+    if let Some(url) = &trust.proxy {
+        let proxy = reqwest::Proxy::all(url).map_err(|e| failed(url.as_ref(), innermost(&e)))?;
+        builder = builder.proxy(proxy);
+    } else if trust.local {
         builder = builder.no_proxy();
     }
     if trust.insecure {

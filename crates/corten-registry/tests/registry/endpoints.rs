@@ -5,8 +5,8 @@ use std::path::Path;
 use corten_registry::RegistryError;
 use corten_registryd::{Config, Server};
 
-use crate::harness::{TestStore, client, noise};
-use crate::stub::Stub;
+use crate::harness::{TestStore, client, credential, noise};
+use crate::stub::{Inner, Stub};
 
 /// A `certs.d` with a `hosts.toml` for Docker Hub.
 fn hosts(folder: &Path, text: &str) -> String {
@@ -61,6 +61,43 @@ async fn each_host_is_asked_for_what_it_may_answer() {
     for seen in seen {
         assert!(seen.path.contains("manifests/latest") && seen.key.is_none());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_is_the_registry_itself_gets_its_credentials() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let stub = Stub::with(Inner {
+        account: Some(("me", "secret")),
+        ..Inner::default()
+    })
+    .await;
+    let name = format!("{}/app", stub.address());
+    let id = from.image(&name, &[b"layer"]);
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join(stub.address());
+    std::fs::create_dir(&directory).unwrap();
+    // Only the first of the two can be reached.
+    let text = format!(
+        "server = \"https://{0}\"\n[host.\"http://{0}\"]\ncapabilities = [\"pull\", \"resolve\", \"push\"]\n",
+        stub.address()
+    );
+    std::fs::write(directory.join("hosts.toml"), text).unwrap();
+    let client = client(&format!("certs_d = [{:?}]\n", folder.path()));
+    let secret = credential("me", "secret");
+    client.login(stub.address(), &secret).await.unwrap();
+    from.push(&client, &name, Some(&secret)).await.unwrap();
+    let plan = from.store.images().manifest_for_push(&id).unwrap();
+    // The stub keeps what was pushed by its tag; by its digest it is asked for when pulled.
+    let manifest = (plan.media_type.clone(), plan.manifest.clone().into());
+    let key = format!("app/{}", plan.digest);
+    stub.manifests.lock().unwrap().insert(key, manifest);
+    let (pulled, _) = to.pull(&client, &name, Some(&secret)).await.unwrap();
+    assert_eq!(pulled.id, id);
+    let seen = stub.seen();
+    assert!(
+        seen.iter().all(|seen| !seen.path.contains("ns=")),
+        "{seen:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
