@@ -59,9 +59,9 @@ pub(crate) async fn blob(
         let before = writer.offset();
         match attempt(host, image, descriptor, writer, told).await {
             Ok(()) => return Ok(()),
-            Err(RegistryError::Store(
-                StoreError::CorruptBlob { .. } | StoreError::WrongSize { .. },
-            )) if !refetched => {
+            // A part of it may have come from another host, or rotted on this disk: only what
+            // one host sent from the beginning is held against it.
+            Err(RegistryError::WrongContent { .. }) if !refetched => {
                 tracing::warn!(blob = %descriptor.digest, "what came is not what was asked for: once more");
                 refetched = true;
             }
@@ -105,8 +105,21 @@ async fn attempt(
         writer = transfer(host, image, descriptor, writer, told).await?;
     }
     told.status("Verifying Checksum");
-    blocking(move || writer.commit()).await?;
-    Ok(())
+    let wrong = |actual: String| RegistryError::WrongContent {
+        registry: host.name().to_owned(),
+        digest: descriptor.digest.clone(),
+        actual,
+    };
+    match blocking(move || writer.commit()).await {
+        Ok(_) => Ok(()),
+        Err(RegistryError::Store(StoreError::CorruptBlob { actual, .. })) => {
+            Err(wrong(format!("content with digest {actual}")))
+        }
+        Err(RegistryError::Store(StoreError::WrongSize { actual, .. })) => {
+            Err(wrong(format!("{actual} bytes of {}", descriptor.size)))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 async fn transfer(

@@ -56,6 +56,16 @@ pub enum RegistryError {
         /// Which blob.
         digest: corten_oci::Digest,
     },
+    /// What a registry sends for a blob is something else.
+    #[error("registry {registry}: blob {digest}: it sent {actual}; that was discarded")]
+    WrongContent {
+        /// Host and port.
+        registry: String,
+        /// Which blob.
+        digest: corten_oci::Digest,
+        /// What came instead.
+        actual: String,
+    },
     /// An index has nothing for the platform.
     #[error("no matching manifest for {platform} in the manifest list entries of {image}")]
     NoPlatform {
@@ -122,6 +132,7 @@ impl RegistryError {
                     | Self::RateLimited { .. }
                     | Self::ManifestUnknown(_)
                     | Self::BlobUnknown { .. }
+                    | Self::WrongContent { .. }
                     | Self::Unauthorized(_)
                     | Self::NoPlatform { .. }
             )

@@ -66,6 +66,31 @@ async fn a_mirror_that_breaks_off_is_left_for_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_with_rotten_blobs_is_left_for_the_next() {
+    let from = TestStore::new();
+    let id = from.image("alpine", &[b"layer"]);
+    let (rotten, full) = (Stub::start().await, Stub::start().await);
+    let layers = rotten.publish(&from, &id, "library/alpine");
+    full.publish(&from, &id, "library/alpine");
+    let client = client(&settings(&[
+        (rotten.address(), false),
+        (full.address(), false),
+    ]));
+    // The layer and the configuration.
+    let all: Vec<String> = rotten.blobs.lock().unwrap().keys().cloned().collect();
+    assert_eq!((all.len(), layers.len()), (2, 1));
+    for blob in all {
+        *rotten.corrupt.lock().unwrap() = [blob.clone()].into();
+        let to = TestStore::new();
+        let (pulled, _) = to.pull(&client, "alpine", None).await.unwrap();
+        assert_eq!(pulled.id, id, "{blob}");
+        let seen = full.seen();
+        assert!(seen.iter().any(|seen| seen.path.ends_with(&blob)), "{blob}");
+        assert_eq!(to.partials(), 0, "nothing wrong is left to be resumed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pushes_go_to_the_mirror_that_takes_them() {
     let from = TestStore::new();
     from.image("me/app", &[b"layer"]);

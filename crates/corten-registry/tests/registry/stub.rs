@@ -1,6 +1,7 @@
 //! A registry that keeps everything in memory and misbehaves when told to.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ pub(crate) struct Inner {
     /// By `repository/reference`: media type and bytes.
     pub(crate) manifests: Mutex<HashMap<String, (String, Bytes)>>,
     pub(crate) seen: Mutex<Vec<Seen>>,
-    /// Blobs whose transfer ends after so many bytes, so many times.
+    /// Blobs, and manifests (by `repository/reference`), whose transfer ends after so many bytes, so many times.
     pub(crate) cut: Mutex<HashMap<String, (usize, u32)>>,
     /// Blobs that are sent with a wrong byte.
     pub(crate) corrupt: Mutex<HashSet<String>>,
@@ -58,6 +59,17 @@ pub(crate) struct Inner {
     pub(crate) chunks: Mutex<Vec<u8>>,
     /// Mounts are refused, not just declined.
     pub(crate) refuse_mounts: Mutex<bool>,
+    /// What the API for referrers answers: status, type, body. There is none without.
+    pub(crate) referrers: Mutex<Option<(StatusCode, &'static str, String)>>,
+    /// Uploads come in chunks, and nothing of them is kept.
+    pub(crate) forgetful: Mutex<bool>,
+    /// Manifests are refused with this message.
+    pub(crate) refusal: Mutex<Option<&'static str>>,
+    /// The list of tags has no end; each page has a tag of this length.
+    pub(crate) endless_tags: Mutex<Option<usize>>,
+    /// What is not there is refused at such length (bytes), and how much of that was sent.
+    pub(crate) wordy: Mutex<u64>,
+    pub(crate) said: Arc<AtomicU64>,
     /// Whoever wants in shows the token server this name and password.
     pub(crate) account: Option<(&'static str, &'static str)>,
 }
@@ -164,8 +176,13 @@ impl Stub {
                 .status(StatusCode::PARTIAL_CONTENT)
                 .header(header::CONTENT_RANGE, content_range);
         }
+        response.body(self.body(digest, bytes)).unwrap()
+    }
+
+    /// All of it, unless it is to be cut off.
+    fn body(&self, key: &str, bytes: Vec<u8>) -> Body {
         let mut cut = self.cut.lock().unwrap();
-        let body = match cut.get_mut(digest) {
+        match cut.get_mut(key) {
             Some((after, times)) if *times > 0 => {
                 *times -= 1;
                 let some = Bytes::from(bytes[..*after].to_vec());
@@ -178,8 +195,21 @@ impl Stub {
                 Body::from_stream(pieces.chain(futures_util::stream::once(broken)))
             }
             _ => Body::from(bytes),
-        };
-        response.body(body).unwrap()
+        }
+    }
+
+    /// A refusal without end, almost.
+    fn refuse_at_length(&self, length: u64) -> Response {
+        const PIECE: usize = 64 << 10;
+        let said = self.said.clone();
+        let pieces = (0..length / PIECE as u64).map(move |_| {
+            said.fetch_add(PIECE as u64, Ordering::Relaxed);
+            Ok::<_, std::io::Error>(Bytes::from(vec![b' '; PIECE]))
+        });
+        plain(
+            StatusCode::BAD_REQUEST,
+            Body::from_stream(futures_util::stream::iter(pieces)),
+        )
     }
 
     fn token(&self, authorization: Option<&str>) -> Response {
@@ -263,16 +293,43 @@ fn handle(stub: &Stub, request: &Parts, body: Bytes) -> Response {
         let key = format!("{repository}/{reference}");
         let mut manifests = stub.manifests.lock().unwrap();
         if method == Method::PUT {
+            if let Some(message) = *stub.refusal.lock().unwrap() {
+                let said = json!({ "errors": [{ "code": "DENIED", "message": message }] });
+                return plain(StatusCode::FORBIDDEN, said.to_string());
+            }
             manifests.insert(key, (content_type, body));
             return plain(StatusCode::CREATED, "");
         }
+        let wordy = *stub.wordy.lock().unwrap();
         return match manifests.get(&key) {
+            None if wordy > 0 => stub.refuse_at_length(wordy),
             None => plain(StatusCode::NOT_FOUND, errors("MANIFEST_UNKNOWN")),
             Some((media_type, bytes)) => Response::builder()
                 .header(header::CONTENT_TYPE, media_type)
-                .body(bytes.clone().into())
+                .header(header::CONTENT_LENGTH, bytes.len())
+                .body(stub.body(&key, bytes.to_vec()))
                 .unwrap(),
         };
+    }
+    if rest.contains("/referrers/") {
+        return match stub.referrers.lock().unwrap().clone() {
+            None => plain(StatusCode::NOT_FOUND, "no such API"),
+            Some((status, kind, body)) => Response::builder()
+                .status(status)
+                .header(header::CONTENT_TYPE, kind)
+                .body(body.into())
+                .unwrap(),
+        };
+    }
+    let endless = *stub.endless_tags.lock().unwrap();
+    if let (Some(repository), Some(length)) = (rest.strip_suffix("/tags/list"), endless) {
+        let page = stub.seen.lock().unwrap().len();
+        let list = json!({ "name": repository, "tags": ["t".repeat(length)] });
+        let mut answer = plain(StatusCode::OK, list.to_string());
+        let next = format!("</v2/{repository}/tags/list?last={page}>; rel=\"next\"");
+        let headers = answer.headers_mut();
+        headers.insert(header::LINK, next.parse().unwrap());
+        return answer;
     }
     let Some((repository, rest)) = rest.split_once("/blobs/") else {
         return plain(StatusCode::NOT_FOUND, "no such API");
@@ -286,6 +343,22 @@ fn handle(stub: &Stub, request: &Parts, body: Bytes) -> Response {
         let headers = begun.headers_mut();
         headers.insert(header::LOCATION, location.parse().unwrap());
         return begun;
+    }
+    let forgetful = *stub.forgetful.lock().unwrap();
+    if forgetful && method == Method::PUT && !body.is_empty() {
+        return plain(StatusCode::PAYLOAD_TOO_LARGE, "");
+    }
+    if forgetful && method == Method::PATCH {
+        let patches = stub.seen.lock().unwrap().clone();
+        let patches = patches.iter().filter(|seen| seen.method == Method::PATCH);
+        // Not for ever: the test is to end.
+        if patches.count() > 50 {
+            return plain(StatusCode::BAD_REQUEST, "");
+        }
+        let mut taken = plain(StatusCode::ACCEPTED, "");
+        let headers = taken.headers_mut();
+        headers.insert(header::RANGE, "0-0".parse().unwrap());
+        return taken;
     }
     if method == Method::PATCH {
         let mut chunks = stub.chunks.lock().unwrap();
