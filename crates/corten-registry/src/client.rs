@@ -9,9 +9,10 @@ use http::{Method, StatusCode};
 
 use crate::config::RegistriesConfig;
 use crate::credential::{Credential, domain_of};
+use crate::document::words;
 use crate::endpoint::{Endpoint, Trust};
 use crate::error::RegistryError;
-use crate::http::{Connections, Host, Scope, Target, connect, words};
+use crate::http::{Connections, Host, Scope, Target, connect};
 use crate::progress::Progress;
 use crate::pull::{self, Pulled};
 use crate::push::{self, Pushed};

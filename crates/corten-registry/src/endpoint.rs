@@ -43,6 +43,8 @@ pub(crate) struct Endpoint {
     pub(crate) resolve: bool,
     /// Takes pushes.
     pub(crate) push: bool,
+    /// Lists referrers, by the API for it.
+    pub(crate) referrers: bool,
     pub(crate) trust: Trust,
     /// Sent with every request to it, and only to it.
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
@@ -70,6 +72,7 @@ impl Endpoint {
             pull: true,
             resolve: true,
             push: true,
+            referrers: true,
             trust: trust(domain, settings),
             headers: Vec::new(),
             namespace: None,
@@ -92,6 +95,7 @@ impl Endpoint {
             pull: true,
             resolve: true,
             push,
+            referrers: true,
             trust: trust(host, settings),
             headers: Vec::new(),
             namespace: None,

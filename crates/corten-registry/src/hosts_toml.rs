@@ -203,6 +203,7 @@ fn endpoint(
         pull: may("pull"),
         resolve: may("resolve"),
         push: may("push"),
+        referrers: may("referrers"),
         headers,
         namespace: (!own).then(|| domain.to_owned()),
         own,

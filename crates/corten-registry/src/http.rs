@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use http::{Method, StatusCode, header};
 use reqwest::{RequestBuilder, Response};
-use serde::Deserialize;
 use url::Url;
 
 use crate::challenge::{Challenge, Scopes};
 use crate::credential::Credential;
+use crate::document::words;
 use crate::endpoint::{Endpoint, Trust};
 use crate::error::RegistryError;
 use crate::retry::{self, FIRST_PAUSE, MAX_PAUSE};
@@ -25,8 +25,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const ATTEMPTS: u32 = 4;
 pub(crate) const MAX_REDIRECTS: usize = 10;
-/// Largest error document that is read.
-const MAX_ERROR: usize = 64 << 10;
 
 /// What a request may do with a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,11 +216,10 @@ impl Host {
         format!("{scheme}://{}{}/", self.endpoint.host, self.endpoint.base)
     }
 
-    /// Where an answer's `Location` or `Link` leads (RFC 9110, 10.2.2: relative to the request).
-    pub(crate) fn follow(&self, response: &Response, given: &str) -> Result<Url, RegistryError> {
-        response
-            .url()
-            .join(given)
+    /// Where an answer's `Location` or `Link` leads (RFC 9110, 10.2.2: relative to where it
+    /// came from).
+    pub(crate) fn follow(&self, from: &Url, given: &str) -> Result<Url, RegistryError> {
+        from.join(given)
             .map_err(|error| self.protocol(format!("it leads to \"{given}\": {error}")))
     }
 
@@ -485,7 +482,7 @@ impl Host {
             let Some(next) = redirect(method, &response) else {
                 return Ok(response);
             };
-            url = self.follow(&response, next)?;
+            url = self.follow(response.url(), next)?;
         }
         Err(self.protocol("it redirects without end"))
     }
@@ -502,32 +499,6 @@ fn redirect<'a>(method: &Method, response: &'a Response) -> Option<&'a str> {
         _ => return None,
     }
     response.headers().get(header::LOCATION)?.to_str().ok()
-}
-
-/// The words of an error answer: the registry's own where it has any.
-pub(crate) async fn words(response: Response) -> String {
-    #[derive(Deserialize)]
-    struct Errors {
-        errors: Vec<One>,
-    }
-    #[derive(Deserialize)]
-    struct One {
-        #[serde(default)]
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let status = response.status();
-    let body = response.bytes().await.unwrap_or_default();
-    let body = &body[..body.len().min(MAX_ERROR)];
-    match serde_json::from_slice::<Errors>(body) {
-        Ok(Errors { errors }) if !errors.is_empty() => errors
-            .iter()
-            .map(|e| format!("{}: {}", e.code.to_lowercase().replace('_', " "), e.message))
-            .collect::<Vec<_>>()
-            .join("; "),
-        _ => format!("unexpected status {status}"),
-    }
 }
 
 /// Nobody answers there: trying again at once does not help.

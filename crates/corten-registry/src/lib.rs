@@ -13,6 +13,7 @@ mod client;
 mod config;
 mod credential;
 pub mod docker_config;
+mod document;
 mod download;
 mod endpoint;
 mod error;

@@ -1,13 +1,13 @@
 //! Fetching manifests, and choosing among those of an index.
 
 use corten_oci::{Digest, Digester, ImageRef, Platform, media_type};
-use futures_util::StreamExt;
-use http::{Method, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use reqwest::Response;
 use serde::Deserialize;
 
+use crate::document::{self, words};
 use crate::error::RegistryError;
-use crate::http::{Access, Host, Scope, Target, words};
+use crate::http::{Access, Host, Scope, Target};
 
 /// Largest manifest, bytes (what registries accept).
 pub(crate) const MAX_MANIFEST: usize = 4 << 20;
@@ -135,17 +135,21 @@ async fn fetch(
 ) -> Result<Document, RegistryError> {
     let path = format!("/{}/manifests/{reference}", image.path());
     let accept = media_type::MANIFEST_ACCEPT.join(", ");
-    let response = host
-        .send(
-            Method::GET,
-            Target::Api(&path),
-            Scope::Repository(image.path(), Access::Pull),
-            &|request| request.header(header::ACCEPT, &accept),
-        )
-        .await?;
-    let response = found(host, image, response).await?;
-    let announced = announced_type(&response);
-    let bytes = read(host, response, MAX_MANIFEST, "manifest").await?;
+    let (path, accept) = (&path, &accept);
+    let ask = || async move {
+        let response = host
+            .send(
+                Method::GET,
+                Target::Api(path),
+                Scope::Repository(image.path(), Access::Pull),
+                &|request| request.header(header::ACCEPT, accept),
+            )
+            .await?;
+        found(host, image, response).await
+    };
+    let answer = document::fetch(host, MAX_MANIFEST, "manifest", ask).await?;
+    let announced = announced_type(&answer.headers);
+    let bytes = answer.bytes;
     let digest = digest_like(&bytes, expected);
     if let Some(expected) = expected
         && *expected != digest
@@ -173,8 +177,8 @@ pub(crate) fn digest_like(bytes: &[u8], expected: Option<&Digest>) -> Digest {
 }
 
 /// The media type that a header names.
-pub(crate) fn announced_type(response: &Response) -> String {
-    let value = response.headers().get(header::CONTENT_TYPE);
+pub(crate) fn announced_type(headers: &HeaderMap) -> String {
+    let value = headers.get(header::CONTENT_TYPE);
     let value = value.and_then(|value| value.to_str().ok());
     let value = value.and_then(|value| value.split(';').next());
     value.unwrap_or_default().trim().to_owned()
@@ -215,28 +219,6 @@ pub(crate) async fn found(
         }
         _ => Err(host.protocol(words(response).await)),
     }
-}
-
-/// Reads a small body whole.
-pub(crate) async fn read(
-    host: &Host,
-    response: Response,
-    limit: usize,
-    what: &str,
-) -> Result<Vec<u8>, RegistryError> {
-    let mut bytes = Vec::new();
-    let mut stream = response.bytes_stream();
-    while let Some(piece) = stream.next().await {
-        let piece = piece.map_err(|error| RegistryError::Unreachable {
-            registry: host.name().to_owned(),
-            reason: crate::http::innermost(&error),
-        })?;
-        if bytes.len() + piece.len() > limit {
-            return Err(host.protocol(format!("{what} is larger than {limit} bytes")));
-        }
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use http::Method;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
+use crate::document;
 use crate::download::{self, blocking};
 use crate::error::RegistryError;
 use crate::http::{Access, Host, Scope, Target};
@@ -196,20 +197,27 @@ async fn config(
     descriptor: &Descriptor,
 ) -> Result<Vec<u8>, RegistryError> {
     let path = format!("/{}/blobs/{}", image.path(), descriptor.digest);
-    let response = host
-        .send(
-            Method::GET,
-            Target::Api(&path),
-            Scope::Repository(image.path(), Access::Pull),
-            &|request| request,
-        )
-        .await?;
-    let response = manifest::found(host, image, response).await?;
-    let bytes = manifest::read(host, response, MAX_CONFIG, "image configuration").await?;
+    let path = path.as_str();
+    let ask = || async move {
+        let response = host
+            .send(
+                Method::GET,
+                Target::Api(path),
+                Scope::Repository(image.path(), Access::Pull),
+                &|request| request,
+            )
+            .await?;
+        manifest::found(host, image, response).await
+    };
+    let answer = document::fetch(host, MAX_CONFIG, "image configuration", ask).await?;
+    let bytes = answer.bytes;
     let actual = manifest::digest_like(&bytes, Some(&descriptor.digest));
     if actual != descriptor.digest {
-        let expected = descriptor.digest.clone();
-        return Err(StoreError::CorruptBlob { expected, actual }.into());
+        return Err(RegistryError::WrongContent {
+            registry: host.name().to_owned(),
+            digest: descriptor.digest.clone(),
+            actual: format!("content with digest {actual}"),
+        });
     }
     Ok(bytes)
 }

@@ -13,13 +13,19 @@ use http::{Method, StatusCode, header};
 use reqwest::Response;
 use serde::Deserialize;
 use serde_json::Value;
+use url::Url;
 
+use crate::document::{self, words};
 use crate::error::RegistryError;
-use crate::http::{Access, Host, Scope, Target, innermost, words};
-use crate::manifest::{MAX_MANIFEST, announced_type, digest_like, read, type_of};
+use crate::http::{Access, Host, Scope, Target, innermost};
+use crate::manifest::{MAX_MANIFEST, announced_type, digest_like, type_of};
 
+/// Hexadecimal digits of a digest in the tag that stands in for the referrers API.
+const MAX_TAG_HEX: usize = 64;
 /// Largest page of a list, bytes.
 const MAX_PAGE: usize = 16 << 20;
+/// Largest list, bytes of all its pages.
+const MAX_LIST: usize = 64 << 20;
 /// Pages of one list; more is a registry that goes round in circles.
 const MAX_PAGES: usize = 10_000;
 
@@ -164,7 +170,7 @@ impl Remote {
         let path = format!("/{repository}/tags/list");
         let ask = async |host: Host| {
             let scope = Scope::Repository(repository, Access::Pull);
-            let pages: Vec<Page> = pages(&host, &path, scope, repository).await?;
+            let pages: Vec<Page> = pages(&host, &path, scope, repository, None).await?;
             Ok(pages
                 .into_iter()
                 .filter_map(|page| page.tags)
@@ -184,7 +190,7 @@ impl Remote {
             repositories: Option<Vec<String>>,
         }
         let host = self.own()?;
-        let pages: Vec<Page> = pages(host, "/_catalog", Scope::Catalog, "_catalog").await?;
+        let pages: Vec<Page> = pages(host, "/_catalog", Scope::Catalog, "_catalog", None).await?;
         let names = pages.into_iter().filter_map(|page| page.repositories);
         Ok(names.flatten().collect())
     }
@@ -200,13 +206,37 @@ impl Remote {
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Value>, RegistryError> {
-        let ask = async |host: Host| referrers(&host, repository, subject).await;
-        let mut found = self.first(|host| host.endpoint().resolve, ask).await?;
+        let mut found = self.referrers_anywhere(repository, subject).await?;
         // The registry may have left that to us.
         if let Some(wanted) = artifact_type {
             found.retain(|descriptor| descriptor["artifactType"] == wanted);
         }
         Ok(found)
+    }
+
+    /// Asks one host after the other. That nothing refers to it only the registry itself can
+    /// say: a mirror without the API looks like one that knows of nothing.
+    async fn referrers_anywhere(
+        &self,
+        repository: &str,
+        subject: &Digest,
+    ) -> Result<Vec<Value>, RegistryError> {
+        let mut last = Err(nobody());
+        for host in self.hosts.iter() {
+            let endpoint = host.endpoint();
+            if !endpoint.resolve && !endpoint.referrers {
+                continue;
+            }
+            last = referrers(host, repository, subject).await;
+            match &last {
+                Ok(found) if found.is_empty() && !(endpoint.own && endpoint.referrers) => {}
+                Err(error) if error.is_worth_another_source() => {
+                    tracing::debug!(source = host.name(), %error, "trying the next source");
+                }
+                _ => break,
+            }
+        }
+        last
     }
 
     /// Removes a manifest or a tag from the registry itself.
@@ -350,12 +380,15 @@ async fn manifest(
     reference: &str,
     expected: Option<&Digest>,
 ) -> Result<RemoteManifest, RegistryError> {
-    let path = format!("/{repository}/manifests/{reference}");
-    let answer = get(host, Method::GET, &path, repository).await?;
-    let unknown = RegistryError::ManifestUnknown(named(repository, reference));
-    let answer = there(host, answer, &unknown).await?;
-    let announced = announced_type(&answer);
-    let bytes = read(host, answer, MAX_MANIFEST, "manifest").await?;
+    let path = &format!("/{repository}/manifests/{reference}");
+    let unknown = &RegistryError::ManifestUnknown(named(repository, reference));
+    let ask = || async move {
+        let answer = get(host, Method::GET, path, repository).await?;
+        there(host, answer, unknown).await
+    };
+    let answer = document::fetch(host, MAX_MANIFEST, "manifest", ask).await?;
+    let announced = announced_type(&answer.headers);
+    let bytes = answer.bytes;
     let digest = digest_like(&bytes, expected);
     if expected.is_some_and(|expected| *expected != digest) {
         return Err(host.protocol(format!("manifest {reference}: got {digest}")));
@@ -449,27 +482,41 @@ async fn blob(
     })
 }
 
-/// All pages of a list (`Link: <…>; rel="next"`, RFC 8288).
+/// All pages of a list (`Link: <…>; rel="next"`, RFC 8288). Where a page is not of the `kind`
+/// that is given, the list does not exist.
 async fn pages<T: serde::de::DeserializeOwned>(
     host: &Host,
     path: &str,
     scope: Scope<'_>,
     name: &str,
+    kind: Option<&str>,
 ) -> Result<Vec<T>, RegistryError> {
-    let unknown = RegistryError::ManifestUnknown(name.to_owned());
+    let unknown = &RegistryError::ManifestUnknown(name.to_owned());
     let mut found = Vec::new();
-    let mut next = None;
+    let mut next: Option<Url> = None;
+    let mut size = 0;
     for _ in 0..MAX_PAGES {
         let target = next.as_ref().map_or(Target::Api(path), Target::Location);
-        let answer = host
-            .send(Method::GET, target, scope, &|request| request)
-            .await?;
-        let answer = there(host, answer, &unknown).await?;
-        let link = answer.headers().get(header::LINK);
+        let ask = || async move {
+            let answer = host
+                .send(Method::GET, target, scope, &|request| request)
+                .await?;
+            there(host, answer, unknown).await
+        };
+        let answer = document::fetch(host, MAX_PAGE, "list", ask).await?;
+        if kind.is_some_and(|kind| kind != announced_type(&answer.headers)) {
+            return Err(RegistryError::ManifestUnknown(name.to_owned()));
+        }
+        size += answer.bytes.len();
+        if size > MAX_LIST {
+            return Err(host.protocol(format!("{path}: a list of more than {MAX_LIST} bytes")));
+        }
+        let link = answer.headers.get(header::LINK);
         let link = link.and_then(|value| next_page(value.to_str().ok()?));
-        let following = link.map(|link| host.follow(&answer, link)).transpose()?;
-        let bytes = read(host, answer, MAX_PAGE, "list").await?;
-        let page = serde_json::from_slice(&bytes)
+        let following = link
+            .map(|link| host.follow(&answer.url, link))
+            .transpose()?;
+        let page = serde_json::from_slice(&answer.bytes)
             .map_err(|error| host.protocol(format!("{path}: {error}")))?;
         found.push(page);
         match following {
@@ -504,16 +551,23 @@ async fn referrers(
     }
     let path = format!("/{repository}/referrers/{subject}");
     let scope = Scope::Repository(repository, Access::Pull);
-    let listed: Result<Vec<Index>, _> = pages(host, &path, scope, repository).await;
+    let listed: Result<Vec<Index>, _> = if host.endpoint().referrers {
+        pages(host, &path, scope, repository, Some(media_type::OCI_INDEX)).await
+    } else {
+        Err(RegistryError::ManifestUnknown(repository.to_owned()))
+    };
     match listed {
         Ok(listed) => Ok(listed
             .into_iter()
             .filter_map(|page| page.manifests)
             .flatten()
             .collect()),
-        // distribution-spec "Unavailable Referrers API": an index under the digest as a tag.
-        Err(RegistryError::ManifestUnknown(_) | RegistryError::Protocol { .. }) => {
-            let tag = format!("{}-{}", subject.algorithm().as_str(), subject.hex());
+        // distribution-spec "Unavailable Referrers API": an index under the digest as a tag,
+        // cut as the "Referrers Tag Schema" says.
+        Err(RegistryError::ManifestUnknown(_)) if host.endpoint().resolve => {
+            let hex = subject.hex();
+            let hex = &hex[..hex.len().min(MAX_TAG_HEX)];
+            let tag = format!("{}-{hex}", subject.algorithm().as_str());
             match manifest(host, repository, &tag, None).await {
                 Ok(found) => {
                     let index: Index = serde_json::from_slice(&found.bytes)

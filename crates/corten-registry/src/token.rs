@@ -154,7 +154,7 @@ impl Tokens {
             return Err(host.protocol(format!("token server answered {status}")));
         }
         let bytes =
-            crate::manifest::read(host, response, MAX_ANSWER, "the token server's answer").await?;
+            crate::document::read(host, response, MAX_ANSWER, "the token server's answer").await?;
         let answer: Answer = serde_json::from_slice(&bytes)
             .map_err(|error| host.protocol(format!("token server: {error}")))?;
         let text = if answer.token.is_empty() {

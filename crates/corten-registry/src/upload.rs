@@ -137,7 +137,7 @@ impl Upload<'_> {
     fn location(&self, answer: &Response) -> Result<Option<Url>, RegistryError> {
         let given = answer.headers().get(header::LOCATION);
         match given.and_then(|value| value.to_str().ok()) {
-            Some(given) => self.host.follow(answer, given).map(Some),
+            Some(given) => self.host.follow(answer.url(), given).map(Some),
             None => Ok(None),
         }
     }

@@ -13,6 +13,7 @@ use url::Url;
 
 use crate::client::Client;
 use crate::config::is_loopback;
+use crate::document::beginning;
 use crate::endpoint::Trust;
 use crate::error::RegistryError;
 use crate::http::{MAX_REDIRECTS, innermost};
@@ -119,15 +120,7 @@ fn redirect(answer: &Response, from: &Url) -> Option<Url> {
 
 /// The beginning of what a server says about an error, on one line.
 async fn words(answer: Response) -> String {
-    let mut text = Vec::new();
-    let mut pieces = answer.bytes_stream();
-    while let Some(Ok(piece)) = pieces.next().await {
-        text.extend_from_slice(&piece);
-        if text.len() >= MAX_WORDS {
-            text.truncate(MAX_WORDS);
-            break;
-        }
-    }
+    let text = beginning(answer, MAX_WORDS).await;
     let text = String::from_utf8_lossy(&text);
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -118,6 +118,85 @@ async fn referrers_with_and_without_their_api() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_refers_to_it_only_where_the_registry_says_so() {
+    use corten_oci::media_type::OCI_INDEX;
+    let subject = Digest::of(b"subject");
+    let entry = serde_json::json!({
+        "mediaType": corten_oci::media_type::OCI_MANIFEST,
+        "digest": Digest::of(b"1"),
+        "size": 1,
+    });
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [entry] }).to_string();
+    let stub = Stub::start().await;
+    let remote = client("").remote(stub.address(), None).unwrap();
+    // It has the API, which is out of order.
+    for (status, body) in [(400, ""), (200, "no JSON"), (500, "")] {
+        let status = http::StatusCode::from_u16(status).unwrap();
+        *stub.referrers.lock().unwrap() = Some((status, OCI_INDEX, body.to_owned()));
+        let outcome = remote.referrers("app", &subject, None).await;
+        assert!(outcome.is_err(), "{status}: {outcome:?}");
+    }
+    // Some registries answer with a page for people.
+    let page = (http::StatusCode::OK, "text/html", "<html>".to_owned());
+    *stub.referrers.lock().unwrap() = Some(page);
+    let none = remote.referrers("app", &subject, None).await.unwrap();
+    assert!(none.is_empty());
+    *stub.referrers.lock().unwrap() = Some((http::StatusCode::OK, OCI_INDEX, index.clone()));
+    let some = remote.referrers("app", &subject, None).await.unwrap();
+    assert_eq!(some, [entry.clone()]);
+
+    // A mirror that has neither the API nor a tag knows nothing about it.
+    let mirror = Stub::start().await;
+    let settings = format!(
+        "[registry.\"{}\"]\nmirrors = [{{ url = \"http://{}\" }}]\n",
+        stub.address(),
+        mirror.address()
+    );
+    let remote = client(&settings).remote(stub.address(), None).unwrap();
+    let some = remote.referrers("app", &subject, None).await.unwrap();
+    assert_eq!(some, [entry.clone()]);
+    assert!(!mirror.seen().is_empty());
+    let out = (http::StatusCode::BAD_REQUEST, OCI_INDEX, String::new());
+    *stub.referrers.lock().unwrap() = Some(out);
+    let outcome = remote.referrers("app", &subject, None).await;
+    assert!(outcome.is_err(), "{outcome:?}");
+    // One that knows is believed.
+    *mirror.referrers.lock().unwrap() = Some((http::StatusCode::OK, OCI_INDEX, index));
+    let some = remote.referrers("app", &subject, None).await.unwrap();
+    assert_eq!(some, [entry]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tag_of_a_long_digest_is_cut() {
+    let mut digester = corten_oci::Digester::new(corten_oci::digest::Algorithm::Sha512);
+    digester.update(b"subject");
+    let subject = digester.finish();
+    let index = serde_json::json!({
+        "schemaVersion": 2,
+        "manifests": [{ "digest": Digest::of(b"1"), "size": 1 }],
+    });
+    let stub = Stub::start().await;
+    let tag = format!("app/sha512-{}", &subject.hex()[..64]);
+    let kind = corten_oci::media_type::OCI_INDEX.to_owned();
+    let manifest = (kind, index.to_string().into());
+    stub.manifests.lock().unwrap().insert(tag, manifest);
+    let remote = client("").remote(stub.address(), None).unwrap();
+    let found = remote.referrers("app", &subject, None).await.unwrap();
+    assert_eq!(found.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_have_an_end() {
+    let stub = Stub::start().await;
+    *stub.endless_tags.lock().unwrap() = Some(4 << 20);
+    let remote = client("").remote(stub.address(), None).unwrap();
+    let error = remote.tags("app").await.unwrap_err();
+    assert!(error.to_string().contains("tags/list"), "{error}");
+    let asked = stub.seen().len();
+    assert!(asked < 30, "{asked} pages of 4 MiB were read");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_login_keeps_a_token_instead_of_the_password() {
     let from = TestStore::new();
     let htpasswd = from.folder.path().join("htpasswd");

@@ -168,3 +168,46 @@ async fn what_is_too_large_for_one_request_goes_in_chunks() {
     let blobs = stub.blobs.lock().unwrap();
     assert!(blobs.contains_key(plan.layers[0].digest.as_str()));
 }
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_refusal_only_the_beginning_is_read() {
+    let stub = Stub::start().await;
+    *stub.wordy.lock().unwrap() = 256 << 20;
+    let remote = client("").remote(stub.address(), None).unwrap();
+    let error = remote.manifest("app", "latest").await.unwrap_err();
+    assert!(error.to_string().contains("400 Bad Request"), "{error}");
+    let said = stub.said.load(Ordering::Relaxed);
+    // What the sockets hold has left, too.
+    assert!(said < 64 << 20, "{said} bytes were read");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_that_break_off_are_asked_for_again() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let stub = Stub::start().await;
+    let name = format!("{}/app", stub.address());
+    let id = from.image(&name, &[b"layer"]);
+    stub.publish(&from, &id, "app");
+    let config = from.store.images().manifest_for_push(&id).unwrap().config;
+    for key in ["app/latest".to_owned(), config.to_string()] {
+        stub.cut.lock().unwrap().insert(key, (30, 2));
+    }
+    let (pulled, _) = to.pull(&client(""), &name, None).await.unwrap();
+    assert_eq!(pulled.id, id);
+    // The same for one that is only looked at.
+    stub.cut
+        .lock()
+        .unwrap()
+        .insert("app/latest".into(), (30, 2));
+    let remote = client("").remote(stub.address(), None).unwrap();
+    remote.manifest("app", "latest").await.unwrap();
+    // Not for ever.
+    stub.cut
+        .lock()
+        .unwrap()
+        .insert("app/latest".into(), (30, 20));
+    let error = remote.manifest("app", "latest").await.unwrap_err();
+    assert!(
+        matches!(error, RegistryError::Unreachable { .. }),
+        "{error}"
+    );
+}
