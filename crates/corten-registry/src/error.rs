@@ -42,8 +42,8 @@ pub enum RegistryError {
          denied: requested access to the resource is denied"
     )]
     PullDenied(String),
-    /// A push that is not allowed.
-    #[error("denied: requested access to the resource is denied: push to {0}")]
+    /// A push that is not allowed: why, and where to.
+    #[error("{0}")]
     PushDenied(String),
     /// The repository has no such tag or digest.
     #[error("manifest for {0} not found: manifest unknown: manifest unknown")]

@@ -4,14 +4,13 @@ use corten_oci::{Digest, ImageRef, media_type};
 use corten_store::{ImageId, Store};
 use futures_util::{StreamExt, TryStreamExt};
 use http::{Method, StatusCode, header};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Response;
 
 use crate::download::blocking;
 use crate::error::RegistryError;
-use crate::http::{Access, Host, Scope, Target, words};
+use crate::http::{Access, Host, Scope, Target};
 use crate::progress::{Progress, Told};
-use crate::upload::Upload;
+use crate::upload::{Upload, accepted, ask_for_mount};
 
 /// Blobs uploaded at once (Docker's default).
 const UPLOADS: usize = 5;
@@ -129,17 +128,6 @@ impl Push<'_> {
         Scope::Repository(self.image.path(), Access::PullPush)
     }
 
-    /// An answer to something that pushes.
-    async fn accepted(&self, response: Response) -> Result<Response, RegistryError> {
-        match response.status() {
-            status if status.is_success() => Ok(response),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Err(RegistryError::PushDenied(self.image.name()))
-            }
-            _ => Err(self.host.protocol(words(response).await)),
-        }
-    }
-
     async fn blob(&self, blob: Blob) -> Result<(), RegistryError> {
         let mut told = blob
             .shown
@@ -157,7 +145,7 @@ impl Push<'_> {
             return Ok(());
         }
         if there.status() != StatusCode::NOT_FOUND {
-            self.accepted(there).await?;
+            accepted(self.host, there, &self.image.name()).await?;
         }
         let begun = match (&self.source, &blob.shown) {
             (Some(from), Some(_)) => match self.mount(&blob.digest, from).await {
@@ -186,20 +174,7 @@ impl Push<'_> {
     /// Asks for a blob to be taken over from another repository; `None` when the registry
     /// does not like the question (we may not read that repository, say).
     async fn mount(&self, digest: &Digest, from: &str) -> Option<Response> {
-        let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-        let path = format!(
-            "/{}/blobs/uploads/?mount={}&from={}",
-            self.image.path(),
-            encode(digest.as_str()),
-            encode(from)
-        );
-        let scope = Scope::Repository(self.image.path(), Access::Mount(from));
-        let empty = |request: reqwest::RequestBuilder| request.header(header::CONTENT_LENGTH, 0);
-        match self
-            .host
-            .send(Method::POST, Target::Api(&path), scope, &empty)
-            .await
-        {
+        match ask_for_mount(self.host, self.image.path(), digest, from).await {
             Ok(answer) if answer.status().is_success() => Some(answer),
             Ok(answer) => {
                 tracing::debug!(%digest, from, status = %answer.status(), "not mounted");
@@ -226,6 +201,8 @@ impl Push<'_> {
                     .body(bytes.to_vec())
             })
             .await?;
-        self.accepted(response).await.map(drop)
+        accepted(self.host, response, &self.image.name())
+            .await
+            .map(drop)
     }
 }

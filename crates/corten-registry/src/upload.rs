@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 use corten_oci::Digest;
 use futures_util::StreamExt as _;
 use http::{Method, StatusCode, header};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::Response;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 use url::Url;
 
+use crate::document::{own_words, words};
 use crate::error::RegistryError;
-use crate::http::{Host, Scope, Target, words};
+use crate::http::{Access, Host, Scope, Target};
 use crate::progress::Told;
 use crate::retry::FIRST_PAUSE;
 
@@ -117,7 +119,7 @@ impl Upload<'_> {
             .host
             .send(Method::POST, Target::Api(&path), self.scope, &empty)
             .await?;
-        let answer = self.accepted(answer).await?;
+        let answer = accepted(self.host, answer, self.name).await?;
         self.session(&answer)
     }
 
@@ -139,28 +141,6 @@ impl Upload<'_> {
         match given.and_then(|value| value.to_str().ok()) {
             Some(given) => self.host.follow(answer.url(), given).map(Some),
             None => Ok(None),
-        }
-    }
-
-    fn denied(&self) -> RegistryError {
-        RegistryError::PushDenied(self.name.to_owned())
-    }
-
-    /// An answer to something that pushes.
-    async fn accepted(&self, response: Response) -> Result<Response, RegistryError> {
-        match response.status() {
-            status if status.is_success() => Ok(response),
-            StatusCode::UNAUTHORIZED => Err(self.denied()),
-            StatusCode::FORBIDDEN => {
-                let said = words(response).await;
-                // A quota, say; a mere "denied" is Docker's own sentence.
-                if said.contains("quota") {
-                    Err(self.host.protocol(said))
-                } else {
-                    Err(self.denied())
-                }
-            }
-            _ => Err(self.host.protocol(words(response).await)),
         }
     }
 
@@ -216,7 +196,20 @@ impl Upload<'_> {
                 Err(error) if error.is_transient() => return Ok(Outcome::Failed(error)),
                 Err(error) => return Err(error),
             };
-            session.offset = received(&answer).unwrap_or(session.offset + length);
+            let end = session.offset + length;
+            let now = match received(&answer) {
+                // One byte, here.
+                Some(0) if end == 1 => 1,
+                now => now.map_or(end, |now| now.min(end)),
+            };
+            if now <= session.offset {
+                let error = self.host.protocol(format!(
+                    "blob {}: of {end} bytes it says it has {now}",
+                    self.digest
+                ));
+                return Ok(Outcome::Failed(error));
+            }
+            session.offset = now;
             if let Some(location) = self.location(&answer)? {
                 session.location = location;
             }
@@ -253,7 +246,7 @@ impl Upload<'_> {
                     | StatusCode::REQUEST_TIMEOUT
                     | StatusCode::RANGE_NOT_SATISFIABLE
             );
-        match self.accepted(answer).await {
+        match accepted(self.host, answer, self.name).await {
             Err(error) if passing => Ok(Outcome::Failed(error)),
             other => other.map(|_| Outcome::Done),
         }
@@ -320,6 +313,47 @@ impl Upload<'_> {
             }
         }
     }
+}
+
+/// What Docker's registry calls a refusal, whatever it was for; also what is said for one that
+/// says nothing.
+const DENIED: &str = "denied: requested access to the resource is denied";
+
+/// An answer to something that pushes to a repository, of this full name.
+pub(crate) async fn accepted(
+    host: &Host,
+    answer: Response,
+    name: &str,
+) -> Result<Response, RegistryError> {
+    let said = match answer.status() {
+        status if status.is_success() => return Ok(answer),
+        StatusCode::UNAUTHORIZED => None,
+        // A quota, say, or a tag that must not change.
+        StatusCode::FORBIDDEN => own_words(answer).await,
+        _ => return Err(host.protocol(words(answer).await)),
+    };
+    let said = said.filter(|said| !said.trim_end().ends_with(':'));
+    let said = said.as_deref().unwrap_or(DENIED);
+    Err(RegistryError::PushDenied(format!("{said}: push to {name}")))
+}
+
+/// Asks for a blob of one repository to be made one of another (end-11), without moving it.
+pub(crate) async fn ask_for_mount(
+    host: &Host,
+    repository: &str,
+    digest: &Digest,
+    from: &str,
+) -> Result<Response, RegistryError> {
+    let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+    let path = format!(
+        "/{repository}/blobs/uploads/?mount={}&from={}",
+        encode(digest.as_str()),
+        encode(from)
+    );
+    let scope = Scope::Repository(repository, Access::Mount(from));
+    let empty = |request: reqwest::RequestBuilder| request.header(header::CONTENT_LENGTH, 0);
+    host.send(Method::POST, Target::Api(&path), scope, &empty)
+        .await
 }
 
 /// How many bytes the registry has (`Range: 0-<last>`). `0-0` is what registries also say who

@@ -3,12 +3,11 @@
 
 use corten_oci::Digest;
 use http::{Method, StatusCode, header};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::Response;
 
 use super::Remote;
 use crate::error::RegistryError;
-use crate::http::{Access, Host, Scope, Target, words};
+use crate::http::{Access, Host, Scope, Target};
+use crate::upload::{accepted, ask_for_mount};
 
 impl Remote {
     /// Stores a manifest or index under a tag or its digest.
@@ -32,7 +31,7 @@ impl Remote {
                     .body(bytes.to_vec())
             })
             .await?;
-        taken(host, answer, repository).await?;
+        accepted(host, answer, &full_name(host, repository)).await?;
         Ok(Digest::of(bytes))
     }
 
@@ -48,31 +47,14 @@ impl Remote {
         from: &str,
     ) -> Result<bool, RegistryError> {
         let host = self.own()?;
-        let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-        let path = format!(
-            "/{repository}/blobs/uploads/?mount={}&from={}",
-            encode(digest.as_str()),
-            encode(from)
-        );
-        let scope = Scope::Repository(repository, Access::Mount(from));
-        let answer = host
-            .send(Method::POST, Target::Api(&path), scope, &|request| {
-                request.header(header::CONTENT_LENGTH, 0)
-            })
-            .await?;
+        let answer = ask_for_mount(host, repository, digest, from).await?;
         // 202 begins an upload instead (end-11), which the registry ends by itself.
-        let answer = taken(host, answer, repository).await?;
+        let answer = accepted(host, answer, &full_name(host, repository)).await?;
         Ok(answer.status() == StatusCode::CREATED)
     }
 }
 
-/// An answer to something that writes.
-async fn taken(host: &Host, answer: Response, repository: &str) -> Result<Response, RegistryError> {
-    match answer.status() {
-        status if status.is_success() => Ok(answer),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(RegistryError::PushDenied(
-            format!("{}/{repository}", host.name()),
-        )),
-        _ => Err(host.protocol(words(answer).await)),
-    }
+/// A repository's name with its registry's, for a refusal.
+fn full_name(host: &Host, repository: &str) -> String {
+    format!("{}/{repository}", host.name())
 }

@@ -1,5 +1,6 @@
 //! Pushing.
 
+use corten_registry::RegistryError;
 use http::Method;
 
 use crate::harness::{TestStore, client, count, noise, reference, registry};
@@ -76,4 +77,26 @@ async fn an_upload_that_never_succeeds_is_an_error() {
     let error = from.push(&client(""), &name, None).await.unwrap_err();
     assert!(error.to_string().contains("503"), "{error}");
     assert!(stub.manifests.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_push_says_why() {
+    let from = TestStore::new();
+    let stub = Stub::start().await;
+    let name = format!("{}/app", stub.address());
+    from.image(&name, &[b"layer"]);
+    let remote = client("").remote(stub.address(), None).unwrap();
+    *stub.refusal.lock().unwrap() = Some("the tag latest is immutable");
+    let error = from.push(&client(""), &name, None).await.unwrap_err();
+    assert!(matches!(error, RegistryError::PushDenied(_)), "{error}");
+    let expected = format!("denied: the tag latest is immutable: push to {name}");
+    assert_eq!(error.to_string(), expected);
+    let kind = corten_oci::media_type::OCI_INDEX;
+    let error = remote.put_manifest("app", "latest", kind, b"{}").await;
+    assert_eq!(error.unwrap_err().to_string(), expected);
+    // One that says nothing is spoken for in Docker's words.
+    *stub.refusal.lock().unwrap() = Some("");
+    let error = from.push(&client(""), &name, None).await.unwrap_err();
+    let expected = format!("denied: requested access to the resource is denied: push to {name}");
+    assert_eq!(error.to_string(), expected);
 }

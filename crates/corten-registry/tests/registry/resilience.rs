@@ -109,6 +109,7 @@ async fn where_a_redirect_leads_is_not_told_the_password() {
     assert_eq!(tokens.count(), 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
 async fn redirects_end() {
     let (from, to) = (TestStore::new(), TestStore::new());
     let stub = Stub::start().await;
@@ -168,6 +169,7 @@ async fn what_is_too_large_for_one_request_goes_in_chunks() {
     let blobs = stub.blobs.lock().unwrap();
     assert!(blobs.contains_key(plan.layers[0].digest.as_str()));
 }
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_refusal_only_the_beginning_is_read() {
     let stub = Stub::start().await;
@@ -178,6 +180,22 @@ async fn of_a_refusal_only_the_beginning_is_read() {
     let said = stub.said.load(Ordering::Relaxed);
     // What the sockets hold has left, too.
     assert!(said < 64 << 20, "{said} bytes were read");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_keeps_nothing_is_given_up() {
+    let from = TestStore::new();
+    let stub = Stub::start().await;
+    let name = format!("{}/app", stub.address());
+    from.image(&name, &[&noise(100_000)]);
+    *stub.forgetful.lock().unwrap() = true;
+    let error = from.push(&client(""), &name, None).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Protocol { .. }), "{error}");
+    let seen = stub.seen();
+    // Four attempts each for the layer and the configuration.
+    let chunks = seen.iter().filter(|seen| seen.method == Method::PATCH);
+    let chunks = chunks.count();
+    assert!((4..=8).contains(&chunks), "{chunks} chunks were sent");
 }
 
 #[tokio::test(flavor = "multi_thread")]
