@@ -25,6 +25,7 @@ pub mod ignore;
 pub mod instruction;
 mod line;
 pub mod lint;
+mod mode;
 mod mount;
 mod node;
 mod parse;
@@ -38,6 +39,7 @@ pub use instruction::{
     ArgDeclaration, CommandLine, CopyInstruction, Directives, Dockerfile, Healthcheck, Heredoc,
     Instruction, KeyValue, Kind, RunInstruction, Span, Stage, description,
 };
+pub use mode::{ModeChange, ModeError};
 pub use mount::{Mount, MountKind, Sharing};
 pub use node::Node;
 pub use parse::suggest;

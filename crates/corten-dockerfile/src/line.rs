@@ -80,6 +80,9 @@ fn note_comment(line: &str, comments: &mut Vec<String>) {
     }
 }
 
+/// The parser directives.
+const KEYS: [&str; 3] = ["escape", "syntax", "check"];
+
 /// The number of a line, from 1.
 fn number(index: usize) -> u32 {
     u32::try_from(index + 1).unwrap_or(u32::MAX)
@@ -88,6 +91,19 @@ fn number(index: usize) -> u32 {
 fn without_newline(line: &str) -> &str {
     let line = line.strip_suffix('\n').unwrap_or(line);
     line.strip_suffix('\r').unwrap_or(line)
+}
+
+impl Directives {
+    /// What `# syntax=` names, and its line, however the rest of the text is malformed: it may
+    /// not be a Dockerfile as we know it.
+    #[must_use]
+    pub fn syntax_of(text: &str) -> Option<(String, u32)> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let keys = text.lines().map_while(directive).enumerate();
+        keys.take_while(|(_, (key, _))| KEYS.contains(&key.to_ascii_lowercase().as_str()))
+            .find(|(_, (key, _))| key.eq_ignore_ascii_case("syntax"))
+            .map(|(index, (_, value))| (value.to_owned(), number(index)))
+    }
 }
 
 /// Reads `# key=value` comments at the top; tells how many lines they take.
@@ -99,7 +115,7 @@ fn directives(lines: &[&str]) -> Result<(Directives, usize), DockerfileError> {
             return Ok((found, index));
         };
         let key = key.to_ascii_lowercase();
-        if !matches!(key.as_str(), "escape" | "syntax" | "check") {
+        if !KEYS.contains(&key.as_str()) {
             // Any other comment ends the directives.
             return Ok((found, index));
         }
