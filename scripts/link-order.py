@@ -2,11 +2,16 @@
 """Finds which functions `corten runtime` executes and writes them down for the linker, so that
 they lie side by side in the binary (crates/corten/link-order.ld says why).
 
-    scripts/link-order.py            (as root, on x86-64; builds the release binary)
+    scripts/link-order.py            (as root, on x86-64)
 
-Each command of main() is run one instruction at a time under ptrace(2), with everything it
-clones, until they execute another program. Takes some minutes. What the result lacks, or has too much
-(another compiler, changed code), costs memory, nothing else.
+It builds the release binary, with its link map; so nothing has to be built before, and the build
+after it only links anew. Each command of main() is run one instruction at a time under ptrace(2),
+with everything it clones, until they execute another program. Takes some minutes.
+
+Functions are named twice. First exactly, with the hash that tells the instances of a generic
+function apart: these hold for the same sources and compiler. Then without: whatever has another
+hash is still kept together, with instances that are not wanted between. What the result lacks,
+or has too much (another compiler, changed code), costs memory, nothing else.
 """
 
 import bisect
@@ -107,11 +112,20 @@ def sections(link_map):
     return sorted((int(m[1], 16), int(m[2], 16), m[3], m[4]) for m in found if m)
 
 
-def pattern(file, name):
-    """Names the section for every build: without hashes and without directories. The crate is
-    part of it, for there is a `Vec::clone` in each and one only is wanted."""
+def patterns(file, name):
+    """Names the section without directories, as this build does and as every build does: with and
+    without hashes. The crate is part of it, for there is a `Vec::clone` in each and one only is
+    wanted."""
+    return [within(file, name), within(file, unhashed(name))]
+
+
+def unhashed(name):
     name = re.sub(r"17h[0-9a-f]{16}E.*", "17h*", name)
     name = re.sub(r"Cs[0-9A-Za-z]{5,}_", "Cs*_", name)
+    return re.sub(r"\.llvm\.[0-9]+$", ".llvm.*", name)
+
+
+def within(file, name):
     if archive := re.search(r"(lib\w+)[-.0-9]*\.a\((\S+)\)$", file):
         return f"*{archive[1]}*.a:{archive[2]}({name})"
     if crate := re.search(r"\.(\w+)-[0-9a-f]{16}\.\w+\.[0-9a-f]{16}-cgu", file):
@@ -154,15 +168,19 @@ def main():
             subprocess.run([*runtime, "delete", "--force", name], stderr=subprocess.DEVNULL)
         code = sections(link_map)
         starts = [start for start, *_ in code]
-        order = {}
+        order, exact, size = {}, {}, 0
         for address in seen:
             at = bisect.bisect(starts, address) - 1
             if at >= 0 and address < code[at][0] + code[at][1]:
-                order.setdefault(pattern(*code[at][2:]))
+                here, anywhere = patterns(*code[at][2:])
+                if here not in exact:
+                    exact.setdefault(here)
+                    order.setdefault(anywhere)
+                    size += code[at][1]
     head = RESULT.read_text().split("SECTIONS {")[0]
-    body = "\n".join(f"    {text}" for text in order)
+    body = "\n".join(f"    {text}" for text in dict.fromkeys([*exact, *order]))
     RESULT.write_text(f"{head}SECTIONS {{\n  .text.runtime : {{\n{body}\n  }}\n}} INSERT BEFORE .text;\n")
-    print(f"{RESULT}: {len(order)} patterns from {len(seen)} addresses; build again to use them")
+    print(f"{RESULT}: {len(exact)} functions of {size // 1024} KiB; build again to use them")
 
 
 if __name__ == "__main__":
