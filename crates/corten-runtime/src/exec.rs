@@ -179,7 +179,7 @@ fn plan<'a>(
 ) -> Result<ExecPlan<'a>, RuntimeError> {
     let process = &confined(process, target.spec.process().as_ref());
     let affinity = Affinity::plan(process, target.spec.process().as_ref())?;
-    let process = ProcessPlan::new(process, target.spec)?;
+    let mut process = ProcessPlan::new(process, target.spec)?;
     if let Some(linux) = target.spec.linux() {
         let [uids, gids] = [linux.uid_mappings(), linux.gid_mappings()];
         process.check_mappings(
@@ -225,7 +225,7 @@ fn plan<'a>(
         user_namespace,
         root,
         cgroups,
-        stdio: child_stdio(stdio, &process),
+        stdio: child_stdio(stdio, &mut process),
         process,
         affinity,
         proc,

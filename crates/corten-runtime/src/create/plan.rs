@@ -66,7 +66,7 @@ pub(super) fn plan(
     let process = spec.process().as_ref();
     let process = process.ok_or_else(|| RuntimeError::spec("process", "is missing"))?;
     let namespaces = Namespaces::plan(spec, netns)?;
-    let process = ProcessPlan::new(process, spec)?;
+    let mut process = ProcessPlan::new(process, spec)?;
     let (uids, gids) = namespaces.mappings();
     if namespaces.new_user {
         process.check_mappings(uids, gids)?;
@@ -96,7 +96,7 @@ pub(super) fn plan(
             CString::new(format!("_ses.{id}")).ok()
         },
         rootfs: Some(rootfs),
-        stdio: child_stdio(stdio, &process),
+        stdio: child_stdio(stdio, &mut process),
         process,
         proc: Proc::open()?,
         keep_fds: extras.keep_fds,
@@ -120,7 +120,8 @@ fn root_plan(
     RootfsPlan::new(spec, rootfs, mounts, namespaces, no_pivot)
 }
 
-pub(crate) fn child_stdio(stdio: Stdio, process: &ProcessPlan) -> ChildStdio {
+pub(crate) fn child_stdio(stdio: Stdio, process: &mut ProcessPlan) -> ChildStdio {
+    process.own_terminal = matches!(stdio, Stdio::Terminal { .. });
     match stdio {
         Stdio::Inherit => ChildStdio::Inherit,
         Stdio::Pipes {

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, RawFd};
 
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 
 use super::{ProcessPlan, lookup, user};
@@ -67,7 +67,7 @@ fn prepare(
         let home = user::home(plan.uid);
         plan.envp.push(home);
     }
-    own_stdio(plan.uid);
+    own_stdio(plan.uid, plan.own_terminal);
     if let Some(umask) = plan.umask {
         rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
     } else {
@@ -169,9 +169,9 @@ fn set_label(proc: &Proc, label: &super::Label) -> Result<(), Errno> {
 }
 
 /// Gives the standard streams to the user, so that `/dev/stdout` can be opened by it
-/// (runc does the same). Only what was made for the process: a device of the host that is
-/// no terminal, or a file that it may only read, keeps its owner.
-fn own_stdio(uid: u32) {
+/// (runc does the same). Only what was made for the process: its own terminal, pipes and
+/// sockets (what engines pass). The caller's terminal and files stay the caller's.
+fn own_stdio(uid: u32, own_terminal: bool) {
     for fd in [
         rustix::stdio::stdin(),
         rustix::stdio::stdout(),
@@ -182,9 +182,7 @@ fn own_stdio(uid: u32) {
         };
         let given = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Fifo | FileType::Socket => true,
-            FileType::CharacterDevice => rustix::termios::isatty(fd),
-            FileType::RegularFile => rustix::fs::fcntl_getfl(fd)
-                .is_ok_and(|flags| matches!(flags & OFlags::RWMODE, OFlags::WRONLY | OFlags::RDWR)),
+            FileType::CharacterDevice => own_terminal && rustix::termios::isatty(fd),
             _ => false,
         };
         if stat.st_uid != uid && given {

@@ -62,6 +62,8 @@ pub(crate) struct ProcessPlan {
     /// What must not be executed.
     own: Option<Own>,
     pub(crate) console_size: Option<TerminalSize>,
+    /// Its streams are a terminal that was made for it.
+    pub(crate) own_terminal: bool,
 }
 
 /// A resource limit.
@@ -137,6 +139,7 @@ impl ProcessPlan {
             attributes: Attributes::plan(process, spec)?,
             own: Own::new(),
             console_size: console_size(process)?,
+            own_terminal: false,
         })
     }
 

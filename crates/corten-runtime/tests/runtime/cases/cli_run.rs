@@ -16,6 +16,7 @@ use crate::support::{eventually, lacks, without_new_groups};
 pub const CASES: &[Case] = &[
     ("cli_run_exit_codes", exit_codes),
     ("cli_run_streams", streams),
+    ("cli_run_callers_streams", callers_streams),
     ("cli_run_detached", detached),
     ("cli_run_keep", keep),
     ("cli_run_passes_signals", passes_signals),
@@ -108,6 +109,44 @@ fn keep() {
 fn passes_signals() {
     let script = "trap 'exit 7' TERM; touch /ran; while :; do usleep 10000; done";
     let bundle = Bundle::sh(script);
+/// The caller's terminal and files stay the caller's; a pipe is given to the program's user.
+fn callers_streams() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let script = "test $(id -u) = 1000 && test -t 0 && echo out && echo err > /dev/stderr";
+    let bundle = Bundle::sh(script).set("/process/user", json!({"uid": 1000, "gid": 1000}));
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let slave = ptsname(&master, Vec::new()).unwrap();
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
+    let slave = rustix::fs::open(slave, flags, rustix::fs::Mode::empty()).unwrap();
+    let log = tempfile::tempfile().unwrap();
+    let owners = || [rustix::fs::fstat(&slave), rustix::fs::fstat(&log)].map(|s| s.unwrap().st_uid);
+    let before = owners();
+    let run = |bundle: &Bundle, args: &[&str]| {
+        let mut command = bundle.command(args);
+        let output = command
+            .stdin(slave.try_clone().unwrap())
+            .stdout(log.try_clone().unwrap())
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "err\n", "{args:?}");
+        assert!(output.status.success(), "{args:?}");
+        assert_eq!(owners(), before, "{args:?}");
+    };
+    run(&bundle, RUN);
+    let bundle = Bundle::waiting().set("/process/user", json!({"uid": 1000, "gid": 1000}));
+    bundle.detached(DETACHED);
+    run(&bundle, &["exec", "ID", "sh", "-c", script]);
+    bundle.run(&["delete", "--force", "ID"]);
+    let mut said = String::new();
+    (&log).rewind().unwrap();
+    (&log).read_to_string(&mut said).unwrap();
+    assert_eq!(said, "out\nout\n");
+    bundle.assert_gone();
+}
+
     let mut child = bundle.spawn(RUN);
     let runtime = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
     // The file of the state is there for a moment before its text, and it then is no container.
