@@ -77,38 +77,6 @@ fn streams() {
     assert_eq!(output.stderr, b"problem\n");
 }
 
-fn detached() {
-    let bundle = Bundle::waiting();
-    let pid_file = bundle.dir.path().join("pid");
-    let pid_file = pid_file.to_str().unwrap();
-    bundle.detached(&[
-        "run",
-        "--detach",
-        "--bundle",
-        "BUNDLE",
-        "--pid-file",
-        pid_file,
-        "ID",
-    ]);
-    assert_eq!(bundle.status(), "running");
-    let pid = std::fs::read_to_string(pid_file).unwrap();
-    assert_eq!(pid, bundle.pid().to_string());
-    bundle.run(&["delete", "--force", "ID"]);
-    bundle.assert_gone();
-}
-
-fn keep() {
-    let bundle = Bundle::sh("exit 3");
-    let output = bundle.try_run(&["run", "--keep", "--bundle", "BUNDLE", "ID"]);
-    assert_eq!(output.status.code(), Some(3));
-    assert_eq!(bundle.status(), "stopped");
-    bundle.run(&["delete", "ID"]);
-    bundle.assert_gone();
-}
-
-fn passes_signals() {
-    let script = "trap 'exit 7' TERM; touch /ran; while :; do usleep 10000; done";
-    let bundle = Bundle::sh(script);
 /// The caller's terminal and files stay the caller's; a pipe is given to the program's user.
 fn callers_streams() {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -147,6 +115,38 @@ fn callers_streams() {
     bundle.assert_gone();
 }
 
+fn detached() {
+    let bundle = Bundle::waiting();
+    let pid_file = bundle.dir.path().join("pid");
+    let pid_file = pid_file.to_str().unwrap();
+    bundle.detached(&[
+        "run",
+        "--detach",
+        "--bundle",
+        "BUNDLE",
+        "--pid-file",
+        pid_file,
+        "ID",
+    ]);
+    assert_eq!(bundle.status(), "running");
+    let pid = std::fs::read_to_string(pid_file).unwrap();
+    assert_eq!(pid, bundle.pid().to_string());
+    bundle.run(&["delete", "--force", "ID"]);
+    bundle.assert_gone();
+}
+
+fn keep() {
+    let bundle = Bundle::sh("exit 3");
+    let output = bundle.try_run(&["run", "--keep", "--bundle", "BUNDLE", "ID"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(bundle.status(), "stopped");
+    bundle.run(&["delete", "ID"]);
+    bundle.assert_gone();
+}
+
+fn passes_signals() {
+    let script = "trap 'exit 7' TERM; touch /ran; while :; do usleep 10000; done";
+    let bundle = Bundle::sh(script);
     let mut child = bundle.spawn(RUN);
     let runtime = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
     // The file of the state is there for a moment before its text, and it then is no container.
