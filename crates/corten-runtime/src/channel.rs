@@ -20,8 +20,11 @@ const MAX_PACKET: usize = 4096;
 /// What the child says.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// Its namespaces exist; the caller writes id mappings and runs hooks, then answers.
+    /// Its namespaces exist; the caller writes id mappings, then answers.
     Namespaces,
+    /// Its mounts are made, and it has not entered its root; the caller runs hooks, then
+    /// answers.
+    Mounted,
     /// From the process in between: the child's pid and pidfd.
     Born(i32, OwnedFd),
     /// Its seccomp filter notifies, through this descriptor (a number of the child's); the
@@ -67,8 +70,17 @@ pub(crate) fn read_byte(fd: BorrowedFd<'_>) -> Result<Option<u8>, Errno> {
 
 /// Child: "my namespaces exist", and waits for the answer.
 pub(crate) fn namespaces_made(fd: BorrowedFd<'_>) -> Result<(), RuntimeError> {
+    ask(fd, NAMESPACES)
+}
+
+/// Child: "my mounts are made", and waits for the answer.
+pub(crate) fn mounted(fd: BorrowedFd<'_>) -> Result<(), RuntimeError> {
+    ask(fd, MOUNTED)
+}
+
+fn ask(fd: BorrowedFd<'_>, word: u8) -> Result<(), RuntimeError> {
     let fail = |errno| RuntimeError::setup(Step::Sync, "", errno);
-    rustix::io::write(fd, &[NAMESPACES]).map_err(fail)?;
+    rustix::io::write(fd, &[word]).map_err(fail)?;
     match read_byte(fd).map_err(fail)? {
         Some(_) => Ok(()),
         None => Err(fail(Errno::PIPE)),
@@ -169,6 +181,7 @@ pub(crate) fn receive(fd: BorrowedFd<'_>) -> Result<Message, RuntimeError> {
             _ => Err(fail(Errno::PROTO)),
         },
         Some((&NAMESPACES, _)) => Ok(Message::Namespaces),
+        Some((&MOUNTED, _)) => Ok(Message::Mounted),
         Some((&READY, _)) => Ok(Message::Ready(console)),
         Some((&LISTENER, &[a, b, c, d])) => Ok(Message::Listener(i32::from_le_bytes([a, b, c, d]))),
         Some(_) => Ok(Message::Failed(decode(packet))),
@@ -196,6 +209,7 @@ const HOOK: u8 = 7;
 const OTHER: u8 = 8;
 const BORN: u8 = 9;
 const LISTENER: u8 = 10;
+const MOUNTED: u8 = 11;
 
 /// `kind, step, errno (4), length of the first text (2), first text, second text`.
 fn encode(error: &RuntimeError) -> Vec<u8> {

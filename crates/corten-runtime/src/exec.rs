@@ -161,7 +161,9 @@ pub(crate) fn exec_with(
             Message::Ready(fd) => console = fd,
             Message::Closed => break,
             Message::Failed(error) => return Err(error),
-            Message::Namespaces | Message::Born(..) => channel::go(ours.as_fd())?,
+            Message::Namespaces | Message::Mounted | Message::Born(..) => {
+                channel::go(ours.as_fd())?
+            }
         }
     }
     Ok(ExecProcess {

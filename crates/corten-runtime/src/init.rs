@@ -1,8 +1,8 @@
 //! A container's first process, from its birth to its program: the child's side of
 //! [`create`](crate::create()). Everything it needs was prepared by the caller; it only
-//! carries out, in this order: signals, session, control groups, namespaces, names,
-//! sysctls, root file system, terminal, and then what every process does
-//! ([`become_process`]).
+//! carries out, in this order: signals, session, control groups, namespaces, mounts, hooks,
+//! root file system, terminal, names, sysctls (hooks may have made the interfaces they are
+//! about), and then what every process does ([`become_process`]).
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -42,6 +42,8 @@ pub(crate) struct InitPlan {
     pub(crate) cgroups: Vec<OwnedFd>,
     /// Wait after the namespaces have been made.
     pub(crate) sync: bool,
+    /// Wait after the mounts have been made: the caller has hooks to run.
+    pub(crate) runtime_hooks: bool,
     pub(crate) hostname: Option<String>,
     pub(crate) domainname: Option<String>,
     /// Path below `/proc` and value.
@@ -89,6 +91,11 @@ fn set_up(plan: &InitPlan, channel: BorrowedFd<'_>) -> Result<Option<Console>, R
     if plan.sync {
         channel::namespaces_made(channel)?;
     }
+    // Before it is a user to whom the way there may be closed.
+    let place = match &plan.rootfs {
+        Some(rootfs) => rootfs.place()?,
+        None => None,
+    };
     if plan.namespaces.new_user {
         become_namespace_root()?;
     }
@@ -100,16 +107,16 @@ fn set_up(plan: &InitPlan, channel: BorrowedFd<'_>) -> Result<Option<Console>, R
     if plan.namespaces.new_network {
         sys::link_up(c"lo").map_err(|errno| RuntimeError::setup(Step::Loopback, "lo", errno))?;
     }
+    if let Some(name) = &plan.keyring {
+        keyring::join(Some(name))?;
+    }
+    let console = enter_root(plan, place, channel)?;
     set_names(plan)?;
     for (file, value) in &plan.sysctls {
         plan.proc
             .write(file, value)
             .map_err(|errno| RuntimeError::setup(Step::Sysctl, file.clone(), errno))?;
     }
-    if let Some(name) = &plan.keyring {
-        keyring::join(Some(name))?;
-    }
-    let console = enter_root(plan)?;
     match (&console, &plan.stdio) {
         (Some(console), _) => {
             wire_stdio(console.stdio())?;
@@ -128,7 +135,11 @@ fn set_up(plan: &InitPlan, channel: BorrowedFd<'_>) -> Result<Option<Console>, R
 }
 
 /// The root file system and, with it, the terminal.
-fn enter_root(plan: &InitPlan) -> Result<Option<Console>, RuntimeError> {
+fn enter_root(
+    plan: &InitPlan,
+    place: Option<OwnedFd>,
+    channel: BorrowedFd<'_>,
+) -> Result<Option<Console>, RuntimeError> {
     let size = match plan.stdio {
         ChildStdio::Terminal(size) => Some(size),
         _ => None,
@@ -136,7 +147,10 @@ fn enter_root(plan: &InitPlan) -> Result<Option<Console>, RuntimeError> {
     let Some(rootfs) = &plan.rootfs else {
         return Ok(None);
     };
-    let (root, attached) = rootfs.build()?;
+    let (root, attached) = rootfs.build(place)?;
+    if plan.runtime_hooks {
+        channel::mounted(channel)?;
+    }
     hooks::run(
         &plan.create_container,
         "createContainer",

@@ -130,6 +130,9 @@ pub(crate) fn create_with(
             Message::Namespaces => {
                 plan.namespaces.provide(child.pid)?;
                 devices.move_into(child.pid)?;
+                channel::go(channel.as_fd())?;
+            }
+            Message::Mounted => {
                 for (kind, hooks) in &runtime_hooks {
                     // The validation suite and crun hold that the environment is there
                     // when prestart hooks are called (lifecycle, steps 2 and 3).
@@ -213,7 +216,11 @@ impl Created {
         match channel::receive(self.channel.as_fd())? {
             Message::Closed => {}
             Message::Failed(error) => return Err(error),
-            Message::Ready(_) | Message::Namespaces | Message::Born(..) | Message::Listener(_) => {
+            Message::Ready(_)
+            | Message::Namespaces
+            | Message::Mounted
+            | Message::Born(..)
+            | Message::Listener(_) => {
                 return Err(RuntimeError::setup(Step::Sync, "", Errno::PROTO));
             }
         }

@@ -16,7 +16,7 @@ use crate::mounts;
 use crate::namespaces::Namespaces;
 use crate::process::ProcessPlan;
 use crate::procfs::Proc;
-use crate::rootfs::RootfsPlan;
+use crate::rootfs::{RootfsPlan, Way};
 use crate::sandbox::{CgroupSpec, NetNs, Rootfs, Sandbox, Stdio};
 use crate::validate;
 
@@ -71,21 +71,26 @@ pub(super) fn plan(
     if namespaces.new_user {
         process.check_mappings(uids, gids)?;
     }
+    let hooks = spec.hooks().as_ref();
+    let some = |hooks: &Option<Vec<Hook>>| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty());
+    let runtime_hooks =
+        hooks.is_some_and(|hooks| some(hooks.prestart()) || some(hooks.create_runtime()));
+    let looked_at = runtime_hooks || hooks.is_some_and(|hooks| some(hooks.create_container()));
     let rootfs = root_plan(
         spec,
         rootfs,
         &mut opened,
         cgroup,
         &namespaces,
-        extras.no_pivot,
+        Way {
+            no_pivot: extras.no_pivot,
+            looked_at,
+        },
     )?;
-    let hooks = spec.hooks().as_ref();
-    let some = |hooks: &Option<Vec<Hook>>| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty());
-    let runtime_hooks =
-        hooks.is_some_and(|hooks| some(hooks.prestart()) || some(hooks.create_runtime()));
     let list = |hooks: Option<&Vec<Hook>>| hooks.cloned().unwrap_or_default();
     Ok(InitPlan {
-        sync: namespaces.need_caller() || runtime_hooks,
+        sync: namespaces.need_caller(),
+        runtime_hooks,
         cgroups: cgroup.join_files()?,
         hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
         domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
@@ -114,10 +119,10 @@ fn root_plan(
     opened: &mut BTreeMap<usize, OwnedFd>,
     cgroup: &Cgroup,
     namespaces: &Namespaces,
-    no_pivot: bool,
+    way: Way,
 ) -> Result<RootfsPlan, RuntimeError> {
     let mounts = mounts::plan(spec, opened, cgroup, namespaces)?;
-    RootfsPlan::new(spec, rootfs, mounts, namespaces, no_pivot)
+    RootfsPlan::new(spec, rootfs, mounts, namespaces, way)
 }
 
 pub(crate) fn child_stdio(stdio: Stdio, process: &mut ProcessPlan) -> ChildStdio {

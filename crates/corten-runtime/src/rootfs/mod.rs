@@ -13,6 +13,7 @@ mod no_pivot;
 mod protect;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use corten_oci::runtime_spec::Spec;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -20,7 +21,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 
 use crate::error::{RuntimeError, Step};
-use crate::mounts::{Attached, Listing, MountPlan, Tree, attach_all, propagation_flag};
+use crate::mounts::{Attached, Listing, MountPlan, Tree, attach_all, attach_to, propagation_flag};
 use crate::namespaces::{MountNamespace, Namespaces};
 use crate::root::RootFd;
 use crate::sandbox::{Rootfs, TerminalSize};
@@ -41,9 +42,20 @@ pub(crate) struct RootfsPlan {
     propagation: Option<(u64, bool)>,
     /// `chroot` instead of `pivot_root`.
     no_pivot: bool,
+    /// Where hooks look for it.
+    seen_at: Option<PathBuf>,
     namespace: MountNamespace,
     /// Process working directory, created when missing.
     cwd: String,
+}
+
+/// How the root is entered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Way {
+    /// By `chroot` instead of `pivot_root`.
+    pub(crate) no_pivot: bool,
+    /// Hooks look at it before that.
+    pub(crate) looked_at: bool,
 }
 
 impl RootfsPlan {
@@ -53,7 +65,7 @@ impl RootfsPlan {
         rootfs: Rootfs,
         mounts: Vec<MountPlan>,
         namespaces: &Namespaces,
-        no_pivot: bool,
+        way: Way,
     ) -> Result<Self, RuntimeError> {
         let linux = spec.linux().as_ref();
         let propagation = linux.and_then(|linux| linux.rootfs_propagation().as_deref());
@@ -65,6 +77,8 @@ impl RootfsPlan {
             Some((libc::MS_SLAVE, _)) => libc::MS_SLAVE,
             _ => libc::MS_PRIVATE,
         };
+        let attachable = way.looked_at && namespaces.mount != MountNamespace::Host;
+        let mut seen_at = None;
         let tree = match rootfs {
             Rootfs::Detached(tree) => {
                 let attr = MountAttr {
@@ -84,7 +98,10 @@ impl RootfsPlan {
                     }
                     errno => RuntimeError::setup(Step::Rootfs, path.display().to_string(), errno),
                 };
-                Tree::root(&path, first, namespaces).map_err(fail)?
+                let tree = Tree::root(&path, first, namespaces).map_err(fail)?;
+                // Without a slash at the end, which would follow a link.
+                seen_at = attachable.then(|| path.components().collect());
+                tree
             }
         };
         let cwd = spec
@@ -102,14 +119,29 @@ impl RootfsPlan {
                 .and_then(|root| root.readonly())
                 .unwrap_or(false),
             propagation,
-            no_pivot,
+            no_pivot: way.no_pivot,
+            seen_at,
             namespace: namespaces.mount,
             cwd: cwd.map_or("/".to_owned(), |cwd| cwd.into_owned()),
         })
     }
 
-    /// Child: attaches the root and everything below it.
-    pub(crate) fn build(&self) -> Result<(RootFd, Attached), RuntimeError> {
+    /// Child: the directory hooks know as the container's root, in the child's mount
+    /// namespace.
+    pub(crate) fn place(&self) -> Result<Option<OwnedFd>, RuntimeError> {
+        let Some(path) = &self.seen_at else {
+            return Ok(None);
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let place = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| {
+            RuntimeError::setup(Step::Rootfs, path.display().to_string(), errno)
+        })?;
+        Ok(Some(place))
+    }
+
+    /// Child: attaches the root, and everything below it, over the old root, or at its
+    /// `place` if hooks are to see it.
+    pub(crate) fn build(&self, place: Option<OwnedFd>) -> Result<(RootFd, Attached), RuntimeError> {
         if self.namespace == MountNamespace::Host {
             return self.build_detached();
         }
@@ -122,11 +154,14 @@ impl RootfsPlan {
             ..MountAttr::default()
         };
         sys::mount_setattr(host.as_fd(), true, private).map_err(fail)?;
-        // Over the old root: no directory of the host is needed, and `pivot_root` only
-        // asks that the new root be reachable from the old one.
         let root = self.tree.open_owned(fail)?;
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&root, "", CWD, "/", flags).map_err(fail)?;
+        match place {
+            Some(place) => attach_to(root.as_fd(), place.as_fd()),
+            // No directory of the host is needed, and `pivot_root` only asks that the new
+            // root be reachable from the old one.
+            None => over_the_old(root.as_fd()),
+        }
+        .map_err(fail)?;
         self.fill(root)
     }
 
@@ -154,9 +189,10 @@ impl RootfsPlan {
     fn fill(&self, root: OwnedFd) -> Result<(RootFd, Attached), RuntimeError> {
         let root = RootFd::new(root);
         let attached = {
-            // With the old root all that was attached to it goes away.
+            // With the old root all that was attached to it goes away. Hooks see it before,
+            // and must find nothing of the host's covered.
             let old_root_goes = self.namespace == MountNamespace::New && !self.no_pivot;
-            let listing = Listing::new(old_root_goes);
+            let listing = Listing::new(old_root_goes && self.seen_at.is_none());
             attach_all(&root, &self.mounts, listing, self.namespace)?
         };
         self.devices.make(&root)?;
@@ -170,6 +206,9 @@ impl RootfsPlan {
         if self.namespace == MountNamespace::Host {
             rustix::process::chroot(".").map_err(fail)?;
         } else if self.no_pivot {
+            if self.seen_at.is_some() {
+                over_the_old(root.as_fd()).map_err(fail)?;
+            }
             no_pivot::enter(root.as_fd()).map_err(fail)?;
         } else {
             // pivot_root(2), "pivot_root(".", ".")": the old root ends up stacked on the
@@ -251,6 +290,12 @@ impl RootfsPlan {
         console.bind(root)?;
         Ok(console)
     }
+}
+
+/// Attaches the root, or moves it, over the old one.
+fn over_the_old(root: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(root, "", CWD, "/", flags)
 }
 
 /// `shared`, `rslave` etc.: the flag, and whether for all mounts of the container.

@@ -8,6 +8,7 @@ use crate::support::eventually;
 
 pub const CASES: &[Case] = &[
     ("cli_hooks_moments_and_states", moments_and_states),
+    ("cli_hooks_see_the_mounts", see_the_mounts),
     (
         "cli_hooks_arguments_and_environment",
         arguments_and_environment,
@@ -122,6 +123,71 @@ fn moments_and_states() {
         let path = bundle.dir.path().canonicalize().unwrap();
         assert_eq!(state["bundle"], json!(path), "{kind}");
     }
+}
+
+/// Hooks find the container's mounts below its root, in its mount namespace, and what they
+/// mount there the program has (what adds GPUs to containers works like that). Interfaces
+/// they make are there for the sysctls.
+fn see_the_mounts() {
+    let files = tempfile::tempdir().unwrap();
+    for name in ["bound", "early", "late"] {
+        std::fs::create_dir(files.path().join(name)).unwrap();
+        std::fs::write(files.path().join(name).join(name), name).unwrap();
+    }
+    let files = files.path().display().to_string();
+    let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    for (no_pivot, user) in [(false, false), (true, false), (false, true)] {
+        let script = "cat /bound/bound /data/early /tmp/late; test -e /proc/self/stat; echo $?; \
+                      cat /proc/sys/net/ipv4/conf/eth9/forwarding";
+        let bundle = Bundle::sh(script);
+        std::fs::create_dir(bundle.rootfs().join("data")).unwrap();
+        let root = bundle.rootfs().display().to_string();
+        let bundle_dir = bundle.dir.path().display().to_string();
+        let early = format!(
+            "pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); \
+             nsenter -t $pid -m cat {root}/bound/bound > {bundle_dir}/prestart; \
+             nsenter -t $pid -n ip link add eth9 type bridge; \
+             nsenter -t $pid -m mount --bind {files}/early {root}/data"
+        );
+        let late = format!(
+            "cat {root}/data/early {root}/bound/bound > {bundle_dir}/container; \
+             test -e {root}/proc/self/stat && test -c {root}/dev/null || exit 4; \
+             mount --bind {files}/late {root}/tmp"
+        );
+        let mount = json!({"destination": "/bound", "type": "bind",
+                           "source": format!("{files}/bound"), "options": ["rbind"]});
+        let mut bundle = bundle
+            .set("/hooks/prestart", sh(&early))
+            .set("/hooks/createContainer", sh(&late))
+            .set(
+                "/linux/sysctl",
+                json!({"net.ipv4.conf.eth9.forwarding": "1"}),
+            );
+        let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+        mounts.push(mount);
+        let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+        if namespaces.iter().all(|one| one["type"] != "network") {
+            namespaces.push(json!({"type": "network"}));
+        }
+        if user {
+            namespaces.push(json!({"type": "user"}));
+            let map = json!([{"containerID": 0, "hostID": 0, "size": 65_536}]);
+            bundle = bundle
+                .set("/linux/uidMappings", map.clone())
+                .set("/linux/gidMappings", map);
+        }
+        let mut args = vec!["run", "--bundle", "BUNDLE"];
+        args.extend(no_pivot.then_some("--no-pivot"));
+        args.push("ID");
+        assert_eq!(bundle.run(&args), "boundearlylate0\n1\n", "{args:?} {user}");
+        let said = |name: &str| std::fs::read_to_string(bundle.dir.path().join(name)).unwrap();
+        assert_eq!(said("prestart"), "bound");
+        assert_eq!(said("container"), "earlybound");
+        bundle.assert_gone();
+    }
+    let after = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let of_ours = |text: &str| text.matches(&files).count();
+    assert_eq!(of_ours(&before), of_ours(&after));
 }
 
 fn arguments_and_environment() {
