@@ -287,12 +287,26 @@ pub fn group_of(pid: u32) -> String {
     format!("corten-test-{pid}")
 }
 
-/// Goes into a mount namespace in which no control group can be made.
-pub fn without_new_groups() {
-    use rustix::mount::{MountFlags, MountPropagationFlags as Propagation};
+/// Goes into a mount namespace of the case's own, where nobody else mounts and from where
+/// nothing reaches the host's.
+pub fn own_mounts() {
+    use rustix::mount::MountPropagationFlags as Propagation;
     #[allow(deprecated)] // Its successor is unsafe because of threads and memory; this is neither.
     rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
     rustix::mount::mount_change("/", Propagation::PRIVATE | Propagation::REC).unwrap();
+}
+
+/// The same, with every mount shared, so that whatever a container lets propagate arrives.
+pub fn own_shared_mounts() {
+    use rustix::mount::MountPropagationFlags as Propagation;
+    own_mounts();
+    rustix::mount::mount_change("/", Propagation::SHARED | Propagation::REC).unwrap();
+}
+
+/// Goes into a mount namespace in which no control group can be made.
+pub fn without_new_groups() {
+    use rustix::mount::MountFlags;
+    own_mounts();
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     for line in mounts.lines() {
         let mut words = line.split(' ').skip(1);

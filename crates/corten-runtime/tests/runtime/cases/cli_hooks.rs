@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::Case;
 use crate::cli::Bundle;
-use crate::support::eventually;
+use crate::support::{eventually, own_mounts};
 
 pub const CASES: &[Case] = &[
     ("cli_hooks_moments_and_states", moments_and_states),
@@ -304,10 +304,8 @@ fn failures() {
 /// Poststop hooks run once: not while the container is still there to be deleted again, and
 /// not a second time for what is left of its directory.
 fn of_a_delete_that_fails() {
-    use rustix::mount::{MountPropagationFlags as Propagation, UnmountFlags};
-    #[allow(deprecated)] // Its successor is unsafe because of threads and memory; this is neither.
-    rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
-    rustix::mount::mount_change("/", Propagation::PRIVATE | Propagation::REC).unwrap();
+    use rustix::mount::UnmountFlags;
+    own_mounts();
     for (blocked, before) in [("state.json", 0), ("config.json", 1)] {
         let bundle = Bundle::sh("true");
         let count = bundle.dir.path().join("count");

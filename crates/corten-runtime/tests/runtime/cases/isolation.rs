@@ -406,6 +406,7 @@ fn names_and_sysctls() {
 }
 
 fn host_mount_table_is_untouched() {
+    crate::support::own_shared_mounts();
     let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let container = Container::args(&["sleep", "1000"]);
     let (running, _ends) = container.start().unwrap();
