@@ -116,7 +116,9 @@ pub(super) fn restore(context: &Context, mut args: RestoreArgs) -> Result<ExitCo
         notify: None,
         adopts: !args.no_subreaper,
     });
-    run::clean_up(context, &bundle, &dir, &running)?;
+    if let Err(error) = run::clean_up(context, &bundle, &dir, &running) {
+        context.log.warn(&error);
+    }
     Ok(ExitCode::from(status?.code()))
 }
 

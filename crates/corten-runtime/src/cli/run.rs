@@ -57,8 +57,11 @@ pub(super) fn run(context: &Context, args: RunArgs) -> Result<ExitCode, CliError
         notify: notify.as_mut(),
         adopts: !args.no_subreaper,
     });
-    if !args.keep {
-        clean_up(context, &bundle, &dir, &running)?;
+    if !args.keep
+        && let Err(error) = clean_up(context, &bundle, &dir, &running)
+    {
+        // How the program ended must not be lost over it.
+        context.log.warn(&error);
     }
     let status: ExitStatus = status?;
     Ok(ExitCode::from(status.code()))

@@ -11,10 +11,11 @@ use serde_json::json;
 
 use crate::Case;
 use crate::cli::Bundle;
-use crate::support::{eventually, lacks, without_new_groups};
+use crate::support::{eventually, lacks, own_mounts, without_new_groups};
 
 pub const CASES: &[Case] = &[
     ("cli_run_exit_codes", exit_codes),
+    ("cli_run_exit_code_is_not_lost", exit_code_is_not_lost),
     ("cli_run_streams", streams),
     ("cli_run_callers_streams", callers_streams),
     ("cli_run_detached", detached),
@@ -59,6 +60,35 @@ fn exit_codes() {
     eventually("the program runs", || ran.exists());
     bundle.run(&["kill", "ID", "KILL"]);
     assert_eq!(child.wait().unwrap().code(), Some(137));
+    bundle.assert_gone();
+}
+
+/// What cannot be removed afterwards does not change how the program ended.
+fn exit_code_is_not_lost() {
+    use rustix::mount::UnmountFlags;
+    own_mounts();
+    let bundle = Bundle::sh("touch /ran; until test -e /go; do usleep 10000; done; exit 42");
+    let child = bundle
+        .command(RUN)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let ran = bundle.rootfs().join("ran");
+    eventually("the program runs", || ran.exists());
+    // What is mounted on cannot be removed.
+    let file = bundle.state_dir().join("state.json");
+    rustix::mount::mount_bind(&file, &file).unwrap();
+    std::fs::write(bundle.rootfs().join("go"), "").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(42), "{errors}");
+    assert!(
+        errors.contains("warning: ") && errors.contains("state.json"),
+        "{errors}"
+    );
+    rustix::mount::unmount(&file, UnmountFlags::empty()).unwrap();
+    bundle.run(&["delete", "--force", "ID"]);
     bundle.assert_gone();
 }
 
