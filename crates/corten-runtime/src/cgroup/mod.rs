@@ -89,7 +89,8 @@ trait Hierarchy {
 }
 
 impl Cgroup {
-    /// Makes the group for a new container and sets its limits. Dropping the returned
+    /// Makes the group for a new container, whose place has been [cleared](Self::clear), and
+    /// sets its limits. Dropping the returned
     /// guard removes it again, with those parents that had to be made for it. [`RuntimeError::CgroupDenied`] says that the caller has no
     /// right to make groups there; an unprivileged caller may go on with
     /// [`Cgroup::nowhere`] if no limit is asked for.
@@ -111,14 +112,14 @@ impl Cgroup {
         }
         let cgroup = Self {
             path: path.to_owned(),
-            systemd: spec.systemd.clone(),
+            // Until it has been started, a unit of this name is somebody else's.
+            systemd: None,
             unified: hosts.unified().map(|mount| Unified::new(mount, path)),
             legacy: needed
                 .into_iter()
                 .map(|mount| Legacy::new(mount, path))
                 .collect(),
         };
-        cgroup.refuse_or_clear_leftovers()?;
         let mut guard = CgroupGuard {
             cgroup: Some(cgroup),
             made: Vec::new(),
@@ -129,6 +130,7 @@ impl Cgroup {
             guard.placeholder = Some(unit.start(path, resources, &filter, &further)?);
         }
         if let Some(cgroup) = &mut guard.cgroup {
+            cgroup.systemd.clone_from(&spec.systemd);
             for hierarchy in cgroup.hierarchies() {
                 hierarchy.create(&mut guard.made)?;
             }
@@ -138,6 +140,22 @@ impl Cgroup {
         }
         guard.get().apply(resources, &filter)?;
         Ok(guard)
+    }
+
+    /// To be called before [`Self::create`], and before anything is saved that names the
+    /// group as a container's own: one of this name may be left from a crash; with processes
+    /// in it, it is somebody's container.
+    pub(crate) fn clear(spec: &CgroupSpec) -> Result<(), RuntimeError> {
+        let leftover = Self::open(&spec.path)?;
+        if !leftover.exists() {
+            return Ok(());
+        }
+        if !leftover.pids()?.is_empty() {
+            return Err(RuntimeError::CgroupExists {
+                path: spec.path.clone(),
+            });
+        }
+        leftover.remove()
     }
 
     /// Makes the group in the v1 hierarchies left. Nothing depends on it: one that refuses
@@ -231,21 +249,6 @@ impl Cgroup {
     fn hierarchies(&self) -> impl Iterator<Item = &dyn Hierarchy> {
         let unified = self.unified.iter().map(|unified| unified as &dyn Hierarchy);
         unified.chain(self.legacy.iter().map(|legacy| legacy as &dyn Hierarchy))
-    }
-
-    /// A group of this name may be left from a crash; with processes in it, it is
-    /// somebody's container.
-    fn refuse_or_clear_leftovers(&self) -> Result<(), RuntimeError> {
-        let leftover = Self::open(&self.path)?;
-        if !leftover.exists() {
-            return Ok(());
-        }
-        if !leftover.pids()?.is_empty() {
-            return Err(RuntimeError::CgroupExists {
-                path: self.path.clone(),
-            });
-        }
-        leftover.remove()
     }
 
     fn error(&self, action: &'static str, errno: Errno) -> RuntimeError {

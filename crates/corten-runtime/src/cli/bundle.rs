@@ -15,6 +15,7 @@ use super::inherit::Inherited;
 use super::notify::NotifySocket;
 use super::state::{Saved, started_at};
 use super::{CliError, Context};
+use crate::cgroup::Cgroup;
 use crate::create::{Created, Extras, create_with, hook_state};
 use crate::document;
 use crate::error::{RuntimeError, Step};
@@ -203,8 +204,10 @@ impl Bundle {
         &self.cgroup
     }
 
-    /// What there will be, before there is anything.
+    /// What there will be, before there is anything. Whoever deletes the container kills what
+    /// is in the group saved here, so it must not be another's.
     pub(super) fn save_first(&self, dir: &Dir) -> Result<(), CliError> {
+        Cgroup::clear(&self.cgroup)?;
         dir.save_config(&self.config)?;
         dir.save_first(&self.saved(0))
     }
@@ -240,6 +243,7 @@ impl Bundle {
             rootless: self.rootless,
             keep_fds: self.inherited.count(),
             gate,
+            cleared: true,
         };
         let mut born = |pid| {
             dir.save(&self.saved(pid)).map_err(|error| {

@@ -141,6 +141,7 @@ fn made(
     let linux = bundle.spec.linux().as_ref();
     let resources = linux.and_then(|linux| linux.resources().clone());
     let resources = resources.unwrap_or_default();
+    Cgroup::clear(bundle.cgroup())?;
     let cgroup = Cgroup::create(bundle.cgroup(), &resources, bundle.spec.annotations())?;
     let request = Restore {
         args: &args.criu,

@@ -68,6 +68,8 @@ pub(crate) struct Extras {
     pub(crate) keep_fds: u32,
     /// Read and report ends of a gate that outlives the caller.
     pub(crate) gate: Option<(OwnedFd, OwnedFd)>,
+    /// The place of the control group has been cleared.
+    pub(crate) cleared: bool,
 }
 
 /// Creates a container up to, but not including, the execution of its program. The
@@ -98,6 +100,9 @@ pub(crate) fn create_with(
     let no_resources = LinuxResources::default();
     let devices = NetDevices::plan(spec, &sandbox.netns)?;
     let resources = resources.as_ref().unwrap_or(&no_resources);
+    if !extras.cleared {
+        Cgroup::clear(&sandbox.cgroup)?;
+    }
     let mut cgroup = match Cgroup::create(&sandbox.cgroup, resources, spec.annotations()) {
         Err(denied @ RuntimeError::CgroupDenied { .. })
             if extras.rootless.unwrap_or_else(rootless) =>

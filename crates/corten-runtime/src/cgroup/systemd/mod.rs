@@ -146,8 +146,20 @@ impl Unit {
             bus.reset_failed(&self.name).ok();
             started = bus.start_transient_unit(&self.name, &all);
         }
-        started.map_err(fail)?;
-        placeholder.check_group(path)?;
+        match started {
+            Ok(()) => {}
+            // It came to a job of ours, so the unit is ours as well.
+            Err(error @ SystemdError::Job { .. }) => {
+                self.stop().ok();
+                return Err(fail(error));
+            }
+            Err(error) => return Err(fail(error)),
+        }
+        if let Err(error) = placeholder.check_group(path) {
+            drop(placeholder);
+            self.stop().ok();
+            return Err(error);
+        }
         Ok(placeholder)
     }
 

@@ -8,6 +8,7 @@ use crate::support::eventually;
 
 pub const CASES: &[Case] = &[
     ("cli_crash_of_create", crash_of_create),
+    ("cli_crash_of_a_refused_create", crash_of_a_refused_create),
     ("cli_crash_of_run", crash_of_run),
     ("cli_crash_of_start", crash_of_start),
     ("cli_crash_of_delete", crash_of_delete),
@@ -54,6 +55,35 @@ fn crash_of_create() {
     let bundle = Bundle::waiting();
     let args = ["create", "--bundle", "BUNDLE", "ID"];
     killed_at_any_moment(&bundle, &args, || {}, |moment| clean(&bundle, moment));
+}
+
+/// Whatever is deleted of a container that was to have another's group, the other one lives.
+fn crash_of_a_refused_create() {
+    let first = Bundle::waiting();
+    first.create();
+    first.start();
+    let group = format!("/{}", first.cgroup_path());
+    let second = Bundle::waiting().set("/linux/cgroupsPath", serde_json::json!(group));
+    let args = ["create", "--bundle", "BUNDLE", "ID"];
+    let start = Instant::now();
+    let error = second.fail(&args);
+    let whole = start.elapsed();
+    assert!(error.contains("already exists"), "{error}");
+    for round in 0..ROUNDS {
+        let moment = whole * round / ROUNDS;
+        let mut command = second.spawn(&args);
+        let deadline = Instant::now() + moment;
+        while Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        command.kill().unwrap();
+        command.wait().unwrap();
+        second.run(&["delete", "--force", "ID"]);
+        assert_eq!(first.status(), "running", "after {moment:?}");
+        assert!(!second.state_dir().exists());
+    }
+    first.run(&["delete", "--force", "ID"]);
+    first.assert_gone();
 }
 
 fn crash_of_run() {

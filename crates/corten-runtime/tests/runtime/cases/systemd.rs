@@ -6,11 +6,13 @@ use corten_runtime::{Cgroup, CgroupSpec, wait_pidfd};
 use serde_json::json;
 
 use crate::Case;
-use crate::support::{Container, eventually, group_dirs};
+use crate::support::{Container, eventually, group_dirs, own_mounts};
 
 pub const CASES: &[Case] = &[
     ("systemd_scope", systemd_scope),
     ("systemd_scope_of_a_failure", systemd_scope_of_a_failure),
+    ("systemd_scope_of_another", systemd_scope_of_another),
+    ("systemd_scope_not_started", systemd_scope_not_started),
 ];
 
 fn booted() -> bool {
@@ -113,4 +115,49 @@ fn systemd_scope_of_a_failure() {
     again.scope = true;
     again.id.clone_from(&container.id);
     assert!(again.run().unwrap().status.success());
+}
+
+/// Names of scopes are the host's, whatever slice they are in: another container's is left
+/// alone.
+fn systemd_scope_of_another() {
+    if !booted() {
+        return;
+    }
+    let mut first = Container::args(&["sleep", "1000"]);
+    first.scope = true;
+    let (running, _ends) = first.start().unwrap();
+    let bundle = crate::cli::Bundle::sh("true").set(
+        "/linux/cgroupsPath",
+        json!(format!("other.slice:corten-test:{}", first.id)),
+    );
+    let error = bundle.fail(&["--systemd-cgroup", "run", "--bundle", "BUNDLE", "ID"]);
+    assert!(error.contains("UnitExists"), "{error}");
+    assert_eq!(running.cgroup.pids().unwrap(), [running.pid]);
+    running.cgroup.kill_all().unwrap();
+    wait_pidfd(&running.pidfd).unwrap();
+    running.cgroup.remove().unwrap();
+}
+
+/// A unit that could not be started is not stopped either: it is not ours. (This systemd
+/// hangs up on everybody.)
+fn systemd_scope_not_started() {
+    use rustix::mount::{MountFlags, mount};
+    use std::sync::atomic::{AtomicU32, Ordering};
+    own_mounts();
+    mount(c"tmpfs", "/run", c"tmpfs", MountFlags::empty(), None).unwrap();
+    std::fs::create_dir("/run/systemd").unwrap();
+    let listener = std::os::unix::net::UnixListener::bind("/run/systemd/private").unwrap();
+    let bundle =
+        crate::cli::Bundle::sh("true").set("/linux/cgroupsPath", json!("x.slice:corten-test:none"));
+    static CONNECTIONS: AtomicU32 = AtomicU32::new(0);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            CONNECTIONS.fetch_add(1, Ordering::SeqCst);
+            drop(stream);
+        }
+    });
+    let error = bundle.fail(&["--systemd-cgroup", "run", "--bundle", "BUNDLE", "ID"]);
+    assert!(error.contains("systemd cannot be reached"), "{error}");
+    assert_eq!(CONNECTIONS.load(Ordering::SeqCst), 1);
+    assert!(!bundle.state_dir().exists());
 }
