@@ -244,21 +244,21 @@ fn events_oom() {
     );
     let limits = json!({"limit": 16 << 20, "swap": 16 << 20});
     let bundle = running(bundle.set("/linux/resources/memory", limits));
-    let mut command = bundle.command(&["events", "--interval", "1h", "ID"]);
+    let mut command = bundle.command(&["events", "--interval", "50ms", "ID"]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let proc = format!("/proc/{}/fd", child.id());
-    eventually("listening", || {
-        let fds = std::fs::read_dir(&proc).unwrap().flatten();
-        let targets = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
-        targets.into_iter().any(|target| {
-            let text = target.to_string_lossy().into_owned();
-            text.contains("[eventfd]") || text.contains("inotify")
-        })
-    });
-    std::fs::write(bundle.rootfs().join("go"), "").unwrap();
-    let mut line = String::new();
     let mut output = std::io::BufReader::new(child.stdout.take().unwrap());
-    output.read_line(&mut line).unwrap();
+    let mut next = || {
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        line
+    };
+    // They are printed only when it listens.
+    assert!(next().starts_with("{\"type\":\"stats\""));
+    std::fs::write(bundle.rootfs().join("go"), "").unwrap();
+    let mut line = next();
+    while line.starts_with("{\"type\":\"stats\"") {
+        line = next();
+    }
     let expected = format!("{{\"type\":\"oom\",\"id\":\"{}\"}}\n", bundle.id);
     assert_eq!(line, expected);
     end(&bundle);
