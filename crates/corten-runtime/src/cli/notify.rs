@@ -6,12 +6,13 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use corten_oci::runtime_spec::Spec;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::time::Timespec;
 
 use super::CliError;
 use super::console::send_over;
@@ -66,6 +67,8 @@ impl NotifySocket {
 
     pub(super) fn listen(self) -> Result<Listening, CliError> {
         let path = self.directory.join(NAME);
+        // Of a `start` that was cut short.
+        std::fs::remove_file(&path).ok();
         let socket = UnixDatagram::bind(&path);
         let socket = socket.and_then(|socket| {
             // Whatever user the program becomes.
@@ -75,54 +78,73 @@ impl NotifySocket {
         Ok(Listening {
             socket: socket.map_err(|error| CliError::io(path.display(), error))?,
             host: self.host,
+            barrier: None,
         })
     }
 }
 
-/// A bound socket.
+/// A bound socket and, once the container has said that it is ready, what tells whether the
+/// caller's service manager has heard of it.
 #[derive(Debug)]
 pub(super) struct Listening {
     socket: UnixDatagram,
     host: String,
+    barrier: Option<Barrier>,
+}
+
+#[derive(Debug)]
+struct Barrier {
+    read: OwnedFd,
+    deadline: Instant,
 }
 
 impl AsFd for Listening {
+    /// Readable when there is something to [`Listening::go_on`] with.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        match &self.barrier {
+            Some(barrier) => barrier.read.as_fd(),
+            None => self.socket.as_fd(),
+        }
     }
 }
 
 impl Listening {
-    /// Until the container is ready, or has ended.
+    /// Until the container is ready and the service manager knows it, or one of them does not
+    /// want to.
     pub(super) fn wait(&mut self, pidfd: &OwnedFd, pid: i32) -> Result<(), CliError> {
         loop {
             let mut fds = [
-                PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN),
             ];
-            match poll(&mut fds, None) {
+            let left = self.barrier.as_ref().map(Barrier::left);
+            match poll(&mut fds, left.as_ref()) {
+                Ok(0) => return Ok(()),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(CliError::io("wait for readiness", errno.into())),
             }
             let [said, ended] = fds.map(|fd| !fd.revents().is_empty());
-            if said && self.forward(pid.unsigned_abs())? || ended {
+            if said && self.go_on(pid.unsigned_abs())? || ended {
                 return Ok(());
             }
         }
     }
 
-    /// Reads one message; whether it was the one that says "ready", which is passed on
-    /// with the process to watch.
-    pub(super) fn forward(&mut self, main: u32) -> Result<bool, CliError> {
+    /// Reads one message. The one that says "ready" is passed on with the process to watch;
+    /// `true` when the service manager has read that, for which nobody waits here.
+    pub(super) fn go_on(&mut self, main: u32) -> Result<bool, CliError> {
+        if self.barrier.is_some() {
+            return Ok(true);
+        }
         let mut message = [0u8; 4096];
-        let io = |error| CliError::io("notification socket", error);
+        let io = |error| CliError::io("read notification socket", error);
         let count = self.socket.recv(&mut message).map_err(io)?;
         let message = message.get(..count).unwrap_or_default();
         let mut lines = message.split(|byte| *byte == b'\n');
         let Some(ready) = lines.find(|line| line.starts_with(b"READY=")) else {
             return Ok(false);
         };
-        let io = |error| CliError::io(format!("$NOTIFY_SOCKET {}", self.host), error);
+        let io = |error| CliError::io(format!("tell $NOTIFY_SOCKET {}", self.host), error);
         let host = UnixDatagram::unbound().map_err(io)?;
         match self.host.strip_prefix('@') {
             Some(name) => {
@@ -134,18 +156,25 @@ impl Listening {
         host.send(&[ready, b"\n"].concat()).map_err(io)?;
         host.send(format!("MAINPID={main}\n").as_bytes())
             .map_err(io)?;
-        barrier(&host).map_err(|errno| io(errno.into()))?;
-        Ok(true)
+        self.barrier = Some(Barrier::new(&host).map_err(|errno| io(errno.into()))?);
+        Ok(false)
     }
 }
 
 /// sd_notify_barrier(3): the service manager closes the pipe once it has read everything.
 /// One that does not know of it is not waited for longer than [`BARRIER`].
-fn barrier(host: &UnixDatagram) -> Result<(), Errno> {
-    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-    send_over(host.as_fd(), write.as_fd(), b"BARRIER=1")?;
-    drop(write);
-    let mut fds = [PollFd::from_borrowed_fd(read.as_fd(), PollFlags::IN)];
-    let timeout = rustix::time::Timespec::try_from(BARRIER).unwrap_or_default();
-    poll(&mut fds, Some(&timeout)).map(drop)
+impl Barrier {
+    fn new(host: &UnixDatagram) -> Result<Self, Errno> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        send_over(host.as_fd(), write.as_fd(), b"BARRIER=1")?;
+        Ok(Self {
+            read,
+            deadline: Instant::now() + BARRIER,
+        })
+    }
+
+    fn left(&self) -> Timespec {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        Timespec::try_from(left).unwrap_or_default()
+    }
 }

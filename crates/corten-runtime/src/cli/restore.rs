@@ -113,6 +113,7 @@ pub(super) fn restore(context: &Context, mut args: RestoreArgs) -> Result<ExitCo
         pid: running.pid,
         console: master,
         signals: &signals,
+        log: &context.log,
         notify: None,
         adopts: !args.no_subreaper,
     });

@@ -39,7 +39,10 @@ pub(super) fn run(context: &Context, args: RunArgs) -> Result<ExitCode, CliError
     if args.detach {
         let ((running, notify, _), _) = bundle.make(context, |dir| launch(&bundle, dir))?;
         if let Some(mut notify) = notify {
-            notify.wait(&running.pidfd, running.pid)?;
+            // The container runs, whoever does not hear of it.
+            if let Err(error) = notify.wait(&running.pidfd, running.pid) {
+                context.log.warn(&error);
+            }
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -54,6 +57,7 @@ pub(super) fn run(context: &Context, args: RunArgs) -> Result<ExitCode, CliError
         pid: running.pid,
         console: master,
         signals: &signals,
+        log: &context.log,
         notify: notify.as_mut(),
         adopts: !args.no_subreaper,
     });

@@ -30,8 +30,11 @@ pub(super) fn start(context: &Context, args: &IdArgs) -> Result<ExitCode, CliErr
         return Err(error);
     }
     drop(lock);
-    if let (Some(mut notify), Some(pidfd)) = (notify, container.pidfd()) {
-        notify.wait(&pidfd, container.saved.pid)?;
+    if let (Some(mut notify), Some(pidfd)) = (notify, container.pidfd())
+        && let Err(error) = notify.wait(&pidfd, container.saved.pid)
+    {
+        // The container runs, whoever does not hear of it.
+        context.log.warn(&error);
     }
     Ok(ExitCode::SUCCESS)
 }

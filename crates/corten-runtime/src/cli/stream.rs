@@ -13,6 +13,7 @@ use rustix::termios::{
 use rustix::time::Timespec;
 
 use super::CliError;
+use super::log::Log;
 use super::notify::Listening;
 use crate::error::{RuntimeError, Step};
 use crate::status::{ExitStatus, send_signal, wait_pidfd};
@@ -37,13 +38,16 @@ pub(super) struct Attended<'a> {
     /// Master side of its terminal.
     pub(super) console: Option<OwnedFd>,
     pub(super) signals: &'a Signals,
+    /// For what goes wrong without an end to it.
+    pub(super) log: &'a Log,
     /// Where it says that it is ready.
     pub(super) notify: Option<&'a mut Listening>,
     /// Whether orphans come to this process and must be reaped.
     pub(super) adopts: bool,
 }
 
-/// Until the process ends: signals go to it, the terminal's bytes back and forth.
+/// Until the process ends: signals go to it, the terminal's bytes back and forth. One that
+/// cannot be looked after is killed, as in runc: nobody would know of it.
 pub(super) fn attend(mut attended: Attended<'_>) -> Result<ExitStatus, CliError> {
     let raw = attended
         .console
@@ -51,6 +55,10 @@ pub(super) fn attend(mut attended: Attended<'_>) -> Result<ExitStatus, CliError>
         .and_then(|console| RawTerminal::enter(console.as_fd()));
     let result = relay(&mut attended);
     drop(raw);
+    if result.is_err() {
+        send_signal(attended.pidfd, libc::SIGKILL).ok();
+        wait_pidfd(attended.pidfd).ok();
+    }
     result
 }
 
@@ -95,9 +103,16 @@ fn relay(attended: &mut Attended<'_>) -> Result<ExitStatus, CliError> {
         }
         if ready(at_notify)
             && let Some(notify) = attended.notify.as_mut()
-            && notify.forward(std::process::id())?
         {
-            attended.notify = None;
+            let told = notify.go_on(std::process::id());
+            // The container is none the worse for it.
+            let told = told.unwrap_or_else(|error| {
+                attended.log.warn(&error);
+                true
+            });
+            if told {
+                attended.notify = None;
+            }
         }
         if ready(Some(1)) {
             while let Some(signal) = sys::next_signal(attended.signals.0.as_fd()) {

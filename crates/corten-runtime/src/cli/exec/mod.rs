@@ -168,6 +168,7 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, CliEr
         pid: child.pid,
         console: master,
         signals: &signals,
+        log: &context.log,
         notify: None,
         adopts: false,
     })?;

@@ -2,9 +2,8 @@
 
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::UnixListener;
 use std::process::Stdio;
-use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
@@ -35,7 +34,6 @@ pub const CASES: &[Case] = &[
     ("cli_pidfd_socket", pidfd_socket),
     ("cli_preserve_fds", preserve_fds),
     ("cli_listen_fds", listen_fds),
-    ("cli_notify_socket", notify_socket),
     ("cli_run_adopts_orphans", adopts_orphans),
 ];
 
@@ -509,83 +507,6 @@ fn listen_fds() {
         "::\n",
         "{output:?}"
     );
-}
-
-/// Answers as systemd does; the messages, without the barrier.
-fn host_socket(bundle: &Bundle) -> (String, std::thread::JoinHandle<Vec<String>>) {
-    let path = bundle.dir.path().join("host.sock");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    let reader = std::thread::spawn(move || {
-        let mut messages = Vec::new();
-        loop {
-            let mut buffer = [0u8; 512];
-            // The descriptor of the barrier is dropped by not being asked for.
-            let count = socket.recv(&mut buffer).unwrap();
-            let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
-            if text == "BARRIER=1" {
-                return messages;
-            }
-            messages.push(text.trim().to_owned());
-        }
-    });
-    (path.display().to_string(), reader)
-}
-
-/// The test root has no program that sends datagrams; the host's Python has.
-fn notify_socket() {
-    if lacks("python3") {
-        return;
-    }
-    let say = "import os, socket\n\
-               s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
-               s.connect(os.environ['NOTIFY'])\n\
-               s.send(b'STATUS=starting')\n\
-               s.send(b'READY=1')\n";
-    for start in [false, true] {
-        let bundle = Bundle::sh(
-            "echo $NOTIFY_SOCKET > /where; test -S $NOTIFY_SOCKET || exit 1; sleep 1000",
-        );
-        let (host, reader) = host_socket(&bundle);
-        let mut command = if start {
-            let mut command = bundle.command(&["create", "--bundle", "BUNDLE", "ID"]);
-            command.env("NOTIFY_SOCKET", &host);
-            command.stdout(Stdio::null()).stderr(Stdio::null());
-            assert!(command.status().unwrap().success());
-            bundle.command(&["start", "ID"])
-        } else {
-            bundle.command(DETACHED)
-        };
-        command.env("NOTIFY_SOCKET", &host);
-        let mut command = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let socket = bundle.state_dir().join("notify/notify.sock");
-        let seen = bundle.rootfs().join("where");
-        eventually("the program runs", || socket.exists() && seen.exists());
-        assert!(
-            command.try_wait().unwrap().is_none(),
-            "did not wait for readiness"
-        );
-        let said = std::process::Command::new("python3")
-            .args(["-c", say])
-            .env("NOTIFY", &socket)
-            .status();
-        assert!(said.unwrap().success());
-        assert!(command.wait().unwrap().success());
-        assert_eq!(
-            reader.join().unwrap(),
-            ["READY=1".to_owned(), format!("MAINPID={}", bundle.pid())]
-        );
-        let inside = std::fs::read_to_string(seen).unwrap();
-        assert_eq!(inside, "/run/notify/notify.sock\n");
-        bundle.run(&["delete", "-f", "ID"]);
-        bundle.assert_gone();
-    }
 }
 
 /// Without a pid namespace, orphans of the container come to the runtime, which reaps them.

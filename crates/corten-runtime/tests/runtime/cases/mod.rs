@@ -9,6 +9,7 @@ mod cli_exec;
 mod cli_hooks;
 mod cli_lifecycle;
 mod cli_manage;
+mod cli_notify;
 mod cli_races;
 mod cli_run;
 mod isolation;
@@ -37,6 +38,7 @@ pub fn all() -> Vec<Case> {
         systemd::CASES,
         cli_lifecycle::CASES,
         cli_run::CASES,
+        cli_notify::CASES,
         cli_manage::CASES,
         cli_exec::CASES,
         cli_hooks::CASES,
