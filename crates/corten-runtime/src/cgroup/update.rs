@@ -1,14 +1,22 @@
 //! Changing the limits of a container that runs. What the update does not mention stays as
 //! it is; if a part of it is refused, what was written before is put back.
 
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
 use corten_oci::runtime_spec::LinuxResources;
+use rustix::io::Errno;
 
 use super::devices::Filter;
+use super::files::{collect_pids, os};
 use super::limits::{self, Undo};
 use super::systemd::Unit;
 use super::v1::Legacy;
 use super::{Cgroup, Hierarchy as _, Hosts};
 use crate::error::RuntimeError;
+
+/// How long ever new processes are moved.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Cgroup {
     /// Applies new limits, and new device rules if there are any: they take the place of
@@ -56,10 +64,7 @@ impl Cgroup {
                 written?;
                 continue;
             }
-            let joined = written.and_then(|()| {
-                let pids = self.pids()?;
-                pids.into_iter().try_for_each(|pid| legacy.adopt(pid))
-            });
+            let joined = written.and_then(|()| self.move_into(&legacy));
             if let Err(error) = joined {
                 // Without processes it goes; with some it only counts them.
                 for dir in made.into_iter().rev() {
@@ -80,6 +85,43 @@ impl Cgroup {
         match filter {
             Some(filter) => self.replace_devices(&filter, hosts),
             None => Ok(()),
+        }
+    }
+
+    /// Moves every process into a hierarchy that the container had no group in. One that is
+    /// forked by a process not moved yet is born outside, so nobody runs meanwhile.
+    fn move_into(&self, legacy: &Legacy) -> Result<(), RuntimeError> {
+        let pause = !self.is_frozen() && self.freeze().is_ok();
+        let moved = self.move_all_into(legacy);
+        if pause {
+            self.thaw()?;
+        }
+        moved
+    }
+
+    /// Without a freezer, goes on until a round finds nobody new outside.
+    fn move_all_into(&self, legacy: &Legacy) -> Result<(), RuntimeError> {
+        let deadline = Instant::now() + MOVE_TIMEOUT;
+        let mut moved = BTreeSet::new();
+        loop {
+            // In this order: whoever is forked after the first look by somebody moved before it
+            // is born inside.
+            let all: BTreeSet<i32> = self.pids()?.into_iter().collect();
+            let mut inside = Vec::new();
+            collect_pids(legacy.dir(), &mut inside)
+                .map_err(|error| self.error("list processes", os(&error)))?;
+            moved.extend(inside);
+            let outside: Vec<i32> = all.difference(&moved).copied().collect();
+            if outside.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(self.error("move processes", Errno::TIMEDOUT));
+            }
+            for pid in outside {
+                legacy.adopt(pid)?;
+                moved.insert(pid);
+            }
         }
     }
 

@@ -78,11 +78,19 @@ fn signal_all(cgroup: &Cgroup, first: Option<&OwnedFd>, signal: i32) -> Result<(
     if !cgroup.exists() {
         return Ok(first.map_or(Ok(()), deliver)?);
     }
-    for pid in cgroup.pids()? {
-        let pidfd = Pid::from_raw(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        if let Some(Ok(pidfd)) = pidfd {
-            deliver(&pidfd)?;
-        }
+    // So that nobody forks away meanwhile; without a freezer those are reached that are there.
+    let paused = !cgroup.is_frozen() && cgroup.freeze().is_ok();
+    let delivered = cgroup.pids().and_then(|pids| {
+        pids.into_iter().try_for_each(|pid| {
+            let pidfd = Pid::from_raw(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+            match pidfd {
+                Some(Ok(pidfd)) => deliver(&pidfd),
+                _ => Ok(()),
+            }
+        })
+    });
+    if paused {
+        cgroup.thaw()?;
     }
-    Ok(())
+    Ok(delivered?)
 }

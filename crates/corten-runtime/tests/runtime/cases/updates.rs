@@ -13,6 +13,7 @@ pub const CASES: &[Case] = &[
     ("update_keeps_the_rest", update_keeps_the_rest),
     ("update_in_any_direction", update_in_any_direction),
     ("update_fails_as_a_whole", update_fails_as_a_whole),
+    ("update_reaches_who_forks", update_reaches_who_forks),
     ("update_of_devices", update_of_devices),
     ("devices_with_a_hole", devices_with_a_hole),
     ("unified_map", unified_map),
@@ -73,6 +74,47 @@ fn update_keeps_the_rest() {
     update(json!({"pids": {"limit": 50}}));
     assert_eq!(cpu(), "10000 40000");
     assert_eq!(file(&container, ["pids.max", "-"]), "50");
+    end(&running);
+}
+
+/// A hierarchy that is joined later is joined by everybody, also where each process ends as
+/// soon as it has forked the next one.
+fn update_reaches_who_forks() {
+    let chains = "hop() { hop & }; hop; hop; hop; while :; do usleep 1000; done";
+    let container = Container::sh(chains).set("/linux/resources/pids", json!({"limit": 200}));
+    let (running, _ends) = container.start().unwrap();
+    if has_file(&container, "memory.max") || has_file(&container, "memory.limit_in_bytes") {
+        return end(&running);
+    }
+    let pids = || running.cgroup.pids().unwrap();
+    eventually("they hop", || {
+        pids().iter().any(|pid| *pid > running.pid + 20)
+    });
+    let limit = json!({"memory": {"limit": 64 << 20}});
+    running.cgroup.update(&resources(limit)).unwrap();
+    let mut alive = 0;
+    while alive < 50 {
+        for pid in pids() {
+            let read = |file| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
+            let (Ok(groups), Ok(stat)) = (read("cgroup"), read("stat")) else {
+                continue;
+            };
+            // Of one that is ending, v1 says that it is in the root (PF_EXITING is 4).
+            let flags = stat.rsplit_once(')').unwrap().1.split(' ').nth(7).unwrap();
+            if flags.parse::<u32>().unwrap() & 4 != 0 {
+                continue;
+            }
+            let Some(memory) = groups.lines().find(|line| line.contains(":memory:")) else {
+                continue;
+            };
+            assert!(
+                memory.ends_with(&container.cgroup_path()),
+                "{pid}: {memory}"
+            );
+            alive += 1;
+        }
+    }
+    assert!(pids().len() > 1, "the chains have ended");
     end(&running);
 }
 
