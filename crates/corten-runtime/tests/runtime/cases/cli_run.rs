@@ -513,6 +513,7 @@ fn listen_fds() {
 fn adopts_orphans() {
     let bundle = Bundle::sh(
         "(sh -c 'sh -c \"echo \\$\\$ > /orphan; sleep 0\" &'); \
+         until test -s /orphan; do usleep 1000; done; \
          while kill -0 $(cat /orphan) 2>/dev/null; do usleep 1000; done; exit 5",
     );
     let mut namespaces = bundle.config["linux"]["namespaces"].clone();

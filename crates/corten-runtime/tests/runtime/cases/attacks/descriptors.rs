@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use corten_runtime::{RuntimeError, Step};
 use rustix::fs::{Mode, OFlags, open};
 use serde_json::json;
 
@@ -72,6 +73,18 @@ fn inherited_descriptors() {
     victim.kill();
 }
 
+/// The directory was not entered, or was seen to be outside.
+fn refused_cwd(error: &RuntimeError) -> bool {
+    matches!(
+        error,
+        RuntimeError::CwdOutsideRoot { .. }
+            | RuntimeError::Setup {
+                step: Step::Cwd,
+                ..
+            }
+    )
+}
+
 /// CVE-2024-21626: `process.cwd` of an image or an exec is `/proc/self/fd/N`, or leads up
 /// from there.
 fn descriptor_as_working_directory() {
@@ -94,7 +107,7 @@ fn descriptor_as_working_directory() {
         let mut process = victim.process(&["stat", "-c", "%d %i", "."]);
         process.set_cwd(cwd.into());
         match victim.try_exec(&process) {
-            Err(error) => assert!(error.exit_code() >= 125, "{cwd}: {error}"),
+            Err(error) => assert!(refused_cwd(&error), "{cwd}: {error}"),
             Ok(outcome) => panic!("{cwd}: {outcome:?}, inside is {inside:?}"),
         }
     }
@@ -104,10 +117,20 @@ fn descriptor_as_working_directory() {
         let container = Container::sh("cat etc/hostname").set("/process/cwd", json!(cwd));
         std::os::unix::fs::symlink(&link, container.path().join("link")).unwrap();
         match container.run() {
-            Err(error) => assert!(error.exit_code() >= 125, "{cwd}: {error}"),
+            Err(error) => assert!(refused_cwd(&error), "{cwd}: {error}"),
             Ok(outcome) => panic!("{cwd}: {outcome:?}"),
         }
     }
+    // A descriptor that is passed on purpose leads there, and is seen to lead outside.
+    let container = Container::sh("true").set("/process/cwd", json!("/proc/self/fd/3"));
+    let bundle = Bundle::new(&container);
+    let output = bundle.try_run_with_descriptor(Path::new("/etc"), &["--preserve-fds", "1"]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{errors}");
+    assert!(
+        errors.contains("outside of the container's root"),
+        "{errors}"
+    );
 }
 
 /// CVE-2024-21626 ("attack 3"): the program, or a script's interpreter, is named through a
