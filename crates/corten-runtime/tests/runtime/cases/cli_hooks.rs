@@ -359,17 +359,19 @@ fn talking_without_end() {
     let bundle = Bundle::sh("true");
     let pids = bundle.dir.path().join("pids");
     // The children keep writing after their parent has been killed, if they are let.
+    // Nobody talks before both are known: it keeps a processor busy.
     let line = format!(
-        "yes & echo $! > {0}; sleep 1000 & echo $! >> {0}; exec yes",
+        "(until test -e {0}.go; do sleep 0.01; done; exec yes) & echo $! > {0}; \
+         sleep 1000 & echo $! >> {0}; touch {0}.go; exec yes",
         pids.display()
     );
     let hook = json!([{
         "path": "/bin/sh", "args": ["sh", "-c", line],
-        "env": ["PATH=/usr/bin:/bin"], "timeout": 1,
+        "env": ["PATH=/usr/bin:/bin"], "timeout": 5,
     }]);
     let bundle = bundle.set("/hooks/createRuntime", hook);
     let error = bundle.fail(&["run", "--bundle", "BUNDLE", "ID"]);
-    assert!(error.contains("timed out after 1 s"), "{error}");
+    assert!(error.contains("timed out after 5 s"), "{error}");
     let text = std::fs::read_to_string(&pids).unwrap();
     assert_eq!(text.lines().count(), 2, "{text}");
     for pid in text.lines() {

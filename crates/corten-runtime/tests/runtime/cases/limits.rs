@@ -93,9 +93,21 @@ fn freeze_and_thaw() {
     let count = || std::fs::read_to_string(container.path().join("count")).unwrap_or_default();
     eventually("it counts", || !count().is_empty());
     running.cgroup.freeze().unwrap();
-    let frozen = count();
+    // The kernel's word for it, then the processor's: no time passes for it.
+    let told = group_dirs(&container.cgroup_path()).iter().any(|dir| {
+        let read = |file| std::fs::read_to_string(dir.join(file)).unwrap_or_default();
+        read("cgroup.events").contains("frozen 1") || read("freezer.state") == "FROZEN\n"
+    });
+    assert!(told);
+    let used = || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", running.pid)).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split(' ').collect();
+        // utime and stime (proc_pid_stat(5))
+        [fields[12].to_owned(), fields[13].to_owned()]
+    };
+    let (frozen, before) = (count(), used());
     std::thread::sleep(std::time::Duration::from_millis(50));
-    assert_eq!(count(), frozen);
+    assert_eq!((count(), used()), (frozen.clone(), before));
     running.cgroup.thaw().unwrap();
     eventually("it goes on", || count() != frozen);
     running.cgroup.freeze().unwrap();

@@ -169,9 +169,10 @@ fn idmapped_mounts() {
 
 /// The host's /dev has mounts below it.
 fn recursive_options() {
-    let script = "grep ' /hostdev' /proc/self/mounts; echo x > /hostdev/shm/corten-rt-$$";
+    let name = format!("corten-rt-{}", std::process::id());
+    let script = format!("grep ' /hostdev' /proc/self/mounts; echo x > /hostdev/shm/{name}");
     let mount = |options: &[&str]| {
-        let container = Container::sh(script).mount("/hostdev", "bind", "/dev", options);
+        let container = Container::sh(&script).mount("/hostdev", "bind", "/dev", options);
         container.run().unwrap()
     };
     let outcome = mount(&["rbind", "rro", "rnoexec", "rnosymfollow", "rnoatime"]);
@@ -206,7 +207,7 @@ fn recursive_options() {
     assert!(output.contains("rw,nosuid,noexec"), "{output}");
     assert!(!output.contains("relatime"), "{output}");
     // What the second container could write.
-    std::fs::remove_file("/dev/shm/corten-rt-1").unwrap();
+    std::fs::remove_file(std::path::Path::new("/dev/shm").join(name)).unwrap();
 }
 
 fn remounts() {
