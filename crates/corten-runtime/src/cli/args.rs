@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::builder::BoolishValueParser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Args, Command, FromArgMatches, Subcommand, ValueEnum};
 
 use super::error::CliError;
@@ -148,6 +149,10 @@ fn usage(error: clap::Error) -> CliError {
     if !error.use_stderr() {
         return CliError::Help(error.to_string());
     }
+    // runc's words, which Podman and CRI-O look for to learn which flags there are.
+    if let Some(flag) = without_value(&error) {
+        return CliError::Usage(format!("flag needs an argument: {flag}"));
+    }
     // clap's first paragraph says what is wrong; the rest is usage.
     let text = error.to_string();
     let words: Vec<&str> = text
@@ -157,6 +162,18 @@ fn usage(error: clap::Error) -> CliError {
         .collect();
     let text = words.join(" ");
     CliError::Usage(text.strip_prefix("error: ").unwrap_or(&text).to_owned())
+}
+
+/// The flag that came last and without its value.
+fn without_value(error: &clap::Error) -> Option<String> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let missing = error.kind() == ErrorKind::InvalidValue
+        && text(ContextKind::InvalidValue).is_none_or(str::is_empty);
+    let flag = text(ContextKind::InvalidArg).filter(|flag| flag.starts_with('-'))?;
+    missing.then(|| flag.split(' ').next().unwrap_or(flag).to_owned())
 }
 
 impl Globals {
@@ -278,6 +295,18 @@ mod tests {
             assert!(!error.contains('\n'), "{error}");
         }
         assert!(given_root(Path::new("/a/..")).is_err());
+    }
+
+    #[test]
+    fn missing_values_are_told_as_runc_tells_them() {
+        let said = globals(split("--root")).unwrap_err().to_string();
+        assert_eq!(said, "flag needs an argument: --root");
+        let args = split("--lsm-mount-context");
+        let said = parse::<super::super::restore::RestoreArgs>("restore", args);
+        let said = said.unwrap_err().to_string();
+        assert_eq!(said, "flag needs an argument: --lsm-mount-context");
+        let said = globals(split("--log-format xml state x")).unwrap_err();
+        assert!(said.to_string().contains("xml"), "{said}");
     }
 
     #[test]
