@@ -40,7 +40,8 @@ pub(super) fn features(_: &FeaturesArgs) -> Result<ExitCode, CliError> {
             },
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
-            "intelRdt": {"enabled": true},
+            "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
+            "memoryPolicy": {"modes": MEMORY_MODES, "flags": MEMORY_FLAGS},
             "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": true},
         },
@@ -70,11 +71,11 @@ const NAMESPACES: &[&str] = &[
 
 #[rustfmt::skip]
 const MOUNT_OPTIONS: &[&str] = &[
-    "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion",
-    "lazytime", "loud", "mand", "noatime", "nodev", "nodiratime", "noexec", "noiversion",
-    "nolazytime", "nomand", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private",
-    "ratime", "rbind", "rdev", "rdiratime", "relatime", "remount", "rexec", "rnoatime", "rnodev",
-    "rnodiratime", "rnoexec", "rnorelatime", "rnostrictatime", "rnosuid", "rnosymfollow", "ro",
+    "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "idmap",
+    "iversion", "lazytime", "loud", "mand", "noatime", "nodev", "nodiratime", "noexec",
+    "noiversion", "nolazytime", "nomand", "norelatime", "nostrictatime", "nosuid", "nosymfollow", "private",
+    "ratime", "rbind", "rdev", "rdiratime", "relatime", "remount", "rexec", "ridmap", "rnoatime",
+    "rnodev", "rnodiratime", "rnoexec", "rnorelatime", "rnostrictatime", "rnosuid", "rnosymfollow", "ro",
     "rprivate", "rrelatime", "rro", "rrw", "rshared", "rslave", "rstrictatime", "rsuid",
     "rsymfollow", "runbindable", "rw", "shared", "silent", "slave", "strictatime", "suid",
     "symfollow", "sync", "tmpcopyup", "unbindable",
@@ -114,10 +115,26 @@ const KNOWN_FLAGS: &[&str] = &[
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
 ];
 
+const MEMORY_MODES: &[&str] = &[
+    "MPOL_DEFAULT",
+    "MPOL_BIND",
+    "MPOL_INTERLEAVE",
+    "MPOL_WEIGHTED_INTERLEAVE",
+    "MPOL_PREFERRED",
+    "MPOL_PREFERRED_MANY",
+    "MPOL_LOCAL",
+];
+
+const MEMORY_FLAGS: &[&str] = &[
+    "MPOL_F_NUMA_BALANCING",
+    "MPOL_F_RELATIVE_NODES",
+    "MPOL_F_STATIC_NODES",
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use corten_oci::runtime_spec::{Hooks, LinuxNamespace, LinuxSeccomp};
+    use corten_oci::runtime_spec::{Hooks, LinuxMemoryPolicy, LinuxNamespace, LinuxSeccomp};
 
     fn compiles(profile: serde_json::Value) {
         let parsed: LinuxSeccomp = serde_json::from_value(profile.clone()).unwrap();
@@ -156,6 +173,10 @@ mod tests {
         for name in HOOKS {
             let hooks: Hooks = serde_json::from_value(json!({*name: [{"path": "/x"}]})).unwrap();
             assert_eq!(serde_json::to_value(hooks).unwrap()[*name][0]["path"], "/x");
+        }
+        for mode in MEMORY_MODES {
+            let policy = json!({"mode": mode, "nodes": "0", "flags": MEMORY_FLAGS});
+            serde_json::from_value::<LinuxMemoryPolicy>(policy).unwrap();
         }
         for option in MOUNT_OPTIONS {
             // What is no option of a mount would be handed to the file system.

@@ -268,6 +268,10 @@ fn events_oom() {
 fn features() {
     let document: Value = serde_json::from_str(&Bundle::sh("").run(&["features"])).unwrap();
     assert_eq!(document["ociVersionMin"], "1.0.0");
+    // Every field is one of the specification's, of its type.
+    let parsed: corten_oci::runtime_spec::Features =
+        serde_json::from_value(document.clone()).unwrap();
+    assert_eq!(serde_json::to_value(parsed).unwrap(), document);
     for pointer in [
         "/hooks",
         "/mountOptions",
@@ -275,6 +279,8 @@ fn features() {
         "/linux/capabilities",
         "/linux/seccomp/actions",
         "/linux/seccomp/archs",
+        "/linux/memoryPolicy/modes",
+        "/linux/memoryPolicy/flags",
     ] {
         let list = document.pointer(pointer).and_then(Value::as_array);
         assert!(list.is_some_and(|list| !list.is_empty()), "{pointer}");
@@ -284,6 +290,8 @@ fn features() {
         "/linux/apparmor/enabled",
         "/linux/selinux/enabled",
         "/linux/intelRdt/enabled",
+        "/linux/intelRdt/schemata",
+        "/linux/intelRdt/monitoring",
         "/linux/mountExtensions/idmap/enabled",
     ] {
         assert!(
