@@ -235,8 +235,9 @@ fn plan<'a>(
     })
 }
 
-/// What says nothing of its capabilities or labels gets those of the container's process:
-/// it must not run with less confinement than that by an oversight.
+/// What says nothing of its capabilities, labels, limits or its place among the OOM killer's
+/// victims gets those of the container's process: it must not run with less confinement than
+/// that by an oversight.
 fn confined(process: &Process, first: Option<&Process>) -> Process {
     let mut process = process.clone();
     let Some(first) = first else { return process };
@@ -249,6 +250,12 @@ fn confined(process: &Process, first: Option<&Process>) -> Process {
     }
     if !given(process.selinux_label()) {
         process.set_selinux_label(first.selinux_label().clone());
+    }
+    if process.rlimits().as_ref().is_none_or(Vec::is_empty) {
+        process.set_rlimits(first.rlimits().clone());
+    }
+    if process.oom_score_adj().is_none() {
+        process.set_oom_score_adj(first.oom_score_adj());
     }
     process
 }
@@ -376,14 +383,23 @@ mod tests {
             serde_json::from_value(json).unwrap()
         };
         let first = process(json!({"apparmorProfile": "a", "selinuxLabel": "s:s:s:s",
-                                   "capabilities": {"bounding": ["CAP_CHOWN"]}}));
+                                   "capabilities": {"bounding": ["CAP_CHOWN"]},
+                                   "oomScoreAdj": 500,
+                                   "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 9, "hard": 9}]}));
         let all = confined(&process(json!({"selinuxLabel": ""})), Some(&first));
         assert_eq!(all.apparmor_profile().as_deref(), Some("a"));
         assert_eq!(all.selinux_label().as_deref(), Some("s:s:s:s"));
         assert_eq!(all.capabilities(), first.capabilities());
-        let own = process(json!({"apparmorProfile": "b", "capabilities": {}}));
+        assert_eq!(all.oom_score_adj(), Some(500));
+        assert_eq!(all.rlimits(), first.rlimits());
+        let own = process(
+            json!({"apparmorProfile": "b", "capabilities": {}, "oomScoreAdj": 0,
+                                 "rlimits": [{"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]}),
+        );
         let own = confined(&own, Some(&first));
         assert_eq!(own.apparmor_profile().as_deref(), Some("b"));
         assert_ne!(own.capabilities(), first.capabilities());
+        assert_eq!(own.oom_score_adj(), Some(0));
+        assert_ne!(own.rlimits(), first.rlimits());
     }
 }

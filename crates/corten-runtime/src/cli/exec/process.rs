@@ -35,7 +35,6 @@ pub(super) fn process(config: &Spec, args: &ExecArgs) -> Result<Process, CliErro
     process
         .set_args(Some(command.to_vec()))
         .set_terminal(Some(args.tty));
-    process.set_oom_score_adj(None);
     if let Some(cwd) = &args.cwd {
         process.set_cwd(cwd.clone());
     }

@@ -12,6 +12,7 @@ pub const CASES: &[Case] = &[
     ("cli_exec_program", program),
     ("cli_exec_flags", flags),
     ("cli_exec_process_document", process_document),
+    ("cli_exec_limits", limits),
     ("cli_exec_capabilities", capabilities),
     ("cli_exec_terminal", terminal),
     ("cli_exec_detached", detached),
@@ -118,6 +119,36 @@ fn process_document() {
     assert!(said.contains("warning: with --process"), "{said}");
     std::fs::write(&file, "{\"args\": 5}").unwrap();
     assert!(bundle.fail(&["exec", "-p", path, "ID"]).contains(path));
+    end(&bundle);
+}
+
+/// Limits of the container's process are those of what is executed beside it, unless a
+/// document has its own.
+fn limits() {
+    let bundle = Bundle::waiting()
+        .set("/process/oomScoreAdj", json!(800))
+        .set(
+            "/process/rlimits",
+            json!([{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]),
+        );
+    let bundle = running(bundle);
+    let script = "ulimit -Sn; ulimit -Hn; cat /proc/self/oom_score_adj";
+    assert_eq!(
+        bundle.run(&["exec", "ID", "sh", "-c", script]),
+        "77\n88\n800\n"
+    );
+    let file = bundle.dir.path().join("process.json");
+    let mut document = json!({"args": ["/bin/sh", "-c", script], "cwd": "/",
+                              "user": {"uid": 0, "gid": 0}});
+    let path = file.to_str().unwrap();
+    let run = |document: &serde_json::Value| {
+        std::fs::write(&file, document.to_string()).unwrap();
+        bundle.run(&["exec", "--process", path, "ID"])
+    };
+    assert_eq!(run(&document), "77\n88\n800\n");
+    document["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 66, "hard": 66}]);
+    document["oomScoreAdj"] = json!(900);
+    assert_eq!(run(&document), "66\n66\n900\n");
     end(&bundle);
 }
 
