@@ -105,7 +105,13 @@ fn out_of_reach() -> bool {
 fn sealed_copy() -> Result<OwnedFd, Errno> {
     let io = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut copy = File::from(memfd_create("corten", flags)?);
+    let copy = match memfd_create("corten", flags | MemfdFlags::EXEC) {
+        // Before Linux 6.3, where it goes without saying.
+        Err(Errno::INVAL) => memfd_create("corten", flags),
+        // With `vm.memfd_noexec` nothing else may be executed.
+        made => made,
+    };
+    let mut copy = File::from(copy?);
     let mut file = File::open(SELF).map_err(io)?;
     std::io::copy(&mut file, &mut copy).map_err(io)?;
     rustix::fs::fchmod(&copy, Mode::from_raw_mode(0o700))?;

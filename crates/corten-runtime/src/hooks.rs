@@ -124,8 +124,13 @@ fn run_one(hook: &Hook, state: &str) -> Result<(), String> {
     // A file, not a pipe: nobody has to write it while the hook runs, so a hook that does
     // not read it can neither block us nor, by ending, send the SIGPIPE that a container's
     // process does not ignore.
-    let mut input =
-        File::from(memfd_create("state", MemfdFlags::CLOEXEC).map_err(|e| e.to_string())?);
+    let flags = MemfdFlags::CLOEXEC;
+    let input = match memfd_create("state", flags | MemfdFlags::NOEXEC_SEAL) {
+        // Before Linux 6.3.
+        Err(Errno::INVAL) => memfd_create("state", flags),
+        made => made,
+    };
+    let mut input = File::from(input.map_err(|errno| errno.to_string())?);
     input
         .write_all(state.as_bytes())
         .and_then(|()| input.rewind())

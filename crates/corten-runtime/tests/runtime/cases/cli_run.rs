@@ -30,6 +30,10 @@ pub const CASES: &[Case] = &[
     ("cli_run_null_is_the_containers", null_is_the_containers),
     ("cli_run_rootless_flag", rootless_flag),
     ("cli_run_in_a_user_namespace", in_a_user_namespace),
+    (
+        "cli_run_without_executable_memory",
+        without_executable_memory,
+    ),
     ("cli_console_socket", console_socket),
     ("cli_pidfd_socket", pidfd_socket),
     ("cli_preserve_fds", preserve_fds),
@@ -380,6 +384,38 @@ fn in_a_user_namespace() {
         assert_eq!(said, expected, "{namespaces:?}: {errors}");
         bundle.assert_gone();
     }
+}
+
+/// `vm.memfd_noexec`: files in memory are not executable unless they are asked for as such,
+/// which a copy of the runtime's own file is. (It is copied because its file is of another
+/// mount namespace; the setting is that of a pid namespace.)
+fn without_executable_memory() {
+    if lacks("bash") || !std::path::Path::new("/proc/sys/vm/memfd_noexec").exists() {
+        return;
+    }
+    let bundle = Bundle::sh("echo went");
+    bundle.write();
+    let inside = "echo 1 > /proc/sys/vm/memfd_noexec && \
+                  exec -a corten-runtime /proc/self/fd/9 --root \"$0\" run --bundle \"$1\" \"$2\"";
+    let output = std::process::Command::new("bash")
+        .args([
+            "-c",
+            "exec 9< \"$0\"; exec unshare --pid --fork --mount-proc bash -c \"$@\"",
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .arg(inside)
+        .args([bundle.state_root(), bundle.dir.path()])
+        .arg(&bundle.id)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "went\n",
+        "{errors}"
+    );
+    assert!(!bundle.state_dir().exists());
 }
 
 /// Receives one descriptor with its message.
