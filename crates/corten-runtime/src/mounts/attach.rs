@@ -174,9 +174,6 @@ fn file_system(
         }
     };
     let destination = destination.map_err(fail)?;
-    if !pseudo {
-        check_covered(&plan.destination, destination.as_fd(), None)?;
-    }
     let options = &plan.options;
     let attr = options.whole_attr().set;
     let late = kind == "tmpfs" && attr & RDONLY != 0;
@@ -220,6 +217,7 @@ fn file_system(
         }
         errno => fail(errno),
     })?;
+    check_covered(&plan.destination, destination.as_fd(), Some(mount.as_fd()))?;
     if options.copy_up {
         copyup::copy_up(destination.as_fd(), mount.as_fd(), options).map_err(fail)?;
     }

@@ -117,6 +117,10 @@ fn covering_kernel_files() {
         ("/sys", "bind"),
         ("/to-sys", "tmpfs"),
         ("/up/sys/.", "bind"),
+        ("/proc", "sysfs"),
+        ("/proc/sys", "proc"),
+        ("/proc/sys/kernel", "sysfs"),
+        ("/sys", "proc"),
     ] {
         let container = Container::sh("true").mount(destination, typ, "/tmp", &[]);
         symlink("/proc", container.path().join("to-proc")).unwrap();
