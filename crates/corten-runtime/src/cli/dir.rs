@@ -89,12 +89,41 @@ impl Dir {
             }
             Err(error) => return Err(CliError::io(dir.path.display(), error)),
         }
-        // A `delete --force` may come between; then there is nothing to lock.
-        let lock = dir.lock(PATIENCE)?;
-        Ok(DirGuard {
-            dir,
-            lock: Some(lock),
-        })
+        match dir.claim() {
+            Ok(lock) => Ok(DirGuard {
+                dir,
+                lock: Some(lock),
+            }),
+            Err(error) => {
+                // Nobody else's has anything in it yet.
+                fs::remove_dir(&dir.path).ok();
+                Err(error)
+            }
+        }
+    }
+
+    /// Locks a directory just made. A `delete --force` may have come between; then there is
+    /// nothing to lock, or a directory of the same name that another `create` has made. It is
+    /// this one's if the lock file is.
+    fn claim(&self) -> Result<Lock, CliError> {
+        let ours = match self.lock_file(true) {
+            Ok(file) => Some(file),
+            Err(CliError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::AlreadyExists =>
+            {
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let is_ours = ours.is_some();
+        let lock = match ours {
+            Some(file) => self.lock_with(file, PATIENCE)?,
+            None => self.lock(PATIENCE)?,
+        };
+        if !is_ours && (self.load()?.is_some() || self.has(CREATING)) {
+            return Err(CliError::Exists(self.id.clone()));
+        }
+        Ok(lock)
     }
 
     pub(super) fn id(&self) -> &str {
@@ -111,8 +140,11 @@ impl Dir {
 
     /// Waits for the lock.
     pub(super) fn lock(&self, patience: Duration) -> Result<Lock, CliError> {
+        self.lock_with(self.lock_file(false)?, patience)
+    }
+
+    fn lock_with(&self, file: OwnedFd, patience: Duration) -> Result<Lock, CliError> {
         let deadline = Instant::now() + patience;
-        let file = self.lock_file()?;
         let mut pause = Duration::from_micros(200);
         loop {
             match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -148,13 +180,15 @@ impl Dir {
         sys::lock_holder(&file).ok().flatten()
     }
 
-    fn lock_file(&self) -> Result<OwnedFd, CliError> {
+    /// The lock file, which must be `new` or is made if it is missing.
+    fn lock_file(&self, new: bool) -> Result<OwnedFd, CliError> {
         use std::os::unix::fs::OpenOptionsExt as _;
         let path = self.path(LOCK);
         let file = File::options()
             .read(true)
             .write(true)
             .create(true)
+            .create_new(new)
             .truncate(false)
             .mode(0o600)
             .open(&path);
@@ -321,6 +355,25 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_made_anew_by_another_is_not_ours() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Dir {
+            id: "x".to_owned(),
+            path: root.path().join("x"),
+        };
+        fs::create_dir(&dir.path).unwrap();
+        drop(dir.claim().unwrap());
+        // Theirs: they have been there, and gone on to make a container.
+        for name in [STATE, CREATING] {
+            fs::write(dir.path(name), "{\"ociVersion\": 5}").unwrap();
+            assert!(dir.claim().is_err(), "{name}");
+            fs::remove_file(dir.path(name)).unwrap();
+        }
+        // They have only left a lock.
+        drop(dir.claim().unwrap());
+    }
+
+    #[test]
     fn what_cannot_be_read_is_not_nothing() {
         let root = tempfile::tempdir().unwrap();
         let dir = Dir {
@@ -354,7 +407,7 @@ mod tests {
             };
             fs::create_dir(&dir.path).unwrap();
             let other = dir.clone();
-            let others = std::thread::spawn(move || while other.lock_file().is_ok() {});
+            let others = std::thread::spawn(move || while other.lock_file(false).is_ok() {});
             dir.remove().unwrap();
             others.join().unwrap();
             assert!(!dir.path.exists());
