@@ -8,7 +8,7 @@
 //! The archive is hostile: names are cleaned and resolved inside the layer's directory by
 //! the kernel, counts and lengths are bounded, nothing it says is trusted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,28 +17,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 use tar::EntryType;
 
 use super::entry::{self, Attributes, OPAQUE_MARKER, WHITEOUT, invalid, link_name};
+use super::pending::Pending;
 use super::xattr;
 use crate::error::StoreError;
 use crate::rooted::{RootFd, normal, remove_all};
-
-/// What can only be settled once the layers below are known.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Pending {
-    /// Directories made because something is in them.
-    pub(super) implied: BTreeSet<PathBuf>,
-    /// Hard links (name, target) to files of layers below.
-    pub(super) links: Vec<(PathBuf, PathBuf)>,
-}
-
-impl Pending {
-    pub(super) fn is_empty(&self) -> bool {
-        self.implied.is_empty() && self.links.is_empty()
-    }
-}
 
 /// Unpacks `tar` beneath `root`; tells the bytes of file content and what is pending.
 pub(super) fn unpack(root: &RootFd, tar: impl Read) -> Result<(u64, Pending), StoreError> {

@@ -114,7 +114,7 @@ fn view(dir: BorrowedFd<'_>, prefix: &Path, seen: &mut BTreeMap<PathBuf, String>
 struct Outcome {
     view: BTreeMap<PathBuf, String>,
     tar: Vec<u8>,
-    pending: apply::Pending,
+    pending: pending::Pending,
     size: u64,
 }
 
@@ -687,8 +687,8 @@ fn any_archive_has_one_outcome() {
 /// What is seen of a layer that was settled on another; how it failed otherwise.
 fn stacked(store: &Store, tars: &[Vec<u8>; 2]) -> Result<BTreeMap<PathBuf, String>, String> {
     let driver = &store.layers().driver;
-    let mut stack: Vec<(DiffId, apply::Pending)> = Vec::new();
-    let discard = |stack: &[(DiffId, apply::Pending)]| {
+    let mut stack: Vec<(DiffId, pending::Pending)> = Vec::new();
+    let discard = |stack: &[(DiffId, pending::Pending)]| {
         for (diff_id, _) in stack {
             driver.discard(diff_id).unwrap();
         }

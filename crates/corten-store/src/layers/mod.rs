@@ -14,6 +14,7 @@ mod driver;
 mod entry;
 mod erofs;
 mod mount;
+mod pending;
 mod settle;
 mod tar_header;
 mod tar_write;
@@ -36,6 +37,7 @@ use rustix::fs::FlockOperation;
 
 use driver::{Driver, Forms, Lower};
 use mount::{ImageKey, ImageMount};
+use pending::Pending;
 
 use crate::blobs::Blobs;
 use crate::error::{StoreError, at};
@@ -298,7 +300,7 @@ impl Layers {
         if let Some(present) = self.info(&info.diff_id)? {
             return Ok(present);
         }
-        let pending = apply::Pending::default();
+        let pending = Pending::default();
         self.publish(work.upper(), &info.diff_id, size, &pending, false)?;
         Ok(info)
     }
@@ -545,9 +547,20 @@ impl Layers {
         from: &Path,
         diff_id: &DiffId,
         size: u64,
-        pending: &apply::Pending,
+        pending: &Pending,
         synced: bool,
     ) -> Result<(), StoreError> {
+        // Before anything has a name.
+        let pending = if pending.is_empty() {
+            None
+        } else {
+            let text = serde_json::to_string(pending).map_err(|e| StoreError::Damaged {
+                what: "pending record",
+                object: diff_id.to_string(),
+                reason: e.to_string(),
+            })?;
+            Some(text)
+        };
         if self.driver.contains(diff_id) {
             if self.info(diff_id)?.is_some() {
                 return Ok(()); // applied without `expected` while another was
@@ -556,17 +569,6 @@ impl Layers {
         }
         self.driver.publish(from, diff_id, synced)?;
         let boot = format!("{}{}", boot_id(), if synced { SYNCED } else { "" });
-        let pending = if pending.is_empty() {
-            None
-        } else {
-            Some(
-                serde_json::to_string(pending).map_err(|e| StoreError::Damaged {
-                    what: "pending record",
-                    object: diff_id.to_string(),
-                    reason: e.to_string(),
-                })?,
-            )
-        };
         self.database.write(Durability::Relaxed, |db| {
             db.execute(
                 "INSERT OR REPLACE INTO layer (diff_id, size, boot, pending) VALUES (?, ?, ?, ?)",

@@ -15,7 +15,7 @@ use corten_oci::DiffId;
 use rusqlite::OptionalExtension;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
 
-use super::apply::Pending;
+use super::pending::Pending;
 use super::{Layers, Upper, xattr};
 use crate::error::StoreError;
 use crate::rooted::RootFd;

@@ -12,7 +12,8 @@ use rustix::io::Errno;
 
 use super::{Driver, Lower, Staged};
 use crate::error::{StoreError, at};
-use crate::layers::apply::{self, Pending};
+use crate::layers::apply;
+use crate::layers::pending::Pending;
 use crate::layers::{make_root, settle, tar_write};
 use crate::private;
 use crate::rooted::RootFd;

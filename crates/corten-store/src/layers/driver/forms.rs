@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::{Directories, Driver, Images, Lower, Staged};
 use crate::error::{StoreError, at};
-use crate::layers::apply::Pending;
+use crate::layers::pending::Pending;
 use crate::rooted::RootFd;
 
 /// In which form layers are unpacked. Those that are here already stay as they are, and are

@@ -19,9 +19,9 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use super::{Driver, Lower, Staged};
 use crate::error::{StoreError, at};
-use crate::layers::apply::Pending;
 use crate::layers::erofs::{self, Image, ImageError, ImageWriter, Tree};
 use crate::layers::mount::{self, ImageKey, ImageMount, Upper};
+use crate::layers::pending::Pending;
 use crate::private;
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;

@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use corten_oci::DiffId;
 
-use super::apply::Pending;
 use super::mount::ImageMount;
+use super::pending::Pending;
 use crate::error::StoreError;
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;

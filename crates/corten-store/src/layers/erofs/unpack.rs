@@ -17,8 +17,8 @@ use super::tree::{self, Attributes, Kind, NodeId, Tree};
 use super::writer::ImageWriter;
 use super::{MAX_NAME, inode, xattr};
 use crate::error::StoreError;
-use crate::layers::apply::Pending;
 use crate::layers::entry::{self, OPAQUE_MARKER, WHITEOUT, invalid, link_name};
+use crate::layers::pending::Pending;
 use crate::rooted::normal;
 
 /// `PATH_MAX` without the NUL: what a name or a link's target may have as with a directory.
