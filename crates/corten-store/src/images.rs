@@ -80,6 +80,18 @@ fn damaged(what: &'static str, object: impl ToString, reason: impl ToString) -> 
     }
 }
 
+fn delete_rows(db: &Connection, id: &ImageId) -> Result<(), StoreError> {
+    for statement in [
+        "DELETE FROM image_tag WHERE image = ?",
+        "DELETE FROM image_digest WHERE image = ?",
+        "DELETE FROM image_layer WHERE image = ?",
+        "DELETE FROM image WHERE id = ?",
+    ] {
+        db.execute(statement, [id.as_str()])?;
+    }
+    Ok(())
+}
+
 fn set_tag(db: &Connection, name: &str, id: &ImageId) -> Result<(), StoreError> {
     db.execute(
         "INSERT INTO image_tag (name, image) VALUES (?1, ?2)
@@ -344,16 +356,39 @@ impl Images {
     /// # Errors
     /// The database cannot be written.
     pub fn delete(&self, id: &ImageId) -> Result<(), StoreError> {
+        self.database
+            .write(Durability::Synced, |db| delete_rows(db, id))
+    }
+
+    /// As [`delete`](Self::delete), unless the image has meanwhile been given a name that is
+    /// not among `known`, or `needed`, asked in the same transaction, says so. Tells whether
+    /// it is deleted; if not, nothing is changed.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn delete_unless(
+        &self,
+        id: &ImageId,
+        known: &[&ImageRef],
+        needed: impl FnOnce(&Connection) -> Result<bool, StoreError>,
+    ) -> Result<bool, StoreError> {
+        let known: Vec<String> = known.iter().map(ToString::to_string).collect();
         self.database.write(Durability::Synced, |db| {
-            for statement in [
-                "DELETE FROM image_tag WHERE image = ?",
-                "DELETE FROM image_digest WHERE image = ?",
-                "DELETE FROM image_layer WHERE image = ?",
-                "DELETE FROM image WHERE id = ?",
-            ] {
-                db.execute(statement, [id.as_str()])?;
+            let mut statement = db.prepare_cached(
+                "SELECT name FROM image_tag WHERE image = ?1
+                 UNION ALL SELECT name FROM image_digest WHERE image = ?1",
+            )?;
+            let names = statement.query_map([id.as_str()], |row| row.get::<_, String>(0))?;
+            for name in names {
+                if !known.contains(&name?) {
+                    return Ok(false);
+                }
             }
-            Ok(())
+            if needed(db)? {
+                return Ok(false);
+            }
+            delete_rows(db, id)?;
+            Ok(true)
         })
     }
 
@@ -591,5 +626,41 @@ fn docker_manifest(image: &Image, layers: &[LayerBlob]) -> impl Serialize + use<
                 digest: layer.digest.clone(),
             })
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Store;
+
+    fn store(dir: &std::path::Path) -> Store {
+        let database = Database::open(&dir.join("db"), &[crate::SCHEMA]).unwrap();
+        Store::open(dir, database)
+    }
+
+    #[test]
+    fn an_image_named_meanwhile_is_not_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let images = store.images();
+        let config =
+            br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
+        let old: ImageRef = "app:old".parse().unwrap();
+        let id = images
+            .put_named(config, None, std::slice::from_ref(&old))
+            .unwrap();
+        let seen = images.get(&id).unwrap();
+        let known: Vec<&ImageRef> = seen.repo_tags.iter().collect();
+        // Between the look and the deletion.
+        let new: ImageRef = "app:new".parse().unwrap();
+        images.tag(&new, &id).unwrap();
+        assert!(!images.delete_unless(&id, &known, |_| Ok(false)).unwrap());
+        assert_eq!(images.get(&id).unwrap().repo_tags.len(), 2);
+        images.untag(&new).unwrap();
+        assert!(!images.delete_unless(&id, &known, |_| Ok(true)).unwrap());
+        assert_eq!(images.named(&old).unwrap(), Some(id.clone()));
+        assert!(images.delete_unless(&id, &known, |_| Ok(false)).unwrap());
+        assert!(images.get(&id).is_err() && images.named(&old).unwrap().is_none());
     }
 }
