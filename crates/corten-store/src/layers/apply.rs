@@ -19,7 +19,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, T
 use rustix::io::Errno;
 use tar::EntryType;
 
-use super::entry::{self, Attributes, OPAQUE_MARKER, WHITEOUT, invalid, link_name};
+use super::entry::{self, Attributes, Budget, OPAQUE_MARKER, WHITEOUT, invalid, link_name};
 use super::pending::Pending;
 use super::xattr;
 use crate::error::StoreError;
@@ -33,6 +33,7 @@ pub(super) fn unpack(root: &RootFd, tar: impl Read) -> Result<(u64, Pending), St
         links: BTreeMap::new(),
         content: 0,
         parent: None,
+        budget: Budget::default(),
         directories: vec![(PathBuf::new(), EPOCH)],
     };
     entry::each(tar, |path, entry, attributes| {
@@ -49,6 +50,7 @@ struct Unpacker<'a> {
     content: u64,
     /// The directory of the last entry: most entries follow their siblings.
     parent: Option<(PathBuf, OwnedFd)>,
+    budget: Budget,
     /// Modification times of directories, set when nothing more is put into them.
     directories: Vec<(PathBuf, Timestamps)>,
 }
@@ -61,6 +63,9 @@ impl Unpacker<'_> {
         attributes: &Attributes,
     ) -> io::Result<()> {
         let kind = entry.header().entry_type();
+        let xattrs = attributes.xattrs.iter();
+        let xattrs: usize = xattrs.map(|(k, v)| k.len() + v.len()).sum();
+        self.budget.node(path.as_os_str().len() + xattrs)?;
         let Some(name) = path.file_name() else {
             // The root itself: its attributes count, its type must be a directory.
             return self.root_attributes(kind, attributes);
@@ -110,6 +115,7 @@ impl Unpacker<'_> {
             }
             EntryType::Symlink => {
                 let target = link_name(entry)?;
+                self.budget.node(target.len())?;
                 self.replacing(parent, name, || {
                     rustix::fs::symlinkat(OsStr::from_bytes(&target), parent, name)
                 })?;
@@ -341,8 +347,11 @@ impl Unpacker<'_> {
         target: &Path,
     ) -> io::Result<()> {
         self.remove(parent, name)?;
-        self.links
-            .insert(self.real(parent, name)?, target.to_owned());
+        let real = self.real(parent, name)?;
+        let (from, to) = (real.as_os_str().len(), target.as_os_str().len());
+        self.budget.node(to)?;
+        self.budget.pending(from + to)?;
+        self.links.insert(real, target.to_owned());
         Ok(())
     }
 
@@ -362,40 +371,42 @@ impl Unpacker<'_> {
             Err(error) => return Err(error),
         }
         let mut sofar = PathBuf::new();
+        let mut current = self.root.directory(Path::new(""))?;
         for component in path.components() {
-            sofar.push(component);
-            if self.root.directory(&sofar).is_ok() {
+            let name = component.as_os_str();
+            sofar.push(name);
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let found = match rustix::fs::openat(&current, name, flags, Mode::empty()) {
+                Ok(found) => Some(found),
+                Err(Errno::NOENT) => None,
+                // It may be a symbolic link to a directory.
+                Err(_) => self.root.directory(&sofar).ok(),
+            };
+            if let Some(found) = found {
+                current = found;
                 continue;
             }
-            let Some((directory, name)) = self.root.parent(&sofar)? else {
-                continue;
-            };
-            match rustix::fs::mkdirat(&directory, &name, Mode::from_raw_mode(0o755)) {
+            self.budget.node(sofar.as_os_str().len())?;
+            self.budget.pending(sofar.as_os_str().len())?;
+            let mode = Mode::from_raw_mode(0o755);
+            match rustix::fs::mkdirat(&current, name, mode) {
                 Ok(()) => {}
                 Err(Errno::EXIST) => {
-                    remove_all(directory.as_fd(), &name)?;
-                    rustix::fs::mkdirat(&directory, &name, Mode::from_raw_mode(0o755))?;
+                    remove_all(current.as_fd(), name)?;
+                    rustix::fs::mkdirat(&current, name, mode)?;
                 }
                 Err(error) => return Err(error.into()),
             }
-            rustix::fs::chownat(
-                &directory,
-                &name,
-                Some(Uid::ROOT),
-                Some(Gid::ROOT),
-                AtFlags::SYMLINK_NOFOLLOW,
-            )?;
-            rustix::fs::chmodat(
-                &directory,
-                &name,
-                Mode::from_raw_mode(0o755),
-                AtFlags::empty(),
-            )?;
-            let path = self.real(directory.as_fd(), &name)?;
+            let (owner, flags) = (Some(Uid::ROOT), AtFlags::SYMLINK_NOFOLLOW);
+            rustix::fs::chownat(&current, name, owner, Some(Gid::ROOT), flags)?;
+            rustix::fs::chmodat(&current, name, mode, AtFlags::empty())?;
+            let path = self.real(current.as_fd(), name)?;
             self.pending.implied.insert(path.clone());
             self.directories.push((path, EPOCH));
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            current = rustix::fs::openat(&current, name, flags, Mode::empty())?;
         }
-        self.root.directory(path)
+        Ok(current)
     }
 
     fn finish(mut self) -> Result<(u64, Pending), StoreError> {

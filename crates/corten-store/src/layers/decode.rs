@@ -13,6 +13,11 @@ use crate::error::StoreError;
 const CHUNK: usize = 256 * 1024;
 const PIECES: usize = 8;
 
+/// Plain bytes that may follow an archive's end marker (padding of its last record).
+const MAX_AFTER: u64 = 64 << 20;
+/// Plain bytes of an archive: its content (1 TiB) and headers.
+const MAX_PLAIN: u64 = (1 << 40) + (64 << 30);
+
 /// Decompresses `archive`, hashes the plain bytes and has `consume` read them, each on a
 /// thread of its own. Everything is hashed, also what `consume` leaves unread.
 pub(super) fn tee<T: Send>(
@@ -42,10 +47,16 @@ pub(super) fn tee<T: Send>(
                     receiver,
                     piece: Arc::default(),
                     at: 0,
+                    read: 0,
                 };
                 let consumed = consume(&mut pieces)?;
                 // Padding after the archive's end belongs to the digest.
-                io::copy(&mut pieces, &mut io::sink()).map_err(StoreError::BadArchive)?;
+                let mut after = (&mut pieces).take(MAX_AFTER + 1);
+                if io::copy(&mut after, &mut io::sink()).map_err(StoreError::BadArchive)?
+                    > MAX_AFTER
+                {
+                    return Err(too_long(MAX_AFTER, "after its end"));
+                }
                 Ok::<_, StoreError>(consumed)
                 // A producer that is still sending ends when the pieces are dropped.
             })
@@ -59,6 +70,11 @@ pub(super) fn tee<T: Send>(
             .map_err(StoreError::BadArchive)?;
         Ok((digest.map_err(|_| panicked("hashing"))?, value))
     })
+}
+
+fn too_long(bytes: u64, what: &str) -> StoreError {
+    let error = format!("more than {bytes} bytes {what}");
+    StoreError::BadArchive(io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 fn panicked(thread: &str) -> StoreError {
@@ -135,6 +151,8 @@ struct Pieces {
     receiver: Receiver<io::Result<Arc<Piece>>>,
     piece: Arc<Piece>,
     at: usize,
+    /// Bytes of all pieces.
+    read: u64,
 }
 
 impl Read for Pieces {
@@ -144,6 +162,13 @@ impl Read for Pieces {
                 Ok(piece) => {
                     self.piece = piece?;
                     self.at = 0;
+                    self.read += self.piece.bytes.len() as u64;
+                    if self.read > MAX_PLAIN {
+                        return Err(io::Error::new(
+                            io::ErrorKind::InvalidData,
+                            format!("more than {MAX_PLAIN} bytes when unpacked"),
+                        ));
+                    }
                 }
                 Err(_) => return Ok(0),
             }

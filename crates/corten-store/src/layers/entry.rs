@@ -21,6 +21,13 @@ const MAX_CONTENT: u64 = 1 << 40;
 const MAX_BEFORE: u64 = 8 << 20;
 /// Components one name may have.
 const MAX_DEPTH: usize = 1024;
+/// Bytes that names, link targets and extended attributes of one layer may take in memory,
+/// with [`NODE`] for each file.
+const MAX_METADATA: usize = 512 << 20;
+/// What a file takes besides.
+const NODE: usize = 128;
+/// Bytes of names that may be left for the base to settle: they go into one row.
+const MAX_PENDING: usize = 32 << 20;
 /// What the names of whiteouts begin with (image-spec, layer.md).
 pub(super) const WHITEOUT: &[u8] = b".wh.";
 /// The entry that makes its directory opaque.
@@ -36,6 +43,42 @@ pub(super) struct Attributes {
     pub(super) mtime: (i64, u32),
     /// Those a layer may carry.
     pub(super) xattrs: Vec<(OsString, Vec<u8>)>,
+}
+
+/// What a layer may take in memory, listed in its tar or not. The same for every form.
+#[derive(Debug, Default)]
+pub(super) struct Budget {
+    nodes: u64,
+    metadata: usize,
+    pending: usize,
+}
+
+impl Budget {
+    /// A file, directory or link, with the bytes of its name, target and attributes.
+    pub(super) fn node(&mut self, bytes: usize) -> io::Result<()> {
+        self.nodes += 1;
+        if self.nodes > MAX_ENTRIES {
+            return Err(invalid(format!("more than {MAX_ENTRIES} files")));
+        }
+        self.metadata = self.metadata.saturating_add(NODE + bytes);
+        if self.metadata > MAX_METADATA {
+            return Err(invalid(format!(
+                "more than {MAX_METADATA} bytes of names and attributes"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Bytes of names that only the base can settle.
+    pub(super) fn pending(&mut self, bytes: usize) -> io::Result<()> {
+        self.pending = self.pending.saturating_add(bytes);
+        if self.pending > MAX_PENDING {
+            return Err(invalid(format!(
+                "more than {MAX_PENDING} bytes of names that it does not list or carry"
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// Reads a tar and hands every entry over with its cleaned name and its attributes.
@@ -225,4 +268,25 @@ fn pax_time(text: &str) -> Option<(i64, u32)> {
             1_000_000_000 - nanos,
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_in_memory_is_counted() {
+        let mut budget = Budget::default();
+        let mut targets = 0;
+        while budget.node(4095).is_ok() {
+            targets += 4095;
+        }
+        assert!(targets < MAX_METADATA && targets > MAX_METADATA - (MAX_METADATA >> 4));
+        let mut budget = Budget::default();
+        let mut nodes = 0_usize;
+        while budget.node(0).is_ok() {
+            nodes += 1;
+        }
+        assert_eq!(nodes, MAX_METADATA / NODE);
+    }
 }

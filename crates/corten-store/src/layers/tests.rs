@@ -67,6 +67,8 @@ in_both_forms!(
     the_same_layer_at_once_is_made_once,
     a_rotten_blob_is_refused_and_fetched_again,
     collection_keeps_what_is_needed,
+    odd_names_are_pending_too,
+    nothing_endless_follows_an_archive,
     round_trips
 );
 
@@ -411,6 +413,64 @@ fn collection_keeps_what_is_needed(form: LayerForm) {
     );
     let report = store.gc().unwrap();
     assert_eq!((report.layers.len(), report.blobs.len()), (2, 1));
+}
+
+fn odd_names_are_pending_too(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), form);
+    let mut header = header(Regular, 1);
+    header.as_old_mut().name[..6].copy_from_slice(b"caf\xe9/x");
+    header.set_cksum();
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append(&header, &b"x"[..]).unwrap();
+    let tar = builder.into_inner().unwrap();
+    let layer = store.layers().apply(None, tar.as_slice()).unwrap().diff_id;
+    let base = archive(&[("b", Regular, "")]);
+    let base = store.layers().apply(None, base.as_slice()).unwrap().diff_id;
+    let root = RootFd::from(
+        store
+            .layers()
+            .mount(&[base, layer], Upper::ReadOnly)
+            .unwrap(),
+    );
+    let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"caf\xe9/x");
+    assert_eq!(root.read(Path::new(name), 9).unwrap(), b"x");
+}
+
+fn nothing_endless_follows_an_archive(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), form);
+    let endless = io::Read::chain(
+        io::Cursor::new(archive(&[("f", Regular, "x")])),
+        io::repeat(0),
+    );
+    let refused = store.layers().apply(None, endless).unwrap_err().to_string();
+    assert!(refused.contains("after its end"), "{refused}");
+    assert!(store.sweep(false).unwrap().is_empty());
+}
+
+#[test]
+fn directories_that_are_not_listed_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), LayerForm::Image);
+    let mut builder = tar::Builder::new(Vec::new());
+    for number in 0..40 {
+        let name = format!("{number}/{}f", "d/".repeat(1000));
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, io::empty()).unwrap();
+    }
+    let tar = builder.into_inner().unwrap();
+    let refused = store
+        .layers()
+        .apply(None, tar.as_slice())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.contains("bytes of names that it does not list"),
+        "{refused}"
+    );
 }
 
 #[derive(Debug, Clone)]

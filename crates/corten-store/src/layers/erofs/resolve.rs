@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
@@ -56,30 +57,54 @@ impl Tree {
         Ok(stack.last().copied().unwrap_or(Self::ROOT))
     }
 
-    /// The directory at a path, made where something of it is missing or no directory.
-    pub(super) fn make_directory(&mut self, path: &Path) -> Result<NodeId, Nowhere> {
+    /// The directory at a path, made where something of it is missing or no directory. `made`
+    /// is asked before one is made, with the length of its path.
+    pub(super) fn make_directory(
+        &mut self,
+        path: &Path,
+        mut made: impl FnMut(usize) -> io::Result<()>,
+    ) -> io::Result<NodeId> {
         match self.directory(path) {
             Err(Nowhere::Missing | Nowhere::NotADirectory) => {}
-            other => return other,
+            other => return Ok(other?),
         }
         let mut current = Self::ROOT;
         let mut sofar = std::path::PathBuf::new();
         for component in path.components() {
+            let name = component.as_os_str().as_bytes();
             sofar.push(component);
-            if let Ok(there) = self.directory(&sofar) {
-                current = there;
+            let there = self.child(current, name);
+            let found = match there.map(|there| (there, &self.node(there).kind)) {
+                Some((there, Kind::Directory(_))) => Some(there),
+                Some((_, Kind::Symlink(_))) => self.directory(&sofar).ok(),
+                _ => None,
+            };
+            if let Some(found) = found {
+                current = found;
                 continue;
             }
+            made(sofar.as_os_str().len())?;
             let attributes = Attributes {
                 mode: 0o755,
                 ..Attributes::default()
             };
-            let made = self.add(Kind::Directory(Default::default()), attributes);
-            self.node_mut(made).implied = true;
-            self.insert(current, component.as_os_str().as_bytes(), made);
-            current = made;
+            let id = self.add(Kind::Directory(Default::default()), attributes);
+            self.node_mut(id).implied = true;
+            self.insert(current, name, id);
+            current = id;
         }
         Ok(current)
+    }
+}
+
+impl From<Nowhere> for io::Error {
+    fn from(nowhere: Nowhere) -> Self {
+        let errno = match nowhere {
+            Nowhere::Missing => rustix::io::Errno::NOENT,
+            Nowhere::NotADirectory => rustix::io::Errno::NOTDIR,
+            Nowhere::Loop => rustix::io::Errno::LOOP,
+        };
+        errno.into()
     }
 }
 
@@ -106,7 +131,7 @@ mod tests {
     #[test]
     fn links_stay_inside() {
         let mut tree = Tree::new();
-        let d = tree.make_directory(Path::new("a/d")).unwrap();
+        let d = tree.make_directory(Path::new("a/d"), |_| Ok(())).unwrap();
         link(&mut tree, "up", "../../a/./d");
         link(&mut tree, "abs", "/a");
         link(&mut tree, "through", "abs/d/../d");
@@ -124,7 +149,9 @@ mod tests {
     fn what_is_missing_is_made() {
         let mut tree = Tree::new();
         link(&mut tree, "nowhere", "gone");
-        let made = tree.make_directory(Path::new("nowhere/x")).unwrap();
+        let made = tree
+            .make_directory(Path::new("nowhere/x"), |_| Ok(()))
+            .unwrap();
         assert_eq!(tree.directory(Path::new("nowhere/x")), Ok(made));
         assert!(tree.node(made).implied && tree.child(Tree::ROOT, b"gone").is_none());
     }

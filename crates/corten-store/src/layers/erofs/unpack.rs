@@ -17,14 +17,12 @@ use super::tree::{self, Attributes, Kind, NodeId, Tree};
 use super::writer::ImageWriter;
 use super::{MAX_NAME, inode, xattr};
 use crate::error::StoreError;
-use crate::layers::entry::{self, OPAQUE_MARKER, WHITEOUT, invalid, link_name};
+use crate::layers::entry::{self, Budget, OPAQUE_MARKER, WHITEOUT, invalid, link_name};
 use crate::layers::pending::Pending;
 use crate::rooted::normal;
 
 /// `PATH_MAX` without the NUL: what a name or a link's target may have as with a directory.
 const MAX_PATH: usize = 4095;
-/// Bytes of names, link targets and extended attributes of one layer: they are in memory.
-const MAX_METADATA: usize = 512 << 20;
 
 /// Unpacks `tar`; the tree is to be written with [`ImageWriter::finish`].
 pub(in crate::layers) fn unpack(
@@ -35,7 +33,7 @@ pub(in crate::layers) fn unpack(
         tree: Tree::new(),
         image,
         content: 0,
-        metadata: 0,
+        budget: Budget::default(),
         parent: None,
     };
     entry::each(tar, |path, entry, attributes| {
@@ -51,7 +49,7 @@ struct Unpacker<'a> {
     tree: Tree,
     image: &'a mut ImageWriter,
     content: u64,
-    metadata: usize,
+    budget: Budget,
     /// The directory of the last entry, until something that may have led to it is replaced.
     parent: Option<(PathBuf, NodeId)>,
 }
@@ -83,6 +81,7 @@ impl Unpacker<'_> {
                 if target.len() > MAX_PATH {
                     return Err(io::ErrorKind::InvalidFilename.into());
                 }
+                self.budget.node(target.len())?;
                 Kind::Symlink(target.into())
             }
             EntryType::Link => {
@@ -123,13 +122,8 @@ impl Unpacker<'_> {
             return Err(io::ErrorKind::InvalidFilename.into());
         }
         let xattrs = attributes.xattrs.iter();
-        self.metadata += length + xattrs.map(|(k, v)| k.len() + v.len()).sum::<usize>();
-        if self.metadata > MAX_METADATA {
-            return Err(invalid(format!(
-                "more than {MAX_METADATA} bytes of names and attributes"
-            )));
-        }
-        Ok(())
+        let xattrs: usize = xattrs.map(|(k, v)| k.len() + v.len()).sum();
+        self.budget.node(length + xattrs)
     }
 
     fn root(&mut self, kind: EntryType, attributes: entry::Attributes) -> io::Result<()> {
@@ -197,12 +191,16 @@ impl Unpacker<'_> {
         {
             Ok(directory) => self.tree.child(directory, file.as_bytes()),
             Err(Nowhere::Missing) => None,
-            Err(other) => return Err(refused(other)),
+            Err(other) => return Err(other.into()),
         };
         let id = match there {
-            None => self
-                .tree
-                .add(Kind::Foreign(target.to_owned()), Attributes::default()),
+            None => {
+                let (from, to) = (path.as_os_str().len(), target.as_os_str().len());
+                self.budget.node(to)?;
+                self.budget.pending(from + to)?;
+                let kind = Kind::Foreign(target.to_owned());
+                self.tree.add(kind, Attributes::default())
+            }
             Some(id) if self.tree.is_directory(id) => {
                 return Err(invalid("a hard link to a directory"));
             }
@@ -226,19 +224,14 @@ impl Unpacker<'_> {
         {
             return Ok(*id);
         }
-        let id = self.tree.make_directory(path).map_err(refused)?;
+        let budget = &mut self.budget;
+        let id = self.tree.make_directory(path, |implied| {
+            budget.node(implied)?;
+            budget.pending(implied)
+        })?;
         self.parent = Some((path.to_owned(), id));
         Ok(id)
     }
-}
-
-fn refused(nowhere: Nowhere) -> io::Error {
-    let errno = match nowhere {
-        Nowhere::Missing => rustix::io::Errno::NOENT,
-        Nowhere::NotADirectory => rustix::io::Errno::NOTDIR,
-        Nowhere::Loop => rustix::io::Errno::LOOP,
-    };
-    errno.into()
 }
 
 fn storable(xattrs: &[xattr::Xattr]) -> io::Result<()> {
