@@ -93,6 +93,8 @@ impl Store {
             self.layers().remove(&diff_id)?;
             report.layers.push(diff_id);
         }
+        self.layers()
+            .drop_unsettled(|diff_id| kept.layers.contains(diff_id))?;
         for digest in self.blobs().all()? {
             if kept.blobs.contains(&digest) {
                 continue;

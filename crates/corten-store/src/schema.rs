@@ -5,12 +5,12 @@ use corten_db::Schema;
 /// Tables of blobs, layers, images and leases.
 pub const SCHEMA: Schema = Schema {
     name: "store",
-    migrations: &[V1, V2],
+    migrations: &[V1, V2, V3],
 };
 
 const V1: &str = "
 -- A layer directory. boot: made in that boot and not yet synced (NULL: durable).
--- pending: JSON of what is settled at the first mount.
+-- pending: JSON of what only the layers below can settle.
 CREATE TABLE layer (
     diff_id TEXT PRIMARY KEY,
     size INTEGER NOT NULL,
@@ -80,4 +80,16 @@ ALTER TABLE image ADD COLUMN variant TEXT;
 ALTER TABLE image ADD COLUMN labels TEXT;
 CREATE INDEX image_listed ON image (created, id, size, manifest, manifest_type, config_size, os,
     architecture, variant, labels);
+";
+
+/// What layers were settled to: for each layer and the chain id of what is below it (whose diff
+/// ids are in `below`, bottom first), whether there is anything.
+const V3: &str = "
+CREATE TABLE settled (
+    diff_id TEXT NOT NULL,
+    base TEXT NOT NULL,
+    below TEXT NOT NULL,
+    any INTEGER NOT NULL,
+    PRIMARY KEY (diff_id, base)
+) STRICT, WITHOUT ROWID;
 ";

@@ -164,7 +164,7 @@ fn outcome(store: &Store, tar: &[u8]) -> Result<Outcome, String> {
         fsck(&path);
     }
     let stack = std::slice::from_ref(&diff_id);
-    let root = layers.mount_settled(stack, Upper::ReadOnly).unwrap();
+    let root = layers.mount_settled(stack, &[], Upper::ReadOnly).unwrap();
     let mut seen = BTreeMap::new();
     view(root.as_fd(), Path::new(""), &mut seen);
     let mut again = Vec::new();
@@ -692,6 +692,9 @@ fn stacked(store: &Store, tars: &[Vec<u8>; 2]) -> Result<BTreeMap<PathBuf, Strin
         for (diff_id, _) in stack {
             driver.discard(diff_id).unwrap();
         }
+        for (diff_id, base) in driver.list_settled().unwrap() {
+            driver.discard_settled(&diff_id, &base).unwrap();
+        }
     };
     for (n, tar) in tars.iter().enumerate() {
         match driver.unpack(&mut tar.as_slice()) {
@@ -707,17 +710,18 @@ fn stacked(store: &Store, tars: &[Vec<u8>; 2]) -> Result<BTreeMap<PathBuf, Strin
         }
     }
     let ids: Vec<DiffId> = stack.iter().map(|(id, _)| id.clone()).collect();
-    let mount = |ids| store.layers().mount_settled(ids, Upper::ReadOnly);
+    let mount = |ids, bases: &[_]| store.layers().mount_settled(ids, bases, Upper::ReadOnly);
     let (top, pending) = &stack[1];
-    let below = RootFd::from(mount(&ids[..1]).unwrap());
+    let below = RootFd::from(mount(&ids[..1], &[]).unwrap());
+    let base = ChainId::of(&ids[..1]).unwrap();
     let settled = match pending.is_empty() {
-        true => Ok(()),
-        false => driver.settle(top, &below, pending),
+        true => Ok(false),
+        false => driver.settle(top, &base, &below, pending),
     };
     drop(below);
     let outcome = match settled {
-        Ok(()) => {
-            let root = mount(&ids).unwrap();
+        Ok(any) => {
+            let root = mount(&ids, &[None, any.then_some(base)]).unwrap();
             let mut seen = BTreeMap::new();
             view(root.as_fd(), Path::new(""), &mut seen);
             // Overlayfs says 1 link for every directory that it merges, and an image and what

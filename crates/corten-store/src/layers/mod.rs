@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use corten_db::{Database, Durability};
-use corten_oci::{DiffId, Digest, Digester, media_type};
+use corten_oci::{ChainId, DiffId, Digest, Digester, media_type};
 use flate2::{Compression, GzBuilder};
 use rusqlite::OptionalExtension;
 use rustix::fs::FlockOperation;
@@ -235,11 +235,6 @@ impl Layers {
     /// # Errors
     /// A layer is missing, or the kernel refuses.
     pub fn mount(&self, stack: &[DiffId], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
-        self.settle(stack)?;
-        self.mount_settled(stack, upper)
-    }
-
-    fn mount_settled(&self, stack: &[DiffId], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
         self.mount_below(None, stack, upper)
     }
 
@@ -250,9 +245,26 @@ impl Layers {
         stack: &[DiffId],
         upper: Upper<'_>,
     ) -> Result<OwnedFd, StoreError> {
-        match self.try_mount(top, stack, upper) {
+        let bases = self.settle(stack)?;
+        match self.try_mount(top, stack, &bases, upper) {
             Err(StoreError::Mount { .. }) if self.driver.has_other_lowers() => {
-                self.try_mount(top, stack, upper)
+                let bases = self.settle(stack)?;
+                self.try_mount(top, stack, &bases, upper)
+            }
+            other => other,
+        }
+    }
+
+    /// Mounts a stack that is settled on these bases.
+    fn mount_settled(
+        &self,
+        stack: &[DiffId],
+        bases: &[Option<ChainId>],
+        upper: Upper<'_>,
+    ) -> Result<OwnedFd, StoreError> {
+        match self.try_mount(None, stack, bases, upper) {
+            Err(StoreError::Mount { .. }) if self.driver.has_other_lowers() => {
+                self.mount_below(None, stack, upper)
             }
             other => other,
         }
@@ -262,14 +274,19 @@ impl Layers {
         &self,
         top: Option<&Path>,
         stack: &[DiffId],
+        bases: &[Option<ChainId>],
         upper: Upper<'_>,
     ) -> Result<OwnedFd, StoreError> {
         let mut lowers = Vec::new();
         if let Some(directory) = top {
             lowers.push(Lower::Directory(mount::open_upper_dir(directory)?));
         }
-        for diff_id in stack.iter().rev() {
-            lowers.extend(self.driver.lowers(diff_id, self.kept.is_some())?);
+        let offer = self.kept.is_some();
+        for (height, diff_id) in stack.iter().enumerate().rev() {
+            if let Some(Some(base)) = bases.get(height) {
+                lowers.push(self.driver.settled(diff_id, base, offer)?);
+            }
+            lowers.extend(self.driver.lowers(diff_id, offer)?);
         }
         let enough = if matches!(upper, Upper::ReadOnly) {
             2
@@ -332,7 +349,6 @@ impl Layers {
     /// # Errors
     /// As [`mount`](Self::mount).
     pub fn mount_merged(&self, stack: &[DiffId], upper: &Path) -> Result<Merged, StoreError> {
-        self.settle(stack)?;
         let root = self.mount_below(Some(upper), stack, Upper::ReadOnly)?;
         Ok(Merged {
             root,
@@ -536,6 +552,10 @@ impl Layers {
             )?;
             db.execute(
                 "DELETE FROM layer_blob WHERE diff_id = ?",
+                [diff_id.digest().as_str()],
+            )?;
+            db.execute(
+                "DELETE FROM settled WHERE diff_id = ?",
                 [diff_id.digest().as_str()],
             )?;
             Ok(())

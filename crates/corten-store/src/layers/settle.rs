@@ -2,16 +2,19 @@
 //!
 //! A directory that its tar does not list, but has something in, has the attributes of the
 //! same directory below; a hard link to a file that its tar does not carry is a copy of that
-//! file (with overlayfs a link cannot reach into another layer). Both are settled when the
-//! layer is first mounted on something, once; nearly always a layer only ever has one base.
+//! file (with overlayfs a link cannot reach into another layer). Both depend on what the layer
+//! lies on. So they are settled for each base anew, in a small layer beside the layer, named
+//! after it and the chain id of what is below; it lies on the layer in the stacks it was made
+//! for, and in no other. The layer itself, and what is pending of it, never change.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 
 use corten_db::Durability;
-use corten_oci::DiffId;
+use corten_oci::{ChainId, DiffId};
 use rusqlite::OptionalExtension;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
 
@@ -20,28 +23,117 @@ use super::{Layers, Upper, xattr};
 use crate::error::StoreError;
 use crate::rooted::RootFd;
 
+/// For each layer of a stack, the base that it was settled on, where that gave anything.
+pub(super) type Bases = Vec<Option<ChainId>>;
+
 impl Layers {
     /// Settles every layer of a stack that has something pending, bottom first.
-    pub(super) fn settle(&self, stack: &[DiffId]) -> Result<(), StoreError> {
+    pub(super) fn settle(&self, stack: &[DiffId]) -> Result<Bases, StoreError> {
+        let mut bases = Bases::new();
         for (height, diff_id) in stack.iter().enumerate() {
-            if self.pending(diff_id)?.is_none() {
-                continue;
-            }
-            let _lock = self.lock(diff_id)?;
-            let Some(pending) = self.pending(diff_id)? else {
-                continue;
+            let base = match ChainId::of(&stack[..height]) {
+                Some(base) if self.has_pending(diff_id)? => base,
+                _ => {
+                    bases.push(None);
+                    continue;
+                }
             };
-            if height > 0 {
-                let below = RootFd::from(self.mount_settled(&stack[..height], Upper::ReadOnly)?);
-                self.driver.settle(diff_id, &below, &pending)?;
+            let any = match self.settlement(diff_id, &base)? {
+                Some(any) => any,
+                None => {
+                    let below = self.mount_settled(&stack[..height], &bases, Upper::ReadOnly)?;
+                    let below = RootFd::from(below);
+                    let _lock = self.lock(diff_id)?;
+                    match self.settlement(diff_id, &base)? {
+                        Some(any) => any, // by another process
+                        None => self.settle_on(diff_id, &base, &stack[..height], &below)?,
+                    }
+                }
+            };
+            bases.push(any.then_some(base));
+        }
+        Ok(bases)
+    }
+
+    /// Whether settling a layer on this base gave anything; `None`: it is yet to be settled.
+    fn settlement(&self, diff_id: &DiffId, base: &ChainId) -> Result<Option<bool>, StoreError> {
+        let row: Option<bool> = self.database.read(|db| {
+            Ok::<_, StoreError>(
+                db.prepare_cached("SELECT any FROM settled WHERE diff_id = ? AND base = ?")?
+                    .query_row([diff_id.digest().as_str(), base.digest().as_str()], |row| {
+                        row.get(0)
+                    })
+                    .optional()?,
+            )
+        })?;
+        Ok(row.filter(|any| !any || self.driver.has_settled(diff_id, base)))
+    }
+
+    fn settle_on(
+        &self,
+        diff_id: &DiffId,
+        base: &ChainId,
+        stack: &[DiffId],
+        below: &RootFd,
+    ) -> Result<bool, StoreError> {
+        let pending = self.pending(diff_id)?.unwrap_or_default();
+        let any = self.driver.settle(diff_id, base, below, &pending)?;
+        let stack: Vec<&str> = stack.iter().map(|id| id.digest().as_str()).collect();
+        self.database.write(Durability::Relaxed, |db| {
+            db.execute(
+                "INSERT OR REPLACE INTO settled (diff_id, base, below, any) VALUES (?, ?, ?, ?)",
+                rusqlite::params![
+                    diff_id.digest().as_str(),
+                    base.digest().as_str(),
+                    stack.join(" "),
+                    any
+                ],
+            )?;
+            Ok::<_, StoreError>(())
+        })?;
+        Ok(any)
+    }
+
+    fn has_pending(&self, diff_id: &DiffId) -> Result<bool, StoreError> {
+        self.database.read(|db| {
+            Ok(db
+                .prepare_cached("SELECT 1 FROM layer WHERE diff_id = ? AND pending IS NOT NULL")?
+                .exists([diff_id.digest().as_str()])?)
+        })
+    }
+
+    /// Removes what layers were settled to on stacks of which a layer is gone.
+    pub(crate) fn drop_unsettled(&self, kept: impl Fn(&DiffId) -> bool) -> Result<(), StoreError> {
+        type Row = (String, String, String);
+        let rows: Vec<Row> = self.database.read(|db| {
+            let mut statement = db.prepare_cached("SELECT diff_id, base, below FROM settled")?;
+            let rows =
+                statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            Ok::<_, StoreError>(rows.collect::<Result<_, _>>()?)
+        })?;
+        let kept = |text: &str| text.parse().is_ok_and(|diff_id| kept(&diff_id));
+        let mut named = std::collections::HashSet::new();
+        for (diff_id, base, below) in rows {
+            if kept(&diff_id) && below.split(' ').all(kept) {
+                named.insert((diff_id, base));
+                continue;
             }
             self.database.write(Durability::Relaxed, |db| {
                 db.execute(
-                    "UPDATE layer SET pending = NULL WHERE diff_id = ?",
-                    [diff_id.digest().as_str()],
+                    "DELETE FROM settled WHERE diff_id = ? AND base = ?",
+                    [&diff_id, &base],
                 )?;
                 Ok::<_, StoreError>(())
             })?;
+        }
+        for (diff_id, base) in self.driver.list_settled()? {
+            let key = (diff_id.to_string(), base.to_string());
+            if !named.contains(&key) {
+                let _lock = self.lock(&diff_id)?;
+                if self.settlement(&diff_id, &base)?.is_none() {
+                    self.driver.discard_settled(&diff_id, &base)?;
+                }
+            }
         }
         Ok(())
     }
@@ -67,22 +159,166 @@ impl Layers {
     }
 }
 
-/// Does to a layer's directory what could not be done when it was unpacked.
-pub(super) fn settle(layer: &RootFd, below: &RootFd, pending: &Pending) -> io::Result<()> {
-    for (name, target) in &pending.links {
-        copy_up(layer, below, name, target)?;
-    }
-    // Deepest first, so that no time is touched after it was set.
-    for directory in pending.implied.iter().rev() {
-        let stat = match below.lstat(directory) {
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => stat,
-            _ => continue,
-        };
-        if let Some((parent, name)) = layer.parent(directory)? {
-            inherit(parent.as_fd(), &name, &stat, &xattrs(below, directory)?)?;
+/// Something that a layer lacks on a base.
+#[derive(Debug)]
+pub(super) struct Piece {
+    /// Where in the layer.
+    pub(super) path: PathBuf,
+    /// What it is below, and with which attributes.
+    pub(super) stat: Stat,
+    /// The extended attributes it has there.
+    pub(super) xattrs: Vec<(OsString, Vec<u8>)>,
+    /// Its content.
+    pub(super) content: Content,
+}
+
+/// What a piece has.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// A directory, with whatever the layer has in it.
+    Directory,
+    /// Bytes, to be read from below.
+    File(File),
+    /// A symbolic link's target.
+    Symlink(PathBuf),
+}
+
+/// Hands over, one after another, what a layer lacks on what is below.
+pub(super) fn each_piece(
+    below: &RootFd,
+    pending: &Pending,
+    mut visit: impl FnMut(Piece) -> io::Result<()>,
+) -> io::Result<()> {
+    for directory in &pending.implied {
+        match below.lstat(directory) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                visit(Piece {
+                    path: directory.clone(),
+                    stat,
+                    xattrs: xattrs(below, directory)?,
+                    content: Content::Directory,
+                })?;
+            }
+            _ => {}
         }
     }
+    for (name, target) in &pending.links {
+        let stat = below.lstat(target)?;
+        let content = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
+                Content::File(below.open_in_root(target, flags, Mode::empty())?.into())
+            }
+            FileType::Symlink => Content::Symlink(below.read_link(target)?),
+            other => return Err(uncopyable(name, other)),
+        };
+        visit(Piece {
+            path: name.clone(),
+            stat,
+            xattrs: xattrs(below, target)?,
+            content,
+        })?;
+    }
     Ok(())
+}
+
+/// Writes, into an empty directory, what is to lie on a layer's own; whether it is anything.
+pub(super) fn write(
+    into: &RootFd,
+    layer: &RootFd,
+    below: &RootFd,
+    pending: &Pending,
+) -> io::Result<bool> {
+    let mut directories = Directories {
+        into,
+        layer,
+        made: Vec::new(),
+    };
+    let mut any = false;
+    each_piece(below, pending, |piece| {
+        any = true;
+        directories.piece(piece)
+    })?;
+    if any {
+        directories.finish()?;
+    }
+    Ok(any)
+}
+
+/// The directories of a settled layer: those that are settled, and those they are in.
+struct Directories<'a> {
+    into: &'a RootFd,
+    layer: &'a RootFd,
+    /// With what they have from below; else it is what they have in the layer.
+    made: Vec<(PathBuf, Option<(Stat, Vec<(OsString, Vec<u8>)>)>)>,
+}
+
+impl Directories<'_> {
+    fn piece(&mut self, piece: Piece) -> io::Result<()> {
+        let parent = piece.path.parent().unwrap_or(Path::new(""));
+        match piece.content {
+            Content::Directory => {
+                self.make(&piece.path)?;
+                if let Some((_, settled)) = self.made.iter_mut().rfind(|(p, _)| *p == piece.path) {
+                    *settled = Some((piece.stat, piece.xattrs));
+                }
+                return Ok(());
+            }
+            _ => self.make(parent)?,
+        }
+        let Some((parent, name)) = self.into.parent(&piece.path)? else {
+            return Ok(());
+        };
+        match piece.content {
+            Content::File(mut source) => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let mode = Mode::from_raw_mode(0o600);
+                let mut made = File::from(rustix::fs::openat(&parent, &name, flags, mode)?);
+                io::copy(&mut source, &mut made)?;
+            }
+            Content::Symlink(to) => rustix::fs::symlinkat(&to, &parent, &name)?,
+            Content::Directory => {}
+        }
+        inherit(parent.as_fd(), &name, &piece.stat, &piece.xattrs)
+    }
+
+    fn make(&mut self, path: &Path) -> io::Result<()> {
+        let mut sofar = PathBuf::new();
+        for component in path.components() {
+            sofar.push(component);
+            let Some((parent, name)) = self.into.parent(&sofar)? else {
+                continue;
+            };
+            match rustix::fs::mkdirat(&parent, &name, Mode::from_raw_mode(0o700)) {
+                Ok(()) => self.made.push((sofar.clone(), None)),
+                Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Deepest first, so that no time is touched after it was set.
+    fn finish(self) -> io::Result<()> {
+        for (path, settled) in self.made.iter().rev() {
+            let Some((parent, name)) = self.into.parent(path)? else {
+                continue;
+            };
+            match settled {
+                Some((stat, xattrs)) => inherit(parent.as_fd(), &name, stat, xattrs)?,
+                None => {
+                    let stat = self.layer.lstat(path)?;
+                    inherit(parent.as_fd(), &name, &stat, &xattrs(self.layer, path)?)?;
+                }
+            }
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let root = self
+            .into
+            .open_in_root(Path::new(""), flags, Mode::empty())?;
+        let stat = self.layer.lstat(Path::new(""))?;
+        inherit(root.as_fd(), ".".as_ref(), &stat, &[])
+    }
 }
 
 /// The extended attributes that something below has and a layer may have.
@@ -96,7 +332,7 @@ pub(super) fn xattrs(below: &RootFd, path: &Path) -> io::Result<Vec<(OsString, V
 }
 
 /// A hard link to what cannot be copied.
-pub(super) fn uncopyable(name: &Path, kind: FileType) -> io::Error {
+fn uncopyable(name: &Path, kind: FileType) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
         format!(
@@ -107,7 +343,7 @@ pub(super) fn uncopyable(name: &Path, kind: FileType) -> io::Error {
 }
 
 fn inherit(
-    parent: std::os::fd::BorrowedFd<'_>,
+    parent: BorrowedFd<'_>,
     name: &OsStr,
     stat: &Stat,
     xattrs: &[(OsString, Vec<u8>)],
@@ -136,43 +372,4 @@ fn times(stat: &Stat) -> Timestamps {
             tv_nsec: stat.st_mtime_nsec as _,
         },
     }
-}
-
-/// Copies a file from below to where a link to it should be.
-fn copy_up(layer: &RootFd, below: &RootFd, name: &Path, target: &Path) -> io::Result<()> {
-    let stat = below.lstat(target)?;
-    let Some((parent, file_name)) = layer.parent(name)? else {
-        return Ok(());
-    };
-    // The directory has the time that the tar says, not that of a new entry.
-    let directory = rustix::fs::fstat(&parent)?;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => {
-            let source =
-                below.open_in_root(target, OFlags::RDONLY | OFlags::NOFOLLOW, Mode::empty())?;
-            let flags = OFlags::WRONLY
-                | OFlags::CREATE
-                | OFlags::TRUNC
-                | OFlags::NOFOLLOW
-                | OFlags::CLOEXEC;
-            let made = rustix::fs::openat(&parent, &file_name, flags, Mode::from_raw_mode(0o600))?;
-            io::copy(
-                &mut std::fs::File::from(source),
-                &mut std::fs::File::from(made),
-            )?;
-        }
-        FileType::Symlink => {
-            let to = below.read_link(target)?;
-            rustix::fs::symlinkat(&to, &parent, &file_name)?;
-        }
-        other => return Err(uncopyable(name, other)),
-    }
-    inherit(parent.as_fd(), &file_name, &stat, &xattrs(below, target)?)?;
-    let flags = AtFlags::EMPTY_PATH;
-    Ok(rustix::fs::utimensat(
-        &parent,
-        "",
-        &times(&directory),
-        flags,
-    )?)
 }

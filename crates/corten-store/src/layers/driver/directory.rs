@@ -6,11 +6,11 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use corten_oci::DiffId;
+use corten_oci::{ChainId, DiffId};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Driver, Lower, Staged};
+use super::{Driver, Lower, Staged, names, settled_name, settled_of};
 use crate::error::{StoreError, at};
 use crate::layers::apply;
 use crate::layers::pending::Pending;
@@ -30,6 +30,30 @@ impl Directories {
     /// `root` holds the layers; `tmp` is on the same file system.
     pub(in crate::layers) fn new(root: PathBuf, tmp: PathBuf) -> Self {
         Self { root, tmp }
+    }
+
+    fn settled_path(&self, diff_id: &DiffId, base: &ChainId) -> PathBuf {
+        self.root.join(settled_name(diff_id, base))
+    }
+
+    fn move_away(&self, path: &Path) -> Result<(), StoreError> {
+        if fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+            return Ok(());
+        }
+        let tmp = TmpDir::create(&self.tmp, "removed")?;
+        match fs::rename(path, tmp.path().join("fs")) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(at("move away", path)(error)),
+        }
+    }
+}
+
+fn lower(path: &Path, diff_id: &DiffId) -> Result<Lower, StoreError> {
+    match open_directory(path) {
+        Ok(fd) => Ok(Lower::Directory(fd)),
+        Err(Errno::NOENT) => Err(StoreError::NoSuchLayer(diff_id.clone())),
+        Err(errno) => Err(at("open", path)(errno)),
     }
 }
 
@@ -72,12 +96,7 @@ impl Driver for Directories {
     }
 
     fn lowers(&self, diff_id: &DiffId, _: bool) -> Result<Vec<Lower>, StoreError> {
-        let path = self.path(diff_id);
-        match open_directory(&path) {
-            Ok(fd) => Ok(vec![Lower::Directory(fd)]),
-            Err(Errno::NOENT) => Err(StoreError::NoSuchLayer(diff_id.clone())),
-            Err(errno) => Err(at("open", path)(errno)),
-        }
+        Ok(vec![lower(&self.path(diff_id), diff_id)?])
     }
 
     fn empty(&self, n: u8) -> Result<Lower, StoreError> {
@@ -94,12 +113,44 @@ impl Driver for Directories {
     fn settle(
         &self,
         diff_id: &DiffId,
+        base: &ChainId,
         below: &RootFd,
         pending: &Pending,
-    ) -> Result<(), StoreError> {
-        let path = self.path(diff_id);
-        let layer = RootFd::open(&path).map_err(at("open", &path))?;
-        settle::settle(&layer, below, pending).map_err(at("settle", &path))
+    ) -> Result<bool, StoreError> {
+        let layer = self.path(diff_id);
+        let layer = RootFd::open(&layer).map_err(at("open", &layer))?;
+        let tmp = TmpDir::create(&self.tmp, "settled")?;
+        let path = tmp.path().join("fs");
+        make_root(&path)?;
+        let into = RootFd::open(&path).map_err(at("open", &path))?;
+        if !settle::write(&into, &layer, below, pending).map_err(at("settle", &path))? {
+            return Ok(false);
+        }
+        let file = File::open(&path).map_err(at("open", &path))?;
+        rustix::fs::syncfs(&file).map_err(at("sync", &path))?;
+        // Of one whose row was lost in a crash.
+        self.discard_settled(diff_id, base)?;
+        let target = self.settled_path(diff_id, base);
+        fs::rename(&path, &target).map_err(at("rename to", &target))?;
+        self.sync_names()?;
+        Ok(true)
+    }
+
+    fn has_settled(&self, diff_id: &DiffId, base: &ChainId) -> bool {
+        self.settled_path(diff_id, base).exists()
+    }
+
+    fn settled(&self, diff_id: &DiffId, base: &ChainId, _: bool) -> Result<Lower, StoreError> {
+        lower(&self.settled_path(diff_id, base), diff_id)
+    }
+
+    fn discard_settled(&self, diff_id: &DiffId, base: &ChainId) -> Result<(), StoreError> {
+        self.move_away(&self.settled_path(diff_id, base))
+    }
+
+    fn list_settled(&self) -> Result<Vec<(DiffId, ChainId)>, StoreError> {
+        let names = names(&self.root)?;
+        Ok(names.iter().filter_map(|name| settled_of(name)).collect())
     }
 
     fn write_tar(&self, diff_id: &DiffId, mut out: &mut dyn Write) -> Result<(), StoreError> {
@@ -120,27 +171,14 @@ impl Driver for Directories {
     }
 
     fn discard(&self, diff_id: &DiffId) -> Result<(), StoreError> {
-        let path = self.path(diff_id);
-        let tmp = TmpDir::create(&self.tmp, "removed")?;
-        match fs::rename(&path, tmp.path().join("fs")) {
-            Ok(()) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(at("move away", path)(error)),
-        }
+        self.move_away(&self.path(diff_id))
     }
 
     fn list(&self) -> Result<Vec<DiffId>, StoreError> {
-        let entries = match fs::read_dir(&self.root) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(at("read", &self.root)(error)),
-        };
-        let named = entries.flatten().filter_map(|entry| {
-            format!("sha256:{}", entry.file_name().to_string_lossy())
-                .parse()
-                .ok()
-        });
-        Ok(named.collect())
+        let names = names(&self.root)?.into_iter();
+        Ok(names
+            .filter_map(|hex| format!("sha256:{hex}").parse().ok())
+            .collect())
     }
 
     fn sync_names(&self) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use corten_oci::DiffId;
+use corten_oci::{ChainId, DiffId};
 use rustix::io::Errno;
 
 use super::{Directories, Driver, Images, Lower, Staged};
@@ -188,10 +188,36 @@ impl Driver for Forms {
     fn settle(
         &self,
         diff_id: &DiffId,
+        base: &ChainId,
         below: &RootFd,
         pending: &Pending,
-    ) -> Result<(), StoreError> {
-        self.usable(diff_id)?.settle(diff_id, below, pending)
+    ) -> Result<bool, StoreError> {
+        self.usable(diff_id)?.settle(diff_id, base, below, pending)
+    }
+
+    fn has_settled(&self, diff_id: &DiffId, base: &ChainId) -> bool {
+        let images = || self.mounts.get() != Some(&false);
+        self.directories.has_settled(diff_id, base)
+            || (images() && self.images.has_settled(diff_id, base))
+    }
+
+    fn settled(&self, diff_id: &DiffId, base: &ChainId, offer: bool) -> Result<Lower, StoreError> {
+        if self.directories.has_settled(diff_id, base) {
+            self.directories.settled(diff_id, base, offer)
+        } else {
+            self.images.settled(diff_id, base, offer)
+        }
+    }
+
+    fn discard_settled(&self, diff_id: &DiffId, base: &ChainId) -> Result<(), StoreError> {
+        self.images.discard_settled(diff_id, base)?;
+        self.directories.discard_settled(diff_id, base)
+    }
+
+    fn list_settled(&self) -> Result<Vec<(DiffId, ChainId)>, StoreError> {
+        let mut all = self.directories.list_settled()?;
+        all.extend(self.images.list_settled()?);
+        Ok(all)
     }
 
     fn write_tar(&self, diff_id: &DiffId, out: &mut dyn Write) -> Result<(), StoreError> {

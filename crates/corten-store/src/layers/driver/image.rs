@@ -1,7 +1,7 @@
 //! One EROFS image per layer (`layers/erofs`), mounted from the file.
 //!
 //! An image is a function of the layer's tar and never changes. What only the base can tell
-//! is settled in a second, small image that lies on the first one in every stack: directories
+//! is settled, for each base, in a second, small image that lies on the first one: directories
 //! that the tar does not list, with their attributes from below, and copies of files that the
 //! tar only links to. Rewriting the layer's own image would copy all of its data; changing it
 //! in place would have to be safe against crashes and against mounts that are in use.
@@ -10,24 +10,24 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use corten_oci::DiffId;
-use rustix::fs::{FileType, Mode, OFlags};
+use corten_oci::{ChainId, DiffId};
 
-use super::{Driver, Lower, Staged};
+use super::{Driver, Lower, SETTLED, Staged, names, settled_name, settled_of};
 use crate::error::{StoreError, at};
 use crate::layers::erofs::{self, Image, ImageError, ImageWriter, Tree};
 use crate::layers::mount::{self, ImageKey, ImageMount, Upper};
 use crate::layers::pending::Pending;
+use crate::layers::settle::{Content, each_piece};
 use crate::private;
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;
 
 const SUFFIX: &str = ".erofs";
-const SETTLED: &str = ".settled";
 
 /// Layers as images.
 #[derive(Debug)]
@@ -48,7 +48,13 @@ impl Images {
         }
     }
 
-    fn settled(&self, diff_id: &DiffId) -> PathBuf {
+    fn settled_path(&self, diff_id: &DiffId, base: &ChainId) -> PathBuf {
+        let name = format!("{}{SUFFIX}", settled_name(diff_id, base));
+        self.root.join(name)
+    }
+
+    /// What older versions settled a layer to, once and for every base.
+    fn old_settled(&self, diff_id: &DiffId) -> PathBuf {
         let name = format!("{}{SETTLED}{SUFFIX}", diff_id.digest().hex());
         self.root.join(name)
     }
@@ -89,7 +95,7 @@ impl Images {
     /// The layer's image and what settled it, topmost first.
     fn open(&self, diff_id: &DiffId) -> Result<Vec<Image>, StoreError> {
         let mut images = Vec::new();
-        for path in [self.settled(diff_id), self.path(diff_id)] {
+        for path in [self.old_settled(diff_id), self.path(diff_id)] {
             match Image::open(&path) {
                 Ok(image) => images.push(image),
                 Err(ImageError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
@@ -139,7 +145,7 @@ impl Driver for Images {
     }
 
     fn contains(&self, diff_id: &DiffId) -> bool {
-        self.path(diff_id).exists() || self.settled(diff_id).exists()
+        self.path(diff_id).exists() || self.old_settled(diff_id).exists()
     }
 
     fn path(&self, diff_id: &DiffId) -> PathBuf {
@@ -148,14 +154,12 @@ impl Driver for Images {
     }
 
     fn lowers(&self, diff_id: &DiffId, offer: bool) -> Result<Vec<Lower>, StoreError> {
-        let missing = |error: StoreError| match error {
-            StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                StoreError::NoSuchLayer(diff_id.clone())
-            }
-            other => other,
-        };
+        let missing = |error| missing(error, diff_id);
         let image = self.mount(&self.path(diff_id), offer).map_err(missing)?;
-        match self.mount(&self.settled(diff_id), offer).map_err(missing) {
+        match self
+            .mount(&self.old_settled(diff_id), offer)
+            .map_err(missing)
+        {
             Ok(settled) => Ok(vec![settled, image]),
             Err(StoreError::NoSuchLayer(_)) => Ok(vec![image]),
             Err(error) => Err(error),
@@ -169,24 +173,43 @@ impl Driver for Images {
     fn settle(
         &self,
         diff_id: &DiffId,
+        base: &ChainId,
         below: &RootFd,
         pending: &Pending,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let images = self.open(diff_id)?;
         let Some(layer) = images.last() else {
             return Err(StoreError::NoSuchLayer(diff_id.clone()));
         };
         let tmp = TmpDir::create(&self.tmp, "settled")?;
         let path = tmp.path().join("image");
-        let settled = begin(&path)
+        let any = begin(&path)
             .and_then(|image| settle(layer.tree(), below, pending, image))
             .map_err(at("settle", self.path(diff_id)))?;
-        if settled {
-            // What is pending is forgotten then.
-            rename(&path, &self.settled(diff_id), true)?;
+        if any {
+            rename(&path, &self.settled_path(diff_id, base), true)?;
             self.sync_names()?;
         }
-        Ok(())
+        Ok(any)
+    }
+
+    fn has_settled(&self, diff_id: &DiffId, base: &ChainId) -> bool {
+        self.settled_path(diff_id, base).exists()
+    }
+
+    fn settled(&self, diff_id: &DiffId, base: &ChainId, offer: bool) -> Result<Lower, StoreError> {
+        self.mount(&self.settled_path(diff_id, base), offer)
+            .map_err(|error| missing(error, diff_id))
+    }
+
+    fn discard_settled(&self, diff_id: &DiffId, base: &ChainId) -> Result<(), StoreError> {
+        remove(&self.settled_path(diff_id, base))
+    }
+
+    fn list_settled(&self) -> Result<Vec<(DiffId, ChainId)>, StoreError> {
+        let names = names(&self.root)?;
+        let images = names.iter().filter_map(|name| name.strip_suffix(SUFFIX));
+        Ok(images.filter_map(settled_of).collect())
     }
 
     fn write_tar(&self, diff_id: &DiffId, out: &mut dyn Write) -> Result<(), StoreError> {
@@ -211,28 +234,16 @@ impl Driver for Images {
     }
 
     fn discard(&self, diff_id: &DiffId) -> Result<(), StoreError> {
-        for path in [self.path(diff_id), self.settled(diff_id)] {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(at("remove", path)(error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        remove(&self.path(diff_id))?;
+        remove(&self.old_settled(diff_id))
     }
 
     fn list(&self) -> Result<Vec<DiffId>, StoreError> {
-        let entries = match fs::read_dir(&self.root) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(at("read", &self.root)(error)),
-        };
-        let mut found: Vec<DiffId> = entries
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name();
-                let name = name.to_str()?.strip_suffix(SUFFIX)?;
+        let names = names(&self.root)?;
+        let mut found: Vec<DiffId> = names
+            .iter()
+            .filter_map(|name| {
+                let name = name.strip_suffix(SUFFIX)?;
                 let hex = name.strip_suffix(SETTLED).unwrap_or(name);
                 format!("sha256:{hex}").parse().ok()
             })
@@ -249,6 +260,23 @@ impl Driver for Images {
     fn sync(&self) -> Result<(), StoreError> {
         let dir = File::open(&self.root).map_err(at("open", &self.root))?;
         rustix::fs::syncfs(&dir).map_err(at("sync", &self.root))
+    }
+}
+
+fn missing(error: StoreError, diff_id: &DiffId) -> StoreError {
+    match error {
+        StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            StoreError::NoSuchLayer(diff_id.clone())
+        }
+        other => other,
+    }
+}
+
+/// Missing is fine.
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(error)),
+        _ => Ok(()),
     }
 }
 
@@ -275,37 +303,24 @@ fn settle(
 ) -> io::Result<bool> {
     let mut settled = Tree::beside(layer);
     let mut any = false;
-    for directory in &pending.implied {
-        match below.lstat(directory) {
-            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                let xattrs = crate::layers::settle::xattrs(below, directory)?;
-                settled.copy_directory(layer, directory, Some((&stat, xattrs)));
-                any = true;
+    each_piece(below, pending, |piece| {
+        any = true;
+        let kind = match piece.content {
+            Content::Directory => {
+                let below = Some((&piece.stat, piece.xattrs));
+                settled.copy_directory(layer, &piece.path, below);
+                return Ok(());
             }
-            _ => {}
-        }
-    }
-    for (name, target) in &pending.links {
-        let stat = below.lstat(target)?;
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => {
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
-                let file = File::from(below.open_in_root(target, flags, Mode::empty())?);
-                let size = u64::try_from(stat.st_size).unwrap_or_default();
+            Content::File(file) => {
+                let size = u64::try_from(piece.stat.st_size).unwrap_or_default();
                 let data = image.file(size, file)?;
                 erofs::Kind::File { size, data }
             }
-            FileType::Symlink => {
-                use std::os::unix::ffi::OsStrExt;
-                let to = below.read_link(target)?;
-                erofs::Kind::Symlink(to.as_os_str().as_bytes().into())
-            }
-            other => return Err(crate::layers::settle::uncopyable(name, other)),
+            Content::Symlink(to) => erofs::Kind::Symlink(to.as_os_str().as_bytes().into()),
         };
-        let xattrs = crate::layers::settle::xattrs(below, target)?;
-        settled.copy_file(layer, name, kind, &stat, xattrs);
-        any = true;
-    }
+        settled.copy_file(layer, &piece.path, kind, &piece.stat, piece.xattrs);
+        Ok(())
+    })?;
     if any {
         image.finish(&settled)?;
     }

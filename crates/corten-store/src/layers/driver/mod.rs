@@ -10,16 +10,17 @@ mod forms;
 mod image;
 
 use std::fmt;
-use std::io::{Read, Write};
+use std::fs;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use corten_oci::DiffId;
+use corten_oci::{ChainId, DiffId};
 
 use super::mount::ImageMount;
 use super::pending::Pending;
-use crate::error::StoreError;
+use crate::error::{StoreError, at};
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;
 
@@ -56,6 +57,36 @@ impl AsFd for Lower {
             Self::Image(mount) => mount.as_fd(),
         }
     }
+}
+
+/// What the names of settled layers have between the layer's and the base's digest, and the
+/// end.
+const SETTLED: &str = ".settled";
+
+/// The name of what a layer was settled to on a base.
+fn settled_name(diff_id: &DiffId, base: &ChainId) -> String {
+    let (layer, base) = (diff_id.digest().hex(), base.digest().hex());
+    format!("{layer}.{base}{SETTLED}")
+}
+
+/// The layer and base of such a name.
+fn settled_of(name: &str) -> Option<(DiffId, ChainId)> {
+    let (layer, base) = name.strip_suffix(SETTLED)?.split_once('.')?;
+    let digest = |hex: &str| format!("sha256:{hex}");
+    Some((digest(layer).parse().ok()?, digest(base).parse().ok()?))
+}
+
+/// The names of what is in a directory, which may be missing.
+fn names(root: &Path) -> Result<Vec<String>, StoreError> {
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(at("read", root)(error)),
+    };
+    let names = entries
+        .flatten()
+        .map(|entry| entry.file_name().into_string());
+    Ok(names.filter_map(Result::ok).collect())
 }
 
 /// A form of layers on disk.
@@ -100,12 +131,39 @@ pub(super) trait Driver: fmt::Debug + Send + Sync {
     /// It cannot be made.
     fn empty(&self, n: u8) -> Result<Lower, StoreError>;
 
-    /// Completes a layer with what was pending, now that its base is known.
+    /// Writes what a layer lacks on this base, durably, beside the layer; whether it lacks
+    /// anything.
     ///
     /// # Errors
-    /// The layer cannot be changed, or the base not be read.
-    fn settle(&self, diff_id: &DiffId, below: &RootFd, pending: &Pending)
-    -> Result<(), StoreError>;
+    /// It cannot be written, or the base not be read.
+    fn settle(
+        &self,
+        diff_id: &DiffId,
+        base: &ChainId,
+        below: &RootFd,
+        pending: &Pending,
+    ) -> Result<bool, StoreError>;
+
+    /// Whether something was written for the layer on this base, in a form that can be used.
+    fn has_settled(&self, diff_id: &DiffId, base: &ChainId) -> bool;
+
+    /// What lies on the layer where it is on this base.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSuchLayer`], or it cannot be opened.
+    fn settled(&self, diff_id: &DiffId, base: &ChainId, offer: bool) -> Result<Lower, StoreError>;
+
+    /// Takes away what was written for the layer on this base. Missing is fine.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    fn discard_settled(&self, diff_id: &DiffId, base: &ChainId) -> Result<(), StoreError>;
+
+    /// Everything that layers were settled to.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    fn list_settled(&self) -> Result<Vec<(DiffId, ChainId)>, StoreError>;
 
     /// Writes the layer's tar, always the same bytes.
     ///
