@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Pulling and unpacking beside Docker and Podman, from a registry on loopback: an image of
-# 300 MB in 10,000 files, and one of 1 GB in 6 layers; Corten with each layer driver. Needs
-# root; docker and podman are measured where installed, and perf tells where Corten's time
-# goes. Writes the section "Pulling images" of bench/report.md.
+# Moving images beside Docker and Podman: pulling (with unpacking), pushing, saving, loading and
+# removing, with a registry on loopback: an image of 300 MB in 10,000 files, and one of 1 GB in
+# 6 layers; Corten with each layer driver. Needs root; docker and podman are measured where
+# installed, and perf tells where Corten's time goes in a pull. Writes the section "Moving
+# images" of bench/report.md.
 #
-#   bench/pull.sh CORTEN [ROUNDS [IMAGE]]: IMAGE is files or layers, both if not said
+#   bench/pull.sh CORTEN [ROUNDS [IMAGES]]: IMAGES is files or layers, both if not said
 #
 # The contenders take turns, so that whatever else the machine does hits them alike; where it
 # is allowed they run before everything else (chrt, round robin: they have several threads).
@@ -37,8 +38,11 @@ trap cleanup EXIT
 
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 registry=127.0.0.1:$port
-serve() { # serve PREFIX...: the registry
+target=127.0.0.1:$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+serve() { # serve PREFIX...: the registry to pull from, and the one to push to
   $first "$@" "$corten" registry serve --listen "$registry" --root "$work/registry" >>"$work/registry.log" 2>&1 &
+  pids+=($!)
+  $first "$@" "$corten" registry serve --listen "$target" --root "$work/target" >>"$work/registry.log" 2>&1 &
   pids+=($!)
 }
 serve
@@ -72,7 +76,7 @@ for image in $images; do
 done
 rm -rf "$work/images"
 "$corten" system reset --force >/dev/null
-contenders="erofs overlay"
+contenders=""
 
 if command -v dockerd >/dev/null 2>&1 && command -v docker >/dev/null 2>&1; then
   # In a network of its own: it would change this host's firewall otherwise. The same
@@ -95,6 +99,7 @@ if command -v podman >/dev/null 2>&1; then
   contenders="$contenders podman"
   podman="podman --root $work/podman --runroot $work/podman-run --cgroup-manager=cgroupfs"
 fi
+contenders="$contenders erofs overlay"
 
 timed() { # timed RESULT PREPARE COMMAND: one run: seconds and peak memory in MiB
   python3 - "$work/results/$1" "$2" "$3" <<'PYTHON'
@@ -113,18 +118,45 @@ with open(result, "a") as out:
 PYTHON
 }
 
+# What was pushed before would not be sent again.
+forget="rm -rf $work/target/blobs/* $work/target/repositories/*"
 for round in $(seq "$rounds"); do
   for image in $images; do
     name=$registry/$image:1
+    there=$target/$image:1
+    # The same archive for everybody, if it is the first one that could be made.
+    archive=$work/$image.tar
     for who in $contenders; do
       case $who in
-        docker) timed "$image-docker" "$docker rmi -f $name" "$docker pull -q $name" ;;
-        podman) timed "$image-podman" "$podman rmi -f $name" "$first $podman pull -q --tls-verify=false $name" ;;
+        docker)
+          timed "pull-$image-docker" "$docker rmi -f $name" "$docker pull -q $name"
+          timed "push-$image-docker" "$forget; $docker tag $name $there" "$docker push -q $there"
+          $docker rmi "$there" >/dev/null 2>&1 || true
+          timed "save-$image-docker" "rm -f $work/saved" "$docker save -o $work/saved $name"
+          [ -e "$archive" ] || ln "$work/saved" "$archive" || true
+          timed "rmi-$image-docker" "" "$docker rmi $name"
+          timed "load-$image-docker" "" "$docker load -q -i $archive"
+          ;;
+        podman)
+          timed "pull-$image-podman" "$podman rmi -f $name" "$first $podman pull -q --tls-verify=false $name"
+          timed "push-$image-podman" "$forget" "$first $podman push -q --tls-verify=false $name $there"
+          timed "save-$image-podman" "rm -f $work/saved" "$first $podman save -q -o $work/saved $name"
+          [ -e "$archive" ] || ln "$work/saved" "$archive" || true
+          timed "rmi-$image-podman" "" "$first $podman rmi $name"
+          timed "load-$image-podman" "" "$first $podman load -q -i $archive"
+          ;;
         *)
           ours="env CORTEN_LAYER_DRIVER=$who $corten --root $work/$who"
-          timed "$image-$who" "$ours rmi -f $name; $ours system prune -af" "$first $ours pull -q $name"
+          timed "pull-$image-$who" "$ours rmi -f $name; $ours system prune -af" "$first $ours pull -q $name"
+          timed "push-$image-$who" "$forget; $ours tag $name $there" "$first $ours push -q $there"
+          $ours rmi "$there" >/dev/null 2>&1 || true
+          timed "save-$image-$who" "rm -f $work/saved" "$first $ours save -o $work/saved $name"
+          [ -e "$archive" ] || ln "$work/saved" "$archive" || true
+          timed "rmi-$image-$who" "" "$first $ours rmi $name"
+          timed "load-$image-$who" "$ours system prune -af" "$first $ours load -q -i $archive"
           ;;
       esac
+      rm -f "$work/saved"
     done
   done
 done
@@ -140,44 +172,45 @@ shares() { # shares IMAGE: where the erofs driver's processor time goes
 for image in $images; do shares "$image"; done
 
 {
-  echo "## Pulling images"
+  echo "## Moving images"
   echo
-  echo "\`bench/pull.sh\`: medians of $rounds, taking turns, $(nproc) cores, kernel $(uname -r), $(date -u +%F); from \`corten registry serve\` on loopback, into an empty store, everything synced."
+  echo "\`bench/pull.sh\`: medians of $rounds, taking turns, $(nproc) cores, kernel $(uname -r), $(date -u +%F); load $(cut -d' ' -f1-3 /proc/loadavg) at the end; with \`corten registry serve\` on loopback. Pulled and loaded into an empty store, and synced (by Corten); pushed to an empty registry; loaded from one and the same archive for all."
   docker_version=$(${docker:-false} version --format 'docker {{.Server.Version}}' 2>/dev/null || echo "no docker engine")
   echo "Peers: $docker_version, $(podman --version 2>/dev/null || echo no podman). Half of each file does not compress."
   echo
   python3 - "$work/results" "$contenders" <<'PYTHON'
 import os, statistics, sys
 results, names = sys.argv[1], sys.argv[2].split()
-def runs(image, who):
-    if not os.path.exists(f"{results}/{image}-{who}"):
+def runs(work, image, who):
+    path = f"{results}/{work}-{image}-{who}"
+    if not os.path.exists(path):
         return None
-    lines = [line.split() for line in open(f"{results}/{image}-{who}")]
+    lines = [line.split() for line in open(path)]
     return None if any(line[0] == "failed" for line in lines) else [tuple(map(float, line)) for line in lines]
-print("| pull | Corten, erofs | Corten, overlay | docker | podman |\n|---|---|---|---|---|")
-for image, title in (("files", "300 MB, 10,000 files, 1 layer"), ("layers", "1 GB, 10,200 files, 6 layers")):
-    if not os.path.exists(f"{results}/{image}-erofs"):
-        continue
-    median = {}
-    for who in names:
-        measured = runs(image, who)
-        median[who] = statistics.median(t for t, _ in measured) if measured else None
-    cells = []
-    for who in ("erofs", "overlay", "docker", "podman"):
-        seconds = median.get(who)
-        if seconds is None:
-            cells.append("failed" if who in names else "")
-        elif who in ("erofs", "overlay"):
-            cells.append(f"{seconds:.2f} s")
-        else:
-            ratios = "; ".join(f"{seconds / median[o]:.1f}×" for o in ("erofs", "overlay") if median[o])
-            cells.append(f"{seconds:.2f} s ({ratios})")
-    print(f"| {title} | " + " | ".join(cells) + " |")
-for image, title in (("files", "peak memory, 300 MB"), ("layers", "peak memory, 1 GB")):
-    cells = [f"{max(m for _, m in runs(image, who)):.0f} MiB" for who in ("erofs", "overlay") if runs(image, who)]
-    if cells:
-        print(f"| {title} | " + " | ".join(cells) + " | | |")
-print("\nIn brackets: how many times as long as Corten with erofs; with overlay.")
+ours = ("erofs", "overlay")
+images = (("files", "300 MB, 10,000 files, 1 layer"), ("layers", "1 GB, 10,200 files, 6 layers"))
+images = [(image, title) for image, title in images if os.path.exists(f"{results}/pull-{image}-erofs")]
+for image, title in images:
+    print(f"| {title} | Corten, erofs | Corten, overlay | docker | podman |\n|---|---|---|---|---|")
+    for work in ("pull", "push", "save", "load", "rmi"):
+        measured = {who: runs(work, image, who) for who in names}
+        median = {who: statistics.median(t for t, _ in some) if some else None for who, some in measured.items()}
+        cells = []
+        for who in (*ours, "docker", "podman"):
+            seconds = median.get(who)
+            if seconds is None:
+                cells.append("failed" if who in names else "")
+            elif who in ours:
+                cells.append(f"{seconds:.2f} s")
+            else:
+                ratios = "; ".join(f"{seconds / median[o]:.1f}×" for o in ours if median[o])
+                cells.append(f"{seconds:.2f} s ({ratios})")
+        print(f"| {work} | " + " | ".join(cells) + " |")
+        if work != "rmi":
+            peaks = [f"{max(m for _, m in measured[who]):.0f} MiB" if measured[who] else "" for who in ours]
+            print(f"| peak memory of it | " + " | ".join(peaks) + " | | |")
+    print()
+print("In brackets: how many times as long as Corten with erofs; with overlay.")
 for image, title in (("files", "300 MB"), ("layers", "1 GB")):
     path = f"{results}/shares-{image}"
     if os.path.exists(path):
@@ -192,6 +225,6 @@ python3 - "$report" "$work/section" <<'PYTHON'
 import os, re, sys
 report, section = sys.argv[1], open(sys.argv[2]).read()
 text = open(report).read() if os.path.exists(report) else "# Benchmarks\n"
-text = re.sub(r"\n*## Pulling images\n.*?(?=\n## |\Z)", "", text, flags=re.S)
+text = re.sub(r"\n*## (?:Pulling|Moving) images\n.*?(?=\n## |\Z)", "", text, flags=re.S)
 open(report, "w").write(text.rstrip("\n") + "\n\n" + section)
 PYTHON
