@@ -1,6 +1,7 @@
 //! Git repositories, by way of the host's `git`. It is told as little as possible of the host:
 //! no configuration but ours, no prompts, no protocols that lead to the host's own files.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Read as _};
 use std::net::Shutdown;
@@ -12,8 +13,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
 use super::masked;
 use crate::cancel::Cancel;
+use crate::request::Secret;
 
 /// A repository, and what of it is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -100,6 +105,50 @@ impl GitSource {
     }
 }
 
+/// What is lent to get at a repository.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Access {
+    agent: Option<PathBuf>,
+    /// The servers it is for (`https://host/`), and the header.
+    header: Option<(String, Secret)>,
+}
+
+impl Access {
+    /// The default agent; and of the secrets `GIT_AUTH_HEADER.HOST`, `GIT_AUTH_TOKEN.HOST` and
+    /// the same without a host, as with BuildKit, the first that there is.
+    pub(crate) fn new(
+        source: &GitSource,
+        agents: &BTreeMap<String, PathBuf>,
+        secrets: &BTreeMap<String, Secret>,
+    ) -> Self {
+        Self {
+            agent: agents.get("default").cloned(),
+            header: header(&source.url, secrets),
+        }
+    }
+}
+
+fn header(url: &str, secrets: &BTreeMap<String, Secret>) -> Option<(String, Secret)> {
+    let url: url::Url = url.parse().ok()?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return None;
+    }
+    let host = match url.port() {
+        Some(port) => format!("{}:{port}", url.host_str()?),
+        None => url.host_str()?.to_owned(),
+    };
+    let of = |id: &str| secrets.get(id)?.text().map(str::trim_end);
+    let value = [format!(".{host}"), String::new()].iter().find_map(|at| {
+        let header = of(&format!("GIT_AUTH_HEADER{at}")).map(str::to_owned);
+        header.or_else(|| {
+            let token = format!("x-access-token:{}", of(&format!("GIT_AUTH_TOKEN{at}"))?);
+            Some(format!("basic {}", BASE64_STANDARD.encode(token)))
+        })
+    })?;
+    let header = Secret::new(format!("Authorization: {value}").into_bytes());
+    Some((format!("{}://{host}/", url.scheme()), header))
+}
+
 /// `user@host:path`
 fn is_scp(word: &str) -> bool {
     let Some((user, rest)) = word.split_once('@') else {
@@ -131,7 +180,7 @@ const SSH: &str = "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=ye
 /// Runs `git`.
 struct Git<'a> {
     source: &'a GitSource,
-    agent: Option<&'a Path>,
+    access: &'a Access,
     dir: Option<&'a Path>,
     cancel: &'a Cancel,
 }
@@ -155,13 +204,21 @@ impl Git<'_> {
         }
         // The repository only ever has the masked URL: credentials go from environment to
         // environment, not into its configuration, and not onto a command line.
+        let mut settings = Vec::new();
         if let Some((full, shown)) = self.source.credentials() {
-            command
-                .env("GIT_CONFIG_COUNT", "1")
-                .env("GIT_CONFIG_KEY_0", format!("url.{full}.insteadOf"))
-                .env("GIT_CONFIG_VALUE_0", shown);
+            settings.push((format!("url.{full}.insteadOf"), shown));
         }
-        if let Some(agent) = self.agent {
+        if let Some((servers, header)) = &self.access.header {
+            let header = header.text().unwrap_or_default().to_owned();
+            settings.push((format!("http.{servers}.extraHeader"), header));
+        }
+        command.env("GIT_CONFIG_COUNT", settings.len().to_string());
+        for (number, (key, value)) in settings.into_iter().enumerate() {
+            command
+                .env(format!("GIT_CONFIG_KEY_{number}"), key)
+                .env(format!("GIT_CONFIG_VALUE_{number}"), value);
+        }
+        if let Some(agent) = &self.access.agent {
             command.env("SSH_AUTH_SOCK", agent);
         }
         if let Some(dir) = self.dir {
@@ -249,7 +306,7 @@ pub(crate) struct Resolved {
 /// Which commit is meant. Blocks.
 pub(crate) fn resolve(
     source: &GitSource,
-    agent: Option<&Path>,
+    access: &Access,
     cancel: &Cancel,
 ) -> Result<Resolved, String> {
     let told = |message: String| format!("failed to load git source {}: {message}", source.shown());
@@ -262,7 +319,7 @@ pub(crate) fn resolve(
     } else {
         let git = Git {
             source,
-            agent,
+            access,
             dir: None,
             cancel,
         };
@@ -313,7 +370,7 @@ pub(crate) fn fetch(
     source: &GitSource,
     resolved: &Resolved,
     keep_git_dir: bool,
-    agent: Option<&Path>,
+    access: &Access,
     dir: &Path,
     cancel: &Cancel,
 ) -> Result<PathBuf, String> {
@@ -322,7 +379,7 @@ pub(crate) fn fetch(
     std::fs::create_dir(&checkout).map_err(|e| told(e.to_string()))?;
     let git = Git {
         source,
-        agent,
+        access,
         dir: Some(&checkout),
         cancel,
     };
@@ -424,7 +481,7 @@ mod tests {
         let cancel = Cancel::default();
         let git = Git {
             source: &source,
-            agent: None,
+            access: &Access::default(),
             dir: Some(dir.path()),
             cancel: &cancel,
         };
@@ -438,6 +495,48 @@ mod tests {
             config.contains("xxxxx@h:1") && !config.contains("tok3n"),
             "{config}"
         );
+    }
+
+    #[test]
+    fn servers_are_sent_their_own_secret_alone() {
+        let secrets: BTreeMap<String, Secret> = [
+            ("GIT_AUTH_TOKEN", "any\n"),
+            ("GIT_AUTH_TOKEN.a.example", "t0ken"),
+            ("GIT_AUTH_HEADER.b.example:81", "Bearer b"),
+        ]
+        .map(|(id, value)| (id.to_owned(), Secret::new(value.as_bytes().to_vec())))
+        .into();
+        let encoded = |token: &str| BASE64_STANDARD.encode(format!("x-access-token:{token}"));
+        for (url, expected) in [
+            (
+                "https://a.example/r.git",
+                format!("basic {}", encoded("t0ken")),
+            ),
+            ("http://b.example:81/r.git", "Bearer b".to_owned()),
+            (
+                "https://c.example/r.git",
+                format!("basic {}", encoded("any")),
+            ),
+        ] {
+            let source = GitSource::parse(url).unwrap().unwrap();
+            let access = Access::new(&source, &BTreeMap::new(), &secrets);
+            assert!(!format!("{access:?}").contains(&expected));
+            let git = Git {
+                source: &source,
+                access: &access,
+                dir: None,
+                cancel: &Cancel::default(),
+            };
+            let asked = |url| git.run(&["config", "--get-urlmatch", "http.extraHeader", url]);
+            assert_eq!(
+                asked(url).unwrap().trim(),
+                format!("Authorization: {expected}")
+            );
+            assert!(asked("https://elsewhere.example/r.git").is_err());
+        }
+        let source = GitSource::parse("git@a.example:r.git").unwrap().unwrap();
+        let access = Access::new(&source, &BTreeMap::new(), &secrets);
+        assert!(access.header.is_none());
     }
 
     #[test]

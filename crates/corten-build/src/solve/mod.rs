@@ -222,8 +222,8 @@ pub(crate) async fn fetch_context(
     let url = url.clone();
     let keep = request.build_args.get(remote_context::KEEP_GIT_DIR);
     let keep = keep.is_some_and(|value| matches!(value.as_deref(), Some("1" | "true")));
-    let agent = request.agents.get("default").cloned();
-    let came = remote_context::fetch(&url, keep, agent, store, cancel).await?;
+    let lent = (&request.agents, &request.secrets);
+    let came = remote_context::fetch(&url, keep, lent, store, cancel).await?;
     request.context = came.context;
     if let Some(source) = came.dockerfile {
         request.dockerfile = source;

@@ -1,5 +1,6 @@
 //! A context that is elsewhere: a repository is checked out, an archive downloaded.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use corten_store::{Store, TmpDir};
@@ -8,10 +9,10 @@ use super::blocking;
 use crate::cancel::Cancel;
 use crate::error::BuildError;
 use crate::ops::unpack;
-use crate::remote::git::{self, GitSource};
+use crate::remote::git::{self, Access, GitSource};
 use crate::remote::http;
 use crate::remote::{Remote, masked};
-use crate::request::{Context, DockerfileSource};
+use crate::request::{Context, DockerfileSource, Secret};
 
 /// Largest Dockerfile that a URL may lead to, bytes.
 const LARGEST: u64 = 8 << 20;
@@ -30,7 +31,7 @@ pub(super) struct Fetched {
 pub(super) async fn fetch(
     url: &str,
     keep_git_dir: bool,
-    agent: Option<PathBuf>,
+    (agents, secrets): (&BTreeMap<String, PathBuf>, &BTreeMap<String, Secret>),
     store: &Store,
     cancel: &Cancel,
 ) -> Result<Fetched, BuildError> {
@@ -61,8 +62,8 @@ pub(super) async fn fetch(
         Remote::Git(source) => {
             let keep = source.keep_git_dir.unwrap_or(keep_git_dir);
             let (place, stop) = (dir.path().to_owned(), cancel.clone());
-            let root = blocking(move || repository(&source, keep, agent.as_deref(), &place, &stop))
-                .await?;
+            let access = Access::new(&source, agents, secrets);
+            let root = blocking(move || repository(&source, keep, &access, &place, &stop)).await?;
             Ok(Fetched {
                 context: Context::Dir(root),
                 dockerfile: None,
@@ -80,13 +81,13 @@ pub(super) async fn fetch(
 fn repository(
     source: &GitSource,
     keep: bool,
-    agent: Option<&Path>,
+    access: &Access,
     dir: &Path,
     cancel: &Cancel,
 ) -> Result<PathBuf, BuildError> {
-    let commit = git::resolve(source, agent, cancel).map_err(BuildError::Invalid)?;
+    let commit = git::resolve(source, access, cancel).map_err(BuildError::Invalid)?;
     let root =
-        git::fetch(source, &commit, keep, agent, dir, cancel).map_err(BuildError::Invalid)?;
+        git::fetch(source, &commit, keep, access, dir, cancel).map_err(BuildError::Invalid)?;
     let Some(subdir) = &source.subdir else {
         return Ok(root);
     };

@@ -10,7 +10,7 @@ use super::Session;
 use super::blocking;
 use crate::error::BuildError;
 use crate::plan::RemoteOp;
-use crate::remote::git::{self, Resolved};
+use crate::remote::git::{self, Access, Resolved};
 use crate::remote::http::{self, Downloaded};
 use crate::remote::{Remote, file_name};
 
@@ -58,10 +58,11 @@ impl Session {
                 }))
             }
             (Remote::Git(source), _) => {
-                let (wanted, agent) = (source.clone(), self.agents.get("default").cloned());
+                let access = Access::new(source, &self.agents, &self.secrets);
+                let wanted = source.clone();
                 let cancel = self.cancel.clone();
                 let found = blocking(move || {
-                    let found = git::resolve(&wanted, agent.as_deref(), &cancel);
+                    let found = git::resolve(&wanted, &access, &cancel);
                     cancel.check().map(|()| found)
                 })
                 .await?;
@@ -106,12 +107,11 @@ impl Session {
             (Remote::Git(source), _, Some(commit)) => {
                 let dir = Arc::new(self.store.tmp_dir("checkout")?);
                 let (wanted, commit) = (source.clone(), commit.clone());
-                let agent = self.agents.get("default").cloned();
+                let access = Access::new(source, &self.agents, &self.secrets);
                 let (place, cancel) = (dir.path().to_owned(), self.cancel.clone());
                 let keep = op.keep_git_dir;
                 let fetched = blocking(move || {
-                    let agent = agent.as_deref();
-                    let fetched = git::fetch(&wanted, &commit, keep, agent, &place, &cancel);
+                    let fetched = git::fetch(&wanted, &commit, keep, &access, &place, &cancel);
                     cancel.check().map(|()| fetched)
                 })
                 .await?;
