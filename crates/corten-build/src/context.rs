@@ -194,7 +194,10 @@ fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     use std::io::Read as _;
     let file = std::fs::File::open(path)?;
     let mut content = Vec::new();
-    file.take(LIMIT).read_to_end(&mut content)?;
+    file.take(LIMIT + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > LIMIT {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "too large"));
+    }
     Ok(content)
 }
 
