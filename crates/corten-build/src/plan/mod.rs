@@ -5,6 +5,7 @@
 
 mod command;
 mod evaluate;
+mod frontend;
 mod mounts;
 mod outline;
 #[cfg(test)]
@@ -61,6 +62,14 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) fn parse(file: &str, text: &str) -> Result<Self, BuildError> {
         let text: Arc<str> = text.into();
+        if let Some((span, message)) = frontend::refused_by(&text) {
+            let place = Place {
+                file: file.into(),
+                text,
+                span,
+            };
+            return Err(BuildError::at(&place, message));
+        }
         let dockerfile = Dockerfile::parse(&text).map_err(|error| BuildError::Syntax {
             error: Box::new(error.in_file(file)),
             text: text.clone(),

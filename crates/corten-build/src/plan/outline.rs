@@ -41,6 +41,13 @@ impl Outline {
         if dockerfile.stages.is_empty() {
             return Err(BuildError::NothingToBuild);
         }
+        let asked = settings.build_args.get("BUILDKIT_SYNTAX");
+        if let Some(message) = asked
+            .and_then(Option::as_deref)
+            .and_then(super::frontend::refused)
+        {
+            return Err(BuildError::Invalid(message));
+        }
         let host = Platform::host();
         let platform = settings.platform.clone().unwrap_or_else(|| host.clone());
         if !host.satisfies(&platform) {
