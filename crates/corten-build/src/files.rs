@@ -5,7 +5,6 @@ use std::io::BufWriter;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use corten_dockerfile::IgnoreRules;
 use corten_oci::DiffId;
 use corten_store::rooted::RootFd;
 use corten_store::{Store, Upper};
@@ -63,32 +62,13 @@ fn directory(
 ) -> Result<(), BuildError> {
     let failed = |what: &Path| BuildError::io(format!("write {}", what.display()));
     fs::create_dir_all(path).map_err(failed(path))?;
-    let tree = Tree {
-        root: RootFd::from(store.layers().mount(layers, Upper::ReadOnly)?),
-        ignore: IgnoreRules::default(),
-        foreign: false,
-        remember: false,
-    };
-    let sources = [String::new()];
-    let selection = Selection {
-        sources: &sources,
-        exclude: &[],
-        parents: false,
-        into_directory: true,
-        literal: true,
-    };
+    let mount = store.layers().mount(layers, Upper::ReadOnly)?;
+    let tree = Tree::of_image(RootFd::from(mount));
     let entries = tree
-        .select(&selection)
+        .select(&Selection::of(&String::new(), true))
         .map_err(|e| BuildError::Internal(format!("the result cannot be read: {e}")))?;
     let root = RootFd::open(path).map_err(failed(path))?;
-    let writer = Writer {
-        root: &root,
-        owner: None,
-        chmod: None,
-        unpack: false,
-        cancel,
-    };
-    writer
+    Writer::plain(&root, cancel)
         .entries(&tree, &entries, Path::new("/"))
         .map_err(|(below, error)| {
             if error.kind() == std::io::ErrorKind::Interrupted {

@@ -10,7 +10,7 @@ use crate::plan::{CopyOp, Mounted, RunMount, RunOp, WorkdirOp};
 use crate::request::StepLimits;
 
 /// Changed whenever the same inputs lead to another result.
-const VERSION: &str = "corten-build-2";
+const VERSION: &str = "corten-build-3";
 
 /// Collects the parts of a key.
 pub(crate) struct KeyBuilder(Digester);
@@ -167,7 +167,7 @@ pub(crate) fn copy(
         .add(content.as_str())
         .add(&op.destination)
         .add(op.chown.as_deref().unwrap_or_default())
-        .add(op.chmod.map_or(String::new(), |mode| format!("{mode:o}")))
+        .add(op.chmod.as_ref().map_or(String::new(), ToString::to_string))
         .add([u8::from(op.unpack), u8::from(op.parents), u8::from(op.link)])
         .list(&op.exclude);
     if kind == FROM_STATE {

@@ -34,15 +34,6 @@ use crate::plan::{CopyFrom, MountFrom, Mounted, RunMount, RunOp};
 use crate::request::Sandboxing;
 use crate::run::RunInput;
 
-/// Everything that must outlive the step: held, never looked at.
-#[derive(Debug)]
-#[allow(dead_code)]
-enum Kept {
-    Dir(TmpDir),
-    Work(WorkDir),
-    Agent(Agent, TmpDir),
-}
-
 /// Whose caches are to be taken.
 pub(crate) struct CachesInput<'a> {
     pub(crate) store: &'a Store,
@@ -60,7 +51,10 @@ pub(crate) struct Ready {
     pub(crate) mounts: Vec<(Mount, Option<OwnedFd>)>,
     /// `KEY=value`
     pub(crate) env: Vec<String>,
-    kept: Vec<Kept>,
+    // What must outlive the step; agents end before their directories are removed.
+    agents: Vec<Agent>,
+    dirs: Vec<TmpDir>,
+    works: Vec<WorkDir>,
 }
 
 /// The caches of a step, by name; they are its own, or shared, until this is dropped.
@@ -93,10 +87,8 @@ impl Ready {
     /// Lets everything go; an error is why the step had not all that it was promised.
     pub(crate) fn end(self) -> Result<(), String> {
         let mut ended = Ok(());
-        for kept in self.kept {
-            if let Kept::Agent(agent, _dir) = kept
-                && let Err(error) = agent.end()
-            {
+        for agent in self.agents {
+            if let Err(error) = agent.end() {
                 ended = Err(format!(
                     "the SSH agent was not passed on: {}",
                     reason(&error)
@@ -197,7 +189,7 @@ impl Ready {
             (MountFrom::Nothing, _) => {
                 let dir = input.store.tmp_dir("mount")?;
                 let path = open(dir.path())?;
-                self.kept.push(Kept::Dir(dir));
+                self.dirs.push(dir);
                 (path, source)
             }
             (MountFrom::Files(from @ (CopyFrom::Context | CopyFrom::Named(_))), _) => {
@@ -217,7 +209,7 @@ impl Ready {
             }
             (_, Some(layers)) => {
                 let (work, root) = crate::ops::writable(input.store, layers)?;
-                self.kept.push(Kept::Work(work));
+                self.works.push(work);
                 let fd = root.as_fd().try_clone_to_owned();
                 (fd.map_err(BuildError::io("open a mount"))?, source)
             }
@@ -246,13 +238,7 @@ impl Ready {
             }
             // Kernels before 6.15 do not copy a part of a mount that is nowhere.
             Err(rustix::io::Errno::INVAL) => {
-                let tree = Tree {
-                    root,
-                    ignore: corten_dockerfile::IgnoreRules::default(),
-                    foreign: false,
-                    remember: false,
-                };
-                match self.copied(input, &tree, path)? {
+                match self.copied(input, &Tree::of_image(root), path)? {
                     Ok(copied) => self.bind(mount, copied),
                     Err(message) => return Ok(Err(message)),
                 }
@@ -276,7 +262,7 @@ impl Ready {
             Err(Failure::Build(error)) => return Err(error),
         };
         let fd = open(&copied)?;
-        self.kept.push(Kept::Dir(dir));
+        self.dirs.push(dir);
         Ok(Ok(fd))
     }
 
@@ -331,7 +317,8 @@ impl Ready {
             }
         };
         let fd = open(served.path())?;
-        self.kept.push(Kept::Agent(served, dir));
+        self.agents.push(served);
+        self.dirs.push(dir);
         self.bind(mount, fd);
         if !self.env.iter().any(|e| e.starts_with("SSH_AUTH_SOCK=")) {
             let target = mount.target.as_deref().unwrap_or_default();
@@ -468,31 +455,18 @@ enum Failure {
 
 /// Copies what a path of a tree leads to into a directory of ours; where it is.
 fn copy(input: &RunInput<'_>, tree: &Tree, source: &str, dir: &Path) -> Result<PathBuf, Failure> {
-    let sources = [source.to_owned()];
-    let selection = Selection {
-        sources: &sources,
-        exclude: &[],
-        parents: false,
-        into_directory: false,
-        literal: true,
-    };
+    let source = source.to_owned();
     let entries = tree
-        .select(&selection)
+        .select(&Selection::of(&source, false))
         .map_err(|e| Failure::Told(format!("failed to compute cache key: {e}")))?;
     let root = RootFd::open(dir).map_err(|e| Failure::Build(BuildError::io("open")(e)))?;
     let single = matches!(entries.as_slice(), [one] if one.named);
     let place = Path::new("copy");
     if !single {
-        write::make_directory(&root, place, None)
+        write::make_directory(&root, place, None, 0o755)
             .map_err(|e| Failure::Build(BuildError::io("make a directory")(e)))?;
     }
-    let writer = Writer {
-        root: &root,
-        owner: None,
-        chmod: None,
-        unpack: false,
-        cancel: input.cancel,
-    };
+    let writer = Writer::plain(&root, input.cancel);
     writer.entries(tree, &entries, place).map_err(|(path, e)| {
         if e.kind() == io::ErrorKind::Interrupted {
             return Failure::Build(BuildError::Cancelled);
@@ -513,30 +487,12 @@ fn fill(input: &CachesInput<'_>, layers: &[DiffId], source: &str, path: &Path) -
         .layers()
         .mount(layers, Upper::ReadOnly)
         .map_err(io::Error::other)?;
-    let tree = Tree {
-        root: RootFd::from(mount),
-        ignore: corten_dockerfile::IgnoreRules::default(),
-        foreign: false,
-        remember: false,
-    };
-    let sources = [source.to_owned()];
-    let selection = Selection {
-        sources: &sources,
-        exclude: &[],
-        parents: false,
-        into_directory: true,
-        literal: true,
-    };
+    let tree = Tree::of_image(RootFd::from(mount));
+    let source = source.to_owned();
+    let selection = Selection::of(&source, true);
     let entries = tree.select(&selection).map_err(io::Error::other)?;
     let root = RootFd::open(path)?;
-    let writer = Writer {
-        root: &root,
-        owner: None,
-        chmod: None,
-        unpack: false,
-        cancel: input.cancel,
-    };
-    writer
+    Writer::plain(&root, input.cancel)
         .entries(&tree, &entries, Path::new("/"))
         .map_err(|(_, error)| error)
 }

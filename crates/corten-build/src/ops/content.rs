@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use corten_dockerfile::ModeChange;
 use corten_oci::Digest;
 use rustix::fs::{FileType, Mode, OFlags};
 use sha2::{Digest as _, Sha256};
@@ -27,29 +28,33 @@ pub(super) const CAPABILITY: &str = "security.capability";
 
 /// How the files will be written.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Appearance {
+pub(crate) struct Appearance<'a> {
     /// `--chown` is part of the key by itself.
     pub(crate) chown: bool,
     /// `--chmod`.
-    pub(crate) chmod: Option<u32>,
+    pub(crate) chmod: Option<&'a ModeChange>,
 }
 
 /// One digest for everything selected: paths, types, modes, owners, contents; not times.
 pub(crate) fn digest(
     tree: &Tree,
     entries: &[Entry],
-    appearance: Appearance,
+    appearance: Appearance<'_>,
     cache: &Cache,
     cancel: &Cancel,
 ) -> Result<Digest, BuildError> {
     let contents = contents(tree, entries, cache, cancel)?;
     let mut key = KeyBuilder::new("files");
     for (entry, content) in entries.iter().zip(&contents) {
+        let is_directory = entry.kind == FileType::Directory;
+        // A destination takes after nothing.
+        let destination = is_directory && entry.to.as_os_str().is_empty();
         let mode = match appearance.chmod {
-            Some(mode) if entry.kind != FileType::Symlink => mode,
+            _ if destination => 0,
+            Some(mode) if entry.kind != FileType::Symlink => mode.apply(entry.mode, is_directory),
             _ => entry.mode,
         };
-        let (uid, gid) = if appearance.chown {
+        let (uid, gid) = if appearance.chown || destination {
             (0, 0)
         } else {
             (entry.uid, entry.gid)

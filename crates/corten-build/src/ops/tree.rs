@@ -74,7 +74,30 @@ pub(crate) struct Selection<'a> {
     pub(crate) literal: bool,
 }
 
+impl<'a> Selection<'a> {
+    /// What one name leads to, taken as it is.
+    pub(crate) fn of(path: &'a String, into_directory: bool) -> Self {
+        Self {
+            sources: std::slice::from_ref(path),
+            exclude: &[],
+            parents: false,
+            into_directory,
+            literal: true,
+        }
+    }
+}
+
 impl Tree {
+    /// Files of an image, a stage or a download: nothing of them is ignored.
+    pub(crate) fn of_image(root: RootFd) -> Self {
+        Self {
+            root,
+            ignore: IgnoreRules::default(),
+            foreign: false,
+            remember: false,
+        }
+    }
+
     /// The files, each directory before what is in it.
     pub(crate) fn select(&self, selection: &Selection<'_>) -> Result<Vec<Entry>, SelectError> {
         let exclude = IgnoreRules::from_patterns(selection.exclude)?;
@@ -116,6 +139,34 @@ impl Tree {
         Ok(found)
     }
 
+    /// The paths that a pattern with `**` stands for; not what is in a directory it stands for.
+    fn expand_deep(&self, pattern: &str) -> Result<Vec<PathBuf>, SelectError> {
+        let wanted = IgnoreRules::from_patterns([pattern])?;
+        let (mut found, mut unread) = (Vec::new(), vec![PathBuf::new()]);
+        while let Some(dir) = unread.pop() {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
+            let fd = self.root.open_in_root(&dir, flags, Mode::empty());
+            let fd = fd.map_err(|e| failed(&dir, e))?;
+            for name in names(&fd).map_err(|e| failed(&dir, e))? {
+                let path = dir.join(&name);
+                let text = path.to_string_lossy();
+                if wanted.ignores(&text) {
+                    found.push(path);
+                    continue;
+                }
+                let stat = rustix::fs::statat(&fd, &name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(|e| failed(&path, e.into()))?;
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+                    && (!self.ignore.ignores(&text) || self.ignore.may_keep_below(&text))
+                {
+                    unread.push(path);
+                }
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
     /// Names in a directory, sorted.
     fn names(&self, dir: &Path) -> io::Result<Vec<OsString>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
@@ -151,7 +202,13 @@ impl Walk<'_> {
     fn source(&mut self, source: &str, selection: &Selection<'_>) -> Result<(), SelectError> {
         let (pivot, cleaned) = pivot(source, selection.parents);
         let is_pattern = !selection.literal && source.split('/').any(glob::is_pattern);
-        for path in self.tree.expand(&cleaned, selection.literal)? {
+        let deep = is_pattern && selection.parents && source.contains("**");
+        let paths = if deep {
+            self.tree.expand_deep(&cleaned)?
+        } else {
+            self.tree.expand(&cleaned, selection.literal)?
+        };
+        for path in paths {
             let path = normal(&path);
             let text = path.to_string_lossy();
             let stat = match self.tree.root.stat(&path) {
@@ -178,14 +235,10 @@ impl Walk<'_> {
                 path.file_name().map(PathBuf::from).unwrap_or_default()
             };
             if is_dir {
-                // The destination takes after the directory where it has to be made; a whole
-                // tree's root says nothing about its mode.
-                if !path.as_os_str().is_empty() {
-                    let entry = self.entry(&path, &to, &stat)?;
-                    self.found.push(entry);
-                }
+                let entry = self.entry(&path, &to, &stat)?;
+                self.found.push(entry);
                 self.directory(&path, &to, &path)?;
-            } else if !self.excluded(&path, &path) {
+            } else if !self.excludes_named(&path) {
                 let mut entry = self.entry(&path, &to, &stat)?;
                 entry.named = true;
                 self.found.push(entry);
@@ -216,14 +269,18 @@ impl Walk<'_> {
         Ok(())
     }
 
+    /// Whether something in the directory that COPY names is left out: patterns begin there.
     fn excluded(&self, path: &Path, source: &Path) -> bool {
-        if self.exclude.is_empty() {
-            return false;
-        }
         let below = path.strip_prefix(source).unwrap_or(path);
-        let text = below.to_string_lossy();
-        (!text.is_empty() && self.exclude.ignores(&text))
-            || self.exclude.ignores(&path.to_string_lossy())
+        !self.exclude.is_empty() && self.exclude.ignores(&below.to_string_lossy())
+    }
+
+    /// Whether a file that COPY names, or a pattern of it matches, is left out.
+    fn excludes_named(&self, path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default();
+        !self.exclude.is_empty()
+            && (self.exclude.ignores(&name.to_string_lossy())
+                || self.exclude.ignores(&path.to_string_lossy()))
     }
 
     /// Everything in a directory, in order of names. `source`: the directory COPY names.
@@ -246,9 +303,10 @@ impl Walk<'_> {
             let left_out = self.tree.ignore.ignores(&text) || self.excluded(&path, source);
             let to = to.join(&name);
             if kind == FileType::Directory {
+                let below = path.strip_prefix(source).unwrap_or(&path);
                 if left_out
                     && !self.tree.ignore.may_keep_below(&text)
-                    && !self.exclude.may_keep_below(&text)
+                    && !self.exclude.may_keep_below(&below.to_string_lossy())
                 {
                     continue;
                 }
@@ -415,7 +473,7 @@ mod tests {
         let tree = tree(dir.path(), "d/*\n!d/keep\nn\n");
         assert_eq!(
             selected(&tree, &["."], true).unwrap(),
-            ["d > d", "d/keep > d/keep", "main.go > main.go"]
+            [" > ", "d > d", "d/keep > d/keep", "main.go > main.go"]
         );
         let error = selected(&tree, &["mian.go"], true).unwrap_err();
         assert_eq!(error.to_string(), "\"/mian.go\": not found");
@@ -430,23 +488,13 @@ mod tests {
         let dir = files(&["a[1].txt", "a1.txt", "d*/x", "dd/x"]);
         let tree = tree(dir.path(), "");
         for (source, found) in [("a[1].txt", vec!["a[1].txt"]), ("d*", vec!["d*", "d*/x"])] {
-            let sources = [source.to_owned()];
-            let selection = Selection {
-                sources: &sources,
-                exclude: &[],
-                parents: false,
-                into_directory: true,
-                literal: true,
-            };
+            let source = source.to_owned();
+            let selection = Selection::of(&source, true);
             let entries = tree.select(&selection).unwrap();
             let paths: Vec<&str> = entries.iter().map(|e| e.path.to_str().unwrap()).collect();
             assert_eq!(paths, found);
-            let sources = ["*.go".to_owned()];
-            let missing = Selection {
-                sources: &sources,
-                ..selection
-            };
-            assert!(tree.select(&missing).is_err());
+            let missing = "*.go".to_owned();
+            assert!(tree.select(&Selection::of(&missing, true)).is_err());
         }
     }
 

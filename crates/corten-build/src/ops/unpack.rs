@@ -99,7 +99,7 @@ fn one(
         return Ok(()); // the directory itself
     };
     let above = path.parent().unwrap_or(Path::new(""));
-    let dir = make_directory(inside, above, owners.instead)?;
+    let dir = make_directory(inside, above, owners.instead, 0o755)?;
     let dir = dir.as_fd();
     let mode = header.mode()? & 0o7777;
     let time = (

@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use corten_dockerfile::ModeChange;
 use corten_store::rooted::{RootFd, normal};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 
@@ -22,7 +23,7 @@ pub(crate) struct Writer<'a> {
     pub(crate) root: &'a RootFd,
     /// Owner of everything, instead of each file's own.
     pub(crate) owner: Option<(u32, u32)>,
-    pub(crate) chmod: Option<u32>,
+    pub(crate) chmod: Option<&'a ModeChange>,
     /// Archives that were named are unpacked.
     pub(crate) unpack: bool,
     pub(crate) cancel: &'a Cancel,
@@ -42,6 +43,7 @@ pub(crate) fn make_directory(
     root: &RootFd,
     path: &Path,
     owner: Option<(u32, u32)>,
+    mode: u32,
 ) -> io::Result<OwnedFd> {
     let mut sofar = PathBuf::new();
     let mut current = root.directory(Path::new(""))?;
@@ -54,7 +56,7 @@ pub(crate) fn make_directory(
         match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
             Ok(()) => {
                 // Whatever this process's umask is.
-                set_mode(parent.as_fd(), name, 0o755)?;
+                set_mode(parent.as_fd(), name, mode)?;
                 if let Some(owner) = owner {
                     set_owner(parent.as_fd(), name, owner)?;
                 }
@@ -116,7 +118,18 @@ pub(super) fn replace(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     }
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    /// Writes files as they are.
+    pub(crate) fn plain(root: &'a RootFd, cancel: &'a Cancel) -> Self {
+        Self {
+            root,
+            owner: None,
+            chmod: None,
+            unpack: false,
+            cancel,
+        }
+    }
+
     /// Writes the entries below (or, with empty targets, at) the destination.
     pub(crate) fn entries(
         &self,
@@ -137,7 +150,10 @@ impl Writer<'_> {
                 destination.join(&entry.to)
             };
             if entry.kind == FileType::Directory && entry.to.as_os_str().is_empty() {
-                self.destination_like(entry, &target).map_err(on(&target))?;
+                self.destination(&target).map_err(on(&target))?;
+                if !entry.path.as_os_str().is_empty() {
+                    times.push((target, entry.mtime));
+                }
                 continue;
             }
             if self.unpack && entry.named && self.unpack_into(tree, entry, destination)? {
@@ -145,7 +161,7 @@ impl Writer<'_> {
             }
             let above = target.parent().unwrap_or(Path::new(""));
             if made.as_deref() != Some(above) {
-                make_directory(self.root, above, self.owner).map_err(on(above))?;
+                self.make_directory(above).map_err(on(above))?;
                 made = Some(above.to_owned());
             }
             if entry.kind == FileType::Directory {
@@ -167,9 +183,9 @@ impl Writer<'_> {
             }
         }
         for (path, time) in times.into_iter().rev() {
-            if let Some((dir, name)) = self.root.parent(&path).map_err(on(&path))? {
-                set_time(dir.as_fd(), &name, time).map_err(on(&path))?;
-            }
+            // What it leads to: a destination may be a link.
+            let dir = self.root.directory(&path).map_err(on(&path))?;
+            set_time(dir.as_fd(), OsStr::new("."), time).map_err(on(&path))?;
         }
         Ok(())
     }
@@ -177,7 +193,7 @@ impl Writer<'_> {
     /// A file whose content the Dockerfile gives.
     pub(crate) fn inline(&self, target: &Path, content: &str) -> Result<(), Failure> {
         let above = target.parent().unwrap_or(Path::new(""));
-        make_directory(self.root, above, self.owner).map_err(on(above))?;
+        self.make_directory(above).map_err(on(above))?;
         let written = || -> io::Result<()> {
             let Some((dir, name)) = self.root.parent(target)? else {
                 return Err(io::ErrorKind::IsADirectory.into());
@@ -185,7 +201,11 @@ impl Writer<'_> {
             let mut file = create(dir.as_fd(), &name)?;
             file.write_all(content.as_bytes())?;
             set_owner(dir.as_fd(), &name, self.owner.unwrap_or((0, 0)))?;
-            set_mode(dir.as_fd(), &name, self.chmod.unwrap_or(0o644))
+            set_mode(
+                dir.as_fd(),
+                &name,
+                self.chmod.map_or(0o644, |mode| mode.apply(0o644, false)),
+            )
         };
         written().map_err(on(target))
     }
@@ -195,11 +215,21 @@ impl Writer<'_> {
     }
 
     fn mode_of(&self, entry: &Entry) -> u32 {
-        self.chmod.unwrap_or(entry.mode)
+        let is_directory = entry.kind == FileType::Directory;
+        self.chmod
+            .map_or(entry.mode, |mode| mode.apply(entry.mode, is_directory))
     }
 
-    /// The destination of a directory's content: made after that directory, or left as it is.
-    fn destination_like(&self, entry: &Entry, target: &Path) -> io::Result<()> {
+    /// A directory that a destination needs: as BuildKit has it, an octal `--chmod` counts for
+    /// it, a symbolic one does not.
+    fn make_directory(&self, path: &Path) -> io::Result<OwnedFd> {
+        let octal = self.chmod.and_then(ModeChange::octal);
+        let mode = octal.map_or(0o755, |mode| mode & 0o777);
+        make_directory(self.root, path, self.owner, mode)
+    }
+
+    /// The destination of a directory's content.
+    fn destination(&self, target: &Path) -> io::Result<()> {
         match self.root.stat(target) {
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
                 return Ok(());
@@ -208,12 +238,8 @@ impl Writer<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        make_directory(self.root, target, self.owner)?;
-        let Some((dir, name)) = self.root.parent(target)? else {
-            return Ok(());
-        };
-        set_owner(dir.as_fd(), &name, self.owner_of(entry))?;
-        set_mode(dir.as_fd(), &name, self.mode_of(entry))
+        self.make_directory(target)?;
+        Ok(())
     }
 
     fn directory(&self, entry: &Entry, target: &Path) -> io::Result<()> {
@@ -334,7 +360,8 @@ impl Writer<'_> {
         let Some(archive) = unpack::open(source).map_err(on(&entry.path))? else {
             return Ok(false);
         };
-        let dir = make_directory(self.root, destination, self.owner).map_err(on(destination))?;
+        let dir =
+            make_directory(self.root, destination, self.owner, 0o755).map_err(on(destination))?;
         let inside = RootFd::from(dir);
         let owners = unpack::Owners {
             keep: true,

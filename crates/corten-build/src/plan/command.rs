@@ -1,6 +1,6 @@
 //! RUN and COPY: from the syntax tree to complete operations.
 
-use corten_dockerfile::{CommandLine, CopyInstruction, RunInstruction, Span, scope};
+use corten_dockerfile::{CommandLine, CopyInstruction, ModeChange, RunInstruction, Span, scope};
 
 use super::evaluate::Stage;
 use super::{CopyOp, RemoteOp, RunOp, SCRIPTS};
@@ -142,7 +142,10 @@ impl Stage<'_> {
         }
         let chmod = match &copy.chmod {
             None => None,
-            Some(word) => Some(self.mode(&self.word(word, span)?, span)?),
+            Some(word) => {
+                let mode = ModeChange::parse(&self.word(word, span)?);
+                Some(mode.map_err(|e| self.error(span, e))?)
+            }
         };
         let chown = match &copy.chown {
             None => None,
@@ -236,16 +239,6 @@ impl Stage<'_> {
             unpack: copy.unpack == Some(true),
             keep_git_dir: keep_git_dir.unwrap_or(false),
         })
-    }
-
-    fn mode(&self, word: &str, span: Span) -> Result<u32, BuildError> {
-        match u32::from_str_radix(word, 8) {
-            Ok(mode) if mode <= 0o7777 => Ok(mode),
-            _ => Err(self.error(
-                span,
-                format!("invalid chmod parameter: '{word}'. it should be octal string and between 0 and 07777"),
-            )),
-        }
     }
 }
 

@@ -15,7 +15,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use corten_dockerfile::{Dockerfile, Span};
+use corten_dockerfile::{Dockerfile, ModeChange, Span};
 use corten_oci::{DiffId, Digest, ImageRef, Platform};
 
 use crate::config::{ImageDocument, RuntimeConfig};
@@ -204,7 +204,7 @@ pub(crate) struct CopyOp {
     /// Absolute; with a slash at its end where the user meant a directory.
     pub(crate) destination: String,
     pub(crate) chown: Option<String>,
-    pub(crate) chmod: Option<u32>,
+    pub(crate) chmod: Option<ModeChange>,
     /// Local archives are unpacked (ADD).
     pub(crate) unpack: bool,
     /// Nothing below is looked at (`--link`).

@@ -306,7 +306,7 @@ fn refusals_name_the_line() {
             "inconsistent keep-git-dir",
         ),
         ("COPY --from=5 a /c", "invalid stage index 5"),
-        ("COPY --chmod=u+x a /c", "invalid chmod parameter: 'u+x'"),
+        ("COPY --chmod=u+y a /c", "invalid chmod parameter: 'u+y'"),
         ("STOPSIGNAL FOO", "invalid signal: FOO"),
         ("EXPOSE x", "invalid containerPort: x"),
     ] {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use corten_oci::{DiffId, Digest};
 use tokio::sync::watch;
 
+use super::steps::Turn;
 use super::{Session, StageResult};
 use crate::error::BuildError;
 use crate::export::{self, StageOutput};
@@ -49,13 +50,13 @@ impl StageRun {
             let solved = self
                 .session
                 .clone()
-                .step(
-                    self.plan.clone(),
-                    (self.index, number),
-                    &output.layers,
+                .step(Turn {
+                    plan: self.plan.clone(),
+                    at: (self.index, number),
+                    layers: output.layers.clone(),
                     sources,
-                    vertex.id(),
-                )
+                    vertex: vertex.id(),
+                })
                 .await;
             let (result, cached, key) = match solved {
                 Ok(solved) => solved,

@@ -26,37 +26,32 @@ use crate::step_mounts::{self, Caches, CachesInput};
 /// A step's result, whether it was known, and its key.
 pub(super) type Solved = (Output, bool, Digest);
 
+/// A step whose turn it is.
+pub(super) struct Turn {
+    pub(super) plan: Arc<Plan>,
+    /// Stage and step.
+    pub(super) at: (usize, usize),
+    /// What it begins with.
+    pub(super) layers: Vec<DiffId>,
+    /// What COPY --from, or each mount of a RUN, takes files from.
+    pub(super) sources: Vec<Option<Vec<DiffId>>>,
+    pub(super) vertex: u32,
+}
+
 /// A step in the hands of a blocking thread.
 struct Work {
     session: Arc<Session>,
-    plan: Arc<Plan>,
-    /// Stage and step.
-    at: (usize, usize),
-    layers: Vec<DiffId>,
-    /// What COPY --from, or each mount of a RUN, takes files from.
-    sources: Vec<Option<Vec<DiffId>>>,
-    vertex: u32,
+    turn: Turn,
     /// What the sources of ADD that are elsewhere are.
     remotes: Vec<Identified>,
 }
 
 impl Session {
     /// Solves a step that is more than configuration, and notes what became of it.
-    pub(super) async fn step(
-        self: Arc<Self>,
-        plan: Arc<Plan>,
-        at: (usize, usize),
-        layers: &[DiffId],
-        sources: Vec<Option<Vec<DiffId>>>,
-        vertex: u32,
-    ) -> Result<Solved, BuildError> {
-        let step = plan.stages.get(at.0).and_then(Option::as_ref);
-        let step = step.and_then(|stage| stage.steps.get(at.1));
-        let description = step.map(|step| step.name.clone()).unwrap_or_default();
-        let solved = self
-            .clone()
-            .solve(plan, at, layers, sources, vertex)
-            .await?;
+    pub(super) async fn step(self: Arc<Self>, turn: Turn) -> Result<Solved, BuildError> {
+        let stage = turn.at.0;
+        let description = turn.step().map(|step| step.name.clone())?;
+        let solved = self.clone().solve(turn).await?;
         let (output, _, key) = &solved;
         let record = Record {
             keys: vec![key.to_string()],
@@ -70,25 +65,14 @@ impl Session {
         self.solved
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push((at.0, record));
+            .push((stage, record));
         Ok(solved)
     }
 
-    async fn solve(
-        self: Arc<Self>,
-        plan: Arc<Plan>,
-        at: (usize, usize),
-        layers: &[DiffId],
-        sources: Vec<Option<Vec<DiffId>>>,
-        vertex: u32,
-    ) -> Result<Solved, BuildError> {
+    async fn solve(self: Arc<Self>, turn: Turn) -> Result<Solved, BuildError> {
         let mut work = Work {
             session: self.clone(),
-            plan,
-            at,
-            layers: layers.to_vec(),
-            sources,
-            vertex,
+            turn,
             remotes: Vec::new(),
         };
         for remote in work.remote_ops()? {
@@ -197,7 +181,7 @@ impl Session {
     }
 }
 
-impl Work {
+impl Turn {
     fn step(&self) -> Result<&crate::plan::Step, BuildError> {
         self.plan
             .stages
@@ -205,6 +189,12 @@ impl Work {
             .and_then(Option::as_ref)
             .and_then(|stage| stage.steps.get(self.at.1))
             .ok_or_else(|| BuildError::Internal("a step that is not planned".to_owned()))
+    }
+}
+
+impl Work {
+    fn step(&self) -> Result<&crate::plan::Step, BuildError> {
+        self.turn.step()
     }
 
     fn name(&self) -> Result<&str, BuildError> {
@@ -224,7 +214,12 @@ impl Work {
 
     /// Whether its stage takes nothing from the cache.
     fn is_fresh(&self) -> bool {
-        let stage = self.plan.stages.get(self.at.0).and_then(Option::as_ref);
+        let stage = self
+            .turn
+            .plan
+            .stages
+            .get(self.turn.at.0)
+            .and_then(Option::as_ref);
         stage.is_some_and(|stage| stage.no_cache)
     }
 
@@ -243,7 +238,7 @@ impl Work {
     }
 
     fn quick_key(&self) -> Result<Option<Digest>, BuildError> {
-        let parent = keys::state(&self.layers);
+        let parent = keys::state(&self.turn.layers);
         match &self.step()?.op {
             Op::Copy(op) => {
                 let Some(source) = self.source() else {
@@ -265,7 +260,7 @@ impl Work {
                     if !matches!(mount.what, Mounted::Bind { .. }) {
                         continue;
                     }
-                    match (mount.files(), self.sources.get(index)) {
+                    match (mount.files(), self.turn.sources.get(index)) {
                         (Some(CopyFrom::Context | CopyFrom::Named(_)), _) => return Ok(None),
                         (_, Some(Some(layers))) => binds.push(keys::state(layers)),
                         _ => binds.push(keys::state(&[])),
@@ -282,19 +277,19 @@ impl Work {
 
     /// What COPY takes files from.
     fn source(&self) -> Option<&[DiffId]> {
-        self.sources.first()?.as_deref()
+        self.turn.sources.first()?.as_deref()
     }
 
     fn run_key(&self, op: &RunOp, kind: &str, binds: &[Digest]) -> Digest {
-        let parent = keys::state(&self.layers);
-        let platform = self.plan.platform.to_string();
+        let parent = keys::state(&self.turn.layers);
+        let platform = self.turn.plan.platform.to_string();
         let caches: Vec<Digest> = op
             .mounts
             .iter()
             .enumerate()
             .filter(|(_, mount)| matches!(mount.what, Mounted::Cache { .. }))
             .map(|(index, _)| {
-                let layers = self.sources.get(index).and_then(Option::as_deref);
+                let layers = self.turn.sources.get(index).and_then(Option::as_deref);
                 keys::state(layers.unwrap_or_default())
             })
             .collect();
@@ -309,7 +304,7 @@ impl Work {
 
     /// The key of a step that reads no files of others.
     fn key(&self) -> Result<Option<Digest>, BuildError> {
-        let parent = keys::state(&self.layers);
+        let parent = keys::state(&self.turn.layers);
         Ok(match &self.step()?.op {
             Op::Workdir(op) => Some(keys::workdir(&parent, op)),
             Op::Run(op)
@@ -336,12 +331,12 @@ impl Work {
                 ));
             }
         };
-        let parent = keys::state(&self.layers);
+        let parent = keys::state(&self.turn.layers);
         let digest = self.with_tree(op, |tree| {
             let entries = self.select(tree, op)?;
             let appearance = Appearance {
                 chown: op.chown.is_some(),
-                chmod: op.chmod,
+                chmod: op.chmod.as_ref(),
             };
             let session = &self.session;
             content::digest(tree, &entries, appearance, &session.cache, &session.cancel)
@@ -363,18 +358,10 @@ impl Work {
                 continue;
             };
             let digest = |tree: &Tree| {
-                let sources = [source.clone()];
-                let selection = Selection {
-                    sources: &sources,
-                    exclude: &[],
-                    parents: false,
-                    into_directory: false,
-                    literal: true,
-                };
-                let entries = self.selected(tree, &selection)?;
+                let entries = self.selected(tree, &Selection::of(source, false))?;
                 content::digest(tree, &entries, appearance, &session.cache, &session.cancel)
             };
-            let layers = self.sources.get(index).and_then(Option::as_deref);
+            let layers = self.turn.sources.get(index).and_then(Option::as_deref);
             binds.push(match (from, layers) {
                 (MountFrom::Nothing, _) => keys::state(&[]),
                 (MountFrom::Files(_), Some(layers)) => self.in_layers(layers, digest)?,
@@ -393,12 +380,7 @@ impl Work {
         work: impl FnOnce(&Tree) -> Result<T, BuildError>,
     ) -> Result<T, BuildError> {
         let mount = self.session.store.layers().mount(layers, Upper::ReadOnly)?;
-        work(&Tree {
-            root: RootFd::from(mount),
-            ignore: IgnoreRules::default(),
-            foreign: false,
-            remember: false,
-        })
+        work(&Tree::of_image(RootFd::from(mount)))
     }
 
     /// Runs something on the tree files are copied from.
@@ -444,7 +426,7 @@ impl Work {
     fn selected(&self, tree: &Tree, selection: &Selection<'_>) -> Result<Vec<Entry>, BuildError> {
         tree.select(selection).map_err(|error| match &error {
             SelectError::NotFound { hint, .. } => {
-                let reference = keys::state(&self.layers);
+                let reference = keys::state(&self.turn.layers);
                 let hint = match hint {
                     Some(name) => format!(" (did you mean {name}?)"),
                     None if tree.foreign && !tree.ignore.is_empty() => {
@@ -472,12 +454,12 @@ impl Work {
             store: &session.store,
             sandboxing: &session.sandboxing,
             op,
-            sources: &self.sources,
+            sources: &self.turn.sources,
             cancel: &session.cancel,
         };
         let waiting = |id: &str| {
             (session.events)(BuildEvent::Log {
-                id: self.vertex,
+                id: self.turn.vertex,
                 stream: LogStream::Stderr,
                 data: format!("waiting for cache mount {id}, which another step uses\n"),
             });
@@ -501,12 +483,12 @@ impl Work {
 
     fn workdir(&self, op: &WorkdirOp) -> Result<Option<DiffId>, BuildError> {
         let store = &self.session.store;
-        let (work, root) = ops::writable(store, &self.layers)?;
+        let (work, root) = ops::writable(store, &self.turn.layers)?;
         let owner = match op.user.as_str() {
             "" => None,
             user => Some(users::owner(&root, user).map_err(|e| self.error(e))?),
         };
-        write::make_directory(&root, Path::new(&op.path), owner)
+        write::make_directory(&root, Path::new(&op.path), owner, 0o755)
             .map_err(|e| self.error(format!("cannot make {}: {}", op.path, reason(&e))))?;
         drop(root);
         ops::settle(store, work)
@@ -514,7 +496,7 @@ impl Work {
 
     fn copy(&self, op: &CopyOp, brought: &[Brought]) -> Result<Option<DiffId>, BuildError> {
         let session = &self.session;
-        let below: &[DiffId] = if op.link { &[] } else { &self.layers };
+        let below: &[DiffId] = if op.link { &[] } else { &self.turn.layers };
         let (work, root) = ops::writable(&session.store, below)?;
         let owner = match &op.chown {
             None => None,
@@ -523,7 +505,7 @@ impl Work {
         let writer = Writer {
             root: &root,
             owner,
-            chmod: op.chmod,
+            chmod: op.chmod.as_ref(),
             unpack: op.unpack,
             cancel: &session.cancel,
         };
@@ -561,13 +543,9 @@ impl Work {
                 foreign: true,
                 remember: false,
             };
-            let sources = [remote.path.clone()];
             let selection = Selection {
-                sources: &sources,
                 exclude: &op.exclude,
-                parents: false,
-                into_directory: into,
-                literal: true,
+                ..Selection::of(&remote.path, into)
             };
             let entries = self.selected(&tree, &selection)?;
             let writer = Writer {
@@ -586,23 +564,18 @@ impl Work {
             };
             writer.inline(&target, content).map_err(failed)?;
         }
-        if op.destination.ends_with('/') && !(op.sources.is_empty() && brought.is_empty()) {
-            // Nothing matched, or an empty directory: the destination is there all the same.
-            write::make_directory(&root, &destination, owner)
-                .map_err(|e| failed((destination.clone(), e)))?;
-        }
         drop(root);
         ops::settle(&session.store, work)
     }
 
     /// Names of `--chown` are the image's, also for a layer that is made without it.
     fn owner(&self, op: &CopyOp, root: &RootFd, word: &str) -> Result<(u32, u32), BuildError> {
-        let found = if op.link && !self.layers.is_empty() {
+        let found = if op.link && !self.turn.layers.is_empty() {
             let mount = self
                 .session
                 .store
                 .layers()
-                .mount(&self.layers, Upper::ReadOnly)?;
+                .mount(&self.turn.layers, Upper::ReadOnly)?;
             users::owner(&RootFd::from(mount), word)
         } else {
             users::owner(root, word)
@@ -616,10 +589,10 @@ impl Work {
             store: &session.store,
             sandboxing: &session.sandboxing,
             op,
-            layers: &self.layers,
+            layers: &self.turn.layers,
             hosts: &session.hosts,
             cancel: &session.cancel,
-            sources: &self.sources,
+            sources: &self.turn.sources,
             trees: &|from| session.tree(from),
             secrets: &session.secrets,
             agents: &session.agents,
@@ -628,7 +601,7 @@ impl Work {
         };
         let log = |stream, data| {
             (session.events)(BuildEvent::Log {
-                id: self.vertex,
+                id: self.turn.vertex,
                 stream,
                 data,
             });
