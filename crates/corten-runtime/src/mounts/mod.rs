@@ -16,7 +16,7 @@ mod tree;
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use corten_oci::runtime_spec::Spec;
+use corten_oci::runtime_spec::{Mount, Spec};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -87,8 +87,7 @@ pub(crate) fn plan(
             .map(|source| source.to_string_lossy().into_owned());
         let kind = if options.remount {
             Kind::Remount
-        } else if options.bind || typ == "bind" {
-            let recursive = options.bind_recursive || !options.bind;
+        } else if is_bind(mount) {
             if !options.data.is_empty() {
                 tracing::warn!(
                     destination,
@@ -96,7 +95,7 @@ pub(crate) fn plan(
                 );
             }
             let opened = opened.remove(&index);
-            let tree = Tree::of_bind(opened, source.as_deref(), recursive, &options, namespaces)?;
+            let tree = Tree::of_bind(opened, source.as_deref(), &options, namespaces)?;
             if idmapped {
                 let field = format!("mounts[{index}]");
                 maps.apply(&field, mount, &options, namespaces, &tree)?;
@@ -134,6 +133,12 @@ pub(crate) fn plan(
         });
     }
     Ok(plans)
+}
+
+/// Whether it shows what is mounted elsewhere already.
+pub(crate) fn is_bind(mount: &Mount) -> bool {
+    let options = mount.options().as_deref().unwrap_or_default();
+    mount.typ().as_deref() == Some("bind") || options.iter().any(|o| o == "bind" || o == "rbind")
 }
 
 /// A copy of the mount (tree) that `fd` is on, rooted at `fd`.

@@ -100,10 +100,10 @@ impl Tree {
     pub(super) fn of_bind(
         opened: Option<OwnedFd>,
         source: Option<&str>,
-        recursive: bool,
         options: &Options,
         namespaces: &Namespaces,
     ) -> Result<Self, RuntimeError> {
+        let recursive = options.bind_recursive;
         let name = source.unwrap_or("(descriptor)").to_owned();
         let fail = |errno| RuntimeError::setup(Step::Mount, format!("bind {name}"), errno);
         match (opened, source) {

@@ -195,6 +195,16 @@ fn recursive_options() {
     let output = mount(&["rbind", "ro", "noexec", "nosymfollow"]).stdout;
     let lines = output.lines().filter(|line| line.contains("nosymfollow"));
     assert_eq!(lines.count(), 1, "{output}");
+    // What is mounted below is there only if it is asked for.
+    let count = |options: &[&str]| {
+        let output = mount(options).stdout;
+        output
+            .lines()
+            .filter(|line| line.contains(" /hostdev"))
+            .count()
+    };
+    assert!(count(&["rbind", "ro"]) > 1);
+    assert_eq!(count(&["ro"]), 1);
     // A single file system takes them, too.
     let output = Container::sh("grep ' /x ' /proc/self/mounts")
         .mount(
