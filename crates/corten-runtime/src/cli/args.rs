@@ -230,7 +230,7 @@ fn default_root() -> Result<PathBuf, CliError> {
         return Ok(PathBuf::from("/run/corten-runtime"));
     };
     let root = PathBuf::from(base).join("corten-runtime");
-    let fail = |error| CliError::io(root.display(), error);
+    let fail = |error| CliError::io(format_args!("create {}", root.display()), error);
     let mut builder = std::fs::DirBuilder::new();
     builder.mode(0o700).recursive(true);
     builder.create(&root).map_err(fail)?;

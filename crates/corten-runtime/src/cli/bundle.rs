@@ -101,12 +101,13 @@ impl Bundle {
         let console_socket = absolute(args.console_socket)?;
         let pidfd_socket = absolute(args.pidfd_socket)?;
         let pid_file = absolute(args.pid_file)?;
-        let path = args
-            .bundle
-            .canonicalize()
-            .map_err(|error| CliError::io(args.bundle.display(), error))?;
+        let path = args.bundle.canonicalize().map_err(|error| {
+            CliError::io(format_args!("find bundle {}", args.bundle.display()), error)
+        })?;
         let (config, mut spec) = read_config(&path)?;
-        std::env::set_current_dir(&path).map_err(|error| CliError::io(path.display(), error))?;
+        std::env::set_current_dir(&path).map_err(|error| {
+            CliError::io(format_args!("enter bundle {}", path.display()), error)
+        })?;
         let root = spec.root().as_ref();
         let root = root.ok_or_else(|| CliError::refused("config.json has no root"))?;
         let rootfs = path.join(root.path());
@@ -281,17 +282,19 @@ pub(super) fn write_pid(path: Option<&Path>, pid: i32) -> Result<(), CliError> {
     let written = File::create_new(&part)
         .and_then(|mut file| std::io::Write::write_all(&mut file, pid.to_string().as_bytes()))
         .and_then(|()| fs::rename(&part, path));
-    written.map_err(|error| CliError::io(path.display(), error))
+    written.map_err(|error| CliError::io(format_args!("write pid file {}", path.display()), error))
 }
 
 /// Seen from the caller's working directory.
 pub(super) fn absolute(path: PathBuf) -> Result<PathBuf, CliError> {
-    std::path::absolute(&path).map_err(|error| CliError::io(path.display(), error))
+    std::path::absolute(&path)
+        .map_err(|error| CliError::io(format_args!("find {}", path.display()), error))
 }
 
 fn read_config(bundle: &Path) -> Result<(Vec<u8>, Spec), CliError> {
     let path = bundle.join("config.json");
-    let text = fs::read(&path).map_err(|error| CliError::io(path.display(), error))?;
+    let text = fs::read(&path)
+        .map_err(|error| CliError::io(format_args!("read {}", path.display()), error))?;
     let spec = document::spec(&text).map_err(|error| CliError::document(path.display(), error))?;
     Ok((text, spec))
 }

@@ -73,7 +73,7 @@ pub(super) fn checkpoint(context: &Context, args: CheckpointArgs) -> Result<Exit
     for dir in [images, args.criu.work_path()] {
         let mut builder = DirBuilder::new();
         let made = builder.mode(0o700).recursive(true).create(dir);
-        made.map_err(|error| CliError::io(dir.display(), error))?;
+        made.map_err(|error| CliError::io(format_args!("create {}", dir.display()), error))?;
     }
     let parent = args.parent_path.as_deref();
     let parent = parent
@@ -138,5 +138,6 @@ fn remember_descriptors(images: &Path, pid: i32) -> Result<(), CliError> {
     let path = images.join(DESCRIPTORS);
     let text = serde_json::to_vec(&criu::external_descriptors(pid))
         .map_err(|error| CliError::json(path.display(), error))?;
-    fs::write(&path, text).map_err(|error| CliError::io(path.display(), error))
+    fs::write(&path, text)
+        .map_err(|error| CliError::io(format_args!("write {}", path.display()), error))
 }

@@ -23,7 +23,12 @@ pub(super) fn send_pidfd(path: &Path, pidfd: BorrowedFd<'_>) -> Result<(), CliEr
 }
 
 fn send(path: &Path, fd: BorrowedFd<'_>, name: &[u8]) -> Result<(), CliError> {
-    let io = |errno: Errno| CliError::io(path.display(), errno.into());
+    let io = |errno: Errno| {
+        CliError::io(
+            format_args!("send to socket {}", path.display()),
+            errno.into(),
+        )
+    };
     let socket = socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,

@@ -42,7 +42,7 @@ fn make(bundle: &Bundle, dir: &Dir) -> Result<(), CliError> {
     // From here on it can be started.
     let ready = dir.path(START);
     std::fs::rename(dir.path(CREATING), &ready)
-        .map_err(|error| CliError::io(ready.display(), error))?;
+        .map_err(|error| CliError::io(format_args!("make {}", ready.display()), error))?;
     created.detach();
     Ok(())
 }
@@ -50,7 +50,7 @@ fn make(bundle: &Bundle, dir: &Dir) -> Result<(), CliError> {
 /// A FIFO, open for both directions so that neither opening nor reading it depends on
 /// whether anybody is at the other end.
 fn fifo(path: &Path) -> Result<OwnedFd, CliError> {
-    let io = |errno: Errno| CliError::io(path.display(), errno.into());
+    let io = |errno: Errno| CliError::io(format_args!("make {}", path.display()), errno.into());
     mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).map_err(io)?;
     open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(io)
 }

@@ -87,7 +87,12 @@ impl Dir {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 return Err(CliError::Exists(id.to_owned()));
             }
-            Err(error) => return Err(CliError::io(dir.path.display(), error)),
+            Err(error) => {
+                return Err(CliError::io(
+                    format_args!("create {}", dir.path.display()),
+                    error,
+                ));
+            }
         }
         match dir.claim() {
             Ok(lock) => Ok(DirGuard {
@@ -158,7 +163,12 @@ impl Dir {
                     let id = self.id.clone();
                     return Err(CliError::Busy { id, holder });
                 }
-                Err(errno) => return Err(CliError::io(self.path(LOCK).display(), errno.into())),
+                Err(errno) => {
+                    return Err(CliError::io(
+                        format_args!("lock {}", self.path(LOCK).display()),
+                        errno.into(),
+                    ));
+                }
             }
         }
         // Whoever held it may have deleted the container.
@@ -194,7 +204,7 @@ impl Dir {
             .open(&path);
         file.map(OwnedFd::from).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => CliError::NotFound(self.id.clone()),
-            _ => CliError::io(path.display(), error),
+            _ => CliError::io(format_args!("open {}", path.display()), error),
         })
     }
 
@@ -216,7 +226,7 @@ impl Dir {
                     Err(CliError::NotFound(self.id.clone()))
                 }
             }
-            Err(error) => Err(CliError::io(path.display(), error)),
+            Err(error) => Err(CliError::io(format_args!("read {}", path.display()), error)),
         }
     }
 
@@ -233,12 +243,14 @@ impl Dir {
         let path = self.path(STATE);
         let text =
             serde_json::to_vec(saved).map_err(|error| CliError::json(path.display(), error))?;
-        fs::write(&path, text).map_err(|error| CliError::io(path.display(), error))
+        fs::write(&path, text)
+            .map_err(|error| CliError::io(format_args!("write {}", path.display()), error))
     }
 
     pub(super) fn save_config(&self, text: &[u8]) -> Result<(), CliError> {
         let path = self.path(CONFIG);
-        fs::write(&path, text).map_err(|error| CliError::io(path.display(), error))
+        fs::write(&path, text)
+            .map_err(|error| CliError::io(format_args!("write {}", path.display()), error))
     }
 
     pub(super) fn replace_config(&self, text: &[u8]) -> Result<(), CliError> {
@@ -251,7 +263,7 @@ impl Dir {
         let part = self.path(&format!("{name}.new"));
         fs::write(&part, text)
             .and_then(|()| fs::rename(&part, &path))
-            .map_err(|error| CliError::io(path.display(), error))
+            .map_err(|error| CliError::io(format_args!("write {}", path.display()), error))
     }
 
     pub(super) fn config_path(&self) -> PathBuf {
@@ -262,9 +274,10 @@ impl Dir {
     pub(super) fn forget(&self) -> Result<(), CliError> {
         let path = self.path(STATE);
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(CliError::io(path.display(), error))
-            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(CliError::io(
+                format_args!("remove {}", path.display()),
+                error,
+            )),
             _ => Ok(()),
         }
     }
@@ -282,7 +295,12 @@ impl Dir {
                 {
                     tries += 1;
                 }
-                Err(error) => return Err(CliError::io(self.path.display(), error)),
+                Err(error) => {
+                    return Err(CliError::io(
+                        format_args!("remove {}", self.path.display()),
+                        error,
+                    ));
+                }
             }
         }
     }

@@ -55,7 +55,12 @@ fn containers(context: &Context) -> Result<Vec<Description>, CliError> {
         Ok(entries) => entries,
         // Nothing has been created yet.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(CliError::io(context.root.display(), error)),
+        Err(error) => {
+            return Err(CliError::io(
+                format_args!("read {}", context.root.display()),
+                error,
+            ));
+        }
     };
     let mut found = Vec::new();
     for entry in entries.flatten() {

@@ -117,7 +117,7 @@ fn dispatch(globals: Globals, name: &str, rest: Vec<OsString>) -> Result<ExitCod
 fn print(text: &str) -> Result<ExitCode, CliError> {
     std::io::stdout()
         .write_all(text.as_bytes())
-        .map_err(|error| CliError::io("standard output", error))?;
+        .map_err(|error| CliError::io("write to standard output", error))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -62,7 +62,9 @@ impl NotifySocket {
         builder
             .mode(0o755)
             .create(&self.directory)
-            .map_err(|error| CliError::io(self.directory.display(), error))
+            .map_err(|error| {
+                CliError::io(format_args!("create {}", self.directory.display()), error)
+            })
     }
 
     pub(super) fn listen(self) -> Result<Listening, CliError> {
@@ -76,7 +78,8 @@ impl NotifySocket {
             Ok(socket)
         });
         Ok(Listening {
-            socket: socket.map_err(|error| CliError::io(path.display(), error))?,
+            socket: socket
+                .map_err(|error| CliError::io(format_args!("bind {}", path.display()), error))?,
             host: self.host,
             barrier: None,
         })

@@ -125,7 +125,8 @@ pub(super) fn restore(context: &Context, mut args: RestoreArgs) -> Result<ExitCo
 
 fn descriptors(images: &Path) -> Result<Vec<String>, CliError> {
     let path = images.join(DESCRIPTORS);
-    let text = fs::read(&path).map_err(|error| CliError::io(path.display(), error))?;
+    let text = fs::read(&path)
+        .map_err(|error| CliError::io(format_args!("read {}", path.display()), error))?;
     serde_json::from_slice(&text).map_err(|error| CliError::json(path.display(), error))
 }
 
@@ -204,8 +205,9 @@ fn mount_root(bundle: &Bundle) -> Result<PathBuf, CliError> {
     let root = bundle.rootfs();
     let root = root
         .canonicalize()
-        .map_err(|error| CliError::io(root.display(), error))?;
-    let io = |errno: Errno| CliError::io(root.display(), errno.into());
+        .map_err(|error| CliError::io(format_args!("find root {}", root.display()), error))?;
+    let io =
+        |errno: Errno| CliError::io(format_args!("bind root {}", root.display()), errno.into());
     sys::unshare(libc::CLONE_NEWNS).map_err(io)?;
     let host = open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(io)?;
     let private = MountAttr {
@@ -241,8 +243,9 @@ fn make_places(spec: &Spec, root: &RootFd) -> Result<(), CliError> {
                 .as_deref()
                 .is_some_and(|source| source.is_file());
         let node = if is_file { Node::File } else { Node::Directory };
-        root.ensure(&path, node)
-            .map_err(|errno| CliError::io(&path, errno.into()))?;
+        root.ensure(&path, node).map_err(|errno| {
+            CliError::io(format_args!("create in the root {}", &path), errno.into())
+        })?;
     }
     Ok(())
 }
@@ -253,7 +256,8 @@ fn adopt(cgroup: &Cgroup, pid: i32) -> Result<(), CliError> {
     let legacy = cgroup.legacy_views().map(|view| view.dir.to_owned());
     for dir in unified.into_iter().chain(legacy) {
         let file = dir.join("cgroup.procs");
-        fs::write(&file, pid.to_string()).map_err(|error| CliError::io(file.display(), error))?;
+        fs::write(&file, pid.to_string())
+            .map_err(|error| CliError::io(format_args!("join {}", file.display()), error))?;
     }
     Ok(())
 }

@@ -37,7 +37,7 @@ pub(super) fn spec(args: &SpecArgs) -> Result<ExitCode, CliError> {
                 "{} exists already: remove it first",
                 path.display()
             )),
-            _ => CliError::io(path.display(), error),
+            _ => CliError::io(format_args!("write {}", path.display()), error),
         })?;
     Ok(ExitCode::SUCCESS)
 }

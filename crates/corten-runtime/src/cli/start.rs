@@ -26,7 +26,9 @@ pub(super) fn start(context: &Context, args: &IdArgs) -> Result<ExitCode, CliErr
     let notify = notify.map(|notify| notify.listen()).transpose()?;
     open_gate(&container)?;
     if let Err(error) = poststart(&container) {
-        stop(&container)?;
+        if let Err(stopping) = stop(&container) {
+            context.log.warn(&stopping);
+        }
         return Err(error);
     }
     drop(lock);
@@ -59,11 +61,20 @@ fn open_gate(container: &Container) -> Result<(), CliError> {
     match fs::rename(dir.path(START), &claimed) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && dir.has(STARTING) => {}
-        Err(error) => return Err(CliError::io(claimed.display(), error)),
+        Err(error) => {
+            return Err(CliError::io(
+                format_args!("claim {}", claimed.display()),
+                error,
+            ));
+        }
     }
-    let result = open_fifo(&dir.path(RESULT), OFlags::RDONLY)
-        .map_err(|errno| CliError::io(dir.path(RESULT).display(), errno.into()))?;
-    let io = |errno: Errno| CliError::io(claimed.display(), errno.into());
+    let result = open_fifo(&dir.path(RESULT), OFlags::RDONLY).map_err(|errno| {
+        CliError::io(
+            format_args!("open {}", dir.path(RESULT).display()),
+            errno.into(),
+        )
+    })?;
+    let io = |errno: Errno| CliError::io(format_args!("write {}", claimed.display()), errno.into());
     match open_fifo(&claimed, OFlags::WRONLY) {
         Ok(gate) => {
             rustix::io::write(&gate, b"g").map_err(io)?;

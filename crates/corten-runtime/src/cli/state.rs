@@ -128,7 +128,8 @@ impl Container {
     /// The configuration it was made with, as changed by updates.
     pub(super) fn config(&self) -> Result<Spec, CliError> {
         let path = self.dir.config_path();
-        let text = fs::read(&path).map_err(|error| CliError::io(path.display(), error))?;
+        let text = fs::read(&path)
+            .map_err(|error| CliError::io(format_args!("read {}", path.display()), error))?;
         document::spec(&text).map_err(|error| CliError::document(path.display(), error))
     }
 

@@ -128,7 +128,8 @@ fn read(path: &PathBuf) -> Result<Value, CliError> {
     } else {
         fs::read(path)
     };
-    let text = text.map_err(|error| CliError::io(path.display(), error))?;
+    let text =
+        text.map_err(|error| CliError::io(format_args!("read {}", path.display()), error))?;
     let json = |error| CliError::json(path.display(), error);
     // What is not a resources document is refused with the place in the file.
     serde_json::from_slice::<LinuxResources>(&text).map_err(json)?;

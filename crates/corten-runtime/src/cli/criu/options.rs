@@ -65,7 +65,9 @@ struct Directories {
 
 impl Directories {
     fn open(args: &CriuArgs) -> Result<Self, CliError> {
-        let open = |path: &Path| File::open(path).map_err(|e| CliError::io(path.display(), e));
+        let open = |path: &Path| {
+            File::open(path).map_err(|e| CliError::io(format_args!("open {}", path.display()), e))
+        };
         Ok(Self {
             images: open(&args.image_path)?,
             work: args.work_path.as_deref().map(open).transpose()?,
@@ -200,7 +202,8 @@ impl Dump<'_> {
         }
         for (typ, path) in existing_namespaces(self.spec) {
             if let Some((name, key)) = external_key(typ) {
-                let inode = fs::metadata(&path).map_err(|error| CliError::io(&path, error))?;
+                let inode = fs::metadata(&path)
+                    .map_err(|error| CliError::io(format_args!("look at {}", &path), error))?;
                 options.text(EXTERNAL, &format!("{name}[{}]:{key}", inode.ino()));
             }
         }
@@ -304,7 +307,8 @@ impl Restore<'_> {
             external_mount(&mut options, &path, &path);
         }
         let groups = format!("/proc/{pid}/cgroup");
-        let text = fs::read_to_string(&groups).map_err(|error| CliError::io(&groups, error))?;
+        let text = fs::read_to_string(&groups)
+            .map_err(|error| CliError::io(format_args!("read {}", &groups), error))?;
         for line in text.lines() {
             let mut parts = line.splitn(3, ':').skip(1);
             if let (Some(controllers), Some(path)) = (parts.next(), parts.next()) {
@@ -322,10 +326,11 @@ impl Restore<'_> {
         existing
             .filter_map(|(typ, path)| Some((external_key(typ)?.1, path)))
             .map(|(key, path)| {
-                let file = File::open(&path).map_err(|error| CliError::io(&path, error))?;
+                let file = File::open(&path)
+                    .map_err(|error| CliError::io(format_args!("open {}", &path), error))?;
                 // CRIU gets it under the same number.
                 fcntl_setfd(&file, FdFlags::empty())
-                    .map_err(|errno| CliError::io(&path, errno.into()))?;
+                    .map_err(|errno| CliError::io(format_args!("open {}", &path), errno.into()))?;
                 Ok((key, file.into()))
             })
             .collect()

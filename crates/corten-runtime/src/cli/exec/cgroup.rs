@@ -41,7 +41,8 @@ pub(super) fn below(container: &Cgroup, given: &[String]) -> Result<Extras, CliE
                 .ok_or_else(|| invalid("the container is in no v1 hierarchy of this controller"))?;
             let tasks = view.dir.join(path.trim_start_matches('/')).join("tasks");
             let file = File::options().write(true).open(&tasks);
-            let file = file.map_err(|error| CliError::io(tasks.display(), error))?;
+            let file = file
+                .map_err(|error| CliError::io(format_args!("open {}", tasks.display()), error))?;
             extras.groups.push(file.into());
         }
     }

@@ -17,7 +17,9 @@ pub(super) fn process(config: &Spec, args: &ExecArgs) -> Result<Process, CliErro
         } else {
             fs::read(path)
         };
-        let text = text.map_err(|error| CliError::io(path.display(), error))?;
+        let text = text.map_err(|error| {
+            CliError::io(format_args!("read process {}", path.display()), error)
+        })?;
         let mut process =
             document::process(&text).map_err(|error| CliError::document(path.display(), error))?;
         if args.tty {
