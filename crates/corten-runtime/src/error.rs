@@ -117,6 +117,11 @@ pub enum RuntimeError {
     },
 }
 
+/// The kernel's answer behind an error of the standard library.
+pub(crate) fn os(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
 /// Why an `execve` (or the look-up before it) failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExecErrno {

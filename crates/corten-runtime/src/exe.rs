@@ -33,7 +33,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use crate::error::{RuntimeError, Step};
+use crate::error::{RuntimeError, Step, os};
 use crate::mounts::RDONLY;
 use crate::sys::{self, MountAttr};
 
@@ -103,7 +103,7 @@ fn out_of_reach() -> bool {
 
 /// A copy in memory.
 fn sealed_copy() -> Result<OwnedFd, Errno> {
-    let io = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let io = |error: std::io::Error| os(&error);
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let copy = match memfd_create("corten", flags | MemfdFlags::EXEC) {
         // Before Linux 6.3, where it goes without saying.
@@ -136,8 +136,7 @@ pub fn seal_self() -> Result<(), RuntimeError> {
         command.arg0(name);
     }
     let error = command.args(args).exec();
-    let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-    Err(RuntimeError::setup(Step::Prepare, SELF, errno))
+    Err(RuntimeError::setup(Step::Prepare, SELF, os(&error)))
 }
 
 /// The identity of the calling process's own file.

@@ -205,7 +205,7 @@ fn plan<'a>(
         namespaces |= libc::CLONE_NEWUSER;
     }
     if has(LinuxNamespaceType::Time) {
-        namespaces |= CLONE_NEWTIME;
+        namespaces |= sys::CLONE_NEWTIME;
     }
     let own = listed.iter().fold(0, |all, namespace| {
         all | i32::try_from(namespace.typ() as u32).unwrap_or(0)
@@ -260,8 +260,6 @@ fn confined(process: &Process, first: Option<&Process>) -> Process {
     process
 }
 
-const CLONE_NEWTIME: i32 = 0x80;
-
 impl ExecPlan<'_> {
     /// Process in between, for an ordinary user: everything is joined by way of the user
     /// namespace; the child is born into the pid namespace.
@@ -279,7 +277,7 @@ impl ExecPlan<'_> {
             libc::CLONE_NEWUTS,
             libc::CLONE_NEWNET,
             libc::CLONE_NEWCGROUP,
-            CLONE_NEWTIME,
+            sys::CLONE_NEWTIME,
             libc::CLONE_NEWNS,
         ] {
             if rest & flag == 0 {

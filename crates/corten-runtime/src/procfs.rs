@@ -10,11 +10,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, open, openat, openat2};
 use rustix::io::Errno;
 
-use crate::error::{RuntimeError, Step};
+use crate::error::{RuntimeError, Step, os};
 use crate::sys::pidfd_send_raw_signal;
 
 /// `PROC_SUPER_MAGIC`.
-const PROC_MAGIC: i64 = 0x9fa0;
+pub(crate) const PROC_MAGIC: i64 = 0x9fa0;
 /// The inode number of a procfs root (`PROC_ROOT_INO`).
 const PROC_ROOT_INO: u64 = 1;
 
@@ -101,8 +101,7 @@ fn read(proc: impl AsFd, path: &str) -> Result<String, Errno> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let mut file = File::from(openat(proc, path, flags, Mode::empty())?);
     let mut text = String::new();
-    file.read_to_string(&mut text)
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    file.read_to_string(&mut text).map_err(|error| os(&error))?;
     Ok(text)
 }
 

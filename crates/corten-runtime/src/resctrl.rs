@@ -13,9 +13,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use corten_oci::runtime_spec::{LinuxIntelRdt, Spec};
-use rustix::io::Errno;
 
-use crate::error::{RuntimeError, Step};
+use crate::error::{RuntimeError, Step, os};
 use crate::procfs;
 
 pub(crate) use report::report;
@@ -329,8 +328,7 @@ fn tasks(dir: &Path, monitor: Option<&Path>) -> Result<Vec<OwnedFd>, RuntimeErro
 }
 
 fn io(path: &Path, error: &std::io::Error) -> RuntimeError {
-    let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
-    RuntimeError::setup(Step::Resctrl, path.display().to_string(), errno)
+    RuntimeError::setup(Step::Resctrl, path.display().to_string(), os(error))
 }
 
 /// With the kernel's own words, which say more than the errno.

@@ -48,7 +48,17 @@ pub(crate) fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
         .any(|namespace| namespace.typ() == kind)
 }
 
-/// The same, but not the caller's own, which a path may name as well.
+/// Whether one of the kind is made for the container.
+pub(crate) fn has_new_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    let linux = spec.linux().as_ref();
+    let listed = linux.and_then(|linux| linux.namespaces().as_deref());
+    listed.unwrap_or_default().iter().any(|namespace| {
+        let path = namespace.path().as_deref();
+        namespace.typ() == kind && path.is_none_or(|path| path.as_os_str().is_empty())
+    })
+}
+
+/// The same as [`has_namespace`], but not the caller's own, which a path may name as well.
 fn has_other_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
     let linux = spec.linux().as_ref();
     let listed = linux.and_then(|linux| linux.namespaces().as_deref());

@@ -10,6 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::RuntimeError;
+pub(super) use crate::error::os;
 
 /// A path below the hierarchies' roots and nothing else.
 pub(super) fn validate(path: &str) -> Result<(), RuntimeError> {
@@ -160,10 +161,6 @@ pub(super) fn remove_tree(dir: &Path) -> Result<(), Errno> {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno),
     }
-}
-
-pub(super) fn os(error: &io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 #[cfg(test)]

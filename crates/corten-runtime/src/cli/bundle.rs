@@ -21,6 +21,7 @@ use crate::document;
 use crate::error::{RuntimeError, Step};
 use crate::hooks::HookState;
 use crate::sandbox::{CgroupSpec, NetNs, Rootfs, Sandbox, Stdio};
+use crate::validate::has_new_namespace;
 
 /// Flags of `create` and `run`.
 #[derive(Debug, Args)]
@@ -158,7 +159,7 @@ impl Bundle {
             rootfs: self.rootfs.clone(),
             created: jiff::Timestamp::now().to_string(),
             cgroup: self.cgroup.clone(),
-            shares_pids: shares_pids(&self.spec),
+            shares_pids: !has_new_namespace(&self.spec, LinuxNamespaceType::Pid),
             annotations: self
                 .spec
                 .annotations()
@@ -297,18 +298,4 @@ fn read_config(bundle: &Path) -> Result<(Vec<u8>, Spec), CliError> {
         .map_err(|error| CliError::io(format_args!("read {}", path.display()), error))?;
     let spec = document::spec(&text).map_err(|error| CliError::document(path.display(), error))?;
     Ok((text, spec))
-}
-
-/// Whether it has no pid namespace of its own.
-fn shares_pids(spec: &Spec) -> bool {
-    let linux = spec.linux().as_ref();
-    let mut listed = linux
-        .and_then(|linux| linux.namespaces().as_deref())
-        .unwrap_or_default()
-        .iter();
-    !listed.any(|namespace| {
-        let path = namespace.path().as_deref();
-        namespace.typ() == LinuxNamespaceType::Pid
-            && path.is_none_or(|path| path.as_os_str().is_empty())
-    })
 }

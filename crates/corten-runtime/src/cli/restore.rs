@@ -18,13 +18,14 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::bundle::{Bundle, BundleArgs, write_pid};
 use super::checkpoint::DESCRIPTORS;
-use super::criu::{self, CriuArgs, Kind, Notice, Restore, is_bind};
+use super::criu::{self, CriuArgs, Kind, Notice, Restore};
 use super::delete::run_poststop;
 use super::dir::Dir;
 use super::{CliError, Context, console, run, stream};
 use crate::cgroup::Cgroup;
 use crate::create::{ChildGuard, Running};
 use crate::hooks;
+use crate::mounts::is_bind;
 use crate::root::{Node, RootFd, clean};
 use crate::sys::{self, MountAttr};
 

@@ -23,7 +23,7 @@ use crate::net_devices::NetDevices;
 use crate::resctrl;
 use crate::sandbox::Sandbox;
 use crate::seccomp::notify;
-use crate::validate;
+use crate::validate::{self, has_new_namespace};
 pub(crate) use child::ChildGuard;
 use child::clone;
 use plan::plan;
@@ -286,13 +286,6 @@ fn without_group(
 fn cgroup_owner(spec: &Spec) -> Option<u32> {
     use corten_oci::runtime_spec::LinuxNamespaceType as Type;
     let linux = spec.linux().as_ref()?;
-    let new = |typ| {
-        let mut listed = linux.namespaces().iter().flatten();
-        listed.any(|namespace| {
-            let path = namespace.path().as_ref();
-            namespace.typ() == typ && path.is_none_or(|path| path.as_os_str().is_empty())
-        })
-    };
     let writable = spec.mounts().iter().flatten().any(|mount| {
         mount.typ().as_deref() == Some("cgroup")
             && mount.destination().as_os_str() == "/sys/fs/cgroup"
@@ -302,7 +295,7 @@ fn cgroup_owner(spec: &Spec) -> Option<u32> {
                 .flatten()
                 .any(|option| option == "ro")
     });
-    if !writable || !new(Type::Cgroup) || !new(Type::User) {
+    if !writable || !has_new_namespace(spec, Type::Cgroup) || !has_new_namespace(spec, Type::User) {
         return None;
     }
     let uid = spec.process().as_ref()?.user().uid();

@@ -15,6 +15,7 @@ use super::options::{Options, RDONLY, Setting, own_superblock};
 use super::{Kind, MountPlan, clone_tree, copyup, long, tree};
 use crate::error::{RuntimeError, Step};
 use crate::namespaces::MountNamespace;
+use crate::procfs::PROC_MAGIC;
 use crate::root::{Node, RootFd};
 use crate::sys::{self, MountAttr};
 
@@ -309,8 +310,6 @@ fn configure(context: BorrowedFd<'_>, data: &[Setting]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// `PROC_SUPER_MAGIC`.
-const PROC_MAGIC: i64 = 0x9fa0;
 /// `SYSFS_MAGIC`.
 const SYSFS_MAGIC: i64 = 0x6265_6572;
 /// The inode number of a sysfs root (`kernfs` counts from there).

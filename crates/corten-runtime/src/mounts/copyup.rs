@@ -11,6 +11,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::options::Options;
+use crate::error::os;
 
 /// Deepest directory nesting copied; deeper trees are refused, not followed.
 const MAX_DEPTH: u32 = 128;
@@ -59,8 +60,7 @@ fn copy_directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: u32) -> Resul
                 let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let mut source = File::from(openat(from, name, read, Mode::empty())?);
                 let mut target = File::from(openat(to, name, write, Mode::RUSR | Mode::WUSR)?);
-                io::copy(&mut source, &mut target)
-                    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+                io::copy(&mut source, &mut target).map_err(|error| os(&error))?;
             }
             FileType::Symlink => {
                 let target = readlinkat(from, name, Vec::new())?;

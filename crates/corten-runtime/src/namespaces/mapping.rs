@@ -8,7 +8,7 @@ use std::process::Command;
 use corten_oci::runtime_spec::LinuxIdMapping;
 use rustix::io::Errno;
 
-use crate::error::{RuntimeError, Step};
+use crate::error::{RuntimeError, Step, os};
 
 /// Writes both mappings of the process `pid`.
 pub(super) fn write(
@@ -60,10 +60,7 @@ fn lines(mappings: &[LinuxIdMapping]) -> String {
 
 fn write_file(pid: i32, file: &str, text: &str) -> Result<(), RuntimeError> {
     let path = format!("/proc/{pid}/{file}");
-    fs::write(&path, text).map_err(|error| {
-        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-        RuntimeError::setup(Step::IdMap, path, errno)
-    })
+    fs::write(&path, text).map_err(|error| RuntimeError::setup(Step::IdMap, path, os(&error)))
 }
 
 fn run(program: &'static str, pid: i32, mappings: &[LinuxIdMapping]) -> Result<(), RuntimeError> {

@@ -8,9 +8,8 @@ use std::fs;
 use std::os::fd::AsFd as _;
 
 use corten_oci::runtime_spec::LinuxTimeOffset;
-use rustix::io::Errno;
 
-use crate::error::{RuntimeError, Step};
+use crate::error::{RuntimeError, Step, os};
 use crate::procfs::Proc;
 use crate::sys;
 
@@ -42,10 +41,8 @@ pub(super) fn lines(offsets: &HashMap<String, LinuxTimeOffset>) -> Result<String
 /// Caller: sets the offsets of the namespace that the child has made.
 pub(super) fn write(pid: i32, lines: &str) -> Result<(), RuntimeError> {
     let path = format!("/proc/{pid}/timens_offsets");
-    fs::write(&path, lines).map_err(|error| {
-        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-        RuntimeError::setup(Step::Namespace, format!("time: {path}"), errno)
-    })
+    fs::write(&path, lines)
+        .map_err(|error| RuntimeError::setup(Step::Namespace, format!("time: {path}"), os(&error)))
 }
 
 /// Child: makes it.

@@ -11,7 +11,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::error::{RuntimeError, Step};
-use crate::mounts::{Tree, attach_to, is_mount_root};
+use crate::mounts::{Tree, attach_to, is_bind, is_mount_root};
 use crate::namespaces::Namespaces;
 use crate::root::{RootFd, clean};
 
@@ -106,14 +106,10 @@ impl DevicePlan {
             });
         }
         // A `/dev` bound from outside is the user's business.
-        let bound_dev = spec.mounts().iter().flatten().any(|mount| {
-            let options = mount.options().as_deref().unwrap_or_default();
-            let bind = mount.typ().as_deref() == Some("bind")
-                || options
-                    .iter()
-                    .any(|option| matches!(option.as_str(), "bind" | "rbind"));
-            bind && clean(&mount.destination().to_string_lossy()) == "/dev"
-        });
+        let bound_dev =
+            spec.mounts().iter().flatten().any(|mount| {
+                is_bind(mount) && clean(&mount.destination().to_string_lossy()) == "/dev"
+            });
         if bound_dev {
             devices.clear();
         }

@@ -16,14 +16,14 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::cgroup::unescape;
+use crate::error::os;
 use crate::mounts::mount_id;
 
 /// Makes the working directory the root, which is the one attached over the host's.
 pub(super) fn enter(root: BorrowedFd<'_>) -> Result<(), Errno> {
     let top = mount_id(root)?;
     // Paths begin at the host's root still, and are not led into what is mounted on it.
-    let text = fs::read_to_string("/proc/self/mountinfo")
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let text = fs::read_to_string("/proc/self/mountinfo").map_err(|error| os(&error))?;
     // Of two at one place the later one has to go first.
     for line in below(&text, top).iter().rev() {
         let gone = unmount(&*line.place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);

@@ -12,7 +12,7 @@ use clap::Args;
 
 use crate::cli::CliError;
 
-pub(super) use options::{Dump, Restore, external_descriptors, is_bind};
+pub(super) use options::{Dump, Restore, external_descriptors};
 pub(super) use session::{Kind, Notice, call};
 
 /// Flags of both commands.

@@ -5,13 +5,14 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use corten_oci::runtime_spec::{LinuxNamespaceType, Mount, Spec};
+use corten_oci::runtime_spec::{LinuxNamespaceType, Spec};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::CriuArgs;
 use super::wire::Message;
 use crate::cgroup::Cgroup;
 use crate::cli::CliError;
+use crate::mounts::is_bind;
 
 const IMAGES_DIR_FD: u32 = 1;
 const PID: u32 = 2;
@@ -119,15 +120,6 @@ fn external_mount(options: &mut Message, key: &str, value: &str) {
     let mut mount = Message::default();
     mount.text(1, key).text(2, value);
     options.message(EXT_MNT, &mount);
-}
-
-pub(in crate::cli) fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind")
-        || mount
-            .options()
-            .iter()
-            .flatten()
-            .any(|o| o == "bind" || o == "rbind")
 }
 
 /// Namespaces of the configuration that exist already: kind and path.
