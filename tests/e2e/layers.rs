@@ -190,38 +190,6 @@ fn many_that_start_at_once_share_too() {
 }
 
 #[test]
-fn what_an_image_has_lost_is_fetched_again() {
-    let remote = Remote::new();
-    let everything_in = |folder: &str| {
-        let folder = remote.engine.root().join(folder);
-        let entries = fs::read_dir(folder).unwrap().flatten();
-        entries.map(|entry| entry.path()).collect::<Vec<_>>()
-    };
-    for form in FORMS {
-        remote.forget();
-        remote.pull(form);
-        let layers = everything_in("layers");
-        let layers = layers
-            .iter()
-            .filter(|path| !path.ends_with("empty") && !path.ends_with("empty2"));
-        for path in layers.chain(&everything_in("blobs/sha256")) {
-            if path.is_dir() {
-                fs::remove_dir_all(path).unwrap();
-            } else {
-                fs::remove_file(path).unwrap();
-            }
-        }
-        remote.engine.fails(1, ["system", "check"]);
-        let mut repair = remote.command(form, &["system", "check", "--repair"]);
-        let repaired = repair.output().unwrap();
-        assert!(repaired.status.success(), "{form}: {repaired:?}");
-        remote.assert_whole();
-        // Also what only a push needs.
-        assert!(everything_in("blobs/sha256").len() >= 4, "{form}");
-    }
-}
-
-#[test]
 fn a_pull_killed_at_any_moment_leaves_a_store_that_is_whole() {
     let remote = Remote::new();
     for form in FORMS {

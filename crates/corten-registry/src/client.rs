@@ -173,26 +173,9 @@ impl Client {
         progress: &dyn Progress,
     ) -> Result<Pulled, RegistryError> {
         let sources = self.hosts(image.domain(), credential)?;
-        let pulled = pull::pull(&sources, store, image, platform, false, progress).await?;
+        let pulled = pull::pull(&sources, store, image, platform, progress).await?;
         pull::summarise(progress, image, pulled.up_to_date);
         Ok(pulled)
-    }
-
-    /// Fetches what a store has lost of an image that was pulled before: layers, and blobs whose
-    /// layers are there.
-    ///
-    /// # Errors
-    /// As [`pull`](Self::pull).
-    pub async fn complete(
-        &self,
-        store: &Store,
-        image: &ImageRef,
-        platform: &Platform,
-        credential: Option<&Credential>,
-        progress: &dyn Progress,
-    ) -> Result<Pulled, RegistryError> {
-        let sources = self.hosts(image.domain(), credential)?;
-        pull::pull(&sources, store, image, platform, true, progress).await
     }
 
     /// Pulls every tag of a repository into a store, one after the other.
@@ -224,7 +207,7 @@ impl Client {
                 reason: format!("its list of tags has {tag:?}: {error}"),
             };
             let image = repository.with_tag(&tag).map_err(invalid)?;
-            let pulled = pull::pull(&sources, store, &image, platform, false, progress).await?;
+            let pulled = pull::pull(&sources, store, &image, platform, progress).await?;
             up_to_date &= pulled.up_to_date;
         }
         pull::summarise(progress, repository, up_to_date);

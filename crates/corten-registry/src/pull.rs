@@ -45,13 +45,12 @@ pub(crate) struct RootFs {
     pub(crate) diff_ids: Vec<DiffId>,
 }
 
-/// Pulls from the first source that has it; `whole`: also the blobs of layers that are here.
+/// Pulls from the first source that has it.
 pub(crate) async fn pull(
     sources: &[Host],
     store: &Store,
     image: &ImageRef,
     platform: &Platform,
-    whole: bool,
     progress: &dyn Progress,
 ) -> Result<Pulled, RegistryError> {
     let swept = store.clone();
@@ -69,12 +68,11 @@ pub(crate) async fn pull(
             // It may have what a digest names, but is not to be asked what a tag names.
             pinned = Some(remote::resolve(sources, image.path(), image.manifest_reference()).await);
         }
-        let digest = match &pinned {
+        let outcome = match &pinned {
             Some(Err(_)) if !host.endpoint().resolve => continue,
-            Some(Ok(digest)) => Some(digest),
-            _ => None,
+            Some(Ok(digest)) => from(host, store, image, Some(digest), platform, progress).await,
+            _ => from(host, store, image, None, platform, progress).await,
         };
-        let outcome = from(host, store, image, digest, platform, whole, progress).await;
         match outcome {
             Ok(pulled) => {
                 say(progress, None, format!("Digest: {}", pulled.digest));
@@ -125,7 +123,6 @@ async fn from(
     image: &ImageRef,
     pinned: Option<&Digest>,
     platform: &Platform,
-    whole: bool,
     progress: &dyn Progress,
 ) -> Result<Pulled, RegistryError> {
     let resolved = manifest::resolve(host, image, pinned, platform).await?;
@@ -140,7 +137,6 @@ async fn from(
     let layer_store = store.layers().clone();
     let (known, before) = blocking(move || {
         let known = match images.get(&wanted) {
-            Ok(_) if whole => None,
             // One that has lost a layer is fetched again.
             Ok(image) => all_here(&layer_store, &image.layers)?.then_some(image),
             Err(StoreError::NoSuchImage(_)) => None,
@@ -154,9 +150,6 @@ async fn from(
         None => {
             let raw = config(host, image, &resolved.manifest.config).await?;
             layers(host, store, image, &resolved, &raw, progress).await?;
-            if whole {
-                blobs(host, store, image, &resolved, &raw, progress).await?;
-            }
             raw
         }
     };
@@ -231,7 +224,9 @@ async fn layers(
     raw_config: &[u8],
     progress: &dyn Progress,
 ) -> Result<(), RegistryError> {
-    let config = parse(host, image, raw_config)?;
+    let config: Config = serde_json::from_slice(raw_config).map_err(|error| {
+        host.protocol(format!("configuration of {}: {error}", image.familiar()))
+    })?;
     let blobs = &resolved.manifest.layers;
     if config.rootfs.diff_ids.len() != blobs.len() {
         return Err(host.protocol(format!(
@@ -269,44 +264,6 @@ async fn layers(
         .await
 }
 
-/// Fetches the blobs that are not here although their layers are.
-async fn blobs(
-    host: &Host,
-    store: &Store,
-    image: &ImageRef,
-    resolved: &Resolved,
-    raw_config: &[u8],
-    progress: &dyn Progress,
-) -> Result<(), RegistryError> {
-    let config = parse(host, image, raw_config)?;
-    let diff_ids = config.rootfs.diff_ids.into_iter();
-    for (diff_id, blob) in diff_ids.zip(&resolved.manifest.layers) {
-        if store.blobs().has(&blob.digest) {
-            continue;
-        }
-        let mut told = Told::new(progress, &blob.digest);
-        let arrival = Arrival::default();
-        download::blob(host, store, image, blob, &arrival, &mut told).await?;
-        let (layers, source) = (store.layers().clone(), layer_blob(blob));
-        blocking(move || layers.record_blob(&diff_id, &source)).await?;
-        told.status("Download complete");
-    }
-    Ok(())
-}
-
-fn parse(host: &Host, image: &ImageRef, raw_config: &[u8]) -> Result<Config, RegistryError> {
-    serde_json::from_slice(raw_config)
-        .map_err(|error| host.protocol(format!("configuration of {}: {error}", image.familiar())))
-}
-
-fn layer_blob(blob: &Descriptor) -> LayerBlob {
-    LayerBlob {
-        digest: blob.digest.clone(),
-        size: blob.size,
-        media_type: blob.media_type.clone(),
-    }
-}
-
 async fn layer(
     host: &Host,
     store: &Store,
@@ -317,7 +274,11 @@ async fn layer(
     progress: &dyn Progress,
 ) -> Result<(), RegistryError> {
     let mut told = Told::new(progress, &blob.digest);
-    let source = layer_blob(blob);
+    let source = LayerBlob {
+        digest: blob.digest.clone(),
+        size: blob.size,
+        media_type: blob.media_type.clone(),
+    };
     let mut again = true;
     loop {
         let permit = downloads.acquire().await.map_err(std::io::Error::other)?;

@@ -12,7 +12,6 @@ use corten_oci::{DiffId, Digest, Digester};
 
 use crate::Store;
 use crate::error::{StoreError, at};
-use crate::layers::LayerBlob;
 use crate::tmp::{self, Remove};
 
 /// What a collection removed.
@@ -137,10 +136,8 @@ impl Store {
     }
 
     /// Looks for everything that is orphaned, missing or corrupt; every blob is read and
-    /// verified. With `repair`, orphans are removed, corrupt blobs thrown away, and layers made
-    /// again from their blobs; what is missing then has to be fetched ([`Images::lacking`]).
-    ///
-    /// [`Images::lacking`]: crate::Images::lacking
+    /// verified. With `repair`, orphans are removed and corrupt blobs thrown away (they are
+    /// fetched again when needed).
     ///
     /// # Errors
     /// The store cannot be read, or cannot be written while repairing.
@@ -161,24 +158,22 @@ impl Store {
                 (true, false) => "no image or container needs it".to_owned(),
                 (false, _) => "it was not finished before a crash".to_owned(),
             };
-            let mut repaired = false;
             if repair {
-                let blob = self.layers().blob_for(&diff_id)?;
                 self.layers().remove(&diff_id)?;
-                let needed = kept.layers.contains(&diff_id);
-                repaired = !needed || self.make_again(&diff_id, blob)?;
             }
-            findings.push(finding(FindingKind::Layer, &diff_id, &detail, repaired));
+            findings.push(finding(FindingKind::Layer, &diff_id, &detail, repair));
         }
         for diff_id in kept.layers.difference(&here) {
-            let mut repaired = false;
+            // Only the row can be mended: the next pull or build makes the layer again.
             if repair {
-                let blob = self.layers().blob_for(diff_id)?;
                 self.layers().forget(diff_id)?;
-                repaired = self.make_again(diff_id, blob)?;
             }
-            let detail = "its directory is missing";
-            findings.push(finding(FindingKind::Layer, diff_id, detail, repaired));
+            findings.push(finding(
+                FindingKind::Layer,
+                diff_id,
+                "its directory is missing",
+                false,
+            ));
         }
         for digest in self.blobs().all()? {
             let detail = if !kept.blobs.contains(&digest) {
@@ -194,22 +189,6 @@ impl Store {
             findings.push(finding(FindingKind::Blob, &digest, detail, repair));
         }
         Ok(findings)
-    }
-
-    /// Unpacks a lost layer from its blob; false if that is not here, or not what it should be.
-    fn make_again(&self, diff_id: &DiffId, blob: Option<LayerBlob>) -> Result<bool, StoreError> {
-        let Some(blob) = blob else {
-            return Ok(false);
-        };
-        match self.layers().apply_blob(&blob, diff_id) {
-            Ok(_) => {}
-            Err(StoreError::CorruptBlob { .. } | StoreError::CorruptLayer { .. }) => {
-                return Ok(false);
-            }
-            Err(error) => return Err(error),
-        }
-        self.layers().make_durable(std::slice::from_ref(diff_id))?;
-        Ok(true)
     }
 
     /// The cheap part of [`check`](Self::check): what dead processes left under `tmp/`.

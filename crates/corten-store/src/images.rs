@@ -426,24 +426,6 @@ impl Images {
         })
     }
 
-    /// The images that lack a layer, or a blob of the manifest they came or went with.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn lacking(&self) -> Result<Vec<Image>, StoreError> {
-        let mut lacking = Vec::new();
-        for image in self.list()? {
-            let mut whole = image.manifest.is_none() || self.known_manifest(&image)?.is_some();
-            for layer in &image.layers {
-                whole = whole && self.layers.has(layer)?;
-            }
-            if !whole {
-                lacking.push(image);
-            }
-        }
-        Ok(lacking)
-    }
-
     /// Remembers the manifest an image was pushed with.
     ///
     /// # Errors

@@ -2,11 +2,8 @@
 
 mod df;
 mod info;
-mod refetch;
 mod reset;
 pub(crate) mod usage;
-
-use std::collections::BTreeMap;
 
 use bollard_stubs::models;
 use corten_registry::{Credential, LoginOutcome};
@@ -86,22 +83,14 @@ impl System {
     }
 
     /// Looks for everything that could be orphaned or inconsistent; puts it right when
-    /// `repair` is set, also by fetching what images have lost again (`credentials`: by
-    /// registry).
+    /// `repair` is set.
     ///
     /// # Errors
     /// When the check itself cannot be made.
-    pub async fn check(
-        &self,
-        repair: bool,
-        credentials: &BTreeMap<String, Credential>,
-    ) -> Result<Vec<Finding>> {
-        let check = move |engine: &Engine| crate::sweep::check(engine, repair);
-        let mut findings = self.0.blocking(check).await?;
-        if repair {
-            refetch::lost(&self.0, &mut findings, credentials).await?;
-        }
-        Ok(findings)
+    pub async fn check(&self, repair: bool) -> Result<Vec<Finding>> {
+        self.0
+            .blocking(move |engine| crate::sweep::check(engine, repair))
+            .await
     }
 
     /// Starts what its restart policy wants running after a boot; the names of the started.

@@ -474,27 +474,13 @@ fn a_rotten_image_is_found() {
         let findings = store.check(false).unwrap();
         assert_eq!(findings.len(), 1, "byte {at}: {findings:?}");
     }
-    // Made again from the blob it came as; once that is lost, only thrown away.
-    let digest = store.blobs().put_bytes(&tar).unwrap();
-    let blob = crate::LayerBlob {
-        digest: digest.clone(),
-        size: tar.len() as u64,
-        media_type: corten_oci::media_type::DOCKER_LAYER.to_owned(),
-    };
-    store.layers().record_blob(&diff_id, &blob).unwrap();
-    for there in [true, false] {
-        if !there {
-            fs::write(store.blobs().path(&digest), b"rotten, too").unwrap();
-        }
-        fs::write(&path, &good[..good.len() - 1]).unwrap();
-        let findings = store.check(true).unwrap();
-        assert!(findings[0].detail.contains("corrupt"), "{findings:?}");
-        assert_eq!(findings[0].repaired, there, "{findings:?}");
-        assert_eq!(store.layers().has(&diff_id).unwrap(), there);
-        assert_eq!(path.exists(), there);
-        assert!(!there || fs::read(&path).unwrap() == good);
-        assert_eq!(store.check(false).unwrap().is_empty(), there);
-    }
+    fs::write(&path, &good[..good.len() - 1]).unwrap();
+    let findings = store.check(true).unwrap();
+    assert!(
+        findings[0].repaired && findings[0].detail.contains("corrupt"),
+        "{findings:?}"
+    );
+    assert!(!store.layers().has(&diff_id).unwrap() && !path.exists());
 }
 
 #[test]

@@ -392,11 +392,11 @@ fn build_args(
 
 /// The credentials of all registries: a Dockerfile may name any. A helper that fails must not
 /// keep anybody from building with public images.
-pub(crate) fn registry_config(cli: &Cli) -> Result<String> {
+fn registry_config(cli: &Cli) -> Result<String> {
     let credentials = match DockerConfig::load(&cli.globals.config_dir)?.get_all() {
         Ok(credentials) => credentials,
         Err(error) => {
-            tracing::warn!(%error, "going on without credentials");
+            tracing::warn!(%error, "building without credentials");
             BTreeMap::new()
         }
     };

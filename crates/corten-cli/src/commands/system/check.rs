@@ -4,7 +4,6 @@ use serde::Deserialize;
 
 use crate::app::Cli;
 use crate::command::{Command, action};
-use crate::commands::build;
 use crate::commands::shared::{self, NO_PROMPT, confirm_or_end};
 use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
@@ -25,10 +24,7 @@ pub(super) static CHECK: Command = Command::new(
         "format",
         "How to print: 'json', or a Go template for each finding",
     ),
-    Flag::switch(
-        "repair",
-        "Put right what can be put right; fetch lost layers again",
-    ),
+    Flag::switch("repair", "Put right what can be put right"),
 ]]);
 
 pub(super) static RESTORE: Command = Command::new(
@@ -60,15 +56,13 @@ struct Finding {
 }
 
 async fn check(cli: &Cli, flags: Parsed) -> Result {
-    let mut call = cli
+    let found: serde_json::Value = cli
         .client()?
         .post("/corten/check")
-        .flag("repair", flags.on("repair"));
-    if flags.on("repair") {
-        // Lost layers are fetched again.
-        call = call.header("X-Registry-Config", build::registry_config(cli)?);
-    }
-    let found: serde_json::Value = call.json().await.map_err(only_ours)?;
+        .flag("repair", flags.on("repair"))
+        .json()
+        .await
+        .map_err(only_ours)?;
     let findings: Vec<Finding> =
         serde_json::from_value(found.clone()).map_err(crate::client::ClientError::from)?;
     match flags.nonempty("format") {
