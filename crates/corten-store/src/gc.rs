@@ -62,6 +62,17 @@ pub struct Finding {
     pub detail: String,
     /// Whether it has been put right.
     pub repaired: bool,
+    /// What is gone for good here; a registry may have it still.
+    pub lost: Option<Lost>,
+}
+
+/// Something that an image needs and that only a registry can bring again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lost {
+    /// A layer, of which no blob is left.
+    Layer(DiffId),
+    /// A blob.
+    Blob(Digest),
 }
 
 struct Kept {
@@ -136,8 +147,9 @@ impl Store {
     }
 
     /// Looks for everything that is orphaned, missing or corrupt; every blob is read and
-    /// verified. With `repair`, orphans are removed and corrupt blobs thrown away (they are
-    /// fetched again when needed).
+    /// verified. With `repair`, orphans are removed, corrupt blobs thrown away, and damaged
+    /// layers unpacked again from their blobs. What cannot be made again here is told
+    /// ([`Finding::lost`]).
     ///
     /// # Errors
     /// The store cannot be read, or cannot be written while repairing.
@@ -150,45 +162,84 @@ impl Store {
         let mut here = HashSet::new();
         for (diff_id, believed) in self.layers().all()? {
             here.insert(diff_id.clone());
-            let detail = match (believed, kept.layers.contains(&diff_id)) {
+            let needed = kept.layers.contains(&diff_id);
+            let detail = match (believed, needed) {
                 (true, true) => match self.layers().verify(&diff_id)? {
                     None => continue,
-                    Some(reason) => format!("its image is corrupt: {reason}"),
+                    Some(reason) => format!("it is corrupt: {reason}"),
                 },
                 (true, false) => "no image or container needs it".to_owned(),
                 (false, _) => "it was not finished before a crash".to_owned(),
             };
+            if needed {
+                self.mend(&diff_id, &detail, repair, &mut findings)?;
+                continue;
+            }
             if repair {
                 self.layers().remove(&diff_id)?;
             }
             findings.push(finding(FindingKind::Layer, &diff_id, &detail, repair));
         }
-        for diff_id in kept.layers.difference(&here) {
-            // Only the row can be mended: the next pull or build makes the layer again.
-            if repair {
-                self.layers().forget(diff_id)?;
-            }
-            findings.push(finding(
-                FindingKind::Layer,
-                diff_id,
-                "its directory is missing",
-                false,
-            ));
+        let mut missing: Vec<&DiffId> = kept.layers.difference(&here).collect();
+        missing.sort_by_key(|diff_id| diff_id.digest().hex());
+        for diff_id in missing {
+            self.mend(diff_id, "it is missing", repair, &mut findings)?;
         }
         for digest in self.blobs().all()? {
-            let detail = if !kept.blobs.contains(&digest) {
-                "nothing needs it"
+            if !kept.blobs.contains(&digest) {
+                if repair {
+                    self.blobs().remove(&digest)?;
+                }
+                findings.push(finding(
+                    FindingKind::Blob,
+                    &digest,
+                    "nothing needs it",
+                    repair,
+                ));
             } else if self.rotten(&digest)? {
-                "its content is corrupt"
-            } else {
-                continue;
-            };
-            if repair {
-                self.blobs().remove(&digest)?;
+                let mut found =
+                    finding(FindingKind::Blob, &digest, "its content is corrupt", repair);
+                if repair {
+                    self.blobs().remove(&digest)?;
+                    if !self.images().rewrite_config(&digest)? {
+                        found.repaired = false;
+                        found.lost = Some(Lost::Blob(digest));
+                    }
+                }
+                findings.push(found);
             }
-            findings.push(finding(FindingKind::Blob, &digest, detail, repair));
         }
         Ok(findings)
+    }
+
+    /// A layer that is needed and damaged or missing is made again from its blob. Where that
+    /// cannot be, the images that lack it are told.
+    fn mend(
+        &self,
+        diff_id: &DiffId,
+        detail: &str,
+        repair: bool,
+        findings: &mut Vec<Finding>,
+    ) -> Result<(), StoreError> {
+        let mut found = finding(FindingKind::Layer, diff_id, detail, false);
+        if repair {
+            found.repaired = self.layers().unpack_again(diff_id)?;
+        }
+        if repair && !found.repaired {
+            // Not believed any more, it is made by the next pull or build that brings it.
+            self.layers().remove(diff_id)?;
+            found.lost = Some(Lost::Layer(diff_id.clone()));
+        }
+        let lost = found.lost.is_some() || detail == "it is missing";
+        let repaired = found.repaired;
+        findings.push(found);
+        if lost && !repaired {
+            for image in self.images().with_layer(diff_id)? {
+                let detail = format!("it lacks layer {diff_id}");
+                findings.push(finding(FindingKind::Image, &image, &detail, false));
+            }
+        }
+        Ok(())
     }
 
     /// The cheap part of [`check`](Self::check): what dead processes left under `tmp/`.
@@ -236,5 +287,6 @@ fn finding(kind: FindingKind, object: &dyn fmt::Display, detail: &str, repaired:
         object: object.to_string(),
         detail: detail.to_owned(),
         repaired,
+        lost: None,
     }
 }

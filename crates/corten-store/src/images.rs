@@ -351,6 +351,34 @@ impl Images {
         })
     }
 
+    /// The images that have a layer.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn with_layer(&self, diff_id: &DiffId) -> Result<Vec<ImageId>, StoreError> {
+        self.database.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT DISTINCT image FROM image_layer WHERE diff_id = ? ORDER BY image",
+            )?;
+            let mut rows = statement.query([diff_id.digest().as_str()])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                let text: String = row.get(0)?;
+                found.push(text.parse().map_err(|e| damaged("image id", &text, e))?);
+            }
+            Ok(found)
+        })
+    }
+
+    /// Writes the blob of an image's config again, if it is one; its row has it whole.
+    pub(crate) fn rewrite_config(&self, digest: &Digest) -> Result<bool, StoreError> {
+        match self.get(digest) {
+            Ok(image) => Ok(self.blobs.put_bytes(&image.raw_config)? == *digest),
+            Err(StoreError::NoSuchImage(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Deletes an image's rows and names. Its bytes go with the next garbage collection.
     ///
     /// # Errors

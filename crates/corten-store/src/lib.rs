@@ -32,7 +32,7 @@ pub use arrival::{Arrival, ArrivalReader};
 pub use blobs::{BlobWriter, Blobs, Ingest};
 pub use detached::part_of_mount;
 pub use error::StoreError;
-pub use gc::{Finding, FindingKind, GcReport};
+pub use gc::{Finding, FindingKind, GcReport, Lost};
 pub use images::{Image, ImageId, ImageSummary, Images, ListedImage, PushPlan, created_nanos};
 pub use layers::{
     Change, ChangeKind, LayerBlob, LayerForm, LayerInfo, Layers, Merged, Upper, WorkDir, numeric,

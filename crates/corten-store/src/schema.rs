@@ -92,4 +92,6 @@ CREATE TABLE settled (
     any INTEGER NOT NULL,
     PRIMARY KEY (diff_id, base)
 ) STRICT, WITHOUT ROWID;
+-- The layer is what a build step wrote, so that the tar written of it has its digest.
+ALTER TABLE layer ADD COLUMN made_here INTEGER;
 ";

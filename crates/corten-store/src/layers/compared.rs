@@ -476,10 +476,9 @@ fn a_rotten_image_is_found() {
     }
     fs::write(&path, &good[..good.len() - 1]).unwrap();
     let findings = store.check(true).unwrap();
-    assert!(
-        findings[0].repaired && findings[0].detail.contains("corrupt"),
-        "{findings:?}"
-    );
+    assert!(findings[0].detail.contains("corrupt"), "{findings:?}");
+    // No blob of it is here.
+    assert_eq!(findings[0].lost, Some(crate::Lost::Layer(diff_id.clone())));
     assert!(!store.layers().has(&diff_id).unwrap() && !path.exists());
 }
 

@@ -319,6 +319,13 @@ impl Layers {
         }
         let pending = Pending::default();
         self.publish(work.upper(), &info.diff_id, size, &pending, false)?;
+        self.database.write(Durability::Relaxed, |db| {
+            db.execute(
+                "UPDATE layer SET made_here = 1 WHERE diff_id = ?",
+                [info.diff_id.digest().as_str()],
+            )?;
+            Ok::<_, StoreError>(())
+        })?;
         Ok(info)
     }
 
@@ -381,6 +388,18 @@ impl Layers {
     /// # Errors
     /// The database cannot be read.
     pub fn blob_for(&self, diff_id: &DiffId) -> Result<Option<LayerBlob>, StoreError> {
+        let blobs = self.blobs_of(diff_id)?.into_iter();
+        Ok(blobs.into_iter().find(|blob| self.blobs.has(&blob.digest)))
+    }
+
+    /// Every blob that is known to be a layer, here or not; those that [`blob_for`] prefers
+    /// first.
+    ///
+    /// [`blob_for`]: Self::blob_for
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn blobs_of(&self, diff_id: &DiffId) -> Result<Vec<LayerBlob>, StoreError> {
         let rows: Vec<(String, i64, String)> = self.database.read(|db| {
             let mut statement = db.prepare_cached(
                 "SELECT blob, size, media_type FROM layer_blob WHERE diff_id = ?
@@ -391,22 +410,82 @@ impl Layers {
             })?;
             Ok::<_, StoreError>(rows.collect::<Result<_, _>>()?)
         })?;
-        for (digest, size, media_type) in rows {
-            let digest: Digest = digest.parse().map_err(|e| StoreError::Damaged {
-                what: "blob digest",
-                object: diff_id.to_string(),
-                reason: format!("{e}"),
-            })?;
-            if self.blobs.has(&digest) {
+        rows.into_iter()
+            .map(|(digest, size, media_type)| {
+                let digest: Digest = digest.parse().map_err(|e| StoreError::Damaged {
+                    what: "blob digest",
+                    object: diff_id.to_string(),
+                    reason: format!("{e}"),
+                })?;
                 let size = u64::try_from(size).unwrap_or_default();
-                return Ok(Some(LayerBlob {
+                Ok(LayerBlob {
                     digest,
                     size,
                     media_type,
-                }));
-            }
+                })
+            })
+            .collect()
+    }
+
+    /// The layers that a blob is known to be, with how it is known.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn of_blob(&self, digest: &Digest) -> Result<Vec<(DiffId, LayerBlob)>, StoreError> {
+        let ids: Vec<String> = self.database.read(|db| {
+            let mut statement =
+                db.prepare_cached("SELECT diff_id FROM layer_blob WHERE blob = ?")?;
+            let rows = statement.query_map([digest.as_str()], |row| row.get(0))?;
+            Ok::<_, StoreError>(rows.collect::<Result<_, _>>()?)
+        })?;
+        let mut found = Vec::new();
+        for diff_id in ids.iter().filter_map(|text| text.parse::<DiffId>().ok()) {
+            let blobs = self.blobs_of(&diff_id)?.into_iter();
+            let blobs = blobs.filter(|blob| blob.digest == *digest);
+            found.extend(blobs.map(|blob| (diff_id.clone(), blob)));
         }
-        Ok(None)
+        Ok(found)
+    }
+
+    /// Makes a layer anew from a blob of it, whatever is here of it; only when it is unpacked
+    /// and compared is it put in the other's place. Tells whether there was such a blob.
+    pub(crate) fn unpack_again(&self, diff_id: &DiffId) -> Result<bool, StoreError> {
+        for blob in self.blobs_of(diff_id)? {
+            let file = match self.blobs.open(&blob.digest) {
+                Ok(file) => file,
+                Err(StoreError::NoSuchBlob(_)) => continue,
+                Err(error) => return Err(error),
+            };
+            let _lock = self.lock(diff_id)?;
+            let mut reader = decode::Verifying::new(file, &blob.digest);
+            let unpacked = decode::tee(&mut reader, |tar| self.driver.unpack(tar));
+            let path = self.blobs.path(&blob.digest);
+            if let Some(actual) = reader.finish().map_err(at("read", path))?
+                && actual != blob.digest
+            {
+                self.blobs.remove(&blob.digest)?;
+                continue;
+            }
+            let (digest, staged) = match unpacked {
+                Ok(unpacked) => unpacked,
+                Err(error @ StoreError::Io { .. }) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%diff_id, blob = %blob.digest, %error, "no layer");
+                    continue;
+                }
+            };
+            if digest != *diff_id.digest() {
+                tracing::warn!(%diff_id, blob = %blob.digest, "is another layer");
+                continue;
+            }
+            self.disown(diff_id)?;
+            self.driver.discard(diff_id)?;
+            let size = staged.content;
+            self.publish(&staged.path, diff_id, size, &staged.pending, true)?;
+            self.make_durable(std::slice::from_ref(diff_id))?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// Makes (or finds) a compressed blob of a layer, for a push or save.
@@ -461,9 +540,28 @@ impl Layers {
         self.driver.path(diff_id)
     }
 
-    /// Reads a layer and tells what is wrong with it, as far as its form lets that be seen.
+    /// Reads a layer and tells what is wrong with it, as far as its form lets that be seen: of
+    /// a directory, where it was made here, so that its tar is what its diff id says.
     pub(crate) fn verify(&self, diff_id: &DiffId) -> Result<Option<String>, StoreError> {
-        self.driver.verify(diff_id)
+        if let Some(reason) = self.driver.verify(diff_id)? {
+            return Ok(Some(reason));
+        }
+        let made_here = self.database.read(|db| {
+            Ok::<_, StoreError>(
+                db.prepare_cached("SELECT 1 FROM layer WHERE diff_id = ? AND made_here")?
+                    .exists([diff_id.digest().as_str()])?,
+            )
+        })?;
+        if !made_here {
+            return Ok(None);
+        }
+        let mut hashing = decode::Hashing::new(io::sink());
+        match self.tar(diff_id, &mut hashing) {
+            Ok(()) if hashing.finish().1 == *diff_id.digest() => Ok(None),
+            Ok(()) => Ok(Some("its files are not those it was made of".to_owned())),
+            Err(StoreError::Io { source, .. }) => Ok(Some(source.to_string())),
+            Err(error) => Err(error),
+        }
     }
 
     /// Remembers that a blob is a layer.
@@ -544,6 +642,8 @@ impl Layers {
         self.driver.discard(diff_id)
     }
 
+    /// Forgets a layer, and which blobs are it unless an image has it: it may have to be made
+    /// from them again.
     pub(crate) fn forget(&self, diff_id: &DiffId) -> Result<(), StoreError> {
         self.database.write(Durability::Relaxed, |db| {
             db.execute(
@@ -551,11 +651,23 @@ impl Layers {
                 [diff_id.digest().as_str()],
             )?;
             db.execute(
-                "DELETE FROM layer_blob WHERE diff_id = ?",
+                "DELETE FROM layer_blob WHERE diff_id = ?1
+                 AND NOT EXISTS (SELECT 1 FROM image_layer WHERE diff_id = ?1)",
                 [diff_id.digest().as_str()],
             )?;
             db.execute(
                 "DELETE FROM settled WHERE diff_id = ?",
+                [diff_id.digest().as_str()],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Takes the row of a layer away, before what it says is.
+    fn disown(&self, diff_id: &DiffId) -> Result<(), StoreError> {
+        self.database.write(Durability::Relaxed, |db| {
+            db.execute(
+                "DELETE FROM layer WHERE diff_id = ?",
                 [diff_id.digest().as_str()],
             )?;
             Ok(())

@@ -70,6 +70,7 @@ in_both_forms!(
     collection_keeps_what_is_needed,
     odd_names_are_pending_too,
     nothing_endless_follows_an_archive,
+    a_damaged_layer_is_unpacked_again,
     round_trips
 );
 
@@ -448,6 +449,93 @@ fn collection_keeps_what_is_needed(form: LayerForm) {
     );
     let report = store.gc().unwrap();
     assert_eq!((report.layers.len(), report.blobs.len()), (2, 1));
+}
+
+/// An image of these layers.
+fn image_of(store: &Store, layers: &[&DiffId]) -> crate::ImageId {
+    let ids: Vec<String> = layers.iter().map(|id| format!("\"{id}\"")).collect();
+    let config = format!(
+        r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+        ids.join(",")
+    );
+    store.images().put(config.as_bytes(), None).unwrap()
+}
+
+fn a_damaged_layer_is_unpacked_again(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), form);
+    let tar = archive(&[("f", Regular, "content")]);
+    let diff_id = DiffId(Digest::of(&tar));
+    let blob = LayerBlob {
+        digest: store.blobs().put_bytes(&tar).unwrap(),
+        size: tar.len() as u64,
+        media_type: String::new(),
+    };
+    store.layers().apply_blob(&blob, &diff_id).unwrap();
+    let image = image_of(&store, &[&diff_id]);
+    store
+        .images()
+        .tag(&"app:1".parse().unwrap(), &image)
+        .unwrap();
+    let path = store.layers().path(&diff_id);
+    let damage = || {
+        if path.is_dir() {
+            fs::remove_dir_all(&path).unwrap();
+        } else {
+            fs::write(&path, "rotten").unwrap();
+        }
+    };
+    let whole = || {
+        let stack = std::slice::from_ref(&diff_id);
+        let root = RootFd::from(store.layers().mount(stack, Upper::ReadOnly).unwrap());
+        assert_eq!(root.read(Path::new("f"), 99).unwrap(), b"content");
+    };
+    damage();
+    let findings = store.check(true).unwrap();
+    assert!(findings.len() == 1 && findings[0].repaired, "{findings:?}");
+    whole();
+    // Looked at only, nothing is thrown away, and collection leaves what it can be made of.
+    damage();
+    assert!(!store.check(false).unwrap()[0].repaired);
+    store.gc().unwrap();
+    assert!(store.check(true).unwrap()[0].repaired);
+    whole();
+    // Of a blob that has rotten, too, nothing can be made: the image is told.
+    damage();
+    fs::write(store.blobs().path(&blob.digest), "rotten").unwrap();
+    let findings = store.check(true).unwrap();
+    assert_eq!(findings[0].lost, Some(crate::Lost::Layer(diff_id.clone())));
+    let told = findings
+        .iter()
+        .find(|found| found.kind == crate::FindingKind::Image);
+    assert_eq!(told.unwrap().object, image.to_string());
+    // What it was made of is still known, for whoever fetches it.
+    assert_eq!(store.layers().blobs_of(&diff_id).unwrap(), [blob.clone()]);
+    store.blobs().put_bytes(&tar).unwrap();
+    store.layers().apply_blob(&blob, &diff_id).unwrap();
+    whole();
+    // The blob of the config is in its row.
+    fs::write(store.blobs().path(&image), "rotten").unwrap();
+    let findings = store.check(true).unwrap();
+    assert!(findings.len() == 1 && findings[0].repaired, "{findings:?}");
+    assert!(store.check(false).unwrap().is_empty());
+}
+
+#[test]
+fn a_changed_directory_that_was_built_here_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), LayerForm::Directory);
+    let work = store.layers().begin().unwrap();
+    fs::write(work.upper().join("f"), "built").unwrap();
+    let layer = store.layers().commit(work).unwrap().diff_id;
+    image_of(&store, &[&layer]);
+    assert!(store.check(false).unwrap().is_empty());
+    fs::write(store.layers().path(&layer).join("f"), "other").unwrap();
+    let findings = store.check(false).unwrap();
+    assert!(
+        findings[0].detail.contains("not those it was made of"),
+        "{findings:?}"
+    );
 }
 
 fn odd_names_are_pending_too(form: LayerForm) {

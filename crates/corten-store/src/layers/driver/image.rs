@@ -99,6 +99,13 @@ impl Images {
             match Image::open(&path) {
                 Ok(image) => images.push(image),
                 Err(ImageError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(ImageError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(StoreError::Damaged {
+                        what: "image",
+                        object: diff_id.to_string(),
+                        reason: "it is cut off".to_owned(),
+                    });
+                }
                 Err(ImageError::Io(error)) => return Err(at("read", path)(error)),
                 Err(ImageError::Malformed(reason)) => {
                     return Err(StoreError::Damaged {
@@ -221,6 +228,7 @@ impl Driver for Images {
         let images = match self.open(diff_id) {
             Ok(images) => images,
             Err(StoreError::Damaged { reason, .. }) => return Ok(Some(reason)),
+            Err(StoreError::NoSuchLayer(_)) => return Ok(Some("its image is missing".into())),
             Err(error) => return Err(error),
         };
         for image in images {
