@@ -2,11 +2,15 @@
 //! Both are streams; what must be held of them is bounded here, what their content may amount
 //! to is the caller's to bound.
 
+mod sparse;
+
 use std::cell::Cell;
 use std::io::{self, BufRead, BufReader, Read};
 use std::rc::Rc;
 
 use corten_oci::media_type::Compression;
+
+pub use sparse::{SparseFile, copy_with_holes, sparse};
 
 /// Bytes read at once.
 const BUFFER: usize = 256 * 1024;

@@ -8,7 +8,7 @@
 //! The archive is hostile: names are cleaned and resolved inside the layer's directory by
 //! the kernel, counts and lengths are bounded, nothing it says is trusted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -22,6 +22,7 @@ use tar::EntryType;
 use super::entry::{self, Attributes, Budget, OPAQUE_MARKER, WHITEOUT, invalid, link_name};
 use super::pending::Pending;
 use super::xattr;
+use crate::archive::copy_with_holes;
 use crate::error::StoreError;
 use crate::rooted::{RootFd, normal, remove_all};
 
@@ -34,6 +35,7 @@ pub(super) fn unpack(root: &RootFd, tar: impl Read) -> Result<(u64, Pending), St
         content: 0,
         parent: None,
         budget: Budget::default(),
+        opaque: BTreeSet::new(),
         directories: vec![(PathBuf::new(), EPOCH)],
     };
     entry::each(tar, |path, entry, attributes| {
@@ -51,6 +53,8 @@ struct Unpacker<'a> {
     /// The directory of the last entry: most entries follow their siblings.
     parent: Option<(PathBuf, OwnedFd)>,
     budget: Budget,
+    /// Directories that were made to hide what lies below.
+    opaque: BTreeSet<PathBuf>,
     /// Modification times of directories, set when nothing more is put into them.
     directories: Vec<(PathBuf, Timestamps)>,
 }
@@ -97,19 +101,26 @@ impl Unpacker<'_> {
         let mode = Mode::from_raw_mode(attributes.mode);
         match kind {
             EntryType::Directory => {
+                let mut replaced = false;
                 match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
-                    Ok(()) => {}
+                    // A link that only the base can make is a file, too.
+                    Ok(()) => replaced = self.links.contains_key(&self.real(parent, name)?),
                     Err(Errno::EXIST) => {
                         let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
                         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
                             rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
                             rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o700))?;
+                            replaced = true;
                         }
                     }
                     Err(error) => return Err(error.into()),
                 }
                 let path = self.real(parent, name)?;
                 self.pending.implied.remove(&path);
+                if replaced {
+                    // A whiteout or a file of that name took away what is below.
+                    self.make_opaque(parent, name, path.clone())?;
+                }
                 self.directories.push((path, times(attributes)));
                 self.attributes(parent, name, attributes, false)
             }
@@ -170,7 +181,8 @@ impl Unpacker<'_> {
             return Err(io::ErrorKind::AlreadyExists.into());
         };
         let mut file = std::fs::File::from(fd);
-        self.content += io::copy(entry, &mut file)?;
+        let (_, content) = entry::content(entry, attributes);
+        self.content += copy_with_holes(content, &mut file)?;
         // Also to 0:0: a directory with the setgid bit gives its group away.
         rustix::fs::fchown(
             &file,
@@ -280,7 +292,8 @@ impl Unpacker<'_> {
     fn whiteout(&mut self, parent: BorrowedFd<'_>, name: &OsStr, hidden: &[u8]) -> io::Result<()> {
         if name.as_bytes() == OPAQUE_MARKER {
             // Of the directory it is in: found by its descriptor, as "." in itself.
-            return xattr::set(parent, OsStr::new("."), OsStr::new(xattr::OPAQUE), b"y");
+            let here = self.real(parent, OsStr::new(""))?;
+            return self.make_opaque(parent, OsStr::new("."), normal(&here));
         }
         if hidden.is_empty() || hidden.starts_with(WHITEOUT) {
             // AUFS's own bookkeeping (.wh..wh.plnk, …), which image-spec says to ignore.
@@ -289,9 +302,27 @@ impl Unpacker<'_> {
         let hidden = OsStr::from_bytes(hidden);
         match rustix::fs::mknodat(parent, hidden, FileType::CharacterDevice, Mode::empty(), 0) {
             // The layer itself has something of that name: a whiteout hides what is below only.
-            Err(Errno::EXIST) => Ok(()),
+            Err(Errno::EXIST) => {
+                let stat = rustix::fs::statat(parent, hidden, AtFlags::SYMLINK_NOFOLLOW)?;
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    let path = self.real(parent, hidden)?;
+                    self.pending.implied.remove(&path);
+                    self.make_opaque(parent, hidden, path)?;
+                }
+                Ok(())
+            }
             other => Ok(other?),
         }
+    }
+
+    fn make_opaque(
+        &mut self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        path: PathBuf,
+    ) -> io::Result<()> {
+        self.opaque.insert(path);
+        xattr::set(parent, name, OsStr::new(xattr::OPAQUE), b"y")
     }
 
     fn link(
@@ -359,7 +390,7 @@ impl Unpacker<'_> {
     fn parent(&mut self, path: &Path) -> io::Result<OwnedFd> {
         if let Some((cached, fd)) = self.parent.take()
             && cached == path
-            && is_current(&fd, self.root, path)
+            && is_current(&fd)
         {
             return Ok(fd);
         }
@@ -389,9 +420,11 @@ impl Unpacker<'_> {
             self.budget.node(sofar.as_os_str().len())?;
             self.budget.pending(sofar.as_os_str().len())?;
             let mode = Mode::from_raw_mode(0o755);
+            let mut replaced = self.links.contains_key(&self.real(current.as_fd(), name)?);
             match rustix::fs::mkdirat(&current, name, mode) {
                 Ok(()) => {}
                 Err(Errno::EXIST) => {
+                    replaced = true;
                     remove_all(current.as_fd(), name)?;
                     rustix::fs::mkdirat(&current, name, mode)?;
                 }
@@ -401,7 +434,13 @@ impl Unpacker<'_> {
             rustix::fs::chownat(&current, name, owner, Some(Gid::ROOT), flags)?;
             rustix::fs::chmodat(&current, name, mode, AtFlags::empty())?;
             let path = self.real(current.as_fd(), name)?;
-            self.pending.implied.insert(path.clone());
+            if replaced {
+                // Instead of a whiteout or a file, which took away what is below.
+                self.pending.implied.remove(&path);
+                self.make_opaque(current.as_fd(), name, path.clone())?;
+            } else {
+                self.pending.implied.insert(path.clone());
+            }
             self.directories.push((path, EPOCH));
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             current = rustix::fs::openat(&current, name, flags, Mode::empty())?;
@@ -451,11 +490,25 @@ impl Unpacker<'_> {
         )?)
     }
 
+    /// Whether what was made opaque is so still.
+    fn is_opaque(&self, path: &Path) -> bool {
+        let Ok(fd) = self.still(path, OFlags::DIRECTORY) else {
+            return false;
+        };
+        let found = xattr::list(fd.as_fd(), OsStr::new("."));
+        found.is_ok_and(|found| found.iter().any(|(key, _)| key == xattr::OPAQUE))
+    }
+
     /// What was pending and then replaced by a later entry is pending no more.
     fn forget_replaced(&mut self) {
         let mut pending = std::mem::take(&mut self.pending);
         let is_directory = |path: &PathBuf| self.still(path, OFlags::DIRECTORY).is_ok();
         pending.implied.retain(is_directory);
+        // In what hides everything below, nothing is of below.
+        pending.implied.retain(|path| {
+            let mut above = path.ancestors().skip(1);
+            !above.any(|above| self.opaque.contains(above) && self.is_opaque(above))
+        });
         let links = std::mem::take(&mut self.links).into_iter();
         let still = links.filter(|(name, _)| {
             let parent = name.parent().unwrap_or(Path::new(""));
@@ -473,10 +526,9 @@ fn is_gone(error: &io::Error) -> bool {
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// A cached directory may have been replaced by a later entry of the same name.
-fn is_current(fd: &OwnedFd, root: &RootFd, path: &Path) -> bool {
-    // One cheap call: a directory that was removed has no links left.
-    let _ = (root, path);
+/// A cached directory may have been replaced by a later entry of the same name: one that was
+/// removed has no links left.
+fn is_current(fd: &OwnedFd) -> bool {
     rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_nlink > 0)
 }
 

@@ -288,15 +288,109 @@ fn files_of_all_sizes() {
 
 #[test]
 fn holes_take_no_space() {
+    for form in [LayerForm::Image, LayerForm::Directory] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path(), form);
+        let mut content = vec![0; 200 << 20];
+        content[150 << 20] = 1;
+        let tar = archive(&[file("sparse", content)]);
+        let info = store.layers().apply(None, tar.as_slice()).unwrap();
+        assert_eq!(info.size, 200 << 20);
+        let path = store.layers().path(&info.diff_id);
+        let file = if path.is_dir() {
+            path.join("sparse")
+        } else {
+            path
+        };
+        let taken = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(file).unwrap()) * 512;
+        assert!(taken < 1 << 20, "{taken} bytes");
+    }
+}
+
+/// GNU tar's every form of files with holes.
+#[test]
+fn sparse_archives_are_what_was_packed() {
     let dir = tempfile::tempdir().unwrap();
-    let store = store(dir.path(), LayerForm::Image);
-    let mut content = vec![0; 200 << 20];
-    content[150 << 20] = 1;
-    let tar = archive(&[file("sparse", content)]);
-    let info = store.layers().apply(None, tar.as_slice()).unwrap();
-    assert_eq!(info.size, 200 << 20);
-    let image = fs::metadata(store.layers().path(&info.diff_id)).unwrap();
-    assert!(image.len() < 1 << 20, "{} bytes", image.len());
+    let (source, name) = (dir.path().join("source"), "d/sparse");
+    fs::create_dir_all(source.join("d")).unwrap();
+    let mut content = vec![0; 2 << 20];
+    for start in [0, 300_000, 1 << 20, (2 << 20) - 10] {
+        content[start..start + 10].fill(7);
+    }
+    let mut made = File::create(source.join(name)).unwrap();
+    crate::archive::copy_with_holes(content.as_slice(), &mut made).unwrap();
+    let hole = File::create(source.join("d/hole")).unwrap();
+    hole.set_len(1 << 20).unwrap();
+    let packed = |format: &[&str]| {
+        let output = Command::new("tar")
+            .args(["--create", "--sparse", "--directory"])
+            .arg(&source)
+            .args(format)
+            .arg("d")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(
+            output.stdout.len() < content.len(),
+            "{format:?} has no holes"
+        );
+        output.stdout
+    };
+    for format in [
+        &["--format=gnu"][..],
+        &["--format=pax", "--sparse-version=0.0"],
+        &["--format=pax", "--sparse-version=0.1"],
+        &["--format=pax", "--sparse-version=1.0"],
+    ] {
+        let tar = packed(format);
+        let pair = Pair::new();
+        for store in [&pair.directories, &pair.images] {
+            let seen = outcome(store, &tar).unwrap();
+            let files: Vec<&Path> = seen.view.keys().map(PathBuf::as_path).collect();
+            assert_eq!(files, ["d", "d/hole", name].map(Path::new), "{format:?}");
+            let line = &seen.view[Path::new(name)];
+            assert!(
+                line.ends_with(&Digest::of(&content).to_string()),
+                "{format:?}: {line}"
+            );
+        }
+    }
+}
+
+/// A whiteout hides what is below, also beside a directory of its name.
+#[test]
+fn whiteouts_beside_directories() {
+    let base = [
+        file("foo/old", b"old".to_vec()),
+        file("foo/sub/old", b"old".to_vec()),
+    ];
+    let whiteout = || line(".wh.foo", b'0');
+    let new = || file("foo/new", b"new".to_vec());
+    let deep = || file("foo/sub/new", b"new".to_vec());
+    let listed = || line("foo/", b'5');
+    let a_file = || file("foo", b"x".to_vec());
+    for (lines, expected) in [
+        (vec![whiteout(), listed(), new()], &["foo", "foo/new"][..]),
+        (vec![listed(), new(), whiteout()], &["foo", "foo/new"]),
+        (vec![whiteout(), new()], &["foo", "foo/new"]),
+        (vec![new(), whiteout()], &["foo", "foo/new"]),
+        (vec![whiteout(), deep()], &["foo", "foo/sub", "foo/sub/new"]),
+        (vec![a_file(), listed(), new()], &["foo", "foo/new"]),
+        (vec![listed(), whiteout()], &["foo"]),
+        (vec![whiteout()], &[]),
+        (vec![whiteout(), a_file()], &["foo"]),
+        (
+            vec![listed(), new()],
+            &["foo", "foo/new", "foo/old", "foo/sub", "foo/sub/old"],
+        ),
+    ] {
+        let pair = Pair::new();
+        for store in [&pair.directories, &pair.images] {
+            let seen = stacked(store, &[archive(&base), archive(&lines)]).unwrap();
+            let seen: Vec<&str> = seen.keys().map(|path| path.to_str().unwrap()).collect();
+            assert_eq!(seen, expected, "{lines:?}");
+        }
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::Path;
 use tar::EntryType;
 
 use super::xattr;
-use crate::archive::{Metered, entries};
+use crate::archive::{Metered, SparseFile, entries, sparse};
 use crate::error::StoreError;
 use crate::rooted::normal;
 
@@ -43,6 +43,19 @@ pub(super) struct Attributes {
     pub(super) mtime: (i64, u32),
     /// Those a layer may carry.
     pub(super) xattrs: Vec<(OsString, Vec<u8>)>,
+    /// A file's holes, where PAX records tell of them.
+    pub(super) sparse: Option<SparseFile>,
+}
+
+/// A file's content and its size, holes filled.
+pub(super) fn content<'a, R: Read>(
+    entry: &'a mut tar::Entry<'_, R>,
+    attributes: &Attributes,
+) -> (u64, Box<dyn Read + 'a>) {
+    match &attributes.sparse {
+        Some(sparse) => (sparse.size, Box::new(sparse.expanded(entry))),
+        None => (entry.size(), Box::new(entry)),
+    }
 }
 
 /// What a layer may take in memory, listed in its tar or not. The same for every form.
@@ -99,17 +112,28 @@ pub(super) fn each<R: Read>(
         if entry.header().entry_type() == EntryType::XGlobalHeader {
             return Ok(());
         }
-        content = content.saturating_add(entry.size());
-        if content > MAX_CONTENT {
-            return Err(beyond(format!("more than {MAX_CONTENT} bytes of content")));
-        }
         let raw = entry.path_bytes().into_owned();
-        one(&raw, entry, &mut visit).map_err(|error| {
+        let bad = |error: io::Error| {
             Failed(StoreError::BadEntry {
                 entry: String::from_utf8_lossy(&raw).into_owned(),
                 reason: error.to_string(),
             })
-        })
+        };
+        let mut attributes = attributes(entry).map_err(bad)?;
+        if matches!(
+            entry.header().entry_type(),
+            EntryType::Regular | EntryType::Continuous
+        ) {
+            attributes.sparse = sparse(entry).map_err(bad)?;
+        }
+        let size = attributes.sparse.as_ref().map_or(entry.size(), |s| s.size);
+        content = content.saturating_add(size);
+        if content > MAX_CONTENT {
+            return Err(beyond(format!("more than {MAX_CONTENT} bytes of content")));
+        }
+        let name = attributes.sparse.as_ref().and_then(|s| s.name.clone());
+        let name = name.as_deref().unwrap_or(&raw);
+        one(name, entry, attributes, &mut visit).map_err(bad)
     });
     outcome.map_err(|Failed(error)| error)
 }
@@ -126,6 +150,7 @@ impl From<io::Error> for Failed {
 fn one<R: Read>(
     raw: &[u8],
     entry: &mut tar::Entry<'_, R>,
+    attributes: Attributes,
     visit: &mut impl FnMut(&Path, &mut tar::Entry<'_, R>, Attributes) -> io::Result<()>,
 ) -> io::Result<()> {
     let path = normal(Path::new(OsStr::from_bytes(raw)));
@@ -135,7 +160,6 @@ fn one<R: Read>(
     if path.components().count() > MAX_DEPTH {
         return Err(invalid(format!("deeper than {MAX_DEPTH} directories")));
     }
-    let attributes = attributes(entry)?;
     visit(&path, entry, attributes)
 }
 
@@ -244,6 +268,7 @@ fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Attributes> 
         gid: id(gid)?,
         mtime: time,
         xattrs,
+        sparse: None,
     })
 }
 

@@ -20,6 +20,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamp
 
 use super::pending::Pending;
 use super::{Layers, Upper, xattr};
+use crate::archive::copy_with_holes;
 use crate::error::StoreError;
 use crate::rooted::RootFd;
 
@@ -270,11 +271,11 @@ impl Directories<'_> {
             return Ok(());
         };
         match piece.content {
-            Content::File(mut source) => {
+            Content::File(source) => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let mode = Mode::from_raw_mode(0o600);
                 let mut made = File::from(rustix::fs::openat(&parent, &name, flags, mode)?);
-                io::copy(&mut source, &mut made)?;
+                copy_with_holes(source, &mut made)?;
             }
             Content::Symlink(to) => rustix::fs::symlinkat(&to, &parent, &name)?,
             Content::Directory => {}

@@ -89,7 +89,12 @@ impl Tree {
                 ..Attributes::default()
             };
             let id = self.add(Kind::Directory(Default::default()), attributes);
-            self.node_mut(id).implied = true;
+            if there.is_some() {
+                // Instead of a whiteout or a file, which took away what is below.
+                self.set_opaque(id);
+            } else {
+                self.node_mut(id).implied = true;
+            }
             self.insert(current, name, id);
             current = id;
         }

@@ -157,6 +157,11 @@ impl Tree {
         }
     }
 
+    pub(super) fn is_opaque(&self, id: NodeId) -> bool {
+        let xattrs = &self.node(id).attributes.xattrs;
+        xattrs.iter().any(|(key, _)| key == OPAQUE)
+    }
+
     /// Marks a directory as hiding what lies below, in overlayfs's notation.
     pub(super) fn set_opaque(&mut self, id: NodeId) {
         set_xattr(

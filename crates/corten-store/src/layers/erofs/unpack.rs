@@ -101,8 +101,8 @@ impl Unpacker<'_> {
             }
             EntryType::Fifo => Kind::Fifo,
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                let size = entry.size();
-                let data = self.image.file(size, entry)?;
+                let (size, content) = entry::content(entry, &attributes);
+                let data = self.image.file(size, content)?;
                 self.content += size;
                 Kind::File { size, data }
             }
@@ -141,10 +141,14 @@ impl Unpacker<'_> {
     ) -> io::Result<()> {
         let id = match self.tree.child(parent, name) {
             Some(there) if self.tree.is_directory(there) => there,
-            _ => {
+            there => {
                 let kind = Kind::Directory(Default::default());
                 let id = self.tree.add(kind, Attributes::default());
                 self.put(parent, name, id);
+                if there.is_some() {
+                    // A whiteout or a file of that name took away what is below.
+                    self.tree.set_opaque(id);
+                }
                 id
             }
         };
@@ -167,6 +171,12 @@ impl Unpacker<'_> {
     fn whiteout(&mut self, parent: NodeId, name: &[u8], hidden: &[u8]) {
         if name == OPAQUE_MARKER {
             self.tree.set_opaque(parent);
+        } else if let Some(there) = self.tree.child(parent, hidden)
+            && self.tree.is_directory(there)
+        {
+            // What the layer itself has in it stays; of below there is nothing.
+            self.tree.set_opaque(there);
+            self.tree.node_mut(there).implied = false;
         } else if !(matches!(hidden, b"" | b"." | b"..")
             // AUFS's own bookkeeping (.wh..wh.plnk, …), which image-spec says to ignore.
             || hidden.starts_with(WHITEOUT)
@@ -267,8 +277,10 @@ fn take_pending(tree: &mut Tree) -> Pending {
         links: Vec::new(),
     };
     let mut foreign = Vec::new();
-    let mut todo = vec![(PathBuf::new(), Tree::ROOT)];
-    while let Some((path, directory)) = todo.pop() {
+    let mut todo = vec![(PathBuf::new(), Tree::ROOT, false)];
+    while let Some((path, directory, hidden)) = todo.pop() {
+        // In what hides everything below, nothing is of below.
+        let hidden = hidden || tree.is_opaque(directory);
         for (name, id) in tree.children(directory) {
             let path = path.join(OsStr::from_bytes(name));
             let node = tree.node(*id);
@@ -276,10 +288,10 @@ fn take_pending(tree: &mut Tree) -> Pending {
                 foreign.push((directory, name.clone()));
                 pending.links.push((path, target.clone()));
             } else if tree.is_directory(*id) {
-                if node.implied {
+                if node.implied && !hidden {
                     pending.implied.insert(path.clone());
                 }
-                todo.push((path, *id));
+                todo.push((path, *id, hidden));
             }
         }
     }
