@@ -190,32 +190,106 @@ pub(crate) fn proc_path(dir: BorrowedFd<'_>, name: &OsStr) -> PathBuf {
     PathBuf::from(OsString::from_vec(path))
 }
 
-/// Removes an entry of an open directory, with everything in it. Nothing outside is
-/// followed. Missing is fine.
+/// Removes an entry of an open directory, with everything in it, however deep. Nothing outside
+/// is followed. Missing is fine.
 ///
 /// # Errors
-/// As unlinkat(2).
+/// As unlinkat(2); a directory was moved away while it was being emptied.
 pub fn remove_all(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),
-        Err(rustix::io::Errno::ISDIR | rustix::io::Errno::PERM) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let child = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(&child)? {
-        let entry = entry?;
-        let entry = OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
-        if entry != "." && entry != ".." {
-            names.push(entry);
+    let Some(mut here) = unlink(dir, name)? else {
+        return Ok(());
+    };
+    // One descriptor at a time: a tree may be deeper than a process may have descriptors.
+    let mut above = vec![Level::of(name, &here)?];
+    while let Some(level) = above.last_mut() {
+        if let Some(entry) = level.left.pop() {
+            if let Some(child) = unlink(here.as_fd(), &entry)? {
+                above.push(Level::of(&entry, &child)?);
+                here = child;
+            }
+            continue;
+        }
+        let Some(done) = above.pop() else { break };
+        let removed = match above.last() {
+            None => rustix::fs::unlinkat(dir, &done.name, AtFlags::REMOVEDIR),
+            Some(level) => {
+                here = level.reopen(&here)?;
+                rustix::fs::unlinkat(&here, &done.name, AtFlags::REMOVEDIR)
+            }
+        };
+        match removed {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
         }
     }
-    for entry in names {
-        remove_all(child.as_fd(), &entry)?;
+    Ok(())
+}
+
+/// As [`remove_all`], of a path of ours.
+///
+/// # Errors
+/// As [`remove_all`].
+pub fn remove_path(path: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    match open_directory(CWD, parent.as_os_str()) {
+        Ok(parent) => remove_all(parent.as_fd(), name),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
-    match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+}
+
+/// A directory on the way down, to come back to.
+pub(crate) struct Level {
+    name: OsString,
+    id: (u64, u64),
+    /// What is yet to be done in it, the next one last.
+    pub(crate) left: Vec<OsString>,
+}
+
+impl Level {
+    pub(crate) fn of(name: &OsStr, dir: &OwnedFd) -> io::Result<Self> {
+        let stat = rustix::fs::fstat(dir)?;
+        let mut left = Vec::new();
+        for entry in rustix::fs::Dir::read_from(dir)? {
+            let entry = entry?;
+            let entry = OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
+            if entry != "." && entry != ".." {
+                left.push(entry);
+            }
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            id: (stat.st_dev, stat.st_ino),
+            left,
+        })
+    }
+
+    /// This directory again, from one directly in it.
+    pub(crate) fn reopen(&self, child: &OwnedFd) -> io::Result<OwnedFd> {
+        let here = open_directory(child.as_fd(), OsStr::new(".."))?;
+        let stat = rustix::fs::fstat(&here)?;
+        if (stat.st_dev, stat.st_ino) == self.id {
+            Ok(here)
+        } else {
+            Err(io::Error::other("a directory was moved meanwhile"))
+        }
+    }
+}
+
+fn open_directory(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+}
+
+/// Unlinks an entry, unless it is a directory, which is opened.
+fn unlink(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<OwnedFd>> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(rustix::io::Errno::ISDIR | rustix::io::Errno::PERM) => {
+            open_directory(dir, name).map(Some)
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -10,6 +10,7 @@ use rustix::fs::FlockOperation;
 
 use crate::error::{StoreError, at};
 use crate::private;
+use crate::rooted;
 
 /// A directory that goes away when dropped, and when its process dies at the next sweep.
 #[derive(Debug)]
@@ -48,9 +49,7 @@ impl TmpDir {
 
 impl Drop for TmpDir {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = rooted::remove_path(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "temporary directory stays behind");
         }
     }
@@ -95,11 +94,7 @@ pub(crate) enum Remove {
 
 /// Paths under `tmp/` whose owner is gone.
 pub(crate) fn orphans(parent: &Path, remove: Remove) -> Result<Vec<PathBuf>, StoreError> {
-    let gone = |removed: io::Result<()>| match removed {
-        // Somebody else was sweeping, too.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    };
+    let mut failed = None;
     let mut found = Vec::new();
     let entries = match fs::read_dir(parent) {
         Ok(entries) => entries,
@@ -116,18 +111,27 @@ pub(crate) fn orphans(parent: &Path, remove: Remove) -> Result<Vec<PathBuf>, Sto
             continue;
         }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            if remove != Remove::Nothing {
-                gone(fs::remove_dir_all(&path)).map_err(at("remove", &path))?;
+            // What cannot be removed does not keep the others.
+            if remove != Remove::Nothing
+                && let Err(error) = rooted::remove_path(&path)
+            {
+                failed.get_or_insert(at("remove", &path)(error));
+                continue;
             }
             found.push(path);
         } else if remove == Remove::Everything {
             // A partial download: nobody writes it now. `check` offers it as an orphan only
             // when asked to repair; until then it is kept, to be resumed.
-            gone(fs::remove_file(&path)).map_err(at("remove", &path))?;
-            found.push(path);
+            match fs::remove_file(&path) {
+                // Somebody else was sweeping, too.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    failed.get_or_insert(at("remove", &path)(error));
+                }
+                _ => found.push(path),
+            }
         }
     }
-    Ok(found)
+    failed.map_or(Ok(found), Err)
 }
 
 #[cfg(test)]
@@ -148,6 +152,23 @@ mod tests {
         let partial = [tmp.join("ingest-1")];
         assert_eq!(orphans(&tmp, Remove::Everything).unwrap(), partial);
         assert!(alive.path().exists());
+        // However deep, it goes; and what comes after it, too.
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let deep = tmp.join("deep");
+        fs::create_dir(&deep).unwrap();
+        let mut here = std::os::fd::OwnedFd::from(File::open(&deep).unwrap());
+        let levels = limit.current.unwrap_or(1 << 12).min(1 << 12) + 100;
+        for _ in 0..levels {
+            let mode = rustix::fs::Mode::from_raw_mode(0o700);
+            rustix::fs::mkdirat(&here, "d", mode).unwrap();
+            let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+            let next = rustix::fs::openat(&here, "d", flags, rustix::fs::Mode::empty());
+            here = next.unwrap();
+        }
+        drop(here);
+        fs::create_dir(tmp.join("zz")).unwrap();
+        assert_eq!(orphans(&tmp, Remove::Directories).unwrap().len(), 2);
+        assert!(!deep.exists() && !tmp.join("zz").exists());
         let path = alive.path().to_owned();
         drop(alive);
         assert!(!path.exists());

@@ -16,6 +16,10 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
 use super::{tar_header, xattr};
+use crate::rooted::Level;
+
+/// Directories on the way down that stay open, so that it does not matter if they are moved.
+const KEPT_OPEN: usize = 128;
 
 /// Writes the tar of everything under `dir` and tells how many bytes of file content it has.
 pub(super) fn write(dir: BorrowedFd<'_>, out: &mut impl Write) -> io::Result<u64> {
@@ -46,7 +50,7 @@ fn whole(
         left_out,
         living,
     };
-    writer.directory(dir, &mut Vec::new())?;
+    writer.tree(dir)?;
     tar_header::end(writer.out)?;
     Ok(writer.content)
 }
@@ -62,33 +66,68 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn directory(&mut self, dir: BorrowedFd<'_>, prefix: &mut Vec<u8>) -> io::Result<()> {
-        for name in sorted_names(dir)? {
-            let length = prefix.len();
-            prefix.extend_from_slice(name.as_bytes());
-            let left_out = |path: &PathBuf| {
-                path.as_os_str().as_bytes().strip_prefix(b"/") == Some(prefix.as_slice())
+    /// Everything under a directory, with few descriptors: a tree may be deeper than a process
+    /// may have of them.
+    fn tree(&mut self, dir: BorrowedFd<'_>) -> io::Result<()> {
+        let mut path = Vec::new();
+        let mut here = open_directory(dir, OsStr::new("."))?;
+        let mut above = vec![(0, sorted(&here)?, None)];
+        while let Some((length, level, _)) = above.last_mut() {
+            path.truncate(*length);
+            let Some(name) = level.left.pop() else {
+                above.pop();
+                if let Some((_, level, kept)) = above.last_mut() {
+                    here = match kept.take() {
+                        Some(kept) => kept,
+                        None => level.reopen(&here)?,
+                    };
+                }
+                continue;
             };
-            let written = if self.left_out.iter().any(left_out) {
-                Ok(())
-            } else {
-                self.entry(dir, &name, prefix)
+            path.extend_from_slice(name.as_bytes());
+            let left_out = |left_out: &PathBuf| {
+                left_out.as_os_str().as_bytes().strip_prefix(b"/") == Some(path.as_slice())
             };
-            prefix.truncate(length);
-            match written {
+            if self.left_out.iter().any(left_out) {
+                continue;
+            }
+            let child = self
+                .entry(here.as_fd(), &name, &mut path)
+                .and_then(|child| {
+                    Ok(child
+                        .map(|dir| Ok::<_, io::Error>((sorted(&dir)?, dir)))
+                        .transpose()?)
+                });
+            match child {
+                Ok(None) => {}
+                Ok(Some((level, child))) => {
+                    let parent = std::mem::replace(&mut here, child);
+                    if above.len() < KEPT_OPEN
+                        && let Some((_, _, kept)) = above.last_mut()
+                    {
+                        *kept = Some(parent);
+                    }
+                    above.push((path.len(), level, None));
+                }
                 // Nothing of it is in the tar, or a directory without what was in it.
                 Err(error) if self.living && error.kind() == io::ErrorKind::NotFound => {}
-                other => other?,
+                Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
-    fn entry(&mut self, dir: BorrowedFd<'_>, name: &OsStr, path: &mut Vec<u8>) -> io::Result<()> {
+    /// Writes an entry; a directory is opened, to be gone through next.
+    fn entry(
+        &mut self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        path: &mut Vec<u8>,
+    ) -> io::Result<Option<OwnedFd>> {
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
-            return tar_header::whiteout(self.out, path, name.len());
+            return tar_header::whiteout(self.out, path, name.len()).map(|()| None);
         }
         let xattrs = xattr::list(dir, name)?;
         let mut entry = described(&stat);
@@ -100,14 +139,16 @@ impl Writer<'_> {
                     link,
                     ..entry
                 };
-                return tar_header::write(self.out, path, &entry);
+                return tar_header::write(self.out, path, &entry).map(|()| None);
             }
             self.links.insert((stat.st_dev, stat.st_ino), path.clone());
         }
         entry.xattrs = &xattrs;
         let target;
         entry.kind = match kind {
-            FileType::RegularFile => return self.file(dir, name, path, &stat, entry),
+            FileType::RegularFile => {
+                return self.file(dir, name, path, &stat, entry).map(|()| None);
+            }
             FileType::Directory => b'5',
             FileType::Symlink => {
                 target = rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes();
@@ -118,18 +159,17 @@ impl Writer<'_> {
             FileType::BlockDevice => b'4',
             FileType::Fifo => b'6',
             // A socket is an address of a living process: it has no meaning in an image.
-            _ => return Ok(()),
+            _ => return Ok(None),
         };
         if kind != FileType::Directory {
-            return tar_header::write(self.out, path, &entry);
+            return tar_header::write(self.out, path, &entry).map(|()| None);
         }
         path.push(b'/');
         tar_header::write(self.out, path, &entry)?;
         if tar_header::is_opaque(&xattrs) {
             tar_header::opaque(self.out, path)?;
         }
-        let child = open_directory(dir, name)?;
-        self.directory(child.as_fd(), path)
+        open_directory(dir, name).map(Some)
     }
 
     fn file(
@@ -174,6 +214,13 @@ fn described(stat: &Stat) -> tar_header::Entry<'static> {
         ),
         ..tar_header::Entry::default()
     }
+}
+
+/// What is in a directory, in the order of names.
+fn sorted(dir: &OwnedFd) -> io::Result<Level> {
+    let mut level = Level::of(OsStr::new(""), dir)?;
+    level.left.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(level)
 }
 
 pub(super) fn sorted_names(dir: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
