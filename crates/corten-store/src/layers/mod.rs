@@ -171,16 +171,34 @@ impl Layers {
         expected: Option<&DiffId>,
         archive: impl Read + Send,
     ) -> Result<LayerInfo, StoreError> {
-        let _lock = match expected {
-            None => None,
-            Some(diff_id) => {
-                let lock = self.lock(diff_id)?;
-                if let Some(info) = self.info(diff_id)? {
-                    return Ok(info);
-                }
-                Some(lock)
+        Ok(self.apply_or_find(expected, archive)?.0)
+    }
+
+    /// As [`apply`](Self::apply); tells whether the archive was read, and so is known to be
+    /// the layer. It is not when the layer is here, or another process has just made it.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub fn apply_compared(
+        &self,
+        expected: &DiffId,
+        archive: impl Read + Send,
+    ) -> Result<bool, StoreError> {
+        Ok(self.apply_or_find(Some(expected), archive)?.1)
+    }
+
+    fn apply_or_find(
+        &self,
+        expected: Option<&DiffId>,
+        archive: impl Read + Send,
+    ) -> Result<(LayerInfo, bool), StoreError> {
+        let mut lock = None;
+        if let Some(diff_id) = expected {
+            lock = Some(self.lock(diff_id)?);
+            if let Some(info) = self.info(diff_id)? {
+                return Ok((info, false));
             }
-        };
+        }
         let (digest, staged) = decode::tee(archive, |tar| self.driver.unpack(tar))?;
         let diff_id = DiffId(digest);
         if let Some(expected) = expected
@@ -191,10 +209,14 @@ impl Layers {
                 actual: diff_id,
             });
         }
+        let _lock = match lock {
+            Some(lock) => lock,
+            None => self.lock(&diff_id)?,
+        };
         let size = staged.content;
         self.publish(&staged.path, &diff_id, size, &staged.pending, true)?;
         drop(staged.tmp);
-        Ok(LayerInfo { diff_id, size })
+        Ok((LayerInfo { diff_id, size }, true))
     }
 
     /// Unpacks a blob of this store and remembers that it is the layer, so that pushing the
@@ -204,22 +226,60 @@ impl Layers {
     /// As [`apply`](Self::apply); [`StoreError::CorruptBlob`] when the blob on disk has
     /// rotten (it is then gone, to be fetched again).
     pub fn apply_blob(&self, blob: &LayerBlob, expected: &DiffId) -> Result<LayerInfo, StoreError> {
-        let info = if let Some(info) = self.info(expected)? {
-            info
+        if let Some(info) = self.info(expected)? {
+            self.compare_blob(expected, blob)?;
+            return Ok(info);
+        }
+        let mut reader = decode::Verifying::new(self.blobs.open(&blob.digest)?, &blob.digest);
+        let applied = self.apply_or_find(Some(expected), &mut reader);
+        // Whatever went wrong: if the blob itself is not what it should be, that is why.
+        if let Some(actual) = reader
+            .finish()
+            .map_err(at("read", self.blobs.path(&blob.digest)))?
+        {
+            self.blobs.verified(&blob.digest, actual)?;
+        }
+        let (info, read) = applied?;
+        if read {
+            self.record_blob(expected, blob)?;
         } else {
-            let mut reader = decode::Verifying::new(self.blobs.open(&blob.digest)?, &blob.digest);
-            let applied = self.apply(Some(expected), &mut reader);
-            // Whatever went wrong: if the blob itself is not what it should be, that is why.
-            if let Some(actual) = reader
-                .finish()
-                .map_err(at("read", self.blobs.path(&blob.digest)))?
-            {
-                self.blobs.verified(&blob.digest, actual)?;
-            }
-            applied?
-        };
-        self.record_blob(expected, blob)?;
+            self.compare_blob(expected, blob)?;
+        }
         Ok(info)
+    }
+
+    /// Remembers that a blob of this store is a layer, once it is known to be: it is unpacked
+    /// to nowhere and compared.
+    ///
+    /// # Errors
+    /// [`StoreError::CorruptLayer`] where it is another; [`StoreError::CorruptBlob`] when it
+    /// has rotten.
+    pub fn compare_blob(&self, diff_id: &DiffId, blob: &LayerBlob) -> Result<(), StoreError> {
+        if self
+            .blobs_of(diff_id)?
+            .iter()
+            .any(|known| known.digest == blob.digest)
+        {
+            return Ok(());
+        }
+        let mut reader = decode::Verifying::new(self.blobs.open(&blob.digest)?, &blob.digest);
+        let plain = decode::tee(&mut reader, |tar| {
+            io::copy(tar, &mut io::sink()).map_err(StoreError::BadArchive)
+        });
+        if let Some(actual) = reader
+            .finish()
+            .map_err(at("read", self.blobs.path(&blob.digest)))?
+        {
+            self.blobs.verified(&blob.digest, actual)?;
+        }
+        let (actual, _) = plain?;
+        if actual != *diff_id.digest() {
+            return Err(StoreError::CorruptLayer {
+                expected: diff_id.clone(),
+                actual: DiffId(actual),
+            });
+        }
+        self.record_blob(diff_id, blob)
     }
 
     /// A fresh pair of directories for a build step.

@@ -522,6 +522,45 @@ fn a_damaged_layer_is_unpacked_again(form: LayerForm) {
 }
 
 #[test]
+fn a_blob_is_a_layer_only_when_it_was_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), LayerForm::Directory);
+    let put = |content: &str| {
+        let tar = archive(&[("f", Regular, content)]);
+        let digest = store.blobs().put_bytes(&tar).unwrap();
+        let size = tar.len() as u64;
+        let media_type = String::new();
+        (
+            tar,
+            LayerBlob {
+                digest,
+                size,
+                media_type,
+            },
+        )
+    };
+    let ((tar, _), (_, lie)) = (put("honest"), put("lie"));
+    let layer = store.layers().apply(None, tar.as_slice()).unwrap().diff_id;
+    assert!(!store.layers().apply_compared(&layer, io::empty()).unwrap());
+    let refused = store.layers().apply_blob(&lie, &layer);
+    assert!(
+        matches!(refused, Err(StoreError::CorruptLayer { .. })),
+        "{refused:?}"
+    );
+    assert!(store.layers().blobs_of(&layer).unwrap().is_empty());
+    let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&tar).unwrap();
+    let gzip = gzip.finish().unwrap();
+    let blob = LayerBlob {
+        digest: store.blobs().put_bytes(&gzip).unwrap(),
+        size: gzip.len() as u64,
+        media_type: String::new(),
+    };
+    store.layers().apply_blob(&blob, &layer).unwrap();
+    assert_eq!(store.layers().blobs_of(&layer).unwrap(), [blob]);
+}
+
+#[test]
 fn a_changed_directory_that_was_built_here_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), LayerForm::Directory);
