@@ -11,12 +11,14 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use corten_db::Database;
 use corten_oci::digest::Algorithm;
 use corten_oci::{Digest, Digester};
 use rustix::fs::FlockOperation;
 
 use crate::ahead::WriteAhead;
 use crate::arrival::{Arrival, ArrivalProgress};
+use crate::condemned;
 use crate::error::{StoreError, at};
 use crate::private;
 
@@ -27,6 +29,8 @@ const COPY_BUFFER: usize = 128 * 1024;
 pub struct Blobs {
     root: PathBuf,
     tmp: PathBuf,
+    /// Says what is condemned.
+    database: Option<Database>,
 }
 
 /// What [`Blobs::writer`] found.
@@ -43,8 +47,9 @@ pub enum Ingest {
 }
 
 impl Blobs {
-    pub(crate) fn new(root: &Path) -> Self {
+    pub(crate) fn new(root: &Path, database: Option<Database>) -> Self {
         Self {
+            database,
             root: root.join("blobs"),
             tmp: root.join("tmp"),
         }
@@ -58,10 +63,28 @@ impl Blobs {
             .join(digest.hex())
     }
 
-    /// Whether the blob is here.
+    /// Whether the blob is here; who holds a lease may count on it then.
     #[must_use]
     pub fn has(&self, digest: &Digest) -> bool {
+        self.is_there(digest) && (!self.spare(digest) || self.is_there(digest))
+    }
+
+    pub(crate) fn is_there(&self, digest: &Digest) -> bool {
         self.path(digest).exists()
+    }
+
+    /// A collection that waits to remove it shall not.
+    fn spare(&self, digest: &Digest) -> bool {
+        let Some(database) = &self.database else {
+            return false;
+        };
+        match condemned::spare(database, condemned::Kind::Blob, digest.as_str()) {
+            Ok(spared) => spared,
+            Err(error) => {
+                tracing::warn!(blob = %digest, %error, "a blob may be collected");
+                false
+            }
+        }
     }
 
     /// Size in bytes, if it is here.
@@ -211,6 +234,7 @@ impl Blobs {
         File::open(file)
             .and_then(|f| f.sync_all())
             .map_err(at("sync", file))?;
+        self.spare(digest);
         publish(file, &target)
     }
 
@@ -367,6 +391,7 @@ impl BlobWriter {
             return Err(error);
         }
         self.file.sync_all().map_err(at("sync", &self.partial))?;
+        self.blobs.spare(&self.expected);
         publish(&self.partial, &self.blobs.path(&self.expected))?;
         Ok(self.expected)
     }
@@ -401,7 +426,7 @@ mod tests {
     #[test]
     fn resumes_where_a_dead_process_ended() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::new(dir.path());
+        let blobs = Blobs::new(dir.path(), None);
         let digest = Digest::of(b"hello world");
         let mut first = writer(&blobs, &digest, 11);
         first.write_all(b"hello ").unwrap();
@@ -426,7 +451,7 @@ mod tests {
     #[test]
     fn corrupt_content_is_never_published_nor_read() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::new(dir.path());
+        let blobs = Blobs::new(dir.path(), None);
         let digest = Digest::of(b"right");
         let mut bad = writer(&blobs, &digest, 5);
         bad.write_all(b"wrong").unwrap();
@@ -450,7 +475,7 @@ mod tests {
     #[test]
     fn two_writers_fetch_once() {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::new(dir.path());
+        let blobs = Blobs::new(dir.path(), None);
         let digest = Digest::of(b"once");
         let mut first = writer(&blobs, &digest, 4);
         let waiting = {

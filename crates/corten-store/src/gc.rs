@@ -1,18 +1,32 @@
 //! Garbage collection and checking.
 //!
-//! Mark and sweep: kept are the layers of images and of holders' rows, the blobs of kept
-//! layers, and manifests and configs of images. It runs only while nobody holds a
-//! [`Lease`](crate::Lease) (else it leaves everything for the next time) and removes rows
-//! before bytes, so that nothing half-removed is ever used.
+//! Mark and sweep: kept are the layers of images and of holders' rows, a blob of each kept
+//! layer, and configs and manifests of images with the blobs these name. It runs beside pulls
+//! and builds: what somebody who holds a [`Lease`](crate::Lease) may count on is left for the
+//! end of that lease. Rows go before bytes, which are only moved away in the transaction and
+//! deleted after it, so that nothing half-removed is ever used and nobody waits.
 
 use std::collections::HashSet;
 use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use corten_db::Durability;
 use corten_oci::{DiffId, Digest, Digester};
+use rusqlite::Connection;
 
 use crate::Store;
+use crate::condemned::{self, Kind};
 use crate::error::{StoreError, at};
-use crate::tmp::{self, Remove};
+use crate::layers::Layers;
+use crate::leases::Collector;
+use crate::rooted;
+use crate::tmp::{self, Remove, TmpDir};
+
+/// How long another collection is waited for, and how often.
+const PATIENCE: (Duration, u32) = (Duration::from_millis(20), 50);
 
 /// What a collection removed.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -23,7 +37,8 @@ pub struct GcReport {
     pub blobs: Vec<Digest>,
     /// Bytes that came free, as far as known.
     pub bytes: u64,
-    /// Nothing was done because a pull or build is going on.
+    /// Something was left because a pull or build may count on it, or another collection is
+    /// going on.
     pub busy: bool,
 }
 
@@ -81,48 +96,147 @@ struct Kept {
 }
 
 impl Store {
-    /// Removes every layer and blob that nothing needs.
+    /// Removes every layer and blob that nothing needs, and that nobody who works right now can
+    /// count on; the rest goes when they are done (module `condemned`).
     ///
     /// # Errors
     /// The store cannot be read or written.
     pub fn gc(&self) -> Result<GcReport, StoreError> {
-        let Some(_alone) = self.leases().exclusive()? else {
-            return Ok(GcReport {
-                busy: true,
-                ..GcReport::default()
-            });
-        };
-        self.sweep_directories();
-        let kept = self.kept()?;
         let mut report = GcReport::default();
-        for (diff_id, believed) in self.layers().all()? {
-            if believed && kept.layers.contains(&diff_id) {
+        self.sweep_directories();
+        let Some(collector) = self.collector()? else {
+            report.busy = true;
+            return Ok(report);
+        };
+        self.condemn()?;
+        // Whoever takes a lease from here on spares what it looks at.
+        let oldest = self.leases().oldest()?;
+        let mut trash = Trash::new(&self.tmp_path());
+        let removed = self.database().write(Durability::Relaxed, |db| {
+            self.carry_off(db, oldest, &mut trash)
+        });
+        match removed {
+            Ok(removed) => report = removed,
+            Err(error) => {
+                // No row was changed, so everything must be where it was.
+                trash.put_back();
+                return Err(error);
+            }
+        }
+        // Not by need: a build may have mounted what is for layers that nothing names yet.
+        self.layers()
+            .drop_unsettled(|diff_id| !matches!(self.layers().peek(diff_id), Ok(None)))?;
+        // The bytes go when nobody can be waiting for anything any more.
+        drop(collector);
+        drop(trash);
+        Ok(report)
+    }
+
+    /// Waits for another collection, which is short, but not for leases of older versions.
+    fn collector(&self) -> Result<Option<Collector>, StoreError> {
+        for _ in 0..PATIENCE.1 {
+            if let Some(collector) = self.leases().collector()? {
+                return Ok(Some(collector));
+            }
+            std::thread::sleep(PATIENCE.0);
+        }
+        Ok(None)
+    }
+
+    /// Notes what nothing needs, and that what is needed is.
+    fn condemn(&self) -> Result<(), StoreError> {
+        let layers = self.layers().all()?;
+        let blobs = self.blobs().all()?;
+        self.database().write(Durability::Relaxed, |db| {
+            let epoch = condemned::advance(db)?;
+            let kept = self.kept(db)?;
+            let mut here = HashSet::new();
+            for diff_id in &layers {
+                let object = diff_id.digest().as_str();
+                if kept.layers.contains(diff_id) && Layers::peek_in(db, diff_id)?.is_some() {
+                    condemned::spare_in(db, Kind::Layer, object)?;
+                } else {
+                    condemned::condemn(db, Kind::Layer, object, epoch)?;
+                    here.insert((Kind::Layer, object));
+                }
+            }
+            for digest in &blobs {
+                if kept.blobs.contains(digest) {
+                    condemned::spare_in(db, Kind::Blob, digest.as_str())?;
+                } else {
+                    condemned::condemn(db, Kind::Blob, digest.as_str(), epoch)?;
+                    here.insert((Kind::Blob, digest.as_str()));
+                }
+            }
+            // What has gone in another way.
+            for kind in [Kind::Layer, Kind::Blob] {
+                for (object, since) in condemned::all(db, kind)? {
+                    if since < epoch && !here.contains(&(kind, object.as_str())) {
+                        condemned::spare_in(db, kind, &object)?;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Moves into `trash` what is condemned, was so before the oldest lease began, and is
+    /// still not needed.
+    fn carry_off(
+        &self,
+        db: &Connection,
+        oldest: Option<u64>,
+        trash: &mut Trash,
+    ) -> Result<GcReport, StoreError> {
+        let kept = self.kept(db)?;
+        let mut report = GcReport::default();
+        let may_go = |since: u64| oldest.is_none_or(|oldest| oldest >= since);
+        for (object, since) in condemned::all(db, Kind::Layer)? {
+            let Ok(diff_id) = object.parse::<DiffId>() else {
+                continue;
+            };
+            let row = Layers::peek_in(db, &diff_id)?;
+            if row.is_some() && kept.layers.contains(&diff_id) {
+                condemned::spare_in(db, Kind::Layer, &object)?;
                 continue;
             }
-            report.bytes += self.layers().info(&diff_id)?.map_or(0, |info| info.size);
-            self.layers().remove(&diff_id)?;
+            if !may_go(since) || !self.layers().carry_off(db, &diff_id, trash)? {
+                report.busy = true;
+                continue;
+            }
+            condemned::spare_in(db, Kind::Layer, &object)?;
+            report.bytes += row.map_or(0, |row| row.size);
             report.layers.push(diff_id);
         }
-        self.layers()
-            .drop_unsettled(|diff_id| kept.layers.contains(diff_id))?;
-        for digest in self.blobs().all()? {
+        for (object, since) in condemned::all(db, Kind::Blob)? {
+            let Ok(digest) = object.parse::<Digest>() else {
+                continue;
+            };
             if kept.blobs.contains(&digest) {
+                condemned::spare_in(db, Kind::Blob, &object)?;
                 continue;
             }
-            report.bytes += self.blobs().size(&digest)?.unwrap_or_default();
-            self.blobs().remove(&digest)?;
+            if !may_go(since) {
+                report.busy = true;
+                continue;
+            }
+            condemned::spare_in(db, Kind::Blob, &object)?;
+            let path = self.blobs().path(&digest);
+            let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            if !trash.take(&path)? {
+                continue;
+            }
+            report.bytes += size;
             report.blobs.push(digest);
         }
         Ok(report)
     }
 
-    fn kept(&self) -> Result<Kept, StoreError> {
+    fn kept(&self, db: &Connection) -> Result<Kept, StoreError> {
         let texts = |sql: &str| -> Result<Vec<String>, StoreError> {
-            self.database().read(|db| {
-                let mut statement = db.prepare(sql)?;
-                let rows = statement.query_map([], |row| row.get(0))?;
-                Ok(rows.collect::<Result<_, _>>()?)
-            })
+            let mut statement = db.prepare_cached(sql)?;
+            let rows = statement.query_map([], |row| row.get(0))?;
+            Ok(rows.collect::<Result<_, _>>()?)
         };
         let layers: HashSet<DiffId> = texts(
             "SELECT diff_id FROM image_layer
@@ -131,16 +245,35 @@ impl Store {
         .iter()
         .filter_map(|text| text.parse().ok())
         .collect();
-        let mut blobs: HashSet<Digest> = texts(
-            "SELECT id FROM image
-             UNION SELECT manifest FROM image WHERE manifest IS NOT NULL",
-        )?
-        .iter()
-        .filter_map(|text| text.parse().ok())
-        .collect();
-        for diff_id in &layers {
-            if let Some(blob) = self.layers().blob_for(diff_id)? {
-                blobs.insert(blob.digest);
+        let parsed = |texts: Vec<String>| -> HashSet<Digest> {
+            texts.iter().filter_map(|text| text.parse().ok()).collect()
+        };
+        let manifests = parsed(texts(
+            "SELECT DISTINCT manifest FROM image WHERE manifest IS NOT NULL",
+        )?);
+        let mut blobs = parsed(texts("SELECT id FROM image")?);
+        // A push sends these very blobs, whichever else the layers have.
+        for manifest in &manifests {
+            blobs.extend(self.images().named_by(manifest)?);
+        }
+        blobs.extend(manifests);
+        let mut statement = db.prepare_cached(
+            "SELECT diff_id, blob FROM layer_blob ORDER BY diff_id, blob = diff_id, rowid",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut provided = HashSet::new();
+        while let Some(row) = rows.next()? {
+            let (diff_id, blob): (String, String) = (row.get(0)?, row.get(1)?);
+            let (Ok(diff_id), Ok(blob)) = (diff_id.parse::<DiffId>(), blob.parse::<Digest>())
+            else {
+                continue;
+            };
+            if layers.contains(&diff_id)
+                && !provided.contains(&diff_id)
+                && self.blobs().is_there(&blob)
+            {
+                provided.insert(diff_id);
+                blobs.insert(blob);
             }
         }
         Ok(Kept { layers, blobs })
@@ -155,12 +288,14 @@ impl Store {
     /// The store cannot be read, or cannot be written while repairing.
     pub fn check(&self, repair: bool) -> Result<Vec<Finding>, StoreError> {
         let mut findings = self.sweep(repair)?;
-        let Some(_alone) = self.leases().exclusive()? else {
+        let collector = self.leases().collector()?;
+        if collector.is_none() || self.leases().oldest()?.is_some() {
             return Ok(findings); // a pull or build is going on: nothing is orphaned for sure
-        };
-        let kept = self.kept()?;
+        }
+        let kept = self.database().read(|db| self.kept(db))?;
         let mut here = HashSet::new();
-        for (diff_id, believed) in self.layers().all()? {
+        for diff_id in self.layers().all()? {
+            let believed = self.layers().peek(&diff_id)?.is_some();
             here.insert(diff_id.clone());
             let needed = kept.layers.contains(&diff_id);
             let detail = match (believed, needed) {
@@ -265,7 +400,32 @@ impl Store {
             .collect())
     }
 
-    /// Removes the directories that dead processes left under `tmp/`. Cheap where there are
+    /// Removes everything that dead processes left under `tmp/`, also partial downloads that
+    /// could be resumed; the bytes that come free.
+    ///
+    /// # Errors
+    /// The directory cannot be read or written.
+    pub fn discard_partial(&self) -> Result<u64, StoreError> {
+        let before = self.partial_size();
+        tmp::orphans(&self.tmp_path(), Remove::Everything)?;
+        Ok(before.saturating_sub(self.partial_size()))
+    }
+
+    /// Bytes of partial downloads.
+    #[must_use]
+    pub fn partial_size(&self) -> u64 {
+        let Ok(entries) = fs::read_dir(self.tmp_path()) else {
+            return 0;
+        };
+        let files = entries.flatten().filter_map(|entry| entry.metadata().ok());
+        files
+            .filter(fs::Metadata::is_file)
+            .map(|file| file.len())
+            .sum()
+    }
+
+    /// Removes the directories that dead processes left under `tmp/`, and partial downloads that
+    /// have not been resumed for a week. Cheap where there are
     /// none. What cannot be removed is left to [`check`](Self::check).
     pub fn sweep_directories(&self) {
         if let Err(error) = tmp::orphans(&self.tmp_path(), Remove::Directories) {
@@ -278,6 +438,51 @@ impl Store {
         let mut digester = Digester::new(digest.algorithm());
         std::io::copy(&mut file, &mut digester).map_err(at("read", self.blobs().path(digest)))?;
         Ok(digester.finish() != *digest)
+    }
+}
+
+/// What is moved away before it is deleted.
+pub(crate) struct Trash {
+    /// `None`: there is no room for a directory, so that things are deleted at once.
+    dir: Option<TmpDir>,
+    moved: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Trash {
+    fn new(tmp: &Path) -> Self {
+        let dir = TmpDir::create(tmp, "removed");
+        if let Err(error) = &dir {
+            tracing::debug!(%error, "what is collected is deleted at once");
+        }
+        Self {
+            dir: dir.ok(),
+            moved: Vec::new(),
+        }
+    }
+
+    /// Takes something in; whether it was there.
+    pub(crate) fn take(&mut self, path: &Path) -> Result<bool, StoreError> {
+        let taken = match &self.dir {
+            Some(dir) => {
+                let to = dir.path().join(path.file_name().unwrap_or_default());
+                fs::rename(path, &to).map(|()| self.moved.push((path.to_owned(), to)))
+            }
+            None if path.is_dir() => rooted::remove_path(path),
+            None => fs::remove_file(path),
+        };
+        match taken {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(at("move away", path)(error)),
+        }
+    }
+
+    fn put_back(self) {
+        for (from, to) in self.moved.iter().rev() {
+            if let Err(error) = fs::rename(to, from) {
+                tracing::warn!(path = %from.display(), %error, "not put back");
+            }
+        }
     }
 }
 

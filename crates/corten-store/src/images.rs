@@ -45,6 +45,8 @@ pub struct Image {
     pub manifest: Option<Digest>,
     /// When it came here, in seconds since the epoch.
     pub stored_at: i64,
+    /// When it was last given a name with a tag, in nanoseconds since the epoch.
+    pub tagged_at: Option<i64>,
 }
 
 /// Everything a push sends.
@@ -97,6 +99,11 @@ fn set_tag(db: &Connection, name: &str, id: &ImageId) -> Result<(), StoreError> 
         "INSERT INTO image_tag (name, image) VALUES (?1, ?2)
          ON CONFLICT (name) DO UPDATE SET image = excluded.image",
         [name, id.as_str()],
+    )?;
+    let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
+    db.execute(
+        "UPDATE image SET tagged_at = ?2 WHERE id = ?1",
+        rusqlite::params![id.as_str(), now],
     )?;
     Ok(())
 }
@@ -370,6 +377,29 @@ impl Images {
         })
     }
 
+    /// The blobs that a manifest names, if it is here and one. Reads the file only: a
+    /// collection asks within its transaction.
+    pub(crate) fn named_by(&self, manifest: &Digest) -> Result<Vec<Digest>, StoreError> {
+        let bytes = match self.blobs.open(manifest) {
+            Ok(file) => {
+                let mut bytes = Vec::new();
+                std::io::Read::read_to_end(
+                    &mut std::io::Read::take(file, MAX_MANIFEST as u64),
+                    &mut bytes,
+                )
+                .map_err(crate::error::at("read", self.blobs.path(manifest)))?;
+                bytes
+            }
+            Err(StoreError::NoSuchBlob(_)) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else {
+            return Ok(Vec::new());
+        };
+        let layers = manifest.layers.into_iter().map(|layer| layer.digest);
+        Ok(layers.chain([manifest.config.digest]).collect())
+    }
+
     /// Writes the blob of an image's config again, if it is one; its row has it whole.
     pub(crate) fn rewrite_config(&self, digest: &Digest) -> Result<bool, StoreError> {
         match self.get(digest) {
@@ -523,7 +553,8 @@ impl Images {
         self.database.read(|db| {
             let mut tags = listing::names(db, "image_tag", only)?;
             let mut digests = listing::names(db, "image_digest", only)?;
-            let mut sql = "SELECT id, config, size, manifest, stored_at FROM image".to_owned();
+            let mut sql =
+                "SELECT id, config, size, manifest, stored_at, tagged_at FROM image".to_owned();
             if only.is_some() {
                 sql.push_str(" WHERE id = ?");
             }
@@ -545,6 +576,7 @@ impl Images {
                     repo_digests: digests.remove(&text).unwrap_or_default(),
                     manifest: manifest.and_then(|m| m.parse().ok()),
                     stored_at: row.get(4)?,
+                    tagged_at: row.get(5)?,
                     id,
                 });
             }
@@ -666,7 +698,9 @@ mod tests {
         let new: ImageRef = "app:new".parse().unwrap();
         images.tag(&new, &id).unwrap();
         assert!(!images.delete_unless(&id, &known, |_| Ok(false)).unwrap());
-        assert_eq!(images.get(&id).unwrap().repo_tags.len(), 2);
+        let now = images.get(&id).unwrap();
+        assert_eq!(now.repo_tags.len(), 2);
+        assert!(now.tagged_at > seen.tagged_at && seen.tagged_at.is_some());
         images.untag(&new).unwrap();
         assert!(!images.delete_unless(&id, &known, |_| Ok(true)).unwrap());
         assert_eq!(images.named(&old).unwrap(), Some(id.clone()));

@@ -2,68 +2,151 @@
 //! cache record uses (rows), and whatever is being worked on right now (a lock).
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use corten_db::{Database, Durability};
 use corten_oci::DiffId;
 use rusqlite::Connection;
-use rustix::fs::FlockOperation;
 
 use crate::error::{StoreError, at};
 use crate::images::ImageId;
+use crate::{Store, condemned, private, tmp};
 
 /// The leases of a store.
 #[derive(Debug, Clone)]
 pub struct Leases {
-    lock: PathBuf,
+    root: PathBuf,
     database: Database,
 }
 
-/// While it lives nothing is collected, by any process.
+/// While it lives nothing is collected, by any process, that was there when it began, is made
+/// since, or was looked up since.
 #[derive(Debug)]
 pub struct Lease {
+    path: PathBuf,
+    file: Option<File>,
+    leases: Leases,
+}
+
+/// The only collector.
+#[derive(Debug)]
+pub(crate) struct Collector {
     _file: File,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // First the name: a collector that sees the file finds it locked.
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "a lease is left to be swept");
+        }
+        drop(self.file.take());
+        // What waited for this lease goes with it.
+        let waiting = condemned::any(&self.leases.database).unwrap_or(false);
+        if waiting {
+            let store = Store::open(&self.leases.root, self.leases.database.clone());
+            if let Err(error) = store.gc() {
+                tracing::warn!(%error, "what nothing needs is not collected yet");
+            }
+        }
+    }
 }
 
 impl Leases {
     pub(crate) fn new(root: &Path, database: Database) -> Self {
         Self {
-            lock: root.join("gc.lock"),
+            root: root.into(),
             database,
         }
     }
 
-    /// Holds garbage collection off, for pulls and builds: what they have stored has no row
-    /// that names it yet. Ends with the guard or its process.
+    /// Protects what is being worked on, for pulls and builds: what they have stored has no
+    /// row that names it yet, nor has what they have found. Ends with the guard or its
+    /// process. Never waits.
     ///
     /// # Errors
     /// The lock cannot be taken.
     pub fn acquire(&self) -> Result<Lease, StoreError> {
-        let file = self.open()?;
-        rustix::fs::flock(&file, FlockOperation::LockShared).map_err(at("lock", &self.lock))?;
-        Ok(Lease { _file: file })
-    }
-
-    /// The collector's side: `None` while anybody holds a lease.
-    pub(crate) fn exclusive(&self) -> Result<Option<Lease>, StoreError> {
-        let file = self.open()?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Lease { _file: file })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(at("lock", &self.lock)(error)),
+        let directory = self.directory();
+        loop {
+            // Before the file: a lease may seem older than it is, never younger.
+            let epoch = self.database.read(condemned::epoch)?;
+            let path = directory.join(format!("{epoch}-{:016x}", rand::random::<u64>()));
+            let opened = OpenOptions::new().write(true).create_new(true).open(&path);
+            let file = match opened {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    private::make(&directory).map_err(at("create", &directory))?;
+                    continue;
+                }
+                Err(error) => return Err(at("create", path)(error)),
+            };
+            // A collector may have seen the file before it was locked, and removed it.
+            if tmp::try_lock(&file, true).map_err(at("lock", &path))? && tmp::still_there(&path, &file) {
+                return Ok(Lease {
+                    path,
+                    file: Some(file),
+                    leases: self.clone(),
+                });
+            }
         }
     }
 
-    fn open(&self) -> Result<File, StoreError> {
-        if let Some(parent) = self.lock.parent() {
-            fs::create_dir_all(parent).map_err(at("create", parent))?;
+    /// The epoch of the oldest lease that lives.
+    pub(crate) fn oldest(&self) -> Result<Option<u64>, StoreError> {
+        let directory = self.directory();
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(at("read", directory)(error)),
+        };
+        let mut oldest = None;
+        for entry in entries {
+            let entry = entry.map_err(at("read", &directory))?;
+            let name = entry.file_name();
+            let epoch = name.to_str().and_then(|name| name.split_once('-'));
+            let Some(epoch) = epoch.and_then(|(epoch, _)| epoch.parse::<u64>().ok()) else {
+                continue;
+            };
+            let path = entry.path();
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(at("open", path)(error)),
+            };
+            if tmp::try_lock(&file, true).map_err(at("lock", &path))? {
+                // Its process is gone, or has not locked it yet and makes another.
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(at("remove", path)(error));
+                    }
+                    _ => continue,
+                }
+            }
+            oldest = Some(oldest.map_or(epoch, |known: u64| known.min(epoch)));
         }
-        OpenOptions::new()
+        Ok(oldest)
+    }
+
+    /// The collector's side: `None` while another process collects, or one of an older version
+    /// holds a lease.
+    pub(crate) fn collector(&self) -> Result<Option<Collector>, StoreError> {
+        let path = self.root.join("gc.lock");
+        fs::create_dir_all(&self.root).map_err(at("create", &self.root))?;
+        let file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
-            .open(&self.lock)
-            .map_err(at("open", &self.lock))
+            .open(&path)
+            .map_err(at("open", &path))?;
+        let ours = tmp::try_lock(&file, true).map_err(at("lock", &path))?;
+        Ok(ours.then_some(Collector { _file: file }))
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.root.join("leases")
     }
 
     /// Keeps layers and images for an owner (`container:ID`, `build:KEY`) until released.

@@ -8,6 +8,7 @@ mod ahead;
 pub mod archive;
 mod arrival;
 mod blobs;
+mod condemned;
 mod detached;
 mod error;
 #[doc(hidden)]
@@ -66,7 +67,7 @@ impl Store {
     /// As [`open`](Self::open); layers are unpacked in the form that is asked for.
     #[must_use]
     pub fn open_with(root: &Path, database: Database, form: LayerForm) -> Self {
-        let blobs = Blobs::new(root);
+        let blobs = Blobs::new(root, Some(database.clone()));
         let layers = Layers::new(root, database.clone(), blobs.clone(), form);
         let images = Images::new(database.clone(), blobs.clone(), layers.clone());
         let leases = Leases::new(root, database.clone());

@@ -94,4 +94,19 @@ CREATE TABLE settled (
 ) STRICT, WITHOUT ROWID;
 -- The layer is what a build step wrote, so that the tar written of it has its digest.
 ALTER TABLE layer ADD COLUMN made_here INTEGER;
+-- When it was last given a name with a tag, in nanoseconds since the epoch.
+ALTER TABLE image ADD COLUMN tagged_at INTEGER;
+
+-- Collections are counted; what one found unneeded goes when nobody can count on it any more.
+CREATE TABLE collection (
+    id INTEGER PRIMARY KEY CHECK (id = 0),
+    epoch INTEGER NOT NULL
+) STRICT;
+INSERT INTO collection (id, epoch) VALUES (0, 1);
+CREATE TABLE condemned (
+    kind TEXT NOT NULL CHECK (kind IN ('layer', 'blob')),
+    object TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    PRIMARY KEY (kind, object)
+) STRICT, WITHOUT ROWID;
 ";

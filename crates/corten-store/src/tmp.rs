@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
@@ -83,11 +84,19 @@ pub fn still_there(path: &Path, file: &File) -> bool {
     }
 }
 
+/// A partial download that nobody has resumed for so long is given up.
+const STALE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+fn is_stale(file: &File) -> bool {
+    let written = file.metadata().and_then(|metadata| metadata.modified());
+    written.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > STALE))
+}
+
 /// What a look for orphans removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Remove {
     Nothing,
-    /// Partial downloads stay, to be resumed.
+    /// Partial downloads stay, to be resumed, unless they are older than [`STALE`].
     Directories,
     Everything,
 }
@@ -119,7 +128,8 @@ pub(crate) fn orphans(parent: &Path, remove: Remove) -> Result<Vec<PathBuf>, Sto
                 continue;
             }
             found.push(path);
-        } else if remove == Remove::Everything {
+        } else if remove == Remove::Everything || (remove == Remove::Directories && is_stale(&file))
+        {
             // A partial download: nobody writes it now. `check` offers it as an orphan only
             // when asked to repair; until then it is kept, to be resumed.
             match fs::remove_file(&path) {
@@ -150,6 +160,15 @@ mod tests {
         assert_eq!(orphans(&tmp, Remove::Directories).unwrap(), dead);
         assert!(!dead[0].exists() && tmp.join("ingest-1").exists());
         let partial = [tmp.join("ingest-1")];
+        let old = File::create(tmp.join("ingest-2")).unwrap();
+        old.set_modified(std::time::SystemTime::now() - 2 * STALE)
+            .unwrap();
+        drop(old);
+        assert_eq!(
+            orphans(&tmp, Remove::Directories).unwrap(),
+            [tmp.join("ingest-2")]
+        );
+        assert!(partial[0].exists());
         assert_eq!(orphans(&tmp, Remove::Everything).unwrap(), partial);
         assert!(alive.path().exists());
         // However deep, it goes; and what comes after it, too.

@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use corten_db::{Database, Durability};
 use corten_oci::{ChainId, DiffId, Digest, Digester, media_type};
 use flate2::{Compression, GzBuilder};
-use rusqlite::OptionalExtension;
+use rusqlite::{Connection, OptionalExtension};
 use rustix::fs::FlockOperation;
 
 use driver::{Driver, Forms, Lower};
@@ -40,7 +40,9 @@ use mount::{ImageKey, ImageMount};
 use pending::Pending;
 
 use crate::blobs::Blobs;
+use crate::condemned::{self, Kind};
 use crate::error::{StoreError, at};
+use crate::gc::Trash;
 use crate::private;
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;
@@ -143,21 +145,13 @@ impl Layers {
     /// # Errors
     /// The database cannot be read.
     pub fn info(&self, diff_id: &DiffId) -> Result<Option<LayerInfo>, StoreError> {
-        let row: Option<(i64, Option<String>)> = self.database.read(|db| {
-            Ok::<_, StoreError>(
-                db.prepare_cached("SELECT size, boot FROM layer WHERE diff_id = ?")?
-                    .query_row([diff_id.digest().as_str()], |row| {
-                        Ok((row.get(0)?, row.get(1)?))
-                    })
-                    .optional()?,
-            )
-        })?;
-        Ok(row
-            .filter(|(_, boot)| boot.as_deref().is_none_or(is_this_boot))
-            .map(|(size, _)| LayerInfo {
-                diff_id: diff_id.clone(),
-                size: u64::try_from(size).unwrap_or_default(),
-            }))
+        let object = diff_id.digest().as_str();
+        let found = self.database.read(|db| believed(db, diff_id))?;
+        // Who holds a lease may count on it from now on.
+        if found.is_none() || !condemned::spare(&self.database, Kind::Layer, object)? {
+            return Ok(found);
+        }
+        self.database.read(|db| believed(db, diff_id))
     }
 
     /// Unpacks a layer's tar, compressed (gzip, zstd) or not. With `expected`, a layer that
@@ -448,8 +442,8 @@ impl Layers {
     /// # Errors
     /// The database cannot be read.
     pub fn blob_for(&self, diff_id: &DiffId) -> Result<Option<LayerBlob>, StoreError> {
-        let blobs = self.blobs_of(diff_id)?.into_iter();
-        Ok(blobs.into_iter().find(|blob| self.blobs.has(&blob.digest)))
+        let mut blobs = self.blobs_of(diff_id)?.into_iter();
+        Ok(blobs.find(|blob| self.blobs.has(&blob.digest)))
     }
 
     /// Every blob that is known to be a layer, here or not; those that [`blob_for`] prefers
@@ -685,14 +679,39 @@ impl Layers {
         })
     }
 
-    /// Every layer directory, with whether it has a row that is believed.
-    pub(crate) fn all(&self) -> Result<Vec<(DiffId, bool)>, StoreError> {
-        let all = self.driver.list()?.into_iter();
-        all.map(|diff_id| {
-            let known = self.has(&diff_id)?;
-            Ok((diff_id, known))
-        })
-        .collect()
+    /// Every layer on the disk.
+    pub(crate) fn all(&self) -> Result<Vec<DiffId>, StoreError> {
+        self.driver.list()
+    }
+
+    /// What its row says of a layer, if it is believed; a look that nobody counts on.
+    pub(crate) fn peek(&self, diff_id: &DiffId) -> Result<Option<LayerInfo>, StoreError> {
+        self.database.read(|db| believed(db, diff_id))
+    }
+
+    /// As [`peek`](Self::peek), in a transaction.
+    pub(crate) fn peek_in(
+        db: &Connection,
+        diff_id: &DiffId,
+    ) -> Result<Option<LayerInfo>, StoreError> {
+        believed(db, diff_id)
+    }
+
+    /// Moves a layer away, within a transaction, unless somebody makes it right now.
+    pub(crate) fn carry_off(
+        &self,
+        db: &Connection,
+        diff_id: &DiffId,
+        trash: &mut Trash,
+    ) -> Result<bool, StoreError> {
+        let Some(_lock) = self.try_lock(diff_id)? else {
+            return Ok(false);
+        };
+        for path in self.driver.paths(diff_id) {
+            trash.take(&path)?;
+        }
+        forget_in(db, diff_id)?;
+        Ok(true)
     }
 
     /// Removes a layer: row first, so that nobody uses a half-removed directory.
@@ -705,22 +724,8 @@ impl Layers {
     /// Forgets a layer, and which blobs are it unless an image has it: it may have to be made
     /// from them again.
     pub(crate) fn forget(&self, diff_id: &DiffId) -> Result<(), StoreError> {
-        self.database.write(Durability::Relaxed, |db| {
-            db.execute(
-                "DELETE FROM layer WHERE diff_id = ?",
-                [diff_id.digest().as_str()],
-            )?;
-            db.execute(
-                "DELETE FROM layer_blob WHERE diff_id = ?1
-                 AND NOT EXISTS (SELECT 1 FROM image_layer WHERE diff_id = ?1)",
-                [diff_id.digest().as_str()],
-            )?;
-            db.execute(
-                "DELETE FROM settled WHERE diff_id = ?",
-                [diff_id.digest().as_str()],
-            )?;
-            Ok(())
-        })
+        self.database
+            .write(Durability::Relaxed, |db| forget_in(db, diff_id))
     }
 
     /// Takes the row of a layer away, before what it says is.
@@ -762,6 +767,7 @@ impl Layers {
         self.driver.publish(from, diff_id, synced)?;
         let boot = format!("{}{}", boot_id(), if synced { SYNCED } else { "" });
         self.database.write(Durability::Relaxed, |db| {
+            condemned::spare_in(db, Kind::Layer, diff_id.digest().as_str())?;
             db.execute(
                 "INSERT OR REPLACE INTO layer (diff_id, size, boot, pending) VALUES (?, ?, ?, ?)",
                 rusqlite::params![
@@ -777,6 +783,23 @@ impl Layers {
 
     /// Only one process at a time makes or removes a layer; the others wait here.
     fn lock(&self, diff_id: &DiffId) -> Result<LayerLock, StoreError> {
+        loop {
+            if let Some(lock) = self.lock_with(diff_id, FlockOperation::LockExclusive)? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// As [`lock`](Self::lock); `None` while another has it.
+    fn try_lock(&self, diff_id: &DiffId) -> Result<Option<LayerLock>, StoreError> {
+        self.lock_with(diff_id, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    fn lock_with(
+        &self,
+        diff_id: &DiffId,
+        how: FlockOperation,
+    ) -> Result<Option<LayerLock>, StoreError> {
         let path = self.tmp.join(format!("lock-{}", diff_id.digest().hex()));
         loop {
             let opened = OpenOptions::new()
@@ -792,10 +815,13 @@ impl Layers {
                 }
                 Err(error) => return Err(at("open", path)(error)),
             };
-            rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(at("lock", &path))?;
+            match rustix::fs::flock(&file, how) {
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                other => other.map_err(at("lock", &path))?,
+            }
             let ours = file.metadata().map_err(at("look at", &path))?;
             if fs::metadata(&path).is_ok_and(|named| named.ino() == ours.ino()) {
-                return Ok(LayerLock { path, _file: file });
+                return Ok(Some(LayerLock { path, _file: file }));
             }
         }
     }
@@ -867,6 +893,34 @@ fn hash(upper: &Path) -> Result<(DiffId, u64), StoreError> {
 
 /// After the boot in a layer's row: its content is synced, its name is not.
 const SYNCED: &str = " synced";
+
+fn forget_in(db: &Connection, diff_id: &DiffId) -> Result<(), StoreError> {
+    for statement in [
+        "DELETE FROM layer WHERE diff_id = ?1",
+        "DELETE FROM layer_blob WHERE diff_id = ?1
+         AND NOT EXISTS (SELECT 1 FROM image_layer WHERE diff_id = ?1)",
+        "DELETE FROM settled WHERE diff_id = ?1",
+    ] {
+        db.execute(statement, [diff_id.digest().as_str()])?;
+    }
+    Ok(())
+}
+
+/// The row of a layer, if it is believed.
+fn believed(db: &Connection, diff_id: &DiffId) -> Result<Option<LayerInfo>, StoreError> {
+    let row: Option<(i64, Option<String>)> = db
+        .prepare_cached("SELECT size, boot FROM layer WHERE diff_id = ?")?
+        .query_row([diff_id.digest().as_str()], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .optional()?;
+    Ok(row
+        .filter(|(_, boot)| boot.as_deref().is_none_or(is_this_boot))
+        .map(|(size, _)| LayerInfo {
+            diff_id: diff_id.clone(),
+            size: u64::try_from(size).unwrap_or_default(),
+        }))
+}
 
 /// Whether a layer's row is of this boot.
 fn is_this_boot(boot: &str) -> bool {

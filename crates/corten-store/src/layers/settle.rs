@@ -24,6 +24,9 @@ use crate::archive::copy_with_holes;
 use crate::error::StoreError;
 use crate::rooted::RootFd;
 
+/// Extended attributes, by name.
+type Xattrs = Vec<(OsString, Vec<u8>)>;
+
 /// For each layer of a stack, the base that it was settled on, where that gave anything.
 pub(super) type Bases = Vec<Option<ChainId>>;
 
@@ -168,7 +171,7 @@ pub(super) struct Piece {
     /// What it is below, and with which attributes.
     pub(super) stat: Stat,
     /// The extended attributes it has there.
-    pub(super) xattrs: Vec<(OsString, Vec<u8>)>,
+    pub(super) xattrs: Xattrs,
     /// Its content.
     pub(super) content: Content,
 }
@@ -251,7 +254,7 @@ struct Directories<'a> {
     into: &'a RootFd,
     layer: &'a RootFd,
     /// With what they have from below; else it is what they have in the layer.
-    made: Vec<(PathBuf, Option<(Stat, Vec<(OsString, Vec<u8>)>)>)>,
+    made: Vec<(PathBuf, Option<(Stat, Xattrs)>)>,
 }
 
 impl Directories<'_> {
@@ -323,7 +326,7 @@ impl Directories<'_> {
 }
 
 /// The extended attributes that something below has and a layer may have.
-pub(super) fn xattrs(below: &RootFd, path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+pub(super) fn xattrs(below: &RootFd, path: &Path) -> io::Result<Xattrs> {
     let Some((parent, name)) = below.parent(path)? else {
         return Ok(Vec::new());
     };

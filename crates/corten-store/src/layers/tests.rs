@@ -68,6 +68,7 @@ in_both_forms!(
     the_same_layer_at_once_is_made_once,
     a_rotten_blob_is_refused_and_fetched_again,
     collection_keeps_what_is_needed,
+    collection_runs_beside_leases,
     odd_names_are_pending_too,
     nothing_endless_follows_an_archive,
     a_damaged_layer_is_unpacked_again,
@@ -433,8 +434,11 @@ fn collection_keeps_what_is_needed(form: LayerForm) {
         .unwrap();
     let lease = store.leases().acquire().unwrap();
     assert!(store.gc().unwrap().busy);
+    assert!(store.layers().peek(&loose).unwrap().is_some());
+    // Who held it off collects what waited.
     drop(lease);
-    assert_eq!(store.gc().unwrap().layers, std::slice::from_ref(&loose));
+    assert!(store.layers().peek(&loose).unwrap().is_none());
+    assert!(store.gc().unwrap().layers.is_empty());
     for kept in [&imaged, &held] {
         assert!(store.layers().has(kept).unwrap());
     }
@@ -449,6 +453,50 @@ fn collection_keeps_what_is_needed(form: LayerForm) {
     );
     let report = store.gc().unwrap();
     assert_eq!((report.layers.len(), report.blobs.len()), (2, 1));
+}
+
+fn collection_runs_beside_leases(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), form);
+    let tar = |content: &str| archive(&[("f", Regular, content)]);
+    let layer = |content: &str| {
+        store
+            .layers()
+            .apply(None, &tar(content)[..])
+            .unwrap()
+            .diff_id
+    };
+    let there = |id: &DiffId| store.layers().peek(id).unwrap().is_some();
+    let (old, seen) = (layer("old"), layer("seen"));
+    let blob = store.blobs().put_bytes(b"blob").unwrap();
+    // A lease that is older than what nothing needs was found to be keeps it.
+    let first = store.leases().acquire().unwrap();
+    let report = store.gc().unwrap();
+    assert!(report.busy && report.layers.is_empty() && report.blobs.is_empty());
+    // A younger one does not, but for what it looks at.
+    let second = store.leases().acquire().unwrap();
+    assert!(store.layers().has(&seen).unwrap());
+    let made = layer("made");
+    drop(first);
+    assert!(!there(&old) && there(&seen) && there(&made));
+    assert!(!store.blobs().has(&blob));
+    // One whose process died keeps nothing.
+    fs::write(dir.path().join("leases/0-dead"), "").unwrap();
+    let report = store.gc().unwrap();
+    assert!(report.busy && report.layers.is_empty());
+    // What is needed by the time it could go stays, also where no look spared it.
+    let image = image_of(&store, &[&made]);
+    drop(second);
+    assert!(!there(&seen) && there(&made));
+    assert_eq!(fs::read_dir(dir.path().join("leases")).unwrap().count(), 0);
+    // A lease is had at once while another process collects.
+    let collector = store.leases().collector().unwrap().unwrap();
+    drop(store.leases().acquire().unwrap());
+    assert!(store.gc().unwrap().busy);
+    store.images().delete(&image).unwrap();
+    drop(collector);
+    assert_eq!(store.gc().unwrap().layers, [made]);
+    assert!(store.sweep(false).unwrap().is_empty());
 }
 
 /// An image of these layers.

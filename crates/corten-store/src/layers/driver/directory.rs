@@ -95,6 +95,10 @@ impl Driver for Directories {
         self.root.join(diff_id.digest().hex())
     }
 
+    fn paths(&self, diff_id: &DiffId) -> Vec<PathBuf> {
+        vec![self.path(diff_id)]
+    }
+
     fn lowers(&self, diff_id: &DiffId, _: bool) -> Result<Vec<Lower>, StoreError> {
         Ok(vec![lower(&self.path(diff_id), diff_id)?])
     }

@@ -172,6 +172,12 @@ impl Driver for Forms {
         self.of(diff_id).path(diff_id)
     }
 
+    fn paths(&self, diff_id: &DiffId) -> Vec<PathBuf> {
+        let mut paths = self.images.paths(diff_id);
+        paths.extend(self.directories.paths(diff_id));
+        paths
+    }
+
     fn lowers(&self, diff_id: &DiffId, offer: bool) -> Result<Vec<Lower>, StoreError> {
         self.usable(diff_id)?.lowers(diff_id, offer)
     }

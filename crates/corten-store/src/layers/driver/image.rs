@@ -160,6 +160,10 @@ impl Driver for Images {
         self.root.join(name)
     }
 
+    fn paths(&self, diff_id: &DiffId) -> Vec<PathBuf> {
+        vec![self.path(diff_id), self.old_settled(diff_id)]
+    }
+
     fn lowers(&self, diff_id: &DiffId, offer: bool) -> Result<Vec<Lower>, StoreError> {
         let missing = |error| missing(error, diff_id);
         let image = self.mount(&self.path(diff_id), offer).map_err(missing)?;
@@ -235,6 +239,9 @@ impl Driver for Images {
             match image.verify() {
                 Ok(()) => {}
                 Err(ImageError::Malformed(reason)) => return Ok(Some(reason)),
+                Err(ImageError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Ok(Some("it is cut off".to_owned()));
+                }
                 Err(ImageError::Io(error)) => return Err(at("read", self.path(diff_id))(error)),
             }
         }

@@ -111,6 +111,9 @@ pub(super) trait Driver: fmt::Debug + Send + Sync {
     /// Where the layer is, for people.
     fn path(&self, diff_id: &DiffId) -> PathBuf;
 
+    /// Everything on the disk that is the layer, there or not; but for what it was settled to.
+    fn paths(&self, diff_id: &DiffId) -> Vec<PathBuf>;
+
     /// The layer as directories that overlayfs takes as lower ones, topmost first. `offer`:
     /// other processes may use the mounts, for as long as they are kept.
     ///
