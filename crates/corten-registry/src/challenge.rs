@@ -12,6 +12,17 @@ pub(crate) enum Challenge {
 }
 
 impl Challenge {
+    /// The challenge to answer of all that came: for a token if there is one, which anybody may
+    /// ask for and every kind of credential is good for.
+    pub(crate) fn choose<'a>(values: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let mut all: Vec<Self> = values.flat_map(split).filter_map(Self::parse).collect();
+        let bearer = all
+            .iter()
+            .position(|one| matches!(one, Self::Bearer { .. }));
+        let first = bearer.or(if all.is_empty() { None } else { Some(0) });
+        first.map(|at| all.swap_remove(at))
+    }
+
     /// Parses a `WWW-Authenticate` value with one challenge.
     pub(crate) fn parse(value: &str) -> Option<Self> {
         let (scheme, rest) = value.trim().split_once(' ').unwrap_or((value.trim(), ""));
@@ -57,6 +68,34 @@ impl Challenge {
             scope,
         })
     }
+}
+
+/// The challenges of one value: a comma ends one if a word without a value follows.
+fn split(value: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let (mut begin, mut quoted, mut escaped) = (0, false, false);
+    for (at, c) in value.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            ',' if !quoted && begins_challenge(&value[at + 1..]) => {
+                found.push(&value[begin..at]);
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    found.push(&value[begin..]);
+    found
+}
+
+fn begins_challenge(text: &str) -> bool {
+    let text = text.trim_start();
+    let word = text.split([' ', ',']).next().unwrap_or_default();
+    // "key = value" is allowed, too.
+    let after = text[word.len()..].trim_start();
+    !word.is_empty() && !word.contains('=') && !after.starts_with('=')
 }
 
 /// What a token is, or should be, good for: actions by resource (`repository:a/b`).
@@ -147,6 +186,34 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_asked_for_if_there_is_a_choice() {
+        let bearer = |realm: &str| Challenge::Bearer {
+            realm: realm.to_owned(),
+            service: Some("s".to_owned()),
+            scope: None,
+        };
+        for values in [
+            &[
+                "Basic realm=\"x\"",
+                "Bearer realm=\"https://a/t\",service=\"s\"",
+            ][..],
+            &["Basic realm=\"x, y\", Bearer realm=\"https://a/t\", service=\"s\""],
+            &["Bearer realm=\"https://a/t\" , service = s, Basic realm=\"x\""],
+            &["Negotiate, Basic, Bearer realm=\"https://a/t\",service=s"],
+        ] {
+            let chosen = Challenge::choose(values.iter().copied());
+            assert_eq!(chosen, Some(bearer("https://a/t")), "{values:?}");
+        }
+        let odd = r#"Bearer realm="https://a/\", Basic x",service="s""#;
+        let odd = Challenge::choose([odd].into_iter());
+        assert_eq!(odd, Some(bearer("https://a/\", Basic x")));
+        let basic = Challenge::choose(["Negotiate", "Basic realm=x"].into_iter());
+        assert_eq!(basic, Some(Challenge::Basic));
+        assert_eq!(Challenge::choose(["Negotiate"].into_iter()), None);
+        assert_eq!(Challenge::choose(std::iter::empty()), None);
+    }
+
+    #[test]
     fn scopes_are_merged() {
         let scopes = Scopes::parse("repository:a:pull repository:b:pull");
         let more = Scopes::parse("repository:a:push,pull registry:catalog:* odd");
@@ -172,6 +239,7 @@ mod tests {
         #[test]
         fn any_challenge_is_survived(value in ".{0,200}") {
             let _parsed = Challenge::parse(&value);
+            let _chosen = Challenge::choose([value.as_str()].into_iter());
         }
 
         #[test]

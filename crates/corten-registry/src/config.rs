@@ -239,6 +239,10 @@ impl RegistriesConfig {
 fn mirror_url(text: &str) -> Result<(), String> {
     let url = url::Url::parse(text).map_err(|error| error.to_string())?;
     let bare = matches!(url.path(), "" | "/") && url.query().is_none();
+    // It would be shown with every error.
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("a mirror gets no credentials: leave out the user".to_owned());
+    }
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() || !bare {
         return Err("expected http://HOST or https://HOST".to_owned());
     }
@@ -311,6 +315,8 @@ mod tests {
         );
         assert!(parse("[registry.a]\nmirrors = [{ url = \"ftp://x\" }]\n").is_err());
         assert!(parse("[registry.a]\nclient_cert = \"/x\"\n").is_err());
+        let error = parse("registry-mirrors = [\"https://me:secret@m\"]\n").unwrap_err();
+        assert!(error.contains("credentials"), "{error}");
     }
 
     #[test]

@@ -340,11 +340,8 @@ impl Host {
         if let Some(token) = token {
             self.tokens.forget(&token);
         }
-        let challenge = response
-            .headers()
-            .get_all(header::WWW_AUTHENTICATE)
-            .iter()
-            .find_map(|value| Challenge::parse(value.to_str().ok()?));
+        let challenges = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
+        let challenge = Challenge::choose(challenges.filter_map(|value| value.to_str().ok()));
         match challenge {
             Some(Challenge::Bearer {
                 realm,
