@@ -17,16 +17,22 @@ use crate::progress::Progress;
 use crate::pull::{self, Pulled};
 use crate::push::{self, Pushed};
 use crate::remote::Remote;
+use crate::stamp::Stamp;
 
 /// Talks to registries. Cheap to clone.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
 
 struct Inner {
-    config: RegistriesConfig,
-    /// Shared by all endpoints that are trusted in the same way.
-    http: Mutex<HashMap<Trust, Connections>>,
+    /// Read again when its files change.
+    config: Mutex<RegistriesConfig>,
+    /// Shared by all endpoints that are trusted in the same way, as long as the files that say
+    /// whom to trust stay as they are.
+    http: Mutex<HashMap<Trust, (Files, Connections)>>,
 }
+
+/// What the files of a trust were when its connections were made.
+type Files = Vec<Option<Stamp>>;
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -52,7 +58,7 @@ impl Client {
     /// None today: settings are checked when they are read, certificates on first use.
     pub fn new(config: RegistriesConfig) -> Result<Self, RegistryError> {
         Ok(Self(Arc::new(Inner {
-            config,
+            config: Mutex::new(config),
             http: Mutex::default(),
         })))
     }
@@ -60,11 +66,13 @@ impl Client {
     /// Connections with this trust.
     pub(crate) fn http(&self, trust: &Trust) -> Result<Connections, RegistryError> {
         let mut known = self.0.http.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(connections) = known.get(trust) {
-            return Ok(connections.clone());
+        let files: Files = trust.files().map(|path| Stamp::of(path)).collect();
+        match known.get(trust) {
+            Some((then, connections)) if *then == files => return Ok(connections.clone()),
+            _ => {}
         }
         let made = connect(trust)?;
-        known.insert(trust.clone(), made.clone());
+        known.insert(trust.clone(), (files, made.clone()));
         Ok(made)
     }
 
@@ -74,7 +82,13 @@ impl Client {
         domain: &str,
         credential: Option<&Credential>,
     ) -> Result<Vec<Host>, RegistryError> {
-        let endpoints = self.0.config.endpoints(domain)?;
+        let endpoints = {
+            let mut config = self.0.config.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(renewed) = config.renewed()? {
+                *config = renewed;
+            }
+            config.endpoints(domain)?
+        };
         let host =
             |endpoint: Endpoint| Ok(Host::new(self.http(&endpoint.trust)?, endpoint, credential));
         endpoints.into_iter().map(host).collect()

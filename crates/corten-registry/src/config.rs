@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::certs_d;
 use crate::endpoint::Endpoint;
 use crate::error::RegistryError;
+use crate::stamp::Stamp;
 
 /// Where settings are looked for when the engine's root has none.
 const SYSTEM_FILE: &str = "/etc/corten/registries.toml";
@@ -39,6 +40,9 @@ pub struct RegistriesConfig {
     insecure: Option<Vec<String>>,
     /// Where to look for a directory per registry, instead of the usual places.
     certs_d: Option<Vec<PathBuf>>,
+    /// The files it is from, or would be if they were there, and what they were then.
+    #[serde(skip)]
+    files: Vec<(PathBuf, Option<Stamp>)>,
 }
 
 /// Settings of one registry.
@@ -79,7 +83,11 @@ impl RegistriesConfig {
     /// # Errors
     /// The file cannot be read, or has a mistake: named with its line.
     pub fn load(path: &Path) -> Result<Self, RegistryError> {
+        // Looked at first: a change in between makes the next look read them again.
+        let look = |path: &Path| (path.to_owned(), Stamp::of(path));
+        let files = vec![look(path), look(Path::new(SYSTEM_FILE))];
         let mut config = Self::read(path)?;
+        config.files = files;
         if config.certs_d.is_none() {
             let own = path.parent().map(|root| root.join("certs.d"));
             let usual = CERTS_D.into_iter().map(PathBuf::from);
@@ -87,6 +95,23 @@ impl RegistriesConfig {
         }
         config.borrow_from(Path::new(DAEMON_JSON));
         Ok(config)
+    }
+
+    /// Reads the files again if they have changed since. Settings stay if all files are gone.
+    pub(crate) fn renewed(&self) -> Result<Option<Self>, RegistryError> {
+        let stamp = |(path, _): &(PathBuf, Option<Stamp>)| Stamp::of(path);
+        let now: Vec<Option<Stamp>> = self.files.iter().map(stamp).collect();
+        let same = self
+            .files
+            .iter()
+            .zip(&now)
+            .all(|((_, old), now)| old == now);
+        match self.files.first() {
+            Some((path, _)) if !same && now.iter().any(Option::is_some) => {
+                Self::load(path).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// Settings of one registry and no other, with nothing taken from files.

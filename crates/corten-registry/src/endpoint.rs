@@ -28,6 +28,14 @@ pub(crate) struct Trust {
     pub(crate) proxy: Option<String>,
 }
 
+impl Trust {
+    /// The files it is made of.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        let client = self.client.iter().flat_map(|(cert, key)| [cert, key]);
+        self.authorities.iter().chain(client)
+    }
+}
+
 /// One place that answers for a registry.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {

@@ -423,6 +423,10 @@ impl Host {
         for scheme in &schemes {
             let url = self.url(scheme, target)?;
             match self.through(&method, url, token, upload, build).await {
+                // It has TLS, and says that it wants to be asked with: the first error counts.
+                Ok(response)
+                    if response.status() == StatusCode::BAD_REQUEST
+                        && first_error.as_ref().is_some_and(is_about_a_certificate) => {}
                 Ok(response) => {
                     if schemes.len() > 1 {
                         *self.schemes.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -496,6 +500,10 @@ fn redirect<'a>(method: &Method, response: &'a Response) -> Option<&'a str> {
         _ => return None,
     }
     response.headers().get(header::LOCATION)?.to_str().ok()
+}
+
+fn is_about_a_certificate(error: &RegistryError) -> bool {
+    matches!(error, RegistryError::Unreachable { reason, .. } if reason.contains("certificate"))
 }
 
 /// Nobody answers there: trying again at once does not help.

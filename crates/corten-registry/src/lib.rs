@@ -27,6 +27,7 @@ mod pull;
 mod push;
 mod remote;
 mod retry;
+mod stamp;
 mod token;
 mod upload;
 mod web;

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use corten_registry::RegistryError;
+use corten_registry::{Client, RegistriesConfig, RegistryError};
 use corten_registryd::{Config, Server};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::{TestStore, client, credential, noise};
 use crate::stub::{Inner, Stub};
@@ -98,6 +99,92 @@ async fn a_host_that_is_the_registry_itself_gets_its_credentials() {
         seen.iter().all(|seen| !seen.path.contains("ns=")),
         "{seen:?}"
     );
+}
+
+/// A server with TLS whose certificate nobody knows, on a port that says to plain HTTP what
+/// those of Go and nginx say; its address.
+async fn with_tls(root: &Path) -> String {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corten-registryd/tests/fixtures");
+    let config = Config {
+        root: root.to_owned(),
+        tls: Some((
+            fixtures.join("other-cert.pem"),
+            fixtures.join("other-key.pem"),
+        )),
+        ..Config::default()
+    };
+    let server = Server::bind("127.0.0.1:0", config).await.unwrap();
+    let inner = server.address();
+    tokio::spawn(server.serve(std::future::pending()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut first = [0];
+                client.peek(&mut first).await.unwrap();
+                if first == [0x16] {
+                    let mut server = tokio::net::TcpStream::connect(inner).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                    return;
+                }
+                let mut head = [0; 4096];
+                client.read(&mut head).await.unwrap();
+                let text = "Client sent an HTTP request to an HTTPS server.\n";
+                let reply = format!("HTTP/1.0 400 Bad Request\r\n\r\n{text}");
+                client.write_all(reply.as_bytes()).await.unwrap();
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_certificate_is_the_error_and_not_what_plain_http_says() {
+    let from = TestStore::new();
+    let address = with_tls(&from.folder.path().join("registry")).await;
+    let name = format!("{address}/app");
+    from.image(&name, &[b"layer"]);
+    let client = client("certs_d = []\n");
+    for _ in 0..2 {
+        let error = from.push(&client, &name, None).await.unwrap_err();
+        assert!(error.to_string().contains("certificate"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_runs_for_long_sees_changed_files() {
+    let from = TestStore::new();
+    let address = with_tls(&from.folder.path().join("registry")).await;
+    let name = format!("{address}/app");
+    from.image(&name, &[b"layer"]);
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corten-registryd/tests/fixtures");
+    let folder = tempfile::tempdir().unwrap();
+    let (settings, certs) = (
+        folder.path().join("registries.toml"),
+        folder.path().join("certs.d").join(&address),
+    );
+    std::fs::create_dir_all(&certs).unwrap();
+    std::fs::write(&settings, "").unwrap();
+    std::fs::copy(fixtures.join("test-cert.pem"), certs.join("ca.crt")).unwrap();
+    let client = Client::new(RegistriesConfig::load(&settings).unwrap()).unwrap();
+    from.push(&client, &name, None).await.unwrap_err();
+    // The authority's file, under its old name.
+    std::fs::copy(fixtures.join("other-cert.pem"), certs.join("ca.crt")).unwrap();
+    from.push(&client, &name, None).await.unwrap();
+    std::fs::remove_file(certs.join("ca.crt")).unwrap();
+    from.push(&client, &name, None).await.unwrap_err();
+    // The settings.
+    std::fs::write(
+        &settings,
+        format!("[registry.\"{address}\"]\ninsecure = true\n"),
+    )
+    .unwrap();
+    from.push(&client, &name, None).await.unwrap();
+    std::fs::write(&settings, "nonsense = 5\n").unwrap();
+    let error = from.push(&client, &name, None).await.unwrap_err();
+    assert!(error.to_string().contains("registries.toml"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
