@@ -84,7 +84,9 @@ impl Leases {
                 Err(error) => return Err(at("create", path)(error)),
             };
             // A collector may have seen the file before it was locked, and removed it.
-            if tmp::try_lock(&file, true).map_err(at("lock", &path))? && tmp::still_there(&path, &file) {
+            if tmp::try_lock(&file, true).map_err(at("lock", &path))?
+                && tmp::still_there(&path, &file)
+            {
                 return Ok(Lease {
                     path,
                     file: Some(file),
