@@ -75,6 +75,57 @@ fn unknown_objects() {
 }
 
 #[test]
+fn dockerfiles_of_any_size_and_content() {
+    let engine = Engine::new();
+    let context = engine.context("odd", &[]);
+    std::fs::create_dir_all(&context).unwrap();
+    let outside = engine.path("Outside");
+    let long = format!("# {}\n", "long ".repeat(2000));
+    let comments = |bytes: usize| long.repeat(bytes / long.len());
+    let of = |middle: String| format!("FROM scratch\n{middle}LABEL last=read\n").into_bytes();
+    let build = |content: &[u8]| {
+        std::fs::write(&outside, content).unwrap();
+        std::fs::write(context.join("Dockerfile"), content).unwrap();
+        let context = context.to_str().unwrap();
+        let inside = engine.run(["build", "-q", "-t", "odd", context]);
+        let outside = outside.to_str().unwrap();
+        let other = engine.run(["build", "-q", "-t", "odd", "-f", outside, context]);
+        assert_eq!(inside.code, other.code, "{inside:?} {other:?}");
+        assert_eq!(inside.stdout, other.stdout);
+        (inside, other)
+    };
+    let (done, _) = build(&of(comments(10 << 20)));
+    assert_eq!(
+        done.code,
+        0,
+        "{}",
+        &done.stderr[..done.stderr.len().min(500)]
+    );
+    let label = ["inspect", "-f", "{{.Config.Labels.last}}", "odd"];
+    assert_eq!(engine.ok(label), "read");
+    for (content, expected) in [
+        (of(comments(17 << 20)), "too large"),
+        (
+            b"FROM scratch\nLABEL a=\xff\n".to_vec(),
+            "it is not UTF-8 text",
+        ),
+        (Vec::new(), "the Dockerfile cannot be empty"),
+    ] {
+        let (inside, other) = build(&content);
+        for done in [inside, other] {
+            assert_eq!(
+                done.code,
+                1,
+                "{}",
+                &done.stderr[..done.stderr.len().min(500)]
+            );
+            assert!(done.stderr.contains(expected), "{}", done.stderr);
+        }
+    }
+    engine.assert_clean();
+}
+
+#[test]
 fn a_full_disk_is_told_and_leaves_nothing() {
     use std::os::unix::process::CommandExt;
     let engine = Engine::with_alpine();

@@ -198,6 +198,59 @@ fn locked_caches_never_keep_steps_waiting_for_each_other() {
     engine.assert_clean();
 }
 
+/// A file of a name somewhere in a directory.
+fn has_below(dir: &Path, name: &str) -> bool {
+    fs::read_dir(dir).is_ok_and(|entries| {
+        entries.flatten().any(|entry| {
+            entry.file_name() == name
+                || entry.file_type().is_ok_and(|kind| kind.is_dir())
+                    && has_below(&entry.path(), name)
+        })
+    })
+}
+
+#[test]
+fn who_waits_for_a_cache_keeps_nobody_else_waiting() {
+    let engine = Engine::with_alpine();
+    let lock = "--mount=type=cache,id=lock,target=/lock,sharing=locked";
+    let gate = "--mount=type=cache,id=gate,target=/gate";
+    let holder = format!(
+        "FROM alpine\nRUN {lock} {gate} touch /gate/held; until test -e /gate/open; do sleep 0.1; done\n"
+    );
+    // The second step of `opens` needs the place that `waits` would take if it kept one.
+    let other = format!(
+        "FROM alpine AS waits\nRUN {lock} touch /w\n\
+         FROM alpine AS opens\nRUN sleep 1\nRUN {gate} touch /gate/open /o\n\
+         FROM alpine\nCOPY --from=waits /w /\nCOPY --from=opens /o /\n"
+    );
+    let context = engine.context("holder", &[("Dockerfile", &holder)]);
+    let holder = engine.spawn(["build", context.to_str().unwrap()]);
+    until("the lock is held", || {
+        has_below(&engine.root().join("cache-mounts"), "held")
+    });
+    let context = engine.context("other", &[("Dockerfile", &other)]);
+    // On one processor one step runs at a time.
+    let mut command = std::process::Command::new("taskset");
+    let built = engine.command(["build", "--progress", "plain", context.to_str().unwrap()]);
+    command.args(["-c", "0"]).arg(built.get_program());
+    command.args(built.get_args());
+    for (key, value) in built.get_envs() {
+        match value {
+            Some(value) => command.env(key, value),
+            None => command.env_remove(key),
+        };
+    }
+    let done: Done = command.output().unwrap().into();
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(
+        done.stderr.contains("waiting for cache mount lock"),
+        "{done:?}"
+    );
+    let done = holder.finish();
+    assert_eq!(done.code, 0, "{done:?}");
+    engine.assert_clean();
+}
+
 #[test]
 fn steps_run_again_when_a_secrets_id_or_a_caches_beginning_changes() {
     let engine = Engine::with_alpine();

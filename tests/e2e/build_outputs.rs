@@ -1,12 +1,13 @@
 //! Named contexts, outputs, and sources that are elsewhere.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::io::Read as _;
+use std::path::Path;
 use std::process::Command;
 
-use crate::harness::Engine;
+use rustix::pty::OpenptFlags;
+
+use crate::harness::{Engine, serve_files, serve_files_to};
 
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -175,6 +176,25 @@ fn results_go_where_they_are_wanted() {
     engine.ok(["load", "-q", "-i", path(&oci)]);
     assert_eq!(engine.ok(["run", "--rm", "kept", "cat", "/a"]), "a");
 
+    // Nobody reads a tar from a terminal.
+    let ours = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    rustix::pty::grantpt(&ours).unwrap();
+    rustix::pty::unlockpt(&ours).unwrap();
+    let name = rustix::pty::ptsname(&ours, Vec::new()).unwrap();
+    let terminal = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(name.to_str().unwrap())
+        .unwrap();
+    for output in ["-", "type=tar"] {
+        let mut to_terminal = engine.command(["build", "--target", "files", "-o", output, context]);
+        to_terminal.stdout(terminal.try_clone().unwrap());
+        let refused = to_terminal.output().unwrap();
+        let told = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{told}");
+        assert!(told.contains("refusing to write to console"), "{told}");
+    }
+
     for (output, expected) in [
         ("type=nothing", "exporter \"nothing\" could not be found"),
         ("type=local", "dest is required for local exporter"),
@@ -209,45 +229,6 @@ fn a_build_can_push() {
     );
 }
 
-/// Serves the files of a directory, and counts nothing, until the test's process ends.
-fn serve(root: PathBuf) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut reader = BufReader::new(stream.try_clone().unwrap());
-            let mut request = String::new();
-            reader.read_line(&mut request).unwrap();
-            loop {
-                let mut line = String::new();
-                if reader.read_line(&mut line).unwrap() == 0 || line == "\r\n" {
-                    break;
-                }
-            }
-            let name = request.split(' ').nth(1).unwrap_or("/");
-            let name = name.split('?').next().unwrap().trim_start_matches('/');
-            let mut body = Vec::new();
-            let found = fs::File::open(root.join(name)).and_then(|mut f| f.read_to_end(&mut body));
-            let status = if found.is_ok() {
-                "200 OK"
-            } else {
-                "404 Not Found"
-            };
-            let head = format!(
-                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\
-                 Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n",
-                body.len()
-            );
-            // A client that has gone has what it wanted.
-            let _sent = stream
-                .write_all(head.as_bytes())
-                .and_then(|()| stream.write_all(&body));
-        }
-    });
-    format!("http://{address}")
-}
-
 #[test]
 fn files_of_urls() {
     let engine = Engine::with_alpine();
@@ -265,7 +246,7 @@ fn files_of_urls() {
         .status()
         .unwrap();
     assert!(made.success());
-    let url = serve(site.clone());
+    let url = serve_files(site.clone());
     let digest = "sha256:dfbf1d7e06d6e4bbf4ae8ae0b1be2c5c0fd2e1d2f4a9b7bb6dd0a67a1e4f1bd8";
     let build = |text: String, tag: &str| {
         let context = engine.context("remote", &[("Dockerfile", &text)]);
@@ -360,7 +341,9 @@ fn repositories() {
     git(&site, &["clone", "-q", "--bare", path(&repo), path(&bare)]);
     git(&bare, &["update-server-info"]);
     let commit = git(&repo, &["rev-parse", "HEAD"]);
-    let url = format!("{}/r.git", serve(site));
+    let header = "Authorization: basic eC1hY2Nlc3MtdG9rZW46dDBrM24="; // x-access-token:t0k3n
+    let closed = format!("{}/r.git", serve_files_to(site.clone(), header));
+    let url = format!("{}/r.git", serve_files(site));
     let build = |text: String| {
         let context = engine.context("git", &[("Dockerfile", &text)]);
         engine.run(["build", "-t", "git", path(&context)])
@@ -427,6 +410,19 @@ fn repositories() {
         assert!(done.stderr.contains(expected), "{step}: {done:?}");
         assert!(done.stderr.contains("Dockerfile:2"), "{step}: {done:?}");
     }
+    // Where a token is asked for, it is a secret of the build.
+    let token = engine.path("token");
+    fs::write(&token, "t0k3n\n").unwrap();
+    let token = format!("id=GIT_AUTH_TOKEN,src={}", path(&token));
+    let text = format!("FROM alpine\nADD {closed} /closed\n");
+    let refused = build(text.clone());
+    assert_eq!(refused.code, 1, "{refused:?}");
+    let context = engine.context("git", &[("Dockerfile", &text)]);
+    let done = engine.run(["build", "-t", "closed", "--secret", &token, path(&context)]);
+    assert_eq!(done.code, 0, "{done:?}");
+    let context = format!("{closed}#v1");
+    engine.ok(["build", "-q", "--secret", &token, &context]);
+    engine.fails(1, ["build", "-q", &context]);
     // A repository as context.
     engine.ok(["build", "-q", "-t", "context", &format!("{url}#v1")]);
     assert_eq!(engine.ok(["run", "--rm", "context", "cat", "/f"]), "one");

@@ -318,6 +318,56 @@ pub(crate) fn free_port() -> u16 {
         .port()
 }
 
+/// Serves the files of a directory, and counts nothing, until the test's process ends.
+pub(crate) fn serve_files(root: PathBuf) -> String {
+    serve_files_to(root, "")
+}
+
+/// The same, to those whose requests have a certain line.
+pub(crate) fn serve_files_to(root: PathBuf, line: &'static str) -> String {
+    use std::io::{BufRead as _, BufReader, Read as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut request = String::new();
+            reader.read_line(&mut request).unwrap();
+            let mut welcome = line.is_empty();
+            loop {
+                let mut told = String::new();
+                if reader.read_line(&mut told).unwrap() == 0 || told == "\r\n" {
+                    break;
+                }
+                welcome |= told.trim_end().eq_ignore_ascii_case(line);
+            }
+            let name = request.split(' ').nth(1).unwrap_or("/");
+            let name = name.split('?').next().unwrap().trim_start_matches('/');
+            let mut body = Vec::new();
+            let found = fs::File::open(root.join(name)).and_then(|mut f| f.read_to_end(&mut body));
+            let status = if !welcome {
+                body.clear();
+                "401 Unauthorized"
+            } else if found.is_ok() {
+                "200 OK"
+            } else {
+                "404 Not Found"
+            };
+            let head = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\
+                 Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n",
+                body.len()
+            );
+            // A client that has gone has what it wanted.
+            let _sent = stream
+                .write_all(head.as_bytes())
+                .and_then(|()| stream.write_all(&body));
+        }
+    });
+    format!("http://{address}")
+}
+
 /// A GET over plain HTTP/1.0; the body, or `None` when nobody answers.
 pub(crate) fn http_get(address: &str) -> Option<String> {
     use std::io::Read;
