@@ -13,6 +13,7 @@ mod build_mounts;
 mod build_outputs;
 mod containers;
 mod crash;
+mod dockerfiles;
 mod harness;
 mod images;
 mod isolation;
