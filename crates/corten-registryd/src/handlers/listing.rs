@@ -15,6 +15,7 @@ use super::{App, Reply, blocking, json_reply, query, reply};
 use crate::auth::Identity;
 use crate::error::{ApiError, Code, RegistrydError};
 use crate::names::RepoName;
+use crate::storage::ReferrersPage;
 
 /// Repositories in one page where the client does not say.
 const CATALOG_PAGE: usize = 100;
@@ -62,29 +63,52 @@ pub(super) async fn referrers(
     subject: Digest,
     parts: &Parts,
 ) -> Reply {
+    let wanted = |name: &str| {
+        let mut texts = query(parts, name).into_iter();
+        texts.find(|text| !text.is_empty())
+    };
+    let path = format!("/v2/{repo}/referrers/{subject}");
+    let mut page = ReferrersPage::asked_for(wanted("last"), wanted("artifactType"));
     let there = match &app.proxy {
         Some(proxy) => proxy.referrers(&repo, &subject).await,
         None => None,
     };
-    let mut found = match there {
-        Some(found) => found,
+    let page = match there {
+        Some(mut found) => {
+            found.retain(|(name, _)| page.is_after(name));
+            found.sort_by(|(one, _), (other, _)| one.cmp(other));
+            for (name, entry) in found {
+                if !page.takes(&name, entry) {
+                    break;
+                }
+            }
+            page
+        }
         None => {
-            let found = blocking(app, move |storage| storage.referrers(&repo, &subject)).await?;
-            found.iter().map(|descriptor| json!(descriptor)).collect()
+            blocking(app, move |storage| {
+                storage.referrers(&repo, &subject, &mut page)?;
+                Ok(page)
+            })
+            .await?
         }
     };
     let mut headers = vec![(header::CONTENT_TYPE, media_type::OCI_INDEX)];
-    let filter = query(parts, "artifactType")
-        .into_iter()
-        .find(|text| !text.is_empty());
-    if let Some(wanted) = &filter {
-        found.retain(|descriptor| descriptor["artifactType"] == wanted.as_str());
+    if page.artifact_type.is_some() {
         headers.push((FILTERS_APPLIED, "artifactType"));
     }
+    let next = page.next.map(|last| {
+        let mut link = url::form_urlencoded::Serializer::new(String::new());
+        link.append_pair("last", &last);
+        if let Some(kind) = &page.artifact_type {
+            link.append_pair("artifactType", kind);
+        }
+        format!("<{path}?{}>; rel=\"next\"", link.finish())
+    });
+    headers.extend(next.as_deref().map(|next| (header::LINK, next)));
     let index = json!({
         "schemaVersion": 2,
         "mediaType": media_type::OCI_INDEX,
-        "manifests": found,
+        "manifests": page.entries,
     });
     reply(StatusCode::OK, &headers, Body::from(index.to_string()))
 }

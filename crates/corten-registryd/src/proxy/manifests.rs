@@ -10,7 +10,7 @@ use crate::error::{ApiError, Code};
 use crate::handlers::{App, Document, blocking};
 use crate::names::{RepoName, Tag};
 use crate::route::Reference;
-use crate::storage::ManifestRecord;
+use crate::storage::{ManifestRecord, ReferrersPage};
 
 impl Proxy {
     /// Makes the storage have what a reference names now, as far as the upstream says so.
@@ -186,13 +186,20 @@ impl Proxy {
         &self,
         repo: &RepoName,
         subject: &corten_oci::Digest,
-    ) -> Option<Vec<Value>> {
+    ) -> Option<Vec<(String, Value)>> {
         let found = self
             .remote
             .referrers(&self.name_there(repo), subject, None)
             .await;
         match found {
-            Ok(found) => Some(found),
+            Ok(found) => {
+                // What names no digest is no descriptor.
+                let named = |entry: Value| {
+                    let digest: corten_oci::Digest = entry["digest"].as_str()?.parse().ok()?;
+                    Some((ReferrersPage::name(&digest), entry))
+                };
+                Some(found.into_iter().filter_map(named).collect())
+            }
             Err(error) => {
                 tracing::warn!(upstream = self.upstream, %error, "cannot list the upstream's referrers");
                 None

@@ -3,6 +3,7 @@
 
 use corten_oci::Digest;
 
+use super::manifests::ReferrersPage;
 use crate::names::{RepoName, Tag, UploadId};
 
 /// Above all repositories.
@@ -55,8 +56,7 @@ pub(super) fn referrer(repo: &RepoName, subject: &Digest, digest: &Digest) -> St
     format!(
         "{}/{}-{}",
         referrers(repo, subject),
-        digest.algorithm().as_str(),
-        digest.hex()
+        ReferrersPage::name(digest)
     )
 }
 

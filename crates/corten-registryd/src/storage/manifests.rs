@@ -34,6 +34,61 @@ pub(crate) struct Descriptor {
     pub(crate) annotations: Map<String, Value>,
 }
 
+/// A part of a list of referrers that is small enough to be sent at once.
+#[derive(Debug, Default)]
+pub(crate) struct ReferrersPage {
+    /// Only what comes after this name.
+    pub(crate) after: Option<String>,
+    /// Only what is of this type.
+    pub(crate) artifact_type: Option<String>,
+    /// The entries, as they are sent.
+    pub(crate) entries: Vec<Value>,
+    /// The last name on this page, where more follow.
+    pub(crate) next: Option<String>,
+    last: String,
+    size: usize,
+}
+
+impl ReferrersPage {
+    /// Bytes of a page, unless one entry alone has more: what clients read of a manifest.
+    const LIMIT: usize = 4 << 20;
+
+    /// An empty page of what comes after a name and is of a type.
+    pub(crate) fn asked_for(after: Option<String>, artifact_type: Option<String>) -> Self {
+        Self {
+            after,
+            artifact_type,
+            ..Self::default()
+        }
+    }
+
+    /// The name by which entries are sorted.
+    pub(crate) fn name(digest: &Digest) -> String {
+        format!("{}-{}", digest.algorithm().as_str(), digest.hex())
+    }
+
+    pub(crate) fn is_after(&self, name: &str) -> bool {
+        self.after.as_deref().is_none_or(|after| name > after)
+    }
+
+    /// Adds the next entry, if it is wanted; false if the page is full.
+    pub(crate) fn takes(&mut self, name: &str, entry: Value) -> bool {
+        let wanted = self.artifact_type.as_deref();
+        if wanted.is_some_and(|wanted| entry["artifactType"] != wanted) {
+            return true;
+        }
+        let size = entry.to_string().len();
+        if !self.entries.is_empty() && self.size + size > Self::LIMIT {
+            self.next = Some(self.last.clone());
+            return false;
+        }
+        self.size += size;
+        name.clone_into(&mut self.last);
+        self.entries.push(entry);
+        true
+    }
+}
+
 /// What a revision file holds.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -307,21 +362,33 @@ impl Storage {
         Ok(restored)
     }
 
-    /// The manifests whose subject has this digest, by digest.
-    pub(crate) fn referrers(&self, repo: &RepoName, subject: &Digest) -> Result<Vec<Descriptor>> {
+    /// The manifests whose subject has this digest, by digest: those that follow `after`, as
+    /// far as `page` takes them.
+    pub(crate) fn referrers(
+        &self,
+        repo: &RepoName,
+        subject: &Digest,
+        page: &mut ReferrersPage,
+    ) -> Result<()> {
         let folder = keys::referrers(repo, subject);
         let mut names = self.place.list(&folder)?;
         names.sort();
-        let mut found = Vec::new();
         for name in names {
+            if !page.is_after(&name) {
+                continue;
+            }
             // A server killed between two writes may have left an entry without its manifest.
             if let Some(descriptor) = self.read_json::<Descriptor>(&format!("{folder}/{name}"))?
                 && self.has_manifest(repo, &descriptor.digest)?
             {
-                found.push(descriptor);
+                let value = serde_json::to_value(&descriptor);
+                let value = value.map_err(|error| self.damaged(&name, &error))?;
+                if !page.takes(&name, value) {
+                    break;
+                }
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     fn revision(&self, repo: &RepoName, digest: &Digest) -> Result<Option<Revision>> {

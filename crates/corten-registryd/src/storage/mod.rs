@@ -41,7 +41,7 @@ use crate::error::RegistrydError;
 use crate::names::{RepoName, UploadId, is_name_part};
 
 pub(crate) use gc::{GRACE, Policy};
-pub(crate) use manifests::{Descriptor, ManifestRecord};
+pub(crate) use manifests::{Descriptor, ManifestRecord, ReferrersPage};
 pub use objects::StoreConfig;
 pub(crate) use place::{OpenBlob, Source};
 pub(crate) use uploads::{Finish, Upload};

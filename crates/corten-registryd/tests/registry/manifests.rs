@@ -203,6 +203,50 @@ async fn referrers_of_a_subject() {
 }
 
 #[tokio::test]
+async fn long_lists_of_referrers_come_in_pages() {
+    let registry = Registry::start().await;
+    let subject = Digest::of(b"not there");
+    let blob = registry.push_blob("app", b"{}").await;
+    let mut digests = Vec::new();
+    for n in 0..6 {
+        let mut manifest = image(&blob, &blob);
+        manifest["subject"] = descriptor(media_type::OCI_MANIFEST, &subject);
+        manifest["artifactType"] = json!(format!("application/vnd.x.{}", n % 2));
+        manifest["annotations"] = json!({"n": n.to_string(), "much": "x".repeat(1_500_000)});
+        let digest = Digest::of(manifest.to_string().as_bytes());
+        let answer = registry
+            .push_manifest("app", digest.as_str(), &manifest)
+            .await;
+        answer.expect(StatusCode::CREATED);
+        digests.push(digest.to_string());
+    }
+    digests.sort();
+    let listed = async |query: &str| {
+        let mut found = Vec::new();
+        let mut pages = 0;
+        let mut path = format!("/v2/app/referrers/{subject}{query}");
+        loop {
+            let page = registry.get(&path).await;
+            page.expect(StatusCode::OK);
+            assert!(page.body.len() <= 4 << 20, "{} bytes", page.body.len());
+            pages += 1;
+            for entry in page.json()["manifests"].as_array().unwrap() {
+                found.push(entry["digest"].as_str().unwrap().to_owned());
+            }
+            let link = page.header("link");
+            match link.strip_prefix('<').and_then(|link| link.split_once('>')) {
+                Some((next, _)) => path = next.to_owned(),
+                None => break,
+            }
+        }
+        (pages, found)
+    };
+    assert_eq!(listed("").await, (3, digests));
+    let (pages, found) = listed("?artifactType=application/vnd.x.1").await;
+    assert_eq!((pages, found.len()), (2, 3));
+}
+
+#[tokio::test]
 async fn garbage_is_collected() {
     let mut registry = Registry::start().await;
     let digest = registry.push_image("app", "keep", "x").await;
