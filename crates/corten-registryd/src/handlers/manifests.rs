@@ -199,6 +199,14 @@ fn invalid(reason: &dyn std::fmt::Display) -> ApiError {
     ApiError::new(Code::ManifestInvalid, json!({"reason": reason.to_string()}))
 }
 
+/// Only such types: what is stored is sent with it, maybe to a browser.
+pub(crate) fn is_servable(media_type: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/.+-_".contains(&byte);
+    media_type.starts_with("application/")
+        && media_type.ends_with("json")
+        && media_type.bytes().all(plain)
+}
+
 /// What of a manifest or index matters to a registry.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -264,10 +272,7 @@ impl Document {
         {
             return Err(invalid(&format!("the manifest is not of type {kept}")));
         }
-        // Only such types: what is stored is sent with it, maybe to a browser.
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/.+-_".contains(&byte);
-        if !kept.starts_with("application/") || !kept.ends_with("json") || !kept.bytes().all(plain)
-        {
+        if !is_servable(kept) {
             return Err(invalid(&format!("unsupported manifest type {kept}")));
         }
         Ok(kept.to_owned())

@@ -30,7 +30,7 @@ use crate::proxy::Proxy;
 use crate::route::Route;
 use crate::storage::Storage;
 
-pub(crate) use self::manifests::Document;
+pub(crate) use self::manifests::{Document, is_servable};
 
 pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName =
     HeaderName::from_static("docker-content-digest");

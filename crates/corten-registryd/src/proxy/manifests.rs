@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use corten_registry::{RegistryError, RemoteManifest};
-use serde_json::Value;
+use http::StatusCode;
+use serde_json::{Value, json};
 
 use super::{DOWN, Proxy, is_final};
 use crate::error::{ApiError, Code};
-use crate::handlers::{App, Document, blocking};
+use crate::handlers::{App, Document, blocking, is_servable};
 use crate::names::{RepoName, Tag};
 use crate::route::Reference;
 use crate::storage::{ManifestRecord, ReferrersPage};
@@ -127,6 +128,18 @@ impl Proxy {
         key: &str,
     ) -> Result<(), ApiError> {
         let document = Document::parse(&found.bytes)?;
+        if !is_servable(&found.media_type) {
+            tracing::warn!(upstream = self.upstream, repository = %repo, digest = %found.digest,
+                kind = found.media_type, "a manifest of the upstream is of no type for one");
+            return Err(
+                ApiError::new(Code::Unknown, json!({"upstream": self.upstream}))
+                    .status(StatusCode::BAD_GATEWAY)
+                    .message(format!(
+                        "the upstream {} sends a manifest of an unsupported type",
+                        self.upstream
+                    )),
+            );
+        }
         let record = ManifestRecord {
             digest: found.digest,
             media_type: found.media_type,
@@ -166,11 +179,17 @@ impl Proxy {
         .await
     }
 
-    /// The upstream's tags; `None` where it cannot be asked, and what is here has to do.
+    /// The upstream's tags; `None` where it cannot be asked, and what is here has to do. A list
+    /// is believed as long as a tag.
     pub(crate) async fn tags(&self, repo: &RepoName) -> Result<Option<Vec<String>>, ApiError> {
+        let _alone = self.alone(&format!("{repo} tags")).await;
+        if let Some(known) = self.lists.get(repo) {
+            return Ok(Some(known));
+        }
         match self.remote.tags(&self.name_there(repo)).await {
             Ok(mut tags) => {
                 tags.retain(|tag| Tag::parse(tag).is_some());
+                self.lists.keep(repo, &tags, self.ttl);
                 Ok(Some(tags))
             }
             Err(error) if is_final(&error) => Err(self.refusal(&error, Code::NameUnknown)),

@@ -7,6 +7,7 @@
 //! tags are asked for again, by `HEAD`, when they were last looked at too long ago.
 
 mod blobs;
+mod lists;
 mod manifests;
 
 use std::collections::HashMap;
@@ -67,6 +68,8 @@ pub(crate) struct Proxy {
     fetches: Mutex<HashMap<(RepoName, Digest), Arc<blobs::Fetch>>>,
     /// Until when a tag (`repository:tag`) is believed.
     checks: Mutex<HashMap<String, Instant>>,
+    /// Lists of tags that are believed.
+    lists: lists::Lists,
     /// One question about a manifest at a time, by what is asked for.
     asking: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -116,6 +119,7 @@ impl Proxy {
             ttl: config.ttl.unwrap_or(TTL),
             fetches: Mutex::default(),
             checks: Mutex::default(),
+            lists: lists::Lists::default(),
             asking: Mutex::default(),
         })
     }

@@ -421,3 +421,55 @@ async fn referrers_come_from_there() {
     wire.down.store(true, Ordering::Relaxed);
     assert_eq!(cache.get(&path).await.json()["manifests"], expected);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_tags_is_believed_as_long_as_a_tag() {
+    for (ttl, asked) in [(LONG, 1), (Duration::ZERO, 3)] {
+        let Cached {
+            upstream,
+            wire,
+            cache,
+            ..
+        } = cached(ttl).await;
+        upstream.push_image("app", "v1", "x").await;
+        upstream.push_image("app", "v2", "x").await;
+        for last in ["", "&last=v1", ""] {
+            let path = format!("/v2/app/tags/list?n=1{last}");
+            cache.get(&path).await.expect(StatusCode::OK);
+        }
+        assert_eq!(wire.count("/v2/app/tags/list"), asked, "{ttl:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_manifests_are_served_as_such() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = [0; 4096];
+            let count = stream.read(&mut head).await.unwrap();
+            let kind = match String::from_utf8_lossy(&head[..count]) {
+                head if head.contains("/html") => "text/html",
+                head if head.contains("/odd") => "application/\\u0001json",
+                _ => corten_oci::media_type::OCI_INDEX,
+            };
+            let body = format!("{{\"schemaVersion\":2,\"mediaType\":\"{kind}\",\"manifests\":[]}}");
+            let reply = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(reply.as_bytes()).await.unwrap();
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Registry::with(config(folder.path(), upstream, LONG)).await;
+    for tag in ["html", "odd"] {
+        let answer = cache.get(&format!("/v2/app/manifests/{tag}")).await;
+        answer.expect(StatusCode::BAD_GATEWAY);
+    }
+    assert_eq!(cache.blobs(), 0);
+    let good = cache.get("/v2/app/manifests/good").await;
+    good.expect(StatusCode::OK);
+}
