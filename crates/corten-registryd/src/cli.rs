@@ -1,25 +1,28 @@
 //! The command line of `corten registry`; what asks other registries is in `remote`.
 
 use std::ffi::OsString;
-use std::future::Future;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::auth;
 use crate::error::{IoContext as _, RegistrydError};
 use crate::remote::{self, CatalogArgs, ReferrersArgs, RemoveArgs, TagsArgs};
-use crate::server::Server;
+use crate::server::{CollectConfig, Server};
 use crate::settings::{LogFormat, Settings, Span, Store, Tls};
 use crate::storage::{Policy, Quota, Storage};
 
 /// What Docker's commands exit with after a wrong flag or argument.
 const USAGE: u8 = 125;
+/// What runs on worker threads at the end of the server gets this long.
+const LAST: Duration = Duration::from_secs(1);
 /// More than any password; keeps a wrong pipe from filling the memory.
 const MAX_INPUT: u64 = 4096;
 
@@ -117,8 +120,9 @@ struct CollectArgs {
     dry_run: bool,
     /// Keep blobs without a manifest that were pushed or asked for less than this ago, and
     /// manifests without a tag (30m, 12h, 7d)
-    #[arg(long, value_name = "TIME", default_value = "24h")]
-    grace: Span,
+    /// [default: as the settings say, or 24h]
+    #[arg(long, value_name = "TIME")]
+    grace: Option<Span>,
     /// Remove manifests that no tag, index or subject holds, too
     #[arg(long)]
     delete_untagged: bool,
@@ -141,7 +145,7 @@ impl ServeArgs {
         settings.metrics = self.metrics.or(settings.metrics);
         settings.log_format = self.log_format.unwrap_or(settings.log_format);
         if let Some(upstream) = self.proxy {
-            settings.proxy.get_or_insert_default().upstream = upstream;
+            settings.proxy.get_or_insert_default().lead_to(upstream);
         }
         Ok(settings)
     }
@@ -216,16 +220,32 @@ fn serve(args: ServeArgs) -> Result<(), RegistrydError> {
     let settings = args.settings()?;
     log(settings.log_format);
     let (listen, config) = settings.config()?;
-    runtime()?.block_on(async {
-        let stop = stop_signal()?;
+    let runtime = runtime()?;
+    let served = runtime.block_on(async {
+        let mut signals = signals()?;
         let server = Server::bind(&listen, config).await?;
         let mut output = io::stdout();
         writeln!(output, "{}", server.url())
             .and_then(|()| output.flush())
             .context("write to", Path::new("standard output"))?;
-        server.serve(stop).await;
+        let mut again = signals.clone();
+        // An error means that nobody sends signals any more, so none has come.
+        let told = async |signals: &mut watch::Receiver<u32>, times| {
+            if signals.wait_for(|have| *have >= times).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = server.serve(told(&mut signals, 1)) => {}
+            () = told(&mut again, 2) => {
+                tracing::warn!("told to stop once more: requests are cut off");
+            }
+        }
         Ok(())
-    })
+    });
+    // Work on worker threads cannot be ended, but need not be waited for.
+    runtime.shutdown_timeout(LAST);
+    served
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, RegistrydError> {
@@ -248,17 +268,22 @@ fn log(format: LogFormat) {
     };
 }
 
-/// Done at SIGINT or SIGTERM; both are caught from now on.
-fn stop_signal() -> Result<impl Future<Output = ()>, RegistrydError> {
+/// Counts SIGINT and SIGTERM, which are caught from now on.
+fn signals() -> Result<watch::Receiver<u32>, RegistrydError> {
     let catch = |kind| signal(kind).context("catch signals of", Path::new("corten registry"));
     let mut interrupt = catch(SignalKind::interrupt())?;
     let mut terminate = catch(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+    let (count, counted) = watch::channel(0);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            count.send_modify(|count| *count += 1);
         }
-    })
+    });
+    Ok(counted)
 }
 
 fn htpasswd(args: &HtpasswdArgs) -> Result<(), RegistrydError> {
@@ -289,6 +314,12 @@ fn collect(args: CollectArgs) -> Result<(), RegistrydError> {
     };
     place(&mut settings, args.root, args.storage);
     let (_, config) = settings.config()?;
+    let policy = policy(
+        config.collect,
+        args.grace,
+        args.delete_untagged,
+        args.dry_run,
+    );
     // An object store's requests run on it.
     let runtime = runtime()?;
     let _entered = runtime.enter();
@@ -296,11 +327,7 @@ fn collect(args: CollectArgs) -> Result<(), RegistrydError> {
         Some(store) => Storage::connect(store, Quota::default())?,
         None => Storage::existing(&config.root)?,
     };
-    let collected = storage.collect(Policy {
-        dry_run: args.dry_run,
-        grace: args.grace.0,
-        untagged: args.delete_untagged,
-    })?;
+    let collected = storage.collect(policy)?;
     let verb = if args.dry_run {
         "would delete"
     } else {
@@ -320,6 +347,25 @@ fn collect(args: CollectArgs) -> Result<(), RegistrydError> {
     io::stdout()
         .write_all(text.as_bytes())
         .context("write to", Path::new("standard output"))
+}
+
+/// What a collection does that is begun by hand: what the server's own would do, unless flags
+/// say otherwise.
+fn policy(
+    settings: Option<CollectConfig>,
+    grace: Option<Span>,
+    untagged: bool,
+    dry_run: bool,
+) -> Policy {
+    let ours = Policy::default();
+    let grace = grace.map(|span| span.0);
+    Policy {
+        dry_run,
+        grace: grace
+            .or(settings.map(|settings| settings.grace))
+            .unwrap_or(ours.grace),
+        untagged: untagged || settings.is_some_and(|settings| settings.untagged),
+    }
 }
 
 /// As Docker writes sizes: decimal units, four significant digits.
@@ -382,6 +428,54 @@ mod tests {
         for (bytes, text) in table {
             assert_eq!(human(bytes), text);
         }
+    }
+
+    #[test]
+    fn a_collection_by_hand_does_what_the_servers_own_does() {
+        let hours = |hours: u64| Duration::from_secs(hours * 60 * 60);
+        let settings = CollectConfig {
+            interval: hours(1),
+            grace: hours(7 * 24),
+            untagged: true,
+        };
+        let of = |settings, grace: Option<&str>, untagged| {
+            let grace = grace.map(|text| text.parse::<Span>().unwrap());
+            let policy = policy(settings, grace, untagged, false);
+            (policy.grace, policy.untagged)
+        };
+        assert_eq!(of(None, None, false), (hours(24), false));
+        assert_eq!(of(Some(settings), None, false), (hours(7 * 24), true));
+        assert_eq!(of(Some(settings), Some("1h"), false), (hours(1), true));
+        assert_eq!(of(None, Some("2h"), true), (hours(2), true));
+    }
+
+    #[test]
+    fn a_flag_takes_no_credentials_elsewhere() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("r.toml");
+        let text = "root = \"/r\"\n[proxy]\nupstream = \"https://one.example.org\"\n\
+                    username = \"me\"\npassword_file = \"/p\"\nttl = \"1h\"\ninsecure = true\n";
+        std::fs::write(&file, text).unwrap();
+        let proxy = |upstream: &str| {
+            let words = [
+                "serve",
+                "--config",
+                file.to_str().unwrap(),
+                "--proxy",
+                upstream,
+            ];
+            let Command::Serve(args) = parse(&words).unwrap().command else {
+                panic!("another command");
+            };
+            let (_, config) = args.settings().unwrap().config().unwrap();
+            config.proxy.unwrap()
+        };
+        let same = proxy("https://one.example.org/");
+        assert_eq!((same.username.as_str(), same.insecure), ("me", true));
+        let other = proxy("https://two.example.org");
+        assert_eq!((other.username.as_str(), other.insecure), ("", false));
+        assert_eq!(other.password_file, None);
+        assert_eq!(other.ttl, Some(Duration::from_secs(3600)));
     }
 
     #[test]

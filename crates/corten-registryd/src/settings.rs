@@ -86,6 +86,20 @@ pub(crate) struct Upstream {
     insecure: bool,
 }
 
+impl Upstream {
+    /// What a flag says instead. How another registry is spoken to is not known from the
+    /// settings; above all it gets no credentials that are meant for this one.
+    pub(crate) fn lead_to(&mut self, upstream: String) {
+        if self.upstream.trim_end_matches('/') != upstream.trim_end_matches('/') {
+            *self = Self {
+                ttl: self.ttl,
+                ..Self::default()
+            };
+        }
+        self.upstream = upstream;
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Quotas {

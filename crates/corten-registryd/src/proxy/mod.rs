@@ -43,7 +43,7 @@ pub struct ProxyConfig {
     pub upstream: String,
     /// Whom the upstream knows; nobody if empty.
     pub username: String,
-    /// A file with the password, or an access token.
+    /// A file with the user's password, or an access token in its place.
     pub password_file: Option<PathBuf>,
     /// How long a tag is believed that was looked at; five minutes if absent.
     pub ttl: Option<Duration>,
@@ -216,6 +216,11 @@ fn credential(config: &ProxyConfig) -> Result<Option<Credential>, RegistrydError
             "the upstream's user needs a password: set password_file",
         ));
     };
+    if config.username.is_empty() {
+        return Err(RegistrydError::Unsupported(
+            "the upstream's password needs a user: set username",
+        ));
+    }
     let text = std::fs::read_to_string(path).context("read the upstream's password", path)?;
     Ok(Some(Credential {
         username: config.username.clone(),
@@ -250,6 +255,27 @@ mod tests {
         for bad in ["", "ftp://x", "https://x/path"] {
             assert!(open(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn user_and_password_go_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        std::fs::write(&file, "secret\n").unwrap();
+        let of = |username: &str, password_file| {
+            credential(&ProxyConfig {
+                username: username.to_owned(),
+                password_file,
+                ..ProxyConfig::default()
+            })
+        };
+        assert!(of("", None).unwrap().is_none());
+        assert_eq!(
+            of("me", Some(file.clone())).unwrap().unwrap().password,
+            "secret"
+        );
+        assert!(of("me", None).is_err());
+        assert!(of("", Some(file)).is_err());
     }
 
     #[tokio::test]

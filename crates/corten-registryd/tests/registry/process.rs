@@ -157,6 +157,23 @@ async fn every_request_is_an_object_in_the_log() {
     );
 }
 
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = folder.path().join("settings.toml");
+    let root = folder.path().join("registry");
+    let text = format!("root = {root:?}\ndrain = \"10m\"\n");
+    std::fs::write(&settings, text).unwrap();
+    let place = format!("--config\n{}", settings.display());
+    let process = Process::start(&place, &folder.path().join("log.json"));
+    process.signal(Signal::TERM);
+    let log = || std::fs::read_to_string(folder.path().join("log.json")).unwrap();
+    wait_for(|| log().contains("stopping")).await;
+    process.signal(Signal::INT);
+    assert!(process.end().await.success());
+    assert!(log().contains("once more"), "{}", log());
+}
+
 async fn wait_for(mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !done() {
