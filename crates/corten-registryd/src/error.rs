@@ -115,6 +115,9 @@ pub enum RegistrydError {
     /// Two collections at once.
     #[error("{}: another garbage collection works on this folder; wait for its end", .0.display())]
     Collecting(PathBuf),
+    /// The server ends while it collects.
+    #[error("the garbage collection was ended: the server stops")]
+    Stopping,
     /// There is no room for that.
     #[error("the quota of the {of} is used up: {used} of {limit} bytes")]
     Quota {
@@ -131,6 +134,9 @@ pub enum RegistrydError {
     /// The upstream of a cache cannot be set up.
     #[error("upstream: {0}")]
     Upstream(String),
+    /// A repository has so many unfinished uploads that it gets no more.
+    #[error("repository {0} has too many unfinished uploads: finish or cancel some")]
+    TooManyUploads(String),
     /// Another request goes on writing to the same upload.
     #[error("{} is in use by another request", .0.display())]
     Busy(PathBuf),
@@ -318,6 +324,9 @@ impl From<RegistrydError> for ApiError {
         if let RegistrydError::Quota { used, limit, .. } = &error {
             return Self::new(Code::Denied, json!({"used": used, "limit": limit}))
                 .message(error.to_string());
+        }
+        if matches!(error, RegistrydError::TooManyUploads(_)) {
+            return Self::new(Code::TooManyRequests, Value::Null).message(error.to_string());
         }
         tracing::error!(%error, "request failed");
         Self::new(Code::Unknown, Value::Null)

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -29,8 +29,10 @@ use crate::watched::Watched;
 
 /// Requests that run when the server is told to stop get this long, where not configured.
 const GRACE: Duration = Duration::from_secs(10);
-/// Pause after a collection that failed, and between looks whether one is due.
+/// Between two looks whether a collection is due, also after one that failed.
 const COLLECT_PAUSE: Duration = Duration::from_secs(60);
+/// Between two looks for uploads that nobody finishes.
+const SWEEP_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// A client has this long for its TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A client has this long for a request's head, and between two requests.
@@ -119,6 +121,8 @@ impl Server {
     /// addresses; port 0 takes a free one).
     pub async fn bind(listen: &str, config: Config) -> Result<Self, RegistrydError> {
         let address = match listen.strip_prefix(':') {
+            // Which takes IPv4 connections, too, unless the system is told otherwise.
+            Some(port) if has_ipv6() => format!("[::]:{port}"),
             Some(port) => format!("0.0.0.0:{port}"),
             None => listen.to_owned(),
         };
@@ -180,6 +184,7 @@ impl Server {
         let router = Router::new()
             .fallback(handlers::handle)
             .with_state(self.app.clone());
+        let (stop, stopped) = watch::channel(false);
         let mut beside = JoinSet::new();
         if let Some(listener) = self.metrics {
             let operations = Router::new()
@@ -191,15 +196,19 @@ impl Server {
                 }
             });
         }
+        let mut collecting = JoinSet::new();
         if let Some(collect) = self.collect {
-            beside.spawn(collections(self.app.clone(), collect));
+            collecting.spawn(collections(self.app.clone(), collect, stopped.clone()));
         }
-        let (stop, stopped) = watch::channel(false);
+        if !self.app.read_only {
+            beside.spawn(sweeps(self.app.clone()));
+        }
         let mut connections = JoinSet::new();
         let (app, drain) = (self.app.clone(), self.drain);
         let mut shutdown = std::pin::pin!(async move {
             shutdown.await;
             app.stopping.store(true, Ordering::Relaxed);
+            app.storage.stop_collecting();
             tracing::info!("stopping");
             tokio::time::sleep(drain).await;
         });
@@ -229,7 +238,11 @@ impl Server {
         }
         drop(self.listener);
         stop.send_replace(true);
-        let all = async { while connections.join_next().await.is_some() {} };
+        // A collection ends after what it is at, and gives back the right to collect.
+        let all = async {
+            while connections.join_next().await.is_some() {}
+            while collecting.join_next().await.is_some() {}
+        };
         if tokio::time::timeout(self.grace, all).await.is_err() {
             tracing::warn!(
                 connections = connections.len(),
@@ -241,17 +254,26 @@ impl Server {
 }
 
 /// Collects garbage from time to time.
-async fn collections(app: Arc<App>, config: CollectConfig) {
+async fn collections(app: Arc<App>, config: CollectConfig, mut stopped: watch::Receiver<bool>) {
     let policy = Policy {
         dry_run: false,
         grace: config.grace,
         untagged: config.untagged,
     };
+    let pause = config.interval.min(COLLECT_PAUSE);
     loop {
-        tokio::time::sleep(config.interval).await;
         let (storage, started) = (app.storage.clone(), std::time::Instant::now());
-        match tokio::task::spawn_blocking(move || storage.collect(policy)).await {
-            Ok(Ok(collected)) => {
+        let outcome = tokio::task::spawn_blocking(move || {
+            if !is_due(storage.last_collected()?, config.interval) {
+                return Ok(None);
+            }
+            let collected = storage.collect(policy)?;
+            storage.note_collected()?;
+            Ok(Some(collected))
+        });
+        match outcome.await {
+            Ok(Ok(None)) => {}
+            Ok(Ok(Some(collected))) => {
                 let blobs = collected.blobs.len() as u64;
                 app.metrics.collected(blobs, collected.bytes);
                 tracing::info!(
@@ -265,13 +287,43 @@ async fn collections(app: Arc<App>, config: CollectConfig) {
             Ok(Err(RegistrydError::Collecting(_))) => {
                 tracing::info!("another process collects garbage here");
             }
-            Ok(Err(error)) => {
-                tracing::error!(%error, "garbage collection failed");
-                tokio::time::sleep(COLLECT_PAUSE).await;
-            }
+            Ok(Err(error @ RegistrydError::Stopping)) => tracing::info!("{error}"),
+            Ok(Err(error)) => tracing::error!(%error, "garbage collection failed"),
             Err(error) => tracing::error!(%error, "garbage collection died"),
         }
+        // An error means that the server is gone, which is the end as well.
+        let end = tokio::time::timeout(pause, stopped.wait_for(|stopped| *stopped));
+        if end.await.is_ok() {
+            return;
+        }
     }
+}
+
+/// Whether so much time has passed since the last collection. An object store's clock may be
+/// somewhat ahead of ours; a time far in the future is of one that was wrong.
+fn is_due(last: Option<SystemTime>, interval: Duration) -> bool {
+    last.is_none_or(|last| match SystemTime::now().duration_since(last) {
+        Ok(since) => since >= interval,
+        Err(ahead) => ahead.duration() > interval,
+    })
+}
+
+/// Removes stale uploads from time to time, also where no garbage is collected.
+async fn sweeps(app: Arc<App>) {
+    loop {
+        tokio::time::sleep(SWEEP_PAUSE).await;
+        let storage = app.storage.clone();
+        match tokio::task::spawn_blocking(move || storage.sweep_uploads()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "cannot look for stale uploads"),
+            Err(error) => tracing::error!(%error, "looking for stale uploads died"),
+        }
+    }
+}
+
+/// Whether this machine has IPv6 at all.
+fn has_ipv6() -> bool {
+    std::net::UdpSocket::bind("[::]:0").is_ok()
 }
 
 fn open(config: &Config) -> Result<(App, Option<Certificate>), RegistrydError> {
@@ -312,6 +364,7 @@ fn open(config: &Config) -> Result<(App, Option<Certificate>), RegistrydError> {
         proxy: proxy.map(Arc::new),
         metrics: Metrics::default(),
         stopping: AtomicBool::new(false),
+        changes: Semaphore::new(handlers::CHANGES),
         counts_bytes: config.quota.total.is_some(),
     };
     Ok((app, tls))
@@ -389,4 +442,65 @@ fn acceptor(cert: &Path, key: &Path) -> Result<TlsAcceptor, RegistrydError> {
         .map_err(|error| failed(cert, format!("cannot be used with its key: {error}")))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn collections_are_due_by_the_time_of_the_last() {
+        let ago = |seconds| SystemTime::now().checked_sub(Duration::from_secs(seconds));
+        let hour = Duration::from_secs(3600);
+        assert!(is_due(None, hour));
+        assert!(is_due(ago(3700), hour));
+        assert!(!is_due(ago(60), hour));
+        assert!(!is_due(Some(SystemTime::now() + hour / 2), hour));
+        assert!(is_due(Some(SystemTime::now() + 2 * hour), hour));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_stops_ends_its_collection() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config {
+            root: folder.path().to_owned(),
+            ..Config::default()
+        };
+        let server = Server::bind("127.0.0.1:0", config).await.unwrap();
+        let storage = server.app.storage.clone();
+        let repo = crate::names::RepoName::parse("app").unwrap();
+        let digest = corten_oci::Digest::of(b"x");
+        let data = folder.path().join("blobs/sha256").join(&digest.hex()[..2]);
+        let data = data.join(digest.hex());
+        std::fs::create_dir_all(&data).unwrap();
+        std::fs::write(data.join("data"), b"x").unwrap();
+        assert!(storage.link_stored_blob(&repo, &digest).unwrap());
+        let policy = Policy {
+            grace: Duration::ZERO,
+            ..Policy::default()
+        };
+        server.serve(std::future::ready(())).await;
+        let refused = storage.collect(policy);
+        assert!(
+            matches!(refused, Err(RegistrydError::Stopping)),
+            "{refused:?}"
+        );
+        assert!(storage.has_blob(&repo, &digest).unwrap());
+    }
+
+    #[tokio::test]
+    async fn all_addresses_are_those_of_both_families() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config {
+            root: folder.path().to_owned(),
+            ..Config::default()
+        };
+        let server = Server::bind(":0", config).await.unwrap();
+        let port = server.address().port();
+        TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        if has_ipv6() {
+            TcpStream::connect(("::1", port)).await.unwrap();
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Files that may change while the server runs: password files, keys, certificates.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -11,6 +12,10 @@ use crate::error::{IoContext as _, RegistrydError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     modified: SystemTime,
+    /// Time and size may be the old ones, as of a password of equal length in a reproducible
+    /// image; these are not.
+    changed: (i64, i64),
+    inode: u64,
     size: u64,
 }
 
@@ -116,6 +121,32 @@ fn stamp(path: &Path) -> Result<Stamp, RegistrydError> {
     let metadata = fs::metadata(path).context("read", path)?;
     Ok(Stamp {
         modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+        changed: (metadata.ctime(), metadata.ctime_nsec()),
+        inode: metadata.ino(),
         size: metadata.len(),
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_of_the_same_size_and_time_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, new) = (folder.path().join("file"), folder.path().join("new"));
+        let write = |path: &Path, text: &str| {
+            fs::write(path, text).unwrap();
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        };
+        write(&path, "one");
+        let load = |paths: &[PathBuf]| fs::read_to_string(&paths[0]).context("read", &paths[0]);
+        let watched = Arc::new(Watched::open(vec![path.clone()], load).unwrap());
+        assert_eq!(*watched.current().await, "one");
+        write(&new, "two");
+        fs::rename(&new, &path).unwrap();
+        assert_eq!(*watched.current().await, "two");
+    }
 }

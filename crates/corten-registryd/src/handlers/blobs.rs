@@ -9,7 +9,7 @@ use http::{Method, StatusCode, header};
 use serde_json::json;
 
 use super::file_body::FileBody;
-use super::{App, DOCKER_CONTENT_DIGEST, Reply, blocking, not_modified, reply};
+use super::{App, DOCKER_CONTENT_DIGEST, Reply, blocking, changing, not_modified, reply};
 use crate::error::{ApiError, Code, RegistrydError};
 use crate::names::RepoName;
 use crate::proxy::{Fetch, Found};
@@ -138,7 +138,7 @@ fn arriving(fetch: &Arc<Fetch>, digest: &Digest) -> Reply {
 
 pub(super) async fn delete(app: &Arc<App>, repo: RepoName, digest: Digest) -> Reply {
     let wanted = digest.clone();
-    if blocking(app, move |storage| storage.unlink_blob(&repo, &wanted)).await? {
+    if changing(app, move |storage| storage.unlink_blob(&repo, &wanted)).await? {
         let headers = [
             (DOCKER_CONTENT_DIGEST, digest.as_str()),
             (header::CONTENT_LENGTH, "0"),

@@ -13,7 +13,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    App, BODY_PATIENCE, DOCKER_CONTENT_DIGEST, Reply, blocking, drain, not_modified, query, reply,
+    App, BODY_PATIENCE, DOCKER_CONTENT_DIGEST, Reply, blocking, changing, drain, drain_frames,
+    not_modified, query, reply,
 };
 use crate::error::{ApiError, Code, RegistrydError};
 use crate::names::{RepoName, Tag};
@@ -109,7 +110,7 @@ pub(super) async fn put(
     let by_digest = matches!(reference, Reference::Digest(_));
     let stored = {
         let tags = tags.clone();
-        blocking(app, move |storage| {
+        changing(app, move |storage| {
             store(storage, &repo, &document, &record, &tags)
         })
         .await?
@@ -132,7 +133,7 @@ pub(super) async fn put(
 
 pub(super) async fn delete(app: &Arc<App>, repo: RepoName, reference: Reference) -> Reply {
     let wanted = reference.clone();
-    let found = blocking(app, move |storage| match &wanted {
+    let found = changing(app, move |storage| match &wanted {
         Reference::Tag(tag) => storage.delete_tag(&repo, tag),
         Reference::Digest(digest) => storage.delete_manifest(&repo, digest),
     })
@@ -183,6 +184,7 @@ async fn read(parts: &Parts, body: Body) -> Result<Vec<u8>, ApiError> {
             Ok(None) => return Ok(bytes),
             Ok(Some(Ok(piece))) => {
                 if bytes.len() + piece.len() > MAX_MANIFEST {
+                    drain_frames(frames).await;
                     return Err(too_large());
                 }
                 bytes.extend_from_slice(&piece);

@@ -21,6 +21,7 @@ use http::header::{self, HeaderName};
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use self::observe::Observed;
 use crate::auth::{Action, Gate, Need, TOKEN_PATH};
@@ -52,6 +53,8 @@ pub(crate) struct App {
     pub(crate) metrics: Metrics,
     /// Told to stop: no longer ready for more, but at work.
     pub(crate) stopping: AtomicBool,
+    /// Turns of [`changing`].
+    pub(crate) changes: Semaphore,
     /// Whether the bytes on the disk are counted, as a quota of them needs.
     pub(crate) counts_bytes: bool,
 }
@@ -87,7 +90,13 @@ async fn dispatch(app: &Arc<App>, request: Request, observed: &mut Observed) -> 
         observed.route = "token";
         return Ok(response);
     }
-    let who = app.gate.identify(&parts).await?;
+    let who = match app.gate.identify(&parts).await {
+        Ok(who) => who,
+        Err(refusal) => {
+            drain(body).await;
+            return Err(refusal);
+        }
+    };
     who.name().clone_into(&mut observed.user);
     if parts.uri.path() == operations::METRICS {
         app.gate.check(&who, Need::Login, &parts)?;
@@ -105,7 +114,10 @@ async fn dispatch(app: &Arc<App>, request: Request, observed: &mut Observed) -> 
         }
         // Strangers do not learn what there is.
         other => {
-            app.gate.check(&who, Need::Login, &parts)?;
+            if let Err(refusal) = app.gate.check(&who, Need::Login, &parts) {
+                drain(body).await;
+                return Err(refusal);
+            }
             other
         }
     }?;
@@ -209,6 +221,21 @@ fn allowed(route: &Route) -> &'static str {
         Route::Uploads(_) => "POST",
         Route::Upload(..) => "GET, HEAD, PATCH, PUT, DELETE",
     }
+}
+
+/// Changes that may run at the same time: what waits for another's lock waits on a worker
+/// thread, and half of those (tokio has 512) are left to whoever only reads.
+pub(crate) const CHANGES: usize = 256;
+
+/// Runs file work that may have to wait for others on a worker thread.
+pub(crate) async fn changing<T, F>(app: &Arc<App>, work: F) -> Result<T, ApiError>
+where
+    T: Send + 'static,
+    F: FnOnce(&Storage) -> Result<T, RegistrydError> + Send + 'static,
+{
+    let turn = app.changes.acquire().await;
+    let _turn = turn.map_err(|error| RegistrydError::Internal(error.to_string()))?;
+    blocking(app, work).await
 }
 
 /// Runs file work on a worker thread.

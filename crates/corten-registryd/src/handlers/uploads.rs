@@ -3,8 +3,10 @@
 //! by piece, hashed on the same worker thread that writes them.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
+use bytes::{Bytes, BytesMut};
 use corten_oci::Digest;
 use corten_oci::digest::Algorithm;
 use futures_util::StreamExt as _;
@@ -14,16 +16,21 @@ use http::{StatusCode, response::Response};
 use serde_json::json;
 
 use super::{
-    App, BODY_PATIENCE, DOCKER_CONTENT_DIGEST, Reply, blocking, drain, drain_frames, query, reply,
+    App, BODY_PATIENCE, DOCKER_CONTENT_DIGEST, Reply, blocking, changing, drain, drain_frames,
+    query, reply,
 };
 use crate::auth::{Action, Identity, Need};
 use crate::error::{ApiError, Code, RegistrydError};
 use crate::names::{RepoName, UploadId};
 use crate::route;
-use crate::storage::{Finish, Upload};
+use crate::storage::{Finish, LOCK_PATIENCE, Upload};
 
+/// Between two looks whether an upload is free.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Bytes collected before a worker thread writes them.
 const BATCH: usize = 1 << 20;
+/// Pieces of fewer bytes are put together.
+const SMALL: usize = 4 << 10;
 const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 
 /// POST: a mount, a whole blob, or the start of an upload.
@@ -142,7 +149,7 @@ async fn mount(
         return Ok(false);
     }
     let (repo, digest) = (repo.clone(), digest.clone());
-    blocking(app, move |storage| {
+    changing(app, move |storage| {
         storage.mount_blob(&repo, &from, &digest)
     })
     .await
@@ -157,10 +164,23 @@ async fn create(
     blocking(app, move |storage| storage.create_upload(&repo, algorithm)).await
 }
 
+/// Opens an upload. One that goes on after a broken connection waits until the server, too,
+/// has noticed.
 async fn open(app: &Arc<App>, repo: &RepoName, id: &UploadId) -> Result<Upload, ApiError> {
-    let (repo, wanted) = (repo.clone(), id.clone());
-    let upload = blocking(app, move |storage| storage.open_upload(&repo, &wanted)).await?;
-    upload.ok_or_else(|| unknown(id))
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let (repo, wanted) = (repo.clone(), id.clone());
+        let opened = blocking(app, move |storage| {
+            match storage.open_upload(&repo, &wanted) {
+                Err(RegistrydError::Busy(_)) if Instant::now() < deadline => Ok(None),
+                opened => opened.map(Some),
+            }
+        });
+        match opened.await? {
+            Some(upload) => return upload.ok_or_else(|| unknown(id)),
+            None => tokio::time::sleep(PAUSE).await,
+        }
+    }
 }
 
 /// Adds a request's body to an upload, where `Content-Range` and `Content-Length` allow it.
@@ -234,6 +254,40 @@ fn content_range(parts: &Parts) -> Result<Option<(u64, u64)>, ApiError> {
     }
 }
 
+/// What came of a body and is not yet written. Each chunk a client sends comes as a piece of
+/// its own; small ones are put together, as a piece costs more than some bytes.
+#[derive(Default)]
+struct Batch {
+    pieces: Vec<Bytes>,
+    /// What follows the pieces.
+    small: BytesMut,
+    size: usize,
+}
+
+impl Batch {
+    fn add(&mut self, piece: Bytes) {
+        self.size += piece.len();
+        if piece.len() < SMALL {
+            self.small.extend_from_slice(&piece);
+        } else {
+            self.close();
+            self.pieces.push(piece);
+        }
+    }
+
+    fn close(&mut self) {
+        if !self.small.is_empty() {
+            self.pieces.push(self.small.split().freeze());
+        }
+    }
+
+    /// The pieces, and how many bytes they are.
+    fn whole(mut self) -> (Vec<Bytes>, usize) {
+        self.close();
+        (self.pieces, self.size)
+    }
+}
+
 /// Writes a body to an upload. While a worker thread hashes and writes one batch, the next
 /// comes in. The inner error says that the body broke off; what came before is kept.
 async fn receive(
@@ -247,15 +301,11 @@ async fn receive(
     let mut writer: Option<tokio::task::JoinHandle<Result<Upload, RegistrydError>>> = None;
     let mut complete = Ok(());
     loop {
-        let mut batch = Vec::new();
-        let mut size = 0;
+        let mut batch = Batch::default();
         let mut ended = false;
-        while size < BATCH && !ended {
+        while batch.size < BATCH && !ended {
             match tokio::time::timeout(BODY_PATIENCE, frames.next()).await {
-                Ok(Some(Ok(piece))) => {
-                    size += piece.len();
-                    batch.push(piece);
-                }
+                Ok(Some(Ok(piece))) => batch.add(piece),
                 Ok(None) => ended = true,
                 Ok(Some(Err(error))) => {
                     complete = Err(broken(&error.to_string()));
@@ -271,14 +321,16 @@ async fn receive(
         if let Some(running) = writer.take() {
             upload = Some(join(running).await?);
         }
+        let (batch, size) = batch.whole();
         if ended && batch.is_empty() {
             break;
         }
         app.metrics.received(size as u64);
         if let Some(current) = upload.take() {
             let (after, of) = (current.length() + size as u64, repo.clone());
-            if let Err(full) = blocking(app, move |storage| storage.admit(&of, after, after)).await
-            {
+            let id = current.id().clone();
+            let admitted = blocking(app, move |storage| storage.admit_upload(&of, &id, after));
+            if let Err(full) = admitted.await {
                 // What came of it would only take the room that is missing.
                 let (of, id) = (repo.clone(), current.id().clone());
                 blocking(app, move |storage| {
@@ -320,7 +372,7 @@ async fn finish(app: &Arc<App>, repo: RepoName, upload: Upload, digest: Digest) 
     let (into, expected) = (repo.clone(), digest.clone());
     let finish =
         move |storage: &crate::storage::Storage| storage.finish_upload(&into, upload, &expected);
-    match blocking(app, finish).await? {
+    match changing(app, finish).await? {
         Finish::Stored => created(&repo, &digest),
         Finish::Mismatch(actual) => Err(ApiError::new(
             Code::DigestInvalid,
@@ -372,6 +424,28 @@ fn range(length: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn small_pieces_are_put_together() {
+        let mut batch = Batch::default();
+        let mut expected = Vec::new();
+        let mut add = |batch: &mut Batch, length: usize| {
+            let piece = vec![(expected.len() % 251) as u8; length];
+            expected.extend_from_slice(&piece);
+            batch.add(piece.into());
+        };
+        for _ in 0..100_000 {
+            add(&mut batch, 1);
+        }
+        add(&mut batch, SMALL);
+        add(&mut batch, SMALL - 1);
+        add(&mut batch, 1);
+        let (pieces, size) = batch.whole();
+        assert_eq!(pieces.len(), 3);
+        assert_eq!(size, expected.len());
+        assert_eq!(pieces.concat(), expected);
+        assert!(Batch::default().whole().0.is_empty());
+    }
 
     #[test]
     fn content_ranges() {

@@ -12,7 +12,7 @@ use super::{Result, keys, locks};
 use crate::error::IoContext as _;
 use crate::names::UploadId;
 
-/// Uploads and temporary files untouched for this long are removed at start.
+/// Uploads and temporary files untouched for this long are removed.
 pub(super) const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The files below one root.

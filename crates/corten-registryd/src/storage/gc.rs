@@ -15,7 +15,8 @@
 //! is given back if a manifest or a tag has come meanwhile that needs it; whoever stores one
 //! looks for what it needs afterwards, so that one of the two sees the other.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use corten_oci::Digest;
@@ -35,7 +36,8 @@ const BATCH: usize = 32;
 /// Blobs removed from an object store at once.
 const REQUEST: usize = 500;
 
-/// Asked before each thing is removed: an error if this collection has lost the right to.
+/// Asked before each thing is removed: an error if this collection has lost the right to, or
+/// is to end.
 type MayRemove<'a> = &'a dyn Fn() -> Result<()>;
 
 /// What may go.
@@ -130,6 +132,30 @@ impl Storage {
         }
     }
 
+    /// When a server last noted that it has collected; `None` if never.
+    pub(crate) fn last_collected(&self) -> Result<Option<SystemTime>> {
+        self.place.modified(keys::COLLECTED)
+    }
+
+    /// Notes that a server has collected, for those that come after it or work beside it.
+    pub(crate) fn note_collected(&self) -> Result<()> {
+        self.place.write(keys::COLLECTED, b"")
+    }
+
+    /// Ends a collection that runs, and every one that begins from now on, before it removes
+    /// anything more.
+    pub(crate) fn stop_collecting(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// An error if collections are to end.
+    fn go_on(&self) -> Result<()> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(RegistrydError::Stopping);
+        }
+        Ok(())
+    }
+
     fn collect_files(&self, files: &Files, policy: Policy) -> Result<Collected> {
         let Some(_collecting) = files.try_lock_collection()? else {
             return Err(RegistrydError::Collecting(files.root().to_owned()));
@@ -141,10 +167,12 @@ impl Storage {
         // Whoever is between a blob's time and its link gets done first.
         drop(self.lock_blobs()?);
         let mut collected = Collected::default();
-        let live = self.look_through_all(began, policy, &|| Ok(()), &mut collected)?;
+        let go_on = || self.go_on();
+        let live = self.look_through_all(began, policy, &go_on, &mut collected)?;
         let mut dead = files.blobs()?;
         dead.retain(|digest| !live.contains(digest));
         for batch in dead.chunks(BATCH) {
+            self.go_on()?;
             let _alone = self.lock_blobs()?;
             for digest in batch {
                 if let Some(size) = self.remove_data(files, digest, began, policy.dry_run)? {
@@ -159,7 +187,8 @@ impl Storage {
     fn look_at_objects(&self, objects: &Objects, policy: Policy) -> Result<Collected> {
         let mut collected = Collected::default();
         let began = SystemTime::now();
-        let live = self.look_through_all(began, policy, &|| Ok(()), &mut collected)?;
+        let go_on = || self.go_on();
+        let live = self.look_through_all(began, policy, &go_on, &mut collected)?;
         for (digest, incarnation) in objects.incarnations()? {
             if !live.contains(&digest) {
                 collected.bytes += incarnation.size();
@@ -178,10 +207,14 @@ impl Storage {
         let parts = objects.parts()?;
         let mut uploads = HashSet::new();
         for repo in self.all_repositories()? {
+            self.go_on()?;
             uploads.extend(objects.sweep_sessions(&repo, STALE_AFTER)?);
         }
         let mut collected = Collected::default();
-        let keep = || objects.keep_collecting(lease);
+        let keep = || {
+            self.go_on()?;
+            objects.keep_collecting(lease)
+        };
         let live = self.look_through_all(SystemTime::now(), policy, &keep, &mut collected)?;
         let mut dead = objects.incarnations()?;
         dead.retain(|(digest, _)| !live.contains(digest));
@@ -194,6 +227,7 @@ impl Storage {
         };
         dead.retain(|(digest, _)| !linked.contains(digest));
         for batch in dead.chunks(REQUEST) {
+            self.go_on()?;
             objects.keep_collecting(lease)?;
             objects.remove_incarnations(batch)?;
             for (digest, incarnation) in batch {
@@ -230,6 +264,7 @@ impl Storage {
     ) -> Result<HashSet<Digest>> {
         let mut live = HashSet::new();
         for repo in self.all_repositories()? {
+            self.go_on()?;
             self.look_through(&repo, began, policy, may_remove, &mut live, collected)?;
         }
         Ok(live)
@@ -245,14 +280,24 @@ impl Storage {
         live: &mut HashSet<Digest>,
         collected: &mut Collected,
     ) -> Result<()> {
+        // Most of the work, before pushes have to wait for it: a digest's manifest stays as it is.
+        let mut read = HashMap::new();
+        for digest in self.digests_in(&keys::revisions(repo))? {
+            self.go_on()?;
+            if let Some(names) = self.names(repo, &digest)? {
+                read.insert(digest, names);
+            }
+        }
         let _alone = self.lock_repo(repo)?;
-        let revisions = self.digests_in(&keys::revisions(repo))?;
         let mut manifests = Vec::new();
         let mut understood = true;
-        for digest in &revisions {
-            let names = self.names(repo, digest)?;
+        for digest in self.digests_in(&keys::revisions(repo))? {
+            let names = match read.remove(&digest) {
+                Some(names) => Some(names),
+                None => self.names(repo, &digest)?,
+            };
             understood &= names.is_some();
-            manifests.push((digest.clone(), names.unwrap_or_default()));
+            manifests.push((digest, names.unwrap_or_default()));
         }
         if policy.untagged && understood {
             self.drop_untagged(repo, began, policy, may_remove, &mut manifests, collected)?;
@@ -444,12 +489,16 @@ impl Storage {
     }
 
     /// Removes uploads and temporary files of a folder that nobody has touched for long.
-    pub(super) fn sweep_uploads(&self) -> Result<()> {
+    pub(crate) fn sweep_uploads(&self) -> Result<()> {
         if let Place::Files(files) = &self.place {
             files.sweep_temporary();
             for name in self.all_repositories()? {
                 files::sweep(&files.path(&keys::uploads(&name)));
             }
+            self.running.retain(|repo, id| {
+                let left = files::stat(&files.path(&keys::upload(repo, id)));
+                !matches!(left, Ok(None))
+            });
         }
         Ok(())
     }

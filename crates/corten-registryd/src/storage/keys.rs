@@ -8,6 +8,8 @@ use crate::names::{RepoName, Tag, UploadId};
 
 /// Above all repositories.
 pub(super) const REPOSITORIES: &str = "repositories";
+/// Its time is that of the last collection that a server began by itself and ended.
+pub(super) const COLLECTED: &str = "locks/collected";
 /// Above all blobs.
 pub(super) const BLOBS: &str = "blobs";
 /// The algorithms digests are of, as parts of a key.
@@ -54,7 +56,7 @@ pub(super) fn referrers(repo: &RepoName, subject: &Digest) -> String {
 
 pub(super) fn referrer(repo: &RepoName, subject: &Digest, digest: &Digest) -> String {
     format!(
-        "{}/{}-{}",
+        "{}/{}",
         referrers(repo, subject),
         ReferrersPage::name(digest)
     )

@@ -24,11 +24,13 @@ mod locks;
 mod manifests;
 mod objects;
 mod place;
+mod running;
 mod uploads;
 mod usage;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -37,6 +39,7 @@ use corten_oci::Digest;
 use self::files::Files;
 use self::objects::Objects;
 use self::place::Place;
+use self::running::Running;
 use crate::error::RegistrydError;
 use crate::names::{RepoName, UploadId, is_name_part};
 
@@ -44,7 +47,7 @@ pub(crate) use gc::{GRACE, Policy};
 pub(crate) use manifests::{Descriptor, ManifestRecord, ReferrersPage};
 pub use objects::StoreConfig;
 pub(crate) use place::{OpenBlob, Source};
-pub(crate) use uploads::{Finish, Upload};
+pub(crate) use uploads::{Finish, LOCK_PATIENCE, Upload};
 pub use usage::Quota;
 
 /// A link that somebody looked at is given a new time if it is older than this.
@@ -59,6 +62,9 @@ pub(crate) struct Storage {
     /// Hashes of uploads in progress, so that a blob sent in pieces is read once only.
     hashes: Mutex<HashMap<UploadId, uploads::Progress>>,
     usage: usage::Usage,
+    running: Running,
+    /// Collections are to end.
+    stopping: AtomicBool,
 }
 
 impl Storage {
@@ -68,6 +74,7 @@ impl Storage {
         let storage = Self::of(Place::Files(Files::open(root, read_only)?), quota);
         if !read_only {
             storage.sweep_uploads()?;
+            storage.note_uploads()?;
         }
         Ok(storage)
     }
@@ -87,10 +94,16 @@ impl Storage {
     }
 
     fn of(place: Place, quota: Quota) -> Self {
+        let patience = match &place {
+            Place::Files(_) => None,
+            Place::Objects(_) => Some(usage::RECOUNT),
+        };
         Self {
             place,
             hashes: Mutex::new(HashMap::new()),
             usage: usage::Usage::new(quota),
+            running: Running::forgetting_after(patience),
+            stopping: AtomicBool::new(false),
         }
     }
 

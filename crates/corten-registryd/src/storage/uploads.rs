@@ -13,15 +13,15 @@ use bytes::Bytes;
 use corten_oci::digest::Algorithm;
 use corten_oci::{Digest, Digester};
 
-use super::files::{make_dir, remove};
+use super::files::{list, make_dir, remove, stat};
 use super::objects::{End, Objects, Session};
 use super::place::Place;
-use super::{Result, Storage, keys, lock};
+use super::{Result, Storage, keys, lock, running};
 use crate::error::{IoContext as _, RegistrydError};
 use crate::names::{RepoName, UploadId};
 
 /// A request that took over from one that broke waits this long for it to let go.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// One that wants to end an upload as another just does looks for its blob so often, and takes
 /// it over after as long as that.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -53,6 +53,7 @@ impl Hash {
 /// An upload that this request alone may change.
 #[derive(Debug)]
 pub(crate) struct Upload {
+    repo: RepoName,
     id: UploadId,
     /// What it had when the request began.
     opening: u64,
@@ -142,6 +143,9 @@ impl Opened {
 impl Storage {
     /// Starts an upload; `algorithm` is what its digest will probably be of.
     pub(crate) fn create_upload(&self, repo: &RepoName, algorithm: Algorithm) -> Result<UploadId> {
+        if self.running.count(repo) >= running::MOST {
+            return Err(RegistrydError::TooManyUploads(repo.to_string()));
+        }
         let id = UploadId::random();
         match &self.place {
             Place::Files(files) => {
@@ -153,6 +157,7 @@ impl Storage {
             }
             Place::Objects(objects) => objects.create_session(repo, &id)?,
         }
+        self.running.note(repo, &id, 0);
         self.remember(
             &id,
             Progress {
@@ -167,7 +172,7 @@ impl Storage {
     pub(crate) fn upload_length(&self, repo: &RepoName, id: &UploadId) -> Result<Option<u64>> {
         match &self.place {
             Place::Files(files) => {
-                let found = super::files::stat(&files.path(&keys::upload(repo, id)))?;
+                let found = stat(&files.path(&keys::upload(repo, id)))?;
                 Ok(found.map(|(_, size)| size))
             }
             Place::Objects(objects) => {
@@ -177,7 +182,8 @@ impl Storage {
         }
     }
 
-    /// Opens an upload for this request alone, `None` if there is no such upload.
+    /// Opens an upload for this request alone, `None` if there is no such upload;
+    /// [`RegistrydError::Busy`] if another one has it. To wait here would take a worker thread.
     pub(crate) fn open_upload(&self, repo: &RepoName, id: &UploadId) -> Result<Option<Upload>> {
         let (bytes, length) = match &self.place {
             Place::Files(files) => {
@@ -188,7 +194,13 @@ impl Storage {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                     Err(error) => return Err(error).context("open", &path),
                 };
-                lock_file(&file, &path)?;
+                match file.try_lock() {
+                    Ok(()) => {}
+                    Err(fs::TryLockError::WouldBlock) => return Err(RegistrydError::Busy(path)),
+                    Err(fs::TryLockError::Error(error)) => {
+                        return Err(error).context("lock", &path);
+                    }
+                }
                 if !is_still_at(&file, &path)? {
                     return Ok(None);
                 }
@@ -208,6 +220,7 @@ impl Storage {
             _ => None,
         };
         Ok(Some(Upload {
+            repo: repo.clone(),
             id: id.clone(),
             opening: length,
             length,
@@ -218,12 +231,16 @@ impl Storage {
 
     /// Adds pieces at the end.
     pub(crate) fn append(&self, mut upload: Upload, pieces: &[Bytes]) -> Result<Upload> {
-        match (&self.place, &mut upload.bytes) {
-            (_, Received::File(opened)) => opened.append(upload.length, pieces)?,
+        let appended = match (&self.place, &mut upload.bytes) {
+            (_, Received::File(opened)) => opened.append(upload.length, pieces),
             (Place::Objects(objects), Received::Objects(session)) => {
-                objects.append(session, pieces)?;
+                objects.append(session, pieces)
             }
-            (Place::Files(_), Received::Objects(_)) => return Err(elsewhere()),
+            (Place::Files(_), Received::Objects(_)) => Err(elsewhere()),
+        };
+        if let Err(error) = appended {
+            self.running.note(&upload.repo, &upload.id, upload.length);
+            return Err(error);
         }
         for piece in pieces {
             if let Some(hash) = &mut upload.hash {
@@ -243,6 +260,7 @@ impl Storage {
         }
         upload.length = upload.opening;
         upload.hash = None;
+        self.running.note(&upload.repo, &upload.id, upload.length);
         Ok(())
     }
 
@@ -276,9 +294,19 @@ impl Storage {
     pub(crate) fn finish_upload(
         &self,
         repo: &RepoName,
-        mut upload: Upload,
+        upload: Upload,
         expected: &Digest,
     ) -> Result<Finish> {
+        let id = upload.id.clone();
+        let finished = self.finish(repo, upload, expected);
+        // After other errors it is there yet.
+        if matches!(finished, Ok(_) | Err(RegistrydError::Quota { .. })) {
+            self.running.ended(repo, &id);
+        }
+        finished
+    }
+
+    fn finish(&self, repo: &RepoName, mut upload: Upload, expected: &Digest) -> Result<Finish> {
         // Another has claimed it, and not ended it.
         let mut abandoned = false;
         if let (Place::Objects(objects), Received::Objects(session)) = (&self.place, &upload.bytes)
@@ -383,6 +411,7 @@ impl Storage {
     /// Throws an upload away; false if there was none.
     pub(crate) fn cancel_upload(&self, repo: &RepoName, id: &UploadId) -> Result<bool> {
         lock(&self.hashes).remove(id);
+        self.running.ended(repo, id);
         match &self.place {
             Place::Files(files) => remove(&files.path(&keys::upload(repo, id))),
             Place::Objects(objects) => match objects.open_session(repo, id)? {
@@ -401,6 +430,25 @@ impl Storage {
         }
     }
 
+    /// Counts the uploads that an earlier server left in a folder.
+    pub(super) fn note_uploads(&self) -> Result<()> {
+        let Place::Files(files) = &self.place else {
+            return Ok(());
+        };
+        for repo in self.all_repositories()? {
+            let folder = files.path(&keys::uploads(&repo));
+            for id in list(&folder)?
+                .iter()
+                .filter_map(|name| UploadId::parse(name))
+            {
+                if let Some((_, length)) = stat(&folder.join(id.as_str()))? {
+                    self.running.note(&repo, &id, length);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn remember(&self, id: &UploadId, progress: Progress) {
         let mut hashes = lock(&self.hashes);
         if hashes.len() >= MAX_HASHES {
@@ -413,22 +461,6 @@ impl Storage {
 /// An upload came from another storage, which no caller does.
 fn elsewhere() -> RegistrydError {
     RegistrydError::Internal("an upload of another storage".to_owned())
-}
-
-fn lock_file(file: &File, path: &Path) -> Result<()> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Err(fs::TryLockError::WouldBlock) => {
-                return Err(RegistrydError::Busy(path.to_owned()));
-            }
-            Err(fs::TryLockError::Error(error)) => return Err(error).context("lock", path),
-        }
-    }
 }
 
 /// False if the file was finished or cancelled between opening and locking it.

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use super::{Result, Storage, keys};
 use crate::error::RegistrydError;
-use crate::names::RepoName;
+use crate::names::{RepoName, UploadId};
 
 /// After this long things are counted anew.
-const RECOUNT: Duration = Duration::from_secs(600);
+pub(super) const RECOUNT: Duration = Duration::from_secs(600);
 /// Repositories whose count is remembered; past that all are counted anew.
 const MAX_COUNTS: usize = 65_536;
 
@@ -32,6 +32,8 @@ pub struct Quota {
 pub(super) struct Usage {
     quota: Quota,
     counts: Mutex<Counts>,
+    /// One counts at a time.
+    counting: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -64,6 +66,7 @@ impl Usage {
         Self {
             quota,
             counts: Mutex::default(),
+            counting: Mutex::default(),
         }
     }
 
@@ -96,36 +99,49 @@ impl Usage {
 }
 
 impl Storage {
-    /// Whether so many more bytes may come to a repository, and to the disk. What other
-    /// uploads have brought so far does not count yet.
+    /// Whether an upload may have so many bytes, beside what is stored and what other uploads
+    /// have brought so far; if so that is what it counts from now on.
+    pub(crate) fn admit_upload(&self, repo: &RepoName, id: &UploadId, length: u64) -> Result<()> {
+        // Counted before, if need be: others are not to wait for that.
+        self.admit(repo, length, length)?;
+        self.running.reserve(repo, id, length, |here, everywhere| {
+            self.fits(repo, (here, length), (everywhere, length))
+        })
+    }
+
+    /// Whether so many more bytes may come to a repository, and to the disk.
     pub(crate) fn admit(&self, repo: &RepoName, linked: u64, new: u64) -> Result<()> {
+        self.fits(repo, (0, linked), (0, new))
+    }
+
+    /// The same beside what others have begun to bring, for each of the two.
+    fn fits(&self, repo: &RepoName, linked: (u64, u64), new: (u64, u64)) -> Result<()> {
+        let check = |of: String, stored: u64, (begun, more): (u64, u64), limit: u64| {
+            let used = stored.saturating_add(begun);
+            if used.saturating_add(more) > limit {
+                return Err(RegistrydError::Quota { of, used, limit });
+            }
+            Ok(())
+        };
         if let Some(limit) = self.usage.quota.repository {
             let used = self.used_by(repo)?;
-            if used.saturating_add(linked) > limit {
-                return Err(RegistrydError::Quota {
-                    of: format!("repository {repo}"),
-                    used,
-                    limit,
-                });
-            }
+            check(format!("repository {repo}"), used, linked, limit)?;
         }
         if let Some(limit) = self.usage.quota.total {
-            let used = self.used()?;
-            if used.saturating_add(new) > limit {
-                return Err(RegistrydError::Quota {
-                    of: "registry".to_owned(),
-                    used,
-                    limit,
-                });
-            }
+            check("registry".to_owned(), self.used()?, new, limit)?;
         }
         Ok(())
     }
 
     /// Bytes of all blobs.
     pub(crate) fn used(&self) -> Result<u64> {
-        let known = self.usage.counts().total;
-        if let Some(bytes) = known.and_then(Count::fresh) {
+        let known = || self.usage.counts().total.and_then(Count::fresh);
+        if let Some(bytes) = known() {
+            return Ok(bytes);
+        }
+        // Who waited finds what the one before has counted.
+        let _alone = super::lock(&self.usage.counting);
+        if let Some(bytes) = known() {
             return Ok(bytes);
         }
         let bytes = self.place.bytes()?;
@@ -134,8 +150,15 @@ impl Storage {
     }
 
     fn used_by(&self, repo: &RepoName) -> Result<u64> {
-        let known = self.usage.counts().repositories.get(repo).copied();
-        if let Some(bytes) = known.and_then(Count::fresh) {
+        let known = || {
+            let count = self.usage.counts().repositories.get(repo).copied();
+            count.and_then(Count::fresh)
+        };
+        if let Some(bytes) = known() {
+            return Ok(bytes);
+        }
+        let _alone = super::lock(&self.usage.counting);
+        if let Some(bytes) = known() {
             return Ok(bytes);
         }
         let mut bytes = 0;

@@ -215,3 +215,35 @@ async fn a_server_collects_by_itself() {
     }
     assert_eq!(registry.blobs(), 0);
 }
+
+#[tokio::test]
+async fn a_server_knows_when_the_last_one_collected() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = || Config {
+        root: folder.path().join("registry"),
+        collect: Some(CollectConfig {
+            interval: Duration::from_secs(24 * 60 * 60),
+            grace: Duration::ZERO,
+            untagged: false,
+        }),
+        ..Config::default()
+    };
+    // Neither server runs for a day.
+    for round in ["first", "second"] {
+        let mut registry = Registry::with(Config {
+            collect: None,
+            ..config()
+        })
+        .await;
+        registry.push_blob("app", round.as_bytes()).await;
+        registry.stop().await;
+        age(&registry.root);
+        let mut registry = Registry::with(config()).await;
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while registry.blobs() > 0 {
+            assert!(std::time::Instant::now() < deadline, "{round}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        registry.stop().await;
+    }
+}

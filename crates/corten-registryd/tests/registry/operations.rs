@@ -143,3 +143,117 @@ async fn a_new_certificate_is_noticed() {
         );
     assert_eq!(second, expected.unwrap().to_vec());
 }
+
+#[test]
+fn whoever_waits_for_an_upload_leaves_others_their_turn() {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.enable_all().max_blocking_threads(2).build();
+    runtime.unwrap().block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::bind("127.0.0.1:0", config(folder.path()))
+            .await
+            .unwrap();
+        let registry = Http::new(server.address());
+        tokio::spawn(server.serve(std::future::pending()));
+        let digest = registry.push_blob("app", b"x").await;
+        let upload = registry.start_upload("app").await;
+        let patch = async || {
+            let mut stream = TcpStream::connect(registry.address).await.unwrap();
+            let head =
+                format!("PATCH {upload} HTTP/1.1\r\nhost: x\r\ncontent-length: 3000000\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            stream
+        };
+        // One that does not end...
+        let mut holder = patch().await;
+        holder.write_all(&[0; 2_500_000]).await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let state = registry.get(&upload).await;
+            if state.header("range") != "0-0" {
+                break;
+            }
+            assert!(Instant::now() < deadline, "nothing is written");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // ... and more of them than there are threads.
+        let mut waiting = Vec::new();
+        for _ in 0..6 {
+            let mut stream = patch().await;
+            waiting.push(tokio::spawn(async move {
+                let mut reply = [0; 12];
+                stream.read_exact(&mut reply).await.unwrap();
+                String::from_utf8_lossy(&reply).into_owned()
+            }));
+        }
+        for _ in 0..20 {
+            let path = format!("/v2/app/blobs/{digest}");
+            registry.get(&path).await.expect(StatusCode::OK);
+        }
+        let ended = waiting.iter().filter(|task| task.is_finished()).count();
+        assert_eq!(ended, 0, "reading waited for them");
+        for task in waiting {
+            assert_eq!(task.await.unwrap(), "HTTP/1.1 409");
+        }
+    });
+}
+
+#[tokio::test]
+async fn who_is_refused_may_send_its_body_to_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let hash = bcrypt::hash("one", 4).unwrap();
+    let file = folder.path().join("htpasswd");
+    std::fs::write(&file, format!("ann:{hash}\n")).unwrap();
+    let config = Config {
+        htpasswd: Some(file),
+        ..config(folder.path())
+    };
+    let server = Server::bind("127.0.0.1:0", config).await.unwrap();
+    let address = server.address();
+    tokio::spawn(server.serve(std::future::pending()));
+    // A wrong password ("ann:two"), and none where nothing is.
+    for (path, header) in [
+        (
+            "/v2/app/manifests/t",
+            "authorization: Basic YW5uOnR3bw==\r\n",
+        ),
+        ("/elsewhere", ""),
+    ] {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let body = vec![b'x'; 16 << 20];
+        let head = format!(
+            "PUT {path} HTTP/1.1\r\nhost: x\r\n{header}content-length: {}\r\nconnection: close\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&body).await.unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.unwrap();
+        assert!(reply.starts_with("HTTP/1.1 401 "), "{path}: {reply}");
+    }
+}
+
+#[tokio::test]
+async fn uploads_that_an_earlier_server_left_count_for_quotas() {
+    let folder = tempfile::tempdir().unwrap();
+    for (count, expected) in [
+        (5_000, StatusCode::ACCEPTED),
+        (2_000, StatusCode::FORBIDDEN),
+        (1_000, StatusCode::ACCEPTED),
+    ] {
+        let config = Config {
+            quota: corten_registryd::Quota {
+                total: None,
+                repository: Some(6_000),
+            },
+            ..config(folder.path())
+        };
+        let server = Server::bind("127.0.0.1:0", config).await.unwrap();
+        let registry = Http::new(server.address());
+        let serving = tokio::spawn(server.serve(std::future::pending()));
+        let upload = registry.start_upload("app").await;
+        let answer = registry.send("PATCH", &upload, &[], vec![1; count]).await;
+        answer.expect(expected);
+        serving.abort();
+    }
+}

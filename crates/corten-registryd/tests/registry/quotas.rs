@@ -74,3 +74,55 @@ async fn quotas() {
     registry.delete(&path).await.expect(StatusCode::ACCEPTED);
     push("a", vec![7; 90]).await.expect(StatusCode::CREATED);
 }
+
+#[tokio::test]
+async fn uploads_that_nobody_finishes_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::with(Config {
+        quota: Quota {
+            total: Some(9_000),
+            repository: Some(6_000),
+        },
+        root: folder.path().join("registry"),
+        ..Config::default()
+    })
+    .await;
+    let bring = async |registry: &Registry, repo: &str, count: usize| {
+        let upload = registry.start_upload(repo).await;
+        let answer = registry.send("PATCH", &upload, &[], vec![1; count]).await;
+        (upload, answer)
+    };
+    let (first, answer) = bring(&registry, "a", 2_500).await;
+    answer.expect(StatusCode::ACCEPTED);
+    let (_, answer) = bring(&registry, "a", 2_500).await;
+    answer.expect(StatusCode::ACCEPTED);
+    let (third, answer) = bring(&registry, "a", 2_500).await;
+    answer.refused(StatusCode::FORBIDDEN, "DENIED");
+    let message = &answer.json()["errors"][0]["message"];
+    let expected = "the quota of the repository a is used up: 5000 of 6000 bytes";
+    assert_eq!(message, expected);
+    registry.get(&third).await.expect(StatusCode::NOT_FOUND);
+    // It does not count twice while it goes on.
+    let more = registry.send("PATCH", &first, &[], vec![1; 900]).await;
+    more.expect(StatusCode::ACCEPTED);
+    let (_, answer) = bring(&registry, "b", 3_200).await;
+    answer.refused(StatusCode::FORBIDDEN, "DENIED");
+    let (_, answer) = bring(&registry, "b", 3_000).await;
+    answer.expect(StatusCode::ACCEPTED);
+
+    // One that is finished counts as a blob, once; one that is given up not at all.
+    let digest = Digest::of(&[1; 3_400]);
+    let put = format!("{first}?digest={digest}");
+    let done = registry.send("PUT", &put, &[], "").await;
+    done.expect(StatusCode::CREATED);
+    let (upload, answer) = bring(&registry, "a", 100).await;
+    answer.expect(StatusCode::ACCEPTED);
+    let (_, answer) = bring(&registry, "a", 100).await;
+    answer.refused(StatusCode::FORBIDDEN, "DENIED");
+    registry
+        .delete(&upload)
+        .await
+        .expect(StatusCode::NO_CONTENT);
+    let (_, answer) = bring(&registry, "a", 100).await;
+    answer.expect(StatusCode::ACCEPTED);
+}
