@@ -51,15 +51,18 @@ def text(field, value):
     return bytes([field << 3 | 2, len(value)]) + value
 
 # For crash tests: what happens at which moment.
+caller = os.getppid()
+when, _, what = os.environ.get('CRIU_MOMENT', '').partition(' ')
 def at(moment):
-    when, _, what = os.environ.get('CRIU_MOMENT', '').partition(' ')
     if when == moment:
-        os.kill(os.getpid() if what == 'die' else os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid() if what == 'die' else caller, signal.SIGKILL)
         while what == 'hang':
             signal.pause()
 
 def tell(script, pid):
     notice = text(1, script) + number(2, pid)
+    if when == script.decode() and what != 'die':
+        os.kill(caller, signal.SIGSTOP)  # it must not answer before it is killed
     service.send(number(1, 6) + number(2, 1) + text(5, notice))
     at(script.decode())
     answer = fields(service.recv(4096))
