@@ -175,6 +175,13 @@ fn file_system(
         }
     };
     let destination = destination.map_err(fail)?;
+    let place = crate::root::clean(&plan.destination);
+    if !matches!(
+        (kind, place.as_str()),
+        ("proc", "/proc") | ("sysfs", "/sys")
+    ) {
+        check_covered(&plan.destination, destination.as_fd(), None)?;
+    }
     let options = &plan.options;
     let attr = options.whole_attr().set;
     let late = kind == "tmpfs" && attr & RDONLY != 0;
@@ -218,7 +225,6 @@ fn file_system(
         }
         errno => fail(errno),
     })?;
-    check_covered(&plan.destination, destination.as_fd(), Some(mount.as_fd()))?;
     if options.copy_up {
         copyup::copy_up(destination.as_fd(), mount.as_fd(), options).map_err(fail)?;
     }
