@@ -77,7 +77,7 @@ impl Client {
     }
 
     /// Everywhere a registry can be reached, mirrors first.
-    fn hosts(
+    pub(crate) fn hosts(
         &self,
         domain: &str,
         credential: Option<&Credential>,
@@ -111,7 +111,7 @@ impl Client {
     }
 
     /// Where to push to: the first endpoint that says so, else the registry itself.
-    fn target(
+    pub(crate) fn target(
         &self,
         image: &ImageRef,
         credential: Option<&Credential>,

@@ -2,11 +2,13 @@
 //!
 //! `config` is `registries.toml`, with what it borrows from `certs_d` and `hosts_toml`;
 //! `docker_config` is Docker's `config.json`, `http` one endpoint with its authentication and
-//! retries; `pull` and `push` move images between a registry and a store, `remote` is for
-//! everything else one can ask a registry; `web` fetches files from elsewhere. Invariants: every
-//! byte from a registry is verified before it is used; credentials go only to the registry they
-//! are for; a pull that is cut off leaves only partial downloads, which the next one resumes.
+//! retries; `pull` and `push` move images between a registry and a store, `artifact` documents
+//! with layers that are no images; `remote` is for everything else one can ask a registry; `web`
+//! fetches files from elsewhere. Invariants: every byte from a registry is verified before it is
+//! used; credentials go only to the registry they are for; a pull that is cut off leaves only
+//! partial downloads, which the next one resumes.
 
+mod artifact;
 mod certs_d;
 mod challenge;
 mod client;
@@ -32,6 +34,7 @@ mod token;
 mod upload;
 mod web;
 
+pub use artifact::{LocalBlob, RemoteDocument};
 pub use client::{Client, LoginOutcome};
 pub use config::{Mirror, RegistriesConfig, RegistrySettings};
 pub use credential::{Credential, HUB_KEY, auth_key, domain_of, server_key};

@@ -1,6 +1,8 @@
 //! Fetching manifests, and choosing among those of an index.
 
 use corten_oci::{Digest, Digester, ImageRef, Platform, media_type};
+use corten_store::LayerBlob;
+use futures_util::StreamExt;
 use http::{HeaderMap, Method, StatusCode, header};
 use reqwest::Response;
 use serde::Deserialize;
@@ -25,6 +27,18 @@ pub(crate) struct Descriptor {
     pub(crate) urls: Vec<String>,
     #[serde(default)]
     platform: Option<DescriptorPlatform>,
+}
+
+impl Descriptor {
+    /// Of a layer's blob.
+    pub(crate) fn of(blob: &LayerBlob) -> Self {
+        Self {
+            media_type: blob.media_type.clone(),
+            digest: blob.digest.clone(),
+            size: blob.size,
+            platform: None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -184,7 +184,7 @@ fn all_here(store: &Layers, layers: &[DiffId]) -> Result<bool, StoreError> {
 }
 
 /// Fetches and verifies an image's configuration.
-async fn config(
+pub(crate) async fn config(
     host: &Host,
     image: &ImageRef,
     descriptor: &Descriptor,
@@ -264,7 +264,8 @@ async fn layers(
         .await
 }
 
-async fn layer(
+/// Fetches one layer, and unpacks it meanwhile.
+pub(crate) async fn layer(
     host: &Host,
     store: &Store,
     image: &ImageRef,

@@ -1,4 +1,7 @@
-//! Pushing an image: blobs the registry lacks, then the manifest.
+//! Pushing an image: blobs the registry lacks, then the manifest, and the index where the image
+//! has one.
+
+use std::path::PathBuf;
 
 use corten_oci::{Digest, ImageRef, media_type};
 use corten_store::{ImageId, Store};
@@ -13,7 +16,7 @@ use crate::progress::{Progress, Told};
 use crate::upload::{Upload, accepted, ask_for_mount};
 
 /// Blobs uploaded at once (Docker's default).
-const UPLOADS: usize = 5;
+pub(crate) const UPLOADS: usize = 5;
 /// What a push came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pushed {
@@ -24,21 +27,22 @@ pub struct Pushed {
 }
 
 /// One blob to be pushed.
-struct Blob {
-    digest: Digest,
-    size: u64,
-    /// How the user knows the layer; `None` for the configuration.
-    shown: Option<Digest>,
+pub(crate) struct Blob {
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    /// Its bytes.
+    pub(crate) file: PathBuf,
+    /// How the user knows the layer; `None` for what is no layer.
+    pub(crate) shown: Option<Digest>,
 }
 
 /// Where things go.
-struct Push<'a> {
-    host: &'a Host,
-    image: &'a ImageRef,
-    store: &'a Store,
+pub(crate) struct Push<'a> {
+    pub(crate) host: &'a Host,
+    pub(crate) image: &'a ImageRef,
     /// Another repository of the registry that has this image's layers, as far as we know.
-    source: Option<String>,
-    progress: &'a dyn Progress,
+    pub(crate) source: Option<String>,
+    pub(crate) progress: &'a dyn Progress,
 }
 
 /// Pushes an image.
@@ -58,7 +62,11 @@ pub(crate) async fn push(
     }
     // Layers that never left this machine are compressed here.
     let (images, key) = (store.images().clone(), id.clone());
-    let plan = blocking(move || images.manifest_for_push(&key)).await?;
+    let (plan, index) = blocking(move || {
+        let plan = images.manifest_for_push(&key)?;
+        Ok((plan, images.index_of(&images.get(&key)?)?))
+    })
+    .await?;
     let mut blobs: Vec<Blob> = Vec::new();
     for (diff_id, layer) in stored.layers.iter().zip(&plan.layers).rev() {
         if media_type::of_foreign_layer(&layer.media_type).is_some() {
@@ -70,6 +78,7 @@ pub(crate) async fn push(
             blobs.push(Blob {
                 digest: layer.digest.clone(),
                 size: layer.size,
+                file: store.blobs().path(&layer.digest),
                 shown,
             });
         }
@@ -77,8 +86,23 @@ pub(crate) async fn push(
     blobs.push(Blob {
         digest: plan.config.clone(),
         size: plan.config_size,
+        file: store.blobs().path(&plan.config),
         shown: None,
     });
+    for (digest, size) in index
+        .iter()
+        .flat_map(|index| &index.attached)
+        .flat_map(|a| &a.blobs)
+    {
+        if !blobs.iter().any(|known| known.digest == *digest) {
+            blobs.push(Blob {
+                file: store.blobs().path(digest),
+                digest: digest.clone(),
+                size: *size,
+                shown: None,
+            });
+        }
+    }
     let source = stored
         .repo_digests
         .iter()
@@ -90,7 +114,6 @@ pub(crate) async fn push(
     let target = Push {
         host,
         image,
-        store,
         source,
         progress,
     };
@@ -99,15 +122,41 @@ pub(crate) async fn push(
         .buffer_unordered(UPLOADS)
         .try_collect::<()>()
         .await?;
-    target.manifest(&plan.manifest, &plan.media_type).await?;
-    let pushed = Pushed {
-        digest: plan.digest.clone(),
-        size: plan.manifest.len() as u64,
+    let tag = image.manifest_reference();
+    let pushed = match index {
+        None => {
+            target
+                .manifest(tag, &plan.manifest, &plan.media_type)
+                .await?;
+            Pushed {
+                digest: plan.digest.clone(),
+                size: plan.manifest.len() as u64,
+            }
+        }
+        Some(index) => {
+            let reference = plan.digest.as_str();
+            target
+                .manifest(reference, &plan.manifest, &plan.media_type)
+                .await?;
+            for attached in &index.attached {
+                let reference = attached.digest.as_str();
+                target
+                    .manifest(reference, &attached.manifest, &attached.media_type)
+                    .await?;
+            }
+            target
+                .manifest(tag, &index.bytes, media_type::OCI_INDEX)
+                .await?;
+            Pushed {
+                size: index.bytes.len() as u64,
+                digest: index.digest,
+            }
+        }
     };
     let (images, key, name) = (
         store.images().clone(),
         id.clone(),
-        image.with_digest(plan.digest.clone()),
+        image.with_digest(pushed.digest.clone()),
     );
     blocking(move || {
         images.set_manifest(&key, &plan)?;
@@ -128,7 +177,7 @@ impl Push<'_> {
         Scope::Repository(self.image.path(), Access::PullPush)
     }
 
-    async fn blob(&self, blob: Blob) -> Result<(), RegistryError> {
+    pub(crate) async fn blob(&self, blob: Blob) -> Result<(), RegistryError> {
         let mut told = blob
             .shown
             .as_ref()
@@ -163,7 +212,7 @@ impl Push<'_> {
             scope: self.scope(),
             digest: &blob.digest,
             size: blob.size,
-            file: &self.store.blobs().path(&blob.digest),
+            file: &blob.file,
             name: &self.image.name(),
         };
         upload.send(begun, told.as_mut()).await?;
@@ -187,17 +236,18 @@ impl Push<'_> {
         }
     }
 
-    async fn manifest(&self, bytes: &[u8], media_type: &str) -> Result<(), RegistryError> {
-        let path = format!(
-            "/{}/manifests/{}",
-            self.image.path(),
-            self.image.manifest_reference()
-        );
+    pub(crate) async fn manifest(
+        &self,
+        reference: &str,
+        bytes: &[u8],
+        kind: &str,
+    ) -> Result<(), RegistryError> {
+        let path = format!("/{}/manifests/{reference}", self.image.path());
         let response = self
             .host
             .send(Method::PUT, Target::Api(&path), self.scope(), &|request| {
                 request
-                    .header(header::CONTENT_TYPE, media_type)
+                    .header(header::CONTENT_TYPE, kind)
                     .body(bytes.to_vec())
             })
             .await?;

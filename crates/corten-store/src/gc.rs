@@ -257,6 +257,11 @@ impl Store {
             blobs.extend(self.images().named_by(manifest)?);
         }
         blobs.extend(manifests);
+        // The index an image was built with, and what it leads to.
+        blobs.extend(parsed(texts(
+            "SELECT digest FROM image_index WHERE digest IS NOT NULL
+             UNION SELECT blob FROM image_attached",
+        )?));
         let mut statement = db.prepare_cached(
             "SELECT diff_id, blob FROM layer_blob ORDER BY diff_id, blob = diff_id, rowid",
         )?;

@@ -1,5 +1,6 @@
 //! Images: configs, the names they go by, and what is needed to push them.
 
+mod index;
 mod listing;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::blobs::Blobs;
 use crate::error::StoreError;
 use crate::layers::{LayerBlob, Layers};
 
+pub use index::{Attached, ImageIndex, Made};
 pub use listing::{ImageSummary, ListedImage, created_nanos};
 
 /// An image's id: the digest of its config.
@@ -87,6 +89,8 @@ fn delete_rows(db: &Connection, id: &ImageId) -> Result<(), StoreError> {
         "DELETE FROM image_tag WHERE image = ?",
         "DELETE FROM image_digest WHERE image = ?",
         "DELETE FROM image_layer WHERE image = ?",
+        "DELETE FROM image_index WHERE image = ?",
+        "DELETE FROM image_attached WHERE image = ?",
         "DELETE FROM image WHERE id = ?",
     ] {
         db.execute(statement, [id.as_str()])?;
@@ -104,6 +108,19 @@ fn set_tag(db: &Connection, name: &str, id: &ImageId) -> Result<(), StoreError> 
     db.execute(
         "UPDATE image SET tagged_at = ?2 WHERE id = ?1",
         rusqlite::params![id.as_str(), now],
+    )?;
+    Ok(())
+}
+
+fn set_manifest(
+    db: &Connection,
+    id: &ImageId,
+    manifest: Option<(&Digest, &str)>,
+) -> Result<(), StoreError> {
+    let (digest, media_type) = manifest.unzip();
+    db.execute(
+        "UPDATE image SET manifest = ?2, manifest_type = ?3 WHERE id = ?1",
+        rusqlite::params![id.as_str(), digest.map(Digest::as_str), media_type],
     )?;
     Ok(())
 }
@@ -151,6 +168,43 @@ impl Images {
         manifest: Option<(&Digest, &str)>,
         names: &[ImageRef],
     ) -> Result<ImageId, StoreError> {
+        self.put_noting(raw_config, names, |db, id| match manifest {
+            Some((digest, media_type)) => set_manifest(db, id, Some((digest, media_type))),
+            None => Ok(()),
+        })
+    }
+
+    /// As [`put_named`](Self::put_named), of an image that was made here: what it was made with
+    /// takes the place of what was known before.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn put_made(
+        &self,
+        raw_config: &[u8],
+        made: &Made,
+        names: &[ImageRef],
+    ) -> Result<ImageId, StoreError> {
+        let manifest = made.manifest.as_ref();
+        let manifest = manifest.map(|(digest, media_type)| (digest, media_type.as_str()));
+        self.put_noting(raw_config, names, |db, id| {
+            let told = db
+                .prepare_cached("SELECT 1 FROM image_index WHERE image = ?")?
+                .exists([id.as_str()])?;
+            // A manifest that it was merely pushed with is as good as any.
+            if manifest.is_some() || told {
+                set_manifest(db, id, manifest)?;
+            }
+            index::note(db, id, made)
+        })
+    }
+
+    fn put_noting(
+        &self,
+        raw_config: &[u8],
+        names: &[ImageRef],
+        note: impl FnOnce(&Connection, &ImageId) -> Result<(), StoreError>,
+    ) -> Result<ImageId, StoreError> {
         let id = Digest::of(raw_config);
         let config = parse(raw_config).map_err(|e| damaged("image config", &id, e))?;
         let summary =
@@ -177,12 +231,7 @@ impl Images {
                 ],
             )?;
             summary.store(db, &id)?;
-            if let Some((digest, media_type)) = manifest {
-                db.execute(
-                    "UPDATE image SET manifest = ?2, manifest_type = ?3 WHERE id = ?1",
-                    [id.as_str(), digest.as_str(), media_type],
-                )?;
-            }
+            note(db, &id)?;
             for (position, diff_id) in layers.iter().enumerate() {
                 db.execute(
                     "INSERT OR IGNORE INTO image_layer (image, position, diff_id) VALUES (?, ?, ?)",
@@ -491,11 +540,7 @@ impl Images {
     pub fn set_manifest(&self, id: &ImageId, plan: &PushPlan) -> Result<(), StoreError> {
         self.blobs.put_bytes(&plan.manifest)?;
         self.database.write(Durability::Relaxed, |db| {
-            db.execute(
-                "UPDATE image SET manifest = ?2, manifest_type = ?3 WHERE id = ?1",
-                [id.as_str(), plan.digest.as_str(), &plan.media_type],
-            )?;
-            Ok(())
+            set_manifest(db, id, Some((&plan.digest, &plan.media_type)))
         })
     }
 

@@ -34,7 +34,10 @@ pub use blobs::{BlobWriter, Blobs, Ingest};
 pub use detached::part_of_mount;
 pub use error::StoreError;
 pub use gc::{Finding, FindingKind, GcReport, Lost};
-pub use images::{Image, ImageId, ImageSummary, Images, ListedImage, PushPlan, created_nanos};
+pub use images::{
+    Attached, Image, ImageId, ImageIndex, ImageSummary, Images, ListedImage, Made, PushPlan,
+    created_nanos,
+};
 pub use layers::{
     Change, ChangeKind, LayerBlob, LayerForm, LayerInfo, Layers, Merged, Upper, WorkDir, numeric,
 };

@@ -5,7 +5,7 @@ use corten_db::Schema;
 /// Tables of blobs, layers, images and leases.
 pub const SCHEMA: Schema = Schema {
     name: "store",
-    migrations: &[V1, V2, V3],
+    migrations: &[V1, V2, V3, V4],
 };
 
 const V1: &str = "
@@ -108,5 +108,21 @@ CREATE TABLE condemned (
     object TEXT NOT NULL,
     epoch INTEGER NOT NULL,
     PRIMARY KEY (kind, object)
+) STRICT, WITHOUT ROWID;
+";
+
+/// What images were built with beside their manifests: an index (NULL: none), the blobs it leads
+/// to, and the annotations of a layout's list as JSON. An image of which there is a row has a
+/// manifest of its own making.
+const V4: &str = "
+CREATE TABLE image_index (
+    image TEXT PRIMARY KEY,
+    digest TEXT,
+    annotations TEXT
+) STRICT, WITHOUT ROWID;
+CREATE TABLE image_attached (
+    image TEXT NOT NULL,
+    blob TEXT NOT NULL,
+    PRIMARY KEY (image, blob)
 ) STRICT, WITHOUT ROWID;
 ";

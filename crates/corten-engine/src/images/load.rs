@@ -6,7 +6,7 @@
 //! What the archive holds is kept as blobs, so that a push or another save sends the same
 //! bytes. Whatever fails leaves nothing: no image has a name before it is whole.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -269,15 +269,25 @@ fn manifests(spool: &Spool) -> Result<Manifests> {
     };
     let index: Index = document(spool, file, archive::INDEX)?;
     let mut found = Manifests::new();
-    for descriptor in index.manifests {
-        if !types::is_manifest(&descriptor.media_type) {
+    let mut waiting: Vec<(Descriptor, usize)> =
+        index.manifests.into_iter().map(|d| (d, 0)).collect();
+    let mut seen = HashSet::new();
+    while let Some((descriptor, depth)) = waiting.pop() {
+        if !seen.insert(descriptor.digest.clone()) {
             continue;
         }
         let Ok(file) = blob(spool, &descriptor) else {
             continue;
         };
         let bytes = spool.content(file, MAX_DOCUMENT).unwrap_or_default();
-        if let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) {
+        if types::is_index(&descriptor.media_type) && depth < MAX_DEPTH {
+            if let Ok(inner) = serde_json::from_slice::<Index>(&bytes) {
+                waiting.extend(inner.manifests.into_iter().map(|d| (d, depth + 1)));
+            }
+        } else if types::is_manifest(&descriptor.media_type)
+            && !is_attestation(&descriptor)
+            && let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes)
+        {
             let id = manifest.config.digest.clone();
             found.insert(id, (manifest, bytes, descriptor.media_type));
         }

@@ -73,14 +73,12 @@ pub(super) fn plan(engine: &Engine, names: &[String], platform: Option<&Platform
                     .or_default()
                     .insert(name.clone(), top.digest().hex().to_owned());
             }
-            manifests.push(Descriptor {
-                annotations: [
-                    (archive::IMAGE_NAME.to_owned(), tag.to_string()),
-                    (archive::REF_NAME.to_owned(), name),
-                ]
-                .into(),
-                ..descriptor.clone()
-            });
+            let mut named = descriptor.clone();
+            named.annotations.extend([
+                (archive::IMAGE_NAME.to_owned(), tag.to_string()),
+                (archive::REF_NAME.to_owned(), name),
+            ]);
+            manifests.push(named);
         }
         if tags.is_empty() {
             manifests.push(descriptor);
@@ -217,6 +215,7 @@ impl Plan {
             }),
         };
         self.add(&descriptor.digest, Content::Bytes(bytes));
+        let descriptor = self.listed(engine, image, descriptor)?;
         let tags: Vec<String> = tags.iter().map(ImageRef::familiar).collect();
         let item = Item {
             config: blob_path(&image.id),
@@ -230,6 +229,41 @@ impl Plan {
                 .collect(),
         };
         Ok((item, descriptor))
+    }
+
+    /// What the layout lists: the image's index where it has one, else its manifest.
+    fn listed(
+        &mut self,
+        engine: &Engine,
+        image: &Image,
+        manifest: Descriptor,
+    ) -> Result<Descriptor> {
+        let images = engine.store().images();
+        let mut listed = manifest;
+        if let Some(index) = images.index_of(image)? {
+            for attached in index.attached {
+                self.add(&attached.digest, Content::Bytes(attached.manifest));
+                for (digest, size) in attached.blobs {
+                    self.add(&digest.clone(), Content::Blob { digest, size });
+                }
+            }
+            listed = Descriptor {
+                media_type: types::OCI_INDEX.to_owned(),
+                digest: index.digest.clone(),
+                size: index.bytes.len() as u64,
+                annotations: BTreeMap::new(),
+                platform: None,
+            };
+            self.add(&index.digest, Content::Bytes(index.bytes));
+        }
+        if let Some(text) = images.descriptor_annotations(&image.id)? {
+            listed.annotations =
+                serde_json::from_str(&text).map_err(|source| EngineError::Other {
+                    context: format!("annotations of {}", image.id.short()),
+                    source: Box::new(source),
+                })?;
+        }
+        Ok(listed)
     }
 
     fn add(&mut self, digest: &Digest, content: Content) {
@@ -391,11 +425,7 @@ fn described(layer: &LayerBlob) -> Descriptor {
 /// A manifest for an image that has none whose blobs are all here.
 fn new_manifest(image: &Image, layers: &[LayerBlob]) -> Manifest {
     let described = |layer: &LayerBlob| Descriptor {
-        media_type: match layer.media_type.as_str() {
-            types::DOCKER_LAYER_GZIP => types::OCI_LAYER_GZIP.to_owned(),
-            types::DOCKER_LAYER => types::OCI_LAYER.to_owned(),
-            other => other.to_owned(),
-        },
+        media_type: types::oci_layer(&layer.media_type).to_owned(),
         ..described(layer)
     };
     Manifest {
