@@ -7,6 +7,7 @@
 mod api;
 mod bad_input;
 mod build;
+mod build_attest;
 mod build_cache;
 mod build_checks;
 mod build_mounts;

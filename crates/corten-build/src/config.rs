@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::portable::inline::Inline;
+
 /// `{}`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Empty {}
@@ -109,6 +111,13 @@ pub(crate) struct ImageDocument {
     pub(crate) variant: String,
     #[serde(deserialize_with = "nullable")]
     pub(crate) config: RuntimeConfig,
+    /// Of this image's steps; that of a base image is of no use for what is made from it.
+    #[serde(
+        rename = "corten.buildcache.v1",
+        skip_deserializing,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) cache: Option<Inline>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) created: Option<String>,
     #[serde(deserialize_with = "nullable")]

@@ -77,6 +77,15 @@ pub enum BuildError {
     /// The request contradicts itself or names what cannot be.
     #[error("{0}")]
     Invalid(String),
+    /// A cache cannot be written.
+    #[error("failed to export cache to {place}: {source}")]
+    CacheExport {
+        /// Where to.
+        place: String,
+        /// Why.
+        #[source]
+        source: BoxError,
+    },
     /// The platform asked for is not the host's.
     #[error("cannot build for platform {0}: this host cannot execute it")]
     Platform(String),

@@ -9,6 +9,7 @@ use crate::cache::Output;
 use crate::config::{HistoryEntry, ImageDocument, RootFs};
 use crate::error::BuildError;
 use crate::plan::{StagePlan, Step};
+use crate::portable::inline::Inline;
 
 /// Marks entries of the history, as BuildKit does.
 const COMMENT: &str = "buildkit.dockerfile.v0";
@@ -54,7 +55,7 @@ impl StageOutput {
     }
 }
 
-fn text(nanos: i64) -> String {
+pub(crate) fn text(nanos: i64) -> String {
     jiff::Timestamp::from_nanosecond(i128::from(nanos))
         .unwrap_or(jiff::Timestamp::UNIX_EPOCH)
         .to_string()
@@ -65,14 +66,18 @@ pub(crate) fn document(
     stage: &StagePlan,
     output: &StageOutput,
     platform: &Platform,
+    cache: Option<Inline>,
+    epoch: Option<i64>,
 ) -> Result<Vec<u8>, BuildError> {
-    let history = history(&output.history);
+    let history = history(&output.history, epoch);
+    let created = history.last().and_then(|entry| entry.created.clone());
     let document = ImageDocument {
         author: stage.author.clone(),
         architecture: platform.architecture.clone(),
         variant: platform.variant.clone().unwrap_or_default(),
         config: stage.config.clone(),
-        created: history.last().and_then(|entry| entry.created.clone()),
+        cache,
+        created: epoch.map(text).or(created),
         history,
         os: platform.os.clone(),
         rootfs: RootFs {
@@ -89,8 +94,10 @@ pub(crate) fn document(
 }
 
 /// Steps that only changed the configuration have the time of the step before; those before
-/// the first layer made here have that layer's.
-fn history(past: &[Past]) -> Vec<HistoryEntry> {
+/// the first layer made here have that layer's. No step is later than `epoch`
+/// (SOURCE_DATE_EPOCH, in nanoseconds); what the base image says stays.
+fn history(past: &[Past], epoch: Option<i64>) -> Vec<HistoryEntry> {
+    let text = |created: i64| text(epoch.map_or(created, |epoch| created.min(epoch)));
     let first = past.iter().find_map(|entry| match entry {
         Past::Step { output, .. } => output.as_ref().map(|output| text(output.created)),
         Past::Base(_) => None,
@@ -99,6 +106,11 @@ fn history(past: &[Past]) -> Vec<HistoryEntry> {
         Past::Base(entry) => entry.created.clone(),
         Past::Step { .. } => None,
     });
+    // With an epoch, a time of the base image's would be none of this build's.
+    let of_base = match epoch {
+        Some(epoch) => Some(text(epoch)),
+        None => of_base,
+    };
     let mut now = first.or(of_base).unwrap_or_else(|| text(0));
     past.iter()
         .map(|entry| match entry {
@@ -147,12 +159,22 @@ mod tests {
             step("RUN", Some(7_000_000_000)),
             step("CMD", None),
         ];
-        let entries = history(&past);
+        let entries = history(&past, None);
         let times: Vec<_> = entries.iter().map(|e| e.created.clone().unwrap()).collect();
         assert_eq!(times[1..], ["1970-01-01T00:00:07Z"; 3]);
         let empty: Vec<_> = entries.iter().map(|e| e.empty_layer).collect();
         assert_eq!(empty, [false, true, false, true]);
-        let only = history(&[base, step("CMD", None)]);
+        let only = history(&[base.clone(), step("CMD", None)], None);
         assert_eq!(only[1].created.as_deref(), Some("2020-01-01T00:00:00Z"));
+        let late = step("RUN", Some(9_000_000_000));
+        let early = step("RUN", Some(1_000_000_000));
+        let entries = history(&[base, early, late], Some(3_000_000_000));
+        let times: Vec<_> = entries.iter().map(|e| e.created.clone().unwrap()).collect();
+        let expected = [
+            "2020-01-01T00:00:00Z",
+            "1970-01-01T00:00:01Z",
+            "1970-01-01T00:00:03Z",
+        ];
+        assert_eq!(times, expected);
     }
 }

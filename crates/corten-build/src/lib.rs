@@ -5,8 +5,8 @@
 //! from), `plan` (graph), `keys` and `cache` (what is known), `portable` (what others know),
 //! `solve` (running the graph), `ops` (what each instruction does), `run` with `step_mounts`,
 //! `cache_mounts`, `mount_points` and `agent` (a RUN step and what it is lent), `step` (the
-//! single-threaded process it happens in), `export` and `files` (the result), `inquiry`
-//! (answers without a build), `progress` (events).
+//! single-threaded process it happens in), `export` and `files` (the result), `attest` (what is
+//! said of it), `inquiry` (answers without a build), `progress` (events).
 //!
 //! Invariants: nothing a Dockerfile, context or image says is resolved outside its root; a flag
 //! that is not carried out is refused; a step's result is recorded only when it is whole; the
@@ -14,6 +14,7 @@
 //! which the engine's sweep finds.
 
 mod agent;
+mod attest;
 mod cache;
 mod cache_mounts;
 mod cancel;
@@ -39,14 +40,15 @@ pub mod step;
 mod step_mounts;
 mod wire;
 
+pub use attest::{Annotation, AnnotationKind, Attest, Provenance, SlsaVersion};
 pub use cache::{CacheRecord, Pruned, RecordKind, SCHEMA};
 pub use error::{BuildError, Place};
 pub use inquiry::{Answer, Found, Inquiry};
 pub use progress::{BuildEvent, EventSink};
 pub use request::{
-    BuildRequest, CacheExport, Context, DockerfileSource, FilesOutput, ImageSource, NamedContext,
-    PullFuture, PullProgress, PullSink, Sandboxing, Secret, StepEndpoint, StepLimits, StepNetwork,
-    StepNetworkMode,
+    BuildRequest, CacheExport, CacheImport, CacheTarget, CachedBlob, Context, DockerfileSource,
+    FilesOutput, ImageSource, NamedContext, PullFuture, PullProgress, PullSink, RegistryDocument,
+    Sandboxing, Secret, StepEndpoint, StepLimits, StepNetwork, StepNetworkMode,
 };
 pub use snapshot::Snapshot;
 

@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use corten_network::EndpointSpec;
-use corten_oci::{Digest, ImageRef, Platform};
+use corten_oci::{DiffId, Digest, ImageRef, Platform};
+use corten_store::LayerBlob;
 
 use crate::BoxError;
+use crate::attest::Attest;
 use crate::cache_mounts::CacheMounts;
 
 /// One build.
@@ -29,8 +31,8 @@ pub struct BuildRequest {
     pub labels: BTreeMap<String, String>,
     /// Take nothing from the cache (results are still recorded).
     pub no_cache: bool,
-    /// `--cache-from`: directories.
-    pub cache_from: Vec<PathBuf>,
+    /// `--cache-from`
+    pub cache_from: Vec<CacheImport>,
     /// `--cache-to`
     pub cache_to: Vec<CacheExport>,
     /// Stages that take nothing from the cache.
@@ -57,6 +59,8 @@ pub struct BuildRequest {
     pub allow_insecure: bool,
     /// What RUN steps are limited by.
     pub limits: StepLimits,
+    /// What is to be said of the image beside it.
+    pub attest: Attest,
 }
 
 /// What a name stands for in FROM, COPY and RUN.
@@ -68,13 +72,35 @@ pub enum NamedContext {
     Image(ImageRef),
 }
 
+/// A cache to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheImport {
+    /// A directory.
+    Directory(PathBuf),
+    /// What a registry has under this name: a cache, or an image that carries its own.
+    Registry(ImageRef),
+}
+
 /// A cache to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheExport {
-    /// Into this directory.
-    pub dir: PathBuf,
+    /// Where to.
+    pub to: CacheTarget,
     /// All stages' steps (`mode=max`), not only those of the result.
     pub all: bool,
+    /// Whether the build goes on when it cannot be written.
+    pub ignore_error: bool,
+}
+
+/// Where a cache is written to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheTarget {
+    /// A directory.
+    Directory(PathBuf),
+    /// A registry, under this name.
+    Registry(ImageRef),
+    /// The image itself.
+    Inline,
 }
 
 /// Where the files of the result go.
@@ -255,12 +281,32 @@ pub struct PullProgress {
 /// Receives the progress of a pull.
 pub type PullSink = Arc<dyn Fn(PullProgress) + Send + Sync>;
 
-/// A pull in flight.
-pub type PullFuture<'a> =
-    std::pin::Pin<Box<dyn Future<Output = Result<Digest, BoxError>> + Send + 'a>>;
+/// A transfer in flight.
+pub type PullFuture<'a, T = Digest> =
+    std::pin::Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send + 'a>>;
 
-/// Brings images that are not here. The engine implements it over corten-registry, with its
-/// client's credentials.
+/// A document that a registry has under a name.
+#[derive(Debug, Clone)]
+pub struct RegistryDocument {
+    /// Its manifest, byte for byte.
+    pub manifest: Vec<u8>,
+    /// The manifest's config, byte for byte.
+    pub config: Vec<u8>,
+}
+
+/// A blob to be published.
+#[derive(Debug, Clone)]
+pub struct CachedBlob {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its bytes.
+    pub file: PathBuf,
+}
+
+/// What a build wants of registries: images that are not here, and caches. The engine
+/// implements it over corten-registry, with its client's credentials.
 pub trait ImageSource: Send + Sync {
     /// Pulls an image into the store, tags it there, and tells its id (of the config).
     fn pull<'a>(
@@ -269,6 +315,30 @@ pub trait ImageSource: Send + Sync {
         platform: &'a Platform,
         progress: PullSink,
     ) -> PullFuture<'a>;
+
+    /// What a name stands for; of an index, the manifest of the platform.
+    fn document<'a>(
+        &'a self,
+        image: &'a ImageRef,
+        platform: &'a Platform,
+    ) -> PullFuture<'a, RegistryDocument>;
+
+    /// Brings one layer of a document into the store.
+    fn layer<'a>(
+        &'a self,
+        image: &'a ImageRef,
+        diff_id: &'a DiffId,
+        blob: &'a LayerBlob,
+    ) -> PullFuture<'a, ()>;
+
+    /// Publishes a manifest under a name, after its blobs.
+    fn publish<'a>(
+        &'a self,
+        image: &'a ImageRef,
+        blobs: Vec<CachedBlob>,
+        manifest: &'a [u8],
+        media_type: &'a str,
+    ) -> PullFuture<'a, ()>;
 }
 
 /// What the builder must know of its engine.

@@ -19,12 +19,13 @@ use std::time::{Duration, Instant};
 
 use corten_build::progress::{LogStream, StepResult};
 use corten_build::{
-    BoxError, BuildError, BuildEvent, BuildRequest, Builder, Context, DockerfileSource,
-    ImageSource, PullFuture, PullSink, Sandboxing, StepEndpoint, StepNetwork, StepNetworkMode,
+    BoxError, BuildError, BuildEvent, BuildRequest, Builder, CachedBlob, Context, DockerfileSource,
+    ImageSource, PullFuture, PullSink, RegistryDocument, Sandboxing, StepEndpoint, StepNetwork,
+    StepNetworkMode,
 };
 use corten_db::Database;
-use corten_oci::{Digest, ImageRef, Platform};
-use corten_store::{Image, Store};
+use corten_oci::{DiffId, Digest, ImageRef, Platform};
+use corten_store::{Image, LayerBlob, Store};
 
 type Test = (&'static str, fn(&Fixture));
 
@@ -123,6 +124,28 @@ impl StepNetwork for Nowhere {
 
 impl ImageSource for Nowhere {
     fn pull<'a>(&'a self, _: &'a ImageRef, _: &'a Platform, _: PullSink) -> PullFuture<'a> {
+        Box::pin(async { Err("not found".into()) })
+    }
+
+    fn document<'a>(
+        &'a self,
+        _: &'a ImageRef,
+        _: &'a Platform,
+    ) -> PullFuture<'a, RegistryDocument> {
+        Box::pin(async { Err("not found".into()) })
+    }
+
+    fn layer<'a>(&'a self, _: &'a ImageRef, _: &'a DiffId, _: &'a LayerBlob) -> PullFuture<'a, ()> {
+        Box::pin(async { Err("not found".into()) })
+    }
+
+    fn publish<'a>(
+        &'a self,
+        _: &'a ImageRef,
+        _: Vec<CachedBlob>,
+        _: &'a [u8],
+        _: &'a str,
+    ) -> PullFuture<'a, ()> {
         Box::pin(async { Err("not found".into()) })
     }
 }

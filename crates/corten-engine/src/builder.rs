@@ -5,14 +5,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use corten_build::{
-    BoxError, Builder, ImageSource, PullFuture, PullProgress, PullSink, Sandboxing, StepEndpoint,
-    StepNetwork, StepNetworkMode,
+    BoxError, Builder, CachedBlob, ImageSource, PullFuture, PullProgress, PullSink,
+    RegistryDocument, Sandboxing, StepEndpoint, StepNetwork, StepNetworkMode,
 };
 use corten_db::Durability;
 use corten_network::resolv::{self, DnsOptions};
 use corten_network::{EndpointSpec, mac_for};
-use corten_oci::{ImageRef, Platform};
-use corten_registry::{Credential, Progress, ProgressEvent};
+use corten_oci::{DiffId, ImageRef, Platform};
+use corten_registry::{Credential, LocalBlob, Progress, ProgressEvent};
+use corten_store::LayerBlob;
 
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -146,6 +147,21 @@ impl Progress for Told {
     }
 }
 
+/// Nobody asked.
+struct Untold;
+
+impl Progress for Untold {
+    fn event(&self, _: ProgressEvent) {}
+}
+
+impl Registries {
+    fn credential(&self, image: &ImageRef) -> Option<&Credential> {
+        self.credentials
+            .get(&corten_registry::server_key(image))
+            .or_else(|| self.credentials.get(image.domain()))
+    }
+}
+
 impl ImageSource for Registries {
     fn pull<'a>(
         &'a self,
@@ -154,10 +170,7 @@ impl ImageSource for Registries {
         progress: PullSink,
     ) -> PullFuture<'a> {
         Box::pin(async move {
-            let credential = self
-                .credentials
-                .get(&corten_registry::server_key(image))
-                .or_else(|| self.credentials.get(image.domain()));
+            let credential = self.credential(image);
             let pulled = self
                 .engine
                 .images()
@@ -165,6 +178,67 @@ impl ImageSource for Registries {
                 .await
                 .map_err(|error: EngineError| Box::new(error) as BoxError)?;
             Ok(pulled.id)
+        })
+    }
+
+    fn document<'a>(
+        &'a self,
+        image: &'a ImageRef,
+        platform: &'a Platform,
+    ) -> PullFuture<'a, RegistryDocument> {
+        Box::pin(async move {
+            let client = self.engine.registry()?;
+            let found = client
+                .document(image, platform, self.credential(image))
+                .await?;
+            Ok(RegistryDocument {
+                manifest: found.manifest,
+                config: found.config,
+            })
+        })
+    }
+
+    fn layer<'a>(
+        &'a self,
+        image: &'a ImageRef,
+        diff_id: &'a DiffId,
+        blob: &'a LayerBlob,
+    ) -> PullFuture<'a, ()> {
+        Box::pin(async move {
+            let (client, store) = (self.engine.registry()?, self.engine.store());
+            let credential = self.credential(image);
+            client
+                .layer(store, image, diff_id, blob, credential, &Untold)
+                .await?;
+            Ok(())
+        })
+    }
+
+    fn publish<'a>(
+        &'a self,
+        image: &'a ImageRef,
+        blobs: Vec<CachedBlob>,
+        manifest: &'a [u8],
+        media_type: &'a str,
+    ) -> PullFuture<'a, ()> {
+        Box::pin(async move {
+            let client = self.engine.registry()?;
+            let blobs = blobs.into_iter().map(|blob| LocalBlob {
+                digest: blob.digest,
+                size: blob.size,
+                file: blob.file,
+            });
+            let document = (manifest, media_type);
+            client
+                .publish(
+                    image,
+                    blobs.collect(),
+                    document,
+                    self.credential(image),
+                    &Untold,
+                )
+                .await?;
+            Ok(())
         })
     }
 }

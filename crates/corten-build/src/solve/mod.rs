@@ -4,13 +4,15 @@
 //! The story is [`solve`]: definition, base images, plan, stages, image. The first failure
 //! cancels the rest, whose processes and directories are gone before the error is returned.
 
+mod attestation;
+mod caches;
 mod remote_context;
 mod remotes;
 mod stage;
 mod steps;
 mod vertex;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -21,6 +23,7 @@ use corten_store::{Store, TmpDir};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::JoinSet;
 
+use crate::attest::Material;
 use crate::cache::{Cache, Output};
 use crate::cancel::Cancel;
 use crate::context::{Definition, OpenContext};
@@ -33,10 +36,11 @@ use crate::plan::{
 use crate::portable::{Imported, Record};
 use crate::progress::{BuildEvent, EventSink};
 use crate::request::{
-    BuildRequest, CacheExport, Context, DockerfileSource, FilesOutput, ImageSource, NamedContext,
+    BuildRequest, CacheTarget, Context, DockerfileSource, FilesOutput, ImageSource, NamedContext,
     Sandboxing, Secret, StepLimits,
 };
-use crate::{files, inquiry, portable};
+use crate::{files, inquiry};
+use attestation::Asked;
 
 /// Locks by key, shared by all builds of a builder: a step that several need is run once.
 pub(crate) type KeyLocks = Mutex<HashMap<Digest, Weak<AsyncMutex<()>>>>;
@@ -76,8 +80,17 @@ pub(crate) struct Session {
     touched: Mutex<Vec<Digest>>,
     /// Caches of others.
     imported: Imported,
-    /// What became of the steps: stage, and what there is to record.
-    solved: Mutex<Vec<(usize, Record)>>,
+    /// What became of the steps: stage and step, and what there is to record.
+    solved: Mutex<Vec<((usize, usize), Record)>>,
+    /// The cache is wanted elsewhere, too.
+    travels: bool,
+    /// The image carries its own cache.
+    inline: bool,
+    /// SOURCE_DATE_EPOCH, in nanoseconds.
+    epoch: Option<i64>,
+    asked: Asked,
+    /// Sources that are elsewhere.
+    materials: Mutex<BTreeSet<Material>>,
 }
 
 impl Session {
@@ -141,11 +154,7 @@ pub(crate) async fn solve(
     check(&session, &outline, &images)?;
     let plan = Arc::new(plan::evaluate(&outline, &images)?);
     for message in &plan.warnings {
-        (session.events)(BuildEvent::Warning {
-            message: message.clone(),
-            line: None,
-            more: Vec::new(),
-        });
+        warn(&session.events, message.clone());
     }
     if plan.needs_context {
         session
@@ -163,14 +172,20 @@ pub(crate) async fn solve(
     let cache = session.cache.clone();
     blocking(move || cache.touch(&touched)).await?;
     for wanted in &cache_to {
-        export_cache(&session, &plan, wanted).await?;
+        let exported = caches::export(&session, &plan, wanted).await;
+        if let Err(error) = exported {
+            if !wanted.ignore_error || session.cancel.is_cancelled() {
+                return Err(error);
+            }
+            warn(&session.events, error.to_string());
+        }
     }
     for wanted in &files {
         write_files(&session, &output, wanted).await?;
     }
     if no_image {
         let stage = target(&plan)?;
-        let document = export::document(stage, &output, &plan.platform)?;
+        let document = session.document(&plan, stage, &output)?;
         return Ok(export::id(&document));
     }
     finish(&session, &plan, &images, output, tags).await
@@ -215,7 +230,7 @@ pub(crate) async fn fetch_context(
     request: &mut BuildRequest,
     store: &Store,
     cancel: &Cancel,
-) -> Result<Option<TmpDir>, BuildError> {
+) -> Result<Option<(TmpDir, Material)>, BuildError> {
     let Context::Remote(url) = &request.context else {
         return Ok(None);
     };
@@ -228,7 +243,7 @@ pub(crate) async fn fetch_context(
     if let Some(source) = came.dockerfile {
         request.dockerfile = source;
     }
-    Ok(Some(came.dir))
+    Ok(Some((came.dir, came.material)))
 }
 
 /// Opens the context and reads the definition.
@@ -251,6 +266,9 @@ async fn begin(
     let vertex = vertex::start(&next_vertex, &events, name, true, None);
     let mut request = request;
     let fetched = fetch_context(&mut request, &parts.store, &cancel).await?;
+    let (fetched, material) = fetched.unzip();
+    let asked = Asked::of(&mut request, shown, material);
+    let epoch = attestation::epoch(&request.build_args)?;
     let (store, stop, dockerfile) = (
         parts.store.clone(),
         cancel.clone(),
@@ -332,7 +350,7 @@ async fn begin(
         named.extend(tree.map(|tree| (name, tree)));
         unpacked.extend(dir);
     }
-    let imported = import(&request.cache_from, &next_vertex, &events).await;
+    let imported = caches::import(&request.cache_from, parts, &next_vertex, &events).await;
     let parallelism = match parts.sandboxing.parallelism {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         chosen => chosen,
@@ -361,6 +379,14 @@ async fn begin(
         touched: Mutex::new(Vec::new()),
         imported,
         solved: Mutex::new(Vec::new()),
+        epoch,
+        asked,
+        materials: Mutex::default(),
+        travels: !request.cache_to.is_empty(),
+        inline: request
+            .cache_to
+            .iter()
+            .any(|wanted| wanted.to == CacheTarget::Inline),
     };
     Ok((Arc::new(session), outline, unpacked))
 }
@@ -466,60 +492,13 @@ fn target(plan: &Plan) -> Result<&plan::StagePlan, BuildError> {
         .ok_or_else(|| BuildError::Internal("the target stage is not planned".to_owned()))
 }
 
-/// Reads caches of others. One that cannot be read is told of, and done without.
-async fn import(dirs: &[PathBuf], next_vertex: &AtomicU32, events: &EventSink) -> Imported {
-    let mut imported = Imported::default();
-    for dir in dirs {
-        let name = format!("importing cache manifest from {}", dir.display());
-        let vertex = vertex::start(next_vertex, events, name, true, None);
-        let place = dir.clone();
-        let read = blocking(move || {
-            let added = imported.add(&place);
-            Ok((imported, added))
-        })
-        .await;
-        let added;
-        (imported, added) = read.unwrap_or_else(|e| (Imported::default(), Err(e.to_string())));
-        if let Err(message) = &added {
-            events(BuildEvent::Warning {
-                message: message.clone(),
-                line: None,
-                more: Vec::new(),
-            });
-        }
-        // The build goes on whether it could be read or not.
-        let _told = vertex.end(false, added.map_err(BuildError::Invalid));
-    }
-    imported
-}
-
-/// Writes the cache.
-async fn export_cache(
-    session: &Arc<Session>,
-    plan: &Plan,
-    wanted: &CacheExport,
-) -> Result<(), BuildError> {
-    let vertex = session.internal("exporting cache to client directory".to_owned());
-    session.cancel.check()?;
-    // The stages that the result is made of, from its own down.
-    let mut chain = vec![plan.target];
-    while let Some(Base::Stage(below)) = chain
-        .last()
-        .and_then(|index| plan.stages[*index].as_ref())
-        .map(|stage| stage.base.clone())
-    {
-        chain.push(below);
-    }
-    let records = {
-        let solved = session.solved.lock();
-        let solved = solved.unwrap_or_else(PoisonError::into_inner);
-        let wanted = |stage: &usize| wanted.all || chain.contains(stage);
-        let of_chain = solved.iter().filter(|(stage, _)| wanted(stage));
-        of_chain.map(|(_, record)| record.clone()).collect()
-    };
-    let (store, dir) = (session.store.clone(), wanted.dir.clone());
-    let written = blocking(move || portable::export(&store, records, &dir)).await;
-    vertex.end(false, written)
+/// Tells something that concerns no line.
+fn warn(events: &EventSink, message: String) {
+    events(BuildEvent::Warning {
+        message,
+        line: None,
+        more: Vec::new(),
+    });
 }
 
 /// Writes the files of the result.
@@ -548,31 +527,31 @@ async fn finish(
     session.cancel.check()?;
     let stage = target(plan)?;
     // FROM alone: the image is its base.
+    let plain = session.asked.attest.is_empty();
     let unchanged = match &stage.base {
-        Base::Image(key) if stage.steps.is_empty() => images
+        Base::Image(key) if plain && stage.steps.is_empty() => images
             .get(key)
             .filter(|image| image.document.config == stage.config)
             .map(|image| image.id.clone()),
         _ => None,
     };
-    let document = export::document(stage, &output, &plan.platform);
-    let (store, names) = (session.store.clone(), tags.clone());
-    let stored = match document {
-        Err(error) => Err(error),
-        Ok(document) => {
-            blocking(move || {
-                let Some(id) = unchanged else {
-                    return Ok(store.images().put_named(&document, None, &names)?);
-                };
-                for name in &names {
+    let stored = async {
+        if let Some(id) = unchanged {
+            let store = session.store.clone();
+            return blocking(move || {
+                for name in &tags {
                     store.images().tag(name, &id)?;
                 }
-                Ok(id)
+                Ok((id, tags))
             })
-            .await
+            .await;
         }
-    };
-    let id = vertex.end(false, stored)?;
+        let document = session.document(plan, stage, &output)?;
+        let subject = (document, output.layers.clone(), tags);
+        session.clone().store_image(plan, images, subject).await
+    }
+    .await;
+    let (id, tags) = vertex.end(false, stored)?;
     (session.events)(BuildEvent::Image {
         id: id.clone(),
         tags: tags.into_iter().map(ImageRef::or_latest).collect(),

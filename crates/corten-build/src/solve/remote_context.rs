@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use corten_store::{Store, TmpDir};
 
 use super::blocking;
+use crate::attest::Material;
 use crate::cancel::Cancel;
 use crate::error::BuildError;
 use crate::ops::unpack;
@@ -25,6 +26,8 @@ pub(super) struct Fetched {
     /// The URL was of a Dockerfile.
     pub(super) dockerfile: Option<DockerfileSource>,
     pub(super) dir: TmpDir,
+    /// What it was, exactly.
+    pub(super) material: Material,
 }
 
 /// Brings a context here.
@@ -63,17 +66,21 @@ pub(super) async fn fetch(
             let keep = source.keep_git_dir.unwrap_or(keep_git_dir);
             let (place, stop) = (dir.path().to_owned(), cancel.clone());
             let access = Access::new(&source, agents, secrets);
-            let root = blocking(move || repository(&source, keep, &access, &place, &stop)).await?;
+            let shown = source.shown();
+            let fetched = move || repository(&source, keep, &access, &place, &stop);
+            let (root, commit) = blocking(fetched).await?;
             Ok(Fetched {
                 context: Context::Dir(root),
                 dockerfile: None,
                 dir,
+                material: Material::commit(&shown, &commit),
             })
         }
         Remote::Http(url) => {
             let done = http::download(&url, dir.path(), "context", cancel).await;
-            let file = done.map_err(BuildError::Invalid)?.path;
-            blocking(move || archive(&file, dir)).await
+            let done = done.map_err(BuildError::Invalid)?;
+            let material = Material::file(&masked(url.as_str()), &done.digest);
+            blocking(move || archive(&done.path, dir, material)).await
         }
     }
 }
@@ -84,18 +91,21 @@ fn repository(
     access: &Access,
     dir: &Path,
     cancel: &Cancel,
-) -> Result<PathBuf, BuildError> {
+) -> Result<(PathBuf, String), BuildError> {
     let commit = git::resolve(source, access, cancel).map_err(BuildError::Invalid)?;
     let root =
         git::fetch(source, &commit, keep, access, dir, cancel).map_err(BuildError::Invalid)?;
+    let commit = commit.commit;
     let Some(subdir) = &source.subdir else {
-        return Ok(root);
+        return Ok((root, commit));
     };
     // A link in the repository must not lead out of it.
     let below = root.join(subdir.trim_start_matches('/')).canonicalize();
     let inside = root.canonicalize();
     match (below, inside) {
-        (Ok(below), Ok(inside)) if below.starts_with(&inside) && below.is_dir() => Ok(below),
+        (Ok(below), Ok(inside)) if below.starts_with(&inside) && below.is_dir() => {
+            Ok((below, commit))
+        }
         _ => Err(BuildError::Invalid(format!(
             "{} has no directory {subdir}",
             source.shown()
@@ -104,7 +114,7 @@ fn repository(
 }
 
 /// A tar is the context, anything else a Dockerfile.
-fn archive(path: &Path, dir: TmpDir) -> Result<Fetched, BuildError> {
+fn archive(path: &Path, dir: TmpDir, material: Material) -> Result<Fetched, BuildError> {
     let failed = || BuildError::io("read the context");
     let file = std::fs::File::open(path).map_err(failed())?;
     if let Some(plain) = unpack::open(file).map_err(failed())? {
@@ -112,6 +122,7 @@ fn archive(path: &Path, dir: TmpDir) -> Result<Fetched, BuildError> {
             context: Context::Tar(plain),
             dockerfile: None,
             dir,
+            material,
         });
     }
     let size = std::fs::metadata(path).map_err(failed())?.len();
@@ -124,5 +135,6 @@ fn archive(path: &Path, dir: TmpDir) -> Result<Fetched, BuildError> {
         context: Context::Empty,
         dockerfile: Some(DockerfileSource::Inline(text)),
         dir,
+        material,
     })
 }

@@ -2,17 +2,18 @@
 //! the step has to be carried out, their files.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use corten_store::TmpDir;
 
 use super::Session;
 use super::blocking;
+use crate::attest::Material;
 use crate::error::BuildError;
 use crate::plan::RemoteOp;
 use crate::remote::git::{self, Access, Resolved};
 use crate::remote::http::{self, Downloaded};
-use crate::remote::{Remote, file_name};
+use crate::remote::{Remote, file_name, masked};
 
 /// A source of which it is known what it is.
 #[derive(Debug)]
@@ -36,8 +37,35 @@ pub(super) struct Brought {
 }
 
 impl Session {
-    /// Finds out what a source is. An error that is only a text is the Dockerfile's.
+    /// Finds out what a source is, and notes it. An error that is only a text is the
+    /// Dockerfile's.
     pub(super) async fn identify(
+        self: &Arc<Self>,
+        op: &RemoteOp,
+    ) -> Result<Result<Identified, String>, BuildError> {
+        let identified = self.find_out(op).await?;
+        if let Ok(identified) = &identified {
+            let material = match (&op.remote, &identified.commit, &identified.here) {
+                (Remote::Git(source), Some(commit), _) => {
+                    Some(Material::commit(&source.shown(), &commit.commit))
+                }
+                (Remote::Http(url), _, here) => {
+                    let digest = here.as_ref().map(|(_, done)| &done.digest);
+                    let digest = digest.or(op.checksum.as_ref());
+                    digest.map(|digest| Material::file(&masked(url.as_str()), digest))
+                }
+                (Remote::Git(_), None, _) => None,
+            };
+            let mut known = self
+                .materials
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            known.extend(material);
+        }
+        Ok(identified)
+    }
+
+    async fn find_out(
         self: &Arc<Self>,
         op: &RemoteOp,
     ) -> Result<Result<Identified, String>, BuildError> {

@@ -58,16 +58,18 @@ impl StageRun {
                     vertex: vertex.id(),
                 })
                 .await;
-            let (result, cached, key) = match solved {
+            let solved = match solved {
                 Ok(solved) => solved,
                 Err(error) => {
                     vertex.failed(&error);
                     return Err(error);
                 }
             };
-            let layer = result.layer.clone();
-            output.push(step, Some(result));
-            shown = key;
+            let (layer, cached) = (solved.output.layer.clone(), solved.cached);
+            if let Some(key) = solved.key() {
+                shown = key.clone();
+            }
+            output.push(step, Some(solved.output));
             let id = self.shown(stage, &output, &shown, last == Some(number))?;
             vertex.done(cached, StepResult { id, layer });
         }
@@ -83,7 +85,7 @@ impl StageRun {
         last: bool,
     ) -> Result<String, BuildError> {
         if last && self.index == self.plan.target {
-            let document = export::document(stage, output, &self.plan.platform)?;
+            let document = self.session.document(&self.plan, stage, output)?;
             return Ok(export::id(&document).to_string());
         }
         Ok(key.to_string())

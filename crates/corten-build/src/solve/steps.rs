@@ -23,8 +23,30 @@ use crate::progress::{BuildEvent, LogStream};
 use crate::run::{self, Ended, RunInput};
 use crate::step_mounts::{self, Caches, CachesInput};
 
-/// A step's result, whether it was known, and its key.
-pub(super) type Solved = (Output, bool, Digest);
+/// What became of a step.
+pub(super) struct Solved {
+    pub(super) output: Output,
+    /// It was known.
+    pub(super) cached: bool,
+    /// Keys that lead to it: first the one by content, where that was needed; the last is the
+    /// one it was found or made by.
+    keys: Vec<Digest>,
+}
+
+impl Solved {
+    fn new(output: Output, cached: bool, keys: Vec<Digest>) -> Self {
+        Self {
+            output,
+            cached,
+            keys,
+        }
+    }
+
+    /// The key it was found by.
+    pub(super) fn key(&self) -> Option<&Digest> {
+        self.keys.last()
+    }
+}
 
 /// A step whose turn it is.
 pub(super) struct Turn {
@@ -49,12 +71,12 @@ struct Work {
 impl Session {
     /// Solves a step that is more than configuration, and notes what became of it.
     pub(super) async fn step(self: Arc<Self>, turn: Turn) -> Result<Solved, BuildError> {
-        let stage = turn.at.0;
+        let at = turn.at;
         let description = turn.step().map(|step| step.name.clone())?;
         let solved = self.clone().solve(turn).await?;
-        let (output, _, key) = &solved;
+        let output = &solved.output;
         let record = Record {
-            keys: vec![key.to_string()],
+            keys: solved.keys.iter().map(ToString::to_string).collect(),
             diff_id: output
                 .layer
                 .as_ref()
@@ -65,7 +87,7 @@ impl Session {
         self.solved
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push((stage, record));
+            .push((at, record));
         Ok(solved)
     }
 
@@ -87,29 +109,31 @@ impl Session {
         if let Some(key) = &quick
             && let Some(known) = self.known(key, fresh).await?
         {
-            return Ok((known, true, key.clone()));
+            let mut keys = vec![key.clone()];
+            if self.travels {
+                // Elsewhere, the stage that files are taken from may come out differently.
+                keys.insert(0, work.clone().read_content_key().await?);
+            }
+            return Ok(Solved::new(known, true, keys));
         }
         let key = match work.key()? {
             Some(key) => key,
-            None => {
-                let _permit = self.permit().await?;
-                let work = work.clone();
-                self.blocking(move || work.content_key()).await?
-            }
+            None => work.clone().read_content_key().await?,
         };
+        let keys = || std::iter::once(&key).chain(&quick).cloned().collect();
         let lock = self.key_lock(&key);
         let _alone = tokio::select! {
             alone = lock.lock() => alone,
             () = self.cancel.cancelled() => return Err(BuildError::Cancelled),
         };
         if let Some(known) = self.known(&key, fresh).await? {
-            if let Some(quick) = quick {
+            if let Some(quick) = quick.clone() {
                 let (session, output, slow) = (self.clone(), known.clone(), key.clone());
                 let name = work.name()?.to_owned();
                 let record = move || session.cache.put(&[&slow, &quick], &output, &name);
                 self.blocking(record).await?;
             }
-            return Ok((known, true, key));
+            return Ok(Solved::new(known, true, keys()));
         }
         // Others may hold them for long, and want a permit to go on: so without one.
         let taking = work.clone();
@@ -120,11 +144,12 @@ impl Session {
             let files = self.bring(remote, identified).await?;
             brought.push(files.map_err(|message| work.error(message))?);
         }
-        let (session, recorded) = (self.clone(), key.clone());
+        let keys: Vec<Digest> = keys();
+        let (session, recorded) = (self.clone(), keys.clone());
         let output = self
             .blocking(move || {
                 let output = work.carry_out(&brought, &caches)?;
-                let keys: Vec<&Digest> = std::iter::once(&recorded).chain(&quick).collect();
+                let keys: Vec<&Digest> = recorded.iter().collect();
                 session.cache.put(&keys, &output, work.name()?)?;
                 Ok(output)
             })
@@ -132,7 +157,7 @@ impl Session {
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         done.insert(key.clone(), output.clone());
         drop(done);
-        Ok((output, false, key))
+        Ok(Solved::new(output, false, keys))
     }
 
     async fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, BuildError> {
@@ -163,21 +188,31 @@ impl Session {
         // A lookup takes microseconds: not worth another thread.
         let mut found = self.cache.get(key)?;
         if found.is_none() && !self.imported.is_empty() {
-            let (session, key) = (self.clone(), key.clone());
-            let bring = move || {
-                let Some((output, description)) = session.imported.get(&session.store, &key) else {
-                    return Ok(None);
-                };
-                session.cache.put(&[&key], &output, &description)?;
-                Ok(Some(output))
-            };
-            found = self.blocking(bring).await?;
+            found = self.bring_known(key).await?;
         }
         if found.is_some() {
             let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
             touched.push(key.clone());
         }
         Ok(found)
+    }
+
+    /// The result of a key from the caches of others.
+    async fn bring_known(self: &Arc<Self>, key: &Digest) -> Result<Option<Output>, BuildError> {
+        let brought = self.imported.get(&self.store, &*self.images, key);
+        let brought = tokio::select! {
+            brought = brought => brought,
+            () = self.cancel.cancelled() => return Err(BuildError::Cancelled),
+        };
+        let Some((output, description)) = brought else {
+            return Ok(None);
+        };
+        let (session, key) = (self.clone(), key.clone());
+        self.blocking(move || {
+            session.cache.put(&[&key], &output, &description)?;
+            Ok(Some(output))
+        })
+        .await
     }
 }
 
@@ -318,6 +353,13 @@ impl Work {
             Op::Copy(_) | Op::Run(_) => None,
             Op::Config => return Err(BuildError::Internal("a step without work".to_owned())),
         })
+    }
+
+    /// As [`content_key`](Self::content_key), in its turn.
+    async fn read_content_key(self: Arc<Self>) -> Result<Digest, BuildError> {
+        let session = self.session.clone();
+        let _permit = session.permit().await?;
+        session.blocking(move || self.content_key()).await
     }
 
     /// The key of a step that reads files of others, by what they are.

@@ -5,6 +5,7 @@
 //! build's own events, `{"corten": …}`, which show parallel steps as such.
 
 mod answers;
+mod caches;
 mod classic;
 mod request;
 
@@ -20,8 +21,8 @@ use axum::{Json, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use corten_build::{
-    BuildError, BuildEvent, BuildRequest, CacheExport, Context, DockerfileSource, EventSink,
-    FilesOutput, NamedContext, Secret,
+    BuildError, BuildEvent, BuildRequest, Context, DockerfileSource, EventSink, FilesOutput,
+    NamedContext, Secret,
 };
 use corten_engine::Engine;
 use corten_oci::Digest;
@@ -44,8 +45,6 @@ const CONTEXT: &str = "X-Corten-Context";
 const DOCKERFILE: &str = "X-Corten-Dockerfile";
 /// Named contexts.
 const CONTEXTS: &str = "X-Corten-Contexts";
-/// Caches in directories.
-const CACHE: &str = "X-Corten-Cache";
 /// Outputs of files.
 const FILES: &str = "X-Corten-Files";
 /// Secrets.
@@ -92,7 +91,7 @@ async fn build(
     wanted.agents = agents(&parts)?;
     wanted.contexts = contexts(&parts)?;
     wanted.files = files(&parts)?;
-    caches(&parts, &mut wanted)?;
+    caches::read(&parts, &mut wanted)?;
     match directory(&parts.headers)? {
         Some(directory) => {
             in_process(&parts, CONTEXT, "a directory")?;
@@ -192,27 +191,6 @@ fn contexts(parts: &http::request::Parts) -> Result<BTreeMap<String, NamedContex
             Ok((name, context))
         })
         .collect()
-}
-
-/// Directories of caches.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Caches {
-    from: Vec<PathBuf>,
-    to: Vec<(PathBuf, bool)>,
-}
-
-fn caches(parts: &http::request::Parts, wanted: &mut BuildRequest) -> Result<(), ApiError> {
-    let Some(value) = parts.headers.get(CACHE) else {
-        return Ok(());
-    };
-    in_process(parts, CACHE, "directories")?;
-    let caches: Caches = serde_json::from_slice(value.as_bytes())
-        .map_err(|error| ApiError::bad_parameter(format!("{CACHE}: {error}")))?;
-    wanted.cache_from = caches.from;
-    let to = caches.to.into_iter();
-    wanted.cache_to = to.map(|(dir, all)| CacheExport { dir, all }).collect();
-    Ok(())
 }
 
 fn files(parts: &http::request::Parts) -> Result<Vec<FilesOutput>, ApiError> {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use corten_build::{BuildRequest, Context, DockerfileSource, Inquiry, StepNetworkMode};
+use corten_build::{
+    BuildRequest, CacheImport, Context, DockerfileSource, Inquiry, StepNetworkMode,
+};
 use corten_oci::ImageRef;
 
 use super::super::containers::platform;
@@ -142,6 +144,7 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
                 }
                 request.limits.cgroup_parent = Some(parent.to_owned());
             }
+            "attest" if !value.is_empty() => request.attest = json(name, value)?,
             "noimage" => request.no_image = truthy(value),
             "insecure" => request.allow_insecure = truthy(value),
             "extrahosts" => {
@@ -155,9 +158,14 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
                 }
             }
             "cachefrom" if !is_unset(value) => {
-                return Err(bad(
-                    "external caches (--cache-from) are not supported".to_owned()
-                ));
+                let images: Vec<String> = json(name, value)?;
+                for image in images {
+                    let parsed: ImageRef = image
+                        .parse()
+                        .map_err(|e| bad(format!("invalid cachefrom {image:?}: {e}")))?;
+                    let parsed = CacheImport::Registry(parsed.or_latest());
+                    request.cache_from.push(parsed);
+                }
             }
             _ => {}
         }
@@ -232,6 +240,9 @@ mod tests {
         let limits = limited.request.limits;
         assert_eq!(limits.ulimits, [("nofile".to_owned(), 5, u64::MAX)]);
         assert_eq!(limits.shm_size, Some(1024));
+        let cached = self::wish(&[("cachefrom", "[\"app\"]")]).unwrap();
+        let expected = CacheImport::Registry("app:latest".parse().unwrap());
+        assert_eq!(cached.request.cache_from, [expected]);
     }
 
     #[test]

@@ -15,6 +15,14 @@ pub(super) const FLAGS: &[Flag] = &[
     )
     .typed("list", check_allowed),
     Flag::list(
+        "annotation",
+        "Add annotation to the image: \"[manifest|index|manifest-descriptor|index-descriptor:]KEY=VALUE\"",
+    ),
+    Flag::list(
+        "attest",
+        "Attestation parameters: \"type=provenance,mode=min|max\" or \"type=sbom\"",
+    ),
+    Flag::list(
         "build-arg",
         "Set build-time variables; NAME alone takes the value of the environment",
     )
@@ -30,11 +38,11 @@ pub(super) const FLAGS: &[Flag] = &[
     .default("build"),
     Flag::list(
         "cache-from",
-        "External cache to use: \"type=local,src=DIRECTORY\"",
+        "External cache to use: an image, or \"type=local,src=DIRECTORY|type=registry,ref=NAME\"",
     ),
     Flag::list(
         "cache-to",
-        "Where to write the cache: \"type=local,dest=DIRECTORY[,mode=max]\"",
+        "Where to write the cache: \"type=local,dest=DIRECTORY|type=registry,ref=NAME|type=inline[,mode=max]\"",
     ),
     Flag::text("cgroup-parent", "Parent cgroup of build steps"),
     Flag::switch("check", "Shorthand for \"--call=check\""),
@@ -72,6 +80,10 @@ pub(super) const FLAGS: &[Flag] = &[
         "How to show progress: \"auto\", \"plain\", \"tty\", \"quiet\" or \"rawjson\"",
     )
     .default("auto"),
+    Flag::text(
+        "provenance",
+        "Shorthand for \"--attest=type=provenance\": true, false or \"mode=min|max\"",
+    ),
     Flag::switch(
         "pull",
         "Always attempt to pull a newer version of the image",
@@ -82,6 +94,7 @@ pub(super) const FLAGS: &[Flag] = &[
         "Suppress the build output and print image ID on success",
     )
     .short('q'),
+    Flag::text("sbom", "Shorthand for \"--attest=type=sbom\": true or false"),
     Flag::list(
         "secret",
         "Secret to expose to the build: \"id=ID,src=FILE\" or \"id=ID,env=NAME\"",
@@ -111,8 +124,6 @@ pub(super) const UNSUPPORTED: &[Flag] = &[
     refused(Flag::switch("rm", "").default("true")),
     refused(Flag::switch("force-rm", "")),
     refused(Flag::switch("disable-content-trust", "").default("true")),
-    refused(Flag::list("annotation", "")),
-    refused(Flag::list("attest", "")),
     refused(Flag::text("builder", "")),
     refused(Flag::int("cpu-period", "")),
     refused(Flag::int("cpu-quota", "")),
@@ -122,8 +133,6 @@ pub(super) const UNSUPPORTED: &[Flag] = &[
     refused(Flag::text("isolation", "")),
     refused(Flag::bytes("memory", "").short('m')),
     refused(Flag::bytes("memory-swap", "")),
-    refused(Flag::text("provenance", "")),
-    refused(Flag::text("sbom", "")),
     refused(Flag::list("security-opt", "")),
     refused(Flag::switch("squash", "")),
 ];
@@ -135,8 +144,6 @@ const HARMLESS: &[(&str, &[&str])] = &[
     ("disable-content-trust", &["true", "1"]),
     ("builder", &["", "default"]),
     ("isolation", &["", "default"]),
-    ("provenance", &["false", "0"]),
-    ("sbom", &["false", "0"]),
     ("squash", &["false", "0"]),
 ];
 
@@ -193,10 +200,10 @@ mod tests {
 
     #[test]
     fn what_is_not_offered_is_refused() {
-        for fine in ["--rm=false .", "--provenance=false --sbom=false ."] {
+        for fine in ["--rm=false .", "--squash=false ."] {
             assert!(refuse_unsupported(&flags(fine)).is_ok(), "{fine}");
         }
-        for bad in ["--attest x .", "-m 1g ."] {
+        for bad in ["--squash .", "-m 1g ."] {
             assert!(refuse_unsupported(&flags(bad)).is_err(), "{bad}");
         }
     }

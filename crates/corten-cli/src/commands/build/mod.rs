@@ -4,6 +4,7 @@
 //! it needs. To any other engine the context travels as a tar; one that is Corten answers
 //! with the same events, another with the classic builder's stream.
 
+mod attest;
 mod cache;
 mod call;
 mod context;
@@ -30,6 +31,7 @@ use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
 use crate::opts::env;
 use crate::progress::build::{self as progress, Mode, Showing};
+use attest::Attest;
 use cache::Caches;
 use call::Inquiry;
 use context::{Dockerfile, Source};
@@ -97,11 +99,21 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
     if !ours {
         refuse_foreign(&parsed)?;
     }
+    let attest = Attest::of(&parsed, &outputs)?;
+    if !ours && !attest.is_empty() {
+        return Err(CliError::message(
+            "--annotation, --provenance, --sbom: this engine has the classic builder only",
+        ));
+    }
     let call = query(client.post("/build"), &parsed)?
         .flag("corten", ours)
         .query_opt(
             "call",
             inquiry.as_ref().map(|inquiry| inquiry.name.as_str()),
+        )
+        .query_opt(
+            "attest",
+            (!attest.is_empty()).then(|| serde_json::json!(attest).to_string()),
         )
         .flag("q", quiet && !ours)
         .header("X-Registry-Config", registry_config(cli)?);
@@ -285,7 +297,7 @@ fn named<'c>(
     }
     let caches = Caches::of(flags, here)?;
     if !caches.is_empty() {
-        if !in_process {
+        if !in_process && caches.has_directory() {
             return Err(CliError::message(
                 "--cache-from and --cache-to: an engine in another process cannot reach directories here",
             ));
@@ -376,18 +388,27 @@ fn query<'c>(mut call: Call<'c>, flags: &Parsed) -> Result<Call<'c>> {
         .flag("pull", flags.on("pull")))
 }
 
+/// When everything is said to be made: taken from the environment unasked, as buildx does.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
+
 /// `NAME=VALUE`, or `NAME` with the value of the environment; without one, none is given.
 fn build_args(
     values: &[&str],
     environment: impl Fn(&str) -> Option<String>,
 ) -> BTreeMap<String, Option<String>> {
-    values
+    let mut arguments: BTreeMap<String, Option<String>> = values
         .iter()
         .map(|text| match text.split_once('=') {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
             None => ((*text).to_owned(), environment(text)),
         })
-        .collect()
+        .collect();
+    if !arguments.contains_key(EPOCH)
+        && let Some(epoch) = environment(EPOCH)
+    {
+        arguments.insert(EPOCH.to_owned(), Some(epoch));
+    }
+    arguments
 }
 
 /// The credentials of all registries: a Dockerfile may name any. A helper that fails must not
@@ -438,6 +459,12 @@ mod tests {
         assert_eq!(
             serde_json::json!(arguments).to_string(),
             r#"{"A":"1","B":"x=y","SET":"yes","UNSET":null}"#
+        );
+        let dated = |name: &str| (name == EPOCH).then(|| "7".to_owned());
+        assert_eq!(build_args(&[], dated)[EPOCH].as_deref(), Some("7"));
+        assert_eq!(
+            build_args(&["SOURCE_DATE_EPOCH=1"], dated)[EPOCH].as_deref(),
+            Some("1")
         );
     }
 }

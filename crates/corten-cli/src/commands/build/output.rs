@@ -214,7 +214,7 @@ fn parse(text: &str, here: &Path) -> Result<Output> {
 }
 
 /// Comma-separated; a field in double quotes may contain commas.
-fn fields(text: &str) -> Vec<String> {
+pub(super) fn fields(text: &str) -> Vec<String> {
     let mut fields = vec![String::new()];
     let mut quoted = false;
     for c in text.chars() {

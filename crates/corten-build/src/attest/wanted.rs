@@ -1,0 +1,142 @@
+//! What is wanted beside an image.
+
+use corten_oci::Platform;
+use serde::Deserialize;
+
+use crate::error::BuildError;
+
+/// Annotations and attestations.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Attest {
+    /// `--annotation`
+    pub annotations: Vec<Annotation>,
+    /// `--provenance`
+    pub provenance: Option<Provenance>,
+    /// `--sbom`
+    pub sbom: bool,
+}
+
+/// One annotation.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Annotation {
+    /// Of which document.
+    pub kind: AnnotationKind,
+    /// Only of this platform's image.
+    #[serde(default)]
+    pub platform: Option<String>,
+    /// Its name.
+    pub key: String,
+    /// Its value.
+    pub value: String,
+}
+
+/// What has an annotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AnnotationKind {
+    /// The image's manifest.
+    Manifest,
+    /// What lists the manifest.
+    ManifestDescriptor,
+    /// The index.
+    Index,
+    /// What lists the index.
+    IndexDescriptor,
+}
+
+/// How much is told of how an image was made.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Provenance {
+    /// `mode=max`: values of arguments, ids of secrets and the Dockerfile, too.
+    pub max: bool,
+    /// The form.
+    pub version: SlsaVersion,
+    /// `builder-id`
+    #[serde(default)]
+    pub builder: String,
+    /// `reproducible`: the user says so.
+    #[serde(default)]
+    pub reproducible: bool,
+}
+
+/// Versions of SLSA's provenance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum SlsaVersion {
+    /// v1
+    #[serde(rename = "v1")]
+    V1,
+    /// v0.2
+    #[serde(rename = "v0.2")]
+    V02,
+}
+
+impl Attest {
+    /// Whether nothing is wanted.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.annotations.is_empty() && !self.attests()
+    }
+
+    fn attests(&self) -> bool {
+        self.provenance.is_some() || self.sbom
+    }
+
+    /// Checks it for a build of one platform.
+    pub(crate) fn check(&self, platform: &Platform) -> Result<(), BuildError> {
+        for annotation in &self.annotations {
+            let of_index = matches!(
+                annotation.kind,
+                AnnotationKind::Index | AnnotationKind::IndexDescriptor
+            );
+            if of_index && !self.attests() {
+                return Err(BuildError::Invalid(
+                    "index annotations not supported for single platform export: only an image \
+                     with attestations has an index"
+                        .to_owned(),
+                ));
+            }
+            if let Some(wanted) = &annotation.platform
+                && *wanted != platform.to_string()
+            {
+                return Err(BuildError::Invalid(format!(
+                    "invalid annotation: no platform {wanted} found in source"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_annotated_is_told() {
+        let host = Platform::normalised("linux", "amd64", None);
+        let one = |kind: &str, platform: &str, sbom: bool| -> Attest {
+            let text = format!(
+                r#"{{"annotations":[{{"kind":"{kind}","platform":{platform},"key":"k","value":"v"}}],"sbom":{sbom}}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        assert!(one("manifest", "null", false).check(&host).is_ok());
+        assert!(one("index", "null", true).check(&host).is_ok());
+        assert!(
+            one("manifest", "\"linux/amd64\"", false)
+                .check(&host)
+                .is_ok()
+        );
+        let error = one("index-descriptor", "null", false)
+            .check(&host)
+            .unwrap_err();
+        assert!(error.to_string().contains("index annotations"), "{error}");
+        let error = one("manifest", "\"linux/arm64\"", false)
+            .check(&host)
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("no platform linux/arm64"),
+            "{error}"
+        );
+    }
+}

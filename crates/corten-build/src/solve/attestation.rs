@@ -1,0 +1,225 @@
+//! What is said of the image beside it: facts of this build, and storing them with it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError};
+
+use corten_oci::{DiffId, Digest, ImageRef};
+use corten_store::Made;
+
+use super::Session;
+use crate::attest::{self, Attest, Facts, Material, Subject};
+use crate::cache::now;
+use crate::error::BuildError;
+use crate::export;
+use crate::plan::{BaseImage, CopyFrom, ImageKey, Mounted, Op, Plan, RunOp};
+use crate::remote::masked;
+use crate::request::{BuildRequest, NamedContext, StepNetworkMode};
+
+/// The variable that says when everything was made.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
+
+/// What a build was asked for.
+pub(super) struct Asked {
+    pub(super) attest: Attest,
+    /// By BuildKit's names.
+    args: BTreeMap<String, String>,
+    /// The Dockerfile's name.
+    file: String,
+    /// The context that is elsewhere.
+    context: Option<Material>,
+    /// When the build began, in nanoseconds since the epoch.
+    begun: i64,
+}
+
+/// An image to be stored: its document, layers and names.
+type Stored = (Vec<u8>, Vec<DiffId>, Vec<ImageRef>);
+
+/// The time that a build was told to be of, in nanoseconds.
+pub(super) fn epoch(
+    arguments: &BTreeMap<String, Option<String>>,
+) -> Result<Option<i64>, BuildError> {
+    let Some(Some(text)) = arguments.get(EPOCH) else {
+        return Ok(None);
+    };
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let seconds: Option<i64> = text.parse().ok();
+    let nanos = seconds.and_then(|seconds| seconds.checked_mul(1_000_000_000));
+    nanos
+        .map(Some)
+        .ok_or_else(|| BuildError::Invalid(format!("invalid {EPOCH}: {text}")))
+}
+
+impl Asked {
+    /// Of a request.
+    pub(super) fn of(request: &mut BuildRequest, file: String, context: Option<Material>) -> Self {
+        let mut args = BTreeMap::new();
+        let mut add = |name: String, value: &str| _ = args.insert(name, masked(value));
+        for (name, value) in &request.build_args {
+            if let Some(value) = value {
+                add(format!("build-arg:{name}"), value);
+            }
+        }
+        for (name, value) in &request.labels {
+            add(format!("label:{name}"), value);
+        }
+        if let Some(target) = &request.target {
+            add("target".to_owned(), target);
+        }
+        if request.no_cache || !request.no_cache_stages.is_empty() {
+            let stages = match request.no_cache {
+                true => String::new(),
+                false => request.no_cache_stages.join(","),
+            };
+            add("no-cache".to_owned(), &stages);
+        }
+        if request.network != StepNetworkMode::Default {
+            add("force-network-mode".to_owned(), request.network.as_str());
+        }
+        for (name, context) in &request.contexts {
+            let value = match context {
+                NamedContext::Image(image) => format!("docker-image://{image}"),
+                NamedContext::Files(_) => format!("local:{name}"),
+            };
+            add(format!("context:{name}"), &value);
+        }
+        Self {
+            attest: std::mem::take(&mut request.attest),
+            args,
+            file,
+            context,
+            begun: now(),
+        }
+    }
+}
+
+impl Session {
+    /// Stores the image, with what is to be said of it.
+    pub(super) async fn store_image(
+        self: Arc<Self>,
+        plan: &Plan,
+        images: &HashMap<ImageKey, BaseImage>,
+        (document, layers, names): Stored,
+    ) -> Result<(Digest, Vec<ImageRef>), BuildError> {
+        let attest = &self.asked.attest;
+        attest.check(&plan.platform)?;
+        let facts = attest.provenance.as_ref().map(|_| self.facts(plan, images));
+        let platform = plan.platform.clone();
+        let session = self.clone();
+        self.blocking(move || {
+            let store = &session.store;
+            let attest = &session.asked.attest;
+            let mut claims = Vec::new();
+            if attest.sbom {
+                let name = names.first().map_or("image".to_owned(), ImageRef::familiar);
+                let created = export::text(session.epoch.unwrap_or_else(now));
+                claims.push(attest::scan(store, &layers, &name, &created)?);
+            }
+            if let (Some(wanted), Some(mut facts)) = (&attest.provenance, facts) {
+                facts.finished = export::text(session.epoch.unwrap_or_else(now));
+                claims.push(attest::predicate(wanted, &facts));
+            }
+            let made = if attest.is_empty() {
+                Made::default()
+            } else {
+                let subject = Subject {
+                    document: &document,
+                    layers: &layers,
+                    platform: &platform,
+                    names: &names,
+                };
+                attest::make(store, &subject, &attest.annotations, &claims)?
+            };
+            session.cancel.check()?;
+            let id = store.images().put_made(&document, &made, &names)?;
+            Ok((id, names))
+        })
+        .await
+    }
+
+    /// What is known of this build.
+    fn facts(&self, plan: &Plan, images: &HashMap<ImageKey, BaseImage>) -> Facts {
+        let asked = &self.asked;
+        let mut facts = Facts {
+            dockerfile: (asked.file.clone(), self.source.text.to_string()),
+            context: asked.context.clone(),
+            args: asked.args.clone(),
+            invocation: self
+                .epoch
+                .is_none()
+                .then(|| format!("{:032x}", rand::random::<u128>())),
+            started: export::text(self.epoch.unwrap_or(asked.begun)),
+            ..Facts::default()
+        };
+        let mut materials = BTreeSet::new();
+        for (key, image) in images {
+            let shown: Option<ImageRef> = image.shown.parse().ok();
+            let known = shown.as_ref().and_then(ImageRef::digest);
+            let digest = known.unwrap_or(&image.id);
+            materials.insert(Material::image(&key.image, &key.platform, digest));
+        }
+        let elsewhere = self.materials.lock();
+        materials.extend(
+            elsewhere
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .cloned(),
+        );
+        materials.extend(asked.context.clone());
+        facts.materials = materials.into_iter().collect();
+        let mut files = |from: &CopyFrom| {
+            facts.local |= match from {
+                CopyFrom::Context => asked.context.is_none(),
+                CopyFrom::Named(_) => true,
+                CopyFrom::Stage(_) | CopyFrom::Image(_) => false,
+            };
+        };
+        let stages = plan.stages.iter().flatten();
+        for step in stages.flat_map(|stage| &stage.steps) {
+            match &step.op {
+                Op::Copy(op) if !op.sources.is_empty() => files(&op.from),
+                Op::Run(op) => {
+                    op.mounts
+                        .iter()
+                        .filter_map(|mount| mount.files())
+                        .for_each(&mut files);
+                    lent(op, &mut facts.secrets, &mut facts.agents);
+                }
+                _ => {}
+            }
+        }
+        facts
+    }
+}
+
+/// Secrets and agents of a RUN, and whether they may be missing.
+fn lent(op: &RunOp, secrets: &mut BTreeMap<String, bool>, agents: &mut BTreeMap<String, bool>) {
+    let add = |known: &mut BTreeMap<String, bool>, id: &str, required: bool| {
+        let optional = known.entry(id.to_owned()).or_insert(true);
+        *optional &= !required;
+    };
+    for mount in &op.mounts {
+        match &mount.what {
+            Mounted::Secret { id, required, .. } => add(secrets, id, *required),
+            Mounted::Ssh { id, required, .. } => add(agents, id, *required),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs() {
+        let of = |text: &str| epoch(&[(EPOCH.to_owned(), Some(text.to_owned()))].into());
+        assert_eq!(of("7").unwrap(), Some(7_000_000_000));
+        assert_eq!(of("").unwrap(), None);
+        assert_eq!(epoch(&BTreeMap::new()).unwrap(), None);
+        for bad in ["x", "99999999999999999999", "9223372036854775807"] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+}
