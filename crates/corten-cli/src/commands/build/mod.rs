@@ -39,6 +39,8 @@ use contexts::Named;
 use output::Outputs;
 use tarball::Tarball;
 
+pub(crate) use usage::Record as CacheRecord;
+
 /// `build`
 pub(crate) static BUILD: Command = Command::new(
     "build",

@@ -19,20 +19,23 @@ struct Usage {
     build_cache: Option<Vec<Record>>,
 }
 
+/// A record of the build cache, as `GET /system/df` tells it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-struct Record {
+pub(crate) struct Record {
     #[serde(rename = "ID")]
-    id: String,
+    pub(crate) id: String,
     #[serde(rename = "Type")]
-    kind: String,
-    description: String,
-    in_use: bool,
-    shared: bool,
-    size: i64,
-    created_at: Option<String>,
-    last_used_at: Option<String>,
-    usage_count: i64,
+    pub(crate) kind: String,
+    pub(crate) parent: String,
+    pub(crate) parents: Option<Vec<String>>,
+    pub(crate) description: String,
+    pub(crate) in_use: bool,
+    pub(crate) shared: bool,
+    pub(crate) size: i64,
+    pub(crate) created_at: Option<String>,
+    pub(crate) last_used_at: Option<String>,
+    pub(crate) usage_count: i64,
 }
 
 async fn du(cli: &Cli, flags: Parsed) -> Result {

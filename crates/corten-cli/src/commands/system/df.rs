@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::app::Cli;
 use crate::command::{Command, action};
+use crate::commands::build::CacheRecord;
 use crate::commands::container;
 use crate::commands::image::{self, Summary};
 use crate::commands::volume::{self, Volume};
@@ -72,7 +73,7 @@ struct Usage {
     images: Option<Vec<Summary>>,
     containers: Option<Vec<Container>>,
     volumes: Option<Vec<Volume>>,
-    build_cache: Option<Vec<Cache>>,
+    build_cache: Option<Vec<CacheRecord>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -95,24 +96,6 @@ struct Mount {
     #[serde(rename = "Type")]
     kind: String,
     driver: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Cache {
-    #[serde(rename = "ID")]
-    id: String,
-    #[serde(rename = "Type")]
-    kind: String,
-    parent: String,
-    parents: Option<Vec<String>>,
-    description: String,
-    in_use: bool,
-    shared: bool,
-    size: i64,
-    created_at: Option<String>,
-    last_used_at: Option<String>,
-    usage_count: i64,
 }
 
 async fn df(cli: &Cli, flags: Parsed) -> Result {
@@ -181,7 +164,7 @@ fn summary(usage: &Usage) -> Vec<Row> {
         .map(|usage| usage.size.max(0))
         .sum();
     let cache = usage.build_cache.as_deref().unwrap_or_default();
-    let own = |c: &&Cache| !c.shared;
+    let own = |c: &&CacheRecord| !c.shared;
     let cached: i64 = cache.iter().filter(own).map(|c| c.size).sum();
     let idle: i64 = cache
         .iter()
@@ -269,8 +252,8 @@ fn json(usage: &Usage, document: &Value) -> Result<String> {
 }
 
 /// The build cache: what was never used comes first, then what was used longest ago.
-fn sorted(usage: &Usage) -> Vec<&Cache> {
-    let mut cache: Vec<&Cache> = usage.build_cache.iter().flatten().collect();
+fn sorted(usage: &Usage) -> Vec<&CacheRecord> {
+    let mut cache: Vec<&CacheRecord> = usage.build_cache.iter().flatten().collect();
     cache.sort_by_key(|record| (&record.last_used_at, &record.id));
     cache
 }
@@ -301,7 +284,7 @@ fn container_row(container: &Container) -> Row {
 }
 
 /// The fields Docker's templates know; `cut` in tables. In alphabetical order.
-fn cache_row(cache: &Cache, cut: bool) -> Row {
+fn cache_row(cache: &CacheRecord, cut: bool) -> Row {
     let since = |time: &Option<String>| {
         time.as_deref()
             .and_then(units::parse_time)
