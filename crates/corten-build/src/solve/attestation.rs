@@ -113,7 +113,9 @@ impl Session {
             let mut claims = Vec::new();
             if attest.sbom {
                 let name = names.first().map_or("image".to_owned(), ImageRef::familiar);
-                let created = export::text(session.epoch.unwrap_or_else(now));
+                // SPDX's times are of whole seconds.
+                let at = session.epoch.unwrap_or_else(now);
+                let created = export::text(at - at.rem_euclid(1_000_000_000));
                 claims.push(attest::scan(store, &layers, &name, &created)?);
             }
             if let (Some(wanted), Some(mut facts)) = (&attest.provenance, facts) {
