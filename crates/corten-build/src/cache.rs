@@ -5,6 +5,8 @@
 //! keeps the layer from being collected. It is believed only as long as the store has the
 //! layer, so nothing that happens to the store can make it lie.
 
+use std::collections::HashSet;
+
 use corten_db::{Database, Durability, Schema};
 use corten_oci::{DiffId, Digest};
 use corten_store::{Leases, Store};
@@ -236,33 +238,42 @@ impl Cache {
         })
     }
 
-    /// Removes records: all, or those whose layers no image has. The layers go with the
-    /// store's garbage collection, which runs at the end.
-    pub(crate) fn prune(&self, all: bool) -> Result<Pruned, BuildError> {
-        let keys: Vec<String> = self.database.write(Durability::Relaxed, |db| {
+    /// Removes records: all, or those whose layers no image has; where `only` is given, none
+    /// but those it names. The layers go with the store's garbage collection, which runs at
+    /// the end.
+    pub(crate) fn prune(
+        &self,
+        all: bool,
+        only: Option<&HashSet<String>>,
+    ) -> Result<Pruned, BuildError> {
+        let ids: Vec<String> = self.database.write(Durability::Relaxed, |db| {
             let condition = if all {
                 "1"
             } else {
                 "diff_id IS NULL OR diff_id NOT IN (SELECT diff_id FROM image_layer)"
             };
-            let sql = format!("DELETE FROM build_cache WHERE {condition} RETURNING key");
+            let sql = format!("SELECT key FROM build_cache WHERE {condition}");
             let keys: Vec<String> = db
                 .prepare(&sql)?
                 .query_map([], |row| row.get(0))?
                 .collect::<Result<_, _>>()?;
-            for key in &keys {
-                Leases::release_in(db, &owner(key))?;
+            let mut ids = Vec::new();
+            for key in keys {
+                let id = key.strip_prefix("sha256:").unwrap_or(&key);
+                if only.is_some_and(|only| !only.contains(id)) {
+                    continue;
+                }
+                db.prepare_cached("DELETE FROM build_cache WHERE key = ?")?
+                    .execute([&key])?;
+                Leases::release_in(db, &owner(&key))?;
+                ids.push(id.to_owned());
             }
-            if all {
+            if all && only.is_none() {
                 db.execute("DELETE FROM build_file", [])?;
             }
-            Ok::<_, BuildError>(keys)
+            Ok::<_, BuildError>(ids)
         })?;
         let report = self.store.gc()?;
-        let ids = keys
-            .iter()
-            .map(|key| key.strip_prefix("sha256:").unwrap_or(key).to_owned())
-            .collect();
         Ok(Pruned {
             ids,
             bytes: report.bytes,
@@ -348,7 +359,7 @@ mod tests {
         assert_eq!(cache.get(&key).unwrap(), Some(output));
         let usage = cache.usage().unwrap();
         assert_eq!((usage[0].size, usage[0].shared), (5, false));
-        let pruned = cache.prune(false).unwrap();
+        let pruned = cache.prune(false, None).unwrap();
         assert_eq!((pruned.ids.len(), pruned.bytes), (1, 5));
         assert_eq!(cache.get(&key).unwrap(), None);
         assert!(!store.layers().has(&layer).unwrap());

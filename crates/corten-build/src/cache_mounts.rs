@@ -4,6 +4,7 @@
 //! its directory, shared or alone as `sharing=` says; the kernel lets the lock go when the
 //! process dies. What nobody holds may be removed.
 
+use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -162,17 +163,20 @@ impl CacheMounts {
         Ok(records)
     }
 
-    /// Removes what nobody uses: names, and bytes that came free.
-    pub(crate) fn prune(&self) -> io::Result<(Vec<String>, u64)> {
+    /// Removes what nobody uses, or what of that `only` names: names, and bytes that came free.
+    pub(crate) fn prune(&self, only: Option<&HashSet<String>>) -> io::Result<(Vec<String>, u64)> {
         let (mut names, mut bytes) = (Vec::new(), 0);
         for path in self.each()? {
+            let name = path.file_name().unwrap_or_default();
+            if only.is_some_and(|only| !only.contains(&*name.to_string_lossy())) {
+                continue;
+            }
             let Ok(lock) = File::open(&path) else {
                 continue;
             };
             if !try_lock(&lock, true)? || !still_there(&path, &lock) {
                 continue;
             }
-            let name = path.file_name().unwrap_or_default();
             bytes += size(&path.join(DATA));
             let parent = File::open(&self.0)?;
             rooted::remove_all(parent.as_fd(), name)?;
@@ -317,7 +321,7 @@ mod tests {
             (5, true, 1)
         );
         assert_eq!(usage[0].description, "cached mount /root/.cache");
-        assert_eq!(mounts.prune().unwrap(), (Vec::new(), 0));
+        assert_eq!(mounts.prune(None).unwrap(), (Vec::new(), 0));
         fs::write(held.data().join("f"), "1").unwrap();
         drop(held);
         let again = mounts
@@ -332,7 +336,7 @@ mod tests {
             .unwrap();
         assert_eq!(fs::read(again.data().join("f")).unwrap(), b"1");
         drop(again);
-        assert_eq!(mounts.prune().unwrap(), (vec!["ab".to_owned()], 1));
+        assert_eq!(mounts.prune(None).unwrap(), (vec!["ab".to_owned()], 1));
         assert!(mounts.usage().unwrap().is_empty());
     }
 }

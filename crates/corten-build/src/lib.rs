@@ -52,6 +52,7 @@ pub use request::{
 };
 pub use snapshot::Snapshot;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use cache::Cache;
@@ -143,9 +144,21 @@ impl Builder {
     /// # Errors
     /// The database or the store cannot be written.
     pub fn prune(&self, all: bool) -> Result<Pruned, BuildError> {
-        let mounts = self.0.sandboxing.cache_mounts().prune();
+        self.prune_some(all, None)
+    }
+
+    /// As [`prune`](Self::prune), but of records with these ids only.
+    ///
+    /// # Errors
+    /// The database or the store cannot be written.
+    pub fn prune_only(&self, all: bool, ids: &HashSet<String>) -> Result<Pruned, BuildError> {
+        self.prune_some(all, Some(ids))
+    }
+
+    fn prune_some(&self, all: bool, only: Option<&HashSet<String>>) -> Result<Pruned, BuildError> {
+        let mounts = self.0.sandboxing.cache_mounts().prune(only);
         let (names, bytes) = mounts.map_err(BuildError::io("remove cache mounts"))?;
-        let mut pruned = self.0.cache.prune(all)?;
+        let mut pruned = self.0.cache.prune(all, only)?;
         pruned.ids.extend(names);
         pruned.bytes += bytes;
         Ok(pruned)

@@ -2,20 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use bollard_stubs::models::{BuildCache, BuildCacheTypeEnum, BuildPruneResponse, VolumeUsageData};
+use bollard_stubs::models::{BuildCache, BuildCacheTypeEnum, VolumeUsageData};
 use corten_build::RecordKind;
 
 use super::{DiskUsage, usage};
-use crate::Filters;
 use crate::containers::ListOptions;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::images::ImageListOptions;
-use crate::parse::{filters, time};
+use crate::parse::time;
 use crate::volumes;
 
 /// In a second.
-const NANOS: i64 = 1_000_000_000;
+pub(super) const NANOS: i64 = 1_000_000_000;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -85,10 +84,7 @@ fn build_cache(engine: &Engine) -> Result<(Vec<BuildCache>, i64)> {
         }
         list.push(BuildCache {
             id: Some(record.id),
-            typ: Some(match record.kind {
-                RecordKind::Step => BuildCacheTypeEnum::REGULAR,
-                RecordKind::CacheMount => BuildCacheTypeEnum::EXEC_CACHEMOUNT,
-            }),
+            typ: Some(kind(record.kind)),
             description: Some(record.description),
             in_use: Some(record.in_use),
             shared: Some(record.shared),
@@ -102,26 +98,17 @@ fn build_cache(engine: &Engine) -> Result<(Vec<BuildCache>, i64)> {
     Ok((list, total))
 }
 
-fn build_error(error: corten_build::BuildError) -> EngineError {
+/// A record's type, in the API's words.
+pub(super) fn kind(kind: RecordKind) -> BuildCacheTypeEnum {
+    match kind {
+        RecordKind::Step => BuildCacheTypeEnum::REGULAR,
+        RecordKind::CacheMount => BuildCacheTypeEnum::EXEC_CACHEMOUNT,
+    }
+}
+
+pub(super) fn build_error(error: corten_build::BuildError) -> EngineError {
     EngineError::Other {
         context: "build cache".to_owned(),
         source: Box::new(error),
     }
-}
-
-/// Removes build cache records. Blocks.
-pub(super) fn prune_build_cache(
-    engine: &Engine,
-    all: bool,
-    wanted: &Filters,
-) -> Result<BuildPruneResponse> {
-    filters::check(wanted, &[])?;
-    let pruned = engine
-        .builder(BTreeMap::new())
-        .prune(all)
-        .map_err(build_error)?;
-    Ok(BuildPruneResponse {
-        caches_deleted: Some(pruned.ids),
-        space_reclaimed: Some(i64::try_from(pruned.bytes).unwrap_or(i64::MAX)),
-    })
 }

@@ -1,5 +1,6 @@
 //! The engine itself: information, version, disk usage, housekeeping.
 
+mod cache_prune;
 mod df;
 mod info;
 mod reset;
@@ -12,6 +13,8 @@ use serde::Serialize;
 use crate::Filters;
 use crate::engine::Engine;
 use crate::error::EngineError;
+
+pub use cache_prune::CacheSpace;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -119,7 +122,8 @@ impl System {
         Ok(self.0.registry()?.login(server, credential).await?)
     }
 
-    /// Removes build cache records: unused ones, or all.
+    /// Removes build cache records: unused ones, or all; of those that `filters` select, as
+    /// many as `space` asks for.
     ///
     /// # Errors
     /// When the cache cannot be changed.
@@ -127,9 +131,10 @@ impl System {
         &self,
         all: bool,
         filters: Filters,
+        space: CacheSpace,
     ) -> Result<models::BuildPruneResponse> {
         self.0
-            .blocking(move |engine| df::prune_build_cache(engine, all, &filters))
+            .blocking(move |engine| cache_prune::prune(engine, all, &filters, space))
             .await
     }
 }

@@ -25,6 +25,7 @@ use corten_build::{
     NamedContext, Secret,
 };
 use corten_engine::Engine;
+use corten_engine::system::CacheSpace;
 use corten_oci::Digest;
 use http::{HeaderMap, Request};
 use serde::Deserialize;
@@ -35,7 +36,7 @@ use super::{Answer, Query, request_body};
 use crate::InProcess;
 use crate::auth::credentials;
 use crate::error::ApiError;
-use crate::query::{filters, flag};
+use crate::query::{filters, flag, number};
 use crate::stream::JsonLines;
 use classic::Classic;
 
@@ -61,18 +62,37 @@ pub(super) fn routes() -> Router<Engine> {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
 struct PruneQuery {
     #[serde(default, deserialize_with = "flag")]
     all: bool,
     filters: Option<String>,
+    #[serde(default, deserialize_with = "number")]
+    reserved_space: Option<i64>,
+    /// What `reserved-space` was called before API 1.48.
+    #[serde(default, deserialize_with = "number")]
+    keep_storage: Option<i64>,
+    #[serde(default, deserialize_with = "number")]
+    max_used_space: Option<i64>,
+    #[serde(default, deserialize_with = "number")]
+    min_free_space: Option<i64>,
 }
 
 async fn prune(State(engine): State<Engine>, Query(query): Query<PruneQuery>) -> Answer {
     let selected = filters(query.filters.as_deref())?;
+    let bytes = |value: Option<i64>| {
+        u64::try_from(value.unwrap_or_default())
+            .map_err(|_| ApiError::bad_parameter("an amount of disk space is negative"))
+    };
+    let space = CacheSpace {
+        reserved: bytes(query.reserved_space.or(query.keep_storage))?,
+        max_used: bytes(query.max_used_space)?,
+        min_free: bytes(query.min_free_space)?,
+    };
     Ok(Json(
         engine
             .system()
-            .prune_build_cache(query.all, selected)
+            .prune_build_cache(query.all, selected, space)
             .await?,
     )
     .into_response())
