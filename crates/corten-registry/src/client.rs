@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use corten_oci::{ImageRef, Platform};
-use corten_store::{ImageId, Store};
+use corten_store::{ImageId, LayerBlob, Store};
 use http::{Method, StatusCode};
 
 use crate::config::RegistriesConfig;
@@ -16,6 +16,7 @@ use crate::http::{Connections, Host, Scope, Target, connect};
 use crate::progress::Progress;
 use crate::pull::{self, Pulled};
 use crate::push::{self, Pushed};
+use crate::refetch;
 use crate::remote::Remote;
 use crate::stamp::Stamp;
 
@@ -226,6 +227,22 @@ impl Client {
         }
         pull::summarise(progress, repository, up_to_date);
         Ok(())
+    }
+
+    /// Fetches one blob of a repository, by its digest, into a store.
+    ///
+    /// # Errors
+    /// No source can be reached, or none has it.
+    pub async fn fetch_blob(
+        &self,
+        store: &Store,
+        repository: &ImageRef,
+        blob: &LayerBlob,
+        credential: Option<&Credential>,
+        progress: &dyn Progress,
+    ) -> Result<(), RegistryError> {
+        let sources = self.hosts(repository.domain(), credential)?;
+        refetch::blob(&sources, store, repository, blob, progress).await
     }
 
     /// Pushes an image of a store under a name.

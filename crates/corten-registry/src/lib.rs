@@ -27,6 +27,7 @@ mod manifest;
 mod progress;
 mod pull;
 mod push;
+mod refetch;
 mod remote;
 mod retry;
 mod stamp;

@@ -287,7 +287,8 @@ pub(crate) async fn layer(
         let (layers, expected, reader) =
             (store.layers().clone(), diff_id.clone(), arrival.reader());
         // Unpacked while it comes; its diff id is the proof that all of it was right.
-        let unpacking = tokio::task::spawn_blocking(move || layers.apply(Some(&expected), reader));
+        let unpacking =
+            tokio::task::spawn_blocking(move || layers.apply_compared(&expected, reader));
         download::blob(host, store, image, blob, &arrival, &mut told).await?;
         arrival.complete();
         drop(permit);
@@ -300,7 +301,9 @@ pub(crate) async fn layer(
         let (layers, expected) = (store.layers().clone(), diff_id.clone());
         let source = source.clone();
         let applied = blocking(move || match unpacked {
-            Ok(_) => layers.record_blob(&expected, &source),
+            Ok(true) => layers.record_blob(&expected, &source),
+            // Another process made the layer meanwhile, of what it was sent.
+            Ok(false) => layers.compare_blob(&expected, &source),
             Err(_) => layers.apply_blob(&source, &expected).map(|_| ()),
         });
         match applied.await {

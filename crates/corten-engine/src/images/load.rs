@@ -552,9 +552,9 @@ fn unpack(
         }
         return Ok(());
     };
-    store
+    let compared = store
         .layers()
-        .apply(Some(diff_id), reading)
+        .apply_compared(diff_id, reading)
         .map_err(wrong)?;
     if path == file.path {
         store.blobs().adopt(&file.digest, &path)?;
@@ -564,7 +564,11 @@ fn unpack(
         size: file.size,
         media_type: media_type.to_owned(),
     };
-    store.layers().record_blob(diff_id, &blob)?;
+    if compared {
+        store.layers().record_blob(diff_id, &blob)?;
+    } else {
+        store.layers().compare_blob(diff_id, &blob)?;
+    }
     Ok(())
 }
 

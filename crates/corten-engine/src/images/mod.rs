@@ -6,6 +6,7 @@ mod import;
 mod inspect;
 mod list;
 mod load;
+pub(crate) mod refetch;
 mod remove;
 mod save;
 
@@ -72,9 +73,13 @@ fn missing(error: StoreError, name: &str) -> EngineError {
 /// Writes an image event in a transaction of its own. Its actor is the image's id; that of
 /// pulls and pushes is the reference.
 pub(crate) fn event(engine: &Engine, action: &str, actor: &str, name: &str) {
-    let attributes: HashMap<String, String> = [("name".to_owned(), name.to_owned())].into();
+    let attributes = [("name".to_owned(), name.to_owned())].into();
+    event_with(engine, action, actor, &attributes);
+}
+
+fn event_with(engine: &Engine, action: &str, actor: &str, attributes: &HashMap<String, String>) {
     let written = engine.write(Durability::Relaxed, |c| {
-        events::record(c, Kind::Image, action, actor, &attributes)
+        events::record(c, Kind::Image, action, actor, attributes)
     });
     if let Err(error) = written {
         tracing::warn!(%error, action, "an image event was not recorded");

@@ -55,6 +55,7 @@ impl Check<'_> {
             object: object.to_owned(),
             detail: detail.into(),
             repaired: self.repair,
+            lost: None,
         });
     }
 
@@ -215,6 +216,7 @@ impl Check<'_> {
                 object: finding.object,
                 detail: finding.detail,
                 repaired: finding.repaired,
+                lost: finding.lost,
             });
         }
         Ok(())

@@ -8,6 +8,7 @@ pub(crate) mod usage;
 
 use bollard_stubs::models;
 use corten_registry::{Credential, LoginOutcome};
+use corten_store::Lost;
 use serde::Serialize;
 
 use crate::Filters;
@@ -29,7 +30,7 @@ pub(crate) const STORAGE_DRIVER: &str = "overlay2";
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct DiskUsage {
-    /// Bytes of all layers together.
+    /// Bytes of all layers together, of their blobs, and of partial downloads.
     pub layers_size: i64,
     /// The images.
     pub images: Vec<models::ImageSummary>,
@@ -56,6 +57,9 @@ pub struct Finding {
     pub detail: String,
     /// Whether it has been put right.
     pub repaired: bool,
+    /// What only a registry can bring again.
+    #[serde(skip)]
+    pub(crate) lost: Option<Lost>,
 }
 
 /// The system service.
@@ -86,14 +90,19 @@ impl System {
     }
 
     /// Looks for everything that could be orphaned or inconsistent; puts it right when
-    /// `repair` is set.
+    /// `repair` is set; what is lost is fetched again from where its image came.
     ///
     /// # Errors
     /// When the check itself cannot be made.
     pub async fn check(&self, repair: bool) -> Result<Vec<Finding>> {
-        self.0
+        let mut findings = self
+            .0
             .blocking(move |engine| crate::sweep::check(engine, repair))
-            .await
+            .await?;
+        if repair {
+            crate::images::refetch::refetch(&self.0, &mut findings).await;
+        }
+        Ok(findings)
     }
 
     /// Starts what its restart policy wants running after a boot; the names of the started.
