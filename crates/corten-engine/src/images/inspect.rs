@@ -9,6 +9,7 @@ use super::documents::{ImageDocument, RawDocument, created_nanos};
 use super::find;
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::parse::time;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -40,7 +41,7 @@ pub(super) fn inspect(engine: &Engine, name: &str) -> Result<ImageInspect> {
             layers: Some(document.layers.iter().map(ToString::to_string).collect()),
         }),
         metadata: Some(ImageInspectMetadata {
-            last_tag_time: None,
+            last_tag_time: image.tagged_at.map(time::rfc3339),
         }),
         ..Default::default()
     })

@@ -8,6 +8,7 @@
 use bollard_stubs::models::{ImageDeleteResponseItem, ImagePruneResponse};
 use corten_oci::ImageRef;
 use corten_store::{Image, ImageId};
+use rusqlite::Connection;
 
 use super::{documents, event, find};
 use crate::Filters;
@@ -43,14 +44,11 @@ pub(super) fn remove(
                 check_repository_reference(engine, &image, name)?;
             }
             untag(engine, &image, &reference, &mut removed)?;
-            let left = engine.store().images().get(&image.id)?;
-            if !left.repo_tags.is_empty() || !left.repo_digests.is_empty() {
-                return Ok(removed);
-            }
             // The name is gone as asked; what a container still uses stays, nameless.
             let users = users(engine, &image.id)?;
             if check_running(&image.id, &users).is_err()
                 || check_stopped(&image.id, &users, force).is_err()
+                || !delete(engine, &image.id, &[], &users, &mut removed)?
             {
                 return Ok(removed);
             }
@@ -66,15 +64,16 @@ pub(super) fn remove(
                 )));
             }
             check_stopped(&image.id, &users, force)?;
-            for reference in image.repo_tags.iter().chain(&image.repo_digests) {
-                engine.store().images().untag(reference)?;
-                event(engine, "untag", image.id.as_str(), image.id.as_str());
-                removed.push(untagged(reference));
+            let names: Vec<&ImageRef> = names(&image).collect();
+            if !delete(engine, &image.id, &names, &users, &mut removed)? {
+                return Err(EngineError::Conflict(format!(
+                    "conflict: unable to delete {} - image was tagged, or used by a new container, meanwhile",
+                    short(&image.id)
+                )));
             }
         }
     }
-    delete(engine, &image.id, &mut removed)?;
-    engine.store().gc()?;
+    collect(engine);
     Ok(removed)
 }
 
@@ -191,15 +190,55 @@ fn check_stopped(id: &ImageId, users: &[User], force: bool) -> Result<()> {
     }
 }
 
-fn delete(engine: &Engine, id: &ImageId, removed: &mut Vec<ImageDeleteResponseItem>) -> Result<()> {
-    engine.store().images().delete(id)?;
+/// Deletes an image that has no names but these and no users but these; tells whether it did.
+fn delete(
+    engine: &Engine,
+    id: &ImageId,
+    names: &[&ImageRef],
+    users: &[User],
+    removed: &mut Vec<ImageDeleteResponseItem>,
+) -> Result<bool> {
+    let new_user = |db: &Connection| {
+        let mut statement = db.prepare_cached("SELECT id FROM containers WHERE image_id = ?")?;
+        let mut rows = statement.query([id.as_str()])?;
+        while let Some(row) = rows.next()? {
+            let container: String = row.get(0)?;
+            if !users.iter().any(|(known, _)| *known == container) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    if !engine.store().images().delete_unless(id, names, new_user)? {
+        return Ok(false);
+    }
     let actor = id.to_string();
+    for name in names {
+        event(engine, "untag", &actor, &actor);
+        removed.push(untagged(name));
+    }
     event(engine, "delete", &actor, &actor);
     removed.push(ImageDeleteResponseItem {
         untagged: None,
-        deleted: Some(id.to_string()),
+        deleted: Some(actor),
     });
-    Ok(())
+    Ok(true)
+}
+
+fn names(image: &Image) -> impl Iterator<Item = &ImageRef> {
+    image.repo_tags.iter().chain(&image.repo_digests)
+}
+
+/// Collects what nothing needs any more. That it failed changes nothing of what was removed;
+/// the next collection takes it.
+fn collect(engine: &Engine) -> u64 {
+    match engine.store().gc() {
+        Ok(report) => report.bytes,
+        Err(error) => {
+            tracing::warn!(%error, "what removed images leave is not collected yet");
+            0
+        }
+    }
 }
 
 /// Removes unused images. Blocks.
@@ -219,15 +258,22 @@ pub(super) fn prune(engine: &Engine, wanted: &Filters) -> Result<ImagePruneRespo
         {
             continue;
         }
-        for reference in image.repo_tags.iter().chain(&image.repo_digests) {
-            engine.store().images().untag(reference)?;
-            removed.push(untagged(reference));
-        }
-        delete(engine, &image.id, &mut removed)?;
+        // One that was tagged since it was listed is not deleted.
+        let names: Vec<&ImageRef> = names(&image).collect();
+        delete(engine, &image.id, &names, &[], &mut removed)?;
     }
-    let report = engine.store().gc()?;
+    let mut bytes = collect(engine);
+    if !only_dangling && wanted.len() <= 1 {
+        // All that is unused: then nobody waits to resume a download either.
+        bytes += engine.store().discard_partial().unwrap_or_else(|error| {
+            tracing::warn!(%error, "partial downloads are left");
+            0
+        });
+    }
+    let reclaimed = [("reclaimed".to_owned(), bytes.to_string())].into();
+    super::event_with(engine, "prune", "", &reclaimed);
     Ok(ImagePruneResponse {
         images_deleted: Some(removed),
-        space_reclaimed: i64::try_from(report.bytes).ok(),
+        space_reclaimed: i64::try_from(bytes).ok(),
     })
 }
