@@ -56,7 +56,12 @@ pub(super) async fn df(engine: &Engine) -> Result<DiskUsage> {
                 volumes.push(volume);
             }
             let (build_cache, builder_size) = build_cache(engine)?;
-            let layers_size = usage::directory(&engine.layout().root().join("layers"));
+            // Layers, their blobs, and what has come of blobs that are not whole.
+            let root = engine.layout().root();
+            let [layers, blobs] =
+                ["layers", "blobs"].map(|name| usage::directory(&root.join(name)));
+            let partial = i64::try_from(engine.store().partial_size()).unwrap_or(i64::MAX);
+            let layers_size = layers.saturating_add(blobs).saturating_add(partial);
             Ok(DiskUsage {
                 layers_size,
                 images,
