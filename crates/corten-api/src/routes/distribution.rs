@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::routing::post;
 use corten_engine::{Engine, EngineError};
-use corten_oci::ImageRef;
+use corten_oci::{ImageRef, Platform};
 use corten_registry::{Credential, Progress, ProgressEvent};
 use http::{HeaderMap, Request};
 use serde::Deserialize;
@@ -137,6 +137,7 @@ pub(super) fn push(
     engine: Engine,
     name: &str,
     tag: Option<&str>,
+    platforms: Vec<Platform>,
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
     let image = image_ref(name, tag)?;
@@ -144,7 +145,7 @@ pub(super) fn push(
     let (lines, response) = JsonLines::response();
     tokio::spawn(async move {
         let outcome = tokio::select! {
-            outcome = push_all(&engine, &image, credential.as_ref(), &lines) => outcome,
+            outcome = push_all(&engine, &image, platforms, credential.as_ref(), &lines) => outcome,
             () = lines.closed() => return,
         };
         if let Err(error) = outcome {
@@ -157,13 +158,21 @@ pub(super) fn push(
 async fn push_all(
     engine: &Engine,
     image: &ImageRef,
+    platforms: Vec<Platform>,
     credential: Option<&Credential>,
     lines: &JsonLines,
 ) -> Result<(), EngineError> {
     let status = format!("The push refers to repository [{}]", image.name());
     lines.send(&json!({ "status": status })).await;
     let images = engine.images();
-    for tagged in images.to_push(image).await? {
+    let wanted = images.to_push(image).await?;
+    // An image here is of one platform: another cannot be pushed, and nothing is before that
+    // is known.
+    for tagged in &wanted {
+        let name = tagged.to_string();
+        images.check_platforms(&name, platforms.clone()).await?;
+    }
+    for tagged in wanted {
         let progress = Arc::new(ToClient(lines.clone()));
         let pushed = images.push(&tagged, credential, progress).await?;
         let tag = tagged.tag().unwrap_or_default();

@@ -67,7 +67,11 @@ async fn look(
 ) -> Answer {
     let images = engine.images();
     match rest.rsplit_once('/') {
-        Some((name, "json")) => Ok(Json(images.inspect(name).await?).into_response()),
+        Some((name, "json")) => {
+            let platforms = archives::platforms(&query, "platform")?;
+            images.check_platforms(name, platforms).await?;
+            Ok(Json(images.inspect(name).await?).into_response())
+        }
         Some((name, "history")) => {
             let platform = archives::platforms(&query, "platform")?.pop();
             Ok(Json(images.history(name, platform).await?).into_response())
@@ -89,6 +93,7 @@ async fn act(
     State(engine): State<Engine>,
     Path(rest): Path<String>,
     Query(query): Query<TagQuery>,
+    Query(pairs): Query<Vec<(String, String)>>,
     headers: HeaderMap,
     uri: Uri,
 ) -> Answer {
@@ -98,7 +103,10 @@ async fn act(
             engine.images().tag(name, &query.repo, tag).await?;
             Ok(StatusCode::CREATED.into_response())
         }
-        Some((name, "push")) => distribution::push(engine, name, tag, &headers),
+        Some((name, "push")) => {
+            let platforms = archives::platforms(&pairs, "platform")?;
+            distribution::push(engine, name, tag, platforms, &headers)
+        }
         _ => Err(unknown(&Method::POST, &uri)),
     }
 }
