@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use corten_store::archive::{Plain, decompress, entries};
+use corten_store::archive::{Plain, SparseFile, copy_with_holes, decompress, entries, sparse};
 use corten_store::numeric;
 use corten_store::rooted::{RootFd, normal};
 use rustix::fs::{AtFlags, FileType, Mode};
@@ -71,8 +71,14 @@ pub(crate) fn unpack(
         if cancel.is_cancelled() {
             return Err(io::Error::from(io::ErrorKind::Interrupted));
         }
-        let path = normal(Path::new(OsStr::from_bytes(&entry.path_bytes())));
-        one(entry, &path, inside, owners, &mut times)
+        let holes = match entry.header().entry_type() {
+            EntryType::Regular | EntryType::Continuous => sparse(entry)?,
+            _ => None,
+        };
+        let named = holes.as_ref().and_then(|holes| holes.name.clone());
+        let named = named.unwrap_or_else(|| entry.path_bytes().into_owned());
+        let path = normal(Path::new(OsStr::from_bytes(&named)));
+        one(entry, &path, holes.as_ref(), inside, owners, &mut times)
             .map_err(|e| io::Error::new(e.kind(), format!("entry \"{}\": {e}", path.display())))
     })?;
     for (path, time) in times.into_iter().rev() {
@@ -86,6 +92,7 @@ pub(crate) fn unpack(
 fn one(
     entry: &mut tar::Entry<'_, impl Read>,
     path: &Path,
+    holes: Option<&SparseFile>,
     inside: &RootFd,
     owners: Owners,
     times: &mut Vec<(PathBuf, (i64, i64))>,
@@ -135,7 +142,10 @@ fn one(
         }
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
             let mut file = create(dir, name)?;
-            io::copy(entry, &mut file)?;
+            match holes {
+                Some(holes) => copy_with_holes(holes.expanded(entry), &mut file)?,
+                None => copy_with_holes(entry, &mut file)?,
+            };
         }
         EntryType::Symlink => {
             let target = link_name(entry)?;

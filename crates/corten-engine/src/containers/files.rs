@@ -76,7 +76,7 @@ pub(crate) fn remove_renamed(doomed: &Path) {
     {
         tracing::debug!(path = %doomed.display(), %error, "somebody is sweeping it already");
     }
-    if let Err(error) = std::fs::remove_dir_all(doomed)
+    if let Err(error) = corten_store::rooted::remove_path(doomed)
         && error.kind() != std::io::ErrorKind::NotFound
     {
         tracing::warn!(path = %doomed.display(), %error, "a directory is left to be swept");

@@ -59,7 +59,7 @@ fn remove_bridges(engine: &Engine) -> Result<()> {
 
 fn remove(path: &Path) -> Result<()> {
     let removed = match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
+        Ok(metadata) if metadata.is_dir() => corten_store::rooted::remove_path(path),
         Ok(_) => std::fs::remove_file(path),
         Err(error) => Err(error),
     };
