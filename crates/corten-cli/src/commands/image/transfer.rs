@@ -1,7 +1,6 @@
 //! `pull` and `push`.
 
 use corten_oci::ImageRef;
-use serde_json::Value;
 
 use super::PLATFORM;
 use crate::app::Cli;
@@ -104,14 +103,12 @@ async fn push(cli: &Cli, flags: Parsed) -> Result {
                 "--platform goes with one tag: push the tags one by one",
             ));
         }
-        let path = format!("/images/{}/json", name(&image.familiar()));
-        let document: Value = cli.client()?.get(path).json().await?;
-        super::check_platform(&image.familiar(), wanted, &document.to_string())?;
     }
     let lines = cli
         .client()?
         .post(format!("/images/{}/push", name(&image.familiar_name())))
         .query_opt("tag", image.tag())
+        .query_opt("platform", platform::json(flags.nonempty("platform"))?)
         .header("X-Registry-Auth", auth_header(cli, &image)?)
         .lines()
         .await?;

@@ -4,7 +4,7 @@ use crate::app::Cli;
 use crate::command::{Command, action};
 use crate::commands::shared::{NO_PROMPT, Pruned, confirm_or_end};
 use crate::commands::{build, image, network, volume};
-use crate::error::Result;
+use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
 
 pub(super) static PRUNE: Command = Command::new("prune", "", "Remove unused data", action!(prune))
@@ -21,36 +21,48 @@ async fn prune(cli: &Cli, flags: Parsed) -> Result {
     let all = flags.on("all");
     let volumes = flags.on("volumes");
     if volumes && filters.iter().any(|filter| filter.starts_with("until")) {
-        return Err(crate::error::CliError::message(
+        return Err(CliError::message(
             "ERROR: The \"until\" filter is not supported with \"--volumes\"",
         ));
     }
+    check(&filters)?;
     confirm_or_end(cli, &flags, &warning(all, volumes, &filters))?;
     let client = cli.client()?;
-    let containers: Pruned = client
+    let mut reclaimed = 0;
+    // Each part is shown when it is done: what a later one meets does not hide it.
+    let mut show = |part: Pruned| {
+        if part.networks_deleted.is_none() {
+            reclaimed += part.space_reclaimed;
+        }
+        cli.print(&part.listing())
+    };
+    let containers = client
         .post("/containers/prune")
         .filters(&filters)
         .json()
         .await?;
-    let networks = network::run_prune(cli, &filters).await?;
-    let removed_volumes = if volumes {
-        volume::run_prune(cli, false, &filters).await?
-    } else {
-        Pruned::default()
-    };
-    let images = image::prune::run(cli, all, &filters).await?;
-    let cache = build::run_prune(cli, all, &cache_filters(&filters)).await?;
-    let mut reclaimed = 0;
-    for part in [containers, networks, removed_volumes, images, cache] {
-        if part.networks_deleted.is_none() {
-            reclaimed += part.space_reclaimed;
-        }
-        cli.print(&part.listing())?;
+    show(containers)?;
+    show(network::run_prune(cli, &filters).await?)?;
+    if volumes {
+        show(volume::run_prune(cli, false, &filters).await?)?;
     }
+    show(image::prune::run(cli, all, &filters).await?)?;
+    show(build::run_prune(cli, all, &cache_filters(&filters)).await?)?;
     cli.line(format!(
         "Total reclaimed space: {}",
         crate::format::units::size4(reclaimed)
     ))
+}
+
+/// Refuses what some part of the prune would refuse after others have deleted already.
+fn check(filters: &[&str]) -> Result {
+    for filter in filters {
+        let field = filter.split('=').next().unwrap_or_default();
+        if !matches!(field, "label" | "label!" | "until") {
+            return Err(CliError::message(format!("invalid filter '{field}'")));
+        }
+    }
+    Ok(())
 }
 
 /// The build cache has no labels to filter by.
@@ -107,6 +119,8 @@ mod tests {
           Items to be pruned will be filtered with:
           - label=a
         ");
+        assert!(check(&["label=a", "label!=b", "until=1h"]).is_ok());
+        assert!(check(&["until=1h", "dangling=true"]).is_err());
         assert_eq!(cache_filters(&["label=a", "until=1h"]), ["until=1h"]);
     }
 }
