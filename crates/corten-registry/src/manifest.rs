@@ -36,6 +36,7 @@ impl Descriptor {
             media_type: blob.media_type.clone(),
             digest: blob.digest.clone(),
             size: blob.size,
+            urls: Vec::new(),
             platform: None,
         }
     }
