@@ -174,3 +174,40 @@ fn a_parent_for_the_groups_of_steps() {
         assert!(refused.contains("invalid cgroup parent"), "{refused}");
     }
 }
+
+#[test]
+fn prunes_take_filters() {
+    let engine = Engine::with_alpine();
+    let context = engine.context(
+        "app",
+        &[("Dockerfile", "FROM alpine\nRUN echo kept > /kept\n")],
+    );
+    engine.ok(["build", "-q", context.to_str().unwrap()]);
+    engine.ok(["create", "--name", "idle", "alpine", "true"]);
+    let records = || engine.ok(["builder", "du"]).matches("true").count();
+    let before = records();
+    assert!(before > 0);
+    // What is refused is refused before anything is gone.
+    for wrong in ["dangling=true", "until=never"] {
+        engine.fails(1, ["system", "prune", "-af", "--filter", wrong]);
+    }
+    assert!(engine.ok(["ps", "-a"]).contains("idle"));
+    // Nothing here is a day old.
+    let told = engine.ok(["system", "prune", "-af", "--filter", "until=24h"]);
+    assert!(!told.contains("Deleted"), "{told}");
+    engine.ok(["builder", "prune", "-af", "--filter", "until=24h"]);
+    engine.ok([
+        "builder",
+        "prune",
+        "-af",
+        "--filter",
+        "type=exec.cachemount",
+    ]);
+    assert!(engine.ok(["ps", "-a"]).contains("idle"));
+    assert_eq!(records(), before);
+    let told = engine.ok(["builder", "prune", "-af", "--filter", "type=regular"]);
+    assert!(told.contains("Deleted build cache objects"), "{told}");
+    assert_eq!(records(), 0);
+    engine.ok(["rm", "idle"]);
+    engine.assert_clean();
+}

@@ -636,3 +636,77 @@ fn the_docker_command_line_saves_and_loads() {
         "{failed:?}"
     );
 }
+
+#[test]
+fn another_platform_is_neither_shown_nor_pushed() {
+    let engine = Engine::with_alpine();
+    let (_registry, address) = engine.registry("registry", &[]);
+    let name = format!("{address}/app");
+    engine.ok(["tag", "alpine", &name]);
+    let other = "linux/s390x";
+    for command in [
+        ["image", "inspect", "--platform", other, &name],
+        ["image", "push", "--platform", other, &name],
+    ] {
+        let told = engine.fails(1, command);
+        assert!(
+            told.contains("does not provide the specified platform"),
+            "{told}"
+        );
+    }
+    engine.fails(1, ["pull", "-q", &format!("{address}/app:latest")]);
+    let shown = engine.ok([
+        "image",
+        "inspect",
+        "--format",
+        "{{.Os}}/{{.Architecture}}",
+        &name,
+    ]);
+    let tagged = engine.ok([
+        "image",
+        "inspect",
+        "--format",
+        "{{.Metadata.LastTagTime}}",
+        &name,
+    ]);
+    assert!(tagged.starts_with("20"), "{tagged}");
+    engine.ok(["image", "inspect", "--platform", &shown, &name]);
+    engine.ok(["image", "push", "--platform", &shown, &name]);
+    engine.ok(["image", "prune", "-f"]);
+    engine.assert_clean();
+}
+
+/// What a store has lost comes again from where its image came.
+#[test]
+fn a_lost_layer_is_fetched_again() {
+    let engine = Engine::with_alpine();
+    let (_registry, address) = engine.registry("registry", &[]);
+    let name = format!("{address}/app");
+    engine.ok(["tag", "alpine", &name]);
+    engine.ok(["push", "-q", &name]);
+    let root = engine.root();
+    let inside = |name: &str| {
+        fs::read_dir(root.join(name))
+            .into_iter()
+            .flatten()
+            .flatten()
+    };
+    for entry in inside("layers") {
+        if entry.file_type().unwrap().is_file() {
+            fs::write(entry.path(), "rotten").unwrap();
+        } else if !entry.file_name().to_string_lossy().starts_with("empty") {
+            fs::remove_dir_all(entry.path()).unwrap();
+        }
+    }
+    for entry in inside("blobs/sha256") {
+        if entry.metadata().unwrap().len() > 100_000 {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    let told = engine.run(["system", "check", "--repair"]);
+    assert!(told.stdout.contains("layer"), "{told:?}");
+    assert_eq!(engine.ok(["run", "--rm", &name, "echo", "whole"]), "whole");
+    let told = engine.run(["system", "check"]);
+    assert!(told.stdout.contains("Nothing is wrong"), "{told:?}");
+    engine.assert_clean();
+}
