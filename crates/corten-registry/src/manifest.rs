@@ -2,7 +2,6 @@
 
 use corten_oci::{Digest, Digester, ImageRef, Platform, media_type};
 use corten_store::LayerBlob;
-use futures_util::StreamExt;
 use http::{HeaderMap, Method, StatusCode, header};
 use reqwest::Response;
 use serde::Deserialize;

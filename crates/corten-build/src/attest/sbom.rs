@@ -319,7 +319,14 @@ mod tests {
             homepage: "https://musl.libc.org".to_owned(),
             license: "MIT".to_owned(),
         };
-        let make = |name: &str| document(name, "t", &Distribution::default(), &[package.clone()]);
+        let make = |name: &str| {
+            document(
+                name,
+                "t",
+                &Distribution::default(),
+                std::slice::from_ref(&package),
+            )
+        };
         let one = make("a");
         assert_eq!(one, make("a"));
         assert_ne!(one["documentNamespace"], make("b")["documentNamespace"]);

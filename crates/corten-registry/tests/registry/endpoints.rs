@@ -130,7 +130,7 @@ async fn with_tls(root: &Path) -> String {
                     return;
                 }
                 let mut head = [0; 4096];
-                client.read(&mut head).await.unwrap();
+                assert_ne!(client.read(&mut head).await.unwrap(), 0);
                 let text = "Client sent an HTTP request to an HTTPS server.\n";
                 let reply = format!("HTTP/1.0 400 Bad Request\r\n\r\n{text}");
                 client.write_all(reply.as_bytes()).await.unwrap();

@@ -143,7 +143,7 @@ async fn nothing_refers_to_it_only_where_the_registry_says_so() {
     assert!(none.is_empty());
     *stub.referrers.lock().unwrap() = Some((http::StatusCode::OK, OCI_INDEX, index.clone()));
     let some = remote.referrers("app", &subject, None).await.unwrap();
-    assert_eq!(some, [entry.clone()]);
+    assert_eq!(some, std::slice::from_ref(&entry));
 
     // A mirror that has neither the API nor a tag knows nothing about it.
     let mirror = Stub::start().await;
@@ -154,7 +154,7 @@ async fn nothing_refers_to_it_only_where_the_registry_says_so() {
     );
     let remote = client(&settings).remote(stub.address(), None).unwrap();
     let some = remote.referrers("app", &subject, None).await.unwrap();
-    assert_eq!(some, [entry.clone()]);
+    assert_eq!(some, std::slice::from_ref(&entry));
     assert!(!mirror.seen().is_empty());
     let out = (http::StatusCode::BAD_REQUEST, OCI_INDEX, String::new());
     *stub.referrers.lock().unwrap() = Some(out);

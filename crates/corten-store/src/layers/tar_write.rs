@@ -94,9 +94,9 @@ impl Writer<'_> {
             let child = self
                 .entry(here.as_fd(), &name, &mut path)
                 .and_then(|child| {
-                    Ok(child
+                    child
                         .map(|dir| Ok::<_, io::Error>((sorted(&dir)?, dir)))
-                        .transpose()?)
+                        .transpose()
                 });
             match child {
                 Ok(None) => {}
