@@ -1,11 +1,13 @@
 //! Annotations and attestations of images.
 
 use std::fs;
-use std::process::Command;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
 use crate::harness::Engine;
 
 const FILE: &str = "\
+# As of http://me:password@example.org/app
 FROM alpine
 ARG WHO=nobody
 COPY installed /lib/apk/db/installed
@@ -31,6 +33,19 @@ fn saved(engine: &Engine, name: &str) -> String {
     }
     fs::remove_dir_all(dir).unwrap();
     all
+}
+
+/// Of base64.
+fn decoded(text: &str) -> String {
+    let mut command = Command::new("base64");
+    let command = command.arg("-d").stdin(Stdio::piped());
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(text.as_bytes()).unwrap();
+    drop(input);
+    let done = child.wait_with_output().unwrap();
+    assert!(done.status.success(), "{text}");
+    String::from_utf8(done.stdout).unwrap()
 }
 
 #[test]
@@ -80,6 +95,10 @@ fn what_is_said_of_an_image_goes_with_it() {
         assert!(all.contains(part), "{part}: {all}");
     }
     assert!(!all.contains("hidden-token"));
+    let file = all.split("\"data\":\"").nth(1).unwrap();
+    let file = decoded(file.split('"').next().unwrap());
+    assert!(file.contains("FROM alpine"), "{file}");
+    assert!(!file.contains("password"), "{file}");
     // It is an image as any other, here and where it is pulled or loaded.
     let archive = engine.path("saved.tar");
     engine.ok(["rmi", &name]);
@@ -159,8 +178,11 @@ fn what_cannot_be_said_is_refused() {
         let mut args = vec!["build"];
         args.extend(flags);
         args.push(context);
+        let early = args.iter().any(|flag| flag.starts_with("--annotation"));
         let told = engine.fails(1, args);
         assert!(told.contains(expected), "{told}");
+        // Before anything is done.
+        assert!(!early || !told.contains("] COPY"), "{told}");
     }
     engine.assert_clean();
 }

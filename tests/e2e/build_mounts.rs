@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -65,6 +65,16 @@ RUN --mount=target=/seen ! touch /seen/x
         ),
         "b\nmade\nmade\nmore\na\nb\nnew"
     );
+    // A step sees the directory it is shown, too.
+    let dockerfile = "FROM alpine\nRUN --mount=target=/seen,source=src stat -c %a /seen > /mode\n";
+    let context = engine.context("mode", &[("Dockerfile", dockerfile), ("src/a", "a\n")]);
+    for mode in ["755", "750"] {
+        let bits = u32::from_str_radix(mode, 8).unwrap();
+        let permissions = fs::Permissions::from_mode(bits);
+        fs::set_permissions(context.join("src"), permissions).unwrap();
+        engine.ok(["build", "-q", "-t", "mode", context.to_str().unwrap()]);
+        assert_eq!(shown(&engine, "mode", "cat /mode"), mode);
+    }
     // Neither what was mounted nor where it was mounted is in the image.
     assert_eq!(
         shown(

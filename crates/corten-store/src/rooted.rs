@@ -88,6 +88,14 @@ impl RootFd {
     /// As openat2(2); `InvalidData` when it is no regular file or larger than `limit` bytes.
     pub fn read(&self, path: &Path, limit: u64) -> io::Result<Vec<u8>> {
         use std::io::Read;
+        // Opening a device may already do something.
+        let named = self.stat(path)?;
+        if !rustix::fs::FileType::from_raw_mode(named.st_mode).is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "not a regular file",
+            ));
+        }
         let fd = self.open_in_root(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
         let file = std::fs::File::from(fd);
         if !file.metadata()?.is_file() {
@@ -297,6 +305,27 @@ fn unlink(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<OwnedFd>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_are_not_opened_to_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = rustix::fs::makedev(240, 77);
+        let made = rustix::fs::mknodat(
+            CWD,
+            dir.path().join("device"),
+            rustix::fs::FileType::CharacterDevice,
+            Mode::RUSR,
+            device,
+        );
+        if made.is_err() {
+            println!("skipped: device nodes cannot be made here");
+            return;
+        }
+        let root = RootFd::open(dir.path()).unwrap();
+        // Opened, it would be a device without a driver (ENXIO).
+        let error = root.read(Path::new("device"), 100).unwrap_err();
+        assert_eq!(error.to_string(), "not a regular file");
+    }
 
     #[test]
     fn never_leaves_the_root() {

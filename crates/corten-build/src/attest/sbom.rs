@@ -16,8 +16,10 @@ use super::packages::{self, Distribution, Package};
 use super::provenance::encoded;
 use crate::error::{BuildError, reason};
 
-/// Largest list that is read, bytes.
+/// As much as is read of all lists, bytes.
 const LIMIT: u64 = 64 << 20;
+/// As many parts of a list are looked at.
+const MAX_PARTS: usize = 100_000;
 
 const DPKG: &str = "var/lib/dpkg/status";
 /// Parts of it, a file each.
@@ -25,13 +27,14 @@ const DPKG_PARTS: &str = "var/lib/dpkg/status.d";
 const APK: [&str; 2] = ["lib/apk/db/installed", "usr/lib/apk/db/installed"];
 const OS_RELEASE: [&str; 2] = ["etc/os-release", "usr/lib/os-release"];
 /// Databases of rpm, old and new.
-const RPM: [&str; 6] = [
+const RPM: [&str; 7] = [
     "var/lib/rpm/Packages",
     "var/lib/rpm/Packages.db",
     "var/lib/rpm/rpmdb.sqlite",
     "usr/lib/sysimage/rpm/Packages",
     "usr/lib/sysimage/rpm/Packages.db",
     "usr/lib/sysimage/rpm/rpmdb.sqlite",
+    "usr/share/rpm/rpmdb.sqlite",
 ];
 
 /// The claim of what an image contains. Blocks.
@@ -62,19 +65,19 @@ fn look(root: &RootFd) -> Result<(Distribution, Vec<Package>), BuildError> {
             )));
         }
     }
-    let mut found = Vec::new();
-    if let Some(text) = read(root, Path::new(DPKG))? {
+    let (mut found, mut left) = (Vec::new(), LIMIT);
+    if let Some(text) = read(root, Path::new(DPKG), &mut left)? {
         found.extend(packages::dpkg(&text));
     }
     for name in parts(root).map_err(|e| unreadable(Path::new(DPKG_PARTS), &e))? {
-        if let Some(text) = read(root, &Path::new(DPKG_PARTS).join(name))? {
+        if let Some(text) = read(root, &Path::new(DPKG_PARTS).join(name), &mut left)? {
             found.extend(packages::dpkg(&text));
         }
     }
     let mut lists = BTreeSet::new();
     for path in APK {
         // One may be a link to the other.
-        if let Some(text) = read(root, Path::new(path))?
+        if let Some(text) = read(root, Path::new(path), &mut left)?
             && lists.insert(Digest::of(text.as_bytes()))
         {
             found.extend(packages::apk(&text));
@@ -82,7 +85,7 @@ fn look(root: &RootFd) -> Result<(Distribution, Vec<Package>), BuildError> {
     }
     let mut distribution = Distribution::default();
     for path in OS_RELEASE {
-        if let Some(text) = read(root, Path::new(path))? {
+        if let Some(text) = read(root, Path::new(path), &mut left)? {
             distribution = Distribution::read(&text);
             break;
         }
@@ -118,6 +121,9 @@ fn parts(root: &RootFd) -> io::Result<Vec<PathBuf>> {
         if !matches!(name.as_bytes(), b"." | b"..") && !name.as_bytes().ends_with(b".md5sums") {
             names.push(PathBuf::from(name));
         }
+        if names.len() > MAX_PARTS {
+            return Err(io::Error::other("it has too many files"));
+        }
     }
     names.sort();
     Ok(names)
@@ -138,18 +144,15 @@ fn unreadable(path: &Path, error: &io::Error) -> BuildError {
     ))
 }
 
-/// A list, if it is there.
-fn read(root: &RootFd, path: &Path) -> Result<Option<String>, BuildError> {
+/// A list, if it is there, of at most the bytes that are left.
+fn read(root: &RootFd, path: &Path, left: &mut u64) -> Result<Option<String>, BuildError> {
     match root.stat(path) {
         Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir() => return Ok(None),
-        Ok(stat) if u64::try_from(stat.st_size).unwrap_or(0) > LIMIT => {
-            let error = io::Error::other("it is too large");
-            return Err(unreadable(path, &error));
-        }
         Err(error) if absent(&error) => return Ok(None),
         _ => {}
     }
-    let bytes = root.read(path, LIMIT).map_err(|e| unreadable(path, &e))?;
+    let bytes = root.read(path, *left).map_err(|e| unreadable(path, &e))?;
+    *left -= bytes.len() as u64;
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
@@ -208,7 +211,6 @@ fn one(id: &str, distribution: &Distribution, package: &Package) -> Value {
     let mut value = json!({
         "SPDXID": id,
         "name": package.name,
-        "versionInfo": package.version,
         "supplier": or_unknown(supplier),
         "downloadLocation": "NOASSERTION",
         "filesAnalyzed": false,
@@ -221,7 +223,12 @@ fn one(id: &str, distribution: &Distribution, package: &Package) -> Value {
             "referenceLocator": package_url(distribution, package),
         }],
     });
-    if !package.homepage.is_empty() {
+    if !package.version.is_empty() {
+        value["versionInfo"] = json!(package.version);
+    }
+    // It must be a URI.
+    if url::Url::parse(&package.homepage).is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
+    {
         value["homepage"] = json!(package.homepage);
     }
     // It need not be an expression of SPDX's.
@@ -273,6 +280,20 @@ mod tests {
     fn looked(files: &[(&str, &str)]) -> Result<(Distribution, Vec<Package>), String> {
         let dir = root(files);
         look(&RootFd::open(dir.path()).unwrap()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn all_lists_together_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let parts = dir.path().join(DPKG_PARTS);
+        std::fs::create_dir_all(&parts).unwrap();
+        let list = std::fs::File::create(parts.join("a")).unwrap();
+        list.set_len(LIMIT / 2 + 1).unwrap();
+        let root = RootFd::open(dir.path()).unwrap();
+        assert!(look(&root).is_ok());
+        std::fs::hard_link(parts.join("a"), parts.join("b")).unwrap();
+        let error = look(&root).unwrap_err().to_string();
+        assert!(error.contains("status.d/b: too large"), "{error}");
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(crate) struct Appearance<'a> {
     pub(crate) chown: bool,
     /// `--chmod`.
     pub(crate) chmod: Option<&'a ModeChange>,
+    /// The directory that is selected itself is where the files go, and takes after nothing.
+    pub(crate) destination: bool,
 }
 
 /// One digest for everything selected: paths, types, modes, owners, contents; not times.
@@ -47,8 +49,7 @@ pub(crate) fn digest(
     let mut key = KeyBuilder::new("files");
     for (entry, content) in entries.iter().zip(&contents) {
         let is_directory = entry.kind == FileType::Directory;
-        // A destination takes after nothing.
-        let destination = is_directory && entry.to.as_os_str().is_empty();
+        let destination = appearance.destination && is_directory && entry.to.as_os_str().is_empty();
         let mode = match appearance.chmod {
             _ if destination => 0,
             Some(mode) if entry.kind != FileType::Symlink => mode.apply(entry.mode, is_directory),

@@ -61,6 +61,9 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn parse(file: &str, text: &str) -> Result<Self, BuildError> {
+        if text.is_empty() {
+            return Err(BuildError::NothingToBuild);
+        }
         let text: Arc<str> = text.into();
         if let Some((span, message)) = frontend::refused_by(&text) {
             let place = Place {

@@ -3,8 +3,9 @@
 //! It is an OCI manifest with the layers of the records, and as config a document of ours,
 //! [`Records`]: keys are digests of what a step depends on, so they mean the same on every
 //! machine. `directory` keeps it as an OCI image layout, `registry` under a name of a registry;
-//! `inline` puts the records into the image's own config instead. Nothing of it is believed: a
-//! layer is unpacked and must be what the record says before the record counts.
+//! `inline` puts the records into the image's own config instead. Of a layer nothing
+//! is believed: it is unpacked and must be what the record says before the record counts. That a
+//! step came out as this layer is believed.
 
 mod directory;
 pub(crate) mod inline;

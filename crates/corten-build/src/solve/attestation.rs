@@ -103,7 +103,6 @@ impl Session {
         (document, layers, names): Stored,
     ) -> Result<(Digest, Vec<ImageRef>), BuildError> {
         let attest = &self.asked.attest;
-        attest.check(&plan.platform)?;
         let facts = attest.provenance.as_ref().map(|_| self.facts(plan, images));
         let platform = plan.platform.clone();
         let session = self.clone();
@@ -144,7 +143,7 @@ impl Session {
     fn facts(&self, plan: &Plan, images: &HashMap<ImageKey, BaseImage>) -> Facts {
         let asked = &self.asked;
         let mut facts = Facts {
-            dockerfile: (asked.file.clone(), self.source.text.to_string()),
+            dockerfile: (asked.file.clone(), masked(&self.source.text)),
             context: asked.context.clone(),
             args: asked.args.clone(),
             invocation: self

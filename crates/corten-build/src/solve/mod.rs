@@ -153,6 +153,9 @@ pub(crate) async fn solve(
     let images = base_images(&session, &mut outline).await?;
     check(&session, &outline, &images)?;
     let plan = Arc::new(plan::evaluate(&outline, &images)?);
+    if !no_image {
+        session.asked.attest.check(&plan.platform)?;
+    }
     for message in &plan.warnings {
         warn(&session.events, message.clone());
     }

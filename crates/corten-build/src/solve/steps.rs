@@ -379,6 +379,7 @@ impl Work {
             let appearance = Appearance {
                 chown: op.chown.is_some(),
                 chmod: op.chmod.as_ref(),
+                destination: true,
             };
             let session = &self.session;
             content::digest(tree, &entries, appearance, &session.cache, &session.cancel)
@@ -393,6 +394,8 @@ impl Work {
         let appearance = Appearance {
             chown: false,
             chmod: None,
+            // A RUN sees the directory it is shown.
+            destination: false,
         };
         let mut binds = Vec::new();
         for (index, mount) in op.mounts.iter().enumerate() {

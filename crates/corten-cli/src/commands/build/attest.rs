@@ -80,7 +80,7 @@ impl Attest {
                 wanted.push((format!("type={flag},{rest}"), flag));
             }
         }
-        let mut only_files = None;
+        let mut inline = false;
         for (text, flag) in wanted {
             let wrong =
                 |why: String| CliError::message(format!("invalid value for --{flag}: {why}"));
@@ -89,22 +89,22 @@ impl Attest {
                 Wanted::No(Kind::Sbom) => attest.sbom = false,
                 Wanted::Sbom => {
                     attest.sbom = true;
-                    only_files = Some("sbom");
                 }
                 Wanted::Provenance {
                     provenance,
                     inline_only,
                 } => {
                     attest.provenance = Some(provenance);
-                    if !inline_only {
-                        only_files = Some("provenance");
-                    }
+                    inline = inline_only;
                 }
             }
         }
-        let attests = attest.sbom || attest.provenance.is_some();
-        if let Some(kind) = only_files
-            && attests
+        let kind = match &attest.provenance {
+            _ if attest.sbom => Some("sbom"),
+            Some(_) if !inline => Some("provenance"),
+            _ => None,
+        };
+        if let Some(kind) = kind
             && !outputs.files().is_empty()
         {
             return Err(CliError::message(format!(

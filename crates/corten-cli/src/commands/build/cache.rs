@@ -253,8 +253,11 @@ mod tests {
         };
         assert!(!caches.has_directory() && !caches.is_empty());
         assert_eq!(
-            serde_json::json!(caches).to_string(),
-            r#"{"from":[{"registry":"a:1"}],"to":[{"all":false,"ignore_error":true,"to":"inline"}]}"#
+            serde_json::json!(caches),
+            serde_json::json!({
+                "from": [{"registry": "a:1"}],
+                "to": [{"to": "inline", "all": false, "ignore_error": true}],
+            })
         );
     }
 }
