@@ -467,7 +467,7 @@ fn copy(input: &RunInput<'_>, tree: &Tree, source: &str, dir: &Path) -> Result<P
             .map_err(|e| Failure::Build(BuildError::io("make a directory")(e)))?;
     }
     let writer = Writer::plain(&root, input.cancel);
-    writer.entries(tree, &entries, place).map_err(|(path, e)| {
+    let failed = |(path, e): (PathBuf, io::Error)| {
         if e.kind() == io::ErrorKind::Interrupted {
             return Failure::Build(BuildError::Cancelled);
         }
@@ -476,7 +476,18 @@ fn copy(input: &RunInput<'_>, tree: &Tree, source: &str, dir: &Path) -> Result<P
             path.display(),
             reason(&e)
         ))
-    })?;
+    };
+    writer.entries(tree, &entries, place).map_err(failed)?;
+    // Unlike the destination of a COPY, what is mounted is the directory itself.
+    let shown = entries.iter().find(|entry| {
+        entry.kind == FileType::Directory
+            && entry.to.as_os_str().is_empty()
+            && !entry.path.as_os_str().is_empty()
+    });
+    if let Some(shown) = shown {
+        let taken = writer.directory(shown, place);
+        taken.map_err(|e| failed((place.to_owned(), e)))?;
+    }
     Ok(dir.join(place))
 }
 

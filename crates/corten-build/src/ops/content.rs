@@ -49,7 +49,9 @@ pub(crate) fn digest(
     let mut key = KeyBuilder::new("files");
     for (entry, content) in entries.iter().zip(&contents) {
         let is_directory = entry.kind == FileType::Directory;
-        let destination = appearance.destination && is_directory && entry.to.as_os_str().is_empty();
+        let whole = entry.path.as_os_str().is_empty();
+        let destination =
+            is_directory && entry.to.as_os_str().is_empty() && (appearance.destination || whole);
         let mode = match appearance.chmod {
             _ if destination => 0,
             Some(mode) if entry.kind != FileType::Symlink => mode.apply(entry.mode, is_directory),

@@ -242,7 +242,8 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    fn directory(&self, entry: &Entry, target: &Path) -> io::Result<()> {
+    /// A directory with the owner and mode of another.
+    pub(crate) fn directory(&self, entry: &Entry, target: &Path) -> io::Result<()> {
         let Some((dir, name)) = self.root.parent(target)? else {
             return Ok(());
         };
