@@ -469,7 +469,8 @@ impl Trash {
     pub(crate) fn take(&mut self, path: &Path) -> Result<bool, StoreError> {
         let taken = match &self.dir {
             Some(dir) => {
-                let to = dir.path().join(path.file_name().unwrap_or_default());
+                // A layer and the blob of its plain tar have the same name.
+                let to = dir.path().join(self.moved.len().to_string());
                 fs::rename(path, &to).map(|()| self.moved.push((path.to_owned(), to)))
             }
             None if path.is_dir() => rooted::remove_path(path),

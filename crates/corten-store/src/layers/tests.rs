@@ -69,6 +69,7 @@ in_both_forms!(
     a_rotten_blob_is_refused_and_fetched_again,
     collection_keeps_what_is_needed,
     collection_runs_beside_leases,
+    a_layer_goes_with_the_blob_of_its_name,
     odd_names_are_pending_too,
     nothing_endless_follows_an_archive,
     a_damaged_layer_is_unpacked_again,
@@ -497,6 +498,20 @@ fn collection_runs_beside_leases(form: LayerForm) {
     drop(collector);
     assert_eq!(store.gc().unwrap().layers, [made]);
     assert!(store.sweep(false).unwrap().is_empty());
+}
+
+fn a_layer_goes_with_the_blob_of_its_name(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), form);
+    let tar = archive(&[("f", Regular, "content")]);
+    let diff_id = DiffId(Digest::of(&tar));
+    let blob = store.blobs().put_bytes(&tar).unwrap();
+    assert_eq!(blob, *diff_id.digest());
+    store.layers().apply(Some(&diff_id), &tar[..]).unwrap();
+    let report = store.gc().unwrap();
+    assert_eq!(report.layers, [diff_id]);
+    assert_eq!(report.blobs, [blob]);
+    assert!(store.check(false).unwrap().is_empty());
 }
 
 /// An image of these layers.
