@@ -3,8 +3,10 @@
 //! Mark and sweep: kept are the layers of images and of holders' rows, a blob of each kept
 //! layer, and configs and manifests of images with the blobs these name. It runs beside pulls
 //! and builds: what somebody who holds a [`Lease`](crate::Lease) may count on is left for the
-//! end of that lease. Rows go before bytes, which are only moved away in the transaction and
-//! deleted after it, so that nothing half-removed is ever used and nobody waits.
+//! end of that lease. Rows of layers go before their bytes, and the locks of the layers are held
+//! until the bytes have followed; blobs, which have no rows that tell whether they are here, are
+//! moved away in the transaction. Everything is deleted after that, so that nothing half-removed
+//! is ever used and nobody waits.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -27,6 +29,9 @@ use crate::tmp::{self, Remove, TmpDir};
 
 /// How long another collection is waited for, and how often.
 const PATIENCE: (Duration, u32) = (Duration::from_millis(20), 50);
+
+/// Layers that are locked at a time, each with an open file.
+const AT_ONCE: usize = 100;
 
 /// What a collection removed.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -112,16 +117,15 @@ impl Store {
         // Whoever takes a lease from here on spares what it looks at.
         let oldest = self.leases().oldest()?;
         let mut trash = Trash::new(&self.tmp_path());
+        while self.carry_off_layers(oldest, &mut trash, &mut report)? == AT_ONCE {}
+        trash.keep();
         let removed = self.database().write(Durability::Relaxed, |db| {
-            self.carry_off(db, oldest, &mut trash)
+            self.carry_off_blobs(db, oldest, &mut trash, &mut report)
         });
-        match removed {
-            Ok(removed) => report = removed,
-            Err(error) => {
-                // No row was changed, so everything must be where it was.
-                trash.put_back();
-                return Err(error);
-            }
+        if let Err(error) = removed {
+            // No row was changed, so everything must be where it was.
+            trash.put_back();
+            return Err(error);
         }
         // Not by need: a build may have mounted what is for layers that nothing names yet.
         self.layers()
@@ -143,12 +147,20 @@ impl Store {
         Ok(None)
     }
 
-    /// Notes what nothing needs, and that what is needed is.
+    /// Notes what nothing needs, and that what is needed is. Rows of layers whose bytes are gone
+    /// are forgotten: older versions could leave such when they were killed.
     fn condemn(&self) -> Result<(), StoreError> {
         let layers = self.layers().all()?;
         let blobs = self.blobs().all()?;
         self.database().write(Durability::Relaxed, |db| {
             let epoch = condemned::advance(db)?;
+            // A row is written when the layer has its name, so none is early.
+            for diff_id in Layers::rows_in(db)? {
+                if !self.layers().is_on_disk(&diff_id) {
+                    tracing::warn!(%diff_id, "a layer is gone; it is not believed any more");
+                    Layers::forget_in(db, &diff_id)?;
+                }
+            }
             let kept = self.kept(db)?;
             let mut here = HashSet::new();
             for diff_id in &layers {
@@ -180,34 +192,64 @@ impl Store {
         })
     }
 
-    /// Moves into `trash` what is condemned, was so before the oldest lease began, and is
-    /// still not needed.
-    fn carry_off(
+    /// Forgets layers that are condemned, were so before the oldest lease began, and are still
+    /// not needed, and then moves them into `trash`; how many. Whoever wants to make one of
+    /// them anew waits for that. One whose row is gone when this process dies is not believed,
+    /// and condemned again.
+    fn carry_off_layers(
+        &self,
+        oldest: Option<u64>,
+        trash: &mut Trash,
+        report: &mut GcReport,
+    ) -> Result<usize, StoreError> {
+        let locked = self.database().write(Durability::Relaxed, |db| {
+            let kept = self.kept(db)?;
+            let mut locked = Vec::new();
+            for (object, since) in condemned::all(db, Kind::Layer)? {
+                let Ok(diff_id) = object.parse::<DiffId>() else {
+                    continue;
+                };
+                let row = Layers::peek_in(db, &diff_id)?;
+                if row.is_some() && kept.layers.contains(&diff_id) {
+                    condemned::spare_in(db, Kind::Layer, &object)?;
+                    continue;
+                }
+                if !may_go(since, oldest) {
+                    report.busy = true;
+                    continue;
+                }
+                let Some(lock) = self.layers().try_lock(&diff_id)? else {
+                    report.busy = true; // somebody makes it right now
+                    continue;
+                };
+                Layers::forget_in(db, &diff_id)?;
+                condemned::spare_in(db, Kind::Layer, &object)?;
+                report.bytes += row.map_or(0, |row| row.size);
+                locked.push((diff_id, lock));
+                if locked.len() == AT_ONCE {
+                    break;
+                }
+            }
+            Ok::<_, StoreError>(locked)
+        })?;
+        let count = locked.len();
+        for (diff_id, _lock) in locked {
+            self.layers().carry_off(&diff_id, trash)?;
+            report.layers.push(diff_id);
+        }
+        Ok(count)
+    }
+
+    /// Moves blobs into `trash` that are condemned, were so before the oldest lease began, and
+    /// are still not needed.
+    fn carry_off_blobs(
         &self,
         db: &Connection,
         oldest: Option<u64>,
         trash: &mut Trash,
-    ) -> Result<GcReport, StoreError> {
+        report: &mut GcReport,
+    ) -> Result<(), StoreError> {
         let kept = self.kept(db)?;
-        let mut report = GcReport::default();
-        let may_go = |since: u64| oldest.is_none_or(|oldest| oldest >= since);
-        for (object, since) in condemned::all(db, Kind::Layer)? {
-            let Ok(diff_id) = object.parse::<DiffId>() else {
-                continue;
-            };
-            let row = Layers::peek_in(db, &diff_id)?;
-            if row.is_some() && kept.layers.contains(&diff_id) {
-                condemned::spare_in(db, Kind::Layer, &object)?;
-                continue;
-            }
-            if !may_go(since) || !self.layers().carry_off(db, &diff_id, trash)? {
-                report.busy = true;
-                continue;
-            }
-            condemned::spare_in(db, Kind::Layer, &object)?;
-            report.bytes += row.map_or(0, |row| row.size);
-            report.layers.push(diff_id);
-        }
         for (object, since) in condemned::all(db, Kind::Blob)? {
             let Ok(digest) = object.parse::<Digest>() else {
                 continue;
@@ -216,7 +258,7 @@ impl Store {
                 condemned::spare_in(db, Kind::Blob, &object)?;
                 continue;
             }
-            if !may_go(since) {
+            if !may_go(since, oldest) {
                 report.busy = true;
                 continue;
             }
@@ -229,7 +271,7 @@ impl Store {
             report.bytes += size;
             report.blobs.push(digest);
         }
-        Ok(report)
+        Ok(())
     }
 
     fn kept(&self, db: &Connection) -> Result<Kept, StoreError> {
@@ -446,10 +488,18 @@ impl Store {
     }
 }
 
+/// Whether what is condemned since an epoch may go while this is the oldest lease.
+fn may_go(since: u64, oldest: Option<u64>) -> bool {
+    oldest.is_none_or(|oldest| oldest >= since)
+}
+
 /// What is moved away before it is deleted.
 pub(crate) struct Trash {
     /// `None`: there is no room for a directory, so that things are deleted at once.
     dir: Option<TmpDir>,
+    /// How many things are in it.
+    count: usize,
+    /// What may have to be put back.
     moved: Vec<(PathBuf, PathBuf)>,
 }
 
@@ -461,6 +511,7 @@ impl Trash {
         }
         Self {
             dir: dir.ok(),
+            count: 0,
             moved: Vec::new(),
         }
     }
@@ -470,7 +521,8 @@ impl Trash {
         let taken = match &self.dir {
             Some(dir) => {
                 // A layer and the blob of its plain tar have the same name.
-                let to = dir.path().join(self.moved.len().to_string());
+                let to = dir.path().join(self.count.to_string());
+                self.count += 1;
                 fs::rename(path, &to).map(|()| self.moved.push((path.to_owned(), to)))
             }
             None if path.is_dir() => rooted::remove_path(path),
@@ -481,6 +533,11 @@ impl Trash {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(at("move away", path)(error)),
         }
+    }
+
+    /// What is in it up to now is not put back.
+    fn keep(&mut self) {
+        self.moved.clear();
     }
 
     fn put_back(self) {

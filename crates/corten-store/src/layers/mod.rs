@@ -697,35 +697,48 @@ impl Layers {
         believed(db, diff_id)
     }
 
-    /// Moves a layer away, within a transaction, unless somebody makes it right now.
-    pub(crate) fn carry_off(
-        &self,
-        db: &Connection,
-        diff_id: &DiffId,
-        trash: &mut Trash,
-    ) -> Result<bool, StoreError> {
-        let Some(_lock) = self.try_lock(diff_id)? else {
-            return Ok(false);
-        };
+    /// Whether anything of a layer is on the disk, whatever its row says.
+    pub(crate) fn is_on_disk(&self, diff_id: &DiffId) -> bool {
+        self.driver.contains(diff_id)
+    }
+
+    /// Every layer that has a row, in a transaction.
+    pub(crate) fn rows_in(db: &Connection) -> Result<Vec<DiffId>, StoreError> {
+        let mut statement = db.prepare_cached("SELECT diff_id FROM layer")?;
+        let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+        let rows = rows.collect::<Result<Vec<_>, _>>()?;
+        Ok(rows.iter().filter_map(|text| text.parse().ok()).collect())
+    }
+
+    /// Moves a layer away that is locked and forgotten.
+    pub(crate) fn carry_off(&self, diff_id: &DiffId, trash: &mut Trash) -> Result<(), StoreError> {
         for path in self.driver.paths(diff_id) {
             trash.take(&path)?;
         }
-        forget_in(db, diff_id)?;
-        Ok(true)
+        Ok(())
     }
 
     /// Removes a layer: row first, so that nobody uses a half-removed directory.
     pub(crate) fn remove(&self, diff_id: &DiffId) -> Result<(), StoreError> {
         let _lock = self.lock(diff_id)?;
-        self.forget(diff_id)?;
+        self.database
+            .write(Durability::Relaxed, |db| Self::forget_in(db, diff_id))?;
         self.driver.discard(diff_id)
     }
 
     /// Forgets a layer, and which blobs are it unless an image has it: it may have to be made
     /// from them again.
-    pub(crate) fn forget(&self, diff_id: &DiffId) -> Result<(), StoreError> {
-        self.database
-            .write(Durability::Relaxed, |db| forget_in(db, diff_id))
+    pub(crate) fn forget_in(db: &Connection, diff_id: &DiffId) -> Result<(), StoreError> {
+        for statement in [
+            "DELETE FROM layer WHERE diff_id = ?1",
+            "DELETE FROM layer_blob WHERE diff_id = ?1
+             AND NOT EXISTS (SELECT 1 FROM image_layer WHERE diff_id = ?1)",
+            "DELETE FROM settled WHERE diff_id = ?1",
+        ] {
+            db.prepare_cached(statement)?
+                .execute([diff_id.digest().as_str()])?;
+        }
+        Ok(())
     }
 
     /// Takes the row of a layer away, before what it says is.
@@ -791,7 +804,7 @@ impl Layers {
     }
 
     /// As [`lock`](Self::lock); `None` while another has it.
-    fn try_lock(&self, diff_id: &DiffId) -> Result<Option<LayerLock>, StoreError> {
+    pub(crate) fn try_lock(&self, diff_id: &DiffId) -> Result<Option<LayerLock>, StoreError> {
         self.lock_with(diff_id, FlockOperation::NonBlockingLockExclusive)
     }
 
@@ -862,7 +875,7 @@ impl Kept {
 }
 
 /// Held while a layer is made; its file goes away with it.
-struct LayerLock {
+pub(crate) struct LayerLock {
     path: PathBuf,
     _file: File,
 }
@@ -893,18 +906,6 @@ fn hash(upper: &Path) -> Result<(DiffId, u64), StoreError> {
 
 /// After the boot in a layer's row: its content is synced, its name is not.
 const SYNCED: &str = " synced";
-
-fn forget_in(db: &Connection, diff_id: &DiffId) -> Result<(), StoreError> {
-    for statement in [
-        "DELETE FROM layer WHERE diff_id = ?1",
-        "DELETE FROM layer_blob WHERE diff_id = ?1
-         AND NOT EXISTS (SELECT 1 FROM image_layer WHERE diff_id = ?1)",
-        "DELETE FROM settled WHERE diff_id = ?1",
-    ] {
-        db.execute(statement, [diff_id.digest().as_str()])?;
-    }
-    Ok(())
-}
 
 /// The row of a layer, if it is believed.
 fn believed(db: &Connection, diff_id: &DiffId) -> Result<Option<LayerInfo>, StoreError> {

@@ -70,6 +70,8 @@ in_both_forms!(
     collection_keeps_what_is_needed,
     collection_runs_beside_leases,
     a_layer_goes_with_the_blob_of_its_name,
+    a_layer_whose_bytes_are_gone_is_made_again,
+    many_layers_are_collected_at_once,
     odd_names_are_pending_too,
     nothing_endless_follows_an_archive,
     a_damaged_layer_is_unpacked_again,
@@ -512,6 +514,50 @@ fn a_layer_goes_with_the_blob_of_its_name(form: LayerForm) {
     assert_eq!(report.layers, [diff_id]);
     assert_eq!(report.blobs, [blob]);
     assert!(store.check(false).unwrap().is_empty());
+}
+
+fn a_layer_whose_bytes_are_gone_is_made_again(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), form);
+    let tar = archive(&[("f", Regular, "content")]);
+    let diff_id = store.layers().apply(None, &tar[..]).unwrap().diff_id;
+    let image = image_of(&store, &[&diff_id]);
+    let path = store.layers().path(&diff_id);
+    if path.is_dir() {
+        fs::remove_dir_all(&path).unwrap();
+    } else {
+        fs::remove_file(&path).unwrap();
+    }
+    let report = store.gc().unwrap();
+    assert!(report.layers.is_empty() && !report.busy);
+    assert!(!store.layers().has(&diff_id).unwrap());
+    store.layers().apply(Some(&diff_id), &tar[..]).unwrap();
+    let stack = std::slice::from_ref(&diff_id);
+    store.layers().mount(stack, Upper::ReadOnly).unwrap();
+    // One that a collector had forgotten, but not moved away, when it was killed.
+    store.images().delete(&image).unwrap();
+    store
+        .database()
+        .write(Durability::Relaxed, |db| Layers::forget_in(db, &diff_id))
+        .unwrap();
+    assert!(store.layers().is_on_disk(&diff_id));
+    assert_eq!(store.gc().unwrap().layers, stack);
+    assert!(!store.layers().is_on_disk(&diff_id));
+}
+
+fn many_layers_are_collected_at_once(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), form);
+    // No layer is needed to be whole for that.
+    fs::create_dir_all(dir.path().join("layers")).unwrap();
+    for n in 0..230 {
+        let diff_id = DiffId(Digest::of(format!("{n}").as_bytes()));
+        let path = store.layers().path(&diff_id);
+        fs::create_dir(path).unwrap();
+    }
+    assert_eq!(store.gc().unwrap().layers.len(), 230);
+    assert!(store.layers().all().unwrap().is_empty());
+    assert!(store.sweep(false).unwrap().is_empty());
 }
 
 /// An image of these layers.
