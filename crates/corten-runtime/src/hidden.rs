@@ -32,6 +32,15 @@ impl Drop for Hidden {
     }
 }
 
+/// Lets the caller be looked into while it waits for those who may have to.
+pub(crate) fn shown(wait: impl FnOnce() -> Result<(), RuntimeError>) -> Result<(), RuntimeError> {
+    set_dumpable_behavior(DumpableBehavior::Dumpable)
+        .map_err(|errno| RuntimeError::setup(Step::Prepare, "dumpable", errno))?;
+    let answer = wait();
+    hide()?;
+    answer
+}
+
 /// Hides the caller until its `execve`. Needed again after every change of ids, which
 /// makes the process what `fs.suid_dumpable` says.
 pub(crate) fn hide() -> Result<(), RuntimeError> {

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use crate::cgroup;
 use crate::channel;
 use crate::error::{RuntimeError, Step};
-use crate::hidden::hide;
+use crate::hidden::{hide, shown};
 use crate::hooks::{self, HookState};
 use crate::keyring;
 use crate::namespaces::Namespaces;
@@ -44,6 +44,9 @@ pub(crate) struct InitPlan {
     pub(crate) sync: bool,
     /// Wait after the mounts have been made: the caller has hooks to run.
     pub(crate) runtime_hooks: bool,
+    /// Be open to hooks of an ordinary user meanwhile, who cannot enter the namespaces of a
+    /// hidden process. Nobody else is there yet who could look.
+    pub(crate) shown_to_hooks: bool,
     pub(crate) hostname: Option<String>,
     pub(crate) domainname: Option<String>,
     /// Path below `/proc` and value.
@@ -149,7 +152,12 @@ fn enter_root(
     };
     let (root, attached) = rootfs.build(place)?;
     if plan.runtime_hooks {
-        channel::mounted(channel)?;
+        let wait = || channel::mounted(channel);
+        if plan.shown_to_hooks {
+            shown(wait)?;
+        } else {
+            wait()?;
+        }
     }
     hooks::run(
         &plan.create_container,

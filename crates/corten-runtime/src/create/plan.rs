@@ -13,7 +13,7 @@ use crate::error::RuntimeError;
 use crate::hooks::HookState;
 use crate::init::{ChildStdio, InitPlan};
 use crate::mounts;
-use crate::namespaces::Namespaces;
+use crate::namespaces::{Namespaces, unprivileged};
 use crate::process::ProcessPlan;
 use crate::procfs::Proc;
 use crate::rootfs::{RootfsPlan, Way};
@@ -91,6 +91,7 @@ pub(super) fn plan(
     Ok(InitPlan {
         sync: namespaces.need_caller(),
         runtime_hooks,
+        shown_to_hooks: unprivileged() && namespaces.new_user && !namespaces.joins_pid(),
         cgroups: cgroup.join_files()?,
         hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
         domainname: spec.domainname().clone().filter(|name| !name.is_empty()),

@@ -151,6 +151,11 @@ impl Namespaces {
         self.user.as_ref().map(AsFd::as_fd)
     }
 
+    /// Whether others are in its pid namespace already.
+    pub(crate) fn joins_pid(&self) -> bool {
+        self.pid.is_some()
+    }
+
     /// Whether host device nodes must be bound because none can be made.
     pub(crate) fn in_user_namespace(&self) -> bool {
         self.new_user || self.user.is_some()

@@ -11,6 +11,7 @@ use crate::support::{Container, finish, lacks, pipes};
 
 pub const CASES: &[Case] = &[
     ("rootless_runs", rootless_runs),
+    ("rootless_hooks_enter_namespaces", hooks_enter_namespaces),
     ("rootless_several_ids", rootless_several_ids),
     ("rootless_refusals", rootless_refusals),
 ];
@@ -111,6 +112,30 @@ fn rootless_runs() {
     assert_eq!(second.output(), expected);
     corten_runtime::send_signal(running.pidfd.as_fd(), libc::SIGKILL).unwrap();
     wait_pidfd(&running.pidfd).unwrap();
+}
+
+/// What gives the container its network (slirp4netns, pasta) does it from a hook. Those
+/// inside cannot look into the process afterwards, before its program runs.
+fn hooks_enter_namespaces() {
+    if lacks("nsenter") {
+        return;
+    }
+    let container = rootless(Container::sh("cat /entered; cat /opened; cat /inside"));
+    let root = container.path().display().to_string();
+    let runtime = format!(
+        "set -e; pid=$(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/'); exec 3< /proc/$pid/ns/net; \
+         echo opened > {root}/opened; \
+         nsenter -t $pid -U -m --preserve-credentials cat /proc/self/uid_map > {root}/entered"
+    );
+    let inside = format!("readlink {root}/proc/1/ns/net && exit 1; echo hidden > {root}/inside");
+    let sh = |line: &str| json!([{"path": "/bin/sh", "args": ["sh", "-c", line], "env": ["PATH=/usr/bin:/bin"]}]);
+    let container = container
+        .set("/hooks/createRuntime", sh(&runtime))
+        .set("/hooks/createContainer", sh(&inside));
+    become_user(&container);
+    let output = container.output();
+    let words: Vec<_> = output.split_whitespace().collect();
+    assert_eq!(words, ["0", &USER.to_string(), "1", "opened", "hidden"]);
 }
 
 /// Through newuidmap, with `/etc/subuid` and `/etc/subgid` of a mount namespace of the
