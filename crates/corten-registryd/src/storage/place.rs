@@ -1,6 +1,7 @@
 //! Where the things are: a folder, or an object store. What both can do is here, by key
 //! ([`super::keys`]); what only one can (locks, marks) its users ask of it directly.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -10,6 +11,7 @@ use corten_oci::Digest;
 use super::Result;
 use super::files::{self, Files};
 use super::objects::{BlobReader, Objects};
+use crate::names::UploadId;
 
 /// One of the two.
 #[derive(Debug)]
@@ -149,11 +151,11 @@ impl Place {
         }
     }
 
-    /// Bytes of all blobs.
-    pub(super) fn bytes(&self) -> Result<u64> {
+    /// Bytes of all blobs; in an object store also of uploads but those that `left_out` names.
+    pub(super) fn bytes(&self, left_out: impl FnOnce() -> HashSet<UploadId>) -> Result<u64> {
         match self {
             Self::Files(files) => files.bytes(),
-            Self::Objects(objects) => objects.bytes(),
+            Self::Objects(objects) => objects.bytes(left_out),
         }
     }
 }

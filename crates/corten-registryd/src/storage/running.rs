@@ -2,10 +2,10 @@
 //!
 //! In a folder that is exact: what an earlier server left is counted at start. In an object
 //! store each server knows of what came through it; an upload may have gone on at another,
-//! so one that was not heard of for a while is forgotten, whose parts a count of all that is
-//! stored finds by then.
+//! so one that was not heard of for a while is forgotten. A count of all that is stored leaves
+//! out the parts of those that are known here, and finds those of all others.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,16 @@ pub(super) const MOST: usize = 4096;
 /// The uploads of all repositories.
 #[derive(Debug, Default)]
 pub(super) struct Running {
-    repositories: Mutex<HashMap<RepoName, HashMap<UploadId, One>>>,
+    known: Mutex<Known>,
     /// One that nobody has written to for so long is forgotten.
     patience: Option<Duration>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    repositories: HashMap<RepoName, HashMap<UploadId, One>>,
+    /// Bytes of those forgotten since the last count, which left them out.
+    forgotten: u64,
 }
 
 #[derive(Debug)]
@@ -36,30 +43,43 @@ impl Running {
         }
     }
 
-    fn all(&self) -> MutexGuard<'_, HashMap<RepoName, HashMap<UploadId, One>>> {
-        let mut all = self
-            .repositories
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    fn known(&self) -> MutexGuard<'_, Known> {
+        let mut guard = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(patience) = self.patience {
-            for uploads in all.values_mut() {
-                uploads.retain(|_, one| one.since.elapsed() < patience);
+            let known = &mut *guard;
+            for uploads in known.repositories.values_mut() {
+                uploads.retain(|_, one| {
+                    let stays = one.since.elapsed() < patience;
+                    if !stays {
+                        known.forgotten = known.forgotten.saturating_add(one.length);
+                    }
+                    stays
+                });
             }
-            all.retain(|_, uploads| !uploads.is_empty());
+            known.repositories.retain(|_, uploads| !uploads.is_empty());
         }
-        all
+        guard
+    }
+
+    /// Those that a count of all that is stored is to leave out. What it takes in is not
+    /// counted here any more.
+    pub(super) fn left_out(&self) -> HashSet<UploadId> {
+        let mut known = self.known();
+        known.forgotten = 0;
+        let uploads = known.repositories.values();
+        uploads.flat_map(HashMap::keys).cloned().collect()
     }
 
     /// How many a repository has.
     pub(super) fn count(&self, repo: &RepoName) -> usize {
-        self.all().get(repo).map_or(0, HashMap::len)
+        self.known().repositories.get(repo).map_or(0, HashMap::len)
     }
 
     /// An upload has, or is about to have, so many bytes.
     pub(super) fn note(&self, repo: &RepoName, id: &UploadId, length: u64) {
         let since = Instant::now();
-        let mut all = self.all();
-        let uploads = all.entry(repo.clone()).or_default();
+        let mut known = self.known();
+        let uploads = known.repositories.entry(repo.clone()).or_default();
         uploads.insert(id.clone(), One { length, since });
     }
 
@@ -71,38 +91,38 @@ impl Running {
         length: u64,
         fits: impl FnOnce(u64, u64) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut all = self.all();
+        let mut known = self.known();
         let sum = |uploads: &HashMap<UploadId, One>| -> u64 {
             let others = uploads.iter().filter(|(known, _)| *known != id);
             others.map(|(_, one)| one.length).sum()
         };
-        let here = all.get(repo).map_or(0, sum);
-        let everywhere = all.values().map(sum).sum();
-        fits(here, everywhere)?;
+        let here = known.repositories.get(repo).map_or(0, sum);
+        let everywhere: u64 = known.repositories.values().map(sum).sum();
+        fits(here, everywhere.saturating_add(known.forgotten))?;
         let since = Instant::now();
-        let uploads = all.entry(repo.clone()).or_default();
+        let uploads = known.repositories.entry(repo.clone()).or_default();
         uploads.insert(id.clone(), One { length, since });
         Ok(())
     }
 
     /// An upload has ended.
     pub(super) fn ended(&self, repo: &RepoName, id: &UploadId) {
-        let mut all = self.all();
-        if let Some(uploads) = all.get_mut(repo) {
+        let mut known = self.known();
+        if let Some(uploads) = known.repositories.get_mut(repo) {
             uploads.remove(id);
             if uploads.is_empty() {
-                all.remove(repo);
+                known.repositories.remove(repo);
             }
         }
     }
 
     /// Forgets those that are gone.
     pub(super) fn retain(&self, there: impl Fn(&RepoName, &UploadId) -> bool) {
-        let mut all = self.all();
-        for (repo, uploads) in all.iter_mut() {
+        let mut known = self.known();
+        for (repo, uploads) in &mut known.repositories {
             uploads.retain(|id, _| there(repo, id));
         }
-        all.retain(|_, uploads| !uploads.is_empty());
+        known.repositories.retain(|_, uploads| !uploads.is_empty());
     }
 }
 
@@ -164,5 +184,20 @@ mod tests {
         let a = RepoName::parse("a").unwrap();
         running.note(&a, &UploadId::random(), 10);
         assert_eq!(running.count(&a), 0);
+        // Its parts were left out of the last count, not of the next.
+        let others = || {
+            let mut seen = (0, 0);
+            let fits = |here, everywhere| {
+                seen = (here, everywhere);
+                Err(())
+            };
+            running
+                .reserve(&a, &UploadId::random(), 1, fits)
+                .unwrap_err();
+            seen
+        };
+        assert_eq!(others(), (0, 10));
+        assert!(running.left_out().is_empty());
+        assert_eq!(others(), (0, 0));
     }
 }

@@ -238,16 +238,24 @@ impl Objects {
         })
     }
 
-    /// Bytes of all blobs and uploads.
-    pub(in crate::storage) fn bytes(&self) -> Result<u64> {
-        self.run(async {
-            let mut bytes = 0;
-            for folder in [keys::BLOBS, PARTS] {
-                let all = self.everything(folder).await?;
-                bytes += all.iter().map(|meta| meta.size).sum::<u64>();
-            }
-            Ok(bytes)
-        })
+    /// Bytes of all blobs, and of uploads but those that `left_out` names.
+    pub(in crate::storage) fn bytes(
+        &self,
+        left_out: impl FnOnce() -> HashSet<UploadId>,
+    ) -> Result<u64> {
+        let (blobs, parts) = self.run(async {
+            let blobs = self.everything(keys::BLOBS).await?;
+            Ok::<_, RegistrydError>((blobs, self.everything(PARTS).await?))
+        })?;
+        // Asked last, for those, too, that began while this listed.
+        let left_out = left_out();
+        let counts = |meta: &&ObjectMeta| {
+            let upload = meta.location.parts().nth(1);
+            let upload = upload.and_then(|id| UploadId::parse(id.as_ref()));
+            upload.is_none_or(|id| !left_out.contains(&id))
+        };
+        let parts: u64 = parts.iter().filter(counts).map(|meta| meta.size).sum();
+        Ok(parts + blobs.iter().map(|meta| meta.size).sum::<u64>())
     }
 }
 
