@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::names::RepoName;
 
+/// What an entry takes beside its name and its tags, about.
+const ENTRY: usize = 128;
 /// Bytes of all lists; past that all are asked for again.
 const MOST: usize = 32 << 20;
 
@@ -19,9 +21,24 @@ struct Known {
     size: usize,
 }
 
-fn size(tags: &[String]) -> usize {
+fn size(repo: &RepoName, tags: &[String]) -> usize {
     let each = tags.iter().map(|tag| tag.len() + size_of::<String>());
-    each.sum()
+    ENTRY + repo.as_str().len() + each.sum::<usize>()
+}
+
+impl Known {
+    /// Forgets what is not believed any more.
+    fn drop_expired(&mut self) {
+        let now = Instant::now();
+        let size_left = &mut self.size;
+        self.lists.retain(|repo, (until, tags)| {
+            let stays = *until > now;
+            if !stays {
+                *size_left -= size(repo, tags);
+            }
+            stays
+        });
+    }
 }
 
 impl Lists {
@@ -38,13 +55,16 @@ impl Lists {
 
     /// Believes a list for a while.
     pub(super) fn keep(&self, repo: &RepoName, tags: &[String], while_: Duration) {
-        let size_of_these = size(tags);
+        let size_of_these = size(repo, tags);
         if while_.is_zero() || size_of_these > MOST {
             return;
         }
         let mut known = self.known();
         if let Some((_, old)) = known.lists.remove(repo) {
-            known.size -= size(&old);
+            known.size -= size(repo, &old);
+        }
+        if known.size + size_of_these > MOST {
+            known.drop_expired();
         }
         if known.size + size_of_these > MOST {
             *known = Known::default();
@@ -75,5 +95,41 @@ mod tests {
             assert!(lists.known().size <= MOST);
         }
         assert_eq!(lists.get(&repo(0)), None, "there was no room for all");
+    }
+
+    #[test]
+    fn expired_lists_go_before_others() {
+        let lists = Lists::default();
+        let repo = |n: usize| RepoName::parse(&format!("r{n}")).unwrap();
+        let tags = vec!["t".repeat(100); 100_000];
+        let long = Duration::from_secs(3600);
+        lists.keep(&repo(0), &tags, Duration::from_nanos(1));
+        lists.keep(&repo(1), &tags, long);
+        while lists.get(&repo(0)).is_some() {
+            std::thread::yield_now();
+        }
+        assert!(lists.known().lists.contains_key(&repo(0)));
+        lists.keep(&repo(2), &tags, long);
+        assert!(!lists.known().lists.contains_key(&repo(0)));
+        assert_eq!(lists.get(&repo(1)).as_ref(), Some(&tags));
+        assert_eq!(lists.known().size, 2 * size(&repo(1), &tags));
+    }
+
+    #[test]
+    fn lists_without_tags_take_room_too() {
+        let lists = Lists::default();
+        let repo = |n: usize| RepoName::parse(&format!("{}{n}", "r".repeat(200))).unwrap();
+        let long = Duration::from_secs(3600);
+        let of_each = size(&repo(0), &[]);
+        assert!(of_each > 200);
+        lists.known().size = MOST - 2 * of_each;
+        for n in 0..4 {
+            lists.keep(&repo(n), &[], long);
+            lists.keep(&repo(n), &[], long);
+        }
+        assert!(lists.known().lists.len() < 4);
+        let known = lists.known();
+        let all = known.lists.iter().map(|(repo, (_, tags))| size(repo, tags));
+        assert_eq!(known.size, all.sum::<usize>());
     }
 }
