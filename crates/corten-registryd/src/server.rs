@@ -1,7 +1,8 @@
 //! Listening, TLS, and an orderly end: [`Server`].
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
@@ -40,6 +41,8 @@ const HEAD: Duration = Duration::from_secs(120);
 /// Bytes of a connection that wait to be sent, and of a request that are read at once. Much
 /// more than what a blob is read by (`handlers::file_body`) would be memory without use.
 const WAITING: usize = 128 << 10;
+/// Connections that may wait for their `accept`.
+const BACKLOG: u32 = 1024;
 /// Pause after an `accept` that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -92,6 +95,17 @@ pub(crate) struct Peer {
     pub(crate) tls: bool,
 }
 
+impl Peer {
+    /// Who connected by IPv4 to a socket of both families looks like an IPv6 address.
+    fn new(address: SocketAddr, tls: bool) -> Self {
+        let address = match address.ip().to_canonical() {
+            ip if ip.is_ipv4() => SocketAddr::new(ip, address.port()),
+            _ => address,
+        };
+        Self { address, tls }
+    }
+}
+
 /// A registry that listens but does not answer yet.
 pub struct Server {
     listener: TcpListener,
@@ -120,12 +134,6 @@ impl Server {
     /// Opens the files of `config` and listens on `listen` (`HOST:PORT`, or `:PORT` for all
     /// addresses; port 0 takes a free one).
     pub async fn bind(listen: &str, config: Config) -> Result<Self, RegistrydError> {
-        let address = match listen.strip_prefix(':') {
-            // Which takes IPv4 connections, too, unless the system is told otherwise.
-            Some(port) if has_ipv6() => format!("[::]:{port}"),
-            Some(port) => format!("0.0.0.0:{port}"),
-            None => listen.to_owned(),
-        };
         let metrics = config.metrics.clone();
         let (collect, drain) = (config.collect, config.drain);
         let grace = config.grace.unwrap_or(GRACE);
@@ -136,7 +144,10 @@ impl Server {
             address: address.to_owned(),
             source,
         };
-        let listener = TcpListener::bind(&address).await;
+        let listener = match listen.strip_prefix(':') {
+            Some(port) => listen_everywhere(port).await,
+            None => TcpListener::bind(listen).await,
+        };
         let listener = listener.map_err(|source| failed(listen, source))?;
         let address = listener.local_addr();
         let address = address.map_err(|source| failed(listen, source))?;
@@ -218,13 +229,13 @@ impl Server {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => {
                         let tls = self.tls.clone();
-                        let from = Peer { address: peer, tls: tls.is_some() };
+                        let from = Peer::new(peer, tls.is_some());
                         let router = router.clone().layer(Extension(from));
                         let (stopped, app) = (stopped.clone(), self.app.clone());
                         connections.spawn(async move {
                             let _counted = app.metrics.connected();
                             if let Err(error) = connection(stream, tls, router, stopped).await {
-                                tracing::debug!(%peer, error, "connection failed");
+                                tracing::debug!(peer = %from.address, error, "connection failed");
                             }
                         });
                     }
@@ -319,6 +330,22 @@ async fn sweeps(app: Arc<App>) {
             Err(error) => tracing::error!(%error, "looking for stale uploads died"),
         }
     }
+}
+
+/// Listens on all addresses of IPv4, and of IPv6 where there is that.
+async fn listen_everywhere(port: &str) -> io::Result<TcpListener> {
+    let port: u16 = port
+        .parse()
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "invalid port value"))?;
+    if !has_ipv6() {
+        return TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await;
+    }
+    let socket = TcpSocket::new_v6()?;
+    socket.set_reuseaddr(true)?;
+    // What it is otherwise is for the system to say (`net.ipv6.bindv6only`).
+    rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+    socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
+    socket.listen(BACKLOG)
 }
 
 /// Whether this machine has IPv6 at all.
@@ -498,9 +525,57 @@ mod tests {
         };
         let server = Server::bind(":0", config).await.unwrap();
         let port = server.address().port();
-        TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        if has_ipv6() {
-            TcpStream::connect(("::1", port)).await.unwrap();
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let (_, peer) = server.listener.accept().await.unwrap();
+        let peer = Peer::new(peer, false);
+        assert_eq!(peer.address, stream.local_addr().unwrap());
+        // Where `lo` has an IPv6 address.
+        let ipv6 = async {
+            let listener = TcpListener::bind("[::1]:0").await?;
+            TcpStream::connect(listener.local_addr()?).await
+        };
+        if ipv6.await.is_ok() {
+            let stream = TcpStream::connect(("::1", port)).await.unwrap();
+            let (_, peer) = server.listener.accept().await.unwrap();
+            let peer = Peer::new(peer, false);
+            assert_eq!(peer.address, stream.local_addr().unwrap());
         }
+    }
+
+    #[tokio::test]
+    async fn not_every_port_is_one() {
+        for wrong in ["", "65536", "http", "-1"] {
+            let refused = listen_everywhere(wrong).await.unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidInput, "{wrong:?}");
+        }
+    }
+
+    /// The test above in a network namespace where IPv6 sockets are for IPv6 only.
+    #[test]
+    fn ipv4_is_served_whatever_the_system_says() {
+        let prepare = "echo 1 > /proc/sys/net/ipv6/bindv6only && ip link set lo up";
+        let inside = |script: &str| {
+            let mut command = std::process::Command::new("unshare");
+            command.args(["-rn", "sh", "-c", script]);
+            command
+        };
+        let can = inside(prepare).output();
+        if !can.is_ok_and(|output| output.status.success()) {
+            eprintln!("skipped: no network namespace with IPv6 can be made here");
+            return;
+        }
+        let output = inside(&format!("{prepare} && exec \"$TEST\" --exact \"$NAME\""))
+            .env("TEST", std::env::current_exe().unwrap())
+            .env(
+                "NAME",
+                "server::tests::all_addresses_are_those_of_both_families",
+            )
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{output:?}"
+        );
     }
 }
