@@ -25,7 +25,7 @@ use crate::error::RegistrydError;
 use crate::handlers::{self, App, operations};
 use crate::metrics::Metrics;
 use crate::proxy::{Proxy, ProxyConfig};
-use crate::storage::{Policy, Quota, Storage, StoreConfig};
+use crate::storage::{LOCK_PATIENCE, Policy, Quota, Storage, StoreConfig};
 use crate::watched::Watched;
 
 /// Requests that run when the server is told to stop get this long, where not configured.
@@ -75,6 +75,8 @@ pub struct Config {
     pub drain: Duration,
     /// How long requests may run that run then; ten seconds if absent.
     pub grace: Option<Duration>,
+    /// How long a request waits for another one that has its upload; ten seconds if absent.
+    pub patience: Option<Duration>,
 }
 
 /// Garbage collections beside the serving.
@@ -392,6 +394,7 @@ fn open(config: &Config) -> Result<(App, Option<Certificate>), RegistrydError> {
         metrics: Metrics::default(),
         stopping: AtomicBool::new(false),
         changes: Semaphore::new(handlers::CHANGES),
+        patience: config.patience.unwrap_or(LOCK_PATIENCE),
         counts_bytes: config.quota.total.is_some(),
     };
     Ok((app, tls))

@@ -281,6 +281,7 @@ impl Settings {
             metrics: self.metrics,
             drain: self.drain.map_or(Duration::ZERO, |span| span.0),
             grace: self.grace.map(|span| span.0),
+            patience: None,
         };
         let listen = self.listen.unwrap_or_else(|| LISTEN.to_owned());
         Ok((listen, config))

@@ -55,6 +55,8 @@ pub(crate) struct App {
     pub(crate) stopping: AtomicBool,
     /// Turns of [`changing`].
     pub(crate) changes: Semaphore,
+    /// How long a request waits for another one that has its upload.
+    pub(crate) patience: Duration,
     /// Whether the bytes on the disk are counted, as a quota of them needs.
     pub(crate) counts_bytes: bool,
 }

@@ -23,7 +23,7 @@ use crate::auth::{Action, Identity, Need};
 use crate::error::{ApiError, Code, RegistrydError};
 use crate::names::{RepoName, UploadId};
 use crate::route;
-use crate::storage::{Finish, LOCK_PATIENCE, Upload};
+use crate::storage::{Finish, Upload};
 
 /// Between two looks whether an upload is free.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -167,7 +167,7 @@ async fn create(
 /// Opens an upload. One that goes on after a broken connection waits until the server, too,
 /// has noticed.
 async fn open(app: &Arc<App>, repo: &RepoName, id: &UploadId) -> Result<Upload, ApiError> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
+    let deadline = Instant::now() + app.patience;
     loop {
         let (repo, wanted) = (repo.clone(), id.clone());
         let opened = blocking(app, move |storage| {

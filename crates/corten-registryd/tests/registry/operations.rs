@@ -1,5 +1,6 @@
 //! What whoever runs the server relies on: counters, health, the end, certificates.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -144,56 +145,112 @@ async fn a_new_certificate_is_noticed() {
     assert_eq!(second, expected.unwrap().to_vec());
 }
 
-#[test]
-fn whoever_waits_for_an_upload_leaves_others_their_turn() {
+/// A registry whose threads two requests can take up, and an upload that one has and others,
+/// more than there are threads, wait for.
+struct Waited {
+    _folder: tempfile::TempDir,
+    registry: Http,
+    _holder: TcpStream,
+    /// The beginnings of the answers.
+    waiting: Vec<tokio::task::JoinHandle<String>>,
+}
+
+fn with_two_threads(work: impl Future<Output = ()>) {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.enable_all().max_blocking_threads(2).build();
-    runtime.unwrap().block_on(async {
-        let folder = tempfile::tempdir().unwrap();
-        let server = Server::bind("127.0.0.1:0", config(folder.path()))
-            .await
-            .unwrap();
-        let registry = Http::new(server.address());
-        tokio::spawn(server.serve(std::future::pending()));
-        let digest = registry.push_blob("app", b"x").await;
-        let upload = registry.start_upload("app").await;
-        let patch = async || {
-            let mut stream = TcpStream::connect(registry.address).await.unwrap();
-            let head =
-                format!("PATCH {upload} HTTP/1.1\r\nhost: x\r\ncontent-length: 3000000\r\n\r\n");
-            stream.write_all(head.as_bytes()).await.unwrap();
-            stream
-        };
-        // One that does not end...
-        let mut holder = patch().await;
-        holder.write_all(&[0; 2_500_000]).await.unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
+    let runtime = runtime.unwrap();
+    let worked = catch_unwind(AssertUnwindSafe(|| runtime.block_on(work)));
+    // A thread that waits must not keep the test from failing.
+    runtime.shutdown_background();
+    if let Err(panic) = worked {
+        resume_unwind(panic);
+    }
+}
+
+async fn waited_for(patience: Duration) -> Waited {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config {
+        patience: Some(patience),
+        ..config(folder.path())
+    };
+    let server = Server::bind("127.0.0.1:0", config).await.unwrap();
+    let registry = Http::new(server.address());
+    tokio::spawn(server.serve(std::future::pending()));
+    let upload = registry.start_upload("app").await;
+    let patch = async || {
+        let mut stream = TcpStream::connect(registry.address).await.unwrap();
+        let head = format!("PATCH {upload} HTTP/1.1\r\nhost: x\r\ncontent-length: 3000000\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream
+    };
+    // One that does not end...
+    let mut holder = patch().await;
+    holder.write_all(&[0; 2_500_000]).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let state = registry.get(&upload).await;
+        if state.header("range") != "0-0" {
+            break;
+        }
+        assert!(Instant::now() < deadline, "nothing is written");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // ... and more of them than there are threads.
+    let mut waiting = Vec::new();
+    for _ in 0..6 {
+        let mut stream = patch().await;
+        waiting.push(tokio::spawn(async move {
+            let mut reply = [0; 12];
+            stream.read_exact(&mut reply).await.unwrap();
+            String::from_utf8_lossy(&reply).into_owned()
+        }));
+    }
+    Waited {
+        _folder: folder,
+        registry,
+        _holder: holder,
+        waiting,
+    }
+}
+
+#[test]
+fn whoever_waits_for_an_upload_leaves_others_their_turn() {
+    with_two_threads(async {
+        // They do not give up while this looks, however slow the machine is.
+        let waited = waited_for(Duration::from_secs(3600)).await;
+        let registry = &waited.registry;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        // The one that has it, those that wait, and this one; no thread is needed for it.
+        let arrived = "corten_registry_requests_in_flight 8\n";
         loop {
-            let state = registry.get(&upload).await;
-            if state.header("range") != "0-0" {
+            let metrics = registry.get("/metrics").await.body;
+            if String::from_utf8_lossy(&metrics).contains(arrived) {
                 break;
             }
-            assert!(Instant::now() < deadline, "nothing is written");
+            assert!(Instant::now() < deadline, "they do not arrive");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        // ... and more of them than there are threads.
-        let mut waiting = Vec::new();
-        for _ in 0..6 {
-            let mut stream = patch().await;
-            waiting.push(tokio::spawn(async move {
-                let mut reply = [0; 12];
-                stream.read_exact(&mut reply).await.unwrap();
-                String::from_utf8_lossy(&reply).into_owned()
-            }));
-        }
-        for _ in 0..20 {
-            let path = format!("/v2/app/blobs/{digest}");
-            registry.get(&path).await.expect(StatusCode::OK);
-        }
-        let ended = waiting.iter().filter(|task| task.is_finished()).count();
-        assert_eq!(ended, 0, "reading waited for them");
-        for task in waiting {
-            assert_eq!(task.await.unwrap(), "HTTP/1.1 409");
+        let others = async {
+            let digest = registry.push_blob("app", b"x").await;
+            for _ in 0..20 {
+                let path = format!("/v2/app/blobs/{digest}");
+                registry.get(&path).await.expect(StatusCode::OK);
+            }
+        };
+        let others = tokio::time::timeout(Duration::from_secs(60), others).await;
+        others.expect("others waited for them");
+        let ended = waited.waiting.iter().filter(|task| task.is_finished());
+        assert_eq!(ended.count(), 0, "they did not wait");
+    });
+}
+
+#[test]
+fn whoever_waits_for_an_upload_gives_up() {
+    with_two_threads(async {
+        let waited = waited_for(Duration::from_millis(200)).await;
+        for task in waited.waiting {
+            let answer = tokio::time::timeout(Duration::from_secs(60), task).await;
+            assert_eq!(answer.unwrap().unwrap(), "HTTP/1.1 409");
         }
     });
 }
