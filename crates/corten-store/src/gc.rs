@@ -30,6 +30,9 @@ use crate::tmp::{self, Remove, TmpDir};
 /// How long another collection is waited for, and how often.
 const PATIENCE: (Duration, u32) = (Duration::from_millis(20), 50);
 
+/// How a finding about a layer begins that was read and is not what it was.
+const CORRUPT: &str = "it is corrupt: ";
+
 /// Layers that are locked at a time, each with an open file.
 const AT_ONCE: usize = 100;
 
@@ -340,15 +343,21 @@ impl Store {
             return Ok(findings); // a pull or build is going on: nothing is orphaned for sure
         }
         let kept = self.database().read(|db| self.kept(db))?;
+        // Pulls and builds may begin while all this is read, so nothing is removed by what is
+        // known here: a collection does that.
+        let (mut layers, mut blobs) = (Vec::new(), Vec::new());
         let mut here = HashSet::new();
         for diff_id in self.layers().all()? {
-            let believed = self.layers().peek(&diff_id)?.is_some();
+            let Some(believed) = self.layers().look(&diff_id)? else {
+                here.insert(diff_id);
+                continue; // somebody makes it right now
+            };
             here.insert(diff_id.clone());
             let needed = kept.layers.contains(&diff_id);
             let detail = match (believed, needed) {
                 (true, true) => match self.layers().verify(&diff_id)? {
                     None => continue,
-                    Some(reason) => format!("it is corrupt: {reason}"),
+                    Some(reason) => format!("{CORRUPT}{reason}"),
                 },
                 (true, false) => "no image or container needs it".to_owned(),
                 (false, _) => "it was not finished before a crash".to_owned(),
@@ -357,27 +366,20 @@ impl Store {
                 self.mend(&diff_id, &detail, repair, &mut findings)?;
                 continue;
             }
-            if repair {
-                self.layers().remove(&diff_id)?;
-            }
-            findings.push(finding(FindingKind::Layer, &diff_id, &detail, repair));
+            layers.push((diff_id, detail));
         }
         let mut missing: Vec<&DiffId> = kept.layers.difference(&here).collect();
         missing.sort_by_key(|diff_id| diff_id.digest().hex());
         for diff_id in missing {
+            if self.layers().look(diff_id)? == Some(true) && self.layers().is_on_disk(diff_id) {
+                continue; // it has been made since
+            }
             self.mend(diff_id, "it is missing", repair, &mut findings)?;
         }
+        let kept = self.database().read(|db| self.kept(db))?;
         for digest in self.blobs().all()? {
             if !kept.blobs.contains(&digest) {
-                if repair {
-                    self.blobs().remove(&digest)?;
-                }
-                findings.push(finding(
-                    FindingKind::Blob,
-                    &digest,
-                    "nothing needs it",
-                    repair,
-                ));
+                blobs.push(digest);
             } else if self.rotten(&digest)? {
                 let mut found =
                     finding(FindingKind::Blob, &digest, "its content is corrupt", repair);
@@ -391,6 +393,25 @@ impl Store {
                 findings.push(found);
             }
         }
+        if repair && !(layers.is_empty() && blobs.is_empty()) {
+            drop(collector);
+            self.gc()?;
+            // What somebody may count on by now is none of ours.
+            layers.retain(|(diff_id, _)| !self.layers().is_on_disk(diff_id));
+            blobs.retain(|digest| !self.blobs().is_there(digest));
+        } else if self.leases().oldest()?.is_some() {
+            return Ok(findings);
+        }
+        findings.extend(
+            layers
+                .iter()
+                .map(|(diff_id, detail)| finding(FindingKind::Layer, diff_id, detail, repair)),
+        );
+        findings.extend(
+            blobs
+                .iter()
+                .map(|digest| finding(FindingKind::Blob, digest, "nothing needs it", repair)),
+        );
         Ok(findings)
     }
 
@@ -409,7 +430,13 @@ impl Store {
         }
         if repair && !found.repaired {
             // Not believed any more, it is made by the next pull or build that brings it.
-            self.layers().remove(diff_id)?;
+            let corrupt = detail.starts_with(CORRUPT);
+            if !self
+                .layers()
+                .remove_if(diff_id, |believed| corrupt || !believed)?
+            {
+                return Ok(()); // somebody has just made it
+            }
             found.lost = Some(Lost::Layer(diff_id.clone()));
         }
         let lost = found.lost.is_some() || detail == "it is missing";
@@ -481,7 +508,11 @@ impl Store {
     }
 
     fn rotten(&self, digest: &Digest) -> Result<bool, StoreError> {
-        let mut file = self.blobs().open(digest)?;
+        let mut file = match self.blobs().open(digest) {
+            Ok(file) => file,
+            Err(StoreError::NoSuchBlob(_)) => return Ok(false), // it has gone since
+            Err(error) => return Err(error),
+        };
         let mut digester = Digester::new(digest.algorithm());
         std::io::copy(&mut file, &mut digester).map_err(at("read", self.blobs().path(digest)))?;
         Ok(digester.finish() != *digest)

@@ -718,12 +718,34 @@ impl Layers {
         Ok(())
     }
 
-    /// Removes a layer: row first, so that nobody uses a half-removed directory.
-    pub(crate) fn remove(&self, diff_id: &DiffId) -> Result<(), StoreError> {
+    /// Whether a layer is believed; `None` while somebody makes it.
+    pub(crate) fn look(&self, diff_id: &DiffId) -> Result<Option<bool>, StoreError> {
+        if self.peek(diff_id)?.is_some() {
+            return Ok(Some(true));
+        }
+        let Some(_lock) = self.try_lock(diff_id)? else {
+            return Ok(None);
+        };
+        Ok(Some(self.peek(diff_id)?.is_some()))
+    }
+
+    /// Removes a layer if that is still wanted once it is locked, where it is told whether the
+    /// layer is believed; whether it was. Row first, so that nobody uses a half-removed
+    /// directory.
+    pub(crate) fn remove_if(
+        &self,
+        diff_id: &DiffId,
+        wanted: impl FnOnce(bool) -> bool,
+    ) -> Result<bool, StoreError> {
         let _lock = self.lock(diff_id)?;
+        let believed = self.peek(diff_id)?.is_some() && self.is_on_disk(diff_id);
+        if !wanted(believed) {
+            return Ok(false);
+        }
         self.database
             .write(Durability::Relaxed, |db| Self::forget_in(db, diff_id))?;
-        self.driver.discard(diff_id)
+        self.driver.discard(diff_id)?;
+        Ok(true)
     }
 
     /// Forgets a layer, and which blobs are it unless an image has it: it may have to be made
