@@ -77,7 +77,8 @@ impl RootfsPlan {
             Some((libc::MS_SLAVE, _)) => libc::MS_SLAVE,
             _ => libc::MS_PRIVATE,
         };
-        let attachable = way.looked_at && namespaces.mount != MountNamespace::Host;
+        // In another container's mount namespace the host's path means something else.
+        let attachable = way.looked_at && namespaces.mount == MountNamespace::New;
         let mut seen_at = None;
         let tree = match rootfs {
             Rootfs::Detached(tree) => {

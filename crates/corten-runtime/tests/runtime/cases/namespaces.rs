@@ -121,6 +121,10 @@ fn joins_a_mount_namespace() {
     std::fs::write(second.path().join("marker"), "second\n").unwrap();
     let expected = format!("{}\nsecond\n", link(&running, "mnt"));
     assert_eq!(second.output(), expected);
+    // Nobody looks up there where hooks would find the root here.
+    let hook = json!([{"path": "/bin/true"}]);
+    let second = second.set("/hooks/createRuntime", hook);
+    assert_eq!(second.output(), expected);
     end(running);
 }
 
