@@ -56,6 +56,8 @@ pub(crate) struct ProcessPlan {
     no_new_privs: bool,
     filter: Option<Filter>,
     oom_score_adj: Option<i32>,
+    /// It is the container's, not this process's own: without the right to set it, it stays.
+    pub(crate) oom_inherited: bool,
     /// What is written to `attr/…/exec`, and where.
     labels: Vec<Label>,
     attributes: Attributes,
@@ -135,6 +137,7 @@ impl ProcessPlan {
             no_new_privs: process.no_new_privileges().unwrap_or(false),
             filter: profile(spec).map(seccomp::compile).transpose()?,
             oom_score_adj: process.oom_score_adj(),
+            oom_inherited: false,
             labels: labels(process, enabled)?,
             attributes: Attributes::plan(process, spec)?,
             own: Own::new(),
@@ -148,8 +151,11 @@ impl ProcessPlan {
         let Some(adjustment) = self.oom_score_adj else {
             return Ok(());
         };
-        proc.write("self/oom_score_adj", &adjustment.to_string())
-            .map_err(|errno| RuntimeError::setup(Step::Procfs, "oom_score_adj", errno))
+        match proc.write("self/oom_score_adj", &adjustment.to_string()) {
+            Ok(()) => Ok(()),
+            Err(Errno::ACCESS | Errno::PERM) if self.oom_inherited => Ok(()),
+            Err(errno) => Err(RuntimeError::setup(Step::Procfs, "oom_score_adj", errno)),
+        }
     }
 
     /// Whom a notifying filter's descriptor goes to.

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
-use corten_runtime::{exec, wait_pidfd};
+use corten_runtime::{RuntimeError, exec, wait_pidfd};
 use rustix::fs::{Gid, Uid};
 use serde_json::json;
 
@@ -12,6 +12,10 @@ use crate::support::{Container, finish, lacks, pipes};
 pub const CASES: &[Case] = &[
     ("rootless_runs", rootless_runs),
     ("rootless_hooks_enter_namespaces", hooks_enter_namespaces),
+    (
+        "rootless_exec_inherits_no_oom_score",
+        exec_inherits_no_oom_score,
+    ),
     ("rootless_several_ids", rootless_several_ids),
     ("rootless_refusals", rootless_refusals),
 ];
@@ -136,6 +140,33 @@ fn hooks_enter_namespaces() {
     let output = container.output();
     let words: Vec<_> = output.split_whitespace().collect();
     assert_eq!(words, ["0", &USER.to_string(), "1", "opened", "hidden"]);
+}
+
+/// An ordinary user may not go below what root has set. What `exec` was not asked for does
+/// not keep it from running.
+fn exec_inherits_no_oom_score() {
+    let container = rootless(Container::args(&["sleep", "1000"]));
+    std::fs::write("/proc/self/oom_score_adj", "100").unwrap();
+    become_user(&container);
+    let (running, _ends) = container.start().unwrap();
+    let container = container.set("/process/oomScoreAdj", json!(-500));
+    let run = |own: Option<i32>| {
+        let process = container.spec.process().as_ref().unwrap();
+        let mut process = serde_json::to_value(process).unwrap();
+        process["args"] = json!(["cat", "/proc/self/oom_score_adj"]);
+        process["oomScoreAdj"] = json!(own);
+        let process = serde_json::from_value(process).unwrap();
+        let (stdio, [stdin, stdout, stderr]) = pipes();
+        drop(stdin);
+        let executed = exec(&container.target(&running), &process, stdio)?;
+        Ok::<_, RuntimeError>(finish(&executed.pidfd, stdout, stderr).stdout)
+    };
+    assert_eq!(run(None).unwrap(), "100\n");
+    assert_eq!(run(Some(150)).unwrap(), "150\n");
+    let error = run(Some(-500)).unwrap_err().to_string();
+    assert!(error.contains("oom_score_adj"), "{error}");
+    corten_runtime::send_signal(running.pidfd.as_fd(), libc::SIGKILL).unwrap();
+    wait_pidfd(&running.pidfd).unwrap();
 }
 
 /// Through newuidmap, with `/etc/subuid` and `/etc/subgid` of a mount namespace of the
