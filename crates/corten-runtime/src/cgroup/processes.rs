@@ -41,7 +41,10 @@ impl Cgroup {
         if let Some(unified) = &self.unified {
             match write_file(&unified.dir().join("cgroup.kill"), "1") {
                 // It reaches those that v2 has frozen, not those that v1 has.
-                Ok(()) => return self.thaw_legacy(),
+                Ok(()) => {
+                    self.thaw_legacy();
+                    return Ok(());
+                }
                 // No such group any more; a kernel before 5.14; a threaded group.
                 Err(Errno::NOENT | Errno::NODEV | Errno::OPNOTSUPP) => {}
                 Err(errno) => return Err(self.error("kill", errno)),
@@ -65,20 +68,48 @@ impl Cgroup {
             // Without a freezer, or when it does not get hold of everybody, the loop is
             // what catches them.
             let frozen = self.freeze().is_ok();
-            for pid in self.pids()? {
-                signalled.insert(pid);
-                let Some(pid) = Pid::from_raw(pid) else {
-                    continue; // of another pid namespace
-                };
-                match kill_process(pid, Signal::KILL) {
-                    Ok(()) | Err(Errno::SRCH) => {}
-                    Err(errno) => return Err(self.error("kill", errno)),
-                }
-            }
-            if frozen {
-                self.thaw()?;
+            let killed = self.signal_those_there(&mut signalled);
+            self.end_freeze(frozen, killed)?;
+        }
+    }
+
+    fn signal_those_there(&self, signalled: &mut BTreeSet<i32>) -> Result<(), RuntimeError> {
+        for pid in self.pids()? {
+            signalled.insert(pid);
+            let Some(pid) = Pid::from_raw(pid) else {
+                continue; // of another pid namespace
+            };
+            match kill_process(pid, Signal::KILL) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(errno) => return Err(self.error("kill", errno)),
             }
         }
+        Ok(())
+    }
+
+    /// Does something while nobody in the group runs, if they are not `kept` running. Without
+    /// a freezer it is done all the same. A freeze of others stays.
+    pub(crate) fn while_frozen<T>(
+        &self,
+        kept: bool,
+        work: impl FnOnce() -> Result<T, RuntimeError>,
+    ) -> Result<T, RuntimeError> {
+        let frozen = !kept && !self.is_frozen() && self.freeze().is_ok();
+        self.end_freeze(frozen, work())
+    }
+
+    /// Thaws whatever the result. A failure of the work matters more than one to thaw.
+    fn end_freeze<T>(
+        &self,
+        frozen: bool,
+        result: Result<T, RuntimeError>,
+    ) -> Result<T, RuntimeError> {
+        match (frozen.then(|| self.thaw()), &result) {
+            (Some(Err(error)), Ok(_)) => return Err(error),
+            (Some(Err(error)), Err(_)) => tracing::warn!(%error, "left frozen"),
+            _ => {}
+        }
+        result
     }
 
     /// Freezes all processes; returns when they are frozen.
@@ -95,17 +126,29 @@ impl Cgroup {
     /// one than [`Cgroup::freeze`] does.
     pub fn thaw(&self) -> Result<(), RuntimeError> {
         let mut able = false;
+        let mut refused = None;
         for hierarchy in self.hierarchies() {
-            able |= hierarchy.set_frozen(false)?;
+            match hierarchy.set_frozen(false) {
+                Ok(has_freezer) => able |= has_freezer,
+                Err(error) => {
+                    refused.get_or_insert(error);
+                }
+            }
         }
-        if able { Ok(()) } else { Err(no_freezer()) }
+        match refused {
+            Some(error) => Err(error),
+            None if able || !self.exists() => Ok(()),
+            None => Err(no_freezer()),
+        }
     }
 
-    fn thaw_legacy(&self) -> Result<(), RuntimeError> {
+    /// Whoever stays frozen there is missed by [`Cgroup::remove`].
+    fn thaw_legacy(&self) {
         for legacy in &self.legacy {
-            legacy.set_frozen(false)?;
+            if let Err(error) = legacy.set_frozen(false) {
+                tracing::warn!(%error, "what is frozen does not end");
+            }
         }
-        Ok(())
     }
 
     /// Whether this group was frozen (not one above it).

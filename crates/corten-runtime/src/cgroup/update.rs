@@ -91,12 +91,7 @@ impl Cgroup {
     /// Moves every process into a hierarchy that the container had no group in. One that is
     /// forked by a process not moved yet is born outside, so nobody runs meanwhile.
     fn move_into(&self, legacy: &Legacy) -> Result<(), RuntimeError> {
-        let pause = !self.is_frozen() && self.freeze().is_ok();
-        let moved = self.move_all_into(legacy);
-        if pause {
-            self.thaw()?;
-        }
-        moved
+        self.while_frozen(false, || self.move_all_into(legacy))
     }
 
     /// Without a freezer, goes on until a round finds nobody new outside.
@@ -112,13 +107,14 @@ impl Cgroup {
                 .map_err(|error| self.error("list processes", os(&error)))?;
             moved.extend(inside);
             let outside: Vec<i32> = all.difference(&moved).copied().collect();
-            if outside.is_empty() {
+            if outside.iter().all(|pid| *pid <= 0) {
                 return Ok(());
             }
             if Instant::now() > deadline {
                 return Err(self.error("move processes", Errno::TIMEDOUT));
             }
-            for pid in outside {
+            // 0 is one of another pid namespace; written, it would mean the caller.
+            for pid in outside.into_iter().filter(|pid| *pid > 0) {
                 legacy.adopt(pid)?;
                 moved.insert(pid);
             }
@@ -134,13 +130,8 @@ impl Cgroup {
         filter: Option<&Filter>,
     ) -> Result<(), RuntimeError> {
         let pause = filter.is_some() && self.legacy.iter().any(|legacy| legacy.has("devices"));
-        let pause = pause && !self.is_frozen() && self.freeze().is_ok();
         let current = |file: &str| self.unified.as_ref()?.current(file);
-        let told = unit.update(resources, filter, &current);
-        if pause {
-            self.thaw()?;
-        }
-        told
+        self.while_frozen(!pause, || unit.update(resources, filter, &current))
     }
 
     /// On a hybrid host one of the two filters, and lets the other let everything through.

@@ -95,7 +95,7 @@ impl Unified {
 
     /// Waits until the kernel says that everybody is (or nobody is any more) frozen: it
     /// announces changes of `cgroup.events` to whoever polls that file.
-    fn wait_frozen(&self, frozen: bool) -> Result<bool, RuntimeError> {
+    fn wait_frozen(&self) -> Result<bool, RuntimeError> {
         let fail = |errno| RuntimeError::Cgroup {
             path: self.dir.display().to_string(),
             action: "freeze",
@@ -107,8 +107,7 @@ impl Unified {
             let mut text = [0; 256];
             let length = rustix::io::pread(&file, &mut text, 0).map_err(fail)?;
             let text = String::from_utf8_lossy(text.get(..length).unwrap_or_default());
-            // Frozen from above it stays so, whatever is written here.
-            if stats::field(&text, "frozen") == Some(1) || !frozen {
+            if stats::field(&text, "frozen") == Some(1) {
                 return Ok(true);
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -218,18 +217,16 @@ impl Hierarchy for Unified {
             &self.dir.join("cgroup.freeze"),
             if frozen { "1" } else { "0" },
         ) {
-            Ok(()) => {}
-            Err(Errno::NOENT) if self.dir.exists() => return Ok(false), // kernel before 5.2
-            Err(errno) => {
-                let path = self.dir.display().to_string();
-                return Err(RuntimeError::Cgroup {
-                    path,
-                    action: "freeze",
-                    errno,
-                });
-            }
+            Ok(()) if frozen => self.wait_frozen(),
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) if self.dir.exists() => Ok(false), // kernel before 5.2
+            Err(Errno::NOENT | Errno::NODEV) if !frozen => Ok(false), // no such group any more
+            Err(errno) => Err(RuntimeError::Cgroup {
+                path: self.dir.display().to_string(),
+                action: if frozen { "freeze" } else { "thaw" },
+                errno,
+            }),
         }
-        self.wait_frozen(frozen)
     }
 
     fn collect(&self, stats: &mut Stats) {

@@ -112,7 +112,10 @@ fn freeze_and_thaw() {
     eventually("it goes on", || count() != frozen);
     running.cgroup.freeze().unwrap();
     // Frozen processes can be killed.
+    let group = corten_runtime::Cgroup::open(&container.cgroup_path()).unwrap();
     end(running);
+    // Where nobody is any more, nobody is frozen.
+    group.thaw().unwrap();
 }
 
 fn kill_all_and_remove() {
