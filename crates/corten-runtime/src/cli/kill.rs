@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use rustix::io::Errno;
@@ -37,7 +38,7 @@ pub(super) fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, CliEr
     let cgroup = container.cgroup()?;
     let first = container.pidfd();
     if args.all {
-        signal_all(&cgroup, first.as_ref(), signal)?;
+        signal_all(&container, &cgroup, first.as_ref(), signal)?;
         return Ok(ExitCode::SUCCESS);
     }
     if signal == libc::SIGKILL && container.saved.shares_pids {
@@ -45,7 +46,7 @@ pub(super) fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, CliEr
         if first.is_none() && cgroup.pids()?.is_empty() {
             return Err(CliError::NotRunning);
         }
-        signal_all(&cgroup, first.as_ref(), signal)?;
+        signal_all(&container, &cgroup, first.as_ref(), signal)?;
         return Ok(ExitCode::SUCCESS);
     }
     let Some(pidfd) = first else {
@@ -66,7 +67,12 @@ pub(super) fn kill(context: &Context, args: &KillArgs) -> Result<ExitCode, CliEr
 
 /// Every process of the group, and the first one also where there is no group: a container
 /// of an ordinary user may have none.
-fn signal_all(cgroup: &Cgroup, first: Option<&OwnedFd>, signal: i32) -> Result<(), CliError> {
+fn signal_all(
+    container: &Container,
+    cgroup: &Cgroup,
+    first: Option<&OwnedFd>,
+    signal: i32,
+) -> Result<(), CliError> {
     let deliver = |pidfd: &OwnedFd| match send_signal(pidfd.as_fd(), signal) {
         Err(error) if error.errno() != Some(Errno::SRCH) => Err(error),
         _ => Ok(()), // or it has ended meanwhile
@@ -78,19 +84,20 @@ fn signal_all(cgroup: &Cgroup, first: Option<&OwnedFd>, signal: i32) -> Result<(
     if !cgroup.exists() {
         return Ok(first.map_or(Ok(()), deliver)?);
     }
-    // So that nobody forks away meanwhile; without a freezer those are reached that are there.
-    let paused = !cgroup.is_frozen() && cgroup.freeze().is_ok();
-    let delivered = cgroup.pids().and_then(|pids| {
-        pids.into_iter().try_for_each(|pid| {
+    // Frozen, nobody forks away meanwhile; without a freezer those are reached that are there.
+    // Whoever holds the lock may be about to freeze or thaw them, and the caller among them
+    // would never thaw anybody.
+    let lock = container.dir.lock(Duration::ZERO).ok();
+    let caller = rustix::process::getpid().as_raw_pid();
+    let kept = lock.is_none() || cgroup.pids()?.contains(&caller);
+    cgroup.while_frozen(kept, || {
+        cgroup.pids()?.into_iter().try_for_each(|pid| {
             let pidfd = Pid::from_raw(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
             match pidfd {
                 Some(Ok(pidfd)) => deliver(&pidfd),
                 _ => Ok(()),
             }
         })
-    });
-    if paused {
-        cgroup.thaw()?;
-    }
-    Ok(delivered?)
+    })?;
+    Ok(())
 }

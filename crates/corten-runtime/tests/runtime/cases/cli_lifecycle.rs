@@ -25,6 +25,7 @@ pub const CASES: &[Case] = &[
         "cli_kill_all_without_pid_namespace",
         kill_all_without_pid_namespace,
     ),
+    ("cli_kill_all_from_inside", kill_all_from_inside),
     ("cli_kill_without_a_group", kill_without_a_group),
     ("cli_run_leaves_its_successor", run_leaves_its_successor),
     ("cli_state_of_another_version", state_of_another_version),
@@ -349,6 +350,32 @@ fn root_directory() {
     command.env("XDG_RUNTIME_DIR", runtime.path());
     assert!(command.status().unwrap().success());
     assert_eq!(std::fs::read_dir(runtime.path()).unwrap().count(), 0);
+}
+
+/// A command that is in the group itself freezes nobody: it would never thaw them.
+fn kill_all_from_inside() {
+    let bundle =
+        Bundle::sh("trap 'echo > /told' USR1; echo > /ready; while :; do usleep 10000; done");
+    bundle.detached(&["run", "-d", "--bundle", "BUNDLE", "ID"]);
+    eventually("the program", || bundle.rootfs().join("ready").exists());
+    let name = tempfile::tempdir().unwrap();
+    let program = name.path().join(crate::cli::NAME);
+    std::os::unix::fs::symlink(std::env::current_exe().unwrap(), program).unwrap();
+    let script = "trap '' USR1; root=$1 id=$2; shift 2; \
+                  for dir; do echo 0 > $dir/cgroup.procs || exit 9; done; \
+                  exec corten-runtime --root $root kill --all $id USR1";
+    let status = std::process::Command::new("/bin/sh")
+        .args(["-c", script, "sh"])
+        .args([bundle.state_root(), bundle.id.as_ref()])
+        .args(group_dirs(&bundle.cgroup_path()))
+        .env("PATH", name.path())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+    eventually("the signal", || bundle.rootfs().join("told").exists());
+    assert_eq!(bundle.status(), "running");
+    bundle.run(&["delete", "--force", "ID"]);
+    bundle.assert_gone();
 }
 
 /// As an ordinary user's may be: no group tells its processes.
