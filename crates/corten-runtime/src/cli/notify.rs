@@ -77,11 +77,11 @@ impl NotifySocket {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777))?;
             Ok(socket)
         });
+        let socket =
+            socket.map_err(|error| CliError::io(format_args!("bind {}", path.display()), error))?;
         Ok(Listening {
-            socket: socket
-                .map_err(|error| CliError::io(format_args!("bind {}", path.display()), error))?,
+            stage: Stage::Bound(socket),
             host: self.host,
-            barrier: None,
         })
     }
 }
@@ -90,9 +90,16 @@ impl NotifySocket {
 /// caller's service manager has heard of it.
 #[derive(Debug)]
 pub(super) struct Listening {
-    socket: UnixDatagram,
+    stage: Stage,
     host: String,
-    barrier: Option<Barrier>,
+}
+
+/// Nobody reads what the container says later, and it must not wait for that: the socket is
+/// closed by then.
+#[derive(Debug)]
+enum Stage {
+    Bound(UnixDatagram),
+    Told(Barrier),
 }
 
 #[derive(Debug)]
@@ -104,9 +111,9 @@ struct Barrier {
 impl AsFd for Listening {
     /// Readable when there is something to [`Listening::go_on`] with.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.barrier {
-            Some(barrier) => barrier.read.as_fd(),
-            None => self.socket.as_fd(),
+        match &self.stage {
+            Stage::Told(barrier) => barrier.read.as_fd(),
+            Stage::Bound(socket) => socket.as_fd(),
         }
     }
 }
@@ -120,7 +127,10 @@ impl Listening {
                 PollFd::from_borrowed_fd(self.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN),
             ];
-            let left = self.barrier.as_ref().map(Barrier::left);
+            let left = match &self.stage {
+                Stage::Told(barrier) => Some(barrier.left()),
+                Stage::Bound(_) => None,
+            };
             match poll(&mut fds, left.as_ref()) {
                 Ok(0) => return Ok(()),
                 Ok(_) | Err(Errno::INTR) => {}
@@ -136,12 +146,12 @@ impl Listening {
     /// Reads one message. The one that says "ready" is passed on with the process to watch;
     /// `true` when the service manager has read that, for which nobody waits here.
     pub(super) fn go_on(&mut self, main: u32) -> Result<bool, CliError> {
-        if self.barrier.is_some() {
+        let Stage::Bound(socket) = &self.stage else {
             return Ok(true);
-        }
+        };
         let mut message = [0u8; 4096];
         let io = |error| CliError::io("read notification socket", error);
-        let count = self.socket.recv(&mut message).map_err(io)?;
+        let count = socket.recv(&mut message).map_err(io)?;
         let message = message.get(..count).unwrap_or_default();
         let mut lines = message.split(|byte| *byte == b'\n');
         let Some(ready) = lines.find(|line| line.starts_with(b"READY=")) else {
@@ -159,7 +169,7 @@ impl Listening {
         host.send(&[ready, b"\n"].concat()).map_err(io)?;
         host.send(format!("MAINPID={main}\n").as_bytes())
             .map_err(io)?;
-        self.barrier = Some(Barrier::new(&host).map_err(|errno| io(errno.into()))?);
+        self.stage = Stage::Told(Barrier::new(&host).map_err(|errno| io(errno.into()))?);
         Ok(false)
     }
 }

@@ -95,6 +95,13 @@ fn with_a_silent_manager() {
             .map(|count| buffer[..count].to_vec());
         message.is_ok_and(|message| message.starts_with(b"MAINPID="))
     });
+    // Nobody reads what is said now.
+    let socket = UnixDatagram::unbound().unwrap();
+    let path = bundle.state_dir().join("notify/notify.sock");
+    eventually("the socket is closed", || {
+        let sent = socket.send_to(b"STATUS=on", &path);
+        sent.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+    });
     terminate(&child);
     let began = std::time::Instant::now();
     assert_eq!(child.wait().unwrap().code(), Some(7));
