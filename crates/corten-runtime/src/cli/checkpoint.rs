@@ -110,8 +110,12 @@ pub(super) fn checkpoint(context: &Context, args: CheckpointArgs) -> Result<Exit
     let saved = criu::call(kind, &mut requested, &mut |_| Ok(()));
     criu::witness::forget(&container.dir);
     // One that is killed leaves them frozen.
-    if saved.is_err() && status == Status::Running && cgroup.is_frozen() {
-        cgroup.thaw()?;
+    if saved.is_err()
+        && status == Status::Running
+        && cgroup.is_frozen()
+        && let Err(error) = cgroup.thaw()
+    {
+        context.log.warn(&error);
     }
     saved.map_err(|error| criu::explain(error, &args.criu, "dump.log"))?;
     if !args.leave_running && !args.pre_dump {
