@@ -73,7 +73,7 @@ service = socket.socket(fileno=int(sys.argv[2]))
 at('called')
 request = fields(service.recv(65536))
 kind, options = request[1][0], fields(request[2][0])
-images = os.path.realpath('/proc/%d/fd/%d' % (os.getppid(), options[1][0]))
+images = os.path.realpath('/proc/%d/fd/%d' % (caller, options[1][0]))
 say = {
     'kind': kind, 'root': options[13][0].decode(),
     'flags': sorted(field for field, values in options.items() if values == [1]),

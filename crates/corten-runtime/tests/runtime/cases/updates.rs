@@ -1,6 +1,7 @@
 //! Changing a running container's limits and devices, and groups of unusual kinds.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use corten_oci::runtime_spec::LinuxResources;
 use corten_runtime::{Cgroup, Running, exec, wait_pidfd};
@@ -93,7 +94,9 @@ fn update_reaches_who_forks() {
     let limit = json!({"memory": {"limit": 64 << 20}});
     running.cgroup.update(&resources(limit)).unwrap();
     let mut alive = 0;
+    let deadline = Instant::now() + Duration::from_secs(30) * crate::patience();
     while alive < 50 {
+        assert!(Instant::now() < deadline, "seen only {alive}");
         for pid in pids() {
             let read = |file| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
             let (Ok(groups), Ok(stat)) = (read("cgroup"), read("stat")) else {
