@@ -109,11 +109,12 @@ pub(super) fn checkpoint(context: &Context, args: CheckpointArgs) -> Result<Exit
     };
     let saved = criu::call(kind, &mut requested, &mut |_| Ok(()));
     criu::witness::forget(&container.dir);
-    // One that is killed leaves them frozen.
+    // One that is killed leaves them frozen, or just about to be (FREEZING), which nothing here
+    // would call frozen yet.
     if saved.is_err()
         && status == Status::Running
-        && cgroup.is_frozen()
         && let Err(error) = cgroup.thaw()
+        && cgroup.is_frozen()
     {
         context.log.warn(&error);
     }
