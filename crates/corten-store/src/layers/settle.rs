@@ -106,7 +106,8 @@ impl Layers {
         })
     }
 
-    /// Removes what layers were settled to on stacks of which a layer is gone.
+    /// Removes what layers were settled to on stacks of which a layer is gone. Waits for
+    /// nobody: where a layer is being worked on, that is left to the next collection.
     pub(crate) fn drop_unsettled(&self, kept: impl Fn(&DiffId) -> bool) -> Result<(), StoreError> {
         type Row = (String, String, String);
         let rows: Vec<Row> = self.database.read(|db| {
@@ -133,7 +134,9 @@ impl Layers {
         for (diff_id, base) in self.driver.list_settled()? {
             let key = (diff_id.to_string(), base.to_string());
             if !named.contains(&key) {
-                let _lock = self.lock(&diff_id)?;
+                let Some(_lock) = self.try_lock(&diff_id)? else {
+                    continue;
+                };
                 if self.settlement(&diff_id, &base)?.is_none() {
                     self.driver.discard_settled(&diff_id, &base)?;
                 }
