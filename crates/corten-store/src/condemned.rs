@@ -97,11 +97,18 @@ pub(crate) fn spare(database: &Database, kind: Kind, object: &str) -> Result<boo
     Ok(true)
 }
 
-/// Whether anything waits to be removed.
-pub(crate) fn any(database: &Database) -> Result<bool, StoreError> {
-    database.read(|db| {
-        Ok(db
-            .prepare_cached("SELECT 1 FROM condemned LIMIT 1")?
-            .exists([])?)
-    })
+/// Since when what waits longest to be removed does.
+pub(crate) fn first(database: &Database) -> Result<Option<u64>, StoreError> {
+    let first: Option<i64> = database.read(|db| {
+        Ok::<_, StoreError>(
+            db.prepare_cached("SELECT min(epoch) FROM condemned")?
+                .query_row([], |row| row.get(0))?,
+        )
+    })?;
+    Ok(first.map(|epoch| u64::try_from(epoch).unwrap_or(u64::MAX)))
+}
+
+/// Whether what is condemned since an epoch may go while this is the oldest lease.
+pub(crate) fn may_go(since: u64, oldest: Option<u64>) -> bool {
+    oldest.is_none_or(|oldest| oldest >= since)
 }

@@ -110,9 +110,18 @@ impl Store {
     /// # Errors
     /// The store cannot be read or written.
     pub fn gc(&self) -> Result<GcReport, StoreError> {
-        let mut report = GcReport::default();
         self.sweep_directories();
-        let Some(collector) = self.collector()? else {
+        self.gc_with(self.collector()?)
+    }
+
+    /// As [`gc`](Self::gc), but another collection is not waited for.
+    pub(crate) fn gc_at_once(&self) -> Result<GcReport, StoreError> {
+        self.gc_with(self.leases().collector()?)
+    }
+
+    fn gc_with(&self, collector: Option<Collector>) -> Result<GcReport, StoreError> {
+        let mut report = GcReport::default();
+        let Some(collector) = collector else {
             report.busy = true;
             return Ok(report);
         };
@@ -217,7 +226,7 @@ impl Store {
                     condemned::spare_in(db, Kind::Layer, &object)?;
                     continue;
                 }
-                if !may_go(since, oldest) {
+                if !condemned::may_go(since, oldest) {
                     report.busy = true;
                     continue;
                 }
@@ -261,7 +270,7 @@ impl Store {
                 condemned::spare_in(db, Kind::Blob, &object)?;
                 continue;
             }
-            if !may_go(since, oldest) {
+            if !condemned::may_go(since, oldest) {
                 report.busy = true;
                 continue;
             }
@@ -517,11 +526,6 @@ impl Store {
         std::io::copy(&mut file, &mut digester).map_err(at("read", self.blobs().path(digest)))?;
         Ok(digester.finish() != *digest)
     }
-}
-
-/// Whether what is condemned since an epoch may go while this is the oldest lease.
-fn may_go(since: u64, oldest: Option<u64>) -> bool {
-    oldest.is_none_or(|oldest| oldest >= since)
 }
 
 /// What is moved away before it is deleted.

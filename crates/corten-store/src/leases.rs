@@ -43,12 +43,15 @@ impl Drop for Lease {
         }
         drop(self.file.take());
         // What waited for this lease goes with it.
-        let waiting = condemned::any(&self.leases.database).unwrap_or(false);
-        if waiting {
-            let store = Store::open(&self.leases.root, self.leases.database.clone());
-            if let Err(error) = store.gc() {
-                tracing::warn!(%error, "what nothing needs is not collected yet");
+        let collected = self.leases.anything_may_go().and_then(|any| {
+            if any {
+                let store = Store::open(&self.leases.root, self.leases.database.clone());
+                store.gc_at_once()?;
             }
+            Ok(())
+        });
+        if let Err(error) = collected {
+            tracing::warn!(%error, "what nothing needs is not collected yet");
         }
     }
 }
@@ -94,6 +97,14 @@ impl Leases {
                 });
             }
         }
+    }
+
+    /// Whether anything condemned waits for no lease any more.
+    fn anything_may_go(&self) -> Result<bool, StoreError> {
+        let Some(first) = condemned::first(&self.database)? else {
+            return Ok(false);
+        };
+        Ok(condemned::may_go(first, self.oldest()?))
     }
 
     /// The epoch of the oldest lease that lives.

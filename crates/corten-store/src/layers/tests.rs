@@ -439,8 +439,14 @@ fn collection_keeps_what_is_needed(form: LayerForm) {
     let lease = store.leases().acquire().unwrap();
     assert!(store.gc().unwrap().busy);
     assert!(store.layers().peek(&loose).unwrap().is_some());
+    // The end of another lease is no reason to collect anything.
+    let epoch = || store.database().read(condemned::epoch).unwrap();
+    let before = epoch();
+    drop(store.leases().acquire().unwrap());
+    assert_eq!(epoch(), before);
     // Who held it off collects what waited.
     drop(lease);
+    assert!(epoch() > before);
     assert!(store.layers().peek(&loose).unwrap().is_none());
     assert!(store.gc().unwrap().layers.is_empty());
     for kept in [&imaged, &held] {
