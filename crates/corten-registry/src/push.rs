@@ -64,7 +64,14 @@ pub(crate) async fn push(
     let (images, key) = (store.images().clone(), id.clone());
     let (plan, index) = blocking(move || {
         let plan = images.manifest_for_push(&key)?;
-        Ok((plan, images.index_of(&images.get(&key)?)?))
+        let image = images.get(&key)?;
+        // The index lists the manifest the image came with, and says nothing of a new one.
+        let index = if image.manifest.as_ref() == Some(&plan.digest) {
+            images.index_of(&image)?
+        } else {
+            None
+        };
+        Ok((plan, index))
     })
     .await?;
     let mut blobs: Vec<Blob> = Vec::new();

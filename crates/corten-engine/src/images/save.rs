@@ -231,7 +231,8 @@ impl Plan {
         Ok((item, descriptor))
     }
 
-    /// What the layout lists: the image's index where it has one, else its manifest.
+    /// What the layout lists: the image's index where it has one that lists this manifest, else
+    /// the manifest.
     fn listed(
         &mut self,
         engine: &Engine,
@@ -240,7 +241,9 @@ impl Plan {
     ) -> Result<Descriptor> {
         let images = engine.store().images();
         let mut listed = manifest;
-        if let Some(index) = images.index_of(image)? {
+        if image.manifest.as_ref() == Some(&listed.digest)
+            && let Some(index) = images.index_of(image)?
+        {
             for attached in index.attached {
                 self.add(&attached.digest, Content::Bytes(attached.manifest));
                 for (digest, size) in attached.blobs {

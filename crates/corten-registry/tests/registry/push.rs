@@ -1,6 +1,7 @@
 //! Pushing.
 
 use corten_registry::RegistryError;
+use corten_store::Made;
 use http::Method;
 
 use crate::harness::{TestStore, client, count, noise, reference, registry};
@@ -99,4 +100,40 @@ async fn a_refused_push_says_why() {
     let error = from.push(&client(""), &name, None).await.unwrap_err();
     let expected = format!("denied: requested access to the resource is denied: push to {name}");
     assert_eq!(error.to_string(), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_goes_out_only_with_the_manifest_it_lists() {
+    let from = TestStore::new();
+    let stub = Stub::start().await;
+    let name = format!("{}/app", stub.address());
+    let id = from.image(&name, &[b"layer"]);
+    let images = from.store.images();
+    // A manifest that is not made here again.
+    let plan = images.manifest_for_push(&id).unwrap();
+    let mut manifest: serde_json::Value = serde_json::from_slice(&plan.manifest).unwrap();
+    manifest["annotations"] = serde_json::json!({ "a": "b" });
+    let manifest = manifest.to_string();
+    let digest = from.store.blobs().put_bytes(manifest.as_bytes()).unwrap();
+    let listed = serde_json::json!({ "digest": digest.as_str(), "size": manifest.len() });
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [listed] }).to_string();
+    let index = from.store.blobs().put_bytes(index.as_bytes()).unwrap();
+    let made = Made {
+        manifest: Some((digest, plan.media_type)),
+        index: Some(index.clone()),
+        ..Made::default()
+    };
+    let config = images.get(&id).unwrap().raw_config;
+    assert_eq!(images.put_made(&config, &made, &[]).unwrap(), id);
+    let (pushed, _) = from.push(&client(""), &name, None).await.unwrap();
+    assert_eq!(pushed.digest, index);
+    // Without the layer's blob another manifest goes out, now and from now on.
+    from.store.blobs().remove(&plan.layers[0].digest).unwrap();
+    for _ in 0..2 {
+        let (pushed, _) = from.push(&client(""), &name, None).await.unwrap();
+        assert_eq!(pushed.digest, plan.digest);
+        let manifests = stub.manifests.lock().unwrap();
+        let manifest = &manifests["app/latest"].1;
+        assert_eq!(corten_oci::Digest::of(manifest), plan.digest);
+    }
 }
