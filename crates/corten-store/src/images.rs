@@ -261,10 +261,7 @@ impl Images {
     pub fn tag(&self, name: &ImageRef, id: &ImageId) -> Result<Option<ImageId>, StoreError> {
         let name = name.clone().or_latest().to_string();
         self.database.write(Durability::Synced, |db| {
-            let exists = db
-                .prepare_cached("SELECT 1 FROM image WHERE id = ?")?
-                .exists([id.as_str()])?;
-            if !exists {
+            if !Self::has_in(db, id)? {
                 return Err(StoreError::NoSuchImage(id.to_string()));
             }
             let previous = holder(db, &name)?;
@@ -398,13 +395,20 @@ impl Images {
                 match digest_holder(db, &by_digest)? {
                     Some(id) => Ok(Some(id)),
                     // `name@ID` names an image of this machine by its own id.
-                    None => Ok(db
-                        .prepare_cached("SELECT 1 FROM image WHERE id = ?")?
-                        .exists([digest.as_str()])?
-                        .then(|| digest.clone())),
+                    None => Ok(Self::has_in(db, digest)?.then(|| digest.clone())),
                 }
             }
         })
+    }
+
+    /// Whether an image is here, within a transaction of the caller's on the same database.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn has_in(db: &Connection, id: &ImageId) -> Result<bool, StoreError> {
+        Ok(db
+            .prepare_cached("SELECT 1 FROM image WHERE id = ?")?
+            .exists([id.as_str()])?)
     }
 
     /// The images that have a layer.

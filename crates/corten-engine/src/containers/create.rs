@@ -14,7 +14,7 @@ use bollard_stubs::models::{
 };
 use corten_db::Durability;
 use corten_oci::Platform;
-use corten_store::Leases;
+use corten_store::{ImageId, Images, Leases};
 use rusqlite::Connection;
 
 use super::merge;
@@ -98,10 +98,14 @@ fn store(engine: &Engine, durability: Durability, draft: &mut Draft) -> Result<V
     }
 }
 
-/// From here on garbage collection leaves the layers alone; they must still be there.
+/// From here on garbage collection leaves the layers alone, and the image cannot be removed: it
+/// must still be there.
 fn hold(c: &Connection, container: &Container) -> Result<()> {
     let missing = || EngineError::NoSuchImage(container.image_name.clone());
-    let image = container.image_id.parse().map_err(|_| missing())?;
+    let image: ImageId = container.image_id.parse().map_err(|_| missing())?;
+    if !Images::has_in(c, &image)? {
+        return Err(missing());
+    }
     Leases::hold_in(
         c,
         &super::lease(&container.id),
