@@ -35,12 +35,15 @@ impl Layers {
     pub(super) fn settle(&self, stack: &[DiffId]) -> Result<Bases, StoreError> {
         let mut bases = Bases::new();
         for (height, diff_id) in stack.iter().enumerate() {
-            let base = match ChainId::of(&stack[..height]) {
-                Some(base) if self.has_pending(diff_id)? => base,
-                _ => {
-                    bases.push(None);
-                    continue;
-                }
+            // The chain id last: it is made of all that is below.
+            let base = if height > 0 && self.has_pending(diff_id)? {
+                ChainId::of(&stack[..height])
+            } else {
+                None
+            };
+            let Some(base) = base else {
+                bases.push(None);
+                continue;
             };
             let any = match self.settlement(diff_id, &base)? {
                 Some(any) => any,
