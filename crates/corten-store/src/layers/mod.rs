@@ -748,13 +748,14 @@ impl Layers {
         Ok(true)
     }
 
-    /// Forgets a layer, and which blobs are it unless an image has it: it may have to be made
-    /// from them again.
+    /// Forgets a layer, and which blobs are it unless an image has it or somebody holds it: it
+    /// may have to be made from them again.
     pub(crate) fn forget_in(db: &Connection, diff_id: &DiffId) -> Result<(), StoreError> {
         for statement in [
             "DELETE FROM layer WHERE diff_id = ?1",
             "DELETE FROM layer_blob WHERE diff_id = ?1
-             AND NOT EXISTS (SELECT 1 FROM image_layer WHERE diff_id = ?1)",
+             AND NOT EXISTS (SELECT 1 FROM image_layer WHERE diff_id = ?1)
+             AND NOT EXISTS (SELECT 1 FROM hold WHERE kind = 'layer' AND object = ?1)",
             "DELETE FROM settled WHERE diff_id = ?1",
         ] {
             db.prepare_cached(statement)?
