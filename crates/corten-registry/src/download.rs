@@ -221,10 +221,13 @@ async fn transfer(
     }
 }
 
+/// How many of a foreign layer's URLs are tried. A manifest may list any number.
+const FOREIGN_URLS: usize = 8;
+
 /// A foreign layer's bytes, from the first of its URLs that has them.
 async fn foreign(host: &Host, descriptor: &Descriptor, build: Build<'_>) -> Option<Response> {
     media_type::of_foreign_layer(&descriptor.media_type)?;
-    for text in &descriptor.urls {
+    for text in descriptor.urls.iter().take(FOREIGN_URLS) {
         let url = match Url::parse(text) {
             Ok(url) if matches!(url.scheme(), "http" | "https") => url,
             _ => continue,
