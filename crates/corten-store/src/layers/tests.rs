@@ -541,8 +541,22 @@ fn a_layer_whose_bytes_are_gone_is_made_again(form: LayerForm) {
     store.layers().apply(Some(&diff_id), &tar[..]).unwrap();
     let stack = std::slice::from_ref(&diff_id);
     store.layers().mount(stack, Upper::ReadOnly).unwrap();
-    // One that a collector had forgotten, but not moved away, when it was killed.
+    // What it can be made of stays known while somebody holds it.
+    let blob = LayerBlob {
+        digest: diff_id.digest().clone(),
+        size: tar.len() as u64,
+        media_type: String::new(),
+    };
+    store.layers().record_blob(&diff_id, &blob).unwrap();
+    store.leases().hold("container:x", stack, &[]).unwrap();
     store.images().delete(&image).unwrap();
+    store
+        .database()
+        .write(Durability::Relaxed, |db| Layers::forget_in(db, &diff_id))
+        .unwrap();
+    assert_eq!(store.layers().blobs_of(&diff_id).unwrap(), [blob]);
+    store.leases().release("container:x").unwrap();
+    // One that a collector had forgotten, but not moved away, when it was killed.
     store
         .database()
         .write(Durability::Relaxed, |db| Layers::forget_in(db, &diff_id))
