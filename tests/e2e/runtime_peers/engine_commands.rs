@@ -29,7 +29,8 @@ pub(super) fn use_like_docker(peer: &Peer, flags: &[&str]) {
         "{missing}"
     );
     ends(126, &["box", "/etc"]);
-    let args = run(&["-it", "box", "sh", "-c", "tty; exit 5"]);
+    // Podman's attach may end with a container before it has handed on what came last.
+    let args = run(&["-it", "box", "sh", "-c", "tty; sleep 1; exit 5"]);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     assert!(peer.ends_on_terminal(5, &args).contains("/dev/pts/0"));
 
@@ -133,7 +134,7 @@ pub(super) fn use_like_docker(peer: &Peer, flags: &[&str]) {
     until_says(peer, "started", &["logs", "c1"]);
     assert_eq!(peer.ok(&["exec", "c1", "echo", "in"]), "in");
     peer.ends(9, &["exec", "c1", "sh", "-c", "exit 9"]);
-    let terminal = ["exec", "-it", "c1", "sh", "-c", "tty; exit 4"];
+    let terminal = ["exec", "-it", "c1", "sh", "-c", "tty; sleep 1; exit 4"];
     assert!(peer.ends_on_terminal(4, &terminal).contains("/dev/pts/0"));
     assert!(peer.ok(&["top", "c1"]).contains("trap"));
     let usage = peer.ok(&["stats", "--no-stream", "--format", "{{.MemUsage}}", "c1"]);
