@@ -13,8 +13,10 @@ mod decode;
 mod driver;
 mod entry;
 mod erofs;
+mod known_blobs;
 mod mount;
 mod pending;
+mod rows;
 mod settle;
 mod tar_header;
 mod tar_write;
@@ -30,22 +32,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use corten_db::{Database, Durability};
-use corten_oci::{ChainId, DiffId, Digest, Digester, media_type};
-use flate2::{Compression, GzBuilder};
-use rusqlite::{Connection, OptionalExtension};
+use corten_oci::{ChainId, DiffId, Digest, Digester};
 use rustix::fs::FlockOperation;
 
 use driver::{Driver, Forms, Lower};
 use mount::{ImageKey, ImageMount};
 use pending::Pending;
+use rows::believed;
 
 use crate::blobs::Blobs;
 use crate::condemned::{self, Kind};
 use crate::error::{StoreError, at};
-use crate::gc::Trash;
 use crate::private;
 use crate::rooted::RootFd;
-use crate::tmp::TmpDir;
 
 pub use changes::{Change, ChangeKind};
 pub use driver::LayerForm;
@@ -242,40 +241,6 @@ impl Layers {
         Ok(info)
     }
 
-    /// Remembers that a blob of this store is a layer, once it is known to be: it is unpacked
-    /// to nowhere and compared.
-    ///
-    /// # Errors
-    /// [`StoreError::CorruptLayer`] where it is another; [`StoreError::CorruptBlob`] when it
-    /// has rotten.
-    pub fn compare_blob(&self, diff_id: &DiffId, blob: &LayerBlob) -> Result<(), StoreError> {
-        if self
-            .blobs_of(diff_id)?
-            .iter()
-            .any(|known| known.digest == blob.digest)
-        {
-            return Ok(());
-        }
-        let mut reader = decode::Verifying::new(self.blobs.open(&blob.digest)?, &blob.digest);
-        let plain = decode::tee(&mut reader, |tar| {
-            io::copy(tar, &mut io::sink()).map_err(StoreError::BadArchive)
-        });
-        if let Some(actual) = reader
-            .finish()
-            .map_err(at("read", self.blobs.path(&blob.digest)))?
-        {
-            self.blobs.verified(&blob.digest, actual)?;
-        }
-        let (actual, _) = plain?;
-        if actual != *diff_id.digest() {
-            return Err(StoreError::CorruptLayer {
-                expected: diff_id.clone(),
-                actual: DiffId(actual),
-            });
-        }
-        self.record_blob(diff_id, blob)
-    }
-
     /// A fresh pair of directories for a build step.
     ///
     /// # Errors
@@ -436,71 +401,6 @@ impl Layers {
         self.driver.write_tar(diff_id, &mut out)
     }
 
-    /// The blob a layer came as or was compressed to, if it is still here; a compressed one
-    /// before a plain one.
-    ///
-    /// # Errors
-    /// The database cannot be read.
-    pub fn blob_for(&self, diff_id: &DiffId) -> Result<Option<LayerBlob>, StoreError> {
-        let mut blobs = self.blobs_of(diff_id)?.into_iter();
-        Ok(blobs.find(|blob| self.blobs.has(&blob.digest)))
-    }
-
-    /// Every blob that is known to be a layer, here or not; those that [`blob_for`] prefers
-    /// first.
-    ///
-    /// [`blob_for`]: Self::blob_for
-    ///
-    /// # Errors
-    /// The database cannot be read.
-    pub fn blobs_of(&self, diff_id: &DiffId) -> Result<Vec<LayerBlob>, StoreError> {
-        let rows: Vec<(String, i64, String)> = self.database.read(|db| {
-            let mut statement = db.prepare_cached(
-                "SELECT blob, size, media_type FROM layer_blob WHERE diff_id = ?
-                 ORDER BY blob = diff_id, rowid",
-            )?;
-            let rows = statement.query_map([diff_id.digest().as_str()], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-            })?;
-            Ok::<_, StoreError>(rows.collect::<Result<_, _>>()?)
-        })?;
-        rows.into_iter()
-            .map(|(digest, size, media_type)| {
-                let digest: Digest = digest.parse().map_err(|e| StoreError::Damaged {
-                    what: "blob digest",
-                    object: diff_id.to_string(),
-                    reason: format!("{e}"),
-                })?;
-                let size = u64::try_from(size).unwrap_or_default();
-                Ok(LayerBlob {
-                    digest,
-                    size,
-                    media_type,
-                })
-            })
-            .collect()
-    }
-
-    /// The layers that a blob is known to be, with how it is known.
-    ///
-    /// # Errors
-    /// The database cannot be read.
-    pub fn of_blob(&self, digest: &Digest) -> Result<Vec<(DiffId, LayerBlob)>, StoreError> {
-        let ids: Vec<String> = self.database.read(|db| {
-            let mut statement =
-                db.prepare_cached("SELECT diff_id FROM layer_blob WHERE blob = ?")?;
-            let rows = statement.query_map([digest.as_str()], |row| row.get(0))?;
-            Ok::<_, StoreError>(rows.collect::<Result<_, _>>()?)
-        })?;
-        let mut found = Vec::new();
-        for diff_id in ids.iter().filter_map(|text| text.parse::<DiffId>().ok()) {
-            let blobs = self.blobs_of(&diff_id)?.into_iter();
-            let blobs = blobs.filter(|blob| blob.digest == *digest);
-            found.extend(blobs.map(|blob| (diff_id.clone(), blob)));
-        }
-        Ok(found)
-    }
-
     /// Makes a layer anew from a blob of it, whatever is here of it; only when it is unpacked
     /// and compared is it put in the other's place. Tells whether there was such a blob.
     pub(crate) fn unpack_again(&self, diff_id: &DiffId) -> Result<bool, StoreError> {
@@ -542,52 +442,6 @@ impl Layers {
         Ok(false)
     }
 
-    /// Makes (or finds) a compressed blob of a layer, for a push or save.
-    ///
-    /// # Errors
-    /// The layer cannot be read or the store cannot be written;
-    /// [`StoreError::CorruptLayer`] when the directory no longer is what it was.
-    pub fn compress(&self, diff_id: &DiffId) -> Result<LayerBlob, StoreError> {
-        let known = self.blob_for(diff_id)?;
-        if let Some(blob) = &known
-            && blob.digest != *diff_id.digest()
-        {
-            return Ok(blob.clone());
-        }
-        let tmp = TmpDir::create(&self.tmp, "compress")?;
-        let path = tmp.path().join("blob");
-        let file = File::create(&path).map_err(at("create", &path))?;
-        let compressed = decode::Hashing::new(file);
-        let gzip = GzBuilder::new()
-            .mtime(0)
-            .write(compressed, Compression::default());
-        let mut plain = decode::Hashing::new(gzip);
-        match known {
-            // It came uncompressed, perhaps as no archive that we would write.
-            Some(blob) => {
-                let mut file = self.blobs.open(&blob.digest)?;
-                io::copy(&mut file, &mut plain).map_err(at("compress", &path))?;
-            }
-            None => self.tar(diff_id, &mut plain)?,
-        }
-        let (gzip, actual, _) = plain.finish();
-        if actual != *diff_id.digest() {
-            return Err(StoreError::CorruptLayer {
-                expected: diff_id.clone(),
-                actual: DiffId(actual),
-            });
-        }
-        let (_, digest, size) = gzip.finish().map_err(at("write", &path))?.finish();
-        self.blobs.adopt(&digest, &path)?;
-        let blob = LayerBlob {
-            digest,
-            size,
-            media_type: media_type::DOCKER_LAYER_GZIP.to_owned(),
-        };
-        self.record_blob(diff_id, &blob)?;
-        Ok(blob)
-    }
-
     /// Where a layer is: a directory, or the file of an image.
     #[must_use]
     pub fn path(&self, diff_id: &DiffId) -> PathBuf {
@@ -616,205 +470,6 @@ impl Layers {
             Err(StoreError::Io { source, .. }) => Ok(Some(source.to_string())),
             Err(error) => Err(error),
         }
-    }
-
-    /// Remembers that a blob is a layer.
-    ///
-    /// # Errors
-    /// The database cannot be written.
-    pub fn record_blob(&self, diff_id: &DiffId, blob: &LayerBlob) -> Result<(), StoreError> {
-        self.database.write(Durability::Relaxed, |db| {
-            db.execute(
-                "INSERT OR IGNORE INTO layer_blob (diff_id, blob, size, media_type)
-                 VALUES (?, ?, ?, ?)",
-                rusqlite::params![
-                    diff_id.digest().as_str(),
-                    blob.digest.as_str(),
-                    i64::try_from(blob.size).unwrap_or(i64::MAX),
-                    blob.media_type,
-                ],
-            )?;
-            Ok(())
-        })
-    }
-
-    /// Syncs those of these layers that are not yet durable: one `syncfs` for all where any
-    /// content is not synced, else the directory of their names.
-    ///
-    /// # Errors
-    /// The file system or the database fails.
-    pub fn make_durable(&self, stack: &[DiffId]) -> Result<(), StoreError> {
-        let mut waiting = Vec::new();
-        let mut all_synced = true;
-        self.database.read(|db| {
-            let mut statement =
-                db.prepare_cached("SELECT boot FROM layer WHERE diff_id = ? AND boot IS NOT NULL")?;
-            for diff_id in stack {
-                let boot: Option<String> = statement
-                    .query_row([diff_id.digest().as_str()], |row| row.get(0))
-                    .optional()?;
-                if let Some(boot) = boot {
-                    all_synced &= boot.ends_with(SYNCED);
-                    waiting.push(diff_id);
-                }
-            }
-            Ok::<_, StoreError>(())
-        })?;
-        if waiting.is_empty() {
-            return Ok(());
-        }
-        if all_synced {
-            self.driver.sync_names()?;
-        } else {
-            self.driver.sync()?;
-        }
-        self.database.write(Durability::Relaxed, |db| {
-            for diff_id in waiting {
-                db.execute(
-                    "UPDATE layer SET boot = NULL WHERE diff_id = ?",
-                    [diff_id.digest().as_str()],
-                )?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Every layer on the disk.
-    pub(crate) fn all(&self) -> Result<Vec<DiffId>, StoreError> {
-        self.driver.list()
-    }
-
-    /// What its row says of a layer, if it is believed; a look that nobody counts on.
-    pub(crate) fn peek(&self, diff_id: &DiffId) -> Result<Option<LayerInfo>, StoreError> {
-        self.database.read(|db| believed(db, diff_id))
-    }
-
-    /// As [`peek`](Self::peek), in a transaction.
-    pub(crate) fn peek_in(
-        db: &Connection,
-        diff_id: &DiffId,
-    ) -> Result<Option<LayerInfo>, StoreError> {
-        believed(db, diff_id)
-    }
-
-    /// Whether anything of a layer is on the disk, whatever its row says.
-    pub(crate) fn is_on_disk(&self, diff_id: &DiffId) -> bool {
-        self.driver.contains(diff_id)
-    }
-
-    /// Every layer that has a row, in a transaction.
-    pub(crate) fn rows_in(db: &Connection) -> Result<Vec<DiffId>, StoreError> {
-        let mut statement = db.prepare_cached("SELECT diff_id FROM layer")?;
-        let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
-        let rows = rows.collect::<Result<Vec<_>, _>>()?;
-        Ok(rows.iter().filter_map(|text| text.parse().ok()).collect())
-    }
-
-    /// Moves a layer away that is locked and forgotten.
-    pub(crate) fn carry_off(&self, diff_id: &DiffId, trash: &mut Trash) -> Result<(), StoreError> {
-        for path in self.driver.paths(diff_id) {
-            trash.take(&path)?;
-        }
-        Ok(())
-    }
-
-    /// Whether a layer is believed; `None` while somebody makes it.
-    pub(crate) fn look(&self, diff_id: &DiffId) -> Result<Option<bool>, StoreError> {
-        if self.peek(diff_id)?.is_some() {
-            return Ok(Some(true));
-        }
-        let Some(_lock) = self.try_lock(diff_id)? else {
-            return Ok(None);
-        };
-        Ok(Some(self.peek(diff_id)?.is_some()))
-    }
-
-    /// Removes a layer if that is still wanted once it is locked, where it is told whether the
-    /// layer is believed; whether it was. Row first, so that nobody uses a half-removed
-    /// directory.
-    pub(crate) fn remove_if(
-        &self,
-        diff_id: &DiffId,
-        wanted: impl FnOnce(bool) -> bool,
-    ) -> Result<bool, StoreError> {
-        let _lock = self.lock(diff_id)?;
-        let believed = self.peek(diff_id)?.is_some() && self.is_on_disk(diff_id);
-        if !wanted(believed) {
-            return Ok(false);
-        }
-        self.database
-            .write(Durability::Relaxed, |db| Self::forget_in(db, diff_id))?;
-        self.driver.discard(diff_id)?;
-        Ok(true)
-    }
-
-    /// Forgets a layer, and which blobs are it unless an image has it or somebody holds it: it
-    /// may have to be made from them again.
-    pub(crate) fn forget_in(db: &Connection, diff_id: &DiffId) -> Result<(), StoreError> {
-        for statement in [
-            "DELETE FROM layer WHERE diff_id = ?1",
-            "DELETE FROM layer_blob WHERE diff_id = ?1
-             AND NOT EXISTS (SELECT 1 FROM image_layer WHERE diff_id = ?1)
-             AND NOT EXISTS (SELECT 1 FROM hold WHERE kind = 'layer' AND object = ?1)",
-            "DELETE FROM settled WHERE diff_id = ?1",
-        ] {
-            db.prepare_cached(statement)?
-                .execute([diff_id.digest().as_str()])?;
-        }
-        Ok(())
-    }
-
-    /// Takes the row of a layer away, before what it says is.
-    fn disown(&self, diff_id: &DiffId) -> Result<(), StoreError> {
-        self.database.write(Durability::Relaxed, |db| {
-            db.execute(
-                "DELETE FROM layer WHERE diff_id = ?",
-                [diff_id.digest().as_str()],
-            )?;
-            Ok(())
-        })
-    }
-
-    fn publish(
-        &self,
-        from: &Path,
-        diff_id: &DiffId,
-        size: u64,
-        pending: &Pending,
-        synced: bool,
-    ) -> Result<(), StoreError> {
-        // Before anything has a name.
-        let pending = if pending.is_empty() {
-            None
-        } else {
-            let text = serde_json::to_string(pending).map_err(|e| StoreError::Damaged {
-                what: "pending record",
-                object: diff_id.to_string(),
-                reason: e.to_string(),
-            })?;
-            Some(text)
-        };
-        if self.driver.contains(diff_id) {
-            if self.info(diff_id)?.is_some() {
-                return Ok(()); // applied without `expected` while another was
-            }
-            self.driver.discard(diff_id)?;
-        }
-        self.driver.publish(from, diff_id, synced)?;
-        let boot = format!("{}{}", boot_id(), if synced { SYNCED } else { "" });
-        self.database.write(Durability::Relaxed, |db| {
-            condemned::spare_in(db, Kind::Layer, diff_id.digest().as_str())?;
-            db.execute(
-                "INSERT OR REPLACE INTO layer (diff_id, size, boot, pending) VALUES (?, ?, ?, ?)",
-                rusqlite::params![
-                    diff_id.digest().as_str(),
-                    i64::try_from(size).unwrap_or(i64::MAX),
-                    boot,
-                    pending,
-                ],
-            )?;
-            Ok(())
-        })
     }
 
     /// Only one process at a time makes or removes a layer; the others wait here.
@@ -925,43 +580,6 @@ fn hash(upper: &Path) -> Result<(DiffId, u64), StoreError> {
         .into_inner()
         .map_err(|e| at("hash", upper)(e.into_error()))?;
     Ok((DiffId(digester.finish()), size))
-}
-
-/// After the boot in a layer's row: its content is synced, its name is not.
-const SYNCED: &str = " synced";
-
-/// The row of a layer, if it is believed.
-fn believed(db: &Connection, diff_id: &DiffId) -> Result<Option<LayerInfo>, StoreError> {
-    let row: Option<(i64, Option<String>)> = db
-        .prepare_cached("SELECT size, boot FROM layer WHERE diff_id = ?")?
-        .query_row([diff_id.digest().as_str()], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })
-        .optional()?;
-    Ok(row
-        .filter(|(_, boot)| boot.as_deref().is_none_or(is_this_boot))
-        .map(|(size, _)| LayerInfo {
-            diff_id: diff_id.clone(),
-            size: u64::try_from(size).unwrap_or_default(),
-        }))
-}
-
-/// Whether a layer's row is of this boot.
-fn is_this_boot(boot: &str) -> bool {
-    boot.strip_suffix(SYNCED).unwrap_or(boot) == boot_id()
-}
-
-/// Which boot this is (proc(5), `/proc/sys/kernel/random/boot_id`).
-fn boot_id() -> &'static str {
-    static BOOT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-    BOOT.get_or_init(|| {
-        fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map(|id| id.trim().to_owned())
-            // Without procfs nothing but this process's own layers is believed.
-            .unwrap_or_else(|_| {
-                format!("process-{}-{:x}", std::process::id(), rand::random::<u64>())
-            })
-    })
 }
 
 #[cfg(test)]

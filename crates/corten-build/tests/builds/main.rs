@@ -10,6 +10,8 @@
     clippy::print_stdout
 )]
 
+mod nowhere;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -26,6 +28,7 @@ use corten_build::{
 use corten_db::Database;
 use corten_oci::{DiffId, Digest, ImageRef, Platform};
 use corten_store::{Image, LayerBlob, Store};
+use nowhere::{BRIDGE, Nowhere, TABLE};
 
 type Test = (&'static str, fn(&Fixture));
 
@@ -82,72 +85,6 @@ fn find_busybox() -> Option<PathBuf> {
     dirs.iter()
         .map(|dir| Path::new(dir).join("busybox"))
         .find(|path| path.exists())
-}
-
-/// A bridge for whoever asks; no registry.
-struct Nowhere;
-
-const TABLE: &str = "corten_build_test";
-const BRIDGE: &str = "crtbuildtest";
-
-impl StepNetwork for Nowhere {
-    fn allocate(&self, id: &str) -> Result<StepEndpoint, BoxError> {
-        let request = corten_network::BridgeRequest {
-            table: TABLE.to_owned(),
-            bridge: BRIDGE.to_owned(),
-            mtu: 1500,
-            internal: false,
-            icc: true,
-        };
-        let candidates = corten_network::ipam::candidates(Some(0xbeef));
-        let bridge = corten_network::claim_bridge(&request, candidates, &[])?;
-        let address = std::net::Ipv4Addr::from_bits(bridge.gateway.to_bits() + 1);
-        let endpoint = corten_network::EndpointSpec {
-            address: bridge.subnet.with_addr(address),
-            bridge,
-            host_ifname: format!("vt{}", &id[6..14]),
-            ifname: "eth0".to_owned(),
-            address6: None,
-            mac: corten_network::mac_for(address),
-            ports: Vec::new(),
-        };
-        Ok(StepEndpoint {
-            endpoint,
-            lease: Box::new(()),
-        })
-    }
-
-    fn resolv_conf(&self, _: StepNetworkMode) -> Result<String, BoxError> {
-        Ok("nameserver 192.0.2.1\n".to_owned())
-    }
-}
-
-impl ImageSource for Nowhere {
-    fn pull<'a>(&'a self, _: &'a ImageRef, _: &'a Platform, _: PullSink) -> PullFuture<'a> {
-        Box::pin(async { Err("not found".into()) })
-    }
-
-    fn document<'a>(
-        &'a self,
-        _: &'a ImageRef,
-        _: &'a Platform,
-    ) -> PullFuture<'a, RegistryDocument> {
-        Box::pin(async { Err("not found".into()) })
-    }
-
-    fn layer<'a>(&'a self, _: &'a ImageRef, _: &'a DiffId, _: &'a LayerBlob) -> PullFuture<'a, ()> {
-        Box::pin(async { Err("not found".into()) })
-    }
-
-    fn publish<'a>(
-        &'a self,
-        _: &'a ImageRef,
-        _: Vec<CachedBlob>,
-        _: &'a [u8],
-        _: &'a str,
-    ) -> PullFuture<'a, ()> {
-        Box::pin(async { Err("not found".into()) })
-    }
 }
 
 struct Fixture {

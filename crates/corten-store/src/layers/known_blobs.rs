@@ -1,0 +1,179 @@
+//! Which blobs are a layer: what it came as, and what it leaves as.
+
+use std::fs::File;
+use std::io;
+
+use corten_db::Durability;
+use corten_oci::{DiffId, Digest, media_type};
+use flate2::{Compression, GzBuilder};
+
+use super::{LayerBlob, Layers, decode};
+use crate::error::{StoreError, at};
+use crate::tmp::TmpDir;
+
+impl Layers {
+    /// The blob a layer came as or was compressed to, if it is still here; a compressed one
+    /// before a plain one.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn blob_for(&self, diff_id: &DiffId) -> Result<Option<LayerBlob>, StoreError> {
+        let mut blobs = self.blobs_of(diff_id)?.into_iter();
+        Ok(blobs.find(|blob| self.blobs.has(&blob.digest)))
+    }
+
+    /// Every blob that is known to be a layer, here or not; those that [`blob_for`] prefers
+    /// first.
+    ///
+    /// [`blob_for`]: Self::blob_for
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn blobs_of(&self, diff_id: &DiffId) -> Result<Vec<LayerBlob>, StoreError> {
+        let rows: Vec<(String, i64, String)> = self.database.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT blob, size, media_type FROM layer_blob WHERE diff_id = ?
+                 ORDER BY blob = diff_id, rowid",
+            )?;
+            let rows = statement.query_map([diff_id.digest().as_str()], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })?;
+            Ok::<_, StoreError>(rows.collect::<Result<_, _>>()?)
+        })?;
+        rows.into_iter()
+            .map(|(digest, size, media_type)| {
+                let digest: Digest = digest.parse().map_err(|e| StoreError::Damaged {
+                    what: "blob digest",
+                    object: diff_id.to_string(),
+                    reason: format!("{e}"),
+                })?;
+                let size = u64::try_from(size).unwrap_or_default();
+                Ok(LayerBlob {
+                    digest,
+                    size,
+                    media_type,
+                })
+            })
+            .collect()
+    }
+
+    /// The layers that a blob is known to be, with how it is known.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn of_blob(&self, digest: &Digest) -> Result<Vec<(DiffId, LayerBlob)>, StoreError> {
+        let ids: Vec<String> = self.database.read(|db| {
+            let mut statement =
+                db.prepare_cached("SELECT diff_id FROM layer_blob WHERE blob = ?")?;
+            let rows = statement.query_map([digest.as_str()], |row| row.get(0))?;
+            Ok::<_, StoreError>(rows.collect::<Result<_, _>>()?)
+        })?;
+        let mut found = Vec::new();
+        for diff_id in ids.iter().filter_map(|text| text.parse::<DiffId>().ok()) {
+            let blobs = self.blobs_of(&diff_id)?.into_iter();
+            let blobs = blobs.filter(|blob| blob.digest == *digest);
+            found.extend(blobs.map(|blob| (diff_id.clone(), blob)));
+        }
+        Ok(found)
+    }
+
+    /// Remembers that a blob of this store is a layer, once it is known to be: it is unpacked
+    /// to nowhere and compared.
+    ///
+    /// # Errors
+    /// [`StoreError::CorruptLayer`] where it is another; [`StoreError::CorruptBlob`] when it
+    /// has rotten.
+    pub fn compare_blob(&self, diff_id: &DiffId, blob: &LayerBlob) -> Result<(), StoreError> {
+        if self
+            .blobs_of(diff_id)?
+            .iter()
+            .any(|known| known.digest == blob.digest)
+        {
+            return Ok(());
+        }
+        let mut reader = decode::Verifying::new(self.blobs.open(&blob.digest)?, &blob.digest);
+        let plain = decode::tee(&mut reader, |tar| {
+            io::copy(tar, &mut io::sink()).map_err(StoreError::BadArchive)
+        });
+        if let Some(actual) = reader
+            .finish()
+            .map_err(at("read", self.blobs.path(&blob.digest)))?
+        {
+            self.blobs.verified(&blob.digest, actual)?;
+        }
+        let (actual, _) = plain?;
+        if actual != *diff_id.digest() {
+            return Err(StoreError::CorruptLayer {
+                expected: diff_id.clone(),
+                actual: DiffId(actual),
+            });
+        }
+        self.record_blob(diff_id, blob)
+    }
+
+    /// Makes (or finds) a compressed blob of a layer, for a push or save.
+    ///
+    /// # Errors
+    /// The layer cannot be read or the store cannot be written;
+    /// [`StoreError::CorruptLayer`] when the directory no longer is what it was.
+    pub fn compress(&self, diff_id: &DiffId) -> Result<LayerBlob, StoreError> {
+        let known = self.blob_for(diff_id)?;
+        if let Some(blob) = &known
+            && blob.digest != *diff_id.digest()
+        {
+            return Ok(blob.clone());
+        }
+        let tmp = TmpDir::create(&self.tmp, "compress")?;
+        let path = tmp.path().join("blob");
+        let file = File::create(&path).map_err(at("create", &path))?;
+        let compressed = decode::Hashing::new(file);
+        let gzip = GzBuilder::new()
+            .mtime(0)
+            .write(compressed, Compression::default());
+        let mut plain = decode::Hashing::new(gzip);
+        match known {
+            // It came uncompressed, perhaps as no archive that we would write.
+            Some(blob) => {
+                let mut file = self.blobs.open(&blob.digest)?;
+                io::copy(&mut file, &mut plain).map_err(at("compress", &path))?;
+            }
+            None => self.tar(diff_id, &mut plain)?,
+        }
+        let (gzip, actual, _) = plain.finish();
+        if actual != *diff_id.digest() {
+            return Err(StoreError::CorruptLayer {
+                expected: diff_id.clone(),
+                actual: DiffId(actual),
+            });
+        }
+        let (_, digest, size) = gzip.finish().map_err(at("write", &path))?.finish();
+        self.blobs.adopt(&digest, &path)?;
+        let blob = LayerBlob {
+            digest,
+            size,
+            media_type: media_type::DOCKER_LAYER_GZIP.to_owned(),
+        };
+        self.record_blob(diff_id, &blob)?;
+        Ok(blob)
+    }
+
+    /// Remembers that a blob is a layer.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn record_blob(&self, diff_id: &DiffId, blob: &LayerBlob) -> Result<(), StoreError> {
+        self.database.write(Durability::Relaxed, |db| {
+            db.execute(
+                "INSERT OR IGNORE INTO layer_blob (diff_id, blob, size, media_type)
+                 VALUES (?, ?, ?, ?)",
+                rusqlite::params![
+                    diff_id.digest().as_str(),
+                    blob.digest.as_str(),
+                    i64::try_from(blob.size).unwrap_or(i64::MAX),
+                    blob.media_type,
+                ],
+            )?;
+            Ok(())
+        })
+    }
+}
