@@ -53,6 +53,11 @@ for group in $groups; do
       need strip binutils
       need xz xz-utils
       [ -e /lib/systemd/systemd ] || packages+=(systemd)
+      # What the tests call in there.
+      need ip iproute2
+      need newuidmap uidmap
+      need criu criu
+      need iptables-restore iptables
       ;;
     bench)
       need hyperfine hyperfine

@@ -70,6 +70,15 @@ if criu=$(command -v criu); then
   # It packs file systems in memory with what busybox has not.
   for program in /bin/tar /bin/gzip; do rm -f "$root$program" && with_libraries $program; done
   [ "$criu" = /sbin/criu ] || ln -s "$criu" "$root/sbin/criu"
+  # It stops the traffic of a network namespace while it saves it.
+  for program in iptables-restore ip6tables-restore; do
+    found=$(command -v $program) || continue
+    with_libraries "$(realpath "$found")"
+    ln -sf "$(realpath "$found")" "$root/sbin/$program"
+    for file in /usr/lib/*/xtables/libxt_{mark,standard}.so; do
+      [ ! -e "$file" ] || with_libraries "$file"
+    done
+  done
 fi
 printf '%s\n' root:x:0:0:root:/root:/bin/sh nobody:x:65534:65534:nobody:/:/bin/sh >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
