@@ -244,6 +244,21 @@ pub struct RunInstruction {
     pub devices: Vec<String>,
 }
 
+impl RunInstruction {
+    /// The here-document that is the whole command.
+    #[must_use]
+    pub fn lone_heredoc(&self) -> Option<&Heredoc> {
+        let CommandLine::Shell(text) = &self.command else {
+            return None;
+        };
+        let text = text.trim();
+        match self.heredocs.as_slice() {
+            [only] if text.starts_with("<<") && !text.contains(char::is_whitespace) => Some(only),
+            _ => None,
+        }
+    }
+}
+
 /// HEALTHCHECK.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Healthcheck {

@@ -32,6 +32,7 @@ pub(crate) fn process(root: &RootFd, word: &str) -> Result<Identity, String> {
         return process(root, "0");
     }
     let (user, group) = match word.split_once(':') {
+        Some(("", group)) => ("0", Some(group).filter(|g| !g.is_empty())),
         Some((user, group)) => (user, Some(group).filter(|g| !g.is_empty())),
         None => (word, None),
     };
@@ -131,6 +132,8 @@ mod tests {
         assert_eq!((app.uid, app.gid, app.groups), (1000, 1001, vec![10]));
         assert_eq!(process(&root, "1000").unwrap().gid, 1001);
         assert_eq!(process(&root, "app:web").unwrap().gid, 33);
+        let group = process(&root, ":web").unwrap();
+        assert_eq!((group.uid, group.gid), (0, 33));
         assert_eq!(
             process(&root, "77").unwrap(),
             Identity {

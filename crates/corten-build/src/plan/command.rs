@@ -5,7 +5,7 @@ use corten_dockerfile::{CommandLine, CopyInstruction, ModeChange, RunInstruction
 use super::evaluate::Stage;
 use super::{CopyOp, RemoteOp, RunOp, SCRIPTS};
 use crate::error::BuildError;
-use crate::remote::Remote;
+use crate::remote::{Remote, masked};
 use crate::request::StepNetworkMode;
 
 impl Stage<'_> {
@@ -30,9 +30,9 @@ impl Stage<'_> {
             CommandLine::Exec(_) => {
                 return Err(self.error(span, "parsing produced an invalid run command"));
             }
-            CommandLine::Shell(text) => match run.heredocs.as_slice() {
-                [] => self.in_shell(text),
-                [only] if is_heredoc(text) => {
+            CommandLine::Shell(text) => match (run.heredocs.as_slice(), run.lone_heredoc()) {
+                ([], _) => self.in_shell(text),
+                (_, Some(only)) => {
                     if only.content.starts_with("#!") {
                         script = Some((only.name.clone(), only.content.clone()));
                         self.in_shell(&format!("{SCRIPTS}/{}", only.name))
@@ -40,7 +40,7 @@ impl Stage<'_> {
                         self.in_shell(&only.content)
                     }
                 }
-                several => {
+                (several, None) => {
                     let mut full = text.clone();
                     for heredoc in several {
                         full.push('\n');
@@ -54,11 +54,6 @@ impl Stage<'_> {
         if args.is_empty() {
             return Err(self.error(span, "RUN requires at least one argument"));
         }
-        let args_in_scope = self
-            .scope
-            .args()
-            .map(|(key, value)| format!("{key}={value}"));
-        let env = self.scope.env().into_iter().chain(args_in_scope).collect();
         let proxies = scope::PREDEFINED_PROXY_ARGS
             .iter()
             .filter(|name| self.scope.get(name).is_none())
@@ -69,7 +64,7 @@ impl Stage<'_> {
             .collect();
         Ok(RunOp {
             args,
-            env,
+            env: self.scope.run_env(),
             proxies,
             user: self.config.user.clone(),
             cwd: self.workdir(),
@@ -182,6 +177,40 @@ impl Stage<'_> {
         })
     }
 
+    /// COPY and ADD as BuildKit writes them into the history.
+    pub(super) fn copied(
+        &self,
+        copy: &CopyInstruction,
+        add: bool,
+        span: Span,
+    ) -> Result<String, BuildError> {
+        let mut text = if add { "ADD" } else { "COPY" }.to_owned();
+        let mut push = |prefix: &str, word: &str| {
+            text.push(' ');
+            text.push_str(prefix);
+            text.push_str(word);
+        };
+        if copy.parents {
+            push("--parents", "");
+        }
+        for (flag, word) in [("--chown=", &copy.chown), ("--chmod=", &copy.chmod)] {
+            let word = word.as_deref().map(|word| self.word(word, span));
+            if let Some(word) = word.transpose()?.filter(|word| !word.is_empty()) {
+                push(flag, &word);
+            }
+        }
+        for word in &copy.sources {
+            let word = self.word(word, span)?;
+            push("", &if add { masked(&word) } else { word });
+        }
+        for heredoc in &copy.heredocs {
+            push("<<", &heredoc.name);
+        }
+        push("", &self.word(&copy.destination, span)?);
+        text.push_str(" # buildkit");
+        Ok(text)
+    }
+
     /// A source that is elsewhere.
     fn remote(
         &self,
@@ -240,12 +269,6 @@ impl Stage<'_> {
             keep_git_dir: keep_git_dir.unwrap_or(false),
         })
     }
-}
-
-/// The whole command is one here-document.
-fn is_heredoc(text: &str) -> bool {
-    let text = text.trim();
-    text.starts_with("<<") && !text.contains(char::is_whitespace)
 }
 
 /// An absolute destination; a directory that is meant as one keeps a slash at its end.

@@ -50,7 +50,7 @@ pub(crate) fn evaluate(
         );
         plan.warnings.push(message);
     }
-    let mut scopes: Vec<Option<Scope>> = Vec::new();
+    let mut scopes: Vec<Option<Begun>> = Vec::new();
     for index in 0..outline.stages.len() {
         if !needed(&index) {
             plan.stages.push(None);
@@ -86,7 +86,10 @@ pub(crate) fn evaluate(
             author: stage.author,
             no_cache: outline.is_uncached(index),
         }));
-        scopes.push(Some(stage.scope));
+        scopes.push(Some(Begun {
+            scope: stage.scope,
+            declared: stage.declared,
+        }));
     }
     Ok(plan)
 }
@@ -126,6 +129,12 @@ impl Numbers {
     }
 }
 
+/// What a stage hands on to those that begin with it.
+struct Begun {
+    scope: Scope,
+    declared: Vec<String>,
+}
+
 /// A stage while it is evaluated.
 pub(super) struct Stage<'a> {
     pub(super) outline: &'a Outline,
@@ -146,11 +155,11 @@ impl<'a> Stage<'a> {
         images: &HashMap<ImageKey, BaseImage>,
         index: usize,
         plans: &[Option<StagePlan>],
-        scopes: &[Option<Scope>],
+        scopes: &[Option<Begun>],
     ) -> Self {
         let stage = &outline.stages[index];
         let mut author = String::new();
-        let mut scope = None;
+        let mut begun = None;
         let mut config = match &stage.base {
             Base::Scratch | Base::Files(_) => RuntimeConfig {
                 env: vec![format!("PATH={}", corten_runtime::defaults::PATH)],
@@ -158,7 +167,7 @@ impl<'a> Stage<'a> {
                 ..RuntimeConfig::default()
             },
             Base::Stage(base) => {
-                scope = scopes.get(*base).cloned().flatten();
+                begun = scopes.get(*base).and_then(Option::as_ref);
                 let plan = plans.get(*base).and_then(Option::as_ref);
                 author = plan.map(|p| p.author.clone()).unwrap_or_default();
                 plan.map(|p| p.config.clone()).unwrap_or_default()
@@ -181,12 +190,15 @@ impl<'a> Stage<'a> {
         Self {
             outline,
             index,
-            scope: scope.unwrap_or_else(|| Scope::with_env(&config.env)),
+            scope: begun.map_or_else(
+                || Scope::with_env(&config.env),
+                |begun| begun.scope.inherited(),
+            ),
             config,
             author,
             cmd_set: false,
             label: (name, 0, u32::try_from(counted).unwrap_or(u32::MAX)),
-            declared: Vec::new(),
+            declared: begun.map(|b| b.declared.clone()).unwrap_or_default(),
         }
     }
 
@@ -335,8 +347,12 @@ impl<'a> Stage<'a> {
             _ => rest.to_owned(),
         };
         let text = format!("{} {expanded}", instruction.kind.keyword());
-        match instruction.kind {
+        match &instruction.kind {
             Kind::Add(_) => masked(&text),
+            Kind::Run(run) => match run.lone_heredoc() {
+                Some(heredoc) => format!("{text} ({})", values::summary(&heredoc.content)),
+                None => text,
+            },
             _ => text,
         }
     }
@@ -361,7 +377,7 @@ impl<'a> Stage<'a> {
             Kind::Copy(copy) | Kind::Add(copy) => {
                 let add = matches!(instruction.kind, Kind::Add(_));
                 let op = self.copy(copy, add, span)?;
-                let text = format!("{} # buildkit", self.shown(instruction));
+                let text = self.copied(copy, add, span)?;
                 return Ok((Op::Copy(op), text));
             }
             Kind::Workdir(path) => {
@@ -447,7 +463,7 @@ impl<'a> Stage<'a> {
             Kind::Cmd(command) => {
                 let args = self.command(command);
                 let text = format!("CMD {}", values::go_list(&args));
-                self.config.cmd = Some(args);
+                self.config.cmd = Some(args).filter(|args| !args.is_empty());
                 self.config.args_escaped = true;
                 self.cmd_set = true;
                 text
@@ -455,7 +471,7 @@ impl<'a> Stage<'a> {
             Kind::Entrypoint(command) => {
                 let args = self.command(command);
                 let text = format!("ENTRYPOINT {}", values::go_list(&args));
-                self.config.entrypoint = Some(args);
+                self.config.entrypoint = Some(args).filter(|args| !args.is_empty());
                 if !self.cmd_set {
                     self.config.cmd = None;
                 }
@@ -466,8 +482,10 @@ impl<'a> Stage<'a> {
                 format!("SHELL [{}]", words.join(" "))
             }
             Kind::Healthcheck(check) => {
-                self.config.healthcheck = Some(values::health(check));
-                self.shown(instruction)
+                let health = values::health(check);
+                let text = format!("HEALTHCHECK {}", values::go_health(&health));
+                self.config.healthcheck = Some(health);
+                text
             }
             Kind::Maintainer(author) => {
                 self.author.clone_from(author);
@@ -475,7 +493,7 @@ impl<'a> Stage<'a> {
             }
             Kind::Onbuild(child) => {
                 self.config.on_build.push(trigger_text(child));
-                format!("ONBUILD {}", child.text)
+                String::new() // not in the history
             }
         };
         Ok((Op::Config, history))
@@ -497,9 +515,10 @@ impl<'a> Stage<'a> {
         };
         if let Some(value) = value {
             self.scope.set_arg(name, &value);
-            if !self.declared.contains(name) {
-                self.declared.push(name.clone());
-            }
+        }
+        // Without a value, too: the history of RUN names it.
+        if !self.declared.contains(name) {
+            self.declared.push(name.clone());
         }
         Ok(())
     }

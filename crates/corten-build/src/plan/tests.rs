@@ -108,7 +108,7 @@ fn the_walkthrough_is_named_as_buildkit_names_it() {
         .collect();
     insta::assert_snapshot!(history.join("\n"), @r#"
     WORKDIR /app
-    COPY --from=builder /app/main . # buildkit
+    COPY /app/main . # buildkit
     CMD ["./main"]
     "#);
     let last = stage.steps.last().unwrap().instruction.as_ref().unwrap();
@@ -148,14 +148,15 @@ fn only_needed_stages_are_planned() {
 #[test]
 fn scopes() {
     let text = "ARG TAG=latest\nARG V=1\nFROM alpine:$TAG\nARG V\nARG W=w$V\nARG NONE\n\
-                ENV A=a B=$A-$V\nENV C=$A\nRUN true\nARG A=hidden TARGETARCH\nRUN false\n";
+                ENV A=a B=$A-$V\nENV C=$A\nRUN true\nARG A=later TARGETARCH\nRUN false\n";
     let plan = plan(text).unwrap();
     let runs = runs(&plan);
     let first = ["A=a", "B=-1", "C=a", "V=1", "W=w1"].map(str::to_owned);
     assert_eq!(runs[0].env, first);
     assert_eq!(runs[0].args, ["/bin/sh", "-c", "true"]);
     let arch = format!("TARGETARCH={}", Platform::host().architecture);
-    assert!(runs[1].env.contains(&arch) && !runs[1].env.contains(&"A=hidden".to_owned()));
+    assert!(runs[1].env.contains(&arch) && runs[1].env.contains(&"A=later".to_owned()));
+    assert!(target(&plan).config.env.contains(&"A=a".to_owned()));
     let mut given = settings();
     given.build_args.insert("V".into(), Some("2".into()));
     given
@@ -172,7 +173,7 @@ fn scopes() {
         "[Warning] One or more build-args [NOBODY] were not consumed"
     );
     let history = target(&plan).steps[5].history.as_deref();
-    assert_eq!(history, Some("RUN |2 V=2 W=w2 /bin/sh -c true # buildkit"));
+    assert_eq!(history, Some("RUN |3 V=2 W=w2 NONE= /bin/sh -c true # buildkit"));
 }
 
 #[test]
