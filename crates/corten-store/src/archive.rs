@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use corten_oci::media_type::Compression;
 
+pub use crate::layers::{Attributes, attributes, set_attribute};
 pub use sparse::{SparseFile, copy_with_holes, sparse};
 
 /// Bytes read at once.

@@ -39,7 +39,7 @@ pub use images::{
     created_nanos,
 };
 pub use layers::{
-    Change, ChangeKind, LayerBlob, LayerForm, LayerInfo, Layers, Merged, Upper, WorkDir, numeric,
+    Change, ChangeKind, LayerBlob, LayerForm, LayerInfo, Layers, Merged, Upper, WorkDir,
 };
 pub use leases::{Lease, Leases};
 pub use schema::SCHEMA;

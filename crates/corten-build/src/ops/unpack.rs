@@ -2,15 +2,16 @@
 //! hostile: every name and link target is resolved inside the directory, and nothing that is
 //! there already is written through.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use corten_store::archive::{Plain, SparseFile, copy_with_holes, decompress, entries, sparse};
-use corten_store::numeric;
+use corten_store::archive::{
+    Plain, SparseFile, attributes, copy_with_holes, decompress, entries, set_attribute, sparse,
+};
 use corten_store::rooted::{RootFd, normal};
 use rustix::fs::{AtFlags, FileType, Mode};
 use tar::EntryType;
@@ -108,19 +109,10 @@ fn one(
     let above = path.parent().unwrap_or(Path::new(""));
     let dir = make_directory(inside, above, owners.instead, 0o755)?;
     let dir = dir.as_fd();
-    let mode = header.mode()? & 0o7777;
-    let time = (
-        i64::try_from(numeric(header.mtime(), &header.as_old().mtime)?).unwrap_or_default(),
-        0,
-    );
+    let said = attributes(entry)?;
+    let (mode, time) = (said.mode, (said.mtime.0, i64::from(said.mtime.1)));
     let owner = owners.instead.unwrap_or(if owners.keep {
-        let id = |id: u64| {
-            u32::try_from(id).map_err(|_| io::Error::other("an owner's number is too large"))
-        };
-        (
-            id(numeric(header.uid(), &header.as_old().uid)?)?,
-            id(numeric(header.gid(), &header.as_old().gid)?)?,
-        )
+        (said.uid, said.gid)
     } else {
         (0, 0)
     });
@@ -137,6 +129,7 @@ fn one(
             }
             set_owner(dir, name, owner)?;
             set_mode(dir, name, mode)?;
+            set_xattrs(dir, name, &said.xattrs)?;
             times.push((path.to_owned(), time));
             return Ok(());
         }
@@ -152,6 +145,7 @@ fn one(
             replace(dir, name)?;
             rustix::fs::symlinkat(&target, dir, name)?;
             set_owner(dir, name, owner)?;
+            set_xattrs(dir, name, &said.xattrs)?;
             return set_time(dir, name, time);
         }
         EntryType::Link => {
@@ -184,7 +178,15 @@ fn one(
     }
     set_owner(dir, name, owner)?;
     set_mode(dir, name, mode)?;
+    // After the owner: a change of it takes capabilities away.
+    set_xattrs(dir, name, &said.xattrs)?;
     set_time(dir, name, time)
+}
+
+/// Extended attributes, file capabilities among them.
+fn set_xattrs(dir: BorrowedFd<'_>, name: &OsStr, all: &[(OsString, Vec<u8>)]) -> io::Result<()> {
+    all.iter()
+        .try_for_each(|(key, value)| set_attribute(dir, name, key, value))
 }
 
 fn link_name(entry: &tar::Entry<'_, impl Read>) -> io::Result<PathBuf> {
@@ -253,6 +255,48 @@ mod tests {
         assert_eq!(std::fs::read(root.join("x")).unwrap(), b"c");
         assert_eq!(std::fs::read(root.join("hard")).unwrap(), b"a");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn attributes_and_times_are_kept() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let inside = RootFd::open(dir.path()).unwrap();
+        let mut builder = tar::Builder::new(Vec::new());
+        // cap_net_raw=ep
+        let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        builder
+            .append_pax_extensions([
+                ("SCHILY.xattr.security.capability", &capability[..]),
+                ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+                ("uid", b"7"),
+                ("mtime", b"12.5"),
+            ])
+            .unwrap();
+        let entry = archive(&[("ping", EntryType::Regular, "x")]);
+        let mut header = tar::Header::from_byte_slice(&entry[..BLOCK]).clone();
+        header.set_mode(0o755);
+        header.set_cksum();
+        builder.append(&header, &b"x"[..]).unwrap();
+        let tar = builder.into_inner().unwrap();
+        let (_, plain) = decompress(tar.as_slice()).unwrap();
+        let owners = Owners {
+            keep: true,
+            instead: None,
+        };
+        unpack(plain, &inside, owners, &Cancel::default()).unwrap();
+        let path = dir.path().join("ping");
+        let mut value = [0; 64];
+        let read = rustix::fs::lgetxattr(&path, "security.capability", &mut value[..]).unwrap();
+        assert_eq!(&value[..read], capability);
+        assert!(rustix::fs::lgetxattr(&path, "trusted.overlay.opaque", &mut value[..]).is_err());
+        let stat = rustix::fs::stat(&path).unwrap();
+        assert_eq!(
+            (stat.st_uid, stat.st_mtime, stat.st_mtime_nsec),
+            (7, 12, 500_000_000)
+        );
     }
 
     #[test]

@@ -34,17 +34,20 @@ pub(super) const WHITEOUT: &[u8] = b".wh.";
 pub(super) const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 
 /// An entry's attributes, PAX records applied.
-pub(super) struct Attributes {
+#[derive(Debug)]
+pub struct Attributes {
     /// Permission bits.
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
+    pub mode: u32,
+    /// The owner.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
     /// Seconds and nanoseconds.
-    pub(super) mtime: (i64, u32),
-    /// Those a layer may carry.
-    pub(super) xattrs: Vec<(OsString, Vec<u8>)>,
+    pub mtime: (i64, u32),
+    /// Extended attributes that a layer may carry.
+    pub xattrs: Vec<(OsString, Vec<u8>)>,
     /// A file's holes, where PAX records tell of them.
-    pub(super) sparse: Option<SparseFile>,
+    pub sparse: Option<SparseFile>,
 }
 
 /// A file's content and its size, holes filled.
@@ -211,17 +214,18 @@ pub(super) fn device<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<(u32, u32
 }
 
 /// A header's number, where an empty field means 0 as other readers take it.
-///
-/// # Errors
-/// The field is neither empty nor a number.
-pub fn numeric(read: io::Result<u64>, field: &[u8]) -> io::Result<u64> {
+fn numeric(read: io::Result<u64>, field: &[u8]) -> io::Result<u64> {
     match read {
         Err(_) if is_blank(field) => Ok(0),
         other => other,
     }
 }
 
-fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Attributes> {
+/// What an entry's header and its PAX records say. `sparse` is left to [`crate::archive::sparse`].
+///
+/// # Errors
+/// A field is malformed.
+pub fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Attributes> {
     let header = entry.header();
     let mut mode = match header.mode() {
         Ok(mode) => mode & 0o7777,

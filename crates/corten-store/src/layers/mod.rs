@@ -48,9 +48,10 @@ use crate::rooted::RootFd;
 
 pub use changes::{Change, ChangeKind};
 pub use driver::LayerForm;
-pub use entry::numeric;
+pub use entry::{Attributes, attributes};
 pub use mount::Upper;
 pub use work::WorkDir;
+pub use xattr::set as set_attribute;
 
 /// A layer that is here.
 #[derive(Debug, Clone, PartialEq, Eq)]

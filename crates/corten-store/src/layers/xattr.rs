@@ -63,7 +63,10 @@ pub(super) fn list(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Vec<(OsStrin
 }
 
 /// Sets one attribute. File systems that do not know it are not an error for `user.` ones.
-pub(super) fn set(dir: BorrowedFd<'_>, name: &OsStr, key: &OsStr, value: &[u8]) -> io::Result<()> {
+///
+/// # Errors
+/// The system's.
+pub fn set(dir: BorrowedFd<'_>, name: &OsStr, key: &OsStr, value: &[u8]) -> io::Result<()> {
     match rustix::fs::lsetxattr(proc_path(dir, name), key, value, XattrFlags::empty()) {
         // user.* is refused on symbolic links and special files, as everywhere.
         Err(Errno::PERM | Errno::OPNOTSUPP) if key.as_bytes().starts_with(b"user.") => Ok(()),
