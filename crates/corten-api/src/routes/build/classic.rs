@@ -64,6 +64,7 @@ impl Classic {
             BuildEvent::Image { id, tags } => return self.end(&id.to_string(), &tags),
             BuildEvent::Warning { message, line, .. } => {
                 let place = line.map_or_else(String::new, |n| format!(" (line {n})"));
+                let message = message.strip_prefix("[Warning] ").unwrap_or(&message);
                 return self.unless_quiet(vec![stream(format!("[Warning] {message}{place}\n"))]);
             }
             BuildEvent::Started(vertex) => {
@@ -148,7 +149,7 @@ impl Classic {
             lines.push(stream(format!("Successfully tagged {}\n", tag.familiar())));
         }
         if self.quiet {
-            return vec![json!({ "aux": { "ID": id } }), stream(format!("{id}\n"))];
+            return vec![stream(format!("{id}\n"))];
         }
         lines
     }

@@ -139,18 +139,52 @@ async fn build(
         });
         return Ok(response);
     }
-    tokio::spawn(async move {
-        let view = if wish.events {
-            View::Events
-        } else {
-            View::Classic(Classic::new(wish.quiet))
-        };
-        let outcome = run(builder, wanted, view, &lines).await;
-        if let Some(Err(error)) = outcome {
-            fail(&lines, &error, wish.events).await;
+    if wish.events {
+        tokio::spawn(async move {
+            if let Some(Err(error)) = run(builder, wanted, View::Events, &lines).await {
+                fail(&lines, &error, true).await;
+            }
+        });
+        return Ok(response);
+    }
+    let (lines, unsent) = JsonLines::channel();
+    let work = tokio::spawn(async move {
+        let view = View::Classic(Classic::new(wish.quiet));
+        match run(builder, wanted, view, &lines).await {
+            Some(Err(error)) if early(&error).is_some() => Err(Failed(error)),
+            Some(Err(error)) => {
+                fail(&lines, &error, false).await;
+                Ok(())
+            }
+            Some(Ok(_)) | None => Ok(()),
         }
     });
-    Ok(response)
+    unsent.answer(work, |failed| failure(&failed.0)).await
+}
+
+/// A build that failed for what the classic builder finds before its first step: as long as
+/// nothing was said, the status tells.
+struct Failed(BuildError);
+
+/// The status that the classic builder gives to errors before the first step.
+fn early(error: &BuildError) -> Option<fn(String) -> ApiError> {
+    match error {
+        BuildError::Syntax { .. }
+        | BuildError::NothingToBuild
+        | BuildError::NoSuchTarget { .. }
+        | BuildError::Invalid(_)
+        | BuildError::Platform(_)
+        | BuildError::Checks(_) => Some(ApiError::bad_parameter),
+        BuildError::Dockerfile { .. } | BuildError::Context { .. } => Some(ApiError::internal),
+        _ => None,
+    }
+}
+
+impl From<Failed> for ApiError {
+    fn from(failed: Failed) -> Self {
+        let make = early(&failed.0).unwrap_or(Self::internal);
+        make(failed.0.to_string())
+    }
 }
 
 /// Contents of secrets, by id, in base64.
@@ -345,12 +379,15 @@ async fn fail(lines: &JsonLines, error: &BuildError, events: bool) {
         };
         lines.send(&line).await;
     }
+    lines.send(&failure(error)).await;
+}
+
+/// The last line of a build that failed.
+fn failure(error: &BuildError) -> Value {
     let message = error.to_string();
     let mut detail = json!({ "message": message });
     if let Some(code) = error.exit_code() {
         detail["code"] = json!(code);
     }
-    lines
-        .send(&json!({ "errorDetail": detail, "error": message }))
-        .await;
+    json!({ "errorDetail": detail, "error": message })
 }

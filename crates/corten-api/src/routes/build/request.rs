@@ -33,7 +33,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("cpusetmems", "CPU limits of build steps"),
     ("cpuperiod", "CPU limits of build steps"),
     ("cpuquota", "CPU limits of build steps"),
-    ("squash", "squashing"),
+    ("squash", "squashed images"),
     ("securityopt", "security options of build steps"),
     ("isolation", "isolation modes"),
     ("outputs", "output types"),
