@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use crate::harness::Engine;
+use rustix::process::Signal;
+
+use crate::harness::{Engine, until};
 
 const TWO_STAGES: &str = "\
 # Comments and continuation lines are part of the language.
@@ -272,4 +274,36 @@ fn steps_know_the_hosts_they_are_given() {
         seen.contains(&format!("{gateway}\thost.example")),
         "{seen} {gateway}"
     );
+}
+
+#[test]
+fn an_interrupted_build_says_so_and_leaves_nothing() {
+    let engine = Engine::with_alpine();
+    let text = "FROM alpine\nRUN echo begun; sleep 98765\n";
+    let context = engine.context("slow", &[("Dockerfile", text)]);
+    let context = context.to_str().unwrap();
+    let steps = || {
+        let entries = std::fs::read_dir(engine.root().join("tmp"));
+        entries.map_or(0, |entries| {
+            let names = entries.flatten().map(|entry| entry.file_name());
+            names
+                .filter(|name| name.to_string_lossy().starts_with("step-"))
+                .count()
+        })
+    };
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let build = engine.spawn(["build", "--progress=plain", context]);
+        until("the step runs", || steps() > 0);
+        build.signal(signal);
+        let done = build.finish();
+        assert_eq!(done.code, code, "{done:?}");
+        for expected in [
+            "CANCELED",
+            "ERROR: failed to build: Canceled: context canceled",
+        ] {
+            assert!(done.stderr.contains(expected), "{expected:?} in {done:?}");
+        }
+        assert_eq!(steps(), 0);
+    }
+    engine.assert_clean();
 }

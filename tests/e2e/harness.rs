@@ -261,6 +261,12 @@ impl Background {
         self.0.wait().unwrap();
     }
 
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// Waits for the end.
     pub(crate) fn finish(mut self) -> Done {
         use std::io::Read;

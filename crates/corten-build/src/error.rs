@@ -32,7 +32,7 @@ impl Place {
 #[non_exhaustive]
 pub enum BuildError {
     /// The build was cancelled.
-    #[error("build cancelled")]
+    #[error("{}", crate::progress::CANCELLED)]
     Cancelled,
     /// The Dockerfile cannot be found or read.
     #[error("failed to read dockerfile: open {path}: {}", reason(.source))]

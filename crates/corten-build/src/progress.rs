@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 /// Receives events, on any thread; must not block for long.
 pub type EventSink = Arc<dyn Fn(BuildEvent) + Send + Sync>;
 
+/// `error` of vertices that ended because the build did.
+pub const CANCELLED: &str = "build cancelled";
+
 /// Something that happened. Travels as JSON: `{"corten": {"event": "started", …}}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]

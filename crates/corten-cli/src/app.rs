@@ -5,18 +5,21 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::client::Client;
 use crate::command::{Action, Command, Face};
 use crate::commands::ROOT;
 use crate::config::ConfigFile;
-use crate::error::Result;
+use crate::error::{CliError, Result};
 use crate::flags::{self, FlagError, Outcome, Parsed};
 use crate::globals::{self, Globals};
 use crate::term;
 
 /// Exit code of a flag that could not be understood (Docker's).
 const BAD_FLAG: u8 = 125;
+/// How long the engine in this process may tidy up after a signal.
+const TIDYING: Duration = Duration::from_secs(10);
 
 /// What the binary does for us.
 #[derive(Debug, Clone, Copy)]
@@ -211,8 +214,12 @@ fn execute(
         }
     };
     let result = runtime.block_on(run(&cli, parsed));
-    // A thread may be blocked reading standard input; nobody waits for it.
-    runtime.shutdown_background();
+    match &result {
+        // The engine in this process ends what it does and takes away what it made for it.
+        Err(CliError::Interrupted { .. }) => runtime.shutdown_timeout(TIDYING),
+        // A thread may be blocked reading standard input; nobody waits for it.
+        _ => runtime.shutdown_background(),
+    }
     match result {
         Ok(()) => 0,
         Err(error) if error.is_broken_pipe() => 1,

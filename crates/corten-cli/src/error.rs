@@ -39,6 +39,14 @@ pub enum CliError {
     /// Something the user should know.
     #[error("{0}")]
     Message(String),
+    /// A signal asked for the end; what goes on in this process is to be tidied up.
+    #[error("{message}")]
+    Interrupted {
+        /// The signal's number.
+        signal: u8,
+        /// What to print.
+        message: String,
+    },
     /// A particular exit code; an empty message is not printed.
     #[error("{message}")]
     Status {
@@ -69,6 +77,7 @@ impl CliError {
     pub fn code(&self) -> u8 {
         match self {
             Self::Status { code, .. } => *code,
+            Self::Interrupted { signal, .. } => 128 + signal,
             _ => 1,
         }
     }

@@ -1,11 +1,16 @@
 //! Showing a build: our own events, or a classic engine's stream.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
+use std::pin::pin;
 use std::time::Duration;
 
 use corten_build::BuildEvent;
+use corten_build::progress::CANCELLED;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::plain::{Plain, clean};
+use super::rawjson::RawJson;
 use super::stream::{Answer, Message, Sink};
 use super::tty::Screen;
 use crate::client::JsonLines;
@@ -24,22 +29,31 @@ pub(crate) enum Mode {
     Tty,
     /// Nothing but errors.
     Quiet,
-    /// Events as JSON lines.
+    /// BuildKit's status as JSON lines.
     RawJson,
 }
 
 impl Mode {
-    /// Reads `--progress`; `auto` looks at the terminal.
-    pub(crate) fn parse(text: &str) -> Result<Self> {
+    /// Reads `--progress`; without it `BUILDKIT_PROGRESS` is asked, as by buildx. `auto` looks
+    /// at the terminal.
+    pub(crate) fn of(flag: Option<&str>) -> Result<Self> {
+        let variable = std::env::var("BUILDKIT_PROGRESS").unwrap_or_default();
+        match flag.unwrap_or("auto") {
+            "auto" if !variable.is_empty() => Self::parse(&variable),
+            text => Self::parse(text),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
         match text {
             "auto" if term::stderr_is_terminal() => Ok(Self::Tty),
             "auto" | "plain" => Ok(Self::Plain),
             "tty" if term::stderr_is_terminal() => Ok(Self::Tty),
             "tty" => Err(CliError::message("--progress=tty needs a terminal")),
-            "quiet" => Ok(Self::Quiet),
+            "quiet" | "none" => Ok(Self::Quiet),
             "rawjson" => Ok(Self::RawJson),
             _ => Err(CliError::message(format!(
-                "invalid progress mode {text:?}: must be one of \"auto\", \"plain\", \"tty\", \"quiet\" or \"rawjson\""
+                "invalid progress mode {text:?}: must be one of \"auto\", \"none\", \"plain\", \"tty\", \"quiet\" or \"rawjson\""
             ))),
         }
     }
@@ -49,7 +63,7 @@ enum View {
     Plain(Plain),
     Tty(Screen),
     Quiet,
-    RawJson,
+    RawJson(RawJson),
 }
 
 /// How a build is shown.
@@ -81,7 +95,7 @@ pub(crate) async fn show(mut lines: JsonLines, showing: Showing) -> Result<Optio
             View::Tty(Screen::new(columns.into(), rows.into(), color))
         }
         Mode::Quiet => View::Quiet,
-        Mode::RawJson => View::RawJson,
+        Mode::RawJson => View::RawJson(RawJson::default()),
     };
     let mut classic = if mode == Mode::Quiet {
         Sink::nothing()
@@ -92,9 +106,21 @@ pub(crate) async fn show(mut lines: JsonLines, showing: Showing) -> Result<Optio
     let mut warnings = Vec::new();
     let mut report = None;
     let mut frames = tokio::time::interval(FRAME);
+    let mut interrupt = pin!(interrupt());
+    let mut running = BTreeSet::new();
     let failure = loop {
         let message = tokio::select! {
             message = lines.next::<Message>() => message?,
+            signal = &mut interrupt => {
+                for id in running {
+                    view.event(&cancelled(id))?;
+                }
+                view.frame(true)?;
+                return Err(CliError::Interrupted {
+                    signal,
+                    message: "ERROR: failed to build: Canceled: context canceled".to_owned(),
+                });
+            }
             _ = frames.tick(), if matches!(view, View::Tty(_)) => {
                 view.frame(false)?;
                 continue;
@@ -105,6 +131,8 @@ pub(crate) async fn show(mut lines: JsonLines, showing: Showing) -> Result<Optio
             let event: BuildEvent =
                 serde_json::from_value(event.clone()).map_err(crate::client::ClientError::from)?;
             match &event {
+                BuildEvent::Started(vertex) => _ = running.insert(vertex.id),
+                BuildEvent::Completed { id, .. } => _ = running.remove(id),
                 BuildEvent::Image { id, .. } => image = Some(id.to_string()),
                 BuildEvent::Warning {
                     message,
@@ -164,6 +192,32 @@ pub(crate) async fn show(mut lines: JsonLines, showing: Showing) -> Result<Optio
                 message,
             })
         }
+    }
+}
+
+/// The number of a signal that asks for the end.
+async fn interrupt() -> u8 {
+    let next = |kind: SignalKind, number| async move {
+        match signal(kind) {
+            Ok(mut signal) => signal.recv().await,
+            Err(_) => std::future::pending().await,
+        };
+        number
+    };
+    tokio::select! {
+        number = next(SignalKind::interrupt(), 2) => number,
+        number = next(SignalKind::terminate(), 15) => number,
+    }
+}
+
+/// How a vertex ends with the build.
+fn cancelled(id: u32) -> BuildEvent {
+    BuildEvent::Completed {
+        id,
+        cached: false,
+        ms: 0,
+        error: Some(CANCELLED.to_owned()),
+        result: None,
     }
 }
 
@@ -235,11 +289,7 @@ impl View {
                 screen.apply(event);
                 Ok(())
             }
-            Self::RawJson => {
-                let text =
-                    serde_json::to_string(event).map_err(crate::client::ClientError::from)?;
-                write_error(&format!("{text}\n"))
-            }
+            Self::RawJson(raw) => write_error(&raw.render(event)),
             Self::Quiet => Ok(()),
         }
     }

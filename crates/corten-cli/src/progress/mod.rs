@@ -2,6 +2,7 @@
 
 pub(crate) mod build;
 mod plain;
+mod rawjson;
 pub(crate) mod stream;
 mod tty;
 

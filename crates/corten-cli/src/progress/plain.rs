@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use corten_build::BuildEvent;
+use corten_build::progress::CANCELLED;
 
 /// State of the lines printed so far.
 #[derive(Debug, Default)]
@@ -102,6 +103,9 @@ impl Plain {
                     shown.partial.clear();
                 }
                 match error {
+                    Some(error) if error == CANCELLED => {
+                        out.push_str(&format!("#{number} CANCELED\n"));
+                    }
                     Some(error) => out.push_str(&format!("#{number} ERROR: {}\n", clean(error))),
                     None if *cached => out.push_str(&format!("#{number} CACHED\n")),
                     None => out.push_str(&format!("#{number} DONE {}\n", seconds(*ms))),
@@ -192,6 +196,8 @@ mod tests {
             log(8, "half a "),
             log(8, "line\nwhole\n\x1b[31mred\x1b[0m"),
             completed(8, false, 1500, Some("exit code: 2")),
+            started(10, "[b 1/1] RUN sleep 9"),
+            completed(10, false, 1, Some(CANCELLED)),
         ];
         let text: String = events.iter().map(|e| plain.render(e)).collect();
         // Times of output lines vary.
@@ -220,6 +226,9 @@ mod tests {
         #2 T whole
         #2 T [31mred[0m
         #2 ERROR: exit code: 2
+
+        #4 [b 1/1] RUN sleep 9
+        #4 CANCELED
         "#);
     }
 }

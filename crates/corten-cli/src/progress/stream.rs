@@ -137,7 +137,16 @@ impl Sink {
 }
 
 /// Shows a whole stream; its failure is ours.
-pub(crate) async fn show(mut lines: JsonLines, mut sink: Sink) -> Result {
+pub(crate) async fn show(lines: JsonLines, sink: Sink) -> Result {
+    outcome(lines, sink).await.map(drop)
+}
+
+/// The same; what the engine said last of the result.
+pub(crate) async fn outcome(
+    mut lines: JsonLines,
+    mut sink: Sink,
+) -> Result<Option<serde_json::Value>> {
+    let mut aux = None;
     while let Some(message) = lines.next::<Message>().await? {
         if let Some(failure) = message.failed() {
             let message = match failure.message.strip_prefix("Error response from daemon: ") {
@@ -147,8 +156,9 @@ pub(crate) async fn show(mut lines: JsonLines, mut sink: Sink) -> Result {
             return Err(CliError::Status { code: 1, message });
         }
         sink.show(&message)?;
+        aux = message.aux.or(aux);
     }
-    Ok(())
+    Ok(aux)
 }
 
 /// Turns messages into text.

@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use corten_build::BuildEvent;
+use corten_build::progress::CANCELLED;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::plain::{clean, seconds};
@@ -16,6 +17,7 @@ const QUICK_MS: u128 = 500;
 
 const BLUE: &str = "\x1b[34m";
 const RED: &str = "\x1b[31m";
+const YELLOW: &str = "\x1b[33m";
 const RESET: &str = "\x1b[0m";
 
 /// The picture.
@@ -47,6 +49,7 @@ enum State {
     Done(u64),
     Cached,
     Failed(u64),
+    Cancelled(u64),
 }
 
 impl Screen {
@@ -126,6 +129,7 @@ impl Screen {
                     return;
                 };
                 step.state = match error {
+                    Some(error) if error == CANCELLED => State::Cancelled(*ms),
                     Some(_) => State::Failed(*ms),
                     None if *cached => State::Cached,
                     None => State::Done(*ms),
@@ -168,7 +172,7 @@ impl Screen {
         let failed = self
             .steps
             .values()
-            .any(|s| matches!(s.state, State::Failed(_)));
+            .any(|s| matches!(s.state, State::Failed(_) | State::Cancelled(_)));
         let elapsed = self.started.elapsed().as_millis();
         let elapsed = seconds(u64::try_from(elapsed).unwrap_or(u64::MAX));
         let word = match (finished, failed) {
@@ -210,6 +214,7 @@ impl Screen {
             State::Done(ms) => ("", seconds(ms), BLUE),
             State::Cached => ("CACHED ", "0.0s".into(), BLUE),
             State::Failed(ms) => ("ERROR ", seconds(ms), RED),
+            State::Cancelled(ms) => ("CANCELED ", seconds(ms), YELLOW),
         };
         let left = format!(" => {mark}{}", step.name);
         let room = self.columns.saturating_sub(time.len() + 1);

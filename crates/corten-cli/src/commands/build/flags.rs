@@ -77,7 +77,7 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag::text("platform", "Set target platform for build"),
     Flag::text(
         "progress",
-        "How to show progress: \"auto\", \"plain\", \"tty\", \"quiet\" or \"rawjson\"",
+        "How to show progress: \"auto\", \"none\", \"plain\", \"tty\", \"quiet\" or \"rawjson\"",
     )
     .default("auto"),
     Flag::text(

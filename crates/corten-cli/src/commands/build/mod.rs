@@ -76,7 +76,7 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
     let mode = if quiet {
         Mode::Quiet
     } else {
-        Mode::parse(parsed.text("progress").unwrap_or("auto"))?
+        Mode::of(parsed.text("progress"))?
     };
     let id_file = parsed.nonempty("iidfile");
     if let Some(path) = id_file {
@@ -175,12 +175,13 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
     let image = outcome?;
     let mut tags: Vec<String> = parsed.list("tag").into_iter().map(str::to_owned).collect();
     tags.extend(outputs.names().map(str::to_owned));
-    if let Some(image) = &image {
-        outputs.finish(cli, image, &tags).await?;
-    }
+    let pushed = match &image {
+        Some(image) => outputs.finish(cli, image, &tags).await?,
+        None => None,
+    };
     if inquiry.is_none() {
         if let Some(path) = parsed.nonempty("metadata-file") {
-            write_metadata(path, image.as_deref(), &tags)?;
+            write_metadata(path, image.as_deref(), pushed.as_deref(), &tags)?;
         }
         // As with buildx, the file is there and empty where there is no image.
         if let Some(path) = id_file {
@@ -319,11 +320,18 @@ fn named<'c>(
     Ok(call.flag("noimage", !outputs.image()))
 }
 
-/// `--metadata-file`, with BuildKit's keys.
-fn write_metadata(path: &str, image: Option<&str>, tags: &[String]) -> Result {
+/// `--metadata-file`, with BuildKit's keys. As with Docker's own store the image's digest is its
+/// id until a registry has given it another.
+fn write_metadata(
+    path: &str,
+    image: Option<&str>,
+    pushed: Option<&str>,
+    tags: &[String],
+) -> Result {
     let mut metadata = serde_json::json!({});
     if let Some(image) = image {
         metadata["containerimage.config.digest"] = serde_json::json!(image);
+        metadata["containerimage.digest"] = serde_json::json!(pushed.unwrap_or(image));
     }
     if image.is_some() && !tags.is_empty() {
         let names: Vec<String> = tags

@@ -104,8 +104,15 @@ impl Outputs {
             .collect()
     }
 
-    /// Pushes the image and writes archives of it, once it is built.
-    pub(super) async fn finish(&self, cli: &Cli, image: &str, tags: &[String]) -> Result {
+    /// Pushes the image and writes archives of it, once it is built. The digest that a registry
+    /// knows it by, if it was pushed.
+    pub(super) async fn finish(
+        &self,
+        cli: &Cli,
+        image: &str,
+        tags: &[String],
+    ) -> Result<Option<String>> {
+        let mut digest = None;
         for output in &self.0 {
             match output {
                 Output::Image { push: true, .. } => {
@@ -115,7 +122,7 @@ impl Outputs {
                         ));
                     }
                     for tag in tags {
-                        push(cli, tag).await?;
+                        digest = push(cli, tag).await?.or(digest);
                     }
                 }
                 Output::Archive(path) => {
@@ -133,11 +140,12 @@ impl Outputs {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(digest)
     }
 }
 
-async fn push(cli: &Cli, tag: &str) -> Result {
+/// Pushes one name; the manifest's digest.
+async fn push(cli: &Cli, tag: &str) -> Result<Option<String>> {
     let image = reference(tag)?.or_latest();
     let lines = cli
         .client()?
@@ -146,7 +154,9 @@ async fn push(cli: &Cli, tag: &str) -> Result {
         .header("X-Registry-Auth", auth_header(cli, &image)?)
         .lines()
         .await?;
-    stream::show(lines, Sink::nothing()).await
+    let aux = stream::outcome(lines, Sink::nothing()).await?;
+    let digest = aux.as_ref().and_then(|aux| aux.get("Digest")?.as_str());
+    Ok(digest.map(str::to_owned))
 }
 
 fn parse(text: &str, here: &Path) -> Result<Output> {
