@@ -3,16 +3,13 @@
 //! or the build was cancelled) ends the step.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use corten_network::EndpointSpec;
 use corten_oci::runtime_spec::Spec;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
-};
+use corten_runtime::passing;
+use rustix::net::RecvFlags;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -68,17 +65,14 @@ pub(crate) fn send_with_fds(
     fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
     let json = serde_json::to_vec(message)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if fds.len() > MOST || !control.push(SendAncillaryMessage::ScmRights(fds)) {
+    if fds.len() > MOST {
         let most = MOST - 1;
         return Err(io::Error::other(format!(
             "more than {most} mounts in a step"
         )));
     }
     let length = length(&json)?;
-    let iov = [IoSlice::new(&length)];
-    if rustix::net::sendmsg(socket, &iov, &mut control, SendFlags::NOSIGNAL)? != length.len() {
+    if passing::send(socket, &[IoSlice::new(&length)], fds)? != length.len() {
         return Err(io::ErrorKind::WriteZero.into());
     }
     let mut socket = socket;
@@ -89,19 +83,11 @@ pub(crate) fn send_with_fds(
 pub(crate) fn receive_with_fds<T: DeserializeOwned>(
     socket: &UnixStream,
 ) -> io::Result<(T, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut length = [0; 4];
-    let mut iov = [IoSliceMut::new(&mut length)];
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
-    if rustix::net::recvmsg(socket, &mut iov, &mut control, flags)?.bytes != 4 {
+    let mut into = [IoSliceMut::new(&mut length)];
+    let (bytes, fds) = passing::receive(socket, &mut into, RecvFlags::WAITALL)?;
+    if bytes != length.len() {
         return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
     }
     Ok((body(socket, length)?, fds))
 }

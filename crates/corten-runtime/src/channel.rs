@@ -3,16 +3,13 @@
 //! master descriptor, or the one failure that ends the child.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 
 use crate::error::{ExecErrno, RuntimeError, Step};
+use crate::passing;
 
 /// Longest packet. A failure's texts are cut to fit.
 const MAX_PACKET: usize = 4096;
@@ -128,18 +125,9 @@ fn send_with(
     packet: &[u8],
     passed: BorrowedFd<'_>,
 ) -> Result<(), RuntimeError> {
-    let fds = [passed];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(
-        fd,
-        &[IoSlice::new(packet)],
-        &mut ancillary,
-        SendFlags::NOSIGNAL,
-    )
-    .map(drop)
-    .map_err(|errno| RuntimeError::setup(Step::Sync, "", errno))
+    passing::send(fd, &[IoSlice::new(packet)], &[passed])
+        .map(drop)
+        .map_err(|errno| RuntimeError::setup(Step::Sync, "", errno))
 }
 
 /// Child: the one failure.
@@ -152,27 +140,12 @@ pub(crate) fn failed(fd: BorrowedFd<'_>, error: &RuntimeError) {
 pub(crate) fn receive(fd: BorrowedFd<'_>) -> Result<Message, RuntimeError> {
     let fail = |errno| RuntimeError::setup(Step::Sync, "", errno);
     let mut buffer = [0u8; MAX_PACKET];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        recvmsg(
-            fd,
-            &mut [IoSliceMut::new(&mut buffer)],
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-    });
-    let count = match received {
-        Ok(received) => received.bytes,
-        Err(Errno::CONNRESET) => 0,
+    let mut into = [IoSliceMut::new(&mut buffer)];
+    let (count, console) = match passing::receive(fd, &mut into, RecvFlags::empty()) {
+        Ok((count, mut fds)) => (count, fds.pop()),
+        Err(Errno::CONNRESET) => (0, None),
         Err(errno) => return Err(fail(errno)),
     };
-    let mut console = None;
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            console = fds.last();
-        }
-    }
     let packet = buffer.get(..count).unwrap_or_default();
     match packet.split_first() {
         None => Ok(Message::Closed),

@@ -4,6 +4,11 @@
 /// for.
 const MAX: u16 = 8191;
 
+/// Whether it is such a list, and nothing but it.
+pub fn is_list(text: &str) -> bool {
+    !text.contains(char::is_whitespace) && parse(text).is_some()
+}
+
 /// Every number of the list, in order; `None` if it is not such a list.
 pub(crate) fn parse(text: &str) -> Option<Vec<u16>> {
     let mut numbers = Vec::new();
@@ -34,7 +39,7 @@ mod tests {
         assert_eq!(parse("5"), Some(vec![5]));
         assert_eq!(parse("0-8191").map(|all| all.len()), Some(8192));
         for wrong in ["", "0-8191,0", "3-1", "a", "1,,2", "-", "0-99999999"] {
-            assert_eq!(parse(wrong), None, "{wrong}");
+            assert!(!is_list(wrong), "{wrong}");
         }
     }
 

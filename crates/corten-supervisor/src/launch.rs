@@ -8,22 +8,19 @@
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
-};
+use corten_runtime::passing;
+use rustix::net::RecvFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{Launched, Streams};
 
-/// Descriptors one launch can carry (the kernel's SCM_MAX_FD is 253).
-const MAX_FDS: usize = 200;
+/// Descriptors one launch can carry.
+const MAX_FDS: usize = passing::MOST;
 
 /// How to start a supervisor.
 #[derive(Debug)]
@@ -167,20 +164,11 @@ impl Launch {
 }
 
 fn send_with_fds(socket: &UnixStream, json: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::other("too many descriptors"));
-    }
     let length = u32::try_from(json.len())
         .map_err(io::Error::other)?
         .to_be_bytes();
-    let sent = rustix::net::sendmsg(
-        socket,
-        &[IoSlice::new(&length), IoSlice::new(json)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )?;
+    let parts = [IoSlice::new(&length), IoSlice::new(json)];
+    let sent = passing::send(socket, &parts, fds)?;
     if sent == length.len() + json.len() {
         Ok(())
     } else {
@@ -189,23 +177,11 @@ fn send_with_fds(socket: &UnixStream, json: &[u8], fds: &[BorrowedFd<'_>]) -> io
 }
 
 fn receive_with_fds(socket: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut length = [0; 4];
-    let received = rustix::net::recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut length)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL,
-    )?;
-    if received.bytes != length.len() {
+    let mut into = [IoSliceMut::new(&mut length)];
+    let (bytes, fds) = passing::receive(socket, &mut into, RecvFlags::WAITALL)?;
+    if bytes != length.len() {
         return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
     }
     let mut json = vec![0; u32::from_be_bytes(length) as usize];
     (&*socket).read_exact(&mut json)?;

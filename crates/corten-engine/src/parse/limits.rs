@@ -8,6 +8,7 @@ use corten_oci::runtime_spec::{
     LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, PosixRlimit,
     PosixRlimitBuilder, PosixRlimitType,
 };
+use corten_runtime::number_list;
 
 use super::bad;
 use crate::error::EngineError;
@@ -176,7 +177,7 @@ fn cpu(
         let Some(text) = text.as_deref().filter(|t| !t.is_empty()) else {
             return Ok(None);
         };
-        if is_cpu_list(text) {
+        if number_list::is_list(text) {
             return Ok(Some(text.to_owned()));
         }
         Err(bad(format!("Invalid value {text} for {what}")))
@@ -203,17 +204,6 @@ fn cpu(
         built = built.mems(mems);
     }
     Ok(built.build().ok())
-}
-
-/// `0-3,7`: the kernel's list format.
-fn is_cpu_list(text: &str) -> bool {
-    text.split(',').all(|part| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        match (first.parse::<u16>(), last.parse::<u16>()) {
-            (Ok(first), Ok(last)) => first <= last,
-            _ => false,
-        }
-    })
 }
 
 /// The resource limits of processes (`--ulimit`).

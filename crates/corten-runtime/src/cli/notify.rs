@@ -1,6 +1,7 @@
 //! Readiness (sd_notify(3)): the container gets a socket of its own, and what it says
 //! there is passed on to the caller's `$NOTIFY_SOCKET`, with the process to watch.
 
+use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -15,9 +16,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::time::Timespec;
 
 use super::CliError;
-use super::console::send_over;
 use super::dir::Dir;
-use crate::defaults;
+use crate::{defaults, passing};
 
 /// Where the container sees its socket's directory.
 const INSIDE: &str = "/run/notify";
@@ -179,7 +179,7 @@ impl Listening {
 impl Barrier {
     fn new(host: &UnixDatagram) -> Result<Self, Errno> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-        send_over(host.as_fd(), write.as_fd(), b"BARRIER=1")?;
+        passing::send(host, &[IoSlice::new(b"BARRIER=1")], &[write.as_fd()])?;
         Ok(Self {
             read,
             deadline: Instant::now() + BARRIER,

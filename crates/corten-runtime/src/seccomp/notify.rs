@@ -9,20 +9,17 @@
 //! by `write`, so that call, and the default, must not notify. Every other call may.
 
 use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use corten_oci::runtime_spec::{LinuxSeccomp, LinuxSeccompAction};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, connect, sendmsg, socket_with,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde_json::{Value, json};
 
 use crate::error::{RuntimeError, Step};
+use crate::passing;
 
 /// The agent that answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,18 +88,13 @@ impl Listener {
             None,
         )?;
         connect(&socket, &address)?;
-        let fds = [descriptor];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        let once = [descriptor];
+        let mut fds = once.as_slice();
         let mut rest = document.as_bytes();
         while !rest.is_empty() {
-            let parts = [IoSlice::new(rest)];
-            let sent = rustix::io::retry_on_intr(|| {
-                sendmsg(&socket, &parts, &mut ancillary, SendFlags::NOSIGNAL)
-            })?;
+            let sent = passing::send(&socket, &[IoSlice::new(rest)], fds)?;
             // The descriptor goes with the first piece only.
-            ancillary.clear();
+            fds = &[];
             rest = rest.get(sent..).unwrap_or_default();
         }
         Ok(())

@@ -1,16 +1,16 @@
 //! One request to a `criu swrk` of its own: the answer, and the notices on the way to it.
 
 use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::{Command, Stdio};
 
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
+use rustix::net::{RecvFlags, SendFlags, send};
 
 use super::wire::{Message, Value, fields};
 use crate::channel;
 use crate::cli::CliError;
+use crate::passing;
 
 /// `CriuReqType` of rpc.proto.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,28 +127,12 @@ fn ended() -> CliError {
 
 fn receive(socket: &OwnedFd) -> Result<(Vec<u8>, Option<OwnedFd>), CliError> {
     let mut buffer = vec![0u8; 40960];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        let mut into = [IoSliceMut::new(&mut buffer)];
-        recvmsg(
-            socket.as_fd(),
-            &mut into,
-            &mut ancillary,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-    });
-    let count = match received {
-        Ok(received) => received.bytes,
-        Err(Errno::CONNRESET) => 0,
+    let mut into = [IoSliceMut::new(&mut buffer)];
+    let (count, fd) = match passing::receive(socket, &mut into, RecvFlags::empty()) {
+        Ok((count, mut fds)) => (count, fds.pop()),
+        Err(Errno::CONNRESET) => (0, None),
         Err(errno) => return Err(CliError::io("criu", errno.into())),
     };
-    let mut fd = None;
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            fd = fds.last();
-        }
-    }
     buffer.truncate(count);
     Ok((buffer, fd))
 }
