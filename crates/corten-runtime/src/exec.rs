@@ -306,7 +306,12 @@ fn run(plan: &mut ExecPlan<'_>, channel: OwnedFd) -> ! {
                 channel: channel.as_fd(),
                 gate: None,
             };
-            let ready = || channel::ready(channel.as_fd(), master.as_ref().map(AsFd::as_fd));
+            // That it has executed is told by the channel's end. Only the terminal needs
+            // words: each wakes the caller, which a virtual machine makes dear.
+            let ready = || match &master {
+                Some(master) => channel::ready(channel.as_fd(), Some(master.as_fd())),
+                None => Ok(()),
+            };
             become_process(
                 &mut plan.process,
                 &plan.proc,

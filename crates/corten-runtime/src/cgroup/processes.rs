@@ -160,6 +160,9 @@ impl Cgroup {
             .iter()
             .any(|group| yes(&group.dir().join("cgroup.freeze"), "1"))
             || self.legacy.iter().any(|group| {
+                if !group.has("freezer") {
+                    return false;
+                }
                 // Kernels before 3.9 do not tell whose freeze it is.
                 let own = group.dir().join("freezer.self_freezing");
                 yes(&group.dir().join("freezer.state"), "FROZEN")

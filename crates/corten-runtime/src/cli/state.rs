@@ -106,6 +106,14 @@ pub(super) fn ends_within(pidfd: BorrowedFd<'_>, timeout: Duration) -> bool {
     rustix::event::poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0)
 }
 
+/// A container's state, with its first process and its group where they were looked at.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) status: Status,
+    pub(super) pidfd: Option<OwnedFd>,
+    pub(super) cgroup: Option<Cgroup>,
+}
+
 /// An existing container.
 #[derive(Debug)]
 pub(super) struct Container {
@@ -142,11 +150,6 @@ impl Container {
         process.living()
     }
 
-    /// For commands about a living container.
-    pub(super) fn living(&self) -> Result<OwnedFd, CliError> {
-        self.pidfd().ok_or(CliError::NotRunning)
-    }
-
     /// For commands that do not hold the container's lock.
     pub(super) fn status(&self) -> Status {
         self.status_unless(|| self.dir.is_locked())
@@ -159,19 +162,42 @@ impl Container {
     }
 
     fn status_unless(&self, being_made: impl Fn() -> bool) -> Status {
+        self.look(being_made).status
+    }
+
+    /// For `exec`, which goes on with what the state was told from.
+    pub(super) fn seen(&self) -> Seen {
+        self.look(|| self.dir.is_locked())
+    }
+
+    fn look(&self, being_made: impl Fn() -> bool) -> Seen {
+        let only = |status| Seen {
+            status,
+            pidfd: None,
+            cgroup: None,
+        };
         if self.saved.pid == 0 && being_made() {
-            Status::Creating
-        } else if self.pidfd().is_none() {
-            Status::Stopped
-        } else if self.dir.has(CREATING) {
-            Status::Creating
-        } else if self.cgroup().is_ok_and(|cgroup| cgroup.is_frozen()) {
+            return only(Status::Creating);
+        }
+        let Some(pidfd) = self.pidfd() else {
+            return only(Status::Stopped);
+        };
+        if self.dir.has(CREATING) {
+            return only(Status::Creating);
+        }
+        let cgroup = self.cgroup().ok();
+        let status = if cgroup.as_ref().is_some_and(Cgroup::is_frozen) {
             // Created or running: nothing can be done with it before it is resumed.
             Status::Paused
         } else if self.dir.has(START) {
             Status::Created
         } else {
             Status::Running
+        };
+        Seen {
+            status,
+            pidfd: Some(pidfd),
+            cgroup,
         }
     }
 

@@ -102,7 +102,8 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, CliEr
     exe::seal_self()?;
     let inherited = Inherited::preserved(args.preserve_fds)?;
     let container = Container::load(context, args.id())?;
-    match container.status() {
+    let seen = container.seen();
+    match seen.status {
         Status::Stopped => return Err(CliError::refused("cannot exec in a stopped container")),
         Status::Creating => {
             return Err(CliError::refused(
@@ -116,7 +117,7 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, CliEr
         }
         Status::Created | Status::Running | Status::Paused => {}
     }
-    let pidfd = container.living()?;
+    let pidfd = seen.pidfd.ok_or(CliError::NotRunning)?;
     let config = container.config()?;
     if args.process.is_some() && process::flags_describe_it(args) {
         let message = "with --process, a command and flags that describe the process are ignored";
@@ -130,7 +131,10 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, CliEr
     } else {
         Stdio::Inherit
     };
-    let cgroup = container.cgroup()?;
+    let cgroup = match seen.cgroup {
+        Some(cgroup) => cgroup,
+        None => container.cgroup()?,
+    };
     let mut extras = cgroup::below(&cgroup, &args.cgroup)?;
     extras.keep_fds = inherited.count();
     extras.bundle.clone_from(&container.saved.bundle);
