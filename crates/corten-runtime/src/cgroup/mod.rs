@@ -104,6 +104,8 @@ impl Cgroup {
         let path = spec.path.as_str();
         validate(path)?;
         let hosts = Hosts::get();
+        limits::check(resources)?;
+        limits::warn(resources);
         let filter = Filter::new(resources.devices().as_deref().unwrap_or_default())?;
         let mut needed = limits::legacy_controllers(resources, hosts, Some(&filter))?;
         if spec.systemd.is_some() {

@@ -10,6 +10,7 @@ pub(crate) fn rehearse(resources: &LinuxResources) -> Result<(), RuntimeError> {
     let filter = devices::Filter::new(resources.devices().as_deref().unwrap_or_default())?;
     filter.program()?;
     filter.lines();
+    limits::check(resources)?;
     limits::legacy_writes(resources)?;
     limits::unified_writes(resources, &|_| None).map(drop)
 }

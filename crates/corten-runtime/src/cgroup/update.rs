@@ -33,6 +33,8 @@ impl Cgroup {
 
     fn update_all(&self, resources: &LinuxResources, undo: &mut Undo) -> Result<(), RuntimeError> {
         // Everything that can be refused without asking the kernel, first.
+        limits::check(resources)?;
+        limits::warn(resources);
         let filter = match resources.devices().as_deref() {
             None | Some([]) => None,
             Some(rules) => Some(Filter::new(rules)?),

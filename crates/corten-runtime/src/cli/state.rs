@@ -138,7 +138,7 @@ impl Container {
         let path = self.dir.config_path();
         let text = fs::read(&path)
             .map_err(|error| CliError::io(format_args!("read {}", path.display()), error))?;
-        document::spec(&text).map_err(|error| CliError::document(path.display(), error))
+        document::spec_again(&text).map_err(|error| CliError::document(path.display(), error))
     }
 
     /// The first process, if it still is the one that was saved and has not ended.

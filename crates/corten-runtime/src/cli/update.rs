@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::dir::PATIENCE;
 use super::state::{Container, Status};
 use super::{CliError, Context};
-use crate::resctrl;
+use crate::{document, resctrl};
 
 #[derive(Debug, Args)]
 pub(super) struct UpdateArgs {
@@ -130,10 +130,7 @@ fn read(path: &PathBuf) -> Result<Value, CliError> {
     };
     let text =
         text.map_err(|error| CliError::io(format_args!("read {}", path.display()), error))?;
-    let json = |error| CliError::json(path.display(), error);
-    // What is not a resources document is refused with the place in the file.
-    serde_json::from_slice::<LinuxResources>(&text).map_err(json)?;
-    serde_json::from_slice(&text).map_err(json)
+    document::resources(&text).map_err(|error| CliError::document(path.display(), error))
 }
 
 /// The document the flags amount to.

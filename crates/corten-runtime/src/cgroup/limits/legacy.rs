@@ -46,7 +46,7 @@ pub(in crate::cgroup) fn legacy_writes(
 }
 
 fn memory_writes(memory: &LinuxMemory, writes: &mut Vec<Write>) -> Result<(), RuntimeError> {
-    let set = |value: Option<i64>| value.filter(|value| *value != 0).map(|value| value.max(-1));
+    let set = |value: Option<i64>| value.filter(|value| *value != 0);
     let mut push = |file: &str, value: Option<i64>, missing| {
         if let Some(value) = value {
             writes.push(Write::new("memory", file, value).if_missing(missing));
@@ -55,9 +55,6 @@ fn memory_writes(memory: &LinuxMemory, writes: &mut Vec<Write>) -> Result<(), Ru
     // It takes effect only before there is a group below, so it is first.
     let hierarchy = memory.use_hierarchy().filter(|wanted| *wanted).map(|_| 1);
     push("memory.use_hierarchy", hierarchy, Missing::Moot);
-    if memory.use_hierarchy() == Some(false) {
-        tracing::warn!("linux.resources.memory.useHierarchy: false is not supported: ignored");
-    }
     let (limit, mut swap) = (set(memory.limit()), set(memory.swap()));
     if let (Some(limit @ 1..), Some(total @ 1..)) = (limit, swap)
         && total < limit
@@ -77,10 +74,6 @@ fn memory_writes(memory: &LinuxMemory, writes: &mut Vec<Write>) -> Result<(), Ru
         set(memory.reservation()),
         Missing::Fail,
     );
-    #[allow(deprecated)]
-    if set(memory.kernel()).is_some() {
-        tracing::warn!("linux.resources.memory.kernel is obsolete: ignored");
-    }
     push(
         "memory.kmem.tcp.limit_in_bytes",
         set(memory.kernel_tcp()),
@@ -112,7 +105,7 @@ fn cpu_writes(cpu: &LinuxCpu, writes: &mut Vec<Write>) -> Result<(), RuntimeErro
         }
     };
     let positive = |value: Option<u64>| value.filter(|n| *n != 0).map(|n| n.to_string());
-    let set = |value: Option<i64>| value.filter(|n| *n != 0).map(|n| n.max(-1).to_string());
+    let set = |value: Option<i64>| value.filter(|n| *n != 0).map(|n| n.to_string());
     if let Some(shares @ 1..) = cpu.shares() {
         // The kernel would take the nearest number and say nothing.
         if !(2..=262_144).contains(&shares) {

@@ -1,9 +1,10 @@
 //! From the runtime-spec's resources to what is written into which file: pure functions,
 //! one per generation of control groups ([`legacy`], [`unified`]), and carrying the writes
-//! out ([`apply`]). Negative means unlimited; zero means "not set" wherever Docker and
-//! runc read it so.
+//! out ([`apply`]). What can be said without them is said first ([`check`]). -1 means
+//! unlimited; zero means "not set" wherever Docker and runc read it so.
 
 mod apply;
+mod check;
 mod legacy;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use super::devices::Filter;
 use super::hosts::{Hosts, LegacyMount};
 use crate::error::RuntimeError;
 pub(super) use apply::{Undo, write_all};
+pub(super) use check::{check, warn};
 pub(super) use legacy::legacy_writes;
 pub(super) use unified::{Current, check_usage, checks_usage, swap_max, unified_writes, weight};
 

@@ -178,7 +178,12 @@ fn what_only_v1_has() {
         .collect();
     assert!(controllers.contains(&"net_cls") && controllers.contains(&"net_prio"));
     let warned = writes.iter().filter(|write| write.missing == Missing::Warn);
-    assert_eq!(warned.count(), 3);
+    assert_eq!(warned.count(), 4);
+    // On a hybrid host v1 takes them, and v2 says nothing.
+    let leaf = writes
+        .iter()
+        .find(|write| write.choices[0].0 == "blkio.leaf_weight");
+    assert_eq!(leaf.unwrap().legacy, "blkio");
 }
 
 #[test]
@@ -223,5 +228,27 @@ fn zero_processes_are_one() {
 fn weights() {
     for (shares, expected) in [(2, 1), (512, 59), (1024, 100), (262_144, 10_000)] {
         assert_eq!(unified::weight(shares), expected);
+    }
+}
+
+#[test]
+fn only_one_negative_number_means_no_limit() {
+    for (section, field) in [
+        ("memory", "limit"),
+        ("memory", "reservation"),
+        ("memory", "swap"),
+        ("memory", "kernelTCP"),
+        ("cpu", "quota"),
+        ("cpu", "realtimeRuntime"),
+        ("pids", "limit"),
+    ] {
+        let check = |number: i64| {
+            let json = format!(r#"{{"{section}":{{"{field}":{number}}}}}"#);
+            check(&resources(&json)).map_err(|error| error.to_string())
+        };
+        check(-1).unwrap();
+        let error = check(-7).unwrap_err();
+        let field = format!("linux.resources.{section}.{field}: -7");
+        assert!(error.contains(&field), "{error}");
     }
 }

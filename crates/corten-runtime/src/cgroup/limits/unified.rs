@@ -100,10 +100,6 @@ fn memory_writes(
     push("memory.swap.max", swap, Missing::Moot);
     push("memory.max", limited(memory.limit()), Missing::Fail);
     push("memory.low", limited(memory.reservation()), Missing::Fail);
-    #[allow(deprecated)]
-    if memory.kernel().is_some_and(|limit| limit != 0) {
-        tracing::warn!("linux.resources.memory.kernel is obsolete: ignored");
-    }
     // Files of v1, which v2 will be found not to have.
     let tcp = memory.kernel_tcp().filter(|limit| *limit != 0);
     push(
@@ -255,8 +251,9 @@ fn io_writes(io: &LinuxBlockIo, writes: &mut Vec<Write>) {
         let write = Write::new("io", "io.bfq.weight", weight);
         push(write.or("io.weight", wide(weight)));
     }
-    if set(io.leaf_weight()).is_some() {
-        tracing::warn!("linux.resources.blockIO.leafWeight needs cgroup v1: ignored");
+    // Files of v1, which v2 will be found not to have.
+    if let Some(weight) = set(io.leaf_weight()) {
+        push(Write::new("io", "blkio.leaf_weight", weight).if_missing(Missing::Warn));
     }
     for device in io.weight_device().iter().flatten() {
         let name = format!("{}:{}", device.major(), device.minor());
@@ -264,8 +261,9 @@ fn io_writes(io: &LinuxBlockIo, writes: &mut Vec<Write>) {
             let write = Write::new("io", "io.bfq.weight", format!("{name} {weight}"));
             push(write.or("io.weight", format!("{name} {}", wide(weight))));
         }
-        if set(device.leaf_weight()).is_some() {
-            tracing::warn!("linux.resources.blockIO.leafWeight needs cgroup v1: ignored");
+        if let Some(weight) = set(device.leaf_weight()) {
+            let write = Write::new("io", "blkio.leaf_weight_device", format!("{name} {weight}"));
+            push(write.if_missing(Missing::Warn));
         }
     }
     for (name, device) in throttles(io) {
