@@ -1,6 +1,5 @@
 //! The arguments: global flags by one small parser, then the flags of the one command
-//! that is called by its own. Booleans may be given a value (`--force=false`), as Go's
-//! flags may.
+//! that is called by its own. They may be written as Go's are: see [`words`].
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,6 +10,7 @@ use clap::{Arg, ArgAction, Args, Command, FromArgMatches, Subcommand, ValueEnum}
 
 use super::error::CliError;
 use super::log::{self, Log};
+use super::words::{self, Until};
 use super::{Context, SPEC_VERSION};
 use crate::namespaces::userns::in_user_namespace;
 
@@ -84,9 +84,9 @@ pub(super) fn globals(args: Vec<OsString>) -> Result<(Globals, String, Vec<OsStr
                 .help("Print the version")
                 .action(ArgAction::SetTrue),
         );
-    let matches = prepared(command)
-        .try_get_matches_from(args)
-        .map_err(usage)?;
+    let mut command = prepared(command);
+    let args = words::normal(&command, args, Until::Command)?;
+    let matches = command.try_get_matches_from_mut(args).map_err(usage)?;
     if matches.get_flag("version") {
         let version = env!("CARGO_PKG_VERSION");
         return Err(CliError::Help(format!(
@@ -95,9 +95,7 @@ pub(super) fn globals(args: Vec<OsString>) -> Result<(Globals, String, Vec<OsStr
     }
     let mut globals = Globals::from_arg_matches(&matches).map_err(usage)?;
     let Some(External::Command(words)) = globals.command.take() else {
-        return Err(CliError::Usage(format!(
-            "no command given (see {NAME} --help)"
-        )));
+        return Err(CliError::Help(command.render_help().to_string()));
     };
     let mut words = words.into_iter();
     let name = words.next().unwrap_or_default();
@@ -108,50 +106,62 @@ pub(super) fn globals(args: Vec<OsString>) -> Result<(Globals, String, Vec<OsStr
     ))
 }
 
-/// The flags of the command `name`.
+/// The flags of the command `name`. Those of `exec` and `ps` end at the container's id.
 pub(super) fn parse<T: Args>(name: &str, args: Vec<OsString>) -> Result<T, CliError> {
     let command = T::augment_args(Command::new(format!("{NAME} {name}"))).no_binary_name(true);
-    let matches = prepared(command)
-        .try_get_matches_from(args)
-        .map_err(usage)?;
+    // Not what the structure's own comment says, which is for its readers.
+    let command = prepared(command).about(about(name)).long_about(None);
+    let until = match name {
+        "exec" | "ps" => Until::FirstWord,
+        _ => Until::Last,
+    };
+    let args = words::normal(&command, args, until)?;
+    let matches = command.try_get_matches_from(args).map_err(usage)?;
     T::from_arg_matches(&matches).map_err(usage)
 }
 
-/// `help [COMMAND]`, as what `--help` says.
-pub(super) fn help(words: Vec<OsString>) -> CliError {
-    let mut args = words;
-    args.truncate(1);
-    args.push("--help".into());
-    match globals(args) {
-        Err(error) => error,
-        Ok((_, name, _)) => CliError::Usage(format!("see {NAME} {name} --help")),
+/// What there is to be said of the commands.
+pub(super) fn help() -> CliError {
+    match globals(vec!["--help".into()]) {
+        Err(help) => help,
+        Ok((_, name, _)) => CliError::NoCommand(name),
     }
 }
 
-/// Go's booleans: `--flag`, `--flag=true`, `--flag=false`.
+/// A command's line of [`COMMANDS`].
+fn about(name: &str) -> &'static str {
+    let mut lines = COMMANDS
+        .lines()
+        .filter_map(|line| line.trim().split_once(' '));
+    let found = lines.find(|(command, _)| *command == name);
+    found.map_or("", |(_, text)| text.trim_start())
+}
+
+/// Go's booleans: `--flag`, `--flag=true`, `--flag=false`. Of several the last one counts.
 fn prepared(command: Command) -> Command {
-    command.mut_args(|arg| match arg.get_action() {
-        ArgAction::SetTrue => arg
-            .action(ArgAction::Set)
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_value("false")
-            .default_missing_value("true")
-            .hide_default_value(true)
-            .hide_possible_values(true)
-            .value_name("BOOL")
-            .value_parser(BoolishValueParser::new()),
-        _ => arg,
-    })
+    command
+        .args_override_self(true)
+        .mut_args(|arg| match arg.get_action() {
+            ArgAction::SetTrue => arg
+                .action(ArgAction::Set)
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_value("false")
+                .default_missing_value("true")
+                .hide_default_value(true)
+                .hide_possible_values(true)
+                .value_name("BOOL")
+                .value_parser(BoolishValueParser::new()),
+            _ => arg,
+        })
 }
 
 fn usage(error: clap::Error) -> CliError {
     if !error.use_stderr() {
         return CliError::Help(error.to_string());
     }
-    // runc's words, which Podman and CRI-O look for to learn which flags there are.
-    if let Some(flag) = without_value(&error) {
-        return CliError::Usage(format!("flag needs an argument: {flag}"));
+    if let Some(flag) = with_nothing(&error) {
+        return CliError::Usage(format!("the value of {flag} is empty"));
     }
     // clap's first paragraph says what is wrong; the rest is usage.
     let text = error.to_string();
@@ -164,16 +174,17 @@ fn usage(error: clap::Error) -> CliError {
     CliError::Usage(text.strip_prefix("error: ").unwrap_or(&text).to_owned())
 }
 
-/// The flag that came last and without its value.
-fn without_value(error: &clap::Error) -> Option<String> {
+/// The flag that was given an empty value. (What lacks one altogether is found before.)
+fn with_nothing(error: &clap::Error) -> Option<String> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
     };
-    let missing = error.kind() == ErrorKind::InvalidValue
-        && text(ContextKind::InvalidValue).is_none_or(str::is_empty);
+    let kinds = [ErrorKind::InvalidValue, ErrorKind::ValueValidation];
+    let empty =
+        kinds.contains(&error.kind()) && text(ContextKind::InvalidValue).is_none_or(str::is_empty);
     let flag = text(ContextKind::InvalidArg).filter(|flag| flag.starts_with('-'))?;
-    missing.then(|| flag.split(' ').next().unwrap_or(flag).to_owned())
+    empty.then(|| flag.split(' ').next().unwrap_or(flag).to_owned())
 }
 
 impl Globals {
@@ -307,6 +318,59 @@ mod tests {
         assert_eq!(said, "flag needs an argument: --lsm-mount-context");
         let said = globals(split("--log-format xml state x")).unwrap_err();
         assert!(said.to_string().contains("xml"), "{said}");
+        let said = globals(split("--log-format  state x"))
+            .unwrap_err()
+            .to_string();
+        assert_eq!(said, "the value of --log-format is empty");
+    }
+
+    #[test]
+    fn empty_texts_are_not_given_as_in_runc() {
+        let (globals, name, _) = globals(split("--log  --root= state x")).unwrap();
+        assert_eq!((globals.log, globals.root), (None, None));
+        assert_eq!(name, "state");
+    }
+
+    #[test]
+    fn one_dash_and_repetition_are_as_in_go() {
+        let line = "-root /a --root=/b -systemd-cgroup=false -log-format json run -root x";
+        let (globals, name, rest) = globals(split(line)).unwrap();
+        assert_eq!(globals.root.as_deref(), Some(Path::new("/b")));
+        assert_eq!(globals.log_format, LogFormat::Json);
+        assert_eq!((name.as_str(), rest.len()), ("run", 2));
+        type Exec = super::super::exec::ExecArgs;
+        let exec = |line| parse::<Exec>("exec", split(line)).map(|args| format!("{args:?}"));
+        let same = |line, other| assert_eq!(exec(line).unwrap(), exec(other).unwrap(), "{line}");
+        same("-tty -env A=1 c p", "--tty --env A=1 c p");
+        same("-td -cwd=/x c p", "-t -d --cwd /x c p");
+        same("-tu 5 c p", "--tty -u=5 c p");
+        same("-u 4 --user 5 c p", "--user 5 c p");
+        same("--pid-file -x -- c p", "--pid-file=-x c p");
+        same("--cap A -e  --cap B c p", "--env= --cap A --cap B c p");
+        let words = exec("-d c -t --bogus -- -root").unwrap();
+        assert!(
+            words.contains(r#"["c", "-t", "--bogus", "--", "-root"]"#),
+            "{words}"
+        );
+        for line in ["--bogus c p", "-ti c p", "-bogus c p", "-x c p"] {
+            let error = exec(line).unwrap_err().to_string();
+            assert!(error.contains("unexpected argument"), "{line}: {error}");
+        }
+        assert!(parse::<super::super::ps::PsArgs>("ps", split("--foo c")).is_err());
+        parse::<super::super::ps::PsArgs>("ps", split("c --foo -f")).unwrap();
+    }
+
+    #[test]
+    fn every_command_has_its_line() {
+        let text = help().to_string();
+        for name in ["create", "exec", "features", "help"] {
+            assert!(text.contains(about(name)), "{text}");
+            assert!(about(name).len() > 10, "{name}");
+        }
+        let state = parse::<super::super::state::IdArgs>("pause", split("--help"));
+        let text = state.unwrap_err().to_string();
+        assert!(text.starts_with("Suspend all processes"), "{text}");
+        assert!(matches!(globals(Vec::new()), Err(CliError::Help(_))));
     }
 
     #[test]

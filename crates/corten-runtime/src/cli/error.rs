@@ -2,13 +2,15 @@
 
 use std::fmt;
 
-use crate::error::RuntimeError;
+use rustix::io::Errno;
+
+use crate::error::{Os, RuntimeError};
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CliError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", io_text(source))]
     Io {
         path: String,
         source: std::io::Error,
@@ -38,12 +40,22 @@ pub(super) enum CliError {
     /// Arguments that could not be understood.
     #[error("{0}")]
     Usage(String),
+    #[error("{0:?} is not a command (see corten runtime --help)")]
+    NoCommand(String),
     /// Not an error: the text asked for.
     #[error("{0}")]
     Help(String),
     /// `exec` failed before there was an exit code of the program's.
     #[error("exec failed: {0}")]
     Exec(Box<CliError>),
+}
+
+/// The kernel's answer in the words in which the library gives it.
+fn io_text(error: &std::io::Error) -> String {
+    match Errno::from_io_error(error) {
+        Some(errno) => Os(errno).to_string(),
+        None => error.to_string(),
+    }
 }
 
 impl CliError {
@@ -80,10 +92,11 @@ impl CliError {
     }
 
     /// runc's own failures are 1, whatever the program's would have been; those of its
-    /// `exec` are 255.
+    /// `exec` are 255; a command that it does not know is 3.
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::Exec(_) => 255,
+            Self::NoCommand(_) => 3,
             _ => 1,
         }
     }

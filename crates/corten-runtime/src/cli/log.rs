@@ -1,5 +1,6 @@
 //! `--log`: lines in the two forms of logrus, which engines parse to show `msg` to their
-//! users. Nothing is opened before there is something to say.
+//! users. The file is opened for each line: a descriptor of ours would be in the way of those
+//! the caller passes on.
 
 use std::fmt;
 use std::fs::File;
@@ -8,6 +9,8 @@ use std::path::PathBuf;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
+
+use super::error::CliError;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Format {
@@ -25,6 +28,17 @@ pub(super) struct Log {
 }
 
 impl Log {
+    /// Whether it can be written: whoever is to read it must hear of that before anything else.
+    pub(super) fn check(&self) -> Result<(), CliError> {
+        let Some(path) = &self.file else {
+            return Ok(());
+        };
+        let opened = File::options().append(true).create(true).open(path);
+        opened
+            .map(drop)
+            .map_err(|error| CliError::io(format_args!("open {}", path.display()), error))
+    }
+
     /// The command's failure: in the log, and always on standard error.
     pub(super) fn error(&self, error: &dyn fmt::Display) {
         self.write("error", error);

@@ -35,6 +35,7 @@ mod state;
 mod stream;
 mod update;
 mod users;
+mod words;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -68,6 +69,9 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         Err(error) => return fail(&Log::default(), &error),
     };
     let log = globals.log();
+    if let Err(error) = log.check() {
+        return fail(&Log::default(), &error);
+    }
     // The first face of a process that reports; another cannot have been there.
     tracing::subscriber::set_global_default(log::Events(log.clone())).ok();
     match dispatch(globals, &name, rest) {
@@ -87,6 +91,14 @@ fn fail(log: &Log, error: &CliError) -> ExitCode {
 }
 
 fn dispatch(globals: Globals, name: &str, rest: Vec<OsString>) -> Result<ExitCode, CliError> {
+    let is_help = |name: &str| matches!(name, "help" | "h");
+    if is_help(name) {
+        let asked = rest.first().map(|name| name.to_string_lossy().into_owned());
+        return match asked.filter(|name| !is_help(name)) {
+            Some(name) => dispatch(globals, &name, vec!["--help".into()]),
+            None => Err(args::help()),
+        };
+    }
     let context = &globals.context()?;
     match name {
         "create" => create::create(context, parse(name, rest)?),
@@ -106,10 +118,7 @@ fn dispatch(globals: Globals, name: &str, rest: Vec<OsString>) -> Result<ExitCod
         "restore" => restore::restore(context, parse(name, rest)?),
         "spec" => spec::spec(&parse(name, rest)?),
         "features" => features::features(&parse(name, rest)?),
-        "help" | "h" => Err(args::help(rest)),
-        _ => Err(CliError::Usage(format!(
-            "{name:?} is not a command (see corten runtime --help)"
-        ))),
+        _ => Err(CliError::NoCommand(name.to_owned())),
     }
 }
 

@@ -75,7 +75,6 @@ pub(super) struct ExecArgs {
     #[arg(
         required = true,
         trailing_var_arg = true,
-        allow_hyphen_values = true,
         value_names = ["ID", "COMMAND"]
     )]
     words: Vec<String>,
