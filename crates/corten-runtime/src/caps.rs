@@ -49,21 +49,27 @@ impl CapSets {
 
     /// Cuts all sets down to what the calling process itself can give: a capability this
     /// host (or this process) does not have is left out, as runc and Docker do with a
-    /// warning, because a container must also start where its engine is restricted.
-    pub(crate) fn restrict_to(mut self, available: u64) -> Self {
+    /// warning, because a container must also start where its engine is restricted. Of those
+    /// in `told` the warning has been given.
+    pub(crate) fn restrict_to(mut self, available: u64, told: Self) -> Self {
         let asked = self;
         self.bounding &= available;
         self.permitted &= available;
         self.effective &= self.permitted;
         self.inheritable &= available;
         self.ambient &= self.permitted & self.inheritable;
-        let lost = self.lost_from(asked);
+        let lost = self.lost_from(asked) & !told.all();
         if lost != 0 {
             let known = ALL.iter().filter(|(_, number)| lost & (1 << number) != 0);
             let names: Vec<String> = known.map(|(name, _)| format!("CAP_{name}")).collect();
             tracing::warn!(?names, "leaving out capabilities that cannot be given");
         }
         self
+    }
+
+    /// What is in at least one set.
+    fn all(self) -> u64 {
+        self.bounding | self.effective | self.permitted | self.inheritable | self.ambient
     }
 
     /// What at least one set has less than `asked`.
@@ -155,9 +161,10 @@ mod tests {
             inheritable: 0b0111,
             ambient: all,
         };
-        let cut = sets.restrict_to(0b0110);
+        let none = CapSets::default();
+        let cut = sets.restrict_to(0b0110, none);
         assert_eq!(cut.lost_from(sets), !0b0110);
-        assert_eq!(cut.restrict_to(all).lost_from(cut), 0);
+        assert_eq!(cut.restrict_to(all, none).lost_from(cut), 0);
         assert_eq!(
             cut,
             CapSets {

@@ -184,7 +184,10 @@ const BORN: u8 = 9;
 const LISTENER: u8 = 10;
 const MOUNTED: u8 = 11;
 
-/// `kind, step, errno (4), length of the first text (2), first text, second text`.
+/// Hooks that are run by the child.
+const IN_CHILD: [&str; 2] = ["createContainer", "startContainer"];
+
+/// `kind, step or hook, errno (4), length of the first text (2), first text, second text`.
 fn encode(error: &RuntimeError) -> Vec<u8> {
     let raw = |errno: Errno| errno.raw_os_error();
     let (kind, step, errno, first, second) = match error {
@@ -202,7 +205,11 @@ fn encode(error: &RuntimeError) -> Vec<u8> {
         }
         RuntimeError::Spec { field, reason } => (SPEC, 0, 0, field.as_str(), reason.as_str()),
         RuntimeError::CwdOutsideRoot { path } => (CWD, 0, 0, path.as_str(), ""),
-        RuntimeError::Hook { path, reason, .. } => (HOOK, 0, 0, path.as_str(), reason.as_str()),
+        RuntimeError::Hook { kind, path, reason } => {
+            let kind = IN_CHILD.iter().position(|known| known == kind);
+            let kind = kind.and_then(|kind| u8::try_from(kind).ok()).unwrap_or(0);
+            (HOOK, kind, 0, path.as_str(), reason.as_str())
+        }
         _ => (OTHER, 0, 0, "", ""),
     };
     let cut = |text: &str| {
@@ -227,15 +234,9 @@ fn decode(packet: &[u8]) -> RuntimeError {
             let (first, second) = texts.split_at(length);
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
             let errno = i32::from_le_bytes([*e0, *e1, *e2, *e3]);
-            (
-                *kind,
-                Step::from_byte(*step),
-                errno,
-                text(first),
-                text(second),
-            )
+            (*kind, *step, errno, text(first), text(second))
         }
-        _ => (OTHER, Step::Sync, 0, String::new(), String::new()),
+        _ => (OTHER, 0, 0, String::new(), String::new()),
     };
     // The kernel's numbers end at 4095 (MAX_ERRNO).
     let os = |errno: i32| {
@@ -243,7 +244,7 @@ fn decode(packet: &[u8]) -> RuntimeError {
         Errno::from_raw_os_error(if known { errno } else { libc::EPROTO })
     };
     match kind {
-        SETUP => RuntimeError::setup(step, first, os(errno)),
+        SETUP => RuntimeError::setup(Step::from_byte(step), first, os(errno)),
         EXEC if errno == 0 => RuntimeError::Exec {
             path: first,
             reason: ExecErrno::NotInPath,
@@ -255,7 +256,10 @@ fn decode(packet: &[u8]) -> RuntimeError {
         SPEC => RuntimeError::spec(first, second),
         CWD => RuntimeError::CwdOutsideRoot { path: first },
         HOOK => RuntimeError::Hook {
-            kind: "container",
+            kind: IN_CHILD
+                .get(usize::from(step))
+                .copied()
+                .unwrap_or("container"),
             path: first,
             reason: second,
         },
@@ -281,6 +285,16 @@ mod tests {
                 reason: ExecErrno::Errno(Errno::ACCESS),
             },
             RuntimeError::spec("process.cwd", "no"),
+            RuntimeError::Hook {
+                kind: "createContainer",
+                path: "/h".into(),
+                reason: "no".into(),
+            },
+            RuntimeError::Hook {
+                kind: "startContainer",
+                path: "/h".into(),
+                reason: "no".into(),
+            },
             RuntimeError::CwdOutsideRoot {
                 path: "/proc/self/fd/7".into(),
             },

@@ -182,7 +182,7 @@ fn plan<'a>(
     let oom_inherited = process.oom_score_adj().is_none();
     let process = &confined(process, target.spec.process().as_ref());
     let affinity = Affinity::plan(process, target.spec.process().as_ref())?;
-    let mut process = ProcessPlan::new(process, target.spec)?;
+    let mut process = ProcessPlan::beside(process, target.spec)?;
     process.oom_inherited = oom_inherited;
     if let Some(linux) = target.spec.linux() {
         let [uids, gids] = [linux.uid_mappings(), linux.gid_mappings()];

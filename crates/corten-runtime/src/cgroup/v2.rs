@@ -133,6 +133,22 @@ impl Unified {
     ) -> Result<Vec<Write>, RuntimeError> {
         let hosts = super::Hosts::get();
         let mut writes = limits::unified_writes(resources, current)?;
+        for write in writes.iter().filter(|write| write.legacy.is_empty()) {
+            // v1's name of it.
+            let legacy = match write.controller.as_str() {
+                "io" => "blkio",
+                controller => controller,
+            };
+            if hosts.controller(legacy).is_some() {
+                let file = write.choices.first().map_or("", |(file, _)| file);
+                let reason =
+                    format!("needs cgroup v2, but on this host v1 has the controller {legacy}");
+                return Err(RuntimeError::spec(
+                    format!("linux.resources.unified.{file}"),
+                    reason,
+                ));
+            }
+        }
         writes.retain(|write| write.legacy.is_empty() || hosts.controller(write.legacy).is_none());
         let mut controllers: Vec<&str> = writes.iter().map(|w| w.controller.as_str()).collect();
         controllers.retain(|controller| *controller != "cgroup");

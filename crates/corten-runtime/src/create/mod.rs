@@ -10,7 +10,7 @@ mod plan;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use corten_oci::runtime_spec::{Hook, LinuxResources, Spec};
+use corten_oci::runtime_spec::{Hook, LinuxNamespaceType, LinuxResources, Spec};
 use rustix::io::Errno;
 
 use crate::cgroup::{Cgroup, CgroupGuard};
@@ -89,6 +89,11 @@ pub(crate) fn create_with(
 ) -> Result<Created, RuntimeError> {
     let spec = sandbox.spec;
     validate::check(spec, &sandbox.netns)?;
+    if unprivileged() && !validate::has_namespace(spec, LinuxNamespaceType::User) {
+        // runc's words.
+        let reason = "has no user: rootless container requires user namespaces";
+        return Err(RuntimeError::spec("linux.namespaces", reason));
+    }
     if let Some(hooks) = spec.hooks() {
         hooks::check(hooks)?;
     }
@@ -111,6 +116,10 @@ pub(crate) fn create_with(
         }
         result => result?,
     };
+    tracing::debug!(
+        cgroup = cgroup.get().path(),
+        "control group made, limits set"
+    );
     let resctrl = resctrl::create(spec, sandbox.id)?;
     if let Some(owner) = cgroup_owner(spec) {
         cgroup.get().delegate_to(owner)?;
@@ -121,6 +130,7 @@ pub(crate) fn create_with(
         plan.cgroups.extend(group.join_files()?);
     }
     let (channel, child) = clone(&mut plan, cgroup.get())?;
+    tracing::debug!(pid = child.pid, "process cloned into its namespaces");
     born(child.pid)?;
     let hooks = spec.hooks().as_ref();
     let runtime_hooks = [
@@ -135,6 +145,7 @@ pub(crate) fn create_with(
             Message::Namespaces => {
                 plan.namespaces.provide(child.pid)?;
                 devices.move_into(child.pid)?;
+                tracing::debug!(pid = child.pid, "ids mapped, network devices moved");
                 channel::go(channel.as_fd())?;
             }
             Message::Mounted => {
@@ -147,7 +158,9 @@ pub(crate) fn create_with(
                         "creating"
                     };
                     let state = hook_state.json(status, Some(child.pid));
-                    hooks::run(hooks.as_deref().unwrap_or_default(), kind, &state)?;
+                    let hooks = hooks.as_deref().unwrap_or_default();
+                    tracing::debug!(kind, count = hooks.len(), "calling hooks");
+                    hooks::run(hooks, kind, &state)?;
                 }
                 channel::go(channel.as_fd())?;
             }
@@ -157,7 +170,13 @@ pub(crate) fn create_with(
                 notify::hand_over(listener, child.pidfd(), child.pid, number, &state)?;
                 channel::go(channel.as_fd())?;
             }
-            Message::Ready(console) => break console,
+            Message::Ready(console) => {
+                tracing::debug!(
+                    pid = child.pid,
+                    "mounts made, root entered, waiting for start"
+                );
+                break console;
+            }
             Message::Failed(error) => return Err(error),
             Message::Closed | Message::Born(..) => {
                 return Err(RuntimeError::Died {
@@ -229,6 +248,7 @@ impl Created {
                 return Err(RuntimeError::setup(Step::Sync, "", Errno::PROTO));
             }
         }
+        tracing::debug!(pid = self.child.pid, "program executed");
         let state = self.hook_state.json("running", Some(self.child.pid));
         // runtime-spec, lifecycle step 9: a failure stops the container.
         hooks::run(&self.poststart, "poststart", &state)?;

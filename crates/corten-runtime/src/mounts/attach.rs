@@ -40,7 +40,13 @@ pub(crate) fn attach_all(
                 let destination = root.ensure(&plan.destination, node).map_err(fail)?;
                 check_covered(&plan.destination, destination.as_fd(), Some(tree.as_fd()))?;
                 let tree = listing.in_order(tree, node, &plan.options);
-                attach_to(tree.as_fd(), destination.as_fd()).map_err(fail)?;
+                attach_to(tree.as_fd(), destination.as_fd()).map_err(|errno| {
+                    match (node, tree::node(destination.as_fd())) {
+                        (Node::Directory, Ok(Node::File)) => unlike(plan, "a directory, it a file"),
+                        (Node::File, Ok(Node::Directory)) => unlike(plan, "a file, it a directory"),
+                        _ => fail(errno),
+                    }
+                })?;
                 kernel.note(&plan.destination, tree.as_fd()).map_err(fail)?;
             }
             Kind::FileSystem { kind, source } => {
@@ -68,6 +74,12 @@ pub(crate) fn attach_all(
         }
     }
     Ok(Attached { kernel, later })
+}
+
+/// The kernel's answer to that depends on its version, and does not say what is what.
+fn unlike(plan: &MountPlan, what: &str) -> RuntimeError {
+    let target = format!("{}: its source is {what}", plan.destination);
+    RuntimeError::setup(Step::Mount, target, Errno::NOTDIR)
 }
 
 /// Mounts that have something left to be done to them.

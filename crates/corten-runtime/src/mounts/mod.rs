@@ -79,6 +79,12 @@ pub(crate) fn plan(
             let field = format!("mounts[{index}].destination");
             return Err(RuntimeError::spec(field, "is missing"));
         }
+        if !destination.starts_with('/') {
+            tracing::warn!(
+                destination,
+                "mounts[{index}].destination is relative, which is deprecated: taken from /"
+            );
+        }
         let idmapped = idmap::wanted(mount, &options);
         let typ = mount.typ().as_deref().unwrap_or_default();
         let source = mount
@@ -95,7 +101,8 @@ pub(crate) fn plan(
                 );
             }
             let opened = opened.remove(&index);
-            let tree = Tree::of_bind(opened, source.as_deref(), &options, namespaces)?;
+            let place = || format!("{destination} (mounts[{index}])");
+            let tree = Tree::of_bind(opened, source.as_deref(), &options, namespaces, &place)?;
             if idmapped {
                 let field = format!("mounts[{index}]");
                 maps.apply(&field, mount, &options, namespaces, &tree)?;
@@ -126,6 +133,7 @@ pub(crate) fn plan(
             let reason = "only a bind mount can be id-mapped";
             return Err(RuntimeError::spec(format!("mounts[{index}]"), reason));
         }
+        tracing::debug!(destination, typ, ?given, "mount planned");
         plans.push(MountPlan {
             destination,
             kind,

@@ -96,16 +96,21 @@ impl Tree {
         }
     }
 
-    /// A bind mount's source with its attributes set.
+    /// A bind mount's source with its attributes set. `place` is where it is to be, for
+    /// messages.
     pub(super) fn of_bind(
         opened: Option<OwnedFd>,
         source: Option<&str>,
         options: &Options,
         namespaces: &Namespaces,
+        place: &dyn Fn() -> String,
     ) -> Result<Self, RuntimeError> {
         let recursive = options.bind_recursive;
-        let name = source.unwrap_or("(descriptor)").to_owned();
-        let fail = |errno| RuntimeError::setup(Step::Mount, format!("bind {name}"), errno);
+        let fail = |errno| {
+            let name = source.unwrap_or("(descriptor)");
+            let target = format!("{}: bind {name}", place());
+            RuntimeError::setup(Step::Mount, target, errno)
+        };
         match (opened, source) {
             (Some(fd), _) => {
                 let tree = match clone_tree(fd.as_fd(), recursive) {
@@ -120,7 +125,10 @@ impl Tree {
                 let source = Source::Path(path.into());
                 Self::new(source, recursive, options.clone(), namespaces).map_err(fail)
             }
-            (None, None) => Err(RuntimeError::spec("mounts.source", "is missing")),
+            (None, None) => {
+                let reason = format!("{}: has no source", place());
+                Err(RuntimeError::spec("mounts.source", reason))
+            }
         }
     }
 

@@ -86,22 +86,39 @@ struct Label {
 }
 
 impl ProcessPlan {
-    /// Checks and compiles `process` for the container that `spec` describes.
+    /// Checks and compiles the first process of the container that `spec` describes.
     pub(crate) fn new(process: &Process, spec: &Spec) -> Result<Self, RuntimeError> {
+        Self::compile(process, spec, CapSets::default())
+    }
+
+    /// Checks and compiles one that is executed beside the first. Of capabilities that were
+    /// asked for the first one, too, it was said then if they could not be given.
+    pub(crate) fn beside(process: &Process, spec: &Spec) -> Result<Self, RuntimeError> {
+        let first = spec
+            .process()
+            .as_ref()
+            .and_then(|first| first.capabilities().as_ref());
+        Self::compile(
+            process,
+            spec,
+            first.map(CapSets::from_spec).unwrap_or_default(),
+        )
+    }
+
+    fn compile(process: &Process, spec: &Spec, told: CapSets) -> Result<Self, RuntimeError> {
         let args = process.args().as_deref().unwrap_or_default();
         let Some(program) = args.first().filter(|program| !program.is_empty()) else {
             return Err(RuntimeError::spec("process.args", "is empty"));
         };
         let cwd_text = process.cwd().to_string_lossy().into_owned();
-        let cwd_text = if cwd_text.is_empty() {
-            "/".to_owned()
-        } else {
-            cwd_text
-        };
+        if cwd_text.is_empty() {
+            return Err(RuntimeError::spec("process.cwd", "must not be empty"));
+        }
         if !cwd_text.starts_with('/') {
             return Err(RuntimeError::spec("process.cwd", "is not an absolute path"));
         }
         let env = process.env().as_deref().unwrap_or_default();
+        check_environment(env)?;
         let variable = |name: &str| {
             env.iter()
                 .rev()
@@ -131,7 +148,7 @@ impl ProcessPlan {
                 .as_ref()
                 .map(CapSets::from_spec)
                 .unwrap_or_default()
-                .restrict_to(available),
+                .restrict_to(available, told),
             last_capability: last_capability(),
             rlimits: rlimits(process),
             no_new_privs: process.no_new_privileges().unwrap_or(false),
@@ -209,6 +226,21 @@ fn console_size(process: &Process) -> Result<Option<TerminalSize>, RuntimeError>
     }
 }
 
+/// config, "Process": as `environ` has them. A name may be anything else.
+fn check_environment(env: &[String]) -> Result<(), RuntimeError> {
+    match env
+        .iter()
+        .position(|entry| matches!(entry.find('='), None | Some(0)))
+    {
+        None => Ok(()),
+        Some(index) => {
+            let entry = env.get(index).map_or("", String::as_str);
+            let reason = format!("invalid environment variable: {entry:?} is not NAME=VALUE");
+            Err(RuntimeError::spec(format!("process.env[{index}]"), reason))
+        }
+    }
+}
+
 fn c_string(field: &str, text: &str) -> Result<CString, RuntimeError> {
     CString::new(text).map_err(|_| RuntimeError::spec(field, "contains a NUL byte"))
 }
@@ -272,14 +304,20 @@ fn labels(process: &Process, enabled: fn(Module) -> bool) -> Result<Vec<Label>, 
     let given = |label: &Option<String>| label.clone().filter(|label| !label.is_empty());
     let mut labels = Vec::new();
     if let Some(value) = given(process.selinux_label()) {
-        check_enabled(Module::SeLinux, "SELinux", &value, enabled)?;
+        check_enabled(Module::SeLinux, "selinuxLabel", "SELinux", &value, enabled)?;
         labels.push(Label {
             files: &["self/attr/exec"],
             value,
         });
     }
     if let Some(profile) = given(process.apparmor_profile()) {
-        check_enabled(Module::AppArmor, "AppArmor", &profile, enabled)?;
+        check_enabled(
+            Module::AppArmor,
+            "apparmorProfile",
+            "AppArmor",
+            &profile,
+            enabled,
+        )?;
         labels.push(Label {
             // The second is for kernels before 5.1, which stack no modules.
             files: &["self/attr/apparmor/exec", "self/attr/exec"],
@@ -291,6 +329,7 @@ fn labels(process: &Process, enabled: fn(Module) -> bool) -> Result<Vec<Label>, 
 
 fn check_enabled(
     module: Module,
+    field: &str,
     name: &str,
     label: &str,
     enabled: fn(Module) -> bool,
@@ -298,8 +337,8 @@ fn check_enabled(
     if enabled(module) {
         return Ok(());
     }
-    let target = format!("{name} {label}");
-    Err(RuntimeError::setup(Step::Label, target, Errno::NOTSUP))
+    let reason = format!("{name} {label} cannot be had: {name} is not enabled on this host");
+    Err(RuntimeError::spec(format!("process.{field}"), reason))
 }
 
 #[cfg(test)]
@@ -328,6 +367,26 @@ mod tests {
         ] {
             let error = labels(&process, only).unwrap_err().to_string();
             assert!(error.contains(missing), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_no_process_can_have_is_refused() {
+        let plan = |cwd: &str, env: &[&str]| {
+            let process = serde_json::from_value(serde_json::json!({
+                "args": ["true"], "cwd": cwd, "env": env, "user": {"uid": 0, "gid": 0},
+            }));
+            let spec = crate::defaults::spec(Vec::new());
+            let plan = ProcessPlan::new(&process.unwrap(), &spec);
+            plan.map(drop).map_err(|error| error.to_string())
+        };
+        plan("/", &["A=1", "B=", "C==", "a b=c"]).unwrap();
+        let error = plan("", &[]).unwrap_err();
+        assert!(error.contains("process.cwd: must not be empty"), "{error}");
+        for wrong in ["FOO", "", "=x"] {
+            let error = plan("/", &["A=1", wrong]).unwrap_err();
+            let words = format!("process.env[1]: invalid environment variable: {wrong:?}");
+            assert!(error.contains(&words), "{error}");
         }
     }
 }

@@ -83,8 +83,12 @@ impl DevicePlan {
                 });
             }
         }
-        for device in given {
+        for (index, device) in given.iter().enumerate() {
             let path = device.path().to_string_lossy().into_owned();
+            if path.is_empty() {
+                let field = format!("linux.devices[{index}].path");
+                return Err(RuntimeError::spec(field, "is missing"));
+            }
             let number = |number: i64| u32::try_from(number).unwrap_or(0);
             let kind = match device.typ() {
                 LinuxDeviceType::B => FileType::BlockDevice,

@@ -99,6 +99,8 @@ impl Filter {
         let mut allow = false;
         let mut rules = Vec::with_capacity(given.len() + ALWAYS.len());
         for (index, rule) in given.iter().enumerate() {
+            let field = |name: &str| format!("linux.resources.devices[{index}].{name}");
+            let access = access(rule.access().as_deref(), || field("access"))?;
             let kind = match rule.typ() {
                 None | Some(LinuxDeviceType::A) => {
                     // `a` is all or nothing, whatever else the rule says: so it is in v1's
@@ -111,7 +113,6 @@ impl Filter {
                 Some(LinuxDeviceType::C | LinuxDeviceType::U) => Kind::Char,
                 Some(LinuxDeviceType::P) => continue, // a FIFO is not a device
             };
-            let field = |name: &str| format!("linux.resources.devices[{index}].{name}");
             rules.push(Rule {
                 allow: rule.allow(),
                 devices: Devices {
@@ -119,7 +120,7 @@ impl Filter {
                     major: number(rule.major(), || field("major"))?,
                     minor: number(rule.minor(), || field("minor"))?,
                 },
-                access: access(rule.access().as_deref(), || field("access"))?,
+                access,
             });
         }
         for &(kind, major, minor, access) in ALWAYS {
@@ -221,20 +222,25 @@ fn number(number: Option<i64>, field: impl Fn() -> String) -> Result<Option<u32>
     }
 }
 
+/// A rule without any would say nothing, so runc refuses it as well.
 fn access(letters: Option<&str>, field: impl Fn() -> String) -> Result<u8, RuntimeError> {
-    letters
-        .unwrap_or("rwm")
-        .chars()
-        .try_fold(0, |access, letter| {
-            let bit = match letter {
-                'r' => READ,
-                'w' => WRITE,
-                'm' => MKNOD,
-                _ => {
-                    let reason = format!("{letter:?} is none of r, w and m");
-                    return Err(RuntimeError::spec(field(), reason));
-                }
-            };
-            Ok(access | bit)
-        })
+    let letters = letters.unwrap_or_default();
+    if letters.is_empty() {
+        return Err(RuntimeError::spec(
+            field(),
+            "is missing: give some of r, w and m",
+        ));
+    }
+    letters.chars().try_fold(0, |access, letter| {
+        let bit = match letter {
+            'r' => READ,
+            'w' => WRITE,
+            'm' => MKNOD,
+            _ => {
+                let reason = format!("{letter:?} is none of r, w and m");
+                return Err(RuntimeError::spec(field(), reason));
+            }
+        };
+        Ok(access | bit)
+    })
 }

@@ -81,6 +81,8 @@ fn nonsense_is_refused() {
         (rule(true, CHAR, Some(1 << 40), None, "r"), "[0].major"),
         (rule(true, CHAR, Some(1), Some(-2), "r"), "[0].minor"),
         (rule(true, CHAR, Some(1), Some(1), "rx"), "[0].access"),
+        (rule(true, CHAR, Some(1), Some(1), ""), "[0].access"),
+        (rule(false, None, None, None, "x"), "[0].access"),
     ] {
         let error = Filter::new(&[wrong]).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
@@ -282,7 +284,7 @@ prop_compose! {
         typ in 0usize..7,
         major in proptest::option::of(0i64..3),
         minor in proptest::option::of(0i64..3),
-        bits in 0u8..8,
+        bits in 1u8..8,
     ) -> LinuxDeviceCgroup {
         let letters = [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')];
         let letters = letters.iter().filter(|(bit, _)| bits & bit != 0);

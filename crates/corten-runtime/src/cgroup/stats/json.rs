@@ -70,7 +70,10 @@ impl Stats {
         let raw: Map<String, Value> = raw.map(|(k, v)| (k.clone(), (*v).into())).collect();
         let cache = raw.get("cache").or_else(|| raw.get("file")).cloned();
         let usage = MemoryEntry {
-            limit: self.memory_limit.unwrap_or(u64::MAX),
+            limit: self
+                .memory_limit
+                .or(self.memory_unlimited)
+                .unwrap_or(u64::MAX),
             usage: self.memory_usage.unwrap_or(0),
             max: self.memory_max_usage.unwrap_or(0),
             failcnt: self.memory_failcnt.unwrap_or(0),

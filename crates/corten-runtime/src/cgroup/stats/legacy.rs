@@ -71,6 +71,7 @@ impl Group<'_> {
             stats.memory_max_usage = Some(usage.max);
             stats.memory_failcnt = Some(usage.failcnt);
             stats.memory_limit = Some(usage.limit).filter(|limit| *limit < NO_LIMIT);
+            stats.memory_unlimited = Some(usage.limit).filter(|limit| *limit >= NO_LIMIT);
         }
         stats.memory_swap = self.memory_entry("memory.memsw");
         stats.memory_kernel = self.memory_entry("memory.kmem");

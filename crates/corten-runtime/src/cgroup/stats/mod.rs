@@ -55,6 +55,8 @@ pub struct Stats {
     pub memory_max_usage: Option<u64>,
     /// Limit in bytes; `None` is unlimited.
     pub memory_limit: Option<u64>,
+    /// What v1 says instead of a limit: the largest number of whole pages.
+    pub memory_unlimited: Option<u64>,
     /// The controller's own counters (`memory.stat`).
     pub memory_stat: Vec<(String, u64)>,
     /// How often the limit was hit.
