@@ -14,7 +14,7 @@ use super::dir::Dir;
 use super::inherit::Inherited;
 use super::notify::NotifySocket;
 use super::state::{Saved, started_at};
-use super::{CliError, Context};
+use super::{CliError, Context, files};
 use crate::cgroup::Cgroup;
 use crate::create::{Created, Extras, create_with, hook_state};
 use crate::document;
@@ -109,8 +109,13 @@ impl Bundle {
         std::env::set_current_dir(&path).map_err(|error| {
             CliError::io(format_args!("enter bundle {}", path.display()), error)
         })?;
+        tracing::debug!(bundle = %path.display(), "configuration read");
         let root = spec.root().as_ref();
-        let root = root.ok_or_else(|| CliError::refused("config.json has no root"))?;
+        let config_path = path.join("config.json");
+        let root = root.ok_or_else(|| {
+            CliError::from(RuntimeError::spec("root", "is missing"))
+                .in_document(config_path.display())
+        })?;
         let rootfs = path.join(root.path());
         let process = spec.process().as_ref();
         let terminal = process
@@ -125,7 +130,8 @@ impl Bundle {
             notify.announce(&mut spec);
         }
         Ok(Self {
-            cgroup: CgroupSpec::from_config(given.as_deref(), &args.id, context.systemd_cgroup)?,
+            cgroup: CgroupSpec::from_config(given.as_deref(), &args.id, context.systemd_cgroup)
+                .map_err(|error| CliError::from(error).in_document(config_path.display()))?,
             id: args.id,
             path,
             config,
@@ -193,7 +199,7 @@ impl Bundle {
                 if born {
                     run_poststop(context, &self.hook_state(), &self.spec);
                 }
-                Err(error)
+                Err(error.in_document(self.path.join("config.json").display()))
             }
         }
     }
@@ -294,7 +300,7 @@ pub(super) fn absolute(path: PathBuf) -> Result<PathBuf, CliError> {
 
 fn read_config(bundle: &Path) -> Result<(Vec<u8>, Spec), CliError> {
     let path = bundle.join("config.json");
-    let text = fs::read(&path)
+    let text = files::read_regular(&path)
         .map_err(|error| CliError::io(format_args!("read {}", path.display()), error))?;
     let spec = document::spec(&text).map_err(|error| CliError::document(path.display(), error))?;
     Ok((text, spec))

@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::criu;
 use super::dir::{Dir, Lock, PATIENCE};
 use super::state::{Container, Status};
-use super::{CliError, Context};
+use super::{CliError, Context, recover};
 use crate::hooks::{self, HookState};
 use crate::status::send_signal;
 
@@ -43,12 +43,22 @@ pub(super) fn delete(context: &Context, args: &DeleteArgs) -> Result<ExitCode, C
 fn remove(context: &Context, args: &DeleteArgs) -> Result<(), CliError> {
     let dir = Dir::of(context, &args.id)?;
     let lock = if args.force {
-        lock_by_force(&dir)?
+        lock_by_force(context, &dir)?
     } else {
-        dir.load()?;
+        dir.load().map_err(damaged)?;
         dir.lock(PATIENCE)?
     };
-    let Some(saved) = dir.load()? else {
+    let saved = match dir.load() {
+        Err(error @ CliError::Json { .. }) if args.force => {
+            let message = format!("{error}: removing what can be known of the container");
+            context.log.warn(&message);
+            Some(recover::saved(context, &dir)?)
+        }
+        // Cut short. If that was when it was written first, there is nothing to be found.
+        Ok(None) if args.force && dir.state_path().exists() => Some(recover::saved(context, &dir)?),
+        loaded => loaded.map_err(damaged)?,
+    };
+    let Some(saved) = saved else {
         // Its creator died before there was anything but the directory.
         dir.remove()?;
         return if args.force {
@@ -69,17 +79,30 @@ fn remove(context: &Context, args: &DeleteArgs) -> Result<(), CliError> {
     destroy(context, &container, &lock, None)
 }
 
+fn damaged(error: CliError) -> CliError {
+    match error {
+        CliError::Json { .. } => CliError::Refused(format!(
+            "{error} (delete --force removes what can be known of the container)"
+        )),
+        error => error,
+    }
+}
+
 /// The lock, taken from a command that does not end by itself: what it makes or starts is
 /// killed under its hands, whereupon it fails; one that hangs nevertheless (in a hook, say)
 /// is killed itself. Dying at any moment does no harm to a command of this runtime.
-fn lock_by_force(dir: &Dir) -> Result<Lock, CliError> {
+fn lock_by_force(context: &Context, dir: &Dir) -> Result<Lock, CliError> {
     match dir.lock(GRACE) {
         Err(CliError::Busy { .. }) => {}
         result => return result,
     }
     // CRIU would be among them; it ends by itself when its caller does.
+    let saved = || match dir.load() {
+        Err(CliError::Json { .. }) => recover::saved(context, dir).map(Some),
+        loaded => loaded,
+    };
     if !criu::witness::at_work(dir)
-        && let Some(saved) = dir.load()?
+        && let Some(saved) = saved()?
     {
         let dir = dir.clone();
         Container { dir, saved }.cgroup()?.kill_all()?;
@@ -107,6 +130,11 @@ pub(super) fn destroy(
     config: Option<&Spec>,
 ) -> Result<(), CliError> {
     let cgroup = container.cgroup()?;
+    tracing::debug!(
+        container = container.saved.id,
+        cgroup = cgroup.path(),
+        "removing"
+    );
     criu::witness::wait(&container.dir);
     if let Some(pidfd) = container.pidfd() {
         send_signal(pidfd.as_fd(), libc::SIGKILL).ok();
@@ -119,6 +147,7 @@ pub(super) fn destroy(
         )));
     }
     criu::witness::end(&container.dir, KILL_TIMEOUT)?;
+    tracing::debug!("its processes have ended");
     cgroup.remove()?;
     cgroup.remove_empty_parent();
     // An unreadable configuration must not keep a container from being removed.
@@ -135,6 +164,7 @@ pub(super) fn destroy(
     }
     // Up to here a failure leaves a container that can be deleted again. Without its state
     // there is none any more, so its hooks run now, whatever else fails.
+    tracing::debug!("its control group is gone");
     container.dir.forget()?;
     let removed = container.dir.remove();
     if let Some(config) = config {
@@ -149,6 +179,7 @@ pub(super) fn run_poststop(context: &Context, state: &HookState, config: &Spec) 
     let Some(poststop) = hooks.and_then(|hooks| hooks.poststop().as_ref()) else {
         return;
     };
+    tracing::debug!(kind = "poststop", count = poststop.len(), "calling hooks");
     let state = state.json("stopped", None);
     for error in hooks::run_all(poststop, "poststop", &state) {
         context.log.warn(&error);

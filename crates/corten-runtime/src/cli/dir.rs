@@ -266,6 +266,10 @@ impl Dir {
             .map_err(|error| CliError::io(format_args!("write {}", path.display()), error))
     }
 
+    pub(super) fn state_path(&self) -> PathBuf {
+        self.path(STATE)
+    }
+
     pub(super) fn config_path(&self) -> PathBuf {
         self.path(CONFIG)
     }

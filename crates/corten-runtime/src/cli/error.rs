@@ -20,6 +20,9 @@ pub(super) enum CliError {
         path: String,
         source: serde_json::Error,
     },
+    /// The runtime's, about a field.
+    #[error("{path}: {source}")]
+    Spec { path: String, source: RuntimeError },
     #[error("{path}: {source}")]
     Document {
         path: String,
@@ -80,6 +83,17 @@ impl CliError {
         Self::Document {
             path: path.to_string(),
             source,
+        }
+    }
+
+    /// A field that cannot be had is one of the document at `path`.
+    pub(super) fn in_document(self, path: impl fmt::Display) -> Self {
+        match self {
+            Self::Runtime(source @ RuntimeError::Spec { .. }) => Self::Spec {
+                path: path.to_string(),
+                source,
+            },
+            error => error,
         }
     }
 

@@ -79,7 +79,10 @@ fn containers(context: &Context) -> Result<Vec<Description>, CliError> {
         match Dir::of(context, &id).and_then(Container::from_dir) {
             Ok(container) => found.push(Description::new(container, owner)),
             Err(CliError::NotFound(_)) => {} // not made yet, or half made
-            Err(error) => context.log.warn(&error),
+            Err(error) => {
+                let message = format!("container {id:?}: {error} (delete --force removes it)");
+                context.log.warn(&message);
+            }
         }
     }
     found.sort_unstable_by(|a, b| a.id.cmp(&b.id));

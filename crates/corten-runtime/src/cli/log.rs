@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
 use super::error::CliError;
@@ -99,6 +100,14 @@ pub(super) struct Events(pub(super) Log);
 impl Subscriber for Events {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= Level::WARN || self.0.verbose && *metadata.level() <= Level::DEBUG
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(if self.0.verbose {
+            LevelFilter::DEBUG
+        } else {
+            LevelFilter::WARN
+        })
     }
 
     fn event(&self, event: &Event<'_>) {

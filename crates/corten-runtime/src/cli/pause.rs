@@ -11,7 +11,14 @@ pub(super) fn pause(context: &Context, args: &IdArgs) -> Result<ExitCode, CliErr
     let container = Container::load(context, &args.id)?;
     let lock = container.dir.lock(PATIENCE)?;
     match container.status_under(&lock) {
-        Status::Running | Status::Created => container.cgroup()?.freeze()?,
+        Status::Running | Status::Created => {
+            let cgroup = container.cgroup()?;
+            if !cgroup.exists() {
+                let reason = "the container has no control group, without which none can be paused";
+                return Err(CliError::refused(reason));
+            }
+            cgroup.freeze()?;
+        }
         Status::Paused => return Err(CliError::refused("container already paused")),
         Status::Creating | Status::Stopped => return Err(CliError::NotRunning),
     }

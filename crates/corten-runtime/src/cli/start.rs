@@ -22,6 +22,10 @@ pub(super) fn start(context: &Context, args: &IdArgs) -> Result<ExitCode, CliErr
     // What was loaded before may have been changed by whoever had the lock.
     let container = Container::from_dir(container.dir)?;
     check(&container, &lock)?;
+    tracing::debug!(
+        pid = container.saved.pid,
+        "letting the process execute its program"
+    );
     let notify = NotifySocket::from_caller(&container.dir);
     let notify = notify.map(|notify| notify.listen()).transpose()?;
     open_gate(&container)?;

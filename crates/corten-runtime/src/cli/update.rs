@@ -1,7 +1,6 @@
 //! `update`: new limits for a living container.
 
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -10,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::dir::PATIENCE;
 use super::state::{Container, Status};
-use super::{CliError, Context};
+use super::{CliError, Context, files};
 use crate::{document, resctrl};
 
 #[derive(Debug, Args)]
@@ -114,19 +113,23 @@ pub(super) fn update(context: &Context, args: &UpdateArgs) -> Result<ExitCode, C
     }
     let before = in_force(&config)?;
     let changes = resources(with_partners(&given, &before))?;
-    container.cgroup()?.update(&changes)?;
+    let changed = container.cgroup()?.update(&changes).map_err(CliError::from);
+    changed.map_err(|error| match &args.resources {
+        Some(path) => error.in_document(path.display()),
+        None => error,
+    })?;
     remember(&mut config, resources(merged(before, given))?);
     let text = serde_json::to_vec(&config).map_err(|error| CliError::json("config", error))?;
     container.dir.replace_config(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn read(path: &PathBuf) -> Result<Value, CliError> {
+fn read(path: &Path) -> Result<Value, CliError> {
     let text = if path.as_os_str() == "-" {
         let mut text = Vec::new();
         std::io::Read::read_to_end(&mut std::io::stdin(), &mut text).map(|_| text)
     } else {
-        fs::read(path)
+        files::read(path)
     };
     let text =
         text.map_err(|error| CliError::io(format_args!("read {}", path.display()), error))?;

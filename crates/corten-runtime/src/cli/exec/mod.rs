@@ -148,7 +148,12 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> Result<ExitCode, CliEr
     } else {
         Some(stream::Signals::new()?)
     };
-    let started = exec_with(&target, &process, stdio, extras)?;
+    let started = exec_with(&target, &process, stdio, extras).map_err(CliError::from);
+    let started = started.map_err(|error| match &args.process {
+        Some(path) => error.in_document(path.display()),
+        None => error,
+    })?;
+    tracing::debug!(pid = started.pid, "program executed");
     // Whoever has been told of a failure must not find it running.
     let child = ChildGuard::new(started.pid, started.pidfd);
     let master = match (&args.console_socket, started.console) {

@@ -1,11 +1,9 @@
 //! The process an `exec` is about.
 
-use std::fs;
-
 use corten_oci::runtime_spec::{Capabilities, Capability, LinuxCapabilities, Process, Spec, User};
 
 use super::ExecArgs;
-use crate::cli::CliError;
+use crate::cli::{CliError, files};
 use crate::document;
 
 /// The process document: given whole, or the container's own with the flags applied.
@@ -15,7 +13,7 @@ pub(super) fn process(config: &Spec, args: &ExecArgs) -> Result<Process, CliErro
             let mut text = Vec::new();
             std::io::Read::read_to_end(&mut std::io::stdin(), &mut text).map(|_| text)
         } else {
-            fs::read(path)
+            files::read(path)
         };
         let text = text.map_err(|error| {
             CliError::io(format_args!("read process {}", path.display()), error)
@@ -60,7 +58,7 @@ pub(super) fn process(config: &Spec, args: &ExecArgs) -> Result<Process, CliErro
     if args.process_label.is_some() {
         process.set_selinux_label(args.process_label.clone());
     }
-    add_capabilities(&mut process, &args.cap)?;
+    add_capabilities(&mut process, &args.cap);
     Ok(process)
 }
 
@@ -91,9 +89,9 @@ fn change_user(user: &mut User, text: &str) -> Result<(), CliError> {
 
 /// runc adds them to the bounding, effective and permitted sets, and to the ambient set
 /// only where the process already has inheritable ones.
-fn add_capabilities(process: &mut Process, names: &[String]) -> Result<(), CliError> {
+fn add_capabilities(process: &mut Process, names: &[String]) {
     if names.is_empty() {
-        return Ok(());
+        return;
     }
     let mut sets = process.capabilities().clone().unwrap_or_else(|| {
         let mut sets = LinuxCapabilities::default();
@@ -104,8 +102,11 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<(), CliEr
         sets
     });
     for name in names {
-        let capability: Capability = serde_json::from_value(name.as_str().into())
-            .map_err(|error| CliError::json(format!("--cap {name}"), error))?;
+        // As one of a document that is not known.
+        let Ok(capability) = serde_json::from_value::<Capability>(name.as_str().into()) else {
+            tracing::warn!(name, "ignoring a capability that is not known");
+            continue;
+        };
         let with = |set: &Option<Capabilities>| {
             let mut set = set.clone().unwrap_or_default();
             set.insert(capability);
@@ -125,5 +126,4 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<(), CliEr
             .set_permitted(permitted);
     }
     process.set_capabilities(Some(sets));
-    Ok(())
 }

@@ -12,6 +12,7 @@ mod cli_manage;
 mod cli_notify;
 mod cli_races;
 mod cli_run;
+mod cli_told;
 mod isolation;
 mod limits;
 mod mounts;
@@ -38,6 +39,7 @@ pub fn all() -> Vec<Case> {
         systemd::CASES,
         cli_lifecycle::CASES,
         cli_run::CASES,
+        cli_told::CASES,
         cli_notify::CASES,
         cli_manage::CASES,
         cli_exec::CASES,

@@ -1,0 +1,82 @@
+//! A container whose `state.json` cannot be read any more. Whoever gets rid of it by force
+//! needs to know what there may be of it; that is gathered from what is left of the file, and
+//! from the configuration beside it.
+
+use std::fs;
+use std::path::PathBuf;
+
+use corten_oci::runtime_spec::{LinuxNamespaceType, Spec};
+use serde::de::DeserializeOwned;
+
+use super::dir::Dir;
+use super::state::Saved;
+use super::{CliError, Context};
+use crate::cgroup::CgroupSpec;
+use crate::document;
+use crate::validate::has_new_namespace;
+
+/// What can be known. A process is known only with its time of birth, so that it cannot be
+/// taken for another one.
+pub(super) fn saved(context: &Context, dir: &Dir) -> Result<Saved, CliError> {
+    let text = fs::read(dir.state_path()).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let config = fs::read(dir.config_path()).unwrap_or_default();
+    let config = document::spec_again(&config).ok();
+    let config = config.as_ref();
+    let started_at = value::<u64>(&text, "startedAt");
+    Ok(Saved {
+        oci_version: config.map_or_else(String::new, |config| config.version().clone()),
+        id: dir.id().to_owned(),
+        pid: started_at.and_then(|_| value(&text, "pid")).unwrap_or(0),
+        started_at: started_at.unwrap_or(0),
+        bundle: value::<PathBuf>(&text, "bundle").unwrap_or_default(),
+        rootfs: PathBuf::new(),
+        created: String::new(),
+        cgroup: match value::<CgroupSpec>(&text, "cgroup") {
+            Some(cgroup) => cgroup,
+            None => configured(context, dir, config)?,
+        },
+        shares_pids: config
+            .is_none_or(|config| !has_new_namespace(config, LinuxNamespaceType::Pid)),
+        annotations: config
+            .and_then(|config| config.annotations().clone())
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
+    })
+}
+
+/// The control group as it was made from the configuration.
+fn configured(context: &Context, dir: &Dir, config: Option<&Spec>) -> Result<CgroupSpec, CliError> {
+    let linux = config.and_then(|config| config.linux().as_ref());
+    let path = linux.and_then(|linux| linux.cgroups_path().as_ref());
+    let path = path.map(|path| path.to_string_lossy());
+    let path = path.as_deref();
+    // Only systemd's are not paths.
+    let systemd = context.systemd_cgroup
+        || path.is_some_and(|path| path.contains(':') && !path.contains('/'));
+    Ok(CgroupSpec::from_config(path, dir.id(), systemd)?)
+}
+
+/// The value of a field that is whole, wherever it is.
+fn value<T: DeserializeOwned>(text: &str, name: &str) -> Option<T> {
+    let name = format!("\"{name}\":");
+    let (_, rest) = text.split_once(&name)?;
+    let mut values = serde_json::Deserializer::from_str(rest).into_iter();
+    values.next()?.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_fields_are_found() {
+        let text = r#"}}"pid":12,"startedAt":345,"cgroup":{"path":"a/b"},"bundle":"/x"#;
+        assert_eq!(value(text, "pid"), Some(12));
+        assert_eq!(value(text, "startedAt"), Some(345u64));
+        assert_eq!(value(text, "cgroup"), Some(CgroupSpec::new("a/b")));
+        assert_eq!(value::<PathBuf>(text, "bundle"), None);
+        assert_eq!(value::<String>(text, "id"), None);
+    }
+}
