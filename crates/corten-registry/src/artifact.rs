@@ -17,6 +17,7 @@ use crate::manifest::{self, Descriptor};
 use crate::progress::Progress;
 use crate::pull;
 use crate::push::{Blob, Push, UPLOADS};
+use crate::sources;
 
 /// A document as it is in a registry.
 #[derive(Debug, Clone)]
@@ -49,18 +50,11 @@ impl Client {
         platform: &Platform,
         credential: Option<&Credential>,
     ) -> Result<RemoteDocument, RegistryError> {
-        let mut last = None;
-        for host in self.hosts(image.domain(), credential)? {
-            if !host.endpoint().pull || !host.endpoint().resolve {
-                continue;
-            }
-            match document(&host, image, platform).await {
-                Ok(found) => return Ok(found),
-                Err(error) if error.is_worth_another_source() => last = Some(error),
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| RegistryError::ManifestUnknown(image.familiar())))
+        let hosts = self.hosts(image.domain(), credential)?;
+        let may = |host: &Host| host.endpoint().pull && host.endpoint().resolve;
+        let ask = async |host: Host| document(&host, image, platform).await;
+        let answer = sources::first(&hosts, may, ask).await;
+        answer.unwrap_or_else(|| Err(RegistryError::ManifestUnknown(image.familiar())))
     }
 
     /// Brings one layer into a store that does not have it.
@@ -78,18 +72,13 @@ impl Client {
     ) -> Result<(), RegistryError> {
         let descriptor = Descriptor::of(blob);
         let alone = Semaphore::new(1);
-        let mut last = None;
-        for host in self.hosts(image.domain(), credential)? {
-            if !host.endpoint().pull {
-                continue;
-            }
-            match pull::layer(&host, store, image, diff_id, &descriptor, &alone, progress).await {
-                Ok(()) => return Ok(()),
-                Err(error) if error.is_worth_another_source() => last = Some(error),
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| RegistryError::ManifestUnknown(image.familiar())))
+        let hosts = self.hosts(image.domain(), credential)?;
+        let (descriptor, alone) = (&descriptor, &alone);
+        let ask = async |host: Host| {
+            pull::layer(&host, store, image, diff_id, descriptor, alone, progress).await
+        };
+        let answer = sources::first(&hosts, |host| host.endpoint().pull, ask).await;
+        answer.unwrap_or_else(|| Err(RegistryError::ManifestUnknown(image.familiar())))
     }
 
     /// Publishes a manifest under a name, after the blobs that the registry lacks.

@@ -3,19 +3,31 @@
 //! that the beginning does.
 
 use futures_util::StreamExt as _;
-use http::HeaderMap;
+use http::{HeaderMap, Method, header};
 use reqwest::Response;
 use serde::Deserialize;
 use url::Url;
 
 use crate::error::RegistryError;
-use crate::http::{Host, innermost};
+use crate::http::{Host, Scope, Target, innermost};
 use crate::retry::FIRST_PAUSE;
 
 /// Largest error document that is read.
 const MAX_ERROR: usize = 64 << 10;
 /// How often a document is asked for whose connection breaks.
 const ATTEMPTS: u32 = 4;
+
+/// A document to be asked for.
+pub(crate) struct Wanted<'a> {
+    pub(crate) target: Target<'a>,
+    pub(crate) scope: Scope<'a>,
+    /// The media types it may be of, where the registry is to know.
+    pub(crate) accept: &'a [&'a str],
+    /// The most bytes it may have.
+    pub(crate) limit: usize,
+    /// What it is, for an error.
+    pub(crate) what: &'a str,
+}
 
 /// A whole answer.
 pub(crate) struct Answer {
@@ -25,12 +37,11 @@ pub(crate) struct Answer {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Asks for a document, and reads it. `ask` gives an answer that is one.
+/// Asks for a document, and reads it. `found` turns refusals into errors.
 pub(crate) async fn fetch<F>(
     host: &Host,
-    limit: usize,
-    what: &str,
-    ask: impl Fn() -> F,
+    wanted: &Wanted<'_>,
+    found: impl Fn(Response) -> F,
 ) -> Result<Answer, RegistryError>
 where
     F: Future<Output = Result<Response, RegistryError>>,
@@ -38,9 +49,18 @@ where
     let mut pause = FIRST_PAUSE;
     let mut attempt = 1;
     loop {
-        let answer = ask().await?;
+        let answer = host
+            .send(Method::GET, wanted.target, wanted.scope, &|request| {
+                if wanted.accept.is_empty() {
+                    request
+                } else {
+                    request.header(header::ACCEPT, wanted.accept.join(", "))
+                }
+            })
+            .await?;
+        let answer = found(answer).await?;
         let (url, headers) = (answer.url().clone(), answer.headers().clone());
-        match read(host, answer, limit, what).await {
+        match read(host, answer, wanted.limit, wanted.what).await {
             Ok(bytes) => {
                 return Ok(Answer {
                     url,

@@ -2,11 +2,11 @@
 
 use corten_oci::{Digest, Digester, ImageRef, Platform, media_type};
 use corten_store::LayerBlob;
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use reqwest::Response;
 use serde::Deserialize;
 
-use crate::document::{self, words};
+use crate::document::{self, Wanted, words};
 use crate::error::RegistryError;
 use crate::http::{Access, Host, Scope, Target};
 
@@ -62,11 +62,15 @@ pub(crate) struct Index {
     manifests: Vec<Descriptor>,
 }
 
-/// A document as it came.
-struct Document {
-    bytes: Vec<u8>,
-    digest: Digest,
-    media_type: String,
+/// A manifest or index as it came, its digest checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteManifest {
+    /// Of the bytes.
+    pub digest: Digest,
+    /// As the document says, else as the header does.
+    pub media_type: String,
+    /// The document.
+    pub bytes: Vec<u8>,
 }
 
 /// A manifest for one platform, and what the name stood for.
@@ -89,7 +93,8 @@ pub(crate) async fn resolve(
 ) -> Result<Resolved, RegistryError> {
     let digest = image.digest().or(pinned);
     let reference = digest.map_or(image.manifest_reference(), Digest::as_str);
-    let first = fetch(host, image, reference, digest).await?;
+    let found = |answer| found(host, image, answer);
+    let first = fetch(host, image.path(), reference, digest, found).await?;
     let top = first.digest.clone();
     let document = if media_type::is_index(&first.media_type) {
         let index: Index = parse(host, &first)?;
@@ -97,7 +102,8 @@ pub(crate) async fn resolve(
             platform: platform.to_string(),
             image: image.familiar(),
         })?;
-        fetch(host, image, child.digest.as_str(), Some(&child.digest)).await?
+        let child = &child.digest;
+        fetch(host, image.path(), child.as_str(), Some(child), found).await?
     } else {
         first
     };
@@ -135,33 +141,32 @@ pub(crate) fn choose<'a>(index: &'a Index, platform: &Platform) -> Option<&'a De
 
 fn parse<T: serde::de::DeserializeOwned>(
     host: &Host,
-    document: &Document,
+    document: &RemoteManifest,
 ) -> Result<T, RegistryError> {
     serde_json::from_slice(&document.bytes)
         .map_err(|error| host.protocol(format!("manifest {}: {error}", document.digest)))
 }
 
-async fn fetch(
+/// Fetches a manifest or index by tag or digest; `found` turns refusals into errors.
+pub(crate) async fn fetch<F>(
     host: &Host,
-    image: &ImageRef,
+    repository: &str,
     reference: &str,
     expected: Option<&Digest>,
-) -> Result<Document, RegistryError> {
-    let path = format!("/{}/manifests/{reference}", image.path());
-    let accept = media_type::MANIFEST_ACCEPT.join(", ");
-    let (path, accept) = (&path, &accept);
-    let ask = || async move {
-        let response = host
-            .send(
-                Method::GET,
-                Target::Api(path),
-                Scope::Repository(image.path(), Access::Pull),
-                &|request| request.header(header::ACCEPT, accept),
-            )
-            .await?;
-        found(host, image, response).await
+    found: impl Fn(Response) -> F,
+) -> Result<RemoteManifest, RegistryError>
+where
+    F: Future<Output = Result<Response, RegistryError>>,
+{
+    let path = format!("/{repository}/manifests/{reference}");
+    let wanted = Wanted {
+        target: Target::Api(&path),
+        scope: Scope::Repository(repository, Access::Pull),
+        accept: &media_type::MANIFEST_ACCEPT,
+        limit: MAX_MANIFEST,
+        what: "manifest",
     };
-    let answer = document::fetch(host, MAX_MANIFEST, "manifest", ask).await?;
+    let answer = document::fetch(host, &wanted, found).await?;
     let announced = announced_type(&answer.headers);
     let bytes = answer.bytes;
     let digest = digest_like(&bytes, expected);
@@ -169,11 +174,10 @@ async fn fetch(
         && *expected != digest
     {
         return Err(host.protocol(format!(
-            "manifest of {}: expected digest {expected}, got {digest}",
-            image.familiar()
+            "manifest {reference} of {repository}: expected digest {expected}, got {digest}"
         )));
     }
-    Ok(Document {
+    Ok(RemoteManifest {
         media_type: type_of(&bytes, announced),
         bytes,
         digest,

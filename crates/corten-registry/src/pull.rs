@@ -3,11 +3,10 @@
 use corten_oci::{DiffId, Digest, ImageRef, Platform};
 use corten_store::{Arrival, ImageId, LayerBlob, Layers, Store, StoreError};
 use futures_util::{StreamExt, TryStreamExt};
-use http::Method;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use crate::document;
+use crate::document::{self, Wanted};
 use crate::download::{self, blocking};
 use crate::error::RegistryError;
 use crate::http::{Access, Host, Scope, Target};
@@ -190,20 +189,15 @@ pub(crate) async fn config(
     descriptor: &Descriptor,
 ) -> Result<Vec<u8>, RegistryError> {
     let path = format!("/{}/blobs/{}", image.path(), descriptor.digest);
-    let path = path.as_str();
-    let ask = || async move {
-        let response = host
-            .send(
-                Method::GET,
-                Target::Api(path),
-                Scope::Repository(image.path(), Access::Pull),
-                &|request| request,
-            )
-            .await?;
-        manifest::found(host, image, response).await
+    let wanted = Wanted {
+        target: Target::Api(&path),
+        scope: Scope::Repository(image.path(), Access::Pull),
+        accept: &[],
+        limit: MAX_CONFIG,
+        what: "image configuration",
     };
-    let answer = document::fetch(host, MAX_CONFIG, "image configuration", ask).await?;
-    let bytes = answer.bytes;
+    let found = |answer| manifest::found(host, image, answer);
+    let bytes = document::fetch(host, &wanted, found).await?.bytes;
     let actual = manifest::digest_like(&bytes, Some(&descriptor.digest));
     if actual != descriptor.digest {
         return Err(RegistryError::WrongContent {

@@ -8,6 +8,7 @@ use crate::error::RegistryError;
 use crate::http::Host;
 use crate::manifest::Descriptor;
 use crate::progress::{Progress, Told};
+use crate::sources;
 
 /// Fetches a blob of a repository, by digest, from the first source that has it.
 pub(crate) async fn blob(
@@ -17,15 +18,12 @@ pub(crate) async fn blob(
     blob: &LayerBlob,
     progress: &dyn Progress,
 ) -> Result<(), RegistryError> {
-    let descriptor = Descriptor::of(blob);
-    let mut last = None;
-    for host in sources.iter().filter(|host| host.endpoint().pull) {
+    let descriptor = &Descriptor::of(blob);
+    let ask = async |host: Host| {
         let mut told = Told::new(progress, &blob.digest);
         let arrival = Arrival::default();
-        match download::blob(host, store, repository, &descriptor, &arrival, &mut told).await {
-            Ok(()) => return Ok(()),
-            Err(error) => last = Some(error),
-        }
-    }
-    Err(last.unwrap_or_else(|| RegistryError::ManifestUnknown(repository.familiar())))
+        download::blob(&host, store, repository, descriptor, &arrival, &mut told).await
+    };
+    let answer = sources::first(sources, |host| host.endpoint().pull, ask).await;
+    answer.unwrap_or_else(|| Err(RegistryError::ManifestUnknown(repository.familiar())))
 }

@@ -15,10 +15,11 @@ use serde::Deserialize;
 use serde_json::Value;
 use url::Url;
 
-use crate::document::{self, words};
+use crate::document::{self, Wanted, words};
 use crate::error::RegistryError;
 use crate::http::{Access, Host, Scope, Target, innermost};
-use crate::manifest::{MAX_MANIFEST, announced_type, digest_like, type_of};
+use crate::manifest::{self, RemoteManifest, announced_type};
+use crate::sources;
 
 /// Hexadecimal digits of a digest in the tag that stands in for the referrers API.
 const MAX_TAG_HEX: usize = 64;
@@ -33,17 +34,6 @@ const MAX_PAGES: usize = 10_000;
 #[derive(Debug, Clone)]
 pub struct Remote {
     hosts: std::sync::Arc<Vec<Host>>,
-}
-
-/// A manifest or index as it came, its digest checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoteManifest {
-    /// Of the bytes.
-    pub digest: Digest,
-    /// As the document says, else as the header does.
-    pub media_type: String,
-    /// The document.
-    pub bytes: Vec<u8>,
 }
 
 /// A blob that arrives, not verified.
@@ -72,7 +62,7 @@ impl Remote {
         }
     }
 
-    /// Asks one host after the other. The registry's own answer, the last, counts most.
+    /// Asks one host after the other.
     async fn first<T, F>(
         &self,
         may: impl Fn(&Host) -> bool,
@@ -81,18 +71,8 @@ impl Remote {
     where
         F: Future<Output = Result<T, RegistryError>>,
     {
-        let mut last = None;
-        for host in self.hosts.iter().filter(|host| may(host)) {
-            match ask(host.clone()).await {
-                Ok(found) => return Ok(found),
-                Err(error) if error.is_worth_another_source() => {
-                    tracing::debug!(source = host.name(), %error, "trying the next source");
-                    last = Some(error);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(last.unwrap_or_else(nobody))
+        let answer = sources::first(&self.hosts, may, ask).await;
+        answer.unwrap_or_else(|| Err(nobody()))
     }
 
     /// A manifest by tag or digest.
@@ -380,24 +360,9 @@ async fn manifest(
     reference: &str,
     expected: Option<&Digest>,
 ) -> Result<RemoteManifest, RegistryError> {
-    let path = &format!("/{repository}/manifests/{reference}");
-    let unknown = &RegistryError::ManifestUnknown(named(repository, reference));
-    let ask = || async move {
-        let answer = get(host, Method::GET, path, repository).await?;
-        there(host, answer, unknown).await
-    };
-    let answer = document::fetch(host, MAX_MANIFEST, "manifest", ask).await?;
-    let announced = announced_type(&answer.headers);
-    let bytes = answer.bytes;
-    let digest = digest_like(&bytes, expected);
-    if expected.is_some_and(|expected| *expected != digest) {
-        return Err(host.protocol(format!("manifest {reference}: got {digest}")));
-    }
-    Ok(RemoteManifest {
-        media_type: type_of(&bytes, announced),
-        digest,
-        bytes,
-    })
+    let unknown = RegistryError::ManifestUnknown(named(repository, reference));
+    let found = |answer| there(host, answer, &unknown);
+    manifest::fetch(host, repository, reference, expected, found).await
 }
 
 /// What a tag or digest names, as the first host says that may be asked.
@@ -408,29 +373,21 @@ pub(crate) async fn resolve(
 ) -> Result<Digest, RegistryError> {
     let path = format!("/{repository}/manifests/{reference}");
     let unknown = RegistryError::ManifestUnknown(named(repository, reference));
-    let mut last = None;
-    for host in hosts.iter().filter(|host| host.endpoint().resolve) {
-        let outcome = match get(host, Method::HEAD, &path, repository).await {
-            Ok(answer) => there(host, answer, &unknown).await,
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok(answer) => {
-                let told = answer.headers().get("docker-content-digest");
-                let told = told.and_then(|value| value.to_str().ok()?.parse().ok());
-                return match told {
-                    Some(digest) => Ok(digest),
-                    // A registry need not say; then the document does.
-                    None => manifest(host, repository, reference, None)
-                        .await
-                        .map(|found| found.digest),
-                };
-            }
-            Err(error) if error.is_worth_another_source() => last = Some(error),
-            Err(error) => return Err(error),
+    let ask = async |host: Host| {
+        let answer = get(&host, Method::HEAD, &path, repository).await?;
+        let answer = there(&host, answer, &unknown).await?;
+        let told = answer.headers().get("docker-content-digest");
+        let told = told.and_then(|value| value.to_str().ok()?.parse().ok());
+        match told {
+            Some(digest) => Ok(digest),
+            // A registry need not say; then the document does.
+            None => manifest(&host, repository, reference, None)
+                .await
+                .map(|found| found.digest),
         }
-    }
-    Err(last.unwrap_or_else(nobody))
+    };
+    let answer = sources::first(hosts, |host| host.endpoint().resolve, ask).await;
+    answer.unwrap_or_else(|| Err(nobody()))
 }
 
 async fn blob(
@@ -491,19 +448,20 @@ async fn pages<T: serde::de::DeserializeOwned>(
     name: &str,
     kind: Option<&str>,
 ) -> Result<Vec<T>, RegistryError> {
-    let unknown = &RegistryError::ManifestUnknown(name.to_owned());
+    let unknown = RegistryError::ManifestUnknown(name.to_owned());
     let mut found = Vec::new();
     let mut next: Option<Url> = None;
     let mut size = 0;
     for _ in 0..MAX_PAGES {
-        let target = next.as_ref().map_or(Target::Api(path), Target::Location);
-        let ask = || async move {
-            let answer = host
-                .send(Method::GET, target, scope, &|request| request)
-                .await?;
-            there(host, answer, unknown).await
+        let wanted = Wanted {
+            target: next.as_ref().map_or(Target::Api(path), Target::Location),
+            scope,
+            accept: &[],
+            limit: MAX_PAGE,
+            what: "list",
         };
-        let answer = document::fetch(host, MAX_PAGE, "list", ask).await?;
+        let listed = |answer| there(host, answer, &unknown);
+        let answer = document::fetch(host, &wanted, listed).await?;
         if kind.is_some_and(|kind| kind != announced_type(&answer.headers)) {
             return Err(RegistryError::ManifestUnknown(name.to_owned()));
         }

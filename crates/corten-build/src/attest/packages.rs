@@ -51,17 +51,7 @@ pub(super) fn dpkg(text: &str) -> Vec<Package> {
             let status = find(fields, "Status");
             status.is_empty() || status.ends_with(" installed")
         })
-        .filter_map(|fields| {
-            package(Package {
-                kind: "deb",
-                name: find(&fields, "Package"),
-                version: find(&fields, "Version"),
-                architecture: find(&fields, "Architecture"),
-                maintainer: find(&fields, "Maintainer"),
-                homepage: find(&fields, "Homepage"),
-                license: String::new(),
-            })
-        })
+        .filter_map(|fields| package(&fields, &DPKG))
         .collect()
 }
 
@@ -69,21 +59,55 @@ pub(super) fn dpkg(text: &str) -> Vec<Package> {
 pub(super) fn apk(text: &str) -> Vec<Package> {
     paragraphs(text, ":")
         .into_iter()
-        .filter_map(|fields| {
-            package(Package {
-                kind: "apk",
-                name: find(&fields, "P"),
-                version: find(&fields, "V"),
-                architecture: find(&fields, "A"),
-                maintainer: find(&fields, "m"),
-                homepage: find(&fields, "U"),
-                license: find(&fields, "L"),
-            })
-        })
+        .filter_map(|fields| package(&fields, &APK))
         .collect()
 }
 
-fn package(package: Package) -> Option<Package> {
+/// What the fields of a list are called.
+struct Names {
+    kind: &'static str,
+    name: &'static str,
+    version: &'static str,
+    architecture: &'static str,
+    maintainer: &'static str,
+    homepage: &'static str,
+    /// Not every list tells.
+    license: Option<&'static str>,
+}
+
+const DPKG: Names = Names {
+    kind: "deb",
+    name: "Package",
+    version: "Version",
+    architecture: "Architecture",
+    maintainer: "Maintainer",
+    homepage: "Homepage",
+    license: None,
+};
+
+const APK: Names = Names {
+    kind: "apk",
+    name: "P",
+    version: "V",
+    architecture: "A",
+    maintainer: "m",
+    homepage: "U",
+    license: Some("L"),
+};
+
+fn package(fields: &Fields<'_>, names: &Names) -> Option<Package> {
+    let package = Package {
+        kind: names.kind,
+        name: find(fields, names.name),
+        version: find(fields, names.version),
+        architecture: find(fields, names.architecture),
+        maintainer: find(fields, names.maintainer),
+        homepage: find(fields, names.homepage),
+        license: names
+            .license
+            .map(|name| find(fields, name))
+            .unwrap_or_default(),
+    };
     (!package.name.is_empty()).then_some(package)
 }
 

@@ -230,27 +230,15 @@ pub fn copy_with_holes(mut from: impl Read, file: &mut File) -> io::Result<u64> 
             }
         }
         // Runs of blocks with something in them are written at once.
-        let (mut start, mut data) = (0, 0);
-        for block in buffer[..filled].chunks(HOLE) {
-            if block.iter().any(|byte| *byte != 0) {
-                data += block.len();
-                continue;
+        let blocks: Vec<&[u8]> = buffer[..filled].chunks(HOLE).collect();
+        let mut start = 0;
+        for run in blocks.chunk_by(|one, next| is_hole(one) == is_hole(next)) {
+            let end = start + run.iter().map(|block| block.len()).sum::<usize>();
+            if !is_hole(run[0]) {
+                put(file, &buffer[start..end], size + start as u64, &mut written)?;
             }
-            put(
-                file,
-                &buffer[start..start + data],
-                size + start as u64,
-                &mut written,
-            )?;
-            start += data + block.len();
-            data = 0;
+            start = end;
         }
-        put(
-            file,
-            &buffer[start..start + data],
-            size + start as u64,
-            &mut written,
-        )?;
         size += filled as u64;
         if filled < buffer.len() {
             break;
@@ -262,10 +250,11 @@ pub fn copy_with_holes(mut from: impl Read, file: &mut File) -> io::Result<u64> 
     Ok(size)
 }
 
+fn is_hole(block: &[u8]) -> bool {
+    block.iter().all(|byte| *byte == 0)
+}
+
 fn put(file: &mut File, bytes: &[u8], at: u64, written: &mut u64) -> io::Result<()> {
-    if bytes.is_empty() {
-        return Ok(());
-    }
     if *written != at {
         file.seek(SeekFrom::Start(at))?;
     }

@@ -63,6 +63,10 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 impl Driver for Directories {
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
     fn unpack(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
         let tmp = TmpDir::create(&self.tmp, "layer")?;
         let path = tmp.path().join("fs");
@@ -183,16 +187,5 @@ impl Driver for Directories {
         Ok(names
             .filter_map(|hex| format!("sha256:{hex}").parse().ok())
             .collect())
-    }
-
-    fn sync_names(&self) -> Result<(), StoreError> {
-        File::open(&self.root)
-            .and_then(|d| d.sync_all())
-            .map_err(at("sync", &self.root))
-    }
-
-    fn sync(&self) -> Result<(), StoreError> {
-        let dir = File::open(&self.root).map_err(at("open", &self.root))?;
-        rustix::fs::syncfs(&dir).map_err(at("sync", &self.root))
     }
 }

@@ -148,6 +148,10 @@ impl Forms {
 }
 
 impl Driver for Forms {
+    fn root(&self) -> &Path {
+        self.directories.root() // the images' as well
+    }
+
     fn unpack(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
         if self.form != LayerForm::Directory && self.mounts()? {
             self.images.unpack(tar)
@@ -248,13 +252,5 @@ impl Driver for Forms {
             }
         }
         Ok(all)
-    }
-
-    fn sync_names(&self) -> Result<(), StoreError> {
-        self.directories.sync_names() // the same directory
-    }
-
-    fn sync(&self) -> Result<(), StoreError> {
-        self.directories.sync() // the same file system
     }
 }

@@ -132,6 +132,10 @@ fn begin(path: &Path) -> io::Result<ImageWriter> {
 }
 
 impl Driver for Images {
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
     fn unpack(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
         let tmp = TmpDir::create(&self.tmp, "layer")?;
         let path = tmp.path().join("image");
@@ -266,15 +270,6 @@ impl Driver for Images {
         found.sort_unstable_by(|a: &DiffId, b| a.digest().hex().cmp(b.digest().hex()));
         found.dedup();
         Ok(found)
-    }
-
-    fn sync_names(&self) -> Result<(), StoreError> {
-        sync(&self.root)
-    }
-
-    fn sync(&self) -> Result<(), StoreError> {
-        let dir = File::open(&self.root).map_err(at("open", &self.root))?;
-        rustix::fs::syncfs(&dir).map_err(at("sync", &self.root))
     }
 }
 

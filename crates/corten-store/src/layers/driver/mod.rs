@@ -10,7 +10,7 @@ mod forms;
 mod image;
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -91,6 +91,9 @@ fn names(root: &Path) -> Result<Vec<String>, StoreError> {
 
 /// A form of layers on disk.
 pub(super) trait Driver: fmt::Debug + Send + Sync {
+    /// The directory that holds the layers.
+    fn root(&self) -> &Path;
+
     /// Unpacks a plain tar.
     ///
     /// # Errors
@@ -196,11 +199,19 @@ pub(super) trait Driver: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// The file system fails.
-    fn sync_names(&self) -> Result<(), StoreError>;
+    fn sync_names(&self) -> Result<(), StoreError> {
+        let root = self.root();
+        let synced = File::open(root).and_then(|directory| directory.sync_all());
+        synced.map_err(at("sync", root))
+    }
 
     /// Syncs all layers' contents and names at once.
     ///
     /// # Errors
     /// The file system fails.
-    fn sync(&self) -> Result<(), StoreError>;
+    fn sync(&self) -> Result<(), StoreError> {
+        let root = self.root();
+        let directory = File::open(root).map_err(at("open", root))?;
+        rustix::fs::syncfs(&directory).map_err(at("sync", root))
+    }
 }
