@@ -17,6 +17,7 @@ pub mod layout;
 pub mod networks;
 mod outflow;
 mod parse;
+pub mod rubbish;
 mod schema;
 mod spec;
 pub mod supervise;

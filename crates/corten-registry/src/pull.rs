@@ -13,6 +13,7 @@ use crate::http::{Access, Host, Scope, Target};
 use crate::manifest::{self, Descriptor, Resolved};
 use crate::progress::{Progress, Told, say};
 use crate::remote;
+use crate::task_lease::TaskLease;
 
 /// Layers downloaded at once (Docker's default).
 const DOWNLOADS: usize = 3;
@@ -54,11 +55,23 @@ pub(crate) async fn pull(
 ) -> Result<Pulled, RegistryError> {
     let swept = store.clone();
     // What arrives has no name yet: it must not be collected meanwhile.
-    let _lease = blocking(move || {
+    let lease = blocking(move || {
         swept.sweep_directories();
         swept.leases().acquire()
-    })
-    .await?;
+    });
+    let lease = TaskLease::from(lease.await?);
+    let pulled = from_any(sources, store, image, platform, progress).await;
+    lease.end().await;
+    pulled
+}
+
+async fn from_any(
+    sources: &[Host],
+    store: &Store,
+    image: &ImageRef,
+    platform: &Platform,
+    progress: &dyn Progress,
+) -> Result<Pulled, RegistryError> {
     let mut last = None;
     let mut pinned = None;
     let places: Vec<&Host> = sources.iter().filter(|host| host.endpoint().pull).collect();

@@ -13,6 +13,7 @@ use crate::download::blocking;
 use crate::error::RegistryError;
 use crate::http::{Access, Host, Scope, Target};
 use crate::progress::{Progress, Told};
+use crate::task_lease::TaskLease;
 use crate::upload::{Upload, accepted, ask_for_mount};
 
 /// Blobs uploaded at once (Docker's default).
@@ -54,7 +55,19 @@ pub(crate) async fn push(
     progress: &dyn Progress,
 ) -> Result<Pushed, RegistryError> {
     let leases = store.leases().clone();
-    let _lease = blocking(move || leases.acquire()).await?;
+    let lease = TaskLease::from(blocking(move || leases.acquire()).await?);
+    let pushed = send(host, store, image, id, progress).await;
+    lease.end().await;
+    pushed
+}
+
+async fn send(
+    host: &Host,
+    store: &Store,
+    image: &ImageRef,
+    id: &ImageId,
+    progress: &dyn Progress,
+) -> Result<Pushed, RegistryError> {
     let (images, key) = (store.images().clone(), id.clone());
     let stored = blocking(move || images.get(&key)).await?;
     for layer in stored.layers.iter().rev() {

@@ -25,6 +25,7 @@ use crate::error::{StoreError, at};
 use crate::layers::Layers;
 use crate::leases::Collector;
 use crate::rooted;
+use crate::rubbish::{self, Rubbish};
 use crate::tmp::{self, Remove, TmpDir};
 
 /// How long another collection is waited for, and how often.
@@ -110,20 +111,32 @@ impl Store {
     /// # Errors
     /// The store cannot be read or written.
     pub fn gc(&self) -> Result<GcReport, StoreError> {
+        self.collect().map(|(report, _deleted)| report)
+    }
+
+    /// As [`gc`](Self::gc); what it has removed is out of use, and the caller's to delete.
+    ///
+    /// # Errors
+    /// As [`gc`](Self::gc).
+    pub fn collect(&self) -> Result<(GcReport, Option<Rubbish>), StoreError> {
         self.sweep_directories();
-        self.gc_with(self.collector()?)
+        self.collect_with(self.collector()?)
     }
 
     /// As [`gc`](Self::gc), but another collection is not waited for.
     pub(crate) fn gc_at_once(&self) -> Result<GcReport, StoreError> {
-        self.gc_with(self.leases().collector()?)
+        let collected = self.collect_with(self.leases().collector()?);
+        collected.map(|(report, _deleted)| report)
     }
 
-    fn gc_with(&self, collector: Option<Collector>) -> Result<GcReport, StoreError> {
+    fn collect_with(
+        &self,
+        collector: Option<Collector>,
+    ) -> Result<(GcReport, Option<Rubbish>), StoreError> {
         let mut report = GcReport::default();
         let Some(collector) = collector else {
             report.busy = true;
-            return Ok(report);
+            return Ok((report, None));
         };
         self.condemn()?;
         // Whoever takes a lease from here on spares what it looks at.
@@ -144,8 +157,7 @@ impl Store {
             .drop_unsettled(|diff_id| !matches!(self.layers().peek(diff_id), Ok(None)))?;
         // The bytes go when nobody can be waiting for anything any more.
         drop(collector);
-        drop(trash);
-        Ok(report)
+        Ok((report, trash.rubbish()))
     }
 
     /// Waits for another collection, which is short, but not for leases of older versions.
@@ -540,7 +552,7 @@ pub(crate) struct Trash {
 
 impl Trash {
     fn new(tmp: &Path) -> Self {
-        let dir = TmpDir::create(tmp, "removed");
+        let dir = TmpDir::create(tmp, rubbish::PREFIX);
         if let Err(error) = &dir {
             tracing::debug!(%error, "what is collected is deleted at once");
         }
@@ -573,6 +585,11 @@ impl Trash {
     /// What is in it up to now is not put back.
     fn keep(&mut self) {
         self.moved.clear();
+    }
+
+    /// What is in it, to be deleted.
+    fn rubbish(self) -> Option<Rubbish> {
+        self.dir.map(Rubbish::new)
     }
 
     fn put_back(self) {

@@ -19,6 +19,7 @@ mod layers;
 mod leases;
 mod private;
 pub mod rooted;
+mod rubbish;
 mod schema;
 mod sys;
 mod tmp;
@@ -42,6 +43,7 @@ pub use layers::{
     Change, ChangeKind, LayerBlob, LayerForm, LayerInfo, Layers, Merged, Upper, WorkDir,
 };
 pub use leases::{Lease, Leases};
+pub use rubbish::{Rubbish, delete as delete_rubbish};
 pub use schema::SCHEMA;
 pub use tmp::{TmpDir, still_there, try_lock};
 

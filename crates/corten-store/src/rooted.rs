@@ -204,12 +204,27 @@ pub(crate) fn proc_path(dir: BorrowedFd<'_>, name: &OsStr) -> PathBuf {
 /// # Errors
 /// As unlinkat(2); a directory was moved away while it was being emptied.
 pub fn remove_all(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    remove_while(dir, name, || true).map(drop)
+}
+
+/// As [`remove_all`], for as long as `go_on` says; whether everything is gone.
+fn remove_while(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    mut go_on: impl FnMut() -> bool,
+) -> io::Result<bool> {
+    if !go_on() {
+        return Ok(false);
+    }
     let Some(mut here) = unlink(dir, name)? else {
-        return Ok(());
+        return Ok(true);
     };
     // One descriptor at a time: a tree may be deeper than a process may have descriptors.
     let mut above = vec![Level::of(name, &here)?];
     while let Some(level) = above.last_mut() {
+        if !go_on() {
+            return Ok(false);
+        }
         if let Some(entry) = level.left.pop() {
             if let Some(child) = unlink(here.as_fd(), &entry)? {
                 above.push(Level::of(&entry, &child)?);
@@ -230,7 +245,7 @@ pub fn remove_all(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// As [`remove_all`], of a path of ours.
@@ -238,12 +253,17 @@ pub fn remove_all(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
 /// # Errors
 /// As [`remove_all`].
 pub fn remove_path(path: &Path) -> io::Result<()> {
+    remove_path_while(path, || true).map(drop)
+}
+
+/// As [`remove_path`], for as long as `go_on` says; whether everything is gone.
+pub(crate) fn remove_path_while(path: &Path, go_on: impl FnMut() -> bool) -> io::Result<bool> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     match open_directory(CWD, parent.as_os_str()) {
-        Ok(parent) => remove_all(parent.as_fd(), name),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(parent) => remove_while(parent.as_fd(), name, go_on),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(error),
     }
 }
@@ -296,7 +316,12 @@ fn unlink(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<OwnedFd>> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(None),
         Err(rustix::io::Errno::ISDIR | rustix::io::Errno::PERM) => {
-            open_directory(dir, name).map(Some)
+            match open_directory(dir, name) {
+                Ok(directory) => Ok(Some(directory)),
+                // Somebody else is removing it, too.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            }
         }
         Err(error) => Err(error.into()),
     }

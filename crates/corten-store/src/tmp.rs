@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,7 +18,8 @@ use crate::rooted;
 #[derive(Debug)]
 pub struct TmpDir {
     path: PathBuf,
-    _lock: File,
+    /// `None`: it is another's now.
+    lock: Option<File>,
 }
 
 impl TmpDir {
@@ -36,7 +38,8 @@ impl TmpDir {
             let lock = File::open(&path).map_err(at("open", &path))?;
             // A sweep may have seen the directory before it was locked, and removed it.
             if try_lock(&lock, true).map_err(at("lock", &path))? && still_there(&path, &lock) {
-                return Ok(Self { path, _lock: lock });
+                let lock = Some(lock);
+                return Ok(Self { path, lock });
             }
         }
     }
@@ -46,11 +49,18 @@ impl TmpDir {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Leaves it, to whoever holds its lock: the open directory.
+    pub(crate) fn into_lock(mut self) -> Option<OwnedFd> {
+        self.lock.take().map(OwnedFd::from)
+    }
 }
 
 impl Drop for TmpDir {
     fn drop(&mut self) {
-        if let Err(error) = rooted::remove_path(&self.path) {
+        if self.lock.is_some()
+            && let Err(error) = rooted::remove_path(&self.path)
+        {
             tracing::warn!(path = %self.path.display(), %error, "temporary directory stays behind");
         }
     }

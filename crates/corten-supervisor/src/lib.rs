@@ -25,3 +25,4 @@ pub use job::{BoxError, Host, Job, LogConfig, NetworkJob, RestartPolicy};
 pub use launch::{Launch, LaunchError, Launcher};
 pub use protocol::{Exit, Size, Streams};
 pub use supervise::supervise;
+pub use sys::detach;

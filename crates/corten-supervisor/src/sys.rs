@@ -12,7 +12,10 @@ use tokio::io::unix::AsyncFd;
 /// caller's: neither its directory nor what it had open beyond the standard streams.
 ///
 /// Must be called while the process has a single thread and nothing open of its own.
-pub(crate) fn detach() -> io::Result<()> {
+///
+/// # Errors
+/// The process cannot fork, or not close what it has open.
+pub fn detach() -> io::Result<()> {
     // SAFETY: the caller guarantees that there is only this thread, so the child is a whole
     // copy: no lock is held by a thread that does not exist in it.
     match unsafe { libc::fork() } {

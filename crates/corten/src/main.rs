@@ -1,7 +1,8 @@
 //! The corten binary: picks a face.
 //!
-//! Two faces are internal and must run before any thread exists, because processes are
-//! cloned from them: `supervise` (beside each container) and `build-step` (around each RUN).
+//! Three faces are internal and must run before any thread exists, because processes are
+//! cloned from them: `supervise` (beside each container), `build-step` (around each RUN) and
+//! `delete-rubbish` (after the removal of an image).
 //! `runtime` (or the name `corten-runtime`) is the OCI runtime, `registry` the registry
 //! server; everything else is the command line, which also serves the API (`serve`).
 
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     match args.get(1).and_then(|word| word.to_str()) {
         Some("supervise") => return corten_engine::supervise::main(&args[2..]),
         Some("build-step") => return corten_build::step::main(&args[2..]),
+        Some(corten_engine::rubbish::FACE) => return corten_engine::rubbish::main(),
         // Without the command line's tables: engines start it for every container.
         Some("runtime") => return corten_runtime::cli::main(args.into_iter().skip(2).collect()),
         _ => {}

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use corten_dockerfile::lint;
 use corten_oci::{Digest, ImageRef, Platform};
+use corten_registry::TaskLease;
 use corten_store::{Store, TmpDir};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -140,11 +141,22 @@ pub(crate) async fn solve(
 ) -> Result<Digest, BuildError> {
     let store = parts.store.clone();
     // Nothing is collected while layers exist that no row names yet.
-    let _lease = blocking(move || {
+    let lease = blocking(move || {
         store.sweep_directories();
         Ok(store.leases().acquire()?)
-    })
-    .await?;
+    });
+    let lease = TaskLease::from(lease.await?);
+    let solved = under_lease(parts, request, events, cancel).await;
+    lease.end().await;
+    solved
+}
+
+async fn under_lease(
+    parts: Parts,
+    request: BuildRequest,
+    events: EventSink,
+    cancel: Cancel,
+) -> Result<Digest, BuildError> {
     crate::run::check_hosts(&request.extra_hosts)?;
     let tags = request.tags.clone();
     let (files, no_image) = (request.files.clone(), request.no_image);

@@ -2,7 +2,7 @@
 //! Credentials are the client's, not the engine's: of private repositories nothing comes.
 
 use corten_oci::{DiffId, ImageRef};
-use corten_registry::{Progress, ProgressEvent};
+use corten_registry::{Progress, ProgressEvent, TaskLease};
 use corten_store::{LayerBlob, Lost, Store};
 
 use crate::engine::Engine;
@@ -51,11 +51,17 @@ async fn bring(engine: &Engine, lost: Lost) -> Result<bool> {
     let sources = engine
         .blocking(move |engine| sources(engine.store(), &lost))
         .await?;
-    let store = engine.store();
     // What has come has no image yet as far as a collection sees.
-    let _lease = engine
-        .blocking(|engine| Ok(engine.store().leases().acquire()?))
-        .await?;
+    let lease = engine.blocking(|engine| Ok(engine.store().leases().acquire()?));
+    let lease = TaskLease::from(lease.await?);
+    let brought = from_any(engine, sources).await;
+    lease.end().await;
+    brought
+}
+
+/// Whether one of them had it.
+async fn from_any(engine: &Engine, sources: Vec<Source>) -> Result<bool> {
+    let store = engine.store();
     let client = engine.registry()?;
     let mut failed = None;
     for Source {

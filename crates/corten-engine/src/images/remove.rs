@@ -232,8 +232,11 @@ fn names(image: &Image) -> impl Iterator<Item = &ImageRef> {
 /// Collects what nothing needs any more. That it failed changes nothing of what was removed;
 /// the next collection takes it.
 fn collect(engine: &Engine) -> u64 {
-    match engine.store().gc() {
-        Ok(report) => report.bytes,
+    match engine.store().collect() {
+        Ok((report, rubbish)) => {
+            crate::rubbish::delete(rubbish);
+            report.bytes
+        }
         Err(error) => {
             tracing::warn!(%error, "what removed images leave is not collected yet");
             0

@@ -56,12 +56,14 @@ pub(super) async fn df(engine: &Engine) -> Result<DiskUsage> {
                 volumes.push(volume);
             }
             let (build_cache, builder_size) = build_cache(engine)?;
-            // Layers, their blobs, and what has come of blobs that are not whole.
+            // Layers, their blobs, what has come of blobs that are not whole, and what is being
+            // deleted.
             let root = engine.layout().root();
-            let [layers, blobs] =
-                ["layers", "blobs"].map(|name| usage::directory(&root.join(name)));
+            let mut directories = engine.store().rubbish();
+            directories.extend(["layers", "blobs"].map(|name| root.join(name)));
             let partial = i64::try_from(engine.store().partial_size()).unwrap_or(i64::MAX);
-            let layers_size = layers.saturating_add(blobs).saturating_add(partial);
+            let sizes = directories.iter().map(|path| usage::directory(path));
+            let layers_size = sizes.fold(partial, i64::saturating_add);
             Ok(DiskUsage {
                 layers_size,
                 images,

@@ -37,6 +37,7 @@ pub(super) fn reset(engine: &Engine) -> Result<()> {
     if let Some(error) = failed {
         return Err(error);
     }
+    engine.store().await_deletion();
     remove(layout.run())?;
     let entries = std::fs::read_dir(layout.root()).map_err(io("read", layout.root()))?;
     for entry in entries {

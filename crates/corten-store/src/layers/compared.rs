@@ -17,7 +17,7 @@ use corten_oci::{DiffId, Digest};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 
 use super::tar_header::{self, Entry};
-use super::tar_write::{open_directory, sorted_names};
+use super::walk::{open_directory, walk};
 use super::*;
 use crate::Store;
 use any::stacked;
@@ -66,17 +66,17 @@ fn archive(lines: &[Line]) -> Vec<u8> {
 }
 
 /// Everything a program can see of a mounted layer.
-fn view(dir: BorrowedFd<'_>, prefix: &Path, seen: &mut BTreeMap<PathBuf, String>) {
-    for name in sorted_names(dir).unwrap() {
-        let path = prefix.join(&name);
+fn view(dir: BorrowedFd<'_>) -> BTreeMap<PathBuf, String> {
+    let mut seen = BTreeMap::new();
+    let looked = walk(dir, false, |dir, name, path| {
         // Overlayfs lists whiteouts of a directory that is in one layer only.
-        let Ok(stat) = rustix::fs::statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW) else {
-            continue;
+        let Ok(stat) = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else {
+            return Ok(None);
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         let content = match kind {
             FileType::RegularFile => {
-                let file = rustix::fs::openat(dir, &name, OFlags::RDONLY, Mode::empty()).unwrap();
+                let file = rustix::fs::openat(dir, name, OFlags::RDONLY, Mode::empty()).unwrap();
                 let mut bytes = Vec::new();
                 File::from(file).read_to_end(&mut bytes).unwrap();
                 Digest::of(&bytes).to_string()
@@ -84,7 +84,7 @@ fn view(dir: BorrowedFd<'_>, prefix: &Path, seen: &mut BTreeMap<PathBuf, String>
             FileType::Symlink => {
                 format!(
                     "{:?}",
-                    rustix::fs::readlinkat(dir, &name, Vec::new()).unwrap()
+                    rustix::fs::readlinkat(dir, name, Vec::new()).unwrap()
                 )
             }
             _ => String::new(),
@@ -103,13 +103,17 @@ fn view(dir: BorrowedFd<'_>, prefix: &Path, seen: &mut BTreeMap<PathBuf, String>
             stat.st_mtime_nsec,
             stat.st_nlink,
             stat.st_rdev,
-            xattr::list(dir, &name).unwrap(),
+            xattr::list(dir, name).unwrap(),
         );
-        seen.insert(path.clone(), line);
-        if kind == FileType::Directory {
-            view(open_directory(dir, &name).unwrap().as_fd(), &path, seen);
+        seen.insert(OsStr::from_bytes(path).into(), line);
+        if kind != FileType::Directory {
+            return Ok(None);
         }
-    }
+        path.push(b'/');
+        open_directory(dir, name).map(Some)
+    });
+    looked.unwrap();
+    seen
 }
 
 #[derive(Debug, PartialEq)]
@@ -167,8 +171,7 @@ fn outcome(store: &Store, tar: &[u8]) -> Result<Outcome, String> {
     }
     let stack = std::slice::from_ref(&diff_id);
     let root = layers.mount_settled(stack, &[], Upper::ReadOnly).unwrap();
-    let mut seen = BTreeMap::new();
-    view(root.as_fd(), Path::new(""), &mut seen);
+    let seen = view(root.as_fd());
     let mut again = Vec::new();
     layers.tar(&diff_id, &mut again).unwrap();
     layers.driver.discard(&diff_id).unwrap();
@@ -673,9 +676,7 @@ fn layers_of_both_forms_in_one_stack() {
     let mut views = Vec::new();
     for store in [&images, &directories] {
         let root = store.layers().mount(&stack, Upper::ReadOnly).unwrap();
-        let mut seen = BTreeMap::new();
-        view(root.as_fd(), Path::new(""), &mut seen);
-        views.push(seen);
+        views.push(view(root.as_fd()));
     }
     assert_eq!(views[0], views[1]);
     let names: Vec<&str> = views[0].keys().map(|p| p.to_str().unwrap()).collect();

@@ -20,6 +20,7 @@ mod rows;
 mod settle;
 mod tar_header;
 mod tar_write;
+mod walk;
 mod work;
 mod xattr;
 

@@ -7,19 +7,16 @@
 //! must never change.
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
+use super::walk::{open_directory, walk};
 use super::{tar_header, xattr};
-use crate::rooted::Level;
-
-/// Directories on the way down that stay open, so that it does not matter if they are moved.
-const KEPT_OPEN: usize = 128;
 
 /// Writes the tar of everything under `dir` and tells how many bytes of file content it has.
 pub(super) fn write(dir: BorrowedFd<'_>, out: &mut impl Write) -> io::Result<u64> {
@@ -66,55 +63,18 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Everything under a directory, with few descriptors: a tree may be deeper than a process
-    /// may have of them.
+    /// Everything under a directory. Of what vanishes meanwhile nothing is in the tar, or a
+    /// directory without what was in it.
     fn tree(&mut self, dir: BorrowedFd<'_>) -> io::Result<()> {
-        let mut path = Vec::new();
-        let mut here = open_directory(dir, OsStr::new("."))?;
-        let mut above = vec![(0, sorted(&here)?, None)];
-        while let Some((length, level, _)) = above.last_mut() {
-            path.truncate(*length);
-            let Some(name) = level.left.pop() else {
-                above.pop();
-                if let Some((_, level, kept)) = above.last_mut() {
-                    here = match kept.take() {
-                        Some(kept) => kept,
-                        None => level.reopen(&here)?,
-                    };
-                }
-                continue;
-            };
-            path.extend_from_slice(name.as_bytes());
+        walk(dir, self.living, |here, name, path| {
             let left_out = |left_out: &PathBuf| {
                 left_out.as_os_str().as_bytes().strip_prefix(b"/") == Some(path.as_slice())
             };
             if self.left_out.iter().any(left_out) {
-                continue;
+                return Ok(None);
             }
-            let child = self
-                .entry(here.as_fd(), &name, &mut path)
-                .and_then(|child| {
-                    child
-                        .map(|dir| Ok::<_, io::Error>((sorted(&dir)?, dir)))
-                        .transpose()
-                });
-            match child {
-                Ok(None) => {}
-                Ok(Some((level, child))) => {
-                    let parent = std::mem::replace(&mut here, child);
-                    if above.len() < KEPT_OPEN
-                        && let Some((_, _, kept)) = above.last_mut()
-                    {
-                        *kept = Some(parent);
-                    }
-                    above.push((path.len(), level, None));
-                }
-                // Nothing of it is in the tar, or a directory without what was in it.
-                Err(error) if self.living && error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
+            self.entry(here, name, path)
+        })
     }
 
     /// Writes an entry; a directory is opened, to be gone through next.
@@ -214,28 +174,4 @@ fn described(stat: &Stat) -> tar_header::Entry<'static> {
         ),
         ..tar_header::Entry::default()
     }
-}
-
-/// What is in a directory, in the order of names.
-fn sorted(dir: &OwnedFd) -> io::Result<Level> {
-    let mut level = Level::of(OsStr::new(""), dir)?;
-    level.left.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(level)
-}
-
-pub(super) fn sorted_names(dir: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(open_directory(dir, OsStr::new("."))?)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(OsString::from_vec(name));
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
-}
-
-pub(super) fn open_directory(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
 }

@@ -121,8 +121,7 @@ pub(super) fn stacked(
     let outcome = match settled {
         Ok(any) => {
             let root = mount(&ids, &[None, any.then_some(base)]).unwrap();
-            let mut seen = BTreeMap::new();
-            view(root.as_fd(), Path::new(""), &mut seen);
+            let mut seen = view(root.as_fd());
             // Overlayfs says 1 link for every directory that it merges, and an image and what
             // settled it are two.
             for line in seen.values_mut().filter(|line| line.starts_with('4')) {

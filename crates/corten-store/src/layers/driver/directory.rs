@@ -17,6 +17,7 @@ use crate::layers::pending::Pending;
 use crate::layers::{make_root, settle, tar_write};
 use crate::private;
 use crate::rooted::RootFd;
+use crate::rubbish;
 use crate::tmp::TmpDir;
 
 /// Layers as directories.
@@ -40,7 +41,7 @@ impl Directories {
         if fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
             return Ok(());
         }
-        let tmp = TmpDir::create(&self.tmp, "removed")?;
+        let tmp = TmpDir::create(&self.tmp, rubbish::PREFIX)?;
         match fs::rename(path, tmp.path().join("fs")) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -1,0 +1,36 @@
+//! A lease in asynchronous code. The end of a lease may collect what waited for it, which takes
+//! its time and blocks: that is done on a thread for such work.
+
+use corten_store::Lease;
+use tokio::runtime::Handle;
+
+/// A [`Lease`] that may end anywhere.
+#[derive(Debug)]
+pub struct TaskLease(Option<Lease>);
+
+impl From<Lease> for TaskLease {
+    fn from(lease: Lease) -> Self {
+        Self(Some(lease))
+    }
+}
+
+impl TaskLease {
+    /// Ends the lease, and waits for what that brings with it. Dropped instead, it ends soon.
+    pub async fn end(mut self) {
+        if let Some(lease) = self.0.take()
+            && let Err(error) = tokio::task::spawn_blocking(move || drop(lease)).await
+        {
+            tracing::warn!(%error, "what nothing needs is not collected yet");
+        }
+    }
+}
+
+impl Drop for TaskLease {
+    fn drop(&mut self) {
+        let Some(lease) = self.0.take() else { return };
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || drop(lease))),
+            Err(_) => drop(lease),
+        }
+    }
+}
