@@ -2,8 +2,8 @@
 # Runs ours beside whichever of docker (with an engine), podman, crun and runc are installed,
 # in the same run on the same machine, and prints medians and ratios. The report goes to
 # standard output and to bench/report.md. Pulling (bench/pull.sh), the OCI runtime
-# (bench/runtime.sh; BARE is its yardstick) and the registry server (bench/registry.sh) have
-# scripts of their own, which come last.
+# (bench/runtime.sh; BARE is its yardstick), the registry server (bench/registry.sh) and builds
+# (bench/build.sh) have scripts of their own, which come last.
 #
 #   bench/run.sh CORTEN BARE [RUNS]
 set -euo pipefail
@@ -176,3 +176,4 @@ rows+=("| memory (PSS) of the process beside a container with a published port |
 bench/pull.sh "$corten"
 bench/runtime.sh "$corten" "$bare"
 bench/registry.sh "$corten"
+bench/build.sh "$corten"

@@ -1,0 +1,193 @@
+#!/usr/bin/env bash
+# Builds beside Docker's builders (classic and BuildKit, docker.io's) and buildah: the
+# walkthrough with everything cached, 30 tiny RUN and COPY steps, contexts of 10,000 and 100,000
+# files, parallel stages. Needs root; peers are measured where installed. Writes the section
+# "Builds" of bench/report.md.
+#
+#   bench/build.sh CORTEN [ROUNDS [FILES]]: FILES in the large context, 100000 if not said
+#
+# The contenders take turns, so that whatever else the machine does hits them alike.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+corten=$(realpath "$1")
+rounds=${2:-5}
+files=${3:-100000}
+report=bench/report.md
+work=$(mktemp -d "${TMPDIR:-/tmp}/corten-build.XXXXXX")
+export DOCKER_CONFIG=$work/docker-config CORTEN_ROOT=$work/root
+unset DOCKER_HOST DOCKER_CONTEXT
+mkdir -p "$DOCKER_CONFIG"
+echo "{}" >"$DOCKER_CONFIG/config.json"
+pids=()
+
+cleanup() {
+  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  wait 2>/dev/null || true
+  for root in root base; do "$corten" --root "$work/$root" system reset --force >/dev/null 2>&1 || true; done
+  # buildah leaves its storage mounted; dockerd's mounts went with its namespace.
+  grep " $work/" /proc/self/mounts | cut -d' ' -f2 | sort -r | while read -r point; do umount "$point"; done || true
+  rm -rf "$work"
+}
+trap cleanup EXIT
+
+echo "Setting up: images, contexts, engines"
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+registry=127.0.0.1:$port
+"$corten" registry serve --listen "$registry" --root "$work/registry" >"$work/registry.log" 2>&1 &
+pids+=($!)
+for _ in $(seq 100); do (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break; sleep 0.05; done
+scripts/base-images.sh "$corten" "$work/base" "$registry" all
+for image in alpine:latest golang:1.19-alpine; do
+  "$corten" pull -q "$registry/library/$image" >/dev/null
+  "$corten" tag "$registry/library/$image" "$image"
+done
+
+# Docker's engine in a network of its own: it would change this host's firewall otherwise.
+docker=""
+if command -v dockerd >/dev/null 2>&1 && [ -x /usr/bin/docker ]; then
+  unshare -n -m sh -c "ip link set lo up; exec dockerd --data-root $work/docker/data \
+    --exec-root $work/docker/exec -H unix://$work/docker.sock --pidfile $work/docker.pid" \
+    >"$work/dockerd.log" 2>&1 &
+  dockerd=$!
+  pids+=("$dockerd")
+  docker="/usr/bin/docker -H unix://$work/docker.sock" # Debian's, which speaks BuildKit's sessions
+  for _ in $(seq 300); do $docker info >/dev/null 2>&1 && break; sleep 0.1; done
+  nsenter --net="/proc/$dockerd/ns/net" "$corten" registry serve --listen "$registry" \
+    --root "$work/registry" --read-only >"$work/registry-docker.log" 2>&1 &
+  pids+=($!)
+  sleep 1
+  for image in alpine:latest golang:1.19-alpine; do
+    $docker pull -q "$registry/library/$image" >/dev/null
+    $docker tag "$registry/library/$image" "$image"
+  done
+fi
+buildah=""
+if command -v buildah >/dev/null 2>&1; then
+  buildah="buildah --root $work/buildah --runroot $work/buildah-run"
+  for image in alpine:latest golang:1.19-alpine; do
+    $buildah pull -q --tls-verify=false "$registry/library/$image" >/dev/null
+    $buildah tag "$registry/library/$image" "docker.io/library/$image"
+  done
+fi
+
+python3 - "$work" "$files" <<'PYTHON'
+import os, shutil, sys
+work, files = sys.argv[1], int(sys.argv[2])
+def write(path, text):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    open(path, "w").write(text)
+shutil.copytree("examples/hello-web", f"{work}/hello")
+write(f"{work}/run/Dockerfile", "FROM alpine\n" + "RUN true\n" * 30)
+write(f"{work}/steps/Dockerfile", "FROM alpine\n" + "".join(f"RUN echo {i} >/{i}\n" for i in range(30)))
+for i in range(30):
+    write(f"{work}/copy/f{i}", f"{i}\n")
+write(f"{work}/copy/Dockerfile", "FROM alpine\n" + "".join(f"COPY f{i} /f{i}\n" for i in range(30)))
+for name, count in (("small", 10000), ("large", files)):
+    for i in range(count):
+        write(f"{work}/{name}/src/{i // 100:04}/{i:06}", f"file {i}\n" * 20)
+    write(f"{work}/{name}/Dockerfile", "FROM scratch\nCOPY src /src\n")
+write(f"{work}/stages/Dockerfile", "".join(
+    f"FROM alpine AS s{i}\n" + "".join(f"RUN sleep 0.5; echo {i} >/{n}\n" for n in range(4)) for i in range(4))
+    + "FROM scratch\n" + "".join(f"COPY --from=s{i} /etc/os-release /{i}\n" for i in range(4)))
+write(f"{work}/chain/Dockerfile", "FROM alpine\n" + "".join(f"RUN sleep 0.5; echo >/{n}\n" for n in range(4)))
+PYTHON
+
+{
+  python3 - "$work" "$corten" "$docker" "$buildah" "$rounds" "$files" <<'PYTHON'
+import os, statistics, subprocess, sys, time
+work, corten, docker, buildah, rounds, files = sys.argv[1:]
+rounds, files = int(rounds), int(files)
+builders = {"Corten": ([corten, "build", "-q"], {})}
+if docker:
+    builders["docker classic"] = (docker.split() + ["build", "-q"], {"DOCKER_BUILDKIT": "0"})
+    builders["docker BuildKit"] = (docker.split() + ["build", "-q"], {"DOCKER_BUILDKIT": "1"})
+if buildah:
+    builders["buildah"] = (buildah.split() + ["bud", "-q", "--layers", "--pull-never", "--isolation",
+                                              "chroot"], {})
+count = 0
+
+def build(who, context, *flags):
+    command, env = builders[who]
+    began = time.monotonic()
+    done = subprocess.run([*command, *flags, "-t", context, f"{work}/{context}"],
+                          env=dict(os.environ, **env), stdin=subprocess.DEVNULL,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    took = time.monotonic() - began
+    if done.returncode:
+        print(f"{who} {context}: {done.stderr.decode()[-300:]}", file=sys.stderr)
+        return None
+    return took
+
+def measure(context, *flags, before=lambda: None, warm=True, rounds=rounds, without=()):
+    times = {who: [] for who in builders if who not in without}
+    for who in times:
+        if warm:
+            build(who, context)
+    for _ in range(rounds):
+        for who in times:
+            before()
+            times[who].append(build(who, context, *flags))
+    return {who: statistics.median(t) if None not in t else None for who, t in times.items()}
+
+rows = []
+def row(title, times, by=1):
+    ours = times["Corten"]
+    cells = []
+    for who in builders:
+        took = times.get(who)
+        if took is None:
+            cells.append("" if who not in times else "failed")
+        else:
+            ratio = "" if who == "Corten" or not ours else f" ({took / ours:.1f}×)"
+            cells.append(f"{took / by * 1000:.1f} ms{ratio}")
+    rows.append(f"| {title} | " + " | ".join(cells) + " |")
+    print(rows[-1], file=sys.stderr, flush=True)
+
+# buildah cannot run the walkthrough's compiler in a chroot of some hosts: it says so.
+row("walkthrough, everything cached", measure("hello"))
+# Those that change nothing are one step to Corten, and thirty to the others.
+row("30 `RUN true`, each step", measure("run", "--no-cache", warm=False), by=30)
+row("30 `RUN echo N >/N`, each step", measure("steps", "--no-cache", warm=False), by=30)
+row("30 `COPY` of one file, each step", measure("copy", "--no-cache", warm=False), by=30)
+row("10,000 files in the context, unchanged", measure("small"))
+changes = iter(range(1, 10 ** 9))
+def change():
+    with open(f"{work}/large/src/0000/000000", "w") as out:
+        out.write(f"changed {next(changes)}\n")
+# What is to be seen is the check of the context, not the copying of everything: an image of one file.
+with open(f"{work}/large/Dockerfile", "w") as out:
+    out.write("FROM scratch\nCOPY src/0000/000000 /one\n")
+row(f"{files:,} files in the context, one of them changed, that one copied",
+    measure("large", before=change, rounds=min(rounds, 3)))
+with open(f"{work}/large/Dockerfile", "w") as out:
+    out.write("FROM scratch\nCOPY src /src\n")
+row(f"{files:,} files in the context, one of them changed, all copied",
+    measure("large", before=change, rounds=1))
+chain = measure("chain", "--no-cache", warm=False, rounds=min(rounds, 3))
+stages = measure("stages", "--no-cache", warm=False, rounds=min(rounds, 3))
+row("a chain of four steps of 0.5 s", chain)
+row("four such chains in stages of their own", stages)
+kernel = os.uname().release
+load = os.getloadavg()
+print("## Builds\n")
+print(f"`bench/build.sh`: medians of {rounds} (of 3 and of 1 where it takes long), taking turns, {os.cpu_count()} cores, kernel {kernel}, {time.strftime('%Y-%m-%d')}; load average at the end {load[0]:.1f} (1 min), {load[2]:.1f} (15 min).")
+versions = []
+if docker:
+    versions.append("docker " + subprocess.check_output(docker.split() + ["version", "-f", "{{.Server.Version}}"], text=True).strip())
+if buildah:
+    versions.append(subprocess.check_output(["buildah", "--version"], text=True).split(" (")[0] + " (`--isolation chroot`)")
+print("Peers: " + ", ".join(versions) + ".\n")
+print("| work | " + " | ".join(builders) + " |\n|---|" + "---|" * len(builders))
+print("\n".join(rows))
+if chain.get("Corten") and stages.get("Corten"):
+    print(f"\nIn brackets: how many times as long. Four chains at once take Corten {stages['Corten'] / chain['Corten'] * 100 - 100:.0f} % longer than one.")
+PYTHON
+} >"$work/section"
+cat "$work/section"
+python3 - "$report" "$work/section" <<'PYTHON'
+import os, re, sys
+report, section = sys.argv[1], open(sys.argv[2]).read()
+text = open(report).read() if os.path.exists(report) else "# Benchmarks\n"
+text = re.sub(r"\n*## Builds\n.*?(?=\n## |\Z)", "", text, flags=re.S)
+open(report, "w").write(text.rstrip("\n") + "\n\n" + section)
+PYTHON
