@@ -45,7 +45,7 @@ pub use layers::{
 pub use leases::{Lease, Leases};
 pub use rubbish::{Rubbish, delete as delete_rubbish};
 pub use schema::SCHEMA;
-pub use tmp::{TmpDir, still_there, try_lock};
+pub use tmp::{NameLock, TmpDir, still_there, try_lock};
 
 /// A store, cheap to clone.
 #[derive(Debug, Clone)]
@@ -149,6 +149,16 @@ impl Store {
     /// It cannot be made.
     pub fn tmp_dir(&self, prefix: &str) -> Result<TmpDir, StoreError> {
         TmpDir::create(&self.tmp_path(), prefix)
+    }
+
+    /// Takes a name that one holder has at a time, among all processes that use this store;
+    /// `None` while another has it. Names are the caller's, and plain file names.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn try_name(&self, name: &str) -> Result<Option<NameLock>, StoreError> {
+        let how = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        NameLock::take(&self.tmp_path(), name, how)
     }
 
     pub(crate) fn tmp_path(&self) -> PathBuf {

@@ -1,7 +1,7 @@
 //! Work in progress: directories under `tmp/` that carry a lock of their owner, so that a
 //! sweep can tell what a dead process has left behind.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -62,6 +62,56 @@ impl Drop for TmpDir {
             && let Err(error) = rooted::remove_path(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "temporary directory stays behind");
+        }
+    }
+}
+
+/// A name that is one holder's at a time, in all processes; its file goes away with it, and with
+/// the death of its process, which ends the lock, at the next sweep.
+#[derive(Debug)]
+pub struct NameLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl NameLock {
+    /// `None`: another has it, and `how` says not to wait.
+    pub(crate) fn take(
+        parent: &Path,
+        name: &str,
+        how: FlockOperation,
+    ) -> Result<Option<Self>, StoreError> {
+        let path = parent.join(name);
+        loop {
+            let opened = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path);
+            let file = match opened {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    private::make(parent).map_err(at("create", parent))?;
+                    continue;
+                }
+                Err(error) => return Err(at("open", path)(error)),
+            };
+            match rustix::fs::flock(&file, how) {
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                other => other.map_err(at("lock", &path))?,
+            }
+            // Its last holder may have removed the file while we waited.
+            if still_there(&path, &file) {
+                return Ok(Some(Self { path, _file: file }));
+            }
+        }
+    }
+}
+
+impl Drop for NameLock {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "lock file stays for the sweep");
         }
     }
 }

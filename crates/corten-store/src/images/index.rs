@@ -36,7 +36,7 @@ pub struct Attached {
 }
 
 /// What an image is made with, beside its config.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Made {
     /// Its manifest's digest and media type, a blob of this store.
     pub manifest: Option<(Digest, String)>,

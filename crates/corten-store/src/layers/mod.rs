@@ -25,10 +25,10 @@ mod work;
 mod xattr;
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -44,8 +44,8 @@ use rows::believed;
 use crate::blobs::Blobs;
 use crate::condemned::{self, Kind};
 use crate::error::{StoreError, at};
-use crate::private;
 use crate::rooted::RootFd;
+use crate::tmp::NameLock;
 
 pub use changes::{Change, ChangeKind};
 pub use driver::LayerForm;
@@ -332,6 +332,15 @@ impl Layers {
     /// # Errors
     /// The changes cannot be read, or the store cannot be written.
     pub fn commit(&self, work: WorkDir) -> Result<LayerInfo, StoreError> {
+        self.commit_from(&work)
+    }
+
+    /// As [`commit`](Self::commit); what is left of the step's directories goes when `work` is
+    /// dropped, which may take the longest: some file systems wait for the disk then.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    pub fn commit_from(&self, work: &WorkDir) -> Result<LayerInfo, StoreError> {
         let (diff_id, size) = hash(work.upper())?;
         let info = LayerInfo { diff_id, size };
         let _lock = self.lock(&info.diff_id)?;
@@ -475,7 +484,7 @@ impl Layers {
     }
 
     /// Only one process at a time makes or removes a layer; the others wait here.
-    fn lock(&self, diff_id: &DiffId) -> Result<LayerLock, StoreError> {
+    fn lock(&self, diff_id: &DiffId) -> Result<NameLock, StoreError> {
         loop {
             if let Some(lock) = self.lock_with(diff_id, FlockOperation::LockExclusive)? {
                 return Ok(lock);
@@ -484,7 +493,7 @@ impl Layers {
     }
 
     /// As [`lock`](Self::lock); `None` while another has it.
-    pub(crate) fn try_lock(&self, diff_id: &DiffId) -> Result<Option<LayerLock>, StoreError> {
+    pub(crate) fn try_lock(&self, diff_id: &DiffId) -> Result<Option<NameLock>, StoreError> {
         self.lock_with(diff_id, FlockOperation::NonBlockingLockExclusive)
     }
 
@@ -492,31 +501,9 @@ impl Layers {
         &self,
         diff_id: &DiffId,
         how: FlockOperation,
-    ) -> Result<Option<LayerLock>, StoreError> {
-        let path = self.tmp.join(format!("lock-{}", diff_id.digest().hex()));
-        loop {
-            let opened = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path);
-            let file = match opened {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    private::make(&self.tmp).map_err(at("create", &self.tmp))?;
-                    continue;
-                }
-                Err(error) => return Err(at("open", path)(error)),
-            };
-            match rustix::fs::flock(&file, how) {
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-                other => other.map_err(at("lock", &path))?,
-            }
-            let ours = file.metadata().map_err(at("look at", &path))?;
-            if fs::metadata(&path).is_ok_and(|named| named.ino() == ours.ino()) {
-                return Ok(Some(LayerLock { path, _file: file }));
-            }
-        }
+    ) -> Result<Option<NameLock>, StoreError> {
+        let name = format!("lock-{}", diff_id.digest().hex());
+        NameLock::take(&self.tmp, &name, how)
     }
 }
 
@@ -551,20 +538,6 @@ impl Kept {
             Lower::Image(mount) => Some((mount.key(), mount)),
             Lower::Directory(_) => None,
         }));
-    }
-}
-
-/// Held while a layer is made; its file goes away with it.
-pub(crate) struct LayerLock {
-    path: PathBuf,
-    _file: File,
-}
-
-impl Drop for LayerLock {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "lock file stays for the sweep");
-        }
     }
 }
 
