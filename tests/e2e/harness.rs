@@ -267,6 +267,12 @@ impl Background {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// `kill -9`; what it had said until then.
+    pub(crate) fn killed(mut self) -> Done {
+        self.0.kill().unwrap();
+        self.finish()
+    }
+
     /// Waits for the end.
     pub(crate) fn finish(mut self) -> Done {
         use std::io::Read;

@@ -1,5 +1,4 @@
-//! What is known: results of steps by key, and digests of the context's files by what stat(2)
-//! says of them.
+//! What is known: results of steps by key.
 //!
 //! A record is written once its layer is in the store, in one transaction with the lease that
 //! keeps the layer from being collected. It is believed only as long as the store has the
@@ -13,11 +12,12 @@ use corten_store::{Leases, Store};
 use rusqlite::OptionalExtension;
 
 use crate::error::BuildError;
+use crate::file_index;
 
 /// The build cache's tables.
 pub const SCHEMA: Schema = Schema {
     name: "corten-build",
-    migrations: &[V1],
+    migrations: &[V1, file_index::V2],
 };
 
 const V1: &str = "
@@ -68,11 +68,11 @@ pub struct CacheRecord {
     pub shared: bool,
     /// A step is using it at the moment.
     pub in_use: bool,
-    /// When it was made, in seconds since the epoch.
+    /// When it was made, in nanoseconds since the epoch.
     pub created: i64,
-    /// When it was last used, in seconds since the epoch.
+    /// When it was last used, in nanoseconds since the epoch, give or take a minute.
     pub last_used: i64,
-    /// How often.
+    /// How often, counting once what happened within a minute.
     pub uses: u64,
 }
 
@@ -94,20 +94,10 @@ pub struct Pruned {
     pub bytes: u64,
 }
 
-/// What identifies an unchanged file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FileId {
-    pub(crate) dev: u64,
-    pub(crate) ino: u64,
-    pub(crate) size: u64,
-    pub(crate) mtime: i64,
-    pub(crate) ctime: i64,
-}
-
 /// The records.
 #[derive(Debug, Clone)]
 pub(crate) struct Cache {
-    database: Database,
+    pub(crate) database: Database,
     store: Store,
 }
 
@@ -121,7 +111,7 @@ fn owner(key: &str) -> String {
 }
 
 #[allow(clippy::cast_possible_wrap)] // stored and compared as bits, never ordered
-fn bits(value: u64) -> i64 {
+pub(crate) fn bits(value: u64) -> i64 {
     value as i64
 }
 
@@ -197,18 +187,68 @@ impl Cache {
         })
     }
 
-    /// Notes that records were used, all at once.
+    /// Notes that records were used, all at once; not again within a minute, so that a build that
+    /// finds everything has nothing to write.
     pub(crate) fn touch(&self, keys: &[Digest]) -> Result<(), BuildError> {
         if keys.is_empty() {
             return Ok(());
         }
         self.database.write(Durability::Relaxed, |db| {
-            let mut statement = db
-                .prepare_cached("UPDATE build_cache SET used = ?, uses = uses + 1 WHERE key = ?")?;
+            let mut statement = db.prepare_cached(
+                "UPDATE build_cache SET used = ?1, uses = uses + 1
+                 WHERE key = ?2 AND used NOT BETWEEN ?1 - 60000000000 AND ?1",
+            )?;
             for key in keys {
                 statement.execute(rusqlite::params![now(), key.as_str()])?;
             }
             Ok(())
+        })
+    }
+
+    /// Bytes that only records hold, as they were counted when the records were made: one query,
+    /// where [`usage`](Self::usage) walks through directories.
+    pub(crate) fn unshared(&self) -> Result<u64, BuildError> {
+        self.database.read(|db| {
+            let bytes: i64 = db
+                .prepare_cached(
+                    "SELECT coalesce(sum(size), 0) FROM build_cache
+                     WHERE diff_id NOT IN (SELECT diff_id FROM image_layer)",
+                )?
+                .query_row([], |row| row.get(0))?;
+            Ok(u64::try_from(bytes).unwrap_or_default())
+        })
+    }
+
+    /// Whether it is so many seconds since somebody was last told yes here; who is told yes goes
+    /// and looks through the cache. Of a new cache nothing can be too old.
+    pub(crate) fn tidying_is_due(&self, seconds: i64) -> Result<bool, BuildError> {
+        let now = now() / 1_000_000_000;
+        let last: Option<i64> = self.database.read(|db| {
+            let mut last = db.prepare_cached("SELECT max(time) FROM build_tidied")?;
+            Ok::<_, BuildError>(last.query_row([], |row| row.get(0))?)
+        })?;
+        // A clock that was set back does not put it off.
+        if last.is_some_and(|last| (last..last.saturating_add(seconds)).contains(&now)) {
+            return Ok(false);
+        }
+        self.database.write(Durability::Relaxed, |db| {
+            let mut changed = db.prepare_cached("DELETE FROM build_tidied WHERE time IS ?")?;
+            let ours = changed.execute([last])?;
+            let none: bool = db.query_row("SELECT count(*) = 0 FROM build_tidied", [], |row| {
+                row.get(0)
+            })?;
+            if none {
+                db.execute("INSERT INTO build_tidied (time) VALUES (?)", [now])?;
+            }
+            Ok(ours > 0)
+        })
+    }
+
+    /// Forgets the digests of files that no build has looked at for so many seconds.
+    pub(crate) fn forget_files(&self, seconds: i64) -> Result<(), BuildError> {
+        let before = now() / 1_000_000_000 - seconds;
+        self.database.write(Durability::Relaxed, |db| {
+            file_index::forget_before(db, before)
         })
     }
 
@@ -228,8 +268,8 @@ impl Cache {
                     in_use: false,
                     description: row.get(1)?,
                     size: u64::try_from(row.get::<_, i64>(2)?).unwrap_or_default(),
-                    created: row.get::<_, i64>(3)? / 1_000_000_000,
-                    last_used: row.get::<_, i64>(4)? / 1_000_000_000,
+                    created: row.get(3)?,
+                    last_used: row.get(4)?,
                     uses: u64::try_from(row.get::<_, i64>(5)?).unwrap_or_default(),
                     shared: row.get::<_, Option<bool>>(6)?.unwrap_or(false),
                 })
@@ -269,7 +309,7 @@ impl Cache {
                 ids.push(id.to_owned());
             }
             if all && only.is_none() {
-                db.execute("DELETE FROM build_file", [])?;
+                file_index::forget(db)?;
             }
             Ok::<_, BuildError>(ids)
         })?;
@@ -277,58 +317,6 @@ impl Cache {
         Ok(Pruned {
             ids,
             bytes: report.bytes,
-        })
-    }
-
-    /// Digests of files that have not changed since they were last read, in the same order.
-    pub(crate) fn files(&self, files: &[FileId]) -> Result<Vec<Option<[u8; 32]>>, BuildError> {
-        self.database.read(|db| {
-            let mut statement = db.prepare_cached(
-                "SELECT digest FROM build_file
-                 WHERE dev = ? AND ino = ? AND size = ? AND mtime = ? AND ctime = ?",
-            )?;
-            files
-                .iter()
-                .map(|file| {
-                    let found: Option<Vec<u8>> = statement
-                        .query_row(
-                            [
-                                bits(file.dev),
-                                bits(file.ino),
-                                bits(file.size),
-                                file.mtime,
-                                file.ctime,
-                            ],
-                            |row| row.get(0),
-                        )
-                        .optional()?;
-                    Ok(found.and_then(|digest| digest.try_into().ok()))
-                })
-                .collect()
-        })
-    }
-
-    /// Remembers digests of files.
-    pub(crate) fn remember(&self, files: &[(FileId, [u8; 32])]) -> Result<(), BuildError> {
-        if files.is_empty() {
-            return Ok(());
-        }
-        self.database.write(Durability::Relaxed, |db| {
-            let mut statement = db.prepare_cached(
-                "INSERT OR REPLACE INTO build_file (dev, ino, size, mtime, ctime, digest)
-                 VALUES (?, ?, ?, ?, ?, ?)",
-            )?;
-            for (file, digest) in files {
-                statement.execute(rusqlite::params![
-                    bits(file.dev),
-                    bits(file.ino),
-                    bits(file.size),
-                    file.mtime,
-                    file.ctime,
-                    digest,
-                ])?;
-            }
-            Ok(())
         })
     }
 }
@@ -363,6 +351,29 @@ mod tests {
         assert_eq!((pruned.ids.len(), pruned.bytes), (1, 5));
         assert_eq!(cache.get(&key).unwrap(), None);
         assert!(!store.layers().has(&layer).unwrap());
+    }
+
+    #[test]
+    fn one_of_several_tidies_when_it_is_due() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let database = Database::open(&path, &[corten_store::SCHEMA, SCHEMA]).unwrap();
+        let store = Store::open(dir.path(), database.clone());
+        let cache = Cache::new(database, store);
+        assert!(!cache.tidying_is_due(60).unwrap(), "a new cache");
+        assert!(!cache.tidying_is_due(60).unwrap());
+        let turn = |seconds: i64| {
+            let by = |db: &rusqlite::Transaction<'_>| {
+                db.execute("UPDATE build_tidied SET time = time - ?", [seconds])?;
+                Ok::<_, BuildError>(())
+            };
+            cache.database.write(Durability::Relaxed, by).unwrap();
+        };
+        for seconds in [61, -1000] {
+            turn(seconds);
+            assert!(cache.tidying_is_due(60).unwrap(), "{seconds}");
+            assert!(!cache.tidying_is_due(60).unwrap());
+        }
     }
 
     #[test]

@@ -155,8 +155,8 @@ impl CacheMounts {
                 size: size(&path.join(DATA)),
                 shared: false,
                 in_use: !try_lock(&lock, true).unwrap_or(false),
-                created: about.created / 1_000_000_000,
-                last_used: about.used / 1_000_000_000,
+                created: about.created,
+                last_used: about.used,
                 uses: about.uses,
             });
         }

@@ -110,6 +110,14 @@ pub enum BuildError {
         /// Why.
         message: String,
     },
+    /// A file of the context changed between the look at it and the reading: somebody edits.
+    #[error("failed to copy files: /{path}: the file changed while it was read", path = path.display())]
+    Changed {
+        /// The instruction.
+        place: Box<Place>,
+        /// The file.
+        path: PathBuf,
+    },
     /// A RUN step's command failed.
     #[error("process \"{process}\" did not complete successfully: {}", ending(*.code))]
     Process {
@@ -173,7 +181,9 @@ impl BuildError {
     pub fn report(&self) -> String {
         match self {
             Self::Syntax { error, text } => error.render(text),
-            Self::Image { place, .. } | Self::Instruction { place, .. } => place.snippet(),
+            Self::Image { place, .. }
+            | Self::Instruction { place, .. }
+            | Self::Changed { place, .. } => place.snippet(),
             Self::Process {
                 place,
                 step,

@@ -147,6 +147,13 @@ fn mounts(key: &mut KeyBuilder, mounts: &[RunMount]) {
     }
 }
 
+/// A layer with a part of a context, by what is in it and where it is there.
+pub(crate) fn context_mount(content: &Digest, at: &str) -> Digest {
+    let mut key = KeyBuilder::new("context mount");
+    key.add(content.as_str()).add(at);
+    key.finish()
+}
+
 /// `content`: digest of the selected files as they will be written; or, for a key that can be
 /// looked up before any file is read, of the state they are taken from. `remotes`: what those
 /// are that are elsewhere.

@@ -4,8 +4,8 @@
 //! Layout of the crate: `request` (what is asked), `context` and `remote` (where files come
 //! from), `plan` (graph), `keys` and `cache` (what is known), `portable` (what others know),
 //! `solve` (running the graph), `ops` (what each instruction does), `run` with `step_mounts`,
-//! `cache_mounts`, `mount_points` and `agent` (a RUN step and what it is lent), `step` (the
-//! single-threaded process it happens in), `export` and `files` (the result), `attest` (what is
+//! `cache_mounts`, `mount_points` and `agent` (a RUN step and what it is lent), `workers` and
+//! `step` (the single-threaded processes it happens in), `export` and `files` (the result), `attest` (what is
 //! said of it), `inquiry` (answers without a build), `progress` (events).
 //!
 //! Invariants: nothing a Dockerfile, context or image says is resolved outside its root; a flag
@@ -22,6 +22,7 @@ mod config;
 mod context;
 mod error;
 mod export;
+mod file_index;
 mod files;
 mod images;
 mod inquiry;
@@ -39,6 +40,7 @@ mod solve;
 pub mod step;
 mod step_mounts;
 mod wire;
+mod workers;
 
 pub use attest::{Annotation, AnnotationKind, Attest, Provenance, SlsaVersion};
 pub use cache::{CacheRecord, Pruned, RecordKind, SCHEMA};
@@ -60,7 +62,7 @@ use cancel::{Cancel, CancelOnDrop};
 use corten_db::Database;
 use corten_oci::Digest;
 use corten_store::Store;
-use solve::{KeyLocks, Parts};
+use solve::Parts;
 
 /// An error of somebody else's making.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -91,7 +93,6 @@ impl Builder {
             store,
             images,
             sandboxing,
-            locks: Arc::new(KeyLocks::default()),
         })
     }
 
@@ -136,6 +137,32 @@ impl Builder {
         records.extend(mounts.map_err(BuildError::io("look at the cache mounts"))?);
         records.sort_by_key(|record| std::cmp::Reverse(record.last_used));
         Ok(records)
+    }
+
+    /// Bytes that only the records of steps hold: cheap enough to be asked after each build.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn unshared(&self) -> Result<u64, BuildError> {
+        self.0.cache.unshared()
+    }
+
+    /// Whether the cache is to be looked through for what is too old: it was not for so many
+    /// seconds. Only one process at a time is told so. Blocks.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn tidying_is_due(&self, seconds: i64) -> Result<bool, BuildError> {
+        self.0.cache.tidying_is_due(seconds)
+    }
+
+    /// Forgets what is known of files that no build has looked at for so many seconds. Blocks.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub fn forget_files(&self, seconds: i64) -> Result<(), BuildError> {
+        self.0.cache.forget_files(seconds)
     }
 
     /// Forgets results: those no image has the layers of, or `all`, and cache mounts that no

@@ -1,8 +1,10 @@
 //! Where things are mounted in a RUN step: nothing of that may end up in its layer.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use corten_oci::DiffId;
 use corten_store::Store;
@@ -12,7 +14,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Timespec, Timestamps};
 use crate::error::BuildError;
 
 /// A place where something is mounted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Point {
     /// Absolute, without `..`.
     pub(crate) path: PathBuf,
@@ -61,9 +63,28 @@ pub(crate) fn remove(root: &RootFd, path: &Path) {
     }
 }
 
+/// The layers of mount points that a build has made: its lease keeps them.
+#[derive(Debug, Default)]
+pub(crate) struct Made(Mutex<HashMap<Vec<Point>, DiffId>>);
+
+impl Made {
+    /// See [`layer`].
+    pub(crate) fn layer(&self, store: &Store, points: &[Point]) -> Result<DiffId, BuildError> {
+        let made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = made.get(points) {
+            return Ok(known.clone());
+        }
+        drop(made);
+        let layer = layer(store, points)?;
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        made.insert(points.to_owned(), layer.clone());
+        Ok(layer)
+    }
+}
+
 /// The layer below every step: what is mounted over, so that a RUN in an image that lacks it
 /// leaves no trace of it. The same for all steps without mounts of their own, so made once.
-pub(crate) fn layer(store: &Store, points: &[Point]) -> Result<DiffId, BuildError> {
+fn layer(store: &Store, points: &[Point]) -> Result<DiffId, BuildError> {
     const HOLDER: &str = "build:mount-points";
     let work = store.layers().begin()?;
     let made = || -> io::Result<()> {

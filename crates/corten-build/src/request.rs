@@ -352,7 +352,8 @@ pub struct Sandboxing {
     pub exe_args: Vec<String>,
     /// The bridge.
     pub network: Arc<dyn StepNetwork>,
-    /// Steps that run at once; 0: as many as there are cores.
+    /// Steps that run at once; 0: two for each core, and no fewer than four, as steps often wait
+    /// for a network.
     pub parallelism: usize,
     /// Where the directories of `RUN --mount=type=cache` are kept.
     pub cache_mounts: PathBuf,

@@ -3,12 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use corten_oci::DiffId;
@@ -16,17 +13,18 @@ use corten_oci::runtime_spec::{
     LinuxDeviceCgroup, LinuxNamespaceType, Mount, PosixRlimit, Process, Spec, User,
 };
 use corten_runtime::{Cgroup, defaults};
-use corten_store::{Store, WorkDir};
+use corten_store::{Store, TmpDir, WorkDir};
 
 use crate::cancel::Cancel;
 use crate::error::BuildError;
-use crate::ops::tree::Tree;
+use crate::ops::leavings::Leavings;
 use crate::ops::users;
-use crate::plan::{CopyFrom, RunOp, SCRIPTS};
+use crate::plan::{RunOp, SCRIPTS};
 use crate::progress::LogStream;
 use crate::request::{Sandboxing, Secret, StepLimits, StepNetworkMode};
 use crate::step_mounts::Caches;
-use crate::wire::{self, JobNetwork, Outcome, StepJob};
+use crate::wire::{JobNetwork, Outcome, StepJob};
+use crate::workers::{Worker, Workers};
 use crate::{mount_points, step_mounts};
 
 /// What BuildKit calls the machine a step runs on.
@@ -58,13 +56,17 @@ pub(crate) struct RunInput<'a> {
     pub(crate) layers: &'a [DiffId],
     pub(crate) hosts: &'a [(String, String)],
     pub(crate) cancel: &'a Cancel,
-    /// Layers of the stages and images that its mounts are of, in their order.
+    /// Layers of the stages, images and contexts that its mounts are of, in their order.
     pub(crate) sources: &'a [Option<Vec<DiffId>>],
-    /// The files of the build's contexts.
-    pub(crate) trees: &'a (dyn Fn(&CopyFrom) -> Option<&'a Tree> + Sync),
     pub(crate) secrets: &'a BTreeMap<String, Secret>,
     pub(crate) agents: &'a BTreeMap<String, PathBuf>,
     pub(crate) limits: &'a StepLimits,
+    pub(crate) mount_points: &'a mount_points::Made,
+    pub(crate) workers: &'a Workers,
+    pub(crate) leavings: &'a Leavings,
+    pub(crate) files: &'a StepFiles,
+    /// Another step like this one is likely to come after it.
+    pub(crate) more: bool,
     pub(crate) caches: &'a Caches,
 }
 
@@ -77,31 +79,33 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
         Err(message) => return Ok(Ended::Refused(message)),
     };
     let points = ready.points();
-    let mut stack = vec![mount_points::layer(input.store, &points)?];
+    let mut stack = vec![input.mount_points.layer(input.store, &points)?];
     stack.extend_from_slice(input.layers);
     let (work, root) = crate::ops::writable(input.store, &stack)?;
     let identity = match users::process(&root, &input.op.user) {
         Ok(identity) => identity,
         Err(message) => return Ok(Ended::NotStarted(message)),
     };
-    let id = format!("build-{:016x}", rand::random::<u64>());
+    let mut worker = input.workers.take(input.sandboxing, input.cancel)?;
     let endpoint = match input.op.network {
-        StepNetworkMode::Default => {
-            let place = input.sandboxing.network.allocate(&id);
-            Some(place.map_err(|e| BuildError::Internal(format!("no place on the bridge: {e}")))?)
-        }
+        StepNetworkMode::Default => Some(worker.place(&*input.sandboxing.network)?),
         StepNetworkMode::None | StepNetworkMode::Host => None,
     };
+    if input.more && !input.op.insecure && endpoint.is_some() {
+        worker.reserve(&*input.sandboxing.network)?;
+    }
     let files = files(input, &work)?;
     let mut spec = spec(input, &identity, &files, &ready.env)?;
     let (opened, fds) = add_mounts(&mut spec, std::mem::take(&mut ready.mounts));
     let missing = mount_points::missing(&root, &points);
+    let id = random_id();
     let job = StepJob {
         network: match (&endpoint, input.op.network) {
             (Some(place), _) => JobNetwork::Bridge(Box::new(place.endpoint.clone())),
             (None, StepNetworkMode::Host) => JobNetwork::Host,
             (None, _) => JobNetwork::None,
         },
+        next: worker.reserved(),
         cgroup: format!(
             "{}/{id}",
             input
@@ -114,7 +118,7 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
         spec,
         opened,
     };
-    let (outcome, output) = execute(input, &job, root.as_fd(), &fds, log)?;
+    let (outcome, output) = execute(input, worker, &job, root.as_fd(), &fds, log)?;
     drop(endpoint);
     drop(fds);
     let served = ready.end();
@@ -127,7 +131,9 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
         return Ok(Ended::Refused(message));
     }
     match outcome {
-        Outcome::Ended { code: 0, .. } => crate::ops::settle(input.store, work).map(Ended::Done),
+        Outcome::Ended { code: 0, .. } => {
+            crate::ops::settle(input.store, input.leavings, work).map(Ended::Done)
+        }
         Outcome::Ended { code, oom } => {
             let mut output = output;
             if oom {
@@ -152,66 +158,66 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
     }
 }
 
-/// Spawns the step's process, feeds it its job, reads its output until the end.
+/// What a step, or its place on the network, is known by.
+pub(crate) fn random_id() -> String {
+    format!("build-{:016x}", rand::random::<u64>())
+}
+
+/// Hands a process its job, reads its output until the end.
 fn execute(
     input: &RunInput<'_>,
+    worker: Worker,
     job: &StepJob,
-    root: std::os::fd::BorrowedFd<'_>,
+    root: BorrowedFd<'_>,
     mounted: &[OwnedFd],
     log: LogSink<'_>,
 ) -> Result<(Outcome, String), BuildError> {
-    let mut fds = vec![root];
-    fds.extend(mounted.iter().map(AsFd::as_fd));
-    let exe = &input.sandboxing.exe;
-    let failed = || BuildError::io(format!("start the build step {}", exe.display()));
-    let (socket, theirs) = UnixStream::pair().map_err(failed())?;
+    let failed = || BuildError::io(format!("start the build step {}", job.id));
     let (stdout, stdout_end) = io::pipe().map_err(failed())?;
     let (stderr, stderr_end) = io::pipe().map_err(failed())?;
-    let mut child = {
-        let mut command = Command::new(exe);
-        command
-            .args(&input.sandboxing.exe_args)
-            .env_clear()
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(stdout_end)
-            .stderr(stderr_end)
-            // A terminal's interrupt is for the builder, which ends the step in order.
-            .process_group(0);
-        command.spawn().map_err(failed())?
-        // The command goes out of scope, and with it our copies of the child's ends.
-    };
+    {
+        let mut fds = vec![root, stdout_end.as_fd(), stderr_end.as_fd()];
+        fds.extend(mounted.iter().map(AsFd::as_fd));
+        worker.begin(job, &fds).map_err(failed())?;
+    }
+    // The other end has copies of its own.
+    drop((stdout_end, stderr_end));
     let tail = Mutex::new(String::new());
     let outcome = std::thread::scope(|scope| {
         let (out, err) = (LogStream::Stdout, LogStream::Stderr);
         let tail = &tail;
         scope.spawn(move || read(stdout, out, log, tail));
         scope.spawn(move || read(stderr, err, log, tail));
-        wire::send_with_fds(&socket, job, &fds)?;
-        input.cancel.end_with(socket.try_clone()?);
-        wire::receive::<Outcome>(&socket)
+        worker.outcome()
     });
-    drop(socket);
-    child.wait().map_err(failed())?;
-    if outcome.is_err() {
-        // The process died without undoing what it had made.
-        let group = Cgroup::open(&job.cgroup).and_then(|group| {
-            group.kill_all()?;
-            group.remove()
-        });
-        if let Err(error) = group {
-            tracing::warn!(step = job.id, %error, "a control group is left to be swept");
-        }
-    }
-    input.cancel.check()?;
     let tail = tail
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     match outcome {
-        Ok(outcome) => Ok((outcome, tail)),
-        Err(_) => Err(BuildError::Internal(format!(
-            "the build step's process ended unexpectedly: {}",
-            tail.trim_end()
-        ))),
+        Ok(outcome) => {
+            // What a command with all rights has done to its process's namespaces is its own.
+            if !input.op.insecure {
+                input.workers.keep(worker);
+            }
+            input.cancel.check()?;
+            Ok((outcome, tail))
+        }
+        Err(_) => {
+            drop(worker);
+            // It died without undoing what it had made.
+            let group = Cgroup::open(&job.cgroup).and_then(|group| {
+                group.kill_all()?;
+                group.remove()
+            });
+            if let Err(error) = group {
+                tracing::warn!(step = job.id, %error, "a control group is left to be swept");
+            }
+            input.cancel.check()?;
+            Err(BuildError::Internal(format!(
+                "the build step's process ended unexpectedly: {}",
+                tail.trim_end()
+            )))
+        }
     }
 }
 
@@ -277,24 +283,57 @@ struct Files {
     scripts: Option<PathBuf>,
 }
 
+/// Files that all steps of a build see, none of which can write them.
+#[derive(Debug, Default)]
+pub(crate) struct StepFiles(Mutex<Option<TmpDir>>);
+
+impl StepFiles {
+    /// Their directory.
+    fn directory(&self, store: &Store) -> Result<PathBuf, BuildError> {
+        let mut made = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(dir) = made.as_ref() {
+            return Ok(dir.path().to_owned());
+        }
+        let dir = made.insert(store.tmp_dir("steps")?);
+        Ok(dir.path().to_owned())
+    }
+}
+
 fn files(input: &RunInput<'_>, work: &WorkDir) -> Result<Files, BuildError> {
     let dir = work.dir();
+    // A command with all rights may write to what others could only read.
+    let shared = match input.op.insecure {
+        true => dir.to_owned(),
+        false => input.files.directory(input.store)?,
+    };
     let write = |name: &str, text: &str| -> Result<PathBuf, BuildError> {
-        let path = dir.join(name);
-        std::fs::write(&path, text).map_err(BuildError::io(format!("write {}", path.display())))?;
+        let path = shared.join(name);
+        let failed = || BuildError::io(format!("write {}", path.display()));
+        if !path.exists() {
+            // Several steps may do so at once.
+            let new = shared.join(format!("{name}-{:016x}", rand::random::<u64>()));
+            std::fs::write(&new, text).map_err(failed())?;
+            std::fs::rename(&new, &path).map_err(failed())?;
+        }
         Ok(path)
     };
-    let mut hosts =
-        format!("127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    for (name, address) in input.hosts {
-        hosts.push_str(&format!("{address}\t{name}\n"));
-    }
+    let hosts = || {
+        let mut hosts =
+            format!("127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+        for (name, address) in input.hosts {
+            hosts.push_str(&format!("{address}\t{name}\n"));
+        }
+        hosts
+    };
     let resolv_conf = match input.op.network {
         StepNetworkMode::None => None,
         mode => {
             let text = input.sandboxing.network.resolv_conf(mode);
             let text = text.map_err(|e| BuildError::Internal(format!("no resolv.conf: {e}")))?;
-            Some(write("resolv.conf", &text)?)
+            Some(write(&format!("resolv.conf-{}", mode.as_str()), &text)?)
         }
     };
     let scripts = match &input.op.script {
@@ -313,7 +352,7 @@ fn files(input: &RunInput<'_>, work: &WorkDir) -> Result<Files, BuildError> {
         }
     };
     Ok(Files {
-        hosts: write("hosts", &hosts)?,
+        hosts: write("hosts", &hosts())?,
         resolv_conf,
         scripts,
     })

@@ -1,6 +1,6 @@
-//! The process around one RUN step. It has a single thread, because processes are cloned from
-//! it; it makes the network and the container, waits, and undoes both, whatever happens: also
-//! when the builder dies or cancels, which it sees as the end of its socket.
+//! The process around RUN steps, one at a time. It has a single thread, because processes are
+//! cloned from it; for each step it makes the network and the container, waits, and undoes both,
+//! whatever happens: also when the builder dies or cancels, which it sees as the end of its socket.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use corten_network::{Endpoint, NetNs};
+use corten_network::{Endpoint, EndpointSpec, NetNs};
 use corten_runtime::{
     Cgroup, CgroupSpec, ExitStatus, Rootfs, Running, RuntimeError, Sandbox, Stdio,
 };
@@ -18,30 +18,46 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::wire::{self, JobNetwork, Outcome, StepJob};
 
-/// The face `build-step`: takes its job from standard input, a socket; standard output and
-/// error become the command's. To be called first thing, while there is a single thread.
+/// The face `build-step`: takes jobs from standard input, a socket, one after the other. To be
+/// called first thing, while there is a single thread.
 #[must_use]
 pub fn main(args: &[OsString]) -> ExitCode {
     if !args.is_empty() {
         return refuse("build-step takes no arguments");
     }
     // The host's binary stays out of the container's reach (CVE-2019-5736).
-    if let Err(error) = corten_runtime::exe::seal_self() {
-        return refuse(&error.to_string());
-    }
+    let sealed = corten_runtime::exe::seal_self();
     let socket = match take_stdin() {
         Ok(socket) => socket,
         Err(error) => return refuse(&format!("standard input is no builder's socket: {error}")),
     };
-    let (job, fds) = match wire::receive_with_fds::<StepJob>(&socket) {
-        Ok(received) => received,
-        Err(error) => return refuse(&format!("no job was received: {error}")),
-    };
-    let outcome = run(&job, fds, &socket).unwrap_or_else(|failure| failure);
-    // Nobody reads it where the builder is gone.
-    match wire::send(&socket, &outcome) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+    if let Err(error) = sealed {
+        // The answer to a job that nobody has read. Where no one reads it, the builder is gone.
+        wire::send(&socket, &failed(error)).ok();
+        return ExitCode::FAILURE;
+    }
+    let mut ready = None;
+    loop {
+        let (job, fds) = match wire::receive_with_fds::<StepJob>(&socket) {
+            Ok(received) => received,
+            // There is no more work.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return ExitCode::SUCCESS,
+            Err(error) => return refuse(&format!("no job was received: {error}")),
+        };
+        let mut left = Left::default();
+        let outcome = run(&job, fds, &socket, &mut ready, &mut left);
+        let outcome = outcome.unwrap_or_else(|failure| failure);
+        // Nobody reads it where the builder is gone.
+        let told = wire::send(&socket, &outcome);
+        // The builder makes a layer meanwhile.
+        drop(left);
+        if told.is_err() {
+            return ExitCode::FAILURE;
+        }
+        if let (None, Some(spec)) = (&ready, &job.next) {
+            // What fails now fails once more, and is told, when it is wanted.
+            ready = Place::make(spec).ok();
+        }
     }
 }
 
@@ -74,13 +90,14 @@ fn refused(error: &RuntimeError) -> Outcome {
     }
 }
 
-/// The step's place on the network; undone when dropped.
-struct Network {
+/// A step's place on the network; undone when dropped.
+struct Place {
+    spec: EndpointSpec,
     endpoint: Option<Endpoint>,
-    _namespace: Option<NetNs>,
+    namespace: NetNs,
 }
 
-impl Drop for Network {
+impl Drop for Place {
     fn drop(&mut self) {
         // The link goes with the namespace.
         if let Some(endpoint) = self.endpoint.take()
@@ -91,37 +108,63 @@ impl Drop for Network {
     }
 }
 
-fn network(job: &JobNetwork) -> Result<(Network, corten_runtime::NetNs), Outcome> {
-    let nothing = Network {
-        endpoint: None,
-        _namespace: None,
-    };
-    match job {
-        JobNetwork::None => Ok((nothing, corten_runtime::NetNs::New)),
-        JobNetwork::Host => Ok((nothing, corten_runtime::NetNs::Host)),
-        JobNetwork::Bridge(spec) => {
-            let namespace = NetNs::create().map_err(failed)?;
-            let endpoint = corten_network::connect(&namespace, spec).map_err(failed)?;
-            let joined = namespace.as_fd().try_clone_to_owned().map_err(failed)?;
-            let network = Network {
-                endpoint: Some(endpoint),
-                _namespace: Some(namespace),
-            };
-            Ok((network, corten_runtime::NetNs::Join(joined)))
-        }
+impl Place {
+    fn make(spec: &EndpointSpec) -> Result<Self, Outcome> {
+        let namespace = NetNs::create().map_err(failed)?;
+        let endpoint = corten_network::connect(&namespace, spec).map_err(failed)?;
+        Ok(Self {
+            spec: spec.clone(),
+            endpoint: Some(endpoint),
+            namespace,
+        })
     }
 }
 
-fn run(job: &StepJob, fds: Vec<OwnedFd>, socket: &UnixStream) -> Result<Outcome, Outcome> {
-    let mut fds = fds.into_iter();
-    let Some(rootfs) = fds.next() else {
-        return Err(failed("a job without a root"));
+/// What a step leaves, to be undone when its outcome has been told: all its processes are gone
+/// with its first one.
+#[derive(Default)]
+struct Left {
+    place: Option<Place>,
+    group: Option<Group>,
+}
+
+/// The network of a step, by what was made ready for it where there is that.
+fn network(
+    job: &JobNetwork,
+    ready: &mut Option<Place>,
+    left: &mut Left,
+) -> Result<corten_runtime::NetNs, Outcome> {
+    let spec = match job {
+        JobNetwork::None => return Ok(corten_runtime::NetNs::New),
+        JobNetwork::Host => return Ok(corten_runtime::NetNs::Host),
+        JobNetwork::Bridge(spec) => spec,
     };
+    let place = match ready.take() {
+        Some(place) if place.spec == **spec => place,
+        _ => Place::make(spec)?,
+    };
+    let joined = place.namespace.as_fd().try_clone_to_owned();
+    left.place = Some(place);
+    Ok(corten_runtime::NetNs::Join(joined.map_err(failed)?))
+}
+
+fn run(
+    job: &StepJob,
+    fds: Vec<OwnedFd>,
+    socket: &UnixStream,
+    ready: &mut Option<Place>,
+    left: &mut Left,
+) -> Result<Outcome, Outcome> {
+    let mut fds = fds.into_iter();
+    let (Some(rootfs), Some(stdout), Some(stderr)) = (fds.next(), fds.next(), fds.next()) else {
+        return Err(failed("a job without a root and streams"));
+    };
+    let _own = Complaints::to(&stderr).map_err(failed)?;
     let mounts: BTreeMap<usize, OwnedFd> = job.opened.iter().copied().zip(fds).collect();
     if mounts.len() != job.opened.len() {
         return Err(failed("a job without what it is to mount"));
     }
-    let (_network, netns) = network(&job.network)?;
+    let netns = network(&job.network, ready, left)?;
     let null = OpenOptions::new()
         .read(true)
         .open("/dev/null")
@@ -134,21 +177,16 @@ fn run(job: &StepJob, fds: Vec<OwnedFd>, socket: &UnixStream) -> Result<Outcome,
         netns,
         stdio: Stdio::Pipes {
             stdin: null.into(),
-            stdout: rustix::stdio::stdout()
-                .try_clone_to_owned()
-                .map_err(failed)?,
-            stderr: rustix::stdio::stderr()
-                .try_clone_to_owned()
-                .map_err(failed)?,
+            stdout,
+            stderr,
         },
         cgroup: CgroupSpec::new(job.cgroup.clone()),
     };
     let created = corten_runtime::create(sandbox).map_err(|e| refused(&e))?;
     let running = created.start().map_err(|e| refused(&e))?;
-    let group = Group(&running.cgroup);
     let status = wait(&running, socket);
     let oom = running.cgroup.oom_kill_count().is_ok_and(|count| count > 0);
-    drop(group);
+    left.group = Some(Group(running.cgroup));
     match status {
         Ok(status) => Ok(Outcome::Ended {
             code: status.code(),
@@ -158,10 +196,32 @@ fn run(job: &StepJob, fds: Vec<OwnedFd>, socket: &UnixStream) -> Result<Outcome,
     }
 }
 
-/// Ends whatever is in the group, and the group, when dropped.
-struct Group<'a>(&'a Cgroup);
+/// While it lives, what this process itself has to say (warnings, a panic) is part of the step's
+/// output; otherwise nobody listens.
+struct Complaints;
 
-impl Drop for Group<'_> {
+impl Complaints {
+    fn to(stderr: &OwnedFd) -> io::Result<Self> {
+        rustix::stdio::dup2_stderr(stderr)?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Complaints {
+    fn drop(&mut self) {
+        // The builder waits until nobody holds the stream any more.
+        let null = OpenOptions::new().write(true).open("/dev/null");
+        let silenced = null.and_then(|null| Ok(rustix::stdio::dup2_stderr(&null)?));
+        if silenced.is_err() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Ends whatever is in the group, and the group, when dropped.
+struct Group(Cgroup);
+
+impl Drop for Group {
     fn drop(&mut self) {
         let ended = self.0.kill_all().and_then(|()| self.0.remove());
         if let Err(error) = ended {

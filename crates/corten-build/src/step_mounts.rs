@@ -1,9 +1,8 @@
 //! What `RUN --mount` asks for, made ready for one step: descriptors of files to be bound,
 //! held for as long as the step runs, and entries of its document.
 //!
-//! Nothing of the host is bound as it is. Files of the context are copied first (ignored ones
-//! are not seen, and what is written to them is thrown away); stages and images are mounted
-//! from their layers; a secret is a file of a file system in memory that nobody else can see.
+//! Nothing of the host is bound as it is. Contexts (`context_mounts` made layers of them), stages
+//! and images are mounted from their layers, and what is written to them is thrown away; a secret is a file of a file system in memory that nobody else can see.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -33,6 +32,7 @@ use crate::ops::write::{self, Writer};
 use crate::plan::{CopyFrom, MountFrom, Mounted, RunMount, RunOp};
 use crate::request::Sandboxing;
 use crate::run::RunInput;
+use crate::solve::context_mounts;
 
 /// Whose caches are to be taken.
 pub(crate) struct CachesInput<'a> {
@@ -185,23 +185,16 @@ impl Ready {
         source: &str,
         layers: Option<&[DiffId]>,
     ) -> Told {
+        let source = match from {
+            MountFrom::Files(CopyFrom::Context | CopyFrom::Named(_)) => context_mounts::at(source),
+            _ => source,
+        };
         let (root, path) = match (from, layers) {
             (MountFrom::Nothing, _) => {
                 let dir = input.store.tmp_dir("mount")?;
                 let path = open(dir.path())?;
                 self.dirs.push(dir);
                 (path, source)
-            }
-            (MountFrom::Files(from @ (CopyFrom::Context | CopyFrom::Named(_))), _) => {
-                let Some(tree) = (input.trees)(from) else {
-                    return Ok(Err("the build has no context".to_owned()));
-                };
-                let copied = match self.copied(input, tree, source)? {
-                    Ok(copied) => copied,
-                    Err(message) => return Ok(Err(message)),
-                };
-                self.bind(mount, copied);
-                return Ok(Ok(()));
             }
             (_, Some(layers)) if mount.read_only => {
                 let fd = input.store.layers().mount(layers, Upper::ReadOnly)?;
@@ -477,17 +470,7 @@ fn copy(input: &RunInput<'_>, tree: &Tree, source: &str, dir: &Path) -> Result<P
             reason(&e)
         ))
     };
-    writer.entries(tree, &entries, place).map_err(failed)?;
-    // Unlike the destination of a COPY, what is mounted is the directory itself.
-    let shown = entries.iter().find(|entry| {
-        entry.kind == FileType::Directory
-            && entry.to.as_os_str().is_empty()
-            && !entry.path.as_os_str().is_empty()
-    });
-    if let Some(shown) = shown {
-        let taken = writer.directory(shown, place);
-        taken.map_err(|e| failed((place.to_owned(), e)))?;
-    }
+    writer.shown(tree, &entries, place).map_err(failed)?;
     Ok(dir.join(place))
 }
 

@@ -1,6 +1,7 @@
-//! What the builder and the process around a RUN step say to each other over a socket: one
-//! job with descriptors (the root, what is bound) there, one outcome back. The builder's end closing (it died,
-//! or the build was cancelled) ends the step.
+//! What the builder and the process around RUN steps say to each other over a socket: a job with
+//! descriptors (the root, standard output and error, what is bound) there, an outcome back, and
+//! so on. The builder's end closing (it died, or the build was cancelled, or there is no more to
+//! do) ends the process, and the step it is at.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -23,9 +24,12 @@ pub(crate) struct StepJob {
     pub(crate) id: String,
     pub(crate) spec: Spec,
     pub(crate) network: JobNetwork,
+    /// Where the step after this one will be on the bridge: to be made ready when this one is
+    /// done, while the builder makes its layer.
+    pub(crate) next: Option<Box<EndpointSpec>>,
     /// Its control group.
     pub(crate) cgroup: String,
-    /// Which of the document's mounts the descriptors behind the root's are of.
+    /// Which of the document's mounts the descriptors behind those of the streams are of.
     pub(crate) opened: Vec<usize>,
 }
 
@@ -66,7 +70,7 @@ pub(crate) fn send_with_fds(
 ) -> io::Result<()> {
     let json = serde_json::to_vec(message)?;
     if fds.len() > MOST {
-        let most = MOST - 1;
+        let most = MOST - 3; // beside the root and the streams
         return Err(io::Error::other(format!(
             "more than {most} mounts in a step"
         )));

@@ -14,9 +14,10 @@ use rustix::fs::{FileType, Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 
 use super::tree::{Entry, Tree};
-use crate::cache::{Cache, FileId, now};
+use crate::cache::{Cache, now};
 use crate::cancel::Cancel;
 use crate::error::BuildError;
+use crate::file_index::FileId;
 use crate::keys::KeyBuilder;
 
 /// A file whose status changed so short a time before it was read may have changed since
@@ -37,6 +38,9 @@ pub(crate) struct Appearance<'a> {
     pub(crate) destination: bool,
 }
 
+/// What to say of a file that cannot be read.
+pub(crate) type Failed<'a> = &'a (dyn Fn(&Entry, io::Error) -> BuildError + Sync);
+
 /// One digest for everything selected: paths, types, modes, owners, contents; not times.
 pub(crate) fn digest(
     tree: &Tree,
@@ -44,8 +48,9 @@ pub(crate) fn digest(
     appearance: Appearance<'_>,
     cache: &Cache,
     cancel: &Cancel,
+    failed: Failed<'_>,
 ) -> Result<Digest, BuildError> {
-    let contents = contents(tree, entries, cache, cancel)?;
+    let contents = contents(tree, entries, (cache, cancel), failed)?;
     let mut key = KeyBuilder::new("files");
     for (entry, content) in entries.iter().zip(&contents) {
         let is_directory = entry.kind == FileType::Directory;
@@ -79,8 +84,8 @@ pub(crate) fn digest(
 fn contents(
     tree: &Tree,
     entries: &[Entry],
-    cache: &Cache,
-    cancel: &Cancel,
+    (cache, cancel): (&Cache, &Cancel),
+    failed: Failed<'_>,
 ) -> Result<Vec<[u8; 32]>, BuildError> {
     let mut contents = vec![[0; 32]; entries.len()];
     let files: Vec<usize> = (0..entries.len())
@@ -97,7 +102,7 @@ fn contents(
             }
         }
     }
-    let read = read_all(tree, entries, &unread, cancel)?;
+    let read = read_all(tree, entries, &unread, (cancel, failed))?;
     let mut learnt = Vec::new();
     for (i, digest) in read {
         contents[i] = digest;
@@ -115,7 +120,7 @@ fn read_all(
     tree: &Tree,
     entries: &[Entry],
     files: &[usize],
-    cancel: &Cancel,
+    (cancel, failed): (&Cancel, Failed<'_>),
 ) -> Result<Vec<(usize, [u8; 32])>, BuildError> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::with_capacity(files.len()));
@@ -126,8 +131,7 @@ fn read_all(
             };
             cancel.check()?;
             let entry = &entries[i];
-            let digest = read_one(tree, entry)
-                .map_err(BuildError::io(format!("read /{}", entry.path.display())))?;
+            let digest = read_one(tree, entry).map_err(|error| failed(entry, error))?;
             done.lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
                 .push((i, digest));
@@ -180,10 +184,25 @@ pub(super) fn open(tree: &Tree, entry: &Entry) -> io::Result<File> {
     if !entry.named {
         flags |= OFlags::NOFOLLOW;
     }
-    let fd: OwnedFd = tree.root.open_in_root(&entry.path, flags, Mode::empty())?;
+    let fd: OwnedFd = match tree.root.open_in_root(&entry.path, flags, Mode::empty()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(io::Error::other(Changed));
+        }
+        other => other?,
+    };
     let file = File::from(fd);
     unchanged(entry, &file)?;
     Ok(file)
+}
+
+/// Why a file could not be read as it was selected.
+#[derive(Debug, thiserror::Error)]
+#[error("the file changed while it was read")]
+pub(crate) struct Changed;
+
+/// Whether a file could not be read because it is not any more what was selected.
+pub(crate) fn has_changed(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Changed>())
 }
 
 /// What is read must be what was selected, or the key would belong to something else.
@@ -195,7 +214,7 @@ pub(super) fn unchanged(entry: &Entry, file: &File) -> io::Result<()> {
         || stat.st_ino != entry.id.ino
         || mtime != entry.mtime
     {
-        return Err(io::Error::other("the file changed while it was read"));
+        return Err(io::Error::other(Changed));
     }
     Ok(())
 }
@@ -223,4 +242,39 @@ pub(super) fn attributes(file: impl AsFd) -> io::Result<Vec<(String, Vec<u8>)>> 
     }
     found.sort();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use corten_dockerfile::IgnoreRules;
+    use corten_store::rooted::RootFd;
+
+    use super::*;
+    use crate::ops::tree::Selection;
+
+    #[test]
+    fn what_is_read_is_what_was_selected() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |text: &str| std::fs::write(dir.path().join("f"), text).unwrap();
+        write("one");
+        let tree = Tree {
+            root: RootFd::open(dir.path()).unwrap(),
+            ignore: IgnoreRules::default(),
+            foreign: true,
+            remember: true,
+        };
+        let name = "f".to_owned();
+        let entries = tree.select(&Selection::of(&name, true)).unwrap();
+        assert!(read_one(&tree, &entries[0]).is_ok());
+        write("longer");
+        let error = read_one(&tree, &entries[0]).unwrap_err();
+        assert!(has_changed(&error), "{error}");
+        std::fs::remove_file(dir.path().join("f")).unwrap();
+        let error = read_one(&tree, &entries[0]).unwrap_err();
+        assert!(has_changed(&error), "{error}");
+        // Anything else is what it is.
+        std::os::unix::fs::symlink("f", dir.path().join("f")).unwrap();
+        let error = read_one(&tree, &entries[0]).unwrap_err();
+        assert!(!has_changed(&error), "{error}");
+    }
 }

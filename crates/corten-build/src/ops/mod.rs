@@ -4,6 +4,7 @@
 
 pub(crate) mod content;
 mod glob;
+pub(crate) mod leavings;
 pub(crate) mod tree;
 pub(crate) mod unpack;
 pub(crate) mod users;
@@ -14,6 +15,7 @@ use corten_store::rooted::RootFd;
 use corten_store::{Store, Upper, WorkDir};
 
 use crate::error::BuildError;
+use leavings::Leavings;
 
 /// A stack of layers with a fresh directory on top.
 pub(crate) fn writable(store: &Store, stack: &[DiffId]) -> Result<(WorkDir, RootFd), BuildError> {
@@ -28,11 +30,17 @@ pub(crate) fn writable(store: &Store, stack: &[DiffId]) -> Result<(WorkDir, Root
 }
 
 /// Makes a layer of what was written, unless nothing was.
-pub(crate) fn settle(store: &Store, work: WorkDir) -> Result<Option<DiffId>, BuildError> {
+pub(crate) fn settle(
+    store: &Store,
+    leavings: &Leavings,
+    work: WorkDir,
+) -> Result<Option<DiffId>, BuildError> {
     let mut entries = std::fs::read_dir(work.upper())
         .map_err(BuildError::io(format!("read {}", work.upper().display())))?;
-    if entries.next().is_none() {
-        return Ok(None);
-    }
-    Ok(Some(store.layers().commit(work)?.diff_id))
+    let layer = match entries.next() {
+        None => None,
+        Some(_) => Some(store.layers().commit_from(&work)?.diff_id),
+    };
+    leavings.leave(work);
+    Ok(layer)
 }

@@ -12,7 +12,7 @@ use corten_store::rooted::{RootFd, normal};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
 use super::glob;
-use crate::cache::FileId;
+use crate::file_index::FileId;
 
 /// A directory files are taken from.
 #[derive(Debug)]

@@ -190,6 +190,26 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    /// As [`entries`](Self::entries), for what is mounted: unlike the destination of a COPY, it
+    /// is the selected directory itself, with its owner and mode.
+    pub(crate) fn shown(
+        &self,
+        tree: &Tree,
+        entries: &[Entry],
+        place: &Path,
+    ) -> Result<(), Failure> {
+        self.entries(tree, entries, place)?;
+        let directory = entries.iter().find(|entry| {
+            entry.kind == FileType::Directory
+                && entry.to.as_os_str().is_empty()
+                && !entry.path.as_os_str().is_empty()
+        });
+        match directory {
+            Some(directory) => self.directory(directory, place).map_err(on(place)),
+            None => Ok(()),
+        }
+    }
+
     /// A file whose content the Dockerfile gives.
     pub(crate) fn inline(&self, target: &Path, content: &str) -> Result<(), Failure> {
         let above = target.parent().unwrap_or(Path::new(""));

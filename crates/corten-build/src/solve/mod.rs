@@ -6,6 +6,7 @@
 
 mod attestation;
 mod caches;
+pub(crate) mod context_mounts;
 mod remote_context;
 mod remotes;
 mod stage;
@@ -15,13 +16,14 @@ mod vertex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use corten_dockerfile::lint;
 use corten_oci::{Digest, ImageRef, Platform};
 use corten_registry::TaskLease;
-use corten_store::{Store, TmpDir};
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
+use corten_store::{NameLock, Store, TmpDir};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::attest::Material;
@@ -30,21 +32,25 @@ use crate::cancel::Cancel;
 use crate::context::{Definition, OpenContext};
 use crate::error::BuildError;
 use crate::export::{self, StageOutput};
+use crate::ops::leavings::Leavings;
 use crate::ops::tree::Tree;
 use crate::plan::{
     self, Base, BaseImage, CopyFrom, ImageKey, Named, Outline, Plan, Settings, Source,
 };
 use crate::portable::{Imported, Record};
-use crate::progress::{BuildEvent, EventSink};
+use crate::progress::{BuildEvent, EventSink, LogStream};
 use crate::request::{
-    BuildRequest, CacheTarget, Context, DockerfileSource, FilesOutput, ImageSource, NamedContext,
-    Sandboxing, Secret, StepLimits,
+    BuildRequest, CacheExport, CacheTarget, Context, DockerfileSource, FilesOutput, ImageSource,
+    NamedContext, Sandboxing, Secret, StepLimits,
 };
-use crate::{files, inquiry};
+use crate::run::StepFiles;
+use crate::workers::Workers;
+use crate::{files, inquiry, mount_points};
 use attestation::Asked;
 
-/// Locks by key, shared by all builds of a builder: a step that several need is run once.
-pub(crate) type KeyLocks = Mutex<HashMap<Digest, Weak<AsyncMutex<()>>>>;
+/// How soon, and how rarely in the end, to look whether another build has finished a step.
+const FIRST_LOOK: Duration = Duration::from_millis(2);
+const LAST_LOOK: Duration = Duration::from_millis(50);
 
 /// What a builder lends to each build.
 #[derive(Clone)]
@@ -53,7 +59,6 @@ pub(crate) struct Parts {
     pub(crate) cache: Cache,
     pub(crate) images: Arc<dyn ImageSource>,
     pub(crate) sandboxing: Sandboxing,
-    pub(crate) locks: Arc<KeyLocks>,
 }
 
 /// One build.
@@ -66,7 +71,8 @@ pub(crate) struct Session {
     pub(crate) source: Source,
     cache: Cache,
     sandboxing: Sandboxing,
-    locks: Arc<KeyLocks>,
+    /// Not another build's.
+    id: u64,
     no_cache: bool,
     hosts: Vec<(String, String)>,
     secrets: BTreeMap<String, Secret>,
@@ -76,6 +82,10 @@ pub(crate) struct Session {
     named: HashMap<String, Tree>,
     next_vertex: Arc<AtomicU32>,
     permits: Semaphore,
+    mount_points: mount_points::Made,
+    workers: Workers,
+    leavings: Leavings,
+    step_files: StepFiles,
     /// Results of this build, which are good even when the cache is not to be used.
     done: Mutex<HashMap<Digest, Output>>,
     touched: Mutex<Vec<Digest>>,
@@ -112,15 +122,39 @@ impl Session {
         }
     }
 
-    fn key_lock(&self, key: &Digest) -> Arc<AsyncMutex<()>> {
-        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lock) = locks.get(key).and_then(Weak::upgrade) {
-            return lock;
+    /// Ends what steps have left behind. Blocks.
+    fn undo(&self) {
+        self.workers.end();
+        self.leavings.end();
+    }
+
+    /// Waits until nobody else, in any process, is at work on a key: a step that several builds
+    /// need is run once. `fresh`: by others of this build only, as their results do not count.
+    async fn alone(&self, key: &Digest, fresh: bool, vertex: u32) -> Result<NameLock, BuildError> {
+        let name = if fresh {
+            format!("build-{}-{:016x}", key.hex(), self.id)
+        } else {
+            format!("build-{}", key.hex())
+        };
+        let mut patience = FIRST_LOOK;
+        loop {
+            // Two system calls: not worth another thread.
+            if let Some(alone) = self.store.try_name(&name)? {
+                return Ok(alone);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(patience) => {}
+                () = self.cancel.cancelled() => return Err(BuildError::Cancelled),
+            }
+            if patience < LAST_LOOK && patience * 2 >= LAST_LOOK {
+                (self.events)(BuildEvent::Log {
+                    id: vertex,
+                    stream: LogStream::Stderr,
+                    data: "waiting for another build or stage that is at this step\n".to_owned(),
+                });
+            }
+            patience = (patience * 2).min(LAST_LOOK);
         }
-        locks.retain(|_, lock| lock.strong_count() > 0);
-        let lock = Arc::new(AsyncMutex::new(()));
-        locks.insert(key.clone(), Arc::downgrade(&lock));
-        lock
     }
 }
 
@@ -161,9 +195,27 @@ async fn under_lease(
     let tags = request.tags.clone();
     let (files, no_image) = (request.files.clone(), request.no_image);
     let cache_to = request.cache_to.clone();
-    let (session, mut outline, _unpacked) = begin(&parts, request, events, cancel).await?;
-    let images = base_images(&session, &mut outline).await?;
-    check(&session, &outline, &images)?;
+    let (session, outline, _unpacked) = begin(&parts, request, events, cancel).await?;
+    let built = carry_out(&session, outline, tags, (cache_to, files, no_image)).await;
+    // Before anybody is told: also where it failed, nothing is left then.
+    blocking(move || {
+        session.undo();
+        built
+    })
+    .await
+}
+
+/// What is to be written, and whether there is to be no image.
+type Wanted = (Vec<CacheExport>, Vec<FilesOutput>, bool);
+
+async fn carry_out(
+    session: &Arc<Session>,
+    mut outline: Outline,
+    tags: Vec<ImageRef>,
+    (cache_to, files, no_image): Wanted,
+) -> Result<Digest, BuildError> {
+    let images = base_images(session, &mut outline).await?;
+    check(session, &outline, &images)?;
     let plan = Arc::new(plan::evaluate(&outline, &images)?);
     if !no_image {
         session.asked.attest.check(&plan.platform)?;
@@ -177,7 +229,10 @@ async fn under_lease(
             .end(false, Ok::<_, BuildError>(()))?;
     }
     let images = Arc::new(images);
-    let output = stages(&session, &plan, &images).await?;
+    let output = stages(session, &plan, &images).await?;
+    // There are no more steps: what is still to be undone is undone beside what follows.
+    let undoing = session.clone();
+    tokio::task::spawn_blocking(move || undoing.undo());
     let touched = std::mem::take(
         &mut *session
             .touched
@@ -187,7 +242,7 @@ async fn under_lease(
     let cache = session.cache.clone();
     blocking(move || cache.touch(&touched)).await?;
     for wanted in &cache_to {
-        let exported = caches::export(&session, &plan, wanted).await;
+        let exported = caches::export(session, &plan, wanted).await;
         if let Err(error) = exported {
             if !wanted.ignore_error || session.cancel.is_cancelled() {
                 return Err(error);
@@ -196,14 +251,14 @@ async fn under_lease(
         }
     }
     for wanted in &files {
-        write_files(&session, &output, wanted).await?;
+        write_files(session, &output, wanted).await?;
     }
     if no_image {
         let stage = target(&plan)?;
         let document = session.document(&plan, stage, &output)?;
         return Ok(export::id(&document));
     }
-    finish(&session, &plan, &images, output, tags).await
+    finish(session, &plan, &images, output, tags).await
 }
 
 /// Tells of the rules that the Dockerfile does not keep.
@@ -367,7 +422,7 @@ async fn begin(
     }
     let imported = caches::import(&request.cache_from, parts, &next_vertex, &events).await;
     let parallelism = match parts.sandboxing.parallelism {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        0 => std::thread::available_parallelism().map_or(4, |cores| (2 * cores.get()).max(4)),
         chosen => chosen,
     };
     let session = Session {
@@ -380,7 +435,7 @@ async fn begin(
         source: outline.source.clone(),
         cache: parts.cache.clone(),
         sandboxing: parts.sandboxing.clone(),
-        locks: parts.locks.clone(),
+        id: rand::random(),
         no_cache: request.no_cache,
         hosts: request.extra_hosts,
         secrets: request.secrets,
@@ -390,6 +445,10 @@ async fn begin(
         named,
         next_vertex,
         permits: Semaphore::new(parallelism),
+        mount_points: mount_points::Made::default(),
+        workers: Workers::default(),
+        leavings: Leavings::default(),
+        step_files: StepFiles::default(),
         done: Mutex::new(HashMap::new()),
         touched: Mutex::new(Vec::new()),
         imported,

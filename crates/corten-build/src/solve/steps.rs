@@ -1,7 +1,7 @@
 //! One step: its key, the cache, and carrying it out.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use corten_dockerfile::IgnoreRules;
 use corten_oci::{DiffId, Digest};
@@ -20,8 +20,12 @@ use crate::ops::{self, users};
 use crate::plan::{CopyFrom, CopyOp, MountFrom, Mounted, Op, Plan, RemoteOp, RunOp, WorkdirOp};
 use crate::portable::Record;
 use crate::progress::{BuildEvent, LogStream};
+use crate::request::StepNetworkMode;
 use crate::run::{self, Ended, RunInput};
 use crate::step_mounts::{self, Caches, CachesInput};
+
+/// How often a step begins anew because somebody edits the files it reads.
+const EDITS: usize = 3;
 
 /// What became of a step.
 pub(super) struct Solved {
@@ -49,6 +53,7 @@ impl Solved {
 }
 
 /// A step whose turn it is.
+#[derive(Clone)]
 pub(super) struct Turn {
     pub(super) plan: Arc<Plan>,
     /// Stage and step.
@@ -61,11 +66,15 @@ pub(super) struct Turn {
 }
 
 /// A step in the hands of a blocking thread.
-struct Work {
-    session: Arc<Session>,
-    turn: Turn,
+pub(super) struct Work {
+    pub(super) session: Arc<Session>,
+    pub(super) turn: Turn,
     /// What the sources of ADD that are elsewhere are.
     remotes: Vec<Identified>,
+    /// What COPY takes of a context, as its key has it: nothing else may be copied.
+    taken: Mutex<Option<Vec<Entry>>>,
+    /// What each mount of a RUN shows of a context, as its key has it.
+    pub(super) shown: OnceLock<Vec<Option<Digest>>>,
 }
 
 impl Session {
@@ -92,10 +101,25 @@ impl Session {
     }
 
     async fn solve(self: Arc<Self>, turn: Turn) -> Result<Solved, BuildError> {
+        for _ in 0..EDITS {
+            match self.clone().attempt(turn.clone()).await {
+                // What counts is what there is now.
+                Err(BuildError::Changed { path, .. }) => {
+                    tracing::debug!(path = %path.display(), "changed while it was read");
+                }
+                other => return other,
+            }
+        }
+        self.attempt(turn).await
+    }
+
+    async fn attempt(self: Arc<Self>, turn: Turn) -> Result<Solved, BuildError> {
         let mut work = Work {
             session: self.clone(),
             turn,
             remotes: Vec::new(),
+            taken: Mutex::default(),
+            shown: OnceLock::new(),
         };
         for remote in work.remote_ops()? {
             let identified = self.identify(&remote).await?;
@@ -121,11 +145,9 @@ impl Session {
             None => work.clone().read_content_key().await?,
         };
         let keys = || std::iter::once(&key).chain(&quick).cloned().collect();
-        let lock = self.key_lock(&key);
-        let _alone = tokio::select! {
-            alone = lock.lock() => alone,
-            () = self.cancel.cancelled() => return Err(BuildError::Cancelled),
-        };
+        let _alone = self
+            .alone(&key, fresh || self.no_cache, work.turn.vertex)
+            .await?;
         if let Some(known) = self.known(&key, fresh).await? {
             if let Some(quick) = quick.clone() {
                 let (session, output, slow) = (self.clone(), known.clone(), key.clone());
@@ -138,6 +160,7 @@ impl Session {
         // Others may hold them for long, and want a permit to go on: so without one.
         let taking = work.clone();
         let caches = self.blocking(move || taking.caches()).await?;
+        let sources = work.clone().sources().await?;
         let _permit = self.permit().await?;
         let mut brought = Vec::new();
         for (remote, identified) in work.remote_ops()?.iter().zip(&work.remotes) {
@@ -148,7 +171,7 @@ impl Session {
         let (session, recorded) = (self.clone(), keys.clone());
         let output = self
             .blocking(move || {
-                let output = work.carry_out(&brought, &caches)?;
+                let output = work.carry_out(&brought, &caches, &sources)?;
                 let keys: Vec<&Digest> = recorded.iter().collect();
                 session.cache.put(&keys, &output, work.name()?)?;
                 Ok(output)
@@ -160,7 +183,7 @@ impl Session {
         Ok(Solved::new(output, false, keys))
     }
 
-    async fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, BuildError> {
+    pub(super) async fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, BuildError> {
         self.cancel.check()?;
         let permit = tokio::select! {
             permit = self.permits.acquire() => permit,
@@ -228,7 +251,7 @@ impl Turn {
 }
 
 impl Work {
-    fn step(&self) -> Result<&crate::plan::Step, BuildError> {
+    pub(super) fn step(&self) -> Result<&crate::plan::Step, BuildError> {
         self.turn.step()
     }
 
@@ -240,7 +263,7 @@ impl Work {
         Ok(self.session.source.place(self.step()?.span))
     }
 
-    fn error(&self, message: impl std::fmt::Display) -> BuildError {
+    pub(super) fn error(&self, message: impl std::fmt::Display) -> BuildError {
         match self.place() {
             Ok(place) => BuildError::at(&place, message),
             Err(error) => error,
@@ -256,6 +279,16 @@ impl Work {
             .get(self.turn.at.0)
             .and_then(Option::as_ref);
         stage.is_some_and(|stage| stage.no_cache)
+    }
+
+    /// Whether its stage has another RUN after it that wants a place on the bridge.
+    fn more_to_come(&self) -> bool {
+        let (stage, number) = self.turn.at;
+        let stage = self.turn.plan.stages.get(stage).and_then(Option::as_ref);
+        let mut rest = stage
+            .into_iter()
+            .flat_map(|stage| stage.steps.iter().skip(number + 1));
+        rest.any(|step| matches!(&step.op, Op::Run(op) if op.network == StepNetworkMode::Default))
     }
 
     fn remote_ops(&self) -> Result<Vec<RemoteOp>, BuildError> {
@@ -381,8 +414,11 @@ impl Work {
                 chmod: op.chmod.as_ref(),
                 destination: true,
             };
-            let session = &self.session;
-            content::digest(tree, &entries, appearance, &session.cache, &session.cancel)
+            let digest = self.digest(tree, &entries, appearance)?;
+            if self.source().is_none() {
+                *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = Some(entries);
+            }
+            Ok(digest)
         })?;
         let remotes = self.remote_keys();
         Ok(keys::copy(&parent, op, keys::BY_CONTENT, &digest, &remotes))
@@ -391,32 +427,84 @@ impl Work {
     /// The key of a RUN, by what its bind mounts show.
     fn bound_key(&self, op: &RunOp) -> Result<Digest, BuildError> {
         let session = &self.session;
+        let mut binds = Vec::new();
+        let mut shown = vec![None; op.mounts.len()];
+        for (index, mount) in op.mounts.iter().enumerate() {
+            let Mounted::Bind { from, source } = &mount.what else {
+                continue;
+            };
+            let digest = |tree: &Tree| Ok(self.seen(tree, source)?.1);
+            let layers = self.turn.sources.get(index).and_then(Option::as_deref);
+            binds.push(match (from, layers) {
+                (MountFrom::Nothing, _) => keys::state(&[]),
+                (MountFrom::Files(_), Some(layers)) => self.in_layers(layers, digest)?,
+                (MountFrom::Files(from), None) => match session.tree(from) {
+                    Some(tree) => {
+                        let digest = digest(tree)?;
+                        shown[index] = Some(digest.clone());
+                        digest
+                    }
+                    None => return Err(self.error("the build has no context to be mounted")),
+                },
+            });
+        }
+        self.shown.get_or_init(|| shown);
+        Ok(self.run_key(op, keys::BY_CONTENT, &binds))
+    }
+
+    /// What a bind mount shows of a tree, and its digest.
+    pub(super) fn seen(
+        &self,
+        tree: &Tree,
+        source: &String,
+    ) -> Result<(Vec<Entry>, Digest), BuildError> {
         let appearance = Appearance {
             chown: false,
             chmod: None,
             // A RUN sees the directory it is shown.
             destination: false,
         };
-        let mut binds = Vec::new();
-        for (index, mount) in op.mounts.iter().enumerate() {
-            let Mounted::Bind { from, source } = &mount.what else {
-                continue;
-            };
-            let digest = |tree: &Tree| {
-                let entries = self.selected(tree, &Selection::of(source, false))?;
-                content::digest(tree, &entries, appearance, &session.cache, &session.cancel)
-            };
-            let layers = self.turn.sources.get(index).and_then(Option::as_deref);
-            binds.push(match (from, layers) {
-                (MountFrom::Nothing, _) => keys::state(&[]),
-                (MountFrom::Files(_), Some(layers)) => self.in_layers(layers, digest)?,
-                (MountFrom::Files(from), None) => match session.tree(from) {
-                    Some(tree) => digest(tree)?,
-                    None => return Err(self.error("the build has no context to be mounted")),
-                },
-            });
+        let entries = self.selected(tree, &Selection::of(source, false))?;
+        let digest = self.digest(tree, &entries, appearance)?;
+        Ok((entries, digest))
+    }
+
+    fn digest(
+        &self,
+        tree: &Tree,
+        entries: &[Entry],
+        appearance: Appearance<'_>,
+    ) -> Result<Digest, BuildError> {
+        let (cache, cancel) = (&self.session.cache, &self.session.cancel);
+        let failed = |entry: &Entry, error| self.unread(tree, &entry.path, error);
+        content::digest(tree, entries, appearance, cache, cancel, &failed)
+    }
+
+    /// A file that cannot be read or copied.
+    pub(super) fn unread(&self, tree: &Tree, path: &Path, error: std::io::Error) -> BuildError {
+        if error.kind() == std::io::ErrorKind::Interrupted {
+            return BuildError::Cancelled;
         }
-        Ok(self.run_key(op, keys::BY_CONTENT, &binds))
+        // Only those of a directory that somebody else may write to change by themselves.
+        if tree.remember
+            && content::has_changed(&error)
+            && let Ok(place) = self.place()
+        {
+            return BuildError::Changed {
+                place: Box::new(place),
+                path: path.to_owned(),
+            };
+        }
+        self.unwritten(path, &error)
+    }
+
+    fn unwritten(&self, path: &Path, error: &std::io::Error) -> BuildError {
+        let path = Path::new("/").join(path);
+        self.error(format!(
+            "failed to copy files: {}: {}",
+            path.display(),
+            reason(error)
+        ))
     }
 
     fn in_layers<T>(
@@ -512,12 +600,17 @@ impl Work {
         step_mounts::take_caches(&wanted, &waiting)?.map_err(|message| self.error(message))
     }
 
-    fn carry_out(&self, brought: &[Brought], caches: &Caches) -> Result<Output, BuildError> {
+    fn carry_out(
+        &self,
+        brought: &[Brought],
+        caches: &Caches,
+        sources: &[Option<Vec<DiffId>>],
+    ) -> Result<Output, BuildError> {
         self.session.cancel.check()?;
         let layer = match &self.step()?.op {
             Op::Workdir(op) => self.workdir(op)?,
             Op::Copy(op) => self.copy(op, brought)?,
-            Op::Run(op) => self.run(op, caches)?,
+            Op::Run(op) => self.run(op, caches, sources)?,
             Op::Config => None,
         };
         Ok(Output {
@@ -536,7 +629,7 @@ impl Work {
         write::make_directory(&root, Path::new(&op.path), owner, 0o755)
             .map_err(|e| self.error(format!("cannot make {}: {}", op.path, reason(&e))))?;
         drop(root);
-        ops::settle(store, work)
+        ops::settle(store, &self.session.leavings, work)
     }
 
     fn copy(&self, op: &CopyOp, brought: &[Brought]) -> Result<Option<DiffId>, BuildError> {
@@ -556,19 +649,16 @@ impl Work {
         };
         let destination = PathBuf::from(&op.destination);
         let into = op.destination.ends_with('/') || write::is_directory(&root, &destination);
-        let failed = |(path, error): write::Failure| {
-            if error.kind() == std::io::ErrorKind::Interrupted {
-                return BuildError::Cancelled;
-            }
-            let path = Path::new("/").join(path);
-            self.error(format!(
-                "failed to copy files: {}: {}",
-                path.display(),
-                reason(&error)
-            ))
-        };
         self.with_tree(op, |tree| {
-            let mut entries = self.select(tree, op)?;
+            let taken = self
+                .taken
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            let mut entries = match taken {
+                Some(taken) => taken,
+                None => self.select(tree, op)?,
+            };
             for entry in &mut entries {
                 // The image itself has a directory of that name: single files go into it.
                 if into && entry.named && entry.to.as_os_str().is_empty() {
@@ -579,7 +669,9 @@ impl Work {
                         .unwrap_or_default();
                 }
             }
-            writer.entries(tree, &entries, &destination).map_err(failed)
+            writer
+                .entries(tree, &entries, &destination)
+                .map_err(|(path, error)| self.unread(tree, &path, error))
         })?;
         for remote in brought {
             let tree = Tree {
@@ -599,7 +691,7 @@ impl Work {
             };
             writer
                 .entries(&tree, &entries, &destination)
-                .map_err(failed)?;
+                .map_err(|(path, error)| self.unread(&tree, &path, error))?;
         }
         for (name, content) in &op.inline {
             let target = if into {
@@ -607,10 +699,11 @@ impl Work {
             } else {
                 destination.clone()
             };
+            let failed = |(path, error): write::Failure| self.unwritten(&path, &error);
             writer.inline(&target, content).map_err(failed)?;
         }
         drop(root);
-        ops::settle(&session.store, work)
+        ops::settle(&session.store, &session.leavings, work)
     }
 
     /// Names of `--chown` are the image's, also for a layer that is made without it.
@@ -628,7 +721,12 @@ impl Work {
         found.map_err(|message| self.error(message))
     }
 
-    fn run(&self, op: &RunOp, caches: &Caches) -> Result<Option<DiffId>, BuildError> {
+    fn run(
+        &self,
+        op: &RunOp,
+        caches: &Caches,
+        sources: &[Option<Vec<DiffId>>],
+    ) -> Result<Option<DiffId>, BuildError> {
         let session = &self.session;
         let input = RunInput {
             store: &session.store,
@@ -637,11 +735,15 @@ impl Work {
             layers: &self.turn.layers,
             hosts: &session.hosts,
             cancel: &session.cancel,
-            sources: &self.turn.sources,
-            trees: &|from| session.tree(from),
+            sources,
             secrets: &session.secrets,
             agents: &session.agents,
             limits: &session.limits,
+            mount_points: &session.mount_points,
+            workers: &session.workers,
+            leavings: &session.leavings,
+            files: &session.step_files,
+            more: self.more_to_come(),
             caches,
         };
         let log = |stream, data| {

@@ -71,11 +71,10 @@ pub(super) fn prune(
         builder.prune(all)
     } else {
         let records = builder.usage().map_err(build_error)?;
-        let free = rustix::fs::statvfs(engine.layout().root())
-            .map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+        let free = Disk::of(engine).free;
         let total = records.iter().filter(|r| !r.shared).map(|r| r.size).sum();
         let matching = records.into_iter().filter(|record| {
-            until.is_none_or(|until| record.last_used.saturating_mul(NANOS) < until)
+            until.is_none_or(|until| record.last_used < until)
                 && matches(wanted, record)
                 && flags.iter().all(|(field, wish)| {
                     wish.is_none_or(|wish| {
@@ -95,6 +94,101 @@ pub(super) fn prune(
         caches_deleted: Some(pruned.ids),
         space_reclaimed: Some(i64::try_from(pruned.bytes).unwrap_or(i64::MAX)),
     })
+}
+
+/// How much of the build cache stays by itself, instead of a fraction of the disk.
+const MAX_VARIABLE: &str = "CORTEN_BUILD_CACHE_MAX";
+/// How often the cache is looked through for what is too old, in seconds.
+const DAY: i64 = 24 * 3600;
+/// What no build has used for so long goes, in seconds: as with BuildKit.
+const OLD: i64 = 60 * DAY;
+
+/// The disk that the engine's files are on, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Disk {
+    size: u64,
+    free: u64,
+}
+
+impl Disk {
+    /// One that cannot be asked bounds nothing.
+    fn of(engine: &Engine) -> Self {
+        let asked = rustix::fs::statvfs(engine.layout().root());
+        asked.map_or(
+            Self {
+                size: u64::MAX,
+                free: u64::MAX,
+            },
+            |disk| Self {
+                size: disk.f_blocks.saturating_mul(disk.f_frsize),
+                free: disk.f_bavail.saturating_mul(disk.f_frsize),
+            },
+        )
+    }
+
+    /// What is left to the cache without anybody asking, as BuildKit's default policy has it: a
+    /// tenth of the disk always, six tenths at most, and less where not a fifth is free. `max`: as
+    /// its user wants it.
+    fn policy(self, max: Option<u64>) -> CacheSpace {
+        let max_used = max.unwrap_or(self.size / 10 * 6);
+        CacheSpace {
+            // A bound of nothing would be none.
+            max_used: max_used.max(1),
+            reserved: (self.size / 10).min(max_used),
+            min_free: self.size / 5,
+        }
+    }
+}
+
+/// Collects what the policy does not keep; to be called after each build, when there is rarely
+/// more to do than a query. Blocks.
+pub(super) fn tidy(engine: &Engine) -> Result<()> {
+    let max = match std::env::var(MAX_VARIABLE) {
+        Ok(text) if !text.is_empty() => Some(crate::parse::logs::size(&text).ok_or_else(|| {
+            EngineError::BadParameter(format!("{MAX_VARIABLE}: invalid size: '{text}'"))
+        })?),
+        _ => None,
+    };
+    let (builder, disk) = (engine.builder(BTreeMap::new()), Disk::of(engine));
+    let space = disk.policy(max);
+    let exceeds = |used| space.keep(used, disk.free).is_some_and(|keep| used > keep);
+    let due = builder.tidying_is_due(DAY).map_err(build_error)?;
+    if !due && !exceeds(builder.unshared().map_err(build_error)?) {
+        return Ok(());
+    }
+    if due {
+        builder.forget_files(OLD).map_err(build_error)?;
+    }
+    let records = builder.usage().map_err(build_error)?;
+    let ids = unwanted(records, time::now_nanos() - OLD * NANOS, space, disk.free);
+    if !ids.is_empty() {
+        let pruned = builder.prune_only(false, &ids).map_err(build_error)?;
+        tracing::info!(
+            records = pruned.ids.len(),
+            bytes = pruned.bytes,
+            "build cache collected"
+        );
+    }
+    Ok(())
+}
+
+/// The records that a policy does not keep: those used last before a time, and the least recently
+/// used ones of the rest, as long as they are too much.
+fn unwanted(
+    records: Vec<CacheRecord>,
+    before: i64,
+    space: CacheSpace,
+    free: u64,
+) -> HashSet<String> {
+    let own = records
+        .into_iter()
+        .filter(|record| !record.shared && !record.in_use);
+    let (old, rest): (Vec<_>, Vec<_>) = own.partition(|record| record.last_used < before);
+    let freed: u64 = old.iter().map(|record| record.size).sum();
+    let total = rest.iter().map(|record| record.size).sum();
+    let mut ids = within(rest, space.keep(total, free.saturating_add(freed)), total);
+    ids.extend(old.into_iter().map(|record| record.id));
+    ids
 }
 
 /// The records to be removed: all of them, or the least recently used ones, until no more than
@@ -195,6 +289,42 @@ mod tests {
         ] {
             assert_eq!(bounds.keep(100, 10), keep, "{bounds:?}");
         }
+    }
+
+    #[test]
+    fn a_policy_keeps_what_is_young_and_fits() {
+        let disk = Disk {
+            size: 1000,
+            free: 300,
+        };
+        let space = disk.policy(None);
+        let expected = CacheSpace {
+            reserved: 100,
+            max_used: 600,
+            min_free: 200,
+        };
+        assert_eq!(space, expected);
+        assert_eq!(disk.policy(Some(40)).reserved, 40);
+        assert_eq!(disk.policy(Some(0)).keep(5, 300), Some(1));
+        let mut records = vec![
+            record("ancient", 1, 5),
+            record("old", 400, 20),
+            record("new", 400, 30),
+            record("image", 400, 1),
+            record("used", 400, 1),
+        ];
+        records[3].shared = true;
+        records[4].in_use = true;
+        let gone = |space, free| {
+            let ids = unwanted(records.clone(), 10, space, free);
+            let mut ids: Vec<String> = ids.into_iter().collect();
+            ids.sort();
+            ids
+        };
+        assert_eq!(gone(space, 300), ["ancient", "old"]);
+        assert_eq!(gone(disk.policy(Some(900)), 300), ["ancient"]);
+        assert_eq!(gone(disk.policy(Some(900)), 0), ["ancient", "old"]);
+        assert_eq!(gone(disk.policy(Some(10)), 300), ["ancient", "new", "old"]);
     }
 
     #[test]

@@ -96,8 +96,8 @@ fn build_cache(engine: &Engine) -> Result<(Vec<BuildCache>, i64)> {
             in_use: Some(record.in_use),
             shared: Some(record.shared),
             size: Some(size),
-            created_at: Some(time::rfc3339(record.created.saturating_mul(NANOS))),
-            last_used_at: Some(time::rfc3339(record.last_used.saturating_mul(NANOS))),
+            created_at: Some(time::rfc3339(record.created)),
+            last_used_at: Some(time::rfc3339(record.last_used)),
             usage_count: i64::try_from(record.uses).ok(),
             ..Default::default()
         });

@@ -131,6 +131,14 @@ impl System {
         Ok(self.0.registry()?.login(server, credential).await?)
     }
 
+    /// Removes from the build cache what is too old or too much: after a build.
+    ///
+    /// # Errors
+    /// When the cache cannot be changed.
+    pub async fn tidy_build_cache(&self) -> Result<()> {
+        self.0.blocking(cache_prune::tidy).await
+    }
+
     /// Removes build cache records: unused ones, or all; of those that `filters` select, as
     /// many as `space` asks for.
     ///

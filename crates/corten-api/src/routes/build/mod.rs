@@ -158,6 +158,10 @@ async fn build(
             }
             Some(Ok(_)) | None => Ok(()),
         }
+        // Before the client sees the end, which may be this process's, too.
+        if let Err(error) = engine.system().tidy_build_cache().await {
+            tracing::warn!(%error, "the build cache is not collected");
+        }
     });
     unsent.answer(work, |failed| failure(&failed.0)).await
 }

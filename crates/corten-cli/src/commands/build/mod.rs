@@ -66,6 +66,19 @@ static PRUNE: Command = Command::new("prune", "", "Remove build cache", action!(
         )
         .short('a'),
         PRUNE_FILTER,
+        Flag::bytes(
+            "reserved-space",
+            "Amount of disk space always allowed to keep for cache",
+        ),
+        Flag::bytes("keep-storage", "Amount of disk space to keep for cache").hidden(),
+        Flag::bytes(
+            "max-used-space",
+            "Maximum amount of disk space allowed to keep for cache",
+        ),
+        Flag::bytes(
+            "min-free-space",
+            "Target amount of free disk space after pruning",
+        ),
         NO_PROMPT,
     ]]);
 
@@ -442,20 +455,35 @@ async fn prune(cli: &Cli, flags: Parsed) -> Result {
         "WARNING! This will remove all dangling build cache."
     };
     confirm_or_end(cli, &flags, warning)?;
-    run_prune(cli, flags.on("all"), &flags.list("filter"))
-        .await?
-        .print(cli)
+    let (all, filters) = (flags.on("all"), flags.list("filter"));
+    let mut space: Vec<_> = ["reserved-space", "max-used-space", "min-free-space"]
+        .into_iter()
+        .filter_map(|name| Some((name, flags.bytes(name)?)))
+        .collect();
+    // The name of other times; the new one counts where both are given.
+    if let Some(bytes) = flags.bytes("keep-storage") {
+        space.insert(0, ("keep-storage", bytes));
+    }
+    prune_to(cli, all, &filters, &space).await?.print(cli)
 }
 
 /// Removes build cache.
 pub(crate) async fn run_prune(cli: &Cli, all: bool, filters: &[&str]) -> Result<Pruned> {
-    Ok(cli
-        .client()?
-        .post("/build/prune")
-        .flag("all", all)
-        .filters(filters)
-        .json()
-        .await?)
+    prune_to(cli, all, filters, &[]).await
+}
+
+/// As much of it as bounds of space ask for, by the API's names for them.
+async fn prune_to(
+    cli: &Cli,
+    all: bool,
+    filters: &[&str],
+    space: &[(&'static str, i64)],
+) -> Result<Pruned> {
+    let mut call = cli.client()?.post("/build/prune").flag("all", all);
+    for (name, bytes) in space {
+        call = call.query(name, bytes.to_string());
+    }
+    Ok(call.filters(filters).json().await?)
 }
 
 #[cfg(test)]
