@@ -300,6 +300,15 @@ impl StepFiles {
         let dir = made.insert(store.tmp_dir("steps")?);
         Ok(dir.path().to_owned())
     }
+
+    /// Removes them: there are no more steps.
+    pub(crate) fn end(&self) {
+        let mut made = self
+            .0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        drop(made.take());
+    }
 }
 
 fn files(input: &RunInput<'_>, work: &WorkDir) -> Result<Files, BuildError> {

@@ -126,6 +126,7 @@ impl Session {
     fn undo(&self) {
         self.workers.end();
         self.leavings.end();
+        self.step_files.end();
     }
 
     /// Waits until nobody else, in any process, is at work on a key: a step that several builds
