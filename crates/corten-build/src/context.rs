@@ -7,10 +7,11 @@ use corten_dockerfile::IgnoreRules;
 use corten_store::archive::decompress;
 use corten_store::rooted::RootFd;
 use corten_store::{Store, TmpDir};
+use rustix::fs::FileType;
 
 use crate::cancel::Cancel;
 use crate::error::BuildError;
-use crate::ops::tree::Tree;
+use crate::ops::tree::{Selection, Tree};
 use crate::ops::unpack;
 use crate::request::{Context, DockerfileSource};
 
@@ -176,6 +177,27 @@ impl OpenContext {
             path: self.path.clone(),
             source: Box::new(source),
         }
+    }
+
+    /// When the newest file of an archive was last changed, in seconds since the epoch.
+    pub(crate) fn newest(&self) -> Result<Option<i64>, BuildError> {
+        let (Some(_), Some(dir)) = (&self.unpacked, &self.root) else {
+            return Ok(None);
+        };
+        let root = dir.directory(Path::new("")).map_err(|e| self.failed(e))?;
+        let tree = Tree {
+            root: RootFd::from(root),
+            ignore: IgnoreRules::default(),
+            foreign: true,
+            remember: false,
+        };
+        let files = tree
+            .select(&Selection::of(&String::new(), true))
+            .map_err(|e| self.failed(io::Error::other(e.to_string())))?;
+        let files = files
+            .iter()
+            .filter(|file| file.kind == FileType::RegularFile);
+        Ok(files.map(|file| file.mtime.0).max())
     }
 
     /// The files COPY sees. The directory of an unpacked stream goes with the second value.

@@ -25,15 +25,16 @@ impl FilesOutput {
     }
 }
 
-/// Writes the files of a stack of layers. Blocks.
+/// Writes the files of a stack of layers; all of this time, where there is one. Blocks.
 pub(crate) fn export(
     store: &Store,
     layers: &[DiffId],
     output: &FilesOutput,
+    date: Option<i64>,
     cancel: &Cancel,
 ) -> Result<(), BuildError> {
     match output {
-        FilesOutput::Directory(path) => directory(store, layers, path, cancel),
+        FilesOutput::Directory(path) => directory(store, layers, path, date, cancel),
         FilesOutput::Tar(path) => {
             let file = File::options()
                 .write(true)
@@ -41,14 +42,14 @@ pub(crate) fn export(
                 .truncate(true)
                 .open(path)
                 .map_err(BuildError::io(format!("write {}", path.display())))?;
-            tar(store, layers, file)
+            tar(store, layers, date, file)
         }
         FilesOutput::Stdout => {
             // The descriptor itself: opened by its path, it would lose what is in it already,
             // and a socket cannot be opened at all.
             let stdout = std::io::stdout().as_fd().try_clone_to_owned();
             let stdout = stdout.map_err(BuildError::io("write to standard output"))?;
-            tar(store, layers, File::from(stdout))
+            tar(store, layers, date, File::from(stdout))
         }
     }
 }
@@ -58,6 +59,7 @@ fn directory(
     store: &Store,
     layers: &[DiffId],
     path: &Path,
+    date: Option<i64>,
     cancel: &Cancel,
 ) -> Result<(), BuildError> {
     let failed = |what: &Path| BuildError::io(format!("write {}", what.display()));
@@ -68,7 +70,11 @@ fn directory(
         .select(&Selection::of(&String::new(), true))
         .map_err(|e| BuildError::Internal(format!("the result cannot be read: {e}")))?;
     let root = RootFd::open(path).map_err(failed(path))?;
-    Writer::plain(&root, cancel)
+    let writer = Writer {
+        date,
+        ..Writer::plain(&root, cancel)
+    };
+    writer
         .entries(&tree, &entries, Path::new("/"))
         .map_err(|(below, error)| {
             if error.kind() == std::io::ErrorKind::Interrupted {
@@ -83,13 +89,13 @@ fn directory(
         })
 }
 
-fn tar(store: &Store, layers: &[DiffId], to: File) -> Result<(), BuildError> {
+fn tar(store: &Store, layers: &[DiffId], date: Option<i64>, to: File) -> Result<(), BuildError> {
     let failed = || BuildError::io("write the files of the result");
     let nothing = store.tmp_dir("export")?;
     let upper = nothing.path().join("upper");
     fs::create_dir(&upper).map_err(failed())?;
     let merged = store.layers().mount_merged(layers, &upper)?;
     let mut out = BufWriter::with_capacity(1 << 18, to);
-    merged.write_tar(&mut out)?;
+    merged.write_dated_tar(date, &mut out)?;
     std::io::Write::flush(&mut out).map_err(failed())
 }

@@ -56,6 +56,13 @@ pub(crate) fn workdir(parent: &Digest, op: &WorkdirOp) -> Digest {
     key.finish()
 }
 
+/// The key of a step whose layer has nothing that is later than `last`.
+pub(crate) fn dated(step: &Digest, last: i64) -> Digest {
+    let mut key = KeyBuilder::new("dated");
+    key.add(step.as_str()).add(last.to_le_bytes());
+    key.finish()
+}
+
 /// What else a command can see.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen<'a> {

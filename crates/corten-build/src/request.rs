@@ -61,6 +61,9 @@ pub struct BuildRequest {
     pub limits: StepLimits,
     /// What is to be said of the image beside it.
     pub attest: Attest,
+    /// Whether no file of a layer is to be later than SOURCE_DATE_EPOCH; if nothing is said, it
+    /// is so.
+    pub rewrite_times: Option<bool>,
 }
 
 /// What a name stands for in FROM, COPY and RUN.

@@ -68,6 +68,8 @@ pub(crate) struct RunInput<'a> {
     /// Another step like this one is likely to come after it.
     pub(crate) more: bool,
     pub(crate) caches: &'a Caches,
+    /// Nothing in the layer is later than this, in seconds since the epoch.
+    pub(crate) last: Option<i64>,
 }
 
 /// Runs the command and makes a layer of what it changed. Blocks.
@@ -132,7 +134,7 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
     }
     match outcome {
         Outcome::Ended { code: 0, .. } => {
-            crate::ops::settle(input.store, input.leavings, work).map(Ended::Done)
+            crate::ops::settle(input.store, input.leavings, work, input.last).map(Ended::Done)
         }
         Outcome::Ended { code, oom } => {
             let mut output = output;

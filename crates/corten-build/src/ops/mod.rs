@@ -29,17 +29,19 @@ pub(crate) fn writable(store: &Store, stack: &[DiffId]) -> Result<(WorkDir, Root
     Ok((work, RootFd::from(mount)))
 }
 
-/// Makes a layer of what was written, unless nothing was.
+/// Makes a layer of what was written, unless nothing was. None of it is later than `last`, in
+/// seconds since the epoch.
 pub(crate) fn settle(
     store: &Store,
     leavings: &Leavings,
     work: WorkDir,
+    last: Option<i64>,
 ) -> Result<Option<DiffId>, BuildError> {
     let mut entries = std::fs::read_dir(work.upper())
         .map_err(BuildError::io(format!("read {}", work.upper().display())))?;
     let layer = match entries.next() {
         None => None,
-        Some(_) => Some(store.layers().commit_from(&work)?.diff_id),
+        Some(_) => Some(store.layers().commit_until(&work, last)?.diff_id),
     };
     leavings.leave(work);
     Ok(layer)

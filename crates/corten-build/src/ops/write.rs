@@ -26,6 +26,9 @@ pub(crate) struct Writer<'a> {
     pub(crate) chmod: Option<&'a ModeChange>,
     /// Archives that were named are unpacked.
     pub(crate) unpack: bool,
+    /// What everything is said to be of, instead of each file's own time; in seconds since the
+    /// epoch.
+    pub(crate) date: Option<i64>,
     pub(crate) cancel: &'a Cancel,
 }
 
@@ -126,6 +129,7 @@ impl<'a> Writer<'a> {
             owner: None,
             chmod: None,
             unpack: false,
+            date: None,
             cancel,
         }
     }
@@ -152,7 +156,7 @@ impl<'a> Writer<'a> {
             if entry.kind == FileType::Directory && entry.to.as_os_str().is_empty() {
                 self.destination(&target).map_err(on(&target))?;
                 if !entry.path.as_os_str().is_empty() {
-                    times.push((target, entry.mtime));
+                    times.push((target, self.time_of(entry)));
                 }
                 continue;
             }
@@ -166,7 +170,7 @@ impl<'a> Writer<'a> {
             }
             if entry.kind == FileType::Directory {
                 self.directory(entry, &target).map_err(on(&target))?;
-                times.push((target, entry.mtime));
+                times.push((target, self.time_of(entry)));
                 continue;
             }
             let key = (entry.id.dev, entry.id.ino);
@@ -232,6 +236,10 @@ impl<'a> Writer<'a> {
 
     fn owner_of(&self, entry: &Entry) -> (u32, u32) {
         self.owner.unwrap_or((entry.uid, entry.gid))
+    }
+
+    fn time_of(&self, entry: &Entry) -> (i64, i64) {
+        self.date.map_or(entry.mtime, |date| (date, 0))
     }
 
     fn mode_of(&self, entry: &Entry) -> u32 {
@@ -317,7 +325,7 @@ impl<'a> Writer<'a> {
                 replace(dir, name)?;
                 rustix::fs::symlinkat(&entry.target, dir, name)?;
                 set_owner(dir, name, self.owner_of(entry))?;
-                return set_time(dir, name, entry.mtime);
+                return set_time(dir, name, self.time_of(entry));
             }
             kind @ (FileType::Fifo | FileType::CharacterDevice | FileType::BlockDevice) => {
                 replace(dir, name)?;
@@ -328,7 +336,7 @@ impl<'a> Writer<'a> {
         }
         set_owner(dir, name, self.owner_of(entry))?;
         set_mode(dir, name, self.mode_of(entry))?;
-        set_time(dir, name, entry.mtime)
+        set_time(dir, name, self.time_of(entry))
     }
 
     /// A destination that is a link to a file is followed, inside the image.
@@ -361,9 +369,10 @@ impl<'a> Writer<'a> {
                 rustix::fs::fsetxattr(&file, &key, &value, XattrFlags::empty())?;
             }
         }
+        let (sec, nsec) = self.time_of(entry);
         let time = Timespec {
-            tv_sec: entry.mtime.0,
-            tv_nsec: entry.mtime.1 as _,
+            tv_sec: sec,
+            tv_nsec: nsec as _,
         };
         let times = Timestamps {
             last_access: time,

@@ -4,6 +4,7 @@
 //! operation complete but for the content of files.
 
 mod command;
+pub(crate) mod epoch;
 mod evaluate;
 mod frontend;
 mod mounts;
@@ -42,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) no_cache: Vec<String>,
     /// `--security=insecure` may be used.
     pub(crate) allow_insecure: bool,
+    /// When the context was last changed, in seconds since the epoch, where that is known.
+    pub(crate) context_time: Option<i64>,
 }
 
 /// What a name given by `--build-context` stands for.

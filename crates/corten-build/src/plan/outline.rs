@@ -19,6 +19,8 @@ pub(crate) struct Outline {
     pub(crate) globals: BTreeMap<String, String>,
     /// Of the result.
     pub(crate) platform: Platform,
+    /// SOURCE_DATE_EPOCH, in seconds.
+    pub(crate) epoch: Option<i64>,
     pub(crate) needed: HashSet<usize>,
 }
 
@@ -60,9 +62,13 @@ impl Outline {
             settings,
             stages: Vec::new(),
             platform,
+            epoch: None,
             needed: HashSet::new(),
         };
         outline.global_args(&dockerfile)?;
+        let context_time = outline.settings.context_time;
+        let arguments = &mut outline.settings.build_args;
+        outline.epoch = super::epoch::settle(arguments, &mut outline.globals, context_time)?;
         for stage in &dockerfile.stages {
             let stage = outline.stage(&dockerfile, stage)?;
             outline.stages.push(stage);
@@ -387,7 +393,7 @@ impl Outline {
             .keys()
             .filter(|name| !declared.contains(name.as_str()))
             .filter(|name| !scope::PREDEFINED_PROXY_ARGS.contains(&name.as_str()))
-            .filter(|name| !name.starts_with("BUILDKIT_") && *name != "SOURCE_DATE_EPOCH")
+            .filter(|name| !name.starts_with("BUILDKIT_") && *name != super::epoch::NAME)
             .cloned()
             .collect()
     }

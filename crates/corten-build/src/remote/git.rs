@@ -365,7 +365,16 @@ fn find(list: &str, wanted: &str) -> Option<Resolved> {
     })
 }
 
-/// Checks the commit out below `dir`; where what is wanted of it is. Blocks.
+/// A commit's files.
+#[derive(Debug)]
+pub(crate) struct Checkout {
+    /// Where they are.
+    pub(crate) root: PathBuf,
+    /// When it was committed, in seconds since the epoch.
+    pub(crate) time: Option<i64>,
+}
+
+/// Checks the commit out below `dir`. Blocks.
 pub(crate) fn fetch(
     source: &GitSource,
     resolved: &Resolved,
@@ -373,7 +382,7 @@ pub(crate) fn fetch(
     access: &Access,
     dir: &Path,
     cancel: &Cancel,
-) -> Result<PathBuf, String> {
+) -> Result<Checkout, String> {
     let told = |message: String| format!("failed to load git source {}: {message}", source.shown());
     let checkout = dir.join("checkout");
     std::fs::create_dir(&checkout).map_err(|e| told(e.to_string()))?;
@@ -424,10 +433,17 @@ pub(crate) fn fetch(
         ];
         git.run(&update).map_err(told)?;
     }
+    let shown = git
+        .run(&["show", "-s", "--format=%ct", "HEAD"])
+        .map_err(told)?;
+    let time = shown.trim().parse().ok();
     if !keep_git_dir {
         std::fs::remove_dir_all(checkout.join(".git")).map_err(|e| told(e.to_string()))?;
     }
-    Ok(checkout)
+    Ok(Checkout {
+        root: checkout,
+        time,
+    })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use corten_registry::{Client, RegistriesConfig, RegistryError};
 use sha2::{Digest as _, Sha256};
@@ -17,6 +17,8 @@ pub(crate) struct Downloaded {
     pub(crate) path: PathBuf,
     /// `sha256:…`
     pub(crate) digest: String,
+    /// When it was last changed, as the server says.
+    pub(crate) modified: Option<SystemTime>,
 }
 
 /// What the server, or the way there, has against it. The address is told elsewhere, without
@@ -54,7 +56,11 @@ pub(crate) async fn download(
         let time = found.modified.unwrap_or(UNIX_EPOCH);
         file.set_modified(time).map_err(failed)?;
         let digest = format!("sha256:{}", hex::encode(hasher.finalize()));
-        Ok(Downloaded { path, digest })
+        Ok(Downloaded {
+            path,
+            digest,
+            modified: found.modified,
+        })
     };
     tokio::select! {
         done = transfer => done.map_err(told),

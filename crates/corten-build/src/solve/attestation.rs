@@ -15,9 +15,6 @@ use crate::plan::{BaseImage, CopyFrom, ImageKey, Mounted, Op, Plan, RunOp};
 use crate::remote::masked;
 use crate::request::{BuildRequest, NamedContext, StepNetworkMode};
 
-/// The variable that says when everything was made.
-const EPOCH: &str = "SOURCE_DATE_EPOCH";
-
 /// What a build was asked for.
 pub(super) struct Asked {
     pub(super) attest: Attest,
@@ -33,23 +30,6 @@ pub(super) struct Asked {
 
 /// An image to be stored: its document, layers and names.
 type Stored = (Vec<u8>, Vec<DiffId>, Vec<ImageRef>);
-
-/// The time that a build was told to be of, in nanoseconds.
-pub(super) fn epoch(
-    arguments: &BTreeMap<String, Option<String>>,
-) -> Result<Option<i64>, BuildError> {
-    let Some(Some(text)) = arguments.get(EPOCH) else {
-        return Ok(None);
-    };
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let seconds: Option<i64> = text.parse().ok();
-    let nanos = seconds.and_then(|seconds| seconds.checked_mul(1_000_000_000));
-    nanos
-        .map(Some)
-        .ok_or_else(|| BuildError::Invalid(format!("invalid {EPOCH}: {text}")))
-}
 
 impl Asked {
     /// Of a request.
@@ -205,22 +185,6 @@ fn lent(op: &RunOp, secrets: &mut BTreeMap<String, bool>, agents: &mut BTreeMap<
             Mounted::Secret { id, required, .. } => add(secrets, id, *required),
             Mounted::Ssh { id, required, .. } => add(agents, id, *required),
             _ => {}
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn epochs() {
-        let of = |text: &str| epoch(&[(EPOCH.to_owned(), Some(text.to_owned()))].into());
-        assert_eq!(of("7").unwrap(), Some(7_000_000_000));
-        assert_eq!(of("").unwrap(), None);
-        assert_eq!(epoch(&BTreeMap::new()).unwrap(), None);
-        for bad in ["x", "99999999999999999999", "9223372036854775807"] {
-            assert!(of(bad).is_err(), "{bad}");
         }
     }
 }

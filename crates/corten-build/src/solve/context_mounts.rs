@@ -113,6 +113,6 @@ impl Work {
             .shown(tree, &entries, place)
             .map_err(|(path, error)| self.unread(tree, &path, error))?;
         drop(root);
-        ops::settle(&session.store, &session.leavings, work)
+        ops::settle(&session.store, &session.leavings, work, None)
     }
 }

@@ -35,7 +35,7 @@ use crate::export::{self, StageOutput};
 use crate::ops::leavings::Leavings;
 use crate::ops::tree::Tree;
 use crate::plan::{
-    self, Base, BaseImage, CopyFrom, ImageKey, Named, Outline, Plan, Settings, Source,
+    self, Base, BaseImage, CopyFrom, ImageKey, Named, Outline, Plan, Settings, Source, epoch,
 };
 use crate::portable::{Imported, Record};
 use crate::progress::{BuildEvent, EventSink, LogStream};
@@ -99,6 +99,8 @@ pub(crate) struct Session {
     inline: bool,
     /// SOURCE_DATE_EPOCH, in nanoseconds.
     epoch: Option<i64>,
+    /// Nothing in a layer is later than this, in seconds.
+    last: Option<i64>,
     asked: Asked,
     /// Sources that are elsewhere.
     materials: Mutex<BTreeSet<Material>>,
@@ -296,12 +298,13 @@ fn tell(report: &lint::Report, file: &str, text: &str, events: &EventSink) {
     }
 }
 
-/// Brings a context here that is elsewhere; its files live as long as what is returned.
+/// Brings a context here that is elsewhere; its files live as long as what is returned. Tells
+/// when it was last changed, where that is known, and what it is.
 pub(crate) async fn fetch_context(
     request: &mut BuildRequest,
     store: &Store,
     cancel: &Cancel,
-) -> Result<Option<(TmpDir, Material)>, BuildError> {
+) -> Result<Option<(TmpDir, Option<i64>, Material)>, BuildError> {
     let Context::Remote(url) = &request.context else {
         return Ok(None);
     };
@@ -314,7 +317,7 @@ pub(crate) async fn fetch_context(
     if let Some(source) = came.dockerfile {
         request.dockerfile = source;
     }
-    Ok(Some((came.dir, came.material)))
+    Ok(Some((came.dir, came.time, came.material)))
 }
 
 /// Opens the context and reads the definition.
@@ -337,22 +340,30 @@ async fn begin(
     let vertex = vertex::start(&next_vertex, &events, name, true, None);
     let mut request = request;
     let fetched = fetch_context(&mut request, &parts.store, &cancel).await?;
-    let (fetched, material) = fetched.unzip();
+    let (fetched, time, material) = match fetched {
+        Some((dir, time, material)) => (Some(dir), time, Some(material)),
+        None => (None, None, None),
+    };
     let asked = Asked::of(&mut request, shown, material);
-    let epoch = attestation::epoch(&request.build_args)?;
     let (store, stop, dockerfile) = (
         parts.store.clone(),
         cancel.clone(),
         request.dockerfile.clone(),
     );
     let context = request.context;
+    let arguments = request.build_args.clone();
     let read = blocking(move || {
         let context = OpenContext::open(context, &store, &stop)?;
         let definition = context.dockerfile(&dockerfile)?;
-        Ok((context, definition))
+        let time = match time {
+            None if epoch::asks_for_context(&arguments, &definition.text) => context.newest()?,
+            time => time,
+        };
+        Ok((context, definition, time))
     })
     .await;
-    let settings = Settings {
+    let mut settings = Settings {
+        context_time: None,
         target: request.target,
         build_args: request.build_args,
         labels: request.labels,
@@ -372,8 +383,9 @@ async fn begin(
             })
             .collect(),
     };
-    let parsed = read.and_then(|(context, definition)| {
+    let parsed = read.and_then(|(context, definition, time)| {
         let Definition { name, text } = definition;
+        settings.context_time = time;
         let source = Source::parse(&name, &text).inspect_err(|_| {
             // What was noticed before may be why.
             let report = inquiry::check(&text, &settings, None, &|_, _| None);
@@ -421,6 +433,10 @@ async fn begin(
         named.extend(tree.map(|tree| (name, tree)));
         unpacked.extend(dir);
     }
+    if request.rewrite_times == Some(true) && outline.epoch.is_none() {
+        let message = "rewrite-timestamp is specified, but no SOURCE_DATE_EPOCH was found";
+        warn(&events, message.to_owned());
+    }
     let imported = caches::import(&request.cache_from, parts, &next_vertex, &events).await;
     let parallelism = match parts.sandboxing.parallelism {
         0 => std::thread::available_parallelism().map_or(4, |cores| (2 * cores.get()).max(4)),
@@ -454,7 +470,10 @@ async fn begin(
         touched: Mutex::new(Vec::new()),
         imported,
         solved: Mutex::new(Vec::new()),
-        epoch,
+        epoch: outline.epoch.map(|seconds| seconds * 1_000_000_000),
+        last: outline
+            .epoch
+            .filter(|_| request.rewrite_times.unwrap_or(true)),
         asked,
         materials: Mutex::default(),
         travels: !request.cache_to.is_empty(),
@@ -586,7 +605,8 @@ async fn write_files(
     session.cancel.check()?;
     let (store, cancel) = (session.store.clone(), session.cancel.clone());
     let (layers, wanted) = (output.layers.clone(), wanted.clone());
-    let written = blocking(move || files::export(&store, &layers, &wanted, &cancel)).await;
+    let date = session.epoch.map(|nanos| nanos / 1_000_000_000);
+    let written = blocking(move || files::export(&store, &layers, &wanted, date, &cancel)).await;
     vertex.end(false, written)
 }
 

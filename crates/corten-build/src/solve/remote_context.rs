@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use corten_store::{Store, TmpDir};
 
@@ -10,7 +11,7 @@ use crate::attest::Material;
 use crate::cancel::Cancel;
 use crate::error::BuildError;
 use crate::ops::unpack;
-use crate::remote::git::{self, Access, GitSource};
+use crate::remote::git::{self, Access, Checkout, GitSource};
 use crate::remote::http;
 use crate::remote::{Remote, masked};
 use crate::request::{Context, DockerfileSource, Secret};
@@ -26,6 +27,8 @@ pub(super) struct Fetched {
     /// The URL was of a Dockerfile.
     pub(super) dockerfile: Option<DockerfileSource>,
     pub(super) dir: TmpDir,
+    /// When it was last changed, in seconds since the epoch.
+    pub(super) time: Option<i64>,
     /// What it was, exactly.
     pub(super) material: Material,
 }
@@ -68,8 +71,9 @@ pub(super) async fn fetch(
             let access = Access::new(&source, agents, secrets);
             let shown = source.shown();
             let fetched = move || repository(&source, keep, &access, &place, &stop);
-            let (root, commit) = blocking(fetched).await?;
+            let (Checkout { root, time }, commit) = blocking(fetched).await?;
             Ok(Fetched {
+                time,
                 context: Context::Dir(root),
                 dockerfile: None,
                 dir,
@@ -80,7 +84,11 @@ pub(super) async fn fetch(
             let done = http::download(&url, dir.path(), "context", cancel).await;
             let done = done.map_err(BuildError::Invalid)?;
             let material = Material::file(&masked(url.as_str()), &done.digest);
-            blocking(move || archive(&done.path, dir, material)).await
+            let time = done.modified.and_then(|time| {
+                let since = time.duration_since(UNIX_EPOCH).ok()?;
+                i64::try_from(since.as_secs()).ok()
+            });
+            blocking(move || archive(&done.path, dir, time, material)).await
         }
     }
 }
@@ -91,20 +99,24 @@ fn repository(
     access: &Access,
     dir: &Path,
     cancel: &Cancel,
-) -> Result<(PathBuf, String), BuildError> {
+) -> Result<(Checkout, String), BuildError> {
     let commit = git::resolve(source, access, cancel).map_err(BuildError::Invalid)?;
-    let root =
+    let mut checkout =
         git::fetch(source, &commit, keep, access, dir, cancel).map_err(BuildError::Invalid)?;
     let commit = commit.commit;
     let Some(subdir) = &source.subdir else {
-        return Ok((root, commit));
+        return Ok((checkout, commit));
     };
     // A link in the repository must not lead out of it.
-    let below = root.join(subdir.trim_start_matches('/')).canonicalize();
-    let inside = root.canonicalize();
+    let below = checkout
+        .root
+        .join(subdir.trim_start_matches('/'))
+        .canonicalize();
+    let inside = checkout.root.canonicalize();
     match (below, inside) {
         (Ok(below), Ok(inside)) if below.starts_with(&inside) && below.is_dir() => {
-            Ok((below, commit))
+            checkout.root = below;
+            Ok((checkout, commit))
         }
         _ => Err(BuildError::Invalid(format!(
             "{} has no directory {subdir}",
@@ -114,7 +126,12 @@ fn repository(
 }
 
 /// A tar is the context, anything else a Dockerfile.
-fn archive(path: &Path, dir: TmpDir, material: Material) -> Result<Fetched, BuildError> {
+fn archive(
+    path: &Path,
+    dir: TmpDir,
+    time: Option<i64>,
+    material: Material,
+) -> Result<Fetched, BuildError> {
     let failed = || BuildError::io("read the context");
     let file = std::fs::File::open(path).map_err(failed())?;
     if let Some(plain) = unpack::open(file).map_err(failed())? {
@@ -122,6 +139,7 @@ fn archive(path: &Path, dir: TmpDir, material: Material) -> Result<Fetched, Buil
             context: Context::Tar(plain),
             dockerfile: None,
             dir,
+            time,
             material,
         });
     }
@@ -135,6 +153,7 @@ fn archive(path: &Path, dir: TmpDir, material: Material) -> Result<Fetched, Buil
         context: Context::Empty,
         dockerfile: Some(DockerfileSource::Inline(text)),
         dir,
+        time,
         material,
     })
 }

@@ -144,7 +144,11 @@ impl Session {
                 })
                 .await?;
                 match fetched {
-                    Ok(root) => (dir, root, source.subdir.clone().unwrap_or_default()),
+                    Ok(checkout) => (
+                        dir,
+                        checkout.root,
+                        source.subdir.clone().unwrap_or_default(),
+                    ),
                     Err(message) => return Ok(Err(message)),
                 }
             }

@@ -314,13 +314,8 @@ impl Work {
                 };
                 let source = keys::state(source);
                 let remotes = self.remote_keys();
-                Ok(Some(keys::copy(
-                    &parent,
-                    op,
-                    keys::FROM_STATE,
-                    &source,
-                    &remotes,
-                )))
+                let key = keys::copy(&parent, op, keys::FROM_STATE, &source, &remotes);
+                Ok(Some(self.dated(key)))
             }
             Op::Run(op) => {
                 let mut binds = Vec::new();
@@ -348,6 +343,14 @@ impl Work {
         self.turn.sources.first()?.as_deref()
     }
 
+    /// A key as of the time that layers are said to be of.
+    fn dated(&self, key: Digest) -> Digest {
+        match self.session.last {
+            Some(last) => keys::dated(&key, last),
+            None => key,
+        }
+    }
+
     fn run_key(&self, op: &RunOp, kind: &str, binds: &[Digest]) -> Digest {
         let parent = keys::state(&self.turn.layers);
         let platform = self.turn.plan.platform.to_string();
@@ -367,14 +370,14 @@ impl Work {
             limits: &self.session.limits,
             caches: &caches,
         };
-        keys::run(&parent, op, seen, (kind, binds))
+        self.dated(keys::run(&parent, op, seen, (kind, binds)))
     }
 
     /// The key of a step that reads no files of others.
     fn key(&self) -> Result<Option<Digest>, BuildError> {
         let parent = keys::state(&self.turn.layers);
         Ok(match &self.step()?.op {
-            Op::Workdir(op) => Some(keys::workdir(&parent, op)),
+            Op::Workdir(op) => Some(self.dated(keys::workdir(&parent, op))),
             Op::Run(op)
                 if !op
                     .mounts
@@ -421,7 +424,8 @@ impl Work {
             Ok(digest)
         })?;
         let remotes = self.remote_keys();
-        Ok(keys::copy(&parent, op, keys::BY_CONTENT, &digest, &remotes))
+        let key = keys::copy(&parent, op, keys::BY_CONTENT, &digest, &remotes);
+        Ok(self.dated(key))
     }
 
     /// The key of a RUN, by what its bind mounts show.
@@ -629,7 +633,7 @@ impl Work {
         write::make_directory(&root, Path::new(&op.path), owner, 0o755)
             .map_err(|e| self.error(format!("cannot make {}: {}", op.path, reason(&e))))?;
         drop(root);
-        ops::settle(store, &self.session.leavings, work)
+        ops::settle(store, &self.session.leavings, work, self.session.last)
     }
 
     fn copy(&self, op: &CopyOp, brought: &[Brought]) -> Result<Option<DiffId>, BuildError> {
@@ -645,6 +649,7 @@ impl Work {
             owner,
             chmod: op.chmod.as_ref(),
             unpack: op.unpack,
+            date: None,
             cancel: &session.cancel,
         };
         let destination = PathBuf::from(&op.destination);
@@ -703,7 +708,7 @@ impl Work {
             writer.inline(&target, content).map_err(failed)?;
         }
         drop(root);
-        ops::settle(&session.store, &session.leavings, work)
+        ops::settle(&session.store, &session.leavings, work, session.last)
     }
 
     /// Names of `--chown` are the image's, also for a layer that is made without it.
@@ -745,6 +750,7 @@ impl Work {
             files: &session.step_files,
             more: self.more_to_come(),
             caches,
+            last: session.last,
         };
         let log = |stream, data| {
             (session.events)(BuildEvent::Log {

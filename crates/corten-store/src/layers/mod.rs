@@ -40,6 +40,7 @@ use driver::{Driver, Forms, Lower};
 use mount::{ImageKey, ImageMount};
 use pending::Pending;
 use rows::believed;
+use tar_write::Dates;
 
 use crate::blobs::Blobs;
 use crate::condemned::{self, Kind};
@@ -332,16 +333,17 @@ impl Layers {
     /// # Errors
     /// The changes cannot be read, or the store cannot be written.
     pub fn commit(&self, work: WorkDir) -> Result<LayerInfo, StoreError> {
-        self.commit_from(&work)
+        self.commit_until(&work, None)
     }
 
-    /// As [`commit`](Self::commit); what is left of the step's directories goes when `work` is
-    /// dropped, which may take the longest: some file systems wait for the disk then.
+    /// As [`commit`](Self::commit); what was changed later than `last`, in seconds since the
+    /// epoch, is said to have been changed then. What is left of the step's directories goes when
+    /// `work` is dropped, which may take the longest: some file systems wait for the disk then.
     ///
     /// # Errors
     /// As [`commit`](Self::commit).
-    pub fn commit_from(&self, work: &WorkDir) -> Result<LayerInfo, StoreError> {
-        let (diff_id, size) = hash(work.upper())?;
+    pub fn commit_until(&self, work: &WorkDir, last: Option<i64>) -> Result<LayerInfo, StoreError> {
+        let (diff_id, size) = hash(work.upper(), last.map_or(Dates::Own, Dates::Until))?;
         let info = LayerInfo { diff_id, size };
         let _lock = self.lock(&info.diff_id)?;
         if let Some(present) = self.info(&info.diff_id)? {
@@ -525,6 +527,22 @@ impl Merged {
             .map(drop)
             .map_err(at("read", &self.upper))
     }
+
+    /// As [`write_tar`](Self::write_tar), of what nothing changes meanwhile. With a `date`, in
+    /// seconds since the epoch, every entry is said to be of then.
+    ///
+    /// # Errors
+    /// It cannot be read, or `out` fails.
+    pub fn write_dated_tar(
+        &self,
+        date: Option<i64>,
+        mut out: impl Write,
+    ) -> Result<(), StoreError> {
+        let dates = date.map_or(Dates::Own, Dates::At);
+        tar_write::write_dated(self.root.as_fd(), dates, &mut out)
+            .map(drop)
+            .map_err(at("read", &self.upper))
+    }
 }
 
 /// Images that stay mounted.
@@ -547,10 +565,11 @@ pub(crate) fn make_root(path: &Path) -> Result<(), StoreError> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).map_err(at("chmod", path))
 }
 
-fn hash(upper: &Path) -> Result<(DiffId, u64), StoreError> {
+fn hash(upper: &Path, dates: Dates) -> Result<(DiffId, u64), StoreError> {
     let dir = File::open(upper).map_err(at("open", upper))?;
     let mut digester = io::BufWriter::with_capacity(1 << 16, Digester::sha256());
-    let size = tar_write::write(dir.as_fd(), &mut digester).map_err(at("read", upper))?;
+    let size = tar_write::write_dated(dir.as_fd(), dates, &mut digester);
+    let size = size.map_err(at("read", upper))?;
     let digester = digester
         .into_inner()
         .map_err(|e| at("hash", upper)(e.into_error()))?;

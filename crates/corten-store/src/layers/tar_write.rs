@@ -13,14 +13,35 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
 
 use super::walk::{open_directory, walk};
 use super::{tar_header, xattr};
 
+/// When the entries are said to have been changed. Times are in seconds since the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dates {
+    /// As the files say.
+    Own,
+    /// As the files say, but none later than this. Later files are given this time themselves,
+    /// so that their tar is the same whenever it is written.
+    Until(i64),
+    /// All this.
+    At(i64),
+}
+
 /// Writes the tar of everything under `dir` and tells how many bytes of file content it has.
 pub(super) fn write(dir: BorrowedFd<'_>, out: &mut impl Write) -> io::Result<u64> {
-    whole(dir, &[], false, out)
+    write_dated(dir, Dates::Own, out)
+}
+
+/// As [`write`], with these times.
+pub(super) fn write_dated(
+    dir: BorrowedFd<'_>,
+    dates: Dates,
+    out: &mut impl Write,
+) -> io::Result<u64> {
+    whole(dir, &[], false, dates, out)
 }
 
 /// As [`write`], of a directory that may change meanwhile: what has vanished is left out, and
@@ -31,13 +52,14 @@ pub(super) fn write_living(
     left_out: &[PathBuf],
     out: &mut impl Write,
 ) -> io::Result<u64> {
-    whole(dir, left_out, true, out)
+    whole(dir, left_out, true, Dates::Own, out)
 }
 
 fn whole(
     dir: BorrowedFd<'_>,
     left_out: &[PathBuf],
     living: bool,
+    dates: Dates,
     out: &mut impl Write,
 ) -> io::Result<u64> {
     let mut writer = Writer {
@@ -46,6 +68,7 @@ fn whole(
         content: 0,
         left_out,
         living,
+        dates,
     };
     writer.tree(dir)?;
     tar_header::end(writer.out)?;
@@ -60,6 +83,7 @@ struct Writer<'a> {
     left_out: &'a [PathBuf],
     /// The directory may change while it is read.
     living: bool,
+    dates: Dates,
 }
 
 impl Writer<'_> {
@@ -84,11 +108,12 @@ impl Writer<'_> {
         name: &OsStr,
         path: &mut Vec<u8>,
     ) -> io::Result<Option<OwnedFd>> {
-        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let mut stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
             return tar_header::whiteout(self.out, path, name.len()).map(|()| None);
         }
+        self.date(dir, name, &mut stat)?;
         let xattrs = xattr::list(dir, name)?;
         let mut entry = described(&stat);
         if kind != FileType::Directory && stat.st_nlink > 1 {
@@ -130,6 +155,28 @@ impl Writer<'_> {
             tar_header::opaque(self.out, path)?;
         }
         open_directory(dir, name).map(Some)
+    }
+
+    /// Settles when a file was changed.
+    fn date(&self, dir: BorrowedFd<'_>, name: &OsStr, stat: &mut Stat) -> io::Result<()> {
+        let date = match self.dates {
+            Dates::Own => return Ok(()),
+            Dates::At(date) => date,
+            Dates::Until(last) if (stat.st_mtime, stat.st_mtime_nsec) <= (last, 0) => {
+                return Ok(());
+            }
+            Dates::Until(last) => {
+                let time = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
+                let times = Timestamps {
+                    last_access: time(0, UTIME_OMIT),
+                    last_modification: time(last, 0),
+                };
+                rustix::fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)?;
+                last
+            }
+        };
+        (stat.st_mtime, stat.st_mtime_nsec) = (date, 0);
+        Ok(())
     }
 
     fn file(

@@ -145,6 +145,7 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
                 request.limits.cgroup_parent = Some(parent.to_owned());
             }
             "attest" if !value.is_empty() => request.attest = json(name, value)?,
+            "rewritetimestamp" => request.rewrite_times = Some(truthy(value)),
             "noimage" => request.no_image = truthy(value),
             "insecure" => request.allow_insecure = truthy(value),
             "extrahosts" => {

@@ -114,6 +114,11 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
     if !ours {
         refuse_foreign(&parsed)?;
     }
+    if !ours && outputs.rewrite().is_some() {
+        return Err(CliError::message(
+            "--output rewrite-timestamp: this engine has the classic builder only",
+        ));
+    }
     let attest = Attest::of(&parsed, &outputs)?;
     if !ours && !attest.is_empty() {
         return Err(CliError::message(
@@ -129,6 +134,10 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
         .query_opt(
             "attest",
             (!attest.is_empty()).then(|| serde_json::json!(attest).to_string()),
+        )
+        .query_opt(
+            "rewritetimestamp",
+            outputs.rewrite().map(|on| if on { "1" } else { "0" }),
         )
         .flag("q", quiet && !ours)
         .header("X-Registry-Config", registry_config(cli)?);

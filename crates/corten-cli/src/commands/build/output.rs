@@ -31,16 +31,27 @@ pub(super) enum Output {
 
 /// All outputs of a build.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Outputs(Vec<Output>);
+pub(super) struct Outputs {
+    list: Vec<Output>,
+    /// `rewrite-timestamp`: whether files of layers are dated back to SOURCE_DATE_EPOCH.
+    rewrite: Option<bool>,
+}
 
 impl Outputs {
     /// What the flags ask for.
     pub(super) fn of(flags: &Parsed, here: &Path) -> Result<Self> {
-        let mut outputs = flags
-            .list("output")
-            .into_iter()
-            .map(|text| parse(text, here))
-            .collect::<Result<Vec<_>>>()?;
+        let (mut outputs, mut rewrite) = (Vec::new(), None);
+        for text in flags.list("output") {
+            let (output, wish) = parse(text, here)?;
+            if wish.is_some() && rewrite.is_some() && wish != rewrite {
+                return Err(CliError::message(
+                    "--output: rewrite-timestamp must be the same for all outputs: they have the \
+                     same layers",
+                ));
+            }
+            rewrite = wish.or(rewrite);
+            outputs.push(output);
+        }
         if flags.on("push") {
             if flags.on("load") && outputs.is_empty() {
                 return Err(CliError::message(
@@ -58,15 +69,18 @@ impl Outputs {
                 }),
             }
         }
-        let outputs = Self(outputs);
+        let outputs = Self {
+            list: outputs,
+            rewrite,
+        };
         let to_stdout =
             |output: &&Output| matches!(output, Output::Tar(None) | Output::Archive(None));
-        if outputs.0.iter().filter(to_stdout).count() > 1 {
+        if outputs.list.iter().filter(to_stdout).count() > 1 {
             return Err(CliError::message(
                 "--output: only one of them can go to standard output",
             ));
         }
-        if outputs.0.iter().any(|output| to_stdout(&output)) && term::stdout_is_terminal() {
+        if outputs.list.iter().any(|output| to_stdout(&output)) && term::stdout_is_terminal() {
             return Err(CliError::message(
                 "dest file is required for this exporter. refusing to write to console",
             ));
@@ -77,12 +91,17 @@ impl Outputs {
     /// Whether there is to be an image.
     pub(super) fn image(&self) -> bool {
         let files = |output: &Output| matches!(output, Output::Directory(_) | Output::Tar(_));
-        self.0.is_empty() || !self.0.iter().all(files)
+        self.list.is_empty() || !self.list.iter().all(files)
+    }
+
+    /// Whether files of layers are to be dated back, if it is said.
+    pub(super) fn rewrite(&self) -> Option<bool> {
+        self.rewrite
     }
 
     /// Further names of the image.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.0
+        self.list
             .iter()
             .filter_map(|output| match output {
                 Output::Image { names, .. } => Some(names.iter().map(String::as_str)),
@@ -93,7 +112,7 @@ impl Outputs {
 
     /// Outputs of files, as the engine is told of them.
     pub(super) fn files(&self) -> Vec<(&'static str, PathBuf)> {
-        self.0
+        self.list
             .iter()
             .filter_map(|output| match output {
                 Output::Directory(path) => Some(("directory", path.clone())),
@@ -113,7 +132,7 @@ impl Outputs {
         tags: &[String],
     ) -> Result<Option<String>> {
         let mut digest = None;
-        for output in &self.0 {
+        for output in &self.list {
             match output {
                 Output::Image { push: true, .. } => {
                     if tags.is_empty() {
@@ -159,19 +178,29 @@ async fn push(cli: &Cli, tag: &str) -> Result<Option<String>> {
     Ok(digest.map(str::to_owned))
 }
 
-fn parse(text: &str, here: &Path) -> Result<Output> {
+/// An output, and what it says of times.
+fn parse(text: &str, here: &Path) -> Result<(Output, Option<bool>)> {
     let wrong = |why: String| {
         CliError::message(format!(
             "invalid argument \"{text}\" for \"-o, --output\" flag: {why}"
         ))
     };
     if !text.contains('=') {
-        return Ok(match text {
+        let output = match text {
             "-" => Output::Tar(None),
             "" => return Err(wrong("it names no directory".to_owned())),
             directory => Output::Directory(here.join(directory)),
-        });
+        };
+        return Ok((output, None));
     }
+    let truth = |key: &str, value: &str| match value {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(wrong(format!(
+            "{value:?} of {key} is neither true nor false"
+        ))),
+    };
+    let mut rewrite = None;
     let (mut kind, mut dest, mut names, mut push) = (None, None, Vec::new(), false);
     for field in fields(text) {
         let Some((key, value)) = field.split_once('=') else {
@@ -181,15 +210,8 @@ fn parse(text: &str, here: &Path) -> Result<Output> {
             "type" => kind = Some(value.to_owned()),
             "dest" => dest = Some(value.to_owned()),
             "name" => names.extend(value.split(',').map(str::to_owned)),
-            "push" => match value {
-                "true" | "1" => push = true,
-                "false" | "0" => push = false,
-                _ => {
-                    return Err(wrong(format!(
-                        "{value:?} of push is neither true nor false"
-                    )));
-                }
-            },
+            "push" => push = truth("push", value)?,
+            "rewrite-timestamp" => rewrite = Some(truth("rewrite-timestamp", value)?),
             // These say what is so here anyway.
             "tar" | "oci-mediatypes" | "unpack" | "store" if matches!(value, "true" | "1") => {}
             "context" if value == "default" => {}
@@ -205,22 +227,35 @@ fn parse(text: &str, here: &Path) -> Result<Output> {
         None => Ok(()),
         Some(_) => Err(wrong(format!("dest is not supported by type {kind}"))),
     };
-    match kind.as_str() {
+    if rewrite.is_some() && matches!(kind.as_str(), "local" | "tar") {
+        return Err(wrong(format!(
+            "rewrite-timestamp is not supported by type {kind}: its files are always of \
+             SOURCE_DATE_EPOCH"
+        )));
+    }
+    let output = match kind.as_str() {
         "local" => match dest {
             Some(dest) if dest == "-" => {
-                Err(wrong("dest cannot be stdout for local exporter".to_owned()))
+                return Err(wrong("dest cannot be stdout for local exporter".to_owned()));
             }
-            Some(dest) => Ok(Output::Directory(here.join(dest))),
-            None => Err(wrong("dest is required for local exporter".to_owned())),
+            Some(dest) => Output::Directory(here.join(dest)),
+            None => return Err(wrong("dest is required for local exporter".to_owned())),
         },
-        "tar" => Ok(Output::Tar(file(dest))),
-        "oci" => Ok(Output::Archive(file(dest))),
-        "docker" if dest.is_some() => Ok(Output::Archive(file(dest))),
-        "docker" => Ok(Output::Image { names, push: false }),
-        "image" => no_dest(dest).map(|()| Output::Image { names, push }),
-        "registry" => no_dest(dest).map(|()| Output::Image { names, push: true }),
-        other => Err(wrong(format!("exporter {other:?} could not be found"))),
-    }
+        "tar" => Output::Tar(file(dest)),
+        "oci" => Output::Archive(file(dest)),
+        "docker" if dest.is_some() => Output::Archive(file(dest)),
+        "docker" => Output::Image { names, push: false },
+        "image" => {
+            no_dest(dest)?;
+            Output::Image { names, push }
+        }
+        "registry" => {
+            no_dest(dest)?;
+            Output::Image { names, push: true }
+        }
+        other => return Err(wrong(format!("exporter {other:?} could not be found"))),
+    };
+    Ok((output, rewrite))
 }
 
 /// Comma-separated; a field in double quotes may contain commas.
@@ -246,7 +281,8 @@ mod tests {
     use super::*;
 
     fn one(text: &str) -> std::result::Result<Output, String> {
-        parse(text, Path::new("/here")).map_err(|e| e.to_string())
+        let parsed = parse(text, Path::new("/here")).map_err(|e| e.to_string());
+        parsed.map(|(output, _)| output)
     }
 
     #[test]
@@ -293,6 +329,14 @@ mod tests {
             ("type=image,store=false", "store=false is not supported"),
             ("type=docker,context=far", "context=far is not supported"),
             ("type=image,push=yes", "\"yes\" of push is neither"),
+            (
+                "type=image,rewrite-timestamp=x",
+                "\"x\" of rewrite-timestamp is neither",
+            ),
+            (
+                "type=tar,rewrite-timestamp=false",
+                "not supported by type tar",
+            ),
             ("type=image,dest=x", "dest is not supported by type image"),
         ] {
             assert!(one(text).unwrap_err().contains(why), "{text}");
@@ -301,7 +345,10 @@ mod tests {
 
     #[test]
     fn files_alone_make_no_image() {
-        let outputs = |list: &[&str]| Outputs(list.iter().map(|t| one(t).unwrap()).collect());
+        let outputs = |list: &[&str]| Outputs {
+            list: list.iter().map(|t| one(t).unwrap()).collect(),
+            rewrite: None,
+        };
         assert!(outputs(&[]).image());
         assert!(!outputs(&["out", "-"]).image());
         assert!(outputs(&["out", "type=image,name=x"]).image());
