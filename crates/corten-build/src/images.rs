@@ -54,6 +54,12 @@ async fn find_or_pull(
     key: &ImageKey,
     vertex: u32,
 ) -> Result<BaseImage, Failure> {
+    if let Some(layout) = session.layouts.get(&key.image) {
+        let (store, layout, key) = (session.store.clone(), layout.clone(), key.clone());
+        let image = move || Ok(layout.image(&store, &key.platform, &key.image.to_string()));
+        let image = session.blocking(image).await?;
+        return image.map_err(|message| Failure::Image(message.into()));
+    }
     let mut other_platform = None;
     if !session.pull {
         let (here, wanted) = (session.clone(), key.clone());

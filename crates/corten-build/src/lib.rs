@@ -27,6 +27,7 @@ mod files;
 mod images;
 mod inquiry;
 mod keys;
+mod layout;
 mod mount_points;
 mod ops;
 mod plan;

@@ -69,10 +69,20 @@ pub struct BuildRequest {
 /// What a name stands for in FROM, COPY and RUN.
 #[derive(Debug)]
 pub enum NamedContext {
-    /// These files.
+    /// These files. A repository or a URL is only fetched when something needs it; of a URL
+    /// the one file is called `context`, as with BuildKit, and never unpacked.
     Files(Context),
     /// This image.
     Image(ImageRef),
+    /// An image of an OCI layout in a directory of this machine.
+    Layout {
+        /// The directory.
+        dir: PathBuf,
+        /// The image's name in its index; `latest`, or the only one, when absent.
+        tag: Option<String>,
+        /// The digest of its manifest or index.
+        digest: Option<Digest>,
+    },
 }
 
 /// A cache to be read.

@@ -56,7 +56,7 @@ fn document<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
 }
 
 /// A blob's file; only a digest is ever made a path.
-pub(super) fn place(dir: &Path, digest: &str) -> Option<PathBuf> {
+pub(crate) fn place(dir: &Path, digest: &str) -> Option<PathBuf> {
     let digest: Digest = digest.parse().ok()?;
     let (algorithm, hex) = digest.as_str().split_once(':')?;
     Some(dir.join("blobs").join(algorithm).join(hex))

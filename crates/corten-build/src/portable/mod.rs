@@ -7,7 +7,7 @@
 //! is believed: it is unpacked and must be what the record says before the record counts. That a
 //! step came out as this layer is believed.
 
-mod directory;
+pub(crate) mod directory;
 pub(crate) mod inline;
 mod registry;
 

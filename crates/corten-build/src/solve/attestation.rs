@@ -13,7 +13,7 @@ use crate::error::BuildError;
 use crate::export;
 use crate::plan::{BaseImage, CopyFrom, ImageKey, Mounted, Op, Plan, RunOp};
 use crate::remote::masked;
-use crate::request::{BuildRequest, NamedContext, StepNetworkMode};
+use crate::request::{BuildRequest, Context, NamedContext, StepNetworkMode};
 
 /// What a build was asked for.
 pub(super) struct Asked {
@@ -60,7 +60,12 @@ impl Asked {
         for (name, context) in &request.contexts {
             let value = match context {
                 NamedContext::Image(image) => format!("docker-image://{image}"),
+                NamedContext::Files(Context::Remote(url)) => url.clone(),
                 NamedContext::Files(_) => format!("local:{name}"),
+                NamedContext::Layout { digest, .. } => match digest {
+                    Some(digest) => format!("oci-layout://{name}@{digest}"),
+                    None => format!("oci-layout://{name}"),
+                },
             };
             add(format!("context:{name}"), &value);
         }

@@ -7,6 +7,7 @@
 mod attestation;
 mod caches;
 pub(crate) mod context_mounts;
+mod named;
 mod remote_context;
 mod remotes;
 mod stage;
@@ -16,7 +17,7 @@ mod vertex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use corten_dockerfile::lint;
@@ -32,21 +33,23 @@ use crate::cancel::Cancel;
 use crate::context::{Definition, OpenContext};
 use crate::error::BuildError;
 use crate::export::{self, StageOutput};
+use crate::layout::Layout;
 use crate::ops::leavings::Leavings;
 use crate::ops::tree::Tree;
 use crate::plan::{
-    self, Base, BaseImage, CopyFrom, ImageKey, Named, Outline, Plan, Settings, Source, epoch,
+    self, Base, BaseImage, CopyFrom, ImageKey, Outline, Plan, Settings, Source, epoch,
 };
 use crate::portable::{Imported, Record};
 use crate::progress::{BuildEvent, EventSink, LogStream};
 use crate::request::{
     BuildRequest, CacheExport, CacheTarget, Context, DockerfileSource, FilesOutput, ImageSource,
-    NamedContext, Sandboxing, Secret, StepLimits,
+    Sandboxing, Secret, StepLimits,
 };
 use crate::run::StepFiles;
 use crate::workers::Workers;
 use crate::{files, inquiry, mount_points};
 use attestation::Asked;
+use named::Contexts;
 
 /// How soon, and how rarely in the end, to look whether another build has finished a step.
 const FIRST_LOOK: Duration = Duration::from_millis(2);
@@ -80,6 +83,12 @@ pub(crate) struct Session {
     limits: StepLimits,
     context: Option<Tree>,
     named: HashMap<String, Tree>,
+    /// Named contexts that were elsewhere, once they are here.
+    fetched: OnceLock<HashMap<String, Tree>>,
+    /// And their URLs.
+    remote_contexts: BTreeMap<String, String>,
+    /// Images of layouts, by what they are called here.
+    pub(crate) layouts: HashMap<ImageRef, Layout>,
     next_vertex: Arc<AtomicU32>,
     permits: Semaphore,
     mount_points: mount_points::Made,
@@ -119,7 +128,10 @@ impl Session {
     fn tree(&self, from: &CopyFrom) -> Option<&Tree> {
         match from {
             CopyFrom::Context => self.context.as_ref(),
-            CopyFrom::Named(name) => self.named.get(name),
+            CopyFrom::Named(name) => {
+                let fetched = || self.fetched.get()?.get(name);
+                self.named.get(name).or_else(fetched)
+            }
             CopyFrom::Stage(_) | CopyFrom::Image(_) => None,
         }
     }
@@ -231,6 +243,7 @@ async fn carry_out(
             .internal("[internal] load build context".to_owned())
             .end(false, Ok::<_, BuildError>(()))?;
     }
+    let _contexts = session.fetch_named(&plan).await?;
     let images = Arc::new(images);
     let output = stages(session, &plan, &images).await?;
     // There are no more steps: what is still to be undone is undone beside what follows.
@@ -350,7 +363,7 @@ async fn begin(
         cancel.clone(),
         request.dockerfile.clone(),
     );
-    let context = request.context;
+    let (context, contexts) = (request.context, request.contexts);
     let arguments = request.build_args.clone();
     let read = blocking(move || {
         let context = OpenContext::open(context, &store, &stop)?;
@@ -359,7 +372,8 @@ async fn begin(
             None if epoch::asks_for_context(&arguments, &definition.text) => context.newest()?,
             time => time,
         };
-        Ok((context, definition, time))
+        let contexts = Contexts::open(contexts, &store, &stop)?;
+        Ok((context, definition, time, contexts))
     })
     .await;
     let mut settings = Settings {
@@ -371,29 +385,20 @@ async fn begin(
         network: request.network,
         no_cache: request.no_cache_stages,
         allow_insecure: request.allow_insecure,
-        contexts: request
-            .contexts
-            .iter()
-            .map(|(name, context)| {
-                let named = match context {
-                    NamedContext::Files(_) => Named::Files,
-                    NamedContext::Image(image) => Named::Image(image.clone()),
-                };
-                (name.clone(), named)
-            })
-            .collect(),
+        contexts: BTreeMap::new(),
     };
-    let parsed = read.and_then(|(context, definition, time)| {
+    let parsed = read.and_then(|(context, definition, time, mut contexts)| {
         let Definition { name, text } = definition;
         settings.context_time = time;
+        settings.contexts = std::mem::take(&mut contexts.meanings);
         let source = Source::parse(&name, &text).inspect_err(|_| {
             // What was noticed before may be why.
             let report = inquiry::check(&text, &settings, None, &|_, _| None);
             tell(&report, &name, &text, &events);
         })?;
-        Ok((context, Outline::new(source, settings)?))
+        Ok((context, Outline::new(source, settings)?, contexts))
     });
-    let (context, outline) = vertex.end(false, parsed)?;
+    let (context, outline, mut contexts) = vertex.end(false, parsed)?;
     let vertex = vertex::start(
         &next_vertex,
         &events,
@@ -409,30 +414,7 @@ async fn begin(
     .await;
     let (tree, unpacked) = vertex.end(false, read)?;
     let mut unpacked: Vec<TmpDir> = unpacked.into_iter().chain(fetched).collect();
-    let mut named = HashMap::new();
-    for (name, context) in request.contexts {
-        let NamedContext::Files(context) = context else {
-            continue;
-        };
-        let vertex = vertex::start(
-            &next_vertex,
-            &events,
-            format!("[context {name}] load .dockerignore"),
-            true,
-            None,
-        );
-        let (store, stop) = (parts.store.clone(), cancel.clone());
-        let opened = blocking(move || {
-            let context = OpenContext::open(context, &store, &stop)?;
-            let alone = DockerfileSource::Inline(String::new());
-            let (_, rules) = context.ignore(&alone)?;
-            Ok(context.into_tree(rules))
-        })
-        .await;
-        let (tree, dir) = vertex.end(false, opened)?;
-        named.extend(tree.map(|tree| (name, tree)));
-        unpacked.extend(dir);
-    }
+    unpacked.append(&mut contexts.dirs);
     if request.rewrite_times == Some(true) && outline.epoch.is_none() {
         let message = "rewrite-timestamp is specified, but no SOURCE_DATE_EPOCH was found";
         warn(&events, message.to_owned());
@@ -459,7 +441,10 @@ async fn begin(
         agents: request.agents,
         limits: request.limits,
         context: tree,
-        named,
+        named: contexts.trees,
+        fetched: OnceLock::new(),
+        remote_contexts: contexts.remotes,
+        layouts: contexts.layouts,
         next_vertex,
         permits: Semaphore::new(parallelism),
         mount_points: mount_points::Made::default(),
@@ -626,6 +611,8 @@ async fn finish(
     let unchanged = match &stage.base {
         Base::Image(key) if plain && stage.steps.is_empty() => images
             .get(key)
+            // An image of a layout has its layers here, but is none of the store's.
+            .filter(|_| !session.layouts.contains_key(&key.image))
             .filter(|image| image.document.config == stage.config)
             .map(|image| image.id.clone()),
         _ => None,

@@ -33,14 +33,45 @@ pub(super) struct Fetched {
     pub(super) material: Material,
 }
 
-/// Brings a context here.
-pub(super) async fn fetch(
+/// What came of a named context.
+pub(super) struct FetchedFiles {
+    pub(super) root: PathBuf,
+    pub(super) dir: TmpDir,
+    pub(super) material: Material,
+}
+
+/// Brings a named context here. Of a URL it is one file, `context`, as with BuildKit.
+pub(super) async fn fetch_named(
     url: &str,
-    keep_git_dir: bool,
-    (agents, secrets): (&BTreeMap<String, PathBuf>, &BTreeMap<String, Secret>),
+    lent: (&BTreeMap<String, PathBuf>, &BTreeMap<String, Secret>),
     store: &Store,
     cancel: &Cancel,
-) -> Result<Fetched, BuildError> {
+) -> Result<FetchedFiles, BuildError> {
+    if let Remote::Http(file) = remote(url)? {
+        let dir = store.tmp_dir("context")?;
+        let done = http::download(&file, dir.path(), "context", cancel).await;
+        let done = done.map_err(BuildError::Invalid)?;
+        return Ok(FetchedFiles {
+            root: dir.path().to_owned(),
+            dir,
+            material: Material::file(&masked(file.as_str()), &done.digest),
+        });
+    }
+    let came = fetch(url, false, lent, store, cancel).await?;
+    match came.context {
+        Context::Dir(root) => Ok(FetchedFiles {
+            root,
+            dir: came.dir,
+            material: came.material,
+        }),
+        _ => Err(BuildError::Internal(
+            "a repository without files".to_owned(),
+        )),
+    }
+}
+
+/// Reads what names a context that is elsewhere.
+fn remote(url: &str) -> Result<Remote, BuildError> {
     // As with Docker, this means the repository.
     let whole = match url.strip_prefix("github.com/") {
         Some(path) => {
@@ -55,14 +86,25 @@ pub(super) async fn fetch(
         }
         None => url.to_owned(),
     };
-    let remote = Remote::parse(&whole)
+    Remote::parse(&whole)
         .ok_or_else(|| {
             BuildError::Invalid(format!(
                 "{} is no context: neither a repository nor a URL",
                 masked(url)
             ))
         })?
-        .map_err(BuildError::Invalid)?;
+        .map_err(BuildError::Invalid)
+}
+
+/// Brings a context here.
+pub(super) async fn fetch(
+    url: &str,
+    keep_git_dir: bool,
+    (agents, secrets): (&BTreeMap<String, PathBuf>, &BTreeMap<String, Secret>),
+    store: &Store,
+    cancel: &Cancel,
+) -> Result<Fetched, BuildError> {
+    let remote = remote(url)?;
     let dir = store.tmp_dir("context")?;
     match remote {
         Remote::Git(source) => {

@@ -224,6 +224,13 @@ fn agents(parts: &http::request::Parts) -> Result<BTreeMap<String, PathBuf>, Api
 enum Named {
     Directory(PathBuf),
     Image(String),
+    /// A repository or a file that is elsewhere.
+    Url(String),
+    Layout {
+        dir: PathBuf,
+        tag: Option<String>,
+        digest: Option<Digest>,
+    },
 }
 
 fn contexts(parts: &http::request::Parts) -> Result<BTreeMap<String, NamedContext>, ApiError> {
@@ -244,6 +251,11 @@ fn contexts(parts: &http::request::Parts) -> Result<BTreeMap<String, NamedContex
                 Named::Directory(path) => {
                     in_process(parts, CONTEXTS, "a directory")?;
                     NamedContext::Files(Context::Dir(path))
+                }
+                Named::Url(url) => NamedContext::Files(Context::Remote(url)),
+                Named::Layout { dir, tag, digest } => {
+                    in_process(parts, CONTEXTS, "a directory")?;
+                    NamedContext::Layout { dir, tag, digest }
                 }
             };
             Ok((name, context))

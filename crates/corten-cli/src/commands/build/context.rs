@@ -160,7 +160,7 @@ fn is_archive(start: &[u8]) -> bool {
         || (start.len() == BLOCK && start.iter().all(|byte| *byte == 0))
 }
 
-fn is_url(text: &str) -> bool {
+pub(super) fn is_url(text: &str) -> bool {
     [
         "http://",
         "https://",

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use corten_oci::Digest;
 use serde::Serialize;
 
+use super::context::is_url;
 use crate::error::{CliError, Result, reason};
 
 /// What a name stands for, as the engine is told.
@@ -15,6 +17,21 @@ pub(super) enum Named {
     Directory(PathBuf),
     /// An image.
     Image(String),
+    /// A repository, or a file of a URL.
+    Url(String),
+    /// An image of an OCI layout of this machine.
+    Layout {
+        dir: PathBuf,
+        tag: Option<String>,
+        digest: Option<Digest>,
+    },
+}
+
+impl Named {
+    /// Whether it is of this machine.
+    pub(super) fn is_here(&self) -> bool {
+        matches!(self, Self::Directory(_) | Self::Layout { .. })
+    }
 }
 
 /// Reads the flags.
@@ -44,9 +61,16 @@ fn one(value: &str, here: &Path) -> std::result::Result<Named, String> {
             .map_err(|error: corten_oci::ReferenceError| error.to_string())?;
         return Ok(Named::Image(image.or_latest().to_string()));
     }
+    if let Some(layout) = value.strip_prefix("oci-layout://") {
+        return self::layout(layout, here);
+    }
+    if is_url(value) {
+        return Ok(Named::Url(value.to_owned()));
+    }
     if let Some((scheme, _)) = value.split_once("://") {
         return Err(format!(
-            "contexts of {scheme}:// are not supported: give a directory or docker-image://NAME"
+            "contexts of {scheme}:// are not supported: give a directory, docker-image://NAME, \
+             oci-layout://DIRECTORY[:TAG|@DIGEST], a repository or a URL"
         ));
     }
     let path = here.join(value);
@@ -57,6 +81,33 @@ fn one(value: &str, here: &Path) -> std::result::Result<Named, String> {
     } else {
         Err(format!("{} is not a directory", path.display()))
     }
+}
+
+/// `DIRECTORY[:TAG][@DIGEST]`
+fn layout(text: &str, here: &Path) -> std::result::Result<Named, String> {
+    let (place, digest) = match text.rsplit_once('@') {
+        Some((place, digest)) => {
+            let digest: Digest = digest
+                .parse()
+                .map_err(|error: corten_oci::DigestError| error.to_string())?;
+            (place, Some(digest))
+        }
+        None => (text, None),
+    };
+    let (place, tag) = match place.rsplit_once(':') {
+        Some((place, tag)) if !tag.contains('/') => (place, Some(tag.to_owned())),
+        _ => (place, None),
+    };
+    let path = here.join(place);
+    let dir = std::fs::canonicalize(&path)
+        .map_err(|error| format!("{}: {}", path.display(), reason(&error)))?;
+    if !dir.join("index.json").is_file() {
+        return Err(format!(
+            "{} is no OCI layout: it has no index.json",
+            dir.display()
+        ));
+    }
+    Ok(Named::Layout { dir, tag, digest })
 }
 
 #[cfg(test)]
@@ -75,16 +126,37 @@ mod tests {
             found["b"],
             Named::Image("docker.io/library/alpine:latest".into())
         );
+        std::fs::write(here.join("d/index.json"), "").unwrap();
+        let zeros = format!("sha256:{}", "0".repeat(64));
+        let with_digest = format!("d=oci-layout://d:1.2@{zeros}");
+        let flags = [
+            "a=https://h/r.git#main:d",
+            "b=git@h:r",
+            "c=oci-layout://d:edge",
+            &with_digest,
+        ];
+        let found = named(&flags, &here).unwrap();
+        assert_eq!(found["a"], Named::Url("https://h/r.git#main:d".into()));
+        assert_eq!(found["b"], Named::Url("git@h:r".into()));
+        let layout = |tag: &str, digest: Option<&str>| Named::Layout {
+            dir: here.join("d"),
+            tag: Some(tag.to_owned()),
+            digest: digest.map(|text| text.parse().unwrap()),
+        };
+        assert_eq!(found["c"], layout("edge", None));
+        assert_eq!(found["d"], layout("1.2", Some(&zeros)));
+        std::fs::remove_file(here.join("d/index.json")).unwrap();
         for (flag, why) in [
             ("a", "expected key=value"),
             ("=d", "expected key=value"),
             ("a=f", "is not a directory"),
             ("a=none", "no such file or directory"),
             ("a=docker-image://UPPER", "must be lowercase"),
-            (
-                "a=oci-layout://x",
-                "contexts of oci-layout:// are not supported",
-            ),
+            ("a=oci-layout://none:x", "no such file or directory"),
+            ("a=oci-layout://d", "is no OCI layout"),
+            ("a=oci-layout://d@sha256:1", "invalid"),
+            ("a=target:x", "no such file or directory"),
+            ("a=input://x", "contexts of input:// are not supported"),
         ] {
             let error = named(&[flag], &here).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");

@@ -29,7 +29,7 @@ pub(super) const FLAGS: &[Flag] = &[
     .typed("list", env::check),
     Flag::list(
         "build-context",
-        "Additional build context: \"NAME=DIRECTORY\" or \"NAME=docker-image://IMAGE\"",
+        "Additional build context: \"NAME=DIRECTORY|URL|docker-image://IMAGE|oci-layout://DIRECTORY\"",
     ),
     Flag::text(
         "call",

@@ -311,8 +311,7 @@ fn named<'c>(
         call = call.query("t", name);
     }
     let contexts = contexts::named(&flags.list("build-context"), here)?;
-    let directory = |context: &Named| matches!(context, Named::Directory(_));
-    if !in_process && contexts.values().any(directory) {
+    if !in_process && contexts.values().any(Named::is_here) {
         return Err(CliError::message(
             "--build-context: an engine in another process cannot read the directory",
         ));
