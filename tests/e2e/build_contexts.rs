@@ -92,7 +92,8 @@ COPY --from=whole / /whole/
     let again = engine.run(&args);
     assert_eq!(again.stderr.matches("CACHED").count(), 7, "{again:?}");
     let missing = format!("repo={url}/none.git");
-    let missing = engine.fails(1, ["build", "--build-context", &missing, path(&context)]);
+    let small = engine.context("missing", &[("Dockerfile", "FROM repo\n")]);
+    let missing = engine.fails(1, ["build", "--build-context", &missing, path(&small)]);
     assert!(missing.contains("failed to load git source"), "{missing}");
     engine.assert_clean();
 }
