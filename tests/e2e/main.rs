@@ -15,6 +15,7 @@ mod build_dates;
 mod build_graph;
 mod build_mounts;
 mod build_outputs;
+mod build_platforms;
 mod containers;
 mod crash;
 mod dockerfiles;

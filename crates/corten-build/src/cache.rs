@@ -4,6 +4,8 @@
 //! keeps the layer from being collected. It is believed only as long as the store has the
 //! layer, so nothing that happens to the store can make it lie.
 
+mod foreign;
+
 use std::collections::HashSet;
 
 use corten_db::{Database, Durability, Schema};
@@ -17,7 +19,7 @@ use crate::file_index;
 /// The build cache's tables.
 pub const SCHEMA: Schema = Schema {
     name: "corten-build",
-    migrations: &[V1, file_index::V2],
+    migrations: &[V1, file_index::V2, V3],
 };
 
 const V1: &str = "
@@ -41,6 +43,17 @@ CREATE TABLE build_file (
     ctime  INTEGER NOT NULL,
     digest BLOB NOT NULL,
     PRIMARY KEY (dev, ino)
+) STRICT, WITHOUT ROWID;
+";
+
+/// What names of images stand for on other platforms than the host's: such images have no names
+/// in the store.
+const V3: &str = "
+CREATE TABLE build_base (
+    name     TEXT NOT NULL,
+    platform TEXT NOT NULL,
+    image    TEXT NOT NULL,
+    PRIMARY KEY (name, platform)
 ) STRICT, WITHOUT ROWID;
 ";
 

@@ -86,9 +86,6 @@ pub enum BuildError {
         #[source]
         source: BoxError,
     },
-    /// The platform asked for is not the host's.
-    #[error("cannot build for platform {0}: this host cannot execute it")]
-    Platform(String),
     /// A base image cannot be had.
     #[error("{name}: failed to resolve source metadata for {image}: {source}")]
     Image {

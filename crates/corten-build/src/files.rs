@@ -5,7 +5,7 @@ use std::io::BufWriter;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use corten_oci::DiffId;
+use corten_oci::{DiffId, Platform};
 use corten_store::rooted::RootFd;
 use corten_store::{Store, Upper};
 
@@ -16,6 +16,21 @@ use crate::ops::write::Writer;
 use crate::request::FilesOutput;
 
 impl FilesOutput {
+    /// Whether it is one file.
+    pub(crate) fn is_tar(&self) -> bool {
+        !matches!(self, Self::Directory(_))
+    }
+
+    /// Where the files of one platform of several go: `linux_arm64`, as with BuildKit.
+    pub(crate) fn of(&self, platform: Option<&Platform>) -> Self {
+        match (self, platform) {
+            (Self::Directory(path), Some(platform)) => {
+                Self::Directory(path.join(platform.to_string().replace('/', "_")))
+            }
+            _ => self.clone(),
+        }
+    }
+
     /// What the step is called.
     pub(crate) fn shown(&self) -> &'static str {
         match self {

@@ -73,6 +73,15 @@ async fn find_or_pull(
             }
             other_platform = Some(have);
         }
+        if is_foreign(&key.platform) {
+            let (here, wanted) = (session.clone(), key.clone());
+            let known = session
+                .blocking(move || look_foreign(&here, &wanted))
+                .await?;
+            if let Some(image) = known {
+                return base(&key.image, image).map_err(Failure::Build);
+            }
+        }
     }
     let events = session.events.clone();
     let sink = Arc::new(move |progress: PullProgress| {
@@ -99,11 +108,34 @@ async fn find_or_pull(
             return Err(Failure::Image(message.into()));
         }
     };
-    let store = session.store.clone();
+    let (here, wanted) = (session.clone(), key.clone());
     let image = session
-        .blocking(move || Ok(store.images().get(&id)?))
+        .blocking(move || {
+            if is_foreign(&wanted.platform) {
+                let noted = &here.cache;
+                noted.note_foreign_base(&wanted.image, &wanted.platform, &id)?;
+            }
+            Ok(here.store.images().get(&id)?)
+        })
         .await?;
     base(&key.image, image).map_err(Failure::Build)
+}
+
+/// Whether images of a platform have no names here.
+fn is_foreign(platform: &Platform) -> bool {
+    !Platform::host().satisfies(platform)
+}
+
+/// An image of another platform that was pulled before, whole.
+fn look_foreign(session: &Session, key: &ImageKey) -> Result<Option<Image>, BuildError> {
+    let Some(id) = session.cache.foreign_base(&key.image, &key.platform)? else {
+        return Ok(None);
+    };
+    match session.store.images().get(&id) {
+        Ok(image) => whole(&session.store, image),
+        Err(StoreError::NoSuchImage(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// An image that is here, whole.
@@ -116,7 +148,10 @@ pub(crate) fn look(store: &Store, name: &ImageRef) -> Result<Option<Image>, Buil
     let Some(id) = id else {
         return Ok(None);
     };
-    let image = images.get(&id)?;
+    whole(store, images.get(&id)?)
+}
+
+fn whole(store: &Store, image: Image) -> Result<Option<Image>, BuildError> {
     for layer in &image.layers {
         if !store.layers().has(layer)? {
             return Ok(None); // damaged: a pull brings it back

@@ -73,7 +73,7 @@ pub(crate) fn answer(
     let definition = context.dockerfile(&source)?;
     let (_, ignore) = context.ignore(&source)?;
     let host = Platform::host();
-    let platform = request.platform.unwrap_or_else(|| host.clone());
+    let platform = request.platforms.first().unwrap_or(&host).clone();
     let images = |name: &str, platform: &Platform| here(store, name, platform);
     let settings = lint::Settings {
         build_args: given(&request.build_args),

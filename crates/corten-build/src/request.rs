@@ -39,8 +39,9 @@ pub struct BuildRequest {
     pub no_cache_stages: Vec<String>,
     /// Ask the registry for newer base images even if there is one here.
     pub pull: bool,
-    /// Platform of the result; the host's when absent. Only platforms the host can execute.
-    pub platform: Option<Platform>,
+    /// Platforms of the result; the host's when there are none. Of several the result is an index
+    /// of images. Steps that run programs of a platform need a kernel that can execute them.
+    pub platforms: Vec<Platform>,
     /// Network of RUN steps that do not say themselves.
     pub network: StepNetworkMode,
     /// `--add-host`: name and address, for RUN steps.
@@ -321,7 +322,8 @@ pub struct CachedBlob {
 /// What a build wants of registries: images that are not here, and caches. The engine
 /// implements it over corten-registry, with its client's credentials.
 pub trait ImageSource: Send + Sync {
-    /// Pulls an image into the store, tags it there, and tells its id (of the config).
+    /// Pulls an image into the store and tells its id (of the config). It is tagged there, unless
+    /// it is of another platform than the host's.
     fn pull<'a>(
         &'a self,
         image: &'a ImageRef,

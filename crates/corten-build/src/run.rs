@@ -41,7 +41,12 @@ pub(crate) enum Ended {
     /// With this layer.
     Done(Option<DiffId>),
     /// With a failure: its status and the end of its output.
-    Failed { code: i64, output: String },
+    Failed {
+        code: i64,
+        output: String,
+        /// The program itself said so.
+        ran: bool,
+    },
     /// It was never started.
     NotStarted(String),
     /// What it asks for is not there.
@@ -144,6 +149,7 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
             Ok(Ended::Failed {
                 code: i64::from(code),
                 output,
+                ran: true,
             })
         }
         Outcome::Failed {
@@ -152,6 +158,7 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
         } => Ok(Ended::Failed {
             code: i64::from(code),
             output: format!("{output}{message}\n"),
+            ran: false,
         }),
         Outcome::Failed {
             message,

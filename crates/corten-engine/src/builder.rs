@@ -171,6 +171,15 @@ impl ImageSource for Registries {
     ) -> PullFuture<'a> {
         Box::pin(async move {
             let credential = self.credential(image);
+            if !Platform::host().satisfies(platform) {
+                // Names go on standing for what runs here.
+                let (client, store) = (self.engine.registry()?, self.engine.store());
+                let told = Told(progress);
+                let pulled = client
+                    .pull_unnamed(store, image, platform, credential, &told)
+                    .await?;
+                return Ok(pulled.id);
+            }
             let pulled = self
                 .engine
                 .images()

@@ -14,7 +14,7 @@ use crate::endpoint::{Endpoint, Trust};
 use crate::error::RegistryError;
 use crate::http::{Connections, Host, Scope, Target, connect};
 use crate::progress::Progress;
-use crate::pull::{self, Pulled};
+use crate::pull::{self, Naming, Pulled};
 use crate::push::{self, Pushed};
 use crate::refetch;
 use crate::remote::Remote;
@@ -188,9 +188,26 @@ impl Client {
         progress: &dyn Progress,
     ) -> Result<Pulled, RegistryError> {
         let sources = self.hosts(image.domain(), credential)?;
-        let pulled = pull::pull(&sources, store, image, platform, progress).await?;
+        let pulled = pull::pull(&sources, store, image, platform, Naming::Names, progress).await?;
         pull::summarise(progress, image, pulled.up_to_date);
         Ok(pulled)
+    }
+
+    /// As [`pull`](Self::pull), but no name comes to stand for the image: those that are here
+    /// stay with the images they have.
+    ///
+    /// # Errors
+    /// As [`pull`](Self::pull).
+    pub async fn pull_unnamed(
+        &self,
+        store: &Store,
+        image: &ImageRef,
+        platform: &Platform,
+        credential: Option<&Credential>,
+        progress: &dyn Progress,
+    ) -> Result<Pulled, RegistryError> {
+        let sources = self.hosts(image.domain(), credential)?;
+        pull::pull(&sources, store, image, platform, Naming::None, progress).await
     }
 
     /// Pulls every tag of a repository into a store, one after the other.
@@ -222,7 +239,8 @@ impl Client {
                 reason: format!("its list of tags has {tag:?}: {error}"),
             };
             let image = repository.with_tag(&tag).map_err(invalid)?;
-            let pulled = pull::pull(&sources, store, &image, platform, progress).await?;
+            let pulled =
+                pull::pull(&sources, store, &image, platform, Naming::Names, progress).await?;
             up_to_date &= pulled.up_to_date;
         }
         pull::summarise(progress, repository, up_to_date);

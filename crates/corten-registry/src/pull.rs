@@ -33,6 +33,13 @@ pub struct Pulled {
     pub up_to_date: bool,
 }
 
+/// Whether the image is given the name it was asked for by, and that of its digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Naming {
+    Names,
+    None,
+}
+
 /// The part of a config that a pull needs (image-spec, "config").
 #[derive(Deserialize)]
 pub(crate) struct Config {
@@ -51,6 +58,7 @@ pub(crate) async fn pull(
     store: &Store,
     image: &ImageRef,
     platform: &Platform,
+    naming: Naming,
     progress: &dyn Progress,
 ) -> Result<Pulled, RegistryError> {
     let swept = store.clone();
@@ -60,7 +68,7 @@ pub(crate) async fn pull(
         swept.leases().acquire()
     });
     let lease = TaskLease::from(lease.await?);
-    let pulled = from_any(sources, store, image, platform, progress).await;
+    let pulled = from_any(sources, store, image, platform, naming, progress).await;
     lease.end().await;
     pulled
 }
@@ -70,6 +78,7 @@ async fn from_any(
     store: &Store,
     image: &ImageRef,
     platform: &Platform,
+    naming: Naming,
     progress: &dyn Progress,
 ) -> Result<Pulled, RegistryError> {
     let mut last = None;
@@ -82,8 +91,10 @@ async fn from_any(
         }
         let outcome = match &pinned {
             Some(Err(_)) if !host.endpoint().resolve => continue,
-            Some(Ok(digest)) => from(host, store, image, Some(digest), platform, progress).await,
-            _ => from(host, store, image, None, platform, progress).await,
+            Some(Ok(digest)) => {
+                from(host, store, image, Some(digest), platform, naming, progress).await
+            }
+            _ => from(host, store, image, None, platform, naming, progress).await,
         };
         match outcome {
             Ok(pulled) => {
@@ -135,6 +146,7 @@ async fn from(
     image: &ImageRef,
     pinned: Option<&Digest>,
     platform: &Platform,
+    naming: Naming,
     progress: &dyn Progress,
 ) -> Result<Pulled, RegistryError> {
     let resolved = manifest::resolve(host, image, pinned, platform).await?;
@@ -169,9 +181,12 @@ async fn from(
     let (store, image) = (store.clone(), image.clone());
     let stored = blocking(move || {
         let manifest = store.blobs().put_bytes(&resolved.bytes)?;
-        let mut names = vec![image.with_digest(resolved.top)];
-        if image.digest().is_none() {
-            names.push(image);
+        let mut names = Vec::new();
+        if naming == Naming::Names {
+            names.push(image.with_digest(resolved.top));
+            if image.digest().is_none() {
+                names.push(image);
+            }
         }
         let manifest = (&manifest, resolved.media_type.as_str());
         store

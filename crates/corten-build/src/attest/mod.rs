@@ -51,30 +51,8 @@ pub(crate) fn make(
     annotations: &[Annotation],
     claims: &[Claim],
 ) -> Result<Made, BuildError> {
-    let of = |kind: AnnotationKind| -> BTreeMap<&str, &str> {
-        let mut found = BTreeMap::new();
-        for annotation in annotations.iter().filter(|a| a.kind == kind) {
-            found.insert(annotation.key.as_str(), annotation.value.as_str());
-        }
-        found
-    };
-    let mut layers = Vec::new();
-    for layer in subject.layers {
-        layers.push(described(&store.layers().compress(layer)?));
-    }
-    let config = store.blobs().put_bytes(subject.document)?;
-    let mut manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": media_type::OCI_MANIFEST,
-        "config": {
-            "mediaType": media_type::OCI_CONFIG,
-            "digest": config.as_str(),
-            "size": subject.document.len(),
-        },
-        "layers": layers,
-    });
-    annotate(&mut manifest, &of(AnnotationKind::Manifest));
-    let mut listed = put(store, &manifest, media_type::OCI_MANIFEST)?;
+    let of = |kind: AnnotationKind| chosen(annotations, kind, subject.platform);
+    let (mut listed, _) = manifest(store, subject, annotations)?;
     let mut made = Made {
         manifest: Some((listed.digest, media_type::OCI_MANIFEST.to_owned())),
         ..Made::default()
@@ -87,14 +65,112 @@ pub(crate) fn make(
     listed.descriptor["platform"] = platform(subject.platform);
     let statement = about(store, subject, &listed.descriptor, claims, &mut made)?;
     annotate(&mut listed.descriptor, &own);
+    let listed = vec![listed.descriptor, statement];
+    finish(store, listed, annotations, subject.platform, made)
+}
+
+/// Makes the manifests and the index of one image for several platforms. In the store it is the
+/// image of the platform with that number, to which the others are attached. Blocks.
+pub(crate) fn make_several(
+    store: &Store,
+    images: &[(Subject<'_>, Vec<Claim>)],
+    own: usize,
+    annotations: &[Annotation],
+) -> Result<Made, BuildError> {
+    let mut made = Made::default();
+    let (mut listed, mut statements) = (Vec::new(), Vec::new());
+    for (number, (subject, claims)) in images.iter().enumerate() {
+        let (mut stored, blobs) = manifest(store, subject, annotations)?;
+        stored.descriptor["platform"] = platform(subject.platform);
+        if !claims.is_empty() {
+            let statement = about(store, subject, &stored.descriptor, claims, &mut made)?;
+            statements.push(statement);
+        }
+        let kind = AnnotationKind::ManifestDescriptor;
+        let words = chosen(annotations, kind, subject.platform);
+        annotate(&mut stored.descriptor, &words);
+        listed.push(stored.descriptor);
+        if number == own {
+            made.manifest = Some((stored.digest, media_type::OCI_MANIFEST.to_owned()));
+        } else {
+            made.attached.extend(blobs);
+            made.attached.push(stored.digest);
+        }
+    }
+    // As BuildKit has them: images first.
+    listed.append(&mut statements);
+    let Some((first, _)) = images.first() else {
+        return Ok(made);
+    };
+    finish(store, listed, annotations, first.platform, made)
+}
+
+/// The annotations of a document of a platform.
+fn chosen<'a>(
+    annotations: &'a [Annotation],
+    kind: AnnotationKind,
+    platform: &Platform,
+) -> BTreeMap<&'a str, &'a str> {
+    let platform = platform.to_string();
+    annotations
+        .iter()
+        .filter(|a| a.kind == kind && a.platform.as_ref().is_none_or(|of| *of == platform))
+        .map(|a| (a.key.as_str(), a.value.as_str()))
+        .collect()
+}
+
+/// Stores an image's manifest and config; tells all that the manifest lists.
+fn manifest(
+    store: &Store,
+    subject: &Subject<'_>,
+    annotations: &[Annotation],
+) -> Result<(Stored, Vec<Digest>), BuildError> {
+    let (mut layers, mut blobs) = (Vec::new(), Vec::new());
+    for layer in subject.layers {
+        let blob = store.layers().compress(layer)?;
+        layers.push(described(&blob));
+        blobs.push(blob.digest);
+    }
+    let config = store.blobs().put_bytes(subject.document)?;
+    let mut manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_MANIFEST,
+        "config": {
+            "mediaType": media_type::OCI_CONFIG,
+            "digest": config.as_str(),
+            "size": subject.document.len(),
+        },
+        "layers": layers,
+    });
+    blobs.push(config);
+    let words = chosen(annotations, AnnotationKind::Manifest, subject.platform);
+    annotate(&mut manifest, &words);
+    Ok((put(store, &manifest, media_type::OCI_MANIFEST)?, blobs))
+}
+
+/// Stores the index.
+fn finish(
+    store: &Store,
+    listed: Vec<Value>,
+    annotations: &[Annotation],
+    platform: &Platform,
+    mut made: Made,
+) -> Result<Made, BuildError> {
     let mut index = json!({
         "schemaVersion": 2,
         "mediaType": media_type::OCI_INDEX,
-        "manifests": [listed.descriptor, statement],
+        "manifests": listed,
     });
-    annotate(&mut index, &of(AnnotationKind::Index));
+    annotate(
+        &mut index,
+        &chosen(annotations, AnnotationKind::Index, platform),
+    );
     made.index = Some(put(store, &index, media_type::OCI_INDEX)?.digest);
-    made.annotations = text(&of(AnnotationKind::IndexDescriptor))?;
+    made.annotations = text(&chosen(
+        annotations,
+        AnnotationKind::IndexDescriptor,
+        platform,
+    ))?;
     Ok(made)
 }
 

@@ -66,7 +66,7 @@ impl Material {
 }
 
 /// What is known of a build.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
     /// The Dockerfile's name and text.
     pub(crate) dockerfile: (String, String),

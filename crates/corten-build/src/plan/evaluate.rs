@@ -38,6 +38,7 @@ pub(crate) fn evaluate(
     let mut plan = Plan {
         stages: Vec::new(),
         target: outline.target,
+        number: 0,
         platform: outline.stages[outline.target].platform.clone(),
         warnings: Vec::new(),
         needs_context: false,
@@ -80,6 +81,7 @@ pub(crate) fn evaluate(
         }
         plan.stages.push(Some(StagePlan {
             base: outline.stages[index].base.clone(),
+            platform: outline.stages[index].platform.clone(),
             from,
             steps,
             config,
@@ -115,6 +117,21 @@ fn files(name: &str, span: Span) -> Step {
         }),
         history: Some(format!("FROM context {name}")),
     }
+}
+
+/// For which platform a stage is, where that is not plain: `linux/amd64->arm64 ` of one that runs
+/// programs of another platform than the result's.
+fn platform_prefix(outline: &Outline, index: usize) -> String {
+    if !outline.settings.several {
+        return String::new();
+    }
+    let (own, target) = (&outline.stages[index].platform, &outline.platform);
+    if own == target {
+        return format!("{own} ");
+    }
+    let os = format!("{}/", own.os);
+    let target = target.to_string();
+    format!("{own}->{} ", target.strip_prefix(&os).unwrap_or(&target))
 }
 
 struct Numbers {
@@ -265,7 +282,8 @@ impl<'a> Stage<'a> {
         *number += 1;
         let width = 1 + total.checked_ilog10().unwrap_or(0) as usize;
         let space = if name.is_empty() { "" } else { " " };
-        format!("[{name}{space}{number:>width$}/{total}] {text}")
+        let platform = platform_prefix(self.outline, self.index);
+        format!("[{platform}{name}{space}{number:>width$}/{total}] {text}")
     }
 
     fn begin(&mut self, images: &HashMap<ImageKey, BaseImage>, numbers: &mut Numbers) -> FromStep {

@@ -36,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) build_args: BTreeMap<String, Option<String>>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) platform: Option<Platform>,
+    /// The image is made for several platforms: steps say for which they are.
+    pub(crate) several: bool,
     pub(crate) network: StepNetworkMode,
     /// `--build-context`
     pub(crate) contexts: BTreeMap<String, Named>,
@@ -139,16 +141,56 @@ pub(crate) struct Plan {
     /// By number of the stage; `None`: not needed.
     pub(crate) stages: Vec<Option<StagePlan>>,
     pub(crate) target: usize,
+    /// Its place among the plans of a build for several platforms.
+    pub(crate) number: usize,
+    /// Of the result.
     pub(crate) platform: Platform,
     /// Messages for the user that the build checks have not.
     pub(crate) warnings: Vec<String>,
     pub(crate) needs_context: bool,
 }
 
+impl Plan {
+    /// Counts the steps of all plans of a build together, for those who tell of one after the
+    /// other.
+    pub(crate) fn count_together(plans: &mut [Self]) {
+        let counts: Vec<u32> = plans
+            .iter_mut()
+            .map(|plan| {
+                plan.instructions()
+                    .map(|step| step.steps)
+                    .max()
+                    .unwrap_or(0)
+            })
+            .collect();
+        let total = counts.iter().sum();
+        let mut before = 0;
+        for (plan, count) in plans.iter_mut().zip(counts) {
+            for instruction in plan.instructions() {
+                instruction.step += before;
+                instruction.steps = total;
+            }
+            before += count;
+        }
+    }
+
+    fn instructions(&mut self) -> impl Iterator<Item = &mut Instruction> {
+        self.stages.iter_mut().flatten().flat_map(|stage| {
+            let steps = stage
+                .steps
+                .iter_mut()
+                .filter_map(|step| step.instruction.as_mut());
+            std::iter::once(&mut stage.from.instruction).chain(steps)
+        })
+    }
+}
+
 /// One stage.
 #[derive(Debug)]
 pub(crate) struct StagePlan {
     pub(crate) base: Base,
+    /// Whose programs its steps run.
+    pub(crate) platform: Platform,
     pub(crate) from: FromStep,
     pub(crate) steps: Vec<Step>,
     /// The configuration after the last instruction.

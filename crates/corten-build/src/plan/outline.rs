@@ -52,9 +52,6 @@ impl Outline {
         }
         let host = Platform::host();
         let platform = settings.platform.clone().unwrap_or_else(|| host.clone());
-        if !host.satisfies(&platform) {
-            return Err(BuildError::Platform(platform.to_string()));
-        }
         let mut outline = Self {
             target: 0,
             globals: globals(&host, &platform, settings.target.as_deref()),
@@ -160,6 +157,11 @@ impl Outline {
             Self::base_named(named, &platform)
         } else {
             Base::Image(self.image(&base, &platform, stage.span)?)
+        };
+        // As with BuildKit, a stage is for what the one below is for.
+        let platform = match base {
+            Base::Stage(below) => self.stages[below].platform.clone(),
+            _ => platform,
         };
         Ok(OutlineStage {
             name,

@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 
-use corten_oci::{DiffId, Digest, ImageRef};
+use corten_oci::{DiffId, Digest, ImageRef, Platform};
 use corten_store::Made;
 
-use super::Session;
-use crate::attest::{self, Attest, Facts, Material, Subject};
+use super::{Session, Target};
+use crate::attest::{self, Attest, Claim, Facts, Material, Subject};
 use crate::cache::now;
 use crate::error::BuildError;
-use crate::export;
+use crate::export::{self, StageOutput};
 use crate::plan::{BaseImage, CopyFrom, ImageKey, Mounted, Op, Plan, RunOp};
 use crate::remote::masked;
 use crate::request::{BuildRequest, Context, NamedContext, StepNetworkMode};
@@ -28,8 +28,13 @@ pub(super) struct Asked {
     begun: i64,
 }
 
-/// An image to be stored: its document, layers and names.
-type Stored = (Vec<u8>, Vec<DiffId>, Vec<ImageRef>);
+/// One platform's image, to be stored.
+pub(super) struct Stored {
+    document: Vec<u8>,
+    layers: Vec<DiffId>,
+    platform: Platform,
+    facts: Option<Facts>,
+}
 
 impl Asked {
     /// Of a request.
@@ -80,48 +85,81 @@ impl Asked {
 }
 
 impl Session {
+    /// What is to be stored of one platform's image.
+    pub(super) fn to_store(
+        &self,
+        target: &Target,
+        output: &StageOutput,
+    ) -> Result<Stored, BuildError> {
+        let plan = &target.plan;
+        let attest = &self.asked.attest;
+        let facts = attest.provenance.as_ref();
+        Ok(Stored {
+            document: self.document(plan, super::target(plan)?, output)?,
+            layers: output.layers.clone(),
+            platform: plan.platform.clone(),
+            facts: facts.map(|_| self.facts(plan, &target.images)),
+        })
+    }
+
     /// Stores the image, with what is to be said of it.
     pub(super) async fn store_image(
         self: Arc<Self>,
-        plan: &Plan,
-        images: &HashMap<ImageKey, BaseImage>,
-        (document, layers, names): Stored,
+        images: Vec<Stored>,
+        names: Vec<ImageRef>,
     ) -> Result<(Digest, Vec<ImageRef>), BuildError> {
-        let attest = &self.asked.attest;
-        let facts = attest.provenance.as_ref().map(|_| self.facts(plan, images));
-        let platform = plan.platform.clone();
         let session = self.clone();
         self.blocking(move || {
             let store = &session.store;
             let attest = &session.asked.attest;
-            let mut claims = Vec::new();
-            if attest.sbom {
-                let name = names.first().map_or("image".to_owned(), ImageRef::familiar);
-                // SPDX's times are of whole seconds.
-                let at = session.epoch.unwrap_or_else(now);
-                let created = export::text(at - at.rem_euclid(1_000_000_000));
-                claims.push(attest::scan(store, &layers, &name, &created)?);
-            }
-            if let (Some(wanted), Some(mut facts)) = (&attest.provenance, facts) {
-                facts.finished = export::text(session.epoch.unwrap_or_else(now));
-                claims.push(attest::predicate(wanted, &facts));
-            }
-            let made = if attest.is_empty() {
-                Made::default()
-            } else {
+            let mut subjects = Vec::new();
+            for image in &images {
                 let subject = Subject {
-                    document: &document,
-                    layers: &layers,
-                    platform: &platform,
+                    document: &image.document,
+                    layers: &image.layers,
+                    platform: &image.platform,
                     names: &names,
                 };
-                attest::make(store, &subject, &attest.annotations, &claims)?
+                subjects.push((subject, session.claims(image, &names)?));
+            }
+            // Names stand for what runs here, if anything does.
+            let host = Platform::host();
+            let own = images
+                .iter()
+                .position(|image| host.satisfies(&image.platform));
+            let own = own.unwrap_or_default();
+            let made = match subjects.as_slice() {
+                [_] if attest.is_empty() => Made::default(),
+                [(subject, claims)] => attest::make(store, subject, &attest.annotations, claims)?,
+                several => attest::make_several(store, several, own, &attest.annotations)?,
             };
             session.cancel.check()?;
-            let id = store.images().put_made(&document, &made, &names)?;
+            let image = images
+                .get(own)
+                .ok_or_else(|| BuildError::Internal("no image to be stored".to_owned()))?;
+            let id = store.images().put_made(&image.document, &made, &names)?;
             Ok((id, names))
         })
         .await
+    }
+
+    /// What is claimed of an image.
+    fn claims(&self, image: &Stored, names: &[ImageRef]) -> Result<Vec<Claim>, BuildError> {
+        let attest = &self.asked.attest;
+        let mut claims = Vec::new();
+        if attest.sbom {
+            let name = names.first().map_or("image".to_owned(), ImageRef::familiar);
+            // SPDX's times are of whole seconds.
+            let at = self.epoch.unwrap_or_else(now);
+            let created = export::text(at - at.rem_euclid(1_000_000_000));
+            claims.push(attest::scan(&self.store, &image.layers, &name, &created)?);
+        }
+        if let (Some(wanted), Some(facts)) = (&attest.provenance, &image.facts) {
+            let mut facts = facts.clone();
+            facts.finished = export::text(self.epoch.unwrap_or_else(now));
+            claims.push(attest::predicate(wanted, &facts));
+        }
+        Ok(claims)
     }
 
     /// What is known of this build.

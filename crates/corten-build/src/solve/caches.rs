@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, PoisonError};
 
-use super::{Parts, Session, blocking, vertex, warn};
+use super::{Parts, Session, Target, blocking, vertex, warn};
 use crate::error::BuildError;
 use crate::export::{self, StageOutput};
 use crate::plan::{Base, Plan, StagePlan};
@@ -85,7 +85,9 @@ impl Session {
         let solved = self.solved.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wanted: Vec<_> = solved
             .iter()
-            .filter(|((stage, _), _)| all || chain.contains(stage))
+            .filter(|((number, stage, _), _)| {
+                *number == plan.number && (all || chain.contains(stage))
+            })
             .collect();
         wanted.sort_by_key(|(at, _)| *at);
         wanted
@@ -98,7 +100,7 @@ impl Session {
 /// Writes the cache.
 pub(super) async fn export(
     session: &Arc<Session>,
-    plan: &Plan,
+    plans: &[Target],
     wanted: &CacheExport,
 ) -> Result<(), BuildError> {
     let name = match &wanted.to {
@@ -109,7 +111,9 @@ pub(super) async fn export(
     };
     let vertex = session.internal(name.to_owned());
     session.cancel.check()?;
-    let (store, records) = (session.store.clone(), session.records(plan, wanted.all));
+    let store = session.store.clone();
+    let of = |target: &Target| session.records(&target.plan, wanted.all);
+    let records: Vec<Record> = plans.iter().flat_map(of).collect();
     let written = match &wanted.to {
         CacheTarget::Directory(dir) => {
             let dir = dir.clone();

@@ -55,6 +55,9 @@ use named::Contexts;
 const FIRST_LOOK: Duration = Duration::from_millis(2);
 const LAST_LOOK: Duration = Duration::from_millis(50);
 
+/// Number of the plan, stage and step.
+type StepPlace = (usize, usize, usize);
+
 /// What a builder lends to each build.
 #[derive(Clone)]
 pub(crate) struct Parts {
@@ -72,7 +75,7 @@ pub(crate) struct Session {
     pub(crate) cancel: Cancel,
     pub(crate) pull: bool,
     pub(crate) source: Source,
-    cache: Cache,
+    pub(crate) cache: Cache,
     sandboxing: Sandboxing,
     /// Not another build's.
     id: u64,
@@ -100,8 +103,8 @@ pub(crate) struct Session {
     touched: Mutex<Vec<Digest>>,
     /// Caches of others.
     imported: Imported,
-    /// What became of the steps: stage and step, and what there is to record.
-    solved: Mutex<Vec<((usize, usize), Record)>>,
+    /// What became of the steps.
+    solved: Mutex<Vec<(StepPlace, Record)>>,
     /// The cache is wanted elsewhere, too.
     travels: bool,
     /// The image carries its own cache.
@@ -210,8 +213,8 @@ async fn under_lease(
     let tags = request.tags.clone();
     let (files, no_image) = (request.files.clone(), request.no_image);
     let cache_to = request.cache_to.clone();
-    let (session, outline, _unpacked) = begin(&parts, request, events, cancel).await?;
-    let built = carry_out(&session, outline, tags, (cache_to, files, no_image)).await;
+    let (session, outlines, _unpacked) = begin(&parts, request, events, cancel).await?;
+    let built = carry_out(&session, outlines, tags, (cache_to, files, no_image)).await;
     // Before anybody is told: also where it failed, nothing is left then.
     blocking(move || {
         session.undo();
@@ -225,27 +228,26 @@ type Wanted = (Vec<CacheExport>, Vec<FilesOutput>, bool);
 
 async fn carry_out(
     session: &Arc<Session>,
-    mut outline: Outline,
+    outlines: Vec<Outline>,
     tags: Vec<ImageRef>,
     (cache_to, files, no_image): Wanted,
 ) -> Result<Digest, BuildError> {
-    let images = base_images(session, &mut outline).await?;
-    check(session, &outline, &images)?;
-    let plan = Arc::new(plan::evaluate(&outline, &images)?);
-    if !no_image {
-        session.asked.attest.check(&plan.platform)?;
+    let targets = targets(session, outlines, no_image).await?;
+    let plans = || targets.iter().map(|target| &*target.plan);
+    if targets.len() > 1 && files.iter().any(|wanted| wanted.is_tar()) {
+        return Err(BuildError::Invalid(
+            "--output type=tar of several platforms is not supported: type=local makes a directory \
+             for each"
+                .to_owned(),
+        ));
     }
-    for message in &plan.warnings {
-        warn(&session.events, message.clone());
-    }
-    if plan.needs_context {
+    if plans().any(|plan| plan.needs_context) {
         session
             .internal("[internal] load build context".to_owned())
             .end(false, Ok::<_, BuildError>(()))?;
     }
-    let _contexts = session.fetch_named(&plan).await?;
-    let images = Arc::new(images);
-    let output = stages(session, &plan, &images).await?;
+    let _contexts = session.fetch_named(&targets).await?;
+    let outputs = every_stage(session, &targets).await?;
     // There are no more steps: what is still to be undone is undone beside what follows.
     let undoing = session.clone();
     tokio::task::spawn_blocking(move || undoing.undo());
@@ -258,7 +260,7 @@ async fn carry_out(
     let cache = session.cache.clone();
     blocking(move || cache.touch(&touched)).await?;
     for wanted in &cache_to {
-        let exported = caches::export(session, &plan, wanted).await;
+        let exported = caches::export(session, &targets, wanted).await;
         if let Err(error) = exported {
             if !wanted.ignore_error || session.cancel.is_cancelled() {
                 return Err(error);
@@ -267,14 +269,76 @@ async fn carry_out(
         }
     }
     for wanted in &files {
-        write_files(session, &output, wanted).await?;
+        for (plan, output) in plans().zip(&outputs) {
+            let of = (targets.len() > 1).then_some(&plan.platform);
+            write_files(session, output, wanted, of).await?;
+        }
     }
     if no_image {
-        let stage = target(&plan)?;
-        let document = session.document(&plan, stage, &output)?;
+        let plan = &targets[0].plan;
+        let document = session.document(plan, target(plan)?, &outputs[0])?;
         return Ok(export::id(&document));
     }
-    finish(session, &plan, &images, output, tags).await
+    finish(session, &targets, &outputs, tags).await
+}
+
+/// What is to be done for one platform.
+pub(crate) struct Target {
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) images: Arc<HashMap<ImageKey, BaseImage>>,
+}
+
+/// Plans each platform's build.
+async fn targets(
+    session: &Arc<Session>,
+    outlines: Vec<Outline>,
+    no_image: bool,
+) -> Result<Vec<Target>, BuildError> {
+    let (mut plans, mut bases) = (Vec::new(), Vec::new());
+    for (number, mut outline) in outlines.into_iter().enumerate() {
+        let images = base_images(session, &mut outline).await?;
+        if number == 0 {
+            check(session, &outline, &images)?;
+        }
+        let mut plan = plan::evaluate(&outline, &images)?;
+        plan.number = number;
+        plans.push(plan);
+        bases.push(Arc::new(images));
+    }
+    if !no_image {
+        let platforms: Vec<&Platform> = plans.iter().map(|plan| &plan.platform).collect();
+        session.asked.attest.check(&platforms)?;
+    }
+    for message in plans.iter().take(1).flat_map(|plan| &plan.warnings) {
+        warn(&session.events, message.clone());
+    }
+    Plan::count_together(&mut plans);
+    let targets = plans.into_iter().zip(bases);
+    Ok(targets
+        .map(|(plan, images)| Target {
+            plan: Arc::new(plan),
+            images,
+        })
+        .collect())
+}
+
+/// Runs the plans beside each other; what each came to, in their order.
+async fn every_stage(
+    session: &Arc<Session>,
+    targets: &[Target],
+) -> Result<Vec<Arc<StageOutput>>, BuildError> {
+    let mut tasks = JoinSet::new();
+    for target in targets {
+        let (session, plan) = (session.clone(), target.plan.clone());
+        let images = target.images.clone();
+        tasks.spawn(async move {
+            let output = stages(&session, &plan, &images).await?;
+            Ok((plan.number, output))
+        });
+    }
+    let mut outputs = drain(session, tasks).await?;
+    outputs.sort_by_key(|(number, _)| *number);
+    Ok(outputs.into_iter().map(|(_, output)| output).collect())
 }
 
 /// Tells of the rules that the Dockerfile does not keep.
@@ -339,7 +403,7 @@ async fn begin(
     request: BuildRequest,
     events: EventSink,
     cancel: Cancel,
-) -> Result<(Arc<Session>, Outline, Vec<TmpDir>), BuildError> {
+) -> Result<(Arc<Session>, Vec<Outline>, Vec<TmpDir>), BuildError> {
     let next_vertex = Arc::new(AtomicU32::new(0));
     let path = match &request.dockerfile {
         DockerfileSource::InContext(path) => Some(Path::new(path)),
@@ -376,12 +440,17 @@ async fn begin(
         Ok((context, definition, time, contexts))
     })
     .await;
+    let mut platforms = request.platforms;
+    if platforms.is_empty() {
+        platforms.push(Platform::host());
+    }
     let mut settings = Settings {
+        several: platforms.len() > 1,
         context_time: None,
         target: request.target,
         build_args: request.build_args,
         labels: request.labels,
-        platform: request.platform,
+        platform: platforms.first().cloned(),
         network: request.network,
         no_cache: request.no_cache_stages,
         allow_insecure: request.allow_insecure,
@@ -396,9 +465,17 @@ async fn begin(
             let report = inquiry::check(&text, &settings, None, &|_, _| None);
             tell(&report, &name, &text, &events);
         })?;
-        Ok((context, Outline::new(source, settings)?, contexts))
+        let mut outlines = Vec::new();
+        for platform in platforms {
+            let settings = Settings {
+                platform: Some(platform),
+                ..settings.clone()
+            };
+            outlines.push(Outline::new(source.clone(), settings)?);
+        }
+        Ok((context, outlines, contexts))
     });
-    let (context, outline, mut contexts) = vertex.end(false, parsed)?;
+    let (context, outlines, mut contexts) = vertex.end(false, parsed)?;
     let vertex = vertex::start(
         &next_vertex,
         &events,
@@ -415,7 +492,7 @@ async fn begin(
     let (tree, unpacked) = vertex.end(false, read)?;
     let mut unpacked: Vec<TmpDir> = unpacked.into_iter().chain(fetched).collect();
     unpacked.append(&mut contexts.dirs);
-    if request.rewrite_times == Some(true) && outline.epoch.is_none() {
+    if request.rewrite_times == Some(true) && outlines[0].epoch.is_none() {
         let message = "rewrite-timestamp is specified, but no SOURCE_DATE_EPOCH was found";
         warn(&events, message.to_owned());
     }
@@ -431,7 +508,7 @@ async fn begin(
         events,
         cancel,
         pull: request.pull,
-        source: outline.source.clone(),
+        source: outlines[0].source.clone(),
         cache: parts.cache.clone(),
         sandboxing: parts.sandboxing.clone(),
         id: rand::random(),
@@ -455,8 +532,8 @@ async fn begin(
         touched: Mutex::new(Vec::new()),
         imported,
         solved: Mutex::new(Vec::new()),
-        epoch: outline.epoch.map(|seconds| seconds * 1_000_000_000),
-        last: outline
+        epoch: outlines[0].epoch.map(|seconds| seconds * 1_000_000_000),
+        last: outlines[0]
             .epoch
             .filter(|_| request.rewrite_times.unwrap_or(true)),
         asked,
@@ -467,7 +544,7 @@ async fn begin(
             .iter()
             .any(|wanted| wanted.to == CacheTarget::Inline),
     };
-    Ok((Arc::new(session), outline, unpacked))
+    Ok((Arc::new(session), outlines, unpacked))
 }
 
 /// Resolves images until the outline needs no more: triggers of one may name others.
@@ -585,11 +662,12 @@ async fn write_files(
     session: &Arc<Session>,
     output: &StageOutput,
     wanted: &FilesOutput,
+    platform: Option<&Platform>,
 ) -> Result<(), BuildError> {
     let vertex = session.internal(wanted.shown().to_owned());
     session.cancel.check()?;
     let (store, cancel) = (session.store.clone(), session.cancel.clone());
-    let (layers, wanted) = (output.layers.clone(), wanted.clone());
+    let (layers, wanted) = (output.layers.clone(), wanted.of(platform));
     let date = session.epoch.map(|nanos| nanos / 1_000_000_000);
     let written = blocking(move || files::export(&store, &layers, &wanted, date, &cancel)).await;
     vertex.end(false, written)
@@ -598,27 +676,16 @@ async fn write_files(
 /// Stores and names the image.
 async fn finish(
     session: &Arc<Session>,
-    plan: &Arc<Plan>,
-    images: &HashMap<ImageKey, BaseImage>,
-    output: Arc<StageOutput>,
+    targets: &[Target],
+    outputs: &[Arc<StageOutput>],
     tags: Vec<ImageRef>,
 ) -> Result<Digest, BuildError> {
     let vertex = session.internal("exporting to image".to_owned());
     session.cancel.check()?;
-    let stage = target(plan)?;
-    // FROM alone: the image is its base.
-    let plain = session.asked.attest.is_empty();
-    let unchanged = match &stage.base {
-        Base::Image(key) if plain && stage.steps.is_empty() => images
-            .get(key)
-            // An image of a layout has its layers here, but is none of the store's.
-            .filter(|_| !session.layouts.contains_key(&key.image))
-            .filter(|image| image.document.config == stage.config)
-            .map(|image| image.id.clone()),
-        _ => None,
-    };
     let stored = async {
-        if let Some(id) = unchanged {
+        if let [only] = targets
+            && let Some(id) = unchanged(session, only)?
+        {
             let store = session.store.clone();
             return blocking(move || {
                 for name in &tags {
@@ -628,9 +695,12 @@ async fn finish(
             })
             .await;
         }
-        let document = session.document(plan, stage, &output)?;
-        let subject = (document, output.layers.clone(), tags);
-        session.clone().store_image(plan, images, subject).await
+        let images = targets
+            .iter()
+            .zip(outputs)
+            .map(|(target, output)| session.to_store(target, output))
+            .collect::<Result<Vec<_>, _>>()?;
+        session.clone().store_image(images, tags).await
     }
     .await;
     let (id, tags) = vertex.end(false, stored)?;
@@ -639,4 +709,20 @@ async fn finish(
         tags: tags.into_iter().map(ImageRef::or_latest).collect(),
     });
     Ok(id)
+}
+
+/// FROM alone: the image is its base.
+fn unchanged(session: &Session, only: &Target) -> Result<Option<Digest>, BuildError> {
+    let stage = target(&only.plan)?;
+    let Base::Image(key) = &stage.base else {
+        return Ok(None);
+    };
+    // An image of a layout has its layers here, but is none of the store's.
+    let stored = !session.layouts.contains_key(&key.image);
+    if !stored || !session.asked.attest.is_empty() || !stage.steps.is_empty() {
+        return Ok(None);
+    }
+    let base = only.images.get(key);
+    let same = base.filter(|image| image.document.config == stage.config);
+    Ok(same.map(|image| image.id.clone()))
 }

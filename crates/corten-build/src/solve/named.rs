@@ -9,7 +9,7 @@ use corten_oci::ImageRef;
 use corten_store::rooted::RootFd;
 use corten_store::{Store, TmpDir};
 
-use super::{Session, blocking, drain, remote_context};
+use super::{Session, Target, blocking, drain, remote_context};
 use crate::cancel::Cancel;
 use crate::context::OpenContext;
 use crate::error::BuildError;
@@ -82,15 +82,15 @@ fn called(name: &str, layout: &Layout) -> Result<ImageRef, BuildError> {
 }
 
 impl Session {
-    /// Fetches the contexts that are elsewhere and that the plan needs. Their files live as long
+    /// Fetches the contexts that are elsewhere and that a plan needs. Their files live as long
     /// as what is returned.
     pub(super) async fn fetch_named(
         self: &Arc<Self>,
-        plan: &Plan,
+        targets: &[Target],
     ) -> Result<Vec<TmpDir>, BuildError> {
         let mut tasks = tokio::task::JoinSet::new();
         for (name, url) in &self.remote_contexts {
-            if !needs(plan, name) {
+            if !targets.iter().any(|target| needs(&target.plan, name)) {
                 continue;
             }
             let (session, name, url) = (self.clone(), name.clone(), url.clone());

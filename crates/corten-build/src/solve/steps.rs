@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use corten_dockerfile::IgnoreRules;
-use corten_oci::{DiffId, Digest};
+use corten_oci::{DiffId, Digest, Platform};
 use corten_store::Upper;
 use corten_store::rooted::RootFd;
 
@@ -17,7 +17,9 @@ use crate::ops::content::{self, Appearance};
 use crate::ops::tree::{Entry, SelectError, Selection, Tree};
 use crate::ops::write::{self, Writer};
 use crate::ops::{self, users};
-use crate::plan::{CopyFrom, CopyOp, MountFrom, Mounted, Op, Plan, RemoteOp, RunOp, WorkdirOp};
+use crate::plan::{
+    CopyFrom, CopyOp, MountFrom, Mounted, Op, Plan, RemoteOp, RunOp, StagePlan, WorkdirOp,
+};
 use crate::portable::Record;
 use crate::progress::{BuildEvent, LogStream};
 use crate::request::StepNetworkMode;
@@ -80,7 +82,7 @@ pub(super) struct Work {
 impl Session {
     /// Solves a step that is more than configuration, and notes what became of it.
     pub(super) async fn step(self: Arc<Self>, turn: Turn) -> Result<Solved, BuildError> {
-        let at = turn.at;
+        let at = (turn.plan.number, turn.at.0, turn.at.1);
         let description = turn.step().map(|step| step.name.clone())?;
         let solved = self.clone().solve(turn).await?;
         let output = &solved.output;
@@ -240,11 +242,12 @@ impl Session {
 }
 
 impl Turn {
+    fn stage(&self) -> Option<&StagePlan> {
+        self.plan.stages.get(self.at.0)?.as_ref()
+    }
+
     fn step(&self) -> Result<&crate::plan::Step, BuildError> {
-        self.plan
-            .stages
-            .get(self.at.0)
-            .and_then(Option::as_ref)
+        self.stage()
             .and_then(|stage| stage.steps.get(self.at.1))
             .ok_or_else(|| BuildError::Internal("a step that is not planned".to_owned()))
     }
@@ -272,13 +275,13 @@ impl Work {
 
     /// Whether its stage takes nothing from the cache.
     fn is_fresh(&self) -> bool {
-        let stage = self
-            .turn
-            .plan
-            .stages
-            .get(self.turn.at.0)
-            .and_then(Option::as_ref);
-        stage.is_some_and(|stage| stage.no_cache)
+        self.turn.stage().is_some_and(|stage| stage.no_cache)
+    }
+
+    /// Whether it runs programs of another platform.
+    fn is_foreign(&self) -> bool {
+        let stage = self.turn.stage();
+        stage.is_some_and(|stage| !Platform::host().satisfies(&stage.platform))
     }
 
     /// Whether its stage has another RUN after it that wants a place on the bridge.
@@ -353,7 +356,8 @@ impl Work {
 
     fn run_key(&self, op: &RunOp, kind: &str, binds: &[Digest]) -> Digest {
         let parent = keys::state(&self.turn.layers);
-        let platform = self.turn.plan.platform.to_string();
+        let platform = self.turn.stage().map(|stage| stage.platform.to_string());
+        let platform = platform.unwrap_or_default();
         let caches: Vec<Digest> = op
             .mounts
             .iter()
@@ -761,7 +765,22 @@ impl Work {
         };
         match run::run(&input, &log)? {
             Ended::Done(layer) => Ok(layer),
-            Ended::Failed { code, output } => Err(BuildError::Process {
+            Ended::Failed {
+                output, ran: false, ..
+            } if self.is_foreign() => {
+                let host = Platform::host();
+                let platform = self.turn.stage().map(|stage| stage.platform.to_string());
+                Err(self.error(format!(
+                    "failed to run \"{}\": {}: it is a program for {}, and this host is {host}. \
+                     Set up emulation (binfmt_misc with the flag F, as the package \
+                     qemu-user-static does), or let the stage begin with FROM \
+                     --platform=$BUILDPLATFORM and compile for $TARGETARCH",
+                    op.shown(),
+                    output.lines().next_back().unwrap_or_default(),
+                    platform.unwrap_or_default(),
+                )))
+            }
+            Ended::Failed { code, output, .. } => Err(BuildError::Process {
                 place: Box::new(self.place()?),
                 step: self.name()?.to_owned(),
                 process: op.shown(),

@@ -107,7 +107,13 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
                     ))
                 })?);
             }
-            "platform" => request.platform = platform(Some(value))?,
+            "platform" => {
+                for word in value.split(',').filter(|word| !word.is_empty()) {
+                    let platform = platform(Some(word))?;
+                    let known = &mut request.platforms;
+                    known.extend(platform.filter(|platform| !known.contains(platform)));
+                }
+            }
             "networkmode" => {
                 request.network = StepNetworkMode::parse(value).map_err(|word| {
                     bad(format!("build steps cannot join the network \"{word}\": only default, none and host"))

@@ -74,7 +74,10 @@ pub(super) const FLAGS: &[Flag] = &[
         "What becomes of the result: a directory, or \"type=local|tar|oci|docker|image|registry,…\"",
     )
     .short('o'),
-    Flag::text("platform", "Set target platform for build"),
+    Flag::list(
+        "platform",
+        "Target platform of the build: \"linux/arm64\", or several with commas",
+    ),
     Flag::text(
         "progress",
         "How to show progress: \"auto\", \"none\", \"plain\", \"tty\", \"quiet\" or \"rawjson\"",

@@ -381,7 +381,14 @@ fn query<'c>(mut call: Call<'c>, flags: &Parsed) -> Result<Call<'c>> {
         .into_iter()
         .map(crate::opts::hosts::add_host)
         .collect::<std::result::Result<_, _>>()?;
-    if let Some(platform) = flags.nonempty("platform") {
+    let platforms: Vec<&str> = flags
+        .list("platform")
+        .into_iter()
+        .flat_map(|list| list.split(','))
+        .map(str::trim)
+        .filter(|platform| !platform.is_empty())
+        .collect();
+    for platform in &platforms {
         crate::opts::platform::check(platform)?;
     }
     let limits: Vec<_> = flags
@@ -401,7 +408,10 @@ fn query<'c>(mut call: Call<'c>, flags: &Parsed) -> Result<Call<'c>> {
         .query("buildargs", serde_json::json!(arguments).to_string())
         .query("labels", serde_json::json!(labels).to_string())
         .query_opt("target", flags.nonempty("target"))
-        .query_opt("platform", flags.nonempty("platform"))
+        .query_opt(
+            "platform",
+            (!platforms.is_empty()).then(|| platforms.join(",")),
+        )
         .query_opt("networkmode", network)
         .query_opt("ulimits", limits)
         .query_opt("cgroupparent", flags.nonempty("cgroup-parent"))
