@@ -29,5 +29,6 @@ mod registry;
 mod registry_access;
 mod registry_resume;
 mod runtime_peers;
+mod runtime_start;
 mod snapshots;
 mod volumes;

@@ -5,8 +5,9 @@
 //!   ([`crate::exe`]). Relocating the program writes to some two hundred pages; for a
 //!   program that is replaced a moment later that is wasted, and is most of what the first
 //!   of the two executions costs. So the same three system calls are made here already.
-//! - Otherwise, the pages that will be relocated are brought in with one system call
-//!   instead of one page fault each.
+//! - Otherwise, the pages that will be relocated or written are brought in with one system
+//!   call instead of one page fault each.
+//! - `corten runtime` goes on in `sys/start.rs`.
 //!
 //! This is an optimisation only and decides nothing: whatever fails here, and whatever is
 //! not recognised (`--` options before `runtime`, another name of the binary), falls
@@ -96,17 +97,34 @@ std::arch::global_asm!(
     "syscall",
     "5:",
     "add rsp, 128",
-    // From the first to the last page of what is read-only after relocation.
+    // From the first page of what is read-only after relocation to the last of what is not.
     "6:",
     "lea rdi, [rip + __fini_array_start]",
     "and rdi, -4096",
-    "lea rsi, [rip + _GLOBAL_OFFSET_TABLE_]",
+    "lea rsi, [rip + _end]",
     "sub rsi, rdi",
     "add rsi, 4095",
     "and rsi, -4096",
     "mov edx, {populate_write}",
     "mov eax, {madvise}",
     "syscall",
+    // The runtime's start, if that is the face.
+    "cmp rbp, 2",
+    "jb 7f",
+    "mov rax, [r12 + 8]",
+    "movabs rcx, 0x00656d69746e7572",
+    "cmp [rax], rcx",
+    "jne 7f",
+    // So much of the stack it needs, too.
+    "lea rdi, [rsp - {stack}]",
+    "and rdi, -4096",
+    "mov esi, {stack}",
+    "mov edx, {populate_write}",
+    "mov eax, {madvise}",
+    "syscall",
+    "mov rdx, rbx",
+    "jmp corten_start",
+    "7:",
     "mov rdx, rbx",
     "jmp _start",
     "8: .asciz \"/proc/self/exe\"",
@@ -126,6 +144,7 @@ std::arch::global_asm!(
     close = const libc::SYS_close,
     populate_write = const libc::MADV_POPULATE_WRITE,
     madvise = const libc::SYS_madvise,
+    stack = const 60 << 10,
 );
 
 const OPEN_TREE_CLONE: i32 = 1;

@@ -1,0 +1,136 @@
+//! How `corten runtime` begins (x86-64): the C library's start without its inventory of the
+//! processor.
+//!
+//! Before `main`, a static program of the GNU C library asks the processor some sixty times
+//! what it is and how large its caches are, in order to choose among its copies of `memcpy`
+//! and to tune them. In a virtual machine each `cpuid` is a trip to the hypervisor: 12 to
+//! 20 µs here, 0.6 ms of a start, a tenth of an `exec` (on bare metal they cost next to
+//! nothing). The runtime copies a few kilobytes. So its face of the binary does what
+//! `__libc_start_main` does in a static position-independent program but for those questions;
+//! the library then uses the copies that any x86-64 can execute. `_dl_x86_cpu_features` stays
+//! empty, which is what they are chosen by; the one threshold that has no value of its own
+//! is given what the library comes to where it learns nothing.
+//!
+//! Relocation and its write protection, thread-local storage, the guards of the stack and of
+//! stored pointers, and constructors are as ever. `.preinit_array` and `.fini_array` are not
+//! walked: nothing in this program uses them.
+//!
+//! These are the library's private functions. They are called only if the library that was
+//! linked says it is a version whose `__libc_start_main` has been read, 2.36, and only if the
+//! program was not started with more rights than its caller has; else `_start` does all of it
+//! as ever. The references are weak, so that the program can be linked with any version.
+
+use std::arch::global_asm;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use crate::cli;
+
+// At entry the stack is as the kernel made it: argc, argv…, NULL, envp…, NULL, auxv.
+// rdx is for `_start`. ebx: argc; r12: argv; r13: envp; r15: the stack at entry.
+global_asm!(
+    ".pushsection .text.corten_start,\"ax\",@progbits",
+    ".weak __environ, __libc_stack_end, __libc_enable_secure, _dl_random",
+    ".weak __x86_shared_non_temporal_threshold",
+    ".weak _dl_aux_init, __tunables_init, _dl_relocate_static_pie, __libc_setup_tls",
+    ".weak __libc_early_init, __libc_init_first, _dl_debug_initialize",
+    ".globl corten_start",
+    ".type corten_start,@function",
+    "corten_start:",
+    "mov r15, rsp",
+    "mov r14, rdx",
+    "mov ebx, [rsp]",
+    "lea r12, [rsp + 8]",
+    "lea r13, [r12 + 8*rbx + 8]",
+    "xor ebp, ebp",
+    "and rsp, -16",
+    "call gnu_get_libc_version",
+    "cmp dword ptr [rax], 0x36332e32", // "2.36"
+    "jne 9f",
+    "cmp byte ptr [rax + 4], 0",
+    "jne 9f",
+    "mov [rip + __environ], r13",
+    "mov [rip + __libc_stack_end], r15",
+    "mov rdi, r13",
+    "2:",
+    "add rdi, 8",
+    "cmp qword ptr [rdi - 8], 0",
+    "jne 2b",
+    "call _dl_aux_init",
+    "cmp dword ptr [rip + __libc_enable_secure], 0",
+    "jne 9f",
+    "mov rdi, r13",
+    "call __tunables_init",
+    "mov qword ptr [rip + __x86_shared_non_temporal_threshold], {non_temporal}",
+    "call _dl_relocate_static_pie",
+    "call __libc_setup_tls",
+    // The guards of stacks (its lowest byte ends a string) and of stored pointers.
+    "mov rdx, [rip + _dl_random]",
+    "mov rax, [rdx]",
+    "xor al, al",
+    "mov fs:[0x28], rax",
+    "mov rax, [rdx + 8]",
+    "mov fs:[0x30], rax",
+    "mov edi, 1",
+    "call __libc_early_init",
+    "mov edi, ebx",
+    "mov rsi, r12",
+    "mov rdx, r13",
+    "call __libc_init_first",
+    "call _init",
+    "lea r14, [rip + __init_array_start]",
+    "lea r15, [rip + __init_array_end]",
+    "3:",
+    "cmp r14, r15",
+    "jae 4f",
+    "mov edi, ebx",
+    "mov rsi, r12",
+    "mov rdx, r13",
+    "call [r14]",
+    "add r14, 8",
+    "jmp 3b",
+    "4:",
+    "xor edi, edi",
+    "xor esi, esi",
+    "call _dl_debug_initialize",
+    "call {main}",
+    "mov edi, eax",
+    "call exit",
+    "hlt",
+    // Not that version: from the beginning.
+    "9:",
+    "mov rsp, r15",
+    "mov rdx, r14",
+    "jmp _start",
+    ".size corten_start, . - corten_start",
+    ".popsection",
+    main = sym corten_runtime_main,
+    non_temporal = const 0xc0000, // three quarters of 1 MiB
+);
+
+/// Instead of a Rust program's `main`, which would look for the end of its stack in
+/// `/proc/self/maps` and prepare to report that it has come to it. The two things that
+/// matter are done here: that the first descriptors are nobody else's, and that a reader's
+/// end is an error and not a signal.
+#[unsafe(no_mangle)]
+extern "C" fn corten_runtime_main() -> libc::c_int {
+    for descriptor in 0..=2 {
+        // SAFETY: neither call takes more than plain numbers and a constant path. What is
+        // opened becomes the lowest number that is free, and stays open.
+        unsafe {
+            if libc::fcntl(descriptor, libc::F_GETFD) == -1
+                && libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) != descriptor
+            {
+                libc::abort();
+            }
+        }
+    }
+    // SAFETY: SIG_IGN is a valid action.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    let code = cli::main(std::env::args_os().skip(2).collect());
+    std::io::stdout().flush().ok();
+    // The standard library does not tell the number.
+    let mut numbers = 0..=u8::MAX;
+    let number = numbers.find(|number| ExitCode::from(*number) == code);
+    number.unwrap_or(1).into()
+}
