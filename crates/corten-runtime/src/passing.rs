@@ -26,7 +26,9 @@ pub fn send(
 ) -> Result<usize, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+    // The space is rounded up.
+    let fits = fds.len() <= MOST;
+    if !fits || !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(Errno::TOOMANYREFS);
     }
     retry_on_intr(|| sendmsg(&socket, parts, &mut control, SendFlags::NOSIGNAL))
