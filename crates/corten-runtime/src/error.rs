@@ -122,6 +122,14 @@ pub(crate) fn os(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
+/// The kernel's answer behind an error of the standard library in our words; else its own.
+pub(crate) fn io_text(error: &std::io::Error) -> String {
+    match Errno::from_io_error(error) {
+        Some(errno) => Os(errno).to_string(),
+        None => error.to_string(),
+    }
+}
+
 /// Why an `execve` (or the look-up before it) failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExecErrno {

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use crate::error::RuntimeError;
+use crate::error::{Os, RuntimeError, io_text};
 
 /// How much of a failing hook's output goes into the message: the end of it, where programs
 /// say what is wrong. No more is kept.
@@ -109,8 +109,8 @@ pub(crate) fn check(hooks: &Hooks) -> Result<(), RuntimeError> {
 }
 
 fn run_one(hook: &Hook, state: &str) -> Result<(), String> {
-    let text = |error: std::io::Error| error.to_string();
-    let (output, written) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| e.to_string())?;
+    let text = |error: std::io::Error| io_text(&error);
+    let (output, written) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| Os(e).to_string())?;
     let mut command = Command::new(hook.path());
     if let Some([name, args @ ..]) = hook.args().as_deref() {
         command.arg0(name).args(args);
@@ -130,7 +130,7 @@ fn run_one(hook: &Hook, state: &str) -> Result<(), String> {
         Err(Errno::INVAL) => memfd_create("state", flags),
         made => made,
     };
-    let mut input = File::from(input.map_err(|errno| errno.to_string())?);
+    let mut input = File::from(input.map_err(|errno| Os(errno).to_string())?);
     input
         .write_all(state.as_bytes())
         .and_then(|()| input.rewind())
@@ -157,8 +157,8 @@ fn attend(mut child: Child, output: &OwnedFd, seconds: Option<u64>) -> Result<()
     if !matches!(ended, Ok(true)) {
         kill(&child);
     }
-    let status = child.wait().map_err(|error| error.to_string())?;
-    if !ended.map_err(|errno| errno.to_string())? {
+    let status = child.wait().map_err(|error| io_text(&error))?;
+    if !ended.map_err(|errno| Os(errno).to_string())? {
         return Err(format!("timed out after {} s", seconds.unwrap_or_default()));
     }
     if status.success() {

@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use rustix::io::Errno;
-
-use crate::error::{Os, RuntimeError};
+use crate::error::{RuntimeError, io_text};
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CliError {
@@ -51,14 +49,6 @@ pub(super) enum CliError {
     /// `exec` failed before there was an exit code of the program's.
     #[error("exec failed: {0}")]
     Exec(Box<CliError>),
-}
-
-/// The kernel's answer in the words in which the library gives it.
-fn io_text(error: &std::io::Error) -> String {
-    match Errno::from_io_error(error) {
-        Some(errno) => Os(errno).to_string(),
-        None => error.to_string(),
-    }
 }
 
 impl CliError {

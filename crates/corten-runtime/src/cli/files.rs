@@ -27,12 +27,15 @@ pub(super) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     bounded(file, Vec::with_capacity(size.saturating_add(1)))
 }
 
-/// Whatever it is, a pipe for example.
+/// Whatever it is, a pipe for example; `-` is standard input.
 pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if path.as_os_str() == "-" {
+        return bounded(io::stdin(), Vec::new());
+    }
     bounded(File::open(path)?, Vec::new())
 }
 
-fn bounded(file: File, mut text: Vec<u8>) -> io::Result<Vec<u8>> {
+fn bounded(file: impl Read, mut text: Vec<u8>) -> io::Result<Vec<u8>> {
     file.take(MAX + 1).read_to_end(&mut text)?;
     if text.len() as u64 > MAX {
         return Err(too_large());

@@ -125,14 +125,8 @@ pub(super) fn update(context: &Context, args: &UpdateArgs) -> Result<ExitCode, C
 }
 
 fn read(path: &Path) -> Result<Value, CliError> {
-    let text = if path.as_os_str() == "-" {
-        let mut text = Vec::new();
-        std::io::Read::read_to_end(&mut std::io::stdin(), &mut text).map(|_| text)
-    } else {
-        files::read(path)
-    };
-    let text =
-        text.map_err(|error| CliError::io(format_args!("read {}", path.display()), error))?;
+    let text = files::read(path)
+        .map_err(|error| CliError::io(format_args!("read {}", path.display()), error))?;
     document::resources(&text).map_err(|error| CliError::document(path.display(), error))
 }
 

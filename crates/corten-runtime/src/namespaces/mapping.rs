@@ -8,7 +8,7 @@ use std::process::Command;
 use corten_oci::runtime_spec::LinuxIdMapping;
 use rustix::io::Errno;
 
-use crate::error::{RuntimeError, Step, os};
+use crate::error::{RuntimeError, Step, io_text, os};
 
 /// Writes both mappings of the process `pid`.
 pub(super) fn write(
@@ -74,7 +74,7 @@ fn run(program: &'static str, pid: i32, mappings: &[LinuxIdMapping]) -> Result<(
         std::io::ErrorKind::NotFound => fail(
             "not found: mapping several ids as an ordinary user needs it (package uidmap)".into(),
         ),
-        _ => fail(error.to_string()),
+        _ => fail(io_text(&error)),
     })?;
     if output.status.success() {
         return Ok(());

@@ -155,6 +155,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_limit_is_what_the_kernel_says() {
+        let limit = |stats: Stats| stats.events_json()["memory"]["usage"]["limit"].as_u64();
+        assert_eq!(limit(Stats::default()), Some(u64::MAX));
+        let unlimited = 9_223_372_036_854_771_712;
+        let legacy = Stats {
+            memory_unlimited: Some(unlimited),
+            ..Stats::default()
+        };
+        assert_eq!(limit(legacy), Some(unlimited));
+    }
+
+    #[test]
     fn has_the_shape_of_runc() {
         let stats = Stats {
             cpu_usage: Some(Duration::from_micros(5)),

@@ -9,13 +9,7 @@ use crate::document;
 /// The process document: given whole, or the container's own with the flags applied.
 pub(super) fn process(config: &Spec, args: &ExecArgs) -> Result<Process, CliError> {
     if let Some(path) = &args.process {
-        let text = if path.as_os_str() == "-" {
-            let mut text = Vec::new();
-            std::io::Read::read_to_end(&mut std::io::stdin(), &mut text).map(|_| text)
-        } else {
-            files::read(path)
-        };
-        let text = text.map_err(|error| {
+        let text = files::read(path).map_err(|error| {
             CliError::io(format_args!("read process {}", path.display()), error)
         })?;
         let mut process =

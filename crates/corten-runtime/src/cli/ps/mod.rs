@@ -9,6 +9,7 @@ use clap::Args;
 use super::list::Format;
 use super::state::Container;
 use super::{CliError, Context, print, print_json};
+use crate::error::io_text;
 
 #[derive(Debug, Args)]
 pub(super) struct PsArgs {
@@ -40,7 +41,7 @@ pub(super) fn ps(context: &Context, args: &PsArgs) -> Result<ExitCode, CliError>
     }
     let failed = |reason: String| CliError::Refused(format!("ps {}: {reason}", options.join(" ")));
     let output = Command::new("ps").args(options).output();
-    let output = output.map_err(|error| failed(error.to_string()))?;
+    let output = output.map_err(|error| failed(io_text(&error)))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(failed(format!("{}: {said}", output.status)));

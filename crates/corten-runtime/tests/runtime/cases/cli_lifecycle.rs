@@ -302,14 +302,14 @@ fn usage_and_log() {
     let bundle = Bundle::waiting();
     let log = bundle.dir.path().join("log");
     let log = log.to_str().unwrap();
-    for args in [
-        &["state"][..],
-        &["state", "a", "b"],
-        &["run", "--nope", "x"],
-        &["nope"],
+    for (args, code) in [
+        (&["state"][..], 1),
+        (&["state", "a", "b"], 1),
+        (&["run", "--nope", "x"], 1),
+        (&["nope"], 3),
     ] {
         let output = bundle.try_run(args);
-        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert_eq!(output.status.code(), Some(code), "{args:?}");
         bundle.fail(args);
     }
     let error = bundle.fail(&["--log", log, "--log-format", "json", "state", "nobody"]);
@@ -405,6 +405,8 @@ fn kill_without_a_group() {
         assert!(!bundle.cgroup().exists());
         let error = bundle.fail(&["ps", "ID"]);
         assert!(error.contains("no control group"), "{error}");
+        let error = bundle.fail(&["pause", "ID"]);
+        assert!(error.contains("has no control group"), "{error}");
         bundle.run(&["kill", "--all", "ID", "USR1"]);
         eventually("the signal", || bundle.rootfs().join("told").exists());
         for file in ["told", "ready"] {
@@ -459,19 +461,17 @@ fn state_of_another_version() {
     let mut changed: serde_json::Value = serde_json::from_slice(&text).unwrap();
     changed.as_object_mut().unwrap().remove("rootfs");
     std::fs::write(&file, serde_json::to_vec(&changed).unwrap()).unwrap();
-    for args in [
-        &["delete", "--force", "ID"][..],
-        &["delete", "ID"],
-        &["state", "ID"],
-        &["kill", "ID"],
-    ] {
+    for args in [&["delete", "ID"][..], &["state", "ID"], &["kill", "ID"]] {
         let error = bundle.fail(args);
         let said = error.contains("state.json") && error.contains("rootfs");
         assert!(said, "{args:?}: {error}");
     }
     std::fs::write(&file, text).unwrap();
     assert_eq!(bundle.status(), "running");
-    bundle.run(&["delete", "--force", "ID"]);
+    // By force it goes, and all that there is of it.
+    std::fs::write(&file, serde_json::to_vec(&changed).unwrap()).unwrap();
+    let (ok, said) = bundle.try_detached(&["delete", "--force", "ID"]);
+    assert!(ok && said.contains("rootfs"), "{said}");
     bundle.assert_gone();
 }
 

@@ -239,4 +239,12 @@ fn rootless_refusals() {
     let error = mapped.run().unwrap_err().to_string();
     assert!(error.starts_with("newuidmap: "), "{error}");
     assert_eq!(error.lines().count(), 1);
+    let kinds = json!([{"type": "mount"}, {"type": "pid"}]);
+    let without = mapped
+        .set("/linux/uidMappings", json!(null))
+        .set("/linux/gidMappings", json!(null))
+        .set("/hostname", json!(null))
+        .set("/linux/namespaces", kinds);
+    let error = without.run().unwrap_err().to_string();
+    assert!(error.contains("requires user namespaces"), "{error}");
 }

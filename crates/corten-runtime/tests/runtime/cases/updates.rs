@@ -223,7 +223,7 @@ fn update_of_devices() {
     answers(&container, ALLOWED);
     rules(json!([{"allow": true, "type": "c", "major": 1, "minor": 200, "access": "w"}]));
     answers(&container, DENIED);
-    rules(json!([{"allow": true}]));
+    rules(json!([{"allow": true, "access": "rwm"}]));
     answers(&container, ALLOWED);
     rules(json!([]));
     answers(&container, DENIED);
