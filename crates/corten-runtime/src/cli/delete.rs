@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::criu;
 use super::dir::{Dir, Lock, PATIENCE};
-use super::state::{Container, Status};
+use super::state::{Container, Saved, Status};
 use super::{CliError, Context, recover};
 use crate::hooks::{self, HookState};
 use crate::status::send_signal;
@@ -54,8 +54,7 @@ fn remove(context: &Context, args: &DeleteArgs) -> Result<(), CliError> {
             context.log.warn(&message);
             Some(recover::saved(context, &dir)?)
         }
-        // Cut short. If that was when it was written first, there is nothing to be found.
-        Ok(None) if args.force && dir.state_path().exists() => Some(recover::saved(context, &dir)?),
+        Ok(None) if dir.state_path().exists() => cut_short(context, &dir, args.force)?,
         loaded => loaded.map_err(damaged)?,
     };
     let Some(saved) = saved else {
@@ -77,6 +76,22 @@ fn remove(context: &Context, args: &DeleteArgs) -> Result<(), CliError> {
         )));
     }
     destroy(context, &container, &lock, None)
+}
+
+/// When `state.json` was written first, there was nothing yet to be found. Later it has been
+/// damaged: a container that there is goes only by force.
+fn cut_short(context: &Context, dir: &Dir, force: bool) -> Result<Option<Saved>, CliError> {
+    let saved = recover::saved(context, dir)?;
+    let dir = dir.clone();
+    let container = Container { dir, saved };
+    let lives = container.pidfd().is_some() || container.cgroup()?.exists();
+    if lives && !force {
+        return Err(CliError::Refused(format!(
+            "{} is cut short (delete --force removes what can be known of the container)",
+            container.dir.state_path().display()
+        )));
+    }
+    Ok((lives || force).then_some(container.saved))
 }
 
 fn damaged(error: CliError) -> CliError {

@@ -78,7 +78,18 @@ fn containers(context: &Context) -> Result<Vec<Description>, CliError> {
         let owner = users::name(uid).unwrap_or_else(|| format!("#{uid}"));
         match Dir::of(context, &id).and_then(Container::from_dir) {
             Ok(container) => found.push(Description::new(container, owner)),
-            Err(CliError::NotFound(_)) => {} // not made yet, or half made
+            Err(CliError::NotFound(_)) => {
+                // Not made yet, half made, or being made; else it has been.
+                let dir = Dir::of(context, &id)?;
+                if dir.state_path().exists() && !dir.is_locked() {
+                    let path = dir.state_path();
+                    let message = format!(
+                        "container {id:?}: {} is cut short (delete --force removes it)",
+                        path.display()
+                    );
+                    context.log.warn(&message);
+                }
+            }
             Err(error) => {
                 let message = format!("container {id:?}: {error} (delete --force removes it)");
                 context.log.warn(&message);

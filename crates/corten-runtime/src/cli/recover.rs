@@ -34,7 +34,11 @@ pub(super) fn saved(context: &Context, dir: &Dir) -> Result<Saved, CliError> {
         created: String::new(),
         cgroup: match value::<CgroupSpec>(&text, "cgroup") {
             Some(cgroup) => cgroup,
-            None => configured(context, dir, config)?,
+            // Not guessed: what is in the group is killed.
+            None => match config {
+                Some(config) => configured(context, dir, config)?,
+                None => CgroupSpec::new(""),
+            },
         },
         shares_pids: config
             .is_none_or(|config| !has_new_namespace(config, LinuxNamespaceType::Pid)),
@@ -47,8 +51,8 @@ pub(super) fn saved(context: &Context, dir: &Dir) -> Result<Saved, CliError> {
 }
 
 /// The control group as it was made from the configuration.
-fn configured(context: &Context, dir: &Dir, config: Option<&Spec>) -> Result<CgroupSpec, CliError> {
-    let linux = config.and_then(|config| config.linux().as_ref());
+fn configured(context: &Context, dir: &Dir, config: &Spec) -> Result<CgroupSpec, CliError> {
+    let linux = config.linux().as_ref();
     let path = linux.and_then(|linux| linux.cgroups_path().as_ref());
     let path = path.map(|path| path.to_string_lossy());
     let path = path.as_deref();
