@@ -173,7 +173,10 @@ fn scopes() {
         "[Warning] One or more build-args [NOBODY] were not consumed"
     );
     let history = target(&plan).steps[5].history.as_deref();
-    assert_eq!(history, Some("RUN |3 V=2 W=w2 NONE= /bin/sh -c true # buildkit"));
+    assert_eq!(
+        history,
+        Some("RUN |3 V=2 W=w2 NONE= /bin/sh -c true # buildkit")
+    );
 }
 
 #[test]

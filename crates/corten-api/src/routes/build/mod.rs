@@ -144,26 +144,32 @@ async fn build(
             if let Some(Err(error)) = run(builder, wanted, View::Events, &lines).await {
                 fail(&lines, &error, true).await;
             }
+            tidy(&engine).await;
         });
         return Ok(response);
     }
     let (lines, unsent) = JsonLines::channel();
     let work = tokio::spawn(async move {
         let view = View::Classic(Classic::new(wish.quiet));
-        match run(builder, wanted, view, &lines).await {
+        let done = match run(builder, wanted, view, &lines).await {
             Some(Err(error)) if early(&error).is_some() => Err(Failed(error)),
             Some(Err(error)) => {
                 fail(&lines, &error, false).await;
                 Ok(())
             }
             Some(Ok(_)) | None => Ok(()),
-        }
-        // Before the client sees the end, which may be this process's, too.
-        if let Err(error) = engine.system().tidy_build_cache().await {
-            tracing::warn!(%error, "the build cache is not collected");
-        }
+        };
+        tidy(&engine).await;
+        done
     });
     unsent.answer(work, |failed| failure(&failed.0)).await
+}
+
+/// Collects the build cache, before the client sees the end, which may be this process's, too.
+async fn tidy(engine: &Engine) {
+    if let Err(error) = engine.system().tidy_build_cache().await {
+        tracing::warn!(%error, "the build cache is not collected");
+    }
 }
 
 /// A build that failed for what the classic builder finds before its first step: as long as
@@ -177,7 +183,6 @@ fn early(error: &BuildError) -> Option<fn(String) -> ApiError> {
         | BuildError::NothingToBuild
         | BuildError::NoSuchTarget { .. }
         | BuildError::Invalid(_)
-        | BuildError::Platform(_)
         | BuildError::Checks(_) => Some(ApiError::bad_parameter),
         BuildError::Dockerfile { .. } | BuildError::Context { .. } => Some(ApiError::internal),
         _ => None,
