@@ -46,7 +46,7 @@ pub(super) struct Globals {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
+pub(super) enum LogFormat {
     Text,
     Json,
 }
@@ -318,10 +318,9 @@ mod tests {
         assert_eq!(said, "flag needs an argument: --lsm-mount-context");
         let said = globals(split("--log-format xml state x")).unwrap_err();
         assert!(said.to_string().contains("xml"), "{said}");
-        let said = globals(split("--log-format  state x"))
-            .unwrap_err()
-            .to_string();
-        assert_eq!(said, "the value of --log-format is empty");
+        type Update = super::super::update::UpdateArgs;
+        let said = parse::<Update>("update", split("--pids-limit  x")).unwrap_err();
+        assert_eq!(said.to_string(), "the value of --pids-limit is empty");
     }
 
     #[test]
@@ -329,6 +328,10 @@ mod tests {
         let (globals, name, _) = globals(split("--log  --root= state x")).unwrap();
         assert_eq!((globals.log, globals.root), (None, None));
         assert_eq!(name, "state");
+        type Update = super::super::update::UpdateArgs;
+        let update = |line| format!("{:?}", parse::<Update>("update", split(line)).unwrap());
+        let line = "--memory  --cpu-quota  --cpuset-cpus  --cpu-period= x";
+        assert_eq!(update(line), update("x"));
     }
 
     #[test]

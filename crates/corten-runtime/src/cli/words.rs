@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, Command};
 
+use super::args::LogFormat;
 use super::error::CliError;
 
 /// Where flags end.
@@ -127,11 +128,20 @@ fn takes_next(flag: &Arg) -> bool {
     flag.get_action().takes_values() && !flag.is_require_equals_set()
 }
 
-/// runc reads an empty text or path as one that was not given.
+/// runc reads an empty text, path, format of the log or limit as one that was not given. Of
+/// the limits this one is a number to it.
 fn may_be_empty(flag: &Arg) -> bool {
     let parser = flag.get_value_parser().type_id();
+    let kinds = [
+        TypeId::of::<String>(),
+        TypeId::of::<PathBuf>(),
+        TypeId::of::<LogFormat>(),
+        TypeId::of::<i64>(),
+        TypeId::of::<u64>(),
+    ];
     matches!(flag.get_action(), ArgAction::Set)
-        && (parser == TypeId::of::<String>() || parser == TypeId::of::<PathBuf>())
+        && flag.get_long() != Some("pids-limit")
+        && kinds.iter().any(|kind| parser == *kind)
 }
 
 /// runc's words, which Podman and CRI-O look for to learn which flags there are.

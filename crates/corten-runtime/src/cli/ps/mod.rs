@@ -17,7 +17,7 @@ pub(super) struct PsArgs {
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     format: Format,
     /// The container's id, and options for ps(1)
-    #[arg(required = true, trailing_var_arg = true)]
+    #[arg(required = true, trailing_var_arg = true, value_names = ["ID", "OPTION"])]
     words: Vec<String>,
 }
 
