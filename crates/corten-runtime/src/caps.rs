@@ -51,14 +51,17 @@ impl CapSets {
     /// host (or this process) does not have is left out, as runc and Docker do with a
     /// warning, because a container must also start where its engine is restricted. Of those
     /// in `told` the warning has been given.
-    pub(crate) fn restrict_to(mut self, available: u64, told: Self) -> Self {
+    pub(crate) fn restrict_to(mut self, available: u64, told: Option<&LinuxCapabilities>) -> Self {
         let asked = self;
         self.bounding &= available;
         self.permitted &= available;
         self.effective &= self.permitted;
         self.inheritable &= available;
         self.ambient &= self.permitted & self.inheritable;
-        let lost = self.lost_from(asked) & !told.all();
+        let mut lost = self.lost_from(asked);
+        if let Some(told) = told.filter(|_| lost != 0) {
+            lost &= !Self::from_spec(told).all();
+        }
         if lost != 0 {
             let known = ALL.iter().filter(|(_, number)| lost & (1 << number) != 0);
             let names: Vec<String> = known.map(|(name, _)| format!("CAP_{name}")).collect();
@@ -161,10 +164,9 @@ mod tests {
             inheritable: 0b0111,
             ambient: all,
         };
-        let none = CapSets::default();
-        let cut = sets.restrict_to(0b0110, none);
+        let cut = sets.restrict_to(0b0110, None);
         assert_eq!(cut.lost_from(sets), !0b0110);
-        assert_eq!(cut.restrict_to(all, none).lost_from(cut), 0);
+        assert_eq!(cut.restrict_to(all, None).lost_from(cut), 0);
         assert_eq!(
             cut,
             CapSets {

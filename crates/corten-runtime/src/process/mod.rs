@@ -19,7 +19,9 @@ mod user;
 use std::ffi::CString;
 
 use attributes::Attributes;
-use corten_oci::runtime_spec::{LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, Process, Spec};
+use corten_oci::runtime_spec::{
+    LinuxCapabilities, LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, Process, Spec,
+};
 use rustix::io::Errno;
 
 use crate::caps::{CapSets, last_capability};
@@ -88,24 +90,25 @@ struct Label {
 impl ProcessPlan {
     /// Checks and compiles the first process of the container that `spec` describes.
     pub(crate) fn new(process: &Process, spec: &Spec) -> Result<Self, RuntimeError> {
-        Self::compile(process, spec, CapSets::default())
+        Self::compile(process, spec, None)
     }
 
     /// Checks and compiles one that is executed beside the first. Of capabilities that were
     /// asked for the first one, too, it was said then if they could not be given.
     pub(crate) fn beside(process: &Process, spec: &Spec) -> Result<Self, RuntimeError> {
-        let first = spec
-            .process()
-            .as_ref()
-            .and_then(|first| first.capabilities().as_ref());
+        let first = spec.process().as_ref();
         Self::compile(
             process,
             spec,
-            first.map(CapSets::from_spec).unwrap_or_default(),
+            first.and_then(|first| first.capabilities().as_ref()),
         )
     }
 
-    fn compile(process: &Process, spec: &Spec, told: CapSets) -> Result<Self, RuntimeError> {
+    fn compile(
+        process: &Process,
+        spec: &Spec,
+        told: Option<&LinuxCapabilities>,
+    ) -> Result<Self, RuntimeError> {
         let args = process.args().as_deref().unwrap_or_default();
         let Some(program) = args.first().filter(|program| !program.is_empty()) else {
             return Err(RuntimeError::spec("process.args", "is empty"));
