@@ -2,7 +2,7 @@
 # Moving images beside Docker and Podman: pulling (with unpacking), pushing, saving, loading and
 # removing, with a registry on loopback: an image of 300 MB in 10,000 files, and one of 1 GB in
 # 6 layers; Corten with each layer driver. Needs root; docker and podman are measured where
-# installed, and perf tells where Corten's time goes in a pull. Writes the section "Moving
+# installed; Corten itself tells where its time goes in a pull. Writes the section "Moving
 # images" of bench/report.md.
 #
 #   bench/pull.sh CORTEN [ROUNDS [IMAGES]]: IMAGES is files or layers, both if not said
@@ -161,13 +161,26 @@ for round in $(seq "$rounds"); do
   done
 done
 
-shares() { # shares IMAGE: where the erofs driver's processor time goes
-  command -v perf >/dev/null 2>&1 || return 0
+shares() { # shares IMAGE: where the processor time of a pull with the erofs driver goes
   local ours="env CORTEN_LAYER_DRIVER=erofs $corten --root $work/erofs"
-  $ours rmi -f "$registry/$1:1" >/dev/null 2>&1
-  $ours system prune -af >/dev/null 2>&1
-  perf record -q -F 499 -o "$work/perf" -- $ours pull -q "$registry/$1:1" >/dev/null 2>&1 || return 0
-  perf report -i "$work/perf" --stdio --sort comm 2>/dev/null | grep -v '^#' | grep . >"$work/results/shares-$1" || true
+  $ours rmi -f "$registry/$1:1" >/dev/null 2>&1 || true
+  $ours system prune -af >/dev/null 2>&1 || true
+  RUST_LOG=corten_registry=debug python3 - "$work/results/shares-$1" $first $ours pull -q "$registry/$1:1" <<'PYTHON' || true
+import os, re, subprocess, sys
+result, command = sys.argv[1], sys.argv[2:]
+process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+log = process.stderr.read()
+_, status, usage = os.wait4(process.pid, 0)
+process.returncode = status
+log = re.sub(r"\x1b\[[0-9;]*m", "", log)
+line = next(line for line in log.splitlines() if "processor time" in line)
+spent = {name: int(micros) / 1e6 for name, micros in re.findall(r"(inflate|hash|write)=(\d+)", line)}
+whole = usage.ru_utime + usage.ru_stime
+spent["download and all else"] = max(whole - sum(spent.values()), 0)
+with open(result, "w") as out:
+    for name, seconds in sorted(spent.items(), key=lambda one: -one[1]):
+        out.write(f"{100 * seconds / whole:.0f} % {name} ({seconds:.2f} s)\n")
+PYTHON
 }
 for image in $images; do shares "$image"; done
 
@@ -214,10 +227,9 @@ print("In brackets: how many times as long as Corten with erofs; with overlay.")
 for image, title in (("files", "300 MB"), ("layers", "1 GB")):
     path = f"{results}/shares-{image}"
     if os.path.exists(path):
-        parts = [line.split(None, 1) for line in open(path)]
-        text = ", ".join(f"{name.strip()} {share}" for share, name in parts if float(share.rstrip("%")) >= 1)
-        print(f"\nProcessor time of the erofs pull of {title} by thread (perf): {text}.")
-print("\nThreads: `inflate` reads the blob and inflates it, `hash` computes the diff id, `unpack` reads the tar and writes the image, the runtime's (`corten`, `tokio-…`) receive, hash and write the blob and sync.")
+        text = ", ".join(line.strip() for line in open(path))
+        print(f"\nProcessor time of the erofs pull of {title}: {text}.")
+print("\nHash: of blobs and of plain archives; inflate: with reading the blobs; write: reading tars, writing layers and blobs. They overlap: each is a thread, of every layer.")
 PYTHON
 } >"$work/section"
 cat "$work/section"

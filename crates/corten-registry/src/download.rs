@@ -20,8 +20,8 @@ use crate::progress::Told;
 /// How often a broken transfer is taken up again without a byte having come.
 const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// Pieces between network and disk.
-const AHEAD: usize = 32;
+/// Pieces between network and disk, each of up to 400 KiB.
+const AHEAD: usize = 4;
 
 /// Runs blocking work of the store.
 pub(crate) async fn blocking<T: Send + 'static>(

@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use corten_db::Database;
 use corten_oci::digest::Algorithm;
@@ -20,6 +21,7 @@ use crate::ahead::WriteAhead;
 use crate::arrival::{Arrival, ArrivalProgress};
 use crate::condemned;
 use crate::error::{StoreError, at};
+use crate::phases::{Phase, Phases};
 use crate::private;
 
 const COPY_BUFFER: usize = 128 * 1024;
@@ -31,6 +33,7 @@ pub struct Blobs {
     tmp: PathBuf,
     /// Says what is condemned.
     database: Option<Database>,
+    phases: Arc<Phases>,
 }
 
 /// What [`Blobs::writer`] found.
@@ -50,9 +53,14 @@ impl Blobs {
     pub(crate) fn new(root: &Path, database: Option<Database>) -> Self {
         Self {
             database,
+            phases: Arc::default(),
             root: root.join("blobs"),
             tmp: root.join("tmp"),
         }
+    }
+
+    pub(crate) fn phases(&self) -> &Phases {
+        &self.phases
     }
 
     /// The file of a blob, whether it is there or not.
@@ -399,11 +407,15 @@ impl BlobWriter {
 
 impl Write for BlobWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.file.write(bytes)?;
-        self.offset += n as u64;
-        self.tell();
-        self.digester.update(&bytes[..n]);
-        self.ahead.written(&self.file, self.offset);
+        let phases = self.blobs.phases.clone();
+        let n = phases.during(Phase::Write, || {
+            let n = self.file.write(bytes)?;
+            self.offset += n as u64;
+            self.tell();
+            self.ahead.written(&self.file, self.offset);
+            Ok::<_, io::Error>(n)
+        })?;
+        phases.during(Phase::Hash, || self.digester.update(&bytes[..n]));
         Ok(n)
     }
 

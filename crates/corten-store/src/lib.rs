@@ -10,6 +10,7 @@ mod arrival;
 mod blobs;
 mod condemned;
 mod detached;
+mod direct;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -17,6 +18,7 @@ mod gc;
 mod images;
 mod layers;
 mod leases;
+mod phases;
 mod private;
 pub mod rooted;
 mod rubbish;
@@ -43,6 +45,7 @@ pub use layers::{
     Change, ChangeKind, LayerBlob, LayerForm, LayerInfo, Layers, Merged, Upper, WorkDir,
 };
 pub use leases::{Lease, Leases};
+pub use phases::{Phase, Phases};
 pub use rubbish::{Rubbish, delete as delete_rubbish};
 pub use schema::SCHEMA;
 pub use tmp::{NameLock, TmpDir, still_there, try_lock};
@@ -122,6 +125,12 @@ impl Store {
     #[must_use]
     pub fn leases(&self) -> &Leases {
         &self.0.leases
+    }
+
+    /// What this handle and its copies have spent on what arrived.
+    #[must_use]
+    pub fn phases(&self) -> &Phases {
+        self.0.blobs.phases()
     }
 
     /// The database its rows are in.

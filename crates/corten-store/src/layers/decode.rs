@@ -8,10 +8,11 @@ use corten_oci::{Digest, Digester};
 
 use crate::archive::decompress;
 use crate::error::StoreError;
+use crate::phases::{Phase, Phases};
 
 /// Bytes handed over at once, and how many such pieces may wait: what bounds memory.
 const CHUNK: usize = 256 * 1024;
-const PIECES: usize = 8;
+const PIECES: usize = 6;
 
 /// Plain bytes that may follow an archive's end marker (padding of its last record).
 const MAX_AFTER: u64 = 64 << 20;
@@ -22,6 +23,7 @@ const MAX_PLAIN: u64 = (1 << 40) + (64 << 30);
 /// thread of its own. Everything is hashed, also what `consume` leaves unread.
 pub(super) fn tee<T: Send>(
     archive: impl Read + Send,
+    phases: &Phases,
     consume: impl FnOnce(&mut dyn Read) -> Result<T, StoreError> + Send,
 ) -> Result<(Digest, T), StoreError> {
     // The names are what a profile shows.
@@ -30,15 +32,19 @@ pub(super) fn tee<T: Send>(
         let (sender, receiver) = sync_channel(PIECES);
         let (to_hash, hashed) = sync_channel::<Arc<Piece>>(PIECES);
         let producer = named("inflate")
-            .spawn_scoped(scope, move || produce(archive, &sender, &to_hash))
+            .spawn_scoped(scope, move || {
+                phases.during(Phase::Inflate, || produce(archive, &sender, &to_hash))
+            })
             .map_err(StoreError::BadArchive)?;
         let hasher = named("hash")
             .spawn_scoped(scope, move || {
-                let mut digester = Digester::sha256();
-                for piece in hashed {
-                    digester.update(&piece.bytes);
-                }
-                digester.finish()
+                phases.during(Phase::Hash, || {
+                    let mut digester = Digester::sha256();
+                    for piece in hashed {
+                        digester.update(&piece.bytes);
+                    }
+                    digester.finish()
+                })
             })
             .map_err(StoreError::BadArchive)?;
         let consumer = named("unpack")
@@ -49,7 +55,7 @@ pub(super) fn tee<T: Send>(
                     at: 0,
                     read: 0,
                 };
-                let consumed = consume(&mut pieces)?;
+                let consumed = phases.during(Phase::Write, || consume(&mut pieces))?;
                 // Padding after the archive's end belongs to the digest.
                 let mut after = (&mut pieces).take(MAX_AFTER + 1);
                 if io::copy(&mut after, &mut io::sink()).map_err(StoreError::BadArchive)?

@@ -92,7 +92,7 @@ impl Layers {
             return Ok(());
         }
         let mut reader = decode::Verifying::new(self.blobs.open(&blob.digest)?, &blob.digest);
-        let plain = decode::tee(&mut reader, |tar| {
+        let plain = decode::tee(&mut reader, self.blobs.phases(), |tar| {
             io::copy(tar, &mut io::sink()).map_err(StoreError::BadArchive)
         });
         if let Some(actual) = reader

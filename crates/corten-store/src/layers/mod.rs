@@ -195,7 +195,8 @@ impl Layers {
                 return Ok((info, false));
             }
         }
-        let (digest, staged) = decode::tee(archive, |tar| self.driver.unpack(tar))?;
+        let phases = self.blobs.phases();
+        let (digest, staged) = decode::tee(archive, phases, |tar| self.driver.unpack(tar))?;
         let diff_id = DiffId(digest);
         if let Some(expected) = expected
             && *expected != diff_id
@@ -425,7 +426,8 @@ impl Layers {
             };
             let _lock = self.lock(diff_id)?;
             let mut reader = decode::Verifying::new(file, &blob.digest);
-            let unpacked = decode::tee(&mut reader, |tar| self.driver.unpack(tar));
+            let phases = self.blobs.phases();
+            let unpacked = decode::tee(&mut reader, phases, |tar| self.driver.unpack(tar));
             let path = self.blobs.path(&blob.digest);
             if let Some(actual) = reader.finish().map_err(at("read", path))?
                 && actual != blob.digest

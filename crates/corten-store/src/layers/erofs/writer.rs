@@ -12,6 +12,7 @@ use super::superblock::{INCOMPAT_CHUNKED, Superblock};
 use super::tree::{Attributes, Data, Extent, Kind, NodeId, Tree};
 use super::{BLOCK, SLOT, blocks, dirent, xattr};
 use crate::ahead::WriteAhead;
+use crate::direct::{self, Aligned};
 
 /// Bytes written at once.
 const BUFFER: usize = 1 << 20;
@@ -31,8 +32,10 @@ const FIRST: u64 = 64;
 #[derive(Debug)]
 pub(in crate::layers) struct ImageWriter {
     file: File,
-    /// Always of the same length; how much of it is filled.
-    buffer: Box<[u8]>,
+    /// How much of it is filled.
+    buffer: Aligned,
+    /// The file is written past the page cache.
+    direct: bool,
     filled: usize,
     /// Bytes of the image that are in the file.
     written: u64,
@@ -49,8 +52,9 @@ impl ImageWriter {
     pub(in crate::layers) fn new(mut file: File) -> io::Result<Self> {
         file.seek(SeekFrom::Start(BLOCK))?;
         Ok(Self {
+            direct: direct::begin(&file),
             file,
-            buffer: vec![0; BUFFER].into(),
+            buffer: Aligned::new(BUFFER),
             filled: 0,
             written: BLOCK,
             ahead: WriteAhead::default(),
@@ -176,7 +180,9 @@ impl ImageWriter {
         };
         let mut block = superblock.encode();
         Label { sum }.encode(&mut block);
-        self.file.write_all_at(&block, 0)?;
+        let first = &mut self.buffer[..block.len()];
+        first.copy_from_slice(&block);
+        self.file.write_all_at(first, 0)?;
         Ok(self.file)
     }
 
@@ -228,10 +234,21 @@ impl ImageWriter {
     fn flush(&mut self) -> io::Result<()> {
         let bytes = &self.buffer[..self.filled];
         self.sum.update(bytes);
-        self.file.write_all(bytes)?;
+        match self.file.write_all(bytes) {
+            // A file system may say so only now, before anything of it is written.
+            Err(error) if self.direct && error.kind() == io::ErrorKind::InvalidInput => {
+                direct::end(&self.file)?;
+                self.direct = false;
+                self.file.seek(SeekFrom::Start(self.written))?;
+                self.file.write_all(bytes)?;
+            }
+            other => other?,
+        }
         self.written += self.filled as u64;
         self.filled = 0;
-        self.ahead.written(&self.file, self.written);
+        if !self.direct {
+            self.ahead.written(&self.file, self.written);
+        }
         Ok(())
     }
 }

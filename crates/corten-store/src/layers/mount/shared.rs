@@ -22,12 +22,13 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{Advice, AtFlags, CWD, FlockOperation, Mode, OFlags, StatxFlags};
+use rustix::fs::{Advice, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsPickFlags, fsconfig_reconfigure, fsconfig_set_flag, fspick};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::image;
+use crate::direct;
 use crate::error::{StoreError, at};
 use crate::sys;
 
@@ -97,11 +98,8 @@ impl ImageMount {
     /// # Errors
     /// The kernel, or the file system that the image is on, cannot do it.
     pub(in crate::layers) fn read_directly(&self) -> io::Result<()> {
-        let asked = StatxFlags::DIOALIGN;
-        let file = rustix::fs::statx(&self.file, "", AtFlags::EMPTY_PATH, asked)?;
         // The kernel would report errors of reading otherwise, not read in another way.
-        let reads_blocks = |align: u32| (1..=4096).contains(&align);
-        if !reads_blocks(file.stx_dio_mem_align) || !reads_blocks(file.stx_dio_offset_align) {
+        if !direct::is_possible(&self.file)? {
             return Err(Errno::OPNOTSUPP.into());
         }
         let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;

@@ -1,0 +1,80 @@
+//! Where the processor's time goes when an image arrives, for whoever measures that.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Something that costs time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Digests of blobs and of plain archives.
+    Hash,
+    /// Decompressing, and reading what is decompressed.
+    Inflate,
+    /// Reading archives, and writing layers and blobs.
+    Write,
+}
+
+/// Processor time by phase, of all threads.
+#[derive(Debug, Default)]
+pub struct Phases {
+    hash: AtomicU64,
+    inflate: AtomicU64,
+    write: AtomicU64,
+}
+
+impl Phases {
+    fn nanos(&self, phase: Phase) -> &AtomicU64 {
+        match phase {
+            Phase::Hash => &self.hash,
+            Phase::Inflate => &self.inflate,
+            Phase::Write => &self.write,
+        }
+    }
+
+    /// What a phase took.
+    #[must_use]
+    pub fn spent(&self, phase: Phase) -> Duration {
+        Duration::from_nanos(self.nanos(phase).load(Ordering::Relaxed))
+    }
+
+    /// Does some of a phase's work, on this thread.
+    pub(crate) fn during<T>(&self, phase: Phase, work: impl FnOnce() -> T) -> T {
+        let before = thread_nanos();
+        let done = work();
+        let spent = thread_nanos().saturating_sub(before);
+        self.nanos(phase).fetch_add(spent, Ordering::Relaxed);
+        done
+    }
+}
+
+/// Processor time of this thread.
+fn thread_nanos() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let (seconds, nanos) = (time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs());
+    seconds * 1_000_000_000 + nanos
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_counts_and_waiting_does_not() {
+        let phases = Phases::default();
+        phases.during(Phase::Hash, || {
+            let end = thread_nanos() + 3_000_000;
+            while thread_nanos() < end {}
+        });
+        phases.during(Phase::Inflate, || {
+            std::thread::park_timeout(Duration::from_millis(1));
+        });
+        let (hash, inflate) = (phases.spent(Phase::Hash), phases.spent(Phase::Inflate));
+        assert!(
+            hash >= Duration::from_millis(3) && inflate < hash,
+            "{phases:?}"
+        );
+        assert_eq!(phases.spent(Phase::Write), Duration::ZERO);
+    }
+}
