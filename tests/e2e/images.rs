@@ -140,7 +140,7 @@ fn pack(tool: &str, plain: &[u8]) -> Vec<u8> {
     filter(Command::new(tool).arg("-1"), plain)
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub(crate) fn sha256(bytes: &[u8]) -> String {
     let sum = String::from_utf8(filter(&mut Command::new("sha256sum"), bytes)).unwrap();
     sum.split(' ').next().unwrap().to_owned()
 }

@@ -4,6 +4,10 @@ use std::fs;
 use std::process::Command;
 
 use crate::harness::{Background, Engine, docker};
+use crate::images::sha256;
+
+/// image-spec, "manifest".
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 fn with_registry() -> (Engine, Background, String) {
     let engine = Engine::with_alpine();
@@ -268,6 +272,108 @@ fn skopeo_reads_what_we_push_and_we_run_what_it_pushes() {
     for name in [theirs, format!("{address}/oci:1")] {
         assert_eq!(engine.ok(["run", "--rm", &name, "echo", "runs"]), "runs");
     }
+}
+
+/// What ORAS and the like push: a manifest with an artifact type, an empty configuration and a
+/// file, as skopeo moves it.
+#[test]
+fn artifacts_come_back_as_they_went() {
+    let (engine, _server, address) = with_registry();
+    let layout = engine.path("artifact");
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    let put = |content: &str| {
+        let hex = sha256(content.as_bytes());
+        fs::write(blobs.join(&hex), content).unwrap();
+        serde_json::json!({ "digest": format!("sha256:{hex}"), "size": content.len() })
+    };
+    let described = |content: &str, kind: &str| {
+        let mut descriptor = put(content);
+        descriptor["mediaType"] = kind.into();
+        descriptor
+    };
+    let mut file = described("hello, artifact\n", "text/plain");
+    file["annotations"] = serde_json::json!({ "org.opencontainers.image.title": "hello.txt" });
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": "application/vnd.example.thing",
+        "config": described("{}", "application/vnd.oci.empty.v1+json"),
+        "layers": [file],
+    });
+    let mut listed = described(&manifest.to_string(), MANIFEST);
+    listed["annotations"] = serde_json::json!({ "org.opencontainers.image.ref.name": "x" });
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [listed] });
+    fs::write(layout.join("index.json"), index.to_string()).unwrap();
+    fs::write(
+        layout.join("oci-layout"),
+        "{\"imageLayoutVersion\": \"1.0.0\"}",
+    )
+    .unwrap();
+    let name = format!("{address}/things/hello:1");
+    let back = engine.path("back");
+    for (from, to) in [
+        (
+            format!("oci:{}:x", layout.display()),
+            format!("docker://{name}"),
+        ),
+        (
+            format!("docker://{name}"),
+            format!("oci:{}:x", back.display()),
+        ),
+    ] {
+        let copied = Command::new("skopeo")
+            .args(["copy", "--preserve-digests", "--src-tls-verify=false"])
+            .args(["--dest-tls-verify=false", &from, &to])
+            .output()
+            .expect("skopeo is installed by scripts/install-deps.sh test");
+        assert!(copied.status.success(), "{copied:?}");
+    }
+    for entry in fs::read_dir(&blobs).unwrap() {
+        let path = entry.unwrap().path();
+        let same = back.join("blobs/sha256").join(path.file_name().unwrap());
+        assert_eq!(fs::read(&path).unwrap(), fs::read(same).unwrap());
+    }
+    // It is no image, and nothing of it stays.
+    let refused = engine.fails(1, ["pull", &name]);
+    assert!(refused.contains(&name), "{refused}");
+    engine.assert_clean();
+}
+
+/// An image's index comes along with its attestations, and goes out again as it was.
+#[test]
+fn attestations_are_pulled_and_pushed_on() {
+    let (engine, _server, address) = with_registry();
+    let name = format!("{address}/app:1");
+    let context = engine.context("c", &[("Dockerfile", "FROM alpine\nRUN echo x > /x\n")]);
+    engine.ok([
+        "build",
+        "-q",
+        "--provenance",
+        "mode=max",
+        "-t",
+        &name,
+        context.to_str().unwrap(),
+    ]);
+    let digest = |said: &str| {
+        let said = said.lines().find_map(|line| line.split_once("digest: "));
+        said.unwrap().1.split(' ').next().unwrap().to_owned()
+    };
+    let first = digest(&engine.ok(["push", &name]));
+    let other = Engine::new();
+    other.ok(["pull", &name]);
+    other.assert_clean();
+    let onward = format!("{address}/onward/app:1");
+    other.ok(["tag", &name, &onward]);
+    assert_eq!(digest(&other.ok(["push", &onward])), first);
+    // They are kept as long as the image, and go with it.
+    other.ok(["image", "prune", "-f"]);
+    other.ok(["rmi", &onward]);
+    assert_eq!(digest(&other.ok(["push", &name])), first);
+    other.ok(["rmi", &name]);
+    let left = fs::read_dir(other.root().join("blobs/sha256")).unwrap();
+    assert_eq!(left.count(), 0);
+    other.assert_clean();
 }
 
 #[test]

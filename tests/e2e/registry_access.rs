@@ -223,23 +223,37 @@ fn an_http_proxy_is_used_unless_no_proxy_says_so() {
     assert!(done.status.success(), "{done:?}");
 }
 
+/// A certificate for 127.0.0.1 that nobody's authority has signed, and its key.
+const CERTIFICATE: (&str, &str) = (
+    include_str!("../../crates/corten-registryd/tests/fixtures/test-cert.pem"),
+    include_str!("../../crates/corten-registryd/tests/fixtures/test-key.pem"),
+);
+
+/// Docker's registry, by itself, with passwords, and with both passwords and TLS.
 #[test]
 fn dockers_registry_takes_and_gives() {
-    if !is_here("docker-registry") {
-        return;
-    }
     let engine = Engine::with_alpine();
     let hash = htpasswd(&engine);
     let port = crate::harness::free_port();
     let address = format!("127.0.0.1:{port}");
-    for auth in [false, true] {
-        let storage = engine.path(&format!("docker-registry-{auth}"));
+    for (auth, tls) in [(false, false), (true, false), (false, true), (true, true)] {
+        let storage = engine.path(&format!("docker-registry-{auth}-{tls}"));
         fs::create_dir(&storage).unwrap();
         let mut settings = format!(
             "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
              http:\n  addr: {address}\n",
             storage.display()
         );
+        if tls {
+            let (certificate, key) = (engine.path("cert.pem"), engine.path("key.pem"));
+            fs::write(&certificate, CERTIFICATE.0).unwrap();
+            fs::write(&key, CERTIFICATE.1).unwrap();
+            settings.push_str(&format!(
+                "  tls:\n    certificate: {}\n    key: {}\n",
+                certificate.display(),
+                key.display()
+            ));
+        }
         if auth {
             settings.push_str(&format!(
                 "auth:\n  htpasswd:\n    realm: test\n    path: {}\n",
@@ -255,13 +269,22 @@ fn dockers_registry_takes_and_gives() {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .unwrap();
+            .expect("docker-registry is installed by scripts/install-deps.sh test");
         crate::harness::until("docker-registry listens", || {
             std::net::TcpStream::connect(&address).is_ok()
         });
         let outcome = std::panic::catch_unwind(|| {
             let name = format!("{address}/team/app");
             engine.ok(["tag", "alpine", &name]);
+            if tls {
+                let refused = engine.fails(1, ["push", &name]);
+                assert!(refused.contains("certificate"), "{refused}");
+                let trust = format!(
+                    "[registry.\"{address}\"]\nca = {:?}\n",
+                    engine.path("cert.pem")
+                );
+                fs::write(engine.root().join("registries.toml"), trust).unwrap();
+            }
             if auth {
                 let refused = engine.fails(1, ["push", &name]);
                 assert!(refused.contains("no basic auth"), "{refused}");
@@ -276,6 +299,12 @@ fn dockers_registry_takes_and_gives() {
             engine.ok(["pull", &other]);
             assert_eq!(engine.ok(["run", "--rm", &other, "echo", "back"]), "back");
             engine.ok(["rmi", &other]);
+            if auth {
+                engine.ok(["logout", &address]);
+            }
+            if tls {
+                fs::remove_file(engine.root().join("registries.toml")).unwrap();
+            }
         });
         server.kill().unwrap();
         server.wait().unwrap();

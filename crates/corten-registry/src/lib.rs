@@ -9,6 +9,7 @@
 //! partial downloads, which the next one resumes.
 
 mod artifact;
+mod attestations;
 mod certs_d;
 mod challenge;
 mod client;
@@ -27,6 +28,7 @@ mod manifest;
 mod progress;
 mod pull;
 mod push;
+mod put;
 mod refetch;
 mod remote;
 mod retry;
@@ -44,7 +46,7 @@ pub use credential::{Credential, HUB_KEY, auth_key, domain_of, server_key};
 pub use docker_config::DockerConfig;
 pub use error::RegistryError;
 pub use manifest::RemoteManifest;
-pub use progress::{Progress, ProgressEvent};
+pub use progress::{Progress, ProgressEvent, Silent};
 pub use pull::Pulled;
 pub use push::Pushed;
 pub use remote::{Remote, RemoteBlob};

@@ -1,5 +1,7 @@
 //! Fetching manifests, and choosing among those of an index.
 
+use std::collections::HashMap;
+
 use corten_oci::{Digest, Digester, ImageRef, Platform, media_type};
 use corten_store::LayerBlob;
 use http::{HeaderMap, StatusCode, header};
@@ -26,7 +28,15 @@ pub(crate) struct Descriptor {
     pub(crate) urls: Vec<String>,
     #[serde(default)]
     platform: Option<DescriptorPlatform>,
+    #[serde(default)]
+    annotations: HashMap<String, String>,
 }
+
+/// How an index says that it lists an attestation, and of which manifest (BuildKit,
+/// "Image attestation storage").
+const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
+const ATTESTATION: &str = "attestation-manifest";
+const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 
 impl Descriptor {
     /// Of a layer's blob.
@@ -37,6 +47,7 @@ impl Descriptor {
             size: blob.size,
             urls: Vec::new(),
             platform: None,
+            annotations: HashMap::new(),
         }
     }
 }
@@ -81,6 +92,10 @@ pub(crate) struct Resolved {
     pub(crate) bytes: Vec<u8>,
     pub(crate) media_type: String,
     pub(crate) manifest: Manifest,
+    /// The index that lists it, where there is one.
+    pub(crate) index: Option<RemoteManifest>,
+    /// What the index lists about it.
+    pub(crate) attestations: Vec<Descriptor>,
 }
 
 /// Fetches the manifest an image's name stands for on a platform. `pinned` is what the name
@@ -96,13 +111,17 @@ pub(crate) async fn resolve(
     let found = |answer| found(host, image, answer);
     let first = fetch(host, image.path(), reference, digest, found).await?;
     let top = first.digest.clone();
+    let mut attestations = Vec::new();
+    let mut listing = None;
     let document = if media_type::is_index(&first.media_type) {
         let index: Index = parse(host, &first)?;
+        listing = Some(first);
         let child = choose(&index, platform).ok_or_else(|| RegistryError::NoPlatform {
             platform: platform.to_string(),
             image: image.familiar(),
         })?;
         let child = &child.digest;
+        attestations.extend(about(&index, child).cloned());
         fetch(host, image.path(), child.as_str(), Some(child), found).await?
     } else {
         first
@@ -120,6 +139,17 @@ pub(crate) async fn resolve(
         bytes: document.bytes,
         media_type: document.media_type,
         manifest,
+        index: listing,
+        attestations,
+    })
+}
+
+/// What an index lists about a manifest of its own.
+fn about<'a>(index: &'a Index, manifest: &Digest) -> impl Iterator<Item = &'a Descriptor> {
+    index.manifests.iter().filter(|listed| {
+        let says = |key: &str| listed.annotations.get(key).map(String::as_str);
+        says(REFERENCE_TYPE) == Some(ATTESTATION)
+            && says(REFERENCE_DIGEST) == Some(manifest.as_str())
     })
 }
 
@@ -139,7 +169,7 @@ pub(crate) fn choose<'a>(index: &'a Index, platform: &Platform) -> Option<&'a De
         .map(|(_, d)| *d)
 }
 
-fn parse<T: serde::de::DeserializeOwned>(
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(
     host: &Host,
     document: &RemoteManifest,
 ) -> Result<T, RegistryError> {

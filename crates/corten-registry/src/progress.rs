@@ -26,6 +26,14 @@ pub trait Progress: Send + Sync {
     fn event(&self, event: ProgressEvent);
 }
 
+/// Nobody watches.
+#[derive(Debug, Clone, Copy)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn event(&self, _: ProgressEvent) {}
+}
+
 /// Messages about one layer.
 pub(crate) struct Told<'a> {
     progress: &'a dyn Progress,

@@ -1,11 +1,12 @@
 //! Pulling an image.
 
 use corten_oci::{DiffId, Digest, ImageRef, Platform};
-use corten_store::{Arrival, ImageId, LayerBlob, Layers, Store, StoreError};
-use futures_util::{StreamExt, TryStreamExt};
+use corten_store::{Arrival, ImageId, LayerBlob, Layers, Made, Phase, Store, StoreError};
+use futures_util::{FutureExt as _, StreamExt, TryStreamExt, future};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
+use crate::attestations;
 use crate::document::{self, Wanted};
 use crate::download::{self, blocking};
 use crate::error::RegistryError;
@@ -68,7 +69,13 @@ pub(crate) async fn pull(
         swept.leases().acquire()
     });
     let lease = TaskLease::from(lease.await?);
+    let phases = [Phase::Inflate, Phase::Hash, Phase::Write];
+    let before = phases.map(|phase| store.phases().spent(phase));
     let pulled = from_any(sources, store, image, platform, naming, progress).await;
+    let after = phases.map(|phase| store.phases().spent(phase));
+    let [inflate, hash, write] = [0, 1, 2].map(|n| (after[n] - before[n]).as_micros());
+    // For `bench/pull.sh`.
+    tracing::debug!(inflate, hash, write, "processor time, µs");
     lease.end().await;
     pulled
 }
@@ -169,12 +176,14 @@ async fn from(
         Ok((known, images.named(&name)?))
     })
     .await?;
-    let raw_config = match known {
-        Some(image) => image.raw_config,
+    let attached = attached(host, store, image, &resolved);
+    let (raw_config, attached) = match known {
+        Some(image) => (image.raw_config, attached.await),
         None => {
             let raw = config(host, image, &resolved.manifest.config).await?;
-            layers(host, store, image, &resolved, &raw, progress).await?;
-            raw
+            let layers = layers(host, store, image, &resolved, &raw, progress);
+            let ((), attached) = future::try_join(layers, attached.map(Ok)).await?;
+            (raw, attached)
         }
     };
     let top = resolved.top.clone();
@@ -188,10 +197,22 @@ async fn from(
                 names.push(image);
             }
         }
-        let manifest = (&manifest, resolved.media_type.as_str());
-        store
-            .images()
-            .put_named(&raw_config, Some(manifest), &names)
+        let images = store.images();
+        match resolved.index {
+            Some(index) => {
+                let made = Made {
+                    manifest: Some((manifest, resolved.media_type)),
+                    index: Some(store.blobs().put_bytes(&index.bytes)?),
+                    attached,
+                    annotations: None,
+                };
+                images.put_made(&raw_config, &made, &names)
+            }
+            None => {
+                let manifest = (&manifest, resolved.media_type.as_str());
+                images.put_named(&raw_config, Some(manifest), &names)
+            }
+        }
     })
     .await?;
     Ok(Pulled {
@@ -199,6 +220,22 @@ async fn from(
         id: stored,
         digest: top,
     })
+}
+
+/// What an index lists about the image, to be kept with it. An image is as good without.
+async fn attached(
+    host: &Host,
+    store: &Store,
+    image: &ImageRef,
+    resolved: &Resolved,
+) -> Vec<Digest> {
+    match attestations::fetch(host, store, image, &resolved.attestations).await {
+        Ok(attached) => attached,
+        Err(error) => {
+            tracing::warn!(image = %image.familiar(), %error, "its attestations are not kept");
+            Vec::new()
+        }
+    }
 }
 
 fn all_here(store: &Layers, layers: &[DiffId]) -> Result<bool, StoreError> {

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use corten_oci::{Digest, ImageRef, media_type};
 use corten_store::{ImageId, Store};
 use futures_util::{StreamExt, TryStreamExt};
-use http::{Method, StatusCode, header};
+use http::{Method, StatusCode};
 use reqwest::Response;
 
 use crate::download::blocking;
 use crate::error::RegistryError;
 use crate::http::{Access, Host, Scope, Target};
 use crate::progress::{Progress, Told};
+use crate::put;
 use crate::task_lease::TaskLease;
 use crate::upload::{Upload, accepted, ask_for_mount};
 
@@ -262,17 +263,11 @@ impl Push<'_> {
         bytes: &[u8],
         kind: &str,
     ) -> Result<(), RegistryError> {
-        let path = format!("/{}/manifests/{reference}", self.image.path());
-        let response = self
-            .host
-            .send(Method::PUT, Target::Api(&path), self.scope(), &|request| {
-                request
-                    .header(header::CONTENT_TYPE, kind)
-                    .body(bytes.to_vec())
-            })
-            .await?;
-        accepted(self.host, response, &self.image.name())
-            .await
-            .map(drop)
+        let place = put::Place {
+            host: self.host,
+            repository: self.image.path(),
+            name: &self.image.name(),
+        };
+        put::manifest(&place, reference, kind, bytes).await
     }
 }

@@ -19,10 +19,9 @@ use crate::document::{self, Wanted, words};
 use crate::error::RegistryError;
 use crate::http::{Access, Host, Scope, Target, innermost};
 use crate::manifest::{self, RemoteManifest, announced_type};
+use crate::put::referrers_tag;
 use crate::sources;
 
-/// Hexadecimal digits of a digest in the tag that stands in for the referrers API.
-const MAX_TAG_HEX: usize = 64;
 /// Largest page of a list, bytes.
 const MAX_PAGE: usize = 16 << 20;
 /// Largest list, bytes of all its pages.
@@ -354,7 +353,8 @@ async fn there(
     }
 }
 
-async fn manifest(
+/// A manifest or index by tag or digest, from one host.
+pub(crate) async fn manifest(
     host: &Host,
     repository: &str,
     reference: &str,
@@ -520,12 +520,9 @@ async fn referrers(
             .filter_map(|page| page.manifests)
             .flatten()
             .collect()),
-        // distribution-spec "Unavailable Referrers API": an index under the digest as a tag,
-        // cut as the "Referrers Tag Schema" says.
+        // distribution-spec "Unavailable Referrers API".
         Err(RegistryError::ManifestUnknown(_)) if host.endpoint().resolve => {
-            let hex = subject.hex();
-            let hex = &hex[..hex.len().min(MAX_TAG_HEX)];
-            let tag = format!("{}-{hex}", subject.algorithm().as_str());
+            let tag = referrers_tag(subject);
             match manifest(host, repository, &tag, None).await {
                 Ok(found) => {
                     let index: Index = serde_json::from_slice(&found.bytes)

@@ -7,7 +7,7 @@ use super::peer::{Peer, installed, skip, until_says};
 
 /// Docker's engine with our runtime as its default one, with the image `box`. In a network
 /// namespace of its own: it would change the host's firewall.
-fn docker_with_box() -> Option<Peer> {
+pub(super) fn docker_with_box() -> Option<Peer> {
     if !installed(
         "Docker's engine",
         &["dockerd", "docker", "unshare", "script"],

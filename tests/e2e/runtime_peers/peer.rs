@@ -130,6 +130,12 @@ impl Peer {
             .to_owned())
     }
 
+    /// The network namespace of the engine.
+    pub(super) fn network(&self) -> String {
+        let engine = self.engine.as_ref().unwrap();
+        format!("/proc/{}/ns/net", engine.id())
+    }
+
     /// A limit as the kernel has it: `file` of the group that the process is in, by its
     /// name on v1 (`memory.limit_in_bytes` of controller `memory`) or on v2.
     #[track_caller]

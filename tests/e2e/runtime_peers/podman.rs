@@ -6,7 +6,7 @@ use super::engine_commands::use_like_docker;
 use super::peer::{Peer, installed};
 
 /// A Podman of the test's own, with the image `box`.
-fn podman_with_box() -> Option<Peer> {
+pub(super) fn podman_with_box() -> Option<Peer> {
     if !installed("Podman", &["podman", "script"]) {
         return None;
     }

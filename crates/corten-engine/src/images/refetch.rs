@@ -2,7 +2,7 @@
 //! Credentials are the client's, not the engine's: of private repositories nothing comes.
 
 use corten_oci::{DiffId, ImageRef};
-use corten_registry::{Progress, ProgressEvent, TaskLease};
+use corten_registry::{Silent, TaskLease};
 use corten_store::{LayerBlob, Lost, Store};
 
 use crate::engine::Engine;
@@ -10,13 +10,6 @@ use crate::error::EngineError;
 use crate::system::Finding;
 
 type Result<T> = std::result::Result<T, EngineError>;
-
-/// Nobody watches.
-struct Silent;
-
-impl Progress for Silent {
-    fn event(&self, _: ProgressEvent) {}
-}
 
 /// Fetches what the findings say is lost, and notes in them how that went.
 pub(crate) async fn refetch(engine: &Engine, findings: &mut [Finding]) {

@@ -2,15 +2,17 @@
 //! repository of it has and another is to have.
 
 use corten_oci::Digest;
-use http::{Method, StatusCode, header};
+use http::StatusCode;
 
 use super::Remote;
 use crate::error::RegistryError;
-use crate::http::{Access, Host, Scope, Target};
+use crate::http::Host;
+use crate::put;
 use crate::upload::{accepted, ask_for_mount};
 
 impl Remote {
-    /// Stores a manifest or index under a tag or its digest.
+    /// Stores a manifest or index under a tag or its digest. What it is about is told to
+    /// registries without the referrers API in the way they need.
     ///
     /// # Errors
     /// The registry cannot be reached, refuses, or lacks what the document names.
@@ -22,16 +24,12 @@ impl Remote {
         bytes: &[u8],
     ) -> Result<Digest, RegistryError> {
         let host = self.own()?;
-        let path = format!("/{repository}/manifests/{reference}");
-        let scope = Scope::Repository(repository, Access::PullPush);
-        let answer = host
-            .send(Method::PUT, Target::Api(&path), scope, &|request| {
-                request
-                    .header(header::CONTENT_TYPE, media_type)
-                    .body(bytes.to_vec())
-            })
-            .await?;
-        accepted(host, answer, &full_name(host, repository)).await?;
+        let place = put::Place {
+            host,
+            repository,
+            name: &full_name(host, repository),
+        };
+        put::manifest(&place, reference, media_type, bytes).await?;
         Ok(Digest::of(bytes))
     }
 

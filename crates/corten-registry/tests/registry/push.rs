@@ -1,5 +1,6 @@
 //! Pushing.
 
+use corten_oci::Digest;
 use corten_registry::RegistryError;
 use corten_store::Made;
 use http::Method;
@@ -136,4 +137,91 @@ async fn an_index_goes_out_only_with_the_manifest_it_lists() {
         let manifest = &manifests["app/latest"].1;
         assert_eq!(corten_oci::Digest::of(manifest), plan.digest);
     }
+}
+
+/// distribution-spec "Pushing Manifests with Subject": the stub does not say that it has taken
+/// note of one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_refers_to_a_manifest_is_listed_where_the_registry_does_not() {
+    let stub = Stub::start().await;
+    let remote = client("").remote(stub.address(), None).unwrap();
+    let subject = Digest::of(b"the subject");
+    let kind = corten_oci::media_type::OCI_MANIFEST;
+    let document = |artifact: Option<&str>, n: u32| {
+        let mut document = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": kind,
+            "config": { "mediaType": "application/x-config", "digest": Digest::of(b"{}"), "size": 2 },
+            "layers": [],
+            "subject": { "mediaType": kind, "digest": subject, "size": 11 },
+            "annotations": { "n": n.to_string() },
+        });
+        if let Some(artifact) = artifact {
+            document["artifactType"] = artifact.into();
+        }
+        document.to_string()
+    };
+    let documents = [
+        document(Some("application/x-one"), 1),
+        document(None, 2),
+        document(Some("application/x-one"), 1),
+    ];
+    for document in &documents {
+        let reference = Digest::of(document.as_bytes()).to_string();
+        let put = remote.put_manifest("app", &reference, kind, document.as_bytes());
+        put.await.unwrap();
+    }
+    let listed = remote.referrers("app", &subject, None).await.unwrap();
+    let types: Vec<_> = listed.iter().map(|d| d["artifactType"].as_str()).collect();
+    assert_eq!(
+        types,
+        [Some("application/x-one"), Some("application/x-config")]
+    );
+    for (descriptor, document) in listed.iter().zip(&documents) {
+        assert_eq!(descriptor["mediaType"], kind);
+        assert_eq!(descriptor["size"], document.len());
+        assert_eq!(
+            descriptor["digest"],
+            Digest::of(document.as_bytes()).as_str()
+        );
+    }
+    assert_eq!(listed[1]["annotations"]["n"], "2");
+    // Something else has that tag: the document is there, and its caller hears of it.
+    let tag = format!("app/sha256-{}", subject.hex());
+    let other = (kind.to_owned(), "{}".into());
+    stub.manifests.lock().unwrap().insert(tag, other);
+    let last = document(None, 3);
+    let put = remote.put_manifest("app", "three", kind, last.as_bytes());
+    let error = put.await.unwrap_err().to_string();
+    assert!(error.contains("list of referrers"), "{error}");
+    assert!(stub.manifests.lock().unwrap().contains_key("app/three"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_lists_what_refers_is_left_to_it() {
+    let from = TestStore::new();
+    let address = registry(from.folder.path(), None).await;
+    let name = format!("{address}/app");
+    from.image(&name, &[b"layer"]);
+    let client = client("");
+    let subject = from.push(&client, &name, None).await.unwrap().0;
+    let remote = client.remote(&address, None).unwrap();
+    let manifest = remote.manifest("app", "latest").await.unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest.bytes).unwrap();
+    let kind = corten_oci::media_type::OCI_MANIFEST;
+    let about = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": kind,
+        "artifactType": "application/x",
+        "config": manifest["config"],
+        "layers": [],
+        "subject": { "mediaType": kind, "digest": subject.digest, "size": subject.size },
+    });
+    let about = about.to_string();
+    let reference = Digest::of(about.as_bytes()).to_string();
+    let put = remote.put_manifest("app", &reference, kind, about.as_bytes());
+    put.await.unwrap();
+    assert_eq!(remote.tags("app").await.unwrap(), ["latest"]);
+    let listed = remote.referrers("app", &subject.digest, None).await;
+    assert_eq!(listed.unwrap().len(), 1);
 }
