@@ -17,8 +17,8 @@ use crate::gc::Trash;
 pub(super) const SYNCED: &str = " synced";
 
 impl Layers {
-    /// Syncs those of these layers that are not yet durable: one `syncfs` for all where any
-    /// content is not synced, else the directory of their names.
+    /// Syncs those of these layers that are not yet durable: their files, or by one `syncfs` where
+    /// those are many, where any content is not synced; else the directory of their names.
     ///
     /// # Errors
     /// The file system or the database fails.
@@ -45,7 +45,7 @@ impl Layers {
         if all_synced {
             self.driver.sync_names()?;
         } else {
-            self.driver.sync()?;
+            self.driver.sync(&waiting)?;
         }
         self.database.write(Durability::Relaxed, |db| {
             for diff_id in waiting {

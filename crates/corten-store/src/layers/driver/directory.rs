@@ -10,7 +10,7 @@ use corten_oci::{ChainId, DiffId};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Driver, Lower, Staged, names, settled_name, settled_of};
+use super::{Driver, Lower, Staged, few, names, settled_name, settled_of};
 use crate::error::{StoreError, at};
 use crate::layers::apply;
 use crate::layers::pending::Pending;
@@ -188,5 +188,14 @@ impl Driver for Directories {
         Ok(names
             .filter_map(|hex| format!("sha256:{hex}").parse().ok())
             .collect())
+    }
+
+    fn sync(&self, layers: &[&DiffId]) -> Result<(), StoreError> {
+        let paths: Vec<PathBuf> = layers.iter().map(|layer| self.path(layer)).collect();
+        if few::sync(&paths).map_err(at("sync the layers in", &self.root))? {
+            return self.sync_names();
+        }
+        let dir = File::open(&self.root).map_err(at("open", &self.root))?;
+        rustix::fs::syncfs(&dir).map_err(at("sync", &self.root))
     }
 }

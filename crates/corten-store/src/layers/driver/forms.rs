@@ -253,4 +253,13 @@ impl Driver for Forms {
         }
         Ok(all)
     }
+
+    fn sync(&self, layers: &[&DiffId]) -> Result<(), StoreError> {
+        // An image is synced before it gets its name.
+        let directories = layers
+            .iter()
+            .filter(|layer| self.directories.path(layer).is_dir());
+        self.directories
+            .sync(&directories.copied().collect::<Vec<_>>())
+    }
 }

@@ -271,6 +271,15 @@ impl Driver for Images {
         found.dedup();
         Ok(found)
     }
+
+    fn sync(&self, layers: &[&DiffId]) -> Result<(), StoreError> {
+        for layer in layers {
+            let path = self.path(layer);
+            let synced = File::open(&path).and_then(|file| file.sync_all());
+            synced.map_err(at("sync", &path))?;
+        }
+        self.sync_names()
+    }
 }
 
 fn missing(error: StoreError, diff_id: &DiffId) -> StoreError {

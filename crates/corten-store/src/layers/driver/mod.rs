@@ -6,6 +6,7 @@
 //! the one that was chosen and uses each layer in the form it has.
 
 mod directory;
+mod few;
 mod forms;
 mod image;
 
@@ -205,13 +206,9 @@ pub(super) trait Driver: fmt::Debug + Send + Sync {
         synced.map_err(at("sync", root))
     }
 
-    /// Syncs all layers' contents and names at once.
+    /// Syncs the contents of these layers, and the names of all.
     ///
     /// # Errors
     /// The file system fails.
-    fn sync(&self) -> Result<(), StoreError> {
-        let root = self.root();
-        let directory = File::open(root).map_err(at("open", root))?;
-        rustix::fs::syncfs(&directory).map_err(at("sync", root))
-    }
+    fn sync(&self, layers: &[&DiffId]) -> Result<(), StoreError>;
 }
