@@ -1,6 +1,7 @@
 //! Where COPY takes its files from, and which of them it takes: sources, patterns, ignored
 //! and excluded files become one sorted list. Every path is resolved inside the tree's root.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd;
@@ -105,6 +106,8 @@ impl Tree {
             tree: self,
             exclude,
             found: Vec::new(),
+            taken: HashSet::new(),
+            counted: 0,
         };
         for source in selection.sources {
             walk.source(source, selection)?;
@@ -196,6 +199,9 @@ struct Walk<'a> {
     tree: &'a Tree,
     exclude: IgnoreRules,
     found: Vec<Entry>,
+    /// Where the first `counted` of those go.
+    taken: HashSet<PathBuf>,
+    counted: usize,
 }
 
 impl Walk<'_> {
@@ -249,6 +255,10 @@ impl Walk<'_> {
 
     /// The directories above a path that keeps them.
     fn parents(&mut self, path: &Path, kept: &Path) -> Result<(), SelectError> {
+        let fresh = self.found.get(self.counted..).unwrap_or_default();
+        self.taken
+            .extend(fresh.iter().map(|entry| entry.to.clone()));
+        self.counted = self.found.len();
         let above: Vec<&Path> = kept
             .ancestors()
             .skip(1)
@@ -259,7 +269,7 @@ impl Walk<'_> {
             let Some(source) = path.ancestors().nth(depth) else {
                 continue;
             };
-            if self.found.iter().any(|e| e.to == to) {
+            if self.taken.contains(to) {
                 continue;
             }
             let stat = self.tree.root.stat(source).map_err(|e| failed(source, e))?;
