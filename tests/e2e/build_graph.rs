@@ -309,6 +309,8 @@ fn a_client_sends_what_it_may_read() {
     open(&engine.path(""), 0o755);
     open(&context.join("secret"), 0o600);
     let (_server, host) = engine.serve();
+    // Who answers has given its socket the mode that it is to have.
+    engine.ok(["-H", &host, "version"]);
     open(&engine.path("api.sock"), 0o666);
     let reached = Command::new(binary()).arg("--version").uid(65534).output();
     if !reached.is_ok_and(|output| output.status.success()) {
