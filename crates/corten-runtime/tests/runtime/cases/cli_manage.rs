@@ -227,8 +227,9 @@ fn events_stats() {
         let event: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
         assert_eq!(event["type"], "stats");
     }
-    end(&bundle);
+    bundle.run(&["delete", "--force", "ID"]);
     assert!(child.wait().unwrap().success());
+    bundle.assert_gone();
     assert!(
         bundle
             .fail(&["events", "--interval", "0s", "ID"])
@@ -261,8 +262,9 @@ fn events_oom() {
     }
     let expected = format!("{{\"type\":\"oom\",\"id\":\"{}\"}}\n", bundle.id);
     assert_eq!(line, expected);
-    end(&bundle);
+    bundle.run(&["delete", "--force", "ID"]);
     assert!(child.wait().unwrap().success());
+    bundle.assert_gone();
 }
 
 fn features() {
