@@ -13,6 +13,7 @@ mod build_checks;
 mod build_contexts;
 mod build_dates;
 mod build_graph;
+mod build_history;
 mod build_mounts;
 mod build_outputs;
 mod build_platforms;

@@ -5,8 +5,9 @@
 //! from), `plan` (graph), `keys` and `cache` (what is known), `portable` (what others know),
 //! `solve` (running the graph), `ops` (what each instruction does), `run` with `step_mounts`,
 //! `cache_mounts`, `mount_points` and `agent` (a RUN step and what it is lent), `workers` and
-//! `step` (the single-threaded processes it happens in), `export` and `files` (the result), `attest` (what is
-//! said of it), `inquiry` (answers without a build), `progress` (events).
+//! `step` (the single-threaded processes it happens in), `export` and `files` (the result), `attest`
+//! (what is said of it), `inquiry` (answers without a build), `progress` (events), `history` (builds
+//! that have been).
 //!
 //! Invariants: nothing a Dockerfile, context or image says is resolved outside its root; a flag
 //! that is not carried out is refused; a step's result is recorded only when it is whole; the
@@ -24,6 +25,7 @@ mod error;
 mod export;
 mod file_index;
 mod files;
+pub mod history;
 mod images;
 mod inquiry;
 mod keys;
@@ -46,6 +48,7 @@ mod workers;
 pub use attest::{Annotation, AnnotationKind, Attest, Provenance, SlsaVersion};
 pub use cache::{CacheRecord, Pruned, RecordKind, SCHEMA};
 pub use error::{BuildError, Place};
+pub use history::{BuildRecord, History};
 pub use inquiry::{Answer, Found, Inquiry};
 pub use progress::{BuildEvent, EventSink};
 pub use request::{
@@ -109,7 +112,19 @@ impl Builder {
     ) -> Result<Digest, BuildError> {
         let cancel = Cancel::default();
         let _guard = CancelOnDrop(cancel.clone());
-        solve::solve(self.0.clone(), request, events, cancel).await
+        let Some(recording) = self.history().begin(&request) else {
+            return solve::solve(self.0.clone(), request, events, cancel).await;
+        };
+        let events = recording.listen(events);
+        let outcome = solve::solve(self.0.clone(), request, events, cancel).await;
+        recording.end(&outcome);
+        outcome
+    }
+
+    /// Builds that have been.
+    #[must_use]
+    pub fn history(&self) -> History {
+        History::new(self.0.sandboxing.history.clone())
     }
 
     /// Answers a question about a Dockerfile, without building.

@@ -372,6 +372,8 @@ pub struct Sandboxing {
     pub parallelism: usize,
     /// Where the directories of `RUN --mount=type=cache` are kept.
     pub cache_mounts: PathBuf,
+    /// Where builds are recorded.
+    pub history: PathBuf,
 }
 
 impl Sandboxing {

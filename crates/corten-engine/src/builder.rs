@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use corten_build::{
-    BoxError, Builder, CachedBlob, ImageSource, PullFuture, PullProgress, PullSink,
+    BoxError, Builder, CachedBlob, History, ImageSource, PullFuture, PullProgress, PullSink,
     RegistryDocument, Sandboxing, StepEndpoint, StepNetwork, StepNetworkMode,
 };
 use corten_db::Durability;
@@ -50,8 +50,29 @@ impl Engine {
                 network: Arc::new(Steps(self.clone())),
                 parallelism: 0,
                 cache_mounts: self.layout().root().join("cache-mounts"),
+                history: self.layout().root().join("builds"),
             },
         )
+    }
+}
+
+impl Engine {
+    /// Looks into the builds that have been.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub async fn build_history<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&History) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let history = self.builder(BTreeMap::new()).history();
+        self.blocking(move |_| {
+            look(&history).map_err(|source| EngineError::Other {
+                context: "read the builds' history".to_owned(),
+                source: Box::new(source),
+            })
+        })
+        .await
     }
 }
 

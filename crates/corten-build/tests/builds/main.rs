@@ -111,6 +111,7 @@ fn open(dir: &Path, cgroups: &str) -> (Store, Builder) {
             network: Arc::new(Nowhere),
             parallelism: 0,
             cache_mounts: root.join("cache-mounts"),
+            history: root.join("builds"),
         },
     );
     (store, builder)

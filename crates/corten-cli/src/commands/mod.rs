@@ -24,6 +24,7 @@ pub(crate) static ROOT: Command = Command::group(
         &container::ATTACH,
         &build::BUILD,
         &build::GROUP,
+        &build::BUILDX,
         &container::COMMIT,
         &generate::COMPLETION,
         &container::GROUP,

@@ -1,7 +1,7 @@
 //! Progress: pulls and pushes, builds.
 
 pub(crate) mod build;
-mod plain;
+pub(crate) mod plain;
 mod rawjson;
 pub(crate) mod stream;
 mod tty;

@@ -1,13 +1,15 @@
 //! A build's events as lines, as BuildKit's `--progress=plain`.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use corten_build::BuildEvent;
 use corten_build::progress::CANCELLED;
 
 /// State of the lines printed so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Plain {
+    begun: Instant,
     /// Numbers in order of appearance.
     numbers: HashMap<u32, Shown>,
     /// Whose lines come at the moment.
@@ -21,12 +23,28 @@ struct Shown {
     finished: bool,
     /// An unfinished line of output.
     partial: String,
-    started: std::time::Instant,
+    /// Since the beginning.
+    started: Duration,
+}
+
+impl Default for Plain {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            numbers: HashMap::new(),
+            current: None,
+        }
+    }
 }
 
 impl Plain {
     /// The lines for one event.
     pub(crate) fn render(&mut self, event: &BuildEvent) -> String {
+        self.render_at(event, self.begun.elapsed())
+    }
+
+    /// As [`render`](Self::render), of an event that came so long after the beginning.
+    pub(crate) fn render_at(&mut self, event: &BuildEvent, now: Duration) -> String {
         let mut out = String::new();
         match event {
             BuildEvent::Started(vertex) if !super::is_shown(vertex) => {}
@@ -39,7 +57,7 @@ impl Plain {
                         name: vertex.name.clone(),
                         finished: false,
                         partial: String::new(),
-                        started: std::time::Instant::now(),
+                        started: now,
                     },
                 );
                 self.switch(vertex.id, &mut out);
@@ -49,7 +67,7 @@ impl Plain {
                     return out;
                 };
                 shown.partial.push_str(data);
-                let seconds = shown.started.elapsed().as_secs_f64();
+                let seconds = now.saturating_sub(shown.started).as_secs_f64();
                 let number = shown.number;
                 let mut lines = String::new();
                 while let Some(end) = shown.partial.find('\n') {
@@ -95,7 +113,7 @@ impl Plain {
                 };
                 let number = shown.number;
                 if !shown.partial.is_empty() {
-                    let seconds = shown.started.elapsed().as_secs_f64();
+                    let seconds = now.saturating_sub(shown.started).as_secs_f64();
                     out.push_str(&format!(
                         "#{number} {seconds:.3} {}\n",
                         clean(&shown.partial)

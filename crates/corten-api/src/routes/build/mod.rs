@@ -7,6 +7,7 @@
 mod answers;
 mod caches;
 mod classic;
+mod history;
 mod request;
 
 use std::collections::BTreeMap;
@@ -59,6 +60,7 @@ pub(super) fn routes() -> Router<Engine> {
     Router::new()
         .route("/build", post(build))
         .route("/build/prune", post(prune))
+        .merge(history::routes())
 }
 
 #[derive(Deserialize)]

@@ -10,6 +10,7 @@ mod call;
 mod context;
 mod contexts;
 mod flags;
+mod history;
 mod output;
 mod secrets;
 mod tarball;
@@ -54,8 +55,18 @@ pub(crate) static BUILD: Command = Command::new(
 .flags(&[flags::FLAGS, flags::UNSUPPORTED]);
 
 /// `builder`
-pub(crate) static GROUP: Command =
-    Command::group("builder", "Manage builds", &[&BUILD, &usage::DU, &PRUNE]);
+pub(crate) static GROUP: Command = Command::group(
+    "builder",
+    "Manage builds",
+    &[&BUILD, &usage::DU, &history::GROUP, &PRUNE],
+);
+
+/// `buildx`, as far as it makes sense with one builder.
+pub(crate) static BUILDX: Command = Command::group(
+    "buildx",
+    "Docker Buildx's commands for builds",
+    &[&BUILD, &usage::DU, &history::GROUP, &PRUNE],
+);
 
 static PRUNE: Command = Command::new("prune", "", "Remove build cache", action!(prune))
     .arity(Arity::None)
