@@ -534,3 +534,92 @@ fn mistakes_in_mounts_point_at_the_line() {
     );
     engine.assert_clean();
 }
+
+#[test]
+fn steps_have_the_memory_and_cpus_they_are_given() {
+    let engine = Engine::with_alpine();
+    let dockerfile = "\
+FROM alpine AS seen
+RUN cd /sys/fs/cgroup && cat memory/memory.limit_in_bytes memory.max > /memory 2>/dev/null; \
+    cat cpuset/cpuset.cpus cpuset.cpus > /cpus 2>/dev/null; true
+FROM alpine AS greedy
+RUN tail /dev/zero
+";
+    let context = engine.context("limits", &[("Dockerfile", dockerfile)]);
+    let context = context.to_str().unwrap();
+    let limits = [
+        "-m",
+        "32m",
+        "--memory-swap",
+        "32m",
+        "--cpuset-cpus",
+        "0",
+        "-c",
+        "512",
+    ];
+    let build = |target: &str, flags: &[&str]| {
+        let mut args = vec![
+            "build",
+            "--progress=plain",
+            "-t",
+            "seen",
+            "--target",
+            target,
+        ];
+        args.extend(flags);
+        args.push(context);
+        engine.run(args)
+    };
+    let done = build("seen", &limits);
+    assert_eq!(done.code, 0, "{done:?}");
+    let seen = engine.ok([
+        "run",
+        "--rm",
+        "--network=none",
+        "seen",
+        "cat",
+        "/memory",
+        "/cpus",
+    ]);
+    assert_eq!(seen, "33554432\n0");
+    // What a step makes does not depend on them.
+    let again = build("seen", &[]);
+    assert!(again.stderr.contains("CACHED"), "{again:?}");
+    let killed = build("greedy", &limits);
+    assert_eq!(killed.code, 137, "{killed:?}");
+    assert!(killed.stderr.contains("out-of-memory"), "{killed:?}");
+    for (flags, why) in [
+        (["-m", "1m"], "Minimum memory limit allowed is 6MB"),
+        (["--memory-swap", "64m"], "always set the Memory limit"),
+        (["--cpu-period", "1"], "CPU cfs period"),
+        (["--cpuset-cpus", "x"], "Invalid value x for cpuset cpus"),
+    ] {
+        let refused = build("seen", &flags);
+        assert_eq!(refused.code, 1, "{refused:?}");
+        assert!(refused.stderr.contains(why), "{refused:?}");
+    }
+    engine.assert_clean();
+}
+
+#[test]
+fn large_secrets() {
+    let engine = Engine::with_alpine();
+    let dockerfile =
+        "FROM alpine\nRUN --mount=type=secret,id=big wc -c < /run/secrets/big > /size\n";
+    let context = engine.context("big", &[("Dockerfile", dockerfile)]);
+    let context = context.to_str().unwrap();
+    let secret = engine.path("secret");
+    let flag = format!("id=big,src={}", secret.display());
+    // A second one of the same size shows that there is room for several.
+    let other = format!("id=other,src={}", secret.display());
+    std::fs::write(&secret, vec![b'x'; 500 << 10]).unwrap();
+    engine.ok([
+        "build", "-q", "-t", "big", "--secret", &flag, "--secret", &other, context,
+    ]);
+    let size = engine.ok(["run", "--rm", "--network=none", "big", "cat", "/size"]);
+    assert_eq!(size.trim(), "512000");
+    std::fs::write(&secret, vec![b'x'; (500 << 10) + 1]).unwrap();
+    let refused = engine.fails(1, ["build", "--secret", &flag, context]);
+    assert!(refused.contains("larger than 500 KiB"), "{refused}");
+    engine.assert_clean();
+}

@@ -37,6 +37,9 @@ pub struct InProcess;
 /// How much an in-memory connection buffers in each direction, in bytes.
 const DUPLEX_BUFFER: usize = 256 * 1024;
 
+/// Bytes of headers that a client in this process may send: secrets of builds travel in one.
+const MAX_HEADERS: usize = 8 << 20;
+
 /// Everything that answers a request: the routes, behind version negotiation.
 pub type Service = version::Negotiate<Router>;
 
@@ -56,6 +59,7 @@ pub fn connect_in_process(engine: &Engine) -> DuplexStream {
     });
     tokio::spawn(async move {
         let served = hyper::server::conn::http1::Builder::new()
+            .max_buf_size(MAX_HEADERS)
             .serve_connection(TokioIo::new(server), TowerToHyperService::new(service))
             .with_upgrades()
             .await;

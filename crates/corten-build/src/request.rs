@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use corten_network::EndpointSpec;
+use corten_oci::runtime_spec::LinuxResources;
 use corten_oci::{DiffId, Digest, ImageRef, Platform};
 use corten_store::LayerBlob;
 
@@ -60,6 +61,9 @@ pub struct BuildRequest {
     pub allow_insecure: bool,
     /// What RUN steps are limited by.
     pub limits: StepLimits,
+    /// Memory and CPUs of RUN steps. As with BuildKit they are in no key: what a step makes does
+    /// not depend on them.
+    pub resources: Option<LinuxResources>,
     /// What is to be said of the image beside it.
     pub attest: Attest,
     /// Whether no file of a layer is to be later than SOURCE_DATE_EPOCH; if nothing is said, it

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 use corten_oci::DiffId;
 use corten_oci::runtime_spec::{
-    LinuxDeviceCgroup, LinuxNamespaceType, Mount, PosixRlimit, Process, Spec, User,
+    LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, Mount, PosixRlimit, Process, Spec, User,
 };
 use corten_runtime::{Cgroup, defaults};
 use corten_store::{Store, TmpDir, WorkDir};
@@ -72,6 +72,7 @@ pub(crate) struct RunInput<'a> {
     pub(crate) files: &'a StepFiles,
     /// Another step like this one is likely to come after it.
     pub(crate) more: bool,
+    pub(crate) resources: Option<&'a LinuxResources>,
     pub(crate) caches: &'a Caches,
     /// Nothing in the layer is later than this, in seconds since the epoch.
     pub(crate) last: Option<i64>,
@@ -438,6 +439,15 @@ fn spec(
     spec.set_mounts(Some(mounts));
     if op.insecure {
         unconfine(&mut spec)?;
+    }
+    if let Some(wanted) = input.resources {
+        let mut linux = spec.linux().clone().ok_or_else(incomplete)?;
+        let mut resources = linux.resources().clone().unwrap_or_default();
+        resources
+            .set_memory(*wanted.memory())
+            .set_cpu(wanted.cpu().clone());
+        linux.set_resources(Some(resources));
+        spec.set_linux(Some(linux));
     }
     if op.network == StepNetworkMode::Host {
         let mut linux = spec.linux().clone().ok_or_else(incomplete)?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bollard_stubs::models::HostConfig;
 use corten_build::{
     BoxError, Builder, CachedBlob, History, ImageSource, PullFuture, PullProgress, PullSink,
     RegistryDocument, Sandboxing, StepEndpoint, StepNetwork, StepNetworkMode,
@@ -11,6 +12,7 @@ use corten_build::{
 use corten_db::Durability;
 use corten_network::resolv::{self, DnsOptions};
 use corten_network::{EndpointSpec, mac_for};
+use corten_oci::runtime_spec::LinuxResources;
 use corten_oci::{DiffId, ImageRef, Platform};
 use corten_registry::{Credential, LocalBlob, Progress, ProgressEvent};
 use corten_store::LayerBlob;
@@ -18,6 +20,7 @@ use corten_store::LayerBlob;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::networks::bridge;
+use crate::parse::limits;
 use crate::sweep::NetworkLock;
 
 /// Names the program to be executed for the engine's own processes, instead of the running
@@ -54,6 +57,19 @@ impl Engine {
             },
         )
     }
+}
+
+/// Memory and CPUs of build steps, of the fields of a `HostConfig`; the checks are those of
+/// containers.
+///
+/// # Errors
+/// A value is not possible.
+pub fn step_resources(mut host: HostConfig) -> Result<Option<LinuxResources>, EngineError> {
+    if host == HostConfig::default() {
+        return Ok(None);
+    }
+    limits::adapt(&mut host);
+    limits::resources(&host, crate::containers::cpus()).map(Some)
 }
 
 impl Engine {

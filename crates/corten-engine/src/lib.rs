@@ -26,6 +26,7 @@ pub mod system;
 pub mod volumes;
 
 pub use bollard_stubs::models;
+pub use builder::step_resources;
 pub use engine::{Engine, EngineOptions};
 pub use error::{EngineError, ErrorKind};
 pub use outflow::Outflow;

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use corten_dockerfile::lint;
+use corten_oci::runtime_spec::LinuxResources;
 use corten_oci::{Digest, ImageRef, Platform};
 use corten_registry::TaskLease;
 use corten_store::{NameLock, Store, TmpDir};
@@ -84,6 +85,7 @@ pub(crate) struct Session {
     secrets: BTreeMap<String, Secret>,
     agents: BTreeMap<String, PathBuf>,
     limits: StepLimits,
+    resources: Option<LinuxResources>,
     context: Option<Tree>,
     named: HashMap<String, Tree>,
     /// Named contexts that were elsewhere, once they are here.
@@ -517,6 +519,7 @@ async fn begin(
         secrets: request.secrets,
         agents: request.agents,
         limits: request.limits,
+        resources: request.resources,
         context: tree,
         named: contexts.trees,
         fetched: OnceLock::new(),

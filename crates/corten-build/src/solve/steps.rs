@@ -753,6 +753,7 @@ impl Work {
             leavings: &session.leavings,
             files: &session.step_files,
             more: self.more_to_come(),
+            resources: session.resources.as_ref(),
             caches,
             last: session.last,
         };

@@ -109,6 +109,7 @@ async fn build(
     let credentials = credentials(request.headers())?;
     let (parts, body) = request.into_parts();
     let mut wanted = wish.request;
+    wanted.resources = corten_engine::step_resources(wish.host)?;
     wanted.secrets = secrets(&parts.headers)?;
     wanted.agents = agents(&parts)?;
     wanted.contexts = contexts(&parts)?;

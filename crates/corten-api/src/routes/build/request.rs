@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use corten_build::{
     BuildRequest, CacheImport, Context, DockerfileSource, Inquiry, StepNetworkMode,
 };
+use corten_engine::models;
 use corten_oci::ImageRef;
 
 use super::super::containers::platform;
@@ -21,18 +22,13 @@ pub(super) struct Wish {
     pub(super) events: bool,
     /// Answer a question instead of building.
     pub(super) inquiry: Option<Inquiry>,
+    /// Memory and CPUs of the steps.
+    pub(super) host: models::HostConfig,
 }
 
 /// Parameters whose absence, zero and emptiness mean the same, and which would change the
 /// result if they were passed over.
 const REFUSED: &[(&str, &str)] = &[
-    ("memory", "memory limits of build steps"),
-    ("memswap", "memory limits of build steps"),
-    ("cpushares", "CPU limits of build steps"),
-    ("cpusetcpus", "CPU limits of build steps"),
-    ("cpusetmems", "CPU limits of build steps"),
-    ("cpuperiod", "CPU limits of build steps"),
-    ("cpuquota", "CPU limits of build steps"),
     ("squash", "squashed images"),
     ("securityopt", "security options of build steps"),
     ("isolation", "isolation modes"),
@@ -59,6 +55,7 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
         quiet: false,
         events: false,
         inquiry: None,
+        host: models::HostConfig::default(),
     };
     let request = &mut wish.request;
     for (name, value) in pairs {
@@ -133,6 +130,13 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
                     request.limits.ulimits.push(limit);
                 }
             }
+            "memory" => wish.host.memory = amount(name, value)?,
+            "memswap" => wish.host.memory_swap = amount(name, value)?,
+            "cpushares" => wish.host.cpu_shares = amount(name, value)?,
+            "cpuperiod" => wish.host.cpu_period = amount(name, value)?,
+            "cpuquota" => wish.host.cpu_quota = amount(name, value)?,
+            "cpusetcpus" if !value.is_empty() => wish.host.cpuset_cpus = Some(value.clone()),
+            "cpusetmems" if !value.is_empty() => wish.host.cpuset_mems = Some(value.clone()),
             "nocachefilter" => request.no_cache_stages.extend(
                 value
                     .split(',')
@@ -183,6 +187,17 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
         }
     }
     Ok(wish)
+}
+
+/// A number; 0 is none.
+fn amount(name: &str, value: &str) -> Result<Option<i64>, ApiError> {
+    if value.is_empty() {
+        return Ok(None);
+    }
+    let number: i64 = value
+        .parse()
+        .map_err(|_| ApiError::bad_parameter(format!("invalid {name}: {value}")))?;
+    Ok(Some(number).filter(|number| *number != 0))
 }
 
 /// Old clients send a JSON list, new ones a comma-separated one.
@@ -242,11 +257,20 @@ mod tests {
         assert_eq!(wish.request.build_args["A"].as_deref(), Some("1"));
         assert_eq!(wish.request.build_args["B"], None);
         assert!(!wish.quiet && !wish.events);
+        assert_eq!(wish.host, models::HostConfig::default());
         let limits = "[{\"Name\":\"nofile\",\"Soft\":5,\"Hard\":-1}]";
         let limited = self::wish(&[("ulimits", limits), ("shmsize", "1024")]).unwrap();
         let limits = limited.request.limits;
         assert_eq!(limits.ulimits, [("nofile".to_owned(), 5, u64::MAX)]);
         assert_eq!(limits.shm_size, Some(1024));
+        let pairs = [
+            ("memory", "6291456"),
+            ("memswap", "-1"),
+            ("cpusetcpus", "0"),
+        ];
+        let host = self::wish(&pairs).unwrap().host;
+        assert_eq!((host.memory, host.memory_swap), (Some(6 << 20), Some(-1)));
+        assert_eq!(host.cpuset_cpus.as_deref(), Some("0"));
         let cached = self::wish(&[("cachefrom", "[\"app\"]")]).unwrap();
         let expected = CacheImport::Registry("app:latest".parse().unwrap());
         assert_eq!(cached.request.cache_from, [expected]);
@@ -255,7 +279,7 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused() {
         for (name, value) in [
-            ("memory", "1000"),
+            ("memory", "much"),
             ("networkmode", "mine"),
             ("t", "UPPER"),
             ("squash", "1"),

@@ -50,6 +50,11 @@ pub(super) const FLAGS: &[Flag] = &[
         "compress",
         "Compress the build context using gzip, where it is sent",
     ),
+    Flag::int("cpu-period", "Limit the CPU CFS period of build steps"),
+    Flag::int("cpu-quota", "Limit the CPU CFS quota of build steps"),
+    Flag::int("cpu-shares", "CPU shares of build steps (relative weight)").short('c'),
+    Flag::text("cpuset-cpus", "CPUs in which build steps run (0-3, 0,1)"),
+    Flag::text("cpuset-mems", "MEMs in which build steps run (0-3, 0,1)"),
     Flag::text(
         "file",
         "Name of the Dockerfile, or - for standard input (default \"PATH/Dockerfile\")",
@@ -57,6 +62,11 @@ pub(super) const FLAGS: &[Flag] = &[
     .short('f'),
     Flag::text("iidfile", "Write the image ID to the file"),
     Flag::list("label", "Set metadata for an image").typed("list", env::check_label),
+    Flag::bytes("memory", "Memory limit of build steps").short('m'),
+    Flag::bytes(
+        "memory-swap",
+        "Swap limit of build steps equal to memory plus swap: -1 to enable unlimited swap",
+    ),
     Flag::text(
         "network",
         "Network of the RUN instructions: \"default\", \"none\" or \"host\"",
@@ -128,14 +138,7 @@ pub(super) const UNSUPPORTED: &[Flag] = &[
     refused(Flag::switch("force-rm", "")),
     refused(Flag::switch("disable-content-trust", "").default("true")),
     refused(Flag::text("builder", "")),
-    refused(Flag::int("cpu-period", "")),
-    refused(Flag::int("cpu-quota", "")),
-    refused(Flag::int("cpu-shares", "").short('c')),
-    refused(Flag::text("cpuset-cpus", "")),
-    refused(Flag::text("cpuset-mems", "")),
     refused(Flag::text("isolation", "")),
-    refused(Flag::bytes("memory", "").short('m')),
-    refused(Flag::bytes("memory-swap", "")),
     refused(Flag::list("security-opt", "")),
     refused(Flag::switch("squash", "")),
 ];

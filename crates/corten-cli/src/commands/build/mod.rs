@@ -410,6 +410,16 @@ fn query<'c>(mut call: Call<'c>, flags: &Parsed) -> Result<Call<'c>> {
     let limits = (!limits.is_empty()).then(|| serde_json::json!(limits).to_string());
     let uncached = flags.list("no-cache-filter");
     let shm_size = flags.bytes("shm-size").filter(|size| *size > 0);
+    for (parameter, number) in [
+        ("memory", flags.bytes("memory")),
+        ("memswap", flags.bytes("memory-swap")),
+        ("cpushares", flags.int("cpu-shares")),
+        ("cpuperiod", flags.int("cpu-period")),
+        ("cpuquota", flags.int("cpu-quota")),
+    ] {
+        let number = number.filter(|number| *number != 0);
+        call = call.query_opt(parameter, number.map(|number| number.to_string()));
+    }
     let network = flags
         .nonempty("network")
         .filter(|network| *network != "default");
@@ -424,6 +434,8 @@ fn query<'c>(mut call: Call<'c>, flags: &Parsed) -> Result<Call<'c>> {
             (!platforms.is_empty()).then(|| platforms.join(",")),
         )
         .query_opt("networkmode", network)
+        .query_opt("cpusetcpus", flags.nonempty("cpuset-cpus"))
+        .query_opt("cpusetmems", flags.nonempty("cpuset-mems"))
         .query_opt("ulimits", limits)
         .query_opt("cgroupparent", flags.nonempty("cgroup-parent"))
         .query_opt(

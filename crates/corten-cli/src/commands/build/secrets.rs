@@ -8,8 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::error::{CliError, Result, reason};
 
-/// Largest secret, bytes. (Docker's limit is 500 kB; ours travel in a header.)
-const LARGEST: u64 = 128 << 10;
+/// Largest secret, bytes (BuildKit's).
+const LARGEST: u64 = 500 << 10;
 
 /// Reads the secrets: by id, encoded.
 pub(super) fn secrets(
