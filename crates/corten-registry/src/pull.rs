@@ -18,7 +18,7 @@ use crate::task_lease::TaskLease;
 
 /// Layers downloaded at once (Docker's default).
 const DOWNLOADS: usize = 3;
-/// Layers in flight: downloading, or being unpacked.
+/// Layers in flight at the most: downloading, or being unpacked. Each has a few MiB in memory.
 const IN_FLIGHT: usize = 6;
 /// Largest image configuration, bytes.
 const MAX_CONFIG: usize = 8 << 20;
@@ -318,9 +318,15 @@ async fn layers(
             let downloads = &downloads;
             async move { layer(host, store, image, &diff_id, &blob, downloads, progress).await }
         })
-        .buffer_unordered(IN_FLIGHT)
+        .buffer_unordered(in_flight())
         .try_collect()
         .await
+}
+
+/// As many as can be unpacked at once here, and those that are downloaded.
+fn in_flight() -> usize {
+    let cores = std::thread::available_parallelism();
+    cores.map_or(DOWNLOADS, |cores| cores.get().clamp(DOWNLOADS, IN_FLIGHT))
 }
 
 /// Fetches one layer, and unpacks it meanwhile.
