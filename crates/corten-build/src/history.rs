@@ -358,6 +358,8 @@ impl State {
                 return Ok(());
             }
             BuildEvent::Log { data, .. } => self.left -= data.len(),
+            // Not every build that comes to an end makes one.
+            BuildEvent::Image { id, .. } => self.ended.image = Some(id.to_string()),
             _ => {}
         }
         self.put(event)
@@ -377,6 +379,7 @@ impl State {
         let counted = &self.ended;
         (ended.steps, ended.completed) = (counted.steps, counted.completed);
         ended.cached = counted.cached;
+        ended.image.clone_from(&counted.image);
         if let Err(error) = self.write(&Line::Ended(ended)) {
             tracing::warn!(%error, "the end of a build is not recorded");
         }
@@ -402,10 +405,7 @@ impl Recording {
     /// Records how it ended.
     pub(crate) fn end(self, outcome: &Result<Digest, BuildError>) {
         let ended = match outcome {
-            Ok(image) => Ended {
-                image: Some(image.to_string()),
-                ..Ended::default()
-            },
+            Ok(_) => Ended::default(),
             Err(BuildError::Cancelled) => cancelled(),
             Err(error) => {
                 let mut report = error.report();
@@ -492,6 +492,10 @@ mod tests {
             result: None,
         });
         let image = Digest::of(b"image");
+        sink(BuildEvent::Image {
+            id: image.clone(),
+            tags: Vec::new(),
+        });
         recording.end(&Ok(image.clone()));
         // What comes late is nobody's business.
         sink(log("late\n"));
@@ -501,7 +505,7 @@ mod tests {
         assert_eq!(ended.image, Some(image.to_string()));
         assert_eq!((ended.steps, ended.completed, ended.cached), (1, 1, 1));
         let events = history.log(&id).unwrap();
-        assert_eq!(events.len(), 4, "{events:?}");
+        assert_eq!(events.len(), 5, "{events:?}");
         assert_eq!(events[1].1, log("hello\n"));
         assert!(matches!(&events[2].1, BuildEvent::Warning { .. }));
         history.remove(&id).unwrap();

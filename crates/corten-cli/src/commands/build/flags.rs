@@ -206,10 +206,10 @@ mod tests {
 
     #[test]
     fn what_is_not_offered_is_refused() {
-        for fine in ["--rm=false .", "--squash=false ."] {
+        for fine in ["--rm=false .", "--squash=false .", "-m 1g ."] {
             assert!(refuse_unsupported(&flags(fine)).is_ok(), "{fine}");
         }
-        for bad in ["--squash .", "-m 1g ."] {
+        for bad in ["--squash .", "--isolation hyperv .", "--security-opt a=b ."] {
             assert!(refuse_unsupported(&flags(bad)).is_err(), "{bad}");
         }
     }
