@@ -623,3 +623,24 @@ fn large_secrets() {
     assert!(refused.contains("larger than 500 KiB"), "{refused}");
     engine.assert_clean();
 }
+
+#[test]
+fn compilers_are_shown_the_times_of_now() {
+    let engine = Engine::with_alpine();
+    let dockerfile = "FROM alpine\nRUN --mount=type=bind,source=src,target=/src \
+                      cat /src/f > /seen && stat -c %Y /src/f >> /seen\n";
+    let context = engine.context("times", &[("Dockerfile", dockerfile), ("src/f", "")]);
+    // The same content comes back, but later: what was made of it before is not newer than it.
+    for (content, seconds) in [("a\n", 1000), ("b\n", 2000), ("a\n", 3000)] {
+        let path = context.join("src/f");
+        fs::write(&path, content).unwrap();
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let file = fs::File::options().append(true).open(&path).unwrap();
+        file.set_modified(time).unwrap();
+        let context = context.to_str().unwrap();
+        engine.ok(["build", "-q", "--no-cache", "-t", "times", context]);
+        let seen = engine.ok(["run", "--rm", "--network=none", "times", "cat", "/seen"]);
+        assert_eq!(seen.trim_end(), format!("{content}{seconds}"));
+    }
+    engine.assert_clean();
+}

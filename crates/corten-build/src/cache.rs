@@ -49,9 +49,11 @@ CREATE TABLE build_file (
 /// What names of images stand for on other platforms than the host's: such images have no names
 /// in the store.
 const V3: &str = "
+CREATE INDEX build_cache_layer ON build_cache (diff_id);
 CREATE TABLE build_base (
     name     TEXT NOT NULL,
     platform TEXT NOT NULL,
+    beside   TEXT NOT NULL,
     image    TEXT NOT NULL,
     PRIMARY KEY (name, platform)
 ) STRICT, WITHOUT ROWID;
@@ -200,7 +202,8 @@ impl Cache {
         })
     }
 
-    /// Notes that records were used, all at once; not again within a minute, so that a build that
+    /// Notes that records were used, and all others of the same layers: those are no less in use.
+    /// All at once, and not again within a minute, so that a build that
     /// finds everything has nothing to write.
     pub(crate) fn touch(&self, keys: &[Digest]) -> Result<(), BuildError> {
         if keys.is_empty() {
@@ -209,7 +212,8 @@ impl Cache {
         self.database.write(Durability::Relaxed, |db| {
             let mut statement = db.prepare_cached(
                 "UPDATE build_cache SET used = ?1, uses = uses + 1
-                 WHERE key = ?2 AND used NOT BETWEEN ?1 - 60000000000 AND ?1",
+                 WHERE (key = ?2 OR diff_id = (SELECT diff_id FROM build_cache WHERE key = ?2))
+                     AND used NOT BETWEEN ?1 - 60000000000 AND ?1",
             )?;
             for key in keys {
                 statement.execute(rusqlite::params![now(), key.as_str()])?;
@@ -224,8 +228,10 @@ impl Cache {
         self.database.read(|db| {
             let bytes: i64 = db
                 .prepare_cached(
-                    "SELECT coalesce(sum(size), 0) FROM build_cache
-                     WHERE diff_id NOT IN (SELECT diff_id FROM image_layer)",
+                    "SELECT coalesce(sum(size), 0) FROM (
+                         SELECT max(size) AS size FROM build_cache
+                         WHERE diff_id NOT IN (SELECT diff_id FROM image_layer)
+                         GROUP BY diff_id)",
                 )?
                 .query_row([], |row| row.get(0))?;
             Ok(u64::try_from(bytes).unwrap_or_default())
@@ -316,6 +322,16 @@ impl Cache {
                 if only.is_some_and(|only| !only.contains(id)) {
                     continue;
                 }
+                // Whoever still holds the layer is charged with it.
+                db.prepare_cached(
+                    "UPDATE build_cache SET size = gone.size
+                     FROM (SELECT key, diff_id, size FROM build_cache WHERE key = ?) AS gone
+                     WHERE build_cache.key = (
+                         SELECT min(key) FROM build_cache
+                         WHERE diff_id = gone.diff_id AND key <> gone.key)
+                     AND build_cache.size < gone.size",
+                )?
+                .execute([&key])?;
                 db.prepare_cached("DELETE FROM build_cache WHERE key = ?")?
                     .execute([&key])?;
                 Leases::release_in(db, &owner(&key))?;

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read as _, Seek, SeekFrom, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -189,10 +190,16 @@ impl History {
     pub(crate) fn begin(&self, request: &BuildRequest) -> Option<Recording> {
         let asked = asked(request);
         let begun = || -> io::Result<Recording> {
-            fs::create_dir_all(&self.dir)?;
+            // What was written in a Dockerfile may be nobody's business.
+            let mut dir = fs::DirBuilder::new();
+            dir.recursive(true).mode(0o700).create(&self.dir)?;
             self.forget_old()?;
             let path = self.place(&asked.id)?;
-            let file = File::options().append(true).create_new(true).open(path)?;
+            let file = File::options()
+                .append(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(path)?;
             rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             let mut state = State {
                 file,

@@ -61,6 +61,14 @@ async fn find_or_pull(
         return image.map_err(|message| Failure::Image(message.into()));
     }
     let mut other_platform = None;
+    let (here, wanted) = (session.clone(), key.clone());
+    let beside = session
+        .blocking(move || {
+            let named =
+                is_foreign(&wanted.platform).then(|| here.store.images().named(&wanted.image));
+            Ok(named.transpose()?.flatten())
+        })
+        .await?;
     if !session.pull {
         let (here, wanted) = (session.clone(), key.clone());
         let local = session
@@ -74,9 +82,9 @@ async fn find_or_pull(
             other_platform = Some(have);
         }
         if is_foreign(&key.platform) {
-            let (here, wanted) = (session.clone(), key.clone());
+            let (here, wanted, beside) = (session.clone(), key.clone(), beside.clone());
             let known = session
-                .blocking(move || look_foreign(&here, &wanted))
+                .blocking(move || look_foreign(&here, &wanted, beside.as_ref()))
                 .await?;
             if let Some(image) = known {
                 return base(&key.image, image).map_err(Failure::Build);
@@ -113,7 +121,7 @@ async fn find_or_pull(
         .blocking(move || {
             if is_foreign(&wanted.platform) {
                 let noted = &here.cache;
-                noted.note_foreign_base(&wanted.image, &wanted.platform, &id)?;
+                noted.note_foreign_base(&wanted.image, &wanted.platform, beside.as_ref(), &id)?;
             }
             Ok(here.store.images().get(&id)?)
         })
@@ -127,8 +135,15 @@ fn is_foreign(platform: &Platform) -> bool {
 }
 
 /// An image of another platform that was pulled before, whole.
-fn look_foreign(session: &Session, key: &ImageKey) -> Result<Option<Image>, BuildError> {
-    let Some(id) = session.cache.foreign_base(&key.image, &key.platform)? else {
+fn look_foreign(
+    session: &Session,
+    key: &ImageKey,
+    beside: Option<&Digest>,
+) -> Result<Option<Image>, BuildError> {
+    let noted = session
+        .cache
+        .foreign_base(&key.image, &key.platform, beside)?;
+    let Some(id) = noted else {
         return Ok(None);
     };
     match session.store.images().get(&id) {

@@ -6,11 +6,12 @@
 
 use corten_oci::{DiffId, Digest, Digester};
 
+use crate::ops::tree::Entry;
 use crate::plan::{CopyOp, Mounted, RunMount, RunOp, WorkdirOp};
 use crate::request::StepLimits;
 
 /// Changed whenever the same inputs lead to another result.
-const VERSION: &str = "corten-build-3";
+const VERSION: &str = "corten-build-4";
 
 /// Collects the parts of a key.
 pub(crate) struct KeyBuilder(Digester);
@@ -154,11 +155,37 @@ fn mounts(key: &mut KeyBuilder, mounts: &[RunMount]) {
     }
 }
 
-/// A layer with a part of a context, by what is in it and where it is there.
-pub(crate) fn context_mount(content: &Digest, at: &str) -> Digest {
+/// A layer with a part of a context, by what is in it, when that was changed, and where it is
+/// there. Unlike what a RUN makes, which no time is a reason to make again, what a RUN is shown
+/// must have the context's times: compilers go by them.
+pub(crate) fn context_mount(shown: &Shown, at: &str) -> Digest {
     let mut key = KeyBuilder::new("context mount");
-    key.add(content.as_str()).add(at);
+    key.add(shown.content.as_str())
+        .add(shown.times.as_str())
+        .add(at);
     key.finish()
+}
+
+/// What a bind mount shows of a context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shown {
+    pub(crate) content: Digest,
+    pub(crate) times: Digest,
+}
+
+impl Shown {
+    /// `content`: the entries' digest.
+    pub(crate) fn new(content: Digest, entries: &[Entry]) -> Self {
+        let mut times = KeyBuilder::new("times");
+        for entry in entries {
+            let (seconds, nanos) = entry.mtime;
+            times.add(seconds.to_le_bytes()).add(nanos.to_le_bytes());
+        }
+        Self {
+            content,
+            times: times.finish(),
+        }
+    }
 }
 
 /// `content`: digest of the selected files as they will be written; or, for a key that can be

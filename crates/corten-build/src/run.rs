@@ -100,7 +100,10 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
         StepNetworkMode::None | StepNetworkMode::Host => None,
     };
     if input.more && !input.op.insecure && endpoint.is_some() {
-        worker.reserve(&*input.sandboxing.network)?;
+        // Without one the next step finds a place itself, or says why there is none.
+        if let Err(error) = worker.reserve(&*input.sandboxing.network) {
+            tracing::debug!(%error, "no place for the next step yet");
+        }
     }
     let files = files(input, &work)?;
     let mut spec = spec(input, &identity, &files, &ready.env)?;
@@ -188,7 +191,10 @@ fn execute(
     {
         let mut fds = vec![root, stdout_end.as_fd(), stderr_end.as_fd()];
         fds.extend(mounted.iter().map(AsFd::as_fd));
-        worker.begin(job, &fds).map_err(failed())?;
+        let begun = worker.begin(job, &fds);
+        // A cancelled build has shut the socket: that is not the step's failure.
+        input.cancel.check()?;
+        begun.map_err(failed())?;
     }
     // The other end has copies of its own.
     drop((stdout_end, stderr_end));

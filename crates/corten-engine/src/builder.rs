@@ -14,7 +14,7 @@ use corten_network::resolv::{self, DnsOptions};
 use corten_network::{EndpointSpec, mac_for};
 use corten_oci::runtime_spec::LinuxResources;
 use corten_oci::{DiffId, ImageRef, Platform};
-use corten_registry::{Credential, LocalBlob, Progress, ProgressEvent};
+use corten_registry::{Credential, LocalBlob, Progress, ProgressEvent, Silent};
 use corten_store::LayerBlob;
 
 use crate::engine::Engine;
@@ -184,13 +184,6 @@ impl Progress for Told {
     }
 }
 
-/// Nobody asked.
-struct Untold;
-
-impl Progress for Untold {
-    fn event(&self, _: ProgressEvent) {}
-}
-
 impl Registries {
     fn credential(&self, image: &ImageRef) -> Option<&Credential> {
         self.credentials
@@ -254,7 +247,7 @@ impl ImageSource for Registries {
             let (client, store) = (self.engine.registry()?, self.engine.store());
             let credential = self.credential(image);
             client
-                .layer(store, image, diff_id, blob, credential, &Untold)
+                .layer(store, image, diff_id, blob, credential, &Silent)
                 .await?;
             Ok(())
         })
@@ -281,7 +274,7 @@ impl ImageSource for Registries {
                     blobs.collect(),
                     document,
                     self.credential(image),
-                    &Untold,
+                    &Silent,
                 )
                 .await?;
             Ok(())

@@ -88,6 +88,11 @@ impl Attest {
                 annotation.kind,
                 AnnotationKind::Index | AnnotationKind::IndexDescriptor
             );
+            if of_index && annotation.platform.is_some() {
+                return Err(BuildError::Invalid(
+                    "invalid annotation: an index is of no platform".to_owned(),
+                ));
+            }
             if of_index && !self.attests() && platforms.len() == 1 {
                 return Err(BuildError::Invalid(
                     "index annotations not supported for single platform export: only an image \
@@ -133,6 +138,10 @@ mod tests {
             .check(&[&host])
             .unwrap_err();
         assert!(error.to_string().contains("index annotations"), "{error}");
+        let error = one("index", "\"linux/amd64\"", true)
+            .check(&[&host])
+            .unwrap_err();
+        assert!(error.to_string().contains("of no platform"), "{error}");
         let error = one("manifest", "\"linux/arm64\"", false)
             .check(&[&host])
             .unwrap_err();

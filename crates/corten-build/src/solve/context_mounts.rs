@@ -5,12 +5,12 @@
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
-use corten_oci::{DiffId, Digest};
+use corten_oci::DiffId;
 
 use super::steps::Work;
 use crate::cache::{Output, now};
 use crate::error::BuildError;
-use crate::keys;
+use crate::keys::{self, Shown};
 use crate::ops::write::Writer;
 use crate::ops::{self, content};
 use crate::plan::{CopyFrom, MountFrom, Mounted, Op};
@@ -39,10 +39,10 @@ impl Work {
                 continue;
             };
             let shown = self.shown.get().and_then(|shown| shown.get(index));
-            let digest = shown.cloned().flatten().ok_or_else(|| {
+            let shown = shown.cloned().flatten().ok_or_else(|| {
                 BuildError::Internal("a mount whose content is not known".to_owned())
             })?;
-            let layer = self.clone().snapshot(from, source, digest).await?;
+            let layer = self.clone().snapshot(from, source, shown).await?;
             if let Some(place) = sources.get_mut(index) {
                 *place = Some(layer.into_iter().collect());
             }
@@ -54,10 +54,10 @@ impl Work {
         self: Arc<Self>,
         from: &CopyFrom,
         source: &str,
-        digest: Digest,
+        shown: Shown,
     ) -> Result<Option<DiffId>, BuildError> {
         let session = self.session.clone();
-        let key = keys::context_mount(&digest, at(source));
+        let key = keys::context_mount(&shown, at(source));
         let mut known = session.cache.get(&key)?;
         if known.is_none() {
             // Whoever copies waits for nothing but its turn.
@@ -69,7 +69,7 @@ impl Work {
                 let work = self.clone();
                 let made = move || {
                     let output = Output {
-                        layer: work.copied(&from, &source, &digest)?,
+                        layer: work.copied(&from, &source, &shown)?,
                         created: now(),
                     };
                     work.session
@@ -94,15 +94,15 @@ impl Work {
         &self,
         from: &CopyFrom,
         source: &String,
-        digest: &Digest,
+        shown: &Shown,
     ) -> Result<Option<DiffId>, BuildError> {
         let session = &self.session;
         let Some(tree) = session.tree(from) else {
             return Err(self.error("the build has no context to be mounted"));
         };
-        let (entries, now) = self.seen(tree, source)?;
+        let (entries, content) = self.seen(tree, source)?;
         // The layer is found again by what was in it when the step's key was made.
-        if now != *digest {
+        if Shown::new(content, &entries) != *shown {
             let changed = std::io::Error::other(content::Changed);
             return Err(self.unread(tree, Path::new(source), changed));
         }

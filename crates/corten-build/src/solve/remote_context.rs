@@ -50,6 +50,7 @@ pub(super) async fn fetch_named(
     if let Remote::Http(file) = remote(url)? {
         let dir = store.tmp_dir("context")?;
         let done = http::download(&file, dir.path(), "context", cancel).await;
+        cancel.check()?;
         let done = done.map_err(BuildError::Invalid)?;
         return Ok(FetchedFiles {
             root: dir.path().to_owned(),
@@ -124,6 +125,7 @@ pub(super) async fn fetch(
         }
         Remote::Http(url) => {
             let done = http::download(&url, dir.path(), "context", cancel).await;
+            cancel.check()?;
             let done = done.map_err(BuildError::Invalid)?;
             let material = Material::file(&masked(url.as_str()), &done.digest);
             let time = done.modified.and_then(|time| {

@@ -79,6 +79,7 @@ impl Session {
                 let name = file_name(url);
                 let dir = Arc::new(self.store.tmp_dir("download")?);
                 let done = http::download(url, dir.path(), &name, &self.cancel).await;
+                self.cancel.check()?;
                 Ok(done.map(|done| Identified {
                     key: http_key(&name, &done.digest, op.unpack),
                     here: Some((dir, done)),
@@ -120,7 +121,9 @@ impl Session {
             (Remote::Http(url), None, _) => {
                 let name = file_name(url);
                 let dir = Arc::new(self.store.tmp_dir("download")?);
-                let done = match http::download(url, dir.path(), &name, &self.cancel).await {
+                let done = http::download(url, dir.path(), &name, &self.cancel).await;
+                self.cancel.check()?;
+                let done = match done {
                     Ok(done) => done,
                     Err(message) => return Ok(Err(message)),
                 };

@@ -12,7 +12,7 @@ use super::Session;
 use super::remotes::{Brought, Identified};
 use crate::cache::{Output, now};
 use crate::error::{BuildError, Place, reason};
-use crate::keys;
+use crate::keys::{self, Shown};
 use crate::ops::content::{self, Appearance};
 use crate::ops::tree::{Entry, SelectError, Selection, Tree};
 use crate::ops::write::{self, Writer};
@@ -76,7 +76,7 @@ pub(super) struct Work {
     /// What COPY takes of a context, as its key has it: nothing else may be copied.
     taken: Mutex<Option<Vec<Entry>>>,
     /// What each mount of a RUN shows of a context, as its key has it.
-    pub(super) shown: OnceLock<Vec<Option<Digest>>>,
+    pub(super) shown: OnceLock<Vec<Option<Shown>>>,
 }
 
 impl Session {
@@ -448,8 +448,8 @@ impl Work {
                 (MountFrom::Files(_), Some(layers)) => self.in_layers(layers, digest)?,
                 (MountFrom::Files(from), None) => match session.tree(from) {
                     Some(tree) => {
-                        let digest = digest(tree)?;
-                        shown[index] = Some(digest.clone());
+                        let (entries, digest) = self.seen(tree, source)?;
+                        shown[index] = Some(Shown::new(digest.clone(), &entries));
                         digest
                     }
                     None => return Err(self.error("the build has no context to be mounted")),

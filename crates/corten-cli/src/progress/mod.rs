@@ -2,7 +2,7 @@
 
 pub(crate) mod build;
 pub(crate) mod plain;
-mod rawjson;
+pub(crate) mod rawjson;
 pub(crate) mod stream;
 mod tty;
 

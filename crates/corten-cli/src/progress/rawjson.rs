@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 /// What is known of the vertices so far.
 #[derive(Debug, Default)]
-pub(super) struct RawJson {
+pub(crate) struct RawJson {
     vertices: HashMap<u32, Known>,
 }
 
@@ -29,7 +29,12 @@ struct Known {
 impl RawJson {
     /// An event's line; nothing where BuildKit has none.
     pub(super) fn render(&mut self, event: &BuildEvent) -> String {
-        self.status(event, &Timestamp::now().to_string())
+        self.render_at(event, Timestamp::now())
+    }
+
+    /// The same of an event that was at another time.
+    pub(crate) fn render_at(&mut self, event: &BuildEvent, at: Timestamp) -> String {
+        self.status(event, &at.to_string())
             .map(|status| format!("{status}\n"))
             .unwrap_or_default()
     }

@@ -14,6 +14,7 @@ use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
 use crate::format::{Listing, Row, units};
 use crate::progress::plain::Plain;
+use crate::progress::rawjson::RawJson;
 
 /// `builder history`
 pub(super) static GROUP: Command = Command::group(
@@ -253,15 +254,20 @@ async fn logs(cli: &Cli, flags: Parsed) -> Result {
         }
     };
     let id = flags.args.first().map_or(LAST, String::as_str);
+    let begun = if raw {
+        let build = format!("/builds/{}", component(id));
+        client.get(build).json::<Record>().await?.started()
+    } else {
+        jiff::Timestamp::default()
+    };
     let mut lines = client
         .get(format!("/builds/{}/logs", component(id)))
         .lines()
         .await?;
-    let mut plain = Plain::default();
+    let (mut plain, mut rawjson) = (Plain::default(), RawJson::default());
     while let Some(logged) = lines.next::<Logged>().await? {
         let text = if raw {
-            let text = serde_json::to_string(&logged.corten);
-            text.map_err(crate::client::ClientError::from)? + "\n"
+            rawjson.render_at(&logged.corten, begun + Duration::from_millis(logged.ms))
         } else if let BuildEvent::Warning { message, .. } = &logged.corten {
             format!("WARN: {message}\n")
         } else {
