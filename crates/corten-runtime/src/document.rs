@@ -46,6 +46,7 @@ pub fn process(text: &[u8]) -> Result<Process, DocumentError> {
 pub(crate) fn resources(text: &[u8]) -> Result<Value, DocumentError> {
     let mut reader = serde_json::Deserializer::from_slice(text);
     let mut value: Value = serde_path_to_error::deserialize(&mut reader)?;
+    ended(&mut reader)?;
     drop_empty_pids(&mut value);
     // From the text, so that an error says where in it.
     let mut reader = serde_json::Deserializer::from_slice(text);
@@ -58,16 +59,28 @@ pub(crate) fn resources(text: &[u8]) -> Result<Value, DocumentError> {
     Ok(value)
 }
 
+/// Nothing may come after a document.
+fn ended<'de>(
+    reader: &mut serde_json::Deserializer<impl serde_json::de::Read<'de>>,
+) -> Result<(), DocumentError> {
+    reader.end().map_err(|error| {
+        let path = serde_path_to_error::Track::new().path();
+        serde_path_to_error::Error::new(path, error).into()
+    })
+}
+
 fn read<T: DeserializeOwned>(
     text: &[u8],
     rewrite: impl FnOnce(&mut Value),
 ) -> Result<T, DocumentError> {
     let mut reader = serde_json::Deserializer::from_slice(text);
     if let Ok(typed) = T::deserialize(Objects(&mut reader)) {
+        ended(&mut reader)?;
         return Ok(typed);
     }
     let mut reader = serde_json::Deserializer::from_slice(text);
     let mut value: Value = serde_path_to_error::deserialize(&mut reader)?;
+    ended(&mut reader)?;
     rewrite(&mut value);
     Ok(serde_path_to_error::deserialize(Objects(value))?)
 }

@@ -8,7 +8,12 @@ mod bpf;
 #[cfg(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu"))]
 mod entry;
 mod signals;
-#[cfg(all(target_arch = "x86_64", target_os = "linux", target_env = "gnu"))]
+#[cfg(all(
+    target_arch = "x86_64",
+    target_os = "linux",
+    target_env = "gnu",
+    target_feature = "crt-static"
+))]
 mod start;
 
 use std::ffi::{CStr, CString};

@@ -217,7 +217,7 @@ impl Bundle {
     pub(super) fn save_first(&self, dir: &Dir) -> Result<(), CliError> {
         Cgroup::clear(&self.cgroup)?;
         dir.save_config(&self.config)?;
-        dir.save_first(&self.saved(0))
+        dir.save(&self.saved(0))
     }
 
     /// Makes the container. What there will be is saved before there is anything, and

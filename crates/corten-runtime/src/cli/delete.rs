@@ -52,7 +52,7 @@ fn remove(context: &Context, args: &DeleteArgs) -> Result<(), CliError> {
         Err(error @ CliError::Json { .. }) if args.force => {
             let message = format!("{error}: removing what can be known of the container");
             context.log.warn(&message);
-            Some(recover::saved(context, &dir)?)
+            Some(recover::saved(context, &dir))
         }
         Ok(None) if dir.state_path().exists() => cut_short(context, &dir, args.force)?,
         loaded => loaded.map_err(damaged)?,
@@ -78,10 +78,10 @@ fn remove(context: &Context, args: &DeleteArgs) -> Result<(), CliError> {
     destroy(context, &container, &lock, None)
 }
 
-/// When `state.json` was written first, there was nothing yet to be found. Later it has been
-/// damaged: a container that there is goes only by force.
+/// A state that ends too early has been damaged (it appears whole): a container that there is
+/// goes only by force.
 fn cut_short(context: &Context, dir: &Dir, force: bool) -> Result<Option<Saved>, CliError> {
-    let saved = recover::saved(context, dir)?;
+    let saved = recover::saved(context, dir);
     let dir = dir.clone();
     let container = Container { dir, saved };
     let lives = container.pidfd().is_some() || container.cgroup()?.exists();
@@ -113,7 +113,7 @@ fn lock_by_force(context: &Context, dir: &Dir) -> Result<Lock, CliError> {
     }
     // CRIU would be among them; it ends by itself when its caller does.
     let saved = || match dir.load() {
-        Err(CliError::Json { .. }) => recover::saved(context, dir).map(Some),
+        Err(CliError::Json { .. }) => Ok(Some(recover::saved(context, dir))),
         loaded => loaded,
     };
     if !criu::witness::at_work(dir)
@@ -182,7 +182,10 @@ pub(super) fn destroy(
     tracing::debug!("its control group is gone");
     container.dir.forget()?;
     let removed = container.dir.remove();
-    if let Some(config) = config {
+    // Hooks are told of the bundle, which a damaged state may have lost.
+    if let Some(config) = config
+        && !container.saved.bundle.as_os_str().is_empty()
+    {
         run_poststop(context, &container.saved.hook_state(), config);
     }
     removed

@@ -208,9 +208,8 @@ impl Dir {
         })
     }
 
-    /// What was saved. A file that ends too early was being written for the first time when
-    /// its writer died: there is nothing yet it could speak of. One that says something else
-    /// than expected is another version's: the container may well be there.
+    /// What was saved. A file that ends too early is damaged: it appears whole. One that says
+    /// something else than expected is another version's. The container may well be there.
     pub(super) fn load(&self) -> Result<Option<Saved>, CliError> {
         let path = self.path(STATE);
         match fs::read(&path) {
@@ -236,15 +235,6 @@ impl Dir {
         let text =
             serde_json::to_vec(saved).map_err(|error| CliError::json(path.display(), error))?;
         self.replace(STATE, &text)
-    }
-
-    /// The state before there is anything else.
-    pub(super) fn save_first(&self, saved: &Saved) -> Result<(), CliError> {
-        let path = self.path(STATE);
-        let text =
-            serde_json::to_vec(saved).map_err(|error| CliError::json(path.display(), error))?;
-        fs::write(&path, text)
-            .map_err(|error| CliError::io(format_args!("write {}", path.display()), error))
     }
 
     pub(super) fn save_config(&self, text: &[u8]) -> Result<(), CliError> {

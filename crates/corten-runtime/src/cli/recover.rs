@@ -8,23 +8,23 @@ use std::path::PathBuf;
 use corten_oci::runtime_spec::{LinuxNamespaceType, Spec};
 use serde::de::DeserializeOwned;
 
+use super::Context;
 use super::dir::Dir;
 use super::state::Saved;
-use super::{CliError, Context};
 use crate::cgroup::CgroupSpec;
 use crate::document;
 use crate::validate::has_new_namespace;
 
 /// What can be known. A process is known only with its time of birth, so that it cannot be
 /// taken for another one.
-pub(super) fn saved(context: &Context, dir: &Dir) -> Result<Saved, CliError> {
+pub(super) fn saved(context: &Context, dir: &Dir) -> Saved {
     let text = fs::read(dir.state_path()).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let config = fs::read(dir.config_path()).unwrap_or_default();
     let config = document::spec_again(&config).ok();
     let config = config.as_ref();
     let started_at = value::<u64>(&text, "startedAt");
-    Ok(Saved {
+    Saved {
         oci_version: config.map_or_else(String::new, |config| config.version().clone()),
         id: dir.id().to_owned(),
         pid: started_at.and_then(|_| value(&text, "pid")).unwrap_or(0),
@@ -36,8 +36,8 @@ pub(super) fn saved(context: &Context, dir: &Dir) -> Result<Saved, CliError> {
             Some(cgroup) => cgroup,
             // Not guessed: what is in the group is killed.
             None => match config {
-                Some(config) => configured(context, dir, config)?,
-                None => CgroupSpec::new(""),
+                Some(config) => configured(context, dir, config),
+                None => unknown(context, dir),
             },
         },
         shares_pids: config
@@ -47,19 +47,33 @@ pub(super) fn saved(context: &Context, dir: &Dir) -> Result<Saved, CliError> {
             .unwrap_or_default()
             .into_iter()
             .collect(),
-    })
+    }
 }
 
-/// The control group as it was made from the configuration.
-fn configured(context: &Context, dir: &Dir, config: &Spec) -> Result<CgroupSpec, CliError> {
+/// The control group that the configuration names. What a container without a name there gets
+/// depends on the flags it was created with, and is what one of the same id in another root
+/// gets, too: that is not guessed.
+fn configured(context: &Context, dir: &Dir, config: &Spec) -> CgroupSpec {
     let linux = config.linux().as_ref();
     let path = linux.and_then(|linux| linux.cgroups_path().as_ref());
     let path = path.map(|path| path.to_string_lossy());
-    let path = path.as_deref();
-    // Only systemd's are not paths.
-    let systemd = context.systemd_cgroup
-        || path.is_some_and(|path| path.contains(':') && !path.contains('/'));
-    Ok(CgroupSpec::from_config(path, dir.id(), systemd)?)
+    let Some(path) = path.filter(|path| !path.is_empty()) else {
+        return unknown(context, dir);
+    };
+    // Only systemd's are not paths, whatever the flags are today.
+    let systemd = path.contains(':') && !path.contains('/');
+    CgroupSpec::from_config(Some(&path), dir.id(), systemd).unwrap_or_else(|error| {
+        context.log.warn(&error);
+        unknown(context, dir)
+    })
+}
+
+fn unknown(context: &Context, dir: &Dir) -> CgroupSpec {
+    context.log.warn(&format!(
+        "container {}: its control group is not known any more: processes of it may be left",
+        dir.id()
+    ));
+    CgroupSpec::new("")
 }
 
 /// The value of a field that is whole, wherever it is.

@@ -97,7 +97,7 @@ pub(super) fn update(context: &Context, args: &UpdateArgs) -> Result<ExitCode, C
         }
         None => flags,
     };
-    warn_of_kernel_memory(context, args, &given);
+    warn_of_kernel_memory(context, args);
     let mut config = container.config()?;
     let (l3_cache, bandwidth) = (&args.l3_cache_schema, &args.mem_bw_schema);
     if l3_cache.is_some() || bandwidth.is_some() {
@@ -158,13 +158,9 @@ fn from_flags(args: &UpdateArgs) -> Value {
     Value::Object(document)
 }
 
-fn warn_of_kernel_memory(context: &Context, args: &UpdateArgs, given: &Value) {
-    let in_file = |key: &str| given.pointer(&format!("/memory/{key}")).is_some();
-    if args.kernel_memory.is_some()
-        || args.kernel_memory_tcp.is_some()
-        || in_file("kernel")
-        || in_file("kernelTCP")
-    {
+/// Of the flags; what a file says is looked at with all other limits.
+fn warn_of_kernel_memory(context: &Context, args: &UpdateArgs) {
+    if args.kernel_memory.is_some() || args.kernel_memory_tcp.is_some() {
         let message = "limits of kernel memory are ignored: kernels have none any more";
         context.log.warn(&message);
     }

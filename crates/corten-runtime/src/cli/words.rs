@@ -69,10 +69,13 @@ pub(super) fn normal(
             None => None,
         };
         if let Some(value) = value {
+            written.push("=");
             if value.is_empty() && may_be_empty(flag) {
+                // What it was before does not count either.
+                let same = |word: &OsString| word.as_bytes().starts_with(written.as_bytes());
+                normal.retain(|word| !same(word));
                 continue;
             }
-            written.push("=");
             written.push(value);
         }
         normal.push(written);

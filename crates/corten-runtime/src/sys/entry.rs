@@ -11,8 +11,23 @@
 //!
 //! This is an optimisation only and decides nothing: whatever fails here, and whatever is
 //! not recognised (`--` options before `runtime`, another name of the binary), falls
-//! through to the C library's `_start`, and [`crate::exe::seal_self`] does (and checks)
-//! the same again. No memory but the stack is written; nothing here needs relocation.
+//! through to the start of its face (`sys/start.rs`, else the C library's `_start`), and
+//! [`crate::exe::seal_self`] does (and checks) the same again. No memory but the stack is
+//! written; nothing here needs relocation.
+
+/// Only what is linked statically has the library's start to itself.
+#[cfg(target_feature = "crt-static")]
+macro_rules! start_of_runtime {
+    () => {
+        "jmp corten_start"
+    };
+}
+#[cfg(not(target_feature = "crt-static"))]
+macro_rules! start_of_runtime {
+    () => {
+        "jmp _start"
+    };
+}
 
 // Registers at entry: rsp → argc, argv…, NULL, envp…, NULL; rdx is for `_start`.
 // rbx: saved rdx; rbp: argc; r12: argv; r13: descriptor.
@@ -123,7 +138,7 @@ std::arch::global_asm!(
     "mov eax, {madvise}",
     "syscall",
     "mov rdx, rbx",
-    "jmp corten_start",
+    start_of_runtime!(),
     "7:",
     "mov rdx, rbx",
     "jmp _start",

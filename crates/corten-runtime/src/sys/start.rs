@@ -31,7 +31,7 @@ use crate::cli;
 global_asm!(
     ".pushsection .text.corten_start,\"ax\",@progbits",
     ".weak __environ, __libc_stack_end, __libc_enable_secure, _dl_random",
-    ".weak __x86_shared_non_temporal_threshold",
+    ".weak __x86_shared_non_temporal_threshold, __rela_iplt_start, __rela_iplt_end",
     ".weak _dl_aux_init, __tunables_init, _dl_relocate_static_pie, __libc_setup_tls",
     ".weak __libc_early_init, __libc_init_first, _dl_debug_initialize",
     ".globl corten_start",
@@ -48,6 +48,11 @@ global_asm!(
     "cmp dword ptr [rax], 0x36332e32", // "2.36"
     "jne 9f",
     "cmp byte ptr [rax + 4], 0",
+    "jne 9f",
+    // Nor if the program is bound to one address: there `_start` has more to relocate.
+    "lea rax, [rip + __rela_iplt_start]",
+    "lea rcx, [rip + __rela_iplt_end]",
+    "cmp rax, rcx",
     "jne 9f",
     "mov [rip + __environ], r13",
     "mov [rip + __libc_stack_end], r15",
