@@ -18,41 +18,43 @@ const MAX_BLOBS: usize = 64;
 const MAX_BYTES: u64 = 256 << 20;
 
 /// Fetches what an index lists about a manifest; the digests of everything that belongs to it.
-/// Of attestations larger than those that are kept, nothing.
+/// `None`: it is more than is kept, and nothing of it is: an index goes out whole or not at all.
 pub(crate) async fn fetch(
     host: &Host,
     store: &Store,
     image: &ImageRef,
     attestations: &[Descriptor],
-) -> Result<Vec<Digest>, RegistryError> {
-    let mut kept = Vec::new();
+) -> Result<Option<Vec<Digest>>, RegistryError> {
+    let too_large = || {
+        tracing::info!(image = %image.familiar(), "its attestations are too large to be kept");
+        Ok(None)
+    };
+    if attestations.len() > MAX_ATTESTATIONS {
+        return too_large();
+    }
+    let (mut kept, mut wanted) = (Vec::new(), Vec::new());
     let mut left = MAX_BYTES;
-    for descriptor in attestations.iter().take(MAX_ATTESTATIONS) {
-        let digest = &descriptor.digest;
-        let document = document(host, store, image, digest).await?;
+    for descriptor in attestations {
+        let document = document(host, store, image, &descriptor.digest).await?;
         let Manifest { config, layers } = manifest::parse(host, &document)?;
         let blobs: Vec<Descriptor> = layers.into_iter().chain([config]).collect();
         let sizes = blobs
             .iter()
             .try_fold(0_u64, |sum, b| sum.checked_add(b.size));
-        let Some(rest) = sizes.and_then(|bytes| left.checked_sub(bytes)) else {
-            tracing::info!(%digest, "an attestation is too large to be kept");
-            continue;
+        left = match sizes.and_then(|bytes| left.checked_sub(bytes)) {
+            Some(rest) if blobs.len() <= MAX_BLOBS => rest,
+            _ => return too_large(),
         };
-        if blobs.len() > MAX_BLOBS {
-            tracing::info!(%digest, "an attestation has too many parts to be kept");
-            continue;
-        }
-        left = rest;
-        for blob in blobs {
-            let mut told = Told::new(&Silent, &blob.digest);
-            let arrival = Arrival::default();
-            download::blob(host, store, image, &blob, &arrival, &mut told).await?;
-            kept.push(blob.digest);
-        }
         kept.push(document.digest);
+        wanted.extend(blobs);
     }
-    Ok(kept)
+    for blob in wanted {
+        let mut told = Told::new(&Silent, &blob.digest);
+        let arrival = Arrival::default();
+        download::blob(host, store, image, &blob, &arrival, &mut told).await?;
+        kept.push(blob.digest);
+    }
+    Ok(Some(kept))
 }
 
 /// An attestation's manifest: the one that is here, else the registry's, which is kept.
@@ -63,9 +65,15 @@ async fn document(
     digest: &Digest,
 ) -> Result<RemoteManifest, RegistryError> {
     let (blobs, known) = (store.blobs().clone(), digest.clone());
-    let here = blocking(move || match blobs.read_to_vec(&known, MAX_MANIFEST) {
-        Err(StoreError::NoSuchBlob(_) | StoreError::CorruptBlob { .. }) => Ok(None),
-        other => other.map(Some),
+    let here = blocking(move || {
+        // To ask is to spare it: a collection may be about to remove it.
+        if !blobs.has(&known) {
+            return Ok(None);
+        }
+        match blobs.read_to_vec(&known, MAX_MANIFEST) {
+            Err(StoreError::NoSuchBlob(_) | StoreError::CorruptBlob { .. }) => Ok(None),
+            other => other.map(Some),
+        }
     });
     if let Some(bytes) = here.await? {
         return Ok(RemoteManifest {

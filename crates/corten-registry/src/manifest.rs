@@ -92,7 +92,7 @@ pub(crate) struct Resolved {
     pub(crate) bytes: Vec<u8>,
     pub(crate) media_type: String,
     pub(crate) manifest: Manifest,
-    /// The index that lists it, where there is one.
+    /// The index that lists it, where that lists nothing but it and what is about it.
     pub(crate) index: Option<RemoteManifest>,
     /// What the index lists about it.
     pub(crate) attestations: Vec<Descriptor>,
@@ -115,13 +115,18 @@ pub(crate) async fn resolve(
     let mut listing = None;
     let document = if media_type::is_index(&first.media_type) {
         let index: Index = parse(host, &first)?;
-        listing = Some(first);
         let child = choose(&index, platform).ok_or_else(|| RegistryError::NoPlatform {
             platform: platform.to_string(),
             image: image.familiar(),
         })?;
         let child = &child.digest;
-        attestations.extend(about(&index, child).cloned());
+        let about: Vec<_> = about(&index, child).cloned().collect();
+        let own = index.manifests.iter().filter(|d| d.digest == *child);
+        // Else it would never go out again: the images of other platforms are not here.
+        if own.count() + about.len() == index.manifests.len() {
+            listing = Some(first);
+            attestations = about;
+        }
         fetch(host, image.path(), child.as_str(), Some(child), found).await?
     } else {
         first

@@ -198,15 +198,15 @@ async fn from(
             }
         }
         let images = store.images();
-        match resolved.index {
-            Some(index) => {
+        match resolved.index.zip(attached) {
+            Some((index, attached)) => {
                 let made = Made {
                     manifest: Some((manifest, resolved.media_type)),
                     index: Some(store.blobs().put_bytes(&index.bytes)?),
                     attached,
                     annotations: None,
                 };
-                images.put_made(&raw_config, &made, &names)
+                images.put_pulled(&raw_config, &made, &names)
             }
             None => {
                 let manifest = (&manifest, resolved.media_type.as_str());
@@ -222,18 +222,19 @@ async fn from(
     })
 }
 
-/// What an index lists about the image, to be kept with it. An image is as good without.
+/// What an index lists about the image, to be kept with it; `None`: the index is not kept. An
+/// image is as good without.
 async fn attached(
     host: &Host,
     store: &Store,
     image: &ImageRef,
     resolved: &Resolved,
-) -> Vec<Digest> {
+) -> Option<Vec<Digest>> {
     match attestations::fetch(host, store, image, &resolved.attestations).await {
         Ok(attached) => attached,
         Err(error) => {
             tracing::warn!(image = %image.familiar(), %error, "its attestations are not kept");
-            Vec::new()
+            None
         }
     }
 }

@@ -166,7 +166,7 @@ async fn send(
                     .await?;
             }
             target
-                .manifest(tag, &index.bytes, media_type::OCI_INDEX)
+                .manifest(tag, &index.bytes, &index.media_type)
                 .await?;
             Pushed {
                 size: index.bytes.len() as u64,

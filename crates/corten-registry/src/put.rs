@@ -123,7 +123,7 @@ async fn list(
             .host
             .protocol(format!("list of referrers {tag}: {why}"))
     };
-    let mut index = match remote::manifest(place.host, place.repository, &tag, None).await {
+    let mut index: Value = match remote::manifest(place.host, place.repository, &tag, None).await {
         Ok(found) if found.media_type == media_type::OCI_INDEX => {
             serde_json::from_slice(&found.bytes).map_err(|error| unusable(&error.to_string()))?
         }
@@ -135,7 +135,8 @@ async fn list(
         }),
         Err(error) => return Err(error),
     };
-    let Some(listed) = index["manifests"].as_array_mut() else {
+    let listed = index.get_mut("manifests").and_then(Value::as_array_mut);
+    let Some(listed) = listed else {
         return Err(unusable("it lists nothing"));
     };
     if listed

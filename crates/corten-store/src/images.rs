@@ -1,5 +1,6 @@
 //! Images: configs, the names they go by, and what is needed to push them.
 
+mod docker_manifest;
 mod index;
 mod listing;
 
@@ -9,11 +10,12 @@ use corten_db::{Database, Durability};
 use corten_oci::image_spec::ImageConfiguration;
 use corten_oci::{DiffId, Digest, ImageRef, media_type};
 use rusqlite::{Connection, OptionalExtension};
-use serde::Serialize;
 
 use crate::blobs::Blobs;
 use crate::error::StoreError;
 use crate::layers::{LayerBlob, Layers};
+
+use docker_manifest::{Manifest, docker_manifest};
 
 pub use index::{Attached, ImageIndex, Made};
 pub use listing::{ImageSummary, ListedImage, created_nanos};
@@ -169,13 +171,17 @@ impl Images {
         names: &[ImageRef],
     ) -> Result<ImageId, StoreError> {
         self.put_noting(raw_config, names, |db, id| match manifest {
-            Some((digest, media_type)) => set_manifest(db, id, Some((digest, media_type))),
+            Some((digest, media_type)) => {
+                set_manifest(db, id, Some((digest, media_type)))?;
+                index::set_pulled(db, id)
+            }
             None => Ok(()),
         })
     }
 
     /// As [`put_named`](Self::put_named), of an image that was made here: what it was made with
-    /// takes the place of what was known before.
+    /// takes the place of what was known before. One made with nothing keeps what it was pulled
+    /// with: that came from elsewhere, and a build that says nothing does not speak against it.
     ///
     /// # Errors
     /// As [`put`](Self::put).
@@ -191,17 +197,33 @@ impl Images {
                 return Ok(id);
             }
         }
-        let manifest = made.manifest.as_ref();
-        let manifest = manifest.map(|(digest, media_type)| (digest, media_type.as_str()));
         self.put_noting(raw_config, names, |db, id| {
-            let told = db
-                .prepare_cached("SELECT 1 FROM image_index WHERE image = ?")?
-                .exists([id.as_str()])?;
+            let told = index::is_of_a_build(db, id)?;
+            if *made == Made::default() && !told {
+                return Ok(());
+            }
             // A manifest that it was merely pushed with is as good as any.
-            if manifest.is_some() || told {
-                set_manifest(db, id, manifest)?;
+            if made.manifest.is_some() || told {
+                set_manifest(db, id, made.manifest())?;
             }
             index::note(db, id, made)
+        })
+    }
+
+    /// As [`put_made`](Self::put_made), of an image that was pulled with its index.
+    ///
+    /// # Errors
+    /// As [`put`](Self::put).
+    pub fn put_pulled(
+        &self,
+        raw_config: &[u8],
+        with: &Made,
+        names: &[ImageRef],
+    ) -> Result<ImageId, StoreError> {
+        self.put_noting(raw_config, names, |db, id| {
+            set_manifest(db, id, with.manifest())?;
+            index::note(db, id, with)?;
+            index::set_pulled(db, id)
         })
     }
 
@@ -209,10 +231,7 @@ impl Images {
     /// unchanged build has nothing to write, and so nothing to wait for.
     fn is_stored(&self, id: &ImageId, names: &[ImageRef]) -> Result<bool, StoreError> {
         let layers = self.database.read(|db| {
-            let told = db
-                .prepare_cached("SELECT 1 FROM image_index WHERE image = ?")?
-                .exists([id.as_str()])?;
-            if told || !Self::has_in(db, id)? {
+            if index::is_of_a_build(db, id)? || !Self::has_in(db, id)? {
                 return Ok(None);
             }
             for name in names {
@@ -234,13 +253,21 @@ impl Images {
         let Some(layers) = layers else {
             return Ok(false);
         };
+        let mut stack = Vec::new();
         for layer in layers {
             let layer: DiffId = layer.parse().map_err(|e| damaged("layer", &layer, e))?;
             if !self.layers.has(&layer)? {
                 return Ok(false);
             }
+            stack.push(layer);
         }
-        Ok(self.blobs.has(id))
+        if !self.blobs.has(id) {
+            return Ok(false);
+        }
+        // A layer that was lost may have been made again since the image was stored.
+        self.layers.make_durable(&stack)?;
+        self.blobs.sync_names()?;
+        Ok(true)
     }
 
     fn put_noting(
@@ -712,56 +739,6 @@ fn diff_ids(config: &ImageConfiguration, id: &Digest) -> Result<Vec<DiffId>, Sto
         .iter()
         .map(|text| text.parse().map_err(|e| damaged("image config", id, e)))
         .collect()
-}
-
-#[derive(serde::Deserialize)]
-struct Manifest {
-    #[serde(rename = "mediaType")]
-    media_type: Option<String>,
-    config: Descriptor,
-    layers: Vec<Descriptor>,
-}
-
-#[derive(serde::Deserialize, Serialize)]
-struct Descriptor {
-    #[serde(rename = "mediaType")]
-    media_type: String,
-    size: u64,
-    digest: Digest,
-}
-
-/// Docker's schema 2 manifest, fields in Docker's order.
-fn docker_manifest(image: &Image, layers: &[LayerBlob]) -> impl Serialize + use<> {
-    #[derive(Serialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Out {
-        schema_version: u32,
-        media_type: &'static str,
-        config: Descriptor,
-        layers: Vec<Descriptor>,
-    }
-    Out {
-        schema_version: 2,
-        media_type: media_type::DOCKER_MANIFEST,
-        config: Descriptor {
-            media_type: media_type::DOCKER_CONFIG.to_owned(),
-            size: image.raw_config.len() as u64,
-            digest: image.id.clone(),
-        },
-        layers: layers
-            .iter()
-            .map(|layer| Descriptor {
-                // A layer pulled as OCI goes out as what it is, under Docker's name for it.
-                media_type: match layer.media_type.as_str() {
-                    media_type::OCI_LAYER_GZIP => media_type::DOCKER_LAYER_GZIP.to_owned(),
-                    media_type::OCI_LAYER => media_type::DOCKER_LAYER.to_owned(),
-                    other => other.to_owned(),
-                },
-                size: layer.size,
-                digest: layer.digest.clone(),
-            })
-            .collect(),
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use corten_db::Schema;
 /// Tables of blobs, layers, images and leases.
 pub const SCHEMA: Schema = Schema {
     name: "store",
-    migrations: &[V1, V2, V3, V4],
+    migrations: &[V1, V2, V3, V4, V5],
 };
 
 const V1: &str = "
@@ -125,4 +125,9 @@ CREATE TABLE image_attached (
     blob TEXT NOT NULL,
     PRIMARY KEY (image, blob)
 ) STRICT, WITHOUT ROWID;
+";
+
+/// Whether that is what the image was pulled with: a build without such things leaves it alone.
+const V5: &str = "
+ALTER TABLE image_index ADD COLUMN pulled INTEGER NOT NULL DEFAULT 0;
 ";

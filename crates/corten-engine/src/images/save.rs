@@ -251,7 +251,7 @@ impl Plan {
                 }
             }
             listed = Descriptor {
-                media_type: types::OCI_INDEX.to_owned(),
+                media_type: index.media_type,
                 digest: index.digest.clone(),
                 size: index.bytes.len() as u64,
                 annotations: BTreeMap::new(),

@@ -175,6 +175,63 @@ async fn an_index_is_searched_for_the_platform() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_docker_list_goes_out_as_what_it_is() {
+    let (stub, _from, _, _) = published().await;
+    stub.index("team/app", &Platform::host().architecture);
+    let list = {
+        let mut manifests = stub.manifests.lock().unwrap();
+        let text = String::from_utf8(manifests["team/app/latest"].1.to_vec()).unwrap();
+        let list = text.replace(media_type::OCI_INDEX, media_type::DOCKER_LIST);
+        let entry = (media_type::DOCKER_LIST.to_owned(), list.clone().into());
+        manifests.insert("team/app/latest".to_owned(), entry);
+        list
+    };
+    let to = TestStore::new();
+    let (pulled, _) = to.pull(&client(""), &name(&stub), None).await.unwrap();
+    let onward = format!("{}/onward/app", stub.address());
+    let images = to.store.images();
+    images.tag(&reference(&onward), &pulled.id).unwrap();
+    let (pushed, _) = to.push(&client(""), &onward, None).await.unwrap();
+    assert_eq!(pushed.digest, pulled.digest);
+    let manifests = stub.manifests.lock().unwrap();
+    let (kind, bytes) = &manifests["onward/app/latest"];
+    assert_eq!(kind, media_type::DOCKER_LIST);
+    assert_eq!(*bytes, list);
+}
+
+/// An index that could not go out again is not kept, nor what it lists about the image.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_platforms_no_attestations_are_fetched() {
+    let (stub, _from, _, _) = published().await;
+    stub.index("team/app", &Platform::host().architecture);
+    let about = Digest::of(b"about");
+    {
+        let mut manifests = stub.manifests.lock().unwrap();
+        let mut index: serde_json::Value =
+            serde_json::from_slice(&manifests["team/app/latest"].1).unwrap();
+        let own = index["manifests"][0]["digest"].clone();
+        let list = index["manifests"].as_array_mut().unwrap();
+        list.push(serde_json::json!({
+            "mediaType": media_type::OCI_MANIFEST, "digest": about, "size": 5,
+            "annotations": {
+                "vnd.docker.reference.type": "attestation-manifest",
+                "vnd.docker.reference.digest": own,
+            },
+        }));
+        list.push(serde_json::json!({
+            "mediaType": media_type::OCI_MANIFEST, "digest": Digest::of(b"other"), "size": 5,
+            "platform": { "os": "linux", "architecture": "s390x" },
+        }));
+        let entry = (media_type::OCI_INDEX.to_owned(), index.to_string().into());
+        manifests.insert("team/app/latest".to_owned(), entry);
+    }
+    let to = TestStore::new();
+    let (pulled, _) = to.pull(&client(""), &name(&stub), None).await.unwrap();
+    assert!(stub.fetched(&about).is_empty());
+    assert!(!to.store.blobs().has(&pulled.digest));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_digest_names_must_have_it() {
     let (stub, _from, _, _) = published().await;
     let wanted = Digest::of(b"something else");

@@ -188,12 +188,15 @@ async fn what_refers_to_a_manifest_is_listed_where_the_registry_does_not() {
     assert_eq!(listed[1]["annotations"]["n"], "2");
     // Something else has that tag: the document is there, and its caller hears of it.
     let tag = format!("app/sha256-{}", subject.hex());
-    let other = (kind.to_owned(), "{}".into());
-    stub.manifests.lock().unwrap().insert(tag, other);
-    let last = document(None, 3);
-    let put = remote.put_manifest("app", "three", kind, last.as_bytes());
-    let error = put.await.unwrap_err().to_string();
-    assert!(error.contains("list of referrers"), "{error}");
+    let index = corten_oci::media_type::OCI_INDEX;
+    for (other, body) in [(kind, "{}"), (index, "{}"), (index, "[]"), (index, "\"x\"")] {
+        let other = (other.to_owned(), body.into());
+        stub.manifests.lock().unwrap().insert(tag.clone(), other);
+        let last = document(None, 3);
+        let put = remote.put_manifest("app", "three", kind, last.as_bytes());
+        let error = put.await.unwrap_err().to_string();
+        assert!(error.contains("list of referrers"), "{body}: {error}");
+    }
     assert!(stub.manifests.lock().unwrap().contains_key("app/three"));
 }
 

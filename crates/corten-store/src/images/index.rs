@@ -16,6 +16,8 @@ use crate::error::StoreError;
 pub struct ImageIndex {
     /// Byte for byte.
     pub bytes: Vec<u8>,
+    /// Its media type: Docker's list is one as well.
+    pub media_type: String,
     /// Its digest.
     pub digest: Digest,
     /// What it lists beside the image.
@@ -46,6 +48,30 @@ pub struct Made {
     pub attached: Vec<Digest>,
     /// Annotations of the descriptor in a layout's list.
     pub annotations: Option<String>,
+}
+
+impl Made {
+    /// Its manifest's digest and media type.
+    pub(super) fn manifest(&self) -> Option<(&Digest, &str)> {
+        let manifest = self.manifest.as_ref();
+        manifest.map(|(digest, media_type)| (digest, media_type.as_str()))
+    }
+}
+
+/// Whether what is noted of an image is what it was built with.
+pub(super) fn is_of_a_build(db: &Connection, id: &ImageId) -> Result<bool, StoreError> {
+    let mut statement =
+        db.prepare_cached("SELECT 1 FROM image_index WHERE image = ? AND pulled = 0")?;
+    Ok(statement.exists([id.as_str()])?)
+}
+
+/// What is noted of an image is, from now on, what it came with.
+pub(super) fn set_pulled(db: &Connection, id: &ImageId) -> Result<(), StoreError> {
+    db.execute(
+        "UPDATE image_index SET pulled = 1 WHERE image = ?",
+        [id.as_str()],
+    )?;
+    Ok(())
 }
 
 /// Notes what an image was made with, instead of what was noted before.
@@ -120,7 +146,9 @@ impl Images {
                 blobs,
             });
         }
-        Ok(lists_image.then_some(ImageIndex {
+        let kind = index["mediaType"].as_str();
+        Ok(lists_image.then(|| ImageIndex {
+            media_type: kind.unwrap_or(media_type::OCI_INDEX).to_owned(),
             bytes,
             digest,
             attached,
@@ -209,11 +237,22 @@ mod tests {
         assert!(store.gc().unwrap().blobs.is_empty());
         let index = images.index_of(&images.get(&id).unwrap()).unwrap().unwrap();
         assert_eq!(index.digest, index_digest);
+        assert_eq!(index.media_type, media_type::OCI_INDEX);
         assert_eq!(index.attached.len(), 1);
         assert_eq!(index.attached[0].digest, about_digest);
         assert_eq!(index.attached[0].blobs.len(), 2);
         let annotations = images.descriptor_annotations(&id).unwrap();
         assert_eq!(annotations.as_deref(), Some("{}"));
+        // A build that says nothing leaves alone what an image was pulled with.
+        images.put_pulled(raw, &made, &[]).unwrap();
+        let name = "app:1".parse().unwrap();
+        for names in [&[][..], std::slice::from_ref(&name)] {
+            images.put_made(raw, &Made::default(), names).unwrap();
+            let image = images.get(&id).unwrap();
+            assert_eq!(images.index_of(&image).unwrap().unwrap(), index);
+        }
+        images.untag(&name).unwrap();
+        images.put_made(raw, &made, &[]).unwrap();
         // Not whole: not believed.
         store.blobs().remove(&statement_digest).unwrap();
         let image = images.get(&id).unwrap();

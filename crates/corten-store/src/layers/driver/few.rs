@@ -14,6 +14,8 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 const MOST: usize = 256;
 /// So many at once, as each waits for the disk.
 const THREADS: usize = 4;
+/// So many directories within each other: two descriptors of each are open.
+const DEEPEST: usize = 32;
 
 /// Syncs what is in these directories, and the directories; `false`: there is too much, or a link,
 /// device or the like, which cannot be synced by itself, so nothing was done.
@@ -21,7 +23,7 @@ pub(super) fn sync(layers: &[PathBuf]) -> io::Result<bool> {
     let mut left = MOST;
     for layer in layers {
         let dir = File::open(layer)?;
-        if !walk(dir.as_fd(), &mut left, false)? {
+        if !walk(dir.as_fd(), &mut left, DEEPEST, false)? {
             return Ok(false);
         }
     }
@@ -30,7 +32,7 @@ pub(super) fn sync(layers: &[PathBuf]) -> io::Result<bool> {
         while let Some(layer) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
             let dir = File::open(layer)?;
             let mut left = MOST;
-            if !walk(dir.as_fd(), &mut left, true)? {
+            if !walk(dir.as_fd(), &mut left, DEEPEST, true)? {
                 let changed = format!("{} changed while it was synced", layer.display());
                 return Err(io::Error::other(changed));
             }
@@ -52,9 +54,9 @@ pub(super) fn sync(layers: &[PathBuf]) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Counts what is in a directory, and syncs it if `sync` is set; `false` as with [`sync`]. What
-/// may be counted bounds how deep this goes, too.
-fn walk(dir: BorrowedFd<'_>, left: &mut usize, sync: bool) -> io::Result<bool> {
+/// Counts what is in a directory, and syncs it if `sync` is set; `false` as with [`sync`], or
+/// where directories are within each other more than `depth` times.
+fn walk(dir: BorrowedFd<'_>, left: &mut usize, depth: usize, sync: bool) -> io::Result<bool> {
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
         let name = entry.file_name();
@@ -69,9 +71,12 @@ fn walk(dir: BorrowedFd<'_>, left: &mut usize, sync: bool) -> io::Result<bool> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
+                let Some(deeper) = depth.checked_sub(1) else {
+                    return Ok(false);
+                };
                 let flags = flags | OFlags::DIRECTORY;
                 let below = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-                if !walk(below.as_fd(), left, sync)? {
+                if !walk(below.as_fd(), left, deeper, sync)? {
                     return Ok(false);
                 }
             }
@@ -97,6 +102,17 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn what_is_deep_is_not_walked() {
+        let dir = tempfile::tempdir().unwrap();
+        let layers = [dir.path().to_owned()];
+        let deep = dir.path().join("d/".repeat(DEEPEST));
+        fs::create_dir_all(&deep).unwrap();
+        assert!(sync(&layers).unwrap());
+        fs::create_dir(deep.join("d")).unwrap();
+        assert!(!sync(&layers).unwrap());
+    }
 
     #[test]
     fn few_plain_files_are_synced_by_themselves() {
