@@ -498,7 +498,7 @@ fn lists_and_history_read_as_dockers() {
         let same = |(a, b): &(Done, Done)| {
             (a.code, &a.stdout, &a.stderr) == (b.code, &b.stdout, &b.stderr)
         };
-        for _ in 0..5 {
+        for _ in 0..30 {
             if same(&last) {
                 break;
             }
