@@ -279,7 +279,7 @@ fn steps_know_the_hosts_they_are_given() {
 #[test]
 fn an_interrupted_build_says_so_and_leaves_nothing() {
     let engine = Engine::with_alpine();
-    let text = "FROM alpine\nRUN echo begun; sleep 98765\n";
+    let text = "FROM alpine\nRUN --mount=type=cache,target=/c touch /c/begun; sleep 98765\n";
     let context = engine.context("slow", &[("Dockerfile", text)]);
     let context = context.to_str().unwrap();
     let steps = || {
@@ -291,9 +291,25 @@ fn an_interrupted_build_says_so_and_leaves_nothing() {
                 .count()
         })
     };
+    // In the one cache there is.
+    let begun = || {
+        let mut caches = vec![engine.root().join("cache-mounts")];
+        while let Some(dir) = caches.pop() {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                if entry.file_name() == "begun" {
+                    return Some(entry.path());
+                }
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    caches.push(entry.path());
+                }
+            }
+        }
+        None
+    };
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let build = engine.spawn(["build", "--progress=plain", context]);
-        until("the step runs", || steps() > 0);
+        until("the command runs", || begun().is_some());
+        std::fs::remove_file(begun().unwrap()).unwrap();
         build.signal(signal);
         let done = build.finish();
         assert_eq!(done.code, code, "{done:?}");
