@@ -92,6 +92,13 @@ pub(crate) fn ago(seconds_since_epoch: i64) -> String {
     )
 }
 
+/// The same of a time that is known to less than a second, which counts: as Docker does.
+#[must_use]
+pub(crate) fn since(time: Timestamp) -> String {
+    let passed = Timestamp::now().duration_since(time).as_secs();
+    format!("{} ago", duration(passed))
+}
+
 /// `2026-11-24 02:43:27 +0000 UTC`, in the local time zone.
 #[must_use]
 pub(crate) fn timestamp(seconds_since_epoch: i64) -> String {
@@ -110,11 +117,11 @@ pub(crate) fn go_time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string()
 }
 
-/// Seconds since the epoch of an RFC 3339 time; `None` for Go's zero time.
+/// An RFC 3339 time; `None` for Go's zero time.
 #[must_use]
-pub(crate) fn parse_time(text: &str) -> Option<i64> {
+pub(crate) fn parse_time(text: &str) -> Option<Timestamp> {
     let time: Timestamp = text.parse().ok()?;
-    (time.as_second() > -62_000_000_000).then(|| time.as_second())
+    (time.as_second() > -62_000_000_000).then_some(time)
 }
 
 /// Cuts a text to so many characters, the last of which is `…`.
@@ -196,6 +203,9 @@ mod tests {
             show("2026-11-24T02:43:27Z"),
             "2026-11-24 02:43:27 +0000 UTC"
         );
-        assert_eq!(parse_time("1970-01-01T00:00:10.5Z"), Some(10));
+        assert_eq!(
+            parse_time("1970-01-01T00:00:10.5Z"),
+            Timestamp::new(10, 500_000_000).ok()
+        );
     }
 }

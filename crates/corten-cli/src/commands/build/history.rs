@@ -165,7 +165,7 @@ fn row(record: &Record, short: bool) -> Row {
         .with("Ref", record.id.clone())
         .with("Name", name)
         .with("Status", record.status.clone())
-        .with("CreatedAt", units::ago(record.started().as_second()))
+        .with("CreatedAt", units::since(record.started()))
         .with("Duration", record.duration())
 }
 

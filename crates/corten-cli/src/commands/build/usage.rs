@@ -130,7 +130,7 @@ fn totals(records: &[Record]) -> String {
 /// A time of the API's, as `3 minutes ago`.
 fn ago(text: &str) -> String {
     match text.parse::<jiff::Timestamp>() {
-        Ok(time) => units::ago(time.as_second()),
+        Ok(time) => units::since(time),
         Err(_) => text.to_owned(),
     }
 }

@@ -285,11 +285,9 @@ fn container_row(container: &Container) -> Row {
 
 /// The fields Docker's templates know; `cut` in tables. In alphabetical order.
 fn cache_row(cache: &CacheRecord, cut: bool) -> Row {
-    let since = |time: &Option<String>| {
-        time.as_deref()
-            .and_then(units::parse_time)
-            .map(units::ago)
-            .unwrap_or_default()
+    let since = |text: &Option<String>| {
+        let known = text.as_deref().and_then(units::parse_time);
+        known.map(units::since).unwrap_or_default()
     };
     let at = |time: &Option<String>| {
         let time: Option<Timestamp> = time.as_deref().and_then(|text| text.parse().ok());
