@@ -61,14 +61,13 @@ async fn find_or_pull(
         return image.map_err(|message| Failure::Image(message.into()));
     }
     let mut other_platform = None;
-    let (here, wanted) = (session.clone(), key.clone());
-    let beside = session
-        .blocking(move || {
-            let named =
-                is_foreign(&wanted.platform).then(|| here.store.images().named(&wanted.image));
-            Ok(named.transpose()?.flatten())
-        })
-        .await?;
+    let foreign = is_foreign(&key.platform);
+    let mut beside = None;
+    if foreign {
+        let (here, name) = (session.clone(), key.image.clone());
+        let named = move || Ok(here.store.images().named(&name)?);
+        beside = session.blocking(named).await?;
+    }
     if !session.pull {
         let (here, wanted) = (session.clone(), key.clone());
         let local = session
@@ -81,7 +80,7 @@ async fn find_or_pull(
             }
             other_platform = Some(have);
         }
-        if is_foreign(&key.platform) {
+        if foreign {
             let (here, wanted, beside) = (session.clone(), key.clone(), beside.clone());
             let known = session
                 .blocking(move || look_foreign(&here, &wanted, beside.as_ref()))
@@ -119,7 +118,7 @@ async fn find_or_pull(
     let (here, wanted) = (session.clone(), key.clone());
     let image = session
         .blocking(move || {
-            if is_foreign(&wanted.platform) {
+            if foreign {
                 let noted = &here.cache;
                 noted.note_foreign_base(&wanted.image, &wanted.platform, beside.as_ref(), &id)?;
             }

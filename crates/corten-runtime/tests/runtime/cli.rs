@@ -208,6 +208,19 @@ impl Bundle {
     }
 }
 
+/// A container of the bundle, started.
+pub fn running(bundle: Bundle) -> Bundle {
+    bundle.create();
+    bundle.start();
+    bundle
+}
+
+/// Ends it, and looks that nothing is left.
+pub fn end(bundle: &Bundle) {
+    bundle.run(&["delete", "--force", "ID"]);
+    bundle.assert_gone();
+}
+
 impl Drop for Bundle {
     fn drop(&mut self) {
         let group = self.cgroup();

@@ -132,6 +132,9 @@ async fn build(
         }
     }
     let builder = engine.builder(credentials);
+    if wish.inquiry.is_none() && !wish.events {
+        return classic(engine, builder, wanted, wish.quiet).await;
+    }
     let (lines, response) = JsonLines::response();
     if let Some(inquiry) = wish.inquiry {
         tokio::spawn(async move {
@@ -142,18 +145,25 @@ async fn build(
         });
         return Ok(response);
     }
-    if wish.events {
-        tokio::spawn(async move {
-            if let Some(Err(error)) = run(builder, wanted, View::Events, &lines).await {
-                fail(&lines, &error, true).await;
-            }
-            tidy(&engine).await;
-        });
-        return Ok(response);
-    }
+    tokio::spawn(async move {
+        if let Some(Err(error)) = run(builder, wanted, View::Events, &lines).await {
+            fail(&lines, &error, true).await;
+        }
+        tidy(&engine).await;
+    });
+    Ok(response)
+}
+
+/// A build that answers as the classic builder does.
+async fn classic(
+    engine: Engine,
+    builder: corten_build::Builder,
+    wanted: BuildRequest,
+    quiet: bool,
+) -> Answer {
     let (lines, unsent) = JsonLines::channel();
     let work = tokio::spawn(async move {
-        let view = View::Classic(Classic::new(wish.quiet));
+        let view = View::Classic(Classic::new(quiet));
         let done = match run(builder, wanted, view, &lines).await {
             Some(Err(error)) if early(&error).is_some() => Err(Failed(error)),
             Some(Err(error)) => {

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use serde_json::json;
 
 use crate::Case;
-use crate::cli::Bundle;
+use crate::cli::{Bundle, end, running};
 use crate::support::{eventually, group_dirs, has_cgroup2};
 
 pub const CASES: &[Case] = &[
@@ -21,17 +21,6 @@ pub const CASES: &[Case] = &[
     ("cli_exec_paused", paused),
     ("cli_exec_errors", errors),
 ];
-
-fn running(bundle: Bundle) -> Bundle {
-    bundle.create();
-    bundle.start();
-    bundle
-}
-
-fn end(bundle: &Bundle) {
-    bundle.run(&["delete", "--force", "ID"]);
-    bundle.assert_gone();
-}
 
 fn program() {
     let bundle = running(Bundle::waiting());

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::Case;
-use crate::cli::Bundle;
+use crate::cli::{Bundle, end, running};
 use crate::support::{eventually, group_dirs};
 
 pub const CASES: &[Case] = &[
@@ -21,17 +21,6 @@ pub const CASES: &[Case] = &[
     ("cli_features", features),
     ("cli_spec", spec),
 ];
-
-fn running(bundle: Bundle) -> Bundle {
-    bundle.create();
-    bundle.start();
-    bundle
-}
-
-fn end(bundle: &Bundle) {
-    bundle.run(&["delete", "--force", "ID"]);
-    bundle.assert_gone();
-}
 
 fn list() {
     let bundle = Bundle::waiting();

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use serde_json::json;
 
 use crate::Case;
-use crate::cli::Bundle;
+use crate::cli::{Bundle, end, running};
 use crate::support::{eventually, group_dirs};
 
 pub const CASES: &[Case] = &[
@@ -19,17 +19,6 @@ pub const CASES: &[Case] = &[
     ("cli_told_debug", debug),
     ("cli_told_damaged_state", damaged_state),
 ];
-
-fn running(bundle: Bundle) -> Bundle {
-    bundle.create();
-    bundle.start();
-    bundle
-}
-
-fn end(bundle: &Bundle) {
-    bundle.run(&["delete", "--force", "ID"]);
-    bundle.assert_gone();
-}
 
 /// What the first group with this file says.
 fn file(bundle: &Bundle, name: &str) -> String {
