@@ -104,11 +104,11 @@ pub(super) fn checkpoint(context: &Context, args: CheckpointArgs) -> Result<Exit
     };
     let (options, _open) = dump.options()?;
     let mut requested = |pid| {
-        criu::witness::remember(&container.dir, pid)?;
+        criu::witness::remember(&container.dir, pid, &args.criu.log("dump.log"))?;
         Ok(options.clone())
     };
     let saved = criu::call(kind, &mut requested, &mut |_| Ok(()));
-    criu::witness::forget(&container.dir);
+    criu::witness::forget(&container.dir, saved.is_ok());
     // One that is killed leaves them frozen, or just about to be (FREEZING), which nothing here
     // would call frozen yet.
     if saved.is_err()

@@ -157,7 +157,7 @@ fn made(
     let namespaces = request.namespaces()?;
     let mut open = None;
     let mut options = |pid| {
-        criu::witness::remember(dir, pid)?;
+        criu::witness::remember(dir, pid, &args.criu.log("restore.log"))?;
         adopt(cgroup.get(), pid)?;
         let (options, directories) = request.options(pid, &namespaces)?;
         open = Some(directories);
@@ -183,7 +183,7 @@ fn made(
         Ok(())
     };
     let restored = criu::call(Kind::Restore, &mut options, &mut notified);
-    criu::witness::forget(dir);
+    criu::witness::forget(dir, restored.is_ok());
     restored.map_err(|error| criu::explain(error, &args.criu, "restore.log"))?;
     drop(open);
     let pid_of = Pid::from_raw(pid).ok_or_else(|| {

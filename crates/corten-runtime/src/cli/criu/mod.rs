@@ -62,9 +62,14 @@ fn manage_cgroups(mode: &str) -> Result<u64, String> {
 }
 
 impl CriuArgs {
-    /// Where the log is.
+    /// Where CRIU works.
     pub(super) fn work_path(&self) -> &Path {
         self.work_path.as_deref().unwrap_or(&self.image_path)
+    }
+
+    /// The log of that name.
+    pub(super) fn log(&self, name: &str) -> PathBuf {
+        self.work_path().join(name)
     }
 
     pub(super) fn image_path(&self) -> &Path {
@@ -83,7 +88,7 @@ impl CriuArgs {
 
 /// A failure, with the first error of CRIU's log.
 pub(super) fn explain(error: CliError, args: &CriuArgs, log: &str) -> CliError {
-    let path = args.work_path().join(log);
+    let path = args.log(log);
     let text = std::fs::read_to_string(&path).unwrap_or_default();
     let said = text.lines().find_map(|line| {
         let at = line.find("Error (")?;

@@ -105,7 +105,15 @@ if kind == 1:
 if kind == 1 and 3 not in options:
     os.kill(options[2][0], signal.SIGKILL)
     at('saved')
+made = []
 if kind == 2:
+    name = '%06x' % os.getpid()
+    made = [images + '/.criu.cgyard.' + name, '/tmp/.criu.mntns.' + name]
+    for path in made:
+        os.mkdir(path)
+    with open(images + '/' + options[10][0].decode(), 'w') as log:
+        log.write('(00.1) cg: Opening .criu.cgyard.%s as cg yard\n' % name)
+        log.write('(00.2) mnt: Start with 0:/tmp/.criu.mntns.%s\n' % name)
     CLONE_PARENT, CLONE = 0x8000, {'x86_64': 56, 'aarch64': 220}[os.uname().machine]
     pid = ctypes.CDLL(None).syscall(CLONE, CLONE_PARENT | signal.SIGCHLD, 0, 0, 0, 0)
     if pid == 0:
@@ -116,8 +124,12 @@ if kind == 2:
         tell(b'post-restore', pid)
     except:
         os.kill(pid, signal.SIGKILL)
+        for path in made:
+            os.rmdir(path)
         raise
     at('agreed')
+for path in made:
+    os.rmdir(path)
 service.send(number(1, kind) + number(2, 1))
 at('answered')
 "#;

@@ -92,6 +92,21 @@ impl Saved {
         let rootfs = self.bundle.rootfs().display().to_string();
         assert!(!mounts.contains(&rootfs), "{what}: mounts left");
         assert!(self.bundle.rootfs().join("bin/busybox").exists());
+        self.tidied_up(what);
+    }
+
+    /// Nothing is left of the directories a restore has said it made.
+    fn tidied_up(&self, what: &str) {
+        let log = std::fs::read_to_string(self.images.join("restore.log")).unwrap_or_default();
+        for (word, place) in [
+            (".criu.cgyard.", self.images.as_path()),
+            (".criu.mntns.", Path::new("/tmp")),
+        ] {
+            for (at, _) in log.match_indices(word) {
+                let left = place.join(&log[at..at + word.len() + 6]);
+                assert!(!left.exists(), "{what}: {} left", left.display());
+            }
+        }
     }
 
     /// Nobody who could still change the container's status.
