@@ -22,15 +22,20 @@ scratch=$(mktemp -d /dev/shm/corten-fuzz-XXXXXX)
 trap 'rm -rf "$scratch"' EXIT
 export TMPDIR=$scratch
 
+# Most targets do without the engine, which takes long to build.
+features=(--no-default-features)
 for target in "${targets[@]}"; do
-  cargo fuzz build --sanitizer none "$target"
+  ! sed -n "/^name = \"$target\"/,/^\$/p" fuzz/Cargo.toml | grep -q required-features || features=()
+done
+for target in "${targets[@]}"; do
+  cargo fuzz build --sanitizer none "${features[@]}" "$target"
 done
 for target in "${targets[@]}"; do
   mkdir -p "fuzz/corpus/$target"
   corpora=("fuzz/corpus/$target")
   [ ! -d "fuzz/seeds/$target" ] || corpora+=("fuzz/seeds/$target")
   log=$scratch/log
-  if ! cargo fuzz run --sanitizer none "$target" "${corpora[@]}" -- \
+  if ! cargo fuzz run --sanitizer none "${features[@]}" "$target" "${corpora[@]}" -- \
     -max_total_time="$seconds" -max_len=65536 -timeout=20 -rss_limit_mb=4096 \
     -print_final_stats=1 >"$log" 2>&1; then
     tail -n 60 "$log"
