@@ -94,7 +94,8 @@ impl Engine {
         // A root without one may be a directory whose contents are not ours.
         let known = layout.database().exists();
         let database = Database::open(&layout.database(), &schemas)?;
-        let store = Store::open_with(&root, database.clone(), layer_form()?);
+        let store = Store::open_with(&root, database.clone(), layer_form()?)
+            .disposing(crate::rubbish::delete);
         if known {
             store.close_to_others()?;
         }

@@ -1,5 +1,5 @@
-//! Deleting what a collection has moved away. Whoever removes an image waits for a moment of it
-//! at the most; the rest is for a process that is detached from them and from their terminal.
+//! Deleting what a collection or a sweep has moved away. Whoever has them made waits for a moment
+//! of it at the most; the rest is for a process that is detached from them and from their terminal.
 //! Killed, it leaves a free lock, and the next command that sweeps deletes what is left.
 
 use std::os::fd::AsFd;
@@ -19,8 +19,8 @@ const NICE: i32 = 10;
 pub const FACE: &str = "delete-rubbish";
 
 /// Deletes what was collected, or has it deleted. Blocks for a moment.
-pub(crate) fn delete(rubbish: Option<Rubbish>) {
-    let left = rubbish.and_then(|rubbish| rubbish.delete_within(PATIENCE));
+pub(crate) fn delete(rubbish: Rubbish) {
+    let left = rubbish.delete_within(PATIENCE);
     let Some(handed) = left.and_then(Rubbish::hand_over) else {
         return;
     };

@@ -11,8 +11,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use corten_db::Durability;
@@ -24,9 +23,8 @@ use crate::condemned::{self, Kind};
 use crate::error::{StoreError, at};
 use crate::layers::Layers;
 use crate::leases::Collector;
-use crate::rooted;
-use crate::rubbish::{self, Rubbish};
-use crate::tmp::{self, Remove, TmpDir};
+use crate::tmp::{self, Remove};
+use crate::trash::Trash;
 
 /// How long another collection is waited for, and how often.
 const PATIENCE: (Duration, u32) = (Duration::from_millis(20), 50);
@@ -111,38 +109,35 @@ impl Store {
     /// # Errors
     /// The store cannot be read or written.
     pub fn gc(&self) -> Result<GcReport, StoreError> {
-        self.collect().map(|(report, _deleted)| report)
-    }
-
-    /// As [`gc`](Self::gc); what it has removed is out of use, and the caller's to delete.
-    ///
-    /// # Errors
-    /// As [`gc`](Self::gc).
-    pub fn collect(&self) -> Result<(GcReport, Option<Rubbish>), StoreError> {
         self.sweep_directories();
-        self.collect_with(self.collector()?)
+        self.collect(self.collector()?)
     }
 
     /// As [`gc`](Self::gc), but another collection is not waited for.
     pub(crate) fn gc_at_once(&self) -> Result<GcReport, StoreError> {
-        let collected = self.collect_with(self.leases().collector()?);
-        collected.map(|(report, _deleted)| report)
+        self.collect(self.leases().collector()?)
     }
 
-    fn collect_with(
-        &self,
-        collector: Option<Collector>,
-    ) -> Result<(GcReport, Option<Rubbish>), StoreError> {
+    fn collect(&self, collector: Option<Collector>) -> Result<GcReport, StoreError> {
         let mut report = GcReport::default();
         let Some(collector) = collector else {
             report.busy = true;
-            return Ok((report, None));
+            return Ok(report);
         };
         self.condemn()?;
         // Whoever takes a lease from here on spares what it looks at.
         let oldest = self.leases().oldest()?;
         let mut trash = Trash::new(&self.tmp_path());
-        while self.carry_off_layers(oldest, &mut trash, &mut report)? == AT_ONCE {}
+        loop {
+            match self.carry_off_layers(oldest, &mut trash, &mut report) {
+                Ok(AT_ONCE) => {}
+                Ok(_) => break,
+                Err(error) => {
+                    self.dispose(trash);
+                    return Err(error);
+                }
+            }
+        }
         trash.keep();
         let removed = self.database().write(Durability::Relaxed, |db| {
             self.carry_off_blobs(db, oldest, &mut trash, &mut report)
@@ -150,14 +145,18 @@ impl Store {
         if let Err(error) = removed {
             // No row was changed, so everything must be where it was.
             trash.put_back();
+            self.dispose(trash);
             return Err(error);
         }
         // Not by need: a build may have mounted what is for layers that nothing names yet.
-        self.layers()
-            .drop_unsettled(|diff_id| !matches!(self.layers().peek(diff_id), Ok(None)))?;
+        let unsettled = self.layers().drop_unsettled(
+            |diff_id| !matches!(self.layers().peek(diff_id), Ok(None)),
+            &mut trash,
+        );
         // The bytes go when nobody can be waiting for anything any more.
         drop(collector);
-        Ok((report, trash.rubbish()))
+        self.dispose(trash);
+        unsettled.map(|()| report)
     }
 
     /// Waits for another collection, which is short, but not for leases of older versions.
@@ -523,8 +522,23 @@ impl Store {
     /// have not been resumed for a week. Cheap where there are
     /// none. What cannot be removed is left to [`check`](Self::check).
     pub fn sweep_directories(&self) {
-        if let Err(error) = tmp::orphans(&self.tmp_path(), Remove::Directories) {
+        let path = self.tmp_path();
+        let mut trash = None;
+        let mut take = |orphan: &Path| {
+            let trash = trash.get_or_insert_with(|| Trash::new(&path));
+            trash.take(orphan).map(drop)
+        };
+        if let Err(error) = tmp::orphans(&path, Remove::Directories(&mut take)) {
             tracing::warn!(%error, "temporary directories are left");
+        }
+        if let Some(trash) = trash {
+            self.dispose(trash);
+        }
+    }
+
+    fn dispose(&self, trash: Trash) {
+        if let Some(rubbish) = trash.rubbish() {
+            self.disposal().of(rubbish);
         }
     }
 
@@ -537,67 +551,6 @@ impl Store {
         let mut digester = Digester::new(digest.algorithm());
         std::io::copy(&mut file, &mut digester).map_err(at("read", self.blobs().path(digest)))?;
         Ok(digester.finish() != *digest)
-    }
-}
-
-/// What is moved away before it is deleted.
-pub(crate) struct Trash {
-    /// `None`: there is no room for a directory, so that things are deleted at once.
-    dir: Option<TmpDir>,
-    /// How many things are in it.
-    count: usize,
-    /// What may have to be put back.
-    moved: Vec<(PathBuf, PathBuf)>,
-}
-
-impl Trash {
-    fn new(tmp: &Path) -> Self {
-        let dir = TmpDir::create(tmp, rubbish::PREFIX);
-        if let Err(error) = &dir {
-            tracing::debug!(%error, "what is collected is deleted at once");
-        }
-        Self {
-            dir: dir.ok(),
-            count: 0,
-            moved: Vec::new(),
-        }
-    }
-
-    /// Takes something in; whether it was there.
-    pub(crate) fn take(&mut self, path: &Path) -> Result<bool, StoreError> {
-        let taken = match &self.dir {
-            Some(dir) => {
-                // A layer and the blob of its plain tar have the same name.
-                let to = dir.path().join(self.count.to_string());
-                self.count += 1;
-                fs::rename(path, &to).map(|()| self.moved.push((path.to_owned(), to)))
-            }
-            None if path.is_dir() => rooted::remove_path(path),
-            None => fs::remove_file(path),
-        };
-        match taken {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(at("move away", path)(error)),
-        }
-    }
-
-    /// What is in it up to now is not put back.
-    fn keep(&mut self) {
-        self.moved.clear();
-    }
-
-    /// What is in it, to be deleted.
-    fn rubbish(self) -> Option<Rubbish> {
-        self.dir.map(Rubbish::new)
-    }
-
-    fn put_back(self) {
-        for (from, to) in self.moved.iter().rev() {
-            if let Err(error) = fs::rename(to, from) {
-                tracing::warn!(path = %from.display(), %error, "not put back");
-            }
-        }
     }
 }
 

@@ -11,6 +11,7 @@ use rusqlite::Connection;
 
 use crate::error::{StoreError, at};
 use crate::images::ImageId;
+use crate::rubbish::Disposal;
 use crate::{Store, condemned, private, tmp};
 
 /// The leases of a store.
@@ -18,6 +19,7 @@ use crate::{Store, condemned, private, tmp};
 pub struct Leases {
     root: PathBuf,
     database: Database,
+    disposal: Disposal,
 }
 
 /// While it lives nothing is collected, by any process, that was there when it began, is made
@@ -45,8 +47,9 @@ impl Drop for Lease {
         // What waited for this lease goes with it.
         let collected = self.leases.anything_may_go().and_then(|any| {
             if any {
-                let store = Store::open(&self.leases.root, self.leases.database.clone());
-                store.gc_at_once()?;
+                let leases = &self.leases;
+                let store = Store::open(&leases.root, leases.database.clone());
+                store.with_disposal(leases.disposal.clone()).gc_at_once()?;
             }
             Ok(())
         });
@@ -57,10 +60,11 @@ impl Drop for Lease {
 }
 
 impl Leases {
-    pub(crate) fn new(root: &Path, database: Database) -> Self {
+    pub(crate) fn new(root: &Path, database: Database, disposal: Disposal) -> Self {
         Self {
             root: root.into(),
             database,
+            disposal,
         }
     }
 

@@ -25,6 +25,7 @@ mod rubbish;
 mod schema;
 mod sys;
 mod tmp;
+mod trash;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,6 +47,7 @@ pub use layers::{
 };
 pub use leases::{Lease, Leases};
 pub use phases::{Phase, Phases};
+use rubbish::Disposal;
 pub use rubbish::{Rubbish, delete as delete_rubbish};
 pub use schema::SCHEMA;
 pub use tmp::{NameLock, TmpDir, still_there, try_lock};
@@ -62,6 +64,7 @@ struct Inner {
     layers: Layers,
     images: Images,
     leases: Leases,
+    disposal: Disposal,
 }
 
 impl Store {
@@ -78,7 +81,8 @@ impl Store {
         let blobs = Blobs::new(root, Some(database.clone()));
         let layers = Layers::new(root, database.clone(), blobs.clone(), form);
         let images = Images::new(database.clone(), blobs.clone(), layers.clone());
-        let leases = Leases::new(root, database.clone());
+        let disposal = Disposal::default();
+        let leases = Leases::new(root, database.clone(), disposal.clone());
         Self(Arc::new(Inner {
             root: root.into(),
             database,
@@ -86,6 +90,27 @@ impl Store {
             layers,
             images,
             leases,
+            disposal,
+        }))
+    }
+
+    /// The same store, through a handle that has others delete what it puts out of use: `how` is
+    /// given all of it, and returns when it is gone or somebody else's.
+    #[must_use]
+    pub fn disposing(&self, how: impl Fn(Rubbish) + Send + Sync + 'static) -> Self {
+        self.with_disposal(Disposal::new(how))
+    }
+
+    pub(crate) fn with_disposal(&self, disposal: Disposal) -> Self {
+        let (root, database) = (self.0.root.clone(), self.0.database.clone());
+        Self(Arc::new(Inner {
+            leases: Leases::new(&root, database.clone(), disposal.clone()),
+            root,
+            database,
+            blobs: self.0.blobs.clone(),
+            layers: self.0.layers.clone(),
+            images: self.0.images.clone(),
+            disposal,
         }))
     }
 
@@ -100,6 +125,7 @@ impl Store {
             layers: self.0.layers.keeping(),
             images: self.0.images.clone(),
             leases: self.0.leases.clone(),
+            disposal: self.0.disposal.clone(),
         }))
     }
 
@@ -168,6 +194,10 @@ impl Store {
     pub fn try_name(&self, name: &str) -> Result<Option<NameLock>, StoreError> {
         let how = rustix::fs::FlockOperation::NonBlockingLockExclusive;
         NameLock::take(&self.tmp_path(), name, how)
+    }
+
+    pub(crate) fn disposal(&self) -> &Disposal {
+        &self.0.disposal
     }
 
     pub(crate) fn tmp_path(&self) -> PathBuf {

@@ -4,10 +4,12 @@
 //! It is a directory `tmp/removed-…`, locked by whoever deletes it. If they die its lock is
 //! free, and the next sweep deletes the rest ([`Store::sweep_directories`]).
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
@@ -23,6 +25,33 @@ pub(crate) const PREFIX: &str = "removed";
 /// To be deleted: now when it is dropped, or by another process.
 #[derive(Debug)]
 pub struct Rubbish(TmpDir);
+
+/// How a store gets rid of what it has put out of use. Unless somebody says otherwise, it is
+/// deleted at once.
+#[derive(Clone)]
+pub(crate) struct Disposal(Arc<dyn Fn(Rubbish) + Send + Sync>);
+
+impl Disposal {
+    pub(crate) fn new(how: impl Fn(Rubbish) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(how))
+    }
+
+    pub(crate) fn of(&self, rubbish: Rubbish) {
+        (self.0)(rubbish);
+    }
+}
+
+impl Default for Disposal {
+    fn default() -> Self {
+        Self::new(drop)
+    }
+}
+
+impl fmt::Debug for Disposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Disposal")
+    }
+}
 
 impl Rubbish {
     pub(crate) fn new(dir: TmpDir) -> Self {

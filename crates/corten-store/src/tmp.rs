@@ -153,16 +153,16 @@ fn is_stale(file: &File) -> bool {
 }
 
 /// What a look for orphans removes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Remove {
+pub(crate) enum Remove<'a> {
     Nothing,
-    /// Partial downloads stay, to be resumed, unless they are older than [`STALE`].
-    Directories,
+    /// What takes a directory away. Partial downloads stay, to be resumed, unless they are older
+    /// than [`STALE`].
+    Directories(&'a mut dyn FnMut(&Path) -> Result<(), StoreError>),
     Everything,
 }
 
 /// Paths under `tmp/` whose owner is gone.
-pub(crate) fn orphans(parent: &Path, remove: Remove) -> Result<Vec<PathBuf>, StoreError> {
+pub(crate) fn orphans(parent: &Path, mut remove: Remove<'_>) -> Result<Vec<PathBuf>, StoreError> {
     let mut failed = None;
     let mut found = Vec::new();
     let entries = match fs::read_dir(parent) {
@@ -181,14 +181,17 @@ pub(crate) fn orphans(parent: &Path, remove: Remove) -> Result<Vec<PathBuf>, Sto
         }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             // What cannot be removed does not keep the others.
-            if remove != Remove::Nothing
-                && let Err(error) = rooted::remove_path(&path)
-            {
-                failed.get_or_insert(at("remove", &path)(error));
-                continue;
+            let removed = match &mut remove {
+                Remove::Nothing => Ok(()),
+                Remove::Directories(take) => take(&path),
+                Remove::Everything => rooted::remove_path(&path).map_err(at("remove", &path)),
+            };
+            match removed {
+                Ok(()) => found.push(path),
+                Err(error) => _ = failed.get_or_insert(error),
             }
-            found.push(path);
-        } else if remove == Remove::Everything || (remove == Remove::Directories && is_stale(&file))
+        } else if matches!(remove, Remove::Everything)
+            || (matches!(remove, Remove::Directories(_)) && is_stale(&file))
         {
             // A partial download: nobody writes it now. `check` offers it as an orphan only
             // when asked to repair; until then it is kept, to be resumed.
@@ -216,18 +219,19 @@ mod tests {
         fs::create_dir(tmp.join("dead")).unwrap();
         fs::write(tmp.join("ingest-1"), "part").unwrap();
         let dead = [tmp.join("dead")];
+        let directories = || {
+            let mut take = |path: &Path| rooted::remove_path(path).map_err(at("remove", path));
+            orphans(&tmp, Remove::Directories(&mut take)).unwrap()
+        };
         assert_eq!(orphans(&tmp, Remove::Nothing).unwrap(), dead);
-        assert_eq!(orphans(&tmp, Remove::Directories).unwrap(), dead);
+        assert_eq!(directories(), dead);
         assert!(!dead[0].exists() && tmp.join("ingest-1").exists());
         let partial = [tmp.join("ingest-1")];
         let old = File::create(tmp.join("ingest-2")).unwrap();
         old.set_modified(std::time::SystemTime::now() - 2 * STALE)
             .unwrap();
         drop(old);
-        assert_eq!(
-            orphans(&tmp, Remove::Directories).unwrap(),
-            [tmp.join("ingest-2")]
-        );
+        assert_eq!(directories(), [tmp.join("ingest-2")]);
         assert!(partial[0].exists());
         assert_eq!(orphans(&tmp, Remove::Everything).unwrap(), partial);
         assert!(alive.path().exists());
@@ -246,7 +250,7 @@ mod tests {
         }
         drop(here);
         fs::create_dir(tmp.join("zz")).unwrap();
-        assert_eq!(orphans(&tmp, Remove::Directories).unwrap().len(), 2);
+        assert_eq!(directories().len(), 2);
         assert!(!deep.exists() && !tmp.join("zz").exists());
         let path = alive.path().to_owned();
         drop(alive);

@@ -232,11 +232,8 @@ fn names(image: &Image) -> impl Iterator<Item = &ImageRef> {
 /// Collects what nothing needs any more. That it failed changes nothing of what was removed;
 /// the next collection takes it.
 fn collect(engine: &Engine) -> u64 {
-    match engine.store().collect() {
-        Ok((report, rubbish)) => {
-            crate::rubbish::delete(rubbish);
-            report.bytes
-        }
+    match engine.store().gc() {
+        Ok(report) => report.bytes,
         Err(error) => {
             tracing::warn!(%error, "what removed images leave is not collected yet");
             0

@@ -11,7 +11,7 @@ use super::pending::Pending;
 use super::{LayerInfo, Layers};
 use crate::condemned::{self, Kind};
 use crate::error::StoreError;
-use crate::gc::Trash;
+use crate::trash::Trash;
 
 /// After the boot in a layer's row: its content is synced, its name is not.
 pub(super) const SYNCED: &str = " synced";

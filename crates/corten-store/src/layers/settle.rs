@@ -23,6 +23,7 @@ use super::{Layers, Upper, xattr};
 use crate::archive::copy_with_holes;
 use crate::error::StoreError;
 use crate::rooted::RootFd;
+use crate::trash::Trash;
 
 /// Extended attributes, by name.
 type Xattrs = Vec<(OsString, Vec<u8>)>;
@@ -109,9 +110,13 @@ impl Layers {
         })
     }
 
-    /// Removes what layers were settled to on stacks of which a layer is gone. Waits for
+    /// Moves into `trash` what layers were settled to on stacks of which a layer is gone. Waits for
     /// nobody: where a layer is being worked on, that is left to the next collection.
-    pub(crate) fn drop_unsettled(&self, kept: impl Fn(&DiffId) -> bool) -> Result<(), StoreError> {
+    pub(crate) fn drop_unsettled(
+        &self,
+        kept: impl Fn(&DiffId) -> bool,
+        trash: &mut Trash,
+    ) -> Result<(), StoreError> {
         type Row = (String, String, String);
         let rows: Vec<Row> = self.database.read(|db| {
             let mut statement = db.prepare_cached("SELECT diff_id, base, below FROM settled")?;
@@ -141,7 +146,9 @@ impl Layers {
                     continue;
                 };
                 if self.settlement(&diff_id, &base)?.is_none() {
-                    self.driver.discard_settled(&diff_id, &base)?;
+                    for path in self.driver.settled_paths(&diff_id, &base) {
+                        trash.take(&path)?;
+                    }
                 }
             }
         }

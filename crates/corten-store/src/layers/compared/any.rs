@@ -92,7 +92,11 @@ pub(super) fn stacked(
             driver.discard(diff_id).unwrap();
         }
         for (diff_id, base) in driver.list_settled().unwrap() {
-            driver.discard_settled(&diff_id, &base).unwrap();
+            for path in driver.settled_paths(&diff_id, &base) {
+                if path.exists() {
+                    crate::rooted::remove_path(&path).unwrap();
+                }
+            }
         }
     };
     for (n, tar) in tars.iter().enumerate() {

@@ -138,8 +138,8 @@ impl Driver for Directories {
         let file = File::open(&path).map_err(at("open", &path))?;
         rustix::fs::syncfs(&file).map_err(at("sync", &path))?;
         // Of one whose row was lost in a crash.
-        self.discard_settled(diff_id, base)?;
         let target = self.settled_path(diff_id, base);
+        self.move_away(&target)?;
         fs::rename(&path, &target).map_err(at("rename to", &target))?;
         self.sync_names()?;
         Ok(true)
@@ -153,8 +153,8 @@ impl Driver for Directories {
         lower(&self.settled_path(diff_id, base), diff_id)
     }
 
-    fn discard_settled(&self, diff_id: &DiffId, base: &ChainId) -> Result<(), StoreError> {
-        self.move_away(&self.settled_path(diff_id, base))
+    fn settled_paths(&self, diff_id: &DiffId, base: &ChainId) -> Vec<PathBuf> {
+        vec![self.settled_path(diff_id, base)]
     }
 
     fn list_settled(&self) -> Result<Vec<(DiffId, ChainId)>, StoreError> {

@@ -219,9 +219,10 @@ impl Driver for Forms {
         }
     }
 
-    fn discard_settled(&self, diff_id: &DiffId, base: &ChainId) -> Result<(), StoreError> {
-        self.images.discard_settled(diff_id, base)?;
-        self.directories.discard_settled(diff_id, base)
+    fn settled_paths(&self, diff_id: &DiffId, base: &ChainId) -> Vec<PathBuf> {
+        let mut paths = self.images.settled_paths(diff_id, base);
+        paths.extend(self.directories.settled_paths(diff_id, base));
+        paths
     }
 
     fn list_settled(&self) -> Result<Vec<(DiffId, ChainId)>, StoreError> {

@@ -217,8 +217,8 @@ impl Driver for Images {
             .map_err(|error| missing(error, diff_id))
     }
 
-    fn discard_settled(&self, diff_id: &DiffId, base: &ChainId) -> Result<(), StoreError> {
-        remove(&self.settled_path(diff_id, base))
+    fn settled_paths(&self, diff_id: &DiffId, base: &ChainId) -> Vec<PathBuf> {
+        vec![self.settled_path(diff_id, base)]
     }
 
     fn list_settled(&self) -> Result<Vec<(DiffId, ChainId)>, StoreError> {

@@ -160,11 +160,8 @@ pub(super) trait Driver: fmt::Debug + Send + Sync {
     /// [`StoreError::NoSuchLayer`], or it cannot be opened.
     fn settled(&self, diff_id: &DiffId, base: &ChainId, offer: bool) -> Result<Lower, StoreError>;
 
-    /// Takes away what was written for the layer on this base. Missing is fine.
-    ///
-    /// # Errors
-    /// It cannot be removed.
-    fn discard_settled(&self, diff_id: &DiffId, base: &ChainId) -> Result<(), StoreError>;
+    /// Everything on the disk that the layer was settled to on this base, there or not.
+    fn settled_paths(&self, diff_id: &DiffId, base: &ChainId) -> Vec<PathBuf>;
 
     /// Everything that layers were settled to.
     ///
