@@ -402,31 +402,3 @@ fn others_on_the_host_see_no_layers_and_blobs() {
     assert_eq!(mode(""), 0o755);
     assert_eq!(mode("tmp"), 0o777);
 }
-
-/// What an image leaves is deleted beside whoever removed it, or by them, and in the end it is
-/// gone.
-#[test]
-fn what_a_removed_image_leaves_goes_away() {
-    let engine = Engine::with_alpine();
-    let built = engine.build(
-        "many",
-        &[(
-            "Dockerfile",
-            "FROM alpine\nRUN mkdir /many && cd /many && seq 1 4000 | xargs touch\n",
-        )],
-    );
-    assert_eq!(built.code, 0, "{built:?}");
-    engine.ok(["builder", "prune", "-af"]);
-    let layers = || fs::read_dir(engine.root().join("layers")).unwrap().count();
-    let before = layers();
-    engine.ok(["rmi", "many"]);
-    // Out of use at once, wherever the files are.
-    assert!(layers() < before);
-    engine.ok(["system", "df"]);
-    until("nothing is left to delete", || {
-        let left = fs::read_dir(engine.root().join("tmp")).unwrap().flatten();
-        let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
-        !left.map(name).any(|name| name.starts_with("removed-"))
-    });
-    engine.assert_clean();
-}

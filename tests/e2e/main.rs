@@ -29,6 +29,7 @@ mod network;
 mod registry;
 mod registry_access;
 mod registry_resume;
+mod rubbish;
 mod runtime_peers;
 mod runtime_start;
 mod snapshots;

@@ -13,6 +13,9 @@ use crate::request::PullProgress;
 use crate::solve::Session;
 use crate::{BoxError, BuildEvent};
 
+/// How often an image is pulled that is removed again before it could be read.
+const PULLS: usize = 3;
+
 /// Shortest id that FROM takes for one: shorter words are names.
 const SHORT_ID: usize = 12;
 
@@ -90,6 +93,49 @@ async fn find_or_pull(
             }
         }
     }
+    for _ in 0..PULLS {
+        let id = match (pull(session, key, vertex).await?, &other_platform) {
+            (Ok(id), _) => id,
+            (Err(source), None) => return Err(Failure::Image(source)),
+            (Err(source), Some(have)) => {
+                let message = format!(
+                    "the image here is for {have}, not for {}; and {source}",
+                    key.platform
+                );
+                return Err(Failure::Image(message.into()));
+            }
+        };
+        let (here, wanted, beside) = (session.clone(), key.clone(), beside.clone());
+        let pulled = session
+            .blocking(move || {
+                if foreign {
+                    let noted = &here.cache;
+                    noted.note_foreign_base(
+                        &wanted.image,
+                        &wanted.platform,
+                        beside.as_ref(),
+                        &id,
+                    )?;
+                }
+                get(&here.store, &id)
+            })
+            .await?;
+        if let Some(image) = pulled {
+            return base(&key.image, image).map_err(Failure::Build);
+        }
+        // An image without a name is anybody's to prune. Its layers are not, as long as this
+        // build lasts, so that to pull it again costs little.
+    }
+    let message = "somebody removes it as soon as it is pulled";
+    Err(Failure::Image(message.into()))
+}
+
+/// Pulls an image: its id, or why there is none.
+async fn pull(
+    session: &Arc<Session>,
+    key: &ImageKey,
+    vertex: u32,
+) -> Result<Result<Digest, BoxError>, BuildError> {
     let events = session.events.clone();
     let sink = Arc::new(move |progress: PullProgress| {
         events(BuildEvent::Progress {
@@ -100,32 +146,19 @@ async fn find_or_pull(
         });
     });
     let pull = session.images.pull(&key.image, &key.platform, sink);
-    let pulled = tokio::select! {
-        pulled = pull => pulled,
-        () = session.cancel.cancelled() => return Err(BuildError::Cancelled.into()),
-    };
-    let id = match (pulled, other_platform) {
-        (Ok(id), _) => id,
-        (Err(source), None) => return Err(Failure::Image(source)),
-        (Err(source), Some(have)) => {
-            let message = format!(
-                "the image here is for {have}, not for {}; and {source}",
-                key.platform
-            );
-            return Err(Failure::Image(message.into()));
-        }
-    };
-    let (here, wanted) = (session.clone(), key.clone());
-    let image = session
-        .blocking(move || {
-            if foreign {
-                let noted = &here.cache;
-                noted.note_foreign_base(&wanted.image, &wanted.platform, beside.as_ref(), &id)?;
-            }
-            Ok(here.store.images().get(&id)?)
-        })
-        .await?;
-    base(&key.image, image).map_err(Failure::Build)
+    tokio::select! {
+        pulled = pull => Ok(pulled),
+        () = session.cancel.cancelled() => Err(BuildError::Cancelled),
+    }
+}
+
+/// An image, unless it has been removed.
+fn get(store: &Store, id: &Digest) -> Result<Option<Image>, BuildError> {
+    match store.images().get(id) {
+        Ok(image) => Ok(Some(image)),
+        Err(StoreError::NoSuchImage(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether images of a platform have no names here.
@@ -145,11 +178,7 @@ fn look_foreign(
     let Some(id) = noted else {
         return Ok(None);
     };
-    match session.store.images().get(&id) {
-        Ok(image) => whole(&session.store, image),
-        Err(StoreError::NoSuchImage(_)) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    whole(&session.store, &id)
 }
 
 /// An image that is here, whole.
@@ -162,10 +191,13 @@ pub(crate) fn look(store: &Store, name: &ImageRef) -> Result<Option<Image>, Buil
     let Some(id) = id else {
         return Ok(None);
     };
-    whole(store, images.get(&id)?)
+    whole(store, &id)
 }
 
-fn whole(store: &Store, image: Image) -> Result<Option<Image>, BuildError> {
+fn whole(store: &Store, id: &Digest) -> Result<Option<Image>, BuildError> {
+    let Some(image) = get(store, id)? else {
+        return Ok(None);
+    };
     for layer in &image.layers {
         if !store.layers().has(layer)? {
             return Ok(None); // damaged: a pull brings it back

@@ -28,12 +28,13 @@ use corten_build::{
 use corten_db::Database;
 use corten_oci::{DiffId, Digest, ImageRef, Platform};
 use corten_store::{Image, LayerBlob, Store};
-use nowhere::{BRIDGE, Nowhere, TABLE};
+use nowhere::{BRIDGE, Nowhere, Pruned, TABLE};
 
 type Test = (&'static str, fn(&Fixture));
 
 const TESTS: &[Test] = &[
     ("multi_stage", multi_stage),
+    ("pruned_bases", pruned_bases),
     ("cached_builds_are_equal", cached_builds_are_equal),
     ("only_what_changed_runs", only_what_changed_runs),
     ("failures_are_told", failures_are_told),
@@ -96,6 +97,15 @@ struct Fixture {
 }
 
 fn open(dir: &Path, cgroups: &str) -> (Store, Builder) {
+    open_with(dir, cgroups, |_| Arc::new(Nowhere))
+}
+
+/// With images from elsewhere.
+fn open_with(
+    dir: &Path,
+    cgroups: &str,
+    images: impl FnOnce(&Store) -> Arc<dyn ImageSource>,
+) -> (Store, Builder) {
     let root = dir.join("root");
     let schemas = [corten_store::SCHEMA, corten_build::SCHEMA];
     let database = Database::open(&root.join("db"), &schemas).unwrap();
@@ -103,7 +113,7 @@ fn open(dir: &Path, cgroups: &str) -> (Store, Builder) {
     let builder = Builder::new(
         store.clone(),
         database,
-        Arc::new(Nowhere),
+        images(&store),
         Sandboxing {
             cgroup_parent: cgroups.to_owned(),
             exe: std::env::current_exe().unwrap(),
@@ -342,6 +352,31 @@ fn base_image(store: &Store, busybox: &Path) {
     );
     let id = store.images().put(config.as_bytes(), None).unwrap();
     store.images().tag(&"base".parse().unwrap(), &id).unwrap();
+}
+
+/// A base image that has no name may be pruned at any time.
+fn pruned_bases(f: &Fixture) {
+    let other = match Platform::host().architecture.as_str() {
+        "arm64" => "amd64",
+        _ => "arm64",
+    };
+    for (times, enough) in [(0, true), (2, true), (9, false)] {
+        let (_, builder) = open_with(f.dir.path(), &f.cgroups, |store| {
+            let (store, times) = (store.clone(), times.into());
+            Arc::new(Pruned { store, times })
+        });
+        let text = format!("FROM --platform=linux/{other} far/{times}\nENV A=b\n");
+        let built = builder.build(f.request(&text), Arc::new(|_| {}));
+        let told = f.runtime.block_on(built).map_err(|error| error.to_string());
+        match &told {
+            Ok(id) => assert!(enough && f.store.images().get(id).is_ok(), "{times}"),
+            Err(error) => assert!(
+                !enough && error.contains("as soon as it is pulled"),
+                "{error}"
+            ),
+        }
+    }
+    f.nothing_is_left();
 }
 
 fn multi_stage(f: &Fixture) {
