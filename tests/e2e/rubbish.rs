@@ -12,13 +12,14 @@ use crate::harness::{Done, Engine, binary, until};
 /// What is called as the program that deletes: it tells of that, and deletes when it is let.
 const BETWEEN: &str = r#"#!/bin/sh
 echo "$1" >>"$DIR/told"
+exec 3<&0
 (
   while [ ! -e "$DIR/go" ]; do
     if [ -e "$DIR/die" ]; then exit; fi
     sleep 0.02
   done
   exec "$REAL" "$1"
-) <&0 >/dev/null 2>&1 &
+) <&3 3<&- >/dev/null 2>&1 &
 "#;
 
 /// An engine with an image whose only layer, a directory, nobody can delete yet: so whoever

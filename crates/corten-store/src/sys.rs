@@ -83,3 +83,52 @@ pub(crate) fn start_writing(file: BorrowedFd<'_>, from: u64, to: u64) {
         tracing::trace!(%error, "not here, or not now");
     }
 }
+
+/// From now on no thread of this process may write a block or more at once: as if a quota was
+/// used up.
+#[cfg(test)]
+pub(crate) fn use_up_quota() -> std::io::Result<()> {
+    let code = |code: u32| u16::try_from(code).unwrap();
+    let step = |operation: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
+        code: code(operation),
+        jt,
+        jf,
+        k,
+    };
+    let number = |call: libc::c_long| u32::try_from(call).unwrap();
+    let (load, equal, at_least, answer) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    let refused = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EDQUOT).unwrap();
+    // The number of the call is at 0 of `struct seccomp_data`, the third argument at 32.
+    let mut filter = [
+        step(load, 0, 0, 0),
+        step(equal, number(libc::SYS_write), 2, 0),
+        step(equal, number(libc::SYS_pwrite64), 1, 0),
+        step(equal, number(libc::SYS_fallocate), 2, 3),
+        step(load, 32, 0, 0),
+        step(at_least, 4096, 0, 1),
+        step(answer, refused, 0, 0),
+        step(answer, libc::SECCOMP_RET_ALLOW, 0, 0),
+    ];
+    let program = libc::sock_fprog {
+        len: u16::try_from(filter.len()).unwrap(),
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: the kernel copies the program, which lives through the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_TSYNC,
+            &raw const program,
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
