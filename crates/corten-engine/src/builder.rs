@@ -14,7 +14,9 @@ use corten_network::resolv::{self, DnsOptions};
 use corten_network::{EndpointSpec, mac_for};
 use corten_oci::runtime_spec::LinuxResources;
 use corten_oci::{DiffId, ImageRef, Platform};
-use corten_registry::{Credential, LocalBlob, Progress, ProgressEvent, Silent};
+use corten_registry::{
+    Credential, LocalBlob, Naming, Progress, ProgressEvent, PullRequest, Silent,
+};
 use corten_store::LayerBlob;
 
 use crate::engine::Engine;
@@ -203,12 +205,15 @@ impl ImageSource for Registries {
             let credential = self.credential(image);
             if !Platform::host().satisfies(platform) {
                 // Names go on standing for what runs here.
-                let (client, store) = (self.engine.registry()?, self.engine.store());
-                let told = Told(progress);
-                let pulled = client
-                    .pull_unnamed(store, image, platform, credential, &told)
-                    .await?;
-                return Ok(pulled.id);
+                let request = PullRequest {
+                    store: self.engine.store(),
+                    image,
+                    platform,
+                    naming: Naming::None,
+                    credential,
+                    progress: &Told(progress),
+                };
+                return Ok(self.engine.registry()?.pull(&request).await?.id);
             }
             let pulled = self
                 .engine

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use corten_oci::{ImageRef, Platform};
+use corten_oci::ImageRef;
 use corten_store::{ImageId, LayerBlob, Store};
 use http::{Method, StatusCode};
 
@@ -14,7 +14,7 @@ use crate::endpoint::{Endpoint, Trust};
 use crate::error::RegistryError;
 use crate::http::{Connections, Host, Scope, Target, connect};
 use crate::progress::Progress;
-use crate::pull::{self, Naming, Pulled};
+use crate::pull::{self, Naming, PullRequest, Pulled};
 use crate::push::{self, Pushed};
 use crate::refetch;
 use crate::remote::Remote;
@@ -174,56 +174,28 @@ impl Client {
         }
     }
 
-    /// Pulls one tag or digest into a store.
+    /// Pulls one tag or digest.
     ///
     /// # Errors
     /// No source can be reached, all refuse, none has the image; or what was sent is not what
     /// it was announced as, twice.
-    pub async fn pull(
-        &self,
-        store: &Store,
-        image: &ImageRef,
-        platform: &Platform,
-        credential: Option<&Credential>,
-        progress: &dyn Progress,
-    ) -> Result<Pulled, RegistryError> {
-        let sources = self.hosts(image.domain(), credential)?;
-        let pulled = pull::pull(&sources, store, image, platform, Naming::Names, progress).await?;
-        pull::summarise(progress, image, pulled.up_to_date);
+    pub async fn pull(&self, request: &PullRequest<'_>) -> Result<Pulled, RegistryError> {
+        let sources = self.hosts(request.image.domain(), request.credential)?;
+        let pulled = pull::pull(&sources, request).await?;
+        if request.naming == Naming::Names {
+            pull::summarise(request.progress, request.image, pulled.up_to_date);
+        }
         Ok(pulled)
     }
 
-    /// As [`pull`](Self::pull), but no name comes to stand for the image: those that are here
-    /// stay with the images they have.
-    ///
-    /// # Errors
-    /// As [`pull`](Self::pull).
-    pub async fn pull_unnamed(
-        &self,
-        store: &Store,
-        image: &ImageRef,
-        platform: &Platform,
-        credential: Option<&Credential>,
-        progress: &dyn Progress,
-    ) -> Result<Pulled, RegistryError> {
-        let sources = self.hosts(image.domain(), credential)?;
-        pull::pull(&sources, store, image, platform, Naming::None, progress).await
-    }
-
-    /// Pulls every tag of a repository into a store, one after the other.
+    /// Pulls every tag of a repository, one after the other.
     ///
     /// # Errors
     /// There is no such repository, or as [`pull`](Self::pull) for one of its tags; the tags
     /// before that one are here.
-    pub async fn pull_all(
-        &self,
-        store: &Store,
-        repository: &ImageRef,
-        platform: &Platform,
-        credential: Option<&Credential>,
-        progress: &dyn Progress,
-    ) -> Result<(), RegistryError> {
-        let sources = self.hosts(repository.domain(), credential)?;
+    pub async fn pull_all(&self, request: &PullRequest<'_>) -> Result<(), RegistryError> {
+        let repository = request.image;
+        let sources = self.hosts(repository.domain(), request.credential)?;
         let remote = Remote::new(sources.clone());
         let tags = remote.tags(repository.path()).await;
         let tags = tags.map_err(|error| match error {
@@ -238,12 +210,11 @@ impl Client {
                 registry: repository.domain().to_owned(),
                 reason: format!("its list of tags has {tag:?}: {error}"),
             };
-            let image = repository.with_tag(&tag).map_err(invalid)?;
-            let pulled =
-                pull::pull(&sources, store, &image, platform, Naming::Names, progress).await?;
+            let image = &repository.with_tag(&tag).map_err(invalid)?;
+            let pulled = pull::pull(&sources, &PullRequest { image, ..*request }).await?;
             up_to_date &= pulled.up_to_date;
         }
-        pull::summarise(progress, repository, up_to_date);
+        pull::summarise(request.progress, repository, up_to_date);
         Ok(())
     }
 

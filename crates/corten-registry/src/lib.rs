@@ -47,7 +47,7 @@ pub use docker_config::DockerConfig;
 pub use error::RegistryError;
 pub use manifest::RemoteManifest;
 pub use progress::{Progress, ProgressEvent, Silent};
-pub use pull::Pulled;
+pub use pull::{Naming, PullRequest, Pulled};
 pub use push::Pushed;
 pub use remote::{Remote, RemoteBlob};
 pub use task_lease::TaskLease;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 
 use crate::attestations;
+use crate::credential::Credential;
 use crate::document::{self, Wanted};
 use crate::download::{self, blocking};
 use crate::error::RegistryError;
@@ -34,11 +35,40 @@ pub struct Pulled {
     pub up_to_date: bool,
 }
 
-/// Whether the image is given the name it was asked for by, and that of its digest.
+/// Whether names come to stand for what is pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Naming {
+pub enum Naming {
+    /// The one it was asked for by, and that of its digest.
     Names,
+    /// None: those that are here stay with the images they have.
     None,
+}
+
+/// What to pull, and where to.
+#[derive(Clone, Copy)]
+pub struct PullRequest<'a> {
+    /// Gets the image.
+    pub store: &'a Store,
+    /// The image; where all tags of a repository are asked for, the repository.
+    pub image: &'a ImageRef,
+    /// For which machine.
+    pub platform: &'a Platform,
+    /// How it is called here.
+    pub naming: Naming,
+    /// For the registry; mirrors get none.
+    pub credential: Option<&'a Credential>,
+    /// Is told what happens.
+    pub progress: &'a dyn Progress,
+}
+
+impl std::fmt::Debug for PullRequest<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PullRequest")
+            .field("image", self.image)
+            .field("platform", self.platform)
+            .field("naming", &self.naming)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The part of a config that a pull needs (image-spec, "config").
@@ -56,12 +86,9 @@ pub(crate) struct RootFs {
 /// Pulls from the first source that has it.
 pub(crate) async fn pull(
     sources: &[Host],
-    store: &Store,
-    image: &ImageRef,
-    platform: &Platform,
-    naming: Naming,
-    progress: &dyn Progress,
+    request: &PullRequest<'_>,
 ) -> Result<Pulled, RegistryError> {
+    let store = request.store;
     let swept = store.clone();
     // What arrives has no name yet: it must not be collected meanwhile.
     let lease = blocking(move || {
@@ -71,7 +98,7 @@ pub(crate) async fn pull(
     let lease = TaskLease::from(lease.await?);
     let phases = [Phase::Inflate, Phase::Hash, Phase::Write];
     let before = phases.map(|phase| store.phases().spent(phase));
-    let pulled = from_any(sources, store, image, platform, naming, progress).await;
+    let pulled = from_any(sources, request).await;
     let after = phases.map(|phase| store.phases().spent(phase));
     let [inflate, hash, write] = [0, 1, 2].map(|n| (after[n] - before[n]).as_micros());
     // For `bench/pull.sh`.
@@ -80,14 +107,8 @@ pub(crate) async fn pull(
     pulled
 }
 
-async fn from_any(
-    sources: &[Host],
-    store: &Store,
-    image: &ImageRef,
-    platform: &Platform,
-    naming: Naming,
-    progress: &dyn Progress,
-) -> Result<Pulled, RegistryError> {
+async fn from_any(sources: &[Host], request: &PullRequest<'_>) -> Result<Pulled, RegistryError> {
+    let (image, progress) = (request.image, request.progress);
     let mut last = None;
     let mut pinned = None;
     let places: Vec<&Host> = sources.iter().filter(|host| host.endpoint().pull).collect();
@@ -98,10 +119,8 @@ async fn from_any(
         }
         let outcome = match &pinned {
             Some(Err(_)) if !host.endpoint().resolve => continue,
-            Some(Ok(digest)) => {
-                from(host, store, image, Some(digest), platform, naming, progress).await
-            }
-            _ => from(host, store, image, None, platform, naming, progress).await,
+            Some(Ok(digest)) => from(host, request, Some(digest)).await,
+            _ => from(host, request, None).await,
         };
         match outcome {
             Ok(pulled) => {
@@ -149,14 +168,17 @@ fn prefer(mirror: Option<RegistryError>, own: RegistryError) -> RegistryError {
 
 async fn from(
     host: &Host,
-    store: &Store,
-    image: &ImageRef,
+    request: &PullRequest<'_>,
     pinned: Option<&Digest>,
-    platform: &Platform,
-    naming: Naming,
-    progress: &dyn Progress,
 ) -> Result<Pulled, RegistryError> {
-    let resolved = manifest::resolve(host, image, pinned, platform).await?;
+    let &PullRequest {
+        store,
+        image,
+        naming,
+        progress,
+        ..
+    } = request;
+    let resolved = manifest::resolve(host, image, pinned, request.platform).await?;
     let reference = image.manifest_reference();
     say(
         progress,

@@ -57,20 +57,42 @@ enum Command {
     Rm(RemoveArgs),
 }
 
+/// Where a registry is.
 #[derive(Debug, Args)]
-struct ServeArgs {
-    /// Address to listen on (port 0 takes a free one) [default: 127.0.0.1:5000]
-    #[arg(long, value_name = "HOST:PORT")]
-    listen: Option<String>,
+struct PlaceArgs {
     /// Folder that holds the registry's files
     #[arg(long, value_name = "DIR", required_unless_present_any = ["config", "storage"])]
     root: Option<PathBuf>,
     /// Object store that holds it instead (s3://BUCKET/PREFIX, gs://…, az://…)
     #[arg(long, value_name = "URL", conflicts_with = "root")]
     storage: Option<String>,
-    /// Settings (TOML); flags win over them
+    /// Settings of the server (TOML); flags win over them
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+impl PlaceArgs {
+    /// The settings file's content, with what the flags say instead, of whichever kind that is.
+    fn settings(self) -> Result<Settings, RegistrydError> {
+        let mut settings = match &self.config {
+            Some(path) => Settings::load(path)?,
+            None => Settings::default(),
+        };
+        if self.root.is_some() || self.storage.is_some() {
+            settings.root = self.root;
+            settings.storage = self.storage.map(Store::Url);
+        }
+        Ok(settings)
+    }
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    /// Address to listen on (port 0 takes a free one) [default: 127.0.0.1:5000]
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Ask for a user of this password file (bcrypt entries)
     #[arg(long, value_name = "FILE")]
     htpasswd: Option<PathBuf>,
@@ -106,15 +128,8 @@ struct HtpasswdArgs {
 
 #[derive(Debug, Args)]
 struct CollectArgs {
-    /// Folder that holds the registry's files
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["config", "storage"])]
-    root: Option<PathBuf>,
-    /// Object store that holds it instead (s3://BUCKET/PREFIX, gs://…, az://…)
-    #[arg(long, value_name = "URL", conflicts_with = "root")]
-    storage: Option<String>,
-    /// Settings of the server (TOML) that name either
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Only print what would be removed
     #[arg(long)]
     dry_run: bool,
@@ -131,11 +146,7 @@ struct CollectArgs {
 impl ServeArgs {
     /// The settings file's content, with what the flags say instead.
     fn settings(self) -> Result<Settings, RegistrydError> {
-        let mut settings = match &self.config {
-            Some(path) => Settings::load(path)?,
-            None => Settings::default(),
-        };
-        place(&mut settings, self.root, self.storage);
+        let mut settings = self.place.settings()?;
         settings.listen = self.listen.or(settings.listen);
         settings.htpasswd = self.htpasswd.or(settings.htpasswd);
         // clap lets neither come without the other.
@@ -148,14 +159,6 @@ impl ServeArgs {
             settings.proxy.get_or_insert_default().lead_to(upstream);
         }
         Ok(settings)
-    }
-}
-
-/// What a flag says wins over the settings, of whichever kind that is.
-fn place(settings: &mut Settings, root: Option<PathBuf>, storage: Option<String>) {
-    if root.is_some() || storage.is_some() {
-        settings.root = root;
-        settings.storage = storage.map(Store::Url);
     }
 }
 
@@ -308,12 +311,7 @@ fn htpasswd(args: &HtpasswdArgs) -> Result<(), RegistrydError> {
 }
 
 fn collect(args: CollectArgs) -> Result<(), RegistrydError> {
-    let mut settings = match &args.config {
-        Some(path) => Settings::load(path)?,
-        None => Settings::default(),
-    };
-    place(&mut settings, args.root, args.storage);
-    let (_, config) = settings.config()?;
+    let (_, config) = args.place.settings()?.config()?;
     let policy = policy(
         config.collect,
         args.grace,

@@ -8,7 +8,7 @@ use std::io::Read;
 
 use corten_build::Snapshot;
 use corten_oci::{ImageRef, Platform};
-use corten_store::{ImageId, LayerBlob};
+use corten_store::ImageId;
 
 use super::archive::Kept;
 use super::event;
@@ -62,13 +62,7 @@ pub(super) fn import(
     let tmp = store.tmp_dir("import")?;
     let mut kept = Kept::new(archive, &tmp.path().join("archive")).map_err(unreadable)?;
     let layer = store.layers().apply(None, &mut kept)?;
-    let kept = kept.finish().map_err(unreadable)?;
-    store.blobs().adopt(&kept.digest, &kept.path)?;
-    let blob = LayerBlob {
-        digest: kept.digest,
-        size: kept.size,
-        media_type: kept.media_type.to_owned(),
-    };
+    let blob = kept.adopt(store, unreadable)?;
     store.layers().record_blob(&layer.diff_id, &blob)?;
     let snapshot = Snapshot {
         layer: Some(&layer.diff_id),

@@ -539,13 +539,7 @@ fn unpack(
             .layers()
             .apply(Some(diff_id), &mut kept)
             .map_err(wrong)?;
-        let kept = kept.finish().map_err(unreadable)?;
-        store.blobs().adopt(&kept.digest, &kept.path)?;
-        let blob = LayerBlob {
-            digest: kept.digest,
-            size: kept.size,
-            media_type: kept.media_type.to_owned(),
-        };
+        let blob = kept.adopt(store, unreadable)?;
         // Another process may have had the layer already: then nobody has compared this.
         if blob.digest == *diff_id.digest() {
             store.layers().record_blob(diff_id, &blob)?;

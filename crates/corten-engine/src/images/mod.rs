@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bollard_stubs::models;
 use corten_db::Durability;
 use corten_oci::{ImageRef, Platform};
-use corten_registry::{Credential, Download, Progress, Pulled, Pushed};
+use corten_registry::{Credential, Download, Naming, Progress, PullRequest, Pulled, Pushed};
 use corten_store::{Image, ImageId, StoreError};
 
 use crate::Filters;
@@ -206,10 +206,8 @@ impl Images {
         progress: Arc<dyn Progress>,
     ) -> Result<Pulled> {
         let platform = platform.cloned().unwrap_or_else(Platform::host);
-        let client = self.0.registry()?;
-        let pulled = client
-            .pull(self.0.store(), image, &platform, credential, &*progress)
-            .await?;
+        let request = self.request(image, &platform, credential, &*progress);
+        let pulled = self.0.registry()?.pull(&request).await?;
         self.transferred("pull", image).await?;
         Ok(pulled)
     }
@@ -226,17 +224,26 @@ impl Images {
         progress: Arc<dyn Progress>,
     ) -> Result<()> {
         let platform = platform.cloned().unwrap_or_else(Platform::host);
-        let client = self.0.registry()?;
-        client
-            .pull_all(
-                self.0.store(),
-                repository,
-                &platform,
-                credential,
-                &*progress,
-            )
-            .await?;
+        let request = self.request(repository, &platform, credential, &*progress);
+        self.0.registry()?.pull_all(&request).await?;
         self.transferred("pull", repository).await
+    }
+
+    fn request<'a>(
+        &'a self,
+        image: &'a ImageRef,
+        platform: &'a Platform,
+        credential: Option<&'a Credential>,
+        progress: &'a dyn Progress,
+    ) -> PullRequest<'a> {
+        PullRequest {
+            store: self.0.store(),
+            image,
+            platform,
+            naming: Naming::Names,
+            credential,
+            progress,
+        }
     }
 
     /// What a push of this name pushes: itself, or all tags of the repository where it has

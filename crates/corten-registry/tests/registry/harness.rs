@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 use corten_db::Database;
 use corten_oci::{DiffId, ImageRef, Platform};
 use corten_registry::{
-    Client, Credential, Progress, ProgressEvent, Pulled, Pushed, RegistriesConfig, RegistryError,
+    Client, Credential, Naming, Progress, ProgressEvent, PullRequest, Pulled, Pushed,
+    RegistriesConfig, RegistryError,
 };
 use corten_registryd::{Config, Server};
 use corten_store::{ImageId, Store};
@@ -87,10 +88,15 @@ impl TestStore {
         credential: Option<&Credential>,
     ) -> Result<(Pulled, Vec<String>), RegistryError> {
         let told = Record::default();
-        let host = Platform::host();
-        let pulled = client
-            .pull(&self.store, &reference(name), &host, credential, &told)
-            .await?;
+        let request = PullRequest {
+            store: &self.store,
+            image: &reference(name),
+            platform: &Platform::host(),
+            naming: Naming::Names,
+            credential,
+            progress: &told,
+        };
+        let pulled = client.pull(&request).await?;
         Ok((pulled, told.lines()))
     }
 

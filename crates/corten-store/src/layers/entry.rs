@@ -10,7 +10,7 @@ use tar::EntryType;
 
 use super::xattr;
 use crate::archive::{Metered, SparseFile, entries, sparse};
-use crate::error::StoreError;
+use crate::error::{StoreError, at};
 use crate::rooted::normal;
 
 /// Entries one layer may have.
@@ -117,9 +117,15 @@ pub(super) fn each<R: Read>(
         }
         let raw = entry.path_bytes().into_owned();
         let bad = |error: io::Error| {
-            Failed(StoreError::BadEntry {
-                entry: String::from_utf8_lossy(&raw).into_owned(),
-                reason: error.to_string(),
+            Failed(match error.kind() {
+                // Not the entry's fault.
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                    at("unpack", OsStr::from_bytes(&raw))(error)
+                }
+                _ => StoreError::BadEntry {
+                    entry: String::from_utf8_lossy(&raw).into_owned(),
+                    reason: error.to_string(),
+                },
             })
         };
         let mut attributes = attributes(entry).map_err(bad)?;

@@ -195,7 +195,7 @@ fn under_quota(root: &Path, form: LayerForm, left: usize) {
     let tar = large();
     let error = store.layers().apply(None, Until { tar: &tar, left });
     let told = format!("{:?}", error.unwrap_err());
-    assert!(told.contains("quota exceeded"), "{told}");
+    assert!(told.contains("QuotaExceeded"), "{told}");
     assert_eq!(fs::read_dir(root.join("tmp")).unwrap().count(), 0);
     assert!(store.layers().all().unwrap().is_empty());
 }

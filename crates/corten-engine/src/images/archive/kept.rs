@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use corten_oci::Digester;
 use corten_oci::media_type::DOCKER_LAYER;
-use corten_oci::{Digest, Digester};
-use corten_store::WriteAhead;
 use corten_store::archive::{Plain, decompress, sniff};
+use corten_store::{LayerBlob, Store, WriteAhead};
+
+use crate::error::EngineError;
 
 /// Copies what is read through it into a file, hashed.
 pub(in super::super) struct Kept<'a> {
@@ -18,18 +20,6 @@ pub(in super::super) struct Kept<'a> {
     digester: Digester,
     size: u64,
     media_type: &'static str,
-}
-
-/// What was kept.
-pub(in super::super) struct KeptBlob {
-    /// Where it is.
-    pub(in super::super) path: PathBuf,
-    /// Of its content.
-    pub(in super::super) digest: Digest,
-    /// In bytes.
-    pub(in super::super) size: u64,
-    /// As a layer.
-    pub(in super::super) media_type: &'static str,
 }
 
 impl<'a> Kept<'a> {
@@ -52,15 +42,21 @@ impl<'a> Kept<'a> {
         })
     }
 
-    /// Reads what is left: whatever stands behind the end of a compressed archive is part of
-    /// the blob.
-    pub(in super::super) fn finish(mut self) -> io::Result<KeptBlob> {
-        io::copy(&mut self, &mut io::sink())?;
-        Ok(KeptBlob {
-            path: self.path,
-            digest: self.digester.finish(),
+    /// Reads what is left, as whatever stands behind the end of a compressed archive is part of
+    /// the blob, and makes what was kept one of the store's. `unreadable`: what an archive that
+    /// ends early, or is none, comes to.
+    pub(in super::super) fn adopt(
+        mut self,
+        store: &Store,
+        unreadable: impl FnOnce(io::Error) -> EngineError,
+    ) -> Result<LayerBlob, EngineError> {
+        io::copy(&mut self, &mut io::sink()).map_err(unreadable)?;
+        let digest = self.digester.finish();
+        store.blobs().adopt(&digest, &self.path)?;
+        Ok(LayerBlob {
+            digest,
             size: self.size,
-            media_type: self.media_type,
+            media_type: self.media_type.to_owned(),
         })
     }
 }
