@@ -124,7 +124,7 @@ impl Stage {
     }
 
     /// Something has put the layer out of use, and is done; it is deleted later, whoever dies.
-    fn is_deleted_in_the_end(mut self, how: &str) {
+    fn ends_deleted(mut self, how: &str) {
         assert_eq!(self.told(), 1, "{how}");
         let left = |stage: &Self| {
             let layers = stage.entries("layers");
@@ -176,7 +176,7 @@ fn removals_and_prunes_do_not_wait_for_the_disk() {
         stage.ok(before);
         assert_eq!(stage.told(), 0, "{before:?}");
         stage.ok(command);
-        stage.is_deleted_in_the_end(&command.join(" "));
+        stage.ends_deleted(&command.join(" "));
     }
 }
 
@@ -201,7 +201,7 @@ fn the_end_of_a_lease_does_not_wait_for_the_disk() {
     assert_eq!(stage.told(), 0, "somebody may count on it");
     drop(load.stdin.take());
     assert!(!load.wait().unwrap().success(), "it was sent nothing");
-    stage.is_deleted_in_the_end("the end of a lease");
+    stage.ends_deleted("the end of a lease");
 }
 
 /// What a dead process had begun is swept beside whoever finds it.
@@ -226,5 +226,5 @@ fn a_sweep_does_not_wait_for_the_disk() {
         .into();
     assert_eq!(refused.code, 1, "{refused:?}");
     assert!(!dead.exists());
-    stage.is_deleted_in_the_end("a sweep");
+    stage.ends_deleted("a sweep");
 }

@@ -11,7 +11,7 @@ use corten_oci::Digest;
 use corten_registryd::{Config, StoreConfig};
 use http::Method;
 
-use crate::s3::{BUCKET, Gate, KEY, S3, SECRET, When};
+use crate::s3::{BUCKET, GCS_BUCKET, Gate, KEY, S3, SECRET, When};
 
 /// The one store of this process.
 pub(crate) fn store() -> &'static S3 {
@@ -30,6 +30,17 @@ pub(crate) fn url(root: &Path) -> String {
         "s3://{BUCKET}/{}?region=us-east-1&endpoint={endpoint}&access_key_id={KEY}&secret_access_key={SECRET}",
         prefix(root)
     )
+}
+
+/// One that is GCS's, at another prefix.
+pub(crate) fn gcs_url() -> String {
+    // What stands in it for emulators: they give no tokens.
+    let account = format!(
+        r#"{{"gcs_base_url":"{}","disable_oauth":true,"client_email":"","private_key":"","private_key_id":""}}"#,
+        store().url()
+    );
+    let account = url::form_urlencoded::byte_serialize(account.as_bytes()).collect::<String>();
+    format!("gs://{GCS_BUCKET}/gcs?service_account_key={account}")
 }
 
 pub(crate) fn adapt(mut config: Config) -> Config {

@@ -1,5 +1,5 @@
-//! A store that is not this program's own S3: an emulator of GCS or Azure, MinIO, a real one.
-//! Only where `CORTEN_TEST_STORE` names one, with its options (docs/registries.md).
+//! A store that is not this program's own S3: its GCS, and an emulator of Azure, MinIO or a real
+//! one where `CORTEN_TEST_STORE` names it, with its options (docs/registries.md).
 
 use std::process::ExitCode;
 
@@ -54,6 +54,15 @@ async fn the_store_that_is_named() {
         println!("skipped: CORTEN_TEST_STORE names no store");
         return;
     };
+    has_what_is_needed(url).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn gcs() {
+    has_what_is_needed(crate::backend::gcs_url()).await;
+}
+
+async fn has_what_is_needed(url: String) {
     let (one, two) = (server(&url).await, server(&url).await);
     let digest = one.push_image("team/app", "v1", "seed").await;
     let there = two.get("/v2/team/app/manifests/v1").await;

@@ -1,5 +1,7 @@
 //! As much of S3 as a registry needs: objects with tags, ranges and conditional puts, listings
-//! in small pages, deletion of many at once. It checks who asks, but no signatures.
+//! in small pages, deletion of many at once. It checks who asks, but no signatures. A second
+//! bucket is as GCS has them, which anybody may use (its XML API): that differs from S3 in the
+//! conditions of puts, which go by an object's generation, and has no deletion of many.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,6 +19,11 @@ use percent_encoding::percent_decode_str;
 use tokio::sync::Semaphore;
 
 pub(crate) const BUCKET: &str = "test";
+/// The one that is GCS's.
+pub(crate) const GCS_BUCKET: &str = "test-gcs";
+/// What an object of GCS was put as.
+const GENERATION: &str = "x-goog-generation";
+const IF_GENERATION: &str = "x-goog-if-generation-match";
 pub(crate) const KEY: &str = "the-key";
 pub(crate) const SECRET: &str = "the-secret";
 /// Entries of one listing's page.
@@ -24,8 +31,21 @@ const PAGE: usize = 20;
 
 struct Object {
     bytes: Bytes,
+    /// Of the puts, the one that made it.
+    generation: u64,
     tag: String,
     changed: SystemTime,
+}
+
+impl Object {
+    fn new(bytes: Bytes, generation: u64) -> Self {
+        Self {
+            bytes,
+            generation,
+            tag: format!("\"{generation}\""),
+            changed: SystemTime::now(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -115,11 +135,7 @@ impl S3 {
     pub(crate) fn put(&self, key: &str) {
         let mut bucket = self.bucket();
         bucket.puts += 1;
-        let object = Object {
-            bytes: Bytes::new(),
-            tag: format!("\"{}\"", bucket.puts),
-            changed: SystemTime::now(),
-        };
+        let object = Object::new(Bytes::new(), bucket.puts);
         bucket.objects.insert(key.to_owned(), object);
     }
 
@@ -174,21 +190,25 @@ fn stands_alone() {
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
 }
 
-fn header_text(parts: &Parts, name: header::HeaderName) -> Option<String> {
+fn header_text(parts: &Parts, name: impl header::AsHeaderName) -> Option<String> {
     let value = parts.headers.get(name);
     value.map(|value| value.to_str().unwrap().to_owned())
 }
 
 async fn serve(State(bucket): State<Arc<Mutex<Bucket>>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let credential = format!("AWS4-HMAC-SHA256 Credential={KEY}/");
-    if !header_text(&parts, header::AUTHORIZATION).is_some_and(|sent| sent.starts_with(&credential))
-    {
+    let path = percent_decode_str(parts.uri.path()).decode_utf8().unwrap();
+    let (name, key) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
+    let allowed = match (name, header_text(&parts, header::AUTHORIZATION)) {
+        (BUCKET, Some(sent)) => sent.starts_with(&format!("AWS4-HMAC-SHA256 Credential={KEY}/")),
+        (GCS_BUCKET, sent) => sent.is_none_or(|sent| sent.trim_end() == "Bearer"),
+        _ => false,
+    };
+    if !allowed {
         return answer(StatusCode::FORBIDDEN, error("AccessDenied"));
     }
-    let path = percent_decode_str(parts.uri.path()).decode_utf8().unwrap();
-    let path = path.strip_prefix(&format!("/{BUCKET}")).unwrap().to_owned();
-    let key = path.trim_start_matches('/').to_owned();
+    // Both are kept in one map, where their keys do not meet.
+    let (gcs, key) = (name == GCS_BUCKET, key.to_owned());
     let query = parts.uri.query().unwrap_or_default();
     let query: BTreeMap<String, String> = url::form_urlencoded::parse(query.as_bytes())
         .into_owned()
@@ -198,7 +218,7 @@ async fn serve(State(bucket): State<Arc<Mutex<Bucket>>>, request: Request) -> Re
     if let Some(gate) = held(&bucket, &method, &key, When::Before) {
         gate.wait().await;
     }
-    let answer = act(&bucket, &parts, &key, &query, body);
+    let answer = act(&bucket, gcs, &parts, &key, &query, body);
     if let Some(gate) = held(&bucket, &method, &key, When::After) {
         gate.wait().await;
     }
@@ -215,6 +235,7 @@ fn held(bucket: &Mutex<Bucket>, method: &Method, key: &str, when: When) -> Optio
 
 fn act(
     bucket: &Mutex<Bucket>,
+    gcs: bool,
     parts: &Parts,
     key: &str,
     query: &BTreeMap<String, String>,
@@ -224,7 +245,7 @@ fn act(
     let mut bucket = bucket.lock().unwrap();
     match (parts.method.clone(), key) {
         (Method::GET, "") => answer(StatusCode::OK, list(&bucket, query)),
-        (Method::POST, "") if query.contains_key("delete") => {
+        (Method::POST, "") if !gcs && query.contains_key("delete") => {
             let body = String::from_utf8(body.to_vec()).unwrap();
             let keys = body.split("<Key>").skip(1);
             let mut gone = String::new();
@@ -238,25 +259,26 @@ fn act(
             )
         }
         (Method::PUT, _) => {
-            let there = bucket.objects.get(key).map(|object| object.tag.clone());
-            let none = text(header::IF_NONE_MATCH).is_some_and(|_| there.is_some());
-            let other = text(header::IF_MATCH).is_some_and(|tag| there.as_ref() != Some(&tag));
-            if none || other {
+            let there = bucket.objects.get(key);
+            let refused = if gcs {
+                // 0: there must be none.
+                let generation = there.map_or(0, |object| object.generation).to_string();
+                header_text(parts, IF_GENERATION).is_some_and(|wanted| wanted != generation)
+            } else {
+                let tag = there.map(|object| &object.tag);
+                text(header::IF_NONE_MATCH).is_some_and(|_| tag.is_some())
+                    || text(header::IF_MATCH).is_some_and(|wanted| tag != Some(&wanted))
+            };
+            if refused {
                 return answer(StatusCode::PRECONDITION_FAILED, error("PreconditionFailed"));
             }
             bucket.puts += 1;
-            let tag = format!("\"{}\"", bucket.puts);
-            let object = Object {
-                bytes: body,
-                tag: tag.clone(),
-                changed: SystemTime::now(),
-            };
+            let object = Object::new(body, bucket.puts);
+            let response = Response::builder()
+                .header(header::ETAG, &object.tag)
+                .header(GENERATION, object.generation);
             bucket.objects.insert(key.to_owned(), object);
-            let mut response = answer(StatusCode::OK, String::new());
-            response
-                .headers_mut()
-                .insert(header::ETAG, tag.parse().unwrap());
-            response
+            response.body(Body::empty()).unwrap()
         }
         (Method::DELETE, _) => {
             bucket.objects.remove(key);
@@ -276,6 +298,7 @@ fn get(object: &Object, range: Option<String>, head: bool) -> Response {
     let size = object.bytes.len();
     let mut response = Response::builder()
         .header(header::ETAG, &object.tag)
+        .header(GENERATION, object.generation)
         .header(
             header::LAST_MODIFIED,
             httpdate::fmt_http_date(object.changed),
