@@ -160,10 +160,18 @@ impl Stage<'_> {
             );
             return Err(self.error(span, message));
         }
+        let from = copy.from.as_deref();
+        let source = self.outline.copy_from(self.index, from, span)?;
+        if self.outline.is_too_late(&source, self.index) {
+            let message = format!(
+                "cannot copy from stage {:?}, it needs to be defined before current stage {:?}",
+                from.unwrap_or_default(),
+                self.outline.shown_name(self.index)
+            );
+            return Err(self.error(span, message));
+        }
         Ok(CopyOp {
-            from: self
-                .outline
-                .copy_from(self.index, copy.from.as_deref(), span)?,
+            from: source,
             sources,
             remotes,
             inline,

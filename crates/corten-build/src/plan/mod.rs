@@ -9,6 +9,7 @@ mod evaluate;
 mod frontend;
 mod mounts;
 mod outline;
+mod references;
 #[cfg(test)]
 mod tests;
 mod values;

@@ -103,9 +103,19 @@ impl Stage<'_> {
         let from = || match mount.from.as_deref() {
             Some("scratch") => Ok(MountFrom::Nothing),
             None if mount.kind == MountKind::Cache => Ok(MountFrom::Nothing),
-            from => Ok::<_, BuildError>(MountFrom::Files(
-                self.outline.copy_from(self.index, from, span)?,
-            )),
+            from => {
+                let files = self.outline.copy_from(self.index, from, span)?;
+                if self.outline.is_too_late(&files, self.index) {
+                    let message = format!(
+                        "cannot mount from stage {:?} to {:?}, stage needs to be defined before \
+                         current command",
+                        from.unwrap_or_default(),
+                        mount.target.as_deref().unwrap_or_default()
+                    );
+                    return Err(self.error(span, message));
+                }
+                Ok(MountFrom::Files(files))
+            }
         };
         let mut target = mount.target.clone();
         let what = match mount.kind {

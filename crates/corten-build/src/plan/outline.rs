@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use corten_dockerfile::{Dockerfile, Instruction, Kind, Lexer, Mount, Span, scope};
+use corten_dockerfile::{Dockerfile, Instruction, Kind, Lexer, Span, scope};
 use corten_oci::{ImageRef, Platform};
 
 use super::{Base, CopyFrom, ImageKey, Named, Settings, Source};
@@ -22,6 +22,8 @@ pub(crate) struct Outline {
     /// SOURCE_DATE_EPOCH, in seconds.
     pub(crate) epoch: Option<i64>,
     pub(crate) needed: HashSet<usize>,
+    /// The stages of each name, in their order.
+    names: HashMap<String, Vec<usize>>,
 }
 
 /// A stage, its FROM expanded.
@@ -61,6 +63,7 @@ impl Outline {
             platform,
             epoch: None,
             needed: HashSet::new(),
+            names: HashMap::new(),
         };
         outline.global_args(&dockerfile)?;
         let context_time = outline.settings.context_time;
@@ -68,9 +71,14 @@ impl Outline {
         outline.epoch = super::epoch::settle(arguments, &mut outline.globals, context_time)?;
         for stage in &dockerfile.stages {
             let stage = outline.stage(&dockerfile, stage)?;
+            if let Some(name) = &stage.name {
+                let of_name = outline.names.entry(name.to_lowercase()).or_default();
+                of_name.push(outline.stages.len());
+            }
             outline.stages.push(stage);
         }
         outline.target = outline.find_target()?;
+        outline.check_references()?;
         Ok(outline)
     }
 
@@ -78,7 +86,7 @@ impl Outline {
         Lexer::new(self.source.dockerfile.directives.escape)
     }
 
-    fn error(&self, span: Span, message: impl std::fmt::Display) -> BuildError {
+    pub(super) fn error(&self, span: Span, message: impl std::fmt::Display) -> BuildError {
         BuildError::at(&self.source.place(span), message)
     }
 
@@ -175,7 +183,7 @@ impl Outline {
     }
 
     /// What `--build-context` gave a name; names of images are compared as such.
-    fn named_context(&self, name: &str) -> Option<(&str, &Named)> {
+    pub(super) fn named_context(&self, name: &str) -> Option<(&str, &Named)> {
         if matches!(name, "scratch" | "context") {
             return None;
         }
@@ -191,7 +199,7 @@ impl Outline {
         found.map(|(key, named)| (key.as_str(), named))
     }
 
-    fn base_named((name, named): (&str, &Named), platform: &Platform) -> Base {
+    pub(super) fn base_named((name, named): (&str, &Named), platform: &Platform) -> Base {
         match named {
             Named::Files => Base::Files(name.to_owned()),
             Named::Image(image) => Base::Image(ImageKey {
@@ -201,7 +209,7 @@ impl Outline {
         }
     }
 
-    fn image(&self, name: &str, platform: &Platform, span: Span) -> Result<ImageKey, BuildError> {
+    pub(super) fn image(&self, name: &str, platform: &Platform, span: Span) -> Result<ImageKey, BuildError> {
         let image: ImageRef = name
             .parse()
             .map_err(|e| self.error(span, format!("failed to parse image name {name:?}: {e}")))?;
@@ -212,11 +220,10 @@ impl Outline {
     }
 
     /// The last stage of that name before `before`; later ones shadow earlier ones.
-    fn stage_named(&self, name: &str, before: usize) -> Option<usize> {
-        let name = name.to_lowercase();
-        (0..before.min(self.stages.len()))
-            .rev()
-            .find(|&i| self.stages[i].name.as_deref() == Some(name.as_str()))
+    pub(super) fn stage_named(&self, name: &str, before: usize) -> Option<usize> {
+        let of_name = self.names.get(&name.to_lowercase())?;
+        let earlier = of_name.partition_point(|index| *index < before);
+        of_name[..earlier].last().copied()
     }
 
     fn find_target(&self) -> Result<usize, BuildError> {
@@ -242,50 +249,6 @@ impl Outline {
             target: target.to_owned(),
             hint,
         })
-    }
-
-    /// What `--from` means in a stage.
-    pub(crate) fn copy_from(
-        &self,
-        stage: usize,
-        from: Option<&str>,
-        span: Span,
-    ) -> Result<CopyFrom, BuildError> {
-        let Some(from) = from else {
-            return Ok(CopyFrom::Context);
-        };
-        if from.contains('$') {
-            return Err(self.error(
-                span,
-                "variable expansion is not supported for --from, define a new stage with FROM \
-                 using ARG from global scope as a workaround",
-            ));
-        }
-        if let Some(index) = self.stage_named(from, stage) {
-            return Ok(CopyFrom::Stage(index));
-        }
-        if let Ok(index) = from.parse::<usize>() {
-            if index < stage {
-                return Ok(CopyFrom::Stage(index));
-            }
-            let message = format!("invalid from flag value {from}: invalid stage index {index}");
-            return Err(self.error(span, message));
-        }
-        if from == "scratch" {
-            return Err(self.error(span, "invalid from flag value scratch: it has no files"));
-        }
-        if self.stages[stage].name.as_deref() == Some(from.to_lowercase().as_str()) {
-            let message = format!("circular dependency detected on stage: {from}");
-            return Err(self.error(span, message));
-        }
-        let platform = &self.stages[stage].platform;
-        if let Some(named) = self.named_context(from) {
-            return Ok(match Self::base_named(named, platform) {
-                Base::Image(key) => CopyFrom::Image(key),
-                _ => CopyFrom::Named(named.0.to_owned()),
-            });
-        }
-        Ok(CopyFrom::Image(self.image(from, platform, span)?))
     }
 
     /// Finds what the target needs as far as it can be told, given the triggers of the images
@@ -337,23 +300,6 @@ impl Outline {
             }
         }
         Ok(missing)
-    }
-
-    /// What an instruction takes files from, as it says it.
-    fn sources(&self, instruction: &Instruction) -> Result<Vec<Option<String>>, BuildError> {
-        match &instruction.kind {
-            Kind::Copy(copy) => Ok(vec![copy.from.clone()]),
-            Kind::Run(run) => {
-                let mut sources = Vec::new();
-                for flag in &run.mounts {
-                    let from = Mount::from_of(flag)
-                        .map_err(|message| self.error(instruction.span, message))?;
-                    sources.extend(from.filter(|from| from != "scratch").map(Some));
-                }
-                Ok(sources)
-            }
-            _ => Ok(Vec::new()),
-        }
     }
 
     fn parse_triggers(&self, texts: &[String], span: Span) -> Result<Vec<Instruction>, BuildError> {

@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use super::*;
 
 fn settings() -> Settings {
@@ -32,7 +34,7 @@ fn plan_with(
     images: &[(ImageKey, BaseImage)],
 ) -> Result<Plan, BuildError> {
     let mut outline = Outline::new(Source::parse("Dockerfile", text)?, settings)?;
-    let images: std::collections::HashMap<_, _> = images.iter().cloned().collect();
+    let images: HashMap<_, _> = images.iter().cloned().collect();
     let triggers = images
         .iter()
         .map(|(key, image)| (key.clone(), image.document.config.on_build.clone()))
@@ -318,6 +320,81 @@ fn refusals_name_the_line() {
         assert!(error.to_string().contains(message), "{text}: {error}");
         assert!(error.report().contains(">>>"), "{text}: {}", error.report());
     }
+}
+
+#[test]
+fn stages_are_named_from_anywhere_and_used_from_above() {
+    let circle = "circular dependency detected on stage: ";
+    for (text, message) in [
+        // Needed or not: the file is wrong.
+        (
+            "FROM scratch AS a\nCOPY --from=b /x /\nFROM scratch AS b\nRUN --mount=from=a,target=/m x\n\
+             FROM scratch\n",
+            format!("{circle}a"),
+        ),
+        (
+            "FROM scratch\nFROM scratch\nCOPY --from=3 / /\nFROM scratch\nCOPY --from=1 / /\n\
+             FROM scratch\nCOPY --from=2 / /\n",
+            format!("{circle}stage-1"),
+        ),
+        (
+            "FROM scratch\nCOPY --from=0 /x /\nFROM scratch\n",
+            format!("{circle}stage-0"),
+        ),
+        // The last stage of a name counts.
+        (
+            "FROM scratch AS x\nFROM scratch AS X\nCOPY --from=x /x /\n",
+            format!("{circle}x"),
+        ),
+        (
+            "FROM scratch\nCOPY --from=9 /x /\nFROM scratch\n",
+            "invalid stage index 9".to_owned(),
+        ),
+        (
+            "FROM scratch\nCOPY --from=-1 /x /\n",
+            "invalid stage index -1".to_owned(),
+        ),
+        (
+            "FROM scratch AS one\nCOPY --from=Two / /\nFROM scratch AS two\nFROM one\n",
+            "cannot copy from stage \"Two\", it needs to be defined before current stage \"one\""
+                .to_owned(),
+        ),
+        (
+            "FROM scratch\nRUN --mount=from=two,target=/t x\nFROM scratch AS two\nFROM scratch\n\
+             COPY --from=0 / /\n",
+            "cannot mount from stage \"two\" to \"/t\", stage needs to be defined before current \
+             command"
+                .to_owned(),
+        ),
+    ] {
+        let error = plan_with(text, settings(), &[]).unwrap_err();
+        assert_eq!(error.to_string(), message, "{text}");
+        assert!(error.report().contains(">>>"), "{text}: {}", error.report());
+    }
+    // Nothing of what comes later is wanted.
+    let text = "FROM scratch\nCOPY --from=b / /\nFROM scratch AS b\n";
+    assert!(plan_with(text, settings(), &[]).is_ok());
+    // A named context is there from the beginning.
+    let text = "FROM scratch AS a\nCOPY --from=b /x /\nFROM none AS b\nFROM a\n";
+    let mut given = settings();
+    given.contexts.insert("b".to_owned(), Named::Files);
+    let plan = plan_with(text, given, &[]).unwrap();
+    assert!(plan.stages.iter().all(Option::is_some));
+}
+
+#[test]
+fn many_stages_are_no_matter() {
+    let mut text = String::from("FROM scratch AS s0\n");
+    for number in 1..20_000 {
+        let before = number - 1;
+        text.push_str(&format!(
+            "FROM s{before} AS s{number}\nCOPY --from=s{before} / /\n"
+        ));
+    }
+    let source = Source::parse("Dockerfile", &text).unwrap();
+    let mut outline = Outline::new(source, settings()).unwrap();
+    assert!(outline.complete(&HashMap::new()).unwrap().is_empty());
+    assert_eq!(outline.needed.len(), 20_000);
 }
 
 #[test]
