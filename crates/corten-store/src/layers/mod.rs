@@ -24,7 +24,7 @@ mod walk;
 mod work;
 mod xattr;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -305,7 +305,13 @@ impl Layers {
             lowers.push(Lower::Directory(mount::open_upper_dir(directory)?));
         }
         let offer = self.kept.is_some();
+        // overlayfs takes no directory twice (ELOOP). Nothing of a repeated layer's lower place is
+        // seen: its upper one has, hides and empties the same.
+        let mut stacked = HashSet::new();
         for (height, diff_id) in stack.iter().enumerate().rev() {
+            if !stacked.insert(diff_id) {
+                continue;
+            }
             if let Some(Some(base)) = bases.get(height) {
                 lowers.push(self.driver.settled(diff_id, base, offer)?);
             }

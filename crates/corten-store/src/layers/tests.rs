@@ -69,6 +69,7 @@ in_both_forms!(
     a_steps_changes_become_a_layer,
     what_a_layer_could_not_know_is_settled_on_each_base,
     settling_is_repeated_after_a_crash,
+    a_layer_may_be_there_twice,
     the_same_layer_at_once_is_made_once,
     a_rotten_blob_is_refused_and_fetched_again,
     collection_keeps_what_is_needed,
@@ -348,6 +349,48 @@ fn what_a_layer_could_not_know_is_settled_on_each_base(form: LayerForm) {
         store.gc().unwrap();
         assert!(settled().is_empty() && store.layers().all().unwrap().is_empty());
     }
+}
+
+/// BuildKit's images have an empty layer several times; the upper place is what counts.
+fn a_layer_may_be_there_twice(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), form);
+    let apply = |tar: &[u8]| store.layers().apply(None, tar).unwrap().diff_id;
+    let empty = apply(&archive(&[]));
+    let base = apply(&archive(&[
+        ("gone", Regular, ""),
+        ("d/", Directory, ""),
+        ("d/hidden", Regular, ""),
+        ("target", Regular, "old"),
+    ]));
+    let twice = apply(&archive(&[
+        ("x", Regular, "twice"),
+        (".wh.gone", Regular, ""),
+        ("d/.wh..wh..opq", Regular, ""),
+        ("link", Link, "target"),
+    ]));
+    let between = apply(&archive(&[
+        ("x", Regular, "between"),
+        ("gone", Regular, ""),
+        ("d/between", Regular, ""),
+        ("y", Regular, "y"),
+        ("target", Regular, "new"),
+    ]));
+    let stack = [
+        &empty, &empty, &base, &twice, &empty, &between, &twice, &empty,
+    ]
+    .map(Clone::clone);
+    let root = store.layers().mount(&stack, Upper::ReadOnly).unwrap();
+    let root = RootFd::from(root);
+    for (path, content) in [("x", "twice"), ("y", "y"), ("link", "new")] {
+        let read = root.read(Path::new(path), 9).unwrap();
+        assert_eq!(read, content.as_bytes(), "{path}");
+    }
+    for path in ["gone", "d/hidden", "d/between"] {
+        assert!(root.lstat(Path::new(path)).is_err(), "{path}");
+    }
+    let same = [empty.clone(), empty];
+    store.layers().mount(&same, Upper::ReadOnly).unwrap();
 }
 
 /// As after a power cut between the rename and the row, and half-way before.
