@@ -184,10 +184,4 @@ if chain.get("Corten") and stages.get("Corten"):
 PYTHON
 } >"$work/section"
 cat "$work/section"
-python3 - "$report" "$work/section" <<'PYTHON'
-import os, re, sys
-report, section = sys.argv[1], open(sys.argv[2]).read()
-text = open(report).read() if os.path.exists(report) else "# Benchmarks\n"
-text = re.sub(r"\n*## Builds\n.*?(?=\n## |\Z)", "", text, flags=re.S)
-open(report, "w").write(text.rstrip("\n") + "\n\n" + section)
-PYTHON
+bench/section.py "$report" <"$work/section"

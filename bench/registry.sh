@@ -151,8 +151,5 @@ lines = [
 print("\n".join(lines))
 for name in names:
     for failure in sorted(set(crowds[name][0])): print(f"{name}: {failure}")
-old = open(report).read() if os.path.exists(report) else "# Benchmarks\n"
-before, _, rest = old.partition("## The registry server\n")
-after = rest[rest.index("\n## ") + 1:] if "\n## " in rest else ""
-open(report, "w").write(before.rstrip() + "\n\n" + "\n".join(lines) + ("\n" + after if after else ""))
+subprocess.run(["bench/section.py", report], input="\n".join(lines), text=True, check=True)
 PYTHON

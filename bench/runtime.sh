@@ -135,10 +135,4 @@ PYTHON
   echo "In brackets: how many times as long (as much) as Corten."
 } >"$work/section"
 cat "$work/section"
-python3 - "$report" "$work/section" <<'PYTHON'
-import re, sys
-report, section = sys.argv[1], open(sys.argv[2]).read()
-text = open(report).read() if __import__("os").path.exists(report) else "# Benchmarks\n"
-text = re.sub(r"\n*## The OCI runtime\n.*?(?=\n## |\Z)", "", text, flags=re.S)
-open(report, "w").write(text.rstrip("\n") + "\n\n" + section)
-PYTHON
+bench/section.py "$report" <"$work/section"
