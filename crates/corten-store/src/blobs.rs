@@ -276,6 +276,12 @@ impl Blobs {
         Ok(())
     }
 
+    /// Whether a blob has had its name since then, in seconds since the epoch: a rename counts as
+    /// a change of the file's status.
+    pub(crate) fn was_named_by(&self, digest: &Digest, time: i64) -> bool {
+        fs::metadata(self.path(digest)).is_ok_and(|blob| blob.ctime() <= time)
+    }
+
     /// Every blob here.
     pub(crate) fn all(&self) -> Result<Vec<Digest>, StoreError> {
         let mut digests = Vec::new();

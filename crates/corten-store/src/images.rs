@@ -230,10 +230,17 @@ impl Images {
     /// Whether an image that was made with nothing is here as it is to be, names and all: an
     /// unchanged build has nothing to write, and so nothing to wait for.
     fn is_stored(&self, id: &ImageId, names: &[ImageRef]) -> Result<bool, StoreError> {
-        let layers = self.database.read(|db| {
-            if index::is_of_a_build(db, id)? || !Self::has_in(db, id)? {
+        let found = self.database.read(|db| {
+            if index::is_of_a_build(db, id)? {
                 return Ok(None);
             }
+            let mut statement = db.prepare_cached("SELECT stored_at FROM image WHERE id = ?")?;
+            let stored: Option<i64> = statement
+                .query_row([id.as_str()], |row| row.get(0))
+                .optional()?;
+            let Some(stored) = stored else {
+                return Ok(None);
+            };
             for name in names {
                 let text = name.to_string();
                 let has = if name.digest().is_some() {
@@ -248,9 +255,10 @@ impl Images {
             let mut statement =
                 db.prepare_cached("SELECT diff_id FROM image_layer WHERE image = ?")?;
             let rows = statement.query_map([id.as_str()], |row| row.get::<_, String>(0))?;
-            Ok::<_, StoreError>(Some(rows.collect::<Result<Vec<_>, _>>()?))
+            let layers = rows.collect::<Result<Vec<_>, _>>()?;
+            Ok::<_, StoreError>(Some((stored, layers)))
         })?;
-        let Some(layers) = layers else {
+        let Some((stored, layers)) = found else {
             return Ok(false);
         };
         let mut stack = Vec::new();
@@ -264,9 +272,12 @@ impl Images {
         if !self.blobs.has(id) {
             return Ok(false);
         }
-        // A layer that was lost may have been made again since the image was stored.
+        // What was lost may have been made again since the image was stored, when all of it was
+        // synced.
         self.layers.make_durable(&stack)?;
-        self.blobs.sync_names()?;
+        if !self.blobs.was_named_by(id, stored) {
+            self.blobs.sync_names()?;
+        }
         Ok(true)
     }
 
