@@ -43,7 +43,8 @@ pub use images::{
     created_nanos,
 };
 pub use layers::{
-    Change, ChangeKind, LayerBlob, LayerForm, LayerInfo, Layers, Merged, Upper, WorkDir,
+    Change, ChangeKind, Composer, Described, LayerBlob, LayerForm, LayerInfo, Layers, Merged,
+    Upper, WorkDir,
 };
 pub use leases::{Lease, Leases};
 pub use phases::{Phase, Phases};

@@ -26,14 +26,31 @@ pub(super) fn tee<T: Send>(
     phases: &Phases,
     consume: impl FnOnce(&mut dyn Read) -> Result<T, StoreError> + Send,
 ) -> Result<(Digest, T), StoreError> {
+    spread(phases, |feed| produce(archive, &feed), consume)
+}
+
+/// Has `produce` tell plain bytes that are hashed and read by `consume`, each on a thread of its
+/// own.
+pub(super) fn spread<T: Send>(
+    phases: &Phases,
+    produce: impl FnOnce(Feed) -> io::Result<()> + Send,
+    consume: impl FnOnce(&mut dyn Read) -> Result<T, StoreError> + Send,
+) -> Result<(Digest, T), StoreError> {
     // The names are what a profile shows.
     let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(PIECES);
         let (to_hash, hashed) = sync_channel::<Arc<Piece>>(PIECES);
+        let feed = Feed {
+            sender,
+            to_hash,
+            spare: Spare::default(),
+            bytes: Vec::new(),
+            closed: false,
+        };
         let producer = named("inflate")
             .spawn_scoped(scope, move || {
-                phases.during(Phase::Inflate, || produce(archive, &sender, &to_hash))
+                phases.during(Phase::Inflate, || produce(feed))
             })
             .map_err(StoreError::BadArchive)?;
         let hasher = named("hash")
@@ -88,7 +105,7 @@ fn panicked(thread: &str) -> StoreError {
 }
 
 /// Plain bytes; their memory goes back to be filled again.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Piece {
     bytes: Vec<u8>,
     spare: Spare,
@@ -106,20 +123,14 @@ impl Drop for Piece {
     }
 }
 
-fn produce(
-    archive: impl Read + Send,
-    sender: &SyncSender<io::Result<Arc<Piece>>>,
-    to_hash: &SyncSender<Arc<Piece>>,
-) -> io::Result<()> {
+fn produce(archive: impl Read + Send, feed: &Feed) -> io::Result<()> {
     let mut plain = match decompress(archive) {
         Ok((_, plain)) => plain,
-        Err(error) => return fail(sender, error),
+        Err(error) => return fail(&feed.sender, error),
     };
-    let spare = Spare::default();
     loop {
-        let used = spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut bytes = feed.memory();
         // What it had is overwritten.
-        let mut bytes = used.unwrap_or_default();
         bytes.resize(CHUNK, 0);
         let mut filled = 0;
         while filled < CHUNK {
@@ -127,20 +138,94 @@ fn produce(
                 Ok(0) => break,
                 Ok(n) => filled += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return fail(sender, error),
+                Err(error) => return fail(&feed.sender, error),
             }
         }
         if filled == 0 {
             return Ok(());
         }
         bytes.truncate(filled);
+        feed.send(bytes)?;
+    }
+}
+
+/// Where plain bytes go. What was not flushed is lost.
+#[derive(Debug)]
+pub(super) struct Feed {
+    sender: SyncSender<io::Result<Arc<Piece>>>,
+    to_hash: SyncSender<Arc<Piece>>,
+    spare: Spare,
+    bytes: Vec<u8>,
+    closed: bool,
+}
+
+impl Feed {
+    /// Memory for a piece, with whatever is in it.
+    fn memory(&self) -> Vec<u8> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        spare.pop().unwrap_or_default()
+    }
+
+    fn send(&self, bytes: Vec<u8>) -> io::Result<()> {
         let piece = Arc::new(Piece {
             bytes,
-            spare: spare.clone(),
+            spare: self.spare.clone(),
         });
-        if to_hash.send(piece.clone()).is_err() || sender.send(Ok(piece)).is_err() {
+        if self.to_hash.send(piece.clone()).is_err() || self.sender.send(Ok(piece)).is_err() {
             return Err(io::ErrorKind::BrokenPipe.into()); // the consumer gave up, and says why
         }
+        Ok(())
+    }
+
+    /// Takes in exactly so many bytes.
+    pub(super) fn copy(&mut self, size: u64, mut content: impl Read) -> io::Result<()> {
+        let mut left = size;
+        while left > 0 {
+            let start = self.bytes.len();
+            let room = (CHUNK - start) as u64;
+            let length = usize::try_from(left.min(room)).unwrap_or_default();
+            self.bytes.resize(start + length, 0);
+            content.read_exact(&mut self.bytes[start..])?;
+            left -= length as u64;
+            if self.bytes.len() == CHUNK {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nobody takes anything in any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Tells the consumer that there will be no more.
+    pub(super) fn fail(self) -> io::Result<()> {
+        fail(&self.sender, io::Error::other("it was not made whole"))
+    }
+}
+
+impl Write for Feed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = bytes.len().min(CHUNK - self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..n]);
+        if self.bytes.len() == CHUNK {
+            self.flush()?;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.bytes.is_empty() {
+            return Ok(());
+        }
+        let mut next = self.memory();
+        next.clear();
+        next.reserve_exact(CHUNK);
+        let full = std::mem::replace(&mut self.bytes, next);
+        let sent = self.send(full);
+        self.closed |= sent.is_err();
+        sent
     }
 }
 

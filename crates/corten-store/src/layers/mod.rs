@@ -9,6 +9,7 @@
 
 mod apply;
 mod changes;
+mod compose;
 mod decode;
 mod driver;
 mod entry;
@@ -32,7 +33,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use corten_db::{Database, Durability};
+use corten_db::Database;
 use corten_oci::{ChainId, DiffId, Digest, Digester};
 use rustix::fs::FlockOperation;
 
@@ -49,6 +50,7 @@ use crate::rooted::RootFd;
 use crate::tmp::NameLock;
 
 pub use changes::{Change, ChangeKind};
+pub use compose::{Composer, Described};
 pub use driver::LayerForm;
 pub use entry::{Attributes, attributes};
 pub use mount::Upper;
@@ -126,7 +128,7 @@ impl Layers {
     /// byte that is read would be in memory a second time. Best effort.
     pub fn read_directly(&self) {
         let Some(kept) = &self.kept else { return };
-        let kept = kept.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = kept.images.lock().unwrap_or_else(PoisonError::into_inner);
         for image in kept.values() {
             if let Err(error) = image.read_directly() {
                 tracing::debug!(%error, "an image is read through its file's page cache");
@@ -211,7 +213,7 @@ impl Layers {
             None => self.lock(&diff_id)?,
         };
         let size = staged.content;
-        self.publish(&staged.path, &diff_id, size, &staged.pending, true)?;
+        self.publish(&staged.path, &diff_id, size, &staged.pending, false)?;
         drop(staged.tmp);
         Ok((LayerInfo { diff_id, size }, true))
     }
@@ -352,20 +354,7 @@ impl Layers {
     pub fn commit_until(&self, work: &WorkDir, last: Option<i64>) -> Result<LayerInfo, StoreError> {
         let (diff_id, size) = hash(work.upper(), last.map_or(Dates::Own, Dates::Until))?;
         let info = LayerInfo { diff_id, size };
-        let _lock = self.lock(&info.diff_id)?;
-        if let Some(present) = self.info(&info.diff_id)? {
-            return Ok(present);
-        }
-        let pending = Pending::default();
-        self.publish(work.upper(), &info.diff_id, size, &pending, false)?;
-        self.database.write(Durability::Relaxed, |db| {
-            db.execute(
-                "UPDATE layer SET made_here = 1 WHERE diff_id = ?",
-                [info.diff_id.digest().as_str()],
-            )?;
-            Ok::<_, StoreError>(())
-        })?;
-        Ok(info)
+        self.publish_made(work.upper(), &info, &Pending::default())
     }
 
     /// Copies the changes in a container's upper directory into a layer; the container keeps
@@ -456,7 +445,7 @@ impl Layers {
             self.disown(diff_id)?;
             self.driver.discard(diff_id)?;
             let size = staged.content;
-            self.publish(&staged.path, diff_id, size, &staged.pending, true)?;
+            self.publish(&staged.path, diff_id, size, &staged.pending, false)?;
             self.make_durable(std::slice::from_ref(diff_id))?;
             return Ok(true);
         }
@@ -553,17 +542,32 @@ impl Merged {
     }
 }
 
-/// Images that stay mounted.
+/// What need not be found out again from step to step.
 #[derive(Debug, Default)]
-struct Kept(Mutex<HashMap<ImageKey, Arc<ImageMount>>>);
+struct Kept {
+    /// Images that stay mounted.
+    images: Mutex<HashMap<ImageKey, Arc<ImageMount>>>,
+    /// Layers that lack nothing on any base: that is for good.
+    settled: Mutex<HashSet<DiffId>>,
+}
 
 impl Kept {
     fn add(&self, lowers: Vec<Lower>) {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.images.lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend(lowers.into_iter().filter_map(|lower| match lower {
             Lower::Image(mount) => Some((mount.key(), mount)),
             Lower::Directory(_) => None,
         }));
+    }
+
+    fn is_settled(&self, diff_id: &DiffId) -> bool {
+        let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        settled.contains(diff_id)
+    }
+
+    fn note_settled(&self, diff_id: &DiffId) {
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        settled.insert(diff_id.clone());
     }
 }
 

@@ -154,13 +154,15 @@ impl Layers {
         })
     }
 
+    /// Gives a layer its name. What was `made_here` is synced later, and its tar is written as
+    /// it was when its diff id was computed.
     pub(super) fn publish(
         &self,
         from: &Path,
         diff_id: &DiffId,
         size: u64,
         pending: &Pending,
-        synced: bool,
+        made_here: bool,
     ) -> Result<(), StoreError> {
         // Before anything has a name.
         let pending = if pending.is_empty() {
@@ -179,17 +181,19 @@ impl Layers {
             }
             self.driver.discard(diff_id)?;
         }
-        self.driver.publish(from, diff_id, synced)?;
-        let boot = format!("{}{}", boot_id(), if synced { SYNCED } else { "" });
+        self.driver.publish(from, diff_id, !made_here)?;
+        let boot = format!("{}{}", boot_id(), if made_here { "" } else { SYNCED });
         self.database.write(Durability::Relaxed, |db| {
             condemned::spare_in(db, Kind::Layer, diff_id.digest().as_str())?;
             db.execute(
-                "INSERT OR REPLACE INTO layer (diff_id, size, boot, pending) VALUES (?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO layer (diff_id, size, boot, pending, made_here)
+                 VALUES (?, ?, ?, ?, ?)",
                 rusqlite::params![
                     diff_id.digest().as_str(),
                     i64::try_from(size).unwrap_or(i64::MAX),
                     boot,
                     pending,
+                    made_here,
                 ],
             )?;
             Ok(())

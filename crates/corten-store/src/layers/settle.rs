@@ -103,11 +103,21 @@ impl Layers {
     }
 
     fn has_pending(&self, diff_id: &DiffId) -> Result<bool, StoreError> {
-        self.database.read(|db| {
-            Ok(db
-                .prepare_cached("SELECT 1 FROM layer WHERE diff_id = ? AND pending IS NOT NULL")?
-                .exists([diff_id.digest().as_str()])?)
-        })
+        let kept = self.kept.as_ref();
+        if kept.is_some_and(|kept| kept.is_settled(diff_id)) {
+            return Ok(false);
+        }
+        let pending: Option<bool> = self.database.read(|db| {
+            Ok::<_, StoreError>(
+                db.prepare_cached("SELECT pending IS NOT NULL FROM layer WHERE diff_id = ?")?
+                    .query_row([diff_id.digest().as_str()], |row| row.get(0))
+                    .optional()?,
+            )
+        })?;
+        if let (Some(false), Some(kept)) = (pending, kept) {
+            kept.note_settled(diff_id);
+        }
+        Ok(pending.unwrap_or_default())
     }
 
     /// Moves into `trash` what layers were settled to on stacks of which a layer is gone. Waits for

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use corten_db::Database;
+use corten_db::{Database, Durability};
 use corten_oci::{DiffId, Digest};
 use flate2::write::GzEncoder;
 use proptest::prelude::*;

@@ -160,6 +160,18 @@ impl Driver for Forms {
         }
     }
 
+    fn composes(&self) -> Result<bool, StoreError> {
+        Ok(self.form != LayerForm::Directory && self.mounts()?)
+    }
+
+    fn compose(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
+        if self.composes()? {
+            self.images.compose(tar)
+        } else {
+            self.directories.compose(tar)
+        }
+    }
+
     fn publish(&self, from: &Path, diff_id: &DiffId, synced: bool) -> Result<(), StoreError> {
         if from.is_dir() {
             self.directories.publish(from, diff_id, synced)
@@ -256,11 +268,16 @@ impl Driver for Forms {
     }
 
     fn sync(&self, layers: &[&DiffId]) -> Result<(), StoreError> {
-        // An image is synced before it gets its name.
-        let directories = layers
+        let (directories, images): (Vec<&DiffId>, Vec<&DiffId>) = layers
             .iter()
-            .filter(|layer| self.directories.path(layer).is_dir());
-        self.directories
-            .sync(&directories.copied().collect::<Vec<_>>())
+            .copied()
+            .partition(|layer| self.directories.path(layer).is_dir());
+        if directories.is_empty() {
+            return self.images.sync(&images);
+        }
+        for image in images {
+            self.images.sync_content(image)?;
+        }
+        self.directories.sync(&directories)
     }
 }

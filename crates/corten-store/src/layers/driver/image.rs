@@ -48,6 +48,32 @@ impl Images {
         }
     }
 
+    /// Unpacks a tar into an image that is written by `writer`.
+    fn stage(
+        &self,
+        tar: &mut dyn Read,
+        writer: fn(File) -> io::Result<ImageWriter>,
+    ) -> Result<Staged, StoreError> {
+        let tmp = TmpDir::create(&self.tmp, "layer")?;
+        let path = tmp.path().join("image");
+        let created = create(&path).and_then(writer);
+        let mut image = created.map_err(at("create", &path))?;
+        let (tree, content, pending) = erofs::unpack(tar, &mut image)?;
+        image.finish(&tree).map_err(at("write", &path))?;
+        Ok(Staged {
+            tmp,
+            path,
+            content,
+            pending,
+        })
+    }
+
+    /// Syncs an image, but not its name. One that was synced before it got its name is none the
+    /// worse for it.
+    pub(in crate::layers) fn sync_content(&self, layer: &DiffId) -> Result<(), StoreError> {
+        sync(&self.path(layer))
+    }
+
     fn settled_path(&self, diff_id: &DiffId, base: &ChainId) -> PathBuf {
         let name = format!("{}{SUFFIX}", settled_name(diff_id, base));
         self.root.join(name)
@@ -124,11 +150,14 @@ impl Images {
 }
 
 fn begin(path: &Path) -> io::Result<ImageWriter> {
+    create(path).and_then(ImageWriter::new)
+}
+
+fn create(path: &Path) -> io::Result<File> {
     // Nobody else may read files in it that they could not read in a directory.
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
-    let file = options.open(path)?;
-    ImageWriter::new(file)
+    options.open(path)
 }
 
 impl Driver for Images {
@@ -137,17 +166,15 @@ impl Driver for Images {
     }
 
     fn unpack(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
-        let tmp = TmpDir::create(&self.tmp, "layer")?;
-        let path = tmp.path().join("image");
-        let mut image = begin(&path).map_err(at("create", &path))?;
-        let (tree, content, pending) = erofs::unpack(tar, &mut image)?;
-        image.finish(&tree).map_err(at("write", &path))?;
-        Ok(Staged {
-            tmp,
-            path,
-            content,
-            pending,
-        })
+        self.stage(tar, ImageWriter::new)
+    }
+
+    fn composes(&self) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+
+    fn compose(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
+        self.stage(tar, ImageWriter::cached)
     }
 
     fn publish(&self, from: &Path, diff_id: &DiffId, synced: bool) -> Result<(), StoreError> {
@@ -274,9 +301,7 @@ impl Driver for Images {
 
     fn sync(&self, layers: &[&DiffId]) -> Result<(), StoreError> {
         for layer in layers {
-            let path = self.path(layer);
-            let synced = File::open(&path).and_then(|file| file.sync_all());
-            synced.map_err(at("sync", &path))?;
+            self.sync_content(layer)?;
         }
         self.sync_names()
     }

@@ -101,6 +101,23 @@ pub(super) trait Driver: fmt::Debug + Send + Sync {
     /// An entry cannot be unpacked, or the disk is full; nothing is left then.
     fn unpack(&self, tar: &mut dyn Read) -> Result<Staged, StoreError>;
 
+    /// Whether [`compose`](Self::compose) spares the making of files.
+    ///
+    /// # Errors
+    /// It could not be tried.
+    fn composes(&self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
+    /// As [`unpack`](Self::unpack), of a layer that is made here: it is read soon, and nothing of
+    /// it is synced.
+    ///
+    /// # Errors
+    /// As [`unpack`](Self::unpack).
+    fn compose(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
+        self.unpack(tar)
+    }
+
     /// Gives what was staged (or a build step's upper directory) its name. Nothing of that
     /// name is there. `synced`: its content must outlast a power cut once it has the name;
     /// the name itself does with [`sync_names`](Self::sync_names).

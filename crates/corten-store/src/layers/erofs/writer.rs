@@ -49,10 +49,24 @@ impl ImageWriter {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub(in crate::layers) fn new(mut file: File) -> io::Result<Self> {
+    pub(in crate::layers) fn new(file: File) -> io::Result<Self> {
+        let direct = direct::begin(&file);
+        Self::begin(file, direct)
+    }
+
+    /// As [`new`](Self::new), of an image that is read soon: it is written through the page
+    /// cache.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(in crate::layers) fn cached(file: File) -> io::Result<Self> {
+        Self::begin(file, false)
+    }
+
+    fn begin(mut file: File, direct: bool) -> io::Result<Self> {
         file.seek(SeekFrom::Start(BLOCK))?;
         Ok(Self {
-            direct: direct::begin(&file),
+            direct,
             file,
             buffer: Aligned::new(BUFFER),
             filled: 0,

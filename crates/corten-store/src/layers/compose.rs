@@ -1,0 +1,264 @@
+//! Layers made of files that are elsewhere, written straight into an image: no file of the layer
+//! is ever created as such. What is told is written as the deterministic tar that a directory of
+//! the same content has, which is hashed and unpacked at once; so the layer is the same as if a
+//! build step had written it.
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use corten_oci::DiffId;
+
+use super::decode::{self, Feed};
+use super::pending::Pending;
+use super::tar_header::{self, Entry};
+use super::{LayerInfo, Layers};
+use crate::error::StoreError;
+
+/// What every entry has.
+#[derive(Debug, Clone, Copy)]
+pub struct Described<'a> {
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// When it was changed, in seconds and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Extended attributes, sorted.
+    pub xattrs: &'a [(OsString, Vec<u8>)],
+}
+
+impl<'a> Described<'a> {
+    fn entry(&self, kind: u8) -> Entry<'a> {
+        Entry {
+            kind,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            mtime: self.mtime,
+            xattrs: self.xattrs,
+            ..Entry::default()
+        }
+    }
+}
+
+/// Takes the entries of a layer, whose paths are relative to its root: each directory before what
+/// is in it, and what is in one in the order of names, bytewise.
+#[derive(Debug)]
+pub struct Composer<'a> {
+    feed: &'a mut Feed,
+    content: u64,
+}
+
+impl Composer<'_> {
+    /// A directory.
+    ///
+    /// # Errors
+    /// The layer cannot be written; why is told at the end.
+    pub fn directory(&mut self, path: &Path, described: &Described<'_>) -> io::Result<()> {
+        let path = [path.as_os_str().as_bytes(), b"/"].concat();
+        tar_header::write(self.feed, &path, &described.entry(b'5'))
+    }
+
+    /// A symbolic link.
+    ///
+    /// # Errors
+    /// As [`directory`](Self::directory).
+    pub fn symlink(
+        &mut self,
+        path: &Path,
+        described: &Described<'_>,
+        target: &Path,
+    ) -> io::Result<()> {
+        let link = target.as_os_str().as_bytes();
+        let entry = Entry {
+            link,
+            ..described.entry(b'2')
+        };
+        tar_header::write(self.feed, path.as_os_str().as_bytes(), &entry)
+    }
+
+    /// Another name of a file that has been told.
+    ///
+    /// # Errors
+    /// As [`directory`](Self::directory).
+    pub fn link(&mut self, path: &Path, described: &Described<'_>, first: &Path) -> io::Result<()> {
+        let link = first.as_os_str().as_bytes();
+        let entry = Entry {
+            link,
+            // The first name has them.
+            xattrs: &[],
+            ..described.entry(b'1')
+        };
+        tar_header::write(self.feed, path.as_os_str().as_bytes(), &entry)
+    }
+
+    /// A file, of exactly this size.
+    ///
+    /// # Errors
+    /// As [`directory`](Self::directory); or the content is shorter, or cannot be read.
+    pub fn file(
+        &mut self,
+        path: &Path,
+        described: &Described<'_>,
+        size: u64,
+        content: impl Read,
+    ) -> io::Result<()> {
+        let entry = Entry {
+            size,
+            ..described.entry(b'0')
+        };
+        tar_header::write(self.feed, path.as_os_str().as_bytes(), &entry)?;
+        self.feed.copy(size, content)?;
+        self.content += size;
+        tar_header::pad(self.feed, size)
+    }
+}
+
+impl Layers {
+    /// Whether layers can be made by [`compose`](Self::compose).
+    ///
+    /// # Errors
+    /// It could not be tried.
+    pub fn composes(&self) -> Result<bool, StoreError> {
+        self.driver.composes()
+    }
+
+    /// Makes a layer of what `make` tells; as with a build step's changes, it is synced when an
+    /// image is stored.
+    ///
+    /// # Errors
+    /// The store cannot be written; inside, what `make` failed with.
+    pub fn compose<E: Send>(
+        &self,
+        make: impl FnOnce(&mut Composer<'_>) -> Result<(), E> + Send,
+    ) -> Result<Result<LayerInfo, E>, StoreError> {
+        let mut failure = None;
+        let mut size = 0;
+        let failed = &mut failure;
+        let content = &mut size;
+        let composed = decode::spread(
+            self.blobs.phases(),
+            move |mut feed| {
+                let mut composer = Composer {
+                    feed: &mut feed,
+                    content: 0,
+                };
+                let made = make(&mut composer);
+                *content = composer.content;
+                match made {
+                    Ok(()) => tar_header::end(&mut feed).and_then(|()| feed.flush()),
+                    Err(error) => {
+                        // Who unpacks it has given up, and says why; else the error is ours.
+                        if !feed.is_closed() {
+                            *failed = Some(error);
+                        }
+                        feed.fail()
+                    }
+                }
+            },
+            |tar| self.driver.compose(tar),
+        );
+        if let Some(error) = failure {
+            return Ok(Err(error));
+        }
+        let (digest, staged) = composed?;
+        let info = LayerInfo {
+            diff_id: DiffId(digest),
+            size,
+        };
+        self.publish_made(&staged.path, &info, &staged.pending)
+            .map(Ok)
+    }
+
+    /// Gives what was made here its name, unless it is there.
+    pub(super) fn publish_made(
+        &self,
+        from: &Path,
+        info: &LayerInfo,
+        pending: &Pending,
+    ) -> Result<LayerInfo, StoreError> {
+        let _lock = self.lock(&info.diff_id)?;
+        if let Some(present) = self.info(&info.diff_id)? {
+            return Ok(present);
+        }
+        self.publish(from, &info.diff_id, info.size, pending, true)?;
+        Ok(info.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use corten_db::Database;
+
+    use super::super::rows::boot_id;
+    use super::*;
+    use crate::{LayerForm, Store};
+
+    const PLAIN: Described<'_> = Described {
+        mode: 0o644,
+        uid: 1,
+        gid: 2,
+        mtime: (3, 4),
+        xattrs: &[],
+    };
+
+    #[test]
+    fn all_of_it_or_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(&dir.path().join("db"), &[crate::SCHEMA]).unwrap();
+        let store = Store::open_with(dir.path(), database, LayerForm::Image);
+        let layers = store.layers();
+        if !layers.composes().unwrap_or(false) {
+            return; // no root, or a kernel that does not mount images from files
+        }
+        let left = || fs::read_dir(dir.path().join("tmp")).unwrap().count();
+        let content = vec![b'x'; 600_000];
+        let tell = |out: &mut Composer<'_>| {
+            out.directory(Path::new("d"), &PLAIN)?;
+            for (name, size) in [("a", 3), ("b", 600_000)] {
+                let path = Path::new("d").join(name);
+                out.file(&path, &PLAIN, size, &content[..])?;
+            }
+            out.link(Path::new("d/c"), &PLAIN, Path::new("d/a"))
+        };
+        let failed = layers.compose(|out| {
+            tell(out).unwrap();
+            Err("of the caller's")
+        });
+        assert_eq!(failed.unwrap().unwrap_err(), "of the caller's");
+        let short = layers.compose(|out| out.file(Path::new("s"), &PLAIN, 5, &b"four"[..]));
+        let kind = short.unwrap().unwrap_err().kind();
+        assert_eq!(kind, io::ErrorKind::UnexpectedEof);
+        // What cannot be unpacked is not the caller's fault.
+        let refused = layers.compose(|out| {
+            out.link(Path::new("e"), &PLAIN, Path::new("/"))?;
+            tell(out)
+        });
+        refused.unwrap_err();
+        assert_eq!((left(), layers.all().unwrap().len()), (0, 0));
+
+        let info = layers.compose(tell).unwrap().unwrap();
+        assert_eq!(info.size, 600_003);
+        let mut tar = Vec::new();
+        layers.tar(&info.diff_id, &mut tar).unwrap();
+        assert_eq!(DiffId(corten_oci::Digest::of(&tar)), info.diff_id);
+        let boot = || -> Option<String> {
+            let read = |db: &rusqlite::Connection| {
+                let row = db.query_row("SELECT boot FROM layer", [], |row| row.get(0));
+                Ok::<_, StoreError>(row?)
+            };
+            store.database().read(read).unwrap()
+        };
+        // Not synced, until it is asked for.
+        assert_eq!(boot().as_deref(), Some(boot_id()));
+        assert_eq!(layers.verify(&info.diff_id).unwrap(), None);
+        layers.make_durable(&[info.diff_id]).unwrap();
+        assert_eq!((boot(), left()), (None, 0));
+    }
+}
