@@ -129,22 +129,30 @@ impl Cache {
     pub(crate) fn files(&self, files: &[FileId]) -> Result<Vec<Option<[u8; 32]>>, BuildError> {
         let mut rows: HashMap<(u64, u64), Files> = HashMap::new();
         let (mut old, today) = (Vec::new(), seconds());
-        let known = self.database.read(|db| {
-            let mut known = Vec::with_capacity(files.len());
-            for file in files {
-                let row = match rows.entry(file.row()) {
+        let mut known = vec![None; files.len()];
+        self.database.read(|db| {
+            // The lock is taken once, not for each row.
+            let reading = db.unchecked_transaction()?;
+            let mut number = 0;
+            // Neighbours are mostly of one row.
+            for files in files.chunk_by(|a, b| a.row() == b.row()) {
+                let place = files[0].row();
+                let row = match rows.entry(place) {
                     std::collections::hash_map::Entry::Occupied(row) => row.into_mut(),
                     std::collections::hash_map::Entry::Vacant(free) => {
-                        let found = read(db, file.row())?;
+                        let found = read(&reading, place)?;
                         if found.as_ref().is_some_and(|(used, _)| today - used > DAY) {
-                            old.push(file.row());
+                            old.push(place);
                         }
                         free.insert(found.map(|(_, files)| files).unwrap_or_default())
                     }
                 };
-                known.push(row.get(file));
+                for file in files {
+                    known[number] = row.get(file);
+                    number += 1;
+                }
             }
-            Ok::<_, BuildError>(known)
+            Ok::<_, BuildError>(())
         })?;
         if !old.is_empty() {
             self.database.write(Durability::Relaxed, |db| {

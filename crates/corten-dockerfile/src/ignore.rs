@@ -23,6 +23,10 @@ pub struct IgnoreRules {
     rules: Vec<Rule>,
 }
 
+/// Which of the rules match a directory or one above it.
+#[derive(Debug, Clone)]
+pub struct RulesAbove(Vec<bool>);
+
 #[derive(Debug, Clone)]
 struct Rule {
     /// Begins with `!`: what it matches is kept.
@@ -107,17 +111,37 @@ impl IgnoreRules {
     /// Whether a path (relative to the context, `/` between its parts) is left out.
     #[must_use]
     pub fn ignores(&self, path: &str) -> bool {
-        let parents: Vec<&str> = path
+        if self.rules.is_empty() {
+            return false;
+        }
+        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        self.ignores_in(&self.above(parent), path)
+    }
+
+    /// What the rules say of a directory and those above it, for all that is in it: to find it
+    /// out for each file anew would take a multiple of the time.
+    #[must_use]
+    pub fn above(&self, directory: &str) -> RulesAbove {
+        if directory.is_empty() {
+            return RulesAbove(vec![false; self.rules.len()]);
+        }
+        let parents = directory
             .char_indices()
             .filter(|&(_, c)| c == '/')
-            .map(|(i, _)| &path[..i])
-            .collect();
+            .map(|(i, _)| &directory[..i]);
+        let all: Vec<&str> = parents.chain([directory]).collect();
+        let matches = |rule: &Rule| all.iter().any(|directory| rule.matches(directory));
+        RulesAbove(self.rules.iter().map(matches).collect())
+    }
+
+    /// As [`ignores`](Self::ignores), of something in a directory whose [`above`](Self::above)
+    /// is known.
+    #[must_use]
+    pub fn ignores_in(&self, above: &RulesAbove, path: &str) -> bool {
         let mut ignored = false;
-        for rule in &self.rules {
+        for (rule, above) in self.rules.iter().zip(&above.0) {
             // A rule can only change what is not so yet.
-            if rule.keeps == ignored
-                && (rule.matches(path) || parents.iter().any(|parent| rule.matches(parent)))
-            {
+            if rule.keeps == ignored && (*above || rule.matches(path)) {
                 ignored = !rule.keeps;
             }
         }

@@ -34,7 +34,7 @@ pub mod scope;
 pub use error::{DockerfileError, snippet};
 pub use expand::{ExpandError, Lexer};
 pub use expose::Exposed;
-pub use ignore::{IgnoreError, IgnoreRules};
+pub use ignore::{IgnoreError, IgnoreRules, RulesAbove};
 pub use instruction::{
     ArgDeclaration, CommandLine, CopyInstruction, Directives, Dockerfile, Healthcheck, Heredoc,
     Instruction, KeyValue, Kind, RunInstruction, Span, Stage, description,

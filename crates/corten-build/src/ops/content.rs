@@ -1,6 +1,7 @@
 //! Digests of selected files. A file of the context that stat(2) says is the one that was read
 //! by an earlier build is not read again.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -52,6 +53,7 @@ pub(crate) fn digest(
 ) -> Result<Digest, BuildError> {
     let contents = contents(tree, entries, (cache, cancel), failed)?;
     let mut key = KeyBuilder::new("files");
+    let mut said = String::new();
     for (entry, content) in entries.iter().zip(&contents) {
         let is_directory = entry.kind == FileType::Directory;
         let whole = entry.path.as_os_str().is_empty();
@@ -67,11 +69,12 @@ pub(crate) fn digest(
         } else {
             (entry.uid, entry.gid)
         };
+        said.clear();
+        let (kind, rdev) = (entry.kind, entry.rdev);
+        // A string takes everything.
+        _ = write!(said, "{kind:?} {mode:o} {uid} {gid} {rdev}");
         key.add(entry.to.as_os_str().as_bytes())
-            .add(format!(
-                "{:?} {mode:o} {uid} {gid} {}",
-                entry.kind, entry.rdev
-            ))
+            .add(&said)
             .add(entry.target.as_os_str().as_bytes())
             .add(content);
         if entry.named {

@@ -8,6 +8,7 @@ pub(crate) mod leavings;
 pub(crate) mod tree;
 pub(crate) mod unpack;
 pub(crate) mod users;
+mod walk;
 pub(crate) mod write;
 
 use corten_oci::DiffId;

@@ -2,17 +2,15 @@
 //! and excluded files become one sorted list. Every path is resolved inside the tree's root.
 
 use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use corten_dockerfile::IgnoreRules;
 use corten_store::rooted::{RootFd, normal};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
-use super::glob;
+use super::{glob, walk};
 use crate::file_index::FileId;
 
 /// A directory files are taken from.
@@ -102,7 +100,7 @@ impl Tree {
     /// The files, each directory before what is in it.
     pub(crate) fn select(&self, selection: &Selection<'_>) -> Result<Vec<Entry>, SelectError> {
         let exclude = IgnoreRules::from_patterns(selection.exclude)?;
-        let mut walk = Walk {
+        let mut taking = Taking {
             tree: self,
             exclude,
             found: Vec::new(),
@@ -110,9 +108,9 @@ impl Tree {
             counted: 0,
         };
         for source in selection.sources {
-            walk.source(source, selection)?;
+            taking.source(source, selection)?;
         }
-        Ok(walk.found)
+        Ok(taking.found)
     }
 
     /// The paths a pattern stands for; a plain path stands for itself.
@@ -150,7 +148,7 @@ impl Tree {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
             let fd = self.root.open_in_root(&dir, flags, Mode::empty());
             let fd = fd.map_err(|e| failed(&dir, e))?;
-            for name in names(&fd).map_err(|e| failed(&dir, e))? {
+            for (name, _) in walk::names(&fd).map_err(|e| failed(&dir, e))? {
                 let path = dir.join(&name);
                 let text = path.to_string_lossy();
                 if wanted.ignores(&text) {
@@ -170,10 +168,48 @@ impl Tree {
         Ok(found)
     }
 
+    /// What is known of something that was asked for.
+    pub(super) fn entry(&self, path: PathBuf, to: PathBuf, stat: &Stat) -> Entry {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let size = u64::try_from(stat.st_size).unwrap_or_default();
+        #[allow(clippy::unnecessary_cast)] // the fields' types differ by architecture
+        let (mtime, mtime_nsec, ctime, ctime_nsec) = (
+            stat.st_mtime as i64,
+            stat.st_mtime_nsec as i64,
+            stat.st_ctime as i64,
+            stat.st_ctime_nsec as i64,
+        );
+        Entry {
+            path,
+            to,
+            kind,
+            mode: stat.st_mode & 0o7777,
+            uid: if self.foreign { 0 } else { stat.st_uid },
+            gid: if self.foreign { 0 } else { stat.st_gid },
+            mtime: (mtime, mtime_nsec),
+            rdev: stat.st_rdev,
+            linked: stat.st_nlink > 1,
+            id: FileId {
+                dev: stat.st_dev,
+                ino: stat.st_ino,
+                size,
+                mtime: mtime
+                    .saturating_mul(1_000_000_000)
+                    .saturating_add(mtime_nsec),
+                ctime: ctime
+                    .saturating_mul(1_000_000_000)
+                    .saturating_add(ctime_nsec),
+            },
+            target: PathBuf::new(),
+            named: false,
+        }
+    }
+
     /// Names in a directory, sorted.
     fn names(&self, dir: &Path) -> io::Result<Vec<OsString>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
-        names(&self.root.open_in_root(dir, flags, Mode::empty())?)
+        let names = walk::names(&self.root.open_in_root(dir, flags, Mode::empty())?)?;
+        Ok(names.into_iter().map(|(name, _)| name).collect())
     }
 
     fn not_found(&self, path: &Path) -> SelectError {
@@ -195,7 +231,7 @@ impl Tree {
     }
 }
 
-struct Walk<'a> {
+struct Taking<'a> {
     tree: &'a Tree,
     exclude: IgnoreRules,
     found: Vec<Entry>,
@@ -204,7 +240,7 @@ struct Walk<'a> {
     counted: usize,
 }
 
-impl Walk<'_> {
+impl Taking<'_> {
     fn source(&mut self, source: &str, selection: &Selection<'_>) -> Result<(), SelectError> {
         let (pivot, cleaned) = pivot(source, selection.parents);
         let is_pattern = !selection.literal && source.split('/').any(glob::is_pattern);
@@ -241,11 +277,11 @@ impl Walk<'_> {
                 path.file_name().map(PathBuf::from).unwrap_or_default()
             };
             if is_dir {
-                let entry = self.entry(&path, &to, &stat)?;
+                let entry = self.tree.entry(path.clone(), to.clone(), &stat);
                 self.found.push(entry);
-                self.directory(&path, &to, &path)?;
+                walk::Walk::new(self.tree, &self.exclude, &path).below(&to, &mut self.found)?;
             } else if !self.excludes_named(&path) {
-                let mut entry = self.entry(&path, &to, &stat)?;
+                let mut entry = self.tree.entry(path, to, &stat);
                 entry.named = true;
                 self.found.push(entry);
             }
@@ -273,16 +309,10 @@ impl Walk<'_> {
                 continue;
             }
             let stat = self.tree.root.stat(source).map_err(|e| failed(source, e))?;
-            let entry = self.entry(source, to, &stat)?;
+            let entry = self.tree.entry(source.to_owned(), to.to_owned(), &stat);
             self.found.push(entry);
         }
         Ok(())
-    }
-
-    /// Whether something in the directory that COPY names is left out: patterns begin there.
-    fn excluded(&self, path: &Path, source: &Path) -> bool {
-        let below = path.strip_prefix(source).unwrap_or(path);
-        !self.exclude.is_empty() && self.exclude.ignores(&below.to_string_lossy())
     }
 
     /// Whether a file that COPY names, or a pattern of it matches, is left out.
@@ -291,89 +321,6 @@ impl Walk<'_> {
         !self.exclude.is_empty()
             && (self.exclude.ignores(&name.to_string_lossy())
                 || self.exclude.ignores(&path.to_string_lossy()))
-    }
-
-    /// Everything in a directory, in order of names. `source`: the directory COPY names.
-    fn directory(&mut self, dir: &Path, to: &Path, source: &Path) -> Result<(), SelectError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
-        let fd = self
-            .tree
-            .root
-            .open_in_root(dir, flags, Mode::empty())
-            .map_err(|e| failed(dir, e))?;
-        for name in names(&fd).map_err(|e| failed(dir, e))? {
-            let path = dir.join(&name);
-            let stat = rustix::fs::statat(&fd, &name, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|e| failed(&path, e.into()))?;
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            if kind == FileType::Socket {
-                continue; // belongs to a process, not to an image
-            }
-            let text = path.to_string_lossy();
-            let left_out = self.tree.ignore.ignores(&text) || self.excluded(&path, source);
-            let to = to.join(&name);
-            if kind == FileType::Directory {
-                let below = path.strip_prefix(source).unwrap_or(&path);
-                if left_out
-                    && !self.tree.ignore.may_keep_below(&text)
-                    && !self.exclude.may_keep_below(&below.to_string_lossy())
-                {
-                    continue;
-                }
-                let before = self.found.len();
-                let entry = self.entry(&path, &to, &stat)?;
-                self.found.push(entry);
-                self.directory(&path, &to, source)?;
-                if left_out && self.found.len() == before + 1 {
-                    self.found.truncate(before); // nothing in it was kept
-                }
-            } else if !left_out {
-                let mut entry = self.entry(&path, &to, &stat)?;
-                if kind == FileType::Symlink {
-                    let target = rustix::fs::readlinkat(&fd, &name, Vec::new())
-                        .map_err(|e| failed(&path, e.into()))?;
-                    entry.target = PathBuf::from(OsStr::from_bytes(target.as_bytes()));
-                }
-                self.found.push(entry);
-            }
-        }
-        Ok(())
-    }
-
-    fn entry(&self, path: &Path, to: &Path, stat: &Stat) -> Result<Entry, SelectError> {
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let size = u64::try_from(stat.st_size).unwrap_or_default();
-        #[allow(clippy::unnecessary_cast)] // the fields' types differ by architecture
-        let (mtime, mtime_nsec, ctime, ctime_nsec) = (
-            stat.st_mtime as i64,
-            stat.st_mtime_nsec as i64,
-            stat.st_ctime as i64,
-            stat.st_ctime_nsec as i64,
-        );
-        Ok(Entry {
-            path: path.to_owned(),
-            to: to.to_owned(),
-            kind,
-            mode: stat.st_mode & 0o7777,
-            uid: if self.tree.foreign { 0 } else { stat.st_uid },
-            gid: if self.tree.foreign { 0 } else { stat.st_gid },
-            mtime: (mtime, mtime_nsec),
-            rdev: stat.st_rdev,
-            linked: stat.st_nlink > 1,
-            id: FileId {
-                dev: stat.st_dev,
-                ino: stat.st_ino,
-                size,
-                mtime: mtime
-                    .saturating_mul(1_000_000_000)
-                    .saturating_add(mtime_nsec),
-                ctime: ctime
-                    .saturating_mul(1_000_000_000)
-                    .saturating_add(ctime_nsec),
-            },
-            target: PathBuf::new(),
-            named: false,
-        })
     }
 }
 
@@ -386,20 +333,6 @@ fn pivot(source: &str, parents: bool) -> (usize, String) {
     (0, source.to_owned())
 }
 
-/// Names in an open directory, sorted.
-fn names(fd: impl AsFd) -> io::Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(fd)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(OsStr::from_bytes(name).to_owned());
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
-}
-
 fn is_missing(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -407,7 +340,7 @@ fn is_missing(error: &io::Error) -> bool {
     )
 }
 
-fn failed(path: &Path, source: io::Error) -> SelectError {
+pub(super) fn failed(path: &Path, source: io::Error) -> SelectError {
     SelectError::Io {
         path: path.display().to_string(),
         source,
