@@ -10,7 +10,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use corten_dockerfile::Sharing;
 use corten_store::{rooted, still_there, try_lock};
@@ -24,8 +23,6 @@ use crate::cancel::Cancel;
 const DATA: &str = "data";
 /// What it is.
 const ABOUT: &str = "about.json";
-/// How long to wait for a lock before looking whether the build was cancelled.
-const PATIENCE: Duration = Duration::from_millis(50);
 
 /// All of them.
 #[derive(Debug, Clone)]
@@ -62,23 +59,22 @@ impl CacheMounts {
     }
 
     /// Takes the directory `name` (of hexadecimal digits), making it where it is missing: then
-    /// `fill` puts into it what it begins with. Waits for others as `sharing` says; `waiting` is
-    /// told once that it does.
-    pub(crate) fn take(
+    /// `fill` puts into it what it begins with. `None` while others have it, whom `sharing` says to
+    /// wait for.
+    pub(crate) fn try_take(
         &self,
         name: &str,
         id: &str,
         sharing: Sharing,
         cancel: &Cancel,
         fill: &dyn Fn(&Path) -> io::Result<()>,
-        waiting: &dyn Fn(),
-    ) -> io::Result<Held> {
+    ) -> io::Result<Option<Held>> {
         // What steps leave there may be setuid: nothing for others of the host to reach.
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.0)?;
-        let (mut number, mut told) = (0, false);
+        let mut number = 0;
         loop {
             if cancel.is_cancelled() {
                 return Err(io::ErrorKind::Interrupted.into());
@@ -101,14 +97,9 @@ impl CacheMounts {
             if !try_lock(&lock, alone)? {
                 if sharing == Sharing::Private {
                     number += 1;
-                } else {
-                    if !told {
-                        waiting();
-                        told = true;
-                    }
-                    std::thread::sleep(PATIENCE);
+                    continue;
                 }
-                continue;
+                return Ok(None);
             }
             // Somebody may have removed it before it was locked.
             if !still_there(&path, &lock) {
@@ -121,7 +112,7 @@ impl CacheMounts {
                 continue;
             }
             note(&path, id)?;
-            return Ok(Held { path, _lock: lock });
+            return Ok(Some(Held { path, _lock: lock }));
         }
     }
 
@@ -259,10 +250,13 @@ mod tests {
     use super::*;
 
     fn take(mounts: &CacheMounts, sharing: Sharing) -> Held {
+        try_take(mounts, sharing).unwrap()
+    }
+
+    fn try_take(mounts: &CacheMounts, sharing: Sharing) -> Option<Held> {
         let cancel = Cancel::default();
-        mounts
-            .take("ab", "id", sharing, &cancel, &|_| Ok(()), &|| ())
-            .unwrap()
+        let held = mounts.try_take("ab", "id", sharing, &cancel, &|_| Ok(()));
+        held.unwrap()
     }
 
     #[test]
@@ -279,23 +273,14 @@ mod tests {
         let locked = take(&mounts, Sharing::Locked);
         let cancel = Cancel::default();
         cancel.cancel();
-        let refused = mounts.take("ab", "id", Sharing::Locked, &cancel, &|_| Ok(()), &|| ());
+        let refused = mounts.try_take("ab", "id", Sharing::Locked, &cancel, &|_| Ok(()));
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::Interrupted);
-        // Another one tells that it waits, and waits until it is its turn.
-        std::thread::scope(|scope| {
-            let (told, waits) = std::sync::mpsc::channel();
-            let mounts = &mounts;
-            let waiting = scope.spawn(move || {
-                let cancel = Cancel::default();
-                let tell = || told.send(()).unwrap();
-                mounts.take("ab", "id", Sharing::Locked, &cancel, &|_| Ok(()), &tell)
-            });
-            waits.recv().unwrap();
-            assert!(!waiting.is_finished());
-            drop(locked);
-            waiting.join().unwrap().unwrap();
-            assert!(waits.recv().is_err(), "told once");
-        });
+        // Another one is to wait until it is its turn.
+        for sharing in [Sharing::Locked, Sharing::Shared] {
+            assert!(try_take(&mounts, sharing).is_none());
+        }
+        drop(locked);
+        assert!(try_take(&mounts, Sharing::Locked).is_some());
     }
 
     #[test]
@@ -305,16 +290,8 @@ mod tests {
         assert!(mounts.usage().unwrap().is_empty());
         let cancel = Cancel::default();
         let fill = |path: &Path| fs::write(path.join("f"), "12345");
-        let held = mounts
-            .take(
-                "ab",
-                "/root/.cache",
-                Sharing::Shared,
-                &cancel,
-                &fill,
-                &|| (),
-            )
-            .unwrap();
+        let held = mounts.try_take("ab", "/root/.cache", Sharing::Shared, &cancel, &fill);
+        let held = held.unwrap().unwrap();
         let usage = mounts.usage().unwrap();
         assert_eq!(
             (usage[0].size, usage[0].in_use, usage[0].uses),
@@ -324,16 +301,8 @@ mod tests {
         assert_eq!(mounts.prune(None).unwrap(), (Vec::new(), 0));
         fs::write(held.data().join("f"), "1").unwrap();
         drop(held);
-        let again = mounts
-            .take(
-                "ab",
-                "/root/.cache",
-                Sharing::Locked,
-                &cancel,
-                &fill,
-                &|| (),
-            )
-            .unwrap();
+        let again = mounts.try_take("ab", "/root/.cache", Sharing::Locked, &cancel, &fill);
+        let again = again.unwrap().unwrap();
         assert_eq!(fs::read(again.data().join("f")).unwrap(), b"1");
         drop(again);
         assert_eq!(mounts.prune(None).unwrap(), (vec!["ab".to_owned()], 1));

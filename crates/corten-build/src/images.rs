@@ -10,7 +10,7 @@ use crate::config::ImageDocument;
 use crate::error::BuildError;
 use crate::plan::{BaseImage, ImageKey};
 use crate::request::PullProgress;
-use crate::solve::Session;
+use crate::solve::{Session, brief};
 use crate::{BoxError, BuildEvent};
 
 /// How often an image is pulled that is removed again before it could be read.
@@ -73,9 +73,7 @@ async fn find_or_pull(
     }
     if !session.pull {
         let (here, wanted) = (session.clone(), key.clone());
-        let local = session
-            .blocking(move || look(&here.store, &wanted.image))
-            .await?;
+        let local = brief(move || look(&here.store, &wanted.image)).await?;
         if let Some(image) = local {
             let have = platform_of(&image);
             if have.satisfies(&key.platform) {

@@ -317,6 +317,13 @@ impl StepFiles {
         Ok(dir.path().to_owned())
     }
 
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        let made = self.0.lock();
+        made.unwrap_or_else(std::sync::PoisonError::into_inner)
+            .is_none()
+    }
+
     /// Removes them: there are no more steps.
     pub(crate) fn end(&self) {
         let mut made = self

@@ -321,13 +321,13 @@ impl Ready {
     }
 }
 
-/// Takes all the caches of a step, in one order for all steps: two steps that want the same two
-/// never wait for each other. What waits for others must hold nothing that others need to go on.
-/// `waiting` is told the id that is waited for.
+/// Takes those of a step's caches that are not in `caches` yet, in one order for all steps: two
+/// steps that want the same two never wait for each other. Tells the id of one that another has;
+/// who waits for it must hold nothing else that others need to go on, no thread either.
 pub(crate) fn take_caches(
     wanted: &CachesInput<'_>,
-    waiting: &dyn Fn(&str),
-) -> Result<Result<Caches, String>, BuildError> {
+    caches: &mut Caches,
+) -> Result<Result<Option<String>, String>, BuildError> {
     let mut names = BTreeMap::new();
     for (index, mount) in wanted.op.mounts.iter().enumerate() {
         let layers = wanted.sources.get(index).and_then(Option::as_deref);
@@ -335,8 +335,10 @@ pub(crate) fn take_caches(
             names.entry(name).or_insert((&mount.what, layers));
         }
     }
-    let mut caches = Caches::default();
     for (name, (what, layers)) in names {
+        if caches.0.contains_key(&name) {
+            continue;
+        }
         let Mounted::Cache {
             id,
             sharing,
@@ -363,9 +365,9 @@ pub(crate) fn take_caches(
             std::fs::set_permissions(path, PermissionsExt::from_mode(*mode))
         };
         let mounts = wanted.sandboxing.cache_mounts();
-        let waiting = || waiting(id);
-        let held = match mounts.take(&name, id, *sharing, wanted.cancel, &fill, &waiting) {
-            Ok(held) => held,
+        let held = match mounts.try_take(&name, id, *sharing, wanted.cancel, &fill) {
+            Ok(Some(held)) => held,
+            Ok(None) => return Ok(Ok(Some(id.clone()))),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 return Err(BuildError::Cancelled);
             }
@@ -373,7 +375,7 @@ pub(crate) fn take_caches(
         };
         caches.0.insert(name, held);
     }
-    Ok(Ok(caches))
+    Ok(Ok(None))
 }
 
 /// What the directory of a cache is called; `None`: it is no cache.

@@ -46,6 +46,12 @@ impl Workers {
         idle.push(worker);
     }
 
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.is_empty()
+    }
+
     /// Ends those that have nothing to do.
     pub(crate) fn end(&self) {
         let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -30,6 +30,12 @@ impl Leavings {
         }
     }
 
+    /// Whether there was none so far.
+    pub(crate) fn is_empty(&self) -> bool {
+        let remover = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        remover.is_none()
+    }
+
     /// Waits until all are removed.
     pub(crate) fn end(&self) {
         let mut remover = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,6 +2,7 @@
 //! overlay of what is below, mounted out of sight, so that the kernel resolves every path in
 //! the image and keeps only what changed.
 
+pub(crate) mod compose;
 pub(crate) mod content;
 mod glob;
 pub(crate) mod leavings;

@@ -36,7 +36,7 @@ pub(crate) struct Writer<'a> {
 pub(crate) type Failure = (PathBuf, io::Error);
 
 /// `.map_err(on(path))`.
-fn on<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> Failure {
+pub(super) fn on<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> Failure {
     let path = path.to_owned();
     move |error| (path, error.into())
 }
@@ -234,7 +234,7 @@ impl<'a> Writer<'a> {
         written().map_err(on(target))
     }
 
-    fn owner_of(&self, entry: &Entry) -> (u32, u32) {
+    pub(super) fn owner_of(&self, entry: &Entry) -> (u32, u32) {
         self.owner.unwrap_or((entry.uid, entry.gid))
     }
 
@@ -242,7 +242,7 @@ impl<'a> Writer<'a> {
         self.date.map_or(entry.mtime, |date| (date, 0))
     }
 
-    fn mode_of(&self, entry: &Entry) -> u32 {
+    pub(super) fn mode_of(&self, entry: &Entry) -> u32 {
         let is_directory = entry.kind == FileType::Directory;
         self.chmod
             .map_or(entry.mode, |mode| mode.apply(entry.mode, is_directory))

@@ -209,7 +209,12 @@ impl Outline {
         }
     }
 
-    pub(super) fn image(&self, name: &str, platform: &Platform, span: Span) -> Result<ImageKey, BuildError> {
+    pub(super) fn image(
+        &self,
+        name: &str,
+        platform: &Platform,
+        span: Span,
+    ) -> Result<ImageKey, BuildError> {
         let image: ImageRef = name
             .parse()
             .map_err(|e| self.error(span, format!("failed to parse image name {name:?}: {e}")))?;

@@ -119,11 +119,7 @@ impl Outline {
 
 /// Looks from a stage for stages that need each other: where the first of the uses is that lead
 /// there. Without recursion, as a file may have many stages.
-fn circle(
-    uses: &[Vec<(usize, Span)>],
-    start: usize,
-    visited: &mut HashSet<usize>,
-) -> Option<Span> {
+fn circle(uses: &[Vec<(usize, Span)>], start: usize, visited: &mut HashSet<usize>) -> Option<Span> {
     if !visited.insert(start) {
         return None;
     }

@@ -5,8 +5,10 @@
 //! cancels the rest, whose processes and directories are gone before the error is returned.
 
 mod attestation;
+mod cache_mounts;
 mod caches;
 pub(crate) mod context_mounts;
+mod copying;
 mod named;
 mod remote_context;
 mod remotes;
@@ -141,6 +143,11 @@ impl Session {
         }
     }
 
+    /// Whether steps have left nothing behind.
+    fn is_undone(&self) -> bool {
+        self.workers.is_empty() && self.leavings.is_empty() && self.step_files.is_empty()
+    }
+
     /// Ends what steps have left behind. Blocks.
     fn undo(&self) {
         self.workers.end();
@@ -186,6 +193,17 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|error| Err(BuildError::Internal(error.to_string())))
 }
 
+/// As [`blocking`], for what takes microseconds: the command line, which has one thread and this
+/// build to see to, does it there and then, where to hand it over would take longer.
+pub(crate) async fn brief<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
+) -> Result<T, BuildError> {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        tokio::runtime::RuntimeFlavor::CurrentThread => work(),
+        _ => blocking(work).await,
+    }
+}
+
 /// Builds.
 pub(crate) async fn solve(
     parts: Parts,
@@ -195,7 +213,7 @@ pub(crate) async fn solve(
 ) -> Result<Digest, BuildError> {
     let store = parts.store.clone();
     // Nothing is collected while layers exist that no row names yet.
-    let lease = blocking(move || {
+    let lease = brief(move || {
         store.sweep_directories();
         Ok(store.leases().acquire()?)
     });
@@ -217,6 +235,9 @@ async fn under_lease(
     let cache_to = request.cache_to.clone();
     let (session, outlines, _unpacked) = begin(&parts, request, events, cancel).await?;
     let built = carry_out(&session, outlines, tags, (cache_to, files, no_image)).await;
+    if session.is_undone() {
+        return built;
+    }
     // Before anybody is told: also where it failed, nothing is left then.
     blocking(move || {
         session.undo();
@@ -251,8 +272,10 @@ async fn carry_out(
     let _contexts = session.fetch_named(&targets).await?;
     let outputs = every_stage(session, &targets).await?;
     // There are no more steps: what is still to be undone is undone beside what follows.
-    let undoing = session.clone();
-    tokio::task::spawn_blocking(move || undoing.undo());
+    if !session.is_undone() {
+        let undoing = session.clone();
+        tokio::task::spawn_blocking(move || undoing.undo());
+    }
     let touched = std::mem::take(
         &mut *session
             .touched
@@ -260,7 +283,7 @@ async fn carry_out(
             .unwrap_or_else(PoisonError::into_inner),
     );
     let cache = session.cache.clone();
-    blocking(move || cache.touch(&touched)).await?;
+    brief(move || cache.touch(&touched)).await?;
     for wanted in &cache_to {
         let exported = caches::export(session, &targets, wanted).await;
         if let Err(error) = exported {
@@ -431,7 +454,8 @@ async fn begin(
     );
     let (context, contexts) = (request.context, request.contexts);
     let arguments = request.build_args.clone();
-    let read = blocking(move || {
+    let at_hand = matches!(context, Context::Dir(_) | Context::Empty) && contexts.is_empty();
+    let read = move || {
         let context = OpenContext::open(context, &store, &stop)?;
         let definition = context.dockerfile(&dockerfile)?;
         let time = match time {
@@ -440,8 +464,13 @@ async fn begin(
         };
         let contexts = Contexts::open(contexts, &store, &stop)?;
         Ok((context, definition, time, contexts))
-    })
-    .await;
+    };
+    // What is to be unpacked takes its time.
+    let read = if at_hand {
+        brief(read).await
+    } else {
+        blocking(read).await
+    };
     let mut platforms = request.platforms;
     if platforms.is_empty() {
         platforms.push(Platform::host());
@@ -486,7 +515,7 @@ async fn begin(
         None,
     );
     let dockerfile = request.dockerfile;
-    let read = blocking(move || {
+    let read = brief(move || {
         let (_, rules) = context.ignore(&dockerfile)?;
         Ok(context.into_tree(rules))
     })

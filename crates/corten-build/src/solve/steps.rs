@@ -1,6 +1,6 @@
 //! One step: its key, the cache, and carrying it out.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use corten_dockerfile::IgnoreRules;
@@ -15,16 +15,16 @@ use crate::error::{BuildError, Place, reason};
 use crate::keys::{self, Shown};
 use crate::ops::content::{self, Appearance};
 use crate::ops::tree::{Entry, SelectError, Selection, Tree};
-use crate::ops::write::{self, Writer};
+use crate::ops::write;
 use crate::ops::{self, users};
 use crate::plan::{
     CopyFrom, CopyOp, MountFrom, Mounted, Op, Plan, RemoteOp, RunOp, StagePlan, WorkdirOp,
 };
 use crate::portable::Record;
-use crate::progress::{BuildEvent, LogStream};
+use crate::progress::BuildEvent;
 use crate::request::StepNetworkMode;
 use crate::run::{self, Ended, RunInput};
-use crate::step_mounts::{self, Caches, CachesInput};
+use crate::step_mounts::Caches;
 
 /// How often a step begins anew because somebody edits the files it reads.
 const EDITS: usize = 3;
@@ -74,7 +74,7 @@ pub(super) struct Work {
     /// What the sources of ADD that are elsewhere are.
     remotes: Vec<Identified>,
     /// What COPY takes of a context, as its key has it: nothing else may be copied.
-    taken: Mutex<Option<Vec<Entry>>>,
+    pub(super) taken: Mutex<Option<Vec<Entry>>>,
     /// What each mount of a RUN shows of a context, as its key has it.
     pub(super) shown: OnceLock<Vec<Option<Shown>>>,
 }
@@ -147,10 +147,15 @@ impl Session {
             None => work.clone().read_content_key().await?,
         };
         let keys = || std::iter::once(&key).chain(&quick).cloned().collect();
-        let _alone = self
-            .alone(&key, fresh || self.no_cache, work.turn.vertex)
-            .await?;
-        if let Some(known) = self.known(&key, fresh).await? {
+        // To look costs less than to be alone.
+        let mut known = self.seen(&key, fresh)?;
+        let mut _alone = None;
+        if known.is_none() {
+            let only_ours = fresh || self.no_cache;
+            _alone = Some(self.alone(&key, only_ours, work.turn.vertex).await?);
+            known = self.known(&key, fresh).await?;
+        }
+        if let Some(known) = known {
             if let Some(quick) = quick.clone() {
                 let (session, output, slow) = (self.clone(), known.clone(), key.clone());
                 let name = work.name()?.to_owned();
@@ -160,8 +165,7 @@ impl Session {
             return Ok(Solved::new(known, true, keys()));
         }
         // Others may hold them for long, and want a permit to go on: so without one.
-        let taking = work.clone();
-        let caches = self.blocking(move || taking.caches()).await?;
+        let caches = work.clone().caches().await?;
         let sources = work.clone().sources().await?;
         let _permit = self.permit().await?;
         let mut brought = Vec::new();
@@ -194,13 +198,26 @@ impl Session {
         permit.map_err(|_| BuildError::Cancelled) // only a closed semaphore fails
     }
 
-    /// The result of a key, from this build or the cache.
+    /// The result of a key, from this build or a cache.
     /// `fresh`: only of this build.
     async fn known(
         self: &Arc<Self>,
         key: &Digest,
         fresh: bool,
     ) -> Result<Option<Output>, BuildError> {
+        let mut found = self.seen(key, fresh)?;
+        if found.is_none() && !self.no_cache && !fresh && !self.imported.is_empty() {
+            found = self.bring_known(key).await?;
+            if found.is_some() {
+                self.touch(key);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The result of a key, from this build or the cache that is here. A lookup takes
+    /// microseconds: not worth another thread.
+    fn seen(&self, key: &Digest, fresh: bool) -> Result<Option<Output>, BuildError> {
         let done = self
             .done
             .lock()
@@ -210,16 +227,17 @@ impl Session {
         if done.is_some() || self.no_cache || fresh {
             return Ok(done);
         }
-        // A lookup takes microseconds: not worth another thread.
-        let mut found = self.cache.get(key)?;
-        if found.is_none() && !self.imported.is_empty() {
-            found = self.bring_known(key).await?;
-        }
+        let found = self.cache.get(key)?;
         if found.is_some() {
-            let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
-            touched.push(key.clone());
+            self.touch(key);
         }
         Ok(found)
+    }
+
+    /// Has a record noted as used, at the end.
+    fn touch(&self, key: &Digest) {
+        let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        touched.push(key.clone());
     }
 
     /// The result of a key from the caches of others.
@@ -342,7 +360,7 @@ impl Work {
     }
 
     /// What COPY takes files from.
-    fn source(&self) -> Option<&[DiffId]> {
+    pub(super) fn source(&self) -> Option<&[DiffId]> {
         self.turn.sources.first()?.as_deref()
     }
 
@@ -506,7 +524,7 @@ impl Work {
         self.unwritten(path, &error)
     }
 
-    fn unwritten(&self, path: &Path, error: &std::io::Error) -> BuildError {
+    pub(super) fn unwritten(&self, path: &Path, error: &std::io::Error) -> BuildError {
         let path = Path::new("/").join(path);
         self.error(format!(
             "failed to copy files: {}: {}",
@@ -525,7 +543,7 @@ impl Work {
     }
 
     /// Runs something on the tree files are copied from.
-    fn with_tree<T>(
+    pub(super) fn with_tree<T>(
         &self,
         op: &CopyOp,
         work: impl FnOnce(&Tree) -> Result<T, BuildError>,
@@ -553,7 +571,7 @@ impl Work {
         }
     }
 
-    fn select(&self, tree: &Tree, op: &CopyOp) -> Result<Vec<Entry>, BuildError> {
+    pub(super) fn select(&self, tree: &Tree, op: &CopyOp) -> Result<Vec<Entry>, BuildError> {
         let selection = Selection {
             sources: &op.sources,
             exclude: &op.exclude,
@@ -564,7 +582,11 @@ impl Work {
         self.selected(tree, &selection)
     }
 
-    fn selected(&self, tree: &Tree, selection: &Selection<'_>) -> Result<Vec<Entry>, BuildError> {
+    pub(super) fn selected(
+        &self,
+        tree: &Tree,
+        selection: &Selection<'_>,
+    ) -> Result<Vec<Entry>, BuildError> {
         tree.select(selection).map_err(|error| match &error {
             SelectError::NotFound { hint, .. } => {
                 let reference = keys::state(&self.turn.layers);
@@ -583,29 +605,6 @@ impl Work {
             }
             _ => self.error(format!("failed to compute cache key: {error}")),
         })
-    }
-
-    /// The caches of a RUN. Waits for them.
-    fn caches(&self) -> Result<Caches, BuildError> {
-        let Op::Run(op) = &self.step()?.op else {
-            return Ok(Caches::default());
-        };
-        let session = &self.session;
-        let wanted = CachesInput {
-            store: &session.store,
-            sandboxing: &session.sandboxing,
-            op,
-            sources: &self.turn.sources,
-            cancel: &session.cancel,
-        };
-        let waiting = |id: &str| {
-            (session.events)(BuildEvent::Log {
-                id: self.turn.vertex,
-                stream: LogStream::Stderr,
-                data: format!("waiting for cache mount {id}, which another step uses\n"),
-            });
-        };
-        step_mounts::take_caches(&wanted, &waiting)?.map_err(|message| self.error(message))
     }
 
     fn carry_out(
@@ -638,96 +637,6 @@ impl Work {
             .map_err(|e| self.error(format!("cannot make {}: {}", op.path, reason(&e))))?;
         drop(root);
         ops::settle(store, &self.session.leavings, work, self.session.last)
-    }
-
-    fn copy(&self, op: &CopyOp, brought: &[Brought]) -> Result<Option<DiffId>, BuildError> {
-        let session = &self.session;
-        let below: &[DiffId] = if op.link { &[] } else { &self.turn.layers };
-        let (work, root) = ops::writable(&session.store, below)?;
-        let owner = match &op.chown {
-            None => None,
-            Some(word) => Some(self.owner(op, &root, word)?),
-        };
-        let writer = Writer {
-            root: &root,
-            owner,
-            chmod: op.chmod.as_ref(),
-            unpack: op.unpack,
-            date: None,
-            cancel: &session.cancel,
-        };
-        let destination = PathBuf::from(&op.destination);
-        let into = op.destination.ends_with('/') || write::is_directory(&root, &destination);
-        self.with_tree(op, |tree| {
-            let taken = self
-                .taken
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            let mut entries = match taken {
-                Some(taken) => taken,
-                None => self.select(tree, op)?,
-            };
-            for entry in &mut entries {
-                // The image itself has a directory of that name: single files go into it.
-                if into && entry.named && entry.to.as_os_str().is_empty() {
-                    entry.to = entry
-                        .path
-                        .file_name()
-                        .map(PathBuf::from)
-                        .unwrap_or_default();
-                }
-            }
-            writer
-                .entries(tree, &entries, &destination)
-                .map_err(|(path, error)| self.unread(tree, &path, error))
-        })?;
-        for remote in brought {
-            let tree = Tree {
-                root: RootFd::open(&remote.root).map_err(BuildError::io("open a download"))?,
-                ignore: IgnoreRules::default(),
-                foreign: true,
-                remember: false,
-            };
-            let selection = Selection {
-                exclude: &op.exclude,
-                ..Selection::of(&remote.path, into)
-            };
-            let entries = self.selected(&tree, &selection)?;
-            let writer = Writer {
-                unpack: remote.unpack,
-                ..writer
-            };
-            writer
-                .entries(&tree, &entries, &destination)
-                .map_err(|(path, error)| self.unread(&tree, &path, error))?;
-        }
-        for (name, content) in &op.inline {
-            let target = if into {
-                destination.join(name)
-            } else {
-                destination.clone()
-            };
-            let failed = |(path, error): write::Failure| self.unwritten(&path, &error);
-            writer.inline(&target, content).map_err(failed)?;
-        }
-        drop(root);
-        ops::settle(&session.store, &session.leavings, work, session.last)
-    }
-
-    /// Names of `--chown` are the image's, also for a layer that is made without it.
-    fn owner(&self, op: &CopyOp, root: &RootFd, word: &str) -> Result<(u32, u32), BuildError> {
-        let found = if op.link && !self.turn.layers.is_empty() {
-            let mount = self
-                .session
-                .store
-                .layers()
-                .mount(&self.turn.layers, Upper::ReadOnly)?;
-            users::owner(&RootFd::from(mount), word)
-        } else {
-            users::owner(root, word)
-        };
-        found.map_err(|message| self.error(message))
     }
 
     fn run(

@@ -10,6 +10,7 @@
     clippy::print_stdout
 )]
 
+mod composed;
 mod nowhere;
 
 use std::collections::BTreeMap;
@@ -27,7 +28,7 @@ use corten_build::{
 };
 use corten_db::Database;
 use corten_oci::{DiffId, Digest, ImageRef, Platform};
-use corten_store::{Image, LayerBlob, Store};
+use corten_store::{Image, LayerBlob, LayerForm, Store};
 use nowhere::{BRIDGE, Nowhere, Pruned, TABLE};
 
 type Test = (&'static str, fn(&Fixture));
@@ -40,6 +41,7 @@ const TESTS: &[Test] = &[
     ("failures_are_told", failures_are_told),
     ("steps_see_what_they_should", steps_see_what_they_should),
     ("copies", copies),
+    ("copies_at_once", composed::copies_at_once),
     ("archives", archives),
     ("cancelling_ends_everything", cancelling_ends_everything),
     ("pruning", pruning),
@@ -96,20 +98,21 @@ struct Fixture {
     runtime: tokio::runtime::Runtime,
 }
 
-fn open(dir: &Path, cgroups: &str) -> (Store, Builder) {
-    open_with(dir, cgroups, |_| Arc::new(Nowhere))
+fn open(dir: &Path, cgroups: &str, form: LayerForm) -> (Store, Builder) {
+    open_with(dir, cgroups, form, |_| Arc::new(Nowhere))
 }
 
 /// With images from elsewhere.
 fn open_with(
     dir: &Path,
     cgroups: &str,
+    form: LayerForm,
     images: impl FnOnce(&Store) -> Arc<dyn ImageSource>,
 ) -> (Store, Builder) {
     let root = dir.join("root");
     let schemas = [corten_store::SCHEMA, corten_build::SCHEMA];
     let database = Database::open(&root.join("db"), &schemas).unwrap();
-    let store = Store::open(&root, database.clone());
+    let store = Store::open_with(&root, database.clone(), form);
     let builder = Builder::new(
         store.clone(),
         database,
@@ -129,7 +132,7 @@ fn open_with(
 
 /// A builder of its own process, to be killed.
 fn hang(dir: &Path, cgroups: &str) -> ExitCode {
-    let (_, builder) = open(dir, cgroups);
+    let (_, builder) = open(dir, cgroups, LayerForm::default());
     let request = BuildRequest {
         dockerfile: DockerfileSource::Inline("FROM base\nRUN echo begun; sleep 60\n".to_owned()),
         network: StepNetworkMode::None,
@@ -155,9 +158,13 @@ struct Told {
 
 impl Fixture {
     fn new(busybox: &Path) -> Self {
+        Self::with_form(busybox, LayerForm::default())
+    }
+
+    fn with_form(busybox: &Path, form: LayerForm) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let cgroups = format!("corten-test-{:08x}", rand::random::<u32>());
-        let (store, builder) = open(dir.path(), &cgroups);
+        let (store, builder) = open(dir.path(), &cgroups, form);
         base_image(&store, busybox);
         std::fs::create_dir(dir.path().join("context")).unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -361,7 +368,7 @@ fn pruned_bases(f: &Fixture) {
         _ => "arm64",
     };
     for (times, enough) in [(0, true), (2, true), (9, false)] {
-        let (_, builder) = open_with(f.dir.path(), &f.cgroups, |store| {
+        let (_, builder) = open_with(f.dir.path(), &f.cgroups, LayerForm::default(), |store| {
             let (store, times) = (store.clone(), times.into());
             Arc::new(Pruned { store, times })
         });

@@ -1,0 +1,312 @@
+//! COPY of many files as a layer that is written at once, without a file of it being made on the
+//! way: for each file that is made, a disk's journal has more to write than the file.
+//!
+//! It is for the plain case, where nothing of what is there already matters but the directories
+//! that lead to the destination; whatever is less plain is written through an overlay
+//! (`write`). Both ways lead to the same layer.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use corten_dockerfile::ModeChange;
+use corten_store::rooted::{RootFd, normal};
+use corten_store::{Composer, Described};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+
+use super::content;
+use super::tree::{Entry, Tree};
+use super::walk;
+use super::write::{Failure, Writer, on};
+use crate::cache::now;
+
+/// Files, and bytes of them, from which on it is worth it: a small layer is sooner mounted when
+/// it is a directory.
+const MANY: usize = 256;
+const MUCH: u64 = 64 << 20;
+/// Names that mean something in a layer's tar.
+const WHITEOUT: &[u8] = b".wh.";
+
+/// What a layer is to have: a directory before what is in it, and what is in one in the order of
+/// names.
+#[derive(Debug)]
+pub(crate) struct Plan<'a>(Vec<(PathBuf, Thing<'a>)>);
+
+#[derive(Debug)]
+enum Thing<'a> {
+    /// A directory of below that has something in it now, or leads to it; with its time, unless
+    /// it is now.
+    Below(Stat, Option<(i64, i64)>),
+    /// One that is made to lead to what is copied; the same.
+    Made(Option<(i64, i64)>),
+    Copied(&'a Entry),
+}
+
+/// Whether files are so many that it is worth a look whether it can be done.
+pub(crate) fn is_worth_it(entries: &[Entry]) -> bool {
+    let bytes = || entries.iter().map(|entry| entry.id.size).sum::<u64>();
+    entries.len() >= MANY || bytes() >= MUCH
+}
+
+/// What the layer will have; `None`: it is not the plain case. `below` is what it lies on.
+pub(crate) fn plan<'a>(
+    below: &RootFd,
+    entries: &'a [Entry],
+    destination: &Path,
+) -> io::Result<Option<Plan<'a>>> {
+    let destination = normal(destination);
+    let Some(existing) = existing(below, &destination)? else {
+        return Ok(None);
+    };
+    let there = existing.len() == destination.components().count();
+    let taken = match there {
+        true => names(below, &destination)?,
+        false => HashSet::new(),
+    };
+    let known: HashSet<PathBuf> = existing.iter().map(|(path, _)| path.clone()).collect();
+    let mut things = Things {
+        list: Vec::with_capacity(entries.len()),
+        known,
+    };
+    let mut time = None;
+    for entry in entries {
+        let is_directory = entry.kind == FileType::Directory;
+        if is_directory && entry.to.as_os_str().is_empty() {
+            // What is copied is what is in it; of several the first one's time counts, as where
+            // each is written by itself.
+            if !entry.path.as_os_str().is_empty() {
+                time.get_or_insert(entry.mtime);
+            }
+            things.lead_to(&destination);
+            continue;
+        }
+        let target = normal(&destination.join(&entry.to));
+        if !is_plain(entry, &target, &taken, there) {
+            return Ok(None);
+        }
+        things.lead_to(target.parent().unwrap_or(Path::new("")));
+        things.list.push((target, Thing::Copied(entry)));
+    }
+    let mut list = things.list;
+    let last = existing.len();
+    for (number, (path, stat)) in (1..).zip(existing) {
+        // Something is put into the last one; the others only lead to it.
+        let at = (number < last).then(|| mtime(&stat));
+        list.push((path, Thing::Below(stat, at)));
+    }
+    if let Some(time) = time {
+        let of = list.iter_mut().find(|(path, _)| *path == destination);
+        if let Some((_, Thing::Below(_, at) | Thing::Made(at))) = of {
+            *at = Some(time);
+        }
+    }
+    // No name has a NUL in it, so what is in a directory comes right behind it.
+    list.sort_by_cached_key(|(path, _)| {
+        let bytes = path.as_os_str().as_bytes().iter();
+        bytes
+            .map(|b| if *b == b'/' { 0 } else { *b })
+            .collect::<Vec<u8>>()
+    });
+    list.dedup_by(|later, first| {
+        // One that was to lead to something is copied as well.
+        let same = later.0 == first.0;
+        let made = |thing: &Thing<'_>| matches!(thing, Thing::Made(None));
+        let copied = |thing: &Thing<'_>| matches!(thing, Thing::Copied(entry) if entry.kind == FileType::Directory);
+        if same && made(&first.1) && copied(&later.1) {
+            std::mem::swap(later, first);
+            return true;
+        }
+        same && copied(&first.1) && made(&later.1)
+    });
+    let unclear = list.windows(2).any(|two| {
+        let [(first, thing), (next, _)] = two else {
+            return false;
+        };
+        let is_file = matches!(thing, Thing::Copied(entry) if entry.kind != FileType::Directory);
+        first == next || (is_file && next.starts_with(first))
+    });
+    Ok((!unclear).then_some(Plan(list)))
+}
+
+struct Things<'a> {
+    list: Vec<(PathBuf, Thing<'a>)>,
+    /// Directories that are there, or are made.
+    known: HashSet<PathBuf>,
+}
+
+impl Things<'_> {
+    /// Has a directory made, and those above it.
+    fn lead_to(&mut self, directory: &Path) {
+        for above in directory.ancestors() {
+            if above.as_os_str().is_empty() || self.known.contains(above) {
+                return;
+            }
+            self.known.insert(above.to_owned());
+            self.list.push((above.to_owned(), Thing::Made(None)));
+        }
+    }
+}
+
+/// Whether something is what it is wherever it is put, and in nothing's place.
+fn is_plain(entry: &Entry, target: &Path, taken: &HashSet<OsString>, there: bool) -> bool {
+    let kinds = [
+        FileType::Directory,
+        FileType::RegularFile,
+        FileType::Symlink,
+    ];
+    let in_place_of = match entry.to.components().next() {
+        Some(first) => taken.contains(first.as_os_str()),
+        None => there,
+    };
+    let is_marker = |part: Component<'_>| part.as_os_str().as_bytes().starts_with(WHITEOUT);
+    kinds.contains(&entry.kind)
+        && !in_place_of
+        && !target.as_os_str().is_empty()
+        && !target.components().any(is_marker)
+}
+
+/// The directories on the way to the destination that are there; `None` where something else is,
+/// or where they have what a layer would have to repeat.
+fn existing(below: &RootFd, destination: &Path) -> io::Result<Option<Vec<(PathBuf, Stat)>>> {
+    let mut found = Vec::new();
+    let mut path = PathBuf::new();
+    for component in destination.components() {
+        path.push(component);
+        let stat = match below.lstat(&path) {
+            Ok(stat) => stat,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        };
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return Ok(None);
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let directory = below.open_in_root(&path, flags, Mode::empty())?;
+        match rustix::fs::flistxattr(&directory, &mut [0_u8; 0][..]) {
+            Ok(0) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+            _ => return Ok(None),
+        }
+        found.push((path.clone(), stat));
+    }
+    Ok(Some(found))
+}
+
+fn names(below: &RootFd, dir: &Path) -> io::Result<HashSet<OsString>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let names = walk::names(below.open_in_root(dir, flags, Mode::empty())?)?;
+    Ok(names.into_iter().map(|(name, _)| name).collect())
+}
+
+#[allow(clippy::unnecessary_cast)] // the fields' types differ by architecture
+fn mtime(stat: &Stat) -> (i64, i64) {
+    (stat.st_mtime as i64, stat.st_mtime_nsec as i64)
+}
+
+/// How, and when at the latest, in seconds since the epoch.
+#[derive(Debug)]
+pub(crate) struct Composing<'a> {
+    pub(crate) writer: &'a Writer<'a>,
+    pub(crate) last: Option<i64>,
+}
+
+impl Composing<'_> {
+    /// Tells everything there is to be in the layer.
+    pub(crate) fn write(
+        &self,
+        tree: &Tree,
+        plan: &Plan<'_>,
+        out: &mut Composer<'_>,
+    ) -> Result<(), Failure> {
+        let writer = self.writer;
+        let now = now();
+        let now = (now.div_euclid(1_000_000_000), now.rem_euclid(1_000_000_000));
+        let mut links: HashMap<(u64, u64), &Path> = HashMap::new();
+        for (path, thing) in &plan.0 {
+            if writer.cancel.is_cancelled() {
+                return Err((path.clone(), io::ErrorKind::Interrupted.into()));
+            }
+            match thing {
+                Thing::Below(stat, at) => {
+                    let owner = (stat.st_uid, stat.st_gid);
+                    let described = self.described(stat.st_mode, owner, at.unwrap_or(now));
+                    out.directory(path, &described)
+                }
+                Thing::Made(at) => {
+                    let octal = writer.chmod.and_then(ModeChange::octal);
+                    let mode = octal.map_or(0o755, |mode| mode & 0o777);
+                    let owner = writer.owner.unwrap_or((0, 0));
+                    out.directory(path, &self.described(mode, owner, at.unwrap_or(now)))
+                }
+                Thing::Copied(entry) => {
+                    let key = (entry.id.dev, entry.id.ino);
+                    let is_file = entry.kind == FileType::RegularFile;
+                    match links.get(&key).filter(|_| entry.linked && is_file) {
+                        Some(first) => out.link(path, &self.of(entry), first),
+                        None => {
+                            links.extend((entry.linked && is_file).then_some((key, &**path)));
+                            self.copy(tree, entry, path, out)
+                        }
+                    }
+                }
+            }
+            .map_err(on(path))?;
+        }
+        Ok(())
+    }
+
+    fn copy(
+        &self,
+        tree: &Tree,
+        entry: &Entry,
+        path: &Path,
+        out: &mut Composer<'_>,
+    ) -> io::Result<()> {
+        let described = self.of(entry);
+        match entry.kind {
+            FileType::Directory => out.directory(path, &described),
+            FileType::Symlink => out.symlink(path, &described, &entry.target),
+            _ => {
+                let mut file = content::open(tree, entry)?;
+                let mut xattrs: Vec<(OsString, Vec<u8>)> = Vec::new();
+                if !tree.foreign {
+                    let attributes = content::attributes(&file)?.into_iter();
+                    xattrs.extend(attributes.map(|(key, value)| (key.into(), value)));
+                }
+                let described = Described {
+                    xattrs: &xattrs,
+                    ..described
+                };
+                out.file(path, &described, entry.id.size, &mut file)
+                    .map_err(|error| match error.kind() {
+                        io::ErrorKind::UnexpectedEof => io::Error::other(content::Changed),
+                        _ => error,
+                    })?;
+                content::unchanged(entry, &file)
+            }
+        }
+    }
+
+    fn of(&self, entry: &Entry) -> Described<'static> {
+        let mode = match entry.kind {
+            FileType::Symlink => 0o777,
+            _ => self.writer.mode_of(entry),
+        };
+        self.described(mode, self.writer.owner_of(entry), entry.mtime)
+    }
+
+    fn described(&self, mode: u32, (uid, gid): (u32, u32), time: (i64, i64)) -> Described<'static> {
+        let (seconds, nanos) = match self.last {
+            Some(last) if time > (last, 0) => (last, 0),
+            _ => time,
+        };
+        Described {
+            mode: mode & 0o7777,
+            uid,
+            gid,
+            mtime: (seconds, u32::try_from(nanos).unwrap_or_default()),
+            xattrs: &[],
+        }
+    }
+}
