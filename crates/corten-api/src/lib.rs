@@ -13,6 +13,7 @@ mod auth;
 mod error;
 mod hijack;
 mod listener;
+mod ordered;
 mod query;
 mod routes;
 mod stream;

@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::{Answer, Body, Query, no_content};
 use crate::error::ApiError;
+use crate::ordered::ordered;
 use crate::query::{filters, flag, number, truthy};
 use crate::stream;
 
@@ -202,7 +203,7 @@ async fn inspect(
     let mut document = serde_json::to_value(container)
         .map_err(|error| ApiError::internal(format!("container {name}: {error}")))?;
     flatten_bridge(&mut document);
-    Ok(Json(document).into_response())
+    Ok(ordered(document)?.into_response())
 }
 
 /// Up to API 1.51 the default bridge's settings are also found beside `Networks`; today's

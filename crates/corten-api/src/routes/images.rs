@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::{Answer, Query, archives, distribution};
 use crate::error::ApiError;
+use crate::ordered::ordered;
 use crate::query::{filters, flag};
 
 pub(super) fn routes() -> Router<Engine> {
@@ -70,7 +71,7 @@ async fn look(
         Some((name, "json")) => {
             let platforms = archives::platforms(&query, "platform")?;
             images.check_platforms(name, platforms).await?;
-            Ok(Json(images.inspect(name).await?).into_response())
+            Ok(ordered(images.inspect(name).await?)?.into_response())
         }
         Some((name, "history")) => {
             let platform = archives::platforms(&query, "platform")?.pop();

@@ -9,6 +9,7 @@ use http::StatusCode;
 use serde::Deserialize;
 
 use super::{Answer, Body, Query, no_content};
+use crate::ordered::ordered;
 use crate::query::filters;
 
 pub(super) fn routes() -> Router<Engine> {
@@ -40,7 +41,7 @@ async fn prune(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) 
 }
 
 async fn inspect(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
-    Ok(Json(engine.networks().inspect(&name).await?).into_response())
+    Ok(ordered(engine.networks().inspect(&name).await?)?.into_response())
 }
 
 async fn remove(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
