@@ -5,6 +5,7 @@
 //! layer, so nothing that happens to the store can make it lie.
 
 mod foreign;
+mod urls;
 
 use std::collections::HashSet;
 
@@ -16,10 +17,12 @@ use rusqlite::OptionalExtension;
 use crate::error::BuildError;
 use crate::file_index;
 
+pub(crate) use urls::KnownFile;
+
 /// The build cache's tables.
 pub const SCHEMA: Schema = Schema {
     name: "corten-build",
-    migrations: &[V1, file_index::V2, V3],
+    migrations: &[V1, file_index::V2, V3, urls::V4],
 };
 
 const V1: &str = "
@@ -267,6 +270,7 @@ impl Cache {
     pub(crate) fn forget_files(&self, seconds: i64) -> Result<(), BuildError> {
         let before = now() / 1_000_000_000 - seconds;
         self.database.write(Durability::Relaxed, |db| {
+            urls::forget_before(db, before)?;
             file_index::forget_before(db, before)
         })
     }

@@ -27,6 +27,8 @@ pub struct Download {
     pub size: Option<u64>,
     /// When it was changed, where the server says so.
     pub modified: Option<SystemTime>,
+    /// What this state of it is called, where the server says so.
+    pub etag: Option<String>,
     /// Its bytes.
     pub bytes: Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>,
 }
@@ -57,6 +59,22 @@ impl Client {
     /// [`RegistryError::Download`]: the address is none, or the server cannot be reached;
     /// [`RegistryError::DownloadRefused`]: it has no such file or does not give it.
     pub async fn download(&self, address: &str) -> Result<Download, RegistryError> {
+        let found = self.download_unless(address, None).await?;
+        found.ok_or_else(|| RegistryError::Download {
+            address: address.to_owned(),
+            reason: "the server says that it is unchanged, but nobody asked".to_owned(),
+        })
+    }
+
+    /// The same, unless the file is in the state that is known by this name (`ETag`).
+    ///
+    /// # Errors
+    /// As [`download`](Self::download).
+    pub async fn download_unless(
+        &self,
+        address: &str,
+        known: Option<&str>,
+    ) -> Result<Option<Download>, RegistryError> {
         let failed = |reason: String| RegistryError::Download {
             address: address.to_owned(),
             reason,
@@ -72,11 +90,18 @@ impl Client {
                 ..Trust::default()
             };
             let connections = self.http(&trust)?;
-            let answer = connections.general.get(url.clone()).send().await;
+            let mut request = connections.general.get(url.clone());
+            if let Some(known) = known {
+                request = request.header(header::IF_NONE_MATCH, known);
+            }
+            let answer = request.send().await;
             let answer = answer.map_err(|error| failed(innermost(&error)))?;
             if let Some(next) = redirect(&answer, &url) {
                 url = next;
                 continue;
+            }
+            if known.is_some() && answer.status() == StatusCode::NOT_MODIFIED {
+                return Ok(None);
             }
             if !answer.status().is_success() {
                 return Err(RegistryError::DownloadRefused {
@@ -91,14 +116,17 @@ impl Client {
                 let text = value.to_str().ok()?;
                 httpdate::parse_http_date(text).ok()
             });
+            let etag = answer.headers().get(header::ETAG);
+            let etag = etag.and_then(|value| Some(value.to_str().ok()?.to_owned()));
             let bytes = answer
                 .bytes_stream()
                 .map(|piece| piece.map_err(|error| io::Error::other(innermost(&error))));
-            return Ok(Download {
+            return Ok(Some(Download {
                 size,
                 modified,
+                etag,
                 bytes: Box::pin(bytes),
-            });
+            }));
         }
         Err(failed(format!("stopped after {MAX_REDIRECTS} redirects")))
     }

@@ -19,6 +19,8 @@ pub(crate) struct Downloaded {
     pub(crate) digest: String,
     /// When it was last changed, as the server says.
     pub(crate) modified: Option<SystemTime>,
+    /// What the server calls this state of it.
+    pub(crate) etag: Option<String>,
 }
 
 /// What the server, or the way there, has against it. The address is told elsewhere, without
@@ -40,11 +42,28 @@ pub(crate) async fn download(
     name: &str,
     cancel: &Cancel,
 ) -> Result<Downloaded, String> {
+    let found = download_unless(url, None, (dir, name), cancel).await?;
+    found.ok_or_else(|| {
+        masked(&format!(
+            "failed to load {url}: invalid response status 304"
+        ))
+    })
+}
+
+/// The same, unless the file is in the state that is known by a name.
+pub(crate) async fn download_unless(
+    url: &Url,
+    known: Option<&str>,
+    (dir, name): (&Path, &str),
+    cancel: &Cancel,
+) -> Result<Option<Downloaded>, String> {
     let told = |what: String| masked(&format!("failed to load {url}: {what}"));
     let transfer = async {
         let client = Client::new(RegistriesConfig::default()).map_err(|error| reason(&error))?;
-        let found = client.download(url.as_str()).await;
-        let mut found = found.map_err(|error| reason(&error))?;
+        let found = client.download_unless(url.as_str(), known).await;
+        let Some(mut found) = found.map_err(|error| reason(&error))? else {
+            return Ok(None);
+        };
         let path = dir.join(name);
         let failed = |error: std::io::Error| error.to_string();
         let mut file = create(&path).map_err(failed)?;
@@ -56,11 +75,12 @@ pub(crate) async fn download(
         let time = found.modified.unwrap_or(UNIX_EPOCH);
         file.set_modified(time).map_err(failed)?;
         let digest = format!("sha256:{}", hex::encode(hasher.finalize()));
-        Ok(Downloaded {
+        Ok(Some(Downloaded {
             path,
             digest,
             modified: found.modified,
-        })
+            etag: found.etag,
+        }))
     };
     tokio::select! {
         done = transfer => done.map_err(told),

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
 use corten_store::TmpDir;
+use url::Url;
 
 use super::Session;
 use super::blocking;
 use crate::attest::Material;
+use crate::cache::KnownFile;
 use crate::error::BuildError;
 use crate::plan::RemoteOp;
 use crate::remote::git::{self, Access, Resolved};
@@ -22,6 +24,8 @@ pub(super) struct Identified {
     pub(super) key: String,
     /// It is here already.
     here: Option<(Arc<TmpDir>, Downloaded)>,
+    /// The digest that it has by what the server says.
+    digest: Option<String>,
     commit: Option<Resolved>,
 }
 
@@ -51,6 +55,7 @@ impl Session {
                 }
                 (Remote::Http(url), _, here) => {
                     let digest = here.as_ref().map(|(_, done)| &done.digest);
+                    let digest = digest.or(identified.digest.as_ref());
                     let digest = digest.or(op.checksum.as_ref());
                     digest.map(|digest| Material::file(&masked(url.as_str()), digest))
                 }
@@ -73,16 +78,37 @@ impl Session {
             (Remote::Http(url), Some(checksum)) => Ok(Ok(Identified {
                 key: http_key(&file_name(url), checksum, op.unpack),
                 here: None,
+                digest: None,
                 commit: None,
             })),
             (Remote::Http(url), None) => {
                 let name = file_name(url);
                 let dir = Arc::new(self.store.tmp_dir("download")?);
-                let done = http::download(url, dir.path(), &name, &self.cancel).await;
+                // What takes nothing from the cache wants the bytes.
+                let known = match self.no_cache {
+                    true => None,
+                    false => self.cache.known_file(url)?,
+                };
+                let etag = known.as_ref().map(|known| known.etag.as_str());
+                let place = (dir.path(), name.as_str());
+                let done = http::download_unless(url, etag, place, &self.cancel).await;
                 self.cancel.check()?;
-                Ok(done.map(|done| Identified {
-                    key: http_key(&name, &done.digest, op.unpack),
-                    here: Some((dir, done)),
+                let digest = match (&done, known) {
+                    (Err(message), _) => return Ok(Err(message.clone())),
+                    (Ok(Some(done)), _) => {
+                        self.note(url, done)?;
+                        done.digest.clone()
+                    }
+                    (Ok(None), Some(known)) => known.digest,
+                    (Ok(None), None) => {
+                        let message = format!("{url}: unchanged, but since when is not known");
+                        return Ok(Err(masked(&message)));
+                    }
+                };
+                Ok(Ok(Identified {
+                    key: http_key(&name, &digest, op.unpack),
+                    here: done.ok().flatten().map(|done| (dir, done)),
+                    digest: Some(digest),
                     commit: None,
                 }))
             }
@@ -102,9 +128,24 @@ impl Session {
                         commit.commit, op.keep_git_dir, source.no_submodules
                     ),
                     here: None,
+                    digest: None,
                     commit: Some(commit),
                 }))
             }
+        }
+    }
+
+    /// Notes in which state a file was.
+    fn note(&self, url: &Url, done: &Downloaded) -> Result<(), BuildError> {
+        match &done.etag {
+            None => Ok(()),
+            Some(etag) => self.cache.note_file(
+                url,
+                &KnownFile {
+                    etag: etag.clone(),
+                    digest: done.digest.clone(),
+                },
+            ),
         }
     }
 
@@ -131,6 +172,13 @@ impl Session {
                     && *checksum != done.digest
                 {
                     return Ok(Err(format!("digest mismatch {}: {checksum}", done.digest)));
+                }
+                self.note(url, &done)?;
+                if let Some(digest) = &identified.digest
+                    && *digest != done.digest
+                {
+                    let message = format!("{url} changed while it was asked for: build again");
+                    return Ok(Err(masked(&message)));
                 }
                 let root = dir.path().to_owned();
                 (dir, root, name)
