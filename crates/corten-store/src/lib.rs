@@ -44,7 +44,7 @@ pub use images::{
 };
 pub use layers::{
     Change, ChangeKind, Composer, Described, LayerBlob, LayerForm, LayerInfo, Layers, Merged,
-    Upper, WorkDir,
+    Squeeze, Squeezer, Upper, WorkDir,
 };
 pub use leases::{Lease, Leases};
 pub use phases::{Phase, Phases};

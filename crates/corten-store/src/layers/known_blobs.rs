@@ -5,8 +5,8 @@ use std::io;
 
 use corten_db::Durability;
 use corten_oci::{DiffId, Digest, media_type};
-use flate2::{Compression, GzBuilder};
 
+use super::squeeze::{Squeeze, Squeezed, Squeezer};
 use super::{LayerBlob, Layers, decode};
 use crate::error::{StoreError, at};
 use crate::tmp::TmpDir;
@@ -117,9 +117,34 @@ impl Layers {
     /// The layer cannot be read or the store cannot be written;
     /// [`StoreError::CorruptLayer`] when the directory no longer is what it was.
     pub fn compress(&self, diff_id: &DiffId) -> Result<LayerBlob, StoreError> {
-        let known = self.blob_for(diff_id)?;
-        if let Some(blob) = &known
-            && blob.digest != *diff_id.digest()
+        self.compress_as(diff_id, Squeeze::default())
+    }
+
+    /// Makes (or finds) a blob of a layer that is compressed in a certain way; without `force`
+    /// one that is compressed in any way is as good.
+    ///
+    /// # Errors
+    /// As [`compress`](Self::compress).
+    pub fn compress_as(&self, diff_id: &DiffId, how: Squeeze) -> Result<LayerBlob, StoreError> {
+        let mut here = self.blobs_of(diff_id)?;
+        here.retain(|blob| self.blobs.has(&blob.digest));
+        let plain = |blob: &LayerBlob| blob.digest == *diff_id.digest();
+        let wanted = |blob: &&LayerBlob| {
+            let as_wanted = match how.with {
+                Squeezer::Plain => plain(blob),
+                with => {
+                    media_type::oci_layer(&blob.media_type)
+                        == media_type::oci_layer(with.layer_type())
+                }
+            };
+            // Of a level that was asked for nobody knows whether it is of that.
+            as_wanted && (!how.force || how.level.is_none())
+        };
+        let squeezed = |blob: &&LayerBlob| !plain(blob) && !how.force;
+        if let Some(blob) = here
+            .iter()
+            .find(squeezed)
+            .or_else(|| here.iter().find(wanted))
         {
             return Ok(blob.clone());
         }
@@ -127,31 +152,29 @@ impl Layers {
         let path = tmp.path().join("blob");
         let file = File::create(&path).map_err(at("create", &path))?;
         let compressed = decode::Hashing::new(file);
-        let gzip = GzBuilder::new()
-            .mtime(0)
-            .write(compressed, Compression::default());
-        let mut plain = decode::Hashing::new(gzip);
-        match known {
+        let squeezed = Squeezed::new(how, compressed).map_err(at("compress", &path))?;
+        let mut tar = decode::Hashing::new(squeezed);
+        match here.into_iter().find(plain) {
             // It came uncompressed, perhaps as no archive that we would write.
             Some(blob) => {
                 let mut file = self.blobs.open(&blob.digest)?;
-                io::copy(&mut file, &mut plain).map_err(at("compress", &path))?;
+                io::copy(&mut file, &mut tar).map_err(at("compress", &path))?;
             }
-            None => self.tar(diff_id, &mut plain)?,
+            None => self.tar(diff_id, &mut tar)?,
         }
-        let (gzip, actual, _) = plain.finish();
+        let (squeezed, actual, _) = tar.finish();
         if actual != *diff_id.digest() {
             return Err(StoreError::CorruptLayer {
                 expected: diff_id.clone(),
                 actual: DiffId(actual),
             });
         }
-        let (_, digest, size) = gzip.finish().map_err(at("write", &path))?.finish();
+        let (_, digest, size) = squeezed.finish().map_err(at("write", &path))?.finish();
         self.blobs.adopt(&digest, &path)?;
         let blob = LayerBlob {
             digest,
             size,
-            media_type: media_type::DOCKER_LAYER_GZIP.to_owned(),
+            media_type: how.with.layer_type().to_owned(),
         };
         self.record_blob(diff_id, &blob)?;
         Ok(blob)

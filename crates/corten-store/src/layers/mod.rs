@@ -19,6 +19,7 @@ mod mount;
 mod pending;
 mod rows;
 mod settle;
+mod squeeze;
 mod tar_header;
 mod tar_write;
 mod walk;
@@ -54,6 +55,7 @@ pub use compose::{Composer, Described};
 pub use driver::LayerForm;
 pub use entry::{Attributes, attributes};
 pub use mount::Upper;
+pub use squeeze::{Squeeze, Squeezer};
 pub use work::WorkDir;
 pub use xattr::set as set_attribute;
 
