@@ -201,6 +201,39 @@ fn a_failing_step_shows_where_what_and_why() {
         assert!(done.stderr.contains(expected), "{expected:?} in {done:?}");
     }
     assert_eq!(engine.ok(["images", "-q", "bad"]), "");
+    // And what may help.
+    for (dockerfile, code, hint) in [
+        (
+            "FROM alpine\nRUN nonsuch -x\n",
+            127,
+            "hint: nonsuch is not in the image, or not in PATH",
+        ),
+        (
+            "FROM scratch\nRUN make\n",
+            127,
+            "hint: the image has no /bin/sh: write the command as a list",
+        ),
+        (
+            "FROM alpine\nCOPY Dockerfile /x\nRUN chmod 644 /x && /x\n",
+            126,
+            "hint: the file may not be executed: COPY --chmod=755",
+        ),
+        (
+            "FROM alpine\nCOPY --chmod=755 program /x\nRUN [\"/x\"]\n",
+            126,
+            "hint: the file is a program for another platform",
+        ),
+        (
+            "FROM alpine AS build\nFROM biuld\n",
+            1,
+            "(did you mean build?)",
+        ),
+    ] {
+        let files = [("Dockerfile", dockerfile), ("program", "\u{1}\u{2}\u{3}")];
+        let done = engine.build("hint", &files);
+        assert_eq!(done.code, code, "{dockerfile}: {done:?}");
+        assert!(done.stderr.contains(hint), "{hint:?} in {done:?}");
+    }
     engine.assert_clean();
 }
 
@@ -321,5 +354,27 @@ fn an_interrupted_build_says_so_and_leaves_nothing() {
         }
         assert_eq!(steps(), 0);
     }
+    engine.assert_clean();
+}
+
+#[test]
+fn triggers_that_run_nothing_are_no_steps() {
+    let engine = Engine::with_alpine();
+    let base = "FROM alpine\nONBUILD ARG VERSION=1\nONBUILD ENV NAME=value\nONBUILD USER 1000\n\
+                ONBUILD RUN id -u\n";
+    engine.build("onbuild", &[("Dockerfile", base)]);
+    let done = engine.build("child", &[("Dockerfile", "FROM onbuild\n")]);
+    assert_eq!(done.code, 0, "{done:?}");
+    let step = |text: &str| done.stderr.lines().any(|line| line.contains(text));
+    assert!(step("[2/2] RUN id -u"), "{done:?}");
+    assert!(
+        !step(" ARG ") && !step(" ENV ") && !step(" USER "),
+        "{done:?}"
+    );
+    let config = engine.ok(["inspect", "-f", "{{.Config.User}} {{.Config.Env}}", "child"]);
+    assert!(
+        config.starts_with("1000 [") && config.contains("NAME=value"),
+        "{config}"
+    );
     engine.assert_clean();
 }

@@ -644,3 +644,63 @@ fn compilers_are_shown_the_times_of_now() {
     }
     engine.assert_clean();
 }
+
+#[test]
+fn devices_are_those_that_are_described() {
+    let engine = Engine::with_alpine();
+    let (dir, shared) = (engine.path("cdi"), engine.path("shared"));
+    for path in [&dir, &shared] {
+        fs::create_dir(path).unwrap();
+    }
+    fs::write(shared.join("file"), "of the host\n").unwrap();
+    let described = format!(
+        "cdiVersion: 0.6.0\nkind: test.example/thing\ndevices:\n- name: one\n  containerEdits:\n    \
+         env: [THING=one]\n    deviceNodes:\n    - {{path: /dev/thing, hostPath: /dev/zero}}\n    \
+         mounts:\n    - hostPath: {}\n      containerPath: /opt/thing\n      options: [ro, nosuid]\n",
+        shared.display()
+    );
+    fs::write(dir.join("thing.yaml"), described).unwrap();
+    let build = |device: &str, flags: &[&str]| {
+        let dockerfile = format!(
+            "FROM alpine\nUSER 1000\nRUN --device={device} echo \"$THING $(cat /opt/thing/file) \
+             $(head -c 3 /dev/thing | wc -c)\"; touch /opt/thing/x; test -n \"$THING\"\n"
+        );
+        let context = engine.context("devices", &[("Dockerfile", &dockerfile)]);
+        let args = ["build", "--progress=plain", "-t", "devices"];
+        let mut command = engine.command(args.iter().chain(flags));
+        command.arg(context).env("CORTEN_CDI_DIRS", &dir);
+        Done::from(command.output().unwrap())
+    };
+    let done = build("test.example/thing=one", &["--allow=device"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(done.stderr.contains("one of the host 3"), "{done:?}");
+    assert!(done.stderr.contains("Read-only file system"), "{done:?}");
+    // Nothing of it is in the layer.
+    let there = "ls /opt /dev/thing 2>&1; echo \"[$THING]\"";
+    let shown = engine.ok(["run", "--rm", "devices", "sh", "-c", there]);
+    assert!(
+        shown.contains("/opt: No such file") && shown.contains("[]"),
+        "{shown}"
+    );
+    let done = build("test.example/thing", &["--allow=device=test.example/thing"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    // One that need not be there is not.
+    assert_eq!(build("test.example/other", &[]).code, 1);
+    for (device, expected) in [
+        (
+            "test.example/thing=one",
+            "is not allowed: build with --allow device",
+        ),
+        (
+            "test.example/other,required",
+            "\"test.example/other\" is not registered: no CDI description in",
+        ),
+        ("a,requird=1", "(did you mean required?)"),
+    ] {
+        let done = build(device, &[]);
+        assert_eq!(done.code, 1, "{done:?}");
+        assert!(done.stderr.contains(expected), "{done:?}");
+        assert!(done.stderr.contains("Dockerfile:3"), "{done:?}");
+    }
+    engine.assert_clean();
+}

@@ -1,13 +1,14 @@
 //! Named contexts, outputs, and sources that are elsewhere.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use rustix::pty::OpenptFlags;
-
-use crate::harness::{Engine, serve_files, serve_files_to};
+use crate::harness::{Engine, Terminal, serve_files, serve_files_to};
 
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -177,18 +178,10 @@ fn results_go_where_they_are_wanted() {
     assert_eq!(engine.ok(["run", "--rm", "kept", "cat", "/a"]), "a");
 
     // Nobody reads a tar from a terminal.
-    let ours = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-    rustix::pty::grantpt(&ours).unwrap();
-    rustix::pty::unlockpt(&ours).unwrap();
-    let name = rustix::pty::ptsname(&ours, Vec::new()).unwrap();
-    let terminal = fs::File::options()
-        .read(true)
-        .write(true)
-        .open(name.to_str().unwrap())
-        .unwrap();
+    let terminal = Terminal::open();
     for output in ["-", "type=tar"] {
         let mut to_terminal = engine.command(["build", "--target", "files", "-o", output, context]);
-        to_terminal.stdout(terminal.try_clone().unwrap());
+        to_terminal.stdout(terminal.theirs.try_clone().unwrap());
         let refused = to_terminal.output().unwrap();
         let told = String::from_utf8_lossy(&refused.stderr);
         assert_eq!(refused.status.code(), Some(1), "{told}");
@@ -199,8 +192,8 @@ fn results_go_where_they_are_wanted() {
         ("type=nothing", "exporter \"nothing\" could not be found"),
         ("type=local", "dest is required for local exporter"),
         (
-            "type=image,oci-mediatypes=false",
-            "oci-mediatypes=false is not supported",
+            "type=image,push-by-digest=true",
+            "push-by-digest=true is not supported",
         ),
     ] {
         let wrong = engine.fails(1, ["build", "-o", output, context]);
@@ -307,6 +300,69 @@ fn files_of_urls() {
         assert!(done.stderr.contains(expected), "{step}: {done:?}");
         assert!(done.stderr.contains("Dockerfile:2"), "{step}: {done:?}");
     }
+    engine.assert_clean();
+}
+
+/// A server of one file, which it gives only to those that have another state of it; how often
+/// it did.
+fn serve_states(state: Arc<Mutex<&'static str>>) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/file", listener.local_addr().unwrap());
+    let given = Arc::new(AtomicUsize::new(0));
+    let counted = given.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            let lines = lines
+                .map_while(Result::ok)
+                .take_while(|line| !line.is_empty());
+            let state = *state.lock().unwrap();
+            let known = format!("if-none-match: \"{state}\"");
+            // To the last line, or the client is cut off.
+            let is_known = lines.filter(|line| line.to_lowercase() == known).count() > 0;
+            let answer = if is_known {
+                format!("HTTP/1.1 304 Not Modified\r\nETag: \"{state}\"\r\n")
+            } else {
+                counted.fetch_add(1, Ordering::SeqCst);
+                format!(
+                    "HTTP/1.1 200 OK\r\nETag: \"{state}\"\r\nContent-Length: {}\r\n",
+                    state.len()
+                )
+            };
+            let body = if is_known { "" } else { state };
+            let answer = format!("{answer}Connection: close\r\n\r\n{body}");
+            let _sent = stream.write_all(answer.as_bytes());
+        }
+    });
+    (url, given)
+}
+
+#[test]
+fn a_url_whose_file_is_the_same_is_not_fetched_again() {
+    let engine = Engine::with_alpine();
+    let state = Arc::new(Mutex::new("one"));
+    let (url, given) = serve_states(state.clone());
+    let dockerfile = format!("FROM alpine\nADD {url} /file\n");
+    let build = |flags: &[&str]| {
+        let context = engine.context("etag", &[("Dockerfile", &dockerfile)]);
+        let args = ["build", "--progress=plain", "-t", "etag"];
+        let done = engine.run(args.iter().chain(flags).copied().chain([path(&context)]));
+        assert_eq!(done.code, 0, "{done:?}");
+        let shown = engine.ok(["run", "--rm", "etag", "cat", "/file"]);
+        // FROM is always known.
+        let cached = done.stderr.matches("CACHED").count() == 2;
+        (shown, cached, given.load(Ordering::SeqCst))
+    };
+    assert_eq!(build(&[]), ("one".to_owned(), false, 1));
+    assert_eq!(build(&[]), ("one".to_owned(), true, 1));
+    *state.lock().unwrap() = "two";
+    assert_eq!(build(&[]), ("two".to_owned(), false, 2));
+    assert_eq!(build(&["--no-cache"]), ("two".to_owned(), false, 3));
+    // The step's result is gone, the name of the state is not: it is fetched once more.
+    engine.ok(["rmi", "-f", "etag"]);
+    engine.ok(["builder", "prune", "-af"]);
+    assert_eq!(build(&[]), ("two".to_owned(), false, 4));
     engine.assert_clean();
 }
 

@@ -27,7 +27,7 @@ CMD [\"/out\"]
 ";
 
 /// A document of an OCI layout.
-fn blob(layout: &Path, digest: &Value) -> Value {
+pub(crate) fn blob(layout: &Path, digest: &Value) -> Value {
     let (_, hex) = digest.as_str().unwrap().split_once(':').unwrap();
     let text = fs::read(layout.join("blobs/sha256").join(hex)).unwrap();
     serde_json::from_slice(&text).unwrap()

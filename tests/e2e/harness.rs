@@ -11,6 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use rustix::pty::OpenptFlags;
 use tempfile::TempDir;
 
 /// How long a condition may take to come true before a test fails.
@@ -252,13 +253,18 @@ impl Drop for Engine {
 }
 
 /// A process that is killed (by pid) when dropped.
-pub(crate) struct Background(Child);
+pub(crate) struct Background(pub(crate) Child);
 
 impl Background {
     /// `kill -9`, and waits until it is gone.
     pub(crate) fn kill_9(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
+    }
+
+    /// Waits for the end of one whose output goes elsewhere; its exit code.
+    pub(crate) fn code(&mut self) -> Option<i32> {
+        self.0.wait().unwrap().code()
     }
 
     /// Sends it a signal.
@@ -299,6 +305,33 @@ impl Drop for Background {
         if matches!(self.0.try_wait(), Ok(None)) {
             self.0.kill().ok();
             self.0.wait().ok();
+        }
+    }
+}
+
+/// A terminal.
+pub(crate) struct Terminal {
+    /// Who reads it sees the screen, who writes to it types.
+    pub(crate) ours: fs::File,
+    /// A program's streams.
+    pub(crate) theirs: fs::File,
+}
+
+impl Terminal {
+    pub(crate) fn open() -> Self {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let ours = rustix::pty::openpt(flags).unwrap();
+        rustix::pty::grantpt(&ours).unwrap();
+        rustix::pty::unlockpt(&ours).unwrap();
+        let name = rustix::pty::ptsname(&ours, Vec::new()).unwrap();
+        let theirs = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(name.to_str().unwrap())
+            .unwrap();
+        Self {
+            ours: ours.into(),
+            theirs,
         }
     }
 }

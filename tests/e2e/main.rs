@@ -12,6 +12,8 @@ mod build_cache;
 mod build_checks;
 mod build_contexts;
 mod build_dates;
+mod build_debug;
+mod build_forms;
 mod build_graph;
 mod build_history;
 mod build_mounts;

@@ -87,12 +87,14 @@ pub enum BuildError {
         source: BoxError,
     },
     /// A base image cannot be had.
-    #[error("{name}: failed to resolve source metadata for {image}: {source}")]
+    #[error("{name}: failed to resolve source metadata for {image}: {source}{hint}")]
     Image {
         /// Its name, as short as it can be.
         name: String,
         /// Its full name.
         image: String,
+        /// ` (did you mean …?)`, or nothing.
+        hint: String,
         /// The FROM or COPY that names it.
         place: Box<Place>,
         /// Why.
@@ -184,8 +186,9 @@ impl BuildError {
             Self::Process {
                 place,
                 step,
+                process,
+                code,
                 output,
-                ..
             } => {
                 let mut report = format!("------\n > {step}:\n");
                 for line in output.lines() {
@@ -194,6 +197,9 @@ impl BuildError {
                 }
                 report.push_str("------\n");
                 report.push_str(&place.snippet());
+                if let Some(hint) = crate::hints::of_command(process, *code, output) {
+                    report.push_str(&format!("hint: {hint}\n"));
+                }
                 report
             }
             _ => String::new(),

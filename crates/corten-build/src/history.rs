@@ -19,6 +19,7 @@ use crate::error::BuildError;
 use crate::progress::{BuildEvent, EventSink};
 use crate::remote::masked;
 use crate::request::{BuildRequest, Context, DockerfileSource};
+use crate::special_args::BUILD_NAME;
 
 /// Ended builds that are kept, as with BuildKit.
 const KEPT: usize = 50;
@@ -258,7 +259,10 @@ fn asked(request: &BuildRequest) -> Asked {
         name.push_str(&shown);
     }
     let target = request.target.clone().unwrap_or_default();
-    if !target.is_empty() {
+    let given = request.build_args.get(BUILD_NAME).cloned().flatten();
+    if let Some(given) = given.filter(|given| !given.is_empty()) {
+        name = given;
+    } else if !target.is_empty() {
         name.push_str(&format!(" ({target})"));
     }
     Asked {

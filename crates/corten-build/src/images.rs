@@ -8,6 +8,7 @@ use corten_store::{Image, Store, StoreError};
 
 use crate::config::ImageDocument;
 use crate::error::BuildError;
+use crate::hints;
 use crate::plan::{BaseImage, ImageKey};
 use crate::request::PullProgress;
 use crate::solve::{Session, brief};
@@ -34,6 +35,7 @@ pub(crate) async fn resolve(
         Err(Failure::Image(source)) => Err(BuildError::Image {
             name: key.image.familiar(),
             image: key.image.to_string(),
+            hint: hints::of_image(&key.image, &session.source.dockerfile).unwrap_or_default(),
             place: Box::new(session.source.place(span)),
             source,
         }),

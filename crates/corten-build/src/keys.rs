@@ -107,6 +107,10 @@ pub(crate) fn run(
     if op.insecure {
         key.add("insecure");
     }
+    for device in &op.devices {
+        let required = [u8::from(device.required)];
+        key.add("device").add(&device.name).add(required);
+    }
     if *seen.limits != StepLimits::default() {
         key.add("limits").add(format!("{:?}", seen.limits));
     }
@@ -244,6 +248,7 @@ mod tests {
             script: None,
             mounts: Vec::new(),
             insecure: false,
+            devices: Vec::new(),
         }
     }
 
@@ -252,6 +257,7 @@ mod tests {
     fn seen() -> Seen<'static> {
         static NONE: StepLimits = StepLimits {
             ulimits: Vec::new(),
+            hostname: None,
             shm_size: None,
             cgroup_parent: None,
         };

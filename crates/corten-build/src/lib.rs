@@ -7,7 +7,8 @@
 //! `cache_mounts`, `mount_points` and `agent` (a RUN step and what it is lent), `workers` and
 //! `step` (the single-threaded processes it happens in), `export` and `files` (the result), `attest`
 //! (what is said of it), `inquiry` (answers without a build), `progress` (events), `history` (builds
-//! that have been).
+//! that have been), `hints` (what may help), `cdi` (devices of
+//! RUN).
 //!
 //! Invariants: nothing a Dockerfile, context or image says is resolved outside its root; a flag
 //! that is not carried out is refused; a step's result is recorded only when it is whole; the
@@ -19,12 +20,14 @@ mod attest;
 mod cache;
 mod cache_mounts;
 mod cancel;
+mod cdi;
 mod config;
 mod context;
 mod error;
 mod export;
 mod file_index;
 mod files;
+mod hints;
 pub mod history;
 mod images;
 mod inquiry;
@@ -40,13 +43,17 @@ mod request;
 mod run;
 mod snapshot;
 mod solve;
+mod special_args;
 pub mod step;
 mod step_mounts;
 mod wire;
 mod workers;
 
-pub use attest::{Annotation, AnnotationKind, Attest, Provenance, SlsaVersion};
+pub use attest::{
+    Annotation, AnnotationKind, Attest, Compressor, LayerCompression, Provenance, SlsaVersion,
+};
 pub use cache::{CacheRecord, Pruned, RecordKind, SCHEMA};
+pub use cdi::usual_directories as usual_cdi_directories;
 pub use error::{BuildError, Place};
 pub use history::{BuildRecord, History};
 pub use inquiry::{Answer, Found, Inquiry};
@@ -54,7 +61,7 @@ pub use progress::{BuildEvent, EventSink};
 pub use request::{
     BuildRequest, CacheExport, CacheImport, CacheTarget, CachedBlob, Context, DockerfileSource,
     FilesOutput, ImageSource, NamedContext, PullFuture, PullProgress, PullSink, RegistryDocument,
-    Sandboxing, Secret, StepEndpoint, StepLimits, StepNetwork, StepNetworkMode,
+    Sandboxing, Secret, ShellOffer, StepEndpoint, StepLimits, StepNetwork, StepNetworkMode,
 };
 pub use snapshot::Snapshot;
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -43,6 +44,8 @@ pub struct BuildRequest {
     /// Platforms of the result; the host's when there are none. Of several the result is an index
     /// of images. Steps that run programs of a platform need a kernel that can execute them.
     pub platforms: Vec<Platform>,
+    /// The result is an index, and directories for platforms, of one platform, too.
+    pub multi_platform: bool,
     /// Network of RUN steps that do not say themselves.
     pub network: StepNetworkMode,
     /// `--add-host`: name and address, for RUN steps.
@@ -59,6 +62,9 @@ pub struct BuildRequest {
     pub agents: BTreeMap<String, PathBuf>,
     /// `--allow security.insecure`.
     pub allow_insecure: bool,
+    /// `--allow device`: devices that RUN may ask for, all of them if the list is empty. Others
+    /// only where their descriptions allow it.
+    pub allow_devices: Option<Vec<String>>,
     /// What RUN steps are limited by.
     pub limits: StepLimits,
     /// Memory and CPUs of RUN steps. As with BuildKit they are in no key: what a step makes does
@@ -69,6 +75,30 @@ pub struct BuildRequest {
     /// Whether no file of a layer is to be later than SOURCE_DATE_EPOCH; if nothing is said, it
     /// is so.
     pub rewrite_times: Option<bool>,
+    /// Opens a shell in the first RUN step that fails; the build fails when it has ended.
+    pub shell: Option<ShellOffer>,
+}
+
+/// Is given the terminal of a shell in a failed step, once, and told which shell it is.
+pub struct ShellOffer(Box<TakeShell>);
+
+type TakeShell = dyn FnOnce(OwnedFd, &str) + Send;
+
+impl ShellOffer {
+    /// Of what is to be done with the terminal.
+    pub fn new(take: impl FnOnce(OwnedFd, &str) + Send + 'static) -> Self {
+        Self(Box::new(take))
+    }
+
+    pub(crate) fn give(self, terminal: OwnedFd, shell: &str) {
+        (self.0)(terminal, shell);
+    }
+}
+
+impl fmt::Debug for ShellOffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ShellOffer(…)")
+    }
 }
 
 /// What a name stands for in FROM, COPY and RUN.
@@ -132,13 +162,15 @@ pub enum FilesOutput {
     Stdout,
 }
 
-/// Limits of RUN steps.
+/// Limits and surroundings of RUN steps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StepLimits {
     /// `--ulimit`: name (`nofile`), soft and hard limit.
     pub ulimits: Vec<(String, u64, u64)>,
     /// `--shm-size` in bytes.
     pub shm_size: Option<u64>,
+    /// What the machine is called (`buildkitsandbox` when absent).
+    pub hostname: Option<String>,
     /// `--cgroup-parent`, relative to each hierarchy's root; the engine's own when absent.
     pub cgroup_parent: Option<String>,
 }
@@ -378,6 +410,8 @@ pub struct Sandboxing {
     pub cache_mounts: PathBuf,
     /// Where builds are recorded.
     pub history: PathBuf,
+    /// Where devices are described (CDI); later directories count for more.
+    pub cdi: Vec<PathBuf>,
 }
 
 impl Sandboxing {

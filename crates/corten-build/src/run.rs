@@ -1,12 +1,14 @@
 //! RUN, the builder's side: the runtime-spec document, the files that must not end up in the
-//! layer, the process that carries the step out, and its output.
+//! layer, the process that carries the step out, and its output; a shell where it failed.
+
+mod shell;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use corten_oci::DiffId;
 use corten_oci::runtime_spec::{
@@ -16,13 +18,14 @@ use corten_runtime::{Cgroup, defaults};
 use corten_store::{Store, TmpDir, WorkDir};
 
 use crate::cancel::Cancel;
+use crate::cdi::{self, Changes};
 use crate::error::BuildError;
 use crate::ops::leavings::Leavings;
 use crate::ops::users;
 use crate::plan::{RunOp, SCRIPTS};
 use crate::progress::LogStream;
-use crate::request::{Sandboxing, Secret, StepLimits, StepNetworkMode};
-use crate::step_mounts::Caches;
+use crate::request::{Sandboxing, Secret, ShellOffer, StepEndpoint, StepLimits, StepNetworkMode};
+use crate::step_mounts::{Caches, Ready};
 use crate::wire::{JobNetwork, Outcome, StepJob};
 use crate::workers::{Worker, Workers};
 use crate::{mount_points, step_mounts};
@@ -76,13 +79,15 @@ pub(crate) struct RunInput<'a> {
     pub(crate) caches: &'a Caches,
     /// Nothing in the layer is later than this, in seconds since the epoch.
     pub(crate) last: Option<i64>,
+    /// Somebody wants a shell in the first step that fails.
+    pub(crate) shell: &'a Mutex<Option<ShellOffer>>,
 }
 
 /// Runs the command and makes a layer of what it changed. Blocks.
 pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, BuildError> {
     input.cancel.check()?;
     // Mount points of a step are part of the stack's bottom, so none is made in the layer.
-    let mut ready = match step_mounts::prepare(input)? {
+    let (mut ready, devices) = match prepare(input)? {
         Ok(ready) => ready,
         Err(message) => return Ok(Ended::Refused(message)),
     };
@@ -95,10 +100,7 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
         Err(message) => return Ok(Ended::NotStarted(message)),
     };
     let mut worker = input.workers.take(input.sandboxing, input.cancel)?;
-    let endpoint = match input.op.network {
-        StepNetworkMode::Default => Some(worker.place(&*input.sandboxing.network)?),
-        StepNetworkMode::None | StepNetworkMode::Host => None,
-    };
+    let endpoint = place(input, &mut worker)?;
     if input.more && !input.op.insecure && endpoint.is_some() {
         // Without one the next step finds a place itself, or says why there is none.
         if let Err(error) = worker.reserve(&*input.sandboxing.network) {
@@ -107,28 +109,12 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
     }
     let files = files(input, &work)?;
     let mut spec = spec(input, &identity, &files, &ready.env)?;
+    devices
+        .apply(&mut spec)
+        .map_err(BuildError::io("devices"))?;
     let (opened, fds) = add_mounts(&mut spec, std::mem::take(&mut ready.mounts));
     let missing = mount_points::missing(&root, &points);
-    let id = random_id();
-    let job = StepJob {
-        network: match (&endpoint, input.op.network) {
-            (Some(place), _) => JobNetwork::Bridge(Box::new(place.endpoint.clone())),
-            (None, StepNetworkMode::Host) => JobNetwork::Host,
-            (None, _) => JobNetwork::None,
-        },
-        next: worker.reserved(),
-        cgroup: format!(
-            "{}/{id}",
-            input
-                .limits
-                .cgroup_parent
-                .as_ref()
-                .unwrap_or(&input.sandboxing.cgroup_parent)
-        ),
-        id,
-        spec,
-        opened,
-    };
+    let job = job(input, &worker, endpoint.as_ref(), spec, opened);
     let (outcome, output) = execute(input, worker, &job, root.as_fd(), &fds, log)?;
     drop(endpoint);
     drop(fds);
@@ -141,12 +127,25 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
     if let Err(message) = served {
         return Ok(Ended::Refused(message));
     }
+    let mut output = output;
+    if !matches!(outcome, Outcome::Ended { code: 0, .. }) {
+        let offer = input
+            .shell
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let none = offer
+            .map(|offer| shell::open(input, &work, offer))
+            .transpose()?;
+        if let Some(why) = none.flatten() {
+            output.push_str(&format!("\n{why}\n"));
+        }
+    }
     match outcome {
         Outcome::Ended { code: 0, .. } => {
             crate::ops::settle(input.store, input.leavings, work, input.last).map(Ended::Done)
         }
         Outcome::Ended { code, oom } => {
-            let mut output = output;
             if oom {
                 output.push_str("\nthe out-of-memory killer struck\n");
             }
@@ -168,6 +167,51 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
             message,
             code: None,
         } => Ok(Ended::NotStarted(message)),
+    }
+}
+
+/// Its mounts, those of its devices included, and what else these change.
+fn prepare(input: &RunInput<'_>) -> Result<Result<(Ready, Changes), String>, BuildError> {
+    let mut devices = match cdi::changes(&input.sandboxing.cdi, &input.op.devices) {
+        Ok(devices) => devices,
+        Err(message) => return Ok(Err(message)),
+    };
+    Ok(step_mounts::prepare(input)?.map(|mut ready| {
+        ready.mounts.append(&mut devices.mounts);
+        (ready, devices)
+    }))
+}
+
+/// Its place on the bridge, if that is its network.
+fn place(input: &RunInput<'_>, worker: &mut Worker) -> Result<Option<StepEndpoint>, BuildError> {
+    match input.op.network {
+        StepNetworkMode::Default => worker.place(&*input.sandboxing.network).map(Some),
+        StepNetworkMode::None | StepNetworkMode::Host => Ok(None),
+    }
+}
+
+fn job(
+    input: &RunInput<'_>,
+    worker: &Worker,
+    endpoint: Option<&StepEndpoint>,
+    spec: Spec,
+    opened: Vec<usize>,
+) -> StepJob {
+    let id = random_id();
+    let parent = input.limits.cgroup_parent.as_ref();
+    let parent = parent.unwrap_or(&input.sandboxing.cgroup_parent);
+    StepJob {
+        network: match (endpoint, input.op.network) {
+            (Some(place), _) => JobNetwork::Bridge(Box::new(place.endpoint.clone())),
+            (None, StepNetworkMode::Host) => JobNetwork::Host,
+            (None, _) => JobNetwork::None,
+        },
+        next: worker.reserved(),
+        cgroup: format!("{parent}/{id}"),
+        id,
+        spec,
+        opened,
+        terminal: false,
     }
 }
 
@@ -206,9 +250,7 @@ fn execute(
         scope.spawn(move || read(stderr, err, log, tail));
         worker.outcome()
     });
-    let tail = tail
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let tail = tail.into_inner().unwrap_or_else(PoisonError::into_inner);
     match outcome {
         Ok(outcome) => {
             // What a command with all rights has done to its process's namespaces is its own.
@@ -266,9 +308,7 @@ fn tell(bytes: &[u8], which: LogStream, log: LogSink<'_>, tail: &Mutex<String>) 
     }
     let text = String::from_utf8_lossy(bytes).into_owned();
     {
-        let mut tail = tail
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
         tail.push_str(&text);
         if tail.len() > 2 * TAIL {
             let cut = tail.len() - TAIL;
@@ -306,10 +346,7 @@ pub(crate) struct StepFiles(Mutex<Option<TmpDir>>);
 impl StepFiles {
     /// Their directory.
     fn directory(&self, store: &Store) -> Result<PathBuf, BuildError> {
-        let mut made = self
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(dir) = made.as_ref() {
             return Ok(dir.path().to_owned());
         }
@@ -326,10 +363,7 @@ impl StepFiles {
 
     /// Removes them: there are no more steps.
     pub(crate) fn end(&self) {
-        let mut made = self
-            .0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut made = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         drop(made.take());
     }
 }
@@ -353,8 +387,9 @@ fn files(input: &RunInput<'_>, work: &WorkDir) -> Result<Files, BuildError> {
         Ok(path)
     };
     let hosts = || {
+        let name = hostname(input.limits);
         let mut hosts =
-            format!("127.0.0.1\tlocalhost {HOSTNAME}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+            format!("127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
         for (name, address) in input.hosts {
             hosts.push_str(&format!("{address}\t{name}\n"));
         }
@@ -421,7 +456,7 @@ fn spec(
         .set_cwd(PathBuf::from(&op.cwd))
         .set_user(user);
     spec.set_process(Some(process));
-    spec.set_hostname(Some(HOSTNAME.to_owned()));
+    spec.set_hostname(Some(hostname(input.limits).to_owned()));
     let mut mounts = spec.mounts().clone().unwrap_or_default();
     let read_only = ["bind", "ro", "rprivate", "nosuid", "nodev"];
     let mut bind = |destination: &str, source: &Path, options: &[&str]| {
@@ -470,6 +505,10 @@ fn spec(
         spec.set_linux(Some(linux));
     }
     Ok(spec)
+}
+
+fn hostname(limits: &StepLimits) -> &str {
+    limits.hostname.as_deref().unwrap_or(HOSTNAME)
 }
 
 /// `--ulimit`

@@ -5,14 +5,14 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use corten_network::{Endpoint, EndpointSpec, NetNs};
 use corten_runtime::{
-    Cgroup, CgroupSpec, ExitStatus, Rootfs, Running, RuntimeError, Sandbox, Stdio,
+    Cgroup, CgroupSpec, ExitStatus, Rootfs, Running, RuntimeError, Sandbox, Stdio, passing,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -165,24 +165,38 @@ fn run(
         return Err(failed("a job without what it is to mount"));
     }
     let netns = network(&job.network, ready, left)?;
-    let null = OpenOptions::new()
-        .read(true)
-        .open("/dev/null")
-        .map_err(failed)?;
+    let (stdio, console) = if job.terminal {
+        (Stdio::Terminal { size: None }, Some(stdout))
+    } else {
+        let null = OpenOptions::new()
+            .read(true)
+            .open("/dev/null")
+            .map_err(failed)?;
+        let stdin = null.into();
+        (
+            Stdio::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            },
+            None,
+        )
+    };
     let sandbox = Sandbox {
         id: &job.id,
         spec: &job.spec,
         rootfs: Rootfs::Detached(rootfs),
         mounts,
         netns,
-        stdio: Stdio::Pipes {
-            stdin: null.into(),
-            stdout,
-            stderr,
-        },
+        stdio,
         cgroup: CgroupSpec::new(job.cgroup.clone()),
     };
-    let created = corten_runtime::create(sandbox).map_err(|e| refused(&e))?;
+    let mut created = corten_runtime::create(sandbox).map_err(|e| refused(&e))?;
+    if let (Some(socket), Some(terminal)) = (console, created.console()) {
+        let byte = [IoSlice::new(&[0])];
+        passing::send(&socket, &byte, &[terminal.as_fd()])
+            .map_err(|errno| failed(io::Error::from(errno)))?;
+    }
     let running = created.start().map_err(|e| refused(&e))?;
     let status = wait(&running, socket);
     let oom = running.cgroup.oom_kill_count().is_ok_and(|count| count > 0);

@@ -31,6 +31,9 @@ pub(crate) struct StepJob {
     pub(crate) cgroup: String,
     /// Which of the document's mounts the descriptors behind those of the streams are of.
     pub(crate) opened: Vec<usize>,
+    /// Its streams are a terminal: what stands for standard output is a socket, over which the
+    /// terminal's other side comes back.
+    pub(crate) terminal: bool,
 }
 
 /// Descriptors beside a message, at most.

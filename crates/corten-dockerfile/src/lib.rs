@@ -9,13 +9,14 @@
 //! - [`ignore`]: `.dockerignore` patterns and their matching;
 //! - [`lint`]: the build checks;
 //! - [`describe`]: what can be built, and with which arguments;
-//! - [`Mount`]: what a `RUN --mount` says;
+//! - [`Mount`] and [`Device`]: what a `RUN --mount` and `--device` say;
 //! - [`DockerfileError`]: `Dockerfile:LINE: message`, and the lines with a caret.
 //!
 //! Invariant: what is parsed is what is executed. A flag that is not understood is an error, so
 //! the builder never meets one it does not know of.
 
 pub mod describe;
+mod device;
 mod error;
 pub mod expand;
 mod expose;
@@ -31,6 +32,7 @@ mod node;
 mod parse;
 pub mod scope;
 
+pub use device::Device;
 pub use error::{DockerfileError, snippet};
 pub use expand::{ExpandError, Lexer};
 pub use expose::Exposed;

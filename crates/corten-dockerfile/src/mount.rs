@@ -339,7 +339,7 @@ fn bytes(text: &str) -> Option<u64> {
 }
 
 /// Comma-separated fields; a field in double quotes may contain commas, `""` is a quote.
-fn fields(flag: &str) -> Result<Vec<String>, String> {
+pub(crate) fn fields(flag: &str) -> Result<Vec<String>, String> {
     let mut fields = Vec::new();
     let mut chars = flag.chars().peekable();
     loop {

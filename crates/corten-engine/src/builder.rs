@@ -36,6 +36,16 @@ pub(crate) fn own_program() -> PathBuf {
         .map_or_else(|| PathBuf::from("/proc/self/exe"), PathBuf::from)
 }
 
+/// Other directories than the usual ones with descriptions of devices, colons between them.
+const CDI_VARIABLE: &str = "CORTEN_CDI_DIRS";
+
+fn cdi_directories() -> Vec<PathBuf> {
+    match std::env::var_os(CDI_VARIABLE).filter(|dirs| !dirs.is_empty()) {
+        Some(dirs) => std::env::split_paths(&dirs).collect(),
+        None => corten_build::usual_cdi_directories(),
+    }
+}
+
 impl Engine {
     /// Its image builder. `credentials`: for pulls of base images, by registry as in
     /// Docker's config (`https://index.docker.io/v1/`, `127.0.0.1:5000`).
@@ -56,6 +66,7 @@ impl Engine {
                 parallelism: 0,
                 cache_mounts: self.layout().root().join("cache-mounts"),
                 history: self.layout().root().join("builds"),
+                cdi: cdi_directories(),
             },
         )
     }

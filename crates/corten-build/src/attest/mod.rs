@@ -18,7 +18,9 @@ use serde_json::{Value, json};
 
 use crate::error::BuildError;
 
-pub use wanted::{Annotation, AnnotationKind, Attest, Provenance, SlsaVersion};
+pub use wanted::{
+    Annotation, AnnotationKind, Attest, Compressor, LayerCompression, Provenance, SlsaVersion,
+};
 
 pub(crate) use provenance::{Facts, Material, predicate};
 pub(crate) use sbom::scan;
@@ -48,11 +50,12 @@ pub(crate) struct Subject<'a> {
 pub(crate) fn make(
     store: &Store,
     subject: &Subject<'_>,
-    annotations: &[Annotation],
+    wanted: &Attest,
     claims: &[Claim],
 ) -> Result<Made, BuildError> {
+    let annotations = wanted.annotations.as_slice();
     let of = |kind: AnnotationKind| chosen(annotations, kind, subject.platform);
-    let (mut listed, _) = manifest(store, subject, annotations)?;
+    let (mut listed, _) = manifest(store, subject, wanted)?;
     let mut made = Made {
         manifest: Some((listed.digest, media_type::OCI_MANIFEST.to_owned())),
         ..Made::default()
@@ -75,12 +78,13 @@ pub(crate) fn make_several(
     store: &Store,
     images: &[(Subject<'_>, Vec<Claim>)],
     own: usize,
-    annotations: &[Annotation],
+    wanted: &Attest,
 ) -> Result<Made, BuildError> {
+    let annotations = wanted.annotations.as_slice();
     let mut made = Made::default();
     let (mut listed, mut statements) = (Vec::new(), Vec::new());
     for (number, (subject, claims)) in images.iter().enumerate() {
-        let (mut stored, blobs) = manifest(store, subject, annotations)?;
+        let (mut stored, blobs) = manifest(store, subject, wanted)?;
         stored.descriptor["platform"] = platform(subject.platform);
         if !claims.is_empty() {
             let statement = about(store, subject, &stored.descriptor, claims, &mut made)?;
@@ -123,11 +127,11 @@ fn chosen<'a>(
 fn manifest(
     store: &Store,
     subject: &Subject<'_>,
-    annotations: &[Annotation],
+    wanted: &Attest,
 ) -> Result<(Stored, Vec<Digest>), BuildError> {
     let (mut layers, mut blobs) = (Vec::new(), Vec::new());
     for layer in subject.layers {
-        let blob = store.layers().compress(layer)?;
+        let blob = store.layers().compress_as(layer, wanted.squeeze())?;
         layers.push(described(&blob));
         blobs.push(blob.digest);
     }
@@ -143,7 +147,11 @@ fn manifest(
         "layers": layers,
     });
     blobs.push(config);
-    let words = chosen(annotations, AnnotationKind::Manifest, subject.platform);
+    let words = chosen(
+        &wanted.annotations,
+        AnnotationKind::Manifest,
+        subject.platform,
+    );
     annotate(&mut manifest, &words);
     Ok((put(store, &manifest, media_type::OCI_MANIFEST)?, blobs))
 }
@@ -326,7 +334,11 @@ mod tests {
             let bytes = store.blobs().read_to_vec(digest, 1 << 20).unwrap();
             serde_json::from_slice(&bytes).unwrap()
         };
-        let made = make(&store, &subject, &annotations, &claims).unwrap();
+        let wanted = Attest {
+            annotations: annotations.to_vec(),
+            ..Attest::default()
+        };
+        let made = make(&store, &subject, &wanted, &claims).unwrap();
         let index = read(made.index.as_ref().unwrap());
         assert_eq!(index["annotations"], json!({ "i": "v" }));
         assert_eq!(made.annotations.as_deref(), Some(r#"{"id":"v"}"#));
@@ -361,7 +373,11 @@ mod tests {
         assert_eq!(made.attached.len(), 3);
 
         // Without claims there is no index.
-        let made = make(&store, &subject, &annotations[..2], &[]).unwrap();
+        let of_manifest = Attest {
+            annotations: annotations[..2].to_vec(),
+            ..Attest::default()
+        };
+        let made = make(&store, &subject, &of_manifest, &[]).unwrap();
         assert_eq!(made.index, None);
         assert_eq!(made.annotations.as_deref(), Some(r#"{"md":"v"}"#));
     }

@@ -1,11 +1,12 @@
-//! What is wanted beside an image.
+//! What is wanted of an image's documents, and beside it.
 
 use corten_oci::Platform;
+use corten_store::{Squeeze, Squeezer};
 use serde::Deserialize;
 
 use crate::error::BuildError;
 
-/// Annotations and attestations.
+/// Annotations and attestations, and the form of the image's manifest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Attest {
@@ -15,6 +16,35 @@ pub struct Attest {
     pub provenance: Option<Provenance>,
     /// `--sbom`
     pub sbom: bool,
+    /// `compression`
+    pub layers: Option<LayerCompression>,
+    /// `oci-mediatypes`: the manifest is OCI's, whatever else is wanted.
+    pub oci: bool,
+}
+
+/// How layers are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct LayerCompression {
+    /// `compression`
+    pub with: Compressor,
+    /// `compression-level`
+    #[serde(default)]
+    pub level: Option<i32>,
+    /// `force-compression`: layers that are there compressed are compressed once more.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compressor {
+    /// Nothing.
+    Uncompressed,
+    /// gzip
+    Gzip,
+    /// Zstandard
+    Zstd,
 }
 
 /// One annotation.
@@ -74,7 +104,24 @@ pub enum SlsaVersion {
 impl Attest {
     /// Whether nothing is wanted.
     pub(crate) fn is_empty(&self) -> bool {
-        self.annotations.is_empty() && !self.attests()
+        let plain = self.layers.is_none() && !self.oci;
+        plain && self.annotations.is_empty() && !self.attests()
+    }
+
+    /// How layers are to be compressed.
+    pub(crate) fn squeeze(&self) -> Squeeze {
+        let Some(layers) = self.layers else {
+            return Squeeze::default();
+        };
+        Squeeze {
+            with: match layers.with {
+                Compressor::Uncompressed => Squeezer::Plain,
+                Compressor::Gzip => Squeezer::Gzip,
+                Compressor::Zstd => Squeezer::Zstd,
+            },
+            level: layers.level,
+            force: layers.force,
+        }
     }
 
     fn attests(&self) -> bool {
@@ -83,6 +130,18 @@ impl Attest {
 
     /// Checks it for a build of these platforms.
     pub(crate) fn check(&self, platforms: &[&Platform]) -> Result<(), BuildError> {
+        let squeeze = self.squeeze();
+        if let Some(level) = squeeze.level {
+            let range = squeeze.with.levels();
+            if range.is_none_or(|(least, most)| !(least..=most).contains(&level)) {
+                return Err(BuildError::Invalid(match range {
+                    Some((least, most)) => {
+                        format!("invalid compression level {level}: it is from {least} to {most}")
+                    }
+                    None => "what is not compressed has no compression level".to_owned(),
+                }));
+            }
+        }
         for annotation in &self.annotations {
             let of_index = matches!(
                 annotation.kind,

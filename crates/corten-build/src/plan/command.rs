@@ -1,9 +1,11 @@
 //! RUN and COPY: from the syntax tree to complete operations.
 
-use corten_dockerfile::{CommandLine, CopyInstruction, ModeChange, RunInstruction, Span, scope};
+use corten_dockerfile::{
+    CommandLine, CopyInstruction, Device, ModeChange, RunInstruction, Span, scope,
+};
 
 use super::evaluate::Stage;
-use super::{CopyOp, RemoteOp, RunOp, SCRIPTS};
+use super::{CopyOp, RemoteOp, RunOp, SCRIPTS, WantedDevice};
 use crate::error::BuildError;
 use crate::remote::{Remote, masked};
 use crate::request::StepNetworkMode;
@@ -11,9 +13,6 @@ use crate::request::StepNetworkMode;
 impl Stage<'_> {
     /// RUN.
     pub(super) fn run(&self, run: &RunInstruction, span: Span) -> Result<RunOp, BuildError> {
-        if !run.devices.is_empty() {
-            return Err(self.error(span, "RUN --device is not supported"));
-        }
         let insecure = self.security(run.security.as_deref(), span)?;
         let network = match &run.network {
             None => self.outline.settings.network,
@@ -72,7 +71,31 @@ impl Stage<'_> {
             script,
             mounts: self.mounts(&run.mounts, span)?,
             insecure,
+            devices: self.devices(&run.devices, span)?,
         })
+    }
+
+    /// The devices of a RUN.
+    fn devices(&self, flags: &[String], span: Span) -> Result<Vec<WantedDevice>, BuildError> {
+        let allowed = self.outline.settings.allow_devices.as_deref();
+        let is_allowed = |name: &str| {
+            allowed.is_some_and(|names| {
+                let kind = name.split('=').next().unwrap_or_default();
+                let of_kind = |known: &String| known == kind || *known == format!("{kind}=*");
+                names.is_empty() || names.iter().any(|known| known == name || of_kind(known))
+            })
+        };
+        flags
+            .iter()
+            .map(|flag| {
+                let device = Device::parse(flag).map_err(|message| self.error(span, message))?;
+                Ok(WantedDevice {
+                    allowed: is_allowed(&device.name),
+                    name: device.name,
+                    required: device.required,
+                })
+            })
+            .collect()
     }
 
     /// Whether a RUN is not confined.

@@ -46,7 +46,7 @@ pub(crate) fn evaluate(
     let unused = outline.unused_args();
     if !unused.is_empty() {
         let message = format!(
-            "[Warning] One or more build-args [{}] were not consumed",
+            "One or more build-args [{}] were not consumed",
             unused.join(" ")
         );
         plan.warnings.push(message);

@@ -46,6 +46,8 @@ pub(crate) struct Settings {
     pub(crate) no_cache: Vec<String>,
     /// `--security=insecure` may be used.
     pub(crate) allow_insecure: bool,
+    /// Which devices may be used: all of them, if the list is empty.
+    pub(crate) allow_devices: Option<Vec<String>>,
     /// When the context was last changed, in seconds since the epoch, where that is known.
     pub(crate) context_time: Option<i64>,
 }
@@ -290,6 +292,16 @@ pub(crate) struct RunOp {
     pub(crate) mounts: Vec<RunMount>,
     /// Not confined (`--security=insecure`).
     pub(crate) insecure: bool,
+    pub(crate) devices: Vec<WantedDevice>,
+}
+
+/// A device that a RUN asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WantedDevice {
+    pub(crate) name: String,
+    pub(crate) required: bool,
+    /// Whoever builds allows it.
+    pub(crate) allowed: bool,
 }
 
 /// Where the files of RUN's here-documents are seen, as with BuildKit.

@@ -5,6 +5,7 @@ use corten_dockerfile::{Mount, MountKind, Sharing, Span};
 use super::evaluate::Stage;
 use super::{CopyFrom, values};
 use crate::error::BuildError;
+use crate::special_args::CACHE_MOUNT_NS;
 
 /// Where a secret is seen that says nothing else.
 const SECRETS: &str = "/run/secrets";
@@ -96,6 +97,15 @@ impl Stage<'_> {
             .collect()
     }
 
+    /// The id of a cache where the build has a namespace for them.
+    fn in_namespace(&self, id: String) -> String {
+        let arguments = &self.outline.settings.build_args;
+        match arguments.get(CACHE_MOUNT_NS).and_then(Option::as_deref) {
+            None | Some("") => id,
+            Some(namespace) => format!("{namespace}/{id}"),
+        }
+    }
+
     fn mount(&self, mount: Mount, agents: &mut usize, span: Span) -> Result<RunMount, BuildError> {
         let owner = (mount.uid.unwrap_or(0), mount.gid.unwrap_or(0));
         let source = mount.source.as_deref().unwrap_or_default();
@@ -124,11 +134,13 @@ impl Stage<'_> {
                 source,
             },
             MountKind::Cache => Mounted::Cache {
-                id: mount
-                    .id
-                    .clone()
-                    .or_else(|| target.as_deref().map(cleaned))
-                    .unwrap_or_default(),
+                id: self.in_namespace(
+                    mount
+                        .id
+                        .clone()
+                        .or_else(|| target.as_deref().map(cleaned))
+                        .unwrap_or_default(),
+                ),
                 sharing: mount.sharing,
                 from: from()?,
                 source,

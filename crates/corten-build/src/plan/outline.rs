@@ -7,6 +7,7 @@ use corten_oci::{ImageRef, Platform};
 
 use super::{Base, CopyFrom, ImageKey, Named, Settings, Source};
 use crate::error::BuildError;
+use crate::special_args;
 
 /// The graph of stages.
 #[derive(Debug)]
@@ -346,7 +347,7 @@ impl Outline {
             .keys()
             .filter(|name| !declared.contains(name.as_str()))
             .filter(|name| !scope::PREDEFINED_PROXY_ARGS.contains(&name.as_str()))
-            .filter(|name| !name.starts_with("BUILDKIT_") && *name != super::epoch::NAME)
+            .filter(|name| !special_args::is_known(name) && *name != super::epoch::NAME)
             .cloned()
             .collect()
     }

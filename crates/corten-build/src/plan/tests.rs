@@ -172,7 +172,7 @@ fn scopes() {
     assert_eq!(runs[0].proxies, ["HTTP_PROXY=p"]);
     assert_eq!(
         plan.warnings[0],
-        "[Warning] One or more build-args [NOBODY] were not consumed"
+        "One or more build-args [NOBODY] were not consumed"
     );
     let history = target(&plan).steps[5].history.as_deref();
     assert_eq!(

@@ -102,10 +102,11 @@ impl Session {
         })
     }
 
-    /// Stores the image, with what is to be said of it.
+    /// Stores the image, with what is to be said of it. `several`: as an index, also of one.
     pub(super) async fn store_image(
         self: Arc<Self>,
         images: Vec<Stored>,
+        several: bool,
         names: Vec<ImageRef>,
     ) -> Result<(Digest, Vec<ImageRef>), BuildError> {
         let session = self.clone();
@@ -129,9 +130,9 @@ impl Session {
                 .position(|image| host.satisfies(&image.platform));
             let own = own.unwrap_or_default();
             let made = match subjects.as_slice() {
-                [_] if attest.is_empty() => Made::default(),
-                [(subject, claims)] => attest::make(store, subject, &attest.annotations, claims)?,
-                several => attest::make_several(store, several, own, &attest.annotations)?,
+                [_] if attest.is_empty() && !several => Made::default(),
+                [(subject, claims)] if !several => attest::make(store, subject, attest, claims)?,
+                several => attest::make_several(store, several, own, attest)?,
             };
             session.cancel.check()?;
             let image = images

@@ -46,11 +46,11 @@ use crate::portable::{Imported, Record};
 use crate::progress::{BuildEvent, EventSink, LogStream};
 use crate::request::{
     BuildRequest, CacheExport, CacheTarget, Context, DockerfileSource, FilesOutput, ImageSource,
-    Sandboxing, Secret, StepLimits,
+    Sandboxing, Secret, ShellOffer, StepLimits,
 };
 use crate::run::StepFiles;
 use crate::workers::Workers;
-use crate::{files, inquiry, mount_points};
+use crate::{files, inquiry, mount_points, special_args};
 use attestation::Asked;
 use named::Contexts;
 
@@ -88,6 +88,8 @@ pub(crate) struct Session {
     agents: BTreeMap<String, PathBuf>,
     limits: StepLimits,
     resources: Option<LinuxResources>,
+    /// Somebody wants a shell in the first step that fails.
+    shell: Mutex<Option<ShellOffer>>,
     context: Option<Tree>,
     named: HashMap<String, Tree>,
     /// Named contexts that were elsewhere, once they are here.
@@ -230,6 +232,10 @@ async fn under_lease(
     cancel: Cancel,
 ) -> Result<Digest, BuildError> {
     crate::run::check_hosts(&request.extra_hosts)?;
+    let mut request = request;
+    for message in special_args::apply(&mut request)? {
+        warn(&events, message);
+    }
     let tags = request.tags.clone();
     let (files, no_image) = (request.files.clone(), request.no_image);
     let cache_to = request.cache_to.clone();
@@ -255,6 +261,7 @@ async fn carry_out(
     tags: Vec<ImageRef>,
     (cache_to, files, no_image): Wanted,
 ) -> Result<Digest, BuildError> {
+    let several = outlines[0].settings.several;
     let targets = targets(session, outlines, no_image).await?;
     let plans = || targets.iter().map(|target| &*target.plan);
     if targets.len() > 1 && files.iter().any(|wanted| wanted.is_tar()) {
@@ -295,7 +302,7 @@ async fn carry_out(
     }
     for wanted in &files {
         for (plan, output) in plans().zip(&outputs) {
-            let of = (targets.len() > 1).then_some(&plan.platform);
+            let of = several.then_some(&plan.platform);
             write_files(session, output, wanted, of).await?;
         }
     }
@@ -304,7 +311,7 @@ async fn carry_out(
         let document = session.document(plan, target(plan)?, &outputs[0])?;
         return Ok(export::id(&document));
     }
-    finish(session, &targets, &outputs, tags).await
+    finish(session, &targets, &outputs, (tags, several)).await
 }
 
 /// What is to be done for one platform.
@@ -411,8 +418,8 @@ pub(crate) async fn fetch_context(
         return Ok(None);
     };
     let url = url.clone();
-    let keep = request.build_args.get(remote_context::KEEP_GIT_DIR);
-    let keep = keep.is_some_and(|value| matches!(value.as_deref(), Some("1" | "true")));
+    let keep = request.build_args.get(special_args::KEEP_GIT_DIR);
+    let keep = keep.and_then(|value| special_args::truth(value.as_deref()?)) == Some(true);
     let lent = (&request.agents, &request.secrets);
     let came = remote_context::fetch(&url, keep, lent, store, cancel).await?;
     request.context = came.context;
@@ -476,7 +483,7 @@ async fn begin(
         platforms.push(Platform::host());
     }
     let mut settings = Settings {
-        several: platforms.len() > 1,
+        several: platforms.len() > 1 || request.multi_platform,
         context_time: None,
         target: request.target,
         build_args: request.build_args,
@@ -485,6 +492,7 @@ async fn begin(
         network: request.network,
         no_cache: request.no_cache_stages,
         allow_insecure: request.allow_insecure,
+        allow_devices: request.allow_devices,
         contexts: BTreeMap::new(),
     };
     let parsed = read.and_then(|(context, definition, time, mut contexts)| {
@@ -549,6 +557,7 @@ async fn begin(
         agents: request.agents,
         limits: request.limits,
         resources: request.resources,
+        shell: Mutex::new(request.shell),
         context: tree,
         named: contexts.trees,
         fetched: OnceLock::new(),
@@ -710,12 +719,13 @@ async fn finish(
     session: &Arc<Session>,
     targets: &[Target],
     outputs: &[Arc<StageOutput>],
-    tags: Vec<ImageRef>,
+    (tags, several): (Vec<ImageRef>, bool),
 ) -> Result<Digest, BuildError> {
     let vertex = session.internal("exporting to image".to_owned());
     session.cancel.check()?;
     let stored = async {
         if let [only] = targets
+            && !several
             && let Some(id) = unchanged(session, only)?
         {
             let store = session.store.clone();
@@ -732,7 +742,7 @@ async fn finish(
             .zip(outputs)
             .map(|(target, output)| session.to_store(target, output))
             .collect::<Result<Vec<_>, _>>()?;
-        session.clone().store_image(images, tags).await
+        session.clone().store_image(images, several, tags).await
     }
     .await;
     let (id, tags) = vertex.end(false, stored)?;

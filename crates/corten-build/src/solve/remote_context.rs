@@ -18,9 +18,6 @@ use crate::request::{Context, DockerfileSource, Secret};
 
 /// Largest Dockerfile that a URL may lead to, bytes.
 const LARGEST: u64 = 8 << 20;
-/// Set to a true value, `.git` is part of the context.
-pub(super) const KEEP_GIT_DIR: &str = "BUILDKIT_CONTEXT_KEEP_GIT_DIR";
-
 /// What came.
 pub(super) struct Fetched {
     pub(super) context: Context,

@@ -38,11 +38,15 @@ impl StageRun {
         for (number, step) in stage.steps.iter().enumerate() {
             self.session.cancel.check()?;
             if step.op == Op::Config {
-                let vertex = self.session.vertex(&step.name, step.instruction.as_ref());
+                // A trigger's change of the configuration is no step of anybody's.
+                let instruction = step.instruction.as_ref();
+                let vertex = instruction.map(|_| self.session.vertex(&step.name, instruction));
                 output.push(step, None);
                 shown = chained(&shown, step);
                 let id = self.shown(stage, &output, &shown, last == Some(number))?;
-                vertex.done(true, StepResult { id, layer: None });
+                if let Some(vertex) = vertex {
+                    vertex.done(true, StepResult { id, layer: None });
+                }
                 continue;
             }
             let sources = self.sources(&step.op).await?;

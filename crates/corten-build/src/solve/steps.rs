@@ -665,6 +665,7 @@ impl Work {
             resources: session.resources.as_ref(),
             caches,
             last: session.last,
+            shell: &session.shell,
         };
         let log = |stream, data| {
             (session.events)(BuildEvent::Log {

@@ -124,6 +124,7 @@ fn open_with(
             network: Arc::new(Nowhere),
             parallelism: 0,
             cache_mounts: root.join("cache-mounts"),
+            cdi: Vec::new(),
             history: root.join("builds"),
         },
     );

@@ -11,11 +11,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::plain::{Plain, clean};
 use super::rawjson::RawJson;
-use super::stream::{Answer, Message, Sink};
+use super::stream::{Answer, Message, Shell, Sink};
 use super::tty::Screen;
-use crate::client::JsonLines;
+use crate::attach::Session;
+use crate::client::{Client, JsonLines};
 use crate::error::{CliError, Result};
-use crate::term;
+use crate::{run, term};
 
 /// How often a terminal is redrawn.
 const FRAME: Duration = Duration::from_millis(100);
@@ -85,7 +86,11 @@ struct Noted {
 }
 
 /// Shows a build until it ends; the image's id.
-pub(crate) async fn show(mut lines: JsonLines, showing: Showing) -> Result<Option<String>> {
+pub(crate) async fn show(
+    mut lines: JsonLines,
+    client: &Client,
+    showing: Showing,
+) -> Result<Option<String>> {
     let Showing { mode, ours, .. } = showing;
     let mut view = match mode {
         Mode::Plain => View::Plain(Plain::default()),
@@ -127,6 +132,11 @@ pub(crate) async fn show(mut lines: JsonLines, showing: Showing) -> Result<Optio
             }
         };
         let Some(message) = message else { break None };
+        if let Some(shell) = &message.shell {
+            view.frame(true)?;
+            attend(client, shell).await?;
+            continue;
+        }
         if let Some(event) = &message.corten {
             let event: BuildEvent =
                 serde_json::from_value(event.clone()).map_err(crate::client::ClientError::from)?;
@@ -193,6 +203,23 @@ pub(crate) async fn show(mut lines: JsonLines, showing: Showing) -> Result<Optio
             })
         }
     }
+}
+
+/// Sits at a shell in a step that failed, until it has ended.
+async fn attend(client: &Client, shell: &Shell) -> Result {
+    let command = clean(&shell.command);
+    write_error(&format!(
+        "A step failed. This is {command} in what it left; the build fails when it ends.\n"
+    ))?;
+    let path = format!("/build/shell/{}", shell.word);
+    let hijacked = client.post(path.as_str()).hijack().await?;
+    let session = Session {
+        tty: true,
+        stdin: true,
+        detach_keys: Vec::new(),
+    };
+    run::copy(client, session, Some(hijacked), Some(&path)).await?;
+    Ok(())
 }
 
 /// The number of a signal that asks for the end.

@@ -35,9 +35,21 @@ pub(crate) struct Message {
     /// Where, what and why a build of ours failed, in several lines.
     #[serde(rename = "corten_report")]
     pub(crate) report: Option<String>,
+    /// A shell in a step that failed.
+    #[serde(rename = "corten_shell")]
+    pub(crate) shell: Option<Shell>,
     /// The answer to `--call`.
     #[serde(rename = "corten_answer")]
     pub(crate) answer: Option<Answer>,
+}
+
+/// A shell that waits for us.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Shell {
+    /// By which it is joined.
+    pub(crate) word: String,
+    /// What it is called in the image.
+    pub(crate) command: String,
 }
 
 /// An answer to `--call`, in BuildKit's forms.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use bollard_stubs::models::BuildPruneResponse;
-use corten_build::CacheRecord;
+use corten_build::{CacheRecord, RecordKind};
 
 use super::df::{NANOS, build_error, kind};
 use crate::Filters;
@@ -23,6 +23,9 @@ const FILTERS: &[&str] = &[
     "inuse",
     "shared",
     "private",
+    "mutable",
+    "immutable",
+    "unused-for",
 ];
 
 /// How much of the build cache a prune leaves, in bytes; 0: no such bound.
@@ -62,8 +65,13 @@ pub(super) fn prune(
     space: CacheSpace,
 ) -> Result<BuildPruneResponse> {
     filters::check(wanted, FILTERS)?;
-    let until = filters::until(wanted, time::now_nanos())?;
-    let flags = ["inuse", "shared", "private"]
+    // The names that `until` had, and has.
+    let mut timed = wanted.clone();
+    if let Some(values) = timed.remove("unused-for") {
+        timed.entry("until".to_owned()).or_default().extend(values);
+    }
+    let until = filters::until(&timed, time::now_nanos())?;
+    let flags = ["inuse", "shared", "private", "mutable", "immutable"]
         .map(|field| presence(wanted, field).map(|wish| (field, wish)));
     let flags: Vec<_> = flags.into_iter().collect::<Result<_>>()?;
     let builder = engine.builder(BTreeMap::new());
@@ -81,7 +89,9 @@ pub(super) fn prune(
                         wish == match *field {
                             "inuse" => record.in_use,
                             "shared" => record.shared,
-                            _ => !record.shared,
+                            "private" => !record.shared,
+                            "mutable" => record.kind == RecordKind::CacheMount,
+                            _ => record.kind != RecordKind::CacheMount,
                         }
                     })
                 })
@@ -228,8 +238,6 @@ fn matches(wanted: &Filters, record: &CacheRecord) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use corten_build::RecordKind;
-
     use super::*;
 
     fn record(id: &str, size: u64, last_used: i64) -> CacheRecord {

@@ -64,7 +64,6 @@ impl Classic {
             BuildEvent::Image { id, tags } => return self.end(&id.to_string(), &tags),
             BuildEvent::Warning { message, line, .. } => {
                 let place = line.map_or_else(String::new, |n| format!(" (line {n})"));
-                let message = message.strip_prefix("[Warning] ").unwrap_or(&message);
                 return self.unless_quiet(vec![stream(format!("[Warning] {message}{place}\n"))]);
             }
             BuildEvent::Started(vertex) => {

@@ -9,6 +9,7 @@ mod caches;
 mod classic;
 mod history;
 mod request;
+mod shell;
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
@@ -61,6 +62,7 @@ pub(super) fn routes() -> Router<Engine> {
         .route("/build", post(build))
         .route("/build/prune", post(prune))
         .merge(history::routes())
+        .merge(shell::routes())
 }
 
 #[derive(Deserialize)]
@@ -145,8 +147,14 @@ async fn build(
         });
         return Ok(response);
     }
+    let mut offered = None;
+    if wish.shell {
+        let (offer, client) = shell::offer();
+        wanted.shell = Some(offer);
+        offered = Some(client);
+    }
     tokio::spawn(async move {
-        if let Some(Err(error)) = run(builder, wanted, View::Events, &lines).await {
+        if let Some(Err(error)) = run(builder, wanted, View::Events, &lines, offered).await {
             fail(&lines, &error, true).await;
         }
         tidy(&engine).await;
@@ -164,7 +172,7 @@ async fn classic(
     let (lines, unsent) = JsonLines::channel();
     let work = tokio::spawn(async move {
         let view = View::Classic(Classic::new(quiet));
-        let done = match run(builder, wanted, view, &lines).await {
+        let done = match run(builder, wanted, view, &lines, None).await {
             Some(Err(error)) if early(&error).is_some() => Err(Failed(error)),
             Some(Err(error)) => {
                 fail(&lines, &error, false).await;
@@ -372,6 +380,7 @@ async fn run(
     request: BuildRequest,
     mut view: View,
     lines: &JsonLines,
+    mut shell: Option<shell::Offered>,
 ) -> Option<Result<Digest, BuildError>> {
     let (send, mut receive) = mpsc::unbounded_channel();
     // The sink is dropped with the build, which ends the channel.
@@ -391,6 +400,9 @@ async fn run(
                     lines.send(&line).await;
                 }
             }
+            opened = opened(&mut shell) => {
+                lines.send(&json!({ "corten_shell": opened })).await;
+            }
             outcome = &mut building => break outcome,
             () = lines.closed() => return None,
         }
@@ -401,6 +413,14 @@ async fn run(
         }
     }
     Some(outcome)
+}
+
+/// Resolves when a shell is open that was asked for.
+async fn opened(shell: &mut Option<shell::Offered>) -> shell::Opened {
+    match shell {
+        Some(shell) => shell.opened().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn fail(lines: &JsonLines, error: &BuildError, events: bool) {

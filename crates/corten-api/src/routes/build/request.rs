@@ -22,6 +22,8 @@ pub(super) struct Wish {
     pub(super) events: bool,
     /// Answer a question instead of building.
     pub(super) inquiry: Option<Inquiry>,
+    /// A shell in a step that fails.
+    pub(super) shell: bool,
     /// Memory and CPUs of the steps.
     pub(super) host: models::HostConfig,
 }
@@ -55,6 +57,7 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
         quiet: false,
         events: false,
         inquiry: None,
+        shell: false,
         host: models::HostConfig::default(),
     };
     let request = &mut wish.request;
@@ -156,7 +159,14 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
             }
             "attest" if !value.is_empty() => request.attest = json(name, value)?,
             "rewritetimestamp" => request.rewrite_times = Some(truthy(value)),
+            "shell" => wish.shell = truthy(value),
             "noimage" => request.no_image = truthy(value),
+            "allowdevice" => {
+                let allowed = request.allow_devices.get_or_insert_default();
+                if value != "*" {
+                    allowed.push(value.clone());
+                }
+            }
             "insecure" => request.allow_insecure = truthy(value),
             "extrahosts" => {
                 for entry in hosts(value)? {

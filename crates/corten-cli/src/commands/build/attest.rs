@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::image_form::Compression;
 use super::output::{Outputs, fields};
 use crate::error::{CliError, Result};
 use crate::flags::Parsed;
@@ -12,6 +13,10 @@ pub(super) struct Attest {
     annotations: Vec<Annotation>,
     provenance: Option<Provenance>,
     sbom: bool,
+    /// How layers are compressed.
+    layers: Option<Compression>,
+    /// The manifest is OCI's, whatever else is wanted.
+    oci: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -53,7 +58,11 @@ impl Attest {
     /// What the flags ask for.
     pub(super) fn of(flags: &Parsed, outputs: &Outputs) -> Result<Self> {
         let mut attest = Self::default();
-        for text in flags.list("annotation") {
+        let form = outputs.form();
+        attest.layers = form.compression();
+        attest.oci = form.oci == Some(true);
+        let of_outputs = form.annotations.iter().map(String::as_str);
+        for text in flags.list("annotation").into_iter().chain(of_outputs) {
             let wrong = |why: String| {
                 CliError::message(format!(
                     "invalid argument \"{text}\" for \"--annotation\" flag: {why}"
@@ -98,6 +107,12 @@ impl Attest {
                     inline = inline_only;
                 }
             }
+        }
+        let more = attest.provenance.is_some() || attest.sbom || !attest.annotations.is_empty();
+        if form.oci == Some(false) && more {
+            return Err(CliError::message(
+                "--output oci-mediatypes=false: annotations and attestations are OCI's alone",
+            ));
         }
         let kind = match &attest.provenance {
             _ if attest.sbom => Some("sbom"),

@@ -11,7 +11,7 @@ pub(super) const FLAGS: &[Flag] = &[
         .typed("list", |text| check(hosts::add_host(text))),
     Flag::list(
         "allow",
-        "Allow what is not allowed by itself: \"security.insecure\" (\"network.host\" is)",
+        "Allow what is not allowed by itself: \"security.insecure\", \"device\", \"device=NAME\" (\"network.host\" is)",
     )
     .typed("list", check_allowed),
     Flag::list(
@@ -55,6 +55,10 @@ pub(super) const FLAGS: &[Flag] = &[
     Flag::int("cpu-shares", "CPU shares of build steps (relative weight)").short('c'),
     Flag::text("cpuset-cpus", "CPUs in which build steps run (0-3, 0,1)"),
     Flag::text("cpuset-mems", "MEMs in which build steps run (0-3, 0,1)"),
+    Flag::switch(
+        "debug",
+        "Open a shell in the first step that fails (on a terminal)",
+    ),
     Flag::text(
         "file",
         "Name of the Dockerfile, or - for standard input (default \"PATH/Dockerfile\")",
@@ -172,7 +176,13 @@ pub(super) fn refuse_unsupported(flags: &Parsed) -> Result {
 
 fn check_allowed(text: &str) -> std::result::Result<(), String> {
     match text {
-        "security.insecure" | "network.host" => Ok(()),
+        "security.insecure" | "network.host" | "device" => Ok(()),
+        _ if text
+            .strip_prefix("device=")
+            .is_some_and(|name| !name.is_empty()) =>
+        {
+            Ok(())
+        }
         _ => Err(format!("unknown entitlement: {text}")),
     }
 }

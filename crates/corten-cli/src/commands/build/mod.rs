@@ -11,6 +11,7 @@ mod context;
 mod contexts;
 mod flags;
 mod history;
+mod image_form;
 mod output;
 mod secrets;
 mod tarball;
@@ -32,6 +33,7 @@ use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
 use crate::opts::env;
 use crate::progress::build::{self as progress, Mode, Showing};
+use crate::term;
 use attest::Attest;
 use cache::Caches;
 use call::Inquiry;
@@ -124,9 +126,9 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
     if !ours {
         refuse_foreign(&parsed)?;
     }
-    if !ours && outputs.rewrite().is_some() {
+    if !ours && !outputs.form().is_empty() {
         return Err(CliError::message(
-            "--output rewrite-timestamp: this engine has the classic builder only",
+            "--output: this engine has the classic builder only, which knows no form of images",
         ));
     }
     let attest = Attest::of(&parsed, &outputs)?;
@@ -135,6 +137,8 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
             "--annotation, --provenance, --sbom: this engine has the classic builder only",
         ));
     }
+    let debug = parsed.on("debug") && inquiry.is_none();
+    let shell = debug && ours && term::stdin_is_terminal() && term::stdout_is_terminal();
     let call = query(client.post("/build"), &parsed)?
         .flag("corten", ours)
         .query_opt(
@@ -147,8 +151,9 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
         )
         .query_opt(
             "rewritetimestamp",
-            outputs.rewrite().map(|on| if on { "1" } else { "0" }),
+            outputs.form().rewrite.map(|on| if on { "1" } else { "0" }),
         )
+        .flag("shell", shell)
         .flag("q", quiet && !ours)
         .header("X-Registry-Config", registry_config(cli)?);
     let call = lent(call, &parsed, &here, client.in_process())?;
@@ -188,7 +193,7 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
     let outcome = async {
         let lines = call.lines().await?;
         match &inquiry {
-            None => progress::show(lines, showing).await,
+            None => progress::show(lines, client, showing).await,
             Some(inquiry) => {
                 let answer = progress::answer(lines).await?;
                 inquiry.print(cli, &answer)?;
@@ -203,6 +208,13 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
         && let Some(error) = sending.failure()
     {
         return Err(error);
+    }
+    if debug && !shell && outcome.is_err() {
+        cli.complain(if ours {
+            "--debug opens a shell in a failed step only on a terminal"
+        } else {
+            "--debug opens no shell in a failed step: this engine has the classic builder only"
+        });
     }
     let image = outcome?;
     let mut tags: Vec<String> = parsed.list("tag").into_iter().map(str::to_owned).collect();
@@ -340,7 +352,7 @@ fn named<'c>(
     }
     let files = outputs.files();
     if files.is_empty() {
-        return Ok(call);
+        return Ok(call.flag("noimage", !outputs.image()));
     }
     if !in_process {
         return Err(CliError::message(
@@ -391,15 +403,30 @@ fn query<'c>(mut call: Call<'c>, flags: &Parsed) -> Result<Call<'c>> {
         .into_iter()
         .map(crate::opts::hosts::add_host)
         .collect::<std::result::Result<_, _>>()?;
-    let platforms: Vec<&str> = flags
+    let platforms: Vec<String> = flags
         .list("platform")
         .into_iter()
         .flat_map(|list| list.split(','))
         .map(str::trim)
         .filter(|platform| !platform.is_empty())
+        .map(|platform| match platform {
+            "local" => corten_oci::Platform::host().to_string(),
+            other => other.to_owned(),
+        })
         .collect();
     for platform in &platforms {
         crate::opts::platform::check(platform)?;
+    }
+    let allowed = flags.list("allow");
+    if allowed.contains(&"device") {
+        call = call.query("allowdevice", "*");
+    } else {
+        for name in allowed
+            .iter()
+            .filter_map(|text| text.strip_prefix("device="))
+        {
+            call = call.query("allowdevice", name);
+        }
     }
     let limits: Vec<_> = flags
         .list("ulimit")

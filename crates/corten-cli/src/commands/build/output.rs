@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::image_form::{ImageForm, truth};
 use crate::app::Cli;
-use crate::client::name;
+use crate::client::{BodyReader, Call, name};
 use crate::error::{CliError, Result};
 use crate::flags::Parsed;
 use crate::output::Output as Archive;
@@ -27,29 +28,30 @@ pub(super) enum Output {
     Tar(Option<PathBuf>),
     /// The image as an archive of `docker save`, which is an OCI layout too.
     Archive(Option<PathBuf>),
+    /// The same, as the files of a directory.
+    Layout(PathBuf),
+    /// Nothing: only the cache is wanted.
+    Nothing,
 }
 
 /// All outputs of a build.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Outputs {
     list: Vec<Output>,
-    /// `rewrite-timestamp`: whether files of layers are dated back to SOURCE_DATE_EPOCH.
-    rewrite: Option<bool>,
+    form: ImageForm,
 }
 
 impl Outputs {
     /// What the flags ask for.
     pub(super) fn of(flags: &Parsed, here: &Path) -> Result<Self> {
-        let (mut outputs, mut rewrite) = (Vec::new(), None);
+        let (mut outputs, mut form) = (Vec::new(), ImageForm::default());
         for text in flags.list("output") {
             let (output, wish) = parse(text, here)?;
-            if wish.is_some() && rewrite.is_some() && wish != rewrite {
-                return Err(CliError::message(
-                    "--output: rewrite-timestamp must be the same for all outputs: they have the \
-                     same layers",
-                ));
-            }
-            rewrite = wish.or(rewrite);
+            form.join(wish).map_err(|name| {
+                CliError::message(format!(
+                    "--output: {name} must be the same for all outputs: they have the same layers"
+                ))
+            })?;
             outputs.push(output);
         }
         if flags.on("push") {
@@ -71,7 +73,7 @@ impl Outputs {
         }
         let outputs = Self {
             list: outputs,
-            rewrite,
+            form,
         };
         let to_stdout =
             |output: &&Output| matches!(output, Output::Tar(None) | Output::Archive(None));
@@ -90,13 +92,18 @@ impl Outputs {
 
     /// Whether there is to be an image.
     pub(super) fn image(&self) -> bool {
-        let files = |output: &Output| matches!(output, Output::Directory(_) | Output::Tar(_));
+        let files = |output: &Output| {
+            matches!(
+                output,
+                Output::Directory(_) | Output::Tar(_) | Output::Nothing
+            )
+        };
         self.list.is_empty() || !self.list.iter().all(files)
     }
 
-    /// Whether files of layers are to be dated back, if it is said.
-    pub(super) fn rewrite(&self) -> Option<bool> {
-        self.rewrite
+    /// What form the image has.
+    pub(super) fn form(&self) -> &ImageForm {
+        &self.form
     }
 
     /// Further names of the image.
@@ -147,19 +154,69 @@ impl Outputs {
                 Output::Archive(path) => {
                     let path = path.as_ref().map(|path| path.to_string_lossy());
                     let archive = Archive::open(path.as_deref(), "export image")?;
-                    let mut call = cli.client()?.get("/images/get");
-                    if tags.is_empty() {
-                        call = call.query("names", image);
-                    }
-                    for tag in tags {
-                        call = call.query("names", tag);
-                    }
+                    let call = saved(cli, image, tags)?;
                     archive.receive(call.send().await?.reader()).await?;
+                }
+                Output::Layout(directory) => {
+                    let call = saved(cli, image, tags)?;
+                    unpack(call.send().await?.reader(), directory).await?;
                 }
                 _ => {}
             }
         }
         Ok(digest)
+    }
+}
+
+/// A request for an archive of the image.
+fn saved<'c>(cli: &'c Cli, image: &str, tags: &[String]) -> Result<Call<'c>> {
+    let mut call = cli.client()?.get("/images/get");
+    if tags.is_empty() {
+        call = call.query("names", image);
+    }
+    for tag in tags {
+        call = call.query("names", tag);
+    }
+    Ok(call)
+}
+
+/// Unpacks an archive of ours while it comes.
+async fn unpack(mut from: BodyReader, directory: &Path) -> Result {
+    let failed = |source| CliError::File {
+        action: "write",
+        path: directory.to_owned(),
+        source,
+    };
+    std::fs::create_dir_all(directory).map_err(failed)?;
+    let (reader, writer) = std::io::pipe().map_err(failed)?;
+    let into = directory.to_owned();
+    let unpacking = tokio::task::spawn_blocking(move || {
+        let mut archive = tar::Archive::new(reader);
+        archive.set_preserve_mtime(false);
+        archive.unpack(&into)?;
+        // What is behind the archive's end.
+        std::io::copy(&mut archive.into_inner(), &mut std::io::sink())
+    });
+    let mut writer =
+        tokio::net::unix::pipe::Sender::from_owned_fd(writer.into()).map_err(failed)?;
+    let sent = async {
+        use tokio::io::AsyncWriteExt as _;
+        while let Some(bytes) = from.next().await? {
+            writer.write_all(&bytes).await?;
+        }
+        drop(writer);
+        Ok(())
+    };
+    let sent: Result = sent.await;
+    let unpacked = unpacking.await.map_err(std::io::Error::from);
+    // Why it was not written says more than that it could not be sent.
+    match unpacked {
+        Ok(Err(error)) | Err(error)
+            if sent.is_ok() || error.kind() != std::io::ErrorKind::UnexpectedEof =>
+        {
+            Err(failed(error))
+        }
+        _ => sent,
     }
 }
 
@@ -178,8 +235,8 @@ async fn push(cli: &Cli, tag: &str) -> Result<Option<String>> {
     Ok(digest.map(str::to_owned))
 }
 
-/// An output, and what it says of times.
-fn parse(text: &str, here: &Path) -> Result<(Output, Option<bool>)> {
+/// An output, and what it says of the image's form.
+fn parse(text: &str, here: &Path) -> Result<(Output, ImageForm)> {
     let wrong = |why: String| {
         CliError::message(format!(
             "invalid argument \"{text}\" for \"-o, --output\" flag: {why}"
@@ -191,31 +248,31 @@ fn parse(text: &str, here: &Path) -> Result<(Output, Option<bool>)> {
             "" => return Err(wrong("it names no directory".to_owned())),
             directory => Output::Directory(here.join(directory)),
         };
-        return Ok((output, None));
+        return Ok((output, ImageForm::default()));
     }
-    let truth = |key: &str, value: &str| match value {
-        "true" | "1" => Ok(true),
-        "false" | "0" => Ok(false),
-        _ => Err(wrong(format!(
-            "{value:?} of {key} is neither true nor false"
-        ))),
-    };
-    let mut rewrite = None;
+    let truth = |key: &str, value: &str| truth(key, value).map_err(wrong);
+    let (mut form, mut tar) = (ImageForm::default(), true);
     let (mut kind, mut dest, mut names, mut push) = (None, None, Vec::new(), false);
     for field in fields(text) {
         let Some((key, value)) = field.split_once('=') else {
             return Err(wrong(format!("invalid value {field}")));
         };
-        match key.trim().to_lowercase().as_str() {
+        let key = key.trim();
+        if let Some(taken) = form.take(key, value) {
+            taken.map_err(wrong)?;
+            continue;
+        }
+        match key.to_lowercase().as_str() {
             "type" => kind = Some(value.to_owned()),
             "dest" => dest = Some(value.to_owned()),
             "name" => names.extend(value.split(',').map(str::to_owned)),
             "push" => push = truth("push", value)?,
-            "rewrite-timestamp" => rewrite = Some(truth("rewrite-timestamp", value)?),
+            "tar" => tar = truth("tar", value)?,
             // These say what is so here anyway.
-            "tar" | "oci-mediatypes" | "unpack" | "store" if matches!(value, "true" | "1") => {}
+            "unpack" | "store" if matches!(value, "true" | "1") => {}
+            "push-by-digest" | "name-canonical" if matches!(value, "false" | "0") => {}
             "context" if value == "default" => {}
-            key @ ("tar" | "oci-mediatypes" | "unpack" | "store" | "context") => {
+            key @ ("unpack" | "store" | "context" | "push-by-digest" | "name-canonical") => {
                 return Err(wrong(format!("{key}={value} is not supported")));
             }
             key => return Err(wrong(format!("{key} is not supported"))),
@@ -227,13 +284,30 @@ fn parse(text: &str, here: &Path) -> Result<(Output, Option<bool>)> {
         None => Ok(()),
         Some(_) => Err(wrong(format!("dest is not supported by type {kind}"))),
     };
-    if rewrite.is_some() && matches!(kind.as_str(), "local" | "tar") {
+    if form.rewrite.is_some() && matches!(kind.as_str(), "local" | "tar") {
         return Err(wrong(format!(
             "rewrite-timestamp is not supported by type {kind}: its files are always of \
              SOURCE_DATE_EPOCH"
         )));
     }
+    if !form.is_empty() && matches!(kind.as_str(), "local" | "tar" | "cacheonly") {
+        return Err(wrong(format!(
+            "type {kind} makes no image: it has no compression, media types or annotations"
+        )));
+    }
+    let layout = |dest: Option<String>| match dest.filter(|dest| dest != "-") {
+        Some(dest) => Ok(Output::Layout(here.join(dest))),
+        None => Err(wrong("tar=false needs a directory as dest".to_owned())),
+    };
+    if !tar && !matches!(kind.as_str(), "oci" | "docker") {
+        return Err(wrong(format!("tar=false is not supported by type {kind}")));
+    }
     let output = match kind.as_str() {
+        "oci" | "docker" if !tar => layout(dest)?,
+        "cacheonly" => {
+            no_dest(dest)?;
+            Output::Nothing
+        }
         "local" => match dest {
             Some(dest) if dest == "-" => {
                 return Err(wrong("dest cannot be stdout for local exporter".to_owned()));
@@ -255,7 +329,12 @@ fn parse(text: &str, here: &Path) -> Result<(Output, Option<bool>)> {
         }
         other => return Err(wrong(format!("exporter {other:?} could not be found"))),
     };
-    Ok((output, rewrite))
+    if form.oci == Some(false) && form.needs_oci() {
+        return Err(wrong(
+            "oci-mediatypes=false: annotations and zstd are OCI's alone".to_owned(),
+        ));
+    }
+    Ok((output, form))
 }
 
 /// Comma-separated; a field in double quotes may contain commas.
@@ -309,6 +388,15 @@ mod tests {
                 image(&["a", "b"], true),
             ),
             ("type=registry", image(&[], true)),
+            (
+                "type=oci,tar=false,dest=x",
+                Output::Layout("/here/x".into()),
+            ),
+            ("type=cacheonly", Output::Nothing),
+            (
+                "type=image,compression=zstd,compression-level=3",
+                image(&[], false),
+            ),
         ] {
             assert_eq!(one(text).unwrap(), output, "{text}");
         }
@@ -318,13 +406,23 @@ mod tests {
             ("type=local,dest=-", "dest cannot be stdout"),
             ("type=nothing", "exporter \"nothing\" could not be found"),
             (
-                "type=image,compression=zstd",
-                "compression is not supported",
+                "type=image,compression=lzma",
+                "unsupported layer compression type",
             ),
-            ("type=oci,tar=false,dest=x", "tar=false is not supported"),
+            ("type=tar,compression=zstd", "type tar makes no image"),
+            ("type=oci,tar=false", "tar=false needs a directory"),
+            ("type=image,tar=false", "tar=false is not supported"),
             (
-                "type=image,oci-mediatypes=false",
-                "oci-mediatypes=false is not supported",
+                "type=image,oci-mediatypes=false,compression=zstd",
+                "are OCI's alone",
+            ),
+            (
+                "type=image,name=x,push-by-digest=true",
+                "push-by-digest=true is not supported",
+            ),
+            (
+                "type=cacheonly,dest=x",
+                "dest is not supported by type cacheonly",
             ),
             ("type=image,store=false", "store=false is not supported"),
             ("type=docker,context=far", "context=far is not supported"),
@@ -347,10 +445,11 @@ mod tests {
     fn files_alone_make_no_image() {
         let outputs = |list: &[&str]| Outputs {
             list: list.iter().map(|t| one(t).unwrap()).collect(),
-            rewrite: None,
+            form: ImageForm::default(),
         };
         assert!(outputs(&[]).image());
         assert!(!outputs(&["out", "-"]).image());
+        assert!(!outputs(&["type=cacheonly"]).image());
         assert!(outputs(&["out", "type=image,name=x"]).image());
         let files = outputs(&["out", "-"]).files();
         assert_eq!(files[0], ("directory", "/here/out".into()));

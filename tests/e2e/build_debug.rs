@@ -1,0 +1,125 @@
+//! `build --debug`: a shell where a step has failed.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+
+use crate::harness::{Background, Engine, Terminal, until};
+
+/// A build on a terminal, somebody at its keyboard.
+struct Sitting {
+    build: Background,
+    keyboard: File,
+    seen: Arc<Mutex<String>>,
+}
+
+fn sit_down(engine: &Engine, args: &[&str]) -> Sitting {
+    let terminal = Terminal::open();
+    let theirs = || Stdio::from(terminal.theirs.try_clone().unwrap());
+    let mut command = engine.command(args);
+    command.stdin(theirs()).stdout(theirs()).stderr(theirs());
+    let build = Background(command.spawn().unwrap());
+    let Terminal { ours, theirs } = terminal;
+    drop(theirs);
+    let seen = Arc::new(Mutex::new(String::new()));
+    let (mut screen, shown) = (ours.try_clone().unwrap(), seen.clone());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        // It ends with the last process that has the other side.
+        while let Ok(count) = screen.read(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..count]).into_owned();
+            shown.lock().unwrap().push_str(&text);
+        }
+    });
+    Sitting {
+        build,
+        keyboard: ours,
+        seen,
+    }
+}
+
+impl Sitting {
+    fn sees(&self, text: &str) {
+        until(&format!("{text:?} is seen"), || {
+            self.seen.lock().unwrap().contains(text)
+        });
+    }
+
+    fn types(&mut self, text: &str) {
+        self.keyboard.write_all(text.as_bytes()).unwrap();
+    }
+}
+
+const DOCKERFILE: &str = "FROM alpine AS base\nRUN echo below > /below\n\
+    FROM base\nENV SAID=hello\nUSER 1000\nWORKDIR /home/w\n\
+    RUN --mount=type=secret,id=s,uid=1000 --mount=type=cache,target=/c,uid=1000 \
+    --mount=type=bind,from=base,source=/below,target=/b touch made; exit 7\n";
+
+#[test]
+fn a_shell_has_what_the_step_had() {
+    let engine = Engine::with_alpine();
+    let context = engine.context("debug", &[("Dockerfile", DOCKERFILE), ("key", "hidden")]);
+    let secret = format!("id=s,src={}", context.join("key").display());
+    let args = [
+        "build",
+        "--debug",
+        "--secret",
+        &secret,
+        context.to_str().unwrap(),
+    ];
+    let mut sitting = sit_down(&engine, &args);
+    sitting.sees("This is /bin/sh in what it left");
+    sitting.types(
+        "echo \"[$SAID $(id -u) $(pwd) $(cat /b) $(cat /run/secrets/s) $(ls)]\"; test -w /c && \
+         tty; echo over > made; exit 3\n",
+    );
+    // Of the build, not of the shell.
+    let code = sitting.build.code();
+    sitting.sees("[hello 1000 /home/w below hidden made]");
+    sitting.sees("/dev/pts/0");
+    sitting.sees("did not complete successfully: exit code: 7");
+    assert_eq!(code, Some(7));
+    engine.assert_clean();
+}
+
+#[test]
+fn nothing_is_left_of_a_shell_whose_build_is_killed() {
+    let engine = Engine::with_alpine();
+    let dockerfile = "FROM alpine\nRUN false\n";
+    let context = engine.context("killed", &[("Dockerfile", dockerfile)]);
+    let args = ["build", "--debug", context.to_str().unwrap()];
+    let mut sitting = sit_down(&engine, &args);
+    sitting.sees("This is /bin/sh in what it left");
+    sitting.types("echo pid $((1 + 1)); exec sleep 98765\n");
+    sitting.sees("pid 2");
+    let sleeps = || {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        all.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok())
+            .any(|line| line == b"sleep\x0098765\0")
+    };
+    until("it sleeps", sleeps);
+    sitting.build.kill_9();
+    until("it is gone", || !sleeps());
+    engine.assert_clean();
+}
+
+#[test]
+fn without_a_shell_the_build_fails_as_ever() {
+    let engine = Engine::with_alpine();
+    let dockerfile = "FROM scratch\nRUN [\"/none\"]\n";
+    let context = engine.context("none", &[("Dockerfile", dockerfile)]);
+    let args = ["build", "--debug", context.to_str().unwrap()];
+    let sitting = sit_down(&engine, &args);
+    sitting.sees("no shell in the failed step: the image has none (/bin/bash, /bin/sh");
+    sitting.sees("exit code: 127");
+    let mut sitting = sitting;
+    assert_eq!(sitting.build.code(), Some(127));
+    // Nobody is there.
+    let told = engine.fails(127, args);
+    assert!(
+        told.contains("--debug opens a shell in a failed step only on a terminal"),
+        "{told}"
+    );
+    engine.assert_clean();
+}
