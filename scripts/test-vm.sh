@@ -22,6 +22,7 @@ for mode in "$@"; do
   echo "== $mode"
   cases=${VM_TESTS:-}
   [ "$mode" != v1 ] || cases=${cases:-$groups}
-  VM_TESTS=$cases scripts/test-cgroup2.sh "$corten" "$mode" "" "$test" || failed+=("$mode")
+  # A whole test program takes its time in an emulated machine.
+  VM_TIMEOUT=${VM_TIMEOUT:-7200} VM_TESTS=$cases scripts/test-cgroup2.sh "$corten" "$mode" "" "$test" || failed+=("$mode")
 done
 [ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}" >&2; exit 1; }
