@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use corten_oci::{Digest, ImageRef, media_type};
-use corten_store::{ImageId, Store};
+use corten_store::{ImageId, ImageIndex, PushPlan, Store};
 use futures_util::{StreamExt, TryStreamExt};
 use http::{Method, StatusCode};
 use reqwest::Response;
@@ -74,20 +74,7 @@ async fn send(
     for layer in stored.layers.iter().rev() {
         Told::new(progress, layer.digest()).status("Preparing");
     }
-    // Layers that never left this machine are compressed here.
-    let (images, key) = (store.images().clone(), id.clone());
-    let (plan, index) = blocking(move || {
-        let plan = images.manifest_for_push(&key)?;
-        let image = images.get(&key)?;
-        // The index lists the manifest the image came with, and says nothing of a new one.
-        let index = if image.manifest.as_ref() == Some(&plan.digest) {
-            images.index_of(&image)?
-        } else {
-            None
-        };
-        Ok((plan, index))
-    })
-    .await?;
+    let Plan { plan, index, known } = planned(host, store, image, id).await?;
     let mut blobs: Vec<Blob> = Vec::new();
     for (diff_id, layer) in stored.layers.iter().zip(&plan.layers).rev() {
         if media_type::of_foreign_layer(&layer.media_type).is_some() {
@@ -180,11 +167,73 @@ async fn send(
         image.with_digest(pushed.digest.clone()),
     );
     blocking(move || {
-        images.set_manifest(&key, &plan)?;
+        if !known {
+            images.set_manifest(&key, &plan)?;
+        }
         images.add_repo_digest(&name, &key)
     })
     .await?;
     Ok(pushed)
+}
+
+/// What is sent.
+struct Plan {
+    plan: PushPlan,
+    index: Option<ImageIndex>,
+    /// The store knows it as what the name came with.
+    known: bool,
+}
+
+async fn planned(
+    host: &Host,
+    store: &Store,
+    image: &ImageRef,
+    id: &ImageId,
+) -> Result<Plan, RegistryError> {
+    // Another name of the image may have come with another manifest.
+    let (images, key, name) = (store.images().clone(), id.clone(), image.clone());
+    if let Some(own) = blocking(move || images.plan_of_name(&key, &name)).await?
+        && has_all(host, image, &own.missing).await?
+    {
+        return Ok(Plan {
+            plan: own.plan,
+            index: own.index,
+            known: true,
+        });
+    }
+    // Layers that never left this machine are compressed here.
+    let (images, key) = (store.images().clone(), id.clone());
+    blocking(move || {
+        let plan = images.manifest_for_push(&key)?;
+        let image = images.get(&key)?;
+        // The index lists the manifest the image came with, and says nothing of a new one.
+        let index = if image.manifest.as_ref() == Some(&plan.digest) {
+            images.index_of(&image)?
+        } else {
+            None
+        };
+        Ok(Plan {
+            plan,
+            index,
+            known: false,
+        })
+    })
+    .await
+}
+
+/// Whether a repository has all these blobs.
+async fn has_all(host: &Host, image: &ImageRef, blobs: &[Digest]) -> Result<bool, RegistryError> {
+    for blob in blobs {
+        let path = format!("/{}/blobs/{blob}", image.path());
+        let scope = Scope::Repository(image.path(), Access::PullPush);
+        let there = host
+            .send(Method::HEAD, Target::Api(&path), scope, &|request| request)
+            .await?;
+        if !there.status().is_success() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn status(told: Option<&Told<'_>>, text: &str) {

@@ -314,7 +314,8 @@ impl Store {
             texts.iter().filter_map(|text| text.parse().ok()).collect()
         };
         let manifests = parsed(texts(
-            "SELECT DISTINCT manifest FROM image WHERE manifest IS NOT NULL",
+            "SELECT manifest FROM image WHERE manifest IS NOT NULL
+             UNION SELECT manifest FROM tag_origin",
         )?);
         let mut blobs = parsed(texts("SELECT id FROM image")?);
         // A push sends these very blobs, whichever else the layers have.
@@ -325,7 +326,9 @@ impl Store {
         // The index an image was built with, and what it leads to.
         blobs.extend(parsed(texts(
             "SELECT digest FROM image_index WHERE digest IS NOT NULL
-             UNION SELECT blob FROM image_attached",
+             UNION SELECT blob FROM image_attached
+             UNION SELECT list FROM tag_origin WHERE list IS NOT NULL
+             UNION SELECT blob FROM tag_origin_blob",
         )?));
         let mut statement = db.prepare_cached(
             "SELECT diff_id, blob FROM layer_blob ORDER BY diff_id, blob = diff_id, rowid",

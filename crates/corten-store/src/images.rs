@@ -3,6 +3,7 @@
 mod docker_manifest;
 mod index;
 mod listing;
+mod origin;
 
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use docker_manifest::{Manifest, docker_manifest};
 
 pub use index::{Attached, ImageIndex, Made};
 pub use listing::{ImageSummary, ListedImage, created_nanos};
+pub use origin::NamedPlan;
 
 /// An image's id: the digest of its config.
 pub type ImageId = Digest;
@@ -106,6 +108,7 @@ fn set_tag(db: &Connection, name: &str, id: &ImageId) -> Result<(), StoreError> 
          ON CONFLICT (name) DO UPDATE SET image = excluded.image",
         [name, id.as_str()],
     )?;
+    origin::forget_others(db, name, id)?;
     let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX);
     db.execute(
         "UPDATE image SET tagged_at = ?2 WHERE id = ?1",
@@ -170,12 +173,16 @@ impl Images {
         manifest: Option<(&Digest, &str)>,
         names: &[ImageRef],
     ) -> Result<ImageId, StoreError> {
-        self.put_noting(raw_config, names, |db, id| match manifest {
-            Some((digest, media_type)) => {
-                set_manifest(db, id, Some((digest, media_type)))?;
-                index::set_pulled(db, id)
+        let with = manifest.map(|(digest, media_type)| Made {
+            manifest: Some((digest.clone(), media_type.to_owned())),
+            ..Made::default()
+        });
+        self.put_noting(raw_config, names, |db, id| {
+            if let Some(with) = &with {
+                set_manifest(db, id, with.manifest())?;
+                index::set_pulled(db, id)?;
             }
-            None => Ok(()),
+            Ok(with.as_ref())
         })
     }
 
@@ -200,13 +207,14 @@ impl Images {
         self.put_noting(raw_config, names, |db, id| {
             let told = index::is_of_a_build(db, id)?;
             if *made == Made::default() && !told {
-                return Ok(());
+                return Ok(None);
             }
             // A manifest that it was merely pushed with is as good as any.
             if made.manifest.is_some() || told {
                 set_manifest(db, id, made.manifest())?;
             }
-            index::note(db, id, made)
+            index::note(db, id, made)?;
+            Ok(Some(made))
         })
     }
 
@@ -223,7 +231,8 @@ impl Images {
         self.put_noting(raw_config, names, |db, id| {
             set_manifest(db, id, with.manifest())?;
             index::note(db, id, with)?;
-            index::set_pulled(db, id)
+            index::set_pulled(db, id)?;
+            Ok(Some(with))
         })
     }
 
@@ -281,11 +290,12 @@ impl Images {
         Ok(true)
     }
 
-    fn put_noting(
+    /// `note` tells what the names come with, if that is anything new.
+    fn put_noting<'a>(
         &self,
         raw_config: &[u8],
         names: &[ImageRef],
-        note: impl FnOnce(&Connection, &ImageId) -> Result<(), StoreError>,
+        note: impl FnOnce(&Connection, &ImageId) -> Result<Option<&'a Made>, StoreError>,
     ) -> Result<ImageId, StoreError> {
         let id = Digest::of(raw_config);
         let config = parse(raw_config).map_err(|e| damaged("image config", &id, e))?;
@@ -313,7 +323,7 @@ impl Images {
                 ],
             )?;
             summary.store(db, &id)?;
-            note(db, &id)?;
+            let with = note(db, &id)?;
             for (position, diff_id) in layers.iter().enumerate() {
                 db.execute(
                     "INSERT OR IGNORE INTO image_layer (image, position, diff_id) VALUES (?, ?, ?)",
@@ -328,7 +338,11 @@ impl Images {
                 if name.digest().is_some() {
                     set_repo_digest(db, name, &id)?;
                 } else {
-                    set_tag(db, &name.clone().or_latest().to_string(), &id)?;
+                    let name = name.clone().or_latest().to_string();
+                    set_tag(db, &name, &id)?;
+                    if let Some(with) = with {
+                        origin::note(db, &name, &id, with)?;
+                    }
                 }
             }
             Ok::<_, StoreError>(())
@@ -341,13 +355,33 @@ impl Images {
     /// # Errors
     /// The image is not here, or the database cannot be written.
     pub fn tag(&self, name: &ImageRef, id: &ImageId) -> Result<Option<ImageId>, StoreError> {
+        self.tag_like(name, id, None)
+    }
+
+    /// As [`tag`](Self::tag); what the name `like` of the image came with, is the new one's as
+    /// well.
+    ///
+    /// # Errors
+    /// As [`tag`](Self::tag).
+    pub fn tag_like(
+        &self,
+        name: &ImageRef,
+        id: &ImageId,
+        like: Option<&ImageRef>,
+    ) -> Result<Option<ImageId>, StoreError> {
         let name = name.clone().or_latest().to_string();
+        let like = like.map(|like| like.clone().or_latest().to_string());
         self.database.write(Durability::Synced, |db| {
             if !Self::has_in(db, id)? {
                 return Err(StoreError::NoSuchImage(id.to_string()));
             }
             let previous = holder(db, &name)?;
             set_tag(db, &name, id)?;
+            if let Some(like) = &like
+                && holder(db, like)?.as_ref() == Some(id)
+            {
+                origin::copy(db, like, &name)?;
+            }
             Ok(previous.filter(|previous| previous != id))
         })
     }
@@ -638,6 +672,25 @@ impl Images {
         let Some(digest) = &image.manifest else {
             return Ok(None);
         };
+        let plan = self.read_manifest(image, digest)?;
+        Ok(plan.filter(|plan| self.missing(plan).is_empty()))
+    }
+
+    /// The blobs of layers that are not here.
+    fn missing(&self, plan: &PushPlan) -> Vec<Digest> {
+        let layers = plan.layers.iter().map(|layer| &layer.digest);
+        layers
+            .filter(|blob| !self.blobs.has(blob))
+            .cloned()
+            .collect()
+    }
+
+    /// A manifest of an image, if that is here and one.
+    fn read_manifest(
+        &self,
+        image: &Image,
+        digest: &Digest,
+    ) -> Result<Option<PushPlan>, StoreError> {
         let bytes = match self.blobs.read_to_vec(digest, MAX_MANIFEST) {
             Ok(bytes) => bytes,
             Err(StoreError::NoSuchBlob(_) | StoreError::CorruptBlob { .. }) => return Ok(None),
@@ -648,13 +701,6 @@ impl Images {
             Err(_) => return Ok(None),
         };
         if manifest.config.digest != image.id || manifest.layers.len() != image.layers.len() {
-            return Ok(None);
-        }
-        if !manifest
-            .layers
-            .iter()
-            .all(|layer| self.blobs.has(&layer.digest))
-        {
             return Ok(None);
         }
         self.blobs.put_bytes(&image.raw_config)?;

@@ -39,8 +39,8 @@ pub use detached::part_of_mount;
 pub use error::StoreError;
 pub use gc::{Finding, FindingKind, GcReport, Lost};
 pub use images::{
-    Attached, Image, ImageId, ImageIndex, ImageSummary, Images, ListedImage, Made, PushPlan,
-    created_nanos,
+    Attached, Image, ImageId, ImageIndex, ImageSummary, Images, ListedImage, Made, NamedPlan,
+    PushPlan, created_nanos,
 };
 pub use layers::{
     Change, ChangeKind, Composer, Described, LayerBlob, LayerForm, LayerInfo, Layers, Merged,

@@ -5,7 +5,7 @@ use corten_db::Schema;
 /// Tables of blobs, layers, images and leases.
 pub const SCHEMA: Schema = Schema {
     name: "store",
-    migrations: &[V1, V2, V3, V4, V5],
+    migrations: &[V1, V2, V3, V4, V5, V6],
 };
 
 const V1: &str = "
@@ -130,4 +130,19 @@ CREATE TABLE image_attached (
 /// Whether that is what the image was pulled with: a build without such things leaves it alone.
 const V5: &str = "
 ALTER TABLE image_index ADD COLUMN pulled INTEGER NOT NULL DEFAULT 0;
+";
+
+/// What a name with a tag came with: two names may be one image, and yet have a manifest each.
+const V6: &str = "
+CREATE TABLE tag_origin (
+    name TEXT PRIMARY KEY REFERENCES image_tag (name) ON DELETE CASCADE,
+    image TEXT NOT NULL,
+    manifest TEXT NOT NULL,
+    list TEXT
+) STRICT, WITHOUT ROWID;
+CREATE TABLE tag_origin_blob (
+    name TEXT NOT NULL REFERENCES tag_origin (name) ON DELETE CASCADE,
+    blob TEXT NOT NULL,
+    PRIMARY KEY (name, blob)
+) STRICT, WITHOUT ROWID;
 ";

@@ -168,7 +168,10 @@ impl Images {
         self.0
             .blocking(move |engine| {
                 let image = find(engine, &name)?;
-                engine.store().images().tag(&target, &image.id)?;
+                let like = name.parse::<ImageRef>().ok();
+                let like = like.filter(|like| like.digest().is_none());
+                let images = engine.store().images();
+                images.tag_like(&target, &image.id, like.as_ref())?;
                 event(engine, "tag", &image.id.to_string(), &target.familiar());
                 Ok(())
             })

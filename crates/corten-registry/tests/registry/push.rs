@@ -228,3 +228,69 @@ async fn a_registry_that_lists_what_refers_is_left_to_it() {
     let listed = remote.referrers("app", &subject.digest, None).await;
     assert_eq!(listed.unwrap().len(), 1);
 }
+
+/// Both tags are one image, since they have one configuration.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_name_goes_out_with_the_manifest_it_came_with() {
+    let from = TestStore::new();
+    let stub = Stub::start().await;
+    let id = from.image("app", &[b"layer"]);
+    let layers = stub.publish(&from, &id, "app");
+    let (kind, one) = stub.manifests.lock().unwrap()["app/latest"].clone();
+    // The other's layer is in another form, that a pull of it does not bring.
+    let mut two: serde_json::Value = serde_json::from_slice(&one).unwrap();
+    let mut blob = Vec::new();
+    from.store
+        .layers()
+        .tar(&from.store.images().get(&id).unwrap().layers[0], &mut blob)
+        .unwrap();
+    two["layers"][0]["digest"] = Digest::of(&blob).as_str().into();
+    two["layers"][0]["size"] = blob.len().into();
+    two["layers"][0]["mediaType"] = corten_oci::media_type::DOCKER_LAYER.into();
+    let two = two.to_string();
+    let other = Digest::of(&blob);
+    stub.blobs
+        .lock()
+        .unwrap()
+        .insert(other.to_string(), blob.into());
+    for (tag, manifest) in [("one", one.clone()), ("two", two.clone().into())] {
+        let entry = (kind.clone(), manifest);
+        let mut manifests = stub.manifests.lock().unwrap();
+        manifests.insert(format!("app/{tag}"), entry);
+    }
+    let name = |tag: &str| format!("{}/app:{tag}", stub.address());
+    let to = TestStore::new();
+    let client = client("");
+    for tag in ["one", "two"] {
+        to.pull(&client, &name(tag), None).await.unwrap();
+    }
+    to.store.gc().unwrap();
+    assert!(!to.store.blobs().has(&other) && to.store.blobs().has(&layers[0]));
+    let images = to.store.images();
+    let further = reference(&name("further"));
+    images
+        .tag_like(&further, &id, Some(&reference(&name("one"))))
+        .unwrap();
+    for (tag, manifest) in [
+        ("one", &one[..]),
+        ("two", two.as_bytes()),
+        ("further", &one),
+    ] {
+        let (pushed, _) = to.push(&client, &name(tag), None).await.unwrap();
+        assert_eq!(pushed.digest, Digest::of(manifest), "{tag}");
+        let manifests = stub.manifests.lock().unwrap();
+        assert_eq!(manifests[&format!("app/{tag}")].1, manifest, "{tag}");
+    }
+    // Where the blob is not, another manifest must do.
+    stub.blobs.lock().unwrap().remove(other.as_str());
+    let (pushed, _) = to.push(&client, &name("two"), None).await.unwrap();
+    assert_ne!(pushed.digest, Digest::of(two.as_bytes()));
+    // A name that stands for another image has nothing of this one any more.
+    let changed = to.image("changed", &[b"other layer"]);
+    images.tag(&reference(&name("one")), &changed).unwrap();
+    let own = images.plan_of_name(&id, &reference(&name("one"))).unwrap();
+    assert!(own.is_none());
+    images.tag(&reference(&name("one")), &id).unwrap();
+    let own = images.plan_of_name(&id, &reference(&name("one"))).unwrap();
+    assert!(own.is_none());
+}

@@ -121,7 +121,16 @@ impl Images {
         let (Some(digest), Some(own)) = (digest, &image.manifest) else {
             return Ok(None);
         };
-        let Some((bytes, index)) = self.json(&digest)? else {
+        self.index_at(&digest, own)
+    }
+
+    /// An index that lists this manifest, where all that it leads to is here.
+    pub(super) fn index_at(
+        &self,
+        digest: &Digest,
+        own: &Digest,
+    ) -> Result<Option<ImageIndex>, StoreError> {
+        let Some((bytes, index)) = self.json(digest)? else {
             return Ok(None);
         };
         let (mut lists_image, mut attached) = (false, Vec::new());
@@ -150,7 +159,7 @@ impl Images {
         Ok(lists_image.then(|| ImageIndex {
             media_type: kind.unwrap_or(media_type::OCI_INDEX).to_owned(),
             bytes,
-            digest,
+            digest: digest.clone(),
             attached,
         }))
     }
