@@ -84,6 +84,20 @@ fn a_shell_has_what_the_step_had() {
 }
 
 #[test]
+fn an_engine_elsewhere_has_shells_too() {
+    let engine = Engine::with_alpine();
+    let (_server, host) = engine.serve();
+    let dockerfile = "FROM alpine\nRUN echo made > /made; exit 5\n";
+    let context = engine.context("served", &[("Dockerfile", dockerfile)]);
+    let args = ["-H", &host, "build", "--debug", context.to_str().unwrap()];
+    let mut sitting = sit_down(&engine, &args);
+    sitting.sees("This is /bin/sh in what it left");
+    sitting.types("echo \"[$(cat /made)]\"; exit\n");
+    assert_eq!(sitting.build.code(), Some(5));
+    sitting.sees("[made]");
+}
+
+#[test]
 fn nothing_is_left_of_a_shell_whose_build_is_killed() {
     let engine = Engine::with_alpine();
     let dockerfile = "FROM alpine\nRUN false\n";

@@ -428,7 +428,13 @@ RUN ls -A /t /run/secrets /root/.token 2>&1 | grep -vc 'No such' > /left || true
             served = socket_below(&engine.root());
             served.is_some() || building.is_finished()
         });
-        let mut stream = UnixStream::connect(served.unwrap()).unwrap();
+        // It has its name before it listens.
+        let (socket, mut stream) = (served.unwrap(), None);
+        until("the socket answers", || {
+            stream = UnixStream::connect(&socket).ok();
+            stream.is_some()
+        });
+        let mut stream = stream.unwrap();
         stream.write_all(b"asked\n").unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         let mut told = String::new();

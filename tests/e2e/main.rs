@@ -10,6 +10,7 @@ mod build;
 mod build_attest;
 mod build_cache;
 mod build_checks;
+mod build_command;
 mod build_contexts;
 mod build_dates;
 mod build_debug;

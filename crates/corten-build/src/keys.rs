@@ -108,8 +108,9 @@ pub(crate) fn run(
         key.add("insecure");
     }
     for device in &op.devices {
-        let required = [u8::from(device.required)];
-        key.add("device").add(&device.name).add(required);
+        // Who may not have it is not given what somebody made with it.
+        let how = [u8::from(device.required), u8::from(device.allowed)];
+        key.add("device").add(&device.name).add(how);
     }
     if *seen.limits != StepLimits::default() {
         key.add("limits").add(format!("{:?}", seen.limits));

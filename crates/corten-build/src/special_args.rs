@@ -4,6 +4,8 @@
 //! `BUILDKIT_CONTEXT_KEEP_GIT_DIR` (the context), `BUILDKIT_BUILD_NAME` (the history),
 //! `SOURCE_DATE_EPOCH` (`plan/epoch`).
 
+pub(crate) use corten_dockerfile::truth;
+
 use crate::error::BuildError;
 use crate::request::{BuildRequest, CacheExport, CacheTarget};
 
@@ -38,15 +40,6 @@ const LONGEST_HOSTNAME: usize = 64;
 /// Whether an argument is for the builder.
 pub(crate) fn is_known(name: &str) -> bool {
     KNOWN.contains(&name)
-}
-
-/// A truth value as Go's `strconv.ParseBool` has them.
-pub(crate) fn truth(value: &str) -> Option<bool> {
-    match value {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
-    }
 }
 
 /// Does what the arguments ask for; what is to be warned of.

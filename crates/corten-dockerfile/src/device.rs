@@ -1,6 +1,6 @@
 //! `RUN --device`.
 
-use crate::mount::fields;
+use crate::mount::{boolean, fields};
 use crate::parse::suggest;
 
 /// A device that a RUN asks for.
@@ -25,15 +25,7 @@ impl Device {
                 None => (field.to_lowercase(), None),
             };
             match (key.as_str(), value) {
-                ("required", None | Some("1" | "t" | "T" | "true" | "TRUE" | "True")) => {
-                    required = true;
-                }
-                ("required", Some("0" | "f" | "F" | "false" | "FALSE" | "False")) => {
-                    required = false;
-                }
-                ("required", Some(value)) => {
-                    return Err(format!("invalid value for required: {value}"));
-                }
+                ("required", value) => required = boolean("required", value)?,
                 ("name", Some(value)) => match &name {
                     None => name = Some(value.to_owned()),
                     Some(name) => return Err(format!("device name already set to {name}")),

@@ -31,6 +31,7 @@ mod mount;
 mod node;
 mod parse;
 pub mod scope;
+mod truth;
 
 pub use device::Device;
 pub use error::{DockerfileError, snippet};
@@ -46,3 +47,4 @@ pub use mount::{Mount, MountKind, Sharing};
 pub use node::Node;
 pub use parse::suggest;
 pub use scope::Scope;
+pub use truth::truth;

@@ -2,6 +2,7 @@
 
 use crate::expand::ExpandError;
 use crate::parse::suggest;
+use crate::truth;
 
 /// What is mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -297,11 +298,10 @@ fn named<T: Copy>(names: &[(&'static str, T)], what: &str, word: &str) -> Result
 }
 
 /// Go's `strconv.ParseBool`; a key without a value is true.
-fn boolean(key: &str, value: Option<&str>) -> Result<bool, String> {
+pub(crate) fn boolean(key: &str, value: Option<&str>) -> Result<bool, String> {
     match value {
-        None | Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
-        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
-        Some(other) => Err(format!("invalid value for {key}: {other}")),
+        None => Ok(true),
+        Some(text) => truth(text).ok_or_else(|| format!("invalid value for {key}: {text}")),
     }
 }
 

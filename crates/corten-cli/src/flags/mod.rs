@@ -10,6 +10,8 @@ mod help;
 mod parse;
 mod values;
 
+pub(crate) use values::parse_bool;
+
 pub use help::usage_of;
 pub use parse::{FlagError, Outcome, Parsed, parse};
 

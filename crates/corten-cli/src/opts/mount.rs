@@ -46,11 +46,7 @@ pub fn parse(text: &str, cwd: &Path) -> Result<Mount> {
 
 fn set(mount: &mut Mount, field: &str, key: &str, value: &str, cwd: &Path) -> Result<()> {
     let invalid = || OptError::new(format!("invalid value for {key}: {value}"));
-    let boolean = || match value {
-        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
-        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-        _ => Err(invalid()),
-    };
+    let boolean = || crate::flags::parse_bool(value).ok_or_else(invalid);
     match key {
         "type" => {
             let lower = value.to_ascii_lowercase();

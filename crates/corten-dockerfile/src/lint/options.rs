@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::rules::Rule;
+use crate::truth;
 
 /// Which rules are checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,16 +60,13 @@ impl Options {
                 "skip" => options.skip = Names::parse(value),
                 "experimental" => options.experimental = Names::parse(value),
                 "error" => {
-                    options.error = match value.trim() {
-                        "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
-                        "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
-                        other => {
-                            return Err(format!(
-                                "failed to parse check option {part:?}: {other:?} is neither true \
-                                 nor false"
-                            ));
-                        }
-                    };
+                    let value = value.trim();
+                    options.error = truth(value).ok_or_else(|| {
+                        format!(
+                            "failed to parse check option {part:?}: {value:?} is neither true nor \
+                             false"
+                        )
+                    })?;
                 }
                 key => return Err(format!("invalid check option {key:?}")),
             }

@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::image_form::Compression;
+use super::image_form::{Compression, truth};
 use super::output::{Outputs, fields};
 use crate::error::{CliError, Result};
-use crate::flags::Parsed;
+use crate::flags::{Parsed, parse_bool};
 
 /// What the engine is told.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -82,7 +82,7 @@ impl Attest {
         // A shorthand, which counts for more.
         for flag in ["provenance", "sbom"] {
             if let Some(text) = flags.nonempty(flag) {
-                let rest = match truth(text) {
+                let rest = match parse_bool(text) {
                     Some(wanted) => format!("disabled={}", !wanted),
                     None => text.to_owned(),
                 };
@@ -132,14 +132,6 @@ impl Attest {
     /// Whether there is nothing to tell.
     pub(super) fn is_empty(&self) -> bool {
         *self == Self::default()
-    }
-}
-
-fn truth(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
     }
 }
 
@@ -195,8 +187,7 @@ fn one(text: &str) -> std::result::Result<Wanted, String> {
     for field in fields(text) {
         let pair = field.split_once('=');
         let (key, value) = pair.ok_or_else(|| format!("invalid value {field}"))?;
-        let switch =
-            || truth(value).ok_or_else(|| format!("{value:?} of {key} is neither true nor false"));
+        let switch = || truth(key, value);
         let key = key.trim().to_lowercase();
         match (key.as_str(), kind) {
             ("type", _) => {

@@ -3,6 +3,8 @@
 
 use serde::Serialize;
 
+use crate::flags::parse_bool;
+
 /// What outputs say of the image's form.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ImageForm {
@@ -135,11 +137,7 @@ fn annotation(rest: &str, value: &str) -> Option<String> {
 
 /// A truth value.
 pub(super) fn truth(key: &str, value: &str) -> Result<bool, String> {
-    match value {
-        "true" | "1" => Ok(true),
-        "false" | "0" => Ok(false),
-        _ => Err(format!("{value:?} of {key} is neither true nor false")),
-    }
+    parse_bool(value).ok_or_else(|| format!("{value:?} of {key} is neither true nor false"))
 }
 
 #[cfg(test)]
