@@ -201,6 +201,9 @@ fn execute(
     parsed: Parsed,
 ) -> u8 {
     start_logging(&cli, command);
+    if !takes_room(command) {
+        corten_engine::may_use_reserve();
+    }
     let mut builder = if command.heavy {
         tokio::runtime::Builder::new_multi_thread()
     } else {
@@ -231,6 +234,11 @@ fn execute(
             error.code()
         }
     }
+}
+
+/// Whether a command rather fills the disk than empties it: it does not get the last room there is.
+fn takes_room(command: &Command) -> bool {
+    command.name == "cp" || command.heavy && command.name != "check"
 }
 
 /// A server logs; a command line does so only when asked.

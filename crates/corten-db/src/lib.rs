@@ -9,6 +9,8 @@
 //! (`synchronous=FULL`: the log is fsynced); a [`Durability::Relaxed`] one survives any
 //! crash of processes, but perhaps not of the machine. No transaction is ever half-applied.
 
+mod reserve;
+
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,12 +19,18 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
+pub use reserve::may_use_reserve;
+
 /// How long a transaction waits for another process's.
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pages of cache a connection may use, in KiB (`PRAGMA cache_size`): small, because every
 /// supervisor opens the database now and then.
 const CACHE_KIB: i64 = 512;
+
+/// Pages of the log after which it is written back when the disk is full: few, so that it does not
+/// grow.
+const SHORT_LOG: i64 = 64;
 
 /// The tables of one owner.
 #[derive(Debug, Clone, Copy)]
@@ -83,9 +91,28 @@ pub enum DbError {
         /// Newest version this binary knows.
         known: u32,
     },
+    /// There is no room for what SQLite has to write, if only to read.
+    #[error(
+        "no space left on device: free some where the engine's root is, e.g. with \
+         corten system prune"
+    )]
+    Full(#[source] Option<rusqlite::Error>),
     /// SQLite itself.
     #[error(transparent)]
-    Sqlite(#[from] rusqlite::Error),
+    Sqlite(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for DbError {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ffi::{SQLITE_FULL, SQLITE_IOERR_SHMMAP, SQLITE_IOERR_SHMSIZE};
+        let code = error.sqlite_error().map(|error| error.extended_code);
+        match code {
+            Some(SQLITE_FULL | SQLITE_IOERR_SHMSIZE | SQLITE_IOERR_SHMMAP) => {
+                Self::Full(Some(error))
+            }
+            _ => Self::Sqlite(error),
+        }
+    }
 }
 
 impl DbError {
@@ -100,15 +127,24 @@ impl DbError {
 
 /// A handle, cheap to clone; clones share one connection.
 #[derive(Clone)]
-pub struct Database {
-    path: Arc<Path>,
-    connection: Arc<Mutex<Connection>>,
+pub struct Database(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // What this command has freed, somebody else may take at once.
+        reserve::restore(&self.path);
+    }
 }
 
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Database")
-            .field("path", &self.path)
+            .field("path", &self.0.path)
             .finish_non_exhaustive()
     }
 }
@@ -125,6 +161,10 @@ impl Database {
                 source,
             })?;
         }
+        let is_short = reserve::give_up_if_low(path);
+        if reserve::is_too_full(path) {
+            return Err(DbError::Full(None));
+        }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -132,21 +172,25 @@ impl Database {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+        if is_short {
+            connection.pragma_update(None, "wal_autocheckpoint", SHORT_LOG)?;
+        }
         if !up_to_date(&connection, schemas)? {
             // Persistent, so only ever set here.
             connection.pragma_update(None, "journal_mode", "WAL")?;
             migrate(&mut connection, schemas)?;
         }
-        Ok(Self {
+        reserve::restore(path);
+        Ok(Self(Arc::new(Inner {
             path: path.into(),
-            connection: Arc::new(Mutex::new(connection)),
-        })
+            connection: Mutex::new(connection),
+        })))
     }
 
     /// The database file.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.0.path
     }
 
     /// Runs queries.
@@ -171,6 +215,11 @@ impl Database {
         f: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let mut connection = self.lock();
+        if reserve::give_up_if_low(&self.0.path) {
+            connection
+                .pragma_update(None, "wal_autocheckpoint", SHORT_LOG)
+                .map_err(DbError::from)?;
+        }
         connection
             .pragma_update(None, "synchronous", durability.pragma())
             .map_err(DbError::from)?;
@@ -184,7 +233,8 @@ impl Database {
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
         // A panic in a closure leaves SQLite itself intact: the transaction was rolled back.
-        self.connection
+        self.0
+            .connection
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
