@@ -1,8 +1,7 @@
 //! `inspect`: whatever a name means.
 
-use serde_json::value::RawValue;
-
-use super::shared::{self, OBJECT_FORMAT};
+use super::shapes;
+use super::shared::{self, Found, OBJECT_FORMAT};
 use crate::app::Cli;
 use crate::client::{component, name};
 use crate::command::{Command, action};
@@ -61,7 +60,7 @@ async fn inspect(cli: &Cli, flags: Parsed) -> Result {
     .await
 }
 
-async fn find(cli: &Cli, object: &str, wanted: Option<&str>, size: bool) -> Result<Box<RawValue>> {
+async fn find(cli: &Cli, object: &str, wanted: Option<&str>, size: bool) -> Result<Found> {
     let client = cli.client()?;
     for kind in KINDS
         .iter()
@@ -74,11 +73,17 @@ async fn find(cli: &Cli, object: &str, wanted: Option<&str>, size: bool) -> Resu
         };
         let call = client.get(path).flag("size", size && *kind == "container");
         match call.json().await {
-            Ok(found) => {
+            Ok(object) => {
                 if size && *kind != "container" {
                     cli.complain(format!("WARNING: --size ignored for {kind}s"));
                 }
-                return Ok(found);
+                let shape = match *kind {
+                    "container" => shapes::CONTAINER,
+                    "image" => shapes::IMAGE,
+                    "network" => shapes::NETWORK,
+                    _ => shapes::VOLUME,
+                };
+                return Ok(Found { object, shape });
             }
             // A name that is no valid reference is not an image's; it may be another object's.
             Err(crate::client::ClientError::Api {

@@ -8,6 +8,7 @@ mod login;
 mod manifest;
 mod network;
 mod serve;
+mod shapes;
 pub(crate) mod shared;
 mod system;
 mod version;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::shapes;
 use super::shared::{self, NO_PROMPT, OBJECT_FORMAT, PRUNE_FILTER, Pruned, confirm_or_end, joined};
 use crate::app::Cli;
 use crate::client::component;
@@ -212,11 +213,15 @@ async fn inspect(cli: &Cli, flags: Parsed) -> Result {
     let client = cli.client()?;
     let verbose = flags.on("verbose");
     shared::inspect_each(cli, &flags, async |name| {
-        Ok(client
+        let object = client
             .get(format!("/networks/{}", component(name)))
             .flag("verbose", verbose)
             .json()
-            .await?)
+            .await?;
+        Ok(shared::Found {
+            object,
+            shape: shapes::NETWORK,
+        })
     })
     .await
 }

@@ -11,7 +11,7 @@ use crate::app::Cli;
 use crate::client::{Call, ClientError};
 use crate::error::{CliError, Result};
 use crate::flags::{Flag, Parsed};
-use crate::template::{Data, Template};
+use crate::template::{Data, Shape, Template};
 
 /// `--format` of commands that show objects rather than lists.
 pub(crate) const OBJECT_FORMAT: Flag =
@@ -89,7 +89,14 @@ pub(crate) async fn remove_each<'c>(
 #[derive(Debug)]
 pub(crate) struct Inspector {
     format: Format,
-    found: Vec<Box<RawValue>>,
+    found: Vec<Found>,
+}
+
+/// An object as the engine wrote it, and what type it has in Docker.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) object: Box<RawValue>,
+    pub(crate) shape: Shape,
 }
 
 #[derive(Debug)]
@@ -113,7 +120,7 @@ impl Inspector {
         })
     }
 
-    pub(crate) fn add(&mut self, object: Box<RawValue>) {
+    pub(crate) fn add(&mut self, object: Found) {
         self.found.push(object);
     }
 
@@ -123,7 +130,7 @@ impl Inspector {
             Ok(self
                 .found
                 .iter()
-                .map(|raw| parse(raw))
+                .map(|found| parse(&found.object))
                 .collect::<std::result::Result<_, _>>()
                 .map_err(ClientError::from)?)
         };
@@ -134,8 +141,13 @@ impl Inspector {
             Format::Template(_) if self.found.is_empty() => Ok("\n".into()),
             Format::Template(template) => {
                 let mut out = String::new();
-                for value in values()? {
-                    out.push_str(&template.render(&Data::from(value))?);
+                for (root, found) in values()?.into_iter().zip(&self.found) {
+                    let data = Data {
+                        root,
+                        shape: found.shape,
+                        ..Data::default()
+                    };
+                    out.push_str(&template.render(&data)?);
                     out.push('\n');
                 }
                 Ok(out)
@@ -159,7 +171,7 @@ pub(crate) fn indented(value: &impl serde::Serialize) -> Result<String> {
 /// Inspects every name with `fetch`; what was found is printed even when something was not.
 pub(crate) async fn inspect_each<F>(cli: &Cli, flags: &Parsed, fetch: F) -> Result
 where
-    F: AsyncFn(&str) -> Result<Box<RawValue>>,
+    F: AsyncFn(&str) -> Result<Found>,
 {
     let mut inspector = Inspector::new(flags.nonempty("format"))?;
     let mut failures = Failures::default();
@@ -257,8 +269,11 @@ pub(crate) fn prompt(text: &str) -> Result {
 mod tests {
     use super::*;
 
-    fn raw(text: &str) -> Box<RawValue> {
-        RawValue::from_string(text.into()).unwrap()
+    fn raw(text: &str) -> Found {
+        Found {
+            object: RawValue::from_string(text.into()).unwrap(),
+            shape: Shape::Any,
+        }
     }
 
     #[test]

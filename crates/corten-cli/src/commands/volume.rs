@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::shapes;
 use super::shared::{self, NO_PROMPT, OBJECT_FORMAT, PRUNE_FILTER, Pruned, confirm_or_end, joined};
 use crate::app::Cli;
 use crate::client::{ClientError, component};
@@ -138,7 +139,10 @@ async fn inspect(cli: &Cli, flags: Parsed) -> Result {
             .json()
             .await?;
         // Docker shows the keys of a volume sorted.
-        Ok(serde_json::value::to_raw_value(&found).map_err(ClientError::from)?)
+        Ok(shared::Found {
+            object: serde_json::value::to_raw_value(&found).map_err(ClientError::from)?,
+            shape: shapes::VOLUME,
+        })
     })
     .await
 }

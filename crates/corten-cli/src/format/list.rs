@@ -44,6 +44,7 @@ impl Row {
         Data {
             root: Value::Object(self.fields),
             methods: self.methods,
+            ..Data::default()
         }
     }
 }
@@ -99,6 +100,7 @@ impl Listing<'_> {
             let headers = Data {
                 root: Value::Object(headers),
                 methods,
+                ..Data::default()
             };
             out.push_str(&template.render_header(&headers)?);
             out.push('\n');

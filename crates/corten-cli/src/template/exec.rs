@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::parse::{Node, Operand, Pipeline, What};
+use super::shape::{Shape, Typed};
 use super::{Data, TemplateError, funcs, line_of};
 
 /// Values beyond this many bytes of output are refused: a template must not eat the machine.
@@ -23,17 +24,18 @@ pub(super) fn render(
         out: String::new(),
         variables: Vec::new(),
     };
+    let root = Typed::new(data.root.clone(), data.shape);
     // `$` is what a template was given; few ask for it, and it is given for every row.
     if source.contains('$') {
-        run.variables.push((String::new(), data.root.clone()));
+        run.variables.push((String::new(), root.clone()));
     }
-    run.nodes(nodes, &data.root)?;
+    run.nodes(nodes, &root)?;
     Ok(run.out)
 }
 
 /// A value, or the key that was not there.
 enum Found {
-    Value(Value),
+    Value(Typed),
     Missing(String),
     /// A key that was not there, in a map whose keys are the user's.
     NoValue,
@@ -56,11 +58,15 @@ const MAPS: &[&str] = &[
 
 impl Found {
     /// What a test or a function sees.
-    fn or_null(self) -> Value {
+    fn or_null(self) -> Typed {
         match self {
             Self::Value(value) => value,
-            Self::Missing(_) | Self::NoValue => Value::Null,
+            Self::Missing(_) | Self::NoValue => Value::Null.into(),
         }
+    }
+
+    fn plain(value: Value) -> Self {
+        Self::Value(value.into())
     }
 }
 
@@ -76,7 +82,7 @@ struct Run<'a> {
     data: &'a Data,
     header: bool,
     out: String,
-    variables: Vec<(String, Value)>,
+    variables: Vec<(String, Typed)>,
 }
 
 impl Run<'_> {
@@ -90,7 +96,7 @@ impl Run<'_> {
         }
     }
 
-    fn nodes(&mut self, nodes: &[Node], dot: &Value) -> Result<Flow, TemplateError> {
+    fn nodes(&mut self, nodes: &[Node], dot: &Typed) -> Result<Flow, TemplateError> {
         for node in nodes {
             let flow = self.node(node, dot)?;
             if flow != Flow::On {
@@ -100,21 +106,21 @@ impl Run<'_> {
         Ok(Flow::On)
     }
 
-    fn scoped(&mut self, nodes: &[Node], dot: &Value) -> Result<Flow, TemplateError> {
+    fn scoped(&mut self, nodes: &[Node], dot: &Typed) -> Result<Flow, TemplateError> {
         let depth = self.variables.len();
         let flow = self.nodes(nodes, dot)?;
         self.variables.truncate(depth);
         Ok(flow)
     }
 
-    fn node(&mut self, node: &Node, dot: &Value) -> Result<Flow, TemplateError> {
+    fn node(&mut self, node: &Node, dot: &Typed) -> Result<Flow, TemplateError> {
         match node {
             Node::Text(text) => self.out.push_str(text),
             Node::Print(pipeline) => {
                 let found = self.pipeline(pipeline, dot)?;
                 if pipeline.variables.is_empty() {
                     match found {
-                        Found::Value(value) => self.out.push_str(&display(&value)),
+                        Found::Value(value) => self.out.push_str(&display(&value.value)),
                         Found::NoValue => self.out.push_str("<no value>"),
                         Found::Missing(key) => {
                             let at = pipeline
@@ -137,7 +143,7 @@ impl Run<'_> {
             Node::If(branches, otherwise) => {
                 let depth = self.variables.len();
                 for (condition, body) in branches {
-                    if truth(&self.pipeline(condition, dot)?.or_null()) {
+                    if truth(&self.pipeline(condition, dot)?.or_null().value) {
                         let flow = self.scoped(body, dot)?;
                         self.variables.truncate(depth);
                         return Ok(flow);
@@ -151,7 +157,7 @@ impl Run<'_> {
                 let depth = self.variables.len();
                 for (condition, body) in branches {
                     let value = self.pipeline(condition, dot)?.or_null();
-                    if truth(&value) {
+                    if truth(&value.value) {
                         let flow = self.scoped(body, &value)?;
                         self.variables.truncate(depth);
                         return Ok(flow);
@@ -175,7 +181,7 @@ impl Run<'_> {
         pipeline: &Pipeline,
         body: &[Node],
         otherwise: &[Node],
-        dot: &Value,
+        dot: &Typed,
     ) -> Result<Flow, TemplateError> {
         let depth = self.variables.len();
         let plain = Pipeline {
@@ -183,7 +189,8 @@ impl Run<'_> {
             ..pipeline.clone()
         };
         let over = self.pipeline(&plain, dot)?.or_null();
-        let pairs: Vec<(Value, Value)> = match over {
+        let element = over.shape.element();
+        let pairs: Vec<(Value, Value)> = match over.value {
             Value::Array(items) => items
                 .into_iter()
                 .enumerate()
@@ -212,11 +219,12 @@ impl Run<'_> {
             return self.scoped(otherwise, dot);
         }
         for (key, value) in pairs {
+            let value = Typed::new(value, element);
             match pipeline.variables.as_slice() {
                 [] => {}
                 [element] => self.variables.push((element.clone(), value.clone())),
                 [index, element, ..] => {
-                    self.variables.push((index.clone(), key));
+                    self.variables.push((index.clone(), key.into()));
                     self.variables.push((element.clone(), value.clone()));
                 }
             }
@@ -229,12 +237,12 @@ impl Run<'_> {
         Ok(Flow::On)
     }
 
-    fn pipeline(&mut self, pipeline: &Pipeline, dot: &Value) -> Result<Found, TemplateError> {
+    fn pipeline(&mut self, pipeline: &Pipeline, dot: &Typed) -> Result<Found, TemplateError> {
         let mut last: Option<Found> = None;
         for command in &pipeline.commands {
             last = Some(self.command(command, dot, last.map(Found::or_null))?);
         }
-        let found = last.unwrap_or(Found::Value(Value::Null));
+        let found = last.unwrap_or(Found::plain(Value::Null));
         if let Some(name) = pipeline.variables.first() {
             let value = found.or_null();
             if pipeline.assigns {
@@ -260,11 +268,11 @@ impl Run<'_> {
     fn command(
         &mut self,
         command: &[Operand],
-        dot: &Value,
-        piped: Option<Value>,
+        dot: &Typed,
+        piped: Option<Typed>,
     ) -> Result<Found, TemplateError> {
         let Some((head, rest)) = command.split_first() else {
-            return Ok(Found::Value(Value::Null));
+            return Ok(Found::plain(Value::Null));
         };
         match &head.kind {
             What::Function(name) => self.call(name, head, rest, dot, piped).map(Found::Value),
@@ -286,8 +294,8 @@ impl Run<'_> {
         head: &Operand,
         path: &[String],
         rest: &[Operand],
-        dot: &Value,
-        piped: Option<Value>,
+        dot: &Typed,
+        piped: Option<Typed>,
     ) -> Result<Found, TemplateError> {
         let mut args = Vec::new();
         for operand in rest {
@@ -303,11 +311,14 @@ impl Run<'_> {
             let reason = format!("{name} is not a method but has arguments");
             return Err(self.error(head.at, what, reason));
         };
-        let key = args.first().map(display).unwrap_or_default();
+        let key = args
+            .first()
+            .map(|key| display(&key.value))
+            .unwrap_or_default();
         if self.header {
-            return Ok(Found::Value(Value::String(key)));
+            return Ok(Found::plain(Value::String(key)));
         }
-        Ok(Found::Value(
+        Ok(Found::plain(
             answers
                 .get(&key)
                 .cloned()
@@ -320,15 +331,15 @@ impl Run<'_> {
         name: &str,
         head: &Operand,
         rest: &[Operand],
-        dot: &Value,
-        piped: Option<Value>,
-    ) -> Result<Value, TemplateError> {
+        dot: &Typed,
+        piped: Option<Typed>,
+    ) -> Result<Typed, TemplateError> {
         // `and` and `or` do not evaluate what they need not.
         if matches!(name, "and" | "or") {
-            let mut value = Value::Null;
+            let mut value = Typed::from(Value::Null);
             for operand in rest {
                 value = self.operand(operand, dot)?.or_null();
-                if truth(&value) == (name == "or") {
+                if truth(&value.value) == (name == "or") {
                     return Ok(value);
                 }
             }
@@ -340,21 +351,31 @@ impl Run<'_> {
         }
         args.extend(piped);
         if self.header && funcs::passes_headers_through(name) {
-            return Ok(args.first().cloned().unwrap_or(Value::Null));
+            return Ok(args.into_iter().next().unwrap_or(Value::Null.into()));
         }
-        funcs::call(name, &args).map_err(|reason| {
-            self.error(
-                head.at,
-                name.to_owned(),
-                format!("error calling {name}: {reason}"),
-            )
-        })
+        // What is looked up keeps its type; what is computed has none worth knowing.
+        let shape = match args.split_first() {
+            Some((from, keys)) if name == "index" => {
+                keys.iter().fold(from.shape, |shape, _| shape.element())
+            }
+            _ => Shape::Any,
+        };
+        let args: Vec<Value> = args.into_iter().map(|arg| arg.value).collect();
+        funcs::call(name, &args)
+            .map(|value| Typed::new(value, shape))
+            .map_err(|reason| {
+                self.error(
+                    head.at,
+                    name.to_owned(),
+                    format!("error calling {name}: {reason}"),
+                )
+            })
     }
 
-    fn operand(&mut self, operand: &Operand, dot: &Value) -> Result<Found, TemplateError> {
+    fn operand(&mut self, operand: &Operand, dot: &Typed) -> Result<Found, TemplateError> {
         match &operand.kind {
             What::Dot => Ok(Found::Value(dot.clone())),
-            What::Constant(value) => Ok(Found::Value(value.clone())),
+            What::Constant(value) => Ok(Found::plain(value.clone())),
             What::Function(name) => self.call(name, operand, &[], dot, None).map(Found::Value),
             What::Field(path) => self.walk(operand, dot, path),
             What::Variable(name, path) => {
@@ -379,20 +400,19 @@ impl Run<'_> {
     fn walk(
         &self,
         operand: &Operand,
-        from: &Value,
+        from: &Typed,
         path: &[String],
     ) -> Result<Found, TemplateError> {
-        let mut value = from;
+        let mut value = &from.value;
+        let mut shape = from.shape;
         for (index, key) in path.iter().enumerate() {
-            match value {
-                Value::Object(map) => match map.get(key).or_else(|| field_named(map, key)) {
-                    Some(next) => value = next,
-                    None if index > 0 && MAPS.contains(&path[index - 1].as_str()) => {
-                        return Ok(Found::NoValue);
-                    }
-                    // What a key that is not there would contain is not there either.
-                    None => return Ok(Found::Missing(key.clone())),
-                },
+            let named = index > 0 && MAPS.contains(&path[index - 1].as_str());
+            let is_map = matches!(shape, Shape::Map(_)) || (shape == Shape::Any && named);
+            let field = shape.field(key);
+            let next = match value {
+                Value::Object(map) => map
+                    .get(key)
+                    .or_else(|| field_named(map, key).filter(|_| !is_map)),
                 Value::Null if index > 0 => {
                     return Err(self.error(
                         operand.at,
@@ -414,9 +434,26 @@ impl Run<'_> {
                         format!("can't evaluate field {key} in type {kind}"),
                     ));
                 }
-            }
+            };
+            let last = index + 1 == path.len();
+            value = match (next, field) {
+                (None, _) if is_map => return Ok(Found::NoValue),
+                (Some(Value::Null), Some(field)) => field.zero(),
+                (Some(next), _) => next,
+                // Nothing is beyond a pointer that the document does not have.
+                (None, Some(Shape::Pointer(_))) if !last => {
+                    return Ok(Found::Missing(key.clone()));
+                }
+                (None, Some(field)) if field != Shape::Any => field.zero(),
+                // What a key that is not there would contain is not there either.
+                (None, _) => return Ok(Found::Missing(key.clone())),
+            };
+            shape = field.unwrap_or_default();
         }
-        Ok(Found::Value(value.clone()))
+        Ok(Found::Value(Typed {
+            value: value.clone(),
+            shape,
+        }))
     }
 
     fn operand_text(&self, operand: &Operand) -> String {

@@ -4,7 +4,8 @@
 //! pipelines, variables, `if`/`else if`/`else`, `with`, `range` (with `break`, `continue`),
 //! comments, white-space trimming, the built-in functions and the ones Docker adds (`json`,
 //! `join`, `split`, `lower`, `upper`, `title`, `pad`, `truncate`). Data are JSON values;
-//! a key that is missing may be tested (`if .Health`) but not printed. `define`, `template`
+//! a key that is missing may be tested (`if .Health`) but not printed, unless the data's
+//! [`Shape`] knows it: then it has its Go type's zero value. `define`, `template`
 //! and `block` are not offered and are refused.
 
 mod exec;
@@ -12,10 +13,12 @@ mod funcs;
 mod lex;
 mod parse;
 mod printf;
+mod shape;
 
 use serde_json::{Map, Value};
 
 pub use exec::display;
+pub use shape::Shape;
 
 /// A template that is wrong, or does not fit its data.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -51,13 +54,15 @@ pub struct Data {
     pub root: Value,
     /// Fields that take an argument (`.Label "key"`): the possible answers by name.
     pub methods: Map<String, Value>,
+    /// What type `.` has in Docker.
+    pub shape: Shape,
 }
 
 impl From<Value> for Data {
     fn from(root: Value) -> Self {
         Self {
             root,
-            methods: Map::new(),
+            ..Self::default()
         }
     }
 }

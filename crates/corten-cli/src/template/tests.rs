@@ -11,6 +11,7 @@ fn render(template: &str) -> String {
             "Quote": "a \"<b>\"",
         }),
         methods: json!({"Label": {"k": "v"}}).as_object().unwrap().clone(),
+        ..Data::default()
     };
     match Template::parse(template).and_then(|t| t.render(&data)) {
         Ok(text) => text,

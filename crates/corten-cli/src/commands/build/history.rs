@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use corten_build::BuildEvent;
 use serde::Deserialize;
-use serde_json::value::RawValue;
 
-use super::super::shared::{OBJECT_FORMAT, inspect_each};
+use super::super::shared::{Found, OBJECT_FORMAT, inspect_each};
 use crate::app::Cli;
 use crate::client::{Client, component};
 use crate::command::{Command, action};
@@ -15,6 +14,7 @@ use crate::flags::{Arity, Flag, Parsed};
 use crate::format::{Listing, Row, units};
 use crate::progress::plain::Plain;
 use crate::progress::rawjson::RawJson;
+use crate::template::Shape;
 
 /// `builder history`
 pub(super) static GROUP: Command = Command::group(
@@ -177,11 +177,14 @@ async fn inspect(cli: &Cli, flags: Parsed) -> Result {
     }
     if flags.nonempty("format").is_some() {
         return inspect_each(cli, &flags, async |id| {
-            let object: Box<RawValue> = client
+            let object = client
                 .get(format!("/builds/{}", component(id)))
                 .json()
                 .await?;
-            Ok(object)
+            Ok(Found {
+                object,
+                shape: Shape::Any,
+            })
         })
         .await;
     }

@@ -3,7 +3,7 @@
 use crate::app::Cli;
 use crate::client::component;
 use crate::command::{Command, action};
-use crate::commands::shared;
+use crate::commands::{shapes, shared};
 use crate::error::Result;
 use crate::flags::{Arity, Flag, Parsed};
 
@@ -27,7 +27,10 @@ async fn inspect(cli: &Cli, flags: Parsed) -> Result {
     let size = flags.on("size");
     shared::inspect_each(cli, &flags, async |name: &str| {
         let call = client.get(format!("/containers/{}/json", component(name)));
-        Ok(call.flag("size", size).json().await?)
+        Ok(shared::Found {
+            object: call.flag("size", size).json().await?,
+            shape: shapes::CONTAINER,
+        })
     })
     .await
 }

@@ -10,6 +10,7 @@ mod tree;
 use corten_oci::ImageRef;
 use serde::Deserialize;
 
+use super::shapes;
 use super::shared::{self, Failures, OBJECT_FORMAT};
 use crate::app::Cli;
 use crate::client::name;
@@ -200,12 +201,15 @@ async fn inspect(cli: &Cli, flags: Parsed) -> Result {
     let platform = platform::json(platform)?;
     let client = cli.client()?;
     shared::inspect_each(cli, &flags, async |image| {
-        let document: Box<serde_json::value::RawValue> = client
+        let object = client
             .get(format!("/images/{}/json", name(image)))
             .query_opt("platform", platform.as_deref())
             .json()
             .await?;
-        Ok(document)
+        Ok(shared::Found {
+            object,
+            shape: shapes::IMAGE,
+        })
     })
     .await
 }
