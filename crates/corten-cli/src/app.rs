@@ -59,17 +59,19 @@ impl Cli {
         if let Some(client) = self.client.get() {
             return Ok(client);
         }
-        let client = Client::from_globals(&self.globals, self.config()?)?;
+        let client = Client::from_globals(&self.globals, self.config())?;
         Ok(self.client.get_or_init(|| client))
     }
 
     /// The configuration file, read on first use.
-    pub(crate) fn config(&self) -> Result<&ConfigFile> {
-        if let Some(config) = self.config.get() {
-            return Ok(config);
-        }
-        let config = ConfigFile::load(&self.globals.config_dir)?;
-        Ok(self.config.get_or_init(|| config))
+    pub(crate) fn config(&self) -> &ConfigFile {
+        self.config.get_or_init(|| {
+            let config = ConfigFile::load(&self.globals.config_dir);
+            if let Some(damage) = &config.damage {
+                self.complain(format!("WARNING: Error {damage}"));
+            }
+            config
+        })
     }
 
     /// Writes to standard output as it is.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::error::{CliError, Result};
+use crate::error::reason;
 
 /// The settings we use; everything else in the file is left alone.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -27,31 +27,56 @@ pub(crate) struct ConfigFile {
     /// Headers added to every request.
     #[serde(rename = "HttpHeaders")]
     pub(crate) http_headers: BTreeMap<String, String>,
+    /// What is wrong with the file; then nothing of it is used.
+    #[serde(skip)]
+    pub(crate) damage: Option<String>,
 }
 
 impl ConfigFile {
-    /// Reads `config.json` of a directory; a missing file is an empty one.
-    pub(crate) fn load(dir: &Path) -> Result<Self> {
+    /// Reads `config.json` of a directory; a missing file is an empty one. A file that cannot be
+    /// used must not keep anybody from `ps`: it is as good as none, and Docker only warns.
+    pub(crate) fn load(dir: &Path) -> Self {
         let path = dir.join("config.json");
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self::default());
-            }
-            // An unreadable home must not keep anybody from `ps`; Docker only warns.
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot read the configuration");
-                return Ok(Self::default());
-            }
+        let damaged = |damage: String| Self {
+            damage: Some(damage),
+            ..Self::default()
         };
-        if text.iter().all(u8::is_ascii_whitespace) {
-            return Ok(Self::default());
+        match std::fs::read(&path) {
+            Ok(text) if text.iter().all(u8::is_ascii_whitespace) => Self::default(),
+            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
+                damaged(format!("parsing config file ({}): {error}", path.display()))
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::default(),
+            Err(error) => damaged(format!(
+                "loading config file: {}: {}",
+                path.display(),
+                reason(&error)
+            )),
         }
-        serde_json::from_slice(&text).map_err(|error| {
-            CliError::message(format!(
-                "{}: invalid configuration: {error}",
-                path.display()
-            ))
-        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_file_is_as_good_as_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let load = |text: &str| {
+            std::fs::write(dir.path().join("config.json"), text).unwrap();
+            ConfigFile::load(dir.path())
+        };
+        let damage = load("{bad").damage.unwrap();
+        assert!(damage.starts_with("parsing config file (/"), "{damage}");
+        assert!(load(r#"{"psFormat":5}"#).damage.is_some());
+        let fine = load(r#"{"psFormat":"x"}"#);
+        assert_eq!((fine.ps_format.as_str(), fine.damage), ("x", None));
+        assert_eq!(load(" \n").damage, None);
+        std::fs::remove_file(dir.path().join("config.json")).unwrap();
+        assert_eq!(ConfigFile::load(dir.path()).damage, None);
+        std::fs::create_dir(dir.path().join("config.json")).unwrap();
+        let damage = ConfigFile::load(dir.path()).damage.unwrap();
+        assert!(damage.ends_with(": is a directory"), "{damage}");
     }
 }

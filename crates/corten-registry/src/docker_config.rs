@@ -98,12 +98,10 @@ impl DockerConfig {
         entry.map(|entry| self.parse(server, entry)).transpose()
     }
 
-    /// The credentials of every registry there are any for.
-    ///
-    /// # Errors
-    /// As [`get`](Self::get).
-    pub fn get_all(&self) -> Result<BTreeMap<String, Credential>, RegistryError> {
+    /// The credentials of every registry there are any for, and why some could not be had.
+    pub fn get_all(&self) -> (BTreeMap<String, Credential>, Vec<RegistryError>) {
         let mut found = BTreeMap::new();
+        let mut failures = Vec::new();
         let mut servers: Vec<String> = Vec::new();
         for field in ["auths", "credHelpers"] {
             if let Some(map) = self.document.get(field).and_then(Value::as_object) {
@@ -111,17 +109,20 @@ impl DockerConfig {
             }
         }
         if let Some(store) = self.document.get("credsStore").and_then(Value::as_str) {
-            let listed = run_helper(store, "list", b"")?;
-            let listed: BTreeMap<String, String> =
-                serde_json::from_slice(&listed).map_err(|e| helper_error(store, e))?;
-            servers.extend(listed.into_keys());
-        }
-        for server in servers {
-            if let Some(credential) = self.get(&server)? {
-                found.insert(server, credential);
+            match helper_list(store) {
+                Ok(listed) => servers.extend(listed),
+                // The same helper would only fail again for each server.
+                Err(error) => return (found, vec![error]),
             }
         }
-        Ok(found)
+        for server in servers {
+            match self.get(&server) {
+                Ok(Some(credential)) => drop(found.insert(server, credential)),
+                Ok(None) => {}
+                Err(error) => failures.push(error),
+            }
+        }
+        (found, failures)
     }
 
     fn parse(&self, server: &str, entry: &Value) -> Result<Credential, RegistryError> {
@@ -257,6 +258,13 @@ fn helper_error(helper: &str, reason: impl ToString) -> RegistryError {
     }
 }
 
+fn helper_list(helper: &str) -> Result<Vec<String>, RegistryError> {
+    let listed = run_helper(helper, "list", b"")?;
+    let listed: BTreeMap<String, String> =
+        serde_json::from_slice(&listed).map_err(|e| helper_error(helper, e))?;
+    Ok(listed.into_keys().collect())
+}
+
 fn helper_get(helper: &str, server: &str) -> Result<Option<Credential>, RegistryError> {
     let output = match run_helper(helper, "get", server.as_bytes()) {
         Ok(output) => output,
@@ -335,7 +343,8 @@ mod tests {
             ("me", "a:b")
         );
         assert_eq!(again.get("other").unwrap(), None);
-        assert_eq!(again.get_all().unwrap().len(), 1);
+        let (all, failures) = again.get_all();
+        assert_eq!((all.len(), failures.len()), (1, 0));
         use std::os::unix::fs::PermissionsExt;
         let path = dir.path().join("config.json");
         assert_eq!(
@@ -345,6 +354,20 @@ mod tests {
         assert!(config.erase("127.0.0.1:5000").unwrap());
         assert!(!config.erase("127.0.0.1:5000").unwrap());
         assert!(fs::read_to_string(path).unwrap().contains("psFormat"));
+    }
+
+    #[test]
+    fn what_is_damaged_keeps_nobody_from_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"auths":{"bad.example":{"auth":"!!!"},"good.example":{"auth":"dTpw"}},
+                       "credHelpers":{"other.example":"no-such-helper"}}"#;
+        fs::write(dir.path().join("config.json"), text).unwrap();
+        let config = DockerConfig::load(dir.path()).unwrap();
+        assert!(config.get("bad.example").is_err());
+        assert!(config.get("other.example").is_err());
+        let (all, failures) = config.get_all();
+        assert_eq!(all.keys().collect::<Vec<_>>(), ["good.example"]);
+        assert_eq!(failures.len(), 2);
     }
 
     #[test]

@@ -67,7 +67,8 @@ async fn login(cli: &Cli, flags: Parsed) -> Result {
     let stored = if flags.given("username") {
         None
     } else {
-        config.get(&server)?
+        // A damaged entry is about to be replaced.
+        config.get(&server).unwrap_or_default()
     };
     // Without arguments the stored credential is tried first, as Docker does.
     if let Some(stored) = stored.as_ref().filter(|_| given.is_none()) {

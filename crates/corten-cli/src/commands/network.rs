@@ -235,7 +235,7 @@ async fn list(cli: &Cli, flags: Parsed) -> Result {
         .await?;
     networks.sort_by(|a, b| a.name.cmp(&b.name));
     let quiet = flags.on("quiet");
-    let configured = Some(cli.config()?.networks_format.as_str()).filter(|f| !f.is_empty());
+    let configured = Some(cli.config().networks_format.as_str()).filter(|f| !f.is_empty());
     let format = flags.nonempty("format").or(configured.filter(|_| !quiet));
     let listing = Listing {
         headers: HEADERS,

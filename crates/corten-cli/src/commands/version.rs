@@ -93,7 +93,7 @@ fn client(cli: &Cli) -> Result<Value> {
         "GitCommit": option_env!("CORTEN_GIT_COMMIT").unwrap_or_default(),
         "Os": "linux",
         "Arch": arch,
-        "Context": context_name(&cli.globals, cli.config()?),
+        "Context": context_name(&cli.globals, cli.config()),
     }))
 }
 

@@ -163,7 +163,7 @@ async fn list(cli: &Cli, flags: Parsed) -> Result {
         .await?;
     let mut volumes = answer.volumes.unwrap_or_default();
     volumes.sort_by(|a, b| a.name.cmp(&b.name));
-    let configured = Some(cli.config()?.volumes_format.as_str()).filter(|f| !f.is_empty());
+    let configured = Some(cli.config().volumes_format.as_str()).filter(|f| !f.is_empty());
     let quiet = flags.on("quiet");
     let format = flags.nonempty("format").or(configured.filter(|_| !quiet));
     let listing = Listing {

@@ -28,11 +28,33 @@ pub(crate) fn reference(text: &str) -> Result<ImageRef> {
 }
 
 /// `X-Registry-Auth` for an image's registry.
-pub(crate) fn auth_header(cli: &Cli, image: &ImageRef) -> Result<String> {
-    let config = DockerConfig::load(&cli.globals.config_dir)?;
-    let key = corten_registry::server_key(image);
-    let credential = config.get(&key)?;
-    Ok(encode(credential.as_ref()))
+pub(crate) fn auth_header(cli: &Cli, image: &ImageRef) -> String {
+    encode(credential(cli, image).as_ref())
+}
+
+/// The user's credential for an image's registry. What keeps it from being read is only warned
+/// of: the registry may not ask for any.
+pub(crate) fn credential(cli: &Cli, image: &ImageRef) -> Option<Credential> {
+    let server = corten_registry::server_key(image);
+    let found = stored(cli)?.get(&server);
+    found.unwrap_or_else(|error| {
+        cli.complain(format!(
+            "WARNING: going on without credentials for {server}: {error}"
+        ));
+        None
+    })
+}
+
+/// The stored credentials; none, after a warning, where the file is damaged.
+pub(crate) fn stored(cli: &Cli) -> Option<DockerConfig> {
+    let warned = cli.config().damage.is_some();
+    DockerConfig::load(&cli.globals.config_dir)
+        .inspect_err(|error| {
+            if !warned {
+                cli.complain(format!("WARNING: going on without credentials: {error}"));
+            }
+        })
+        .ok()
 }
 
 /// A credential as the Engine API takes it; `{}` for none.
@@ -58,7 +80,7 @@ pub(crate) async fn pull(
         .query("fromImage", image.familiar_name())
         .query_opt("tag", reference)
         .query_opt("platform", platform)
-        .header("X-Registry-Auth", auth_header(cli, image)?)
+        .header("X-Registry-Auth", auth_header(cli, image))
         .lines()
         .await?;
     let sink = match show {

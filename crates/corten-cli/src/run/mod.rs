@@ -360,7 +360,7 @@ pub(crate) fn detach_keys(cli: &Cli, flags: &Parsed) -> Result<Vec<u8>> {
 
 /// The keys that detach where they are not the usual ones; the engine is to know them, too.
 pub(crate) fn chosen_keys<'a>(cli: &'a Cli, flags: &'a Parsed) -> Result<Option<&'a str>> {
-    let configured = Some(cli.config()?.detach_keys.as_str());
+    let configured = Some(cli.config().detach_keys.as_str());
     Ok(flags
         .nonempty("detach-keys")
         .or(configured.filter(|keys| !keys.is_empty())))

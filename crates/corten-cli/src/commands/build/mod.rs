@@ -23,7 +23,6 @@ use std::os::unix::ffi::OsStringExt;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
-use corten_registry::docker_config::DockerConfig;
 
 use super::shared::{NO_PROMPT, PRUNE_FILTER, Pruned, confirm_or_end};
 use crate::app::Cli;
@@ -504,13 +503,11 @@ fn build_args(
 /// The credentials of all registries: a Dockerfile may name any. A helper that fails must not
 /// keep anybody from building with public images.
 fn registry_config(cli: &Cli) -> Result<String> {
-    let credentials = match DockerConfig::load(&cli.globals.config_dir)?.get_all() {
-        Ok(credentials) => credentials,
-        Err(error) => {
-            tracing::warn!(%error, "building without credentials");
-            BTreeMap::new()
-        }
-    };
+    let (credentials, failures) =
+        crate::run::image::stored(cli).map_or_else(Default::default, |stored| stored.get_all());
+    for error in failures {
+        cli.complain(format!("WARNING: building without credentials: {error}"));
+    }
     let json = serde_json::to_vec(&credentials).map_err(crate::client::ClientError::from)?;
     Ok(URL_SAFE.encode(json))
 }

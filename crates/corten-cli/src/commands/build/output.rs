@@ -227,7 +227,7 @@ async fn push(cli: &Cli, tag: &str) -> Result<Option<String>> {
         .client()?
         .post(format!("/images/{}/push", name(&image.familiar_name())))
         .query("tag", image.tag().unwrap_or_default())
-        .header("X-Registry-Auth", auth_header(cli, &image)?)
+        .header("X-Registry-Auth", auth_header(cli, &image))
         .lines()
         .await?;
     let aux = stream::outcome(lines, Sink::nothing()).await?;

@@ -70,7 +70,7 @@ const RAW_WITH_SIZE: &str = "container_id: {{.ID}}\nimage: {{.Image}}\ncommand: 
 
 async fn list(cli: &Cli, flags: Parsed) -> Result {
     let quiet = flags.on("quiet");
-    let configured = cli.config()?.ps_format.as_str();
+    let configured = cli.config().ps_format.as_str();
     let given = flags.nonempty("format");
     given.map_or(Ok(()), check)?;
     let format = given.or((!configured.is_empty() && !quiet).then_some(configured));

@@ -85,7 +85,7 @@ async fn list(cli: &Cli, flags: Parsed) -> Result {
     }
     let images: Vec<Summary> = call.json().await?;
     let quiet = flags.on("quiet");
-    let configured = Some(cli.config()?.images_format.as_str()).filter(|f| !f.is_empty() && !quiet);
+    let configured = Some(cli.config().images_format.as_str()).filter(|f| !f.is_empty() && !quiet);
     let format = flags.nonempty("format").or(configured);
     let usual = matches!(format, None | Some("table"));
     let digests = flags.on("digests") && usual;

@@ -109,7 +109,7 @@ async fn push(cli: &Cli, flags: Parsed) -> Result {
         .post(format!("/images/{}/push", name(&image.familiar_name())))
         .query_opt("tag", image.tag())
         .query_opt("platform", platform::json(flags.nonempty("platform"))?)
-        .header("X-Registry-Auth", auth_header(cli, &image)?)
+        .header("X-Registry-Auth", auth_header(cli, &image))
         .lines()
         .await?;
     let sink = if quiet {

@@ -2,7 +2,6 @@
 
 use corten_engine::layout::Layout;
 use corten_oci::{Digest, ImageRef, media_type as types};
-use corten_registry::docker_config::DockerConfig;
 use corten_registry::{
     Client, RegistriesConfig, RegistryError, RegistrySettings, Remote, RemoteManifest,
 };
@@ -68,8 +67,7 @@ impl Registry {
             let root = Layout::root_or_default(cli.globals.root.as_deref());
             RegistriesConfig::load(&Layout::of(&root).registries())?
         };
-        let credentials = DockerConfig::load(&cli.globals.config_dir)?;
-        let credential = credentials.get(&corten_registry::server_key(image))?;
+        let credential = crate::run::image::credential(cli, image);
         let client = Client::new(config)?;
         Ok(Self(client.remote(image.domain(), credential.as_ref())?))
     }

@@ -28,7 +28,7 @@ async fn info(cli: &Cli, flags: Parsed) -> Result {
     let client = json!({
         "Debug": cli.globals.debug,
         "Version": env!("CARGO_PKG_VERSION"),
-        "Context": context_name(&cli.globals, cli.config()?),
+        "Context": context_name(&cli.globals, cli.config()),
         "Plugins": [],
         "Warnings": null,
     });
