@@ -24,6 +24,7 @@ pub mod supervise;
 mod sweep;
 pub mod system;
 pub mod volumes;
+pub mod when;
 
 pub use bollard_stubs::models;
 pub use builder::step_resources;

@@ -119,7 +119,7 @@ impl Parsed {
     #[must_use]
     pub fn duration(&self, long: &str) -> Option<i64> {
         self.text(long)
-            .and_then(|text| crate::opts::duration::parse(text).ok())
+            .and_then(|text| corten_engine::when::duration(text).ok())
     }
 }
 

@@ -62,9 +62,7 @@ pub(super) fn bytes(text: &str) -> Result<(), String> {
 }
 
 pub(super) fn duration(text: &str) -> Result<(), String> {
-    crate::opts::duration::parse(text)
-        .map(drop)
-        .map_err(|e| e.to_string())
+    corten_engine::when::duration(text).map(drop)
 }
 
 pub(super) fn filter(text: &str) -> Result<(), String> {

@@ -3,7 +3,6 @@
 
 pub mod blkio;
 pub mod device;
-pub mod duration;
 pub mod env;
 pub mod hosts;
 pub mod mount;

@@ -18,7 +18,7 @@ use crate::error::EngineError;
 use crate::events::{self, Kind};
 use crate::networks::bridge;
 use crate::parse::mounts::Source;
-use crate::parse::{bad, filters, time};
+use crate::parse::{bad, filters};
 use crate::volumes::store as volumes;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -155,7 +155,7 @@ fn remove_anonymous(
 /// Removes every stopped container that the filters select. Blocks.
 pub(super) fn prune(engine: &Engine, wanted: &Filters) -> Result<ContainerPruneResponse> {
     filters::check(wanted, &["until", "label", "label!"])?;
-    let until = filters::until(wanted, time::now_nanos())?;
+    let until = filters::until(wanted, jiff::Timestamp::now())?;
     let mut deleted = Vec::new();
     let mut reclaimed = 0;
     for mut container in engine.database().read(|c| row::all(c, false))? {

@@ -15,7 +15,7 @@ use super::{ImageListOptions, find};
 use crate::Filters;
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::parse::{filters, time};
+use crate::parse::filters;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -50,7 +50,7 @@ pub(super) fn list(engine: &Engine, options: &ImageListOptions) -> Result<Vec<Im
         if !bounds.allow(created) || !filters::labels(&options.filters, &image.summary.labels) {
             continue;
         }
-        let Some(tags) = selected_tags(&options.filters, &image) else {
+        let Some((repo_tags, repo_digests)) = selected_names(&options.filters, &image) else {
             continue;
         };
         let layers = layers.get(&image.id).map_or(&[][..], Vec::as_slice);
@@ -70,9 +70,9 @@ pub(super) fn list(engine: &Engine, options: &ImageListOptions) -> Result<Vec<Im
         list.push(ImageSummary {
             id: image.id.to_string(),
             parent_id: String::new(),
-            repo_tags: tags,
-            repo_digests: image.repo_digests.iter().map(ImageRef::familiar).collect(),
-            created: created / 1_000_000_000,
+            repo_tags,
+            repo_digests,
+            created: seconds(engine, &image)?,
             size: i64::try_from(image.size).unwrap_or(i64::MAX),
             shared_size,
             labels: image.summary.labels,
@@ -82,6 +82,19 @@ pub(super) fn list(engine: &Engine, options: &ImageListOptions) -> Result<Vec<Im
         });
     }
     Ok(list)
+}
+
+/// When an image was made, in seconds since the epoch; Go's zero time where its config does not
+/// say, which the store has as the epoch itself.
+fn seconds(engine: &Engine, image: &ListedImage) -> Result<i64> {
+    const UNKNOWN: i64 = -62_135_596_800;
+    if image.summary.created == 0 {
+        let document = ImageDocument::parse(&engine.store().images().get(&image.id)?)?;
+        if document.raw.created.is_none() {
+            return Ok(UNKNOWN);
+        }
+    }
+    Ok(image.summary.created / 1_000_000_000)
 }
 
 /// Which containers each image has.
@@ -170,23 +183,24 @@ fn shared_layers(images: &HashMap<ImageId, Vec<DiffId>>) -> HashSet<&DiffId> {
     counts.into_keys().collect()
 }
 
-/// The tags to show; `None` when the image is not to be listed.
-fn selected_tags(wanted: &Filters, image: &ListedImage) -> Option<Vec<String>> {
-    let mut tags: Vec<String> = image.repo_tags.iter().map(ImageRef::familiar).collect();
+/// The tags and the digests to show; `None` when the image is not to be listed.
+fn selected_names(wanted: &Filters, image: &ListedImage) -> Option<(Vec<String>, Vec<String>)> {
     let patterns = filters::values(wanted, "reference");
-    if !patterns.is_empty() {
-        tags.retain(|tag| patterns.iter().any(|p| matches_reference(p, tag)));
-        let digest = image
-            .repo_digests
-            .iter()
-            .any(|d| patterns.iter().any(|p| matches_reference(p, &d.familiar())));
-        if tags.is_empty() && !digest {
-            return None;
-        }
+    let selected = |names: &[ImageRef]| -> Vec<String> {
+        let names = names.iter().map(ImageRef::familiar);
+        names
+            .filter(|name| {
+                patterns.is_empty() || patterns.iter().any(|p| matches_reference(p, name))
+            })
+            .collect()
+    };
+    let names = (selected(&image.repo_tags), selected(&image.repo_digests));
+    if !patterns.is_empty() && names.0.is_empty() && names.1.is_empty() {
+        return None;
     }
     match filters::flag(wanted, "dangling") {
         Ok(Some(dangling)) if dangling != image.repo_tags.is_empty() => None,
-        _ => Some(tags),
+        _ => Some(names),
     }
 }
 
@@ -212,23 +226,21 @@ struct Bounds {
 
 impl Bounds {
     fn read(engine: &Engine, wanted: &Filters) -> Result<Self> {
-        let of = |field: &str| -> Result<Option<i64>> {
-            let Some(name) = filters::values(wanted, field).first() else {
-                return Ok(None);
+        let of = |field: &str| -> Result<Vec<i64>> {
+            let created = |name: &String| {
+                let document = ImageDocument::parse(&find(engine, name)?)?;
+                Ok(created_nanos(document.raw.created.as_deref()))
             };
-            let document = ImageDocument::parse(&find(engine, name)?)?;
-            Ok(Some(created_nanos(document.raw.created.as_deref())))
+            filters::values(wanted, field).iter().map(created).collect()
         };
-        let until = filters::until(wanted, time::now_nanos())?;
-        let before = match (of("before")?, until) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        let until = filters::until(wanted, jiff::Timestamp::now())?;
         // A wrong value is an error even when no image is there to be tested.
         filters::flag(wanted, "dangling")?;
+        filters::check_patterns(wanted, "reference")?;
+        // Of several, all are to hold.
         Ok(Self {
-            before,
-            since: of("since")?,
+            before: of("before")?.into_iter().chain(until).min(),
+            since: of("since")?.into_iter().max(),
         })
     }
 
@@ -240,6 +252,31 @@ impl Bounds {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn filters(field: &str, value: &str) -> Filters {
+        [(field.to_owned(), vec![value.to_owned()])].into()
+    }
+
+    #[test]
+    fn a_pattern_selects_digests_as_well_as_tags() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let names = |list: &[&str]| list.iter().map(|n| n.parse().unwrap()).collect();
+        let image = ListedImage {
+            id: digest.parse().unwrap(),
+            size: 0,
+            summary: corten_store::ImageSummary::default(),
+            repo_tags: names(&["app:1", "other:1"]),
+            repo_digests: names(&[&format!("app@{digest}"), &format!("else@{digest}")]),
+            manifest: None,
+            manifest_type: None,
+        };
+        let select = |pattern| selected_names(&filters("reference", pattern), &image);
+        let app = format!("app@{digest}");
+        assert_eq!(select("app").unwrap(), (vec!["app:1".into()], vec![app]));
+        assert_eq!(select("other").unwrap(), (vec!["other:1".into()], vec![]));
+        assert_eq!(select("else").unwrap().0, Vec::<String>::new());
+        assert_eq!(select("none"), None);
+    }
 
     #[test]
     fn references_match_with_and_without_tag() {

@@ -15,7 +15,7 @@ use crate::Filters;
 use crate::containers::row;
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::parse::{filters, time};
+use crate::parse::filters;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -245,7 +245,7 @@ fn collect(engine: &Engine) -> u64 {
 pub(super) fn prune(engine: &Engine, wanted: &Filters) -> Result<ImagePruneResponse> {
     filters::check(wanted, &["dangling", "label", "label!", "until"])?;
     let only_dangling = filters::flag(wanted, "dangling")?.unwrap_or(true);
-    let until = filters::until(wanted, time::now_nanos())?;
+    let until = filters::until(wanted, jiff::Timestamp::now())?;
     let mut removed = Vec::new();
     for image in engine.store().images().list()? {
         let document = documents::ImageDocument::parse(&image)?;

@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
 use super::bad;
-use crate::Filters;
 use crate::error::EngineError;
+use crate::{Filters, when};
 
 /// Refuses fields that the listing does not know.
 pub(crate) fn check(filters: &Filters, known: &[&str]) -> Result<(), EngineError> {
@@ -55,49 +58,57 @@ pub(crate) fn flag(filters: &Filters, field: &str) -> Result<Option<bool>, Engin
 
 /// The field `until`: a time before which objects were made, in nanoseconds; durations
 /// (`24h`, `10m`) count back from `now`.
-pub(crate) fn until(filters: &Filters, now: i64) -> Result<Option<i64>, EngineError> {
-    let value = match values(filters, "until") {
-        [] => return Ok(None),
-        [value] => value,
-        _ => return Err(bad("more than one until filter specified")),
-    };
-    if let Some(span) = duration(value) {
-        return Ok(Some(now.saturating_sub(span)));
+pub(crate) fn until(filters: &Filters, now: Timestamp) -> Result<Option<i64>, EngineError> {
+    match values(filters, "until") {
+        [] => Ok(None),
+        [value] => when::nanoseconds(value, now, &TimeZone::system())
+            .map(Some)
+            .map_err(bad),
+        _ => Err(bad("more than one until filter specified")),
     }
-    let time = super::time::parse_time(value)?
-        .ok_or_else(|| bad(format!("invalid value for time: {value:?}")))?;
-    Ok(i64::try_from(time.as_nanosecond()).ok())
 }
 
-/// A Go duration (`1h30m`, `1.5s`), in nanoseconds; `None` when it is not one.
-pub(crate) fn duration(text: &str) -> Option<i64> {
-    let mut rest = text;
-    let mut total = 0.0_f64;
-    if rest.is_empty() {
-        return None;
+/// Refuses patterns that [`glob`] cannot follow, as Go's `path.Match` does.
+pub(crate) fn check_patterns(filters: &Filters, field: &str) -> Result<(), EngineError> {
+    match values(filters, field).iter().all(|p| well_formed(p)) {
+        true => Ok(()),
+        false => Err(bad("syntax error in pattern")),
     }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit_end = rest
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(rest.len());
-        let unit = match &rest[..unit_end] {
-            "ns" => 1.0,
-            "us" | "µs" => 1e3,
-            "ms" => 1e6,
-            "s" => 1e9,
-            "m" => 60e9,
-            "h" => 3600e9,
-            _ => return None,
+}
+
+fn well_formed(pattern: &str) -> bool {
+    // A character of a class, perhaps escaped; `None`: it is none.
+    fn character(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<()> {
+        match chars.next()? {
+            '-' | ']' => None,
+            '\\' => chars.next().map(drop),
+            _ => Some(()),
+        }
+    }
+    fn class(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<()> {
+        chars.next_if_eq(&'^');
+        loop {
+            character(chars)?;
+            if chars.next_if_eq(&'-').is_some() {
+                character(chars)?;
+            }
+            if chars.next_if_eq(&']').is_some() {
+                return Some(());
+            }
+        }
+    }
+    let mut chars = pattern.chars().peekable();
+    while let Some(c) = chars.next() {
+        let fine = match c {
+            '\\' => chars.next().map(drop),
+            '[' => class(&mut chars),
+            _ => Some(()),
         };
-        total += number * unit;
-        rest = &rest[unit_end..];
+        if fine.is_none() {
+            return false;
+        }
     }
-    // Durations beyond centuries saturate, which is what a bound may do.
-    #[allow(clippy::cast_possible_truncation)]
-    Some(total as i64)
+    true
 }
 
 /// A pattern's class, from behind its `[`, and what follows it; `None`: it has no end.
@@ -175,17 +186,39 @@ mod tests {
     }
 
     #[test]
-    fn durations_and_globs() {
-        assert_eq!(duration("1h30m"), Some(5_400_000_000_000));
-        assert_eq!(duration("1.5s"), Some(1_500_000_000));
-        assert_eq!(duration("10"), None);
-        assert_eq!(duration("x"), None);
+    fn globs() {
         assert!(glob("alp*:lat?st", "alpine:latest"));
         assert!(!glob("*", "library/alpine"));
         assert!(glob("*/*", "library/alpine"));
         assert!(glob("al[m-q]ine:[^v]*", "alpine:latest"));
         assert!(!glob("al[a-c]ine", "alpine") && !glob("[", "[") && !glob("a[bc", "ab"));
         assert!(glob("a\\*", "a*") && !glob("a\\*", "ab"));
+    }
+
+    #[test]
+    fn patterns_that_make_no_sense_are_refused() {
+        for wrong in ["[", "a[b", "[]a]", "[-a]", "[a-]", "a\\", "[\\", "[^"] {
+            let error = check_patterns(&filters("reference", &["a*", wrong]), "reference");
+            let error = error.unwrap_err().to_string();
+            assert_eq!(error, "syntax error in pattern", "{wrong}");
+        }
+        let fine = ["", "a]", "[a-c]x", "[^v]*", "[\\]]", "a\\*", "-"];
+        check_patterns(&filters("reference", &fine), "reference").unwrap();
+    }
+
+    #[test]
+    fn until_takes_dates_and_the_future() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let read = |text| until(&filters("until", &[text]), now);
+        assert_eq!(
+            read("1970-01-02T00:00:00Z").unwrap(),
+            Some(86_400_000_000_000)
+        );
+        assert_eq!(read("-5m").unwrap(), Some(1_000_300_000_000_000));
+        assert!(read("2030-01-01").unwrap().is_some());
+        assert!(read("soon").is_err() && read("").is_err());
+        assert!(until(&filters("until", &["1", "2"]), now).is_err());
+        assert_eq!(until(&Filters::new(), now).unwrap(), None);
     }
 
     #[test]

@@ -1,30 +1,6 @@
-//! Times as clients write them and as Docker's documents show them.
+//! Times as Docker's documents show them.
 
 use jiff::Timestamp;
-
-use super::bad;
-use crate::error::EngineError;
-
-/// Reads Unix seconds with an optional fraction (`1700000000.000000001`) or RFC 3339, as
-/// the Engine API's `since` and `until` take them. `0` and the empty text are no time.
-pub(crate) fn parse_time(text: &str) -> Result<Option<Timestamp>, EngineError> {
-    let invalid = || bad(format!("invalid value for time: {text:?}"));
-    if text.is_empty() || text == "0" {
-        return Ok(None);
-    }
-    if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(Some(time));
-    }
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let seconds: i64 = seconds.parse().map_err(|_| invalid())?;
-    if fraction.len() > 9 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(invalid());
-    }
-    let nanos: i32 = format!("{fraction:0<9}").parse().map_err(|_| invalid())?;
-    Timestamp::new(seconds, nanos)
-        .map(Some)
-        .map_err(|_| invalid())
-}
 
 /// Nanoseconds since the epoch, now.
 pub(crate) fn now_nanos() -> i64 {
@@ -63,19 +39,6 @@ pub(crate) fn human_duration(nanos: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reads_unix_and_rfc3339() {
-        let nanos = |t: &str| parse_time(t).unwrap().map(|t| t.as_nanosecond());
-        assert_eq!(nanos("1"), Some(1_000_000_000));
-        assert_eq!(nanos("1.5"), Some(1_500_000_000));
-        assert_eq!(nanos("1.000000001"), Some(1_000_000_001));
-        assert_eq!(nanos("1970-01-01T00:00:02Z"), Some(2_000_000_000));
-        assert_eq!(nanos(""), None);
-        for wrong in ["x", "1.0000000001", "1.x", "1970"] {
-            assert!(wrong == "1970" || parse_time(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn spans_read_like_dockers() {

@@ -70,7 +70,7 @@ pub(super) fn prune(
     if let Some(values) = timed.remove("unused-for") {
         timed.entry("until".to_owned()).or_default().extend(values);
     }
-    let until = filters::until(&timed, time::now_nanos())?;
+    let until = filters::until(&timed, jiff::Timestamp::now())?;
     let flags = ["inuse", "shared", "private", "mutable", "immutable"]
         .map(|field| presence(wanted, field).map(|wish| (field, wish)));
     let flags: Vec<_> = flags.into_iter().collect::<Result<_>>()?;
