@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::harness::{Background, Engine};
 
 /// A password file with one user, "me", whose password is "secret".
-fn htpasswd(engine: &Engine) -> PathBuf {
+pub(crate) fn htpasswd(engine: &Engine) -> PathBuf {
     let words = ["registry", "htpasswd", "--password-stdin", "me"];
     let line = engine.run_with_input(words, b"secret");
     assert_eq!(line.code, 0, "{line:?}");
@@ -224,7 +224,7 @@ fn an_http_proxy_is_used_unless_no_proxy_says_so() {
 }
 
 /// A certificate for 127.0.0.1 that nobody's authority has signed, and its key.
-const CERTIFICATE: (&str, &str) = (
+pub(crate) const CERTIFICATE: (&str, &str) = (
     include_str!("../../crates/corten-registryd/tests/fixtures/test-cert.pem"),
     include_str!("../../crates/corten-registryd/tests/fixtures/test-key.pem"),
 );

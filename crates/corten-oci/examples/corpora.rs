@@ -1,7 +1,8 @@
 //! `cargo run --release -p corten-oci --example corpora -- reference FILE.jsonl`
 //!
 //! Compares this crate's answers with recorded ones, prints each disagreement, and ends
-//! with `N agree, M differ`; exit status 0 only when M is 0.
+//! with `N agree, M differ`; exit status 0 only when M is 0. The line before it tells how many
+//! of those M are known (docs/registries.md, "Names").
 
 use std::io::{BufRead, BufReader};
 use std::process::ExitCode;
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let (mut agree, mut differ) = (0_u32, 0_u32);
+    let (mut agree, mut differ, mut known) = (0_u32, 0_u32, 0_u32);
     for (number, line) in reader.lines().enumerate() {
         let parsed = line
             .map_err(|e| e.to_string())
@@ -43,9 +44,15 @@ fn main() -> ExitCode {
             Ok(()) => agree += 1,
             Err(why) => {
                 differ += 1;
+                known += u32::from(is_known(input, &case));
                 println!("{}: {input:?}: {why}", number + 1);
             }
         }
+    }
+    if known > 0 {
+        println!(
+            "{known} of these are names with a digest, all of which the recorded program refuses"
+        );
     }
     println!("{agree} agree, {differ} differ");
     if differ == 0 {
@@ -53,6 +60,13 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// Whether all that is wrong for the recorded program is a digest: it was linked without any
+/// hash function.
+fn is_known(input: &str, case: &Value) -> bool {
+    let has_digest = |name: ImageRef| name.digest().is_some();
+    case["error"] == "unsupported digest algorithm" && input.parse().is_ok_and(has_digest)
 }
 
 fn judge(input: &str, case: &Value) -> Result<(), String> {

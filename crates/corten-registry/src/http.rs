@@ -503,7 +503,9 @@ fn redirect<'a>(method: &Method, response: &'a Response) -> Option<&'a str> {
 }
 
 fn is_about_a_certificate(error: &RegistryError) -> bool {
-    matches!(error, RegistryError::Unreachable { reason, .. } if reason.contains("certificate"))
+    // Its own is not trusted, or it wants one of us ("CertificateRequired").
+    let wants = |reason: &str| reason.to_lowercase().contains("certificate");
+    matches!(error, RegistryError::Unreachable { reason, .. } if wants(reason))
 }
 
 /// Nobody answers there: trying again at once does not help.

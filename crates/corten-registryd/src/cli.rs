@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -223,6 +224,7 @@ fn serve(args: ServeArgs) -> Result<(), RegistrydError> {
     let settings = args.settings()?;
     log(settings.log_format);
     let (listen, config) = settings.config()?;
+    open_many_files();
     let runtime = runtime()?;
     let served = runtime.block_on(async {
         let mut signals = signals()?;
@@ -269,6 +271,15 @@ fn log(format: LogFormat) {
         LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     };
+}
+
+/// A client takes two descriptors, and the usual limit of 1024 is for programs that use select(2).
+fn open_many_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Counts SIGINT and SIGTERM, which are caught from now on.

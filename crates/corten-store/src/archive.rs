@@ -224,6 +224,27 @@ mod tests {
         assert_eq!(plain(b"").unwrap(), (Compression::None, Vec::new()));
     }
 
+    /// What eStargz and zstd:chunked add for those who fetch pieces is passed over.
+    #[test]
+    fn indexes_of_archives_are_passed_over() {
+        let skipped = [&b"\x5a\x2a\x4d\x18\x05\0\0\0"[..], b"index"].concat();
+        let frame = |text: &[u8]| zstd::encode_all(text, 1).unwrap();
+        let chunked = [&skipped, &*frame(b"one "), &frame(b"two"), &skipped].concat();
+        let expected = (Compression::Zstd, b"one two".to_vec());
+        assert_eq!(plain(&chunked).unwrap(), expected);
+
+        let member = |text: &[u8], extra: &[u8]| {
+            let builder = flate2::GzBuilder::new().extra(extra);
+            let mut gzip = builder.write(Vec::new(), flate2::Compression::fast());
+            gzip.write_all(text).unwrap();
+            gzip.finish().unwrap()
+        };
+        let footer = member(b"", b"SG\x16\x000000000000000007STARGZ");
+        let stargz = [member(b"one ", b""), member(b"two", b""), footer].concat();
+        let expected = (Compression::Gzip, b"one two".to_vec());
+        assert_eq!(plain(&stargz).unwrap(), expected);
+    }
+
     #[test]
     fn damage_is_an_error_and_nothing_worse() {
         for archive in [BZIP2, XZ] {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
 
 use crate::harness::Http;
 
@@ -20,6 +20,10 @@ const PLACE: &str = "REGISTRYD_TEST_PLACE";
 #[ignore = "run by the other tests here"]
 fn child() {
     let place = std::env::var(PLACE).unwrap();
+    // Fewer files than most systems allow at first.
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = Some(256);
+    setrlimit(Resource::Nofile, limit).unwrap();
     let words = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
     let words = words.into_iter().chain(place.lines()).map(OsString::from);
     let code = corten_registryd::main(words);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use corten_oci::Digest;
 use http::StatusCode;
-use rustix::process::Signal;
+use rustix::process::{Resource, Signal, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::child::Process;
@@ -32,6 +32,36 @@ async fn a_running_request_is_finished_at_sigterm() {
     let mut reply = String::new();
     stream.read_to_string(&mut reply).await.unwrap();
     assert!(reply.starts_with("HTTP/1.1 201 "), "{reply}");
+    assert!(process.end().await.success());
+}
+
+/// All connected before the first is answered, whatever limit of open files there was.
+#[tokio::test]
+async fn a_thousand_clients_are_served() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let process = Process::in_folder(folder.path());
+    let bytes = vec![7; 200_000];
+    let digest = process.http.push_blob("app", &bytes).await;
+    let request =
+        format!("GET /v2/app/blobs/{digest} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let mut clients = Vec::new();
+    for _ in 0..1000 {
+        let connected = tokio::net::TcpStream::connect(process.http.address).await;
+        clients.push(connected.unwrap());
+    }
+    for client in &mut clients {
+        client.write_all(request.as_bytes()).await.unwrap();
+    }
+    for (n, mut client) in clients.into_iter().enumerate() {
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 200 "), "{n}");
+        assert!(answer.ends_with(&bytes), "{n}");
+    }
+    process.signal(Signal::TERM);
     assert!(process.end().await.success());
 }
 

@@ -1,0 +1,57 @@
+//! Which images `image prune` removes.
+
+use crate::harness::Engine;
+
+/// Builds an image of a file and these instructions.
+fn image(engine: &Engine, name: &str, more: &str, arguments: &[&str]) {
+    let dockerfile = format!("FROM scratch\nCOPY name /\n{more}\n");
+    let context = engine.context(name, &[("Dockerfile", &dockerfile), ("name", name)]);
+    let context = context.to_str().unwrap();
+    let words = ["build", "-q", "-t", name];
+    engine.ok(words.iter().chain(arguments).chain([&context]));
+}
+
+fn names(engine: &Engine) -> Vec<String> {
+    let listed = engine.ok(["images", "--format", "{{.Repository}}"]);
+    let mut names: Vec<String> = listed.lines().map(str::to_owned).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn filters_and_containers_decide() {
+    let engine = Engine::new();
+    image(
+        &engine,
+        "old",
+        "ENV A=1",
+        &["--build-arg", "SOURCE_DATE_EPOCH=1000"],
+    );
+    image(&engine, "new", "ENV A=2", &[]);
+    image(&engine, "kept", "LABEL keep=yes", &[]);
+    image(&engine, "used", "CMD [\"/nothing\"]", &[]);
+    image(&engine, "twice", "ENV A=3", &[]);
+    image(&engine, "twice", "ENV A=4", &[]);
+    let prune = |filters: &[&str]| {
+        engine.ok(["image", "prune", "-f"].iter().chain(filters));
+        names(&engine)
+    };
+    let all = ["<none>", "kept", "new", "old", "twice", "used"];
+    assert_eq!(names(&engine), all);
+    // Nothing is both dangling and old, nor dangling and labelled.
+    assert_eq!(prune(&["--filter", "until=24h"]), all);
+    assert_eq!(prune(&["--filter", "label=keep"]), all);
+    assert_eq!(prune(&[]), all[1..]);
+    let left = prune(&["-a", "--filter", "until=24h"]);
+    assert_eq!(left, ["kept", "new", "twice", "used"]);
+    assert_eq!(prune(&["-a", "--filter", "label=keep=no"]), left);
+    engine.ok(["create", "--name", "user", "used"]);
+    assert_eq!(prune(&["-a", "--filter", "label!=keep"]), ["kept", "used"]);
+    assert_eq!(prune(&["-a", "--filter", "label=keep=yes"]), ["used"]);
+    assert_eq!(prune(&["-a"]), ["used"]);
+    let refused = engine.fails(1, ["image", "prune", "-f", "--filter", "colour=red"]);
+    assert!(refused.contains("colour"), "{refused}");
+    engine.ok(["rm", "user"]);
+    assert_eq!(prune(&["-a"]), [""; 0]);
+    engine.assert_clean();
+}
