@@ -52,6 +52,7 @@ pub(crate) static BUILD: Command = Command::new(
 )
 .aliases(&["image build", "build", "builder build"])
 .arity(Arity::Exact(1))
+.heavy()
 .flags(&[flags::FLAGS, flags::UNSUPPORTED]);
 
 /// `builder`
