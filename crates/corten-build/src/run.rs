@@ -354,11 +354,9 @@ impl StepFiles {
         Ok(dir.path().to_owned())
     }
 
-    /// Whether there is none.
+    /// Whether there is none, nor is one being removed. Never waits.
     pub(crate) fn is_empty(&self) -> bool {
-        let made = self.0.lock();
-        made.unwrap_or_else(std::sync::PoisonError::into_inner)
-            .is_none()
+        self.0.try_lock().is_ok_and(|made| made.is_none())
     }
 
     /// Removes them: there are no more steps.

@@ -46,10 +46,9 @@ impl Workers {
         idle.push(worker);
     }
 
-    /// Whether there is none.
+    /// Whether there is none, and none is being ended. Never waits.
     pub(crate) fn is_empty(&self) -> bool {
-        let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.is_empty()
+        self.0.try_lock().is_ok_and(|idle| idle.is_empty())
     }
 
     /// Ends those that have nothing to do.

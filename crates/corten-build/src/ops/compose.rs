@@ -26,6 +26,10 @@ use crate::cache::now;
 /// it is a directory.
 const MANY: usize = 256;
 const MUCH: u64 = 64 << 20;
+/// Files, and bytes of a name, that are well within what a layer may have that is unpacked from a
+/// tar. What is written file by file has no such bounds.
+const MOST: usize = 1_000_000;
+const LONGEST: usize = 1024;
 /// Names that mean something in a layer's tar.
 const WHITEOUT: &[u8] = b".wh.";
 
@@ -47,7 +51,7 @@ enum Thing<'a> {
 /// Whether files are so many that it is worth a look whether it can be done.
 pub(crate) fn is_worth_it(entries: &[Entry]) -> bool {
     let bytes = || entries.iter().map(|entry| entry.id.size).sum::<u64>();
-    entries.len() >= MANY || bytes() >= MUCH
+    entries.len() <= MOST && (entries.len() >= MANY || bytes() >= MUCH)
 }
 
 /// What the layer will have; `None`: it is not the plain case. `below` is what it lies on.
@@ -163,7 +167,7 @@ fn is_plain(entry: &Entry, target: &Path, taken: &HashSet<OsString>, there: bool
     let is_marker = |part: Component<'_>| part.as_os_str().as_bytes().starts_with(WHITEOUT);
     kinds.contains(&entry.kind)
         && !in_place_of
-        && !target.as_os_str().is_empty()
+        && (1..=LONGEST).contains(&target.as_os_str().len())
         && !target.components().any(is_marker)
 }
 

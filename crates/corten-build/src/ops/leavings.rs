@@ -30,10 +30,9 @@ impl Leavings {
         }
     }
 
-    /// Whether there was none so far.
+    /// Whether there is none, nor is one being removed. Never waits.
     pub(crate) fn is_empty(&self) -> bool {
-        let remover = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        remover.is_none()
+        self.0.try_lock().is_ok_and(|remover| remover.is_none())
     }
 
     /// Waits until all are removed.
