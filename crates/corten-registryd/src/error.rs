@@ -145,6 +145,15 @@ pub enum RegistrydError {
     Internal(String),
 }
 
+impl RegistrydError {
+    /// Whether there was no room on the disk.
+    pub(crate) fn is_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Io { source, .. }
+            if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+}
+
 /// What a store says may be a whole XML document.
 pub(crate) fn one_line(text: &dyn std::fmt::Display) -> String {
     let text = text.to_string();
@@ -324,6 +333,11 @@ impl From<RegistrydError> for ApiError {
         if let RegistrydError::Quota { used, limit, .. } = &error {
             return Self::new(Code::Denied, json!({"used": used, "limit": limit}))
                 .message(error.to_string());
+        }
+        if error.is_full() {
+            tracing::error!(%error, "no room is left");
+            return Self::new(Code::Denied, Value::Null)
+                .message("no space is left on the registry's disk".to_owned());
         }
         if matches!(error, RegistrydError::TooManyUploads(_)) {
             return Self::new(Code::TooManyRequests, Value::Null).message(error.to_string());

@@ -297,6 +297,7 @@ async fn receive(
     body: Body,
 ) -> Result<(Upload, Result<(), ApiError>), ApiError> {
     let mut frames = body.into_data_stream();
+    let id = upload.id().clone();
     let mut upload = Some(upload);
     let mut writer: Option<tokio::task::JoinHandle<Result<Upload, RegistrydError>>> = None;
     let mut complete = Ok(());
@@ -319,7 +320,14 @@ async fn receive(
             }
         }
         if let Some(running) = writer.take() {
-            upload = Some(join(running).await?);
+            match join(running).await {
+                Ok(written) => upload = Some(written),
+                Err(error) => {
+                    let error = give_up(app, repo, &id, error).await;
+                    drain_frames(frames).await;
+                    return Err(error);
+                }
+            }
         }
         let (batch, size) = batch.whole();
         if ended && batch.is_empty() {
@@ -351,7 +359,10 @@ async fn receive(
         }
     }
     if let Some(running) = writer.take() {
-        upload = Some(join(running).await?);
+        match join(running).await {
+            Ok(written) => upload = Some(written),
+            Err(error) => return Err(give_up(app, repo, &id, error).await),
+        }
     }
     let upload = upload.ok_or_else(|| RegistrydError::Internal("an upload was lost".to_owned()))?;
     Ok((upload, complete))
@@ -359,9 +370,27 @@ async fn receive(
 
 async fn join(
     writer: tokio::task::JoinHandle<Result<Upload, RegistrydError>>,
-) -> Result<Upload, ApiError> {
+) -> Result<Upload, RegistrydError> {
     let done = writer.await;
-    Ok(done.map_err(|error| RegistrydError::Internal(error.to_string()))??)
+    done.map_err(|error| RegistrydError::Internal(error.to_string()))?
+}
+
+/// Throws away what came of an upload that met a full disk: it would only keep it full. Of
+/// others what came before stays.
+async fn give_up(
+    app: &Arc<App>,
+    repo: &RepoName,
+    id: &UploadId,
+    error: RegistrydError,
+) -> ApiError {
+    if error.is_full() {
+        let (of, id) = (repo.clone(), id.clone());
+        let gone = blocking(app, move |storage| storage.cancel_upload(&of, &id)).await;
+        if gone.is_err() {
+            tracing::warn!(%repo, "an upload could not be thrown away");
+        }
+    }
+    error.into()
 }
 
 fn broken(reason: &str) -> ApiError {

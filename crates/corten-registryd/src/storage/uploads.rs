@@ -299,6 +299,14 @@ impl Storage {
     ) -> Result<Finish> {
         let id = upload.id.clone();
         let finished = self.finish(repo, upload, expected);
+        if let Err(error) = &finished
+            && error.is_full()
+        {
+            // It would only keep the disk full. The first error is the one to report.
+            if let Err(error) = self.cancel_upload(repo, &id) {
+                tracing::warn!(%error, "an upload could not be thrown away");
+            }
+        }
         // After other errors it is there yet.
         if matches!(finished, Ok(_) | Err(RegistrydError::Quota { .. })) {
             self.running.ended(repo, &id);

@@ -126,3 +126,56 @@ async fn uploads_that_nobody_finishes_count() {
     let (_, answer) = bring(&registry, "a", 100).await;
     answer.expect(StatusCode::ACCEPTED);
 }
+
+/// A file system in memory, until this is dropped.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn mount(size: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]);
+        assert!(mount.arg(folder.path()).status().unwrap().success());
+        Self(folder)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let mut unmount = std::process::Command::new("umount");
+        let done = unmount.arg("--lazy").arg(self.0.path()).status();
+        assert!(done.unwrap().success());
+    }
+}
+
+#[tokio::test]
+async fn what_fills_the_disk_does_not_stay() {
+    let disk = Disk::mount("4m");
+    let registry = Registry::with(Config {
+        root: disk.0.path().join("registry"),
+        ..Config::default()
+    })
+    .await;
+    if !registry.root.exists() {
+        return; // what it stores is not on this disk
+    }
+    let large = vec![1; 6 << 20];
+    let at_once = format!("/v2/a/blobs/uploads/?digest={}", Digest::of(&large));
+    let upload = registry.start_upload("a").await;
+    registry
+        .send("PATCH", &upload, &[], vec![1; 1 << 20])
+        .await
+        .expect(StatusCode::ACCEPTED);
+    for (method, path) in [("PATCH", &upload), ("POST", &at_once)] {
+        let full = registry.send(method, path, &[], large.clone()).await;
+        full.refused(StatusCode::FORBIDDEN, "DENIED");
+        let message = full.json()["errors"][0]["message"].clone();
+        assert_eq!(message, "no space is left on the registry's disk");
+        assert_eq!(registry.leftovers("a"), 0);
+    }
+    registry.get(&upload).await.expect(StatusCode::NOT_FOUND);
+    let fits = vec![2; 3 << 20];
+    let path = format!("/v2/a/blobs/uploads/?digest={}", Digest::of(&fits));
+    let stored = registry.send("POST", &path, &[], fits).await;
+    stored.expect(StatusCode::CREATED);
+}
