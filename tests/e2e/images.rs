@@ -710,3 +710,73 @@ fn a_lost_layer_is_fetched_again() {
     assert!(told.stdout.contains("Nothing is wrong"), "{told:?}");
     engine.assert_clean();
 }
+
+/// A layer of files without content, then hard links.
+fn layer(files: &[&str], links: &[(&str, &str)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    let header = || {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        header.set_mode(0o644);
+        header
+    };
+    for name in files {
+        tar.append_data(&mut header(), name, std::io::empty())
+            .unwrap();
+    }
+    for (name, target) in links {
+        let mut header = header();
+        header.set_entry_type(tar::EntryType::Link);
+        tar.append_link(&mut header, name, target).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+#[test]
+fn a_hard_link_to_nothing_is_refused_and_named() {
+    let engine = Engine::new();
+    let lost = layer(&["there"], &[("h", "nope")]);
+    let refused = engine.run_with_input(["import", "-", "a:1"], &lost);
+    assert_eq!(refused.code, 1, "{refused:?}");
+    let told = r#"hard link "h" to "nope""#;
+    assert!(refused.stderr.contains(told), "{refused:?}");
+    // It was below once.
+    let layers = [
+        layer(&["a/1"], &[]),
+        layer(&[".wh.a"], &[]),
+        layer(&["a/h"], &[("k", "a/1")]),
+    ];
+    let load = |count: usize| {
+        let layers = &layers[3 - count..];
+        let diff_ids: Vec<String> = layers
+            .iter()
+            .map(|layer| format!("\"sha256:{}\"", sha256(layer)))
+            .collect();
+        let config = format!(
+            r#"{{"architecture":"amd64","os":"linux","config":{{}},
+                "rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
+            diff_ids.join(",")
+        );
+        let names: Vec<String> = (0..count).map(|n| format!("\"{n}.tar\"")).collect();
+        let manifest = format!(
+            r#"[{{"Config":"c.json","RepoTags":["loaded:latest"],"Layers":[{}]}}]"#,
+            names.join(",")
+        );
+        let mut files = Members::from([
+            ("c.json".to_owned(), config.into_bytes()),
+            ("manifest.json".to_owned(), manifest.into_bytes()),
+        ]);
+        for (n, layer) in layers.iter().enumerate() {
+            files.insert(format!("{n}.tar"), layer.clone());
+        }
+        engine.run_with_input(["load"], &archive(&files, &[]))
+    };
+    for count in [1, 2, 3] {
+        let refused = load(count);
+        assert_eq!(refused.code, 1, "{count}: {refused:?}");
+        let told = r#"hard link "k" to "a/1""#;
+        assert!(refused.stderr.contains(told), "{count}: {refused:?}");
+    }
+    assert_eq!(engine.ok(["images", "-qa"]), "");
+    engine.assert_clean();
+}

@@ -309,6 +309,7 @@ impl Images {
                 .ok_or_else(|| StoreError::NoSuchLayer(diff_id.clone()))?
                 .size;
         }
+        self.layers.check_links(&layers)?;
         self.blobs.put_bytes(raw_config)?;
         self.layers.make_durable(&layers)?;
         self.blobs.sync_names()?;

@@ -63,6 +63,30 @@ impl Layers {
         Ok(bases)
     }
 
+    /// Whether every hard link of a stack leads to something; those that lead into layers below
+    /// are settled for that.
+    pub(crate) fn check_links(&self, stack: &[DiffId]) -> Result<(), StoreError> {
+        let mut last = 0;
+        for (height, diff_id) in stack.iter().enumerate() {
+            if !self.has_pending(diff_id)? {
+                continue;
+            }
+            let pending = self.pending(diff_id)?.unwrap_or_default();
+            let Some((name, target)) = pending.links.first() else {
+                continue;
+            };
+            if height == 0 {
+                return Err(StoreError::Io {
+                    action: "unpack layer",
+                    path: diff_id.to_string().into(),
+                    source: dangling(name, target),
+                });
+            }
+            last = height + 1;
+        }
+        self.settle(&stack[..last]).map(drop)
+    }
+
     /// Whether settling a layer on this base gave anything; `None`: it is yet to be settled.
     fn settlement(&self, diff_id: &DiffId, base: &ChainId) -> Result<Option<bool>, StoreError> {
         let row: Option<bool> = self.database.read(|db| {
@@ -230,7 +254,10 @@ pub(super) fn each_piece(
         }
     }
     for (name, target) in &pending.links {
-        let stat = below.lstat(target)?;
+        let stat = match below.lstat(target) {
+            Err(error) if is_nowhere(&error) => return Err(dangling(name, target)),
+            stat => stat?,
+        };
         let content = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
@@ -356,6 +383,21 @@ pub(super) fn xattrs(below: &RootFd, path: &Path) -> io::Result<Xattrs> {
     let mut found = xattr::list(parent.as_fd(), &name)?;
     found.retain(|(key, _)| !xattr::is_overlays(key));
     Ok(found)
+}
+
+fn is_nowhere(error: &io::Error) -> bool {
+    let kind = error.kind();
+    matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// A hard link to what is not there.
+fn dangling(name: &Path, target: &Path) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!(
+            "hard link {name:?} to {target:?}, which neither the layer nor those below it have"
+        ),
+    )
 }
 
 /// A hard link to what cannot be copied.

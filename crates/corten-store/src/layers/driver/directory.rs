@@ -126,13 +126,13 @@ impl Driver for Directories {
         below: &RootFd,
         pending: &Pending,
     ) -> Result<bool, StoreError> {
-        let layer = self.path(diff_id);
-        let layer = RootFd::open(&layer).map_err(at("open", &layer))?;
+        let of = self.path(diff_id);
+        let layer = RootFd::open(&of).map_err(at("open", &of))?;
         let tmp = TmpDir::create(&self.tmp, "settled")?;
         let path = tmp.path().join("fs");
         make_root(&path)?;
         let into = RootFd::open(&path).map_err(at("open", &path))?;
-        if !settle::write(&into, &layer, below, pending).map_err(at("settle", &path))? {
+        if !settle::write(&into, &layer, below, pending).map_err(at("settle", &of))? {
             return Ok(false);
         }
         let file = File::open(&path).map_err(at("open", &path))?;
@@ -185,9 +185,7 @@ impl Driver for Directories {
 
     fn list(&self) -> Result<Vec<DiffId>, StoreError> {
         let names = names(&self.root)?.into_iter();
-        Ok(names
-            .filter_map(|hex| format!("sha256:{hex}").parse().ok())
-            .collect())
+        Ok(names.filter_map(|hex| format!("sha256:{hex}").parse().ok()).collect())
     }
 
     fn sync(&self, layers: &[&DiffId]) -> Result<(), StoreError> {
