@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use http::{Method, StatusCode, header};
 use reqwest::{RequestBuilder, Response};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use url::Url;
 
 use crate::challenge::{Challenge, Scopes};
@@ -20,6 +22,7 @@ use crate::endpoint::{Endpoint, Trust};
 use crate::error::RegistryError;
 use crate::retry::{self, FIRST_PAUSE, MAX_PAUSE};
 use crate::token::Tokens;
+use crate::trusted;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -132,20 +135,33 @@ fn client(trust: &Trust, read_timeout: Option<Duration>) -> Result<reqwest::Clie
     if trust.insecure {
         builder = builder.danger_accept_invalid_certs(true);
     }
+    let mut authorities = Vec::new();
     for ca in &trust.authorities {
         let pem = std::fs::read(ca).map_err(|e| failed(ca, e.to_string()))?;
-        let authorities =
-            reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| failed(ca, e.to_string()))?;
-        builder = builder.tls_certs_merge(authorities);
-    }
-    if let Some((cert, key)) = &trust.client {
-        let mut pem = std::fs::read(cert).map_err(|e| failed(cert, e.to_string()))?;
-        if key != cert {
-            pem.push(b'\n');
-            pem.extend(std::fs::read(key).map_err(|e| failed(key, e.to_string()))?);
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            authorities.push(certificate.map_err(|e| failed(ca, e.to_string()))?);
         }
-        let identity =
-            reqwest::Identity::from_pem(&pem).map_err(|e| failed(cert, e.to_string()))?;
+    }
+    let identity = match &trust.client {
+        Some((cert, key)) => {
+            let mut pem = std::fs::read(cert).map_err(|e| failed(cert, e.to_string()))?;
+            if key != cert {
+                pem.push(b'\n');
+                pem.extend(std::fs::read(key).map_err(|e| failed(key, e.to_string()))?);
+            }
+            // Looked at here as well, for an error that names the file.
+            let identity =
+                reqwest::Identity::from_pem(&pem).map_err(|e| failed(cert, e.to_string()))?;
+            Some((pem, identity))
+        }
+        None => None,
+    };
+    if !authorities.is_empty() && !trust.insecure {
+        let pem = identity.as_ref().map(|(pem, _)| pem.as_slice());
+        let config = trusted::config(authorities, pem)
+            .map_err(|e| failed(std::path::Path::new("TLS"), e.to_string()))?;
+        builder = builder.tls_backend_preconfigured(config);
+    } else if let Some((_, identity)) = identity {
         builder = builder.identity(identity);
     }
     builder
@@ -478,7 +494,7 @@ impl Host {
                     .await
                     .map_err(|error| RegistryError::Unreachable {
                         registry: self.endpoint.host.clone(),
-                        reason: innermost(&error),
+                        reason: explained(innermost(&error), &self.endpoint.host),
                     })?;
             let Some(next) = redirect(method, &response) else {
                 return Ok(response);
@@ -523,6 +539,20 @@ fn is_refusal(reason: &str) -> bool {
     ]
     .iter()
     .any(|w| reason.contains(w))
+}
+
+/// What to do about a certificate that is not trusted.
+fn explained(reason: String, host: &str) -> String {
+    if !["UnknownIssuer", "CaUsedAsEndEntity"]
+        .iter()
+        .any(|word| reason.contains(word))
+    {
+        return reason;
+    }
+    format!(
+        "its certificate is signed by an authority that is not trusted here: put the authority's \
+         certificate into /etc/corten/certs.d/{host}/ca.crt"
+    )
 }
 
 /// The cause at the bottom: what the system said.

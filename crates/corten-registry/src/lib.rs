@@ -36,6 +36,7 @@ mod sources;
 mod stamp;
 mod task_lease;
 mod token;
+mod trusted;
 mod upload;
 mod web;
 

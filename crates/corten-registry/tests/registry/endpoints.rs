@@ -280,3 +280,44 @@ async fn certificates_of_a_registrys_directory() {
     let error = to.pull(&client(&settings), &name, None).await.unwrap_err();
     assert!(error.to_string().contains("me.cert"), "{error}");
 }
+
+/// As `openssl req -x509` makes them: the server's certificate is the authority.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authoritys_certificate_may_be_the_servers() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    for (shown, trusted, refusal) in [
+        ("authority", "authority", None),
+        ("expired", "expired", Some("expired")),
+        ("elsewhere", "elsewhere", Some("not valid for name")),
+        // Of the same key, and yet not what is trusted.
+        ("authority", "elsewhere", Some("certs.d")),
+    ] {
+        let from = TestStore::new();
+        let config = Config {
+            root: from.folder.path().join("registry"),
+            tls: Some((
+                fixtures.join(format!("{shown}.crt")),
+                fixtures.join("authority.key"),
+            )),
+            ..Config::default()
+        };
+        let server = Server::bind("127.0.0.1:0", config).await.unwrap();
+        let address = server.address().to_string();
+        tokio::spawn(server.serve(std::future::pending()));
+        let directory = from.folder.path().join("certs").join(&address);
+        std::fs::create_dir_all(&directory).unwrap();
+        let trusted = fixtures.join(format!("{trusted}.crt"));
+        std::fs::copy(trusted, directory.join("ca.crt")).unwrap();
+        let settings = format!("certs_d = [{:?}]\n", from.folder.path().join("certs"));
+        let name = format!("{address}/app");
+        from.image(&name, &[b"layer"]);
+        let pushed = from.push(&client(&settings), &name, None).await;
+        match refusal {
+            None => drop(pushed.unwrap()),
+            Some(refusal) => {
+                let error = pushed.unwrap_err().to_string();
+                assert!(error.contains(refusal), "{shown}: {error}");
+            }
+        }
+    }
+}
