@@ -283,7 +283,7 @@ impl Plan {
         let size = match self.blobs.get(&path) {
             Some(Content::Layer { size, .. }) => *size,
             _ => {
-                let mut sum = Counted::new(io::sink());
+                let mut sum = Counted::of(io::sink(), diff_id.digest());
                 layers.tar(diff_id, io::BufWriter::with_capacity(1 << 16, &mut sum))?;
                 let (actual, size) = sum.finish();
                 if actual != *diff_id.digest() {

@@ -1,6 +1,6 @@
 //! Pulling, from a registry that behaves and from one that does not.
 
-use corten_oci::{Digest, Platform, media_type};
+use corten_oci::{DiffId, Digest, Digester, Platform, media_type};
 use corten_registry::{Client, RegistryError};
 
 use crate::harness::{TestStore, client, count, credential, noise, reference, registry};
@@ -373,4 +373,44 @@ async fn foreign_layers_come_from_elsewhere_and_are_not_pushed() {
     let asked = other.seen();
     assert!(!asked.iter().any(|s| s.path.contains(layers[0].hex())));
     assert!(asked.iter().any(|s| s.path.contains(layers[1].hex())));
+}
+
+/// image-spec names layers by any registered algorithm.
+#[tokio::test(flavor = "multi_thread")]
+async fn diff_ids_may_be_of_sha512() {
+    use corten_oci::digest::Algorithm;
+    let from = TestStore::new();
+    let made = from.image("made", &[b"one", b"two"]);
+    let long: Vec<DiffId> = from
+        .tars(&made)
+        .iter()
+        .map(|tar| {
+            let mut digester = Digester::new(Algorithm::Sha512);
+            digester.update(tar);
+            let diff_id = DiffId(digester.finish());
+            let applied = from.store.layers().apply(Some(&diff_id), tar.as_slice());
+            assert_eq!(applied.unwrap().diff_id, diff_id);
+            diff_id
+        })
+        .collect();
+    let config = serde_json::json!({
+        "architecture": Platform::host().architecture,
+        "os": "linux",
+        "config": {},
+        "rootfs": { "type": "layers", "diff_ids": long },
+    });
+    let images = from.store.images();
+    let id = images.put(config.to_string().as_bytes(), None).unwrap();
+    let stub = Stub::start().await;
+    stub.publish(&from, &id, "team/long");
+    let to = TestStore::new();
+    let name = format!("{}/team/long", stub.address());
+    let (pulled, _) = to.pull(&client(""), &name, None).await.unwrap();
+    assert_eq!(pulled.id, id);
+    assert_eq!(to.tars(&id), from.tars(&made));
+    to.store.gc().unwrap();
+    assert!(to.store.check(false).unwrap().is_empty());
+    assert_eq!(to.tars(&id), from.tars(&made));
+    to.store.images().delete(&id).unwrap();
+    assert_eq!(to.store.gc().unwrap().layers.len(), 2);
 }

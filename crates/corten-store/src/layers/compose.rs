@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use corten_oci::DiffId;
+use corten_oci::digest::Algorithm;
 
 use super::decode::{self, Feed};
 use super::pending::Pending;
@@ -141,6 +142,7 @@ impl Layers {
         let failed = &mut failure;
         let content = &mut size;
         let composed = decode::spread(
+            Algorithm::Sha256,
             self.blobs.phases(),
             move |mut feed| {
                 let mut composer = Composer {

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use corten_oci::digest::Algorithm;
 use corten_oci::{Digest, Digester};
 
 use crate::archive::decompress;
@@ -23,15 +24,17 @@ const MAX_PLAIN: u64 = (1 << 40) + (64 << 30);
 /// thread of its own. Everything is hashed, also what `consume` leaves unread.
 pub(super) fn tee<T: Send>(
     archive: impl Read + Send,
+    algorithm: Algorithm,
     phases: &Phases,
     consume: impl FnOnce(&mut dyn Read) -> Result<T, StoreError> + Send,
 ) -> Result<(Digest, T), StoreError> {
-    spread(phases, |feed| produce(archive, &feed), consume)
+    spread(algorithm, phases, |feed| produce(archive, &feed), consume)
 }
 
 /// Has `produce` tell plain bytes that are hashed and read by `consume`, each on a thread of its
 /// own.
 pub(super) fn spread<T: Send>(
+    algorithm: Algorithm,
     phases: &Phases,
     produce: impl FnOnce(Feed) -> io::Result<()> + Send,
     consume: impl FnOnce(&mut dyn Read) -> Result<T, StoreError> + Send,
@@ -56,7 +59,7 @@ pub(super) fn spread<T: Send>(
         let hasher = named("hash")
             .spawn_scoped(scope, move || {
                 phases.during(Phase::Hash, || {
-                    let mut digester = Digester::sha256();
+                    let mut digester = Digester::new(algorithm);
                     for piece in hashed {
                         digester.update(&piece.bytes);
                     }
@@ -285,6 +288,14 @@ impl<W: Write> Hashing<W> {
             inner,
             digester: Digester::sha256(),
             size: 0,
+        }
+    }
+
+    /// Hashes as this digest was made.
+    pub(super) fn like(inner: W, expected: &Digest) -> Self {
+        Self {
+            digester: Digester::new(expected.algorithm()),
+            ..Self::new(inner)
         }
     }
 

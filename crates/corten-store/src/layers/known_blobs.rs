@@ -92,7 +92,8 @@ impl Layers {
             return Ok(());
         }
         let mut reader = decode::Verifying::new(self.blobs.open(&blob.digest)?, &blob.digest);
-        let plain = decode::tee(&mut reader, self.blobs.phases(), |tar| {
+        let algorithm = diff_id.digest().algorithm();
+        let plain = decode::tee(&mut reader, algorithm, self.blobs.phases(), |tar| {
             io::copy(tar, &mut io::sink()).map_err(StoreError::BadArchive)
         });
         if let Some(actual) = reader
@@ -153,7 +154,7 @@ impl Layers {
         let file = File::create(&path).map_err(at("create", &path))?;
         let compressed = decode::Hashing::new(file);
         let squeezed = Squeezed::new(how, compressed).map_err(at("compress", &path))?;
-        let mut tar = decode::Hashing::new(squeezed);
+        let mut tar = decode::Hashing::like(squeezed, diff_id.digest());
         match here.into_iter().find(plain) {
             // It came uncompressed, perhaps as no archive that we would write.
             Some(blob) => {

@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use corten_db::Database;
+use corten_oci::digest::Algorithm;
 use corten_oci::{ChainId, DiffId, Digest, Digester};
 use rustix::fs::FlockOperation;
 
@@ -200,7 +201,9 @@ impl Layers {
             }
         }
         let phases = self.blobs.phases();
-        let (digest, staged) = decode::tee(archive, phases, |tar| self.driver.unpack(tar))?;
+        let algorithm = expected.map_or(Algorithm::Sha256, |id| id.digest().algorithm());
+        let (digest, staged) =
+            decode::tee(archive, algorithm, phases, |tar| self.driver.unpack(tar))?;
         let diff_id = DiffId(digest);
         if let Some(expected) = expected
             && *expected != diff_id
@@ -424,7 +427,10 @@ impl Layers {
             let _lock = self.lock(diff_id)?;
             let mut reader = decode::Verifying::new(file, &blob.digest);
             let phases = self.blobs.phases();
-            let unpacked = decode::tee(&mut reader, phases, |tar| self.driver.unpack(tar));
+            let algorithm = diff_id.digest().algorithm();
+            let unpacked = decode::tee(&mut reader, algorithm, phases, |tar| {
+                self.driver.unpack(tar)
+            });
             let path = self.blobs.path(&blob.digest);
             if let Some(actual) = reader.finish().map_err(at("read", path))?
                 && actual != blob.digest
@@ -475,7 +481,7 @@ impl Layers {
         if !made_here {
             return Ok(None);
         }
-        let mut hashing = decode::Hashing::new(io::sink());
+        let mut hashing = decode::Hashing::like(io::sink(), diff_id.digest());
         match self.tar(diff_id, &mut hashing) {
             Ok(()) if hashing.finish().1 == *diff_id.digest() => Ok(None),
             Ok(()) => Ok(Some("its files are not those it was made of".to_owned())),

@@ -14,7 +14,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use corten_db::Durability;
-use corten_oci::{ChainId, DiffId};
+use corten_oci::digest::Algorithm;
+use corten_oci::{ChainId, DiffId, Digest};
 use rusqlite::OptionalExtension;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid};
 
@@ -38,7 +39,7 @@ impl Layers {
         for (height, diff_id) in stack.iter().enumerate() {
             // The chain id last: it is made of all that is below.
             let base = if height > 0 && self.has_pending(diff_id)? {
-                ChainId::of(&stack[..height])
+                ChainId::of(&stack[..height]).map(short)
             } else {
                 None
             };
@@ -207,6 +208,15 @@ impl Layers {
                 object: diff_id.to_string(),
                 reason: e.to_string(),
             })
+    }
+}
+
+/// A base of one layer has that layer's digest, which may be one of SHA-512: names of files have
+/// no room for two of those.
+fn short(base: ChainId) -> ChainId {
+    match base.digest().algorithm() {
+        Algorithm::Sha256 => base,
+        Algorithm::Sha512 => ChainId(Digest::of(base.digest().as_str().as_bytes())),
     }
 }
 

@@ -10,7 +10,7 @@ use corten_oci::{ChainId, DiffId};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Driver, Lower, Staged, few, names, settled_name, settled_of};
+use super::{Driver, Lower, Staged, few, names, of_hex, settled_name, settled_of};
 use crate::error::{StoreError, at};
 use crate::layers::apply;
 use crate::layers::pending::Pending;
@@ -185,7 +185,7 @@ impl Driver for Directories {
 
     fn list(&self) -> Result<Vec<DiffId>, StoreError> {
         let names = names(&self.root)?.into_iter();
-        Ok(names.filter_map(|hex| format!("sha256:{hex}").parse().ok()).collect())
+        Ok(names.filter_map(|hex| of_hex(&hex)).collect())
     }
 
     fn sync(&self, layers: &[&DiffId]) -> Result<(), StoreError> {

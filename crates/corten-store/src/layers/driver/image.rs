@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use corten_oci::{ChainId, DiffId};
 
-use super::{Driver, Lower, SETTLED, Staged, names, settled_name, settled_of};
+use super::{Driver, Lower, SETTLED, Staged, names, of_hex, settled_name, settled_of};
 use crate::error::{StoreError, at};
 use crate::layers::erofs::{self, Image, ImageError, ImageWriter, Tree};
 use crate::layers::mount::{self, ImageKey, ImageMount, Upper};
@@ -291,7 +291,7 @@ impl Driver for Images {
             .filter_map(|name| {
                 let name = name.strip_suffix(SUFFIX)?;
                 let hex = name.strip_suffix(SETTLED).unwrap_or(name);
-                format!("sha256:{hex}").parse().ok()
+                of_hex(hex)
             })
             .collect();
         found.sort_unstable_by(|a: &DiffId, b| a.digest().hex().cmp(b.digest().hex()));

@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use corten_oci::digest::Algorithm;
 use corten_oci::{ChainId, DiffId};
 
 use super::mount::ImageMount;
@@ -73,8 +74,17 @@ fn settled_name(diff_id: &DiffId, base: &ChainId) -> String {
 /// The layer and base of such a name.
 fn settled_of(name: &str) -> Option<(DiffId, ChainId)> {
     let (layer, base) = name.strip_suffix(SETTLED)?.split_once('.')?;
-    let digest = |hex: &str| format!("sha256:{hex}");
-    Some((digest(layer).parse().ok()?, digest(base).parse().ok()?))
+    Some((of_hex(layer)?, of_hex(base)?))
+}
+
+/// What was named by its digest's hexadecimals: their number tells the algorithm.
+fn of_hex<T: std::str::FromStr>(hex: &str) -> Option<T> {
+    let algorithm = if hex.len() == Algorithm::Sha512.hex_len() {
+        Algorithm::Sha512
+    } else {
+        Algorithm::Sha256
+    };
+    format!("{}:{hex}", algorithm.as_str()).parse().ok()
 }
 
 /// The names of what is in a directory, which may be missing.
