@@ -282,17 +282,29 @@ fn open_many_files() {
     }
 }
 
-/// Counts SIGINT and SIGTERM, which are caught from now on.
+/// Counts SIGINT and SIGTERM, which are caught from now on, and SIGHUP where that says that the
+/// terminal has gone. Elsewhere it asks for settings to be read again, which needs no asking.
 fn signals() -> Result<watch::Receiver<u32>, RegistrydError> {
     let catch = |kind| signal(kind).context("catch signals of", Path::new("corten registry"));
     let mut interrupt = catch(SignalKind::interrupt())?;
     let mut terminate = catch(SignalKind::terminate())?;
+    let mut hangup = catch(SignalKind::hangup())?;
+    let has_terminal = io::stdin().is_terminal();
     let (count, counted) = watch::channel(0);
     tokio::spawn(async move {
         loop {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
+                _ = hangup.recv() => {
+                    if !has_terminal {
+                        tracing::warn!(
+                            "SIGHUP: certificates, keys and the password file are read again \
+                             when they change, settings only when the server starts"
+                        );
+                        continue;
+                    }
+                }
             }
             count.send_modify(|count| *count += 1);
         }

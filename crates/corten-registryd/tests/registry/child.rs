@@ -50,6 +50,7 @@ impl Process {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child::child", "--ignored", "--nocapture"])
             .env(PLACE, place)
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .env_remove("RUST_LOG")
             .stderr(std::fs::File::create(log).unwrap())

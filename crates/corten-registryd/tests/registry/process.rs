@@ -204,6 +204,18 @@ async fn a_second_signal_ends_it_at_once() {
     assert!(log().contains("once more"), "{}", log());
 }
 
+#[tokio::test]
+async fn it_goes_on_after_a_hangup() {
+    let folder = tempfile::tempdir().unwrap();
+    let process = Process::in_folder(folder.path());
+    process.signal(Signal::HUP);
+    let log = || std::fs::read_to_string(folder.path().join("log.json")).unwrap();
+    wait_for(|| log().contains("SIGHUP")).await;
+    process.http.get("/v2/").await.expect(StatusCode::OK);
+    process.signal(Signal::TERM);
+    assert!(process.end().await.success());
+}
+
 async fn wait_for(mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !done() {
