@@ -183,6 +183,9 @@ fn check(
     hostname(&id, &parsed, &mut config)?;
 
     let mut warnings = Vec::new();
+    if platform.is_none() {
+        warnings.extend(super::foreign::warning(&image.platform));
+    }
     published(&config, &mut host, &parsed, &mut warnings)?;
     restart::restart(
         host.restart_policy.as_ref(),

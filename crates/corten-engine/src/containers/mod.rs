@@ -10,6 +10,7 @@ mod commit;
 mod create;
 mod exec;
 pub(crate) mod files;
+mod foreign;
 mod inspect;
 mod list;
 mod logs;
