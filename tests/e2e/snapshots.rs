@@ -69,7 +69,7 @@ fn stopped_containers_are_committed() {
             "app:1",
             "{{.Author}} {{.Comment}} {{json .Config.Env}} {{index .Config.Labels \"l\"}}"
         ),
-        "Me <me@x> why [\"B=2\",\"A=1\",\"PATH=/bin:/usr/bin\"] 1"
+        "Me <me@x> why [\"A=1\",\"PATH=/bin:/usr/bin\",\"B=2\"] 1"
     );
     let seen = engine.ok([
         "run",

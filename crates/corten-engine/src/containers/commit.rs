@@ -84,7 +84,8 @@ pub(super) async fn commit(engine: &Engine, name: &str, options: CommitOptions) 
     // Before anything is frozen.
     let config = match &options.config {
         Some(config) => json("configuration", config)?,
-        None => serde_json::Value::Null,
+        // Changes go on from it; nothing of it comes behind them.
+        None => json("container configuration", &container.config)?,
     };
     let snapshot = Snapshot {
         config: config.clone(),
