@@ -70,10 +70,27 @@ fn missing(error: StoreError, name: &str) -> EngineError {
     }
 }
 
-/// Writes an image event in a transaction of its own. Its actor is the image's id; that of
-/// pulls and pushes is the reference.
+/// `FROM scratch` is no image: no registry is asked for one.
+fn refuse_reserved(image: &ImageRef) -> Result<()> {
+    match image.familiar_name().as_str() {
+        "scratch" => Err(crate::parse::bad("'scratch' is a reserved name")),
+        _ => Ok(()),
+    }
+}
+
+/// The labels of an image that is still there.
+fn labels(engine: &Engine, name: &str) -> HashMap<String, String> {
+    let document = find(engine, name).and_then(|image| documents::ImageDocument::parse(&image));
+    document
+        .map(|document| document.config.labels.unwrap_or_default())
+        .unwrap_or_default()
+}
+
+/// Writes an image event in a transaction of its own, with the image's labels. Its actor is the
+/// image's id; that of pulls and pushes is the reference.
 pub(crate) fn event(engine: &Engine, action: &str, actor: &str, name: &str) {
-    let attributes = [("name".to_owned(), name.to_owned())].into();
+    let mut attributes = labels(engine, actor);
+    attributes.insert("name".to_owned(), name.to_owned());
     event_with(engine, action, actor, &attributes);
 }
 
@@ -208,6 +225,7 @@ impl Images {
         credential: Option<&Credential>,
         progress: Arc<dyn Progress>,
     ) -> Result<Pulled> {
+        refuse_reserved(image)?;
         let platform = platform.cloned().unwrap_or_else(Platform::host);
         let request = self.request(image, &platform, credential, &*progress);
         let pulled = self.0.registry()?.pull(&request).await?;
@@ -226,6 +244,7 @@ impl Images {
         credential: Option<&Credential>,
         progress: Arc<dyn Progress>,
     ) -> Result<()> {
+        refuse_reserved(repository)?;
         let platform = platform.cloned().unwrap_or_else(Platform::host);
         let request = self.request(repository, &platform, credential, &*progress);
         self.0.registry()?.pull_all(&request).await?;
