@@ -7,6 +7,7 @@
 //! server; everything else is the command line, which also serves the API (`serve`).
 
 use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -42,6 +43,7 @@ fn start_logging(level: &str) {
     let started = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .try_init();
     if started.is_err() {
