@@ -38,6 +38,8 @@ for group in $groups; do
       need podman podman
       need docker-registry docker-registry
       need fsck.erofs erofs-utils
+      need mkfs.ext4 e2fsprogs
+      need losetup mount
       need bzip2 bzip2
       need xz xz-utils
       need containerd containerd

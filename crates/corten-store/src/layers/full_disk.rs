@@ -155,6 +155,10 @@ fn a_disk_may_be_full_at_any_point() {
             "{form:?}: {enough:?}"
         );
     }
+    if !Path::new("/dev/loop-control").exists() {
+        println!("skipped: a disk on blocks; there are no loop devices");
+        return;
+    }
     let file = tempfile::tempdir().unwrap();
     let disk = blocks(&file.path().join("disk"));
     let enough = (8..400).step_by(5).find(|free| {
