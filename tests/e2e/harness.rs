@@ -256,6 +256,11 @@ impl Drop for Engine {
 pub(crate) struct Background(pub(crate) Child);
 
 impl Background {
+    /// One that was started by the test itself.
+    pub(crate) fn of(child: Child) -> Self {
+        Self(child)
+    }
+
     /// `kill -9`, and waits until it is gone.
     pub(crate) fn kill_9(mut self) {
         self.0.kill().unwrap();

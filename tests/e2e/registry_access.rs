@@ -229,6 +229,24 @@ pub(crate) const CERTIFICATE: (&str, &str) = (
     include_str!("../../crates/corten-registryd/tests/fixtures/test-key.pem"),
 );
 
+/// Debian's registry with these settings, listening.
+pub(crate) fn docker_registry(engine: &Engine, settings: &str, address: &str) -> Background {
+    let file = engine.path("docker-registry.yml");
+    fs::write(&file, settings).unwrap();
+    let server = Command::new("docker-registry")
+        .arg("serve")
+        .arg(&file)
+        .env_remove("OTEL_TRACES_EXPORTER")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("docker-registry is installed by scripts/install-deps.sh test");
+    crate::harness::until("docker-registry listens", || {
+        std::net::TcpStream::connect(address).is_ok()
+    });
+    Background::of(server)
+}
+
 /// Docker's registry, by itself, with passwords, and with both passwords and TLS.
 #[test]
 fn dockers_registry_takes_and_gives() {
@@ -260,56 +278,37 @@ fn dockers_registry_takes_and_gives() {
                 hash.display()
             ));
         }
-        let file = engine.path("docker-registry.yml");
-        fs::write(&file, settings).unwrap();
-        let mut server = Command::new("docker-registry")
-            .arg("serve")
-            .arg(&file)
-            .env_remove("OTEL_TRACES_EXPORTER")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("docker-registry is installed by scripts/install-deps.sh test");
-        crate::harness::until("docker-registry listens", || {
-            std::net::TcpStream::connect(&address).is_ok()
-        });
-        let outcome = std::panic::catch_unwind(|| {
-            let name = format!("{address}/team/app");
-            engine.ok(["tag", "alpine", &name]);
-            if tls {
-                let refused = engine.fails(1, ["push", &name]);
-                assert!(refused.contains("certificate"), "{refused}");
-                let trust = format!(
-                    "[registry.\"{address}\"]\nca = {:?}\n",
-                    engine.path("cert.pem")
-                );
-                fs::write(engine.root().join("registries.toml"), trust).unwrap();
-            }
-            if auth {
-                let refused = engine.fails(1, ["push", &name]);
-                assert!(refused.contains("no basic auth"), "{refused}");
-                login(&engine, &address);
-            }
-            engine.ok(["push", &name]);
-            // From one repository of it to another: mounted, or sent again.
-            let other = format!("{address}/other/app");
-            engine.ok(["tag", &name, &other]);
-            engine.ok(["push", &other]);
-            engine.ok(["rmi", &name, &other]);
-            engine.ok(["pull", &other]);
-            assert_eq!(engine.ok(["run", "--rm", &other, "echo", "back"]), "back");
-            engine.ok(["rmi", &other]);
-            if auth {
-                engine.ok(["logout", &address]);
-            }
-            if tls {
-                fs::remove_file(engine.root().join("registries.toml")).unwrap();
-            }
-        });
-        server.kill().unwrap();
-        server.wait().unwrap();
-        if let Err(panic) = outcome {
-            std::panic::resume_unwind(panic);
+        let _server = docker_registry(&engine, &settings, &address);
+        let name = format!("{address}/team/app");
+        engine.ok(["tag", "alpine", &name]);
+        if tls {
+            let refused = engine.fails(1, ["push", &name]);
+            assert!(refused.contains("certificate"), "{refused}");
+            let trust = format!(
+                "[registry.\"{address}\"]\nca = {:?}\n",
+                engine.path("cert.pem")
+            );
+            fs::write(engine.root().join("registries.toml"), trust).unwrap();
+        }
+        if auth {
+            let refused = engine.fails(1, ["push", &name]);
+            assert!(refused.contains("no basic auth"), "{refused}");
+            login(&engine, &address);
+        }
+        engine.ok(["push", &name]);
+        // From one repository of it to another: mounted, or sent again.
+        let other = format!("{address}/other/app");
+        engine.ok(["tag", &name, &other]);
+        engine.ok(["push", &other]);
+        engine.ok(["rmi", &name, &other]);
+        engine.ok(["pull", &other]);
+        assert_eq!(engine.ok(["run", "--rm", &other, "echo", "back"]), "back");
+        engine.ok(["rmi", &other]);
+        if auth {
+            engine.ok(["logout", &address]);
+        }
+        if tls {
+            fs::remove_file(engine.root().join("registries.toml")).unwrap();
         }
     }
 }

@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::harness::{Done, Engine, free_port, until};
-use crate::registry_access::{CERTIFICATE, htpasswd};
+use crate::harness::{Done, Engine, free_port};
+use crate::registry_access::{CERTIFICATE, docker_registry, htpasswd};
 
 /// A helper as docker-credential-helpers describes them, that keeps each secret in a file, and
 /// writes down what it was asked.
@@ -121,47 +121,28 @@ fn a_client_shows_its_certificate() {
         certificate = certificate.display(),
         key = key.display(),
     );
-    let file = engine.path("docker-registry.yml");
-    fs::write(&file, settings).unwrap();
-    let mut server = Command::new("docker-registry")
-        .arg("serve")
-        .arg(&file)
-        .env_remove("OTEL_TRACES_EXPORTER")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("docker-registry is installed by scripts/install-deps.sh test");
-    until("docker-registry listens", || {
-        std::net::TcpStream::connect(&address).is_ok()
-    });
-    let outcome = std::panic::catch_unwind(|| {
-        let name = format!("{address}/team/app");
-        engine.ok(["tag", "alpine", &name]);
-        // By our own settings, then by a directory as Docker has them.
-        let own = engine.root().join("registries.toml");
-        let trust = format!("[registry.\"{address}\"]\nca = {certificate:?}\n");
-        fs::write(&own, &trust).unwrap();
-        let refused = engine.fails(1, ["push", &name]);
-        assert!(refused.contains("Certificate"), "{refused}");
-        let all = format!("{trust}client_cert = {certificate:?}\nclient_key = {key:?}\n");
-        fs::write(&own, all).unwrap();
-        engine.ok(["push", &name]);
-        engine.ok(["rmi", &name]);
-        fs::remove_file(own).unwrap();
-        let directory = engine.root().join("certs.d").join(&address);
-        fs::create_dir_all(&directory).unwrap();
-        fs::copy(&certificate, directory.join("ca.crt")).unwrap();
-        engine.fails(1, ["pull", &name]);
-        fs::copy(&certificate, directory.join("client.cert")).unwrap();
-        fs::copy(&key, directory.join("client.key")).unwrap();
-        engine.ok(["pull", &name]);
-        assert_eq!(engine.ok(["run", "--rm", &name, "echo", "in"]), "in");
-    });
-    server.kill().unwrap();
-    server.wait().unwrap();
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
-    }
+    let _server = docker_registry(&engine, &settings, &address);
+    let name = format!("{address}/team/app");
+    engine.ok(["tag", "alpine", &name]);
+    // By our own settings, then by a directory as Docker has them.
+    let own = engine.root().join("registries.toml");
+    let trust = format!("[registry.\"{address}\"]\nca = {certificate:?}\n");
+    fs::write(&own, &trust).unwrap();
+    let refused = engine.fails(1, ["push", &name]);
+    assert!(refused.contains("Certificate"), "{refused}");
+    let all = format!("{trust}client_cert = {certificate:?}\nclient_key = {key:?}\n");
+    fs::write(&own, all).unwrap();
+    engine.ok(["push", &name]);
+    engine.ok(["rmi", &name]);
+    fs::remove_file(own).unwrap();
+    let directory = engine.root().join("certs.d").join(&address);
+    fs::create_dir_all(&directory).unwrap();
+    fs::copy(&certificate, directory.join("ca.crt")).unwrap();
+    engine.fails(1, ["pull", &name]);
+    fs::copy(&certificate, directory.join("client.cert")).unwrap();
+    fs::copy(&key, directory.join("client.key")).unwrap();
+    engine.ok(["pull", &name]);
+    assert_eq!(engine.ok(["run", "--rm", &name, "echo", "in"]), "in");
     engine.assert_clean();
 }
 
