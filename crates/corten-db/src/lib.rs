@@ -161,7 +161,15 @@ impl Database {
                 source,
             })?;
         }
-        let is_short = reserve::give_up_if_low(path);
+        let is_short = reserve::give_up_to_read(path);
+        match Self::open_at(path, schemas, is_short) {
+            // What the file system said was free was not.
+            Err(DbError::Full(_)) if reserve::give_up(path) => Self::open_at(path, schemas, true),
+            opened => opened,
+        }
+    }
+
+    fn open_at(path: &Path, schemas: &[Schema], is_short: bool) -> Result<Self, DbError> {
         if reserve::is_too_full(path) {
             return Err(DbError::Full(None));
         }
@@ -180,7 +188,11 @@ impl Database {
             connection.pragma_update(None, "journal_mode", "WAL")?;
             migrate(&mut connection, schemas)?;
         }
-        reserve::restore(path);
+        if is_short {
+            reserve::restore_rest(path);
+        } else {
+            reserve::restore(path);
+        }
         Ok(Self(Arc::new(Inner {
             path: path.into(),
             connection: Mutex::new(connection),

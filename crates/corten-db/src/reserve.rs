@@ -12,7 +12,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, statvfs};
+use rustix::io::Errno;
 
 /// What is kept back: enough for the logs of a command.
 const RESERVE: u64 = 2 << 20;
@@ -33,15 +34,28 @@ pub fn may_use_reserve() {
 
 /// Makes some room if there is none and this process may; whether it did.
 pub(crate) fn give_up_if_low(database: &Path) -> bool {
-    MAY_USE.load(Ordering::Relaxed)
-        && free(database).is_some_and(|free| free < LOW)
-        && fs::remove_file(beside(database, "-reserve")).is_ok()
+    MAY_USE.load(Ordering::Relaxed) && !has_room(database, LOW) && give_up(database)
+}
+
+/// As [`give_up_if_low`], if there is not even the room to read: whoever only reads leaves the
+/// reserve to others where it can.
+pub(crate) fn give_up_to_read(database: &Path) -> bool {
+    !has_index(database) && !has_room(database, 4 * LEAST) && give_up(database)
+}
+
+/// Gives the reserve up, if this process may and there is one.
+pub(crate) fn give_up(database: &Path) -> bool {
+    MAY_USE.load(Ordering::Relaxed) && fs::remove_file(beside(database, "-reserve")).is_ok()
 }
 
 /// Whether there is not even the room to read a database.
 pub(crate) fn is_too_full(database: &Path) -> bool {
-    let index = fs::metadata(beside(database, "-shm")).map_or(0, |index| index.len());
-    index < INDEX && free(database).is_some_and(|free| free < LEAST)
+    !has_index(database) && !has_room(database, LEAST)
+}
+
+/// Whether SQLite's index is there: others have the database open, or left it so.
+fn has_index(database: &Path) -> bool {
+    fs::metadata(beside(database, "-shm")).is_ok_and(|index| index.len() >= INDEX)
 }
 
 /// Keeps room back where that is not done yet and there is plenty.
@@ -52,31 +66,68 @@ pub(crate) fn restore(database: &Path) {
     if is_whole || !database.exists() {
         return;
     }
-    if free(database).is_none_or(|free| free < RESERVE + 2 * LOW) {
+    if free(database).is_none_or(|(free, _)| free < RESERVE + 2 * LOW) {
         return;
     }
+    keep(database, RESERVE);
+}
+
+/// Keeps back what is left, after a reading took its part.
+pub(crate) fn restore_rest(database: &Path) {
+    let halves = [RESERVE, RESERVE / 2, RESERVE / 4, RESERVE / 8];
+    let _ = halves.iter().any(|bytes| keep(database, *bytes));
+}
+
+fn keep(database: &Path, bytes: u64) -> bool {
+    let path = beside(database, "-reserve");
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
     let made = options.open(&path).and_then(|file| {
-        let done = fallocate(&file, FallocateFlags::empty(), 0, RESERVE);
+        let done = fallocate(&file, FallocateFlags::empty(), 0, bytes);
         done.map_err(std::io::Error::from)
     });
-    if let Err(error) = made {
+    if let Err(error) = &made {
         // Some file systems cannot keep room.
         tracing::debug!(%error, "no room is kept back");
         let _ = fs::remove_file(&path);
     }
+    made.is_ok()
 }
 
-/// The bytes that are free for this process; `None`: nobody says, as where there is no limit.
-fn free(database: &Path) -> Option<u64> {
+/// Whether there are so many bytes. Where the file system says that there are few it is tried:
+/// of what ext4 says, up to 2 % and 4096 blocks are for its own use.
+fn has_room(database: &Path, bytes: u64) -> bool {
+    let Some((free, own)) = free(database) else {
+        return true;
+    };
+    if free >= bytes + own {
+        return true;
+    }
+    let probe = || {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let folder = database.parent().unwrap_or(Path::new("."));
+        let file = rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR)?;
+        fallocate(&file, FallocateFlags::empty(), 0, bytes)
+    };
+    match probe() {
+        Ok(()) => true,
+        Err(Errno::NOSPC | Errno::DQUOT) => false,
+        Err(_) => free >= bytes, // it cannot be tried there
+    }
+}
+
+/// The bytes that are free for this process, and how many of them may not be; `None`: nobody
+/// says, as where there is no limit.
+fn free(database: &Path) -> Option<(u64, u64)> {
     let disk = statvfs(database.parent()?).ok()?;
     let blocks = if rustix::process::geteuid().is_root() {
         disk.f_bfree
     } else {
         disk.f_bavail
     };
-    (disk.f_blocks > 0).then(|| blocks.saturating_mul(disk.f_frsize))
+    let own = (disk.f_blocks / 50).min(4096);
+    let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+    (disk.f_blocks > 0).then(|| (bytes(blocks), bytes(own)))
 }
 
 fn beside(database: &Path, suffix: &str) -> PathBuf {
