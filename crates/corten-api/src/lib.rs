@@ -29,6 +29,7 @@ use tower::ServiceExt;
 
 pub use error::ApiError;
 pub use listener::{Endpoint, ListenError, Server, TlsFiles};
+pub use stream::FAILURE;
 pub use version::{API_VERSION, MIN_API_VERSION};
 
 /// Marks a request that came from this very process.

@@ -4,7 +4,9 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use http::header;
+use http::{HeaderMap, HeaderValue, header};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -139,6 +141,41 @@ fn line(value: &impl Serialize) -> Option<Bytes> {
             None
         }
     }
+}
+
+/// The field behind a streamed answer that tells why it ends early, for clients that take such
+/// fields (`TE: trailers`). To all others the connection breaks.
+pub const FAILURE: &str = "x-corten-failure";
+
+/// An archive that is made while it is sent, to a client with these headers.
+pub(crate) fn archive<S, E>(content_type: &'static str, chunks: S, asked: &HeaderMap) -> Response
+where
+    S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    if asked.get(header::TE).is_none_or(|te| te != "trailers") {
+        return body(content_type, chunks);
+    }
+    let frames = chunks.map(|chunk| match chunk {
+        Ok(bytes) => Ok(Frame::data(bytes)),
+        Err(error) => {
+            tracing::debug!(%error, "stream cut short");
+            let text = error.to_string().replace(|c: char| c.is_control(), " ");
+            let mut fields = HeaderMap::new();
+            match HeaderValue::from_bytes(text.as_bytes()) {
+                Ok(text) => {
+                    fields.insert(FAILURE, text);
+                    Ok(Frame::trailers(fields))
+                }
+                Err(_) => Err(error),
+            }
+        }
+    });
+    let mut response = Response::new(Body::new(StreamBody::new(frames)));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::TRAILER, HeaderValue::from_static(FAILURE));
+    response
 }
 
 /// A streamed body of the given type.

@@ -13,7 +13,7 @@ use corten_engine::images::{ImportOptions, LoadEvent};
 use corten_oci::Platform;
 use corten_registry::Download;
 use futures_util::{Stream, StreamExt as _};
-use http::Request;
+use http::{HeaderMap, Request};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -39,6 +39,7 @@ pub(super) fn routes() -> Router<Engine> {
 async fn save_all(
     State(engine): State<Engine>,
     Query(query): Query<Vec<(String, String)>>,
+    headers: HeaderMap,
 ) -> Answer {
     let names: Vec<String> = query
         .iter()
@@ -48,7 +49,7 @@ async fn save_all(
     if names.is_empty() {
         return Err(ApiError::bad_parameter("no image names were given"));
     }
-    save(&engine, names, &query).await
+    save(&engine, names, &query, &headers).await
 }
 
 /// Answers with an archive of images.
@@ -56,6 +57,7 @@ pub(super) async fn save(
     engine: &Engine,
     names: Vec<String>,
     query: &[(String, String)],
+    headers: &HeaderMap,
 ) -> Answer {
     let mut wanted = platforms(query, "platform")?;
     if wanted.len() > 1 {
@@ -64,7 +66,7 @@ pub(super) async fn save(
         ));
     }
     let archive = engine.images().save(names, wanted.pop()).await?;
-    Ok(stream::body(TAR, archive))
+    Ok(stream::archive(TAR, archive, headers))
 }
 
 /// All platforms of a query.

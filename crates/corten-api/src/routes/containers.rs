@@ -9,7 +9,7 @@ use corten_engine::containers::{
 };
 use corten_engine::{Engine, EngineError, models};
 use corten_oci::{ImageRef, Platform};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
 use super::{Answer, Body, Query, no_content};
@@ -100,9 +100,14 @@ pub(super) fn platform(text: Option<&str>) -> Result<Option<Platform>, ApiError>
         .map_err(|error: corten_oci::PlatformError| ApiError::bad_parameter(error.to_string()))
 }
 
-async fn export(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
+async fn export(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
     let archive = engine.containers().export(&name).await?;
-    Ok(stream::body("application/octet-stream", archive))
+    let kind = "application/octet-stream";
+    Ok(stream::archive(kind, archive, &headers))
 }
 
 async fn commit(

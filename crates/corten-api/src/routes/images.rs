@@ -6,16 +6,16 @@
 use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use corten_engine::Engine;
 use corten_engine::images::ImageListOptions;
 use http::{HeaderMap, Method, StatusCode, Uri};
 use serde::Deserialize;
 
-use super::{Answer, Query, archives, distribution};
+use super::{Answer, Query, archives, distribution, former};
 use crate::error::ApiError;
-use crate::ordered::ordered;
 use crate::query::{filters, flag};
+use crate::version::ClientVersion;
 
 pub(super) fn routes() -> Router<Engine> {
     Router::new()
@@ -35,14 +35,19 @@ struct ListQuery {
     filters: Option<String>,
 }
 
-async fn list(State(engine): State<Engine>, Query(query): Query<ListQuery>) -> Answer {
+async fn list(
+    State(engine): State<Engine>,
+    version: Option<Extension<ClientVersion>>,
+    Query(query): Query<ListQuery>,
+) -> Answer {
     let options = ImageListOptions {
         all: query.all,
         shared_size: query.shared_size,
         manifests: query.manifests,
         filters: filters(query.filters.as_deref())?,
     };
-    Ok(Json(engine.images().list(options).await?).into_response())
+    let images = engine.images().list(options).await?;
+    former::images(images, version.unwrap_or_default().0)
 }
 
 #[derive(Deserialize)]
@@ -63,7 +68,9 @@ fn unknown(method: &Method, uri: &Uri) -> ApiError {
 async fn look(
     State(engine): State<Engine>,
     Path(rest): Path<String>,
+    version: Option<Extension<ClientVersion>>,
     Query(query): Query<Vec<(String, String)>>,
+    headers: HeaderMap,
     uri: Uri,
 ) -> Answer {
     let images = engine.images();
@@ -71,13 +78,15 @@ async fn look(
         Some((name, "json")) => {
             let platforms = archives::platforms(&query, "platform")?;
             images.check_platforms(name, platforms).await?;
-            Ok(ordered(images.inspect(name).await?)?.into_response())
+            former::image(images.inspect(name).await?, version.unwrap_or_default().0)
         }
         Some((name, "history")) => {
             let platform = archives::platforms(&query, "platform")?.pop();
             Ok(Json(images.history(name, platform).await?).into_response())
         }
-        Some((name, "get")) => archives::save(&engine, vec![name.to_owned()], &query).await,
+        Some((name, "get")) => {
+            archives::save(&engine, vec![name.to_owned()], &query, &headers).await
+        }
         _ => Err(unknown(&Method::GET, &uri)),
     }
 }

@@ -6,6 +6,7 @@ mod containers;
 mod distribution;
 mod events;
 mod exec;
+mod former;
 mod images;
 mod networks;
 mod request_body;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -28,7 +29,12 @@ pub struct Call<'c> {
     query: Query,
     headers: Vec<(String, String)>,
     body: Option<Body>,
+    /// Why the body could not be read.
+    unreadable: Unreadable,
 }
+
+/// What kept a body from being sent, as its reader said it.
+type Unreadable = Arc<Mutex<Option<io::Error>>>;
 
 impl std::fmt::Debug for Call<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -48,6 +54,7 @@ impl<'c> Call<'c> {
             query: Vec::new(),
             headers: Vec::new(),
             body: None,
+            unreadable: Unreadable::default(),
         }
     }
 
@@ -112,8 +119,15 @@ impl<'c> Call<'c> {
     where
         S: Stream<Item = io::Result<Bytes>> + Send + 'static,
     {
-        self.body =
-            Some(StreamBody::new(chunks.map(|chunk| chunk.map(Frame::data))).boxed_unsync());
+        let unreadable = self.unreadable.clone();
+        let frames = chunks.map(move |chunk| {
+            chunk.map(Frame::data).map_err(|error| {
+                let kind = error.kind();
+                *unreadable.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                kind.into()
+            })
+        });
+        self.body = Some(StreamBody::new(frames).boxed_unsync());
         self.header("Content-Type", content_type)
     }
 
@@ -130,6 +144,8 @@ impl<'c> Call<'c> {
             .method(self.method)
             .uri(uri)
             .header(header::HOST, client.target().host_header())
+            // So that an engine can say what ended an answer early.
+            .header(header::TE, "trailers")
             .header(
                 header::USER_AGENT,
                 concat!("Corten-Client/", env!("CARGO_PKG_VERSION"), " (linux)"),
@@ -149,6 +165,7 @@ impl<'c> Call<'c> {
     /// No connection, or the engine's refusal.
     pub async fn send(self) -> Result<Answer<'c>, ClientError> {
         let client = self.client;
+        let unreadable = self.unreadable.clone();
         let request = self.into_request()?;
         let idle = client
             .idle
@@ -160,7 +177,13 @@ impl<'c> Call<'c> {
             None => client.connect().await?,
         };
         sender.ready().await?;
-        let response = sender.send_request(request).await?;
+        let response = sender.send_request(request).await.map_err(|error| {
+            let mut unreadable = unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+            match unreadable.take() {
+                Some(reason) => ClientError::Body(reason),
+                None => error.into(),
+            }
+        })?;
         let answer = Answer {
             client,
             sender,

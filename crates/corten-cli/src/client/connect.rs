@@ -11,6 +11,7 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::patient::Patient;
 use super::{Body, Client, ClientError, tls};
 use crate::globals::TlsFlags;
 
@@ -190,7 +191,7 @@ async fn handshake<S>(stream: S) -> Result<SendRequest<Body>, ClientError>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let (sender, connection) = http1::handshake(TokioIo::new(Patient::new(stream))).await?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "connection ended");

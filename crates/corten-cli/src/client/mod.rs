@@ -7,6 +7,7 @@
 
 mod call;
 mod connect;
+mod patient;
 mod stream;
 mod tls;
 
@@ -85,6 +86,9 @@ pub enum ClientError {
     /// The connection broke in the middle.
     #[error("error during connect: {0}")]
     Http(#[from] hyper::Error),
+    /// What a request was to send could not be read.
+    #[error("{}", crate::error::reason(.0))]
+    Body(io::Error),
     /// A request that cannot be made.
     #[error("invalid request: {0}")]
     Request(#[from] http::Error),

@@ -2,7 +2,7 @@
 //! connections.
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{Response, header};
+use http::{HeaderMap, Response, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -39,13 +39,24 @@ impl BodyReader {
     /// The connection broke.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         while let Some(frame) = self.body.frame().await {
-            if let Ok(data) = frame?.into_data()
-                && !data.is_empty()
-            {
-                return Ok(Some(data));
+            match frame?.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => return Ok(Some(data)),
+                Err(frame) => cut_short(frame.trailers_ref())?,
             }
         }
         Ok(None)
+    }
+}
+
+/// What an engine says after an answer that it could not finish.
+fn cut_short(trailers: Option<&HeaderMap>) -> Result<(), ClientError> {
+    match trailers.and_then(|fields| fields.get(corten_api::FAILURE)) {
+        None => Ok(()),
+        Some(reason) => Err(ClientError::Api {
+            status: 500,
+            message: String::from_utf8_lossy(reason.as_bytes()).into_owned(),
+        }),
     }
 }
 

@@ -72,6 +72,66 @@ async fn client() -> (tempfile::TempDir, Client) {
     (dir, Client::new(Target::Unix(path)))
 }
 
+/// A server that answers each connection with `text` once it has read a request's head, and
+/// closes; its other words stay unread.
+async fn hasty(text: &'static str) -> (tempfile::TempDir, Client) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = vec![0; 1024];
+            let _ = stream.read(&mut head).await.unwrap();
+            stream.write_all(text.as_bytes()).await.unwrap();
+        }
+    });
+    (dir, Client::new(Target::Unix(path)))
+}
+
+fn pieces(count: usize) -> impl futures_util::Stream<Item = io::Result<Bytes>> + Send + 'static {
+    futures_util::stream::iter((0..count).map(|_| Ok(Bytes::from(vec![0; 64 << 10]))))
+}
+
+#[tokio::test]
+async fn an_answer_before_the_body_was_read_is_heard() {
+    let (_dir, client) = hasty(
+        "HTTP/1.1 400 Bad Request\r\nContent-Length: 23\r\nConnection: close\r\n\r\n\
+         {\"message\":\"no such x\"}",
+    )
+    .await;
+    for _ in 0..20 {
+        let call = client
+            .post("/x")
+            .body_stream("application/x-tar", pieces(64));
+        let error = call.send().await.unwrap_err().to_string();
+        assert_eq!(error, "Error response from daemon: no such x");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_the_reason() {
+    let (_dir, client) = client().await;
+    let broken = || io::Error::new(io::ErrorKind::IsADirectory, "read /tmp: is a directory");
+    let body = futures_util::stream::once(async move { Err(broken()) });
+    let call = client.post("/x").body_stream("application/x-tar", body);
+    let error = call.send().await.unwrap_err().to_string();
+    assert_eq!(error, "read /tmp: is a directory");
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_early_says_why() {
+    let (_dir, client) = hasty(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-corten-failure\r\n\r\n\
+         3\r\nabc\r\n0\r\nx-corten-failure: blob x is damaged\r\n\r\n",
+    )
+    .await;
+    let mut reader = client.get("/x").send().await.unwrap().reader();
+    assert_eq!(reader.next().await.unwrap().unwrap(), "abc");
+    let error = reader.next().await.unwrap_err().to_string();
+    assert_eq!(error, "Error response from daemon: blob x is damaged");
+}
+
 #[tokio::test]
 async fn requests_and_refusals() {
     let (_dir, client) = client().await;

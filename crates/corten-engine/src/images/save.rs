@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 
 use corten_oci::media_type as types;
 use corten_oci::{DiffId, Digest, Digester, ImageRef, Platform};
-use corten_store::{Image, ImageId, LayerBlob, Lease, StoreError};
+use corten_store::{Image, ImageId, LayerBlob, Lease};
 
 use super::archive::{self, Descriptor, DescriptorPlatform, Index, Item, Manifest, blob_path};
 use super::documents::ImageDocument;
@@ -385,7 +385,11 @@ impl Content {
         match self {
             Self::Layer { diff_id, .. } => engine.store().layers().tar(diff_id, &mut sum)?,
             _ => {
-                let mut file = engine.store().blobs().open(expected)?;
+                let mut file = engine
+                    .store()
+                    .blobs()
+                    .open(expected)
+                    .map_err(|error| damaged(expected, &error.to_string()))?;
                 copy(&mut file, &mut sum).map_err(|source| EngineError::Other {
                     context: format!("write blob {expected}"),
                     source: Box::new(source),
@@ -395,8 +399,7 @@ impl Content {
         let (actual, written) = sum.finish();
         if actual != *expected || written != self.size() {
             // Too late for an answer: the archive ends here, without its end.
-            let expected = expected.clone();
-            return Err(StoreError::CorruptBlob { expected, actual }.into());
+            return Err(damaged(expected, &format!("it is {actual} by now")));
         }
         Ok(())
     }
@@ -451,6 +454,14 @@ fn lost(image: &Image, diff_id: &DiffId, actual: &Digest) -> EngineError {
         "image {} cannot be saved: the blob of its layer {diff_id} is gone, and the layer's files \
          make another tar ({actual}); pull or load the image again",
         image.id.short()
+    ))
+}
+
+/// A blob that is not what it was.
+fn damaged(digest: &Digest, why: &str) -> EngineError {
+    EngineError::Unavailable(format!(
+        "the archive is not whole: blob {digest} is damaged ({why}); corten system check --repair \
+         fetches it again"
     ))
 }
 

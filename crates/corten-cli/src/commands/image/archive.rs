@@ -92,10 +92,7 @@ async fn save(cli: &Cli, flags: Parsed) -> Result {
 async fn load(cli: &Cli, flags: Parsed) -> Result {
     let platform = platform::json(flags.nonempty("platform"))?;
     let archive = match flags.nonempty("input") {
-        Some(path) => Archive::File(
-            File::open(path)
-                .map_err(|error| CliError::message(format!("open {path}: {}", reason(&error))))?,
-        ),
+        Some(path) => Archive::open(path)?,
         None if term::stdin_is_terminal() => {
             return Err(CliError::message(
                 "requested load from stdin, but stdin is empty",
@@ -135,13 +132,10 @@ async fn import(cli: &Cli, flags: Parsed) -> Result {
         call = call.query("changes", change);
     }
     if !is_url {
-        let archive =
-            match source {
-                "-" => Archive::Stdin,
-                path => Archive::File(File::open(path).map_err(|error| {
-                    CliError::message(format!("open {path}: {}", reason(&error)))
-                })?),
-            };
+        let archive = match source {
+            "-" => Archive::Stdin,
+            path => Archive::open(path)?,
+        };
         call = call.body_stream("application/x-tar", archive.pieces());
     }
     stream::show(call.lines().await?, Sink::stdout()).await
@@ -150,18 +144,25 @@ async fn import(cli: &Cli, flags: Parsed) -> Result {
 /// Where an archive comes from.
 #[derive(Debug)]
 pub(super) enum Archive {
-    File(File),
+    File(File, String),
     Stdin,
 }
 
 impl Archive {
+    /// A file.
+    fn open(path: &str) -> Result<Self> {
+        let file = File::open(path)
+            .map_err(|error| CliError::message(format!("open {path}: {}", reason(&error))))?;
+        Ok(Self::File(file, path.to_owned()))
+    }
+
     /// Its bytes, read on a thread of their own.
     pub(super) fn pieces(self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
         let (sender, receiver) = mpsc::channel(AHEAD);
         std::thread::spawn(move || {
-            let mut input: Box<dyn Read> = match self {
-                Self::File(file) => Box::new(file),
-                Self::Stdin => Box::new(io::stdin().lock()),
+            let (mut input, name): (Box<dyn Read>, String) = match self {
+                Self::File(file, path) => (Box::new(file), path),
+                Self::Stdin => (Box::new(io::stdin().lock()), "standard input".to_owned()),
             };
             loop {
                 let mut piece = vec![0; PIECE];
@@ -172,7 +173,10 @@ impl Archive {
                         Ok(Bytes::from(piece))
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                    Err(error) => Err(error),
+                    Err(error) => {
+                        let text = format!("read {name}: {}", reason(&error));
+                        Err(io::Error::new(error.kind(), text))
+                    }
                 };
                 let ended = read.is_err();
                 if sender.blocking_send(read).is_err() || ended {
