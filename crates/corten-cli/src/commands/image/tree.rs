@@ -78,10 +78,13 @@ pub(super) fn render(images: Vec<Image>) -> String {
             .filter(|manifest| manifest.kind == "image")
             .filter_map(|manifest| Some((manifest, manifest.image_data.as_ref()?)))
             .collect();
-        let content = children.iter().map(|(m, _)| m.size.content).sum();
+        let sum = |size: fn(&Size) -> i64| children.iter().map(|(m, _)| size(&m.size)).sum();
+        let content = sum(|size| size.content);
+        // What the platforms take is unpacked files and content.
+        let usage = image.size.max(sum(|size| size.total));
         let used =
             image.containers > 0 || children.iter().any(|(_, data)| !data.containers.is_empty());
-        let own = details(&image.id, image.size, content, used);
+        let own = details(&image.id, usage, content, used);
         let tags = image.repo_tags.as_deref().unwrap_or_default();
         match tags.split_last() {
             Some((last, others)) => {
@@ -165,7 +168,7 @@ mod tests {
             "",
             "IMAGE             ID             DISK USAGE   CONTENT SIZE   EXTRA",
             "app:1",
-            "app:latest        0123456789ab       7.83MB            3MB    U",
+            "app:latest        0123456789ab          9MB            3MB    U",
             "└─ linux/arm/v7   fedcba987654          9MB            3MB    U",
             "",
             "<untagged>        aaaaaaaaaaaa           5B             0B",

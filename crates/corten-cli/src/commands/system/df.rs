@@ -11,9 +11,10 @@ use crate::commands::build::CacheRecord;
 use crate::commands::container;
 use crate::commands::image::{self, Summary};
 use crate::commands::volume::{self, Volume};
-use crate::error::{CliError, Result};
+use crate::error::Result;
 use crate::flags::{Arity, Flag, Parsed};
 use crate::format::{Listing, Row, escaped, units};
+use crate::template::{Data, Template};
 
 pub(super) static DF: Command = Command::new("df", "", "Show docker disk usage", action!(df))
     .arity(Arity::None)
@@ -106,12 +107,8 @@ async fn df(cli: &Cli, flags: Parsed) -> Result {
     let text = match (flags.on("verbose"), format) {
         (false, format) => USAGE.render(format, false, summary(&usage))?,
         (true, None | Some("table")) => details(&usage)?,
-        (true, Some("json")) => json(&usage, &document)?,
-        (true, Some(_)) => {
-            return Err(CliError::message(
-                "the verbose option is only compatible with the formats \"table\" and \"json\"",
-            ));
-        }
+        (true, Some("json")) => escaped(&whole(&usage, &document)?.to_string()),
+        (true, Some(template)) => applied(template, whole(&usage, &document)?)?,
     };
     cli.print(&text)
 }
@@ -230,7 +227,13 @@ fn details(usage: &Usage) -> Result<String> {
 
 /// What `-v` shows, as one object without a newline, as Docker prints it: the rows of its
 /// tables with all their fields, uncut.
-fn json(usage: &Usage, document: &Value) -> Result<String> {
+/// A template sees everything as one object.
+fn applied(template: &str, whole: Value) -> Result<String> {
+    let text = Template::parse(template)?.render(&Data::from(whole))?;
+    Ok(format!("{text}\n"))
+}
+
+fn whole(usage: &Usage, document: &Value) -> Result<Value> {
     let containers: Option<Vec<ContainerSummary>> =
         serde_json::from_value(document["Containers"].clone())
             .map_err(crate::client::ClientError::from)?;
@@ -242,13 +245,12 @@ fn json(usage: &Usage, document: &Value) -> Result<String> {
         container::row(&container, false)
     });
     let list = |rows: Vec<Row>| -> Value { rows.into_iter().map(Row::into_value).collect() };
-    let whole = json!({
+    Ok(json!({
         "Images": list(image::rows_once(usage.images.as_deref().unwrap_or_default())),
         "Containers": list(containers.collect()),
         "Volumes": list(usage.volumes.iter().flatten().map(volume::row).collect()),
         "BuildCache": list(sorted(usage).into_iter().map(|c| cache_row(c, false)).collect()),
-    });
-    Ok(escaped(&whole.to_string()))
+    }))
 }
 
 /// The build cache: what was never used comes first, then what was used longest ago.
