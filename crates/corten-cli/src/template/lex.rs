@@ -213,6 +213,10 @@ impl Lexer<'_> {
                 let word = self.word(0);
                 let length = word.len();
                 self.push(Kind::Word(word), length);
+                // A word has no fields: `{{json.}}` is not `{{json .}}`.
+                if self.rest().starts_with('.') {
+                    return Err("unexpected <.> in operand".into());
+                }
             }
             c => return Err(format!("unexpected {c:?} in command")),
         }

@@ -156,6 +156,10 @@ fn errors() {
             "! template parsing error: template: :1:2: executing \"\" at <$x>: undefined variable",
         ),
         (
+            "{{json.}}",
+            "! template parsing error: template: :1: unexpected <.> in operand",
+        ),
+        (
             "{{break}}",
             "! template parsing error: template: :1: {{break}} outside {{range}}",
         ),

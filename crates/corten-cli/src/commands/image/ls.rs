@@ -87,6 +87,8 @@ async fn list(cli: &Cli, flags: Parsed) -> Result {
     let quiet = flags.on("quiet");
     let configured = Some(cli.config().images_format.as_str()).filter(|f| !f.is_empty() && !quiet);
     let format = flags.nonempty("format").or(configured);
+    let raw = (format == Some("raw")).then(|| raw(quiet, flags.on("digests")));
+    let format = raw.as_deref().or(format);
     let usual = matches!(format, None | Some("table"));
     let digests = flags.on("digests") && usual;
     let wanted = digests || format.is_some_and(|format| format.contains(".Digest"));
@@ -106,6 +108,18 @@ async fn list(cli: &Cli, flags: Parsed) -> Result {
     let rows = rows(&images, wanted, !flags.on("no-trunc"), fields);
     // With a format of its own, --quiet only changes the usual table.
     cli.print(&listing.render(format, quiet && usual, rows)?)
+}
+
+/// `--format raw`: a paragraph for each image.
+fn raw(quiet: bool, digests: bool) -> String {
+    if quiet {
+        return "image_id: {{.ID}}".to_owned();
+    }
+    let digest = if digests { "digest: {{.Digest}}\n" } else { "" };
+    format!(
+        "repository: {{{{.Repository}}}}\ntag: {{{{.Tag}}}}\n{digest}image_id: {{{{.ID}}}}\n\
+         created_at: {{{{.CreatedAt}}}}\nvirtual_size: {{{{.Size}}}}\n"
+    )
 }
 
 /// What makes no sense with a tree, in Docker's words.
@@ -331,6 +345,32 @@ mod tests {
         assert_eq!(
             show(names(&Summary::default(), false)),
             ["<none> <none> <none>"]
+        );
+    }
+
+    #[test]
+    fn paragraphs() {
+        let listing = Listing {
+            headers: HEADERS,
+            table: "",
+            quiet: "",
+        };
+        let rows = || rows(&[image()], true, true, Fields::All);
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let shown = listing
+            .render(Some(&raw(false, true)), false, rows())
+            .unwrap();
+        let first = format!(
+            "repository: alpine\ntag: 3\ndigest: {digest}\nimage_id: 0123456789ab\n\
+             created_at: 0001-01-01 00:00:00 +0000 UTC\nvirtual_size: 7.83MB\n\nrepository: alpine\n"
+        );
+        assert!(shown.starts_with(&first), "{shown}");
+        let shown = listing
+            .render(Some(&raw(true, false)), false, rows())
+            .unwrap();
+        assert!(
+            shown.starts_with("image_id: 0123456789ab\nimage_id: "),
+            "{shown}"
         );
     }
 
