@@ -25,6 +25,7 @@ mod crash;
 mod dockerfiles;
 mod harness;
 mod image_prune;
+mod image_words;
 mod images;
 mod isolation;
 mod layers;
