@@ -89,6 +89,11 @@ fn filters_that_make_no_sense_are_refused_and_all_hold() {
         engine.ok(["images", "-q", "--filter", "until=2013-01-02"]),
         ""
     );
+    for command in ["history", "rmi"] {
+        let said = engine.fails(1, [command, "A:b"]);
+        let complaint = "invalid reference format: repository name (library/A) must be lowercase";
+        assert!(said.contains(complaint), "{said}");
+    }
     let said = engine.fails(1, ["pull", "scratch"]);
     assert_eq!(
         said,

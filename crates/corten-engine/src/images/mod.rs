@@ -61,6 +61,9 @@ fn missing(error: StoreError, name: &str) -> EngineError {
         StoreError::NoSuchImage(_) => {
             let familiar = match name.parse::<ImageRef>() {
                 Ok(reference) if !name.starts_with("sha256:") => reference.or_latest().familiar(),
+                Err(error @ corten_oci::ReferenceError::Uppercase(_)) => {
+                    return crate::parse::bad(error.to_string());
+                }
                 _ => name.to_owned(),
             };
             EngineError::NoSuchImage(familiar)
