@@ -16,7 +16,7 @@ use crate::blobs::Blobs;
 use crate::error::StoreError;
 use crate::layers::{LayerBlob, Layers};
 
-use docker_manifest::{Manifest, docker_manifest};
+use docker_manifest::{Manifest, made_manifest};
 
 pub use index::{Attached, ImageIndex, Made};
 pub use listing::{ImageSummary, ListedImage, created_nanos};
@@ -639,7 +639,7 @@ impl Images {
             }
             layers.push(layer);
         }
-        let manifest = docker_manifest(&image, &layers);
+        let (media_type, manifest) = made_manifest(&image, &layers);
         let manifest =
             serde_json::to_vec_pretty(&manifest).map_err(|e| damaged("manifest", id, e))?;
         // put_bytes in case the config's blob has been lost: the row has it whole.
@@ -647,7 +647,7 @@ impl Images {
         Ok(PushPlan {
             digest: Digest::of(&manifest),
             manifest,
-            media_type: media_type::DOCKER_MANIFEST.to_owned(),
+            media_type: media_type.to_owned(),
             config: image.id.clone(),
             config_size: image.raw_config.len() as u64,
             layers,
