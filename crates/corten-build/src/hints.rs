@@ -20,7 +20,11 @@ pub(crate) fn of_command(process: &str, code: i64, output: &str) -> Option<Strin
              or take another base image"
         ));
     }
-    if has("\\r") && has("not found") || has("^M: bad interpreter") || has("\r: not found") {
+    let of_a_carriage_return = |line: &str| line.contains("\\r") && line.contains("not found");
+    if output.lines().any(of_a_carriage_return)
+        || has("^M: bad interpreter")
+        || has("\r: not found")
+    {
         return Some(
             "a script has Windows line endings: convert it (dos2unix, or git's autocrlf)"
                 .to_owned(),
@@ -210,6 +214,7 @@ mod tests {
             (2, "make: *** [all] Error 2\n"),
             (127, ""),
             (127, "x\n"),
+            (1, "printf 'a\\r'\nlib: not found, going on\n"),
         ] {
             assert_eq!(of_command(sh, code, output), None, "{output}");
         }

@@ -81,6 +81,9 @@ impl RunMount {
     }
 }
 
+/// Begins ids of caches in a namespace, before the length of its name.
+const NAMESPACE: &str = "ns:";
+
 impl Stage<'_> {
     /// The mounts of a RUN.
     pub(super) fn mounts(&self, flags: &[String], span: Span) -> Result<Vec<RunMount>, BuildError> {
@@ -97,12 +100,14 @@ impl Stage<'_> {
             .collect()
     }
 
-    /// The id of a cache where the build has a namespace for them.
+    /// The id of a cache where the build has a namespace for them. No id that a Dockerfile gives
+    /// is that of another namespace's cache: what would look like one is told from it.
     fn in_namespace(&self, id: String) -> String {
         let arguments = &self.outline.settings.build_args;
         match arguments.get(CACHE_MOUNT_NS).and_then(Option::as_deref) {
+            None | Some("") if id.starts_with(NAMESPACE) => format!("{NAMESPACE}:{id}"),
             None | Some("") => id,
-            Some(namespace) => format!("{namespace}/{id}"),
+            Some(namespace) => format!("{NAMESPACE}{}:{namespace}/{id}", namespace.len()),
         }
     }
 

@@ -409,6 +409,33 @@ fn syntax_errors_show_the_line() {
 }
 
 #[test]
+fn no_id_is_that_of_a_cache_in_a_namespace() {
+    let alpine = [base("alpine", RuntimeConfig::default())];
+    let id = |namespace: &str, id: &str| {
+        let text = format!("FROM alpine\nRUN --mount=type=cache,id={id},target=/c true\n");
+        let mut settings = settings();
+        let name = "BUILDKIT_CACHE_MOUNT_NS".to_owned();
+        settings.build_args.insert(name, Some(namespace.to_owned()));
+        let plan = plan_with(&text, settings, &alpine).unwrap();
+        let mut ids = plan.stages.iter().flatten().flat_map(|stage| {
+            stage.steps.iter().filter_map(|step| match &step.op {
+                Op::Run(op) => match &op.mounts[0].what {
+                    Mounted::Cache { id, .. } => Some(id.clone()),
+                    _ => None,
+                },
+                _ => None,
+            })
+        });
+        ids.next().unwrap()
+    };
+    assert_eq!(id("", "c"), "c");
+    let trusted = id("trusted", "c");
+    assert_ne!(id("", "trusted/c"), trusted);
+    assert_ne!(id("", &trusted), trusted);
+    assert_ne!(id("a", "b/c"), id("a/b", "c"));
+}
+
+#[test]
 fn destinations() {
     for (workdir, written, expected) in [
         ("/app", ".", "/app/"),

@@ -99,7 +99,11 @@ impl Session {
                         self.note(url, done)?;
                         done.digest.clone()
                     }
-                    (Ok(None), Some(known)) => known.digest,
+                    (Ok(None), Some(known)) => {
+                        // What is in use is not forgotten.
+                        self.cache.note_file(url, &known)?;
+                        known.digest
+                    }
                     (Ok(None), None) => {
                         let message = format!("{url}: unchanged, but since when is not known");
                         return Ok(Err(masked(&message)));
