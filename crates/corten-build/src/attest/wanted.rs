@@ -18,8 +18,9 @@ pub struct Attest {
     pub sbom: bool,
     /// `compression`
     pub layers: Option<LayerCompression>,
-    /// `oci-mediatypes`: the manifest is OCI's, whatever else is wanted.
-    pub oci: bool,
+    /// `oci-mediatypes`: whether the manifest is OCI's, whatever else is wanted; if it must not
+    /// be, nothing may be wanted that we write in OCI's form only.
+    pub oci: Option<bool>,
 }
 
 /// How layers are compressed.
@@ -104,7 +105,7 @@ pub enum SlsaVersion {
 impl Attest {
     /// Whether nothing is wanted.
     pub(crate) fn is_empty(&self) -> bool {
-        let plain = self.layers.is_none() && !self.oci;
+        let plain = self.layers.is_none() && self.oci != Some(true);
         plain && self.annotations.is_empty() && !self.attests()
     }
 
@@ -128,8 +129,15 @@ impl Attest {
         self.provenance.is_some() || self.sbom
     }
 
-    /// Checks it for a build of these platforms.
-    pub(crate) fn check(&self, platforms: &[&Platform]) -> Result<(), BuildError> {
+    /// Checks it for a build of these platforms. `several`: as an index, also of one.
+    pub(crate) fn check(&self, platforms: &[&Platform], several: bool) -> Result<(), BuildError> {
+        if self.oci == Some(false) && (several || !self.is_empty()) {
+            return Err(BuildError::Invalid(
+                "oci-mediatypes=false: annotations, attestations, compression and images of several \
+                 platforms are written with OCI's types only"
+                    .to_owned(),
+            ));
+        }
         let squeeze = self.squeeze();
         if let Some(level) = squeeze.level {
             let range = squeeze.with.levels();
@@ -178,6 +186,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn dockers_types_are_of_plain_images() {
+        let host = Platform::normalised("linux", "amd64", None);
+        let check = |text: &str, several| {
+            let attest: Attest = serde_json::from_str(text).unwrap();
+            attest.check(&[&host], several)
+        };
+        assert!(check(r#"{"oci":false}"#, false).is_ok());
+        let gzip = r#"{"oci":false,"layers":{"with":"gzip"}}"#;
+        for (text, several) in [
+            (r#"{"oci":false}"#, true),
+            (r#"{"oci":false,"sbom":true}"#, false),
+            (gzip, false),
+        ] {
+            let error = check(text, several).unwrap_err().to_string();
+            assert!(error.contains("OCI's types only"), "{text}: {error}");
+        }
+        assert!(check(&gzip.replace("false", "true"), true).is_ok());
+    }
+
+    #[test]
     fn what_cannot_be_annotated_is_told() {
         let host = Platform::normalised("linux", "amd64", None);
         let one = |kind: &str, platform: &str, sbom: bool| -> Attest {
@@ -186,23 +214,27 @@ mod tests {
             );
             serde_json::from_str(&text).unwrap()
         };
-        assert!(one("manifest", "null", false).check(&[&host]).is_ok());
-        assert!(one("index", "null", true).check(&[&host]).is_ok());
+        assert!(
+            one("manifest", "null", false)
+                .check(&[&host], false)
+                .is_ok()
+        );
+        assert!(one("index", "null", true).check(&[&host], false).is_ok());
         assert!(
             one("manifest", "\"linux/amd64\"", false)
-                .check(&[&host])
+                .check(&[&host], false)
                 .is_ok()
         );
         let error = one("index-descriptor", "null", false)
-            .check(&[&host])
+            .check(&[&host], false)
             .unwrap_err();
         assert!(error.to_string().contains("index annotations"), "{error}");
         let error = one("index", "\"linux/amd64\"", true)
-            .check(&[&host])
+            .check(&[&host], false)
             .unwrap_err();
         assert!(error.to_string().contains("of no platform"), "{error}");
         let error = one("manifest", "\"linux/arm64\"", false)
-            .check(&[&host])
+            .check(&[&host], false)
             .unwrap_err();
         assert!(
             error.to_string().contains("no platform linux/arm64"),

@@ -262,9 +262,9 @@ async fn carry_out(
     (cache_to, files, no_image): Wanted,
 ) -> Result<Digest, BuildError> {
     let several = outlines[0].settings.several;
-    let targets = targets(session, outlines, no_image).await?;
+    let targets = targets(session, outlines, (no_image, several)).await?;
     let plans = || targets.iter().map(|target| &*target.plan);
-    if targets.len() > 1 && files.iter().any(|wanted| wanted.is_tar()) {
+    if several && files.iter().any(|wanted| wanted.is_tar()) {
         return Err(BuildError::Invalid(
             "--output type=tar of several platforms is not supported: type=local makes a directory \
              for each"
@@ -324,7 +324,7 @@ pub(crate) struct Target {
 async fn targets(
     session: &Arc<Session>,
     outlines: Vec<Outline>,
-    no_image: bool,
+    (no_image, several): (bool, bool),
 ) -> Result<Vec<Target>, BuildError> {
     let (mut plans, mut bases) = (Vec::new(), Vec::new());
     for (number, mut outline) in outlines.into_iter().enumerate() {
@@ -339,7 +339,7 @@ async fn targets(
     }
     if !no_image {
         let platforms: Vec<&Platform> = plans.iter().map(|plan| &plan.platform).collect();
-        session.asked.attest.check(&platforms)?;
+        session.asked.attest.check(&platforms, several)?;
     }
     for message in plans.iter().take(1).flat_map(|plan| &plan.warnings) {
         warn(&session.events, message.clone());

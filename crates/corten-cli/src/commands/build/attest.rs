@@ -15,8 +15,8 @@ pub(super) struct Attest {
     sbom: bool,
     /// How layers are compressed.
     layers: Option<Compression>,
-    /// The manifest is OCI's, whatever else is wanted.
-    oci: bool,
+    /// Whether the manifest is OCI's, whatever else is wanted.
+    oci: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -60,7 +60,7 @@ impl Attest {
         let mut attest = Self::default();
         let form = outputs.form();
         attest.layers = form.compression();
-        attest.oci = form.oci == Some(true);
+        attest.oci = form.oci;
         let of_outputs = form.annotations.iter().map(String::as_str);
         for text in flags.list("annotation").into_iter().chain(of_outputs) {
             let wrong = |why: String| {
@@ -107,12 +107,6 @@ impl Attest {
                     inline = inline_only;
                 }
             }
-        }
-        let more = attest.provenance.is_some() || attest.sbom || !attest.annotations.is_empty();
-        if form.oci == Some(false) && more {
-            return Err(CliError::message(
-                "--output oci-mediatypes=false: annotations and attestations are OCI's alone",
-            ));
         }
         let kind = match &attest.provenance {
             _ if attest.sbom => Some("sbom"),

@@ -33,7 +33,7 @@ const ANNOTATION: &str = "annotation";
 impl ImageForm {
     /// Takes an option in, if it is one of these.
     pub(super) fn take(&mut self, key: &str, value: &str) -> Option<Result<(), String>> {
-        Some(match key {
+        Some(match key.to_lowercase().as_str() {
             "rewrite-timestamp" => truth(key, value).map(|on| self.rewrite = Some(on)),
             "oci-mediatypes" => truth(key, value).map(|on| self.oci = Some(on)),
             "force-compression" => truth(key, value).map(|on| self.force = Some(on)),
@@ -56,7 +56,10 @@ impl ImageForm {
                 Err(_) => Err(format!("non-integer value {value:?} of compression-level")),
             },
             _ => {
-                let rest = key.strip_prefix(ANNOTATION)?;
+                let (name, rest) = key.split_at_checked(ANNOTATION.len())?;
+                if !name.eq_ignore_ascii_case(ANNOTATION) {
+                    return None;
+                }
                 let annotation = annotation(rest, value)?;
                 self.annotations.push(annotation);
                 Ok(())
@@ -94,11 +97,6 @@ impl ImageForm {
             force: self.force.unwrap_or_default(),
         })
     }
-
-    /// Whether it cannot be told by a manifest of Docker's.
-    pub(super) fn needs_oci(&self) -> bool {
-        !self.annotations.is_empty() || self.compression.as_deref() == Some("zstd")
-    }
 }
 
 fn one<T: PartialEq>(
@@ -118,7 +116,8 @@ fn one<T: PartialEq>(
 /// An annotation as the flag has it: `index:KEY=VALUE` of `-index.KEY`.
 fn annotation(rest: &str, value: &str) -> Option<String> {
     if let Some(key) = rest.strip_prefix('.') {
-        return Some(format!("{key}={value}"));
+        // With its kind, so that a colon in its name is no end of one.
+        return Some(format!("manifest:{key}={value}"));
     }
     let (kind, key) = match rest.split_once("].") {
         Some((kind, key)) => (format!("{kind}]"), key),
@@ -132,7 +131,7 @@ fn annotation(rest: &str, value: &str) -> Option<String> {
         // `annotation[PLATFORM].KEY`
         None => format!("manifest{kind}"),
     };
-    Some(format!("{kind}:{key}={value}"))
+    Some(format!("{}:{key}={value}", kind.to_lowercase()))
 }
 
 /// A truth value.
@@ -157,7 +156,8 @@ mod tests {
     fn annotations_are_those_of_the_flag() {
         let form = form(&[
             ("annotation.a.b", "v"),
-            ("annotation-index.k", "v"),
+            ("Annotation.index:K", "v"),
+            ("annotation-Index.k", "v"),
             ("annotation[linux/amd64].k", "v"),
             ("annotation-manifest-descriptor[linux/amd64].a.b", "v"),
         ])
@@ -165,19 +165,19 @@ mod tests {
         assert_eq!(
             form.annotations,
             [
-                "a.b=v",
+                "manifest:a.b=v",
+                "manifest:index:K=v",
                 "index:k=v",
                 "manifest[linux/amd64]:k=v",
                 "manifest-descriptor[linux/amd64]:a.b=v"
             ]
         );
-        assert!(form.needs_oci());
     }
 
     #[test]
     fn compression() {
         assert_eq!(form(&[]).unwrap().compression(), None);
-        let zstd = form(&[("compression", "zstd"), ("compression-level", "19")]).unwrap();
+        let zstd = form(&[("Compression", "zstd"), ("compression-level", "19")]).unwrap();
         let told = serde_json::json!(zstd.compression().unwrap()).to_string();
         assert_eq!(told, r#"{"with":"zstd","level":19,"force":false}"#);
         let again = form(&[("force-compression", "true")]).unwrap();

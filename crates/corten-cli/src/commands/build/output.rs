@@ -329,11 +329,6 @@ fn parse(text: &str, here: &Path) -> Result<(Output, ImageForm)> {
         }
         other => return Err(wrong(format!("exporter {other:?} could not be found"))),
     };
-    if form.oci == Some(false) && form.needs_oci() {
-        return Err(wrong(
-            "oci-mediatypes=false: annotations and zstd are OCI's alone".to_owned(),
-        ));
-    }
     Ok((output, form))
 }
 
@@ -412,10 +407,6 @@ mod tests {
             ("type=tar,compression=zstd", "type tar makes no image"),
             ("type=oci,tar=false", "tar=false needs a directory"),
             ("type=image,tar=false", "tar=false is not supported"),
-            (
-                "type=image,oci-mediatypes=false,compression=zstd",
-                "are OCI's alone",
-            ),
             (
                 "type=image,name=x,push-by-digest=true",
                 "push-by-digest=true is not supported",
