@@ -659,17 +659,21 @@ fn devices_are_those_that_are_described() {
         fs::create_dir(path).unwrap();
     }
     fs::write(shared.join("file"), "of the host\n").unwrap();
+    // Where a file is mounted in what is mounted.
+    fs::create_dir(shared.join("deep")).unwrap();
+    fs::write(shared.join("deep/file"), "").unwrap();
     let described = format!(
         "cdiVersion: 0.6.0\nkind: test.example/thing\ndevices:\n- name: one\n  containerEdits:\n    \
          env: [THING=one]\n    deviceNodes:\n    - {{path: /dev/thing, hostPath: /dev/zero}}\n    \
-         mounts:\n    - hostPath: {}\n      containerPath: /opt/thing\n      options: [ro, nosuid]\n",
+         mounts:\n    - {{hostPath: {0}/file, containerPath: /opt/thing/deep/file}}\n    \
+         - hostPath: {0}\n      containerPath: /opt/thing\n      options: [ro, nosuid]\n",
         shared.display()
     );
     fs::write(dir.join("thing.yaml"), described).unwrap();
     let build = |device: &str, flags: &[&str]| {
         let dockerfile = format!(
             "FROM alpine\nUSER 1000\nRUN --device={device} echo \"$THING $(cat /opt/thing/file) \
-             $(head -c 3 /dev/thing | wc -c)\"; touch /opt/thing/x; test -n \"$THING\"\n"
+             $(head -c 3 /dev/thing | wc -c) $(cat /opt/thing/deep/file)\"; touch /opt/thing/x; test -n \"$THING\"\n"
         );
         let context = engine.context("devices", &[("Dockerfile", &dockerfile)]);
         let args = ["build", "--progress=plain", "-t", "devices"];
@@ -679,7 +683,10 @@ fn devices_are_those_that_are_described() {
     };
     let done = build("test.example/thing=one", &["--allow=device"]);
     assert_eq!(done.code, 0, "{done:?}");
-    assert!(done.stderr.contains("one of the host 3"), "{done:?}");
+    assert!(
+        done.stderr.contains("one of the host 3 of the host"),
+        "{done:?}"
+    );
     assert!(done.stderr.contains("Read-only file system"), "{done:?}");
     // Nothing of it is in the layer.
     let there = "ls /opt /dev/thing 2>&1; echo \"[$THING]\"";
@@ -690,8 +697,18 @@ fn devices_are_those_that_are_described() {
     );
     let done = build("test.example/thing", &["--allow=device=test.example/thing"]);
     assert_eq!(done.code, 0, "{done:?}");
-    // One that need not be there is not.
-    assert_eq!(build("test.example/other", &[]).code, 1);
+    // One that need not be there is not; a step without it is one that asks for none.
+    let dockerfile = |flag: &str| format!("FROM alpine\nRUN {flag}test ! -e /dev/thing\n");
+    for flag in ["", "--device=test.example/other "] {
+        let context = engine.context("optional", &[("Dockerfile", &dockerfile(flag))]);
+        let done = engine.run(["build", "--progress=plain", context.to_str().unwrap()]);
+        assert_eq!(done.code, 0, "{done:?}");
+        assert_eq!(
+            done.stderr.contains("#5 CACHED"),
+            !flag.is_empty(),
+            "{done:?}"
+        );
+    }
     for (device, expected) in [
         (
             "test.example/thing=one",

@@ -108,14 +108,31 @@ pub(crate) fn run(
         key.add("insecure");
     }
     for device in &op.devices {
-        // Who may not have it is not given what somebody made with it.
-        let how = [u8::from(device.required), u8::from(device.allowed)];
-        key.add("device").add(&device.name).add(how);
+        key.add("device").add(device);
     }
     if *seen.limits != StepLimits::default() {
-        key.add("limits").add(format!("{:?}", seen.limits));
+        limits(&mut key, seen.limits);
     }
     key.finish()
+}
+
+fn limits(key: &mut KeyBuilder, limits: &StepLimits) {
+    let StepLimits {
+        ulimits,
+        shm_size,
+        hostname,
+        cgroup_parent,
+    } = limits;
+    key.add("limits").add((ulimits.len() as u64).to_le_bytes());
+    for (name, soft, hard) in ulimits {
+        key.add(name)
+            .add(soft.to_le_bytes())
+            .add(hard.to_le_bytes());
+    }
+    let size = shm_size.map(u64::to_le_bytes);
+    key.list(size.as_slice())
+        .list(hostname.as_slice())
+        .list(cgroup_parent.as_slice());
 }
 
 /// What is mounted where, and by which name it is asked for; never what is in a cache, a secret
@@ -277,7 +294,8 @@ mod tests {
         let mut proxied = op();
         proxied.proxies = vec!["HTTP_PROXY=x".into()];
         assert_eq!(run(&parent, &proxied, seen(), NO_BINDS), base);
-        let changes: [fn(&mut RunOp); 5] = [
+        let changes: [fn(&mut RunOp); 6] = [
+            |op| op.devices.push("v.com/k=a".into()),
             |op| op.args[2] = "false".into(),
             |op| op.env.push("A=1".into()),
             |op| op.user = "1000".into(),
@@ -295,6 +313,25 @@ mod tests {
         }
         let other = state(&[DiffId(Digest::of(b"x"))]);
         assert_ne!(run(&other, &op(), seen(), NO_BINDS), base);
+        let limited = |change: fn(&mut StepLimits)| {
+            let mut limits = StepLimits::default();
+            change(&mut limits);
+            let seen = Seen {
+                limits: &limits,
+                ..seen()
+            };
+            run(&parent, &op(), seen, NO_BINDS)
+        };
+        let keys = [
+            base,
+            limited(|limits| limits.shm_size = Some(0)),
+            limited(|limits| limits.hostname = Some("a".into())),
+            limited(|limits| limits.cgroup_parent = Some("a".into())),
+            limited(|limits| limits.ulimits = vec![("a".into(), 1, 2)]),
+            limited(|limits| limits.ulimits = vec![("a".into(), 2, 1)]),
+        ];
+        let distinct: std::collections::BTreeSet<&str> = keys.iter().map(Digest::as_str).collect();
+        assert_eq!(distinct.len(), keys.len());
     }
 
     #[test]

@@ -59,9 +59,10 @@ pub use history::{BuildRecord, History};
 pub use inquiry::{Answer, Found, Inquiry};
 pub use progress::{BuildEvent, EventSink};
 pub use request::{
-    BuildRequest, CacheExport, CacheImport, CacheTarget, CachedBlob, Context, DockerfileSource,
-    FilesOutput, ImageSource, NamedContext, PullFuture, PullProgress, PullSink, RegistryDocument,
-    Sandboxing, Secret, ShellOffer, StepEndpoint, StepLimits, StepNetwork, StepNetworkMode,
+    AllowedDevices, BuildRequest, CacheExport, CacheImport, CacheTarget, CachedBlob, Context,
+    DockerfileSource, FilesOutput, ImageSource, NamedContext, PullFuture, PullProgress, PullSink,
+    RegistryDocument, Sandboxing, Secret, ShellOffer, StepEndpoint, StepLimits, StepNetwork,
+    StepNetworkMode,
 };
 pub use snapshot::Snapshot;
 

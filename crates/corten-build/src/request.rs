@@ -62,9 +62,9 @@ pub struct BuildRequest {
     pub agents: BTreeMap<String, PathBuf>,
     /// `--allow security.insecure`.
     pub allow_insecure: bool,
-    /// `--allow device`: devices that RUN may ask for, all of them if the list is empty. Others
-    /// only where their descriptions allow it.
-    pub allow_devices: Option<Vec<String>>,
+    /// `--allow device`: devices that RUN may ask for. Others only where their descriptions allow
+    /// it.
+    pub allow_devices: AllowedDevices,
     /// What RUN steps are limited by.
     pub limits: StepLimits,
     /// Memory and CPUs of RUN steps. As with BuildKit they are in no key: what a step makes does
@@ -79,7 +79,31 @@ pub struct BuildRequest {
     pub shell: Option<ShellOffer>,
 }
 
-/// Is given the terminal of a shell in a failed step, once, and told which shell it is.
+/// Devices that a build may use.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum AllowedDevices {
+    /// None.
+    #[default]
+    None,
+    /// Those that these names stand for, as they do in RUN.
+    Some(Vec<String>),
+    /// All.
+    All,
+}
+
+impl AllowedDevices {
+    /// Allows those of one more name.
+    pub fn add(&mut self, name: String) {
+        match self {
+            Self::None => *self = Self::Some(vec![name]),
+            Self::Some(names) => names.push(name),
+            Self::All => {}
+        }
+    }
+}
+
+/// Is given the terminal of a shell in a failed step, once, and told which shell it is and, in
+/// several lines, what has failed.
 pub struct ShellOffer(Box<TakeShell>);
 
 type TakeShell = dyn FnOnce(OwnedFd, &str) + Send;

@@ -112,7 +112,7 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
     devices
         .apply(&mut spec)
         .map_err(BuildError::io("devices"))?;
-    let (opened, fds) = add_mounts(&mut spec, std::mem::take(&mut ready.mounts));
+    let (opened, fds) = add_mounts(&mut spec, std::mem::take(&mut ready.mounts), &devices);
     let missing = mount_points::missing(&root, &points);
     let job = job(input, &worker, endpoint.as_ref(), spec, opened);
     let (outcome, output) = execute(input, worker, &job, root.as_fd(), &fds, log)?;
@@ -182,6 +182,11 @@ fn prepare(input: &RunInput<'_>) -> Result<Result<(Ready, Changes), String>, Bui
     }))
 }
 
+        // As CDI has it: what is at such a place already gives way.
+        let targets = &devices.targets;
+        ready
+            .mounts
+            .retain(|(mount, _)| !targets.contains(mount.destination()));
 /// Its place on the bridge, if that is its network.
 fn place(input: &RunInput<'_>, worker: &mut Worker) -> Result<Option<StepEndpoint>, BuildError> {
     match input.op.network {
@@ -559,10 +564,24 @@ fn unconfine(spec: &mut Spec) -> Result<(), BuildError> {
 }
 
 /// Adds mounts to the document: which of them have a descriptor, and those.
-fn add_mounts(spec: &mut Spec, added: Vec<(Mount, Option<OwnedFd>)>) -> (Vec<usize>, Vec<OwnedFd>) {
-    let mut mounts = spec.mounts().clone().unwrap_or_default();
-    let (mut opened, mut fds) = (Vec::new(), Vec::new());
-    for (mount, fd) in added {
+fn add_mounts(
+    spec: &mut Spec,
+    added: Vec<(Mount, Option<OwnedFd>)>,
+    devices: &Changes,
+) -> (Vec<usize>, Vec<OwnedFd>) {
+    let known = spec.mounts().clone().unwrap_or_default();
+    let mut all: Vec<(Mount, Option<OwnedFd>)> = known
+        .into_iter()
+        .filter(|mount| !devices.targets.contains(mount.destination()))
+        .map(|mount| (mount, None))
+        .chain(added)
+        .collect();
+    if !devices.targets.is_empty() {
+        // What is mounted on comes before what is mounted in it.
+        all.sort_by_key(|(mount, _)| mount.destination().components().count());
+    }
+    let (mut mounts, mut opened, mut fds) = (Vec::new(), Vec::new(), Vec::new());
+    for (mount, fd) in all {
         if let Some(fd) = fd {
             opened.push(mounts.len());
             fds.push(fd);

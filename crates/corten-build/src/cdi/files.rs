@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use saphyr::{LoadableYamlNode as _, Scalar, Yaml};
+use saphyr::{LoadableYamlNode as _, MarkedYaml, Scalar, YamlData};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -14,10 +14,15 @@ const LARGEST: u64 = 8 << 20;
 /// Deeper documents are none.
 const DEEPEST: usize = 32;
 
-/// A file.
+/// A file. As CDI's own readers have it, one with fields that nobody knows is none.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Description {
+    #[serde(rename = "cdiVersion")]
+    _version: String,
+    /// Which of the directories it is in.
+    #[serde(skip)]
+    pub(super) directory: usize,
     /// `vendor.com/class`
     pub(super) kind: String,
     #[serde(default, deserialize_with = "texts")]
@@ -29,7 +34,7 @@ pub(super) struct Description {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Device {
     pub(super) name: String,
     #[serde(default, deserialize_with = "texts")]
@@ -50,7 +55,7 @@ pub(super) struct Edits {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Node {
     pub(super) path: PathBuf,
     pub(super) host_path: Option<PathBuf>,
@@ -65,12 +70,14 @@ pub(super) struct Node {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Bind {
     pub(super) host_path: PathBuf,
     pub(super) container_path: PathBuf,
     #[serde(default)]
     pub(super) options: Vec<String>,
+    #[serde(rename = "type")]
+    pub(super) kind: Option<String>,
 }
 
 impl Edits {
@@ -100,31 +107,45 @@ fn texts<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, S
         .collect())
 }
 
-/// All descriptions in directories; those that are not there have none.
-pub(super) fn read(dirs: &[PathBuf]) -> Result<Vec<Description>, String> {
-    let mut found = Vec::new();
-    for dir in dirs {
-        let failed = |error: std::io::Error| format!("{}: {}", dir.display(), reason(&error));
-        let entries = match std::fs::read_dir(dir) {
-            Ok(entries) => entries,
+/// All descriptions in directories, and what cannot be read. What is not there has none.
+pub(super) fn read(dirs: &[PathBuf]) -> (Vec<Description>, Vec<String>) {
+    let (mut found, mut unread) = (Vec::new(), Vec::new());
+    for (directory, dir) in dirs.iter().enumerate() {
+        let paths = match list(dir) {
+            Ok(paths) => paths,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(failed(error)),
+            Err(error) => {
+                unread.push(format!("{}: {}", dir.display(), reason(&error)));
+                continue;
+            }
         };
-        let mut paths = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(failed)?.path();
-            let kind = path.extension().and_then(|kind| kind.to_str());
-            if matches!(kind, Some("json" | "yaml" | "yml")) {
-                paths.push(path);
+        for path in paths {
+            match parse(&path) {
+                Ok(description) => found.push(Description {
+                    directory,
+                    ..description
+                }),
+                Err(why) => unread.push(format!("{}: {why}", path.display())),
             }
         }
-        paths.sort();
-        for path in paths {
-            let description = parse(&path).map_err(|why| format!("{}: {why}", path.display()))?;
-            found.push(description);
+    }
+    for what in &unread {
+        tracing::warn!(what, "no description of devices");
+    }
+    (found, unread)
+}
+
+fn list(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let kind = path.extension().and_then(|kind| kind.to_str());
+        if matches!(kind, Some("json" | "yaml" | "yml")) {
+            paths.push(path);
         }
     }
-    Ok(found)
+    paths.sort();
+    Ok(paths)
 }
 
 fn parse(path: &Path) -> Result<Description, String> {
@@ -133,33 +154,43 @@ fn parse(path: &Path) -> Result<Description, String> {
         return Err("it is too large".to_owned());
     }
     let text = std::fs::read_to_string(path).map_err(|error| reason(&error))?;
-    let documents = Yaml::load_from_str(&text).map_err(|error| error.to_string())?;
+    let documents = MarkedYaml::load_from_str(&text).map_err(|error| error.to_string())?;
     let [document] = documents.as_slice() else {
         return Err("it is not one document".to_owned());
     };
-    let value = json(document, DEEPEST).ok_or("it is no plain document")?;
+    let value = json(document, &text, DEEPEST).ok_or("it is no plain document")?;
     serde_json::from_value(value).map_err(|error| error.to_string())
 }
 
-fn json(yaml: &Yaml<'_>, depth: usize) -> Option<Value> {
+/// `text`: all of it. What these files are written for reads YAML 1.1, where `0660` is octal.
+fn json(yaml: &MarkedYaml<'_>, text: &str, depth: usize) -> Option<Value> {
     let deeper = depth.checked_sub(1)?;
-    Some(match yaml {
-        Yaml::Value(Scalar::Null) => Value::Null,
-        Yaml::Value(Scalar::Boolean(value)) => (*value).into(),
-        Yaml::Value(Scalar::Integer(value)) => (*value).into(),
-        Yaml::Value(Scalar::FloatingPoint(value)) => value.into_inner().into(),
-        Yaml::Value(Scalar::String(text)) => text.to_string().into(),
-        Yaml::Sequence(list) => {
-            let list = list.iter().map(|value| json(value, deeper));
+    Some(match &yaml.data {
+        YamlData::Value(Scalar::Null) => Value::Null,
+        YamlData::Value(Scalar::Boolean(value)) => (*value).into(),
+        YamlData::Value(Scalar::Integer(value)) => {
+            let digits: String = text
+                .chars()
+                .skip(yaml.span.start.index())
+                .take_while(char::is_ascii_digit)
+                .collect();
+            let octal = digits.strip_prefix('0');
+            let octal = octal.and_then(|digits| i64::from_str_radix(digits, 8).ok());
+            octal.unwrap_or(*value).into()
+        }
+        YamlData::Value(Scalar::FloatingPoint(value)) => value.into_inner().into(),
+        YamlData::Value(Scalar::String(text)) => text.to_string().into(),
+        YamlData::Sequence(list) => {
+            let list = list.iter().map(|value| json(value, text, deeper));
             Value::Array(list.collect::<Option<_>>()?)
         }
-        Yaml::Mapping(fields) => {
+        YamlData::Mapping(fields) => {
             let mut map = Map::new();
             for (name, value) in fields {
-                let Yaml::Value(Scalar::String(name)) = name else {
+                let YamlData::Value(Scalar::String(name)) = &name.data else {
                     return None;
                 };
-                map.insert(name.to_string(), json(value, deeper)?);
+                map.insert(name.to_string(), json(value, text, deeper)?);
             }
             Value::Object(map)
         }

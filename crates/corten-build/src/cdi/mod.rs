@@ -20,7 +20,7 @@ use corten_runtime::defaults;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::error::reason;
-use crate::plan::WantedDevice;
+use crate::request::AllowedDevices;
 use files::{Description, Device, Edits, Node};
 
 /// BuildKit's annotations.
@@ -34,6 +34,8 @@ pub(crate) struct Changes {
     nodes: Vec<Node>,
     /// With the descriptor of what is bound.
     pub(crate) mounts: Vec<(Mount, Option<OwnedFd>)>,
+    /// Where these are.
+    pub(crate) targets: BTreeSet<PathBuf>,
     groups: BTreeSet<u32>,
 }
 
@@ -51,57 +53,112 @@ impl Found<'_> {
     }
 }
 
-/// What is wanted of the descriptions in some directories; later ones count for more. An error is
-/// the Dockerfile's, or of whoever builds.
-pub(crate) fn changes(dirs: &[PathBuf], wanted: &[WantedDevice]) -> Result<Changes, String> {
-    let mut changes = Changes::default();
-    if wanted.is_empty() {
-        return Ok(changes);
-    }
-    let descriptions = files::read(dirs)?;
-    let mut all: BTreeMap<String, Found<'_>> = BTreeMap::new();
-    for description in &descriptions {
-        for device in &description.devices {
-            let name = format!("{}={}", description.kind, device.name);
-            all.insert(
-                name,
-                Found {
+/// What some directories describe.
+struct Known<'a> {
+    devices: BTreeMap<String, Found<'a>>,
+    /// What is none: files that cannot be read, and names that two of them have.
+    faults: Vec<String>,
+}
+
+impl<'a> Known<'a> {
+    /// Later directories count for more; what two files of one describe is not there, as CDI has
+    /// it: nobody could say which of them is meant.
+    fn of(descriptions: &'a [Description], mut faults: Vec<String>) -> Self {
+        let (mut devices, mut twice) = (BTreeMap::<String, Found<'a>>::new(), BTreeSet::new());
+        for description in descriptions {
+            for device in &description.devices {
+                let name = format!("{}={}", description.kind, device.name);
+                let known = devices.get(&name);
+                if known.is_some_and(|known| known.description.directory == description.directory) {
+                    twice.insert(name);
+                    continue;
+                }
+                let found = Found {
                     description,
                     device,
-                },
-            );
+                };
+                devices.insert(name, found);
+            }
         }
+        for name in twice {
+            faults.push(format!("{name} is described twice"));
+            devices.remove(&name);
+        }
+        Self { devices, faults }
     }
+
+    fn missing(&self, name: &str, dirs: &[PathBuf]) -> String {
+        let places: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
+        let mut message = format!(
+            "required device {name:?} is not registered: no CDI description in {} has it",
+            places.join(" or ")
+        );
+        if !self.faults.is_empty() {
+            message.push_str(&format!(" ({})", self.faults.join("; ")));
+        }
+        message
+    }
+}
+
+/// The whole names of the devices that a build asks for, with whether each must be there, in some
+/// directories; later ones count for more. Of what need not be there nothing is told. An error is
+/// the Dockerfile's, or of whoever builds.
+pub(crate) fn resolve(
+    dirs: &[PathBuf],
+    wanted: &[(String, bool)],
+    allowed: &AllowedDevices,
+) -> Result<Vec<String>, String> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (descriptions, faults) = files::read(dirs);
+    let known = Known::of(&descriptions, faults);
+    // What is allowed is meant as what is asked for is.
+    let granted: BTreeSet<&str> = match allowed {
+        AllowedDevices::Some(names) => names
+            .iter()
+            .flat_map(|name| find(&known.devices, name))
+            .collect(),
+        AllowedDevices::None | AllowedDevices::All => BTreeSet::new(),
+    };
     let mut names = BTreeSet::new();
-    for device in wanted {
-        let found = find(&all, &device.name);
-        if found.is_empty() && device.required {
-            let place: Vec<String> = dirs.iter().map(|dir| dir.display().to_string()).collect();
-            return Err(format!(
-                "required device {:?} is not registered: no CDI description in {} has it",
-                device.name,
-                place.join(" or ")
-            ));
+    for (wish, required) in wanted {
+        let found = find(&known.devices, wish);
+        if found.is_empty() && *required {
+            return Err(known.missing(wish, dirs));
         }
         for name in &found {
-            let automatic = all[*name].annotation(AUTO_ALLOW);
+            let automatic = known.devices[*name].annotation(AUTO_ALLOW);
             let automatic = automatic.and_then(crate::special_args::truth) == Some(true);
-            if !device.allowed && !automatic {
+            if *allowed != AllowedDevices::All && !granted.contains(name) && !automatic {
                 return Err(format!(
-                    "device {name} is not allowed: build with --allow device, or --allow device={}",
-                    device.name
+                    "device {name} is not allowed: build with --allow device, or --allow \
+                     device={wish}"
                 ));
             }
         }
         names.extend(found);
     }
+    Ok(names.into_iter().map(str::to_owned).collect())
+}
+
+/// What devices of these whole names change.
+pub(crate) fn changes(dirs: &[PathBuf], names: &[String]) -> Result<Changes, String> {
+    let mut changes = Changes::default();
+    if names.is_empty() {
+        return Ok(changes);
+    }
+    let (descriptions, faults) = files::read(dirs);
+    let known = Known::of(&descriptions, faults);
     let mut general = BTreeSet::new();
     for name in names {
+        // It was there when the build was planned.
+        let found = known.devices.get(name);
         let Found {
             description,
             device,
-        } = &all[name];
-        if general.insert(&description.kind) {
+        } = found.ok_or_else(|| known.missing(name, dirs))?;
+        if general.insert(std::ptr::from_ref::<Description>(description)) {
             changes.take(&description.edits, name)?;
         }
         changes.take(&device.edits, name)?;
@@ -139,8 +196,17 @@ impl Changes {
         }
         self.env.extend(edits.env.iter().cloned());
         self.nodes.extend(edits.device_nodes.iter().cloned());
-        self.groups.extend(&edits.additional_gids);
+        // As CDI has it, root's is none that could be added.
+        let groups = edits.additional_gids.iter().filter(|gid| **gid != 0);
+        self.groups.extend(groups);
         for mount in &edits.mounts {
+            if let Some(kind) = mount.kind.as_deref()
+                && !matches!(kind, "" | "bind")
+            {
+                return Err(format!(
+                    "device {name}: mounts of type {kind:?} are not supported"
+                ));
+            }
             let failed = |error: io::Error| {
                 let path = mount.host_path.display();
                 format!("device {name}: {path}: {}", reason(&error))
@@ -157,6 +223,11 @@ impl Changes {
             }
             let target = mount.container_path.to_string_lossy();
             let entry = defaults::mount(&target, "bind", &target, &options);
+            // Of several at a place the last one counts.
+            if !self.targets.insert(mount.container_path.clone()) {
+                self.mounts
+                    .retain(|(known, _)| *known.destination() != mount.container_path);
+            }
             self.mounts.push((entry, Some(source)));
         }
         Ok(())
@@ -193,7 +264,7 @@ impl Changes {
             let (device, rule) = made(node, owner)?;
             devices.retain(|known: &LinuxDevice| known.path() != device.path());
             devices.push(device);
-            rules.push(rule);
+            rules.extend(rule);
         }
         resources.set_devices(Some(rules));
         linux
@@ -205,7 +276,10 @@ impl Changes {
 }
 
 /// A node and the rule that lets it be used; what is not said is as on this machine.
-fn made(node: &Node, (uid, gid): (u32, u32)) -> io::Result<(LinuxDevice, LinuxDeviceCgroup)> {
+fn made(
+    node: &Node,
+    (uid, gid): (u32, u32),
+) -> io::Result<(LinuxDevice, Option<LinuxDeviceCgroup>)> {
     let host = node.host_path.as_ref().unwrap_or(&node.path);
     let named = |error: io::Error| {
         io::Error::new(
@@ -213,48 +287,77 @@ fn made(node: &Node, (uid, gid): (u32, u32)) -> io::Result<(LinuxDevice, LinuxDe
             format!("device node {}: {error}", host.display()),
         )
     };
-    let about = std::fs::metadata(host).map_err(named)?;
-    let (kind, letter) = if about.file_type().is_char_device() {
-        (LinuxDeviceType::C, "c")
-    } else if about.file_type().is_block_device() {
-        (LinuxDeviceType::B, "b")
-    } else {
-        return Err(named(io::Error::other("it is no device")));
+    let said = node.kind.as_deref().filter(|kind| !kind.is_empty());
+    let numbered = node.major.is_some_and(|major| major != 0);
+    let (letter, (major, minor)) = match said {
+        // All there is to know of it: it need not be here.
+        Some(letter) if numbered || letter == "p" => {
+            let number = |said: Option<i64>| said.unwrap_or_default();
+            (letter, (number(node.major), number(node.minor)))
+        }
+        _ => {
+            let about = std::fs::metadata(host).map_err(named)?;
+            let kind = about.file_type();
+            let letter = match () {
+                () if kind.is_char_device() => "c",
+                () if kind.is_block_device() => "b",
+                () if kind.is_fifo() => "p",
+                () => return Err(named(io::Error::other("it is no device"))),
+            };
+            if said.is_some_and(|kind| kind != letter) {
+                return Err(named(io::Error::other("it is a device of another type")));
+            }
+            let own = |number: fn(u64) -> u32| i64::from(number(about.rdev()));
+            let numbers = match (numbered, node.major, node.minor) {
+                (true, Some(major), minor) => (major, minor.unwrap_or_default()),
+                _ => (own(rustix::fs::major), own(rustix::fs::minor)),
+            };
+            (letter, numbers)
+        }
     };
-    if node.kind.as_ref().is_some_and(|kind| kind != letter) {
-        return Err(named(io::Error::other("it is a device of another type")));
-    }
-    let number = |said: Option<i64>, own: u32| said.unwrap_or_else(|| i64::from(own));
-    let major = number(node.major, rustix::fs::major(about.rdev()));
-    let minor = number(node.minor, rustix::fs::minor(about.rdev()));
-    let own = |id: u32, own: u32| if id > 0 { id } else { own };
+    let kind = match letter {
+        "b" => LinuxDeviceType::B,
+        "c" => LinuxDeviceType::C,
+        "u" => LinuxDeviceType::U,
+        "p" => LinuxDeviceType::P,
+        _ => return Err(named(io::Error::other("its type is unknown"))),
+    };
     let device = LinuxDeviceBuilder::default()
         .path(node.path.clone())
         .typ(kind)
         .major(major)
         .minor(minor)
-        .file_mode(node.file_mode.unwrap_or(about.mode() & 0o7777))
+        .file_mode(node.file_mode.unwrap_or(0o666))
         // As CDI has it: of whoever runs the command.
-        .uid(node.uid.unwrap_or_else(|| own(uid, about.uid())))
-        .gid(node.gid.unwrap_or_else(|| own(gid, about.gid())))
+        .uid(node.uid.unwrap_or(uid))
+        .gid(node.gid.unwrap_or(gid))
         .build()
         .map_err(io::Error::other)?;
-    let access = node.permissions.clone().filter(|text| !text.is_empty());
+    let access = match node.permissions.as_deref() {
+        None | Some("") => "rwm",
+        Some(access) => access,
+    };
+    if access != "none" && !access.bytes().all(|letter| b"rwm".contains(&letter)) {
+        return Err(named(io::Error::other("its permissions are unknown")));
+    }
+    if access == "none" || !matches!(kind, LinuxDeviceType::B | LinuxDeviceType::C) {
+        return Ok((device, None));
+    }
     let rule = LinuxDeviceCgroupBuilder::default()
         .allow(true)
         .typ(kind)
         .major(major)
         .minor(minor)
-        .access(access.unwrap_or_else(|| "rwm".to_owned()))
+        .access(access.to_owned())
         .build()
         .map_err(io::Error::other)?;
-    Ok((device, rule))
+    Ok((device, Some(rule)))
 }
 
 /// Where descriptions are, unless the engine says otherwise.
 #[must_use]
 pub fn usual_directories() -> Vec<PathBuf> {
-    ["/etc/cdi", "/var/run/cdi"]
+    ["/etc/cdi", "/var/run/cdi", "/etc/buildkit/cdi"]
         .map(Path::new)
         .map(Path::to_owned)
         .to_vec()
@@ -288,12 +391,13 @@ devices:
     env: [BAR=injected]
 ";
 
-    fn wanted(name: &str, required: bool, allowed: bool) -> [WantedDevice; 1] {
-        [WantedDevice {
-            name: name.to_owned(),
-            required,
-            allowed,
-        }]
+    /// What one name changes; what is not allowed by itself is not.
+    fn asked(dirs: &[PathBuf], name: &str, allowed: &AllowedDevices) -> Result<Changes, String> {
+        changes(dirs, &resolve(dirs, &[(name.to_owned(), true)], allowed)?)
+    }
+
+    fn some(names: &[&str]) -> AllowedDevices {
+        AllowedDevices::Some(names.iter().map(|name| (*name).to_owned()).collect())
     }
 
     #[test]
@@ -301,7 +405,8 @@ devices:
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("vendor1.yaml"), YAML).unwrap();
         let dirs = [dir.path().to_owned(), dir.path().join("none")];
-        let env = |name: &str| changes(&dirs, &wanted(name, true, false)).map(|c| c.env);
+        let none = AllowedDevices::None;
+        let env = |name: &str| asked(&dirs, name, &none).map(|c| c.env);
         assert_eq!(
             env("vendor1.com/device=foo").unwrap(),
             ["ALL=yes", "FOO=injected"]
@@ -318,25 +423,66 @@ devices:
             error.starts_with("required device \"vendor1.com/device=baz\" is not registered"),
             "{error}"
         );
-        let none = changes(&dirs, &wanted("class2", false, false)).unwrap();
-        assert!(none.env.is_empty() && none.nodes.is_empty());
+        let optional = [("class2".to_owned(), false)];
+        assert_eq!(resolve(&dirs, &optional, &none).unwrap(), [""; 0]);
         // What is not allowed by itself has to be.
         let json = r#"{"cdiVersion":"0.6.0","kind":"v.com/k","devices":[{"name":"a","containerEdits":{"hooks":[]}},{"name":"b","containerEdits":{"hooks":[{"hookName":"x","path":"/x"}]}}]}"#;
         std::fs::write(dir.path().join("v.json"), json).unwrap();
         assert!(env("v.com/k=a").unwrap_err().contains("is not allowed"));
-        assert!(changes(&dirs, &wanted("v.com/k=a", true, true)).is_ok());
-        let hooks = changes(&dirs, &wanted("v.com/k=b", true, true)).unwrap_err();
+        assert!(asked(&dirs, "v.com/k=a", &AllowedDevices::All).is_ok());
+        let hooks = asked(&dirs, "v.com/k=b", &AllowedDevices::All).unwrap_err();
         assert_eq!(hooks, "device v.com/k=b: its hooks are not supported");
+        // What is allowed is looked up as what is asked for is.
+        for (allowed, name, expected) in [
+            ("v.com/k=a", "v.com/k=a", true),
+            ("v.com/k=a", "v.com/k", true),
+            ("v.com/k", "v.com/k=a", true),
+            ("v.com/k", "v.com/k=b", false),
+            ("v.com/k=*", "v.com/k=b", true),
+            ("v.com/k=a", "v.com/k=*", false),
+            ("v.com/other", "v.com/k=a", false),
+        ] {
+            let found = resolve(&dirs, &[(name.to_owned(), true)], &some(&[allowed]));
+            assert_eq!(found.is_ok(), expected, "{allowed} for {name}: {found:?}");
+        }
+        // A file that is none does not hide the others.
         std::fs::write(dir.path().join("bad.yaml"), "kind: [").unwrap();
-        let error = env("class1").unwrap_err();
+        assert_eq!(env("class1").unwrap(), both);
+        let error = env("v.com/none").unwrap_err();
         assert!(error.contains("bad.yaml: "), "{error}");
+        // Nor does one of which there are two have an effect.
+        std::fs::write(dir.path().join("w.json"), json).unwrap();
+        let error = asked(&dirs, "v.com/k=a", &AllowedDevices::All).unwrap_err();
+        assert!(error.contains("v.com/k=a is described twice"), "{error}");
+    }
+
+    #[test]
+    fn later_directories_count_for_more_and_files_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = ["a", "b"].map(|name| dir.path().join(name));
+        let file = |value: &str, device: &str| {
+            format!(
+                "cdiVersion: 0.6.0\nkind: v.com/k\ncontainerEdits: {{env: [{value}=1]}}\ndevices: \
+                 [{{name: {device}, containerEdits: {{env: [{value}{device}=1]}}}}]\n"
+            )
+        };
+        for (at, name, text) in [
+            (0, "1.yaml", file("A", "x")),
+            (1, "1.yaml", file("B", "x")),
+            (1, "2.yaml", file("C", "y")),
+        ] {
+            std::fs::create_dir_all(&dirs[at]).unwrap();
+            std::fs::write(dirs[at].join(name), text).unwrap();
+        }
+        let env = asked(&dirs, "v.com/k=*", &AllowedDevices::All).unwrap().env;
+        assert_eq!(env, ["B=1", "Bx=1", "C=1", "Cy=1"]);
     }
 
     #[test]
     fn the_document_has_what_is_described() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("vendor1.yaml"), YAML).unwrap();
-        let changes = changes(&[dir.path().to_owned()], &wanted("class1", true, false)).unwrap();
+        let changes = asked(&[dir.path().to_owned()], "class1", &AllowedDevices::None).unwrap();
         let mut spec = defaults::spec(vec!["true".to_owned()]);
         changes.apply(&mut spec).unwrap();
         let spec = serde_json::to_value(&spec).unwrap();
@@ -345,6 +491,7 @@ devices:
             (&device["path"], &device["major"], &device["minor"]),
             (&"/dev/foo".into(), &1.into(), &3.into())
         );
+        assert_eq!(device["fileMode"], 0o666);
         let rules = spec["linux"]["resources"]["devices"].as_array().unwrap();
         assert_eq!(rules.last().unwrap()["access"], "rw");
         let env = spec["process"]["env"].to_string();
@@ -352,5 +499,40 @@ devices:
             env.contains("FOO=injected") && env.contains("ALL=yes"),
             "{env}"
         );
+    }
+
+    #[test]
+    fn nodes_are_read_as_cdi_reads_them() {
+        let node = |fields: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            let text = format!(
+                "cdiVersion: 0.6.0\nkind: v.com/k\ndevices:\n- name: a\n  containerEdits:\n    \
+                 deviceNodes:\n    - {{path: /dev/none, {fields}}}\n"
+            );
+            std::fs::write(dir.path().join("a.yaml"), text).unwrap();
+            let changes = asked(&[dir.path().to_owned()], "v.com/k", &AllowedDevices::All)?;
+            made(&changes.nodes[0], (7, 0)).map_err(|error| error.to_string())
+        };
+        // Nothing of the host is looked at.
+        let (device, rule) = node("type: c, major: 9, minor: 8, fileMode: 0640").unwrap();
+        assert_eq!((device.major(), device.minor()), (9, 8));
+        assert_eq!(device.file_mode(), Some(0o640));
+        assert_eq!((device.uid(), device.gid()), (Some(7), Some(0)));
+        assert!(rule.is_some());
+        let none = node("type: b, major: 9, permissions: none").unwrap();
+        assert!(none.1.is_none());
+        assert!(node("type: p").unwrap().1.is_none());
+        for (fields, why) in [
+            ("type: c", "No such file"),
+            ("hostPath: /dev/null, type: b", "of another type"),
+            (
+                "hostPath: /dev/null, permissions: rx",
+                "permissions are unknown",
+            ),
+            ("hostPath: /dev/null, color: red", "unknown field"),
+        ] {
+            let error = node(fields).unwrap_err();
+            assert!(error.contains(why), "{fields}: {error}");
+        }
     }
 }

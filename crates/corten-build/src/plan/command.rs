@@ -5,7 +5,7 @@ use corten_dockerfile::{
 };
 
 use super::evaluate::Stage;
-use super::{CopyOp, RemoteOp, RunOp, SCRIPTS, WantedDevice};
+use super::{CopyOp, RemoteOp, RunOp, SCRIPTS};
 use crate::error::BuildError;
 use crate::remote::{Remote, masked};
 use crate::request::StepNetworkMode;
@@ -75,27 +75,16 @@ impl Stage<'_> {
         })
     }
 
-    /// The devices of a RUN.
-    fn devices(&self, flags: &[String], span: Span) -> Result<Vec<WantedDevice>, BuildError> {
-        let allowed = self.outline.settings.allow_devices.as_deref();
-        let is_allowed = |name: &str| {
-            allowed.is_some_and(|names| {
-                let kind = name.split('=').next().unwrap_or_default();
-                let of_kind = |known: &String| known == kind || *known == format!("{kind}=*");
-                names.is_empty() || names.iter().any(|known| known == name || of_kind(known))
-            })
-        };
-        flags
-            .iter()
-            .map(|flag| {
-                let device = Device::parse(flag).map_err(|message| self.error(span, message))?;
-                Ok(WantedDevice {
-                    allowed: is_allowed(&device.name),
-                    name: device.name,
-                    required: device.required,
-                })
-            })
-            .collect()
+    /// The devices of a RUN, by their whole names: what it does not get does not matter to it.
+    fn devices(&self, flags: &[String], span: Span) -> Result<Vec<String>, BuildError> {
+        let mut wanted = Vec::new();
+        for flag in flags {
+            let device = Device::parse(flag).map_err(|message| self.error(span, message))?;
+            wanted.push((device.name, device.required));
+        }
+        let settings = &self.outline.settings;
+        crate::cdi::resolve(&settings.cdi, &wanted, &settings.allow_devices)
+            .map_err(|message| self.error(span, message))
     }
 
     /// Whether a RUN is not confined.

@@ -1,4 +1,5 @@
-//! From a Dockerfile to what is to be done, in two passes, both pure. [`Outline`]: which
+//! From a Dockerfile to what is to be done, in two passes, both pure but for the descriptions of
+//! devices, which are read where a RUN asks for some. [`Outline`]: which
 //! stages the target needs and which images those name, ONBUILD triggers included. Then,
 //! with the images' configurations known, [`evaluate`]: every word expanded, every step's
 //! operation complete but for the content of files.
@@ -15,6 +16,7 @@ mod tests;
 mod values;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use corten_dockerfile::{Dockerfile, ModeChange, Span};
@@ -24,7 +26,7 @@ use crate::config::{ImageDocument, RuntimeConfig};
 use crate::error::{BuildError, Place};
 use crate::progress::Instruction;
 use crate::remote::Remote;
-use crate::request::StepNetworkMode;
+use crate::request::{AllowedDevices, StepNetworkMode};
 
 pub(crate) use evaluate::evaluate;
 pub(crate) use mounts::{MountFrom, Mounted, RunMount};
@@ -46,8 +48,10 @@ pub(crate) struct Settings {
     pub(crate) no_cache: Vec<String>,
     /// `--security=insecure` may be used.
     pub(crate) allow_insecure: bool,
-    /// Which devices may be used: all of them, if the list is empty.
-    pub(crate) allow_devices: Option<Vec<String>>,
+    /// Which devices may be used.
+    pub(crate) allow_devices: AllowedDevices,
+    /// Where devices are described.
+    pub(crate) cdi: Vec<PathBuf>,
     /// When the context was last changed, in seconds since the epoch, where that is known.
     pub(crate) context_time: Option<i64>,
 }
@@ -292,16 +296,8 @@ pub(crate) struct RunOp {
     pub(crate) mounts: Vec<RunMount>,
     /// Not confined (`--security=insecure`).
     pub(crate) insecure: bool,
-    pub(crate) devices: Vec<WantedDevice>,
-}
-
-/// A device that a RUN asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct WantedDevice {
-    pub(crate) name: String,
-    pub(crate) required: bool,
-    /// Whoever builds allows it.
-    pub(crate) allowed: bool,
+    /// Whole names of devices that are there and that it may have.
+    pub(crate) devices: Vec<String>,
 }
 
 /// Where the files of RUN's here-documents are seen, as with BuildKit.

@@ -84,7 +84,7 @@ fn run(input: &RunInput<'_>, work: &WorkDir, offer: ShellOffer) -> Result<(), Fa
     let mut spec = super::spec(input, &identity, &files, &ready.env)?;
     let failed = || BuildError::io("start a shell in the failed step");
     devices.apply(&mut spec).map_err(failed())?;
-    let (opened, fds) = super::add_mounts(&mut spec, std::mem::take(&mut ready.mounts));
+    let (opened, fds) = super::add_mounts(&mut spec, std::mem::take(&mut ready.mounts), &devices);
     let mut process = spec
         .process()
         .clone()

@@ -494,6 +494,7 @@ async fn begin(
         allow_insecure: request.allow_insecure,
         allow_devices: request.allow_devices,
         contexts: BTreeMap::new(),
+        cdi: parts.sandboxing.cdi.clone(),
     };
     let parsed = read.and_then(|(context, definition, time, mut contexts)| {
         let Definition { name, text } = definition;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use corten_build::{
-    BuildRequest, CacheImport, Context, DockerfileSource, Inquiry, StepNetworkMode,
+    AllowedDevices, BuildRequest, CacheImport, Context, DockerfileSource, Inquiry, StepNetworkMode,
 };
 use corten_engine::models;
 use corten_oci::ImageRef;
@@ -161,12 +161,10 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
             "rewritetimestamp" => request.rewrite_times = Some(truthy(value)),
             "shell" => wish.shell = truthy(value),
             "noimage" => request.no_image = truthy(value),
-            "allowdevice" => {
-                let allowed = request.allow_devices.get_or_insert_default();
-                if value != "*" {
-                    allowed.push(value.clone());
-                }
+            "allowdevice" if matches!(value.as_str(), "" | "*") => {
+                request.allow_devices = AllowedDevices::All;
             }
+            "allowdevice" => request.allow_devices.add(value.clone()),
             "insecure" => request.allow_insecure = truthy(value),
             "extrahosts" => {
                 for entry in hosts(value)? {
@@ -291,6 +289,20 @@ mod tests {
         for (name, value) in [
             ("memory", "much"),
             ("networkmode", "mine"),
+    #[test]
+    fn devices_are_some_or_all() {
+        let devices = |values: &[&str]| {
+            let pairs: Vec<_> = values.iter().map(|value| ("allowdevice", *value)).collect();
+            wish(&pairs).unwrap().request.allow_devices
+        };
+        assert_eq!(devices(&[]), AllowedDevices::None);
+        let some = AllowedDevices::Some(vec!["a".to_owned(), "b".to_owned()]);
+        assert_eq!(devices(&["a", "b"]), some);
+        assert_eq!(devices(&["a", "*", "b"]), AllowedDevices::All);
+        assert_eq!(devices(&[""]), AllowedDevices::All);
+        assert!(wish(&[("shell", "1"), ("corten", "1")]).unwrap().shell);
+    }
+
             ("t", "UPPER"),
             ("squash", "1"),
             ("extrahosts", "nothing"),

@@ -177,12 +177,10 @@ pub(super) fn refuse_unsupported(flags: &Parsed) -> Result {
 fn check_allowed(text: &str) -> std::result::Result<(), String> {
     match text {
         "security.insecure" | "network.host" | "device" => Ok(()),
-        _ if text
-            .strip_prefix("device=")
-            .is_some_and(|name| !name.is_empty()) =>
-        {
-            Ok(())
-        }
+        _ if text.starts_with("device=") && text.contains(',') => Err(format!(
+            "{text}: other names for devices (alias=…) are not supported"
+        )),
+        _ if text.starts_with("device=") => Ok(()),
         _ => Err(format!("unknown entitlement: {text}")),
     }
 }
@@ -222,6 +220,16 @@ mod tests {
         for bad in ["--squash .", "--isolation hyperv .", "--security-opt a=b ."] {
             assert!(refuse_unsupported(&flags(bad)).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn devices_have_no_other_names() {
+        for fine in ["device", "device=", "device=v.com/k=a", "network.host"] {
+            assert_eq!(check_allowed(fine), Ok(()), "{fine}");
+        }
+        let error = check_allowed("device=v.com/k=a,alias=b").unwrap_err();
+        assert!(error.contains("alias"), "{error}");
+        assert!(check_allowed("devices").is_err());
     }
 
     #[test]

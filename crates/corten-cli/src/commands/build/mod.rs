@@ -124,7 +124,7 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
         ));
     }
     if !ours {
-        refuse_foreign(&parsed)?;
+        refuse_foreign(&parsed, &outputs)?;
     }
     if !ours && !outputs.form().is_empty() {
         return Err(CliError::message(
@@ -257,7 +257,18 @@ fn remove_old(path: &str) -> Result {
 
 /// Refuses what another engine would not understand: it would leave out what was asked for, or
 /// be told secrets that it has no use for.
-fn refuse_foreign(flags: &Parsed) -> Result {
+fn refuse_foreign(flags: &Parsed, outputs: &Outputs) -> Result {
+    let mut allowed = flags.list("allow").into_iter();
+    if allowed.any(|allowed| allowed.starts_with("device")) {
+        return Err(CliError::message(
+            "--allow device: this engine has the classic builder only",
+        ));
+    }
+    if !outputs.image() && outputs.files().is_empty() {
+        return Err(CliError::message(
+            "--output type=cacheonly: this engine has the classic builder only",
+        ));
+    }
     const OURS: [&str; 6] = [
         "secret",
         "ssh",
@@ -418,7 +429,10 @@ fn query<'c>(mut call: Call<'c>, flags: &Parsed) -> Result<Call<'c>> {
         crate::opts::platform::check(platform)?;
     }
     let allowed = flags.list("allow");
-    if allowed.contains(&"device") {
+    if allowed
+        .iter()
+        .any(|allowed| matches!(*allowed, "device" | "device="))
+    {
         call = call.query("allowdevice", "*");
     } else {
         for name in allowed
