@@ -70,6 +70,8 @@ fn a_shell_has_what_the_step_had() {
     ];
     let mut sitting = sit_down(&engine, &args);
     sitting.sees("This is /bin/sh in what it left");
+    // Why it failed is told before.
+    sitting.sees("did not complete successfully: exit code: 7");
     sitting.types(
         "echo \"[$SAID $(id -u) $(pwd) $(cat /b) $(cat /run/secrets/s) $(ls)]\"; test -w /c && \
          tty; echo over > made; exit 3\n",
@@ -105,17 +107,80 @@ fn nothing_is_left_of_a_shell_whose_build_is_killed() {
     let args = ["build", "--debug", context.to_str().unwrap()];
     let mut sitting = sit_down(&engine, &args);
     sitting.sees("This is /bin/sh in what it left");
-    sitting.types("echo pid $((1 + 1)); exec sleep 98765\n");
+    let time = some_time();
+    sitting.types(&format!("echo pid $((1 + 1)); exec sleep {time}\n"));
     sitting.sees("pid 2");
-    let sleeps = || {
-        let all = std::fs::read_dir("/proc").unwrap().flatten();
-        all.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok())
-            .any(|line| line == b"sleep\x0098765\0")
-    };
-    until("it sleeps", sleeps);
+    until("it sleeps", || sleeps(&time));
     sitting.build.kill_9();
-    until("it is gone", || !sleeps());
+    until("it is gone", || !sleeps(&time));
     engine.assert_clean();
+}
+
+#[test]
+fn nothing_is_left_of_a_shell_whose_process_is_killed() {
+    let engine = Engine::with_alpine();
+    let dockerfile = "FROM alpine\nRUN exit 9\n";
+    let context = engine.context("shot", &[("Dockerfile", dockerfile)]);
+    let args = ["build", "--debug", context.to_str().unwrap()];
+    let mut sitting = sit_down(&engine, &args);
+    sitting.sees("This is /bin/sh in what it left");
+    let time = some_time();
+    // The end of its terminal is nothing to it.
+    sitting.types(&format!("trap '' HUP; exec sleep {time}\n"));
+    until("it sleeps", || sleeps(&time));
+    let build = sitting.build.0.id();
+    let mut killed = 0;
+    for process in processes() {
+        let status = std::fs::read_to_string(process.join("status")).unwrap_or_default();
+        let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
+        let of_build = status.lines().any(|line| line == format!("PPid:\t{build}"));
+        if of_build
+            && line
+                .split(|byte| *byte == 0)
+                .any(|word| word == b"build-step")
+        {
+            let pid = process.file_name().unwrap().to_str().unwrap();
+            let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+            killed += 1;
+        }
+    }
+    assert!(killed > 0);
+    assert_eq!(sitting.build.code(), Some(9));
+    until("it is gone", || !sleeps(&time));
+    engine.assert_clean();
+}
+
+#[test]
+fn a_shell_that_is_none_hides_no_failure() {
+    let engine = Engine::with_alpine();
+    let dockerfile = "FROM alpine\nRUN printf '#!/bin/true\\n' > /bin/bash && chmod +x /bin/bash\n\
+        RUN [\"sh\", \"-c\", \"exit 6\"]\n";
+    let context = engine.context("short", &[("Dockerfile", dockerfile)]);
+    let args = ["build", "--debug", context.to_str().unwrap()];
+    let mut sitting = sit_down(&engine, &args);
+    assert_eq!(sitting.build.code(), Some(6));
+    sitting.sees("This is /bin/bash in what it left");
+    sitting.sees("ERROR: failed to solve: ");
+    engine.assert_clean();
+}
+
+/// How long to sleep so that nobody else of this machine does.
+fn some_time() -> String {
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap();
+    format!("9{}", now.subsec_nanos())
+}
+
+fn processes() -> impl Iterator<Item = std::path::PathBuf> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.map(|process| process.path())
+}
+
+fn sleeps(time: &str) -> bool {
+    let wanted = format!("sleep\0{time}\0");
+    processes()
+        .filter_map(|process| std::fs::read(process.join("cmdline")).ok())
+        .any(|line| line == wanted.as_bytes())
 }
 
 #[test]

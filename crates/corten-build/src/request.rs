@@ -106,16 +106,17 @@ impl AllowedDevices {
 /// several lines, what has failed.
 pub struct ShellOffer(Box<TakeShell>);
 
-type TakeShell = dyn FnOnce(OwnedFd, &str) + Send;
+type TakeShell = dyn FnOnce(OwnedFd, &str, &str) + Send;
 
 impl ShellOffer {
     /// Of what is to be done with the terminal.
-    pub fn new(take: impl FnOnce(OwnedFd, &str) + Send + 'static) -> Self {
+    pub fn new(take: impl FnOnce(OwnedFd, &str, &str) + Send + 'static) -> Self {
         Self(Box::new(take))
     }
 
-    pub(crate) fn give(self, terminal: OwnedFd, shell: &str) {
-        (self.0)(terminal, shell);
+    /// Gives it away.
+    pub fn give(self, terminal: OwnedFd, shell: &str, report: &str) {
+        (self.0)(terminal, shell, report);
     }
 }
 

@@ -3,6 +3,8 @@
 
 mod shell;
 
+pub(crate) use shell::open as shell;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -81,6 +83,15 @@ pub(crate) struct RunInput<'a> {
     pub(crate) last: Option<i64>,
     /// Somebody wants a shell in the first step that fails.
     pub(crate) shell: &'a Mutex<Option<ShellOffer>>,
+    /// Where what it leaves for that is put.
+    pub(crate) left: &'a Mutex<Option<Left>>,
+}
+
+/// What a failed command has left, and whom a shell in it is for.
+#[derive(Debug)]
+pub(crate) struct Left {
+    offer: ShellOffer,
+    work: WorkDir,
 }
 
 /// Runs the command and makes a layer of what it changed. Blocks.
@@ -128,23 +139,17 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
         return Ok(Ended::Refused(message));
     }
     let mut output = output;
-    if !matches!(outcome, Outcome::Ended { code: 0, .. }) {
-        let offer = input
-            .shell
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let none = offer
-            .map(|offer| shell::open(input, &work, offer))
-            .transpose()?;
-        if let Some(why) = none.flatten() {
-            output.push_str(&format!("\n{why}\n"));
-        }
+    if matches!(outcome, Outcome::Ended { code: 0, .. }) {
+        let settled = crate::ops::settle(input.store, input.leavings, work, input.last);
+        return settled.map(Ended::Done);
     }
+    let mut offer = input.shell.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(offer) = offer.take() {
+        let mut left = input.left.lock().unwrap_or_else(PoisonError::into_inner);
+        *left = Some(Left { offer, work });
+    }
+    drop(offer);
     match outcome {
-        Outcome::Ended { code: 0, .. } => {
-            crate::ops::settle(input.store, input.leavings, work, input.last).map(Ended::Done)
-        }
         Outcome::Ended { code, oom } => {
             if oom {
                 output.push_str("\nthe out-of-memory killer struck\n");
@@ -177,16 +182,16 @@ fn prepare(input: &RunInput<'_>) -> Result<Result<(Ready, Changes), String>, Bui
         Err(message) => return Ok(Err(message)),
     };
     Ok(step_mounts::prepare(input)?.map(|mut ready| {
-        ready.mounts.append(&mut devices.mounts);
-        (ready, devices)
-    }))
-}
-
         // As CDI has it: what is at such a place already gives way.
         let targets = &devices.targets;
         ready
             .mounts
             .retain(|(mount, _)| !targets.contains(mount.destination()));
+        ready.mounts.append(&mut devices.mounts);
+        (ready, devices)
+    }))
+}
+
 /// Its place on the bridge, if that is its network.
 fn place(input: &RunInput<'_>, worker: &mut Worker) -> Result<Option<StepEndpoint>, BuildError> {
     match input.op.network {
@@ -267,20 +272,24 @@ fn execute(
         }
         Err(_) => {
             drop(worker);
-            // It died without undoing what it had made.
-            let group = Cgroup::open(&job.cgroup).and_then(|group| {
-                group.kill_all()?;
-                group.remove()
-            });
-            if let Err(error) = group {
-                tracing::warn!(step = job.id, %error, "a control group is left to be swept");
-            }
+            end_group(job);
             input.cancel.check()?;
             Err(BuildError::Internal(format!(
                 "the build step's process ended unexpectedly: {}",
                 tail.trim_end()
             )))
         }
+    }
+}
+
+/// Ends what is left of a job whose process died without undoing what it had made.
+fn end_group(job: &StepJob) {
+    let group = Cgroup::open(&job.cgroup).and_then(|group| {
+        group.kill_all()?;
+        group.remove()
+    });
+    if let Err(error) = group {
+        tracing::warn!(step = job.id, %error, "a control group is left to be swept");
     }
 }
 

@@ -12,6 +12,7 @@ mod copying;
 mod named;
 mod remote_context;
 mod remotes;
+mod shell;
 mod stage;
 mod steps;
 mod vertex;
@@ -493,8 +494,8 @@ async fn begin(
         no_cache: request.no_cache_stages,
         allow_insecure: request.allow_insecure,
         allow_devices: request.allow_devices,
-        contexts: BTreeMap::new(),
         cdi: parts.sandboxing.cdi.clone(),
+        contexts: BTreeMap::new(),
     };
     let parsed = read.and_then(|(context, definition, time, mut contexts)| {
         let Definition { name, text } = definition;

@@ -23,7 +23,7 @@ use crate::plan::{
 use crate::portable::Record;
 use crate::progress::BuildEvent;
 use crate::request::StepNetworkMode;
-use crate::run::{self, Ended, RunInput};
+use crate::run::{self, Ended, Left, RunInput};
 use crate::step_mounts::Caches;
 
 /// How often a step begins anew because somebody edits the files it reads.
@@ -77,6 +77,8 @@ pub(super) struct Work {
     pub(super) taken: Mutex<Option<Vec<Entry>>>,
     /// What each mount of a RUN shows of a context, as its key has it.
     pub(super) shown: OnceLock<Vec<Option<Shown>>>,
+    /// What a failed RUN has left for a shell.
+    pub(super) left: Mutex<Option<Left>>,
 }
 
 impl Session {
@@ -122,6 +124,7 @@ impl Session {
             remotes: Vec::new(),
             taken: Mutex::default(),
             shown: OnceLock::new(),
+            left: Mutex::default(),
         };
         for remote in work.remote_ops()? {
             let identified = self.identify(&remote).await?;
@@ -149,10 +152,10 @@ impl Session {
         let keys = || std::iter::once(&key).chain(&quick).cloned().collect();
         // To look costs less than to be alone.
         let mut known = self.seen(&key, fresh)?;
-        let mut _alone = None;
+        let mut alone = None;
         if known.is_none() {
             let only_ours = fresh || self.no_cache;
-            _alone = Some(self.alone(&key, only_ours, work.turn.vertex).await?);
+            alone = Some(self.alone(&key, only_ours, work.turn.vertex).await?);
             known = self.known(&key, fresh).await?;
         }
         if let Some(known) = known {
@@ -165,9 +168,9 @@ impl Session {
             return Ok(Solved::new(known, true, keys()));
         }
         // Others may hold them for long, and want a permit to go on: so without one.
-        let caches = work.clone().caches().await?;
-        let sources = work.clone().sources().await?;
-        let _permit = self.permit().await?;
+        let caches = Arc::new(work.clone().caches().await?);
+        let sources = Arc::new(work.clone().sources().await?);
+        let permit = self.permit().await?;
         let mut brought = Vec::new();
         for (remote, identified) in work.remote_ops()?.iter().zip(&work.remotes) {
             let files = self.bring(remote, identified).await?;
@@ -175,14 +178,21 @@ impl Session {
         }
         let keys: Vec<Digest> = keys();
         let (session, recorded) = (self.clone(), keys.clone());
-        let output = self
-            .blocking(move || {
-                let output = work.carry_out(&brought, &caches, &sources)?;
-                let keys: Vec<&Digest> = recorded.iter().collect();
-                session.cache.put(&keys, &output, work.name()?)?;
-                Ok(output)
-            })
-            .await?;
+        let (doing, with) = (work.clone(), (caches.clone(), sources.clone()));
+        let done = self.blocking(move || {
+            let output = doing.carry_out(&brought, &with.0, &with.1)?;
+            let keys: Vec<&Digest> = recorded.iter().collect();
+            session.cache.put(&keys, &output, doing.name()?)?;
+            Ok(output)
+        });
+        let output = match done.await {
+            Ok(output) => output,
+            Err(error) => {
+                // Nobody waits for whoever sits at a shell.
+                drop((alone, permit));
+                return Err(work.sit(error, caches, sources).await);
+            }
+        };
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         done.insert(key.clone(), output.clone());
         drop(done);
@@ -639,14 +649,15 @@ impl Work {
         ops::settle(store, &self.session.leavings, work, self.session.last)
     }
 
-    fn run(
-        &self,
-        op: &RunOp,
-        caches: &Caches,
-        sources: &[Option<Vec<DiffId>>],
-    ) -> Result<Option<DiffId>, BuildError> {
+    /// What a RUN runs with.
+    pub(super) fn input<'a>(
+        &'a self,
+        op: &'a RunOp,
+        caches: &'a Caches,
+        sources: &'a [Option<Vec<DiffId>>],
+    ) -> RunInput<'a> {
         let session = &self.session;
-        let input = RunInput {
+        RunInput {
             store: &session.store,
             sandboxing: &session.sandboxing,
             op,
@@ -666,7 +677,18 @@ impl Work {
             caches,
             last: session.last,
             shell: &session.shell,
-        };
+            left: &self.left,
+        }
+    }
+
+    fn run(
+        &self,
+        op: &RunOp,
+        caches: &Caches,
+        sources: &[Option<Vec<DiffId>>],
+    ) -> Result<Option<DiffId>, BuildError> {
+        let session = &self.session;
+        let input = self.input(op, caches, sources);
         let log = |stream, data| {
             (session.events)(BuildEvent::Log {
                 id: self.turn.vertex,

@@ -1,6 +1,6 @@
 //! Showing a build: our own events, or a classic engine's stream.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::Write as _;
 use std::pin::pin;
 use std::time::Duration;
@@ -75,6 +75,8 @@ pub(crate) struct Showing {
     pub(crate) ours: bool,
     /// Warnings are shown with all there is to say about them.
     pub(crate) verbose: bool,
+    /// A shell was asked for in a step that fails.
+    pub(crate) shell: bool,
 }
 
 /// A warning, to be shown at the end.
@@ -113,9 +115,10 @@ pub(crate) async fn show(
     let mut frames = tokio::time::interval(FRAME);
     let mut interrupt = pin!(interrupt());
     let mut running = BTreeSet::new();
+    let mut waiting = VecDeque::new();
     let failure = loop {
         let message = tokio::select! {
-            message = lines.next::<Message>() => message?,
+            message = next(&mut lines, &mut waiting) => message?,
             signal = &mut interrupt => {
                 for id in running {
                     view.event(&cancelled(id))?;
@@ -133,8 +136,16 @@ pub(crate) async fn show(
         };
         let Some(message) = message else { break None };
         if let Some(shell) = &message.shell {
-            view.frame(true)?;
-            attend(client, shell).await?;
+            // An engine of which none was asked does not lead anybody into one.
+            if showing.shell {
+                view.frame(true)?;
+                match sit(client, shell, &mut lines, &mut waiting).await {
+                    Err(error @ CliError::Interrupted { .. }) => return Err(error),
+                    // Why the build fails is still to come.
+                    Err(error) => write_error(&format!("WARNING: the shell: {error}\n"))?,
+                    Ok(()) => {}
+                }
+            }
             continue;
         }
         if let Some(event) = &message.corten {
@@ -205,11 +216,44 @@ pub(crate) async fn show(
     }
 }
 
-/// Sits at a shell in a step that failed, until it has ended.
+/// What the engine tells next, or has told already.
+async fn next(
+    lines: &mut JsonLines,
+    waiting: &mut VecDeque<Result<Option<Message>>>,
+) -> Result<Option<Message>> {
+    match waiting.pop_front() {
+        Some(message) => message,
+        None => Ok(lines.next::<Message>().await?),
+    }
+}
+
+/// Sits at a shell, and keeps what the engine tells meanwhile: it goes on with other steps only as
+/// long as somebody listens.
+async fn sit(
+    client: &Client,
+    shell: &Shell,
+    lines: &mut JsonLines,
+    waiting: &mut VecDeque<Result<Option<Message>>>,
+) -> Result {
+    let mut attending = pin!(attend(client, shell));
+    let mut over = false;
+    loop {
+        tokio::select! {
+            done = &mut attending => return done,
+            message = lines.next::<Message>(), if !over => {
+                over = !matches!(message, Ok(Some(_)));
+                waiting.push_back(message.map_err(CliError::from));
+            }
+        }
+    }
+}
+
+/// Is in a shell in a step that failed, until it has ended.
 async fn attend(client: &Client, shell: &Shell) -> Result {
     let command = clean(&shell.command);
+    let report = clean_lines(shell.report.trim_end());
     write_error(&format!(
-        "A step failed. This is {command} in what it left; the build fails when it ends.\n"
+        "{report}\nA step failed. This is {command} in what it left; the build fails when it ends.\n"
     ))?;
     let path = format!("/build/shell/{}", shell.word);
     let hijacked = client.post(path.as_str()).hijack().await?;

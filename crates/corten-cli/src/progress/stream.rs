@@ -50,6 +50,9 @@ pub(crate) struct Shell {
     pub(crate) word: String,
     /// What it is called in the image.
     pub(crate) command: String,
+    /// What has failed, and how, in several lines.
+    #[serde(default)]
+    pub(crate) report: String,
 }
 
 /// An answer to `--call`, in BuildKit's forms.

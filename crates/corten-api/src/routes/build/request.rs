@@ -194,6 +194,11 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
             return Err(bad(format!("{what} are not supported ({name}={value})")));
         }
     }
+    if wish.shell && (wish.inquiry.is_some() || !wish.events) {
+        return Err(bad(
+            "shell=1: only a build that tells its own events (corten=1) opens a shell".to_owned(),
+        ));
+    }
     Ok(wish)
 }
 
@@ -285,11 +290,6 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_done_is_refused() {
-        for (name, value) in [
-            ("memory", "much"),
-            ("networkmode", "mine"),
-    #[test]
     fn devices_are_some_or_all() {
         let devices = |values: &[&str]| {
             let pairs: Vec<_> = values.iter().map(|value| ("allowdevice", *value)).collect();
@@ -303,10 +303,16 @@ mod tests {
         assert!(wish(&[("shell", "1"), ("corten", "1")]).unwrap().shell);
     }
 
+    #[test]
+    fn what_cannot_be_done_is_refused() {
+        for (name, value) in [
+            ("memory", "much"),
+            ("networkmode", "mine"),
             ("t", "UPPER"),
             ("squash", "1"),
             ("extrahosts", "nothing"),
             ("version", "2"),
+            ("shell", "1"),
         ] {
             assert!(wish(&[(name, value)]).is_err(), "{name}");
         }

@@ -189,6 +189,7 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
         mode,
         ours,
         verbose: cli.globals.debug,
+        shell,
     };
     let outcome = async {
         let lines = call.lines().await?;
