@@ -2,15 +2,19 @@
 //! Both are streams; what must be held of them is bounded here, what their content may amount
 //! to is the caller's to bound.
 
+mod entry;
+mod pax;
 mod sparse;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, BufRead, BufReader, Read};
 use std::rc::Rc;
 
 use corten_oci::media_type::Compression;
 
-pub use crate::layers::{Attributes, attributes, set_attribute};
+pub use crate::layers::{Attributes, attributes, may_be_in_a_layer, set_attribute};
+pub use entry::Entry;
+pub use pax::{Pax, Records};
 pub use sparse::{SparseFile, copy_with_holes, sparse};
 
 /// Bytes read at once.
@@ -86,6 +90,10 @@ struct Meter {
     end: Cell<Option<u64>>,
     /// Reading failed, or was ended.
     failed: Cell<bool>,
+    /// Where the next header begins, while it is known.
+    header: Cell<Option<u64>>,
+    /// The PAX records before the entry that comes next.
+    pax: RefCell<Pax>,
 }
 
 /// A tar, of which no more is read than is allowed.
@@ -94,6 +102,51 @@ pub struct Metered<R> {
     inner: R,
     meter: Rc<Meter>,
     before: u64,
+    /// What was read to be looked at first, and how much of it was handed on.
+    held: Vec<u8>,
+    handed: usize,
+}
+
+impl<R: Read> Metered<R> {
+    /// Reads a header, and PAX records with it if that is what it is about: `left` bytes at most.
+    fn hold(&mut self, position: u64, left: u64) -> io::Result<()> {
+        self.held.clear();
+        self.handed = 0;
+        self.meter.header.set(None);
+        if left < BLOCK || !self.fill(BLOCK)? || self.held.iter().all(|byte| *byte == 0) {
+            return Ok(());
+        }
+        let header = tar::Header::from_byte_slice(&self.held);
+        let Ok(size) = header.entry_size() else {
+            return Ok(());
+        };
+        let whole = size.checked_next_multiple_of(BLOCK);
+        let Some(whole) = whole.filter(|whole| *whole <= left - BLOCK) else {
+            return Ok(()); // who reads on is told
+        };
+        let is_pax = match header.entry_type() {
+            tar::EntryType::XHeader => true,
+            tar::EntryType::GNULongName | tar::EntryType::GNULongLink => false,
+            _ => return Ok(()),
+        };
+        if is_pax {
+            if !self.fill(whole)? {
+                return Ok(());
+            }
+            let start = BLOCK as usize;
+            let end = start + usize::try_from(size).unwrap_or_default();
+            *self.meter.pax.borrow_mut() = Pax::take(&mut self.held[start..end]);
+        }
+        self.meter.header.set(Some(position + BLOCK + whole));
+        Ok(())
+    }
+
+    /// Reads so many bytes more; `false`: there are not so many.
+    fn fill(&mut self, length: u64) -> io::Result<bool> {
+        let read = (&mut self.inner).take(length).read_to_end(&mut self.held);
+        let read = read.inspect_err(|_| self.meter.failed.set(true))?;
+        Ok(read as u64 == length)
+    }
 }
 
 impl<R: Read> Read for Metered<R> {
@@ -107,6 +160,17 @@ impl<R: Read> Read for Metered<R> {
                 "names and PAX records of more than {} bytes before an entry",
                 self.before
             )));
+        }
+        if self.meter.header.get() == Some(read) {
+            self.hold(read, left)?;
+        }
+        let held = &self.held[self.handed..];
+        if !held.is_empty() {
+            let n = held.len().min(length);
+            out[..n].copy_from_slice(&held[..n]);
+            self.handed += n;
+            self.meter.read.set(read + n as u64);
+            return Ok(n);
         }
         loop {
             match self.inner.read(&mut out[..length]) {
@@ -134,13 +198,15 @@ impl<R: Read> Read for Metered<R> {
 pub fn entries<R: Read, E: From<io::Error>>(
     tar: R,
     before: u64,
-    mut visit: impl FnMut(&mut tar::Entry<'_, Metered<R>>) -> Result<(), E>,
+    mut visit: impl FnMut(&mut Entry<'_, '_, Metered<R>>) -> Result<(), E>,
 ) -> Result<(), E> {
     let meter = Rc::new(Meter::default());
     let mut archive = tar::Archive::new(Metered {
         inner: tar,
         meter: meter.clone(),
         before,
+        held: Vec::new(),
+        handed: 0,
     });
     let malformed = |error: io::Error| {
         if meter.failed.get() {
@@ -152,6 +218,7 @@ pub fn entries<R: Read, E: From<io::Error>>(
     let mut entries = archive.entries().map_err(malformed)?;
     // What the entry before has left to be passed over.
     let mut unread = 0_u64;
+    meter.header.set(Some(0));
     loop {
         let end = meter
             .read
@@ -164,14 +231,20 @@ pub fn entries<R: Read, E: From<io::Error>>(
         };
         let mut entry = entry.map_err(malformed)?;
         meter.end.set(None);
+        meter.header.set(None);
         let start = meter.read.get();
-        visit(&mut entry)?;
+        let pax = meter.pax.take();
+        visit(&mut Entry::new(&mut entry, &pax))?;
         let stored = entry.header().entry_size().unwrap_or_default();
-        let stored = match entry.header().entry_type() {
-            // Its size is that of the file, holes and all.
-            tar::EntryType::GNUSparse => stored,
-            _ => stored.max(entry.size()),
+        let (stored, next) = match entry.header().entry_type() {
+            // Its size is that of the file, holes and all; or what a record says.
+            tar::EntryType::GNUSparse if pax.has(b"size") => (stored, None),
+            tar::EntryType::GNUSparse => (stored, Some(stored)),
+            _ => (stored.max(entry.size()), Some(entry.size())),
         };
+        let next = next.and_then(|size| size.checked_next_multiple_of(BLOCK));
+        let next = next.and_then(|size| start.checked_add(size));
+        meter.header.set(next);
         let read = meter.read.get() - start;
         unread = stored.saturating_sub(read).saturating_add(BLOCK);
     }
@@ -302,6 +375,48 @@ mod tests {
             ["file".into(), "n".repeat(600)]
         );
         assert!(names(&archive[..], 1024).is_err());
+    }
+
+    #[test]
+    fn only_records_before_an_entry_are_looked_at() {
+        // A file that has such records in it.
+        let inner = {
+            let mut builder = tar::Builder::new(Vec::new());
+            let records = [("path", &b"a\n12 path=bcd\n"[..]), ("size", b"3")];
+            builder.append_pax_extensions(records).unwrap();
+            [
+                builder.get_ref().clone(),
+                header(b'0', 0),
+                b"abc".to_vec(),
+                vec![0; 509],
+            ]
+            .concat()
+        };
+        let outer = [
+            header(b'0', inner.len() as u64),
+            inner.clone(),
+            inner.clone(),
+        ]
+        .concat();
+        for read_it in [true, false] {
+            let (mut found, mut contents) = (Vec::new(), Vec::new());
+            entries(&outer[..], 4096, |entry| {
+                found.push(entry.path_bytes().into_owned());
+                let records: io::Result<Vec<_>> = entry.records().collect();
+                assert_eq!(records?.len(), (found.len() - 1) * 2);
+                let mut content = Vec::new();
+                if read_it {
+                    entry.read_to_end(&mut content)?;
+                }
+                contents.push(content);
+                Ok::<_, io::Error>(())
+            })
+            .unwrap();
+            assert_eq!(found, [&b"file"[..], b"a\n12 path=bcd\n"]);
+            if read_it {
+                assert!(contents == [inner.clone(), b"abc".to_vec()]);
+            }
+        }
     }
 
     #[test]

@@ -10,7 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use corten_store::archive::{
-    Plain, SparseFile, attributes, copy_with_holes, decompress, entries, set_attribute, sparse,
+    Entry, Plain, SparseFile, attributes, copy_with_holes, decompress, entries, set_attribute,
+    sparse,
 };
 use corten_store::rooted::{RootFd, normal};
 use rustix::fs::{AtFlags, FileType, Mode};
@@ -91,7 +92,7 @@ pub(crate) fn unpack(
 }
 
 fn one(
-    entry: &mut tar::Entry<'_, impl Read>,
+    entry: &mut Entry<'_, '_, impl Read>,
     path: &Path,
     holes: Option<&SparseFile>,
     inside: &RootFd,
@@ -189,7 +190,7 @@ fn set_xattrs(dir: BorrowedFd<'_>, name: &OsStr, all: &[(OsString, Vec<u8>)]) ->
         .try_for_each(|(key, value)| set_attribute(dir, name, key, value))
 }
 
-fn link_name(entry: &tar::Entry<'_, impl Read>) -> io::Result<PathBuf> {
+fn link_name(entry: &Entry<'_, '_, impl Read>) -> io::Result<PathBuf> {
     let name = entry
         .link_name_bytes()
         .ok_or_else(|| io::Error::other("a link without a target"))?;

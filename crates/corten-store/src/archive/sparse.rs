@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use super::{BLOCK, invalid};
+use super::{BLOCK, Entry, invalid};
 
 /// Pieces a file may be in: 16 MiB of memory.
 const MAX_PIECES: usize = 1 << 20;
@@ -32,18 +32,14 @@ pub struct SparseFile {
 ///
 /// # Errors
 /// What describes it is malformed, or beyond the bounds.
-pub fn sparse<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Option<SparseFile>> {
+pub fn sparse<R: Read>(entry: &mut Entry<'_, '_, R>) -> io::Result<Option<SparseFile>> {
     let (mut version, mut name, mut size) = ((None, None), None, None);
     let mut list: Vec<u64> = Vec::new();
-    let Some(extensions) = entry.pax_extensions()? else {
-        return Ok(None);
-    };
-    for extension in extensions {
-        let extension = extension?;
-        let Some(key) = extension.key_bytes().strip_prefix(b"GNU.sparse.") else {
+    for record in entry.records() {
+        let (key, value) = record?;
+        let Some(key) = key.strip_prefix(b"GNU.sparse.") else {
             continue;
         };
-        let value = extension.value_bytes();
         match key {
             b"major" => version.0 = Some(number(value)?),
             b"minor" => version.1 = Some(number(value)?),

@@ -22,7 +22,7 @@ use tar::EntryType;
 use super::entry::{self, Attributes, Budget, OPAQUE_MARKER, WHITEOUT, invalid, link_name};
 use super::pending::Pending;
 use super::xattr;
-use crate::archive::copy_with_holes;
+use crate::archive::{self, copy_with_holes};
 use crate::error::StoreError;
 use crate::rooted::{RootFd, normal, remove_all};
 
@@ -63,7 +63,7 @@ impl Unpacker<'_> {
     fn entry<R: Read>(
         &mut self,
         path: &Path,
-        entry: &mut tar::Entry<'_, R>,
+        entry: &mut archive::Entry<'_, '_, R>,
         attributes: &Attributes,
     ) -> io::Result<()> {
         let kind = entry.header().entry_type();
@@ -87,7 +87,7 @@ impl Unpacker<'_> {
         name: &OsStr,
         path: &Path,
         kind: EntryType,
-        entry: &mut tar::Entry<'_, R>,
+        entry: &mut archive::Entry<'_, '_, R>,
         attributes: &Attributes,
     ) -> io::Result<()> {
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
@@ -166,7 +166,7 @@ impl Unpacker<'_> {
         &mut self,
         parent: BorrowedFd<'_>,
         name: &OsStr,
-        entry: &mut tar::Entry<'_, R>,
+        entry: &mut archive::Entry<'_, '_, R>,
         attributes: &Attributes,
     ) -> io::Result<()> {
         let flags =

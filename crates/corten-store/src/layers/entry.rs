@@ -9,7 +9,7 @@ use std::path::Path;
 use tar::EntryType;
 
 use super::xattr;
-use crate::archive::{Metered, SparseFile, entries, sparse};
+use crate::archive::{Entry, Metered, SparseFile, entries, sparse};
 use crate::error::{StoreError, at};
 use crate::rooted::normal;
 
@@ -52,7 +52,7 @@ pub struct Attributes {
 
 /// A file's content and its size, holes filled.
 pub(super) fn content<'a, R: Read>(
-    entry: &'a mut tar::Entry<'_, R>,
+    entry: &'a mut Entry<'_, '_, R>,
     attributes: &Attributes,
 ) -> (u64, Box<dyn Read + 'a>) {
     match &attributes.sparse {
@@ -104,7 +104,7 @@ impl Budget {
 /// entry it was about.
 pub(super) fn each<R: Read>(
     tar: R,
-    mut visit: impl FnMut(&Path, &mut tar::Entry<'_, Metered<R>>, Attributes) -> io::Result<()>,
+    mut visit: impl FnMut(&Path, &mut Entry<'_, '_, Metered<R>>, Attributes) -> io::Result<()>,
 ) -> Result<(), StoreError> {
     let (mut count, mut content) = (0_u64, 0_u64);
     let outcome = entries(tar, MAX_BEFORE, |entry| {
@@ -158,9 +158,9 @@ impl From<io::Error> for Failed {
 
 fn one<R: Read>(
     raw: &[u8],
-    entry: &mut tar::Entry<'_, R>,
+    entry: &mut Entry<'_, '_, R>,
     attributes: Attributes,
-    visit: &mut impl FnMut(&Path, &mut tar::Entry<'_, R>, Attributes) -> io::Result<()>,
+    visit: &mut impl FnMut(&Path, &mut Entry<'_, '_, R>, Attributes) -> io::Result<()>,
 ) -> io::Result<()> {
     let path = normal(Path::new(OsStr::from_bytes(raw)));
     if raw.contains(&0) {
@@ -182,7 +182,7 @@ pub(super) fn invalid(what: impl Into<String>) -> io::Error {
 }
 
 /// The target of a link.
-pub(super) fn link_name<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<Vec<u8>> {
+pub(super) fn link_name<R: Read>(entry: &Entry<'_, '_, R>) -> io::Result<Vec<u8>> {
     let name = entry
         .link_name_bytes()
         .map(std::borrow::Cow::into_owned)
@@ -207,7 +207,7 @@ pub(super) fn unknown(kind: EntryType) -> io::Error {
 
 /// Major and minor number of a device node; 0:0, which overlayfs takes for a whiteout, is
 /// refused.
-pub(super) fn device<R: Read>(entry: &tar::Entry<'_, R>) -> io::Result<(u32, u32)> {
+pub(super) fn device<R: Read>(entry: &Entry<'_, '_, R>) -> io::Result<(u32, u32)> {
     let header = entry.header();
     let numbers = (
         header.device_major()?.unwrap_or(0),
@@ -231,7 +231,7 @@ fn numeric(read: io::Result<u64>, field: &[u8]) -> io::Result<u64> {
 ///
 /// # Errors
 /// A field is malformed.
-pub fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Attributes> {
+pub fn attributes<R: Read>(entry: &mut Entry<'_, '_, R>) -> io::Result<Attributes> {
     let header = entry.header();
     let mut mode = match header.mode() {
         Ok(mode) => mode & 0o7777,
@@ -248,25 +248,18 @@ pub fn attributes<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Attribut
         mode = 0o777;
     }
     let bad = |what: &str| invalid(format!("PAX {what} is malformed"));
-    if let Some(extensions) = entry.pax_extensions()? {
-        for extension in extensions {
-            let extension = extension?;
-            let (key, value) = (extension.key_bytes(), extension.value_bytes());
-            let text = || std::str::from_utf8(value).unwrap_or_default();
-            match key {
-                b"uid" => uid = text().parse().map_err(|_| bad("uid"))?,
-                b"gid" => gid = text().parse().map_err(|_| bad("gid"))?,
-                b"mtime" => time = pax_time(text()).ok_or_else(|| bad("mtime"))?,
-                _ => {
-                    let name = key
-                        .strip_prefix(b"SCHILY.xattr.")
-                        .or_else(|| key.strip_prefix(b"LIBARCHIVE.xattr."));
-                    if let Some(name) = name
-                        && key.starts_with(b"SCHILY")
-                        && xattr::may_be_in_a_layer(OsStr::from_bytes(name))
-                    {
-                        xattrs.push((OsString::from_vec(name.to_vec()), value.to_vec()));
-                    }
+    for record in entry.records() {
+        let (key, value) = record?;
+        let text = || std::str::from_utf8(value).unwrap_or_default();
+        match key {
+            b"uid" => uid = text().parse().map_err(|_| bad("uid"))?,
+            b"gid" => gid = text().parse().map_err(|_| bad("gid"))?,
+            b"mtime" => time = pax_time(text()).ok_or_else(|| bad("mtime"))?,
+            _ => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
+                    && xattr::may_be_in_a_layer(OsStr::from_bytes(name))
+                {
+                    xattrs.push((OsString::from_vec(name.to_vec()), value.to_vec()));
                 }
             }
         }

@@ -58,7 +58,7 @@ pub use entry::{Attributes, attributes};
 pub use mount::Upper;
 pub use squeeze::{Squeeze, Squeezer};
 pub use work::WorkDir;
-pub use xattr::set as set_attribute;
+pub use xattr::{may_be_in_a_layer, set as set_attribute};
 
 /// A layer that is here.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -79,6 +79,7 @@ in_both_forms!(
     many_layers_are_collected_at_once,
     a_check_leaves_what_is_being_made,
     odd_names_are_pending_too,
+    newlines_end_nothing,
     nothing_endless_follows_an_archive,
     a_damaged_layer_is_unpacked_again,
     round_trips
@@ -538,6 +539,50 @@ fn odd_names_are_pending_too(form: LayerForm) {
     );
     let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"caf\xe9/x");
     assert_eq!(root.read(Path::new(name), 9).unwrap(), b"x");
+}
+
+fn newlines_end_nothing(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), form);
+    let name = format!("{}\n14 path=other\n", "n".repeat(120));
+    let target = format!("{}\n\n", "t".repeat(120));
+    // cap_dac_override,cap_fowner=ep: 0x0a
+    let capability = b"\x01\0\0\x02\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec();
+    let xattrs = [
+        ("security.capability".into(), capability.clone()),
+        ("user.note".into(), b"one\n8 uid=5\n11 size=99\n".to_vec()),
+    ];
+    let made = tar_header::Entry {
+        kind: b'0',
+        mode: 0o755,
+        xattrs: &xattrs,
+        size: 5,
+        ..tar_header::Entry::default()
+    };
+    let mut tar = Vec::new();
+    tar_header::write(&mut tar, name.as_bytes(), &made).unwrap();
+    tar.extend_from_slice(b"hello");
+    tar_header::pad(&mut tar, 5).unwrap();
+    let link = tar_header::Entry {
+        kind: b'2',
+        mode: 0o777,
+        link: target.as_bytes(),
+        ..tar_header::Entry::default()
+    };
+    tar_header::write(&mut tar, b"to", &link).unwrap();
+    tar_header::end(&mut tar).unwrap();
+    let layer = store.layers().apply(None, tar.as_slice()).unwrap().diff_id;
+    let stack = std::slice::from_ref(&layer);
+    let root = RootFd::from(store.layers().mount(stack, Upper::ReadOnly).unwrap());
+    assert_eq!(root.read(Path::new(&name), 9).unwrap(), b"hello");
+    let read = root.read_link(Path::new("to")).unwrap();
+    assert_eq!(read, Path::new(&target));
+    let stat = root.lstat(Path::new(&name)).unwrap();
+    assert_eq!((stat.st_uid, stat.st_size), (0, 5));
+    // What is pushed can be taken back.
+    let mut again = Vec::new();
+    store.layers().tar(&layer, &mut again).unwrap();
+    assert!(tar == again);
 }
 
 fn nothing_endless_follows_an_archive(form: LayerForm) {

@@ -21,7 +21,8 @@ pub(super) fn is_overlays(name: &OsStr) -> bool {
 
 /// Whether a layer may carry the attribute: capabilities, ACLs and everybody's own; not the
 /// host's security labels, not the overlay's bookkeeping.
-pub(super) fn may_be_in_a_layer(name: &OsStr) -> bool {
+#[must_use]
+pub fn may_be_in_a_layer(name: &OsStr) -> bool {
     let name = name.as_bytes();
     name == b"security.capability"
         || name.starts_with(b"user.")

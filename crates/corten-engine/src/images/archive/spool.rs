@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use corten_oci::digest::Algorithm;
 use corten_oci::{Digest, Digester};
-use corten_store::archive::{decompress, entries};
+use corten_store::archive::{Entry, decompress, entries};
 use corten_store::rooted::normal;
 use corten_store::{TmpDir, WriteAhead};
 use tar::EntryType;
@@ -159,7 +159,7 @@ impl Member {
 }
 
 /// Reads what an entry's header says; `None`: nothing that counts.
-fn member(entry: &tar::Entry<'_, impl Read>) -> io::Result<Option<Member>> {
+fn member(entry: &Entry<'_, '_, impl Read>) -> io::Result<Option<Member>> {
     let raw = entry.path_bytes();
     let shown = || String::from_utf8_lossy(&raw).into_owned();
     let name = || {

@@ -16,6 +16,7 @@ use super::resolve::Nowhere;
 use super::tree::{self, Attributes, Kind, NodeId, Tree};
 use super::writer::ImageWriter;
 use super::{MAX_NAME, inode, xattr};
+use crate::archive;
 use crate::error::StoreError;
 use crate::layers::entry::{self, Budget, OPAQUE_MARKER, WHITEOUT, invalid, link_name};
 use crate::layers::pending::Pending;
@@ -58,7 +59,7 @@ impl Unpacker<'_> {
     fn entry<R: Read>(
         &mut self,
         path: &Path,
-        entry: &mut tar::Entry<'_, R>,
+        entry: &mut archive::Entry<'_, '_, R>,
         attributes: entry::Attributes,
     ) -> io::Result<()> {
         self.account(path, &attributes)?;
