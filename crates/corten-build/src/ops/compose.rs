@@ -6,12 +6,14 @@
 //! (`write`). Both ways lead to the same layer.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use corten_dockerfile::ModeChange;
+use corten_store::archive::may_be_in_a_layer;
 use corten_store::rooted::{RootFd, normal};
 use corten_store::{Composer, Described};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
@@ -32,6 +34,8 @@ const MOST: usize = 1_000_000;
 const LONGEST: usize = 1024;
 /// Names that mean something in a layer's tar.
 const WHITEOUT: &[u8] = b".wh.";
+/// The mode bit of a directory that gives its group.
+const SET_GROUP: u32 = 0o2000;
 
 /// What a layer is to have: a directory before what is in it, and what is in one in the order of
 /// names.
@@ -54,16 +58,25 @@ pub(crate) fn is_worth_it(entries: &[Entry]) -> bool {
     entries.len() <= MOST && (entries.len() >= MANY || bytes() >= MUCH)
 }
 
-/// What the layer will have; `None`: it is not the plain case. `below` is what it lies on.
+/// Why it is not the plain case.
+type NotPlain = &'static str;
+
+/// What the layer will have. `below` is what it lies on; `owner`, whose everything is to be.
 pub(crate) fn plan<'a>(
     below: &RootFd,
     entries: &'a [Entry],
     destination: &Path,
-) -> io::Result<Option<Plan<'a>>> {
+    owner: Option<(u32, u32)>,
+) -> io::Result<Result<Plan<'a>, NotPlain>> {
     let destination = normal(destination);
-    let Some(existing) = existing(below, &destination)? else {
-        return Ok(None);
+    let existing = match existing(below, &destination)? {
+        Ok(existing) => existing,
+        Err(why) => return Ok(Err(why)),
     };
+    let above = existing.last().map_or(Path::new(""), |(path, _)| path);
+    if owner.is_none() && below.stat(above)?.st_mode & SET_GROUP != 0 {
+        return Ok(Err("a directory gives its group to those made in it"));
+    }
     let there = existing.len() == destination.components().count();
     let taken = match there {
         true => names(below, &destination)?,
@@ -88,7 +101,9 @@ pub(crate) fn plan<'a>(
         }
         let target = normal(&destination.join(&entry.to));
         if !is_plain(entry, &target, &taken, there) {
-            return Ok(None);
+            return Ok(Err(
+                "something is in the place of another, or no plain file",
+            ));
         }
         things.lead_to(target.parent().unwrap_or(Path::new("")));
         things.list.push((target, Thing::Copied(entry)));
@@ -131,7 +146,11 @@ pub(crate) fn plan<'a>(
         let is_file = matches!(thing, Thing::Copied(entry) if entry.kind != FileType::Directory);
         first == next || (is_file && next.starts_with(first))
     });
-    Ok((!unclear).then_some(Plan(list)))
+    Ok(match (unclear, list.is_empty()) {
+        (true, _) => Err("several are to be in one place"),
+        (_, true) => Err("there is nothing"),
+        _ => Ok(Plan(list)),
+    })
 }
 
 struct Things<'a> {
@@ -171,9 +190,12 @@ fn is_plain(entry: &Entry, target: &Path, taken: &HashSet<OsString>, there: bool
         && !target.components().any(is_marker)
 }
 
-/// The directories on the way to the destination that are there; `None` where something else is,
-/// or where they have what a layer would have to repeat.
-fn existing(below: &RootFd, destination: &Path) -> io::Result<Option<Vec<(PathBuf, Stat)>>> {
+/// The directories on the way to the destination that are there, unless something else is, or they
+/// have what a layer would have to repeat.
+fn existing(
+    below: &RootFd,
+    destination: &Path,
+) -> io::Result<Result<Vec<(PathBuf, Stat)>, NotPlain>> {
     let mut found = Vec::new();
     let mut path = PathBuf::new();
     for component in destination.components() {
@@ -184,17 +206,29 @@ fn existing(below: &RootFd, destination: &Path) -> io::Result<Option<Vec<(PathBu
             Err(error) => return Err(error),
         };
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            return Ok(None);
+            return Ok(Err("the way to it has something that is no directory"));
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
         let directory = below.open_in_root(&path, flags, Mode::empty())?;
-        match rustix::fs::flistxattr(&directory, &mut [0_u8; 0][..]) {
-            Ok(0) | Err(rustix::io::Errno::OPNOTSUPP) => {}
-            _ => return Ok(None),
+        if has_attributes(&directory)? {
+            return Ok(Err("a directory on the way to it has attributes"));
         }
         found.push((path.clone(), stat));
     }
-    Ok(Some(found))
+    Ok(Ok(found))
+}
+
+/// Whether there are attributes that a layer has to have; the labels that a host gives to every
+/// file are none.
+fn has_attributes(directory: impl AsFd) -> io::Result<bool> {
+    let mut names = vec![0; 1 << 16];
+    let length = match rustix::fs::flistxattr(&directory, &mut names) {
+        Ok(length) => length,
+        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        Err(errno) => return Err(errno.into()),
+    };
+    let mut names = names[..length].split(|byte| *byte == 0);
+    Ok(names.any(|name| may_be_in_a_layer(OsStr::from_bytes(name))))
 }
 
 fn names(below: &RootFd, dir: &Path) -> io::Result<HashSet<OsString>> {

@@ -5,8 +5,8 @@ use std::sync::PoisonError;
 
 use corten_dockerfile::IgnoreRules;
 use corten_oci::DiffId;
-use corten_store::Upper;
 use corten_store::rooted::RootFd;
+use corten_store::{StoreError, Upper};
 
 use super::remotes::Brought;
 use super::steps::Work;
@@ -118,23 +118,46 @@ impl Work {
         writer: &Writer<'_>,
         destination: &Path,
     ) -> Result<Option<DiffId>, BuildError> {
+        // Whatever keeps it from being made at once, it can still be written file by file.
+        let not_at_once = |why: &dyn std::fmt::Display| {
+            tracing::debug!(destination = %destination.display(), %why, "not copied at once");
+        };
         let layers = self.session.store.layers();
-        if !compose::is_worth_it(entries) || !layers.composes()? {
+        if !compose::is_worth_it(entries) {
             return Ok(None);
         }
-        let plan = compose::plan(writer.root, entries, destination)
-            .map_err(|error| self.unwritten(destination, &error))?;
-        let Some(plan) = plan else {
-            return Ok(None);
+        match layers.composes() {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(error) => {
+                not_at_once(&error);
+                return Ok(None);
+            }
+        }
+        let plan = match compose::plan(writer.root, entries, destination, writer.owner) {
+            Ok(Ok(plan)) => plan,
+            Ok(Err(why)) => {
+                not_at_once(&why);
+                return Ok(None);
+            }
+            Err(error) => {
+                not_at_once(&error);
+                return Ok(None);
+            }
         };
         let composing = Composing {
             writer,
             last: self.session.last,
         };
-        let made = layers.compose(|out| composing.write(tree, &plan, out))?;
-        match made {
-            Ok(layer) => Ok(Some(layer.diff_id)),
-            Err((path, error)) => Err(self.unread(tree, &path, error)),
+        match layers.compose(|out| composing.write(tree, &plan, out)) {
+            Ok(Ok(layer)) => Ok(Some(layer.diff_id)),
+            Ok(Err((path, error))) => Err(self.unread(tree, &path, error)),
+            // A layer that comes as a tar has bounds that one of files has not.
+            Err(error @ (StoreError::BadEntry { .. } | StoreError::BadArchive(_))) => {
+                not_at_once(&error);
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -30,6 +30,17 @@ const DOCKERFILES: &[(&str, bool)] = &[
         "FROM base AS one\nCOPY src /src\nFROM base\nCOPY --from=one / /all/\n",
         true,
     ),
+    // Attributes and names with newlines in them.
+    (
+        "FROM base AS one\nADD odd.tar /src/\nCOPY src /src/\nFROM base\nCOPY --from=one /src /all/\n",
+        true,
+    ),
+    // Whose group everything made there has.
+    (
+        "FROM base\nRUN busybox mkdir /to && busybox chown 3:9 /to && busybox chmod 2775 /to\n\
+         COPY src /to/new/er/\n",
+        false,
+    ),
     // In places that are taken, which only an overlay knows what to make of.
     (
         "FROM base\nRUN mkdir -p /to/a && echo x >/to/a/0001\nCOPY src /to\n",
@@ -99,6 +110,28 @@ fn many_files(fixture: &Fixture) {
     fixture.file("src/large", vec![7; 1 << 20]);
     fixture.file("src/empty", "");
     fixture.file(&format!("src/a/{}", "n".repeat(120)), "of a long name");
+    let mut odd = tar::Builder::new(Vec::new());
+    let long = format!("{}\n9 uid=12\n", "l".repeat(120));
+    for (name, key, value) in [
+        // cap_dac_override,cap_fowner=ep: 0x0a
+        (
+            "odd",
+            "SCHILY.xattr.security.capability",
+            &b"\x01\0\0\x02\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"[..],
+        ),
+        ("odder", "SCHILY.xattr.user.note", b"a\n12 path=bcd\n"),
+        ("long", "path", long.as_bytes()),
+    ] {
+        odd.append_pax_extensions([(key, value)]).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_path(name).unwrap();
+        header.set_mode(0o755);
+        header.set_size(4);
+        header.set_mtime(900_000_000);
+        header.set_cksum();
+        odd.append(&header, &b"odd\n"[..]).unwrap();
+    }
+    fixture.file("odd.tar", odd.into_inner().unwrap());
     let mode = |name: &str, mode| {
         let mode = std::fs::Permissions::from_mode(mode);
         std::fs::set_permissions(src.join(name), mode).unwrap();
