@@ -26,6 +26,7 @@ pub(super) struct Walk<'a> {
     exclude: &'a IgnoreRules,
     /// The directory that COPY names: where the patterns of `--exclude` begin.
     source: &'a Path,
+    most_threads: usize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -38,6 +39,7 @@ struct State {
     /// Directories that are being looked at.
     busy: usize,
     threads: usize,
+    most_threads: usize,
     failure: Option<(PathBuf, SelectError)>,
 }
 
@@ -60,6 +62,7 @@ impl<'a> Walk<'a> {
             tree,
             exclude,
             source,
+            most_threads: threads(),
             state: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -71,6 +74,7 @@ impl<'a> Walk<'a> {
             let mut state = self.lock();
             state.found.push(Vec::new());
             state.threads = 1;
+            state.most_threads = self.most_threads;
             state.todo.push(Directory {
                 number: 0,
                 path: self.source.to_owned(),
@@ -107,13 +111,21 @@ impl<'a> Walk<'a> {
                 continue;
             };
             state.busy += 1;
-            let more = state.todo.len() >= WORTH_A_THREAD && state.threads < threads();
+            let more = state.todo.len() >= WORTH_A_THREAD && state.threads < state.most_threads;
             state.threads += usize::from(more);
             drop(state);
+            let busy = Busy(self);
             if more {
-                scope.spawn(|| self.work(scope));
+                let another = std::thread::Builder::new().name("look".to_owned());
+                if let Err(error) = another.spawn_scoped(scope, || self.work(scope)) {
+                    tracing::debug!(%error, "no more threads to look through directories");
+                    let mut state = self.lock();
+                    state.threads -= 1;
+                    state.most_threads = state.threads;
+                }
             }
             let looked = self.look(&directory);
+            drop(busy);
             state = self.lock();
             state.busy -= 1;
             match looked {
@@ -176,9 +188,26 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// Who panics while looking at a directory does not come back: nobody is to wait for it.
+struct Busy<'w, 'a>(&'w Walk<'a>);
+
+impl Drop for Busy<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut state = self.0.lock();
+            state.busy -= 1;
+            state.todo.clear();
+            self.0.changed.notify_all();
+        }
+    }
+}
+
 impl State {
     /// Notes what a directory has in it; what is in those of them is to be looked at next.
     fn add(&mut self, directory: Directory, mut found: Vec<Found>) {
+        if self.failure.is_some() {
+            return;
+        }
         for entry in found.iter_mut().rev() {
             if let Found::Directory(entry, number, _) = entry {
                 *number = self.found.len();
@@ -312,9 +341,29 @@ mod tests {
             assert!(place(parent).unwrap() < place(file).unwrap());
         }
         assert!(!found.iter().any(|entry| entry.to.ends_with("d7/e0")));
-        std::fs::remove_dir_all(dir.path().join("d3")).unwrap();
-        std::fs::write(dir.path().join("d3"), "no directory any more").unwrap();
-        let name = "d3/e0".to_owned();
-        tree.select(&Selection::of(&name, true)).unwrap_err();
+        let whole = |threads| {
+            let none = IgnoreRules::default();
+            let mut walk = Walk::new(&tree, &none, Path::new(""));
+            walk.most_threads = threads;
+            let mut into = Vec::new();
+            walk.below(Path::new(""), &mut into).map(|()| into)
+        };
+        let list = |entries: &[Entry]| -> Vec<_> {
+            let paths = entries.iter().map(|entry| entry.path.clone());
+            paths.collect()
+        };
+        let alone = whole(1).unwrap();
+        assert_eq!(list(&whole(5).unwrap()), list(&alone));
+        assert!(alone.len() > files.len());
+        // One fails, whose path is too long for the kernel: all end.
+        let mut deep = std::os::fd::OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+        for _ in 0..20 {
+            let name = "n".repeat(250);
+            rustix::fs::mkdirat(&deep, &name, Mode::RWXU).unwrap();
+            deep = rustix::fs::openat(&deep, &name, OFlags::DIRECTORY, Mode::empty()).unwrap();
+        }
+        for threads in [1, 5] {
+            whole(threads).unwrap_err();
+        }
     }
 }
