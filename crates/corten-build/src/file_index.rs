@@ -42,6 +42,13 @@ pub(crate) struct FileId {
     pub(crate) ctime: i64,
 }
 
+/// A time of stat(2) in one number.
+pub(crate) fn nanoseconds(seconds: i64, nanoseconds: i64) -> i64 {
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(nanoseconds)
+}
+
 impl FileId {
     /// The row it is in.
     fn row(&self) -> (u64, u64) {

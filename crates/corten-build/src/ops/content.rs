@@ -18,7 +18,7 @@ use super::tree::{Entry, Tree};
 use crate::cache::{Cache, now};
 use crate::cancel::Cancel;
 use crate::error::BuildError;
-use crate::file_index::FileId;
+use crate::file_index::{FileId, nanoseconds};
 use crate::keys::KeyBuilder;
 
 /// A file whose status changed so short a time before it was read may have changed since
@@ -212,10 +212,15 @@ pub(crate) fn has_changed(error: &io::Error) -> bool {
 pub(super) fn unchanged(entry: &Entry, file: &File) -> io::Result<()> {
     let stat = rustix::fs::fstat(file)?;
     #[allow(clippy::unnecessary_cast)] // the fields' types differ by architecture
-    let mtime = (stat.st_mtime as i64, stat.st_mtime_nsec as i64);
+    let (mtime, ctime) = (
+        (stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+        nanoseconds(stat.st_ctime as i64, stat.st_ctime_nsec as i64),
+    );
     if u64::try_from(stat.st_size) != Ok(entry.id.size)
         || stat.st_ino != entry.id.ino
         || mtime != entry.mtime
+        // Which nobody can set back.
+        || ctime != entry.id.ctime
     {
         return Err(io::Error::other(Changed));
     }
@@ -269,6 +274,16 @@ mod tests {
         let name = "f".to_owned();
         let entries = tree.select(&Selection::of(&name, true)).unwrap();
         assert!(read_one(&tree, &entries[0]).is_ok());
+        let modified = std::fs::metadata(dir.path().join("f")).unwrap().modified();
+        let modified = modified.unwrap();
+        while tree.select(&Selection::of(&name, true)).unwrap()[0].id == entries[0].id {
+            write("two");
+            let mut options = std::fs::File::options();
+            let file = options.append(true).open(dir.path().join("f")).unwrap();
+            file.set_modified(modified).unwrap();
+        }
+        let error = read_one(&tree, &entries[0]).unwrap_err();
+        assert!(has_changed(&error), "{error}");
         write("longer");
         let error = read_one(&tree, &entries[0]).unwrap_err();
         assert!(has_changed(&error), "{error}");

@@ -11,7 +11,7 @@ use corten_store::rooted::{RootFd, normal};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 
 use super::{glob, walk};
-use crate::file_index::FileId;
+use crate::file_index::{FileId, nanoseconds};
 
 /// A directory files are taken from.
 #[derive(Debug)]
@@ -193,12 +193,8 @@ impl Tree {
                 dev: stat.st_dev,
                 ino: stat.st_ino,
                 size,
-                mtime: mtime
-                    .saturating_mul(1_000_000_000)
-                    .saturating_add(mtime_nsec),
-                ctime: ctime
-                    .saturating_mul(1_000_000_000)
-                    .saturating_add(ctime_nsec),
+                mtime: nanoseconds(mtime, mtime_nsec),
+                ctime: nanoseconds(ctime, ctime_nsec),
             },
             target: PathBuf::new(),
             named: false,
