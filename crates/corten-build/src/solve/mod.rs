@@ -291,7 +291,10 @@ async fn carry_out(
             .unwrap_or_else(PoisonError::into_inner),
     );
     let cache = session.cache.clone();
-    brief(move || cache.touch(&touched)).await?;
+    if !touched.is_empty() {
+        // Others may be writing, which is waited for.
+        blocking(move || cache.touch(&touched)).await?;
+    }
     for wanted in &cache_to {
         let exported = caches::export(session, &targets, wanted).await;
         if let Err(error) = exported {
@@ -462,7 +465,10 @@ async fn begin(
     );
     let (context, contexts) = (request.context, request.contexts);
     let arguments = request.build_args.clone();
-    let at_hand = matches!(context, Context::Dir(_) | Context::Empty) && contexts.is_empty();
+    // A file that is named may be another program's to write.
+    let at_hand = matches!(context, Context::Dir(_) | Context::Empty)
+        && contexts.is_empty()
+        && !matches!(dockerfile, DockerfileSource::File(_));
     let read = move || {
         let context = OpenContext::open(context, &store, &stop)?;
         let definition = context.dockerfile(&dockerfile)?;
@@ -525,11 +531,15 @@ async fn begin(
         None,
     );
     let dockerfile = request.dockerfile;
-    let read = brief(move || {
+    let read = move || {
         let (_, rules) = context.ignore(&dockerfile)?;
         Ok(context.into_tree(rules))
-    })
-    .await;
+    };
+    let read = if at_hand {
+        brief(read).await
+    } else {
+        blocking(read).await
+    };
     let (tree, unpacked) = vertex.end(false, read)?;
     let mut unpacked: Vec<TmpDir> = unpacked.into_iter().chain(fetched).collect();
     unpacked.append(&mut contexts.dirs);
