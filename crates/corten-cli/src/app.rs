@@ -240,7 +240,7 @@ fn execute(
 
 /// Whether a command rather fills the disk than empties it: it does not get the last room there is.
 fn takes_room(command: &Command) -> bool {
-    command.name == "cp" || command.heavy && command.name != "check"
+    matches!(command.name, "cp" | "build") || command.heavy && command.name != "check"
 }
 
 /// A server logs; a command line does so only when asked.
@@ -466,6 +466,24 @@ mod tests {
                 .unwrap_err()
                 .contains("Did you mean 'run'?")
         );
+    }
+
+    #[test]
+    fn what_fills_the_disk_does_not_get_its_last_room() {
+        for (words_of, takes) in [
+            ("build .", true),
+            ("buildx build .", true),
+            ("run alpine", true),
+            ("pull alpine", true),
+            ("cp a b", true),
+            ("rm x", false),
+            ("builder prune", false),
+            ("system prune", false),
+            ("system check", false),
+        ] {
+            let (path, command, _) = find("corten", words(words_of)).unwrap();
+            assert_eq!(takes_room(command), takes, "{path}");
+        }
     }
 
     #[test]
