@@ -12,8 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use corten_dockerfile::ModeChange;
-use corten_store::archive::may_be_in_a_layer;
+use corten_store::archive::{WHITEOUT, may_be_in_a_layer};
 use corten_store::rooted::{RootFd, normal};
 use corten_store::{Composer, Described};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
@@ -32,8 +31,6 @@ const MUCH: u64 = 64 << 20;
 /// tar. What is written file by file has no such bounds.
 const MOST: usize = 1_000_000;
 const LONGEST: usize = 1024;
-/// Names that mean something in a layer's tar.
-const WHITEOUT: &[u8] = b".wh.";
 /// The mode bit of a directory that gives its group.
 const SET_GROUP: u32 = 0o2000;
 
@@ -54,7 +51,10 @@ enum Thing<'a> {
 
 /// Whether files are so many that it is worth a look whether it can be done.
 pub(crate) fn is_worth_it(entries: &[Entry]) -> bool {
-    let bytes = || entries.iter().map(|entry| entry.id.size).sum::<u64>();
+    let bytes = || {
+        let sizes = entries.iter().map(|entry| entry.id.size);
+        sizes.fold(0, u64::saturating_add)
+    };
     entries.len() <= MOST && (entries.len() >= MANY || bytes() >= MUCH)
 }
 
@@ -272,10 +272,9 @@ impl Composing<'_> {
                     out.directory(path, &described)
                 }
                 Thing::Made(at) => {
-                    let octal = writer.chmod.and_then(ModeChange::octal);
-                    let mode = octal.map_or(0o755, |mode| mode & 0o777);
                     let owner = writer.owner.unwrap_or((0, 0));
-                    out.directory(path, &self.described(mode, owner, at.unwrap_or(now)))
+                    let described = self.described(writer.made(), owner, at.unwrap_or(now));
+                    out.directory(path, &described)
                 }
                 Thing::Copied(entry) => {
                     let key = (entry.id.dev, entry.id.ino);
@@ -346,5 +345,82 @@ impl Composing<'_> {
             mtime: (seconds, u32::try_from(nanos).unwrap_or_default()),
             xattrs: &[],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use corten_dockerfile::IgnoreRules;
+    use corten_store::{LayerForm, Store};
+
+    use super::*;
+    use crate::cancel::Cancel;
+    use crate::ops::tree::Selection;
+
+    #[test]
+    fn what_ends_early_leaves_nothing() {
+        if !rustix::process::geteuid().is_root() {
+            return; // owners cannot be set
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        std::fs::create_dir_all(from.join("d")).unwrap();
+        std::fs::create_dir_all(to.join("there")).unwrap();
+        std::fs::write(from.join("d/f"), "one").unwrap();
+        let tree = Tree {
+            root: RootFd::open(&from).unwrap(),
+            ignore: IgnoreRules::default(),
+            foreign: true,
+            remember: false,
+        };
+        let below = RootFd::open(&to).unwrap();
+        let entries = tree.select(&Selection::of(&String::new(), true)).unwrap();
+        let into = |path: &str, owner| plan(&below, &entries, Path::new(path), owner).unwrap();
+
+        let database = dir.path().join("db");
+        let database = corten_db::Database::open(&database, &[corten_store::SCHEMA]).unwrap();
+        let store = Store::open_with(&dir.path().join("store"), database, LayerForm::Directory);
+        let layers = store.layers();
+        let compose = |cancel: &Cancel| {
+            let writer = Writer::plain(&below, cancel);
+            let composing = Composing {
+                writer: &writer,
+                last: None,
+            };
+            let plan = into("/there/new", None).unwrap();
+            let made = layers.compose(|out| composing.write(&tree, &plan, out));
+            made.unwrap().map_err(|(_, error)| error)
+        };
+        let cancel = Cancel::default();
+        assert_eq!(compose(&cancel).unwrap().size, 3);
+        let names_in = |name: &str| {
+            let path = dir.path().join("store").join(name);
+            std::fs::read_dir(path).unwrap().count()
+        };
+        let one = names_in("layers");
+        std::fs::write(from.join("d/f"), "grown").unwrap();
+        let error = compose(&cancel).unwrap_err();
+        assert!(content::has_changed(&error), "{error}");
+        cancel.cancel();
+        let error = compose(&cancel).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        assert_eq!((names_in("tmp"), names_in("layers")), (0, one));
+
+        let mode = |path: &Path, mode| {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(path, mode).unwrap();
+        };
+        for place in [to.join("there"), to.clone()] {
+            mode(&place, 0o2755);
+            for path in ["/there/new", "/other"] {
+                let gives = (path == "/other") == (place == to);
+                assert_eq!(into(path, None).is_err(), gives, "{path}");
+                assert!(into(path, Some((0, 0))).is_ok());
+            }
+            mode(&place, 0o755);
+        }
+        assert!(plan(&below, &[], Path::new("/"), None).unwrap().is_err());
     }
 }

@@ -248,12 +248,15 @@ impl<'a> Writer<'a> {
             .map_or(entry.mode, |mode| mode.apply(entry.mode, is_directory))
     }
 
-    /// A directory that a destination needs: as BuildKit has it, an octal `--chmod` counts for
-    /// it, a symbolic one does not.
-    fn make_directory(&self, path: &Path) -> io::Result<OwnedFd> {
+    /// The mode of a directory that a destination needs: as BuildKit has it, an octal `--chmod`
+    /// counts for it, a symbolic one does not.
+    pub(super) fn made(&self) -> u32 {
         let octal = self.chmod.and_then(ModeChange::octal);
-        let mode = octal.map_or(0o755, |mode| mode & 0o777);
-        make_directory(self.root, path, self.owner, mode)
+        octal.map_or(0o755, |mode| mode & 0o777)
+    }
+
+    fn make_directory(&self, path: &Path) -> io::Result<OwnedFd> {
+        make_directory(self.root, path, self.owner, self.made())
     }
 
     /// The destination of a directory's content.

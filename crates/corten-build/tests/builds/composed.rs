@@ -35,6 +35,12 @@ const DOCKERFILES: &[(&str, bool)] = &[
         "FROM base AS one\nADD odd.tar /src/\nCOPY src /src/\nFROM base\nCOPY --from=one /src /all/\n",
         true,
     ),
+    // Directories of below: one has something new in it, the others keep their times.
+    (
+        "FROM base\nRUN busybox mkdir -p /old/er && busybox touch -t 200001010000 /old/er /old\n\
+         COPY src /old/er/x/\n",
+        true,
+    ),
     // Whose group everything made there has.
     (
         "FROM base\nRUN busybox mkdir /to && busybox chown 3:9 /to && busybox chmod 2775 /to\n\

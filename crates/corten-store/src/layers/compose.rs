@@ -51,7 +51,6 @@ impl<'a> Described<'a> {
 #[derive(Debug)]
 pub struct Composer<'a> {
     feed: &'a mut Feed,
-    content: u64,
 }
 
 impl Composer<'_> {
@@ -114,7 +113,6 @@ impl Composer<'_> {
         };
         tar_header::write(self.feed, path.as_os_str().as_bytes(), &entry)?;
         self.feed.copy(size, content)?;
-        self.content += size;
         tar_header::pad(self.feed, size)
     }
 }
@@ -138,20 +136,12 @@ impl Layers {
         make: impl FnOnce(&mut Composer<'_>) -> Result<(), E> + Send,
     ) -> Result<Result<LayerInfo, E>, StoreError> {
         let mut failure = None;
-        let mut size = 0;
         let failed = &mut failure;
-        let content = &mut size;
         let composed = decode::spread(
             Algorithm::Sha256,
             self.blobs.phases(),
             move |mut feed| {
-                let mut composer = Composer {
-                    feed: &mut feed,
-                    content: 0,
-                };
-                let made = make(&mut composer);
-                *content = composer.content;
-                match made {
+                match make(&mut Composer { feed: &mut feed }) {
                     Ok(()) => tar_header::end(&mut feed).and_then(|()| feed.flush()),
                     Err(error) => {
                         // Who unpacks it has given up, and says why; else the error is ours.
@@ -170,7 +160,7 @@ impl Layers {
         let (digest, staged) = composed?;
         let info = LayerInfo {
             diff_id: DiffId(digest),
-            size,
+            size: staged.content,
         };
         self.publish_made(&staged.path, &info, &staged.pending)
             .map(Ok)

@@ -29,7 +29,7 @@ const NODE: usize = 128;
 /// Bytes of names that may be left for the base to settle: they go into one row.
 const MAX_PENDING: usize = 32 << 20;
 /// What the names of whiteouts begin with (image-spec, layer.md).
-pub(super) const WHITEOUT: &[u8] = b".wh.";
+pub const WHITEOUT: &[u8] = b".wh.";
 /// The entry that makes its directory opaque.
 pub(super) const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 

@@ -54,7 +54,7 @@ use crate::tmp::NameLock;
 pub use changes::{Change, ChangeKind};
 pub use compose::{Composer, Described};
 pub use driver::LayerForm;
-pub use entry::{Attributes, attributes};
+pub use entry::{Attributes, WHITEOUT, attributes};
 pub use mount::Upper;
 pub use squeeze::{Squeeze, Squeezer};
 pub use work::WorkDir;
@@ -466,8 +466,8 @@ impl Layers {
         self.driver.path(diff_id)
     }
 
-    /// Reads a layer and tells what is wrong with it, as far as its form lets that be seen: of
-    /// a directory, where it was made here, so that its tar is what its diff id says.
+    /// Reads a layer and tells what is wrong with it, as far as its form lets that be seen; of one
+    /// that was made here, also whether its tar is what its diff id says.
     pub(crate) fn verify(&self, diff_id: &DiffId) -> Result<Option<String>, StoreError> {
         if let Some(reason) = self.driver.verify(diff_id)? {
             return Ok(Some(reason));
