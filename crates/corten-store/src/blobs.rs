@@ -277,7 +277,9 @@ impl Blobs {
     }
 
     /// Whether a blob has had its name since then, in seconds since the epoch: a rename counts as
-    /// a change of the file's status.
+    /// a change of the file's status. That very second counts as well, in which most blobs are
+    /// named and synced before their image is stored: one that is lost and made again within it is
+    /// taken for older, and so is one that is made after the clock was set back.
     pub(crate) fn was_named_by(&self, digest: &Digest, time: i64) -> bool {
         fs::metadata(self.path(digest)).is_ok_and(|blob| blob.ctime() <= time)
     }

@@ -165,7 +165,7 @@ impl<'a> Walk<'a> {
             }
             let to = to.join(&name);
             if kind == FileType::Directory {
-                if left_out && !rules.may_keep_below(self, &path) {
+                if left_out && !self.may_keep_below(&path) {
                     continue;
                 }
                 let entry = self.tree.entry(path, to, &stat);
@@ -181,6 +181,13 @@ impl<'a> Walk<'a> {
             }
         }
         Ok(found)
+    }
+
+    /// Whether something below a directory that is left out may be kept.
+    fn may_keep_below(&self, path: &Path) -> bool {
+        let below = self.below_source(path);
+        self.tree.ignore.may_keep_below(&path.to_string_lossy())
+            || self.exclude.may_keep_below(&below.to_string_lossy())
     }
 
     fn below_source<'p>(&self, path: &'p Path) -> &'p Path {
@@ -269,14 +276,6 @@ impl Rules {
         (!ignore.is_empty() && ignore.ignores_in(&self.ignore, &path.to_string_lossy()))
             || (!exclude.is_empty()
                 && exclude.ignores_in(&self.exclude, &walk.below_source(path).to_string_lossy()))
-    }
-
-    /// Whether something below a directory that is left out may be kept.
-    #[allow(clippy::unused_self, reason = "asked beside `leave_out`")]
-    fn may_keep_below(&self, walk: &Walk<'_>, path: &Path) -> bool {
-        let below = walk.below_source(path);
-        walk.tree.ignore.may_keep_below(&path.to_string_lossy())
-            || walk.exclude.may_keep_below(&below.to_string_lossy())
     }
 }
 
