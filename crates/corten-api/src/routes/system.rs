@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::{Answer, Body, Query};
 use crate::error::ApiError;
-use crate::query::flag;
+use crate::query::{filters, flag};
 
 pub(super) fn routes() -> Router<Engine> {
     Router::new()
@@ -61,8 +61,15 @@ async fn auth(State(engine): State<Engine>, body: Body<Credential>) -> Answer {
     .into_response())
 }
 
-async fn disk_usage(State(engine): State<Engine>) -> Answer {
-    Ok(Json(engine.system().df().await?).into_response())
+#[derive(Deserialize)]
+struct UsageQuery {
+    /// Of the build cache's records; Corten's own.
+    filters: Option<String>,
+}
+
+async fn disk_usage(State(engine): State<Engine>, Query(query): Query<UsageQuery>) -> Answer {
+    let cache = filters(query.filters.as_deref())?;
+    Ok(Json(engine.system().df(cache).await?).into_response())
 }
 
 #[derive(Deserialize)]

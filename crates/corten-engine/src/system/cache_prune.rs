@@ -4,29 +4,16 @@
 use std::collections::{BTreeMap, HashSet};
 
 use bollard_stubs::models::BuildPruneResponse;
-use corten_build::{CacheRecord, RecordKind};
+use corten_build::CacheRecord;
 
-use super::df::{NANOS, build_error, kind};
+use super::cache_filters::Chosen;
+use super::df::{NANOS, build_error};
 use crate::Filters;
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::parse::{filters, time};
+use crate::parse::time;
 
 type Result<T> = std::result::Result<T, EngineError>;
-
-const FILTERS: &[&str] = &[
-    "until",
-    "id",
-    "parent",
-    "type",
-    "description",
-    "inuse",
-    "shared",
-    "private",
-    "mutable",
-    "immutable",
-    "unused-for",
-];
 
 /// How much of the build cache a prune leaves, in bytes; 0: no such bound.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -64,16 +51,7 @@ pub(super) fn prune(
     wanted: &Filters,
     space: CacheSpace,
 ) -> Result<BuildPruneResponse> {
-    filters::check(wanted, FILTERS)?;
-    // The names that `until` had, and has.
-    let mut timed = wanted.clone();
-    if let Some(values) = timed.remove("unused-for") {
-        timed.entry("until".to_owned()).or_default().extend(values);
-    }
-    let until = filters::until(&timed, jiff::Timestamp::now())?;
-    let flags = ["inuse", "shared", "private", "mutable", "immutable"]
-        .map(|field| presence(wanted, field).map(|wish| (field, wish)));
-    let flags: Vec<_> = flags.into_iter().collect::<Result<_>>()?;
+    let chosen = Chosen::by(wanted)?;
     let builder = engine.builder(BTreeMap::new());
     let pruned = if wanted.is_empty() && space == CacheSpace::default() {
         builder.prune(all)
@@ -81,21 +59,7 @@ pub(super) fn prune(
         let records = builder.usage().map_err(build_error)?;
         let free = Disk::of(engine).free;
         let total = records.iter().filter(|r| !r.shared).map(|r| r.size).sum();
-        let matching = records.into_iter().filter(|record| {
-            until.is_none_or(|until| record.last_used < until)
-                && matches(wanted, record)
-                && flags.iter().all(|(field, wish)| {
-                    wish.is_none_or(|wish| {
-                        wish == match *field {
-                            "inuse" => record.in_use,
-                            "shared" => record.shared,
-                            "private" => !record.shared,
-                            "mutable" => record.kind == RecordKind::CacheMount,
-                            _ => record.kind != RecordKind::CacheMount,
-                        }
-                    })
-                })
-        });
+        let matching = records.into_iter().filter(|record| chosen.takes(record));
         let ids = within(matching.collect(), space.keep(total, free), total);
         builder.prune_only(all, &ids)
     };
@@ -218,26 +182,10 @@ fn within(mut records: Vec<CacheRecord>, keep: Option<u64>, mut total: u64) -> H
     ids
 }
 
-/// A field that says yes by being there (`inuse`), or has a boolean.
-fn presence(wanted: &Filters, field: &str) -> Result<Option<bool>> {
-    match filters::values(wanted, field) {
-        [value] if value.is_empty() => Ok(Some(true)),
-        _ => filters::flag(wanted, field),
-    }
-}
-
-fn matches(wanted: &Filters, record: &CacheRecord) -> bool {
-    filters::any(wanted, "id", |id| record.id.starts_with(id.as_str()))
-        // Records here are keyed by all that went in; none names a parent.
-        && filters::values(wanted, "parent").is_empty()
-        && filters::any(wanted, "type", |text| *text == kind(record.kind).to_string())
-        && filters::any(wanted, "description", |text| {
-            record.description.contains(text.as_str())
-        })
-}
-
 #[cfg(test)]
 mod tests {
+    use corten_build::RecordKind;
+
     use super::*;
 
     fn record(id: &str, size: u64, last_used: i64) -> CacheRecord {
@@ -252,10 +200,6 @@ mod tests {
             last_used,
             uses: 0,
         }
-    }
-
-    fn filter(field: &str, value: &str) -> Filters {
-        [(field.to_owned(), vec![value.to_owned()])].into()
     }
 
     #[test]
@@ -333,30 +277,5 @@ mod tests {
         assert_eq!(gone(disk.policy(Some(900)), 300), ["ancient"]);
         assert_eq!(gone(disk.policy(Some(900)), 0), ["ancient", "old"]);
         assert_eq!(gone(disk.policy(Some(10)), 300), ["ancient", "new", "old"]);
-    }
-
-    #[test]
-    fn filters_select() {
-        let record = record("abc", 1, 1);
-        for (field, value, expected) in [
-            ("id", "ab", true),
-            ("id", "b", false),
-            ("type", "regular", true),
-            ("type", "exec.cachemount", false),
-            ("description", "RUN", true),
-            ("parent", "abc", false),
-        ] {
-            assert_eq!(
-                matches(&filter(field, value), &record),
-                expected,
-                "{field}={value}"
-            );
-        }
-        assert_eq!(presence(&filter("inuse", ""), "inuse").unwrap(), Some(true));
-        assert_eq!(
-            presence(&filter("inuse", "0"), "inuse").unwrap(),
-            Some(false)
-        );
-        assert!(presence(&filter("inuse", "x"), "inuse").is_err());
     }
 }

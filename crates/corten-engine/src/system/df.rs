@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use bollard_stubs::models::{BuildCache, BuildCacheTypeEnum, VolumeUsageData};
 use corten_build::RecordKind;
 
+use super::cache_filters::Chosen;
 use super::{DiskUsage, usage};
+use crate::Filters;
 use crate::containers::ListOptions;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -19,7 +21,7 @@ pub(super) const NANOS: i64 = 1_000_000_000;
 type Result<T> = std::result::Result<T, EngineError>;
 
 /// `docker system df`.
-pub(super) async fn df(engine: &Engine) -> Result<DiskUsage> {
+pub(super) async fn df(engine: &Engine, cache: Filters) -> Result<DiskUsage> {
     let containers = engine
         .containers()
         .list(ListOptions {
@@ -55,7 +57,7 @@ pub(super) async fn df(engine: &Engine) -> Result<DiskUsage> {
                 volume.usage_data = Some(used);
                 volumes.push(volume);
             }
-            let (build_cache, builder_size) = build_cache(engine)?;
+            let (build_cache, builder_size) = build_cache(engine, &cache)?;
             // Layers, their blobs, what has come of blobs that are not whole, and what is being
             // deleted.
             let root = engine.layout().root();
@@ -77,14 +79,15 @@ pub(super) async fn df(engine: &Engine) -> Result<DiskUsage> {
 }
 
 /// The build cache's records, and their bytes. Blocks.
-fn build_cache(engine: &Engine) -> Result<(Vec<BuildCache>, i64)> {
+fn build_cache(engine: &Engine, wanted: &Filters) -> Result<(Vec<BuildCache>, i64)> {
+    let chosen = Chosen::by(wanted)?;
     let records = engine
         .builder(BTreeMap::new())
         .usage()
         .map_err(build_error)?;
     let mut total = 0;
     let mut list = Vec::new();
-    for record in records {
+    for record in records.into_iter().filter(|record| chosen.takes(record)) {
         let size = i64::try_from(record.size).unwrap_or(i64::MAX);
         if !record.shared {
             total += size;

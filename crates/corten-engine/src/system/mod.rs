@@ -1,5 +1,6 @@
 //! The engine itself: information, version, disk usage, housekeeping.
 
+mod cache_filters;
 mod cache_prune;
 mod df;
 mod info;
@@ -81,12 +82,12 @@ impl System {
         info::version()
     }
 
-    /// `docker system df`.
+    /// `docker system df`; `cache`: filters of the build cache's records.
     ///
     /// # Errors
-    /// When the database or the store cannot be read.
-    pub async fn df(&self) -> Result<DiskUsage> {
-        df::df(&self.0).await
+    /// When the database or the store cannot be read, or a filter is none.
+    pub async fn df(&self, cache: Filters) -> Result<DiskUsage> {
+        df::df(&self.0, cache).await
     }
 
     /// Looks for everything that could be orphaned or inconsistent; puts it right when

@@ -58,19 +58,29 @@ pub(crate) struct Record {
 }
 
 async fn du(cli: &Cli, flags: Parsed) -> Result {
+    // `inuse` is `inuse=true`.
+    let filters: Vec<String> = flags
+        .list("filter")
+        .into_iter()
+        .map(|filter| match filter.contains('=') {
+            true => filter.to_owned(),
+            false => format!("{filter}="),
+        })
+        .collect();
+    if !filters.is_empty() && !cli.client()?.in_process() && !super::is_corten(cli).await? {
+        return Err(CliError::message(
+            "--filter: this engine tells of its whole build cache only",
+        ));
+    }
+    let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
     let usage: Usage = cli
         .client()?
         .get("/system/df")
         .query("type", "build-cache")
+        .filters(&filters)
         .json()
         .await?;
-    let filters = flags.list("filter");
-    let filters: Vec<Filter> = filters
-        .into_iter()
-        .map(Filter::parse)
-        .collect::<Result<_>>()?;
-    let mut records = usage.build_cache.unwrap_or_default();
-    records.retain(|record| filters.iter().all(|filter| filter.matches(record)));
+    let records = usage.build_cache.unwrap_or_default();
     if let Some(format) = flags.nonempty("format") {
         if flags.on("verbose") {
             return Err(CliError::message(
@@ -110,85 +120,6 @@ impl Record {
             .with("LastUsedAt", last.map(ago).unwrap_or_default())
             .with("Type", self.kind.as_str())
     }
-}
-
-/// One `--filter`.
-#[derive(Debug, PartialEq)]
-enum Filter {
-    /// A field that is true, or is not.
-    Is(&'static str, bool),
-    /// A field that begins with, has, or is what is said.
-    Has(&'static str, String),
-    /// Not used since then.
-    Until(jiff::Timestamp),
-}
-
-const TRUTHS: [&str; 5] = ["inuse", "shared", "private", "mutable", "immutable"];
-const TEXTS: [&str; 4] = ["id", "parent", "type", "description"];
-
-impl Filter {
-    fn parse(text: &str) -> Result<Self> {
-        let wrong = || CliError::message(format!("invalid filter {text:?}"));
-        let (name, value) = match text.split_once('=') {
-            Some((name, value)) => (name.trim(), Some(value.trim())),
-            None => (text.trim(), None),
-        };
-        let is = |known: &[&'static str]| known.iter().copied().find(|known| *known == name);
-        if let Some(name) = is(&TRUTHS) {
-            return match value {
-                None | Some("" | "true" | "1") => Ok(Self::Is(name, true)),
-                Some("false" | "0") => Ok(Self::Is(name, false)),
-                Some(_) => Err(wrong()),
-            };
-        }
-        let value = value.filter(|value| !value.is_empty()).ok_or_else(wrong)?;
-        if let Some(name) = is(&TEXTS) {
-            return Ok(Self::Has(name, value.to_owned()));
-        }
-        if matches!(name, "until" | "unused-for") {
-            return Ok(Self::Until(since(value).ok_or_else(wrong)?));
-        }
-        let known = [&TRUTHS[..], &TEXTS, &["until"]].concat().join(", ");
-        Err(CliError::message(format!(
-            "invalid filter {text:?}: there are {known}"
-        )))
-    }
-
-    fn matches(&self, record: &Record) -> bool {
-        match self {
-            Self::Is(name, wanted) => {
-                *wanted
-                    == match *name {
-                        "inuse" => record.in_use,
-                        "shared" => record.shared,
-                        "private" => !record.shared,
-                        "mutable" => record.mutable(),
-                        _ => !record.mutable(),
-                    }
-            }
-            Self::Has("id", id) => record.id.starts_with(id),
-            Self::Has("type", kind) => record.kind == *kind,
-            Self::Has("description", text) => record.description.contains(text),
-            Self::Has(_, parent) => {
-                record.parent == *parent
-                    || record.parents.iter().flatten().any(|other| other == parent)
-            }
-            Self::Until(time) => {
-                let used = record.last_used_at.as_deref();
-                let used = used.and_then(|text| text.parse::<jiff::Timestamp>().ok());
-                used.is_none_or(|used| used < *time)
-            }
-        }
-    }
-}
-
-/// A point in time, or how long ago it is (`24h`).
-fn since(text: &str) -> Option<jiff::Timestamp> {
-    if let Ok(time) = text.parse() {
-        return Some(time);
-    }
-    let ago: jiff::SignedDuration = text.parse().ok()?;
-    jiff::Timestamp::now().checked_sub(ago).ok()
 }
 
 fn table(records: &[Record]) -> String {
@@ -274,43 +205,6 @@ fn ago(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn filters() {
-        let record = Record {
-            id: "abc".to_owned(),
-            kind: "regular".to_owned(),
-            description: "[2/3] RUN make".to_owned(),
-            last_used_at: Some("2026-01-01T00:00:00Z".to_owned()),
-            ..Record::default()
-        };
-        for (text, expected) in [
-            ("id=ab", true),
-            ("id=b", false),
-            ("type=regular", true),
-            ("type=exec.cachemount", false),
-            ("description=make", true),
-            ("inuse", false),
-            ("inuse=false", true),
-            ("private", true),
-            ("shared", false),
-            ("mutable", false),
-            ("immutable", true),
-            ("parent=x", false),
-            ("until=2026-01-02T00:00:00Z", true),
-            ("until=2025-12-31T00:00:00Z", false),
-            ("until=1h", true),
-        ] {
-            assert_eq!(
-                Filter::parse(text).unwrap().matches(&record),
-                expected,
-                "{text}"
-            );
-        }
-        for wrong in ["color=red", "id", "inuse=x", "until=soon"] {
-            assert!(Filter::parse(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn rows_and_totals() {
