@@ -40,6 +40,14 @@ fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
     }
 }
 
+/// Bytes of a page. rustix would ask the kernel, which answers from Linux 6.4 on, or look into
+/// `/proc`, which a process on its way into a container may not see.
+pub(crate) fn page_size() -> usize {
+    // SAFETY: sysconf(3) only reads what the process was started with.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).unwrap_or(4096)
+}
+
 /// `pidfd_send_signal` for the signal numbers that have no name (real-time signals).
 pub(crate) fn pidfd_send_raw_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errno> {
     // SAFETY: the descriptor is borrowed for the call; a null siginfo is allowed.

@@ -144,7 +144,7 @@ fn one_line(kind: &str, data: &[Setting]) -> Result<(MountFlags, CString), Errno
     }
     let text = CString::new(words.join(",")).map_err(|_| Errno::INVAL)?;
     // The kernel would cut it off.
-    if text.as_bytes_with_nul().len() > rustix::param::page_size() {
+    if text.as_bytes_with_nul().len() > sys::page_size() {
         return Err(Errno::TOOBIG);
     }
     Ok((flags, text))
