@@ -203,7 +203,7 @@ fn execute(
     parsed: Parsed,
 ) -> u8 {
     start_logging(&cli, command);
-    if !takes_room(command) {
+    if !command.fills {
         corten_engine::may_use_reserve();
     }
     let mut builder = if command.heavy {
@@ -236,11 +236,6 @@ fn execute(
             error.code()
         }
     }
-}
-
-/// Whether a command rather fills the disk than empties it: it does not get the last room there is.
-fn takes_room(command: &Command) -> bool {
-    command.name == "build" || command.heavy && command.name != "check"
 }
 
 /// A server logs; a command line does so only when asked.
@@ -476,13 +471,20 @@ mod tests {
             ("run alpine", true),
             ("pull alpine", true),
             ("import a", true),
+            ("load", true),
+            ("commit c", true),
+            ("create alpine", true),
+            ("save alpine", false),
+            ("export c", false),
+            ("push alpine", false),
+            ("serve", false),
             ("rm x", false),
             ("builder prune", false),
             ("system prune", false),
             ("system check", false),
         ] {
             let (path, command, _) = find("corten", words(words_of)).unwrap();
-            assert_eq!(takes_room(command), takes, "{path}");
+            assert_eq!(command.fills, takes, "{path}");
         }
     }
 

@@ -53,6 +53,8 @@ pub struct Command {
     pub hidden: bool,
     /// Worth several threads (moves or compresses much data).
     pub heavy: bool,
+    /// Rather fills the disk than empties it.
+    pub fills: bool,
     /// What it does.
     pub action: Action,
 }
@@ -77,6 +79,7 @@ impl Command {
             interspersed: true,
             hidden: false,
             heavy: false,
+            fills: false,
             action: Action::Run(run),
         }
     }
@@ -99,6 +102,7 @@ impl Command {
             interspersed: true,
             hidden: false,
             heavy: false,
+            fills: false,
             action: Action::Group(commands),
         }
     }
@@ -174,6 +178,15 @@ impl Command {
     pub const fn heavy(self) -> Self {
         Self {
             heavy: true,
+            ..self
+        }
+    }
+
+    /// Does not get the last room of a disk, which is for those that empty it.
+    #[must_use]
+    pub const fn fills(self) -> Self {
+        Self {
+            fills: true,
             ..self
         }
     }

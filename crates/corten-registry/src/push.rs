@@ -229,9 +229,11 @@ async fn has_all(host: &Host, image: &ImageRef, blobs: &[Digest]) -> Result<bool
         let there = host
             .send(Method::HEAD, Target::Api(&path), scope, &|request| request)
             .await?;
-        if !there.status().is_success() {
+        if there.status() == StatusCode::NOT_FOUND {
             return Ok(false);
         }
+        // Not to know is no reason to push another manifest in the place of this one.
+        accepted(host, there, &image.name()).await?;
     }
     Ok(true)
 }

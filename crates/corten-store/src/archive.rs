@@ -238,7 +238,10 @@ pub fn entries<R: Read, E: From<io::Error>>(
         let stored = entry.header().entry_size().unwrap_or_default();
         let (stored, next) = match entry.header().entry_type() {
             // Its size is that of the file, holes and all; or what a record says.
-            tar::EntryType::GNUSparse if pax.has(b"size") => (stored, None),
+            // No archiver writes both, and where the next header is would be a guess.
+            tar::EntryType::GNUSparse if pax.has(b"size") => {
+                return Err(malformed(invalid("a sparse file says its size twice")).into());
+            }
             tar::EntryType::GNUSparse => (stored, Some(stored)),
             _ => (stored.max(entry.size()), Some(entry.size())),
         };

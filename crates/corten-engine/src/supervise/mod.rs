@@ -33,6 +33,9 @@ pub fn main(args: &[OsString]) -> ExitCode {
         [flag, root, id] if flag == "--root" => (PathBuf::from(root), id.to_string_lossy()),
         _ => return give_up(launch, "supervise: expected --root DIR ID"),
     };
+    // A container may have filled the disk; what is written of its end is little, and it may be
+    // what frees the disk.
+    crate::may_use_reserve();
     let engine = match Engine::open(EngineOptions { root: Some(root) }) {
         Ok(engine) => engine,
         Err(error) => return give_up(launch, &error.to_string()),

@@ -21,6 +21,7 @@ pub(crate) static COMMIT: Command = Command::new(
 .arity(Arity::Range(1, 2))
 .flags_first()
 .heavy()
+.fills()
 .flags(&[&[
     Flag::text(
         "author",

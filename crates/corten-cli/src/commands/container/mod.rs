@@ -55,7 +55,8 @@ pub(crate) static RUN: Command = Command::new(
 .flags(&[run::flags::CONTAINER, run::flags::RUN])
 .arity(Arity::Min(1))
 .flags_first()
-.heavy();
+.heavy()
+.fills();
 
 /// `create`.
 pub(crate) static CREATE: Command = Command::new(
@@ -68,7 +69,8 @@ pub(crate) static CREATE: Command = Command::new(
 .flags(&[run::flags::CONTAINER])
 .arity(Arity::Min(1))
 .flags_first()
-.heavy();
+.heavy()
+.fills();
 
 /// `container …`.
 pub(crate) static GROUP: Command = Command::group(

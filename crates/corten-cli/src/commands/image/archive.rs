@@ -49,6 +49,7 @@ pub(crate) static LOAD: Command = Command::new(
 .aliases(&["image load", "load"])
 .arity(Arity::None)
 .heavy()
+.fills()
 .flags(&[&[
     Flag::text("input", "Read from tar archive file, instead of STDIN").short('i'),
     Flag::text(
@@ -68,6 +69,7 @@ pub(crate) static IMPORT: Command = Command::new(
 .aliases(&["image import", "import"])
 .arity(Arity::Min(1))
 .heavy()
+.fills()
 .flags(&[&[
     Flag::list(
         "change",

@@ -26,6 +26,7 @@ pub(crate) static PULL: Command = Command::new(
 .aliases(&["image pull", "pull"])
 .arity(Arity::Exact(1))
 .heavy()
+.fills()
 .flags(&[&[
     Flag::switch("all-tags", "Download all tagged images in the repository").short('a'),
     UNTRUSTED,

@@ -509,13 +509,20 @@ fn long_mount_options() {
     running.cgroup.remove().unwrap();
     let namespaces = json!([{"type": "pid"}, {"type": "uts"}]);
     let few = format!("lowerdir={}", short.join(":"));
-    let outcome = among(namespaces.clone(), &few).unwrap();
-    assert!(
-        outcome.stdout.starts_with("one\nthree\ntwo\n"),
-        "{outcome:?}"
-    );
-    let error = among(namespaces, &lower).unwrap_err().to_string();
-    assert!(error.contains("longer than 255 bytes"), "{error}");
+    match among(namespaces.clone(), &few) {
+        Err(error) if error.to_string().contains("Linux 6.15") => {
+            println!("skipped: without a mount namespace, as {error}");
+        }
+        outcome => {
+            let outcome = outcome.unwrap();
+            assert!(
+                outcome.stdout.starts_with("one\nthree\ntwo\n"),
+                "{outcome:?}"
+            );
+            let error = among(namespaces, &lower).unwrap_err().to_string();
+            assert!(error.contains("longer than 255 bytes"), "{error}");
+        }
+    }
     // More than even `mount(2)` takes, with the host untouched.
     let endless = format!("lowerdir={}", [long.as_str(); 20].join(":"));
     let error = Container::sh("true")
