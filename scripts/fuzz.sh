@@ -32,6 +32,8 @@ for target in "${targets[@]}"; do
 done
 for target in "${targets[@]}"; do
   mkdir -p "fuzz/corpus/$target"
+  kept=fuzz/corpora/$target.tar.xz
+  [ ! -f "$kept" ] || tar -xJf "$kept" -C fuzz/corpus
   corpora=("fuzz/corpus/$target")
   [ ! -d "fuzz/seeds/$target" ] || corpora+=("fuzz/seeds/$target")
   log=$scratch/log
