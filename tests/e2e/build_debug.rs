@@ -14,6 +14,12 @@ struct Sitting {
     seen: Arc<Mutex<String>>,
 }
 
+/// `build --debug` of a context with nothing but this Dockerfile.
+fn debug(engine: &Engine, name: &str, dockerfile: &str) -> Sitting {
+    let context = engine.context(name, &[("Dockerfile", dockerfile)]);
+    sit_down(engine, &["build", "--debug", context.to_str().unwrap()])
+}
+
 fn sit_down(engine: &Engine, args: &[&str]) -> Sitting {
     let terminal = Terminal::open();
     let theirs = || Stdio::from(terminal.theirs.try_clone().unwrap());
@@ -103,9 +109,7 @@ fn an_engine_elsewhere_has_shells_too() {
 fn nothing_is_left_of_a_shell_whose_build_is_killed() {
     let engine = Engine::with_alpine();
     let dockerfile = "FROM alpine\nRUN false\n";
-    let context = engine.context("killed", &[("Dockerfile", dockerfile)]);
-    let args = ["build", "--debug", context.to_str().unwrap()];
-    let mut sitting = sit_down(&engine, &args);
+    let mut sitting = debug(&engine, "killed", dockerfile);
     sitting.sees("This is /bin/sh in what it left");
     let time = some_time();
     sitting.types(&format!("echo pid $((1 + 1)); exec sleep {time}\n"));
@@ -120,9 +124,7 @@ fn nothing_is_left_of_a_shell_whose_build_is_killed() {
 fn nothing_is_left_of_a_shell_whose_process_is_killed() {
     let engine = Engine::with_alpine();
     let dockerfile = "FROM alpine\nRUN exit 9\n";
-    let context = engine.context("shot", &[("Dockerfile", dockerfile)]);
-    let args = ["build", "--debug", context.to_str().unwrap()];
-    let mut sitting = sit_down(&engine, &args);
+    let mut sitting = debug(&engine, "shot", dockerfile);
     sitting.sees("This is /bin/sh in what it left");
     let time = some_time();
     // The end of its terminal is nothing to it.
@@ -156,9 +158,7 @@ fn a_shell_that_is_none_hides_no_failure() {
     let engine = Engine::with_alpine();
     let dockerfile = "FROM alpine\nRUN printf '#!/bin/true\\n' > /bin/bash && chmod +x /bin/bash\n\
         RUN [\"sh\", \"-c\", \"exit 6\"]\n";
-    let context = engine.context("short", &[("Dockerfile", dockerfile)]);
-    let args = ["build", "--debug", context.to_str().unwrap()];
-    let mut sitting = sit_down(&engine, &args);
+    let mut sitting = debug(&engine, "short", dockerfile);
     assert_eq!(sitting.build.code(), Some(6));
     sitting.sees("This is /bin/bash in what it left");
     sitting.sees("ERROR: failed to solve: ");

@@ -23,6 +23,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How often at most it is given that time: one that writes for ever hangs, too.
 const GRACES: u32 = 15;
 
+/// Characters that mkdtemp(3) makes up, at the end of a name.
+const RANDOM: usize = 6;
+
 /// What is written down.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
@@ -82,8 +85,7 @@ fn left_behind(log: &Path, text: &str) -> Vec<PathBuf> {
         ("/tmp/.criu.mntns.", Path::new("/")),
     ] {
         for (at, _) in text.match_indices(prefix) {
-            // What mkdtemp(3) puts in the place of XXXXXX.
-            let end = at + prefix.len() + 6;
+            let end = at + prefix.len() + RANDOM;
             let Some(name) = text.get(at..end) else {
                 continue;
             };
