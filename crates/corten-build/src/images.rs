@@ -11,7 +11,7 @@ use crate::error::BuildError;
 use crate::hints;
 use crate::plan::{BaseImage, ImageKey};
 use crate::request::PullProgress;
-use crate::solve::{Session, brief};
+use crate::solve::{Session, blocking};
 use crate::{BoxError, BuildEvent};
 
 /// How often an image is pulled that is removed again before it could be read.
@@ -75,7 +75,7 @@ async fn find_or_pull(
     }
     if !session.pull {
         let (here, wanted) = (session.clone(), key.clone());
-        let local = brief(move || look(&here.store, &wanted.image)).await?;
+        let local = blocking(move || look(&here.store, &wanted.image)).await?;
         if let Some(image) = local {
             let have = platform_of(&image);
             if have.satisfies(&key.platform) {

@@ -196,17 +196,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|error| Err(BuildError::Internal(error.to_string())))
 }
 
-/// As [`blocking`], for what takes microseconds: the command line, which has one thread and this
-/// build to see to, does it there and then, where to hand it over would take longer.
-pub(crate) async fn brief<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
-) -> Result<T, BuildError> {
-    match tokio::runtime::Handle::current().runtime_flavor() {
-        tokio::runtime::RuntimeFlavor::CurrentThread => work(),
-        _ => blocking(work).await,
-    }
-}
-
 /// Builds.
 pub(crate) async fn solve(
     parts: Parts,
@@ -216,7 +205,7 @@ pub(crate) async fn solve(
 ) -> Result<Digest, BuildError> {
     let store = parts.store.clone();
     // Nothing is collected while layers exist that no row names yet.
-    let lease = brief(move || {
+    let lease = blocking(move || {
         store.sweep_directories();
         Ok(store.leases().acquire()?)
     });
@@ -465,10 +454,6 @@ async fn begin(
     );
     let (context, contexts) = (request.context, request.contexts);
     let arguments = request.build_args.clone();
-    // A file that is named may be another program's to write.
-    let at_hand = matches!(context, Context::Dir(_) | Context::Empty)
-        && contexts.is_empty()
-        && !matches!(dockerfile, DockerfileSource::File(_));
     let read = move || {
         let context = OpenContext::open(context, &store, &stop)?;
         let definition = context.dockerfile(&dockerfile)?;
@@ -479,12 +464,7 @@ async fn begin(
         let contexts = Contexts::open(contexts, &store, &stop)?;
         Ok((context, definition, time, contexts))
     };
-    // What is to be unpacked takes its time.
-    let read = if at_hand {
-        brief(read).await
-    } else {
-        blocking(read).await
-    };
+    let read = blocking(read).await;
     let mut platforms = request.platforms;
     if platforms.is_empty() {
         platforms.push(Platform::host());
@@ -535,11 +515,7 @@ async fn begin(
         let (_, rules) = context.ignore(&dockerfile)?;
         Ok(context.into_tree(rules))
     };
-    let read = if at_hand {
-        brief(read).await
-    } else {
-        blocking(read).await
-    };
+    let read = blocking(read).await;
     let (tree, unpacked) = vertex.end(false, read)?;
     let mut unpacked: Vec<TmpDir> = unpacked.into_iter().chain(fetched).collect();
     unpacked.append(&mut contexts.dirs);
