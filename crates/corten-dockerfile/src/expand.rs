@@ -221,6 +221,15 @@ impl Run<'_> {
                     result.push_str(&value);
                     words.raw(&mut self.word, &value);
                 }
+                // What follows `<<` is its word, blanks in between or not.
+                '<' if self.input.get(self.at + 1) == Some(&'<') => {
+                    let blanks = self.input[self.at + 2..].iter();
+                    let length = 2 + blanks.take_while(|c| c.is_whitespace()).count();
+                    let value: String = self.input[self.at..self.at + length].iter().collect();
+                    self.at += length;
+                    result.push_str(&value);
+                    words.raw(&mut self.word, &value);
+                }
                 _ if c == self.settings.escape => {
                     self.at += 1;
                     if self.raw_escapes {

@@ -105,6 +105,16 @@ pub fn description<'a>(comments: &'a [String], name: &str) -> Option<&'a str> {
         .filter(|_| !name.is_empty())
 }
 
+/// What `ONBUILD` leaves to builds on the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trigger {
+    /// As an image's configuration has it, here-documents included.
+    pub text: String,
+    /// Parsed, if it can be: as with BuildKit, what is wrong with it fails the builds on it, not
+    /// the one that leaves it.
+    pub instruction: Option<Box<Instruction>>,
+}
+
 /// The instructions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // named as in the Dockerfile reference
@@ -119,7 +129,7 @@ pub enum Kind {
     Healthcheck(Healthcheck),
     Label(Vec<KeyValue>),
     Maintainer(String),
-    Onbuild(Box<Instruction>),
+    Onbuild(Trigger),
     Run(RunInstruction),
     Shell(Vec<String>),
     Stopsignal(String),

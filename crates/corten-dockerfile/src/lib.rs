@@ -40,7 +40,7 @@ pub use expose::Exposed;
 pub use ignore::{IgnoreError, IgnoreRules, RulesAbove};
 pub use instruction::{
     ArgDeclaration, CommandLine, CopyInstruction, Directives, Dockerfile, Healthcheck, Heredoc,
-    Instruction, KeyValue, Kind, RunInstruction, Span, Stage, description,
+    Instruction, KeyValue, Kind, RunInstruction, Span, Stage, Trigger, description,
 };
 pub use mode::{ModeChange, ModeError};
 pub use mount::{Mount, MountKind, Sharing};

@@ -179,6 +179,7 @@ pub(crate) fn heredoc(word: &str) -> Option<Heredoc> {
         Some(rest) => (rest, true),
         None => (rest, false),
     };
+    let rest = rest.trim_start();
     if rest.is_empty() || rest.contains('<') {
         return None;
     }

@@ -204,6 +204,10 @@ fn quote(text: &str) -> String {
             c if c.is_ascii_control() => {
                 let _ = write!(out, "\\x{:02x}", u32::from(c));
             }
+            // Go calls no white space printable but the blank, and no control character.
+            c if c != ' ' && (c.is_whitespace() || c.is_control()) => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
             c => out.push(c),
         }
     }

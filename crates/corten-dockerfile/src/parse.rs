@@ -6,7 +6,7 @@ use crate::error::DockerfileError;
 use crate::flags::Flags;
 use crate::instruction::{
     ArgDeclaration, CommandLine, CopyInstruction, Dockerfile, Healthcheck, Heredoc, Instruction,
-    KeyValue, Kind, RunInstruction, Stage,
+    KeyValue, Kind, RunInstruction, Stage, Trigger,
 };
 use crate::line;
 use crate::node::Node;
@@ -379,10 +379,23 @@ fn onbuild(node: &Node) -> Result<Kind> {
     };
     let mut child = (**child).clone();
     child.heredocs.clone_from(&node.heredocs);
-    Ok(Kind::Onbuild(Box::new(trigger(&child)?)))
+    may_be_trigger(&child)?;
+    let mut text = child.text.clone();
+    for heredoc in &child.heredocs {
+        text.push('\n');
+        text.push_str(&heredoc.raw);
+        text.push_str(&heredoc.name);
+    }
+    let instruction = instruction(&child).ok().map(Box::new);
+    Ok(Kind::Onbuild(Trigger { text, instruction }))
 }
 
 fn trigger(node: &Node) -> Result<Instruction> {
+    may_be_trigger(node)?;
+    instruction(node)
+}
+
+fn may_be_trigger(node: &Node) -> Result<()> {
     match node.keyword.to_ascii_uppercase().as_str() {
         "ONBUILD" => Err(wrong(
             node,
@@ -392,7 +405,7 @@ fn trigger(node: &Node) -> Result<Instruction> {
             node,
             format!("{keyword} isn't allowed as an ONBUILD trigger"),
         )),
-        _ => instruction(node),
+        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,6 @@ use corten_dockerfile::{
     CommandLine, Exposed, Instruction, KeyValue, Kind, Lexer, Scope, Span, scope,
 };
 
-use super::outline::trigger_text;
 use super::{
     Base, BaseImage, CopyFrom, CopyOp, FromStep, ImageKey, Op, Outline, Plan, Source, StagePlan,
     Step, WorkdirOp, values,
@@ -509,8 +508,8 @@ impl<'a> Stage<'a> {
                 self.author.clone_from(author);
                 format!("MAINTAINER {author}")
             }
-            Kind::Onbuild(child) => {
-                self.config.on_build.push(trigger_text(child));
+            Kind::Onbuild(trigger) => {
+                self.config.on_build.push(trigger.text.clone());
                 String::new() // not in the history
             }
         };

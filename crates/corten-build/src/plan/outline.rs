@@ -365,26 +365,10 @@ fn triggers_of(instructions: &[Instruction]) -> Vec<String> {
     instructions
         .iter()
         .filter_map(|instruction| match &instruction.kind {
-            Kind::Onbuild(child) => Some(trigger_text(child)),
+            Kind::Onbuild(trigger) => Some(trigger.text.clone()),
             _ => None,
         })
         .collect()
-}
-
-/// A trigger as an image's configuration has it, here-documents included.
-pub(super) fn trigger_text(child: &Instruction) -> String {
-    let heredocs = match &child.kind {
-        Kind::Add(copy) | Kind::Copy(copy) => &copy.heredocs,
-        Kind::Run(run) => &run.heredocs,
-        _ => return child.text.clone(),
-    };
-    let mut text = child.text.clone();
-    for heredoc in heredocs {
-        text.push('\n');
-        text.push_str(&heredoc.raw);
-        text.push_str(&heredoc.name);
-    }
-    text
 }
 
 /// The predefined names of the global scope (BuildKit's `platform.go`).

@@ -150,7 +150,10 @@ impl Walk<'_> {
                 self.only_once(&at, "HEALTHCHECK");
             }
             Kind::Shell(_) => self.state.shell = true,
-            Kind::Onbuild(trigger) => self.state.triggers.push((**trigger).clone()),
+            Kind::Onbuild(trigger) => {
+                let parsed = trigger.instruction.as_deref().cloned();
+                self.state.triggers.extend(parsed);
+            }
             Kind::Maintainer(_) => {}
         }
         Ok(())

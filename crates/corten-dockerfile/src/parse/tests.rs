@@ -55,6 +55,37 @@ fn heredocs() {
 }
 
 #[test]
+fn blanks_may_stand_before_the_word_of_a_heredoc() {
+    let file = Dockerfile::parse("FROM a\nRUN cat << E\none\nE\nRUN echo 1 < 2\n").unwrap();
+    let Kind::Run(run) = &file.stages[0].instructions[0].kind else {
+        panic!()
+    };
+    assert_eq!(run.heredocs[0].content, "one\n");
+    let error = Dockerfile::parse("FROM a\nRUN R << \"some 'thing'\"\n").unwrap_err();
+    assert!(error.message.contains("unterminated heredoc"), "{error}");
+}
+
+#[test]
+fn triggers_are_understood_by_the_builds_they_are_left_to() {
+    for (line, text, understood) in [
+        ("ONBUILD RUN true", "RUN true", true),
+        ("ONBUILD : ADD . /x", ": ADD . /x", false),
+        ("ONBUILD copy /x", "copy /x", false),
+        ("ONBUILD RUN <<E\none\nE", "RUN <<E\none\nE", true),
+    ] {
+        let file = Dockerfile::parse(&format!("FROM a\n{line}\n")).unwrap();
+        let Kind::Onbuild(trigger) = &file.stages[0].instructions[0].kind else {
+            panic!()
+        };
+        assert_eq!(trigger.text, text);
+        assert_eq!(trigger.instruction.is_some(), understood, "{line}");
+    }
+    for line in ["ONBUILD", "ONBUILD ONBUILD RUN x", "ONBUILD FROM a"] {
+        assert!(Dockerfile::parse(&format!("FROM a\n{line}\n")).is_err());
+    }
+}
+
+#[test]
 fn errors_name_the_line() {
     for (text, expected) in [
         (
