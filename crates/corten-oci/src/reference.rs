@@ -82,8 +82,7 @@ impl ImageRef {
     }
 
     /// The repository as Docker shows it: `alpine`, `me/app`, `host:5000/app`. What would be
-    /// read as another repository when it is given back (`docker.io/a.b/c`), or as
-    /// an image's id, stays whole.
+    /// read as another repository when it is given back (`docker.io/a.b/c`) stays whole.
     #[must_use]
     pub fn familiar_name(&self) -> String {
         if self.domain != DEFAULT_DOMAIN {
@@ -95,7 +94,7 @@ impl ImageRef {
             _ => &self.path,
         };
         let (domain, path) = split_domain(short);
-        if domain == self.domain && path == self.path && !looks_like_id(short) {
+        if domain == self.domain && path == self.path {
             short.to_owned()
         } else {
             self.name()
@@ -168,18 +167,14 @@ impl ImageRef {
     }
 }
 
-/// 64 hexadecimal digits are an image's id.
-fn looks_like_id(s: &str) -> bool {
-    s.len() == 64
-        && s.bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-}
-
 impl FromStr for ImageRef {
     type Err = ReferenceError;
 
     fn from_str(s: &str) -> Result<Self, ReferenceError> {
-        if looks_like_id(s) {
+        if s.len() == 64
+            && s.bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        {
             return Err(ReferenceError::LooksLikeId(s.into()));
         }
         let (domain, remainder) = split_domain(s);
@@ -335,7 +330,6 @@ mod tests {
 
     #[test]
     fn normalises_as_docker_does() {
-        let named_like_id = format!("docker.io/library/{}", "a".repeat(64));
         for (input, whole, familiar) in [
             ("ubuntu", "docker.io/library/ubuntu", "ubuntu"),
             (
@@ -363,8 +357,6 @@ mod tests {
                 "docker.io/localhost/c",
                 "docker.io/localhost/c",
             ),
-            // Shortened it would be an image's id (found by fuzzing).
-            (&named_like_id, &named_like_id, &named_like_id),
         ] {
             let reference: ImageRef = input.parse().unwrap();
             assert_eq!(reference.to_string(), whole, "{input}");
