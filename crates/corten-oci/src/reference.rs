@@ -330,6 +330,8 @@ mod tests {
 
     #[test]
     fn normalises_as_docker_does() {
+        let named_like_id = "a".repeat(64);
+        let whole_like_id = format!("docker.io/library/{named_like_id}");
         for (input, whole, familiar) in [
             ("ubuntu", "docker.io/library/ubuntu", "ubuntu"),
             (
@@ -357,6 +359,8 @@ mod tests {
                 "docker.io/localhost/c",
                 "docker.io/localhost/c",
             ),
+            // Docker shows what alone would be an image's id.
+            (&whole_like_id, &whole_like_id, &named_like_id),
         ] {
             let reference: ImageRef = input.parse().unwrap();
             assert_eq!(reference.to_string(), whole, "{input}");
