@@ -10,14 +10,16 @@ use std::net::Ipv4Addr;
 use crate::netlink::Socket;
 use crate::{Ipv4Net, NetworkError, Result, link};
 
-/// Where the subnets of engines with a root of their own come from (/24s; `10.160.0.0/11`: away
-/// from the defaults of kubeadm (10.96.0.0/12), flannel (10.244.0.0/16) and k3s (10.42, 10.43)).
-const ENGINE_POOL: (Ipv4Addr, u32) = (Ipv4Addr::new(10, 160, 0, 0), 1 << 13);
+/// Where the subnets of engines with a root of their own come from (/21s, as a bridge
+/// has at most 1023 ports; `10.160.0.0/11`: away from the defaults of kubeadm (10.96.0.0/12), flannel
+/// (10.244.0.0/16) and k3s (10.42, 10.43)).
+const ENGINE_POOL: (Ipv4Addr, u32) = (Ipv4Addr::new(10, 160, 0, 0), 1 << 10);
+const ENGINE_PREFIX: u8 = 21;
 
 /// Subnets to try, best first.
 ///
 /// `None` is the default engine: Docker's default address pools (172.17.0.0/16 … 172.31.0.0/16,
-/// then 192.168.0.0/20 …). `Some(seed)` is an engine with another root: the /24s of
+/// then 192.168.0.0/20 …). `Some(seed)` is an engine with another root: the /21s of
 /// 10.160.0.0/11, starting where the seed (a hash of the root) says.
 pub fn candidates(seed: Option<u32>) -> Box<dyn Iterator<Item = Ipv4Net>> {
     let net = |bits: u32, prefix: u8| Ipv4Net::new(Ipv4Addr::from_bits(bits), prefix);
@@ -31,8 +33,10 @@ pub fn candidates(seed: Option<u32>) -> Box<dyn Iterator<Item = Ipv4Net>> {
         }
         Some(seed) => {
             let (base, count) = ENGINE_POOL;
+            let size = 1 << (32 - ENGINE_PREFIX);
             Box::new((0..count).filter_map(move |n| {
-                net(base.to_bits() + (seed.wrapping_add(n) % count) * 256, 24)
+                let at = base.to_bits() + (seed.wrapping_add(n) % count) * size;
+                net(at, ENGINE_PREFIX)
             }))
         }
     }
@@ -159,12 +163,12 @@ mod tests {
         assert_eq!(default.len(), 31);
         assert_eq!(default[0], net("172.17.0.0/16"));
         assert_eq!(default[15], net("192.168.0.0/20"));
-        let seeded: Vec<_> = candidates(Some(8191 + 8192)).collect();
+        let seeded: Vec<_> = candidates(Some(1023 + 1024)).collect();
         assert_eq!(
             (seeded.len(), seeded[0], seeded[1]),
-            (8192, net("10.191.255.0/24"), net("10.160.0.0/24"))
+            (1024, net("10.191.248.0/21"), net("10.160.0.0/21"))
         );
-        assert_eq!(seeded.iter().collect::<BTreeSet<_>>().len(), 8192);
+        assert_eq!(seeded.iter().collect::<BTreeSet<_>>().len(), 1024);
     }
 
     #[test]
