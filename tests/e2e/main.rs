@@ -24,6 +24,7 @@ mod containers;
 mod crash;
 mod dockerfiles;
 mod harness;
+mod health;
 mod image_prune;
 mod image_words;
 mod images;

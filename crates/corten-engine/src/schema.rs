@@ -10,8 +10,15 @@ use corten_db::Schema;
 /// The tables of this crate.
 pub(crate) const SCHEMA: Schema = Schema {
     name: "engine",
-    migrations: &[FIRST],
+    migrations: &[FIRST, HEALTH],
 };
+
+/// `health` is one of Docker's states, or empty without a health check.
+const HEALTH: &str = "
+ALTER TABLE containers ADD COLUMN health TEXT NOT NULL DEFAULT '';
+ALTER TABLE containers ADD COLUMN failing_streak INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE containers ADD COLUMN health_log TEXT NOT NULL DEFAULT '[]';
+";
 
 const FIRST: &str = "
 CREATE TABLE settings (

@@ -277,7 +277,7 @@ async fn follow(shared: Rc<Shared>, exec: Rc<Exec>, begun: Begun) {
     shared.execs.borrow_mut().remove(&exec.spec.id);
 }
 
-async fn wait(pidfd: &AsyncFd<OwnedFd>) -> u8 {
+pub(crate) async fn wait(pidfd: &AsyncFd<OwnedFd>) -> u8 {
     loop {
         let Ok(mut ready) = pidfd.readable().await else {
             return 255;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use corten_network::{EndpointSpec, PortMapping, PortRequest};
 use corten_oci::runtime_spec::Spec;
 
+use crate::health::{HealthJob, HealthState};
 use crate::protocol::{Exit, Size};
 
 /// An error of the host's making.
@@ -40,6 +41,8 @@ pub struct Job {
     pub stop_timeout: i64,
     /// What happens after its end.
     pub restart: RestartPolicy,
+    /// How its health is checked, if it is.
+    pub health: Option<HealthJob>,
     /// Its control group (see [`corten_runtime::CgroupSpec`]).
     pub cgroup: String,
 }
@@ -119,6 +122,9 @@ pub trait Host {
 
     /// It has run for a while: what its start needed and nothing else will can go.
     fn steady(&mut self);
+
+    /// A health check has been judged. `changed`: the state is another one by it.
+    fn health(&mut self, health: &HealthState, changed: bool);
 
     /// It has ended. `restarting`: the policy will start it again.
     fn exited(&mut self, exit: &Exit, restarting: bool);

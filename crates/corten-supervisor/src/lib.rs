@@ -2,7 +2,7 @@
 //!
 //! A supervisor is the parent of one container's first process and owns everything that goes
 //! on while it lives: streams and log, attached clients, further processes, exit status,
-//! restart policy, published ports on loopback. It holds a lock for as long as it lives, so
+//! restart policy, health check, published ports on loopback. It holds a lock for as long as it lives, so
 //! the kernel answers "is it running?".
 //!
 //! Mechanism only: what to run and whom to tell is the [`Host`]'s business. Single-threaded:
@@ -11,6 +11,7 @@
 
 pub mod client;
 mod execs;
+mod health;
 mod hub;
 mod job;
 mod launch;
@@ -21,6 +22,7 @@ mod server;
 mod supervise;
 mod sys;
 
+pub use health::{HealthJob, HealthState, HealthStatus, Probe};
 pub use job::{BoxError, Host, Job, LogConfig, NetworkJob, RestartPolicy};
 pub use launch::{Launch, LaunchError, Launcher};
 pub use protocol::{Exit, Size, Streams};

@@ -11,6 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::execs::{self, Exec};
+use crate::health;
 use crate::hub;
 use crate::protocol::{Ask, Exit, Phase, Refusal, Reply, Request, Status, VERSION, receive, send};
 use crate::supervise::{Live, RunDir, Shared};
@@ -237,7 +238,7 @@ fn with(
     }
 }
 
-fn mark_paused(shared: &Shared, reply: &Reply, paused: bool) {
+fn mark_paused(shared: &Rc<Shared>, reply: &Reply, paused: bool) {
     if matches!(reply, Reply::Done) {
         shared.phase.set(if paused {
             Phase::Paused
@@ -245,6 +246,11 @@ fn mark_paused(shared: &Shared, reply: &Reply, paused: bool) {
             Phase::Running
         });
         shared.host.borrow_mut().paused(paused);
+        if paused {
+            health::suspend(shared);
+        } else {
+            health::resume(shared);
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::execs::Exec;
+use crate::health::{self, HealthJob, Monitor};
 use crate::hub::Hub;
 use crate::job::{Host, Job, RestartPolicy, StartError};
 use crate::launch::Launch;
@@ -70,6 +71,7 @@ pub(crate) struct Shared {
     /// Every exit, numbered; `over` once there will be no other.
     pub(crate) exits: watch::Sender<Exits>,
     pub(crate) execs: RefCell<HashMap<String, Rc<Exec>>>,
+    pub(crate) health: RefCell<Option<Monitor>>,
 }
 
 /// The last exit.
@@ -148,6 +150,7 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
         cancel: Notify::new(),
         exits: watch::Sender::new(Exits::default()),
         execs: RefCell::default(),
+        health: RefCell::default(),
     });
     let lived = tasks.block_on(&runtime, async {
         live(
@@ -264,7 +267,7 @@ async fn live(
         last = policy;
         let mut restart = policy;
         let exit = match outcome {
-            Ok(run) => {
+            Ok((run, check)) => {
                 shared.host.borrow_mut().started(run.pid, &run.ports);
                 tell(
                     launcher,
@@ -274,6 +277,9 @@ async fn live(
                     },
                 );
                 shared.phase.set(Phase::Running);
+                if let Some(check) = check {
+                    health::begin(shared, check);
+                }
                 let mut finish = std::pin::pin!(finish(shared, run));
                 tokio::select! {
                     exit = &mut finish => exit,
@@ -349,14 +355,15 @@ fn start(
     shared: &Rc<Shared>,
     attach: &mut Vec<(tokio::net::UnixStream, crate::protocol::Streams)>,
     last: RestartPolicy,
-) -> (RestartPolicy, Result<Run, StartError>) {
+) -> (RestartPolicy, Result<(Run, Option<HealthJob>), StartError>) {
     let prepared: Result<Job, _> = shared.host.borrow_mut().prepare();
-    let job = match prepared {
+    let mut job = match prepared {
         Ok(job) => job,
         // A restart that cannot even be prepared is tried again like any other failure.
         Err(error) => return (last, Err(StartError::other(error))),
     };
     let policy = job.restart;
+    let check = job.health.take();
     let hub = Hub::new(job.tty, job.stdin_once, run::open_log(&job.log));
     *shared.hub.borrow_mut() = Some(hub.clone());
     for (client, streams) in attach.drain(..) {
@@ -366,7 +373,7 @@ fn start(
     if let Ok(run) = &started {
         *shared.run.borrow_mut() = Some(Live::of(run));
     }
-    (policy, started)
+    (policy, started.map(|run| (run, check)))
 }
 
 /// Waits for the end of a run and undoes it.
@@ -374,6 +381,7 @@ async fn finish(shared: &Rc<Shared>, mut run: Run) -> Exit {
     let status = run.wait().await;
     let at = now();
     shared.phase.set(Phase::Ending);
+    health::end(shared);
     let oom = run.drain().await;
     *shared.run.borrow_mut() = None;
     shared.execs.borrow_mut().clear();

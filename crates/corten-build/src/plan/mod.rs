@@ -31,6 +31,7 @@ use crate::request::{AllowedDevices, StepNetworkMode};
 pub(crate) use evaluate::evaluate;
 pub(crate) use mounts::{MountFrom, Mounted, RunMount};
 pub(crate) use outline::Outline;
+pub use values::go_duration;
 
 /// The parts of a request that steer the plan.
 #[derive(Debug, Clone, Default)]

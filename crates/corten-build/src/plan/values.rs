@@ -75,7 +75,8 @@ pub(super) fn go_health(check: &Health) -> String {
 }
 
 /// Go's form of a duration in nanoseconds: `1m30s`, `1.5s`, `100ms`.
-fn go_duration(nanos: i64) -> String {
+#[must_use]
+pub fn go_duration(nanos: i64) -> String {
     const SECOND: u64 = 1_000_000_000;
     let sign = if nanos < 0 { "-" } else { "" };
     let nanos = nanos.unsigned_abs();

@@ -25,7 +25,7 @@ use crate::events::{self, Kind};
 use crate::images::documents::ImageDocument;
 use crate::parse::modes::{Modes, NetworkMode, Sharing};
 use crate::parse::mounts::{self, MountEntry, Source};
-use crate::parse::{bad, limits, logs, modes, names, ports, restart, signals, time};
+use crate::parse::{bad, health, limits, logs, modes, names, ports, restart, signals, time};
 use crate::volumes::store as volumes;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -197,13 +197,7 @@ fn check(
     if let Some(signal) = config.stop_signal.as_deref().filter(|s| !s.is_empty()) {
         signals::signal(signal)?;
     }
-    if config.healthcheck.as_ref().is_some_and(|h| {
-        h.test
-            .as_deref()
-            .is_some_and(|t| !t.is_empty() && t[0] != "NONE")
-    }) {
-        warnings.push("Health checks are recorded but not run yet.".to_owned());
-    }
+    warnings.extend(health::check(config.healthcheck.as_ref())?);
     setup.mounts = engine.database().read(|c| all_mounts(c, &config, &host))?;
 
     let container = Container {
@@ -227,6 +221,7 @@ fn check(
         exits: 0,
         stopped: false,
         network: None,
+        health: None,
     };
     Ok(Draft {
         container,

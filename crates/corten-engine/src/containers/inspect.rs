@@ -4,11 +4,13 @@ use std::collections::HashMap;
 
 use bollard_stubs::models::{
     ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, DriverData,
-    EndpointSettings, MountPoint, NetworkSettings, PortMap,
+    EndpointSettings, Health, HealthStatusEnum, HealthcheckResult, MountPoint, NetworkSettings,
+    PortMap,
 };
+use corten_supervisor::{HealthStatus, Probe};
 use rusqlite::Connection;
 
-use super::row::{Container, Status};
+use super::row::{self, Container, Status};
 use super::state;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -22,6 +24,9 @@ type Result<T> = std::result::Result<T, EngineError>;
 pub(super) fn inspect(engine: &Engine, name: &str, size: bool) -> Result<ContainerInspectResponse> {
     let container = state::find(engine, name)?;
     let networks = engine.database().read(network_ids)?;
+    let (failing_streak, health_log) = engine
+        .database()
+        .read(|c| row::health_log(c, &container.id))?;
     let execs = engine.database().read(|c| exec_ids(c, &container.id))?;
     let (path, args) = path_and_args(&container);
     let (size_rw, size_root_fs) = if size {
@@ -44,7 +49,10 @@ pub(super) fn inspect(engine: &Engine, name: &str, size: bool) -> Result<Contain
         created: Some(time::rfc3339(container.created)),
         path: Some(path),
         args: Some(args),
-        state: Some(container_state(&container)),
+        state: Some(ContainerState {
+            health: health(&container, failing_streak, health_log),
+            ..container_state(&container)
+        }),
         image: Some(container.image_id.clone()),
         resolv_conf_path: file("resolv.conf"),
         hostname_path: file("hostname"),
@@ -120,6 +128,25 @@ fn container_state(container: &Container) -> ContainerState {
         finished_at: Some(time::rfc3339(container.finished)),
         health: None,
     }
+}
+
+fn health(container: &Container, failing_streak: i64, log: Vec<Probe>) -> Option<Health> {
+    let status = match container.health? {
+        HealthStatus::Starting => HealthStatusEnum::STARTING,
+        HealthStatus::Healthy => HealthStatusEnum::HEALTHY,
+        HealthStatus::Unhealthy => HealthStatusEnum::UNHEALTHY,
+    };
+    let results = log.into_iter().map(|probe| HealthcheckResult {
+        start: Some(probe.start),
+        end: Some(probe.end),
+        exit_code: Some(probe.exit_code),
+        output: Some(probe.output),
+    });
+    Some(Health {
+        status: Some(status),
+        failing_streak: Some(failing_streak),
+        log: Some(results.collect()),
+    })
 }
 
 fn graph_driver(engine: &Engine, container: &Container) -> DriverData {

@@ -7,6 +7,8 @@ use bollard_stubs::models::{
     ContainerSummaryStateEnum, PortSummary, PortSummaryTypeEnum,
 };
 
+use corten_supervisor::HealthStatus;
+
 use super::row::{self, Container, Status};
 use super::{ListOptions, inspect, state};
 use crate::Filters;
@@ -132,7 +134,15 @@ fn status_text(container: &Container, now: i64) -> String {
     let since = |then: i64| time::human_duration(now - then);
     match container.status {
         Status::Created => "Created".to_owned(),
-        Status::Running => format!("Up {}", since(container.started)),
+        Status::Running => {
+            let health = match container.health {
+                None => "",
+                Some(HealthStatus::Starting) => " (health: starting)",
+                Some(HealthStatus::Healthy) => " (healthy)",
+                Some(HealthStatus::Unhealthy) => " (unhealthy)",
+            };
+            format!("Up {}{health}", since(container.started))
+        }
         Status::Paused => format!("Up {} (Paused)", since(container.started)),
         Status::Restarting => {
             format!(
@@ -226,6 +236,11 @@ impl<'a> Selection<'a> {
                 return Err(bad(format!("invalid filter 'status={status}'")));
             }
         }
+        for health in filters::values(wanted, "health") {
+            if !["none", "starting", "healthy", "unhealthy"].contains(&health.as_str()) {
+                return Err(bad(format!("invalid filter 'health={health}'")));
+            }
+        }
         let exited = filters::values(wanted, "exited")
             .iter()
             .map(|v| {
@@ -282,7 +297,9 @@ impl<'a> Selection<'a> {
             && any("network", &|v| on_network(container, v))
             && any("publish", &|v| publishes(container, v))
             && any("expose", &|v| exposes(container, v))
-            && any("health", &|v| v == "none")
+            && any("health", &|v| {
+                v == container.health.map_or("none", HealthStatus::as_str)
+            })
             && any("is-task", &|v| v == "false")
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bollard_stubs::models::{ContainerConfig, HostConfig, PortBinding};
 use corten_db::DbError;
 use corten_oci::DiffId;
+use corten_supervisor::{HealthState, HealthStatus, Probe};
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 use serde::{Deserialize, Serialize};
 
@@ -131,11 +132,22 @@ pub(crate) struct Container {
     /// A user asked it to stop (no restart at boot then, with `unless-stopped`).
     pub(crate) stopped: bool,
     pub(crate) network: Option<NetworkState>,
+    /// What its health check last said; `None` without one, or before the first start.
+    pub(crate) health: Option<HealthStatus>,
 }
 
 const COLUMNS: &str = "id, name, created, image_id, image_name, config, host_config, setup, \
     auto_remove, status, pid, exit_code, oom_killed, error, started, finished, restarts, exits, \
-    stopped, network";
+    stopped, network, health";
+
+fn health_status(text: &str) -> Option<HealthStatus> {
+    match text {
+        "starting" => Some(HealthStatus::Starting),
+        "healthy" => Some(HealthStatus::Healthy),
+        "unhealthy" => Some(HealthStatus::Unhealthy),
+        _ => None,
+    }
+}
 
 /// The texts of a row, before its documents are parsed.
 struct Raw {
@@ -173,6 +185,7 @@ fn raw(row: &SqlRow<'_>) -> rusqlite::Result<Raw> {
             exits: row.get(17)?,
             stopped: row.get(18)?,
             network: None,
+            health: health_status(row.get_ref(20)?.as_str()?),
         },
     })
 }
@@ -333,23 +346,30 @@ pub(crate) fn all(c: &Connection, only_live: bool) -> Result<Vec<Container>> {
     Ok(list)
 }
 
-/// The container runs.
+/// The container runs. `checked`: it has a health check, which has said nothing yet.
 pub(crate) fn set_running(
     c: &Connection,
     id: &str,
     pid: i32,
     at: i64,
     network: Option<&NetworkState>,
+    checked: bool,
 ) -> Result<()> {
+    let health = if checked {
+        HealthStatus::Starting.as_str()
+    } else {
+        ""
+    };
     let network = match network {
         Some(state) => json(state, "network state", id)?,
         None => String::new(),
     };
     c.prepare_cached(
         "UPDATE containers SET status = 'running', pid = ?, started = ?, error = '', \
-         exit_code = 0, oom_killed = 0, stopped = 0, network = ? WHERE id = ?",
+         exit_code = 0, oom_killed = 0, stopped = 0, network = ?, health = ?, \
+         failing_streak = 0 WHERE id = ?",
     )?
-    .execute(params![pid, at, network, id])?;
+    .execute(params![pid, at, network, health, id])?;
     Ok(())
 }
 
@@ -363,11 +383,12 @@ pub(crate) struct Ended<'a> {
     pub(crate) at: i64,
 }
 
-/// The container's program has ended.
+/// The container's program has ended. What does not run is not healthy (as Docker has it).
 pub(crate) fn set_ended(c: &Connection, id: &str, ended: &Ended<'_>) -> Result<()> {
     c.prepare_cached(
         "UPDATE containers SET status = ?, pid = 0, exit_code = ?, oom_killed = ?, error = ?, \
-         finished = ?, exits = exits + 1, network = '' WHERE id = ?",
+         finished = ?, exits = exits + 1, network = '', \
+         health = iif(health = '', '', 'unhealthy') WHERE id = ?",
     )?
     .execute(params![
         ended.status.as_str(),
@@ -378,6 +399,34 @@ pub(crate) fn set_ended(c: &Connection, id: &str, ended: &Ended<'_>) -> Result<(
         id
     ])?;
     Ok(())
+}
+
+/// A health check has been judged.
+pub(crate) fn set_health(c: &Connection, id: &str, health: &HealthState) -> Result<()> {
+    c.prepare_cached(
+        "UPDATE containers SET health = ?, failing_streak = ?, health_log = ? WHERE id = ?",
+    )?
+    .execute(params![
+        health.status.as_str(),
+        health.failing_streak,
+        json(&health.log, "health log", id)?,
+        id
+    ])?;
+    Ok(())
+}
+
+/// Failures in a row, and the last results of the health check. Not part of [`Container`]:
+/// they are read far less often, and long.
+pub(crate) fn health_log(c: &Connection, id: &str) -> Result<(i64, Vec<Probe>)> {
+    let (streak, log): (i64, String) = c
+        .prepare_cached("SELECT failing_streak, health_log FROM containers WHERE id = ?")?
+        .query_row([id], |r| Ok((r.get(0)?, r.get(1)?)))?;
+    let log = serde_json::from_str(&log).map_err(|source| EngineError::Document {
+        what: "health log",
+        object: format!("container {id}"),
+        source,
+    })?;
+    Ok((streak, log))
 }
 
 /// The container could not be started: it is as before, with the error and its exit code.
@@ -449,6 +498,7 @@ mod tests {
             exits: 0,
             stopped: false,
             network: None,
+            health: None,
         }
     }
 
@@ -508,10 +558,26 @@ mod tests {
             address: "172.17.0.2".to_owned(),
             ..Default::default()
         };
-        set_running(&c, &id, 42, 7, Some(&network)).unwrap();
+        set_running(&c, &id, 42, 7, Some(&network), true).unwrap();
         let running = get(&c, &id).unwrap().unwrap();
         assert_eq!((running.status, running.pid), (Status::Running, 42));
         assert_eq!(running.network, Some(network));
+        assert_eq!(running.health, Some(HealthStatus::Starting));
+        let probe = Probe {
+            start: "s".to_owned(),
+            end: "e".to_owned(),
+            exit_code: 1,
+            output: "no".to_owned(),
+        };
+        let health = HealthState {
+            status: HealthStatus::Healthy,
+            failing_streak: 1,
+            log: vec![probe],
+        };
+        set_health(&c, &id, &health).unwrap();
+        let judged = get(&c, &id).unwrap().unwrap().health;
+        assert_eq!(judged, Some(HealthStatus::Healthy));
+        assert_eq!(health_log(&c, &id).unwrap(), (1, health.log));
         assert_eq!(all(&c, true).unwrap().len(), 1);
         let ended = Ended {
             status: Status::Exited,
@@ -527,6 +593,7 @@ mod tests {
             (Status::Exited, 137, 1)
         );
         assert!(exited.oom_killed && exited.network.is_none());
+        assert_eq!(exited.health, Some(HealthStatus::Unhealthy));
         assert!(all(&c, true).unwrap().is_empty());
     }
 

@@ -6,6 +6,7 @@
 pub(crate) mod devices;
 pub(crate) mod env;
 pub(crate) mod filters;
+pub(crate) mod health;
 pub(crate) mod limits;
 pub(crate) mod logs;
 pub(crate) mod modes;

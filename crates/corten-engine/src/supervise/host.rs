@@ -7,12 +7,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
+use bollard_stubs::models::ExecConfig;
 use corten_db::Durability;
 use corten_network::{
     BridgeSpec, EndpointSpec, PortMapping, PortRange, PortRequest, Proto, mac_for,
 };
+use corten_oci::runtime_spec::Process;
 use corten_store::{Layers, Upper};
-use corten_supervisor::{BoxError, Exit, Host, Job, LogConfig, NetworkJob, RestartPolicy, Size};
+use corten_supervisor::{
+    BoxError, Exit, HealthJob, HealthState, Host, Job, LogConfig, NetworkJob, RestartPolicy, Size,
+};
 
 use super::rooted;
 use crate::containers::row::{self, Container, Ended, HostPort, NetworkState, Status};
@@ -25,7 +29,8 @@ use crate::parse::logs::LogDriver;
 use crate::parse::modes::{Modes, NetworkMode, Sharing};
 use crate::parse::ports::{self, Protocol};
 use crate::parse::restart::Restart;
-use crate::parse::{bad, logs, names, restart, signals, time};
+use crate::parse::users::Identity;
+use crate::parse::{bad, health, logs, names, restart, signals, time};
 use crate::spec;
 use crate::sweep::NetworkLock;
 
@@ -99,6 +104,8 @@ impl EngineHost {
         for (index, source) in &output.binds {
             mounts.insert(*index, rooted::bind_source(&engine, &container, source)?);
         }
+        let base = output.spec.process().as_ref();
+        let health = self.health_job(&container, base, &identity)?;
         let config = &container.config;
         let size = container
             .host
@@ -127,11 +134,50 @@ impl EngineHost {
             },
             stop_timeout: config.stop_timeout.unwrap_or(STOP_TIMEOUT),
             restart: restart_policy(&container)?,
+            health,
             cgroup: state::cgroup_path(&engine, &container),
         };
         self.network = state;
         self.container = Some(container);
         Ok(job)
+    }
+
+    /// How its health is checked. `base`: its first process.
+    fn health_job(
+        &self,
+        container: &Container,
+        base: Option<&Process>,
+        identity: &Identity,
+    ) -> Result<Option<HealthJob>> {
+        let (Some(check), Some(base)) = (health::read(&container.config), base) else {
+            return Ok(None);
+        };
+        let exec = ExecConfig {
+            cmd: Some(check.command),
+            ..Default::default()
+        };
+        let process = spec::exec_process(
+            &container.config,
+            &exec,
+            base,
+            identity,
+            container.host.privileged.unwrap_or(false),
+            containers::known_capabilities(),
+        )?;
+        let (_, log) = self
+            .engine
+            .database()
+            .read(|c| row::health_log(c, &self.id))?;
+        Ok(Some(HealthJob {
+            process,
+            interval: check.interval,
+            timeout: check.timeout,
+            timeout_text: check.timeout_text,
+            start_period: check.start_period,
+            start_interval: check.start_interval,
+            retries: check.retries,
+            log,
+        }))
     }
 
     /// The network for the next run, and what of it is known before ports are.
@@ -271,8 +317,10 @@ impl Host for EngineHost {
             return;
         };
         let attributes = containers::attributes(container);
+        let checked = health::read(&container.config).is_some();
         let written = self.engine.write(self.durability(), |c| {
-            row::set_running(c, &self.id, pid, time::now_nanos(), self.network.as_ref())?;
+            let network = self.network.as_ref();
+            row::set_running(c, &self.id, pid, time::now_nanos(), network, checked)?;
             if let Some(state) = &self.network {
                 network_event(c, "connect", &self.id, state)?;
             }
@@ -314,6 +362,23 @@ impl Host for EngineHost {
         self.report(action, written);
     }
 
+    fn health(&mut self, health: &HealthState, changed: bool) {
+        let attributes = self
+            .container
+            .as_ref()
+            .map(containers::attributes)
+            .unwrap_or_default();
+        let written = self.engine.write(self.durability(), |c| {
+            row::set_health(c, &self.id, health)?;
+            if !changed {
+                return Ok(());
+            }
+            let action = format!("health_status: {}", health.status.as_str());
+            events::record(c, Kind::Container, &action, &self.id, &attributes)
+        });
+        self.report("health", written);
+    }
+
     fn start_failed(&mut self, code: u8, message: &str) {
         let written = self.engine.write(self.durability(), |c| {
             row::set_start_failed(c, &self.id, i64::from(code), message)?;
@@ -350,6 +415,7 @@ impl Host for EngineHost {
         all.extend(
             attributes
                 .iter()
+                .filter(|(key, _)| *key != "command")
                 .map(|(key, value)| ((*key).to_owned(), value.clone())),
         );
         let written = self.engine.write(self.durability(), |c| {
