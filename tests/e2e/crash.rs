@@ -190,3 +190,32 @@ fn two_command_lines_at_once() {
     assert_eq!(created, 1);
     engine.assert_clean();
 }
+
+/// Whoever deletes what a database knows nothing of deletes everything when it is lost.
+#[test]
+fn a_lost_database_loses_nothing_else() {
+    let engine = Engine::with_alpine();
+    let database = engine.root().join("corten.db");
+    let kept = engine.path("corten.db");
+    std::fs::rename(&database, &kept).unwrap();
+    for is_empty in [false, true] {
+        if is_empty {
+            std::fs::write(&database, "").unwrap();
+        }
+        for command in [
+            &["images"][..],
+            &["system", "check", "--repair"],
+            &["system", "prune", "-af"],
+        ] {
+            let told = engine.fails(1, command);
+            assert!(told.contains("corten.db is missing or empty"), "{told}");
+        }
+    }
+    std::fs::rename(&kept, &database).unwrap();
+    assert_eq!(engine.ok(["run", "--rm", "alpine", "echo", "here"]), "here");
+    engine.assert_clean();
+    // Who wants to begin anew can.
+    std::fs::remove_file(&database).unwrap();
+    engine.ok(["system", "reset", "--force"]);
+    assert_eq!(engine.ok(["images", "-q"]), "");
+}

@@ -91,6 +91,9 @@ pub enum DbError {
         /// Newest version this binary knows.
         known: u32,
     },
+    /// It is not there, or holds nothing, where it should.
+    #[error("the database {0} is lost")]
+    Lost(PathBuf),
     /// There is no room for what SQLite has to write, if only to read.
     #[error(
         "no space left on device: free some where the engine's root is, e.g. with \
@@ -155,6 +158,23 @@ impl Database {
     /// # Errors
     /// The file cannot be opened, is no database, or was written by a newer version.
     pub fn open(path: &Path, schemas: &[Schema]) -> Result<Self, DbError> {
+        Self::open_unless_lost(path, schemas, || false)
+    }
+
+    /// As [`open`](Self::open), but nothing is made where `is_lost` says that what the rows were
+    /// about is there: it is asked when there are none.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`DbError::Lost`].
+    pub fn open_unless_lost(
+        path: &Path,
+        schemas: &[Schema],
+        is_lost: impl Fn() -> bool,
+    ) -> Result<Self, DbError> {
+        // Another process may be making both: the database comes first.
+        if !has_content(path) && is_lost() && !has_content(path) {
+            return Err(DbError::Lost(path.into()));
+        }
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(|source| DbError::Open {
                 path: path.into(),
@@ -162,14 +182,21 @@ impl Database {
             })?;
         }
         let is_short = reserve::give_up_to_read(path);
-        match Self::open_at(path, schemas, is_short) {
+        match Self::open_at(path, schemas, &is_lost, is_short) {
             // What the file system said was free was not.
-            Err(DbError::Full(_)) if reserve::give_up(path) => Self::open_at(path, schemas, true),
+            Err(DbError::Full(_)) if reserve::give_up(path) => {
+                Self::open_at(path, schemas, &is_lost, true)
+            }
             opened => opened,
         }
     }
 
-    fn open_at(path: &Path, schemas: &[Schema], is_short: bool) -> Result<Self, DbError> {
+    fn open_at(
+        path: &Path,
+        schemas: &[Schema],
+        is_lost: &dyn Fn() -> bool,
+        is_short: bool,
+    ) -> Result<Self, DbError> {
         if reserve::is_too_full(path) {
             return Err(DbError::Full(None));
         }
@@ -186,7 +213,8 @@ impl Database {
         if !up_to_date(&connection, schemas)? {
             // Persistent, so only ever set here.
             connection.pragma_update(None, "journal_mode", "WAL")?;
-            migrate(&mut connection, schemas)?;
+            let is_lost = || is_lost().then(|| path.to_owned());
+            migrate(&mut connection, schemas, &is_lost)?;
         }
         if is_short {
             reserve::restore_rest(path);
@@ -279,8 +307,23 @@ fn up_to_date(connection: &Connection, schemas: &[Schema]) -> Result<bool, DbErr
     Ok(true)
 }
 
-fn migrate(connection: &mut Connection, schemas: &[Schema]) -> Result<(), DbError> {
+/// Whether there is a file that was written to.
+fn has_content(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.len() > 0)
+}
+
+fn migrate(
+    connection: &mut Connection,
+    schemas: &[Schema],
+    is_lost: &dyn Fn() -> Option<PathBuf>,
+) -> Result<(), DbError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // What others made since belongs to tables that they made first.
+    if !transaction.table_exists(None, "schema_version")?
+        && let Some(path) = is_lost()
+    {
+        return Err(DbError::Lost(path));
+    }
     transaction.execute_batch(
         "CREATE TABLE IF NOT EXISTS schema_version (
             name TEXT PRIMARY KEY, version INTEGER NOT NULL
@@ -351,6 +394,29 @@ mod tests {
             Database::open(&path, &[FIRST]),
             Err(DbError::TooNew { found: 2, .. })
         ));
+    }
+
+    #[test]
+    fn one_that_is_lost_is_not_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let open = |is_lost: bool| Database::open_unless_lost(&path, &[FIRST], || is_lost);
+        let is_refused = || matches!(open(true), Err(DbError::Lost(lost)) if lost == path);
+        assert!(is_refused());
+        assert!(!path.exists(), "and nothing is made");
+        fs::write(&path, "").unwrap();
+        assert!(is_refused());
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        // As one whose log is gone.
+        let connection = Connection::open(&path).unwrap();
+        connection
+            .execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE x (y); DROP TABLE x;")
+            .unwrap();
+        drop(connection);
+        assert!(fs::metadata(&path).unwrap().len() > 0);
+        assert!(is_refused());
+        drop(open(false).unwrap());
+        open(true).unwrap(); // what it is about came after it
     }
 
     #[test]

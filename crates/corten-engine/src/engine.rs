@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use corten_db::{Database, Durability};
+use corten_db::{Database, DbError, Durability};
 use corten_store::{LayerForm, Store};
 use rusqlite::{Connection, Transaction};
 use tokio::sync::watch;
@@ -37,6 +37,9 @@ const LAYER_DRIVER_VARIABLE: &str = "CORTEN_LAYER_DRIVER";
 pub struct EngineOptions {
     /// Its root; `None`: `CORTEN_ROOT`, else `/var/lib/corten`.
     pub root: Option<PathBuf>,
+    /// Where its database is lost, begin with an empty one, and delete what that knows nothing
+    /// of.
+    pub anew: bool,
 }
 
 /// An open engine.
@@ -93,7 +96,11 @@ impl Engine {
         ];
         // A root without one may be a directory whose contents are not ours.
         let known = layout.database().exists();
-        let database = Database::open(&layout.database(), &schemas)?;
+        let is_lost = || !options.anew && layout.holds_things();
+        let database = match Database::open_unless_lost(&layout.database(), &schemas, is_lost) {
+            Err(DbError::Lost(path)) => return Err(EngineError::LostDatabase(path)),
+            opened => opened?,
+        };
         let store = Store::open_with(&root, database.clone(), layer_form()?)
             .disposing(crate::rubbish::delete);
         if known {

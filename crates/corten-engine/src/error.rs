@@ -110,6 +110,14 @@ pub enum EngineError {
     /// The database failed.
     #[error("database: {0}")]
     Database(#[from] corten_db::DbError),
+    /// The database is gone, and what it knew of is still there.
+    #[error(
+        "the database {path} is missing or empty, but there are images, containers or volumes \
+         beside it, which nothing was done to: put the database back, or move them elsewhere, or \
+         remove all of them with corten system reset",
+        path = .0.display()
+    )]
+    LostDatabase(PathBuf),
     /// A stored document cannot be read back.
     #[error("stored {what} of {object} is damaged: {source}")]
     Document {

@@ -65,6 +65,21 @@ impl Layout {
         self.root.join("corten.db")
     }
 
+    /// Whether the root holds what rows are about.
+    #[must_use]
+    pub fn holds_things(&self) -> bool {
+        let things = [
+            self.root.join("blobs/sha256"),
+            self.root.join("blobs/sha512"),
+            self.root.join("layers"),
+            self.containers(),
+            self.volumes(),
+        ];
+        let is_full =
+            |path: &PathBuf| std::fs::read_dir(path).is_ok_and(|mut d| d.next().is_some());
+        things.iter().any(is_full)
+    }
+
     /// Files on their way in or out; on the root's file system.
     #[must_use]
     pub fn tmp(&self) -> PathBuf {

@@ -194,10 +194,23 @@ impl Client {
         if let Some(engine) = self.engine.get() {
             return Ok(engine);
         }
+        self.open_engine(false)
+    }
+
+    fn open_engine(&self, anew: bool) -> std::result::Result<&Engine, ClientError> {
         let engine = Engine::open(EngineOptions {
             root: self.root.clone(),
+            anew,
         })?;
         Ok(self.engine.get_or_init(|| engine))
+    }
+
+    /// Opens the engine in this process, if there is one here, also where its database is lost.
+    pub(crate) fn open_anew(&self) -> std::result::Result<(), ClientError> {
+        if self.in_process() {
+            self.open_engine(true)?;
+        }
+        Ok(())
     }
 
     /// Starts a GET.

@@ -39,6 +39,7 @@ async fn serve(cli: &Cli, flags: Parsed) -> Result {
     let tls = tls(cli, &flags);
     let engine = Engine::open(EngineOptions {
         root: cli.globals.root.clone(),
+        anew: false,
     })
     .map_err(ClientError::from)?;
     let server = Server::bind(&endpoints, tls.as_ref(), flags.on("insecure-tcp"))

@@ -36,7 +36,10 @@ pub fn main(args: &[OsString]) -> ExitCode {
     // A container may have filled the disk; what is written of its end is little, and it may be
     // what frees the disk.
     crate::may_use_reserve();
-    let engine = match Engine::open(EngineOptions { root: Some(root) }) {
+    let engine = match Engine::open(EngineOptions {
+        root: Some(root),
+        anew: false,
+    }) {
         Ok(engine) => engine,
         Err(error) => return give_up(launch, &error.to_string()),
     };

@@ -141,11 +141,9 @@ async fn reset(cli: &Cli, flags: Parsed) -> Result {
         - all networks\n  \
         - all build cache\n";
     confirm_or_end(cli, &flags, warning)?;
-    cli.client()?
-        .post("/corten/reset")
-        .done()
-        .await
-        .map_err(only_ours)
+    let client = cli.client()?;
+    client.open_anew()?;
+    client.post("/corten/reset").done().await.map_err(only_ours)
 }
 
 #[cfg(test)]
