@@ -400,21 +400,26 @@ impl Store {
             self.mend(diff_id, "it is missing", repair, &mut findings)?;
         }
         let kept = self.database().read(|db| self.kept(db))?;
+        let mut corrupt = Vec::new();
         for digest in self.blobs().all()? {
             if !kept.blobs.contains(&digest) {
                 blobs.push(digest);
             } else if self.rotten(&digest)? {
-                let mut found =
-                    finding(FindingKind::Blob, &digest, "its content is corrupt", repair);
                 if repair {
                     self.blobs().remove(&digest)?;
-                    if !self.images().rewrite_config(&digest)? {
-                        found.repaired = false;
-                        found.lost = Some(Lost::Blob(digest));
-                    }
                 }
-                findings.push(found);
+                corrupt.push(digest);
             }
+        }
+        let mut lacking = self.lacking()?;
+        for digest in corrupt {
+            // Where nothing lacks it, what it was for is whole without it.
+            let is_lost = lacking.contains(&digest);
+            lacking.retain(|other| *other != digest);
+            findings.push(self.mend_blob(&digest, "its content is corrupt", repair, is_lost)?);
+        }
+        for digest in lacking {
+            findings.push(self.mend_blob(&digest, "it is missing", repair, true)?);
         }
         if repair && !(layers.is_empty() && blobs.is_empty()) {
             drop(collector);
@@ -472,6 +477,22 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// A config's blob is made again from its row; what became of another.
+    fn mend_blob(
+        &self,
+        digest: &Digest,
+        detail: &str,
+        repair: bool,
+        is_lost: bool,
+    ) -> Result<Finding, StoreError> {
+        let mut found = finding(FindingKind::Blob, digest, detail, repair);
+        if repair && is_lost && !self.images().rewrite_config(digest)? {
+            found.repaired = false;
+            found.lost = Some(Lost::Blob(digest.clone()));
+        }
+        Ok(found)
     }
 
     /// The cheap part of [`check`](Self::check): what dead processes left under `tmp/`.

@@ -16,6 +16,7 @@ mod error;
 pub mod fuzzing;
 mod gc;
 mod images;
+mod lacking;
 mod layers;
 mod leases;
 mod phases;

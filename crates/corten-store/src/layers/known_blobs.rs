@@ -112,6 +112,14 @@ impl Layers {
         self.record_blob(diff_id, blob)
     }
 
+    /// Whether the archive that we write of a layer is the one it was made of.
+    pub(crate) fn can_be_written(&self, diff_id: &DiffId) -> Result<bool, StoreError> {
+        let mut tar = decode::Hashing::like(io::sink(), diff_id.digest());
+        self.tar(diff_id, &mut tar)?;
+        let (_, actual, _) = tar.finish();
+        Ok(actual == *diff_id.digest())
+    }
+
     /// Makes (or finds) a compressed blob of a layer, for a push or save.
     ///
     /// # Errors

@@ -82,6 +82,7 @@ in_both_forms!(
     newlines_end_nothing,
     nothing_endless_follows_an_archive,
     a_damaged_layer_is_unpacked_again,
+    what_a_check_cannot_mend_it_tells_again,
     round_trips
 );
 

@@ -266,3 +266,47 @@ pub(super) fn a_damaged_layer_is_unpacked_again(form: LayerForm) {
     assert!(findings.len() == 1 && findings[0].repaired, "{findings:?}");
     assert!(store.check(false).unwrap().is_empty());
 }
+
+pub(super) fn what_a_check_cannot_mend_it_tells_again(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), form);
+    let tar = archive(&[("f", Regular, "content")]);
+    let diff_id = DiffId(Digest::of(&tar));
+    let blob = LayerBlob {
+        digest: store.blobs().put_bytes(&tar).unwrap(),
+        size: tar.len() as u64,
+        media_type: String::new(),
+    };
+    store.layers().apply_blob(&blob, &diff_id).unwrap();
+    let image = image_of(&store, &[&diff_id]);
+    // The archive is not one of ours: nobody can write it again.
+    let path = store.blobs().path(&blob.digest);
+    let rotten = |path: &Path| fs::write(path, "rotten").unwrap();
+    let lost = |digest: &Digest| {
+        for _ in 0..2 {
+            let findings = store.check(true).unwrap();
+            let told: Vec<_> = findings.iter().filter_map(|f| f.lost.clone()).collect();
+            assert_eq!(told, [crate::Lost::Blob(digest.clone())], "{findings:?}");
+        }
+        assert_eq!(store.check(false).unwrap().len(), 1);
+    };
+    rotten(&path);
+    lost(&blob.digest);
+    // With another blob it is not needed.
+    store.blobs().put_bytes(&tar).unwrap();
+    let plan = store.images().manifest_for_push(&image).unwrap();
+    rotten(&path);
+    let findings = store.check(true).unwrap();
+    assert!(findings.len() == 1 && findings[0].repaired, "{findings:?}");
+    assert!(store.check(false).unwrap().is_empty());
+    // The manifest that it went with names this.
+    store.images().set_manifest(&image, &plan).unwrap();
+    let path = store.blobs().path(&plan.layers[0].digest);
+    let bytes = fs::read(&path).unwrap();
+    rotten(&path);
+    lost(&plan.layers[0].digest);
+    fs::write(&path, &bytes).unwrap();
+    assert!(store.check(false).unwrap().is_empty());
+    fs::remove_file(store.blobs().path(&plan.digest)).unwrap();
+    lost(&plan.digest);
+}
