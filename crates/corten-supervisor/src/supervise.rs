@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -22,13 +23,15 @@ use crate::launch::Launch;
 use crate::logs::now;
 use crate::protocol::{Exit, Launched, Phase, frame};
 use crate::run::{self, Run};
-use crate::server;
+use crate::{server, sys};
 
 /// First pause before a restart; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// A run of this length makes the pause short again, and the host is told of it.
 const STEADY: Duration = Duration::from_secs(10);
+/// When a start is over for certain, and what only it needed may go from memory.
+const STARTED: Duration = Duration::from_millis(500);
 /// How long somebody who merely looks at the lock, or cleans up, is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// How long clients that wait for the last exit get to hear of it.
@@ -108,6 +111,16 @@ impl Live {
             stop_timeout: run.stop_timeout,
         }
     }
+}
+
+/// What a supervisor does for a run that goes on: it becomes small.
+async fn settle(shared: &Shared) -> Infallible {
+    tokio::time::sleep(STARTED).await;
+    sys::forget_start();
+    tokio::time::sleep(STEADY.saturating_sub(STARTED)).await;
+    shared.host.borrow_mut().steady();
+    sys::forget_start();
+    std::future::pending().await
 }
 
 /// Runs a container from its first start to its last end. `run_dir` is the engine's. Called
@@ -280,13 +293,9 @@ async fn live(
                 if let Some(check) = check {
                     health::begin(shared, check);
                 }
-                let mut finish = std::pin::pin!(finish(shared, run));
                 tokio::select! {
-                    exit = &mut finish => exit,
-                    () = tokio::time::sleep(STEADY) => {
-                        shared.host.borrow_mut().steady();
-                        finish.await
-                    }
+                    exit = finish(shared, run) => exit,
+                    never = settle(shared) => match never {},
                 }
             }
             Err(error) => {

@@ -1,4 +1,4 @@
-//! The calls that need `unsafe`: forking, and watching a descriptor.
+//! The calls that need `unsafe`: forking, watching a descriptor, giving memory back.
 
 #![allow(unsafe_code)]
 
@@ -40,4 +40,51 @@ pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open, is one description, and tells the same number, from here to
     // its end, which the AsyncFd owns.
     unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
+}
+
+/// Gives back what only a start needs: pages of code and constants, which the kernel maps again
+/// from the page cache where they are touched (`madvise(2)`), and free memory of the heap. A start
+/// executes most of the program, what follows a small event loop.
+pub(crate) fn forget_start() {
+    // SAFETY: the callback only reads what it is given, and keeps nothing of it.
+    unsafe { libc::dl_iterate_phdr(Some(forget_segments), std::ptr::null_mut()) };
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no memory from anybody; the allocator does its own locking.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// For each object of the program (`dl_iterate_phdr(3)`): segments that are not writable are as
+/// in the file. Those that are (relocated constants among them) are left alone.
+unsafe extern "C" fn forget_segments(
+    info: *mut libc::dl_phdr_info,
+    _size: libc::size_t,
+    _data: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the C library passes a valid description, with as many headers as it says.
+    let (base, headers) = unsafe {
+        let info = &*info;
+        let count = usize::from(info.dlpi_phnum);
+        (
+            info.dlpi_addr,
+            std::slice::from_raw_parts(info.dlpi_phdr, count),
+        )
+    };
+    let page = rustix::param::page_size() as u64;
+    for header in headers {
+        if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
+            continue;
+        }
+        // Whole pages within: neighbours may share the others.
+        let start = (base + header.p_vaddr).next_multiple_of(page);
+        let end = (base + header.p_vaddr + header.p_filesz) / page * page;
+        if start < end {
+            let length = usize::try_from(end - start).unwrap_or(0);
+            // SAFETY: a private mapping of a file, never written: dropped pages come back with
+            // the same bytes. The file cannot change, as it is being executed (ETXTBSY).
+            unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED) };
+        }
+    }
+    0
 }
