@@ -28,6 +28,7 @@ mod health;
 mod image_prune;
 mod image_words;
 mod images;
+mod init;
 mod isolation;
 mod layers;
 mod manifests;

@@ -11,13 +11,21 @@ use crate::error::EngineError;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
-/// The mount points that a start made, of generated files and of kernel file systems, and
-/// `/etc` where they are all that changed in it: no change of the container's.
+/// Files that a start mounts over: generated ones and, where `/sbin` leads, the init program.
+const MOUNTED_OVER: [&str; 5] = [
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    corten_init::PATH,
+    "/usr/sbin/docker-init",
+];
+
+/// The mount points that a start made, of files and of kernel file systems, and the
+/// directories in which nothing else changed: no change of the container's.
 pub(super) fn engine_made(upper: &Path, changed: &[Change]) -> Vec<PathBuf> {
-    let etc = Path::new("/etc");
-    let mut ours: Vec<PathBuf> = ["hostname", "hosts", "resolv.conf"]
+    let mut ours: Vec<PathBuf> = MOUNTED_OVER
         .iter()
-        .map(|name| etc.join(name))
+        .map(PathBuf::from)
         .filter(|path| {
             let inside = path.strip_prefix("/").unwrap_or(path);
             changed.iter().any(|change| change.path == *path)
@@ -25,11 +33,16 @@ pub(super) fn engine_made(upper: &Path, changed: &[Change]) -> Vec<PathBuf> {
                     .is_ok_and(|found| found.is_file() && found.len() == 0)
         })
         .collect();
-    let only_ours = |change: &Change| {
-        change.path == etc || !change.path.starts_with(etc) || ours.contains(&change.path)
-    };
-    if !ours.is_empty() && changed.iter().all(only_ours) {
-        ours.push(etc.to_owned());
+    // Deepest first: a directory may be ours because those in it are.
+    for directory in ["/etc", "/sbin", "/usr/sbin", "/usr"].map(Path::new) {
+        let only_ours = |change: &Change| {
+            change.path == directory
+                || !change.path.starts_with(directory)
+                || ours.contains(&change.path)
+        };
+        if ours.iter().any(|path| path.starts_with(directory)) && changed.iter().all(only_ours) {
+            ours.push(directory.to_owned());
+        }
     }
     let directories = ["dev", "proc", "sys"].iter().filter(|name| {
         std::fs::read_dir(upper.join(name)).is_ok_and(|mut entries| entries.next().is_none())

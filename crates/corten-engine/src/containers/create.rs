@@ -233,11 +233,6 @@ fn check(
 /// Fields that would change what a container is, and that this engine does not have.
 fn refuse_unsupported(host: &HostConfig) -> Result<()> {
     let text = |t: &Option<String>| t.as_deref().is_some_and(|t| !t.is_empty());
-    if host.init == Some(true) {
-        return Err(bad(
-            "HostConfig.Init is not supported yet: this engine has no init program to put into containers",
-        ));
-    }
     if host.links.as_ref().is_some_and(|l| !l.is_empty()) {
         return Err(bad(
             "HostConfig.Links is not supported: links are Docker's legacy, use a network",
@@ -550,10 +545,10 @@ mod tests {
         let refused = |host: HostConfig| refuse_unsupported(&host).unwrap_err().to_string();
         assert!(
             refused(HostConfig {
-                init: Some(true),
+                links: Some(vec!["db:db".to_owned()]),
                 ..Default::default()
             })
-            .contains("Init")
+            .contains("Links")
         );
         assert!(
             refused(HostConfig {

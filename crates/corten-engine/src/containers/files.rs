@@ -1,10 +1,10 @@
 //! A container's directory, and the files generated in it: `hostname`, `hosts`,
-//! `resolv.conf`.
+//! `resolv.conf`, the init program.
 
 use std::io::Write;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use bollard_stubs::models::HostConfig;
 use corten_network::resolv::{self, DnsOptions, ExtraHost};
@@ -13,7 +13,7 @@ use super::row::Container;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::parse::bad;
-use crate::parse::modes::{Modes, NetworkMode};
+use crate::parse::modes::{Modes, NetworkMode, Sharing};
 use crate::spec::Files;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -130,6 +130,7 @@ pub(crate) fn generate(
     address: Option<IpAddr>,
     gateway: Option<IpAddr>,
 ) -> Result<Files> {
+    let init = init(engine, container, modes)?;
     // Joined networks come with the other container's files.
     if let NetworkMode::Container(other) = &modes.network {
         let directory = engine.layout().container(other);
@@ -138,6 +139,7 @@ pub(crate) fn generate(
             hostname: file("hostname"),
             hosts: file("hosts"),
             resolv_conf: file("resolv.conf"),
+            init,
         });
     }
     let directory = engine.layout().container(&container.id);
@@ -180,7 +182,36 @@ pub(crate) fn generate(
         hostname: write("hostname", &resolv::hostname(hostname))?,
         hosts: write("hosts", &hosts)?,
         resolv_conf: write("resolv.conf", &resolv_conf)?,
+        init,
     })
+}
+
+/// Puts the init program into the directory of a container that wants it. A copy for each
+/// start and for itself alone: whatever a container does to it, others do not see.
+fn init(engine: &Engine, container: &Container, modes: &Modes) -> Result<Option<PathBuf>> {
+    // In somebody else's PID namespace it would be nobody's first process.
+    if container.host.init != Some(true) || modes.pid != Sharing::Own {
+        return Ok(None);
+    }
+    let path = engine.layout().container(&container.id).join("init");
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(io("remove", &path)(error));
+        }
+        _ => {}
+    }
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o555)
+        .open(&path)
+        .map_err(io("write", &path))?;
+    file.write_all(corten_init::PROGRAM)
+        .map_err(io("write", &path))?;
+    // Whatever the caller's file mode creation mask: any user of the container executes it.
+    file.set_permissions(std::fs::Permissions::from_mode(0o555))
+        .map_err(io("write", &path))?;
+    Ok(Some(path))
 }
 
 fn read_or_empty(path: &Path) -> Result<String> {

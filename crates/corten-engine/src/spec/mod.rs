@@ -56,6 +56,8 @@ pub(crate) struct Files {
     pub(crate) hostname: Option<PathBuf>,
     pub(crate) hosts: Option<PathBuf>,
     pub(crate) resolv_conf: Option<PathBuf>,
+    /// The init program, where it is to be the first process.
+    pub(crate) init: Option<PathBuf>,
 }
 
 /// The document, and what its bind mounts are bound to by index into its mounts.

@@ -106,21 +106,24 @@ fn generated(
     input: &Input<'_>,
     user_has: &dyn Fn(&str) -> bool,
 ) -> Vec<(Mount, Option<BindSource>)> {
+    let access = if input.host.readonly_rootfs.unwrap_or(false) {
+        &["bind", "ro", "rprivate"][..]
+    } else {
+        &["bind", "rw", "rprivate"]
+    };
+    // Executable wherever the engine's root is.
+    let program = &["bind", "ro", "exec", "rprivate"][..];
     [
-        ("/etc/resolv.conf", &input.files.resolv_conf),
-        ("/etc/hostname", &input.files.hostname),
-        ("/etc/hosts", &input.files.hosts),
+        ("/etc/resolv.conf", &input.files.resolv_conf, access),
+        ("/etc/hostname", &input.files.hostname, access),
+        ("/etc/hosts", &input.files.hosts, access),
+        (corten_init::PATH, &input.files.init, program),
     ]
     .into_iter()
-    .filter(|(path, _)| !user_has(path))
-    .filter_map(|(path, file)| file.as_ref().map(|f| (path, f)))
-    .map(|(path, file)| {
-        let access = if input.host.readonly_rootfs.unwrap_or(false) {
-            "ro"
-        } else {
-            "rw"
-        };
-        let mount = bind(path, file, &["bind", access, "rprivate"]);
+    .filter(|(path, ..)| !user_has(path))
+    .filter_map(|(path, file, options)| file.as_ref().map(|f| (path, f, options)))
+    .map(|(path, file, options)| {
+        let mount = bind(path, file, options);
         (mount, Some(BindSource::Generated(file.clone())))
     })
     .collect()

@@ -35,8 +35,12 @@ pub(super) fn first(
     let config = input.config;
     let tty = config.tty.unwrap_or(false);
     let mut process = Process::default();
+    let mut args = arguments(config)?;
+    if input.files.init.is_some() {
+        args.splice(0..0, [corten_init::PATH.to_owned(), "--".to_owned()]);
+    }
     process
-        .set_args(Some(arguments(config)?))
+        .set_args(Some(args))
         .set_terminal(Some(tty))
         .set_cwd(PathBuf::from(working_dir(config.working_dir.as_deref())?))
         .set_env(Some(environment(config, input.identity)))

@@ -1,6 +1,6 @@
 //! The document for typical configurations, as snapshots, and what single options change.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bollard_stubs::models::{ContainerConfig, HostConfig};
 use serde_json::Value;
@@ -40,6 +40,7 @@ fn output(config: &ContainerConfig, host: &HostConfig) -> Result<Output> {
             hostname: file("hostname"),
             hosts: file("hosts"),
             resolv_conf: file("resolv.conf"),
+            init: file("init").filter(|_| host.init == Some(true)),
         },
         ipc_of: Some(41).filter(|_| {
             host.ipc_mode
@@ -127,6 +128,28 @@ fn a_container_with_everything() {
     insta::assert_json_snapshot!(shown(&output));
     let sources: Vec<String> = output.binds.iter().map(|(_, s)| format!("{s:?}")).collect();
     insta::assert_json_snapshot!("bind_sources", sources);
+}
+
+#[test]
+fn init_is_the_first_process() {
+    let host = HostConfig {
+        init: Some(true),
+        ..Default::default()
+    };
+    let output = output(&config(), &host).unwrap();
+    let args = output.spec.process().as_ref().unwrap().args().clone();
+    let args = args.unwrap();
+    assert_eq!(args[..2], ["/sbin/docker-init", "--"]);
+    assert_eq!(args[2..], arguments(&config()).unwrap());
+    let mounts = output.spec.mounts().clone().unwrap();
+    let (index, mount) = mounts
+        .iter()
+        .enumerate()
+        .find(|(_, m)| m.destination() == Path::new("/sbin/docker-init"))
+        .unwrap();
+    assert!(mount.options().as_ref().unwrap().contains(&"ro".to_owned()));
+    let source = BindSource::Generated("/root-dir/containers/id/init".into());
+    assert!(output.binds.contains(&(index, source)));
 }
 
 #[test]

@@ -163,7 +163,7 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
         runtimes: Some([("corten".to_owned(), Runtime::default())].into()),
         default_runtime: Some("corten".to_owned()),
         live_restore_enabled: on,
-        init_binary: Some(String::new()),
+        init_binary: Some("docker-init".to_owned()),
         containerd_commit: Some(Commit {
             id: Some(String::new()),
         }),
