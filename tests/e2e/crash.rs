@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::harness::{Engine, free_port, http_get, until};
 
-fn kill_9(pid: &str) {
+pub(crate) fn kill_9(pid: &str) {
     assert!(
         Command::new("kill")
             .args(["-9", pid])
@@ -17,7 +17,7 @@ fn kill_9(pid: &str) {
 }
 
 /// The pid of a container's supervisor: the one whose command line names the container.
-fn supervisor(id: &str) -> String {
+pub(crate) fn supervisor(id: &str) -> String {
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Ok(command) = std::fs::read(entry.path().join("cmdline")) else {
             continue;

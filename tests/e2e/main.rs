@@ -37,6 +37,7 @@ mod registry;
 mod registry_access;
 mod registry_clients;
 mod registry_resume;
+mod restarts;
 mod rubbish;
 mod runtime_peers;
 mod runtime_start;

@@ -117,6 +117,13 @@ pub trait Host {
     /// What is missing or refused; the run then fails with it.
     fn prepare(&mut self) -> Result<Job, BoxError>;
 
+    /// How often the policy has started it again already, when this supervisor begins.
+    fn restarts(&mut self) -> u32;
+
+    /// The policy in force now, at an end: it may have been changed since [`Self::prepare`]
+    /// told it. `None` when it cannot be known.
+    fn restart_policy(&mut self) -> Option<RestartPolicy>;
+
     /// It runs.
     fn started(&mut self, pid: i32, ports: &[PortMapping]);
 
@@ -128,6 +135,9 @@ pub trait Host {
 
     /// It has ended. `restarting`: the policy will start it again.
     fn exited(&mut self, exit: &Exit, restarting: bool);
+
+    /// It was to be started again, and a user wants it down instead.
+    fn given_up(&mut self);
 
     /// It was frozen (`true`) or thawed.
     fn paused(&mut self, paused: bool);

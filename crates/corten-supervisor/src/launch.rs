@@ -33,6 +33,9 @@ pub struct Launcher {
     pub attach: Vec<(UnixStream, Streams)>,
     /// Each gets the exit as a frame, and its end when the supervisor leaves.
     pub waiters: Vec<UnixStream>,
+    /// It takes over from a supervisor that died: the container is started as its restart
+    /// policy has it, after a pause. Answered as started (with pid 0) at once.
+    pub again: bool,
 }
 
 /// Why a supervisor could not be started.
@@ -59,6 +62,8 @@ pub enum LaunchError {
 struct Handover {
     attach: Vec<Streams>,
     waiters: usize,
+    #[serde(default)]
+    again: bool,
 }
 
 impl Launcher {
@@ -89,6 +94,7 @@ impl Launcher {
         let handover = Handover {
             attach: self.attach.iter().map(|(_, streams)| *streams).collect(),
             waiters: self.waiters.len(),
+            again: self.again,
         };
         let fds: Vec<BorrowedFd<'_>> = self
             .attach
@@ -116,6 +122,7 @@ pub struct Launch {
     pub(crate) socket: UnixStream,
     pub(crate) attach: Vec<(UnixStream, Streams)>,
     pub(crate) waiters: Vec<UnixStream>,
+    pub(crate) again: bool,
 }
 
 impl Launch {
@@ -146,6 +153,7 @@ impl Launch {
             socket,
             attach,
             waiters,
+            again: handover.again,
         })
     }
 
@@ -204,6 +212,7 @@ mod tests {
         let handover = Handover {
             attach: vec![streams],
             waiters: 0,
+            again: false,
         };
         let json = serde_json::to_vec(&handover).unwrap();
         send_with_fds(&ours, &json, &[end.as_fd()]).unwrap();

@@ -188,6 +188,10 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
                 shared.manual.set(true);
                 shared.cancel.notify_waiters();
             }
+            // Nobody is there to take it, and the wish has been noted.
+            if shared.phase.get() == Phase::Restarting {
+                return Reply::Done;
+            }
             with(shared, live, |live| {
                 corten_runtime::send_signal(live.pidfd.get_ref().as_fd(), signal)
             })
@@ -323,12 +327,9 @@ pub(crate) async fn stop(
     };
     let live = shared.run.borrow().clone();
     let Some(live) = live else {
-        if shared.phase.get() == Phase::Ending {
-            // It has ended by itself just now: down is when that has been recorded.
-            return next(exits).await;
-        }
-        // In a pause before a restart, which has just been cancelled.
-        return exits.borrow().last.clone();
+        // It has ended by itself just now, or waited for a restart, which has just been
+        // cancelled: down is when that has been recorded.
+        return next(exits).await;
     };
     let signal = signal.unwrap_or(live.stop_signal);
     if let Err(error) = corten_runtime::send_signal(live.pidfd.get_ref().as_fd(), signal) {

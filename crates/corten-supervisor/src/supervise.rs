@@ -172,6 +172,7 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
             &mut launcher,
             launch.attach,
             launch.waiters,
+            launch.again,
         )
         .await
     });
@@ -249,6 +250,7 @@ async fn live(
     launcher: &mut Option<UnixStream>,
     attach: Vec<(UnixStream, crate::protocol::Streams)>,
     waiters: Vec<UnixStream>,
+    again: bool,
 ) -> io::Result<()> {
     // Held to the end: their closing tells that everything is over.
     let mut waiters: Vec<_> = waiters.into_iter().filter_map(adopt).collect();
@@ -273,12 +275,28 @@ async fn live(
     let mut backoff = MIN_BACKOFF;
     // The policy of the last run that could be prepared.
     let mut last = RestartPolicy::No;
+    shared.restarts.set(shared.host.borrow_mut().restarts());
+    if again {
+        shared.phase.set(Phase::Restarting);
+        let taken_over = Launched::Started {
+            pid: 0,
+            ports: Vec::new(),
+        };
+        tell(launcher, &taken_over);
+    }
     loop {
+        if shared.phase.get() == Phase::Restarting {
+            if !pause(shared, backoff).await {
+                shared.host.borrow_mut().given_up();
+                break;
+            }
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+        }
         let began = Instant::now();
         shared.phase.set(Phase::Starting);
         let (policy, outcome) = start(shared, &mut attach, last);
         last = policy;
-        let mut restart = policy;
+        let mut refused = false;
         let exit = match outcome {
             Ok((run, check)) => {
                 shared.host.borrow_mut().started(run.pid, &run.ports);
@@ -309,7 +327,7 @@ async fn live(
                         .borrow_mut()
                         .start_failed(error.code, &error.message);
                     tell(launcher, &failed(&error));
-                    restart = RestartPolicy::No;
+                    refused = true;
                 }
                 Exit {
                     code: error.code,
@@ -322,6 +340,12 @@ async fn live(
         if began.elapsed() >= STEADY {
             backoff = MIN_BACKOFF;
         }
+        let restart = if refused {
+            RestartPolicy::No
+        } else {
+            let current = shared.host.borrow_mut().restart_policy();
+            current.unwrap_or(policy)
+        };
         let again = !shared.manual.get() && restart.wants(exit.code, shared.restarts.get());
         shared.phase.set(if again {
             Phase::Restarting
@@ -332,19 +356,13 @@ async fn live(
         if !never_ran {
             shared.host.borrow_mut().exited(&exit, again);
         }
+        if again {
+            shared.restarts.set(shared.restarts.get() + 1);
+        }
         announce(shared, &mut waiters, &exit, !again).await;
         if !again {
             break;
         }
-        tokio::select! {
-            () = tokio::time::sleep(backoff) => {}
-            () = shared.cancel.notified() => {}
-        }
-        if shared.manual.get() {
-            break;
-        }
-        backoff = (backoff * 2).min(MAX_BACKOFF);
-        shared.restarts.set(shared.restarts.get() + 1);
     }
     shared.phase.set(Phase::Ending);
     shared.host.borrow_mut().finished();
@@ -353,6 +371,18 @@ async fn live(
     server.farewell(FAREWELL).await;
     drop(waiters);
     Ok(())
+}
+
+/// Waits before a restart; whether it is still wanted then.
+async fn pause(shared: &Shared, backoff: Duration) -> bool {
+    // Asked for while whoever waited was told of the exit: nobody listened yet.
+    if !shared.manual.get() {
+        tokio::select! {
+            () = tokio::time::sleep(backoff) => {}
+            () = shared.cancel.notified() => {}
+        }
+    }
+    !shared.manual.get()
 }
 
 fn adopt(stream: UnixStream) -> Option<tokio::net::UnixStream> {

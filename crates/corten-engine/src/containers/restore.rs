@@ -19,7 +19,11 @@ fn is_wanted(container: &Container) -> bool {
     ) {
         Ok(Restart::Always) => true,
         Ok(Restart::UnlessStopped) => !container.stopped,
-        Ok(Restart::OnFailure(_)) => container.exit_code != 0 && !container.stopped,
+        Ok(policy @ Restart::OnFailure(_)) => {
+            let code = u8::try_from(container.exit_code).unwrap_or(u8::MAX);
+            let restarts = u32::try_from(container.restarts).unwrap_or(u32::MAX);
+            !container.stopped && policy.policy().wants(code, restarts)
+        }
         Ok(Restart::No) | Err(_) => false,
     }
 }

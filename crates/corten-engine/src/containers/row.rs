@@ -443,6 +443,22 @@ pub(crate) fn count_restart(c: &Connection, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// A user starts it: a new count begins.
+pub(crate) fn reset_restarts(c: &Connection, id: &str) -> Result<()> {
+    c.prepare_cached("UPDATE containers SET restarts = 0 WHERE id = ?")?
+        .execute([id])?;
+    Ok(())
+}
+
+/// It was to be started again and will not be; `error` says why, if anything is wrong.
+pub(crate) fn set_given_up(c: &Connection, id: &str, error: &str) -> Result<()> {
+    c.prepare_cached(
+        "UPDATE containers SET status = 'exited', error = iif(?1 = '', error, ?1) WHERE id = ?2",
+    )?
+    .execute([error, id])?;
+    Ok(())
+}
+
 /// A user asked for the end: no restart at boot for `unless-stopped`.
 pub(crate) fn set_stopped(c: &Connection, id: &str) -> Result<()> {
     c.prepare_cached("UPDATE containers SET stopped = 1 WHERE id = ?")?

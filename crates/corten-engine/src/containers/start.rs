@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
+use corten_db::Durability;
 use corten_supervisor::protocol::Launched;
-use corten_supervisor::{LaunchError, Launcher};
+use corten_supervisor::{BoxError, LaunchError, Launcher};
 
 use super::row::{self, Container, Status};
 use super::{remove, state};
@@ -47,17 +48,17 @@ pub(super) async fn start(engine: &Engine, name: &str) -> Result<()> {
 pub(super) fn launch(engine: &Engine, container: &Container) -> Result<()> {
     let id = &container.id;
     wait_for_lock(engine, id)?;
+    if container.restarts != 0 {
+        // Whoever starts it begins a new count.
+        engine.write(Durability::Relaxed, |c| row::reset_restarts(c, id))?;
+    }
     let handover = engine.pending().take(id);
     let launcher = Launcher {
         exe: own_program(),
-        args: vec![
-            OsString::from("supervise"),
-            OsString::from("--root"),
-            engine.layout().root().into(),
-            OsString::from(id),
-        ],
+        args: arguments(engine, id),
         attach: handover.attach,
         waiters: handover.waiters,
+        again: false,
     };
     let launched = launcher.launch().map_err(|error| match error {
         LaunchError::TooMany => EngineError::Unavailable(error.to_string()),
@@ -91,6 +92,39 @@ pub(super) fn launch(engine: &Engine, container: &Container) -> Result<()> {
                 code: if code == 128 { 125 } else { code },
             })
         }
+    }
+}
+
+/// How a supervisor is called.
+fn arguments(engine: &Engine, id: &str) -> Vec<OsString> {
+    vec![
+        OsString::from("supervise"),
+        OsString::from("--root"),
+        engine.layout().root().into(),
+        OsString::from(id),
+    ]
+}
+
+/// Launches a supervisor in the place of one that died, for a container that its restart
+/// policy wants to be started again. Returns when it has taken over. Blocks.
+pub(super) fn take_over(engine: &Engine, id: &str) -> Result<()> {
+    let launcher = Launcher {
+        exe: own_program(),
+        args: arguments(engine, id),
+        attach: Vec::new(),
+        waiters: Vec::new(),
+        again: true,
+    };
+    let failed = |source: BoxError| EngineError::Other {
+        context: format!("supervise container {id}"),
+        source,
+    };
+    match launcher.launch() {
+        Ok(Launched::Started { .. }) => Ok(()),
+        // Somebody else was faster.
+        Ok(Launched::Failed { .. }) if state::has_supervisor(engine, id) => Ok(()),
+        Ok(Launched::Failed { message, .. }) => Err(failed(message.into())),
+        Err(error) => Err(failed(error.into())),
     }
 }
 

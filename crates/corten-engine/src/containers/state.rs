@@ -4,7 +4,8 @@
 //! before it lets go. So a row that says "running" while the lock is free means that the
 //! supervisor died; whoever notices first takes the lock, cleans up after it, and writes
 //! the truth, before anything reports the container. Nobody can start it meanwhile: a new
-//! supervisor needs the same lock.
+//! supervisor needs the same lock. A restart policy outlives the supervisor: who has cleaned
+//! up has the container supervised again, beginning with the pause before a restart.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -18,12 +19,12 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
 use crate::networks::bridge;
-use crate::parse::time;
+use crate::parse::{restart, time};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
 /// Exit code of a container that was lost with its supervisor: as killed by SIGKILL.
-const LOST: i64 = 137;
+const LOST_CODE: u8 = 137;
 
 /// How long somebody else's cleaning up is waited for.
 const CLEANING: Duration = Duration::from_secs(5);
@@ -113,7 +114,21 @@ pub(crate) fn reconcile(engine: &Engine, container: &mut Container) -> Result<()
         tracing::debug!(container = %container.id, %error, "run directory not removed");
     }
     drop(lock);
+    if container.status == Status::Restarting {
+        take_over(engine, container)?;
+    }
     Ok(())
+}
+
+/// Has a container whose policy outlives its supervisor supervised again.
+fn take_over(engine: &Engine, container: &mut Container) -> Result<()> {
+    let id = &container.id;
+    if let Err(error) = super::start::take_over(engine, id) {
+        tracing::error!(container = %id, %error, "its restart policy cannot be carried out");
+        let error = error.to_string();
+        engine.write(Durability::Relaxed, |c| row::set_given_up(c, id, &error))?;
+    }
+    reread(engine, container).map(|_| ())
 }
 
 /// Reads the row again; whether it still says that the container is live.
@@ -125,22 +140,54 @@ fn reread(engine: &Engine, container: &mut Container) -> Result<bool> {
     Ok(container.status.is_live())
 }
 
-/// Cleans up after a supervisor that died: processes, network, row.
+/// Whether its policy wants it started again, with nobody there to do it. `restarts`: how
+/// often that has been done.
+fn is_wanted_again(container: &Container, restarts: i64) -> bool {
+    let policy = restart::restart(
+        container.host.restart_policy.as_ref(),
+        container.auto_remove,
+    );
+    let restarts = u32::try_from(restarts).unwrap_or(u32::MAX);
+    !container.stopped && policy.is_ok_and(|policy| policy.policy().wants(LOST_CODE, restarts))
+}
+
+/// Cleans up after a supervisor that died: processes, network, row. What its restart policy
+/// wants started again is `Restarting` then.
 fn bury(engine: &Engine, container: &Container) -> Result<()> {
     tracing::warn!(container = %container.id, "its supervisor died: cleaning up");
     kill_all(engine, container);
     release_network(engine, container);
+    if container.status == Status::Restarting {
+        // It had ended before, which is told already, and this restart is counted.
+        if !is_wanted_again(container, container.restarts - 1) {
+            engine.write(Durability::Relaxed, |c| {
+                row::set_given_up(c, &container.id, "supervisor died")
+            })?;
+        }
+        return Ok(());
+    }
+    let again = is_wanted_again(container, container.restarts);
+    let at = time::now_nanos();
     let mut attributes = super::attributes(container);
-    attributes.insert("exitCode".to_owned(), LOST.to_string());
+    attributes.insert("exitCode".to_owned(), LOST_CODE.to_string());
+    let seconds = (at - container.started).max(0) / 1_000_000_000;
+    attributes.insert("execDuration".to_owned(), seconds.to_string());
     engine.write(Durability::Relaxed, |c| {
         let ended = Ended {
-            status: Status::Exited,
-            exit_code: LOST,
+            status: if again {
+                Status::Restarting
+            } else {
+                Status::Exited
+            },
+            exit_code: i64::from(LOST_CODE),
             oom_killed: false,
             error: "supervisor died",
-            at: time::now_nanos(),
+            at,
         };
         row::set_ended(c, &container.id, &ended)?;
+        if again {
+            row::count_restart(c, &container.id)?;
+        }
         bridge::release(c, &container.id)?;
         events::record(c, Kind::Container, "die", &container.id, &attributes)
     })?;

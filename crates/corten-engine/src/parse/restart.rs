@@ -1,6 +1,7 @@
 //! Restart policies.
 
 use bollard_stubs::models::{RestartPolicy, RestartPolicyNameEnum};
+use corten_supervisor::RestartPolicy as Policy;
 
 use super::bad;
 use crate::error::EngineError;
@@ -16,6 +17,18 @@ pub(crate) enum Restart {
     UnlessStopped,
     /// When it failed, at most that often (`None`: without limit).
     OnFailure(Option<u32>),
+}
+
+impl Restart {
+    /// As supervisors know it.
+    pub(crate) fn policy(self) -> Policy {
+        match self {
+            Self::No => Policy::No,
+            Self::Always => Policy::Always,
+            Self::UnlessStopped => Policy::UnlessStopped,
+            Self::OnFailure(count) => Policy::OnFailure(count.unwrap_or(0)),
+        }
+    }
 }
 
 /// Checks a policy and its combination with automatic removal.

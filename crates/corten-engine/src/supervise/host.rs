@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
 
 use bollard_stubs::models::ExecConfig;
 use corten_db::Durability;
@@ -28,7 +29,6 @@ use crate::networks::{self, bridge};
 use crate::parse::logs::LogDriver;
 use crate::parse::modes::{Modes, NetworkMode, Sharing};
 use crate::parse::ports::{self, Protocol};
-use crate::parse::restart::Restart;
 use crate::parse::users::Identity;
 use crate::parse::{bad, health, logs, names, restart, signals, time};
 use crate::spec;
@@ -49,6 +49,8 @@ pub(super) struct EngineHost {
     /// As it was when last prepared.
     container: Option<Container>,
     network: Option<NetworkState>,
+    /// When this run began.
+    began: Instant,
 }
 
 impl EngineHost {
@@ -59,6 +61,7 @@ impl EngineHost {
             id,
             container: None,
             network: None,
+            began: Instant::now(),
         }
     }
 
@@ -266,6 +269,8 @@ impl EngineHost {
             .unwrap_or_else(time::now_nanos);
         let mut attributes = containers::attributes(container);
         attributes.insert("exitCode".to_owned(), exit.code.to_string());
+        let seconds = self.began.elapsed().as_secs();
+        attributes.insert("execDuration".to_owned(), seconds.to_string());
         let (id, oom) = (&self.id, exit.oom);
         self.engine.write(self.durability(), |c| {
             let ended = Ended {
@@ -309,7 +314,19 @@ impl Host for EngineHost {
         Ok(self.job()?)
     }
 
+    fn restarts(&mut self) -> u32 {
+        let row = self.engine.database().read(|c| row::get(c, &self.id));
+        let restarts = row.ok().flatten().map(|c| c.restarts);
+        restarts.and_then(|n| u32::try_from(n).ok()).unwrap_or(0)
+    }
+
+    fn restart_policy(&mut self) -> Option<RestartPolicy> {
+        let row = self.engine.database().read(|c| row::get(c, &self.id));
+        restart_policy(&row.ok()??).ok()
+    }
+
     fn started(&mut self, pid: i32, ports: &[PortMapping]) {
+        self.began = Instant::now();
         if let Some(state) = &mut self.network {
             state.ports = published(ports);
         }
@@ -342,6 +359,13 @@ impl Host for EngineHost {
         };
         let written = self.ended(exit, status);
         self.report("exit", written);
+    }
+
+    fn given_up(&mut self) {
+        let written = self
+            .engine
+            .write(self.durability(), |c| row::set_given_up(c, &self.id, ""));
+        self.report("end", written);
     }
 
     fn paused(&mut self, paused: bool) {
@@ -588,12 +612,7 @@ fn restart_policy(container: &Container) -> Result<RestartPolicy> {
         container.host.restart_policy.as_ref(),
         container.auto_remove,
     )?;
-    Ok(match policy {
-        Restart::No => RestartPolicy::No,
-        Restart::Always => RestartPolicy::Always,
-        Restart::UnlessStopped => RestartPolicy::UnlessStopped,
-        Restart::OnFailure(count) => RestartPolicy::OnFailure(count.unwrap_or(0)),
-    })
+    Ok(policy.policy())
 }
 
 /// The first process of a container whose namespace is joined.

@@ -1,0 +1,146 @@
+//! Restart policies: counting, waiting, giving up, and what is left of them after kill -9.
+
+use crate::crash::{kill_9, supervisor};
+use crate::harness::{Engine, until};
+
+fn inspect(engine: &Engine, format: &str, name: &str) -> String {
+    engine.ok(["inspect", "-f", format, name])
+}
+
+#[test]
+fn failures_are_counted_and_have_an_end() {
+    let engine = Engine::with_alpine();
+    let script = "echo run; exit 3";
+    engine.ok([
+        "run",
+        "-d",
+        "--name",
+        "box",
+        "--restart",
+        "on-failure:2",
+        "alpine",
+        "sh",
+        "-c",
+        script,
+    ]);
+    let state = "{{.State.Status}} {{.RestartCount}} {{.State.ExitCode}}";
+    until("it gives up", || {
+        inspect(&engine, state, "box") == "exited 2 3"
+    });
+    assert_eq!(engine.ok(["logs", "box"]).lines().count(), 3);
+    // Whoever starts it begins a new count.
+    engine.ok(["start", "box"]);
+    until("it has run as often again", || {
+        engine.ok(["logs", "box"]).lines().count() == 6
+            && inspect(&engine, state, "box") == "exited 2 3"
+    });
+    engine.ok([
+        "run",
+        "-d",
+        "--name",
+        "fine",
+        "--restart",
+        "on-failure",
+        "alpine",
+        "true",
+    ]);
+    until("a success is the end", || {
+        inspect(&engine, state, "fine") == "exited 0 0"
+    });
+}
+
+#[test]
+fn a_wait_for_a_restart_can_be_ended() {
+    let engine = Engine::with_alpine();
+    for name in ["stopped", "killed", "removed"] {
+        engine.ok([
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--restart",
+            "always",
+            "alpine",
+            "false",
+        ]);
+    }
+    for name in ["stopped", "killed", "removed"] {
+        // By then a pause is longer than what this test does to it.
+        until("it waits", || {
+            let count: u32 = inspect(&engine, "{{.RestartCount}}", name).parse().unwrap();
+            count >= 5 && inspect(&engine, "{{.State.Status}}", name) == "restarting"
+        });
+    }
+    assert!(engine.ok(["ps"]).contains("Restarting (1) "));
+    engine.ok(["stop", "stopped"]);
+    engine.ok(["kill", "killed"]);
+    engine.ok(["rm", "-f", "removed"]);
+    let state = "{{.State.Status}} {{.State.ExitCode}} {{.State.Running}}[{{.State.Error}}]";
+    assert_eq!(inspect(&engine, state, "stopped"), "exited 1 false[]");
+    until("the wait has ended", || {
+        inspect(&engine, state, "killed") == "exited 1 false[]"
+    });
+    assert_eq!(engine.ok(["ps", "-q"]), "");
+    engine.ok(["start", "stopped"]);
+    let count: u32 = inspect(&engine, "{{.RestartCount}}", "stopped")
+        .parse()
+        .unwrap();
+    assert!(count < 5, "{count}");
+    engine.ok(["stop", "stopped"]);
+    engine.assert_clean();
+}
+
+#[test]
+fn a_policy_outlives_its_supervisor() {
+    let engine = Engine::with_alpine();
+    let run = |name: &str, policy: &str| {
+        engine.ok([
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--restart",
+            policy,
+            "alpine",
+            "sleep",
+            "1000",
+        ])
+    };
+    let ids = [
+        run("always", "always"),
+        run("stopped", "unless-stopped"),
+        run("no", "no"),
+    ];
+    let pid = inspect(&engine, "{{.State.Pid}}", "always");
+    engine.ok(["stop", "-t", "0", "stopped"]);
+    for id in [&ids[0], &ids[2]] {
+        kill_9(&supervisor(id));
+    }
+    // Whoever looks is told the truth, and has it started again.
+    until("the death is seen", || {
+        let now = inspect(&engine, "{{.State.Pid}} {{.RestartCount}}", "always");
+        now != format!("{pid} 0")
+    });
+    until("it runs again", || {
+        let now = inspect(&engine, "{{.State.Status}} {{.RestartCount}}", "always");
+        now == "running 1"
+    });
+    assert_ne!(inspect(&engine, "{{.State.Pid}}", "always"), pid);
+    assert_eq!(
+        inspect(&engine, "{{.State.Status}} {{.State.ExitCode}}", "no"),
+        "exited 137"
+    );
+    assert_eq!(inspect(&engine, "{{.State.Status}}", "stopped"), "exited");
+    // Killed while it waits, it is not forgotten either.
+    engine.ok(["exec", "always", "sh", "-c", "kill -9 -1; true"]);
+    kill_9(&supervisor(&ids[0]));
+    until("it runs once more", || {
+        inspect(&engine, "{{.State.Status}}", "always") == "running"
+    });
+    // At boot: what a user stopped stays so, but for `always`.
+    engine.ok(["stop", "-t", "0", "always"]);
+    engine.ok(["system", "restore"]);
+    assert_eq!(engine.ok(["ps", "--format", "{{.Names}}"]), "always");
+    engine.ok(["rm", "-f", "always", "stopped", "no"]);
+    engine.assert_clean();
+}
