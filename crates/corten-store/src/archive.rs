@@ -12,7 +12,9 @@ use std::rc::Rc;
 
 use corten_oci::media_type::Compression;
 
-pub use crate::layers::{Attributes, WHITEOUT, attributes, may_be_in_a_layer, set_attribute};
+pub use crate::layers::{
+    Attributes, WHITEOUT, attributes, may_be_in_a_layer, set_attribute, write_entry,
+};
 pub use entry::Entry;
 pub use pax::{Pax, Records};
 pub use sparse::{SparseFile, copy_with_holes, sparse};

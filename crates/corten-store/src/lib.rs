@@ -27,6 +27,7 @@ mod schema;
 mod sys;
 mod tmp;
 mod trash;
+pub mod view;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -13,6 +13,43 @@ pub(crate) fn unshare_mounts() -> rustix::io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
 }
 
+/// Gives the calling thread the mounts of a process, by a descriptor of its mount namespace. The
+/// thread's root and working directory become that namespace's root.
+pub(crate) fn join_mounts(namespace: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    // SAFETY: only unsharing the descriptor table is what can break code of other threads.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
+    rustix::thread::move_into_link_name_space(
+        namespace,
+        Some(rustix::thread::LinkNameSpaceType::Mount),
+    )
+}
+
+/// Makes a mount, and everything mounted below it, read-only.
+pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: an empty path, and a structure of the size that is told; both live through the call.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == -1 {
+        let error = std::io::Error::last_os_error();
+        return Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL));
+    }
+    Ok(())
+}
+
 fn lock(
     file: BorrowedFd<'_>,
     command: libc::c_int,

@@ -27,9 +27,11 @@ mod work;
 mod xattr;
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,6 +61,20 @@ pub use mount::Upper;
 pub use squeeze::{Squeeze, Squeezer};
 pub use work::WorkDir;
 pub use xattr::{may_be_in_a_layer, set as set_attribute};
+
+/// Writes the tar of one entry of a directory (`.`: the directory itself), with everything below
+/// it, under another name. The tree may change meanwhile: what has vanished is left out.
+///
+/// # Errors
+/// The entry cannot be read, or `out` fails.
+pub fn write_entry(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    called: &OsStr,
+    mut out: impl Write,
+) -> io::Result<()> {
+    tar_write::write_entry(dir, name, called.as_bytes(), &mut out)
+}
 
 /// A layer that is here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -522,6 +538,12 @@ pub struct Merged {
 }
 
 impl Merged {
+    /// The read-only mount itself.
+    #[must_use]
+    pub fn into_mount(self) -> OwnedFd {
+        self.root
+    }
+
     /// Writes all of it as a tar, in which nothing is hidden: deleted files are not in it.
     /// What vanishes while it is read is left out.
     ///

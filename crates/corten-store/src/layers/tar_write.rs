@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -53,6 +53,37 @@ pub(super) fn write_living(
     out: &mut impl Write,
 ) -> io::Result<u64> {
     whole(dir, left_out, true, Dates::Own, out)
+}
+
+/// Writes the tar of one entry of a directory (`.`: the directory itself) that may change
+/// meanwhile, and of everything below it. The entry is called `called`, and what is below it
+/// accordingly; an empty name is that of the archive's own root.
+pub(super) fn write_entry(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    called: &[u8],
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let mut writer = Writer {
+        out,
+        links: HashMap::new(),
+        content: 0,
+        left_out: &[],
+        living: true,
+        dates: Dates::Own,
+    };
+    let mut prefix = called.to_vec();
+    // A directory's name gets its slash.
+    if let Some(below) = writer.entry(dir, name, &mut prefix)? {
+        walk(below.as_fd(), true, |here, name, path| {
+            let length = path.len();
+            let mut whole = [prefix.as_slice(), path.as_slice()].concat();
+            let child = writer.entry(here, name, &mut whole)?;
+            path.extend_from_slice(&whole[prefix.len() + length..]);
+            Ok(child)
+        })?;
+    }
+    tar_header::end(writer.out)
 }
 
 fn whole(

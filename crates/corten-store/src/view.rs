@@ -1,0 +1,241 @@
+//! Mounts put together where nobody else sees them: in a mount namespace that no process is in.
+//!
+//! A thread makes the namespace, attaches everything in it and ends; a descriptor keeps the
+//! namespace. Paths are then resolved from a descriptor of the root, by any thread, and lead
+//! through what is mounted inside. When the view is dropped, or its process dies, it is gone.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree,
+};
+
+use crate::rooted::{RootFd, normal};
+use crate::sys;
+
+/// A tree of mounts, attached nowhere, and where in the root it belongs.
+#[derive(Debug)]
+pub struct Part {
+    /// The mounts.
+    pub mount: OwnedFd,
+    /// Absolute path in the root.
+    pub place: PathBuf,
+}
+
+/// A root file system with what is mounted in it, for whoever holds this only.
+#[derive(Debug)]
+pub struct View {
+    root: RootFd,
+    /// As long as this is open everything stays mounted.
+    _namespace: OwnedFd,
+}
+
+/// What to do where the root has no place for a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absent {
+    /// Make it, as a start of a container does.
+    Make,
+    /// Leave the part out.
+    Skip,
+    /// Give up: [`View::assemble`] answers `None`.
+    GiveUp,
+}
+
+impl View {
+    /// What paths are resolved in.
+    #[must_use]
+    pub fn root(&self) -> &RootFd {
+        &self.root
+    }
+
+    /// Puts a detached mount and its parts together, in this order. `None`: see
+    /// [`Absent::GiveUp`].
+    ///
+    /// # Errors
+    /// What the kernel refuses. Needs the right to mount.
+    pub fn assemble(root: OwnedFd, parts: &[Part], absent: Absent) -> io::Result<Option<Self>> {
+        let root = RootFd::from(root);
+        let namespace = on_own_thread(|| {
+            sys::unshare_mounts()?;
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change("/", private)?;
+            // Anywhere will do.
+            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            move_mount(root.as_fd(), "", CWD, "/", flags)?;
+            for part in parts {
+                let Some(target) = place(&root, part, absent)? else {
+                    if absent == Absent::Skip {
+                        continue;
+                    }
+                    return Ok(None);
+                };
+                let flags = flags | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+                move_mount(part.mount.as_fd(), "", &target, "", flags)?;
+            }
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let own = rustix::fs::open("/proc/thread-self/ns/mnt", flags, Mode::empty());
+            Ok(Some(own?))
+        })?;
+        Ok(namespace.map(|namespace| Self {
+            root,
+            _namespace: namespace,
+        }))
+    }
+}
+
+/// Where a part is attached.
+fn place(root: &RootFd, part: &Part, absent: Absent) -> io::Result<Option<OwnedFd>> {
+    let path = normal(&part.place);
+    match root.open_in_root(&path, OFlags::PATH, Mode::empty()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => return other.map(Some),
+    }
+    if absent != Absent::Make {
+        return Ok(None);
+    }
+    let stat = rustix::fs::fstat(&part.mount)?;
+    let mode = Mode::from_raw_mode(0o755);
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        return root.mkdir_all(&path, mode).map(|(made, _)| Some(made));
+    }
+    root.mkdir_all(path.parent().unwrap_or(Path::new("")), mode)?;
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOCTTY;
+    root.open_in_root(&path, flags, Mode::from_raw_mode(0o644))?;
+    root.open_in_root(&path, OFlags::PATH, Mode::empty())
+        .map(Some)
+}
+
+/// A detached copy of the mount that a descriptor leads into, from there on; `whole`: with
+/// everything mounted below.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn copy_of(part: BorrowedFd<'_>, whole: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if whole {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    Ok(open_tree(part, "", flags)?)
+}
+
+/// Makes a mount, with everything mounted below it, read-only.
+///
+/// # Errors
+/// What the kernel refuses.
+pub fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(sys::make_read_only(mount)?)
+}
+
+/// Copies of what a process has mounted, attached nowhere: its root without anything mounted in
+/// it, and what is at these places in the root. Places that are not there are left out.
+///
+/// # Errors
+/// The process is gone; what the kernel refuses.
+pub fn copies_of(pid: i32, places: &[PathBuf]) -> io::Result<(OwnedFd, Vec<Part>)> {
+    let open = |what: &str, flags: OFlags| {
+        let path = format!("/proc/{pid}/{what}");
+        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
+    };
+    let namespace = open("ns/mnt", OFlags::RDONLY)?;
+    let root = RootFd::from(open("root", OFlags::PATH | OFlags::DIRECTORY)?);
+    on_own_thread(|| {
+        // A mount can be copied from inside its own namespace only.
+        sys::join_mounts(namespace.as_fd())?;
+        let bare = copy_of(root.as_fd(), false)?;
+        let mut parts = Vec::new();
+        for place in places {
+            match root.open_in_root(&normal(place), OFlags::PATH, Mode::empty()) {
+                Ok(there) => parts.push(Part {
+                    mount: copy_of(there.as_fd(), true)?,
+                    place: place.clone(),
+                }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((bare, parts))
+    })
+}
+
+/// Runs something on a thread that ends with it.
+fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("mount".to_owned())
+            .spawn_scoped(scope, work)?;
+        thread
+            .join()
+            .map_err(|_| io::Error::other("the thread that mounts panicked"))?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen,
+    };
+
+    fn memory() -> OwnedFd {
+        let fs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+        fsconfig_create(&fs).unwrap();
+        let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+        fsmount(&fs, flags, MountAttrFlags::empty()).unwrap()
+    }
+
+    fn write(root: &RootFd, path: &str) {
+        let flags = OFlags::CREATE | OFlags::WRONLY;
+        let mode = Mode::from_raw_mode(0o600);
+        root.open_in_root(Path::new(path), flags, mode).unwrap();
+    }
+
+    #[test]
+    fn paths_lead_through_what_is_mounted_inside() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let part = || Part {
+            mount: memory(),
+            place: PathBuf::from("/a/link/data"),
+        };
+        let root = memory();
+        let given_up = View::assemble(root, &[part()], Absent::GiveUp).unwrap();
+        assert!(given_up.is_none());
+        let root = memory();
+        rustix::fs::mkdirat(&root, "a", Mode::RWXU).unwrap();
+        rustix::fs::mkdirat(&root, "b", Mode::RWXU).unwrap();
+        // Absolute: of the root, not the host's.
+        rustix::fs::symlinkat("/b", &root, "a/link").unwrap();
+        let view = View::assemble(root, &[part()], Absent::Make)
+            .unwrap()
+            .unwrap();
+        write(view.root(), "b/data/file");
+        assert!(view.root().stat(Path::new("/a/link/data/file")).is_ok());
+        // It is in the part, not in what is below it.
+        let device = |path: &str| view.root().stat(Path::new(path)).unwrap().st_dev;
+        assert_ne!(device("b/data"), device("b"));
+        assert_eq!(device("b/data/file"), device("b/data"));
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains("/b/data"), "{mounts}");
+    }
+
+    #[test]
+    fn a_process_own_mounts_are_copied() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let places = ["/proc", "/no/such/place"].map(PathBuf::from);
+        let (root, parts) = copies_of(pid, &places).unwrap();
+        assert_eq!(parts.len(), 1);
+        let root = RootFd::from(root);
+        // The root alone.
+        assert!(root.stat(Path::new("proc/self")).is_err());
+        assert!(root.stat(Path::new("usr")).is_ok());
+    }
+}
