@@ -71,12 +71,9 @@ impl OpenContext {
                 let path = PathBuf::from("-");
                 let tmp = store.tmp_dir("context")?;
                 let root = RootFd::open(tmp.path()).map_err(failed(&path))?;
-                let owners = unpack::Owners {
-                    keep: false,
-                    instead: None,
-                };
+                let to = unpack::Unpacking::into(&root, unpack::Owners::All(0, 0));
                 decompress(stream)
-                    .and_then(|(_, plain)| unpack::unpack(plain, &root, owners, cancel))
+                    .and_then(|(_, plain)| unpack::unpack(plain, &to, cancel))
                     .map_err(failed(&path))?;
                 cancel.check()?;
                 Ok(Self {

@@ -1,5 +1,5 @@
-//! Unpacking tar archives of a user: ADD, and contexts that come as a stream. Archives are
-//! hostile: every name and link target is resolved inside the directory, and nothing that is
+//! Unpacking tar archives of a user: ADD, contexts that come as a stream, and `cp`. Archives are
+//! hostile: every name and link target is resolved inside the root, and nothing that is
 //! there already is written through.
 
 use std::ffi::{OsStr, OsString};
@@ -13,7 +13,7 @@ use corten_store::archive::{
     Entry, Plain, SparseFile, attributes, copy_with_holes, decompress, entries, set_attribute,
     sparse,
 };
-use corten_store::rooted::{RootFd, normal};
+use corten_store::rooted::{RootFd, normal, remove_all};
 use rustix::fs::{AtFlags, FileType, Mode};
 use tar::EntryType;
 
@@ -21,12 +21,125 @@ use super::write::{create, make_directory, replace, set_mode, set_owner, set_tim
 use crate::cancel::Cancel;
 
 /// Whose the unpacked files are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owners {
+    /// Whose the archive says.
+    Archive,
+    /// This user's and group's, all of them.
+    All(u32, u32),
+    /// This process's: no owner is set.
+    Own,
+}
+
+impl Owners {
+    /// Who gets directories that the archive does not list.
+    fn of_all(self) -> Option<(u32, u32)> {
+        match self {
+            Self::All(user, group) => Some((user, group)),
+            Self::Archive | Self::Own => None,
+        }
+    }
+}
+
+/// What may take the place of what is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replacing {
+    /// Anything of anything but a directory.
+    Files,
+    /// A directory only of a directory, anything else only of no directory.
+    SameKind,
+    /// Anything of anything.
+    Anything,
+}
+
+/// Where entries go, and how.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Owners {
-    /// Those the archive names.
-    pub(crate) keep: bool,
-    /// This one, for all.
-    pub(crate) instead: Option<(u32, u32)>,
+pub struct Unpacking<'a> {
+    /// What nothing leaves.
+    pub root: &'a RootFd,
+    /// The directory inside that names in the archive are relative to.
+    pub below: &'a Path,
+    /// Entries at or below the first path get the second one instead.
+    pub renamed: Option<(&'a Path, &'a Path)>,
+    /// Whose they are.
+    pub owners: Owners,
+    /// What they may replace.
+    pub replacing: Replacing,
+    /// What the directory is called in messages.
+    pub called: &'a Path,
+}
+
+/// Something of another kind is in an entry's place.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot overwrite {what} {there:?} with {with} {below:?}")]
+struct Overwrites {
+    what: &'static str,
+    there: PathBuf,
+    with: &'static str,
+    below: PathBuf,
+}
+
+impl<'a> Unpacking<'a> {
+    /// Everything, by its own name, into the root itself.
+    pub(crate) fn into(root: &'a RootFd, owners: Owners) -> Self {
+        Self {
+            root,
+            below: Path::new(""),
+            renamed: None,
+            owners,
+            replacing: Replacing::Files,
+            called: Path::new("/"),
+        }
+    }
+
+    /// Where something of that cleaned name goes; `None`: it is the directory itself.
+    fn place(&self, name: &Path) -> Option<PathBuf> {
+        let renamed = self
+            .renamed
+            .and_then(|(from, to)| Some(to.join(name.strip_prefix(from).ok()?)));
+        let name = renamed.unwrap_or_else(|| name.to_owned());
+        let name = normal(&name);
+        name.file_name()?;
+        Some(self.below.join(name))
+    }
+
+    /// Makes room for an entry, if something of another kind is in its place.
+    fn make_room(&self, dir: BorrowedFd<'_>, path: &Path, directory: bool) -> io::Result<()> {
+        let name = path.file_name().unwrap_or_default();
+        let there = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
+            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        let (what, with) = match (there, directory) {
+            (true, false) => ("directory", "non-directory"),
+            (false, true) => ("non-directory", "directory"),
+            _ => return Ok(()),
+        };
+        match self.replacing {
+            Replacing::SameKind => Err(io::Error::other(Overwrites {
+                what,
+                there: self
+                    .called
+                    .join(path.strip_prefix(self.below).unwrap_or(path)),
+                with,
+                below: self.called.to_owned(),
+            })),
+            Replacing::Files if there => {
+                Err(io::Error::other("cannot replace a directory with a file"))
+            }
+            Replacing::Files | Replacing::Anything => remove_all(dir, name),
+        }
+    }
+}
+
+/// Unpacks everything in a tar, compressed or not.
+///
+/// # Errors
+/// It cannot be read, holds what cannot be unpacked, or the file system refuses.
+pub fn unpack_archive(archive: impl Read + Send, to: Unpacking<'_>) -> io::Result<()> {
+    let (_, plain) = decompress(archive)?;
+    unpack(plain, &to, &Cancel::default())
 }
 
 /// Bytes of names and PAX records before one entry.
@@ -62,12 +175,7 @@ fn is_header(block: &[u8]) -> bool {
 }
 
 /// Unpacks everything into a directory.
-pub(crate) fn unpack(
-    archive: Plain<'_>,
-    inside: &RootFd,
-    owners: Owners,
-    cancel: &Cancel,
-) -> io::Result<()> {
+pub(crate) fn unpack(archive: Plain<'_>, to: &Unpacking<'_>, cancel: &Cancel) -> io::Result<()> {
     let mut times = Vec::new();
     entries(archive, MAX_BEFORE, |entry| {
         if cancel.is_cancelled() {
@@ -79,12 +187,23 @@ pub(crate) fn unpack(
         };
         let named = holes.as_ref().and_then(|holes| holes.name.clone());
         let named = named.unwrap_or_else(|| entry.path_bytes().into_owned());
-        let path = normal(Path::new(OsStr::from_bytes(&named)));
-        one(entry, &path, holes.as_ref(), inside, owners, &mut times)
-            .map_err(|e| io::Error::new(e.kind(), format!("entry \"{}\": {e}", path.display())))
+        let listed = normal(Path::new(OsStr::from_bytes(&named)));
+        let Some(path) = to.place(&listed) else {
+            return Ok(()); // the directory itself
+        };
+        one(entry, &path, holes.as_ref(), to, &mut times).map_err(|error| {
+            if error
+                .get_ref()
+                .is_some_and(|inner| inner.is::<Overwrites>())
+            {
+                return error;
+            }
+            let text = format!("entry \"{}\": {error}", listed.display());
+            io::Error::new(error.kind(), text)
+        })
     })?;
     for (path, time) in times.into_iter().rev() {
-        if let Some((dir, name)) = inside.parent(&path)? {
+        if let Some((dir, name)) = to.root.parent(&path)? {
             set_time(dir.as_fd(), &name, time)?;
         }
     }
@@ -95,8 +214,7 @@ fn one(
     entry: &mut Entry<'_, '_, impl Read>,
     path: &Path,
     holes: Option<&SparseFile>,
-    inside: &RootFd,
-    owners: Owners,
+    to: &Unpacking<'_>,
     times: &mut Vec<(PathBuf, (i64, i64))>,
 ) -> io::Result<()> {
     let header = entry.header().clone();
@@ -105,30 +223,32 @@ fn one(
         return Ok(());
     }
     let Some(name) = path.file_name() else {
-        return Ok(()); // the directory itself
+        return Ok(());
     };
     let above = path.parent().unwrap_or(Path::new(""));
-    let dir = make_directory(inside, above, owners.instead, 0o755)?;
+    let dir = make_directory(to.root, above, to.owners.of_all(), 0o755)?;
     let dir = dir.as_fd();
+    to.make_room(dir, path, kind == EntryType::Directory)?;
     let said = attributes(entry)?;
     let (mode, time) = (said.mode, (said.mtime.0, i64::from(said.mtime.1)));
-    let owner = owners.instead.unwrap_or(if owners.keep {
-        (said.uid, said.gid)
-    } else {
-        (0, 0)
-    });
+    let owner = match to.owners {
+        Owners::Archive => Some((said.uid, said.gid)),
+        Owners::All(user, group) => Some((user, group)),
+        Owners::Own => None,
+    };
+    let set_owner = |dir, name: &OsStr| owner.map_or(Ok(()), |owner| set_owner(dir, name, owner));
+    let set_xattrs = |dir, name: &OsStr, all: &[(OsString, Vec<u8>)]| match to.owners {
+        // As with owners: what takes privileges is left.
+        Owners::Own if !rustix::process::geteuid().is_root() => Ok(()),
+        _ => set_xattrs(dir, name, all),
+    };
     match kind {
         EntryType::Directory => {
             match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
                 Err(errno) => return Err(errno.into()),
             }
-            let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-                replace(dir, name)?;
-                rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755))?;
-            }
-            set_owner(dir, name, owner)?;
+            set_owner(dir, name)?;
             set_mode(dir, name, mode)?;
             set_xattrs(dir, name, &said.xattrs)?;
             times.push((path.to_owned(), time));
@@ -145,13 +265,13 @@ fn one(
             let target = link_name(entry)?;
             replace(dir, name)?;
             rustix::fs::symlinkat(&target, dir, name)?;
-            set_owner(dir, name, owner)?;
+            set_owner(dir, name)?;
             set_xattrs(dir, name, &said.xattrs)?;
             return set_time(dir, name, time);
         }
         EntryType::Link => {
-            let target = link_name(entry)?;
-            let Some((from, old)) = inside.parent(&target)? else {
+            let target = to.place(&normal(&link_name(entry)?));
+            let Some((from, old)) = to.root.parent(&target.unwrap_or_default())? else {
                 return Err(io::Error::other("a link to a directory"));
             };
             replace(dir, name)?;
@@ -177,7 +297,7 @@ fn one(
             )));
         }
     }
-    set_owner(dir, name, owner)?;
+    set_owner(dir, name)?;
     set_mode(dir, name, mode)?;
     // After the owner: a change of it takes capabilities away.
     set_xattrs(dir, name, &said.xattrs)?;
@@ -241,12 +361,12 @@ mod tests {
             ("out/x", EntryType::Regular, "c"),
             ("hard", EntryType::Link, "up"),
         ]);
-        let owners = Owners {
-            keep: false,
-            instead: Some((0, 0)),
-        };
         let (_, plain) = decompress(tar.as_slice()).unwrap();
-        let done = unpack(plain, &inside, owners, &Cancel::default());
+        let done = unpack(
+            plain,
+            &Unpacking::into(&inside, Owners::All(0, 0)),
+            &Cancel::default(),
+        );
         if !rustix::process::geteuid().is_root() {
             return; // owners cannot be set
         }
@@ -283,11 +403,8 @@ mod tests {
         builder.append(&header, &b"x"[..]).unwrap();
         let tar = builder.into_inner().unwrap();
         let (_, plain) = decompress(tar.as_slice()).unwrap();
-        let owners = Owners {
-            keep: true,
-            instead: None,
-        };
-        unpack(plain, &inside, owners, &Cancel::default()).unwrap();
+        let to = Unpacking::into(&inside, Owners::Archive);
+        unpack(plain, &to, &Cancel::default()).unwrap();
         let path = dir.path().join("ping");
         let mut value = [0; 64];
         let read = rustix::fs::lgetxattr(&path, "security.capability", &mut value[..]).unwrap();

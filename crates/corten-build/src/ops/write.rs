@@ -396,11 +396,12 @@ impl<'a> Writer<'a> {
         let dir =
             make_directory(self.root, destination, self.owner, 0o755).map_err(on(destination))?;
         let inside = RootFd::from(dir);
-        let owners = unpack::Owners {
-            keep: true,
-            instead: self.owner,
+        let owners = match self.owner {
+            Some((user, group)) => unpack::Owners::All(user, group),
+            None => unpack::Owners::Archive,
         };
-        unpack::unpack(archive, &inside, owners, self.cancel).map_err(on(&entry.path))?;
+        let to = unpack::Unpacking::into(&inside, owners);
+        unpack::unpack(archive, &to, self.cancel).map_err(on(&entry.path))?;
         Ok(true)
     }
 }
