@@ -107,6 +107,9 @@ pub enum EngineError {
         #[source]
         source: std::io::Error,
     },
+    /// Files could not be copied into or out of a container; the message is the one a user reads.
+    #[error("{0}")]
+    Archive(String),
     /// The database failed.
     #[error("database: {0}")]
     Database(#[from] corten_db::DbError),

@@ -2,6 +2,7 @@
 
 mod archives;
 mod build;
+mod container_files;
 mod containers;
 mod distribution;
 mod events;
@@ -34,6 +35,7 @@ pub(crate) fn router(engine: Engine) -> Router {
     Router::new()
         .merge(system::routes())
         .merge(containers::routes())
+        .merge(container_files::routes())
         .merge(streams::routes())
         .merge(exec::routes())
         .merge(archives::routes())

@@ -4,6 +4,7 @@
 //! that concerns a running container is asked of its supervisor; what it left behind when it
 //! died is put right by `state` before anybody is told of it.
 
+mod archive;
 mod attach;
 mod changes;
 mod commit;
@@ -19,6 +20,7 @@ mod options;
 mod pending;
 pub(crate) mod remove;
 mod restore;
+pub(crate) mod root;
 pub(crate) mod row;
 mod start;
 pub(crate) mod state;
@@ -40,6 +42,7 @@ use crate::error::EngineError;
 use crate::events::{self, Kind};
 use row::Container;
 
+pub use archive::{ExtractOptions, PathStatus};
 pub use attach::framed;
 pub use commit::CommitOptions;
 pub(crate) use commit::refused as refused_change;
@@ -370,6 +373,46 @@ impl Containers {
     /// When there is no such container, or its layers cannot be mounted.
     pub async fn export(&self, name: &str) -> Result<crate::Outflow> {
         commit::export(&self.0, name).await
+    }
+
+    /// What is at a path in it.
+    ///
+    /// # Errors
+    /// When there is nothing, or its files cannot be mounted.
+    pub async fn path_status(&self, name: &str, path: &str) -> Result<PathStatus> {
+        let (name, path) = (name.to_owned(), path.to_owned());
+        self.0
+            .blocking(move |engine| archive::status(engine, &name, &path))
+            .await
+    }
+
+    /// What is at a path in it, as a tar; a name that ends in `/.` stands for a directory's
+    /// content.
+    ///
+    /// # Errors
+    /// As for [`Self::path_status`].
+    pub async fn archive(&self, name: &str, path: &str) -> Result<(PathStatus, crate::Outflow)> {
+        let (name, path) = (name.to_owned(), path.to_owned());
+        self.0
+            .blocking(move |engine| archive::archive(engine, &name, &path))
+            .await
+    }
+
+    /// Unpacks a tar, compressed or not, in a directory of it.
+    ///
+    /// # Errors
+    /// When there is no such directory, it may not be written to, or the tar is damaged.
+    pub async fn extract(
+        &self,
+        name: &str,
+        path: &str,
+        tar: impl std::io::Read + Send + 'static,
+        options: ExtractOptions,
+    ) -> Result<()> {
+        let (name, path) = (name.to_owned(), path.to_owned());
+        self.0
+            .blocking(move |engine| archive::extract(engine, &name, &path, tar, options))
+            .await
     }
 
     /// Removes every stopped container that the filters (`until`, `label`) select.

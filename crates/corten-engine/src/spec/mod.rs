@@ -26,7 +26,7 @@ use crate::parse::security::{self, Seccomp, SecurityOptions};
 use crate::parse::users::Identity;
 use crate::parse::{bad, devices, limits};
 
-pub(crate) use mounts::BindSource;
+pub(crate) use mounts::{BindSource, user_mount};
 pub(crate) use process::{arguments, exec_process};
 
 type Result<T> = std::result::Result<T, EngineError>;

@@ -129,7 +129,8 @@ fn generated(
     .collect()
 }
 
-fn user_mount(entry: &MountEntry) -> (Mount, Option<BindSource>) {
+/// A user's mount, and what it is bound to.
+pub(crate) fn user_mount(entry: &MountEntry) -> (Mount, Option<BindSource>) {
     let access = if entry.read_only { "ro" } else { "rw" };
     match &entry.source {
         Source::Bind {

@@ -14,14 +14,14 @@ use corten_network::{
     BridgeSpec, EndpointSpec, PortMapping, PortRange, PortRequest, Proto, mac_for,
 };
 use corten_oci::runtime_spec::Process;
-use corten_store::{Layers, Upper};
+use corten_store::Layers;
 use corten_supervisor::{
     BoxError, Exit, HealthJob, HealthState, Host, Job, LogConfig, NetworkJob, RestartPolicy, Size,
 };
 
 use super::rooted;
 use crate::containers::row::{self, Container, Ended, HostPort, NetworkState, Status};
-use crate::containers::{self, files, state};
+use crate::containers::{self, files, root, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
@@ -51,6 +51,8 @@ pub(super) struct EngineHost {
     network: Option<NetworkState>,
     /// When this run began.
     began: Instant,
+    /// Nobody else writes to its root while it runs.
+    in_use: Option<root::InUse>,
 }
 
 impl EngineHost {
@@ -62,6 +64,7 @@ impl EngineHost {
             container: None,
             network: None,
             began: Instant::now(),
+            in_use: None,
         }
     }
 
@@ -86,7 +89,9 @@ impl EngineHost {
             .as_ref()
             .and_then(|s| s.gateway.parse::<IpAddr>().ok());
         let files = files::generate(&engine, &container, &modes, address, gateway)?;
-        let rootfs = mount_root(&engine, &self.layers, &container)?;
+        let in_use = root::use_for_run(&engine, &container.id)?;
+        let rootfs = root::mount(&engine, &self.layers, &container, &in_use)?;
+        self.in_use = Some(in_use);
         let identity = rooted::identity(
             rootfs.as_fd(),
             container.config.user.as_deref().unwrap_or(""),
@@ -357,6 +362,7 @@ impl Host for EngineHost {
         } else {
             Status::Exited
         };
+        self.in_use = None;
         let written = self.ended(exit, status);
         self.report("exit", written);
     }
@@ -404,6 +410,7 @@ impl Host for EngineHost {
     }
 
     fn start_failed(&mut self, code: u8, message: &str) {
+        self.in_use = None;
         let written = self.engine.write(self.durability(), |c| {
             row::set_start_failed(c, &self.id, i64::from(code), message)?;
             bridge::release(c, &self.id)
@@ -485,28 +492,6 @@ fn network_event(
     .map(|(key, value)| (key.to_owned(), value))
     .collect();
     events::record(c, Kind::Network, action, &state.network, &attributes)
-}
-
-/// The container's root: its image's layers with its own on top.
-fn mount_root(engine: &Engine, layers: &Layers, container: &Container) -> Result<OwnedFd> {
-    let directory = engine.layout().container(&container.id);
-    let (upper, work) = (directory.join("upper"), directory.join("work"));
-    // What a container that removes itself writes needs no syncing. The mark that overlayfs
-    // leaves against mounting such a layer again is meant for crashes.
-    let volatile = container.auto_remove;
-    let mark = work.join("work/incompat");
-    if volatile
-        && mark.exists()
-        && let Err(error) = std::fs::remove_dir_all(&mark)
-    {
-        tracing::debug!(container = %container.id, %error, "volatile mark stays");
-    }
-    let upper = Upper::Dir {
-        upper: &upper,
-        work: &work,
-        volatile,
-    };
-    Ok(layers.mount(&container.setup.layers, upper)?)
 }
 
 fn endpoint(

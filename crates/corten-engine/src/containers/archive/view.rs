@@ -1,0 +1,190 @@
+//! A container's root with what the user mounted in it, put together out of sight.
+//!
+//! Of a container that runs these are copies of its own mounts, so what is seen and written is
+//! what its processes see, memory included; of one that does not, its layers and the sources of
+//! its mounts. Kernel file systems (`/proc`, `/sys`, `/dev`) are not in it, as with Docker.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use corten_store::rooted::RootFd;
+use corten_store::view::{self, Absent, Part};
+
+use super::super::row::{Container, Status};
+use super::super::{files, root, state};
+use super::{EngineError, Result, View};
+use crate::engine::Engine;
+use crate::spec;
+use crate::supervise::rooted::bind_source;
+
+/// How long a container that starts, ends or is copied into is waited for.
+const SETTLING: Duration = Duration::from_secs(30);
+/// How often it is looked at meanwhile.
+const AGAIN: Duration = Duration::from_millis(5);
+
+/// Files that are generated for each container.
+const GENERATED: [&str; 3] = ["/etc/resolv.conf", "/etc/hostname", "/etc/hosts"];
+
+/// A container as it is seen.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) container: Container,
+    view: View,
+    /// Nobody starts it meanwhile.
+    _claimed: Option<root::InUse>,
+}
+
+impl Seen {
+    pub(super) fn root(&self) -> &RootFd {
+        self.view.root()
+    }
+}
+
+/// What can be read of a container.
+pub(super) fn to_read(engine: &Engine, name: &str) -> Result<Seen> {
+    see(engine, name, true)
+}
+
+/// What can be written in a container.
+pub(super) fn to_write(engine: &Engine, name: &str) -> Result<Seen> {
+    see(engine, name, false)
+}
+
+fn see(engine: &Engine, name: &str, only_read: bool) -> Result<Seen> {
+    let deadline = Instant::now() + SETTLING;
+    loop {
+        let container = state::find(engine, name)?;
+        let seen = match container.status {
+            Status::Dead | Status::Removing => {
+                return Err(EngineError::Conflict(format!(
+                    "container {} is being removed",
+                    container.id
+                )));
+            }
+            Status::Running | Status::Paused => running(container.clone()),
+            _ => at_rest(engine, container.clone(), only_read)?,
+        };
+        if let Some(seen) = seen {
+            return Ok(seen);
+        }
+        if Instant::now() > deadline {
+            return Err(EngineError::Conflict(format!(
+                "container {} is in use: it starts, ends, or files are being copied into it",
+                container.id
+            )));
+        }
+        std::thread::sleep(AGAIN);
+    }
+}
+
+/// Of one that runs; `None`: it has just ended.
+fn running(container: Container) -> Option<Seen> {
+    let mut places: Vec<PathBuf> = GENERATED.iter().map(PathBuf::from).collect();
+    places.extend(ordered(&container).map(|mount| PathBuf::from(&mount.destination)));
+    let assembled = view::copies_of(container.pid, &places)
+        .and_then(|(root, parts)| View::assemble(root, &parts, Absent::Skip));
+    match assembled {
+        Ok(view) => view.map(|view| Seen {
+            container,
+            view,
+            _claimed: None,
+        }),
+        Err(error) => {
+            tracing::debug!(container = %container.id, %error, "its mounts cannot be copied");
+            None
+        }
+    }
+}
+
+/// Of one that does not run; `None`: somebody else writes there.
+fn at_rest(engine: &Engine, container: Container, only_read: bool) -> Result<Option<Seen>> {
+    files::make_directory(engine, &container.id)?;
+    let layers = engine.store().layers();
+    if only_read {
+        let upper = engine.layout().container(&container.id).join("upper");
+        let root = layers.mount_merged(&container.setup.layers, &upper)?;
+        let parts = parts(engine, &container)?;
+        // Where a place of a mount is missing yet, it must be made.
+        let whole = View::assemble(root.into_mount(), &parts, Absent::GiveUp);
+        if let Some(view) = whole.map_err(|error| failed(&container, error))? {
+            return Ok(Some(Seen {
+                container,
+                view,
+                _claimed: None,
+            }));
+        }
+    }
+    let Some(claimed) = root::try_use(engine, &container.id)? else {
+        return Ok(None);
+    };
+    // It may have started before it was claimed.
+    let container = state::find(engine, &container.id)?;
+    if matches!(container.status, Status::Running | Status::Paused) {
+        return Ok(None);
+    }
+    let mounted = root::mount(engine, layers, &container, &claimed)?;
+    let parts = parts(engine, &container)?;
+    let view = View::assemble(mounted, &parts, Absent::Make);
+    let view = view.map_err(|error| failed(&container, error))?;
+    Ok(view.map(|view| Seen {
+        container,
+        view,
+        _claimed: Some(claimed),
+    }))
+}
+
+/// Its mounts, the outer ones first.
+fn ordered(container: &Container) -> impl Iterator<Item = &crate::parse::mounts::MountEntry> {
+    let mut mounts: Vec<_> = container.setup.mounts.iter().collect();
+    mounts.sort_by_key(|mount| mount.destination.matches('/').count());
+    mounts.into_iter()
+}
+
+/// What a start would mount, but for memory, which would be empty.
+fn parts(engine: &Engine, container: &Container) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    let directory = engine.layout().container(&container.id);
+    for place in GENERATED {
+        let place = PathBuf::from(place);
+        let file = directory.join(place.file_name().unwrap_or_default());
+        if !file.is_file() {
+            continue; // it has never run
+        }
+        let source = spec::BindSource::Generated(file);
+        parts.push(part(engine, container, &source, place, true)?);
+    }
+    for mount in ordered(container) {
+        if let (_, Some(source)) = spec::user_mount(mount) {
+            let place = PathBuf::from(&mount.destination);
+            parts.push(part(engine, container, &source, place, !mount.read_only)?);
+        }
+    }
+    Ok(parts)
+}
+
+fn part(
+    engine: &Engine,
+    container: &Container,
+    source: &spec::BindSource,
+    place: PathBuf,
+    writable: bool,
+) -> Result<Part> {
+    let opened = bind_source(engine, container, source)?;
+    let mount = view::copy_of(opened.as_fd(), true)
+        .and_then(|mount| {
+            if !writable {
+                view::make_read_only(mount.as_fd())?;
+            }
+            Ok(mount)
+        })
+        .map_err(|error| failed(container, error))?;
+    Ok(Part { mount, place })
+}
+
+fn failed(container: &Container, error: std::io::Error) -> EngineError {
+    EngineError::Other {
+        context: format!("mount the files of container {}", container.id),
+        source: Box::new(error),
+    }
+}
