@@ -21,6 +21,7 @@ mod build_mounts;
 mod build_outputs;
 mod build_platforms;
 mod containers;
+mod cp;
 mod crash;
 mod dockerfiles;
 mod harness;

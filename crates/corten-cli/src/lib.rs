@@ -22,6 +22,7 @@ mod generate;
 mod globals;
 pub mod opts;
 mod output;
+mod pieces;
 mod progress;
 mod run;
 pub mod template;

@@ -24,7 +24,7 @@ use crate::context;
 use crate::error::Result;
 use crate::globals::Globals;
 
-pub use call::{Call, Query};
+pub use call::{Answer, Call, Query};
 pub use connect::Target;
 pub use stream::{BodyReader, Hijacked, JsonLines};
 

@@ -29,6 +29,7 @@ pub(crate) static ROOT: Command = Command::group(
         &container::COMMIT,
         &generate::COMPLETION,
         &container::GROUP,
+        &container::CP,
         &container::CREATE,
         &container::DIFF,
         &system::EVENTS,

@@ -13,15 +13,11 @@ use bytes::Bytes;
 use corten_dockerfile::ignore::IgnoreRules;
 use futures_util::Stream;
 use tar::{EntryType, Header};
-use tokio::sync::mpsc;
 
 use super::context::Dockerfile;
 use crate::error::{CliError, Result, reason};
+use crate::pieces;
 
-/// Bytes per chunk sent.
-const CHUNK: usize = 128 * 1024;
-/// Chunks on their way.
-const AHEAD: usize = 8;
 const IGNORE_FILE: &str = ".dockerignore";
 
 /// A tar that is to be made.
@@ -134,35 +130,24 @@ impl Tarball {
         impl Stream<Item = io::Result<Bytes>> + Send + 'static,
         Sending,
     ) {
-        let (send, receive) = mpsc::channel(AHEAD);
         let sending = Sending::default();
         let failure = sending.clone();
-        std::thread::spawn(move || {
-            let mut out = Chunks {
-                send,
-                buffer: Vec::with_capacity(CHUNK),
-            };
-            let result = self.write(&mut out).and_then(|()| out.flush());
-            if let Err(error) = result
-                && error.kind() != io::ErrorKind::BrokenPipe
-            {
-                let text = reason(&error);
-                *failure.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
-                // The request must fail, too: a tar cut short would look like a whole one.
-                drop(out.send.blocking_send(Err(error)));
-            }
-        });
-        let stream = futures_util::stream::unfold(receive, |mut receive| async move {
-            receive.recv().await.map(|chunk| (chunk, receive))
+        let stream = pieces::written(move |out| {
+            self.write(out).inspect_err(|error| {
+                if error.kind() != io::ErrorKind::BrokenPipe {
+                    let text = reason(error);
+                    *failure.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+                }
+            })
         });
         (stream, sending)
     }
 
-    fn write(self, out: &mut Chunks) -> io::Result<()> {
+    fn write(self, mut out: &mut dyn Write) -> io::Result<()> {
         match self {
             Self::Stdin(start) => {
                 out.write_all(&start)?;
-                io::copy(&mut io::stdin().lock(), out).map(drop)
+                io::copy(&mut io::stdin().lock(), &mut out).map(drop)
             }
             Self::Dockerfile(text) => {
                 let mut tar = tar::Builder::new(out);
@@ -328,33 +313,6 @@ impl Read for Exact {
         }
         self.left -= read as u64;
         Ok(read)
-    }
-}
-
-/// Collects bytes into chunks and hands them over.
-struct Chunks {
-    send: mpsc::Sender<io::Result<Bytes>>,
-    buffer: Vec<u8>,
-}
-
-impl Write for Chunks {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= CHUNK {
-            self.flush()?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let chunk = std::mem::replace(&mut self.buffer, Vec::with_capacity(CHUNK));
-        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-        self.send
-            .blocking_send(Ok(Bytes::from(chunk)))
-            .map_err(gone)
     }
 }
 

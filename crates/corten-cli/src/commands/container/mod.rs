@@ -3,6 +3,7 @@
 
 mod attach;
 mod commit;
+mod cp;
 mod diff;
 mod exec;
 mod inspect;
@@ -30,6 +31,7 @@ use crate::run;
 
 pub(crate) use attach::ATTACH;
 pub(crate) use commit::{COMMIT, EXPORT};
+pub(crate) use cp::CP;
 pub(crate) use diff::DIFF;
 pub(crate) use exec::EXEC;
 pub(crate) use inspect::INSPECT;
@@ -77,8 +79,8 @@ pub(crate) static GROUP: Command = Command::group(
     "container",
     "Manage containers",
     &[
-        &ATTACH, &COMMIT, &CREATE, &DIFF, &EXEC, &EXPORT, &INSPECT, &KILL, &LIST, &LOGS, &PAUSE,
-        &PORT, &PRUNE, &RENAME, &RESTART, &RM, &RUN, &START, &STOP, &TOP, &UNPAUSE, &WAIT,
+        &ATTACH, &COMMIT, &CP, &CREATE, &DIFF, &EXEC, &EXPORT, &INSPECT, &KILL, &LIST, &LOGS,
+        &PAUSE, &PORT, &PRUNE, &RENAME, &RESTART, &RM, &RUN, &START, &STOP, &TOP, &UNPAUSE, &WAIT,
     ],
 );
 

@@ -145,7 +145,7 @@ async fn import(cli: &Cli, flags: Parsed) -> Result {
 
 /// Where an archive comes from.
 #[derive(Debug)]
-pub(super) enum Archive {
+pub(crate) enum Archive {
     File(File, String),
     Stdin,
 }
@@ -159,7 +159,7 @@ impl Archive {
     }
 
     /// Its bytes, read on a thread of their own.
-    pub(super) fn pieces(self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    pub(crate) fn pieces(self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
         let (sender, receiver) = mpsc::channel(AHEAD);
         std::thread::spawn(move || {
             let (mut input, name): (Box<dyn Read>, String) = match self {

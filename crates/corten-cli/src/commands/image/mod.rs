@@ -19,7 +19,7 @@ use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
 use crate::opts::platform;
 
-pub(crate) use archive::{IMPORT, LOAD, SAVE};
+pub(crate) use archive::{Archive, IMPORT, LOAD, SAVE};
 pub(crate) use history::HISTORY;
 pub(crate) use ls::{LS, Summary, rows_once, table};
 use prune::PRUNE;
