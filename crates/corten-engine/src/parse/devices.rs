@@ -147,7 +147,7 @@ fn collect(
     Ok(())
 }
 
-fn numbers(device: u64) -> (i64, i64) {
+pub(super) fn numbers(device: u64) -> (i64, i64) {
     (
         i64::from(rustix::fs::major(device)),
         i64::from(rustix::fs::minor(device)),

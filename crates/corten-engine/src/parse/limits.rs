@@ -10,7 +10,7 @@ use corten_oci::runtime_spec::{
 };
 use corten_runtime::number_list;
 
-use super::bad;
+use super::{bad, block_io};
 use crate::error::EngineError;
 
 /// Smallest memory limit, bytes (Docker's).
@@ -35,6 +35,7 @@ pub(crate) fn resources(host: &HostConfig, cpus: i64) -> Result<LinuxResources, 
     let mut resources = LinuxResources::default();
     resources.set_memory(memory(host)?);
     resources.set_cpu(cpu(host, cpus)?);
+    resources.set_block_io(block_io::limits(host)?);
     if let Some(limit) = host.pids_limit.filter(|l| *l > 0) {
         resources.set_pids(LinuxPidsBuilder::default().limit(limit).build().ok());
     }
@@ -43,36 +44,11 @@ pub(crate) fn resources(host: &HostConfig, cpus: i64) -> Result<LinuxResources, 
 
 fn refuse_unsupported(host: &HostConfig) -> Result<(), EngineError> {
     let set = |n: Option<i64>| n.unwrap_or(0) != 0;
-    let many = |len: Option<usize>| len.unwrap_or(0) != 0;
     let refused = [
-        ("BlkioWeight", host.blkio_weight.unwrap_or(0) != 0),
-        (
-            "BlkioWeightDevice",
-            many(host.blkio_weight_device.as_ref().map(Vec::len)),
-        ),
-        (
-            "BlkioDeviceReadBps",
-            many(host.blkio_device_read_bps.as_ref().map(Vec::len)),
-        ),
-        (
-            "BlkioDeviceWriteBps",
-            many(host.blkio_device_write_bps.as_ref().map(Vec::len)),
-        ),
-        (
-            "BlkioDeviceReadIOps",
-            many(host.blkio_device_read_iops.as_ref().map(Vec::len)),
-        ),
-        (
-            "BlkioDeviceWriteIOps",
-            many(host.blkio_device_write_iops.as_ref().map(Vec::len)),
-        ),
-        ("CpuRealtimePeriod", set(host.cpu_realtime_period)),
-        ("CpuRealtimeRuntime", set(host.cpu_realtime_runtime)),
         ("CpuCount", set(host.cpu_count)),
         ("CpuPercent", set(host.cpu_percent)),
         ("IOMaximumIOps", set(host.io_maximum_iops)),
         ("IOMaximumBandwidth", set(host.io_maximum_bandwidth)),
-        ("OomKillDisable", host.oom_kill_disable.unwrap_or(false)),
     ];
     match refused.iter().find(|(_, is_set)| *is_set) {
         Some((name, _)) => Err(bad(format!("HostConfig.{name} is not supported"))),
@@ -115,7 +91,8 @@ fn memory(host: &HostConfig) -> Result<Option<corten_oci::runtime_spec::LinuxMem
             "Minimum memory limit can not be less than memory reservation limit, see usage",
         ));
     }
-    if limit == 0 && swap == 0 && reservation == 0 && swappiness.is_none() {
+    let no_killer = host.oom_kill_disable.unwrap_or(false);
+    if limit == 0 && swap == 0 && reservation == 0 && swappiness.is_none() && !no_killer {
         return Ok(None);
     }
     let mut built = LinuxMemoryBuilder::default();
@@ -130,6 +107,9 @@ fn memory(host: &HostConfig) -> Result<Option<corten_oci::runtime_spec::LinuxMem
     }
     if let Some(swappiness) = swappiness.and_then(|s| u64::try_from(s).ok()) {
         built = built.swappiness(swappiness);
+    }
+    if no_killer {
+        built = built.disable_oom_killer(true);
     }
     Ok(built.build().ok())
 }
@@ -184,7 +164,25 @@ fn cpu(
     };
     let on = cpuset(&host.cpuset_cpus, "cpuset cpus")?;
     let mems = cpuset(&host.cpuset_mems, "cpuset mems")?;
-    if shares == 0 && period == 0 && quota == 0 && on.is_none() && mems.is_none() {
+    let realtime = (
+        host.cpu_realtime_period.unwrap_or(0),
+        host.cpu_realtime_runtime.unwrap_or(0),
+    );
+    if realtime.0 < 0 || realtime.1 < 0 {
+        return Err(bad("CPU real-time period and runtime cannot be negative"));
+    }
+    if realtime.0 != 0 && realtime.1 != 0 && realtime.1 > realtime.0 {
+        return Err(bad(
+            "cpu real-time runtime cannot be higher than cpu real-time period",
+        ));
+    }
+    if shares == 0
+        && period == 0
+        && quota == 0
+        && on.is_none()
+        && mems.is_none()
+        && realtime == (0, 0)
+    {
         return Ok(None);
     }
     let mut built = LinuxCpuBuilder::default();
@@ -196,6 +194,12 @@ fn cpu(
     }
     if quota != 0 {
         built = built.quota(quota);
+    }
+    if let Some(period) = u64::try_from(realtime.0).ok().filter(|p| *p > 0) {
+        built = built.realtime_period(period);
+    }
+    if realtime.1 > 0 {
+        built = built.realtime_runtime(realtime.1);
     }
     if let Some(on) = on {
         built = built.cpus(on);
@@ -346,10 +350,10 @@ mod tests {
     #[test]
     fn what_cannot_be_enforced_is_refused() {
         let host = HostConfig {
-            blkio_weight: Some(100),
+            cpu_count: Some(1),
             ..Default::default()
         };
-        assert_eq!(message(&host), "HostConfig.BlkioWeight is not supported");
+        assert_eq!(message(&host), "HostConfig.CpuCount is not supported");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Pure functions: text in, typed values or a 400 error out, in Docker's words. Nothing
 //! below this module sees an unparsed value.
 
+pub(crate) mod block_io;
 pub(crate) mod devices;
 pub(crate) mod env;
 pub(crate) mod filters;
