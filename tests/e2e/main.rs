@@ -38,6 +38,7 @@ mod registry;
 mod registry_access;
 mod registry_clients;
 mod registry_resume;
+mod resources;
 mod restarts;
 mod rubbish;
 mod runtime_peers;

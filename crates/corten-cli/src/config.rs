@@ -18,6 +18,8 @@ pub(crate) struct ConfigFile {
     pub(crate) detach_keys: String,
     /// Default `--format` of `ps`.
     pub(crate) ps_format: String,
+    /// Default `--format` of `stats`.
+    pub(crate) stats_format: String,
     /// Default `--format` of `images`.
     pub(crate) images_format: String,
     /// Default `--format` of `volume ls`.

@@ -5,10 +5,11 @@ use axum::response::IntoResponse;
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use corten_engine::containers::{
-    CommitOptions, ListOptions, RemoveOptions, StopOptions, WaitCondition,
+    CommitOptions, ListOptions, RemoveOptions, Samples, StopOptions, WaitCondition,
 };
 use corten_engine::{Engine, EngineError, models};
 use corten_oci::{ImageRef, Platform};
+use futures_util::StreamExt;
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
@@ -35,6 +36,8 @@ pub(super) fn routes() -> Router<Engine> {
         .route("/containers/{name}/wait", post(wait))
         .route("/containers/{name}/resize", post(resize))
         .route("/containers/{name}/top", get(top))
+        .route("/containers/{name}/stats", get(stats))
+        .route("/containers/{name}/update", post(update))
         .route("/containers/{name}/changes", get(changes))
         .route("/containers/{name}/export", get(export))
         .route("/commit", post(commit))
@@ -400,6 +403,49 @@ async fn top(
 ) -> Answer {
     let args = query.ps_args.as_deref().filter(|a| !a.is_empty());
     Ok(Json(engine.containers().top(&name, args).await?).into_response())
+}
+
+#[derive(Deserialize)]
+struct StatsQuery {
+    stream: Option<String>,
+    #[serde(default, rename = "one-shot", deserialize_with = "flag")]
+    one_shot: bool,
+}
+
+async fn stats(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<StatsQuery>,
+) -> Answer {
+    let samples = match (query.stream.as_deref().is_none_or(truthy), query.one_shot) {
+        (true, true) => {
+            return Err(ApiError::bad_parameter(
+                "cannot have stream=true and one-shot=true",
+            ));
+        }
+        (true, false) => Samples::Stream,
+        (false, true) => Samples::One,
+        (false, false) => Samples::Compared,
+    };
+    let samples = engine.containers().stats(&name, samples).await?;
+    let lines = samples.map(|sample| {
+        let mut line = serde_json::to_vec(&sample?).map_err(|source| EngineError::Other {
+            context: "write samples".to_owned(),
+            source: Box::new(source),
+        })?;
+        line.push(b'\n');
+        Ok::<_, EngineError>(bytes::Bytes::from(line))
+    });
+    Ok(stream::body("application/json", lines))
+}
+
+async fn update(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    body: Body<models::ContainerUpdateBody>,
+) -> Answer {
+    let updated = engine.containers().update(&name, body.required()?).await?;
+    Ok(Json(updated).into_response())
 }
 
 async fn changes(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {

@@ -18,11 +18,11 @@ fn check_attach(text: &str) -> Result<(), String> {
     }
 }
 
-fn check_cpus(text: &str) -> Result<(), String> {
+pub(crate) fn check_cpus(text: &str) -> Result<(), String> {
     check(super::create::nano_cpus(text))
 }
 
-fn check_u16(text: &str) -> Result<(), String> {
+pub(crate) fn check_u16(text: &str) -> Result<(), String> {
     text.parse::<u16>()
         .map(drop)
         .map_err(|_| format!("strconv.ParseUint: parsing {text:?}: invalid syntax"))

@@ -24,8 +24,10 @@ pub(crate) mod root;
 pub(crate) mod row;
 mod start;
 pub(crate) mod state;
+mod stats;
 mod stop;
 mod top;
+mod update;
 mod wait;
 
 use std::collections::HashMap;
@@ -54,6 +56,7 @@ pub use options::{
 };
 pub(crate) use pending::Pending;
 pub(crate) use restore::restore;
+pub use stats::{SampleStream, Samples};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -340,6 +343,29 @@ impl Containers {
         let (name, args) = (name.to_owned(), args.map(str::to_owned));
         self.0
             .blocking(move |engine| top::top(engine, &name, args.as_deref()))
+            .await
+    }
+
+    /// What it uses.
+    ///
+    /// # Errors
+    /// When there is no such container.
+    pub async fn stats(&self, name: &str, samples: Samples) -> Result<SampleStream> {
+        stats::stats(&self.0, name, samples).await
+    }
+
+    /// Gives it other limits or another restart policy; what is not mentioned stays.
+    ///
+    /// # Errors
+    /// When a limit is wrong or cannot be enforced; then nothing has changed.
+    pub async fn update(
+        &self,
+        name: &str,
+        body: models::ContainerUpdateBody,
+    ) -> Result<models::ContainerUpdateResponse> {
+        let name = name.to_owned();
+        self.0
+            .blocking(move |engine| update::update(engine, &name, &body))
             .await
     }
 

@@ -346,6 +346,14 @@ pub(crate) fn all(c: &Connection, only_live: bool) -> Result<Vec<Container>> {
     Ok(list)
 }
 
+/// Another host configuration.
+pub(crate) fn set_host(c: &Connection, id: &str, host: &HostConfig) -> Result<()> {
+    let text = json(host, "host configuration", id)?;
+    c.prepare_cached("UPDATE containers SET host_config = ? WHERE id = ?")?
+        .execute([text.as_str(), id])?;
+    Ok(())
+}
+
 /// The container runs. `checked`: it has a health check, which has said nothing yet.
 pub(crate) fn set_running(
     c: &Connection,

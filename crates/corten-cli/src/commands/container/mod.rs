@@ -16,7 +16,9 @@ mod prune;
 mod remove;
 mod row;
 mod start;
+mod stats;
 mod top;
+mod update;
 mod wait;
 pub(crate) mod when;
 
@@ -43,7 +45,9 @@ pub(crate) use prune::PRUNE;
 pub(crate) use remove::RM;
 pub(crate) use row::row;
 pub(crate) use start::START;
+pub(crate) use stats::STATS;
 pub(crate) use top::TOP;
+pub(crate) use update::UPDATE;
 pub(crate) use wait::WAIT;
 
 /// `run`.
@@ -80,7 +84,8 @@ pub(crate) static GROUP: Command = Command::group(
     "Manage containers",
     &[
         &ATTACH, &COMMIT, &CP, &CREATE, &DIFF, &EXEC, &EXPORT, &INSPECT, &KILL, &LIST, &LOGS,
-        &PAUSE, &PORT, &PRUNE, &RENAME, &RESTART, &RM, &RUN, &START, &STOP, &TOP, &UNPAUSE, &WAIT,
+        &PAUSE, &PORT, &PRUNE, &RENAME, &RESTART, &RM, &RUN, &START, &STATS, &STOP, &TOP, &UNPAUSE,
+        &UPDATE, &WAIT,
     ],
 );
 
