@@ -32,6 +32,7 @@ mod images;
 mod init;
 mod isolation;
 mod layers;
+mod look;
 mod manifests;
 mod network;
 mod registry;

@@ -14,7 +14,9 @@ use super::{ListOptions, inspect, state};
 use crate::Filters;
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::images::documents::ImageDocument;
 use crate::parse::{bad, filters, ports, time};
+use corten_oci::DiffId;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -213,11 +215,13 @@ fn port_summaries(container: &Container) -> Vec<PortSummary> {
 /// The filters, read.
 struct Selection<'a> {
     filters: &'a Filters,
+    ids: Vec<Pattern>,
+    names: Vec<Pattern>,
     exited: Vec<i64>,
     before: Option<i64>,
     since: Option<i64>,
-    /// Image ids that `ancestor` names.
-    ancestors: Option<Vec<String>>,
+    /// Images that `ancestor` names, with their layers.
+    ancestors: Option<Vec<(String, Vec<DiffId>)>>,
 }
 
 impl<'a> Selection<'a> {
@@ -261,13 +265,15 @@ impl<'a> Selection<'a> {
             names => Some(
                 names
                     .iter()
-                    .filter_map(|n| engine.store().images().resolve(n).ok())
-                    .map(|id| id.to_string())
+                    .filter_map(|n| ImageDocument::find(engine, n, None).ok())
+                    .map(|image| (image.id.to_string(), image.layers))
                     .collect(),
             ),
         };
         Ok(Self {
             filters: wanted,
+            ids: Pattern::all(wanted, "id"),
+            names: Pattern::all(wanted, "name"),
             exited,
             before: created("before")?,
             since: created("since")?,
@@ -280,8 +286,8 @@ impl<'a> Selection<'a> {
         let any =
             |field: &str, passes: &dyn Fn(&String) -> bool| filters::any(wanted, field, passes);
         let labels = container.config.labels.clone().unwrap_or_default();
-        any("id", &|v| container.id.starts_with(v.as_str()))
-            && any("name", &|v| name_matches(v, &container.name))
+        any_matches(&self.ids, &container.id)
+            && any_matches(&self.names, &container.name)
             && filters::labels(wanted, &labels)
             && any("status", &|v| container.status.as_str() == v)
             && (self.exited.is_empty()
@@ -292,7 +298,7 @@ impl<'a> Selection<'a> {
             && self
                 .ancestors
                 .as_ref()
-                .is_none_or(|ids| ids.contains(&container.image_id))
+                .is_none_or(|images| images.iter().any(|image| descends(container, image)))
             && any("volume", &|v| has_mount(container, v))
             && any("network", &|v| on_network(container, v))
             && any("publish", &|v| publishes(container, v))
@@ -304,27 +310,46 @@ impl<'a> Selection<'a> {
     }
 }
 
-/// Docker's name filter is a regular expression; what people write is a part of a name,
-/// perhaps anchored (`^/?web$`).
-fn name_matches(pattern: &str, name: &str) -> bool {
-    let (start, rest) = match pattern.strip_prefix('^') {
-        Some(rest) => (true, rest),
-        None => (false, pattern),
-    };
-    let (end, rest) = match rest.strip_suffix('$') {
-        Some(rest) => (true, rest),
-        None => (false, rest),
-    };
-    let rest = rest
-        .strip_prefix("/?")
-        .or_else(|| rest.strip_prefix('/'))
-        .unwrap_or(rest);
-    match (start, end) {
-        (true, true) => name == rest,
-        (true, false) => name.starts_with(rest),
-        (false, true) => name.ends_with(rest),
-        (false, false) => name.contains(rest),
+/// A filter that is a text or a regular expression, as Docker has it for names and ids. One that
+/// is no expression is only a text.
+struct Pattern {
+    text: String,
+    expression: Option<regex_lite::Regex>,
+}
+
+impl Pattern {
+    fn all(filters: &Filters, field: &str) -> Vec<Self> {
+        let pattern = |text: &String| Self {
+            text: text.clone(),
+            expression: regex_lite::Regex::new(text).ok(),
+        };
+        filters::values(filters, field)
+            .iter()
+            .map(pattern)
+            .collect()
     }
+
+    fn matches(&self, source: &str) -> bool {
+        let found = |expression: &regex_lite::Regex| expression.is_match(source);
+        self.text == source || self.expression.as_ref().is_some_and(found)
+    }
+}
+
+/// Whether one of them matches, or there are none. Names match with and without their slash.
+fn any_matches(patterns: &[Pattern], name: &str) -> bool {
+    let slashed = format!("/{name}");
+    patterns.is_empty()
+        || patterns
+            .iter()
+            .any(|p| p.matches(name) || p.matches(&slashed))
+}
+
+/// Whether a container is of an image, or of one that was made on top of it: Docker asks the
+/// images for their parents, which built images do not have; layers tell as much.
+fn descends(container: &Container, (id, layers): &(String, Vec<DiffId>)) -> bool {
+    let own = &container.setup.layers;
+    container.image_id == *id
+        || (!layers.is_empty() && own.len() > layers.len() && own.starts_with(layers))
 }
 
 fn has_mount(container: &Container, wanted: &str) -> bool {
@@ -390,8 +415,13 @@ mod tests {
             ("^/?web$", "web", true),
             ("web$", "my-web", true),
             ("db", "web", false),
+            ("^w.b$|^db", "web", true),
+            ("[", "web", false),
         ] {
-            assert_eq!(name_matches(pattern, name), matches, "{pattern} {name}");
+            let filters = Filters::from([("name".to_owned(), vec![pattern.to_owned()])]);
+            let patterns = Pattern::all(&filters, "name");
+            assert_eq!(any_matches(&patterns, name), matches, "{pattern} {name}");
         }
+        assert!(any_matches(&[], "web"));
     }
 }

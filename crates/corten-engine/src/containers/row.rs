@@ -309,6 +309,15 @@ pub(crate) fn resolve(c: &Connection, name: &str) -> Result<String> {
     Err(EngineError::NoSuchContainer(name.to_owned()))
 }
 
+/// The name of a container, by its exact id.
+pub(crate) fn name(c: &Connection, id: &str) -> Result<Option<String>> {
+    let name = c
+        .prepare_cached("SELECT name FROM containers WHERE id = ?")?
+        .query_row([id], |row| row.get(0))
+        .optional()?;
+    Ok(name)
+}
+
 /// Reads a container by its exact id.
 pub(crate) fn get(c: &Connection, id: &str) -> Result<Option<Container>> {
     c.prepare_cached(&format!("SELECT {COLUMNS} FROM containers WHERE id = ?"))?

@@ -109,6 +109,21 @@ struct Follower {
     pending: std::collections::VecDeque<models::EventMessage>,
 }
 
+/// Filters that name an object by its id or name, or how either begins. Of some kinds nothing
+/// happens here.
+const OBJECTS: [&str; 10] = [
+    "container",
+    "volume",
+    "network",
+    "daemon",
+    "builder",
+    "plugin",
+    "node",
+    "service",
+    "secret",
+    "config",
+];
+
 impl Events {
     /// Events as they happen; when this returns, none from now on is missed.
     ///
@@ -118,22 +133,8 @@ impl Events {
         &self,
         options: EventOptions,
     ) -> Result<BoxStream<'static, Result<models::EventMessage>>> {
-        filters::check(
-            &options.filters,
-            &[
-                "type",
-                "event",
-                "container",
-                "image",
-                "volume",
-                "network",
-                "label",
-                "scope",
-                "daemon",
-                "builder",
-                "plugin",
-            ],
-        )?;
+        let others = ["type", "event", "image", "label", "scope"];
+        filters::check(&options.filters, &[&others[..], &OBJECTS[..]].concat())?;
         let since = options.since.map(nanos);
         let last = self
             .0
@@ -252,9 +253,9 @@ fn matches(wanted: &Filters, event: &models::EventMessage) -> bool {
         None => ("", &empty),
     };
     let name = attributes.get("name").map_or("", String::as_str);
-    let object = |field: &str| {
+    let object = |field: &&str| {
         filters::any(wanted, field, |v| {
-            kind == field && (id == v || name == v || (field == "container" && id.starts_with(v)))
+            kind == *field && (id.starts_with(v.as_str()) || name.starts_with(v.as_str()))
         })
     };
     let image = filters::any(wanted, "image", |v| {
@@ -268,9 +269,7 @@ fn matches(wanted: &Filters, event: &models::EventMessage) -> bool {
     filters::any(wanted, "type", |v| *v == kind)
         // `exec_start: sh` is the action `exec_start` with its detail.
         && filters::any(wanted, "event", |v| action == v || action.split(':').next() == Some(v))
-        && object("container")
-        && object("volume")
-        && object("network")
+        && OBJECTS.iter().all(object)
         && image
         && filters::any(wanted, "scope", |v| v == "local")
         && filters::labels(wanted, attributes)

@@ -263,16 +263,17 @@ impl EngineHost {
 
     /// Writes the end of a run: with `status`, and the event `die`.
     fn ended(&mut self, exit: &Exit, status: Status) -> Result<()> {
-        let Some(container) = &self.container else {
+        if self.container.is_none() {
             return Ok(());
-        };
+        }
         let at = exit
             .at
             .parse::<jiff::Timestamp>()
             .ok()
             .and_then(|t| i64::try_from(t.as_nanosecond()).ok())
             .unwrap_or_else(time::now_nanos);
-        let mut attributes = containers::attributes(container);
+        let about = self.attributes();
+        let mut attributes = about.clone();
         attributes.insert("exitCode".to_owned(), exit.code.to_string());
         let seconds = self.began.elapsed().as_secs();
         attributes.insert("execDuration".to_owned(), seconds.to_string());
@@ -291,13 +292,7 @@ impl EngineHost {
             }
             bridge::release(c, id)?;
             if oom {
-                events::record(
-                    c,
-                    Kind::Container,
-                    "oom",
-                    id,
-                    &containers::attributes(container),
-                )?;
+                events::record(c, Kind::Container, "oom", id, &about)?;
             }
             events::record(c, Kind::Container, "die", id, &attributes)?;
             match &self.network {
@@ -305,6 +300,21 @@ impl EngineHost {
                 None => Ok(()),
             }
         })
+    }
+
+    /// What its events tell of it: by the name it has now, as it may have been renamed.
+    fn attributes(&self) -> HashMap<String, String> {
+        let mut attributes = self
+            .container
+            .as_ref()
+            .map(containers::attributes)
+            .unwrap_or_default();
+        match self.engine.database().read(|c| row::name(c, &self.id)) {
+            Ok(Some(name)) => drop(attributes.insert("name".to_owned(), name)),
+            Ok(None) => {}
+            Err(error) => tracing::debug!(container = %self.id, %error, "its name is not known"),
+        }
+        attributes
     }
 
     fn report(&self, what: &str, result: Result<()>) {
@@ -386,11 +396,7 @@ impl Host for EngineHost {
         } else {
             (Status::Running, "unpause")
         };
-        let attributes = self
-            .container
-            .as_ref()
-            .map(containers::attributes)
-            .unwrap_or_default();
+        let attributes = self.attributes();
         let written = self.engine.write(self.durability(), |c| {
             row::set_status(c, &self.id, status)?;
             events::record(c, Kind::Container, action, &self.id, &attributes)
@@ -444,11 +450,7 @@ impl Host for EngineHost {
             Some((_, command)) => format!("{action}: {command}"),
             None => action.to_owned(),
         };
-        let mut all = self
-            .container
-            .as_ref()
-            .map(containers::attributes)
-            .unwrap_or_default();
+        let mut all = self.attributes();
         all.extend(
             attributes
                 .iter()
