@@ -12,6 +12,8 @@ use std::rc::Rc;
 
 use corten_oci::media_type::Compression;
 
+use crate::printable::Printable;
+
 pub use crate::layers::{
     Attributes, WHITEOUT, attributes, may_be_in_a_layer, set_attribute, write_entry,
 };
@@ -214,6 +216,8 @@ pub fn entries<R: Read, E: From<io::Error>>(
         if meter.failed.get() {
             error
         } else {
+            // It repeats what it found.
+            let error = Printable(error);
             invalid(format!("bad tar header or length: {error}"))
         }
     };
@@ -300,6 +304,16 @@ mod tests {
             }
         }
         assert_eq!(plain(b"").unwrap(), (Compression::None, Vec::new()));
+    }
+
+    #[test]
+    fn what_is_no_archive_gives_a_terminal_no_orders() {
+        let tar = b"\x1b[2J\x02\x01".repeat(200);
+        let told = entries(&tar[..], 4096, |_| Ok::<_, io::Error>(())).unwrap_err();
+        let told = told.to_string();
+        assert!(told.starts_with("bad tar header or length: "), "{told}");
+        assert!(told.contains("\\u{1b}[2J"), "{told}");
+        assert!(!told.contains(char::is_control), "{told:?}");
     }
 
     /// What eStargz and zstd:chunked add for those who fetch pieces is passed over.

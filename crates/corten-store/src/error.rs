@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use corten_oci::{DiffId, Digest};
 
+use crate::printable::Printable;
+
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -53,7 +55,7 @@ pub enum StoreError {
         actual: DiffId,
     },
     /// An archive has an entry that cannot be unpacked.
-    #[error("layer archive: entry \"{entry}\": {reason}")]
+    #[error("layer archive: entry \"{}\": {}", Printable(entry), Printable(reason))]
     BadEntry {
         /// The entry's name.
         entry: String,

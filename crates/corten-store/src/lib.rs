@@ -20,6 +20,7 @@ mod lacking;
 mod layers;
 mod leases;
 mod phases;
+mod printable;
 mod private;
 pub mod rooted;
 mod rubbish;
