@@ -333,7 +333,8 @@ impl Host {
         url: Url,
         build: Build<'_>,
     ) -> Result<Response, RegistryError> {
-        self.through(&Method::GET, url, None, false, build).await
+        let answer = self.through(&Method::GET, url, None, false, build).await;
+        answer.map_err(|failed| failed.error)
     }
 
     async fn authenticated(
@@ -450,10 +451,17 @@ impl Host {
                     }
                     return Ok(response);
                 }
-                Err(error) => {
+                Err(Failed { error, answered }) => {
                     let unreachable = matches!(error, RegistryError::Unreachable { .. });
-                    first_error.get_or_insert(error);
-                    if !unreachable || matches!(target, Target::Location(_)) {
+                    match &first_error {
+                        // Here is somebody, who does not have TLS: what came of that counts.
+                        Some(first) if answered && !is_about_a_certificate(first) => {
+                            first_error = Some(error);
+                        }
+                        Some(_) => {}
+                        None => first_error = Some(error),
+                    }
+                    if answered || !unreachable || matches!(target, Target::Location(_)) {
                         break;
                     }
                 }
@@ -469,7 +477,9 @@ impl Host {
         token: Option<&str>,
         upload: bool,
         build: Build<'_>,
-    ) -> Result<Response, RegistryError> {
+    ) -> Result<Response, Failed> {
+        let mut answered = false;
+        let failed = |answered| move |error| Failed { error, answered };
         for _ in 0..MAX_REDIRECTS {
             let http = if upload {
                 &self.http.upload
@@ -488,21 +498,43 @@ impl Host {
                     request = request.basic_auth(&c.username, Some(&c.password));
                 }
             }
-            let response =
-                build(request)
-                    .send()
-                    .await
-                    .map_err(|error| RegistryError::Unreachable {
-                        registry: self.endpoint.host.clone(),
-                        reason: explained(innermost(&error), &self.endpoint.host),
-                    })?;
+            let sent = build(request).send().await;
+            let unreachable = |error: reqwest::Error| {
+                let host = self.endpoint.host.clone();
+                let asked = place(&url).filter(|asked| answered && *asked != host);
+                RegistryError::Unreachable {
+                    reason: explained(innermost(&error), asked.as_ref().unwrap_or(&host)),
+                    registry: match asked {
+                        Some(asked) => format!("{host}, which sends on to {asked}"),
+                        None => host,
+                    },
+                }
+            };
+            let response = sent.map_err(unreachable).map_err(failed(answered))?;
             let Some(next) = redirect(method, &response) else {
                 return Ok(response);
             };
-            url = self.follow(response.url(), next)?;
+            answered = true;
+            url = self.follow(response.url(), next).map_err(failed(true))?;
         }
-        Err(self.protocol("it redirects without end"))
+        Err(failed(true)(self.protocol("it redirects without end")))
     }
+}
+
+/// Why there is no answer to a request.
+struct Failed {
+    error: RegistryError,
+    /// Whoever was asked first did answer: it sent on.
+    answered: bool,
+}
+
+/// Host and port, as users write them.
+fn place(url: &Url) -> Option<String> {
+    let host = url.host_str()?;
+    Some(match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    })
 }
 
 /// Where a redirect leads that may be followed: any for reading; others only where the method

@@ -124,6 +124,39 @@ async fn redirects_end() {
     );
 }
 
+/// A server without TLS that sends everybody on.
+async fn sends_on(to: Option<String>) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let to = format!("http://{}/v2/x", to.as_ref().unwrap_or(&address));
+    let answer = move || async move { axum::response::Redirect::temporary(&to) };
+    let router = axum::Router::new().fallback(answer);
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_of_redirects_without_tls_is_told() {
+    let asked = async |address: &str| {
+        let remote = client("").remote(address, None).unwrap();
+        remote
+            .manifest("app", "latest")
+            .await
+            .unwrap_err()
+            .to_string()
+    };
+    let round = asked(&sends_on(None).await).await;
+    assert!(round.contains("redirects without end"), "{round}");
+    let nobody = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().to_string()
+    };
+    let address = sends_on(Some(nobody.clone())).await;
+    let told = asked(&address).await;
+    let expected = format!("cannot reach registry {address}, which sends on to {nobody}: ");
+    assert!(told.starts_with(&expected), "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_upload_goes_on_where_it_was() {
     let (from, to) = (TestStore::new(), TestStore::new());
