@@ -258,8 +258,8 @@ fn dockers_registry_takes_and_gives() {
         let storage = engine.path(&format!("docker-registry-{auth}-{tls}"));
         fs::create_dir(&storage).unwrap();
         let mut settings = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
-             http:\n  addr: {address}\n",
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  \
+             delete:\n    enabled: true\nhttp:\n  addr: {address}\n",
             storage.display()
         );
         if tls {
@@ -296,6 +296,8 @@ fn dockers_registry_takes_and_gives() {
             login(&engine, &address);
         }
         engine.ok(["push", &name]);
+        let refused = engine.fails(1, ["registry", "rm", &format!("{name}:latest")]);
+        assert!(refused.contains("does not remove tags"), "{refused}");
         // From one repository of it to another: mounted, or sent again.
         let other = format!("{address}/other/app");
         engine.ok(["tag", &name, &other]);

@@ -43,6 +43,8 @@ pub(crate) async fn blob(
     told: &mut Told<'_>,
 ) -> Result<(), RegistryError> {
     let mut failures = 0;
+    // How far any attempt came: what has come once more is no progress.
+    let mut furthest = 0;
     let mut refetched = false;
     let mut pause = FIRST_PAUSE;
     loop {
@@ -57,6 +59,7 @@ pub(crate) async fn blob(
         };
         writer.announce(arrival)?;
         let before = writer.offset();
+        furthest = furthest.max(before);
         match attempt(host, image, descriptor, writer, told).await {
             Ok(()) => return Ok(()),
             // A part of it may have come from another host, or rotted on this disk: only what
@@ -70,7 +73,7 @@ pub(crate) async fn blob(
                 let now = partial_size(store, &descriptor.digest)
                     .await
                     .unwrap_or(before);
-                failures = if now > before { 0 } else { failures + 1 };
+                failures = if now > furthest { 0 } else { failures + 1 };
                 if failures >= ATTEMPTS {
                     return Err(error);
                 }
@@ -142,10 +145,23 @@ async fn transfer(
     let mut response = host
         .send(Method::GET, Target::Api(&path), scope, &build)
         .await?;
+    let mut source = host.name().to_owned();
     if response.status() == StatusCode::NOT_FOUND
-        && let Some(found) = foreign(host, descriptor, &build).await
+        && media_type::of_foreign_layer(&descriptor.media_type).is_some()
+        && !descriptor.urls.is_empty()
     {
-        response = found;
+        (source, response) = foreign(host, descriptor, &build).await?;
+    }
+    if offset == 0
+        && let Some(length) = length(&response)
+        && response.status() == StatusCode::OK
+        && length != descriptor.size
+    {
+        return Err(RegistryError::WrongContent {
+            registry: source,
+            digest: descriptor.digest.clone(),
+            actual: format!("{length} bytes of {}", descriptor.size),
+        });
     }
     let response = match response.status() {
         StatusCode::PARTIAL_CONTENT if offset > 0 => {
@@ -224,26 +240,45 @@ async fn transfer(
 /// How many of a foreign layer's URLs are tried. A manifest may list any number.
 const FOREIGN_URLS: usize = 8;
 
-/// A foreign layer's bytes, from the first of its URLs that has them.
-async fn foreign(host: &Host, descriptor: &Descriptor, build: Build<'_>) -> Option<Response> {
-    media_type::of_foreign_layer(&descriptor.media_type)?;
+/// A foreign layer's bytes, from the first of its URLs that has them, and which one that is.
+async fn foreign(
+    host: &Host,
+    descriptor: &Descriptor,
+    build: Build<'_>,
+) -> Result<(String, Response), RegistryError> {
+    let mut reasons = Vec::new();
     for text in descriptor.urls.iter().take(FOREIGN_URLS) {
         let url = match Url::parse(text) {
             Ok(url) if matches!(url.scheme(), "http" | "https") => url,
             _ => continue,
         };
-        match host.elsewhere(url, build).await {
-            Ok(answer) if answer.status().is_success() => return Some(answer),
-            Ok(answer) => {
-                let status = answer.status();
-                tracing::info!(blob = %descriptor.digest, url = text, %status, "not there");
+        let place = url.to_string();
+        let reason = match host.elsewhere(url, build).await {
+            Ok(answer)
+                if answer.status().is_success()
+                    || answer.status() == StatusCode::RANGE_NOT_SATISFIABLE =>
+            {
+                return Ok((place, answer));
             }
-            Err(error) => {
-                tracing::info!(blob = %descriptor.digest, url = text, %error, "not there");
-            }
-        }
+            Ok(answer) => answer.status().to_string(),
+            Err(RegistryError::Unreachable { reason, .. }) => reason,
+            Err(error) => error.to_string(),
+        };
+        reasons.push(format!("{place}: {reason}"));
     }
-    None
+    Err(RegistryError::ForeignLayer {
+        digest: descriptor.digest.clone(),
+        reason: if reasons.is_empty() {
+            "none of its URLs can be asked".to_owned()
+        } else {
+            reasons.join("; ")
+        },
+    })
+}
+
+fn length(response: &Response) -> Option<u64> {
+    let value = response.headers().get(header::CONTENT_LENGTH)?;
+    value.to_str().ok()?.parse().ok()
 }
 
 /// Where a partial answer begins, if it says so (RFC 9110, 14.4).

@@ -48,6 +48,22 @@ pub enum RegistryError {
     /// The repository has no such tag or digest.
     #[error("manifest for {0} not found: manifest unknown: manifest unknown")]
     ManifestUnknown(String),
+    /// The registry has no such repository.
+    #[error("repository {name} is not known to {registry}")]
+    RepositoryUnknown {
+        /// The repository, without the registry.
+        name: String,
+        /// Host and port.
+        registry: String,
+    },
+    /// The registry does not do that.
+    #[error("{registry} does not remove {what}")]
+    CannotRemove {
+        /// Host and port.
+        registry: String,
+        /// What, and what else can be done.
+        what: String,
+    },
     /// The registry names a blob that it does not have.
     #[error("registry {registry}: blob {digest} is missing there")]
     BlobUnknown {
@@ -65,6 +81,14 @@ pub enum RegistryError {
         digest: corten_oci::Digest,
         /// What came instead.
         actual: String,
+    },
+    /// A layer that registries do not keep, and that is not where it should be.
+    #[error("foreign layer {digest}: {reason}")]
+    ForeignLayer {
+        /// Which blob.
+        digest: corten_oci::Digest,
+        /// What each of its URLs answered.
+        reason: String,
     },
     /// An index has nothing for the platform.
     #[error("no matching manifest for {platform} in the manifest list entries of {image}")]
@@ -133,6 +157,7 @@ impl RegistryError {
                     | Self::ManifestUnknown(_)
                     | Self::BlobUnknown { .. }
                     | Self::WrongContent { .. }
+                    | Self::ForeignLayer { .. }
                     | Self::Unauthorized(_)
                     | Self::NoPlatform { .. }
             )

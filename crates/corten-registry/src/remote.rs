@@ -149,7 +149,14 @@ impl Remote {
         let path = format!("/{repository}/tags/list");
         let ask = async |host: Host| {
             let scope = Scope::Repository(repository, Access::Pull);
-            let pages: Vec<Page> = pages(&host, &path, scope, repository, None).await?;
+            let pages: Result<Vec<Page>, _> = pages(&host, &path, scope, repository, None).await;
+            let pages = pages.map_err(|error| match error {
+                RegistryError::ManifestUnknown(_) => RegistryError::RepositoryUnknown {
+                    name: repository.to_owned(),
+                    registry: host.name().to_owned(),
+                },
+                error => error,
+            })?;
             Ok(pages
                 .into_iter()
                 .filter_map(|page| page.tags)
@@ -229,7 +236,18 @@ impl Remote {
     ) -> Result<(), RegistryError> {
         let path = format!("/{repository}/manifests/{reference}");
         let unknown = RegistryError::ManifestUnknown(named(repository, reference));
-        self.delete(repository, &path, &unknown).await
+        let deleted = self.delete(repository, &path, &unknown).await;
+        if deleted.is_err() && digest_in(reference).is_none() {
+            // Registries before distribution-spec 1.1 know digests only, and answer as they like.
+            let own = std::slice::from_ref(self.own()?);
+            if let Ok(digest) = resolve(own, repository, reference).await {
+                return Err(RegistryError::CannotRemove {
+                    registry: own[0].name().to_owned(),
+                    what: format!("tags: {repository}@{digest} may be removed, with all its tags"),
+                });
+            }
+        }
+        deleted
     }
 
     /// Removes a blob from a repository of the registry itself.

@@ -364,6 +364,27 @@ async fn foreign_layers_come_from_elsewhere_and_are_not_pushed() {
     assert!(told_us(&stub.seen()), "the registry asks for it");
     assert!(!told_us(&files.seen()));
 
+    // Where it should be is something else, or nothing.
+    let asked = async || {
+        let name = format!("{}/app", stub.address());
+        let pulled = TestStore::new().pull(&client(""), &name, Some(&user)).await;
+        pulled.unwrap_err().to_string()
+    };
+    let sized = files.blobs.lock().unwrap()[&base].len();
+    let page = bytes::Bytes::from_static(b"<html>");
+    files.blobs.lock().unwrap().insert(base.clone(), page);
+    let expected = format!("{}: blob {base}: it sent 6 bytes of {sized}", place(&base));
+    let told = asked().await;
+    assert!(told.contains(&expected), "{told}");
+    files.blobs.lock().unwrap().clear();
+    let told = asked().await;
+    let expected = format!("foreign layer {base}: ");
+    assert!(told.starts_with(&expected), "{told}");
+    assert!(
+        told.ends_with(&format!("; {}: 404 Not Found", place(&base))),
+        "{told}"
+    );
+
     let name = format!("{}/app", other.address());
     let tagged = to.store.images().tag(&reference(&name), &pulled.id);
     tagged.unwrap();

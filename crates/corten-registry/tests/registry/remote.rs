@@ -56,6 +56,11 @@ async fn lists_blobs_and_deletes() {
     remote.delete_blob("team/app", &layer).await.unwrap();
     let gone = remote.delete_manifest("team/app", "b").await.unwrap_err();
     assert!(matches!(gone, RegistryError::ManifestUnknown(_)), "{gone}");
+    let gone = remote.tags("team/nope").await.unwrap_err().to_string();
+    assert_eq!(
+        gone,
+        format!("repository team/nope is not known to {address}")
+    );
     let gone = remote.blob_size("team/app", &layer).await.unwrap_err();
     assert!(matches!(gone, RegistryError::BlobUnknown { .. }), "{gone}");
 }

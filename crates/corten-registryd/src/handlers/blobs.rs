@@ -33,10 +33,12 @@ pub(super) async fn get(app: &Arc<App>, repo: RepoName, digest: Digest, parts: &
             return reply(StatusCode::OK, &headers, Body::empty());
         }
         if blob.is_none() {
-            if let Found::Arriving(fetch) = proxy.blob(app, &repo, &digest).await? {
+            let part = parts.headers.contains_key(header::RANGE);
+            if let Found::Arriving(fetch) = proxy.blob(app, &repo, &digest, part).await? {
                 // A part might be all a client wants: it is sent of what is verified only.
-                if parts.headers.contains_key(header::RANGE) {
-                    fetch.ended().await;
+                if part {
+                    let ended = fetch.ended().await;
+                    ended.map_err(|reason| proxy.bad(&digest, &reason))?;
                 } else {
                     return arriving(&fetch, &digest);
                 }

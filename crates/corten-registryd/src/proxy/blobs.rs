@@ -5,12 +5,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use corten_oci::Digest;
 use corten_registry::RegistryError;
 use futures_util::{Stream, StreamExt as _};
+use http::StatusCode;
+use serde_json::json;
 use tokio::sync::watch;
 
 use super::Proxy;
@@ -24,6 +26,8 @@ const PIECE: usize = 1 << 20;
 /// How often a broken transfer is taken up again without a byte having come.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(300);
+/// How long a blob that could not be fetched is not fetched again for a part of it.
+const GIVEN_UP: Duration = Duration::from_secs(10);
 
 /// A blob that arrives.
 #[derive(Debug)]
@@ -33,11 +37,11 @@ pub(crate) struct Fetch {
     state: watch::Receiver<State>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct State {
     written: u64,
-    /// Verified and stored, or given up.
-    ended: Option<bool>,
+    /// Verified and stored, or why it was given up.
+    ended: Option<Result<(), Arc<str>>>,
 }
 
 /// How a blob that was missing can be had.
@@ -50,12 +54,14 @@ pub(crate) enum Found {
 }
 
 impl Proxy {
-    /// Gets a blob that the repository does not have, or joins those who wait for it.
+    /// Gets a blob that the repository does not have, or joins those who wait for it. Who wants a
+    /// `part` had the rest, and would have all of it fetched for each attempt.
     pub(crate) async fn blob(
         self: &Arc<Self>,
         app: &Arc<App>,
         repo: &RepoName,
         digest: &Digest,
+        part: bool,
     ) -> Result<Found, ApiError> {
         let key = (repo.clone(), digest.clone());
         let running = || {
@@ -64,6 +70,9 @@ impl Proxy {
         };
         if let Some(fetch) = running() {
             return Ok(Found::Arriving(fetch));
+        }
+        if part {
+            self.is_given_up(&key)?;
         }
         let _alone = self.alone(&format!("{repo}/{digest}")).await;
         if let Some(fetch) = running() {
@@ -121,9 +130,11 @@ impl Proxy {
             let outcome = this
                 .arrive(&app, &repo, &digest_of, begun, destination, &told)
                 .await;
+            let outcome = outcome.map_err(Arc::<str>::from);
             if let Err(reason) = &outcome {
-                tracing::warn!(upstream = this.upstream, repository = %repo, %digest, reason,
+                tracing::warn!(upstream = this.upstream, repository = %repo, %digest, %reason,
                     "a blob could not be fetched");
+                this.give_up(&key, reason);
             } else {
                 app.metrics.cache_fetched("blob");
             }
@@ -132,9 +143,34 @@ impl Proxy {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .remove(&key);
-            told.send_modify(|state| state.ended = Some(outcome.is_ok()));
+            told.send_modify(|state| state.ended = Some(outcome));
         });
         Ok(Found::Arriving(fetch))
+    }
+
+    fn give_up(&self, key: &(RepoName, Digest), reason: &Arc<str>) {
+        let now = Instant::now();
+        let mut given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        given_up.retain(|_, (until, _)| *until > now);
+        given_up.insert(key.clone(), (now + GIVEN_UP, reason.clone()));
+    }
+
+    fn is_given_up(&self, key: &(RepoName, Digest)) -> Result<(), ApiError> {
+        let given_up = self.given_up.lock().unwrap_or_else(PoisonError::into_inner);
+        match given_up.get(key) {
+            Some((until, reason)) if *until > Instant::now() => Err(self.bad(&key.1, reason)),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is told of a blob that could not be fetched.
+    pub(crate) fn bad(&self, digest: &Digest, reason: &str) -> ApiError {
+        let upstream = &self.upstream;
+        ApiError::new(Code::Unknown, json!({"upstream": upstream}))
+            .status(StatusCode::BAD_GATEWAY)
+            .message(format!(
+                "blob {digest} of the upstream {upstream}: {reason}"
+            ))
     }
 
     /// A blob's size, as the upstream has it.
@@ -239,7 +275,9 @@ impl Proxy {
         });
         match finish.await {
             Ok(Finish::Stored) => Ok(()),
-            Ok(Finish::Mismatch(actual)) => Err(format!("what came is {actual}")),
+            Ok(Finish::Mismatch(actual)) => Err(format!(
+                "what came has the digest {actual}; that was discarded"
+            )),
             Err(_) => Err("it could not be stored".to_owned()),
         }
     }
@@ -298,14 +336,13 @@ async fn abandon(app: &Arc<App>, repo: &RepoName, upload: Upload) {
 }
 
 impl Fetch {
-    /// Waits until the blob is stored, or given up.
-    pub(crate) async fn ended(&self) {
-        // An error is an end, too.
-        let _ = self
-            .state
-            .clone()
-            .wait_for(|state| state.ended.is_some())
-            .await;
+    /// Waits until the blob is stored, or given up: why.
+    pub(crate) async fn ended(&self) -> Result<(), Arc<str>> {
+        let mut state = self.state.clone();
+        match state.wait_for(|state| state.ended.is_some()).await {
+            Ok(state) => state.ended.clone().unwrap_or(Ok(())),
+            Err(_) => Err("the fetch was given up".into()),
+        }
     }
 
     /// The bytes as they arrive. The last one is not sent before all are verified.
@@ -316,12 +353,12 @@ impl Fetch {
             async move {
                 let ready = |state: &State| state.ended.is_some() || state.written > at + 1;
                 let now = match state.wait_for(ready).await {
-                    Ok(now) => *now,
+                    Ok(now) => now.clone(),
                     Err(_) => return Err(io::Error::other("the fetch was given up")),
                 };
                 let readable = match now.ended {
-                    Some(true) => now.written,
-                    Some(false) => return Err(io::Error::other("the blob could not be fetched")),
+                    Some(Ok(())) => now.written,
+                    Some(Err(reason)) => return Err(io::Error::other(reason.to_string())),
                     None => now.written - 1,
                 };
                 if at >= readable {

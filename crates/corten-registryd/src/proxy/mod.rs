@@ -66,6 +66,8 @@ pub(crate) struct Proxy {
     hub: bool,
     ttl: Duration,
     fetches: Mutex<HashMap<(RepoName, Digest), Arc<blobs::Fetch>>>,
+    /// Until when a blob is not fetched again for a part of it, and why.
+    given_up: Mutex<HashMap<(RepoName, Digest), (Instant, Arc<str>)>>,
     /// Until when a tag (`repository:tag`) is believed.
     checks: Mutex<HashMap<String, Instant>>,
     /// Lists of tags that are believed.
@@ -118,6 +120,7 @@ impl Proxy {
             hub: domain == HUB,
             ttl: config.ttl.unwrap_or(TTL),
             fetches: Mutex::default(),
+            given_up: Mutex::default(),
             checks: Mutex::default(),
             lists: lists::Lists::default(),
             asking: Mutex::default(),

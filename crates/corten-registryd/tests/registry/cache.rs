@@ -323,6 +323,15 @@ async fn what_is_not_what_it_should_be_is_neither_stored_nor_ended() {
         "the last byte must not come"
     );
     assert_eq!((cache.blobs(), cache.leftovers("app")), (0, 0));
+    // Whoever goes on where that ended is told what is wrong, and not by fetching it each time.
+    for _ in 0..3 {
+        let rest = [("range", "bytes=999999-")];
+        let told = cache.send("GET", &path, &rest, "").await;
+        told.refused(StatusCode::BAD_GATEWAY, "UNKNOWN");
+        let told = told.json()["errors"][0]["message"].to_string();
+        assert!(told.contains("what came has the digest sha256:"), "{told}");
+    }
+    assert_eq!(wire.count(&format!("GET {path}")), 1);
     wire.corrupt.store(false, Ordering::Relaxed);
     assert!(cache.get(&path).await.expect(StatusCode::OK).body == content);
 }
