@@ -191,3 +191,25 @@ fn logs_in_a_file_have_no_colours() {
         "{done:?}"
     );
 }
+
+#[test]
+fn info_tells_of_mirrors() {
+    let engine = Engine::new();
+    std::fs::create_dir_all(engine.root()).unwrap();
+    let settings = "[registry.\"docker.io\"]\nmirrors = [{ url = \"https://mirror.example\" }]\n";
+    std::fs::write(engine.root().join("registries.toml"), settings).unwrap();
+    let told = engine.ok(["info"]);
+    let expected = " Registry Mirrors:\n  https://mirror.example/\n";
+    assert!(told.contains(expected), "{told}");
+    // A mistake there stops only what needs it.
+    std::fs::write(engine.root().join("registries.toml"), "[").unwrap();
+    engine.ok(["info"]);
+}
+
+/// Docker's command line, too, tells in bare words what ends a stream.
+#[test]
+fn failures_of_streams_are_told_in_bare_words() {
+    let engine = Engine::new();
+    let told = engine.fails(1, ["push", "nope"]);
+    assert_eq!(told, "An image does not exist locally with the tag: nope\n");
+}

@@ -249,6 +249,21 @@ impl RegistriesConfig {
         Ok(endpoints)
     }
 
+    /// Base URLs of what is asked for images of Docker Hub before itself, as `docker info` shows
+    /// them.
+    #[must_use]
+    pub fn hub_mirrors(&self) -> Vec<String> {
+        let endpoints = self.endpoints(DEFAULT_DOMAIN).unwrap_or_default();
+        let mirrors = endpoints.iter().filter(|endpoint| !endpoint.own);
+        mirrors
+            .filter(|endpoint| endpoint.pull)
+            .filter_map(|endpoint| {
+                let scheme = endpoint.schemes.first()?;
+                Some(format!("{scheme}://{}/", endpoint.host))
+            })
+            .collect()
+    }
+
     /// Whether Docker's words call a host insecure: by name, or by a network it is in.
     fn is_insecure(&self, host: &str) -> bool {
         let host = host.trim_end_matches('/');
@@ -327,6 +342,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.of("docker.io").mirrors.len(), 2);
         assert!(config.of("docker.io").mirrors[1].push);
+        assert_eq!(config.hub_mirrors(), ["https://m/", "http://127.0.0.1:5/"]);
         assert!(config.of("10.0.0.5:5000").plain_http);
         assert_eq!(config.of("other"), RegistrySettings::default());
     }

@@ -164,10 +164,8 @@ pub(crate) async fn outcome(
     let mut aux = None;
     while let Some(message) = lines.next::<Message>().await? {
         if let Some(failure) = message.failed() {
-            let message = match failure.message.strip_prefix("Error response from daemon: ") {
-                Some(_) => failure.message,
-                None => format!("Error response from daemon: {}", failure.message),
-            };
+            // What ends a stream is no answer to the request: Docker's words, too, are bare.
+            let message = failure.message;
             return Err(CliError::Status { code: 1, message });
         }
         sink.show(&message)?;

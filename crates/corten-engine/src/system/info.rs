@@ -85,9 +85,12 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
     })?;
     let on = Some(true);
     let cgroup2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    // What cannot be read is told by whatever needs it.
+    let registries = corten_registry::RegistriesConfig::load(&engine.layout().registries());
+    let mirrors = registries.map_or_else(|_| Vec::new(), |config| config.hub_mirrors());
     let index = IndexInfo {
         name: Some("docker.io".to_owned()),
-        mirrors: Some(Vec::new()),
+        mirrors: Some(mirrors.clone()),
         secure: on,
         official: on,
     };
@@ -142,7 +145,7 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
         registry_config: Some(RegistryServiceConfig {
             insecure_registry_cidrs: Some(vec!["127.0.0.0/8".to_owned(), "::1/128".to_owned()]),
             index_configs: Some([("docker.io".to_owned(), index)].into()),
-            mirrors: Some(Vec::new()),
+            mirrors: Some(mirrors),
         }),
         http_proxy: Some(environment("http_proxy")),
         https_proxy: Some(environment("https_proxy")),
