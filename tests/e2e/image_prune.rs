@@ -42,8 +42,19 @@ fn filters_and_containers_decide() {
     assert_eq!(prune(&["--filter", "until=24h"]), all);
     assert_eq!(prune(&["--filter", "label=keep"]), all);
     assert_eq!(prune(&[]), all[1..]);
+    // What does not say how old it is is not.
+    let unmade = engine.context("unmade", &[("Dockerfile", "FROM scratch\nLABEL a=b\n")]);
+    engine.ok(["build", "-q", "-t", "unmade", unmade.to_str().unwrap()]);
+    let listed = engine.ok(["images", "unmade"]);
+    assert!(listed.contains("N/A"), "{listed}");
+    assert_eq!(
+        engine.ok(["images", "-q", "--filter", "until=1s", "unmade"]),
+        ""
+    );
     let left = prune(&["-a", "--filter", "until=24h"]);
-    assert_eq!(left, ["kept", "new", "twice", "used"]);
+    assert_eq!(left, ["kept", "new", "twice", "unmade", "used"]);
+    engine.ok(["rmi", "unmade"]);
+    let left = ["kept", "new", "twice", "used"];
     assert_eq!(prune(&["-a", "--filter", "label=keep=no"]), left);
     engine.ok(["create", "--name", "user", "used"]);
     assert_eq!(prune(&["-a", "--filter", "label!=keep"]), ["kept", "used"]);

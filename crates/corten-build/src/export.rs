@@ -94,7 +94,7 @@ pub(crate) fn document(
 }
 
 /// Steps that only changed the configuration have the time of the step before; those before
-/// the first layer made here have that layer's. No step is later than `epoch`
+/// the first layer made here have that layer's, and none where nothing was made. No step is later than `epoch`
 /// (SOURCE_DATE_EPOCH, in nanoseconds); what the base image says stays.
 fn history(past: &[Past], epoch: Option<i64>) -> Vec<HistoryEntry> {
     let text = |created: i64| text(epoch.map_or(created, |epoch| created.min(epoch)));
@@ -111,16 +111,16 @@ fn history(past: &[Past], epoch: Option<i64>) -> Vec<HistoryEntry> {
         Some(epoch) => Some(text(epoch)),
         None => of_base,
     };
-    let mut now = first.or(of_base).unwrap_or_else(|| text(0));
+    let mut now = first.or(of_base);
     past.iter()
         .map(|entry| match entry {
             Past::Base(entry) => entry.clone(),
             Past::Step { created_by, output } => {
                 if let Some(output) = output {
-                    now = text(output.created);
+                    now = Some(text(output.created));
                 }
                 HistoryEntry {
-                    created: Some(now.clone()),
+                    created: now.clone(),
                     created_by: created_by.clone(),
                     comment: COMMENT.to_owned(),
                     empty_layer: output.as_ref().is_none_or(|output| output.layer.is_none()),
@@ -166,6 +166,8 @@ mod tests {
         assert_eq!(empty, [false, true, false, true]);
         let only = history(&[base.clone(), step("CMD", None)], None);
         assert_eq!(only[1].created.as_deref(), Some("2020-01-01T00:00:00Z"));
+        let unmade = history(&[step("CMD", None)], None);
+        assert_eq!(unmade[0].created, None);
         let late = step("RUN", Some(9_000_000_000));
         let early = step("RUN", Some(1_000_000_000));
         let entries = history(&[base, early, late], Some(3_000_000_000));

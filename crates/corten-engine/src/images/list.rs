@@ -47,7 +47,10 @@ pub(super) fn list(engine: &Engine, options: &ImageListOptions) -> Result<Vec<Im
     let mut list = Vec::new();
     for image in engine.store().images().listed()? {
         let created = image.summary.created;
-        if !bounds.allow(created) || !filters::labels(&options.filters, &image.summary.labels) {
+        if !bounds.allow(created)
+            || (bounds.before.is_some() && seconds(engine, &image)? == UNKNOWN)
+            || !filters::labels(&options.filters, &image.summary.labels)
+        {
             continue;
         }
         let Some((repo_tags, repo_digests)) = selected_names(&options.filters, &image) else {
@@ -84,10 +87,12 @@ pub(super) fn list(engine: &Engine, options: &ImageListOptions) -> Result<Vec<Im
     Ok(list)
 }
 
+/// Go's zero time, in seconds since the epoch.
+const UNKNOWN: i64 = -62_135_596_800;
+
 /// When an image was made, in seconds since the epoch; Go's zero time where its config does not
 /// say, which the store has as the epoch itself.
 fn seconds(engine: &Engine, image: &ListedImage) -> Result<i64> {
-    const UNKNOWN: i64 = -62_135_596_800;
     if image.summary.created == 0 {
         let document = ImageDocument::parse(&engine.store().images().get(&image.id)?)?;
         if document.raw.created.is_none() {

@@ -249,10 +249,12 @@ pub(super) fn prune(engine: &Engine, wanted: &Filters) -> Result<ImagePruneRespo
     let mut removed = Vec::new();
     for image in engine.store().images().list()? {
         let document = documents::ImageDocument::parse(&image)?;
-        let created = documents::created_nanos(document.raw.created.as_deref());
+        let created = document.raw.created.as_deref();
+        // As Docker has it, what does not say how old it is is not old.
+        let is_old = |until| created.is_some() && documents::created_nanos(created) < until;
         let labels = document.config.labels.clone().unwrap_or_default();
         if (only_dangling && !image.repo_tags.is_empty())
-            || until.is_some_and(|u| created >= u)
+            || until.is_some_and(|until| !is_old(until))
             || !filters::labels(wanted, &labels)
             || !users(engine, &image.id)?.is_empty()
         {
