@@ -94,6 +94,9 @@ pub enum DbError {
     /// It is not there, or holds nothing, where it should.
     #[error("the database {0} is lost")]
     Lost(PathBuf),
+    /// Even reading takes writing: SQLite's index of the log.
+    #[error("{path}: its file system is read-only", path = .0.display())]
+    ReadOnly(PathBuf),
     /// There is no room for what SQLite has to write, if only to read.
     #[error(
         "no space left on device: free some where the engine's root is, e.g. with \
@@ -186,6 +189,9 @@ impl Database {
             // What the file system said was free was not.
             Err(DbError::Full(_)) if reserve::give_up(path) => {
                 Self::open_at(path, schemas, &is_lost, true)
+            }
+            Err(DbError::Full(_) | DbError::Sqlite(_)) if reserve::is_read_only(path) => {
+                Err(DbError::ReadOnly(path.into()))
             }
             opened => opened,
         }

@@ -8,11 +8,12 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, Mode, OFlags, StatVfsMountFlags, fallocate, statvfs};
 use rustix::io::Errno;
 
 /// What is kept back: enough for the logs of a command.
@@ -82,16 +83,24 @@ fn keep(database: &Path, bytes: u64) -> bool {
     let path = beside(database, "-reserve");
     let mut options = fs::OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
-    let made = options.open(&path).and_then(|file| {
-        let done = fallocate(&file, FallocateFlags::empty(), 0, bytes);
-        done.map_err(std::io::Error::from)
+    let made = options.open(&path).and_then(|mut file| {
+        match fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+            // Not every file system gives room away for nothing.
+            Err(Errno::OPNOTSUPP) => file.write_all(&vec![0; usize::try_from(bytes).unwrap_or(0)]),
+            done => Ok(done?),
+        }
     });
     if let Err(error) = &made {
-        // Some file systems cannot keep room.
         tracing::debug!(%error, "no room is kept back");
         let _ = fs::remove_file(&path);
     }
     made.is_ok()
+}
+
+/// Whether nothing can be written there, however much is free.
+pub(crate) fn is_read_only(database: &Path) -> bool {
+    let folder = database.parent().unwrap_or(Path::new("."));
+    statvfs(folder).is_ok_and(|disk| disk.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 /// Whether there are so many bytes. Where the file system says that there are few it is tried:

@@ -13,8 +13,8 @@ use corten_db::{Database, DbError, Durability, Schema, may_use_reserve};
 use rusqlite::Transaction;
 use rustix::fs::CWD;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_remount, move_mount, unmount,
 };
 
 const FIRST: Schema = Schema {
@@ -52,7 +52,7 @@ impl Drop for Disk {
     }
 }
 
-fn ext4(file: &Path, block: &str) -> Disk {
+fn ext4(file: &Path, block: &str, features: &str) -> Disk {
     let tool = |name: &str, arguments: &[&str]| {
         let done = Command::new(name).args(arguments).output().unwrap();
         assert!(done.status.success(), "{name}: {done:?}");
@@ -60,7 +60,10 @@ fn ext4(file: &Path, block: &str) -> Disk {
     };
     fs::File::create(file).unwrap().set_len(96 << 20).unwrap();
     let file = file.to_str().unwrap();
-    tool("mkfs.ext4", &["-q", "-F", "-b", block, file]);
+    tool(
+        "mkfs.ext4",
+        &["-q", "-F", "-b", block, "-O", features, file],
+    );
     let device = tool("losetup", &["--find", "--show", file]);
     let made = std::panic::catch_unwind(|| Disk::mount("ext4", ("source", &device)));
     tool("losetup", &["--detach", &device]); // once nothing is mounted from it
@@ -88,8 +91,16 @@ fn a_full_disk_can_be_emptied() {
     let folder = tempfile::tempdir().unwrap();
     let disks = [
         ("tmpfs", Disk::mount("tmpfs", ("nr_blocks", "2048"))),
-        ("ext4 of 4096", ext4(&folder.path().join("4"), "4096")),
-        ("ext4 of 1024", ext4(&folder.path().join("1"), "1024")),
+        (
+            "ext4 of 4096",
+            ext4(&folder.path().join("4"), "4096", "extent"),
+        ),
+        (
+            "ext4 of 1024",
+            ext4(&folder.path().join("1"), "1024", "extent"),
+        ),
+        // Nothing can be set apart there.
+        ("as ext2", ext4(&folder.path().join("2"), "4096", "^extent,^64bit")),
     ];
     let reserve = |place: &Path| place.join("db-reserve").exists();
     for (kind, disk) in &disks {
@@ -130,4 +141,14 @@ fn a_full_disk_can_be_emptied() {
         drop(database);
         assert!(!reserve(place), "{kind}");
     }
+}
+
+#[test]
+fn a_disk_that_cannot_be_written_is_told() {
+    let disk = Disk::mount("tmpfs", ("nr_blocks", "2048"));
+    let path = disk.0.path().join("db");
+    drop(Database::open(&path, &[FIRST]).unwrap());
+    mount_remount(disk.0.path(), MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+    let error = Database::open(&path, &[FIRST]).unwrap_err();
+    assert!(matches!(error, DbError::ReadOnly(_)), "{error}");
 }
