@@ -357,6 +357,54 @@ fn a_full_disk_leaves_a_store_that_is_whole() {
 }
 
 /// What images hold is for containers, not for whoever has an account on the host.
+/// What requests take of a server leaves what those need that free some.
+#[test]
+fn a_server_on_a_full_disk_frees_room() {
+    let engine = Engine::new();
+    let _disk = Small::new(&engine.root(), "32m");
+    let files = [("Dockerfile", "FROM scratch\nCOPY f /\n"), ("f", "f")];
+    let context = engine.context("some", &files);
+    engine.ok(["build", "-q", "-t", "some", context.to_str().unwrap()]);
+    let (_server, host) = engine.serve();
+    let filler = engine.root().join("fill");
+    let fill = || {
+        let mut file = fs::OpenOptions::new();
+        let mut file = file.append(true).create(true).open(&filler).unwrap();
+        for size in [65_536, 4096, 512] {
+            while std::io::Write::write_all(&mut file, &vec![1; size]).is_ok() {}
+        }
+    };
+    let mut tags = 0;
+    loop {
+        fill();
+        let tag = format!("some:{tags}");
+        let done = engine.run(["-H", &host, "tag", "some", &tag]);
+        if done.code != 0 {
+            assert!(done.stderr.contains("no space left"), "{done:?}");
+            break;
+        }
+        tags += 1;
+        assert!(tags < 1000, "the disk does not get full");
+    }
+    assert!(engine.root().join("corten.db-reserve").exists());
+    engine.ok([
+        "-H",
+        &host,
+        "rmi",
+        "-f",
+        &engine.ok(["-H", &host, "images", "-q", "some:latest"]),
+    ]);
+    engine.ok(["-H", &host, "system", "prune", "-af"]);
+    assert_eq!(engine.ok(["-H", &host, "images", "-q"]), "");
+    fs::remove_file(&filler).unwrap();
+    engine.ok(["-H", &host, "volume", "create", "some"]);
+    engine.ok(["-H", &host, "volume", "rm", "some"]);
+    assert!(
+        engine.root().join("corten.db-reserve").exists(),
+        "it is kept back again"
+    );
+}
+
 #[test]
 fn others_on_the_host_see_no_layers_and_blobs() {
     use std::os::unix::fs::PermissionsExt;

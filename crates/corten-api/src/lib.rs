@@ -11,6 +11,7 @@
 
 mod auth;
 mod error;
+mod frees;
 mod hijack;
 mod listener;
 mod ordered;

@@ -477,7 +477,8 @@ mod tests {
             ("save alpine", false),
             ("export c", false),
             ("push alpine", false),
-            ("serve", false),
+            // Each request says it for itself.
+            ("serve", true),
             ("rm x", false),
             ("builder prune", false),
             ("system prune", false),

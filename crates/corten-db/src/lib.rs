@@ -14,12 +14,13 @@ mod reserve;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
-pub use reserve::may_use_reserve;
+pub use reserve::{Freeing, may_use_reserve};
 
 /// How long a transaction waits for another process's.
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -137,6 +138,8 @@ pub struct Database(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
+    /// The reserve was given up, and may be made again.
+    is_short: AtomicBool,
     connection: Mutex<Connection>,
 }
 
@@ -229,6 +232,7 @@ impl Database {
         }
         Ok(Self(Arc::new(Inner {
             path: path.into(),
+            is_short: AtomicBool::new(is_short),
             connection: Mutex::new(connection),
         })))
     }
@@ -261,7 +265,12 @@ impl Database {
         f: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let mut connection = self.lock();
+        if self.0.is_short.load(Ordering::Relaxed) && reserve::restore(&self.0.path) {
+            // Whoever opens it for long does not wait for its end.
+            self.0.is_short.store(false, Ordering::Relaxed);
+        }
         if reserve::give_up_if_low(&self.0.path) {
+            self.0.is_short.store(true, Ordering::Relaxed);
             connection
                 .pragma_update(None, "wal_autocheckpoint", SHORT_LOG)
                 .map_err(DbError::from)?;

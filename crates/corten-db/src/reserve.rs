@@ -11,7 +11,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, StatVfsMountFlags, fallocate, statvfs};
 use rustix::io::Errno;
@@ -26,16 +26,46 @@ const INDEX: u64 = 32 << 10;
 /// The most that is needed to open a database: the index, and the log's first pages.
 const LEAST: u64 = 2 * INDEX;
 
-static MAY_USE: AtomicBool = AtomicBool::new(false);
+/// For how many reasons this process may have it.
+static FREEING: AtomicUsize = AtomicUsize::new(0);
 
 /// This process frees room, or only reads: when the disk is full, it may have the reserve.
 pub fn may_use_reserve() {
-    MAY_USE.store(true, Ordering::Relaxed);
+    std::mem::forget(Freeing::new());
+}
+
+/// While one of these lives, this process may have the reserve: a part of it frees room.
+#[derive(Debug)]
+pub struct Freeing(());
+
+impl Freeing {
+    /// From now on.
+    #[must_use]
+    pub fn new() -> Self {
+        FREEING.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Default for Freeing {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Freeing {
+    fn drop(&mut self) {
+        FREEING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn may_use() -> bool {
+    FREEING.load(Ordering::Relaxed) > 0
 }
 
 /// Makes some room if there is none and this process may; whether it did.
 pub(crate) fn give_up_if_low(database: &Path) -> bool {
-    MAY_USE.load(Ordering::Relaxed) && !has_room(database, LOW) && give_up(database)
+    may_use() && !has_room(database, LOW) && give_up(database)
 }
 
 /// As [`give_up_if_low`], if there is not even the room to read: whoever only reads leaves the
@@ -46,7 +76,7 @@ pub(crate) fn give_up_to_read(database: &Path) -> bool {
 
 /// Gives the reserve up, if this process may and there is one.
 pub(crate) fn give_up(database: &Path) -> bool {
-    MAY_USE.load(Ordering::Relaxed) && fs::remove_file(beside(database, "-reserve")).is_ok()
+    may_use() && fs::remove_file(beside(database, "-reserve")).is_ok()
 }
 
 /// Whether there is not even the room to read a database.
@@ -59,18 +89,18 @@ fn has_index(database: &Path) -> bool {
     fs::metadata(beside(database, "-shm")).is_ok_and(|index| index.len() >= INDEX)
 }
 
-/// Keeps room back where that is not done yet and there is plenty.
-pub(crate) fn restore(database: &Path) {
+/// Keeps room back where that is not done yet and there is plenty; whether there is some kept now.
+pub(crate) fn restore(database: &Path) -> bool {
     let path = beside(database, "-reserve");
     let is_whole = fs::metadata(&path).is_ok_and(|reserve| reserve.len() >= RESERVE);
     // A database that was deleted needs nothing.
     if is_whole || !database.exists() {
-        return;
+        return true;
     }
     if free(database).is_none_or(|(free, _)| free < RESERVE + 2 * LOW) {
-        return;
+        return false;
     }
-    keep(database, RESERVE);
+    keep(database, RESERVE)
 }
 
 /// Keeps back what is left, after a reading took its part.

@@ -100,7 +100,10 @@ fn a_full_disk_can_be_emptied() {
             ext4(&folder.path().join("1"), "1024", "extent"),
         ),
         // Nothing can be set apart there.
-        ("as ext2", ext4(&folder.path().join("2"), "4096", "^extent,^64bit")),
+        (
+            "as ext2",
+            ext4(&folder.path().join("2"), "4096", "^extent,^64bit"),
+        ),
     ];
     let reserve = |place: &Path| place.join("db-reserve").exists();
     for (kind, disk) in &disks {

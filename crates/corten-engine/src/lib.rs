@@ -28,7 +28,7 @@ pub mod when;
 
 pub use bollard_stubs::models;
 pub use builder::step_resources;
-pub use corten_db::may_use_reserve;
+pub use corten_db::{Freeing, may_use_reserve};
 pub use engine::{Engine, EngineOptions};
 pub use error::{EngineError, ErrorKind};
 pub use outflow::Outflow;

@@ -48,6 +48,7 @@ pub(crate) fn router(engine: Engine) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
         .layer(axum::extract::DefaultBodyLimit::max(MAX_JSON))
+        .layer(axum::middleware::from_fn(crate::frees::answer))
         .with_state(engine)
 }
 

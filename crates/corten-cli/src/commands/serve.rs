@@ -20,6 +20,7 @@ pub(crate) static SERVE: Command =
     Command::new("serve", "", "Serve the Docker Engine API on a socket", action!(serve))
         .arity(Arity::None)
         .heavy()
+        .fills()
         .flags(&[&[
             Flag::list(
                 "host",
@@ -37,11 +38,15 @@ pub(crate) static SERVE: Command =
 async fn serve(cli: &Cli, flags: Parsed) -> Result {
     let endpoints = endpoints(cli, &flags)?;
     let tls = tls(cli, &flags);
-    let engine = Engine::open(EngineOptions {
-        root: cli.globals.root.clone(),
-        anew: false,
-    })
-    .map_err(ClientError::from)?;
+    let opened = {
+        // Whoever comes may want to free some room.
+        let _freeing = corten_engine::Freeing::new();
+        Engine::open(EngineOptions {
+            root: cli.globals.root.clone(),
+            anew: false,
+        })
+    };
+    let engine = opened.map_err(ClientError::from)?;
     let server = Server::bind(&endpoints, tls.as_ref(), flags.on("insecure-tcp"))
         .await
         .map_err(|error| CliError::message(error.to_string()))?;
