@@ -57,8 +57,8 @@ pub use cdi::usual_directories as usual_cdi_directories;
 pub use error::{BuildError, Place};
 pub use history::{BuildRecord, History};
 pub use inquiry::{Answer, Found, Inquiry};
-pub use plan::go_duration;
 pub use ops::unpack::{Owners, Replacing, Unpacking, unpack_archive};
+pub use plan::go_duration;
 pub use progress::{BuildEvent, EventSink};
 pub use request::{
     AllowedDevices, BuildRequest, CacheExport, CacheImport, CacheTarget, CachedBlob, Context,

@@ -133,11 +133,6 @@ pub trait Host {
     /// A health check has been judged. `changed`: the state is another one by it.
     fn health(&mut self, health: &HealthState, changed: bool);
 
-    /// What happens after its end, if that may have changed since it was prepared.
-    fn restart_policy(&mut self) -> Option<RestartPolicy> {
-        None
-    }
-
     /// It has ended. `restarting`: the policy will start it again.
     fn exited(&mut self, exit: &Exit, restarting: bool);
 

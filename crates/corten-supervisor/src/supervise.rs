@@ -311,16 +311,10 @@ async fn live(
                 if let Some(check) = check {
                     health::begin(shared, check);
                 }
-                let exit = tokio::select! {
+                tokio::select! {
                     exit = finish(shared, run) => exit,
                     never = settle(shared) => match never {},
-                };
-                if !shared.manual.get()
-                    && let Some(policy) = shared.host.borrow_mut().restart_policy()
-                {
-                    (last, restart) = (policy, policy);
                 }
-                exit
             }
             Err(error) => {
                 let unused = shared.hub.borrow_mut().take();

@@ -361,12 +361,6 @@ impl Host for EngineHost {
         self.report("start", written);
     }
 
-    fn restart_policy(&mut self) -> Option<RestartPolicy> {
-        // It may have been updated since the start.
-        let row = self.engine.database().read(|c| row::get(c, &self.id));
-        restart_policy(&row.ok()??).ok()
-    }
-
     fn steady(&mut self) {
         // A start reads what is in memory already; what lives on should not be there twice.
         self.layers.read_directly();
