@@ -20,6 +20,7 @@ use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
 use crate::execs;
+use crate::idle;
 use crate::logs::now;
 use crate::supervise::{Live, Shared};
 
@@ -225,6 +226,7 @@ async fn check(shared: Rc<Shared>) {
 
 /// Executes the check once.
 async fn probe(shared: Rc<Shared>, live: Live, job: Rc<HealthJob>) -> Probe {
+    idle::touch();
     let start = now();
     let id = probe_id();
     let command = job.process.args().clone().unwrap_or_default().join(" ");

@@ -17,6 +17,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::idle;
 use crate::logs::{LogWriter, Stream};
 use crate::protocol::Streams;
 
@@ -182,6 +183,7 @@ impl Hub {
     }
 
     async fn emit(&self, stream: Stream, bytes: &[u8]) {
+        idle::touch();
         if let Some(log) = self.log.borrow_mut().as_mut()
             && let Err(error) = log.write(stream, bytes)
         {

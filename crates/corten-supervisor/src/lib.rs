@@ -13,6 +13,7 @@ pub mod client;
 mod execs;
 mod health;
 mod hub;
+mod idle;
 mod job;
 mod launch;
 pub mod logs;

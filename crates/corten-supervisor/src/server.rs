@@ -13,6 +13,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::execs::{self, Exec};
 use crate::health;
 use crate::hub;
+use crate::idle;
 use crate::protocol::{Ask, Exit, Phase, Refusal, Reply, Request, Status, VERSION, receive, send};
 use crate::supervise::{Live, RunDir, Shared};
 
@@ -91,6 +92,7 @@ async fn accept(listener: UnixListener, shared: Rc<Shared>) {
 }
 
 async fn request(mut client: UnixStream, shared: Rc<Shared>) {
+    idle::touch();
     let request: Request = match receive(&mut client).await {
         Ok(request) => request,
         Err(error) => {

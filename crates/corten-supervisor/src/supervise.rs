@@ -23,15 +23,13 @@ use crate::launch::Launch;
 use crate::logs::now;
 use crate::protocol::{Exit, Launched, Phase, frame};
 use crate::run::{self, Run};
-use crate::{server, sys};
+use crate::{idle, server};
 
 /// First pause before a restart; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// A run of this length makes the pause short again, and the host is told of it.
 const STEADY: Duration = Duration::from_secs(10);
-/// When a start is over for certain, and what only it needed may go from memory.
-const STARTED: Duration = Duration::from_millis(500);
 /// How long somebody who merely looks at the lock, or cleans up, is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// How long clients that wait for the last exit get to hear of it.
@@ -115,11 +113,10 @@ impl Live {
 
 /// What a supervisor does for a run that goes on: it becomes small.
 async fn settle(shared: &Shared) -> Infallible {
-    tokio::time::sleep(STARTED).await;
-    sys::forget_start();
-    tokio::time::sleep(STEADY.saturating_sub(STARTED)).await;
+    idle::touch();
+    tokio::time::sleep(STEADY).await;
     shared.host.borrow_mut().steady();
-    sys::forget_start();
+    idle::touch();
     std::future::pending().await
 }
 
@@ -150,6 +147,7 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_park(idle::parks)
         .build()?;
     let tasks = tokio::task::LocalSet::new();
     let shared = Rc::new(Shared {
@@ -271,6 +269,7 @@ async fn live(
             return Err(error);
         }
     };
+    let idle = tokio::task::spawn_local(idle::watch());
     let terminated = tokio::task::spawn_local(obey_termination(shared.clone()));
     let mut backoff = MIN_BACKOFF;
     // The policy of the last run that could be prepared.
@@ -368,6 +367,7 @@ async fn live(
     shared.host.borrow_mut().finished();
     shared.exits.send_modify(|exits| exits.over = true);
     terminated.abort();
+    idle.abort();
     server.farewell(FAREWELL).await;
     drop(waiters);
     Ok(())

@@ -42,17 +42,32 @@ pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
 }
 
-/// Gives back what only a start needs: pages of code and constants, which the kernel maps again
-/// from the page cache where they are touched (`madvise(2)`), and free memory of the heap. A start
-/// executes most of the program, what follows a small event loop.
-pub(crate) fn forget_start() {
-    // SAFETY: the callback only reads what it is given, and keeps nothing of it.
-    unsafe { libc::dl_iterate_phdr(Some(forget_segments), std::ptr::null_mut()) };
+/// Where the stack may have been before, beneath where it is.
+const DEEP: usize = 256 * 1024;
+/// Beneath the stack pointer, but in use: the red zone, and frames from here on.
+const FRAMES: usize = 8 * 1024;
+
+/// Gives memory back (`madvise(2)`): free memory of the heap; what the stack does not reach now;
+/// pages of code and constants, which the kernel maps again from the page cache where they are
+/// touched.
+pub(crate) fn forget() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes no memory from anybody; the allocator does its own locking.
     unsafe {
         libc::malloc_trim(0);
     }
+    let page = rustix::param::page_size();
+    let here = std::ptr::from_ref(&page).addr();
+    let end = (here - FRAMES) / page * page;
+    if rustix::thread::gettid() == rustix::process::getpid() {
+        // SAFETY: nothing lies beneath the stack pointer but what the red zone and calls from
+        // here need, for which there is FRAMES; other mappings are far from a main thread's stack
+        // (the kernel keeps its limit's length, at least 128 MiB, between). What is no memory is
+        // skipped.
+        unsafe { libc::madvise((end - DEEP) as *mut libc::c_void, DEEP, libc::MADV_DONTNEED) };
+    }
+    // SAFETY: the callback only reads what it is given, and keeps nothing of it.
+    unsafe { libc::dl_iterate_phdr(Some(forget_segments), std::ptr::null_mut()) };
 }
 
 /// For each object of the program (`dl_iterate_phdr(3)`): segments that are not writable are as
