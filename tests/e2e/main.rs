@@ -32,6 +32,7 @@ mod images;
 mod init;
 mod isolation;
 mod layers;
+mod logs;
 mod look;
 mod manifests;
 mod network;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use corten_oci::Digest;
 
+use crate::parse::logs::LogDriver;
+
 /// The root when none is given.
 pub const DEFAULT_ROOT: &str = "/var/lib/corten";
 /// Names the root in the environment.
@@ -108,6 +110,17 @@ impl Layout {
     #[must_use]
     pub fn container(&self, id: &str) -> PathBuf {
         self.root.join("containers").join(id)
+    }
+
+    /// The file that a driver's output can be read from, if there is one.
+    pub(crate) fn log_of(&self, id: &str, driver: &LogDriver) -> Option<PathBuf> {
+        let directory = self.container(id);
+        match driver {
+            LogDriver::JsonFile(_) => Some(self.log(id)),
+            LogDriver::Local(_) => Some(directory.join("local-logs/container.log")),
+            _ if driver.is_readable() => Some(directory.join("container-cached.log")),
+            _ => None,
+        }
     }
 
     /// A container's json-file log.

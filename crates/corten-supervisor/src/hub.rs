@@ -184,10 +184,15 @@ impl Hub {
 
     async fn emit(&self, stream: Stream, bytes: &[u8]) {
         idle::touch();
-        if let Some(log) = self.log.borrow_mut().as_mut()
-            && let Err(error) = log.write(stream, bytes)
-        {
-            tracing::warn!(%error, "output could not be logged");
+        let mut pressure = None;
+        if let Some(log) = self.log.borrow_mut().as_mut() {
+            if let Err(error) = log.write(stream, bytes) {
+                tracing::warn!(%error, "output could not be logged");
+            }
+            pressure = log.pressure();
+        }
+        if let Some(pressure) = pressure {
+            pressure.eased().await;
         }
         let senders: Vec<mpsc::Sender<Bytes>> = self
             .clients
@@ -220,10 +225,13 @@ impl Hub {
 
     /// The process and its output have ended: clients get the rest and their end.
     pub(crate) async fn close(&self) {
-        if let Some(mut log) = self.log.borrow_mut().take()
-            && let Err(error) = log.finish()
-        {
-            tracing::warn!(%error, "the last line could not be logged");
+        let log = self.log.borrow_mut().take();
+        let mut closing = None;
+        if let Some(mut log) = log {
+            if let Err(error) = log.finish() {
+                tracing::warn!(%error, "the last line could not be logged");
+            }
+            closing = log.close();
         }
         self.close_input();
         self.clients.borrow_mut().clear();
@@ -234,6 +242,9 @@ impl Hub {
             if waited.is_err() {
                 tracing::debug!("a client did not read its output to the end");
             }
+        }
+        if let Some(closing) = closing {
+            closing.sent().await;
         }
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use corten_network::{EndpointSpec, PortMapping, PortRequest};
 use corten_oci::runtime_spec::Spec;
 
 use crate::health::{HealthJob, HealthState};
+use crate::logs::LogConfig;
 use crate::protocol::{Exit, Size};
 
 /// An error of the host's making.
@@ -64,22 +64,6 @@ pub enum NetworkJob {
     },
     /// Another container's namespace.
     Join(OwnedFd),
-}
-
-/// Where output goes besides attached clients.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LogConfig {
-    /// Nowhere.
-    None,
-    /// Docker's `json-file`.
-    JsonFile {
-        /// The file; rotated ones are `PATH.1`, `PATH.2`, …
-        path: PathBuf,
-        /// Bytes at which it is rotated.
-        max_size: Option<u64>,
-        /// Files kept, this one included.
-        max_file: u32,
-    },
 }
 
 /// Docker's restart policies.

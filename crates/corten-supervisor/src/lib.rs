@@ -24,7 +24,7 @@ mod supervise;
 mod sys;
 
 pub use health::{HealthJob, HealthState, HealthStatus, Probe};
-pub use job::{BoxError, Host, Job, LogConfig, NetworkJob, RestartPolicy};
+pub use job::{BoxError, Host, Job, NetworkJob, RestartPolicy};
 pub use launch::{Launch, LaunchError, Launcher};
 pub use protocol::{Exit, Size, Streams};
 pub use supervise::supervise;

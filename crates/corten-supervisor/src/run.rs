@@ -11,8 +11,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
 use crate::hub::{self, Hub, Output};
-use crate::job::{Job, LogConfig, NetworkJob, StartError};
-use crate::logs::{LogWriter, Stream};
+use crate::job::{Job, NetworkJob, StartError};
+use crate::logs::Stream;
 
 /// How long output is drained after the last process has gone.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -192,25 +192,6 @@ fn pipes(open_stdin: bool) -> std::io::Result<Streams> {
         ],
         input,
     })
-}
-
-/// Opens the log a job asks for; a log that cannot be opened does not keep the container from
-/// running.
-pub(crate) fn open_log(config: &LogConfig) -> Option<LogWriter> {
-    match config {
-        LogConfig::None => None,
-        LogConfig::JsonFile {
-            path,
-            max_size,
-            max_file,
-        } => match LogWriter::open(path, *max_size, *max_file) {
-            Ok(log) => Some(log),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "output is not logged");
-                None
-            }
-        },
-    }
 }
 
 impl Run {

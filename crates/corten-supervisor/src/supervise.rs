@@ -20,7 +20,7 @@ use crate::health::{self, HealthJob, Monitor};
 use crate::hub::Hub;
 use crate::job::{Host, Job, RestartPolicy, StartError};
 use crate::launch::Launch;
-use crate::logs::now;
+use crate::logs::{LogWriter, now};
 use crate::protocol::{Exit, Launched, Phase, frame};
 use crate::run::{self, Run};
 use crate::{idle, server};
@@ -403,7 +403,14 @@ fn start(
     };
     let policy = job.restart;
     let check = job.health.take();
-    let hub = Hub::new(job.tty, job.stdin_once, run::open_log(&job.log));
+    let log = match LogWriter::open(&job.log) {
+        Ok(log) => log,
+        Err(error) => {
+            let message = format!("failed to initialize logging driver: {error}");
+            return (policy, Err(StartError::other(message)));
+        }
+    };
+    let hub = Hub::new(job.tty, job.stdin_once, log);
     *shared.hub.borrow_mut() = Some(hub.clone());
     for (client, streams) in attach.drain(..) {
         hub.attach(client, streams);

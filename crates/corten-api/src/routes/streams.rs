@@ -88,6 +88,8 @@ struct LogQuery {
     stderr: bool,
     #[serde(default, deserialize_with = "flag")]
     timestamps: bool,
+    #[serde(default, deserialize_with = "flag")]
+    details: bool,
     since: Option<String>,
     until: Option<String>,
     tail: Option<String>,
@@ -114,6 +116,7 @@ async fn logs(
         stdout: query.stdout,
         stderr: query.stderr,
         timestamps: query.timestamps,
+        details: query.details,
         since: timestamp("since", query.since.as_deref())?,
         until: timestamp("until", query.until.as_deref())?,
         // Docker: anything that is not a number means all.

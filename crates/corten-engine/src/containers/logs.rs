@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use super::{LogOptions, LogStream, StreamKind, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::parse::logs::{self as driver, LogDriver};
+use crate::parse::logs as driver;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -20,15 +20,12 @@ pub(super) async fn logs(engine: &Engine, name: &str, options: LogOptions) -> Re
     let container = engine
         .blocking(move |engine| state::find(engine, &wanted))
         .await?;
-    if matches!(
-        driver::driver(container.host.log_config.as_ref())?,
-        LogDriver::None
-    ) {
+    let driver = driver::driver(container.host.log_config.as_ref())?;
+    let Some(path) = engine.layout().log_of(&container.id, &driver) else {
         return Err(EngineError::BadParameter(
             "configured logging driver does not support reading".to_owned(),
         ));
-    }
-    let path = engine.layout().log(&container.id);
+    };
     let read = ReadOptions {
         tail: options.tail,
         since: options.since,
@@ -81,11 +78,46 @@ fn wanted_text(options: &LogOptions, record: Record) -> Option<(StreamKind, Byte
         Stream::Stderr if options.stderr => StreamKind::Stderr,
         _ => return None,
     };
-    if !options.timestamps {
+    if !options.timestamps && !options.details {
         return Some((kind, record.text.into()));
     }
     let mut text = BytesMut::with_capacity(record.text.len() + 40);
-    text.put_slice(format!("{:.9} ", record.time).as_bytes());
+    if options.timestamps {
+        text.put_slice(format!("{:.9} ", record.time).as_bytes());
+    }
+    if options.details {
+        let pairs = record.attributes.iter();
+        let pairs: Vec<String> = pairs
+            .map(|(key, value)| format!("{}={}", escaped(key), escaped(value)))
+            .collect();
+        text.put_slice(pairs.join(",").as_bytes());
+        text.put_u8(b' ');
+    }
     text.put_slice(&record.text);
     Some((kind, text.freeze()))
+}
+
+/// As in the query of an address, which is how Docker writes attributes.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                escaped.push(char::from(byte));
+            }
+            b' ' => escaped.push('+'),
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_written_as_docker_does() {
+        assert_eq!(escaped("a b/c=\u{e9}"), "a+b%2Fc%3D%C3%A9");
+    }
 }

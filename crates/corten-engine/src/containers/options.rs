@@ -69,6 +69,8 @@ pub struct LogOptions {
     pub stderr: bool,
     /// Begin each line with its RFC 3339 time.
     pub timestamps: bool,
+    /// Begin each line with the attributes that the log driver's options ask for.
+    pub details: bool,
     /// Nothing older.
     pub since: Option<jiff::Timestamp>,
     /// Nothing newer.

@@ -16,7 +16,7 @@ use corten_network::{
 use corten_oci::runtime_spec::Process;
 use corten_store::Layers;
 use corten_supervisor::{
-    BoxError, Exit, HealthJob, HealthState, Host, Job, LogConfig, NetworkJob, RestartPolicy, Size,
+    BoxError, Exit, HealthJob, HealthState, Host, Job, NetworkJob, RestartPolicy, Size,
 };
 
 use super::rooted;
@@ -26,11 +26,10 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
 use crate::networks::{self, bridge};
-use crate::parse::logs::LogDriver;
 use crate::parse::modes::{Modes, NetworkMode, Sharing};
 use crate::parse::ports::{self, Protocol};
 use crate::parse::users::Identity;
-use crate::parse::{bad, health, logs, names, restart, signals, time};
+use crate::parse::{bad, health, names, restart, signals, time};
 use crate::spec;
 use crate::sweep::NetworkLock;
 
@@ -131,7 +130,7 @@ impl EngineHost {
             rootfs,
             mounts,
             network,
-            log: log_config(&engine, &container)?,
+            log: super::log::config(&engine, &container)?,
             tty: config.tty.unwrap_or(false),
             size: size.filter(|s| s.rows > 0 && s.cols > 0),
             open_stdin: config.open_stdin.unwrap_or(false),
@@ -578,20 +577,6 @@ fn published(mappings: &[PortMapping]) -> BTreeMap<String, Vec<HostPort>> {
         }
     }
     map
-}
-
-fn log_config(engine: &Engine, container: &Container) -> Result<LogConfig> {
-    Ok(match logs::driver(container.host.log_config.as_ref())? {
-        LogDriver::None => LogConfig::None,
-        LogDriver::JsonFile {
-            max_size,
-            max_files,
-        } => LogConfig::JsonFile {
-            path: engine.layout().log(&container.id),
-            max_size,
-            max_file: max_files,
-        },
-    })
 }
 
 fn restart_policy(container: &Container) -> Result<RestartPolicy> {

@@ -1,6 +1,7 @@
 //! The `corten supervise` face: the engine's side of a container's supervisor.
 
 mod host;
+mod log;
 pub(crate) mod rooted;
 
 use std::ffi::OsString;

@@ -108,7 +108,11 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
             volume: Some(vec!["local".to_owned()]),
             network: Some(["bridge", "host", "null"].map(str::to_owned).to_vec()),
             authorization: None,
-            log: Some(["json-file", "none"].map(str::to_owned).to_vec()),
+            log: Some(
+                ["journald", "json-file", "local", "none", "syslog"]
+                    .map(str::to_owned)
+                    .to_vec(),
+            ),
         }),
         memory_limit: on,
         swap_limit: on,

@@ -1,12 +1,21 @@
 //! Container logs in Docker's `json-file` format: one JSON object a line, `log` with the text,
 //! `stream`, and `time` in RFC 3339 with nanoseconds; rotated files are `PATH.1` (newest) and
-//! up. Written by the supervisor, read by anybody, also while the container runs.
+//! up, perhaps compressed. Written by the supervisor, read by anybody, also while the container
+//! runs. Beside it, or instead, output is sent to logs of others: syslog and the journal.
 
+mod compress;
+mod config;
+mod journald;
 mod read;
+mod remote;
+mod syslog;
 mod write;
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use config::{LogConfig, LogFile, Remote, RemoteLog, Syslog, SyslogAddress, SyslogFormat};
 pub use read::{LogReader, ReadOptions, Record};
 pub(crate) use write::{LogWriter, now};
 
@@ -28,5 +37,7 @@ pub enum Stream {
 struct Line<'a> {
     log: std::borrow::Cow<'a, str>,
     stream: Stream,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    attrs: BTreeMap<String, String>,
     time: std::borrow::Cow<'a, str>,
 }

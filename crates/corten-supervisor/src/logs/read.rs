@@ -1,17 +1,19 @@
 //! Reading logs: the last lines, a span of time, and following. Blocking; asynchronous
 //! callers read on a thread of their own.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use flate2::read::MultiGzDecoder;
 use jiff::Timestamp;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify;
 
+use super::compress::compressed;
 use super::write::numbered;
 use super::{Line, Stream};
 
@@ -27,6 +29,8 @@ pub struct Record {
     pub stream: Stream,
     /// The text, with its newline if it ended with one.
     pub text: Vec<u8>,
+    /// What the log's options have written with every record.
+    pub attributes: BTreeMap<String, String>,
 }
 
 /// What to read.
@@ -47,10 +51,12 @@ pub struct LogReader {
     path: PathBuf,
     options: ReadOptions,
     /// Files still to be read, oldest first.
-    files: VecDeque<BufReader<File>>,
+    files: VecDeque<Opened>,
     /// Records the tail has kept.
     kept: VecDeque<Record>,
     line: String,
+    /// When the last record read was written, wanted or not.
+    last: Option<Timestamp>,
     alive: Box<dyn Fn() -> bool + Send>,
     watch: Option<std::os::fd::OwnedFd>,
     ended: bool,
@@ -81,6 +87,7 @@ impl LogReader {
             files: VecDeque::new(),
             kept: VecDeque::new(),
             line: String::new(),
+            last: None,
             alive,
             watch: if options.follow { watch(path)? } else { None },
             ended: false,
@@ -137,7 +144,7 @@ impl LogReader {
         while let Some(file) = self.files.front_mut() {
             // A line that is only half written is left for the next time.
             let had = self.line.len();
-            let n = file.read_line(&mut self.line)?;
+            let n = file.lines.read_line(&mut self.line)?;
             if n == 0 || !self.line.ends_with('\n') {
                 if self.files.len() > 1 {
                     self.files.pop_front();
@@ -153,6 +160,7 @@ impl LogReader {
             self.line.clear();
             // A line that is no record (a torn write before a power cut) is passed over.
             let Some(record) = parsed else { continue };
+            self.last = Some(record.time);
             if self.options.since.is_some_and(|since| record.time < since) {
                 continue;
             }
@@ -173,13 +181,32 @@ impl LogReader {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        let same = match self.files.back() {
-            None => false,
-            Some(open) => open.get_ref().metadata()?.ino() == named.metadata()?.ino(),
-        };
-        if !same {
-            self.files.push_back(BufReader::new(named));
+        let mut named = Opened::plain(named)?;
+        let open = self.files.back().and_then(|file| file.inode);
+        if open.is_some() && open == named.inode {
+            return Ok(());
         }
+        // Several rotations may have passed since: what came in between is not left out.
+        let mut between = VecDeque::new();
+        let mut seen = vec![named.begin()?];
+        for number in 1.. {
+            let Some(mut file) = rotated(&self.path, number)? else {
+                break;
+            };
+            let begin = file.begin()?;
+            let read = begin.is_some() && self.last.is_some_and(|last| begin <= Some(last));
+            if read || (open.is_some() && file.inode == open) {
+                break;
+            }
+            // Rotated once more, and perhaps compressed, since it was opened.
+            if file.inode == named.inode || (begin.is_some() && seen.contains(&begin)) {
+                continue;
+            }
+            seen.push(begin);
+            between.push_front(file);
+        }
+        self.files.extend(between);
+        self.files.push_back(named);
         Ok(())
     }
 
@@ -222,28 +249,82 @@ fn watch(path: &Path) -> io::Result<Option<std::os::fd::OwnedFd>> {
     }
 }
 
-fn open_all(path: &Path) -> io::Result<VecDeque<BufReader<File>>> {
-    let mut files = VecDeque::new();
-    // The current file first: if it is rotated meanwhile it is met again, and passed over.
-    let current = match File::open(path) {
-        Ok(file) => Some(file),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
-    };
-    let inode = current
-        .as_ref()
-        .map(File::metadata)
-        .transpose()?
-        .map(|m| m.ino());
-    for number in 1.. {
+/// A file of the log, being read.
+struct Opened {
+    lines: Box<dyn BufRead + Send>,
+    /// `None` for a compressed one.
+    inode: Option<u64>,
+}
+
+impl Opened {
+    fn plain(file: File) -> io::Result<Self> {
+        Ok(Self {
+            inode: Some(file.metadata()?.ino()),
+            lines: Box::new(BufReader::new(file)),
+        })
+    }
+
+    /// When its first record was written, by which a file is known whatever it is called.
+    fn begin(&mut self) -> io::Result<Option<Timestamp>> {
+        let mut first = String::new();
+        self.lines.read_line(&mut first)?;
+        let begin = parse(&first).map(|record| record.time);
+        let rest = std::mem::replace(&mut self.lines, Box::new(io::empty()));
+        self.lines = Box::new(BufReader::new(io::Cursor::new(first).chain(rest)));
+        Ok(begin)
+    }
+}
+
+/// A rotated file, whichever form it has; `None` when there are not so many.
+fn rotated(path: &Path, number: u32) -> io::Result<Option<Opened>> {
+    // It may be compressed, or moved on, between the two looks.
+    for _ in 0..2 {
         match File::open(numbered(path, number)) {
-            Ok(file) if Some(file.metadata()?.ino()) == inode => {}
-            Ok(file) => files.push_front(BufReader::new(file)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Ok(file) => return Opened::plain(file).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        match File::open(compressed(path, number)) {
+            Ok(file) => {
+                let lines = BufReader::new(MultiGzDecoder::new(BufReader::new(file)));
+                return Ok(Some(Opened {
+                    lines: Box::new(lines),
+                    inode: None,
+                }));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
-    files.extend(current.map(BufReader::new));
+    Ok(None)
+}
+
+fn open_all(path: &Path) -> io::Result<VecDeque<Opened>> {
+    let mut files = VecDeque::new();
+    // The current file first: if it is rotated meanwhile it is met again, and passed over.
+    let mut current = match File::open(path) {
+        Ok(file) => Some(Opened::plain(file)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let inode = current.as_ref().and_then(|file| file.inode);
+    let mut seen = match &mut current {
+        Some(current) => vec![current.begin()?],
+        None => Vec::new(),
+    };
+    for number in 1.. {
+        let Some(mut file) = rotated(path, number)? else {
+            break;
+        };
+        let begin = file.begin()?;
+        let again = begin.is_some() && seen.contains(&begin);
+        if again || (file.inode.is_some() && file.inode == inode) {
+            continue;
+        }
+        seen.push(begin);
+        files.push_front(file);
+    }
+    files.extend(current);
     Ok(files)
 }
 
@@ -253,13 +334,14 @@ fn parse(line: &str) -> Option<Record> {
         time: line.time.parse().ok()?,
         stream: line.stream,
         text: line.log.into_owned().into_bytes(),
+        attributes: line.attrs,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logs::LogWriter;
+    use crate::logs::{LogConfig, LogFile, LogWriter};
 
     #[test]
     fn tail_since_until() {
@@ -340,22 +422,30 @@ mod tests {
         )
         .unwrap();
         let writer = std::thread::spawn(move || {
-            let mut log = LogWriter::open(&path, Some(400), 100).unwrap();
+            let file = LogFile {
+                path,
+                max_size: Some(400),
+                max_file: 100,
+                compress: false,
+                attributes: Vec::new(),
+            };
+            let config = LogConfig {
+                file: Some(file),
+                remote: None,
+            };
+            let mut log = LogWriter::open(&config).unwrap().unwrap();
             for n in 0..50 {
                 log.write(Stream::Stdout, format!("{n}\n").as_bytes())
                     .unwrap();
             }
             alive.store(false, std::sync::atomic::Ordering::SeqCst);
         });
-        let mut last = 0;
+        let mut found: Vec<u32> = Vec::new();
         while let Some(record) = reader.next().unwrap() {
-            last = std::str::from_utf8(&record.text)
-                .unwrap()
-                .trim()
-                .parse()
-                .unwrap();
+            let text = std::str::from_utf8(&record.text).unwrap();
+            found.push(text.trim().parse().unwrap());
         }
         writer.join().unwrap();
-        assert_eq!(last, 49);
+        assert_eq!(found, (0..50).collect::<Vec<_>>());
     }
 }

@@ -1,10 +1,16 @@
 //! Writing and rotating logs.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use tokio::task::JoinHandle;
+
+use super::compress::{self, compressed};
+use super::config::{LogConfig, LogFile};
+use super::remote::{Closing, Pressure, Sender};
 use super::{Line, MAX_LINE, Stream};
 
 /// This moment, RFC 3339 with nanoseconds, in UTC.
@@ -12,38 +18,61 @@ pub(crate) fn now() -> String {
     format!("{:.9}", jiff::Timestamp::now())
 }
 
-/// Appends records; one system call per chunk of output.
+/// Divides output into lines for the file and the remote log.
 #[derive(Debug)]
 pub(crate) struct LogWriter {
+    file: Option<Appender>,
+    remote: Option<Sender>,
+    /// Unfinished last lines of both streams.
+    partial: [Vec<u8>; 2],
+}
+
+/// Appends records; one system call per chunk of output.
+#[derive(Debug)]
+struct Appender {
     path: PathBuf,
     file: File,
     size: u64,
     max_size: Option<u64>,
     max_file: u32,
-    /// Unfinished last lines of both streams.
-    partial: [Vec<u8>; 2],
+    compress: bool,
+    compressing: Option<JoinHandle<()>>,
+    attributes: BTreeMap<String, String>,
     out: Vec<u8>,
 }
 
 impl LogWriter {
-    pub(crate) fn open(path: &Path, max_size: Option<u64>, max_file: u32) -> io::Result<Self> {
-        let file = open(path)?;
-        let size = file.metadata()?.len();
-        Ok(Self {
-            path: path.into(),
+    /// A log file that cannot be opened does not keep the container from running; a log of
+    /// others that cannot be reached does, as with Docker. `None`: nothing is logged.
+    pub(crate) fn open(config: &LogConfig) -> io::Result<Option<Self>> {
+        let file = config.file.as_ref().and_then(|file| {
+            Appender::open(file)
+                .inspect_err(|error| {
+                    tracing::warn!(path = %file.path.display(), %error, "output is not logged");
+                })
+                .ok()
+        });
+        let remote = config.remote.as_ref().map(Sender::open).transpose()?;
+        Ok((file.is_some() || remote.is_some()).then(|| Self {
             file,
-            size,
-            max_size,
-            max_file: max_file.max(1),
+            remote,
             partial: [Vec::new(), Vec::new()],
-            out: Vec::new(),
-        })
+        }))
+    }
+
+    /// Something to wait for before more is written.
+    pub(crate) fn pressure(&self) -> Option<Pressure> {
+        self.remote.as_ref()?.pressure()
+    }
+
+    /// After [`Self::finish`]: what has to be waited for.
+    pub(crate) fn close(self) -> Option<Closing> {
+        self.remote.map(Sender::close)
     }
 
     /// Logs output; a line that has not ended yet waits for its end.
     pub(crate) fn write(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         let mut partial = std::mem::take(&mut self.partial[stream as usize]);
-        let time = now();
         let mut rest = bytes;
         while !rest.is_empty() {
             let room = MAX_LINE - partial.len();
@@ -61,11 +90,12 @@ impl LogWriter {
                     }
                 }
             }
-            self.record(stream, &partial, &time)?;
+            // Each line has its own time, so that a span of time can end between two.
+            self.record(stream, &partial, &now())?;
             partial.clear();
         }
         self.partial[stream as usize] = partial;
-        self.flush()
+        self.file.as_mut().map_or(Ok(()), Appender::flush)
     }
 
     /// Logs what has no newline at its end: the stream is over.
@@ -76,29 +106,77 @@ impl LogWriter {
                 self.record(stream, &partial, &now())?;
             }
         }
-        self.flush()
+        self.file.as_mut().map_or(Ok(()), Appender::flush)
+    }
+
+    fn record(&mut self, stream: Stream, text: &[u8], time: &str) -> io::Result<()> {
+        if let Some(remote) = &self.remote {
+            remote.queue(stream, text);
+        }
+        match &mut self.file {
+            Some(file) => file.record(stream, text, time),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Appender {
+    fn drop(&mut self) {
+        // What is not compressed yet is when the next file is rotated.
+        if let Some(compressing) = self.compressing.take() {
+            compressing.abort();
+        }
+    }
+}
+
+impl Appender {
+    fn open(config: &LogFile) -> io::Result<Self> {
+        if let Some(directory) = config.path.parent() {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o710)
+                .create(directory)?;
+        }
+        let file = open(&config.path)?;
+        let size = file.metadata()?.len();
+        Ok(Self {
+            path: config.path.clone(),
+            file,
+            size,
+            max_size: config.max_size,
+            max_file: config.max_file.max(1),
+            compress: config.compress,
+            compressing: None,
+            attributes: config.attributes.iter().cloned().collect(),
+            out: Vec::new(),
+        })
     }
 
     fn record(&mut self, stream: Stream, text: &[u8], time: &str) -> io::Result<()> {
         let line = Line {
             log: String::from_utf8_lossy(text),
             stream,
+            attrs: self.attributes.clone(),
             time: time.into(),
         };
+        let start = self.out.len();
         serde_json::to_writer(&mut self.out, &line)?;
         self.out.push(b'\n');
+        if let Some(max) = self.max_size
+            && self.size + self.out.len() as u64 > max
+            && self.size + start as u64 > 0
+        {
+            let next = self.out.split_off(start);
+            self.flush()?;
+            self.rotate()?;
+            self.out = next;
+        }
         Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         if self.out.is_empty() {
             return Ok(());
-        }
-        if let Some(max) = self.max_size
-            && self.size > 0
-            && self.size + self.out.len() as u64 > max
-        {
-            self.rotate()?;
         }
         let written = self.file.write_all(&self.out);
         self.size += self.out.len() as u64;
@@ -109,23 +187,44 @@ impl LogWriter {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
+        if let Some(compressing) = self.compressing.take() {
+            compressing.abort(); // names change under it
+        }
         for number in (1..self.max_file).rev() {
+            // Whichever form the last one had goes with it.
+            for stale in [numbered(&self.path, number), compressed(&self.path, number)] {
+                missing_is_fine(fs::remove_file(stale))?;
+            }
+            if number > 1 {
+                let (from, to) = (number - 1, number);
+                let from_compressed = compressed(&self.path, from);
+                missing_is_fine(fs::rename(from_compressed, compressed(&self.path, to)))?;
+            }
             let from = if number == 1 {
                 self.path.clone()
             } else {
                 numbered(&self.path, number - 1)
             };
-            match fs::rename(&from, numbered(&self.path, number)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            missing_is_fine(fs::rename(&from, numbered(&self.path, number)))?;
         }
         if self.max_file == 1 {
             fs::remove_file(&self.path)?;
         }
         self.file = open(&self.path)?;
         self.size = 0;
+        // Outside an event loop there is nobody to do it.
+        if self.compress && tokio::runtime::Handle::try_current().is_ok() {
+            let work = compress::rotated(self.path.clone(), self.max_file);
+            self.compressing = Some(tokio::task::spawn_local(work));
+        }
         Ok(())
+    }
+}
+
+fn missing_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
@@ -148,6 +247,24 @@ mod tests {
     use super::*;
     use crate::logs::{LogReader, ReadOptions};
 
+    fn log(path: &Path, max_size: Option<u64>, max_file: u32) -> LogFile {
+        LogFile {
+            path: path.into(),
+            max_size,
+            max_file,
+            compress: false,
+            attributes: Vec::new(),
+        }
+    }
+
+    fn writer(file: LogFile) -> LogWriter {
+        let config = LogConfig {
+            file: Some(file),
+            remote: None,
+        };
+        LogWriter::open(&config).unwrap().unwrap()
+    }
+
     fn read(path: &Path) -> Vec<String> {
         let mut reader = LogReader::open(path, ReadOptions::default(), Box::new(|| false)).unwrap();
         let mut found = Vec::new();
@@ -165,7 +282,7 @@ mod tests {
     fn lines_wait_for_their_end_and_long_ones_are_split() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let mut log = LogWriter::open(&path, None, 1).unwrap();
+        let mut log = writer(log(&path, None, 1));
         log.write(Stream::Stdout, b"one\ntw").unwrap();
         log.write(Stream::Stderr, b"err\n").unwrap();
         assert_eq!(read(&path), ["Stdout \"one\\n\"", "Stderr \"err\\n\""]);
@@ -183,7 +300,7 @@ mod tests {
     fn rotation_keeps_so_many_files_and_reads_across_them() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let mut log = LogWriter::open(&path, Some(300), 3).unwrap();
+        let mut log = writer(log(&path, Some(300), 3));
         for n in 0..20 {
             log.write(Stream::Stdout, format!("line {n}\n").as_bytes())
                 .unwrap();
@@ -197,5 +314,66 @@ mod tests {
         let lines = read(&path);
         assert_eq!(lines.last().unwrap(), "Stdout \"line 19\\n\"");
         assert!(lines.len() > 6, "older files are read too: {lines:?}");
+    }
+
+    #[test]
+    fn attributes_are_part_of_every_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = writer(LogFile {
+            attributes: vec![("tag".to_owned(), "web".to_owned())],
+            ..log(&path, None, 1)
+        });
+        log.write(Stream::Stdout, b"one\n").unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(
+            text.starts_with(r#"{"log":"one\n","stream":"stdout","attrs":{"tag":"web"},"time":""#),
+            "{text}"
+        );
+    }
+
+    /// Rotated files are compressed between other work, are read like others, and end as
+    /// others do.
+    #[tokio::test]
+    async fn rotated_files_are_compressed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut file = log(&path, Some(300), 3);
+        file.compress = true;
+        let local = tokio::task::LocalSet::new();
+        local
+            .run_until(async {
+                let mut log = writer(file);
+                for n in 0..40 {
+                    log.write(Stream::Stdout, format!("line {n}\n").as_bytes())
+                        .unwrap();
+                    // Some rotations find the last one compressed, some do not.
+                    if n % 3 == 0 {
+                        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                    }
+                }
+                if let Some(compressing) = log.file.as_mut().unwrap().compressing.take() {
+                    compressing.await.unwrap();
+                }
+            })
+            .await;
+        let mut names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["log", "log.1.gz", "log.2.gz"]);
+        let lines = read(&path);
+        assert_eq!(lines.last().unwrap(), "Stdout \"line 39\\n\"");
+        let first: u32 = lines[0]
+            .trim_start_matches("Stdout \"line ")
+            .trim_end_matches("\\n\"")
+            .parse()
+            .unwrap();
+        let expected: Vec<String> = (first..40)
+            .map(|n| format!("Stdout \"line {n}\\n\""))
+            .collect();
+        assert_eq!(lines, expected);
+        assert!(lines.len() > 6, "{lines:?}");
     }
 }
