@@ -41,6 +41,13 @@ impl ApiError {
         }
     }
 
+    /// The same with what was being done before it.
+    #[must_use]
+    pub(crate) fn within(mut self, what: &str) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
     /// 500: ours.
     #[must_use]
     pub fn internal(message: impl Into<String>) -> Self {

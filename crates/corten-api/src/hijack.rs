@@ -9,8 +9,10 @@ use axum::response::Response;
 use http::{HeaderMap, StatusCode, header};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
+
+use crate::detach_keys::Watch;
 
 /// Stream of `stdcopy` frames (8-byte headers).
 pub(crate) const MULTIPLEXED: &str = "application/vnd.docker.multiplexed-stream";
@@ -36,10 +38,12 @@ impl Hijack {
 
     /// Answers the request, and joins the client with what `start` makes once it has been
     /// answered: some clients lose what arrives together with the head.
+    /// `keys` detach the client, if there are any.
     pub(crate) fn join_started<S>(
         self,
         start: impl Future<Output = Option<S>> + Send + 'static,
         content_type: &'static str,
+        keys: Option<Vec<u8>>,
     ) -> Response
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -53,7 +57,7 @@ impl Hijack {
             match upgrade.await {
                 Ok(client) => {
                     if let Some(stream) = start.await {
-                        pump(TokioIo::new(client), stream).await;
+                        pump(TokioIo::new(client), stream, keys).await;
                     }
                 }
                 Err(error) => tracing::debug!(%error, "client left before the upgrade"),
@@ -63,12 +67,17 @@ impl Hijack {
     }
 
     /// Answers the request and, in the background, joins the client with `stream`.
-    pub(crate) fn join<S>(self, stream: S, content_type: &'static str) -> Response
+    pub(crate) fn join<S>(
+        self,
+        stream: S,
+        content_type: &'static str,
+        keys: Option<Vec<u8>>,
+    ) -> Response
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         if self.is_wanted() {
-            return self.join_started(std::future::ready(Some(stream)), content_type);
+            return self.join_started(std::future::ready(Some(stream)), content_type, keys);
         }
         let (output, _input) = tokio::io::split(stream);
         let mut response = Response::new(Body::from_stream(ReaderStream::new(output)));
@@ -93,6 +102,36 @@ fn switch(response: &mut Response, content_type: &'static str) {
     }
 }
 
+/// Why nothing more comes from a client.
+enum Fed {
+    /// It sent the keys.
+    Detached,
+    /// It closed its side.
+    Ended,
+}
+
+/// Copies what a client types until it detaches or ends.
+async fn feed_until(
+    client: &mut (impl AsyncRead + Unpin),
+    input: &mut (impl AsyncWrite + Unpin),
+    keys: Vec<u8>,
+) -> std::io::Result<Fed> {
+    let mut watch = Watch::new(keys);
+    let (mut typed, mut passed) = ([0; 4096], Vec::new());
+    loop {
+        let n = client.read(&mut typed).await?;
+        if n == 0 {
+            return Ok(Fed::Ended);
+        }
+        passed.clear();
+        let detached = watch.pass(&typed[..n], &mut passed);
+        input.write_all(&passed).await?;
+        if detached {
+            return Ok(Fed::Detached);
+        }
+    }
+}
+
 fn wants_upgrade(headers: &HeaderMap) -> bool {
     headers
         .get(header::UPGRADE)
@@ -100,17 +139,24 @@ fn wants_upgrade(headers: &HeaderMap) -> bool {
 }
 
 /// Copies both ways. The client closing its side means end of input, not the end: output
-/// goes on. The container side ending ends the connection.
-async fn pump<C, S>(client: C, stream: S)
+/// goes on. The container side ending ends the connection, and so do the keys that detach.
+async fn pump<C, S>(client: C, stream: S, keys: Option<Vec<u8>>)
 where
     C: AsyncRead + AsyncWrite + Send + Unpin,
     S: AsyncRead + AsyncWrite + Send + Unpin,
 {
-    use tokio::io::AsyncWriteExt;
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut output, mut input) = tokio::io::split(stream);
     let feed = async {
-        let copied = tokio::io::copy(&mut from_client, &mut input).await;
+        let copied = match keys {
+            None => tokio::io::copy(&mut from_client, &mut input)
+                .await
+                .map(drop),
+            Some(keys) => match feed_until(&mut from_client, &mut input, keys).await {
+                Ok(Fed::Detached) => return,
+                other => other.map(drop),
+            },
+        };
         if let Err(error) = input.shutdown().await {
             tracing::debug!(%error, "input was closed already");
         }

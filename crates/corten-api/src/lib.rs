@@ -10,6 +10,8 @@
 //! request name a directory of this machine as a build context.
 
 mod auth;
+mod choices;
+mod detach_keys;
 mod error;
 mod frees;
 mod hijack;
@@ -19,6 +21,7 @@ mod query;
 mod routes;
 mod stream;
 mod version;
+mod whole;
 
 use axum::Router;
 use corten_engine::Engine;
@@ -28,6 +31,7 @@ use tokio::io::DuplexStream;
 use tower::Layer;
 use tower::ServiceExt;
 
+pub use detach_keys::{DEFAULT_DETACH_KEYS, UnknownKey, detach_keys};
 pub use error::ApiError;
 pub use listener::{Endpoint, ListenError, Server, TlsFiles};
 pub use stream::FAILURE;

@@ -9,6 +9,14 @@ pub fn is_list(text: &str) -> bool {
     !text.contains(char::is_whitespace) && parse(text).is_some()
 }
 
+/// Whether every number of `wanted` is in `available`; `false` where either is no list.
+pub fn is_within(wanted: &str, available: &str) -> bool {
+    match (parse(wanted), parse(available)) {
+        (Some(wanted), Some(available)) => wanted.iter().all(|n| available.contains(n)),
+        _ => false,
+    }
+}
+
 /// Every number of the list, in order; `None` if it is not such a list.
 pub(crate) fn parse(text: &str) -> Option<Vec<u16>> {
     let mut numbers = Vec::new();
@@ -41,6 +49,13 @@ mod tests {
         for wrong in ["", "0-8191,0", "3-1", "a", "1,,2", "-", "0-99999999"] {
             assert!(!is_list(wrong), "{wrong}");
         }
+    }
+
+    #[test]
+    fn within() {
+        assert!(is_within("0,2-3", "0-3"));
+        assert!(!is_within("0,4", "0-3"));
+        assert!(!is_within("x", "0-3"));
     }
 
     proptest! {

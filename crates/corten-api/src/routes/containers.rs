@@ -17,7 +17,7 @@ use super::{Answer, Body, Query, no_content};
 use crate::error::ApiError;
 use crate::ordered::ordered;
 use crate::query::{filters, flag, number, truthy};
-use crate::stream;
+use crate::{stream, whole};
 
 pub(super) fn routes() -> Router<Engine> {
     Router::new()
@@ -211,6 +211,8 @@ async fn inspect(
     let mut document = serde_json::to_value(container)
         .map_err(|error| ApiError::internal(format!("container {name}: {error}")))?;
     flatten_bridge(&mut document);
+    whole::complete(&mut document, &whole::container());
+    whole::null_if_empty(&mut document, &["/Config/Volumes", "/HostConfig/Binds"]);
     Ok(ordered(document)?.into_response())
 }
 
@@ -295,7 +297,9 @@ async fn kill(
     Query(query): Query<KillQuery>,
 ) -> Answer {
     let signal = query.signal.as_deref().filter(|s| !s.is_empty());
-    engine.containers().kill(&name, signal).await?;
+    let killed = engine.containers().kill(&name, signal).await;
+    killed
+        .map_err(|error| ApiError::from(error).within(&format!("cannot kill container: {name}")))?;
     Ok(no_content())
 }
 

@@ -13,7 +13,7 @@ use http::{Request, StatusCode};
 use tokio::io::AsyncWriteExt;
 
 use super::containers::ResizeQuery;
-use super::streams::{content_type, join};
+use super::streams::{content_type, join, keys};
 use super::{Answer, Body, MAX_JSON, Query};
 use crate::error::ApiError;
 use crate::hijack::Hijack;
@@ -32,10 +32,9 @@ async fn create(
     Path(name): Path<String>,
     body: Body<models::ExecConfig>,
 ) -> Answer {
-    let created = engine
-        .containers()
-        .exec_create(&name, body.required()?)
-        .await?;
+    let config = body.required()?;
+    keys(config.detach_keys.as_deref())?;
+    let created = engine.containers().exec_create(&name, config).await?;
     // The model would write `id`.
     Ok((
         StatusCode::CREATED,
@@ -75,11 +74,18 @@ async fn start(
         if known.running != Some(true) && known.exit_code.is_none() {
             let tty = known.process_config.and_then(|p| p.tty).unwrap_or(false);
             let content_type = content_type(tty, version);
-            return Ok(hijack.join_started(started(engine, id, start, tty), content_type));
+            let keys = keys(known.detach_keys.as_deref())?;
+            let keys = tty.then_some(keys);
+            let started = started(engine, id, start, tty);
+            return Ok(hijack.join_started(started, content_type, keys));
         }
     }
     match engine.containers().exec_start(&id, start).await? {
-        Some(attached) => Ok(join(hijack, attached, version)),
+        Some(attached) => {
+            let known = engine.containers().exec_inspect(&id).await?;
+            let keys = keys(known.detach_keys.as_deref())?;
+            Ok(join(hijack, attached, version, keys))
+        }
         None => Ok(StatusCode::OK.into_response()),
     }
 }

@@ -3,13 +3,12 @@
 use axum::Json;
 use axum::response::IntoResponse;
 use corten_engine::models::{ImageInspect, ImageSummary};
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::Answer;
-use crate::error::ApiError;
 use crate::ordered::ordered;
 use crate::version::ClientVersion;
+use crate::whole::{self, complete, value};
 
 /// `GET /images/json`.
 pub(super) fn images(images: Vec<ImageSummary>, version: ClientVersion) -> Answer {
@@ -25,19 +24,16 @@ pub(super) fn images(images: Vec<ImageSummary>, version: ClientVersion) -> Answe
 
 /// `GET /images/NAME/json`.
 pub(super) fn image(image: ImageInspect, version: ClientVersion) -> Answer {
-    if version.at_least(1, 50) {
-        return Ok(ordered(image)?.into_response());
-    }
     let mut document = value(&image)?;
+    complete(&mut document, &whole::image());
+    if version.at_least(1, 50) {
+        return Ok(ordered(document)?.into_response());
+    }
     if !version.at_least(1, 44) {
         sized_and_dated(&mut document);
     }
-    complete(&mut document["Config"]);
+    complete(&mut document["Config"], &config_fields());
     Ok(ordered(document)?.into_response())
-}
-
-fn value(object: &impl Serialize) -> Result<Value, ApiError> {
-    serde_json::to_value(object).map_err(|error| ApiError::internal(error.to_string()))
 }
 
 /// Up to 1.43 images had two sizes, and a date whether it was known or not.
@@ -49,21 +45,13 @@ fn sized_and_dated(image: &mut Value) {
 }
 
 /// Up to 1.49 an image's configuration had fields of a container's, set or not.
-fn complete(config: &mut Value) {
-    let fields = json!({
+fn config_fields() -> Value {
+    json!({
         "AttachStderr": false, "AttachStdin": false, "AttachStdout": false, "Cmd": null,
         "Domainname": "", "Entrypoint": null, "Env": null, "Hostname": "", "Image": "",
         "Labels": null, "OnBuild": null, "OpenStdin": false, "StdinOnce": false, "Tty": false,
         "User": "", "Volumes": null, "WorkingDir": "",
-    });
-    let (Value::Object(fields), Some(config)) = (fields, config.as_object_mut()) else {
-        return;
-    };
-    let missing: Map<String, Value> = fields
-        .into_iter()
-        .filter(|(name, _)| !config.contains_key(name))
-        .collect();
-    config.extend(missing);
+    })
 }
 
 #[cfg(test)]
@@ -73,7 +61,7 @@ mod tests {
     #[test]
     fn what_is_set_stays() {
         let mut config = json!({"Cmd": ["sh"], "User": "me"});
-        complete(&mut config);
+        complete(&mut config, &config_fields());
         assert_eq!(
             (&config["Cmd"], &config["User"]),
             (&json!(["sh"]), &json!("me"))
@@ -84,7 +72,7 @@ mod tests {
         );
         assert!(config.as_object().unwrap().contains_key("Volumes"));
         let mut none = Value::Null;
-        complete(&mut none);
+        complete(&mut none, &config_fields());
         assert_eq!(none, Value::Null);
 
         let mut image = json!({"Size": 5});

@@ -70,9 +70,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(Self(None));
         }
-        serde_json::from_slice(&bytes)
-            .map(Self)
-            .map_err(|error| ApiError::bad_parameter(format!("invalid JSON: {error}")))
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
+            let told = crate::choices::explain(&bytes);
+            ApiError::bad_parameter(told.unwrap_or_else(|| format!("invalid JSON: {error}")))
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::{Answer, Body, Query, no_content};
 use crate::ordered::ordered;
 use crate::query::filters;
+use crate::whole;
 
 pub(super) fn routes() -> Router<Engine> {
     Router::new()
@@ -27,7 +28,9 @@ struct FiltersQuery {
 
 async fn list(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) -> Answer {
     let selected = filters(query.filters.as_deref())?;
-    Ok(Json(engine.networks().list(selected).await?).into_response())
+    let networks = engine.networks().list(selected).await?;
+    let networks: Result<Vec<_>, _> = networks.iter().map(whole::network).collect();
+    Ok(Json(networks?).into_response())
 }
 
 async fn create(State(engine): State<Engine>, body: Body<models::NetworkCreateRequest>) -> Answer {
@@ -41,7 +44,8 @@ async fn prune(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) 
 }
 
 async fn inspect(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
-    Ok(ordered(engine.networks().inspect(&name).await?)?.into_response())
+    let network = engine.networks().inspect(&name).await?;
+    Ok(ordered(whole::network(&network)?)?.into_response())
 }
 
 async fn remove(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::{Answer, Query};
+use crate::detach_keys::{DEFAULT_DETACH_KEYS, detach_keys};
 use crate::error::ApiError;
 use crate::hijack::{Hijack, MULTIPLEXED, RAW};
 use crate::query::flag;
@@ -52,21 +53,39 @@ async fn attach(
         .copied()
         .unwrap_or_default();
     let hijack = Hijack::of(&mut request);
+    let keys = keys(query.detach_keys.as_deref())?;
     let options = AttachOptions {
         stream: query.stream,
         stdin: query.stdin,
         stdout: query.stdout,
         stderr: query.stderr,
         logs: query.logs,
-        detach_keys: query.detach_keys.filter(|keys| !keys.is_empty()),
     };
     let attached = engine.containers().attach(&name, options).await?;
-    Ok(join(hijack, attached, version))
+    Ok(join(hijack, attached, version, keys))
 }
 
-/// Hands an attached process to the client.
-pub(super) fn join(hijack: Hijack, attached: Attached, version: ClientVersion) -> Response {
-    hijack.join(attached.stream, content_type(attached.tty, version))
+/// Hands an attached process to the client, whose keys are looked for in what it types at
+/// a terminal.
+pub(super) fn join(
+    hijack: Hijack,
+    attached: Attached,
+    version: ClientVersion,
+    keys: Vec<u8>,
+) -> Response {
+    let keys = attached.tty.then_some(keys);
+    hijack.join(attached.stream, content_type(attached.tty, version), keys)
+}
+
+/// The keys that a request asks for, or the usual ones.
+pub(super) fn keys(asked: Option<&str>) -> Result<Vec<u8>, ApiError> {
+    let text = asked.filter(|keys| !keys.is_empty());
+    detach_keys(text.unwrap_or(DEFAULT_DETACH_KEYS)).map_err(|_| {
+        ApiError::bad_parameter(format!(
+            "Invalid escape keys ({}) provided",
+            text.unwrap_or_default()
+        ))
+    })
 }
 
 /// Clients before 1.42 know only the raw type, whatever the stream holds.

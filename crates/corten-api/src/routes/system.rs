@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::{Answer, Body, Query};
 use crate::error::ApiError;
 use crate::query::{filters, flag};
+use crate::whole;
 
 pub(super) fn routes() -> Router<Engine> {
     Router::new()
@@ -46,7 +47,8 @@ async fn version(State(engine): State<Engine>) -> Json<models::SystemVersion> {
 }
 
 async fn info(State(engine): State<Engine>) -> Answer {
-    Ok(Json(engine.system().info().await?).into_response())
+    let info = engine.system().info().await?;
+    Ok(Json(whole::info(&info)?).into_response())
 }
 
 /// Checks credentials with a registry.

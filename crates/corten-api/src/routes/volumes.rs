@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::{Answer, Body, Query, no_content};
 use crate::ordered::ordered;
 use crate::query::{filters, flag};
+use crate::whole;
 
 pub(super) fn routes() -> Router<Engine> {
     Router::new()
@@ -32,7 +33,7 @@ async fn list(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) -
 
 async fn create(State(engine): State<Engine>, body: Body<models::VolumeCreateRequest>) -> Answer {
     let volume = engine.volumes().create(body.0.unwrap_or_default()).await?;
-    Ok((StatusCode::CREATED, Json(volume)).into_response())
+    Ok((StatusCode::CREATED, Json(whole::volume(&volume)?)).into_response())
 }
 
 async fn prune(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) -> Answer {
@@ -41,7 +42,8 @@ async fn prune(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) 
 }
 
 async fn inspect(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
-    Ok(ordered(engine.volumes().inspect(&name).await?)?.into_response())
+    let volume = engine.volumes().inspect(&name).await?;
+    Ok(ordered(whole::volume(&volume)?)?.into_response())
 }
 
 #[derive(Deserialize)]

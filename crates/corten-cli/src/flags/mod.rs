@@ -103,6 +103,15 @@ impl Flag {
         }
     }
 
+    /// A number of bytes; `-1` is none.
+    #[must_use]
+    pub const fn positive_bytes(long: &'static str, help: &'static str) -> Self {
+        Self {
+            check: values::positive_bytes,
+            ..Self::bytes(long, help)
+        }
+    }
+
     /// A Go duration (`1m30s`).
     #[must_use]
     pub const fn duration(long: &'static str, help: &'static str) -> Self {

@@ -61,6 +61,14 @@ pub(super) fn bytes(text: &str) -> Result<(), String> {
         .map_err(|e| e.to_string())
 }
 
+/// Bytes, of which there cannot be fewer than none.
+pub(super) fn positive_bytes(text: &str) -> Result<(), String> {
+    match crate::opts::size::parse(text) {
+        Ok(bytes) if bytes < 0 => Err(format!("invalid size: '{text}'")),
+        other => other.map(drop).map_err(|e| e.to_string()),
+    }
+}
+
 pub(super) fn duration(text: &str) -> Result<(), String> {
     corten_engine::when::duration(text).map(drop)
 }

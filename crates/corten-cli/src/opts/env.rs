@@ -49,7 +49,10 @@ pub fn labels(files: &[&str], values: &[&str]) -> Result<HashMap<String, String>
     let mut out = HashMap::new();
     for file in files {
         for (name, value) in read(file)? {
-            out.insert(name, value.unwrap_or_default());
+            // A name alone would stand for a variable here, and labels have none: as Docker.
+            if let Some(value) = value {
+                out.insert(name, value);
+            }
         }
     }
     for value in values {

@@ -10,7 +10,6 @@ pub mod network;
 pub mod platform;
 pub mod ports;
 pub mod security;
-pub mod signal;
 pub mod size;
 pub mod ulimit;
 

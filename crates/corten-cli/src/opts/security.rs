@@ -11,6 +11,21 @@ pub struct Security {
     pub unconfined_paths: bool,
 }
 
+/// Capabilities as the engine is told them: `NET_ADMIN`, `cap_net_admin` alike.
+#[must_use]
+pub fn capabilities(values: &[&str]) -> Vec<String> {
+    let whole = values.iter().map(|value| {
+        let upper = value.trim().to_ascii_uppercase();
+        match upper.as_str() {
+            "ALL" => upper,
+            name if name.starts_with("CAP_") => upper,
+            _ => format!("CAP_{upper}"),
+        }
+    });
+    let sorted: std::collections::BTreeSet<String> = whole.collect();
+    sorted.into_iter().collect()
+}
+
 /// Parses all `--security-opt` values. A seccomp profile is read from its file and sent as
 /// JSON, since the engine may be on another machine.
 ///
@@ -97,6 +112,14 @@ pub fn mode(flag: &str, kind: &str, text: &str, words: &[&str], container: bool)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn capabilities_have_one_form() {
+        assert_eq!(
+            capabilities(&["net_admin", "CAP_CHOWN", "NET_ADMIN", "all"]),
+            ["ALL", "CAP_CHOWN", "CAP_NET_ADMIN"]
+        );
+    }
 
     #[test]
     fn options() {

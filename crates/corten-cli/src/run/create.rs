@@ -171,6 +171,10 @@ fn host_config(
         let list: Vec<String> = flags.list(name).iter().map(|s| (*s).to_owned()).collect();
         (!list.is_empty()).then_some(list)
     };
+    let capabilities = |name: &str| {
+        let list = security::capabilities(&flags.list(name));
+        (!list.is_empty()).then_some(list)
+    };
     let on = |name: &str| flags.on(name).then_some(true);
     let swappiness = flags.int("memory-swappiness").unwrap_or(-1);
     if swappiness != -1 && !(0..=100).contains(&swappiness) {
@@ -291,8 +295,8 @@ fn host_config(
             let map = env::map(&flags.list("annotation"));
             (!map.is_empty()).then_some(map)
         },
-        cap_add: words("cap-add"),
-        cap_drop: words("cap-drop"),
+        cap_add: capabilities("cap-add"),
+        cap_drop: capabilities("cap-drop"),
         cgroupns_mode: if cgroupns.is_empty() {
             None
         } else {

@@ -165,8 +165,8 @@ pub(crate) const CONTAINER: &[Flag] = &[
         "mac-address",
         "MAC address of the container (92:d0:c6:0a:29:33)",
     ),
-    Flag::bytes("memory", "Limit of memory").short('m'),
-    Flag::bytes("memory-reservation", "Soft limit of memory"),
+    Flag::positive_bytes("memory", "Limit of memory").short('m'),
+    Flag::positive_bytes("memory-reservation", "Soft limit of memory"),
     Flag::bytes(
         "memory-swap",
         "Limit of memory and swap together; -1 for unlimited swap",
@@ -234,7 +234,7 @@ pub(crate) const CONTAINER: &[Flag] = &[
         "security-opt",
         "Security option (seccomp=FILE, no-new-privileges, …)",
     ),
-    Flag::bytes("shm-size", "Size of /dev/shm"),
+    Flag::positive_bytes("shm-size", "Size of /dev/shm"),
     Flag::text("stop-signal", "Signal that stops the container"),
     Flag::int(
         "stop-timeout",

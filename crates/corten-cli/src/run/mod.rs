@@ -14,7 +14,7 @@ use crate::attach::{self, End, Session};
 use crate::client::{Client, ClientError, Hijacked, component};
 use crate::error::{CliError, Result};
 use crate::flags::Parsed;
-use crate::opts::{OptError, platform, signal};
+use crate::opts::{OptError, platform};
 use crate::term;
 use image::Show;
 
@@ -50,7 +50,7 @@ pub(crate) async fn run(cli: &Cli, flags: Parsed) -> Result {
     }
     let id = create_container(cli, &flags, &body)
         .await
-        .map_err(|error| with_help(cli, &error, ENGINE_FAILED))?;
+        .map_err(|error| start_failed(cli, &error))?;
     if attached {
         foreground(cli, &flags, &body, &id).await
     } else {
@@ -353,8 +353,8 @@ pub(crate) fn attach_call<'c>(
 
 /// The keys that detach, from a flag, the configuration, or Docker's.
 pub(crate) fn detach_keys(cli: &Cli, flags: &Parsed) -> Result<Vec<u8>> {
-    let text = chosen_keys(cli, flags)?.unwrap_or(signal::DEFAULT_DETACH_KEYS);
-    signal::detach_keys(text)
+    let text = chosen_keys(cli, flags)?.unwrap_or(corten_api::DEFAULT_DETACH_KEYS);
+    corten_api::detach_keys(text)
         .map_err(|error| CliError::message(format!("invalid detach keys ({text}): {error}")))
 }
 

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use bollard_stubs::models::{
     ContainerConfig, ContainerCreateBody, ContainerCreateResponse, HostConfig, HostConfigLogConfig,
-    NetworkingConfig,
+    NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
 };
 use corten_db::Durability;
 use corten_oci::Platform;
@@ -299,6 +299,10 @@ fn fill_defaults(host: &mut HostConfig) {
         }
     };
     fill(&mut host.network_mode, "default");
+    host.restart_policy.get_or_insert(RestartPolicy {
+        name: Some(RestartPolicyNameEnum::NO),
+        maximum_retry_count: Some(0),
+    });
     fill(&mut host.ipc_mode, "private");
     fill(&mut host.runtime, "corten");
     if host.cgroupns_mode.is_none_or(|m| m.to_string().is_empty()) {
@@ -342,7 +346,10 @@ fn endpoint(
             .filter(|a| !a.is_empty());
         if address.is_some() || address6.is_some() {
             return Err(bad(
-                "user specified IP address is supported on user defined networks only",
+                "invalid config for network bridge: invalid endpoint settings:\n\
+                 * user specified IP address is supported on user defined networks only\n\
+                 * user specified IP address is supported only when connecting to networks with \
+                 user configured subnets",
             ));
         }
         if settings.links.as_ref().is_some_and(|l| !l.is_empty()) {
@@ -383,7 +390,8 @@ pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
 fn settle_modes(c: &Connection, host: &mut HostConfig, parsed: &Modes) -> Result<()> {
     match &parsed.network {
         NetworkMode::Container(target) => {
-            let target = row::find(c, target)?;
+            let target = row::find(c, target)
+                .map_err(|error| bad(format!("joining network namespace of container: {error}")))?;
             if matches!(
                 modes::network(target.host.network_mode.as_deref().unwrap_or(""))?,
                 NetworkMode::Container(_)
@@ -396,7 +404,8 @@ fn settle_modes(c: &Connection, host: &mut HostConfig, parsed: &Modes) -> Result
             host.network_mode = Some(format!("container:{}", target.id));
         }
         NetworkMode::Named(name) => {
-            let network = crate::networks::bridge::find(c, name)?;
+            let network = crate::networks::bridge::find(c, name)
+                .map_err(|error| bad(format!("failed to set up container networking: {error}")))?;
             // An id or prefix of a built-in network.
             host.network_mode = Some(network.name);
         }

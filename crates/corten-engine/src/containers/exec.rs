@@ -24,8 +24,16 @@ use crate::supervise::rooted;
 /// How long rows of ended instances are kept at least, counted from their making.
 const KEPT_NANOS: i64 = 60 * 60 * 1_000_000_000;
 
-/// Exit code of an instance that could not be started (Docker's).
-const CANNOT_START: i64 = 126;
+/// Exit code of an instance that could not be started, as Docker derives it from why not.
+fn cannot_start(message: &str) -> i64 {
+    if message.contains("no such file or directory") {
+        127
+    } else if message.contains("permission denied") {
+        126
+    } else {
+        128
+    }
+}
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -68,7 +76,7 @@ pub(super) async fn create(engine: &Engine, name: &str, config: ExecConfig) -> R
     let (container, spec, config) = engine
         .blocking(move |engine| {
             let container = state::find(engine, &wanted)?;
-            let spec = prepare(&container, &config)?;
+            let spec = prepare(&container, &wanted, &config)?;
             Ok((container, spec, config))
         })
         .await?;
@@ -113,18 +121,17 @@ pub(super) async fn create(engine: &Engine, name: &str, config: ExecConfig) -> R
 }
 
 /// Checks the request and makes the process document. Blocks.
-fn prepare(container: &Container, config: &ExecConfig) -> Result<ExecSpec> {
+fn prepare(container: &Container, name: &str, config: &ExecConfig) -> Result<ExecSpec> {
     match container.status {
         Status::Running => {}
         Status::Paused => {
             return Err(EngineError::Conflict(format!(
-                "container {} is paused, unpause the container before exec",
-                container.id
+                "Container {name} is paused, unpause the container before exec"
             )));
         }
         Status::Restarting => {
             return Err(EngineError::Conflict(format!(
-                "container {} is restarting, wait until the container is running",
+                "Container {} is restarting, wait until the container is running",
                 container.id
             )));
         }
@@ -212,10 +219,12 @@ pub(super) async fn start(engine: &Engine, id: &str, start: ExecStart) -> Result
                 // there, and then asks for the exit code.
                 Ok(Some(told(&message, tty).await))
             }
-            // A client that has its stream already asks for the exit code all the same.
-            other @ EngineError::Unavailable(_) => {
-                failed(engine, id, CANNOT_START).await?;
-                Err(other)
+            EngineError::Unavailable(message) => {
+                failed(engine, id, cannot_start(&message)).await?;
+                match start.detach {
+                    true => Err(EngineError::Unavailable(message)),
+                    false => Ok(Some(told(&message, tty).await)),
+                }
             }
             other => Err(other),
         },

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use bollard_stubs::models::{
     ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, DriverData,
-    EndpointSettings, Health, HealthStatusEnum, HealthcheckResult, MountPoint, NetworkSettings,
-    PortMap,
+    EndpointSettings, Health, HealthStatusEnum, HealthcheckResult, HostConfig, MountPoint,
+    NetworkSettings, PortMap,
 };
+use corten_runtime::defaults;
 use corten_supervisor::{HealthStatus, Probe};
 use rusqlite::Connection;
 
@@ -14,8 +15,8 @@ use super::row::{self, Container, Status};
 use super::state;
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::parse::mounts::Source;
-use crate::parse::{ports, time};
+use crate::parse::mounts::{MountEntry, Source};
+use crate::parse::{paths, ports, security, time};
 use crate::system::usage;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -27,7 +28,10 @@ pub(super) fn inspect(engine: &Engine, name: &str, size: bool) -> Result<Contain
     let (failing_streak, health_log) = engine
         .database()
         .read(|c| row::health_log(c, &container.id))?;
-    let execs = engine.database().read(|c| exec_ids(c, &container.id))?;
+    let execs = match container.status.is_live() {
+        true => engine.database().read(|c| exec_ids(c, &container.id))?,
+        false => Vec::new(),
+    };
     let (path, args) = path_and_args(&container);
     let (size_rw, size_root_fs) = if size {
         sizes(engine, &container)
@@ -75,15 +79,39 @@ pub(super) fn inspect(engine: &Engine, name: &str, size: bool) -> Result<Contain
         size_root_fs,
         mounts: Some(mount_points(engine, &container)),
         network_settings: Some(network_settings(&container, &networks)),
-        host_config: Some(container.host.clone()),
+        host_config: Some(host_config(&container)),
         config: Some(container.config),
         ..Default::default()
     })
 }
 
+/// The settings, with what an unset one stands for where Docker shows that.
+fn host_config(container: &Container) -> HostConfig {
+    let mut host = container.host.clone();
+    host.network_mode = network_mode(container);
+    let unmasked = security::options(host.security_opt.as_deref().unwrap_or_default())
+        .is_ok_and(|options| options.unmask);
+    if host.privileged != Some(true) && !unmasked {
+        host.masked_paths.get_or_insert_with(defaults::masked_paths);
+        host.readonly_paths
+            .get_or_insert_with(defaults::readonly_paths);
+    }
+    host
+}
+
+/// The network mode; what `default` means here is shown as what it is.
+pub(super) fn network_mode(container: &Container) -> Option<String> {
+    match container.host.network_mode.as_deref() {
+        Some("default") => Some("bridge".to_owned()),
+        other => other.map(str::to_owned),
+    }
+}
+
+/// The instances that have not ended.
 fn exec_ids(c: &Connection, id: &str) -> Result<Vec<String>> {
-    let mut statement =
-        c.prepare_cached("SELECT id FROM execs WHERE container = ? ORDER BY created")?;
+    let mut statement = c.prepare_cached(
+        "SELECT id FROM execs WHERE container = ? AND exit_code IS NULL ORDER BY created",
+    )?;
     let rows = statement.query_map([id], |r| r.get(0))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
@@ -186,10 +214,19 @@ pub(super) fn sizes(engine: &Engine, container: &Container) -> (Option<i64>, Opt
 
 /// The mounts, as Docker shows them (without tmpfs given by `--tmpfs`).
 pub(super) fn mount_points(engine: &Engine, container: &Container) -> Vec<MountPoint> {
+    let tmpfs = container.host.tmpfs.as_ref();
+    let by_flag = |mount: &MountEntry| {
+        matches!(mount.source, Source::Tmpfs { .. })
+            && tmpfs.is_some_and(|all| {
+                all.keys()
+                    .any(|path| paths::clean_absolute(path).as_ref() == Some(&mount.destination))
+            })
+    };
     container
         .setup
         .mounts
         .iter()
+        .filter(|mount| !by_flag(mount))
         .map(|mount| {
             let mut point = MountPoint {
                 destination: Some(mount.destination.clone()),
@@ -206,12 +243,14 @@ pub(super) fn mount_points(engine: &Engine, container: &Container) -> Vec<MountP
                     point.source = Some(path.clone());
                     point.propagation = Some(propagation.clone());
                 }
-                Source::Volume { name, .. } => {
+                Source::Volume {
+                    name, anonymous, ..
+                } => {
                     point.typ = Some("volume".to_owned());
                     point.name = Some(name.clone());
                     point.source = Some(engine.layout().volume_data(name).display().to_string());
                     point.driver = Some("local".to_owned());
-                    if mount.mode.is_empty() {
+                    if mount.mode.is_empty() && !anonymous {
                         point.mode = Some("z".to_owned());
                     }
                 }
@@ -245,7 +284,11 @@ pub(super) fn endpoints(
     let on_bridge = !state.address.is_empty();
     let settings = EndpointSettings {
         mac_address: Some(state.mac.clone()),
-        network_id: Some(networks.get(name).cloned().unwrap_or_default()),
+        // Not before it has been on it.
+        network_id: Some(match container.status {
+            Status::Created => String::new(),
+            _ => networks.get(name).cloned().unwrap_or_default(),
+        }),
         endpoint_id: Some(state.endpoint.clone()),
         gateway: Some(state.gateway.clone()),
         ip_address: Some(state.address.clone()),

@@ -89,10 +89,7 @@ fn summary(
     size: bool,
 ) -> ContainerSummary {
     let (path, args) = inspect::path_and_args(container);
-    let command = std::iter::once(path)
-        .chain(args)
-        .collect::<Vec<_>>()
-        .join(" ");
+    let command = command_text(path, args);
     let (rw, root) = if size {
         inspect::sizes(engine, container)
     } else {
@@ -120,7 +117,7 @@ fn summary(
         }),
         status: Some(status_text(container, time::now_nanos())),
         host_config: Some(ContainerSummaryHostConfig {
-            network_mode: container.host.network_mode.clone(),
+            network_mode: inspect::network_mode(container),
             annotations: container.host.annotations.clone(),
         }),
         network_settings: Some(ContainerSummaryNetworkSettings {
@@ -129,6 +126,18 @@ fn summary(
         mounts: Some(inspect::mount_points(engine, container)),
         ..Default::default()
     }
+}
+
+/// The command line as Docker shows it: arguments with spaces in quotes.
+fn command_text(path: String, args: Vec<String>) -> String {
+    let args = args.into_iter().map(|arg| match arg.contains(' ') {
+        true => format!("'{arg}'"),
+        false => arg,
+    });
+    std::iter::once(path)
+        .chain(args)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// `Up 3 minutes`, `Exited (0) 2 hours ago`, …
@@ -212,6 +221,35 @@ fn port_summaries(container: &Container) -> Vec<PortSummary> {
     list
 }
 
+/// What `status` may be, in Docker's order.
+const STATES: &[&str] = &[
+    "created",
+    "running",
+    "paused",
+    "restarting",
+    "removing",
+    "exited",
+    "dead",
+];
+
+/// What `health` may be.
+const HEALTHS: &[&str] = &["none", "starting", "healthy", "unhealthy"];
+
+/// Refuses values of a filter that are none of those.
+fn one_of(wanted: &Filters, field: &str, what: &str, known: &[&str]) -> Result<()> {
+    match filters::values(wanted, field)
+        .iter()
+        .find(|value| !known.contains(&value.as_str()))
+    {
+        None => Ok(()),
+        Some(value) => Err(bad(format!(
+            "invalid filter '{field}={value}': invalid value for {what} ({value}): must be one of \
+             {}",
+            known.join(", ")
+        ))),
+    }
+}
+
 /// The filters, read.
 struct Selection<'a> {
     filters: &'a Filters,
@@ -226,30 +264,22 @@ struct Selection<'a> {
 
 impl<'a> Selection<'a> {
     fn read(engine: &Engine, wanted: &'a Filters) -> Result<Self> {
-        for status in filters::values(wanted, "status") {
-            let known = [
-                "created",
-                "running",
-                "paused",
-                "restarting",
-                "removing",
-                "exited",
-                "dead",
-            ];
-            if !known.contains(&status.as_str()) {
-                return Err(bad(format!("invalid filter 'status={status}'")));
-            }
-        }
-        for health in filters::values(wanted, "health") {
-            if !["none", "starting", "healthy", "unhealthy"].contains(&health.as_str()) {
-                return Err(bad(format!("invalid filter 'health={health}'")));
+        one_of(wanted, "status", "state", STATES)?;
+        one_of(wanted, "health", "health", HEALTHS)?;
+        filters::flag(wanted, "is-task")?;
+        for field in ["publish", "expose"] {
+            for value in filters::values(wanted, field) {
+                port_range(field, value)?;
             }
         }
         let exited = filters::values(wanted, "exited")
             .iter()
             .map(|v| {
-                v.parse()
-                    .map_err(|_| bad(format!("invalid filter 'exited={v}'")))
+                v.parse().map_err(|_| {
+                    bad(format!(
+                        "invalid filter 'exited={v}': strconv.Atoi: parsing {v:?}: invalid syntax"
+                    ))
+                })
             })
             .collect::<Result<_>>()?;
         let created = |field: &str| -> Result<Option<i64>> {
@@ -306,7 +336,7 @@ impl<'a> Selection<'a> {
             && any("health", &|v| {
                 v == container.health.map_or("none", HealthStatus::as_str)
             })
-            && any("is-task", &|v| v == "false")
+            && filters::flag(wanted, "is-task").is_ok_and(|task| task != Some(true))
     }
 }
 
@@ -374,10 +404,23 @@ fn on_network(container: &Container, wanted: &str) -> bool {
             .is_some_and(|n| n.network.starts_with(wanted))
 }
 
-fn publishes(container: &Container, wanted: &str) -> bool {
-    let (range, protocol) = wanted.split_once('/').unwrap_or((wanted, "tcp"));
+/// Reads `80`, `80-90/udp`.
+fn port_range<'a>(field: &str, text: &'a str) -> Result<(u16, u16, &'a str)> {
+    let (range, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let (first, last) = range.split_once('-').unwrap_or((range, range));
-    let (Ok(first), Ok(last)) = (first.parse::<u16>(), last.parse::<u16>()) else {
+    let number = |part: &str| {
+        part.parse::<u16>().map_err(|_| {
+            bad(format!(
+                "error while looking up for {field} {text}: strconv.ParseUint: parsing {part:?}: \
+                 invalid syntax"
+            ))
+        })
+    };
+    Ok((number(first)?, number(last)?, protocol))
+}
+
+fn publishes(container: &Container, wanted: &str) -> bool {
+    let Ok((first, last, protocol)) = port_range("publish", wanted) else {
         return false;
     };
     container.network.as_ref().is_some_and(|n| {
@@ -405,6 +448,35 @@ fn exposes(container: &Container, wanted: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn arguments_with_spaces_are_quoted() {
+        let words = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect();
+        assert_eq!(
+            command_text("sh".to_owned(), words(&["-c", "exit 3"])),
+            "sh -c 'exit 3'"
+        );
+        assert_eq!(command_text("true".to_owned(), Vec::new()), "true");
+    }
+
+    #[test]
+    fn wrong_filters_are_refused() {
+        let refusal = |field: &str, known| {
+            let wanted: Filters = [(field.to_owned(), vec!["x".to_owned()])].into();
+            one_of(&wanted, field, field, known)
+                .unwrap_err()
+                .to_string()
+        };
+        assert_eq!(
+            refusal("health", HEALTHS),
+            "invalid filter 'health=x': invalid value for health (x): must be one of none, \
+             starting, healthy, unhealthy"
+        );
+        assert_eq!(port_range("publish", "80-90/udp").unwrap(), (80, 90, "udp"));
+        for wrong in ["x", "80-", "80-x/tcp", "99999"] {
+            assert!(port_range("publish", wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn name_patterns() {

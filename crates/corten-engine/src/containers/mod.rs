@@ -490,15 +490,30 @@ impl Containers {
 
 /// Renames a container. Blocks.
 fn rename(engine: &Engine, name: &str, new_name: &str) -> Result<()> {
-    let new_name = crate::parse::names::container_name(new_name)?.to_owned();
+    use crate::parse::{bad, names};
+    if new_name.is_empty() {
+        return Err(bad("Neither old nor new names may be empty"));
+    }
+    let refused = |error: EngineError| {
+        let message = format!("Error when allocating new name: {error}");
+        match error {
+            EngineError::NameInUse { .. } => EngineError::Conflict(message),
+            _ => bad(message),
+        }
+    };
     engine.write(Durability::Synced, |c| {
         let container = row::find(c, name)?;
-        if container.name == new_name {
-            return Err(crate::parse::bad(
+        if container.name == new_name.strip_prefix('/').unwrap_or(new_name) {
+            return Err(bad(
                 "Renaming a container with the same name as its current name",
             ));
         }
-        row::rename(c, &container.id, &new_name)?;
+        let slashed = format!("/{}", new_name.strip_prefix('/').unwrap_or(new_name));
+        let new_name = names::container_name(&slashed).map_err(refused)?.to_owned();
+        match row::rename(c, &container.id, &new_name) {
+            Err(error @ EngineError::NameInUse { .. }) => return Err(refused(error)),
+            other => other?,
+        }
         let mut attributes = attributes(&container);
         attributes.insert("name".to_owned(), new_name.clone());
         attributes.insert("oldName".to_owned(), format!("/{}", container.name));

@@ -54,8 +54,6 @@ pub struct AttachOptions {
     pub stderr: bool,
     /// Replay what was logged so far first.
     pub logs: bool,
-    /// Key sequence that detaches (`ctrl-p,ctrl-q`); `None` for the default.
-    pub detach_keys: Option<String>,
 }
 
 /// Which logged output to return.

@@ -10,39 +10,44 @@ use corten_db::Durability;
 use corten_store::Leases;
 use rusqlite::Connection;
 
-use super::row::{self, Container};
+use super::row::{self, Container, Status};
 use super::{RemoveOptions, inspect, state};
 use crate::Filters;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
 use crate::networks::bridge;
+use crate::parse::filters;
 use crate::parse::mounts::Source;
-use crate::parse::{bad, filters};
 use crate::volumes::store as volumes;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
 /// Removes a container.
 pub(super) async fn remove(engine: &Engine, name: &str, options: RemoveOptions) -> Result<()> {
-    if options.link {
-        return Err(bad("links are not supported"));
-    }
     let wanted = name.to_owned();
     let container = engine.blocking(move |e| state::find(e, &wanted)).await?;
+    if options.link {
+        return Err(EngineError::Conflict(
+            "Conflict, cannot remove the default link name of the container".to_owned(),
+        ));
+    }
     if container.status.is_live() {
         if !options.force {
+            let why = match container.status {
+                Status::Paused => "container is paused and must be unpaused first".to_owned(),
+                status => format!(
+                    "container is {}: stop the container before removing or force remove",
+                    status.as_str()
+                ),
+            };
             return Err(EngineError::Conflict(format!(
-                "cannot remove container \"/{}\": container is {}: stop the container before \
-                 removing or force remove",
-                container.name,
-                container.status.as_str()
+                "cannot remove container \"{name}\": {why}"
             )));
         }
         super::stop::kill_and_wait(engine, &container).await?;
     }
     let volumes = options.volumes;
-    let id = container.id.clone();
     let removed = engine
         .blocking(move |e| remove_dead(e, &container, volumes))
         .await;
@@ -50,8 +55,7 @@ pub(super) async fn remove(engine: &Engine, name: &str, options: RemoveOptions) 
         // Its supervisor has removed it meanwhile (`--rm`): what was asked for is so.
         Err(EngineError::NoSuchContainer(_)) if options.force => Ok(()),
         Err(EngineError::NoSuchContainer(_)) => Err(EngineError::Conflict(format!(
-            "removal of container {} is already in progress",
-            id.get(..12).unwrap_or(&id)
+            "removal of container {name} is already in progress"
         ))),
         other => other,
     }

@@ -64,10 +64,14 @@ async fn down(engine: &Engine, container: &Container, options: &StopOptions) -> 
         mark_stopped(engine, container).await?;
     }
     let id = container.clone();
+    let at_once = options.timeout == Some(0) && signal != Some(SIGKILL);
     engine
         .blocking(move |engine| {
             let signal = signal.unwrap_or_else(|| stop_signal(&id)).to_string();
             super::event(engine, &id, "kill", &[("signal", signal)]);
+            if at_once {
+                super::event(engine, &id, "kill", &[("signal", SIGKILL.to_string())]);
+            }
             Ok(())
         })
         .await?;
@@ -147,10 +151,7 @@ pub(super) async fn kill(engine: &Engine, name: &str, signal: Option<&str>) -> R
     };
     let container = find(engine, name).await?;
     if !container.status.is_live() {
-        return Err(EngineError::Conflict(format!(
-            "cannot kill container: {name}: container {} is not running",
-            container.id
-        )));
+        return Err(EngineError::NotRunning(container.id));
     }
     let client = supervisor(engine, &container)?;
     // The user wants it down when the signal is the last one, or the one it stops on.
@@ -200,6 +201,13 @@ pub(super) async fn kill_and_wait(engine: &Engine, container: &Container) -> Res
     let Ok(client) = supervisor(engine, container) else {
         return Ok(());
     };
+    let told = container.clone();
+    engine
+        .blocking(move |engine| {
+            super::event(engine, &told, "kill", &[("signal", SIGKILL.to_string())]);
+            Ok(())
+        })
+        .await?;
     match client
         .stop(Some(SIGKILL), Some(0))
         .await
@@ -217,12 +225,14 @@ pub(super) async fn pause(engine: &Engine, name: &str) -> Result<()> {
         Status::Running => {}
         Status::Paused => {
             return Err(EngineError::Conflict(format!(
-                "Container {name} is already paused"
+                "Container {} is already paused",
+                container.id
             )));
         }
         Status::Restarting => {
             return Err(EngineError::Conflict(format!(
-                "Container {name} is restarting, wait until the container is running"
+                "Container {} is restarting, wait until the container is running",
+                container.id
             )));
         }
         _ => return Err(EngineError::NotRunning(container.id)),
@@ -238,7 +248,8 @@ pub(super) async fn unpause(engine: &Engine, name: &str) -> Result<()> {
     let container = find(engine, name).await?;
     if container.status != Status::Paused {
         return Err(EngineError::Conflict(format!(
-            "Container {name} is not paused"
+            "Container {} is not paused",
+            container.id
         )));
     }
     supervisor(engine, &container)?

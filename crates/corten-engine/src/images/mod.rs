@@ -184,6 +184,11 @@ impl Images {
             target = target.with_tag(tag).map_err(invalid)?;
         }
         let target = target.or_latest();
+        if target.familiar_name() == "sha256" {
+            return Err(bad(
+                "refusing to create an ambiguous tag using digest algorithm as name",
+            ));
+        }
         let name = name.to_owned();
         self.0
             .blocking(move |engine| {

@@ -134,6 +134,13 @@ fn chosen(engine: &Engine, names: &[String]) -> Result<Vec<(Image, Vec<ImageRef>
         }
         Ok(())
     };
+    // In the words of the request: a name without tag stands for all of them.
+    let find = |name: &String| {
+        super::find(engine, name).map_err(|error| match error {
+            EngineError::NoSuchImage(_) => EngineError::NoSuchImage(name.clone()),
+            other => other,
+        })
+    };
     for name in names {
         let reference: Option<ImageRef> = match name.parse() {
             Ok(reference) if !name.starts_with("sha256:") => Some(reference),
@@ -161,10 +168,10 @@ fn chosen(engine: &Engine, names: &[String]) -> Result<Vec<(Image, Vec<ImageRef>
                     }
                 }
                 if tags == 0 {
-                    add(&super::find(engine, name)?.id, None)?;
+                    add(&find(name)?.id, None)?;
                 }
             }
-            None => add(&super::find(engine, name)?.id, None)?,
+            None => add(&find(name)?.id, None)?,
         }
     }
     Ok(found)

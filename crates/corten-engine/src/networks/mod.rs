@@ -4,7 +4,7 @@ pub(crate) mod bridge;
 
 use std::collections::HashMap;
 
-use bollard_stubs::models::{self, EndpointResource, Ipam, IpamConfig};
+use bollard_stubs::models::{self, ConfigReference, EndpointResource, Ipam, IpamConfig};
 
 use crate::Filters;
 use crate::containers::row::{self, Container};
@@ -141,6 +141,10 @@ fn model(engine: &Engine, network: &NetworkRow, live: &[Container]) -> models::N
                 "com.docker.network.bridge.enable_ip_masquerade",
                 "true".to_owned(),
             ),
+            (
+                "com.docker.network.bridge.host_binding_ipv4",
+                "0.0.0.0".to_owned(),
+            ),
             ("com.docker.network.bridge.name", engine.layout().bridge()),
             ("com.docker.network.driver.mtu", bridge::MTU.to_string()),
         ]
@@ -183,6 +187,9 @@ fn model(engine: &Engine, network: &NetworkRow, live: &[Container]) -> models::N
         attachable: Some(false),
         ingress: Some(false),
         config_only: Some(false),
+        config_from: Some(ConfigReference {
+            network: Some(String::new()),
+        }),
         options: Some(options),
         labels: Some(HashMap::new()),
         containers: Some(containers),

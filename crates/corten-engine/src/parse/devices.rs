@@ -51,7 +51,8 @@ pub(crate) fn mapped(list: &[DeviceMapping]) -> Result<Devices, EngineError> {
         )
         .map_err(|error| {
             bad(format!(
-                "error gathering device information while adding custom device \"{host}\": {error}"
+                "error gathering device information while adding custom device \"{host}\": {}",
+                text(&error)
             ))
         })?;
         if devices.nodes.len() == before {
@@ -61,6 +62,15 @@ pub(crate) fn mapped(list: &[DeviceMapping]) -> Result<Devices, EngineError> {
         }
     }
     Ok(devices)
+}
+
+/// An error in Docker's words, by which clients tell a missing file from others.
+fn text(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "no such file or directory".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 /// Every device of the host, for privileged containers.

@@ -48,9 +48,7 @@ pub(crate) fn flag(filters: &Filters, field: &str) -> Result<Option<bool>, Engin
         [value] => match value.to_ascii_lowercase().as_str() {
             "1" | "true" | "t" => Ok(Some(true)),
             "0" | "false" | "f" => Ok(Some(false)),
-            _ => Err(bad(format!(
-                "invalid value for filter '{field}': \"{value}\""
-            ))),
+            _ => Err(bad(format!("invalid filter '{field}=[{value}]'"))),
         },
         _ => Err(bad(format!("invalid filter '{field}': one value only"))),
     }

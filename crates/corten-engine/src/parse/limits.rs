@@ -24,6 +24,9 @@ pub(crate) fn adapt(host: &mut HostConfig) {
     if memory > 0 && host.memory_swap.unwrap_or(0) == 0 {
         host.memory_swap = Some(memory.saturating_mul(2));
     }
+    // No wish, in the words of some clients.
+    host.memory_swappiness = host.memory_swappiness.filter(|s| *s != -1);
+    host.pids_limit = host.pids_limit.filter(|limit| *limit > 0);
     if host.shm_size.unwrap_or(0) == 0 {
         host.shm_size = Some(64 * 1024 * 1024);
     }
@@ -153,17 +156,13 @@ fn cpu(
             "invalid CPU shares ({shares}): value must be a positive integer"
         )));
     }
-    let cpuset = |text: &Option<String>, what: &str| -> Result<Option<String>, EngineError> {
-        let Some(text) = text.as_deref().filter(|t| !t.is_empty()) else {
-            return Ok(None);
-        };
-        if number_list::is_list(text) {
-            return Ok(Some(text.to_owned()));
-        }
-        Err(bad(format!("Invalid value {text} for {what}")))
-    };
-    let on = cpuset(&host.cpuset_cpus, "cpuset cpus")?;
-    let mems = cpuset(&host.cpuset_mems, "cpuset mems")?;
+    let on = set(&host.cpuset_cpus, "cpuset cpus", "CPUs", ONLINE_CPUS)?;
+    let mems = set(
+        &host.cpuset_mems,
+        "cpuset mems",
+        "memory nodes",
+        ONLINE_NODES,
+    )?;
     let realtime = (
         host.cpu_realtime_period.unwrap_or(0),
         host.cpu_realtime_runtime.unwrap_or(0),
@@ -208,6 +207,37 @@ fn cpu(
         built = built.mems(mems);
     }
     Ok(built.build().ok())
+}
+
+/// Where the kernel tells which processors and memory nodes there are.
+const ONLINE_CPUS: &str = "/sys/devices/system/cpu/online";
+const ONLINE_NODES: &str = "/sys/devices/system/node/online";
+
+/// Reads a list of processors or memory nodes, all of which must be there.
+fn set(
+    text: &Option<String>,
+    field: &str,
+    what: &str,
+    online: &str,
+) -> Result<Option<String>, EngineError> {
+    let Some(text) = text.as_deref().filter(|t| !t.is_empty()) else {
+        return Ok(None);
+    };
+    if !number_list::is_list(text) {
+        return Err(bad(format!(
+            "Invalid value {text} for {field}: invalid format: {text}"
+        )));
+    }
+    // A kernel without the file has nothing to compare with: it will say so itself.
+    if let Ok(online) = std::fs::read_to_string(online)
+        && !number_list::is_within(text, online.trim())
+    {
+        return Err(bad(format!(
+            "Requested {what} are not available - requested {text}, available: {}",
+            online.trim()
+        )));
+    }
+    Ok(Some(text.to_owned()))
 }
 
 /// The resource limits of processes (`--ulimit`).

@@ -59,7 +59,14 @@ pub(crate) fn requested(
 ) -> Result<Vec<MountEntry>, EngineError> {
     let mut mounts: Vec<MountEntry> = Vec::new();
     for text in host.binds.iter().flatten() {
-        push(&mut mounts, bind(text)?)?;
+        let entry = bind(text).map_err(|error| {
+            let message = error.to_string();
+            match message.starts_with("invalid mount config") {
+                true => bad(format!("invalid volume specification: '{text}': {message}")),
+                false => error,
+            }
+        })?;
+        push(&mut mounts, entry)?;
     }
     for mount in host.mounts.iter().flatten() {
         push(&mut mounts, from_mount(mount)?)?;
@@ -331,6 +338,11 @@ pub(crate) fn tmpfs(path: &str, options: &str) -> Result<MountEntry, EngineError
             other => list.push(other.to_owned()),
         }
     }
+    if paths::clean_absolute(path).is_none() {
+        return Err(bad(format!(
+            "invalid mount path: '{path}' mount path must be absolute"
+        )));
+    }
     Ok(MountEntry {
         destination: destination("tmpfs", path)?,
         source: Source::Tmpfs { options: list },
@@ -393,7 +405,10 @@ fn check_tmpfs_option(option: &str) -> Result<(), EngineError> {
     if fine {
         Ok(())
     } else {
-        Err(bad(format!("invalid tmpfs option [\"{option}\"]")))
+        let parts: Vec<&str> = option.splitn(2, '=').collect();
+        let parts = parts.iter().map(|part| format!("{part:?}"));
+        let parts = parts.collect::<Vec<_>>().join(" ");
+        Err(bad(format!("invalid tmpfs option [{parts}]")))
     }
 }
 

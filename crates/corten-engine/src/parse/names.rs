@@ -32,9 +32,10 @@ pub(crate) fn volume_name(name: &str) -> Result<(), EngineError> {
         return Ok(());
     }
     if name.len() == 1 {
-        return Err(bad(
-            "volume name is too short, names should be at least two alphanumeric characters",
-        ));
+        return Err(bad(format!(
+            "create {name}: volume name is too short, names should be at least two alphanumeric \
+             characters"
+        )));
     }
     Err(bad(format!(
         "create {name}: \"{name}\" includes invalid characters for a local volume name, only \

@@ -49,10 +49,12 @@ const RTMAX: i32 = 64;
 pub(crate) fn signal(text: &str) -> Result<i32, EngineError> {
     let invalid = || bad(format!("invalid signal: {text}"));
     if let Ok(number) = text.parse::<i32>() {
-        return if (1..=RTMAX).contains(&number) {
-            Ok(number)
-        } else {
-            Err(invalid())
+        return match number {
+            0 => Err(invalid()),
+            1..=RTMAX => Ok(number),
+            _ => Err(bad(format!(
+                "the linux daemon does not support signal {number}"
+            ))),
         };
     }
     let upper = text.to_ascii_uppercase();

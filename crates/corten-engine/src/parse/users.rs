@@ -47,7 +47,7 @@ pub(crate) fn resolve(
     };
     let mut groups = Vec::new();
     match wanted_group {
-        Some(wanted) => gid = group_id(wanted, group)?,
+        Some(wanted) => gid = group_id(wanted, group, "unable to find")?,
         None => {
             if let Some(name) = name {
                 groups.extend(
@@ -60,7 +60,7 @@ pub(crate) fn resolve(
     }
     groups.insert(0, gid);
     for wanted in additional {
-        groups.push(group_id(wanted, group)?);
+        groups.push(group_id(wanted, group, "Unable to find")?);
     }
     let mut seen = std::collections::BTreeSet::new();
     groups.retain(|g| seen.insert(*g));
@@ -84,14 +84,15 @@ fn id_number(text: &str) -> Option<u32> {
         .filter(|n| i32::try_from(*n).is_ok())
 }
 
-fn group_id(wanted: &str, group: &str) -> Result<u32, EngineError> {
+/// `find`: Docker's words for what failed differ in their first letter.
+fn group_id(wanted: &str, group: &str, find: &str) -> Result<u32, EngineError> {
     group_entries(group)
         .find(|g| g.name == wanted)
         .map(|g| g.gid)
         .or_else(|| id_number(wanted))
         .ok_or_else(|| {
             bad(format!(
-                "Unable to find group {wanted}: no matching entries in group file"
+                "{find} group {wanted}: no matching entries in group file"
             ))
         })
 }
@@ -173,7 +174,7 @@ mod tests {
             show("nobody", &[]),
             "unable to find user nobody: no matching entries in passwd file"
         );
-        assert!(show("app:nope", &[]).contains("Unable to find group nope"));
+        assert!(show("app:nope", &[]).contains("unable to find group nope"));
         assert!(show("-1", &[]).contains("unable to find user"));
         assert!(show("4294967295", &[]).contains("unable to find user"));
     }

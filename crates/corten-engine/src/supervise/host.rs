@@ -102,8 +102,8 @@ impl EngineHost {
             mounts: &container.setup.mounts,
             identity: &identity,
             files: &files,
-            ipc_of: joined(&engine, &modes.ipc)?,
-            pid_of: joined(&engine, &modes.pid)?,
+            ipc_of: joined_ipc(&engine, &modes.ipc)?,
+            pid_of: joined(&engine, &modes.pid, "PID")?,
             cpus: containers::cpus(),
             capabilities: containers::known_capabilities(),
         })?;
@@ -278,6 +278,9 @@ impl EngineHost {
         attributes.insert("execDuration".to_owned(), seconds.to_string());
         let (id, oom) = (&self.id, exit.oom);
         self.engine.write(self.durability(), |c| {
+            let started = row::get(c, id)?.map_or(at, |container| container.started);
+            let lasted = (at - started).max(0) / 1_000_000_000;
+            attributes.insert("execDuration".to_owned(), lasted.to_string());
             let ended = Ended {
                 status,
                 exit_code: i64::from(exit.code),
@@ -587,10 +590,25 @@ fn restart_policy(container: &Container) -> Result<RestartPolicy> {
     Ok(policy.policy())
 }
 
+/// The first process of a container whose IPC namespace is joined: one that was made to be.
+fn joined_ipc(engine: &Engine, sharing: &Sharing) -> Result<Option<i32>> {
+    if let Sharing::Container(other) = sharing {
+        let other = state::find(engine, other)?;
+        if !matches!(other.host.ipc_mode.as_deref(), Some("shareable" | "host")) {
+            return Err(bad(format!(
+                "failed to join IPC namespace: container {}: non-shareable IPC (hint: use \
+                 IpcMode:shareable for the donor container)",
+                other.id
+            )));
+        }
+    }
+    joined(engine, sharing, "IPC")
+}
+
 /// The first process of a container whose namespace is joined.
-fn joined(engine: &Engine, sharing: &Sharing) -> Result<Option<i32>> {
+fn joined(engine: &Engine, sharing: &Sharing, what: &str) -> Result<Option<i32>> {
     match sharing {
-        Sharing::Container(other) => running_pid(engine, other, "namespace").map(Some),
+        Sharing::Container(other) => running_pid(engine, other, what).map(Some),
         Sharing::Own | Sharing::Host => Ok(None),
     }
 }
@@ -605,9 +623,10 @@ fn running_pid(engine: &Engine, name: &str, what: &str) -> Result<i32> {
     if other.status.is_live() && other.pid > 0 && alive() {
         return Ok(other.pid);
     }
-    Err(bad(format!(
-        "cannot join the {what} of a non running container: {}",
-        other.id
+    Err(EngineError::Conflict(format!(
+        "cannot join {what} namespace of a non running container: container {} is {}",
+        other.name,
+        other.status.as_str()
     )))
 }
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use bollard_stubs::models::{
-    Commit, IndexInfo, LocalNodeState, PluginsInfo, RegistryServiceConfig, Runtime, SwarmInfo,
-    SystemInfo, SystemInfoCgroupDriverEnum, SystemInfoCgroupVersionEnum, SystemVersion,
+    Commit, FirewallInfo, IndexInfo, LocalNodeState, PluginsInfo, RegistryServiceConfig, Runtime,
+    SwarmInfo, SystemInfo, SystemInfoCgroupDriverEnum, SystemInfoCgroupVersionEnum, SystemVersion,
     SystemVersionComponents, SystemVersionPlatform,
 };
 
@@ -170,6 +170,10 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
         runtimes: Some([("corten".to_owned(), Runtime::default())].into()),
         default_runtime: Some("corten".to_owned()),
         live_restore_enabled: on,
+        firewall_backend: Some(FirewallInfo {
+            driver: Some("nftables".to_owned()),
+            info: None,
+        }),
         init_binary: Some("docker-init".to_owned()),
         containerd_commit: Some(Commit {
             id: Some(String::new()),

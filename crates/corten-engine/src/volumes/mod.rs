@@ -30,7 +30,8 @@ impl Volumes {
             && !matches!(driver, "" | "local")
         {
             return Err(EngineError::NotFound(format!(
-                "error looking up volume plugin {driver}: plugin \"{driver}\" not found"
+                "create {}: error looking up volume plugin {driver}: plugin \"{driver}\" not found",
+                request.name.as_deref().unwrap_or_default()
             )));
         }
         if let Some(option) = request
@@ -41,7 +42,8 @@ impl Volumes {
             .next()
         {
             return Err(bad(format!(
-                "invalid option: \"{option}\": volume options are not supported"
+                "create {}: invalid option: \"{option}\": volume options are not supported",
+                request.name.as_deref().unwrap_or_default()
             )));
         }
         if request.cluster_volume_spec.is_some() {

@@ -158,7 +158,7 @@ async fn join(Path(word): Path<String>, mut request: Request<axum::body::Body>) 
     };
     let (screen, keyboard) =
         sides(&fd, word).map_err(|error| ApiError::internal(format!("the terminal: {error}")))?;
-    Ok(hijack.join(tokio::io::join(screen, keyboard), RAW))
+    Ok(hijack.join(tokio::io::join(screen, keyboard), RAW, None))
 }
 
 /// What a terminal shows.

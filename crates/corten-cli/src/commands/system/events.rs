@@ -55,9 +55,9 @@ struct Actor {
 
 async fn events(cli: &Cli, flags: Parsed) -> Result {
     let format = flags.nonempty("format");
-    let template = match format {
+    let json = format == Some("json");
+    let template = match format.filter(|_| !json) {
         None => None,
-        Some("json") => Some(Template::parse("{{json .}}")?),
         Some(text) => Some(Template::parse(text)?),
     };
     let until = flags
@@ -79,7 +79,8 @@ async fn events(cli: &Cli, flags: Parsed) -> Result {
     let follow = async {
         while let Some(value) = lines.next::<Value>().await? {
             match &template {
-                Some(template) => cli.line(template.render(&Data::from(value))?)?,
+                _ if json => cli.line(value.to_string())?,
+                Some(template) => cli.line(template.render(&Data::from(fields(value)))?)?,
                 None => {
                     let event: Event = serde_json::from_value(value).map_err(ClientError::from)?;
                     cli.line(line(&event, &TimeZone::system()))?;
@@ -92,6 +93,25 @@ async fn events(cli: &Cli, flags: Parsed) -> Result {
         result = follow => result,
         _ = tokio::signal::ctrl_c() => Ok(()),
     }
+}
+
+/// An event's fields by the names that templates know them by; those of the document stay.
+fn fields(mut event: Value) -> Value {
+    let names = [
+        ("status", "Status"),
+        ("id", "ID"),
+        ("from", "From"),
+        ("scope", "Scope"),
+        ("time", "Time"),
+        ("timeNano", "TimeNano"),
+    ];
+    for (document, template) in names {
+        let value = event.get(document).cloned().unwrap_or_else(|| "".into());
+        if let Some(event) = event.as_object_mut() {
+            event.insert(template.to_owned(), value);
+        }
+    }
+    event
 }
 
 /// `2026-11-24T02:43:27.000000000Z container start ID (image=alpine, name=web)`
@@ -119,6 +139,14 @@ fn line(event: &Event, zone: &TimeZone) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn templates_know_every_field() {
+        let event = serde_json::json!({"Type": "container", "status": "die", "time": 5});
+        let template = Template::parse("{{.Type}} {{.Status}} [{{.From}}] {{.Time}}").unwrap();
+        let line = template.render(&Data::from(fields(event))).unwrap();
+        assert_eq!(line, "container die [] 5");
+    }
 
     #[test]
     fn lines() {

@@ -59,7 +59,9 @@ fn check(filters: &[&str]) -> Result {
     for filter in filters {
         let field = filter.split('=').next().unwrap_or_default();
         if !matches!(field, "label" | "label!" | "until") {
-            return Err(CliError::message(format!("invalid filter '{field}'")));
+            return Err(CliError::message(format!(
+                "Error response from daemon: invalid filter '{field}'"
+            )));
         }
     }
     Ok(())
