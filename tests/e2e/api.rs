@@ -192,7 +192,7 @@ fn the_docker_command_line_tells_failures_once() {
         (
             ["--network", "absent", "alpine", "true"],
             125,
-            "network absent not found",
+            "failed to set up container networking: network absent not found",
         ),
         (
             ["--network", "none", "alpine", "absent"],

@@ -23,6 +23,7 @@ mod build_platforms;
 mod containers;
 mod cp;
 mod crash;
+mod docker_table;
 mod dockerfiles;
 mod harness;
 mod health;
