@@ -53,7 +53,6 @@ pub use attest::{
     Annotation, AnnotationKind, Attest, Compressor, LayerCompression, Provenance, SlsaVersion,
 };
 pub use cache::{CacheRecord, Pruned, RecordKind, SCHEMA};
-pub use cdi::usual_directories as usual_cdi_directories;
 pub use error::{BuildError, Place};
 pub use history::{BuildRecord, History};
 pub use inquiry::{Answer, Found, Inquiry};

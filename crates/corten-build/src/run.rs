@@ -12,6 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use corten_cdi::{Changes, Registry};
 use corten_oci::DiffId;
 use corten_oci::runtime_spec::{
     LinuxDeviceCgroup, LinuxNamespaceType, LinuxResources, Mount, PosixRlimit, Process, Spec, User,
@@ -20,7 +21,6 @@ use corten_runtime::{Cgroup, defaults};
 use corten_store::{Store, TmpDir, WorkDir};
 
 use crate::cancel::Cancel;
-use crate::cdi::{self, Changes};
 use crate::error::BuildError;
 use crate::ops::leavings::Leavings;
 use crate::ops::users;
@@ -177,10 +177,15 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
 
 /// Its mounts, those of its devices included, and what else these change.
 fn prepare(input: &RunInput<'_>) -> Result<Result<(Ready, Changes), String>, BuildError> {
-    let mut devices = match cdi::changes(&input.sandboxing.cdi, &input.op.devices) {
-        Ok(devices) => devices,
-        Err(message) => return Ok(Err(message)),
-    };
+    let mut devices = Changes::default();
+    if !input.op.devices.is_empty() {
+        // They were there when the build was planned.
+        let registry = Registry::read(&input.sandboxing.cdi);
+        devices = match registry.changes(&input.op.devices) {
+            Ok(devices) => devices,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+    }
     Ok(step_mounts::prepare(input)?.map(|mut ready| {
         // As CDI has it: what is at such a place already gives way.
         let targets = &devices.targets;

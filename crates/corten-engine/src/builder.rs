@@ -39,10 +39,11 @@ pub(crate) fn own_program() -> PathBuf {
 /// Other directories than the usual ones with descriptions of devices, colons between them.
 const CDI_VARIABLE: &str = "CORTEN_CDI_DIRS";
 
-fn cdi_directories() -> Vec<PathBuf> {
+/// Where descriptions of devices are.
+pub(crate) fn cdi_directories() -> Vec<PathBuf> {
     match std::env::var_os(CDI_VARIABLE).filter(|dirs| !dirs.is_empty()) {
         Some(dirs) => std::env::split_paths(&dirs).collect(),
-        None => corten_build::usual_cdi_directories(),
+        None => corten_cdi::usual_directories(),
     }
 }
 

@@ -1,12 +1,11 @@
 //! Devices of the host given to containers (`--device`, `--privileged`).
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bollard_stubs::models::DeviceMapping;
-use corten_oci::runtime_spec::{
-    LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
-};
+use corten_cdi::{node, rule};
+use corten_oci::runtime_spec::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::{bad, paths};
 use crate::error::EngineError;
@@ -148,9 +147,13 @@ fn collect(
         return Ok(());
     }
     let (major, minor) = numbers(meta.rdev());
-    devices
-        .nodes
-        .push(node(inside.to_owned(), typ, major, minor, &meta)?);
+    devices.nodes.push(node(
+        inside.to_owned(),
+        typ,
+        (major, minor),
+        meta.mode() & 0o7777,
+        (meta.uid(), meta.gid()),
+    )?);
     devices
         .rules
         .push(rule(typ, Some(major), Some(minor), access)?);
@@ -162,44 +165,6 @@ pub(super) fn numbers(device: u64) -> (i64, i64) {
         i64::from(rustix::fs::major(device)),
         i64::from(rustix::fs::minor(device)),
     )
-}
-
-fn node(
-    path: PathBuf,
-    typ: LinuxDeviceType,
-    major: i64,
-    minor: i64,
-    meta: &std::fs::Metadata,
-) -> std::io::Result<LinuxDevice> {
-    LinuxDeviceBuilder::default()
-        .path(path)
-        .typ(typ)
-        .major(major)
-        .minor(minor)
-        .file_mode(meta.mode() & 0o7777)
-        .uid(meta.uid())
-        .gid(meta.gid())
-        .build()
-        .map_err(std::io::Error::other)
-}
-
-fn rule(
-    typ: LinuxDeviceType,
-    major: Option<i64>,
-    minor: Option<i64>,
-    access: &str,
-) -> std::io::Result<LinuxDeviceCgroup> {
-    let mut built = LinuxDeviceCgroupBuilder::default()
-        .allow(true)
-        .typ(typ)
-        .access(access);
-    if let Some(major) = major {
-        built = built.major(major);
-    }
-    if let Some(minor) = minor {
-        built = built.minor(minor);
-    }
-    built.build().map_err(std::io::Error::other)
 }
 
 /// Reads `DeviceCgroupRules`: `c 13:* rwm`.

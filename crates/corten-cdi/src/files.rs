@@ -7,8 +7,6 @@ use saphyr::{LoadableYamlNode as _, MarkedYaml, Scalar, YamlData};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::error::reason;
-
 /// Larger files are no descriptions.
 const LARGEST: u64 = 8 << 20;
 /// Deeper documents are none.
@@ -115,7 +113,7 @@ pub(super) fn read(dirs: &[PathBuf]) -> (Vec<Description>, Vec<String>) {
             Ok(paths) => paths,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => {
-                unread.push(format!("{}: {}", dir.display(), reason(&error)));
+                unread.push(format!("{}: {error}", dir.display()));
                 continue;
             }
         };
@@ -149,11 +147,11 @@ fn list(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn parse(path: &Path) -> Result<Description, String> {
-    let about = std::fs::metadata(path).map_err(|error| reason(&error))?;
+    let about = std::fs::metadata(path).map_err(|error| error.to_string())?;
     if about.len() > LARGEST {
         return Err("it is too large".to_owned());
     }
-    let text = std::fs::read_to_string(path).map_err(|error| reason(&error))?;
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     let documents = MarkedYaml::load_from_str(&text).map_err(|error| error.to_string())?;
     let [document] = documents.as_slice() else {
         return Err("it is not one document".to_owned());
