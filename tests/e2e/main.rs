@@ -44,6 +44,7 @@ mod registry_resume;
 mod resources;
 mod restarts;
 mod rubbish;
+mod run_flags;
 mod runtime_peers;
 mod runtime_start;
 mod snapshots;

@@ -25,7 +25,9 @@ use crate::events::{self, Kind};
 use crate::images::documents::ImageDocument;
 use crate::parse::modes::{Modes, NetworkMode, Sharing};
 use crate::parse::mounts::{self, MountEntry, Source};
-use crate::parse::{bad, health, limits, logs, modes, names, ports, restart, signals, time};
+use crate::parse::{
+    bad, device_requests, health, limits, logs, modes, names, ports, restart, signals, time,
+};
 use crate::volumes::store as volumes;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -195,6 +197,7 @@ fn check(
     log_config(&mut host)?;
     dns(&host)?;
     crate::spec::check(&config, &host, super::cpus())?;
+    device_requests::changes(&host)?;
     if let Some(signal) = config.stop_signal.as_deref().filter(|s| !s.is_empty()) {
         signals::signal(signal)?;
     }
@@ -276,13 +279,6 @@ fn refuse_unsupported(host: &HostConfig) -> Result<()> {
             "volume driver \"{driver}\" is not supported: there is only \"local\""
         )));
     }
-    if let Some(request) = host.device_requests.as_ref().and_then(|r| r.first()) {
-        return Err(bad(format!(
-            "could not select device driver \"{}\" with capabilities: {:?}",
-            request.driver.as_deref().unwrap_or(""),
-            request.capabilities.clone().unwrap_or_default(),
-        )));
-    }
     if let Some(parent) = host.cgroup_parent.as_deref()
         && parent.split('/').any(|p| p == "..")
     {
@@ -350,6 +346,12 @@ fn endpoint(
                  * user specified IP address is supported on user defined networks only\n\
                  * user specified IP address is supported only when connecting to networks with \
                  user configured subnets",
+            ));
+        }
+        let local = ipam.and_then(|i| i.link_local_ips.as_deref());
+        if local.is_some_and(|addresses| !addresses.is_empty()) {
+            return Err(bad(
+                "link-local addresses are supported on user defined networks only",
             ));
         }
         if settings.links.as_ref().is_some_and(|l| !l.is_empty()) {

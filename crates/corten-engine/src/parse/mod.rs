@@ -4,6 +4,7 @@
 //! below this module sees an unparsed value.
 
 pub(crate) mod block_io;
+pub(crate) mod device_requests;
 pub(crate) mod devices;
 pub(crate) mod env;
 pub(crate) mod filters;

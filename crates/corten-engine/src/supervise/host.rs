@@ -13,7 +13,7 @@ use corten_db::Durability;
 use corten_network::{
     BridgeSpec, EndpointSpec, PortMapping, PortRange, PortRequest, Proto, mac_for,
 };
-use corten_oci::runtime_spec::Process;
+use corten_oci::runtime_spec::{Process, Spec};
 use corten_store::Layers;
 use corten_supervisor::{
     BoxError, Exit, HealthJob, HealthState, Host, Job, NetworkJob, RestartPolicy, Size,
@@ -29,7 +29,7 @@ use crate::networks::{self, bridge};
 use crate::parse::modes::{Modes, NetworkMode, Sharing};
 use crate::parse::ports::{self, Protocol};
 use crate::parse::users::Identity;
-use crate::parse::{bad, health, names, restart, signals, time};
+use crate::parse::{bad, device_requests, health, names, restart, signals, time};
 use crate::spec;
 use crate::sweep::NetworkLock;
 
@@ -96,7 +96,7 @@ impl EngineHost {
             container.config.user.as_deref().unwrap_or(""),
             container.host.group_add.as_deref().unwrap_or_default(),
         )?;
-        let output = spec::build(&spec::Input {
+        let mut output = spec::build(&spec::Input {
             config: &container.config,
             host: &container.host,
             mounts: &container.setup.mounts,
@@ -114,6 +114,7 @@ impl EngineHost {
         let base = output.spec.process().as_ref();
         let health = self.health_job(&container, base, &identity)?;
         let config = &container.config;
+        add_devices(&container, &mut output.spec, &mut mounts)?;
         let size = container
             .host
             .console_size
@@ -496,6 +497,31 @@ fn network_event(
     .map(|(key, value)| (key.to_owned(), value))
     .collect();
     events::record(c, Kind::Network, action, &state.network, &attributes)
+}
+
+/// Adds what devices that CDI describes bring along. Their mounts come last, on top of what is at
+/// such a place already.
+fn add_devices(
+    container: &Container,
+    spec: &mut Spec,
+    sources: &mut BTreeMap<usize, OwnedFd>,
+) -> Result<()> {
+    let Some(changes) = device_requests::changes(&container.host)? else {
+        return Ok(());
+    };
+    changes.apply(spec).map_err(|source| EngineError::Other {
+        context: format!("devices of container {}", container.id),
+        source: Box::new(source),
+    })?;
+    let mut mounts = spec.mounts().clone().unwrap_or_default();
+    for (mount, source) in changes.mounts {
+        if let Some(source) = source {
+            sources.insert(mounts.len(), source);
+        }
+        mounts.push(mount);
+    }
+    spec.set_mounts(Some(mounts));
+    Ok(())
 }
 
 fn endpoint(
