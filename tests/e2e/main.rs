@@ -36,6 +36,7 @@ mod layers;
 mod logs;
 mod look;
 mod manifests;
+mod moving;
 mod network;
 mod registry;
 mod registry_access;

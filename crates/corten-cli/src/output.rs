@@ -55,6 +55,22 @@ impl Output {
         }))
     }
 
+    /// Writes what `work` writes.
+    pub(crate) fn write(self, work: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result {
+        match self {
+            Self::Stdout => {
+                let mut out = io::stdout().lock();
+                work(&mut out)?;
+                out.flush()?;
+                Ok(())
+            }
+            Self::File(mut pending) => {
+                work(&mut pending.file).map_err(pending.failed("write"))?;
+                pending.finish()
+            }
+        }
+    }
+
     /// Writes a whole answer.
     pub(crate) async fn receive(self, mut from: BodyReader) -> Result {
         match self {

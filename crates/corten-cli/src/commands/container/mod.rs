@@ -10,6 +10,7 @@ mod inspect;
 mod lifecycle;
 mod logs;
 mod ls;
+mod moving;
 mod port;
 mod ports;
 mod prune;
@@ -83,9 +84,33 @@ pub(crate) static GROUP: Command = Command::group(
     "container",
     "Manage containers",
     &[
-        &ATTACH, &COMMIT, &CP, &CREATE, &DIFF, &EXEC, &EXPORT, &INSPECT, &KILL, &LIST, &LOGS,
-        &PAUSE, &PORT, &PRUNE, &RENAME, &RESTART, &RM, &RUN, &START, &STATS, &STOP, &TOP, &UNPAUSE,
-        &UPDATE, &WAIT,
+        &ATTACH,
+        &COMMIT,
+        &CP,
+        &CREATE,
+        &DIFF,
+        &EXEC,
+        &EXPORT,
+        &INSPECT,
+        &KILL,
+        &LIST,
+        &moving::LOAD,
+        &LOGS,
+        &PAUSE,
+        &PORT,
+        &PRUNE,
+        &RENAME,
+        &RESTART,
+        &RM,
+        &RUN,
+        &moving::SAVE,
+        &START,
+        &STATS,
+        &STOP,
+        &TOP,
+        &UNPAUSE,
+        &UPDATE,
+        &WAIT,
     ],
 );
 
