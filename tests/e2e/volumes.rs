@@ -111,3 +111,56 @@ fn anonymous_volumes_go_with_rm() {
     engine.ok(["rm", "-v", "box"]);
     assert_eq!(engine.ok(["volume", "ls", "-q"]), "");
 }
+
+#[test]
+fn images_are_mounted() {
+    let engine = Engine::with_alpine();
+    let files = [
+        ("Dockerfile", "FROM scratch\nCOPY tool /opt/tool\n"),
+        ("tool", "a tool\n"),
+    ];
+    let built = engine.build("tools", &files);
+    assert_eq!(built.code, 0, "{built:?}");
+    let script = "cat /t/opt/tool /o/tool /f; touch /t/x 2>&1 || true";
+    engine.ok([
+        "create",
+        "--name",
+        "box",
+        "--mount",
+        "type=image,src=tools,dst=/t",
+        "--mount",
+        "type=image,src=tools,dst=/o,image-subpath=opt",
+        "--mount",
+        "type=image,src=tools,dst=/f,image-subpath=opt/tool",
+        "alpine",
+        "sh",
+        "-c",
+        script,
+    ]);
+    // It is in use: its name can go, its files cannot.
+    engine.run(["rmi", "tools"]);
+    engine.ok(["image", "prune", "-af"]);
+    let told = engine.ok(["start", "-a", "box"]);
+    assert!(told.starts_with("a tool\na tool\na tool\n"), "{told}");
+    assert!(told.contains("Read-only file system"), "{told}");
+    let look = "{{range .Mounts}}{{.Type}} {{.Destination}} {{.RW}}|{{end}}";
+    let mounts = engine.ok(["inspect", "-f", look, "box"]);
+    assert!(mounts.contains("image /t false|"), "{mounts}");
+    assert!(engine.ok(["cp", "box:/o/tool", "-"]).contains("a tool"));
+    engine.ok(["rm", "box"]);
+    for (mount, words) in [
+        ("type=image,src=none,dst=/t", "No such image: none"),
+        (
+            "type=image,src=alpine,dst=/t,image-subpath=../x",
+            "within the image",
+        ),
+        ("type=image,dst=/t", "field Source must not be empty"),
+    ] {
+        let told = engine.fails(1, ["create", "--mount", mount, "alpine"]);
+        assert!(told.contains(words), "{mount}: {told}");
+    }
+    let missing = "type=image,src=alpine,dst=/t,image-subpath=nowhere";
+    let told = engine.fails(125, ["run", "--rm", "--mount", missing, "alpine", "true"]);
+    assert!(told.contains("nowhere"), "{told}");
+    engine.assert_clean();
+}

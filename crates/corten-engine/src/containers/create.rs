@@ -108,12 +108,26 @@ fn hold(c: &Connection, container: &Container) -> Result<()> {
     if !Images::has_in(c, &image)? {
         return Err(missing());
     }
-    Leases::hold_in(
-        c,
-        &super::lease(&container.id),
-        &container.setup.layers,
-        &[image],
-    )?;
+    let mut layers = container.setup.layers.clone();
+    let mut images = vec![image];
+    for mount in &container.setup.mounts {
+        if let Source::Image {
+            name,
+            id,
+            layers: mounted,
+            ..
+        } = &mount.source
+        {
+            let missing = || bad(format!("No such image: {name}"));
+            let image: ImageId = id.parse().map_err(|_| missing())?;
+            if !Images::has_in(c, &image)? {
+                return Err(missing());
+            }
+            layers.extend(mounted.iter().cloned());
+            images.push(image);
+        }
+    }
+    Leases::hold_in(c, &super::lease(&container.id), &layers, &images)?;
     Ok(())
 }
 
@@ -203,6 +217,7 @@ fn check(
     }
     warnings.extend(health::check(config.healthcheck.as_ref())?);
     setup.mounts = engine.database().read(|c| all_mounts(c, &config, &host))?;
+    mounted_images(engine, &mut setup.mounts)?;
 
     let container = Container {
         name: name.map_or_else(|| names::made_up_name(0), str::to_owned),
@@ -512,6 +527,28 @@ fn all_mounts(
         }
     }
     Ok(all)
+}
+
+/// Looks up the images that are to be mounted. They are not pulled, and a missing one is no
+/// missing image of the container, which clients would pull.
+fn mounted_images(engine: &Engine, mounts: &mut [MountEntry]) -> Result<()> {
+    for mount in mounts {
+        if let Source::Image {
+            name, id, layers, ..
+        } = &mut mount.source
+            && id.is_empty()
+        {
+            let image = ImageDocument::find(engine, name, None).map_err(|error| match error {
+                EngineError::NoSuchImage(_) => bad(format!(
+                    "No such image: {name}: pull it before it is mounted"
+                )),
+                other => other,
+            })?;
+            *id = image.id.to_string();
+            *layers = image.layers;
+        }
+    }
+    Ok(())
 }
 
 /// Reads one `VolumesFrom` value, `container[:ro|rw]`, and adds its mounts.

@@ -254,6 +254,10 @@ pub(super) fn mount_points(engine: &Engine, container: &Container) -> Vec<MountP
                         point.mode = Some("z".to_owned());
                     }
                 }
+                Source::Image { id, .. } => {
+                    point.typ = Some("image".to_owned());
+                    point.source = Some(id.clone());
+                }
                 Source::Tmpfs { .. } => {
                     point.typ = Some("tmpfs".to_owned());
                     point.source = Some(String::new());

@@ -389,6 +389,7 @@ fn has_mount(container: &Container, wanted: &str) -> bool {
             || match &m.source {
                 Source::Volume { name, .. } => name == wanted,
                 Source::Bind { path, .. } => path == wanted,
+                Source::Image { name, .. } => name == wanted,
                 Source::Tmpfs { .. } => false,
             }
     })

@@ -6,6 +6,7 @@
 //! never reads these texts again.
 
 use bollard_stubs::models::{self, MountBindOptionsPropagationEnum as Propagated, MountType};
+use corten_oci::DiffId;
 use serde::{Deserialize, Serialize};
 
 use super::names::volume_name;
@@ -39,6 +40,16 @@ pub(crate) enum Source {
     },
     /// Memory.
     Tmpfs { options: Vec<String> },
+    /// An image's files, which nobody can write to.
+    Image {
+        /// As the user named it.
+        name: String,
+        /// What that stood for when the container was made; empty until it is looked up.
+        id: String,
+        layers: Vec<DiffId>,
+        /// Only this directory or file of it.
+        subpath: Option<String>,
+    },
 }
 
 /// One mount of a container.
@@ -231,6 +242,9 @@ fn from_mount(mount: &models::Mount) -> Result<MountEntry, EngineError> {
     if mount.tmpfs_options.is_some() && kind != MountType::TMPFS {
         return Err(wrong("TmpfsOptions"));
     }
+    if mount.image_options.is_some() && kind != MountType::IMAGE {
+        return Err(wrong("ImageOptions"));
+    }
     let parsed = match kind {
         MountType::BIND => bind_mount(mount, source)?,
         MountType::VOLUME => volume_mount(mount, source)?,
@@ -242,13 +256,37 @@ fn from_mount(mount: &models::Mount) -> Result<MountEntry, EngineError> {
                 options: tmpfs_mount_options(mount.tmpfs_options.as_ref())?,
             }
         }
+        MountType::IMAGE => image_mount(mount, source)?,
         other => return Err(bad(format!("mount type \"{other}\" is not supported"))),
     };
     Ok(MountEntry {
         destination: destination(&kind.to_string(), target)?,
         source: parsed,
-        read_only,
+        read_only: read_only || kind == MountType::IMAGE,
         mode: String::new(),
+    })
+}
+
+fn image_mount(mount: &models::Mount, source: &str) -> Result<Source, EngineError> {
+    if source.is_empty() {
+        return Err(bad(
+            "invalid mount config for type \"image\": field Source must not be empty",
+        ));
+    }
+    let subpath = mount.image_options.as_ref().and_then(|o| o.subpath.clone());
+    let subpath = subpath.filter(|path| !path.is_empty());
+    if let Some(path) = &subpath
+        && (path.starts_with('/') || path.split('/').any(|part| part == ".."))
+    {
+        return Err(bad(format!(
+            "invalid mount config for type \"image\": subpath must be a relative path within the image: {path}"
+        )));
+    }
+    Ok(Source::Image {
+        name: source.to_owned(),
+        id: String::new(),
+        layers: Vec::new(),
+        subpath,
     })
 }
 
@@ -460,6 +498,7 @@ mod tests {
                     }
                     Source::Volume { .. } => "anonymous".to_owned(),
                     Source::Tmpfs { .. } => "tmpfs".to_owned(),
+                    Source::Image { name, .. } => name,
                 };
                 format!(
                     "{source} -> {} {}",

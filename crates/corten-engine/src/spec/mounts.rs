@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use corten_oci::DiffId;
 use corten_oci::runtime_spec::Mount;
 use corten_runtime::defaults;
 
@@ -17,6 +18,11 @@ pub(crate) enum BindSource {
     /// A volume's data, or a directory below it.
     Volume {
         name: String,
+        subpath: Option<String>,
+    },
+    /// Files of an image, or what is at a path of them.
+    Image {
+        layers: Vec<DiffId>,
         subpath: Option<String>,
     },
     /// A file this engine generated.
@@ -163,6 +169,23 @@ pub(crate) fn user_mount(entry: &MountEntry) -> (Mount, Option<BindSource>) {
             );
             let source = BindSource::Volume {
                 name: name.clone(),
+                subpath: subpath.clone(),
+            };
+            (mount, Some(source))
+        }
+        Source::Image {
+            name,
+            layers,
+            subpath,
+            ..
+        } => {
+            let mount = bind(
+                &entry.destination,
+                Path::new(name),
+                &["rbind", "ro", "rprivate"],
+            );
+            let source = BindSource::Image {
+                layers: layers.clone(),
                 subpath: subpath.clone(),
             };
             (mount, Some(source))

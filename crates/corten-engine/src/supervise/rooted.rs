@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use corten_oci::DiffId;
+use corten_store::Upper;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -126,12 +128,26 @@ pub(crate) fn bind_source(
                     .map_err(io("open volume subpath", &path.join(subpath))),
             }
         }
+        BindSource::Image { layers, subpath } => image(engine, layers, subpath.as_deref()),
         BindSource::SharedMemoryOf(pid) => {
             let root = root_of(*pid)?;
             open_in(root.as_fd(), "dev/shm", OFlags::PATH | OFlags::DIRECTORY)
                 .map_err(io("open shared memory", Path::new("/dev/shm")))
         }
     }
+}
+
+/// A mount, attached nowhere, of an image's files or of what is at a path of them.
+fn image(engine: &Engine, layers: &[DiffId], subpath: Option<&str>) -> Result<OwnedFd> {
+    let whole = engine.store().layers().mount(layers, Upper::ReadOnly)?;
+    let subpath = subpath.unwrap_or("");
+    let failed = || io("open in the mounted image", Path::new(subpath));
+    let part = open_in(whole.as_fd(), subpath, OFlags::PATH).map_err(failed())?;
+    corten_store::part_of_mount(whole.as_fd(), part.as_fd()).map_err(|source| EngineError::Io {
+        action: "mount of an image",
+        path: subpath.into(),
+        source,
+    })
 }
 
 /// Whether an absent source is to be made (`-v` makes it, `--mount` does not).

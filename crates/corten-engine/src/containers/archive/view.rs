@@ -171,6 +171,13 @@ fn part(
     writable: bool,
 ) -> Result<Part> {
     let opened = bind_source(engine, container, source)?;
+    if matches!(source, spec::BindSource::Image { .. }) {
+        // A mount of its own already, and read-only.
+        return Ok(Part {
+            mount: opened,
+            place,
+        });
+    }
     let mount = view::copy_of(opened.as_fd(), true)
         .and_then(|mount| {
             if !writable {
