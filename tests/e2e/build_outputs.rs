@@ -192,8 +192,8 @@ fn results_go_where_they_are_wanted() {
         ("type=nothing", "exporter \"nothing\" could not be found"),
         ("type=local", "dest is required for local exporter"),
         (
-            "type=image,push-by-digest=true",
-            "push-by-digest=true is not supported",
+            "type=image,name-canonical=true",
+            "name-canonical=true is not supported without a push",
         ),
     ] {
         let wrong = engine.fails(1, ["build", "-o", output, context]);
@@ -220,6 +220,51 @@ fn a_build_can_push() {
         engine.ok(["inspect", "-f", "{{.Config.Labels.a}}", &tag]),
         "b"
     );
+}
+
+/// As a build on each of several machines does, whose results become one index.
+#[test]
+fn a_build_can_push_by_digest() {
+    let engine = Engine::with_alpine();
+    let (_registry, address) = engine.registry("by-digest", &[]);
+    let context = engine.context("push", &[("Dockerfile", "FROM alpine\nLABEL a=c\n")]);
+    let context = path(&context);
+    let name = format!("{address}/team/app");
+    let output =
+        format!("type=image,name={name},push-by-digest=true,name-canonical=true,push=true");
+    let about = engine.path("about.json");
+    let metadata = ["--metadata-file", path(&about)];
+    let build = ["build", "-q", "-o", output.as_str()];
+    engine.ok(build.iter().chain(&metadata).chain([&context]));
+    // It has no tag, there or here, and is known by its digest in both places.
+    assert_eq!(engine.ok(["registry", "tags", &name]), "");
+    assert_eq!(engine.ok(["images", "-q", &format!("{name}:latest")]), "");
+    let about: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(about).unwrap()).unwrap();
+    let digest = about["containerimage.digest"].as_str().unwrap();
+    let canonical = format!("{name}@{digest}");
+    assert_eq!(
+        engine.ok([
+            "inspect",
+            "-f",
+            "{{.RepoTags}} {{.RepoDigests}}",
+            &canonical
+        ]),
+        format!("[] [{canonical}]")
+    );
+    engine.ok(["rmi", "-f", &canonical]);
+    engine.ok(["pull", "-q", &canonical]);
+    let label = ["inspect", "-f", "{{.Config.Labels.a}}", canonical.as_str()];
+    assert_eq!(engine.ok(label), "c");
+    // Tags are another matter.
+    let tagged = engine.fails(1, build.iter().chain(&["-t", "x"]).chain([&context]));
+    assert!(
+        tagged.contains("can't push tagged ref x by digest"),
+        "{tagged}"
+    );
+    let output = output.replace(&name, &format!("{name}:1"));
+    let tagged = engine.fails(1, ["build", "-q", "-o", &output, context]);
+    assert!(tagged.contains(":1 by digest"), "{tagged}");
 }
 
 #[test]

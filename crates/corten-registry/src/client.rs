@@ -234,7 +234,7 @@ impl Client {
         refetch::blob(&sources, store, repository, blob, progress).await
     }
 
-    /// Pushes an image of a store under a name.
+    /// Pushes an image of a store under a name; under its digest alone, where that has no tag.
     ///
     /// # Errors
     /// The registry cannot be reached or refuses; the image is not whole.

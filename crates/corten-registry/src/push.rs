@@ -130,11 +130,13 @@ async fn send(
         .buffer_unordered(UPLOADS)
         .try_collect::<()>()
         .await?;
-    let tag = image.manifest_reference();
+    // Without a tag it is known by its digest alone.
+    let reference = |digest: &Digest| image.tag().unwrap_or(digest.as_str()).to_owned();
     let pushed = match index {
         None => {
+            let reference = reference(&plan.digest);
             target
-                .manifest(tag, &plan.manifest, &plan.media_type)
+                .manifest(&reference, &plan.manifest, &plan.media_type)
                 .await?;
             Pushed {
                 digest: plan.digest.clone(),
@@ -142,6 +144,7 @@ async fn send(
             }
         }
         Some(index) => {
+            let tag = reference(&index.digest);
             let reference = plan.digest.as_str();
             target
                 .manifest(reference, &plan.manifest, &plan.media_type)
@@ -153,7 +156,7 @@ async fn send(
                     .await?;
             }
             target
-                .manifest(tag, &index.bytes, &index.media_type)
+                .manifest(&tag, &index.bytes, &index.media_type)
                 .await?;
             Pushed {
                 size: index.bytes.len() as u64,

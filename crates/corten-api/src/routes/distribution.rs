@@ -9,7 +9,7 @@ use axum::response::Response;
 use axum::routing::post;
 use corten_engine::{Engine, EngineError};
 use corten_oci::{ImageRef, Platform};
-use corten_registry::{Credential, Progress, ProgressEvent};
+use corten_registry::{Credential, Progress, ProgressEvent, Pushed};
 use http::{HeaderMap, Request};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -132,12 +132,20 @@ async fn pull(
     unsent.answer(work, failure).await
 }
 
+/// What a push is asked for.
+pub(super) struct Wanted {
+    /// Platforms of the images, if not any.
+    pub(super) platforms: Vec<Platform>,
+    /// The image to be pushed by its digest alone (ours: Docker has no such thing).
+    pub(super) by_digest: Option<String>,
+}
+
 /// `POST /images/NAME/push`.
 pub(super) fn push(
     engine: Engine,
     name: &str,
     tag: Option<&str>,
-    platforms: Vec<Platform>,
+    wanted: Wanted,
     headers: &HeaderMap,
 ) -> Result<Response, ApiError> {
     let image = image_ref(name, tag)?;
@@ -145,7 +153,7 @@ pub(super) fn push(
     let (lines, response) = JsonLines::response();
     tokio::spawn(async move {
         let outcome = tokio::select! {
-            outcome = push_all(&engine, &image, platforms, credential.as_ref(), &lines) => outcome,
+            outcome = push_all(&engine, &image, wanted, credential.as_ref(), &lines) => outcome,
             () = lines.closed() => return,
         };
         if let Err(error) = outcome {
@@ -158,13 +166,24 @@ pub(super) fn push(
 async fn push_all(
     engine: &Engine,
     image: &ImageRef,
-    platforms: Vec<Platform>,
+    Wanted {
+        platforms,
+        by_digest,
+    }: Wanted,
     credential: Option<&Credential>,
     lines: &JsonLines,
 ) -> Result<(), EngineError> {
     let status = format!("The push refers to repository [{}]", image.name());
     lines.send(&json!({ "status": status })).await;
     let images = engine.images();
+    if let Some(id) = by_digest {
+        let progress = Arc::new(ToClient(lines.clone()));
+        let pushed = images
+            .push_by_digest(image, &id, credential, progress)
+            .await?;
+        lines.send(&outcome(None, &pushed)).await;
+        return images.pushed(image).await;
+    }
     let wanted = images.to_push(image).await?;
     // An image here is of one platform: another cannot be pushed, and nothing is before that
     // is known.
@@ -178,14 +197,17 @@ async fn push_all(
         let tag = tagged.tag().unwrap_or_default();
         let status = format!("{tag}: digest: {} size: {}", pushed.digest, pushed.size);
         lines.send(&json!({ "status": status })).await;
-        lines
-            .send(&json!({
-                "progressDetail": {},
-                "aux": { "Tag": tag, "Digest": pushed.digest, "Size": pushed.size }
-            }))
-            .await;
+        lines.send(&outcome(Some(tag), &pushed)).await;
     }
     images.pushed(image).await
+}
+
+/// What a push came to, for programs.
+fn outcome(tag: Option<&str>, pushed: &Pushed) -> Value {
+    json!({
+        "progressDetail": {},
+        "aux": { "Tag": tag.unwrap_or_default(), "Digest": pushed.digest, "Size": pushed.size }
+    })
 }
 
 #[cfg(test)]

@@ -96,6 +96,8 @@ struct TagQuery {
     #[serde(default)]
     repo: String,
     tag: Option<String>,
+    #[serde(rename = "by-digest")]
+    by_digest: Option<String>,
 }
 
 /// `POST /images/NAME/tag` and `/push`.
@@ -115,7 +117,11 @@ async fn act(
         }
         Some((name, "push")) => {
             let platforms = archives::platforms(&pairs, "platform")?;
-            distribution::push(engine, name, tag, platforms, &headers)
+            let wanted = distribution::Wanted {
+                platforms,
+                by_digest: query.by_digest,
+            };
+            distribution::push(engine, name, tag, wanted, &headers)
         }
         _ => Err(unknown(&Method::POST, &uri)),
     }

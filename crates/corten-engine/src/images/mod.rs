@@ -325,6 +325,28 @@ impl Images {
             .await?)
     }
 
+    /// Pushes an image to a repository, where it gets no tag.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push); the repository is named with a tag.
+    pub async fn push_by_digest(
+        &self,
+        repository: &ImageRef,
+        image: &str,
+        credential: Option<&Credential>,
+        progress: Arc<dyn Progress>,
+    ) -> Result<Pushed> {
+        if repository.tag().is_some() || repository.digest().is_some() {
+            let name = repository.familiar();
+            return Err(bad(&format!("can't push tagged ref {name} by digest")));
+        }
+        let id = self.resolve(image).await?;
+        let client = self.0.registry()?;
+        Ok(client
+            .push(self.0.store(), repository, &id, credential, &*progress)
+            .await?)
+    }
+
     /// Records that everything was pushed that a name stands for.
     ///
     /// # Errors

@@ -271,6 +271,11 @@ fn refuse_foreign(flags: &Parsed, outputs: &Outputs) -> Result {
             "--output type=cacheonly: this engine has the classic builder only",
         ));
     }
+    if outputs.by_digest() {
+        return Err(CliError::message(
+            "--output push-by-digest: this engine has the classic builder only",
+        ));
+    }
     const OURS: [&str; 6] = [
         "secret",
         "ssh",

@@ -21,6 +21,8 @@ pub(super) enum Output {
         names: Vec<String>,
         /// And is pushed by all its names.
         push: bool,
+        /// The names are repositories, where it is pushed without a tag.
+        by_digest: bool,
     },
     /// Files in a directory.
     Directory(PathBuf),
@@ -68,6 +70,7 @@ impl Outputs {
                 None => outputs.push(Output::Image {
                     names: Vec::new(),
                     push: true,
+                    by_digest: false,
                 }),
             }
         }
@@ -111,10 +114,21 @@ impl Outputs {
         self.list
             .iter()
             .filter_map(|output| match output {
-                Output::Image { names, .. } => Some(names.iter().map(String::as_str)),
+                Output::Image {
+                    names,
+                    by_digest: false,
+                    ..
+                } => Some(names.iter().map(String::as_str)),
                 _ => None,
             })
             .flatten()
+    }
+
+    /// Whether an image is to be pushed without a tag.
+    pub(super) fn by_digest(&self) -> bool {
+        let by_digest =
+            |output: &Output| matches!(output, Output::Image { by_digest, .. } if *by_digest);
+        self.list.iter().any(by_digest)
     }
 
     /// Outputs of files, as the engine is told of them.
@@ -141,6 +155,25 @@ impl Outputs {
         let mut digest = None;
         for output in &self.list {
             match output {
+                Output::Image {
+                    push: true,
+                    by_digest: true,
+                    names,
+                } => {
+                    if let Some(tag) = tags.first() {
+                        return Err(CliError::message(format!(
+                            "ERROR: can't push tagged ref {tag} by digest"
+                        )));
+                    }
+                    if names.is_empty() {
+                        return Err(CliError::message(
+                            "ERROR: a name is needed when pushing to registry",
+                        ));
+                    }
+                    for repository in names {
+                        digest = push(cli, repository, Some(image)).await?.or(digest);
+                    }
+                }
                 Output::Image { push: true, .. } => {
                     if tags.is_empty() {
                         return Err(CliError::message(
@@ -148,7 +181,7 @@ impl Outputs {
                         ));
                     }
                     for tag in tags {
-                        digest = push(cli, tag).await?.or(digest);
+                        digest = push(cli, tag, None).await?.or(digest);
                     }
                 }
                 Output::Archive(path) => {
@@ -220,17 +253,24 @@ async fn unpack(mut from: BodyReader, directory: &Path) -> Result {
     }
 }
 
-/// Pushes one name; the manifest's digest.
-async fn push(cli: &Cli, tag: &str) -> Result<Option<String>> {
-    let image = reference(tag)?.or_latest();
-    let lines = cli
+/// Pushes one name, or an image by its digest to the repository that is named; the manifest's
+/// digest.
+async fn push(cli: &Cli, named: &str, by_digest: Option<&str>) -> Result<Option<String>> {
+    let image = reference(named)?;
+    let repository = match by_digest {
+        Some(_) => image.familiar(),
+        None => image.familiar_name(),
+    };
+    let image = image.or_latest();
+    let mut call = cli
         .client()?
-        .post(format!("/images/{}/push", name(&image.familiar_name())))
-        .query("tag", image.tag().unwrap_or_default())
-        .header("X-Registry-Auth", auth_header(cli, &image))
-        .lines()
-        .await?;
-    let aux = stream::outcome(lines, Sink::nothing()).await?;
+        .post(format!("/images/{}/push", name(&repository)))
+        .header("X-Registry-Auth", auth_header(cli, &image));
+    call = match by_digest {
+        Some(id) => call.query("by-digest", id),
+        None => call.query("tag", image.tag().unwrap_or_default()),
+    };
+    let aux = stream::outcome(call.lines().await?, Sink::nothing()).await?;
     let digest = aux.as_ref().and_then(|aux| aux.get("Digest")?.as_str());
     Ok(digest.map(str::to_owned))
 }
@@ -253,6 +293,7 @@ fn parse(text: &str, here: &Path) -> Result<(Output, ImageForm)> {
     let truth = |key: &str, value: &str| truth(key, value).map_err(wrong);
     let (mut form, mut tar) = (ImageForm::default(), true);
     let (mut kind, mut dest, mut names, mut push) = (None, None, Vec::new(), false);
+    let (mut by_digest, mut canonical) = (false, false);
     for field in fields(text) {
         let Some((key, value)) = field.split_once('=') else {
             return Err(wrong(format!("invalid value {field}")));
@@ -270,9 +311,10 @@ fn parse(text: &str, here: &Path) -> Result<(Output, ImageForm)> {
             "tar" => tar = truth("tar", value)?,
             // These say what is so here anyway.
             "unpack" | "store" if matches!(value, "true" | "1") => {}
-            "push-by-digest" | "name-canonical" if matches!(value, "false" | "0") => {}
+            "push-by-digest" => by_digest = truth("push-by-digest", value)?,
+            "name-canonical" => canonical = truth("name-canonical", value)?,
             "context" if value == "default" => {}
-            key @ ("unpack" | "store" | "context" | "push-by-digest" | "name-canonical") => {
+            key @ ("unpack" | "store" | "context") => {
                 return Err(wrong(format!("{key}={value} is not supported")));
             }
             key => return Err(wrong(format!("{key} is not supported"))),
@@ -302,6 +344,18 @@ fn parse(text: &str, here: &Path) -> Result<(Output, ImageForm)> {
     if !tar && !matches!(kind.as_str(), "oci" | "docker") {
         return Err(wrong(format!("tar=false is not supported by type {kind}")));
     }
+    // By its digest an image is known here only to the repositories that it was pushed to.
+    let pushes = kind == "registry" || (kind == "image" && push);
+    if canonical && !pushes {
+        return Err(wrong(
+            "name-canonical=true is not supported without a push".to_owned(),
+        ));
+    }
+    if by_digest && !matches!(kind.as_str(), "image" | "registry") {
+        return Err(wrong(format!(
+            "push-by-digest is not supported by type {kind}"
+        )));
+    }
     let output = match kind.as_str() {
         "oci" | "docker" if !tar => layout(dest)?,
         "cacheonly" => {
@@ -318,14 +372,26 @@ fn parse(text: &str, here: &Path) -> Result<(Output, ImageForm)> {
         "tar" => Output::Tar(file(dest)),
         "oci" => Output::Archive(file(dest)),
         "docker" if dest.is_some() => Output::Archive(file(dest)),
-        "docker" => Output::Image { names, push: false },
+        "docker" => Output::Image {
+            names,
+            push: false,
+            by_digest: false,
+        },
         "image" => {
             no_dest(dest)?;
-            Output::Image { names, push }
+            Output::Image {
+                names,
+                push,
+                by_digest,
+            }
         }
         "registry" => {
             no_dest(dest)?;
-            Output::Image { names, push: true }
+            Output::Image {
+                names,
+                push: true,
+                by_digest,
+            }
         }
         other => return Err(wrong(format!("exporter {other:?} could not be found"))),
     };
@@ -365,6 +431,12 @@ mod tests {
         let image = |names: &[&str], push| Output::Image {
             names: names.iter().map(|n| (*n).to_owned()).collect(),
             push,
+            by_digest: false,
+        };
+        let by_digest = Output::Image {
+            names: vec!["a".to_owned()],
+            push: true,
+            by_digest: true,
         };
         for (text, output) in [
             ("out", Output::Directory("/here/out".into())),
@@ -383,6 +455,10 @@ mod tests {
                 image(&["a", "b"], true),
             ),
             ("type=registry", image(&[], true)),
+            (
+                "type=image,name=a,push=true,push-by-digest=true,name-canonical=true",
+                by_digest,
+            ),
             (
                 "type=oci,tar=false,dest=x",
                 Output::Layout("/here/x".into()),
@@ -408,8 +484,12 @@ mod tests {
             ("type=oci,tar=false", "tar=false needs a directory"),
             ("type=image,tar=false", "tar=false is not supported"),
             (
-                "type=image,name=x,push-by-digest=true",
-                "push-by-digest=true is not supported",
+                "type=image,name=x,name-canonical=true",
+                "name-canonical=true is not supported without a push",
+            ),
+            (
+                "type=docker,push-by-digest=true",
+                "push-by-digest is not supported by type docker",
             ),
             (
                 "type=cacheonly,dest=x",
