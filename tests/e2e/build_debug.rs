@@ -91,6 +91,34 @@ fn a_shell_has_what_the_step_had() {
     engine.assert_clean();
 }
 
+/// What other steps say meanwhile is not written over the shell, holds nobody up, and comes after.
+#[test]
+fn other_steps_go_on_unseen_while_a_shell_is_open() {
+    let engine = Engine::with_alpine();
+    let gate = "RUN --mount=type=cache,id=gate,target=/gate";
+    // More than a connection holds. Its last word shows that it was not held up.
+    let dockerfile = format!(
+        "FROM alpine AS other\n{gate} until test -e /gate/shell; do sleep 0.1; done; \
+         yes line $((7*9)) of it | head -n 20000; touch /gate/done; \
+         until test -e /gate/left; do sleep 0.1; done\n\
+         FROM alpine\n{gate} exit 4\nCOPY --from=other /x /\n"
+    );
+    let context = engine.context("others", &[("Dockerfile", &dockerfile)]);
+    let plain = ["build", "--debug", "--progress=plain"];
+    let args: Vec<_> = plain.into_iter().chain(context.to_str()).collect();
+    let mut sitting = sit_down(&engine, &args);
+    sitting.sees("This is /bin/sh in what it left");
+    sitting.types(
+        "touch /gate/shell; until test -e /gate/done; do sleep 0.1; done; echo \"[$((40+2))]\"\n",
+    );
+    sitting.sees("[42]");
+    assert!(!sitting.seen.lock().unwrap().contains("line 63 of it"));
+    sitting.types("touch /gate/left; exit\n");
+    assert_eq!(sitting.build.code(), Some(4));
+    sitting.sees("line 63 of it");
+    engine.assert_clean();
+}
+
 #[test]
 fn an_engine_elsewhere_has_shells_too() {
     let engine = Engine::with_alpine();

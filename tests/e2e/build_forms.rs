@@ -272,3 +272,43 @@ fn corten_host() -> String {
         other => format!("linux_{other}"),
     }
 }
+
+/// An engine that says nothing of being ours is asked for nothing that it would leave out.
+#[test]
+fn another_engine_is_not_asked_for_what_it_does_not_know() {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let engine = Engine::new();
+    let context = engine.context("foreign", &[("Dockerfile", "FROM scratch\n")]);
+    let socket = engine.path("foreign.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let (told, asked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let mut writer = connection.try_clone().unwrap();
+            let mut lines = BufReader::new(connection).lines().map_while(Result::ok);
+            while let Some(request) = lines.next() {
+                told.send(request).unwrap();
+                lines.by_ref().find(String::is_empty);
+                let answer = "HTTP/1.1 200 OK\r\nServer: Docker/20.10.24 (linux)\r\n\
+                    Api-Version: 1.41\r\nContent-Length: 0\r\n\r\n";
+                writer.write_all(answer.as_bytes()).unwrap();
+            }
+        }
+    });
+    let host = format!("unix://{}", socket.display());
+    for (flag, expected) in [
+        ("--output=type=cacheonly", "--output type=cacheonly: "),
+        ("--allow=device", "--allow device: "),
+        ("--secret=id=s,env=HOME", "--secret: "),
+    ] {
+        let refused = engine.fails(1, ["-H", &host, "build", flag, path(&context)]);
+        let expected = format!("{expected}this engine has the classic builder only");
+        assert!(refused.contains(&expected), "{refused}");
+    }
+    let asked: Vec<String> = asked.try_iter().collect();
+    assert!(!asked.is_empty());
+    assert!(
+        asked.iter().all(|line| line.contains("/_ping ")),
+        "{asked:?}"
+    );
+}

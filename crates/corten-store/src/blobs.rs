@@ -444,6 +444,27 @@ mod tests {
     }
 
     #[test]
+    fn names_are_as_old_as_their_last_making() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = Blobs::new(dir.path(), None);
+        let digest = blobs.put_bytes(b"content").unwrap();
+        let ctime = |path: &Path| fs::metadata(path).unwrap().ctime();
+        let path = blobs.path(&digest);
+        let made = ctime(&path);
+        assert!(blobs.was_named_by(&digest, made));
+        assert!(!blobs.was_named_by(&digest, made - 1), "made after that");
+        blobs.remove(&digest).unwrap();
+        assert!(!blobs.was_named_by(&digest, made), "not here");
+        // Made again once the second is over.
+        while blobs.was_named_by(&digest, made) || !path.exists() {
+            blobs.remove(&digest).unwrap();
+            blobs.put_bytes(b"content").unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert!(ctime(&path) > made);
+    }
+
+    #[test]
     fn resumes_where_a_dead_process_ended() {
         let dir = tempfile::tempdir().unwrap();
         let blobs = Blobs::new(dir.path(), None);

@@ -70,3 +70,38 @@ pub(super) fn forget_before(db: &rusqlite::Connection, before: i64) -> Result<()
     db.execute("DELETE FROM build_url WHERE time < ?", [before])?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_still_asked_for_is_not_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let schemas = [corten_store::SCHEMA, super::super::SCHEMA];
+        let database = corten_db::Database::open(&dir.path().join("db"), &schemas).unwrap();
+        let store = corten_store::Store::open(dir.path(), database.clone());
+        let cache = Cache::new(database.clone(), store);
+        let [used, other] = ["http://a/used", "http://a/other"].map(|url| url.parse().unwrap());
+        let known = KnownFile {
+            etag: "\"1\"".into(),
+            digest: Digest::of(b"content").to_string(),
+        };
+        for url in [&used, &other] {
+            cache.note_file(url, &known).unwrap();
+        }
+        let write = |sql: &str| {
+            let done = database.write(Durability::Relaxed, |db| {
+                Ok::<_, BuildError>(db.execute(sql, [])?)
+            });
+            done.unwrap();
+        };
+        write("UPDATE build_url SET time = 1000");
+        // As when the server says that it is unchanged.
+        cache.note_file(&used, &known).unwrap();
+        let forgotten = database.write(Durability::Relaxed, |db| forget_before(db, 1001));
+        forgotten.unwrap();
+        assert_eq!(cache.known_file(&used).unwrap(), Some(known));
+        assert_eq!(cache.known_file(&other).unwrap(), None);
+    }
+}
