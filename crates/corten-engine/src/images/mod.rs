@@ -338,7 +338,7 @@ impl Images {
     ) -> Result<Pushed> {
         if repository.tag().is_some() || repository.digest().is_some() {
             let name = repository.familiar();
-            return Err(bad(&format!("can't push tagged ref {name} by digest")));
+            return Err(bad(format!("can't push tagged ref {name} by digest")));
         }
         let id = self.resolve(image).await?;
         let client = self.0.registry()?;
