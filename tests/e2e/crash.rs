@@ -219,3 +219,28 @@ fn a_lost_database_loses_nothing_else() {
     engine.ok(["system", "reset", "--force"]);
     assert_eq!(engine.ok(["images", "-q"]), "");
 }
+
+/// scripts/chaos.py for longer: `--minutes 30 --clients 8`.
+#[test]
+fn chaos_leaves_nothing_behind_and_no_lie() {
+    let engine = Engine::with_alpine();
+    let done = Command::new("python3")
+        .arg(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../scripts/chaos.py"
+        ))
+        .args(["--seconds", "10", "--clients", "4", "--corten"])
+        .arg(crate::harness::binary())
+        .arg("--root")
+        .arg(engine.root())
+        .env("TMPDIR", engine.path(""))
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&done.stdout);
+    let errors = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{told}{errors}");
+    // Both kinds of process were killed, or this saw nothing.
+    for what in ["serve killed -9", "supervisor killed -9"] {
+        assert!(told.contains(what), "{told}");
+    }
+}
