@@ -11,6 +11,7 @@ The seed decides what the clients do, not how it meets. Prints what is wrong, an
 import argparse, hashlib, importlib.util, json, os, random, shutil, signal, subprocess, sys
 import tempfile, threading, time
 
+sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
 # How long a command may take on a busy machine.
 PATIENCE = 90

@@ -23,6 +23,7 @@ moments in the files `began` and `ended`), and the free ports $PORT, $PORT1, $PO
 import difflib, glob, importlib.util, json, os, random, re, shutil, socket, subprocess
 import sys, tempfile, time
 
+sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
 TABLES = os.path.join(HERE, "../tests/e2e/docker_table")
 PATIENCE = 60
