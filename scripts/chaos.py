@@ -129,27 +129,38 @@ class Chaos:
                 ids = [word for word in words if len(word) == 64]
                 yield int(pid), ids[0] if ids else ""
 
+    def untruth(self, id):
+        """What is told of a container and is not so."""
+        code, (told, said) = self.run("inspect", id)
+        if code:
+            # Removed meanwhile, by its own --rm.
+            return None if "No such" in said else f"inspect: {said}"
+        state = json.loads(told)[0]["State"]
+        lives = [pid for pid, of in self.supervisors() if of == id]
+        if state["Running"] and not lives:
+            return f"is said to run, and nobody supervises it: {state}"
+        if lives and not state["Running"]:
+            return f"is said not to run, and {lives} supervises it: {state}"
+        if state["Status"] in ("running", "paused"):
+            if not os.path.exists(f"/proc/{state['Pid']}"):
+                return f"runs without its process: {state}"
+        if state["Status"] == "running":
+            code, (_, said) = self.run("exec", id, "true")
+            if code:
+                return f"is said to run, and cannot be entered: {said}"
+        return None
+
     def states(self):
-        """Complains of each container of which something untrue is told."""
+        """Complains of each container of which something untrue is told. One that ends or
+        begins at this moment may be caught between two looks: it is looked at again."""
         _, (told, _) = self.run("ps", "-aq", "--no-trunc")
         known = told.split()
         for id in known:
-            code, (told, said) = self.run("inspect", id)
-            if code:
-                # Removed meanwhile, by its own --rm.
-                if "No such" not in said:
-                    self.complain(f"inspect {id}: {said}")
-                continue
-            state = json.loads(told)[0]["State"]
-            lives = [pid for pid, of in self.supervisors() if of == id]
-            if state["Running"] and not lives:
-                self.complain(f"{id} is said to run, and nobody supervises it: {state}")
-            if state["Status"] == "running":
-                code, (_, said) = self.run("exec", id, "true")
-                if code and "is not running" not in said and "restarting" not in said:
-                    self.complain(f"{id} is said to run, and cannot be entered: {said}")
-            if state["Running"] and state["Status"] != "restarting" and state["Pid"] <= 0:
-                self.complain(f"{id} runs without a process: {state}")
+            deadline = time.time() + 15
+            while (wrong := self.untruth(id)) and time.time() < deadline:
+                time.sleep(0.1)
+            if wrong:
+                self.complain(f"{id} {wrong}")
         for pid, of in self.supervisors():
             if of not in known:
                 # One that removes its container is on its way out.
