@@ -25,6 +25,7 @@ mod cp;
 mod crash;
 mod docker_table;
 mod dockerfiles;
+mod explain;
 mod harness;
 mod health;
 mod image_prune;

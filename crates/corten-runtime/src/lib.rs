@@ -44,7 +44,7 @@ pub mod status;
 mod sys;
 mod validate;
 
-pub use cgroup::Cgroup;
+pub use cgroup::{Cgroup, OomEvent, OomWatch};
 pub use create::{Created, Running, create};
 pub use error::{ExecErrno, RuntimeError, Step};
 pub use exec::{ExecProcess, Target, exec};

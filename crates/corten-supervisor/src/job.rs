@@ -117,6 +117,9 @@ pub trait Host {
     /// A health check has been judged. `changed`: the state is another one by it.
     fn health(&mut self, health: &HealthState, changed: bool);
 
+    /// The out-of-memory killer has come.
+    fn oom(&mut self);
+
     /// It has ended. `restarting`: the policy will start it again.
     fn exited(&mut self, exit: &Exit, restarting: bool);
 

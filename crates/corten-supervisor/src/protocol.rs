@@ -35,6 +35,21 @@ pub struct Exit {
     /// Why it could not even be started, when a restart failed.
     #[serde(default)]
     pub error: Option<String>,
+    /// To a stop: it had to be killed, and why the signal before that did not end it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forced: Option<Forced>,
+}
+
+/// Why a first process has outlived the signal it was to end on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Forced {
+    /// It ignores the signal.
+    Ignored,
+    /// It does nothing about it, and a first process has no default action.
+    NoHandler,
+    /// It handles the signal, but had not ended in time.
+    Slow,
 }
 
 /// Which streams of a process.

@@ -14,9 +14,12 @@ use crate::execs::{self, Exec};
 use crate::health;
 use crate::hub;
 use crate::idle;
-use crate::protocol::{Ask, Exit, Phase, Refusal, Reply, Request, Status, VERSION, receive, send};
+use crate::protocol::{
+    Ask, Exit, Forced, Phase, Refusal, Reply, Request, Status, VERSION, receive, send,
+};
 use crate::supervise::{Live, RunDir, Shared};
 
+const SIGKILL: i32 = 9;
 /// After SIGKILL to everything inside, the end is a matter of the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -344,12 +347,16 @@ pub(crate) async fn stop(
         }
     }
     let patience = timeout.unwrap_or(live.stop_timeout);
+    let mut forced = None;
     match u64::try_from(patience) {
         Err(_) => return next(exits).await,
         Ok(seconds) => {
             let waited = tokio::time::timeout(Duration::from_secs(seconds), next(exits.clone()));
             if let Ok(exit) = waited.await {
                 return exit;
+            }
+            if seconds > 0 && signal != SIGKILL {
+                forced = why_it_lives(live.pid, signal);
             }
         }
     }
@@ -359,8 +366,48 @@ pub(crate) async fn stop(
     if let Err(error) = live.cgroup.kill_all() {
         tracing::warn!(%error, "cannot kill what is inside");
     }
-    tokio::time::timeout(KILL_PATIENCE, next(exits))
-        .await
-        .ok()
-        .flatten()
+    let exit = tokio::time::timeout(KILL_PATIENCE, next(exits)).await;
+    exit.ok().flatten().map(|exit| Exit { forced, ..exit })
+}
+
+/// What a process that has outlived a signal does about it.
+fn why_it_lives(pid: i32, signal: i32) -> Option<Forced> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    reaction(&status, signal)
+}
+
+fn reaction(status: &str, signal: i32) -> Option<Forced> {
+    let has = |field: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+        let set = u64::from_str_radix(line.trim(), 16).ok()?;
+        Some(set >> u32::try_from(signal - 1).ok()? & 1 == 1)
+    };
+    Some(if has("SigIgn:")? {
+        Forced::Ignored
+    } else if has("SigCgt:")? || has("SigBlk:")? {
+        // Blocked: it waits for signals instead of being interrupted by them.
+        Forced::Slow
+    } else {
+        Forced::NoHandler
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reactions_to_a_signal() {
+        let status = "Name:\tx\nSigBlk:\t0000000000000200\nSigIgn:\t0000000000001000\n\
+                      SigCgt:\t0000000000004000\n";
+        for (signal, expected) in [
+            (10, Forced::Slow),
+            (13, Forced::Ignored),
+            (15, Forced::Slow),
+            (2, Forced::NoHandler),
+        ] {
+            assert_eq!(reaction(status, signal), Some(expected), "{signal}");
+        }
+        assert_eq!(reaction("", 15), None);
+    }
 }

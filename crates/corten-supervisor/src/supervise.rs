@@ -21,6 +21,7 @@ use crate::hub::Hub;
 use crate::job::{Host, Job, RestartPolicy, StartError};
 use crate::launch::Launch;
 use crate::logs::{LogWriter, now};
+use crate::oom;
 use crate::protocol::{Exit, Launched, Phase, frame};
 use crate::run::{self, Run};
 use crate::{idle, server};
@@ -310,10 +311,13 @@ async fn live(
                 if let Some(check) = check {
                     health::begin(shared, check);
                 }
-                tokio::select! {
+                let watching = tokio::task::spawn_local(oom::watch(shared.clone()));
+                let exit = tokio::select! {
                     exit = finish(shared, run) => exit,
                     never = settle(shared) => match never {},
-                }
+                };
+                watching.abort();
+                exit
             }
             Err(error) => {
                 let unused = shared.hub.borrow_mut().take();
@@ -333,6 +337,7 @@ async fn live(
                     oom: false,
                     at: now(),
                     error: Some(error.message),
+                    forced: None,
                 }
             }
         };
@@ -440,6 +445,7 @@ async fn finish(shared: &Rc<Shared>, mut run: Run) -> Exit {
         oom,
         at,
         error: None,
+        forced: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! `/containers/…`: life cycle and looking at them. Streams are in `streams`.
 
 use axum::extract::{Path, State};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use corten_engine::containers::{
@@ -273,8 +273,8 @@ async fn stop(
     Path(name): Path<String>,
     Query(query): Query<StopQuery>,
 ) -> Answer {
-    engine.containers().stop(&name, query.options()).await?;
-    Ok(no_content())
+    let warning = engine.containers().stop(&name, query.options()).await?;
+    Ok(warned(no_content(), warning))
 }
 
 async fn restart(
@@ -282,8 +282,17 @@ async fn restart(
     Path(name): Path<String>,
     Query(query): Query<StopQuery>,
 ) -> Answer {
-    engine.containers().restart(&name, query.options()).await?;
-    Ok(no_content())
+    let warning = engine.containers().restart(&name, query.options()).await?;
+    Ok(warned(no_content(), warning))
+}
+
+/// An answer that has no room for a warning carries it in a header.
+fn warned(mut answer: Response, warning: Option<String>) -> Response {
+    let value = warning.and_then(|text| http::HeaderValue::from_str(&text).ok());
+    if let Some(value) = value {
+        answer.headers_mut().insert("corten-warning", value);
+    }
+    answer
 }
 
 #[derive(Deserialize)]

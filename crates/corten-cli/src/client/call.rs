@@ -205,6 +205,17 @@ impl<'c> Call<'c> {
         self.send().await?.bytes().await.map(drop)
     }
 
+    /// Sends it and waits for the end of an answer of which only a warning is wanted.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn warning(self) -> Result<Option<String>, ClientError> {
+        let answer = self.send().await?;
+        let warning = answer.header("corten-warning");
+        answer.bytes().await?;
+        Ok(warning)
+    }
+
     /// Sends it and reads JSON.
     ///
     /// # Errors

@@ -74,6 +74,7 @@ pub(crate) static ROOT: Command = Command::group(
         &version::VERSION,
         &volume::GROUP,
         &container::WAIT,
+        &container::WHY,
     ],
 );
 

@@ -201,19 +201,20 @@ impl Containers {
         start::start(&self.0, name).await
     }
 
-    /// Stops it; `NotModified` when it does not run.
+    /// Stops it; `NotModified` when it does not run. A warning if it had to be killed, with the
+    /// reason and what to do about it.
     ///
     /// # Errors
     /// When there is no such container, or it cannot be killed.
-    pub async fn stop(&self, name: &str, options: StopOptions) -> Result<()> {
+    pub async fn stop(&self, name: &str, options: StopOptions) -> Result<Option<String>> {
         stop::stop(&self.0, name, &options).await
     }
 
-    /// Stops it if it runs, and starts it.
+    /// Stops it if it runs, and starts it. A warning as of [`Self::stop`].
     ///
     /// # Errors
     /// As for [`Self::stop`] and [`Self::start`].
-    pub async fn restart(&self, name: &str, options: StopOptions) -> Result<()> {
+    pub async fn restart(&self, name: &str, options: StopOptions) -> Result<Option<String>> {
         stop::restart(&self.0, name, &options).await
     }
 

@@ -418,6 +418,13 @@ pub(crate) fn set_ended(c: &Connection, id: &str, ended: &Ended<'_>) -> Result<(
     Ok(())
 }
 
+/// The out-of-memory killer has come.
+pub(crate) fn set_oom(c: &Connection, id: &str) -> Result<()> {
+    c.prepare_cached("UPDATE containers SET oom_killed = 1 WHERE id = ?")?
+        .execute([id])?;
+    Ok(())
+}
+
 /// A health check has been judged.
 pub(crate) fn set_health(c: &Connection, id: &str, health: &HealthState) -> Result<()> {
     c.prepare_cached(

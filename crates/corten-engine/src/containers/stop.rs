@@ -1,6 +1,7 @@
 //! Ending and freezing containers: stop, restart, kill, pause.
 
 use corten_db::Durability;
+use corten_supervisor::Forced;
 use corten_supervisor::client::Client;
 
 use super::row::{self, Container, Status};
@@ -38,8 +39,12 @@ async fn mark_stopped(engine: &Engine, container: &Container) -> Result<()> {
         .await
 }
 
-/// Stops a container; `NotModified` when it does not run.
-pub(super) async fn stop(engine: &Engine, name: &str, options: &StopOptions) -> Result<()> {
+/// Stops a container; `NotModified` when it does not run. A warning if it had to be killed.
+pub(super) async fn stop(
+    engine: &Engine,
+    name: &str,
+    options: &StopOptions,
+) -> Result<Option<String>> {
     let container = find(engine, name).await?;
     if !container.status.is_live() {
         return Err(EngineError::NotModified(format!(
@@ -50,7 +55,11 @@ pub(super) async fn stop(engine: &Engine, name: &str, options: &StopOptions) -> 
     down(engine, &container, options).await
 }
 
-async fn down(engine: &Engine, container: &Container, options: &StopOptions) -> Result<()> {
+async fn down(
+    engine: &Engine,
+    container: &Container,
+    options: &StopOptions,
+) -> Result<Option<String>> {
     let signal = options
         .signal
         .as_deref()
@@ -58,7 +67,7 @@ async fn down(engine: &Engine, container: &Container, options: &StopOptions) -> 
         .map(signals::signal)
         .transpose()?;
     let Ok(client) = supervisor(engine, container) else {
-        return Ok(());
+        return Ok(None);
     };
     if has_policy(container) {
         mark_stopped(engine, container).await?;
@@ -75,21 +84,54 @@ async fn down(engine: &Engine, container: &Container, options: &StopOptions) -> 
             Ok(())
         })
         .await?;
-    match client
+    let forced = match client
         .stop(signal, options.timeout)
         .await
         .map_err(|e| refused(container, e))
     {
-        Ok(_) | Err(EngineError::NotRunning(_)) => {}
+        Ok(exit) => exit.forced,
+        Err(EngineError::NotRunning(_)) => None,
         Err(error) => return Err(error),
-    }
+    };
     let id = container.clone();
     engine
         .blocking(move |engine| {
             super::event(engine, &id, "stop", &[]);
             Ok(())
         })
-        .await
+        .await?;
+    let signal = signal.unwrap_or_else(|| stop_signal(container));
+    Ok(forced.map(|forced| advice(container, signal, forced)))
+}
+
+/// Why a container had to be killed, and what to do about it.
+fn advice(container: &Container, signal: i32, forced: Forced) -> String {
+    let signal = signals::name(signal);
+    let (program, args) = super::inspect::path_and_args(container);
+    let shell = program
+        .rsplit('/')
+        .next()
+        .is_some_and(|name| name.ends_with("sh"));
+    let what = match forced {
+        Forced::Ignored => format!("{program} ignores {signal}"),
+        Forced::NoHandler => format!(
+            "{program} does not handle {signal}, which does nothing to a container's first process by itself"
+        ),
+        Forced::Slow => format!("it got {signal}, but did not end in time"),
+    };
+    let advice = match forced {
+        Forced::Slow => "give it more time with --stop-timeout",
+        _ if shell && args.first().is_some_and(|a| a == "-c") => {
+            "begin the shell's last command with exec, or run the container with --init"
+        }
+        _ if shell => "start the script's last command with exec, or run the container with --init",
+        Forced::NoHandler => "run the container with --init, or choose another --stop-signal",
+        Forced::Ignored => "choose another --stop-signal",
+    };
+    format!(
+        "container {} had to be killed: {what}; {advice}",
+        container.name
+    )
 }
 
 fn stop_signal(container: &Container) -> i32 {
@@ -116,8 +158,13 @@ async fn set_auto_remove(engine: &Engine, container: &Container, on: bool) -> Re
 }
 
 /// Stops a container if it runs, and starts it.
-pub(super) async fn restart(engine: &Engine, name: &str, options: &StopOptions) -> Result<()> {
+pub(super) async fn restart(
+    engine: &Engine,
+    name: &str,
+    options: &StopOptions,
+) -> Result<Option<String>> {
     let container = find(engine, name).await?;
+    let mut warning = None;
     if container.status.is_live() {
         // `--rm` is about the last end, which this is not.
         set_auto_remove(engine, &container, false).await?;
@@ -125,7 +172,7 @@ pub(super) async fn restart(engine: &Engine, name: &str, options: &StopOptions) 
         if stopped.is_err() {
             set_auto_remove(engine, &container, true).await?;
         }
-        stopped?;
+        warning = stopped?;
     }
     let again = container.clone();
     engine
@@ -140,7 +187,8 @@ pub(super) async fn restart(engine: &Engine, name: &str, options: &StopOptions) 
             super::event(engine, &again, "restart", &[]);
             Ok(())
         })
-        .await
+        .await?;
+    Ok(warning)
 }
 
 /// Sends a signal.

@@ -45,6 +45,14 @@ const NAMES: &[(&str, i32)] = &[
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
+/// A signal's name, with `SIG`.
+pub(crate) fn name(signal: i32) -> String {
+    match NAMES.iter().find(|(_, number)| *number == signal) {
+        Some((name, _)) => format!("SIG{name}"),
+        None => format!("signal {signal}"),
+    }
+}
+
 /// Reads `TERM`, `SIGTERM`, `sigterm`, `15`, `RTMIN+3`, `SIGRTMAX-1`.
 pub(crate) fn signal(text: &str) -> Result<i32, EngineError> {
     let invalid = || bad(format!("invalid signal: {text}"));
@@ -84,6 +92,14 @@ pub(crate) fn signal(text: &str) -> Result<i32, EngineError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_read_again() {
+        for (text, number) in [("SIGTERM", 15), ("SIGABRT", 6), ("signal 35", 35)] {
+            assert_eq!(name(number), text);
+        }
+        assert_eq!(signal(&name(9)).unwrap(), 9);
+    }
 
     #[test]
     fn reads_every_form() {

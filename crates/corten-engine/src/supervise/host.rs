@@ -48,10 +48,10 @@ pub(super) struct EngineHost {
     /// As it was when last prepared.
     container: Option<Container>,
     network: Option<NetworkState>,
-    /// When this run began.
-    began: Instant,
     /// Nobody else writes to its root while it runs.
     in_use: Option<root::InUse>,
+    /// The out-of-memory killer has been told of in this run.
+    oom: bool,
 }
 
 impl EngineHost {
@@ -62,8 +62,8 @@ impl EngineHost {
             id,
             container: None,
             network: None,
-            began: Instant::now(),
             in_use: None,
+            oom: false,
         }
     }
 
@@ -275,9 +275,7 @@ impl EngineHost {
         let about = self.attributes();
         let mut attributes = about.clone();
         attributes.insert("exitCode".to_owned(), exit.code.to_string());
-        let seconds = self.began.elapsed().as_secs();
-        attributes.insert("execDuration".to_owned(), seconds.to_string());
-        let (id, oom) = (&self.id, exit.oom);
+        let (id, oom, untold) = (&self.id, exit.oom || self.oom, exit.oom && !self.oom);
         self.engine.write(self.durability(), |c| {
             let started = row::get(c, id)?.map_or(at, |container| container.started);
             let lasted = (at - started).max(0) / 1_000_000_000;
@@ -294,7 +292,7 @@ impl EngineHost {
                 row::count_restart(c, id)?;
             }
             bridge::release(c, id)?;
-            if oom {
+            if untold {
                 events::record(c, Kind::Container, "oom", id, &about)?;
             }
             events::record(c, Kind::Container, "die", id, &attributes)?;
@@ -344,7 +342,7 @@ impl Host for EngineHost {
     }
 
     fn started(&mut self, pid: i32, ports: &[PortMapping]) {
-        self.began = Instant::now();
+        self.oom = false;
         if let Some(state) = &mut self.network {
             state.ports = published(ports);
         }
@@ -416,6 +414,20 @@ impl Host for EngineHost {
             events::record(c, Kind::Container, &action, &self.id, &attributes)
         });
         self.report("health", written);
+    }
+
+    fn oom(&mut self) {
+        self.oom = true;
+        let attributes = self
+            .container
+            .as_ref()
+            .map(containers::attributes)
+            .unwrap_or_default();
+        let written = self.engine.write(self.durability(), |c| {
+            row::set_oom(c, &self.id)?;
+            events::record(c, Kind::Container, "oom", &self.id, &attributes)
+        });
+        self.report("out of memory", written);
     }
 
     fn start_failed(&mut self, code: u8, message: &str) {

@@ -85,12 +85,14 @@ async fn stop(cli: &Cli, flags: Parsed) -> Result {
     let seconds = timeout(cli, &flags)?;
     let (client, signal) = (cli.client()?, flags.nonempty("signal"));
     super::each(cli, &flags.args, |name| async move {
-        Ok(client
+        let warning = client
             .post(format!("/containers/{}/stop", component(name)))
             .query_opt("t", seconds)
             .query_opt("signal", signal)
-            .done()
-            .await?)
+            .warning()
+            .await?;
+        warn(cli, warning);
+        Ok(())
     })
     .await
 }
@@ -105,14 +107,23 @@ async fn restart(cli: &Cli, flags: Parsed) -> Result {
             .post(format!("/containers/{}/restart", component(name)))
             .query_opt("t", seconds)
             .query_opt("signal", flags.nonempty("signal"))
-            .done()
+            .warning()
             .await;
         match restarted {
-            Ok(()) => cli.line(name)?,
+            Ok(warning) => {
+                warn(cli, warning);
+                cli.line(name)?;
+            }
             Err(error) => failures.add(error),
         }
     }
     failures.result()
+}
+
+fn warn(cli: &Cli, warning: Option<String>) {
+    if let Some(warning) = warning {
+        cli.complain(format!("WARNING: {warning}"));
+    }
 }
 
 /// Seconds to wait, as the query wants them.

@@ -22,6 +22,7 @@ mod top;
 mod update;
 mod wait;
 pub(crate) mod when;
+mod why;
 
 use futures_util::StreamExt;
 
@@ -50,6 +51,7 @@ pub(crate) use stats::STATS;
 pub(crate) use top::TOP;
 pub(crate) use update::UPDATE;
 pub(crate) use wait::WAIT;
+pub(crate) use why::WHY;
 
 /// `run`.
 pub(crate) static RUN: Command = Command::new(
@@ -111,6 +113,7 @@ pub(crate) static GROUP: Command = Command::group(
         &UNPAUSE,
         &UPDATE,
         &WAIT,
+        &WHY,
     ],
 );
 
