@@ -24,6 +24,7 @@ mod containers;
 mod cp;
 mod crash;
 mod docker_table;
+mod depends;
 mod dockerfiles;
 mod explain;
 mod harness;

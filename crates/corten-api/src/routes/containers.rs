@@ -247,8 +247,19 @@ fn flatten_bridge(document: &mut serde_json::Value) {
     }
 }
 
-async fn start(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
-    engine.containers().start(&name).await?;
+#[derive(Deserialize)]
+struct StartQuery {
+    /// Ours: what this start waits for.
+    #[serde(default, rename = "depends-on")]
+    depends_on: String,
+}
+
+async fn start(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<StartQuery>,
+) -> Answer {
+    engine.containers().start(&name, &query.depends_on).await?;
     Ok(no_content())
 }
 

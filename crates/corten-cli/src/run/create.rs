@@ -16,6 +16,9 @@ use crate::opts::{
     OptError, Result, blkio, device, env, hosts, mount, network, ports, security, ulimit,
 };
 
+/// The annotation in which the engine finds what a container depends on.
+const DEPENDS_ON: &str = "corten.depends-on";
+
 /// Flags that make no sense on Linux or that we do not offer, and what to say about them.
 const REFUSED: &[(&str, &str)] = &[
     ("cpu-count", "only Windows containers have it"),
@@ -292,7 +295,11 @@ fn host_config(
             None
         },
         annotations: {
-            let map = env::map(&flags.list("annotation"));
+            let mut map = env::map(&flags.list("annotation"));
+            let needed = flags.list("depends-on");
+            if !needed.is_empty() {
+                map.insert(DEPENDS_ON.to_owned(), needed.join(","));
+            }
             (!map.is_empty()).then_some(map)
         },
         cap_add: capabilities("cap-add"),

@@ -68,6 +68,10 @@ pub(crate) const CONTAINER: &[Flag] = &[
     Flag::text("cpus", "How many CPUs the container may use (1.5)").typed("decimal", check_cpus),
     Flag::text("cpuset-cpus", "The CPUs to run on (0-3, 0,1)"),
     Flag::text("cpuset-mems", "The memory nodes to use (0-3, 0,1)"),
+    Flag::list(
+        "depends-on",
+        "Start and wait for this container first (name[:started|healthy|completed])",
+    ),
     Flag::list("device", "Give the container a device of the host"),
     Flag::list("device-cgroup-rule", "Allow devices by rule (c 1:3 rwm)")
         .typed("list", device::check_rule),

@@ -196,6 +196,9 @@ fn check(
     engine
         .database()
         .read(|c| settle_modes(c, &mut host, &parsed))?;
+    engine
+        .database()
+        .read(|c| super::depends::check(c, host.annotations.as_ref()))?;
     hostname(&id, &parsed, &mut config)?;
 
     let mut warnings = Vec::new();

@@ -9,6 +9,7 @@ mod attach;
 mod changes;
 mod commit;
 mod create;
+mod depends;
 mod exec;
 pub(crate) mod files;
 mod foreign;
@@ -193,12 +194,13 @@ impl Containers {
             .await
     }
 
-    /// Starts it; `NotModified` when it runs already.
+    /// Starts it, after what it depends on and what `depends_on` names besides
+    /// (`NAME[:started|healthy|completed],…`); `NotModified` when it runs already.
     ///
     /// # Errors
     /// [`EngineError::Start`] with the exit code when its program cannot be started.
-    pub async fn start(&self, name: &str) -> Result<()> {
-        start::start(&self.0, name).await
+    pub async fn start(&self, name: &str, depends_on: &str) -> Result<()> {
+        start::start_after(&self.0, name, depends_on, &[]).await
     }
 
     /// Stops it; `NotModified` when it does not run. A warning if it had to be killed, with the

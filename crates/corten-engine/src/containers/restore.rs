@@ -1,7 +1,9 @@
 //! Starting, after a boot, what its restart policy wants running.
 
+use std::time::Duration;
+
 use super::row::{self, Container, Status};
-use super::{start, state};
+use super::{depends, start, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::parse::restart::{self, Restart};
@@ -28,12 +30,34 @@ fn is_wanted(container: &Container) -> bool {
     }
 }
 
+/// How long those are waited for that others depend on.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// Starts them; the names of the started.
 pub(crate) async fn restore(engine: &Engine) -> Result<Vec<String>> {
+    let (mut started, waiting) = independent(engine).await?;
+    for container in waiting {
+        let starting = start::start_after(engine, &container.id, "", &[]);
+        match tokio::time::timeout(PATIENCE, starting).await {
+            Ok(Ok(())) => started.push(container.name),
+            Ok(Err(EngineError::NotModified(_))) => {}
+            Ok(Err(error)) => {
+                tracing::error!(container = %container.name, %error, "not restarted");
+            }
+            Err(_) => {
+                tracing::error!(container = %container.name, "what it depends on is not ready");
+            }
+        }
+    }
+    Ok(started)
+}
+
+/// Starts those that depend on nobody, and tells which others are to be started.
+async fn independent(engine: &Engine) -> Result<(Vec<String>, Vec<Container>)> {
     engine
         .blocking(|engine| {
             crate::sweep::quick(engine);
-            let mut started = Vec::new();
+            let (mut started, mut waiting) = (Vec::new(), Vec::new());
             // Oldest first: later ones may join the namespaces of earlier ones.
             for mut container in engine
                 .database()
@@ -45,6 +69,10 @@ pub(crate) async fn restore(engine: &Engine) -> Result<Vec<String>> {
                 if !is_wanted(&container) || state::has_supervisor(engine, &container.id) {
                     continue;
                 }
+                if depends::has_any(&container) {
+                    waiting.push(container);
+                    continue;
+                }
                 match start::launch(engine, &container) {
                     Ok(()) => started.push(container.name),
                     Err(EngineError::NotModified(_)) => {}
@@ -53,7 +81,7 @@ pub(crate) async fn restore(engine: &Engine) -> Result<Vec<String>> {
                     }
                 }
             }
-            Ok(started)
+            Ok((started, waiting))
         })
         .await
 }

@@ -8,7 +8,7 @@ use corten_supervisor::protocol::Launched;
 use corten_supervisor::{BoxError, LaunchError, Launcher};
 
 use super::row::{self, Container, Status};
-use super::{remove, state};
+use super::{depends, remove, state};
 use crate::builder::own_program;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -20,8 +20,26 @@ type Result<T> = std::result::Result<T, EngineError>;
 /// How long the last run's supervisor is waited for: it leaves a moment after telling the end.
 const LEAVING: Duration = Duration::from_secs(10);
 
+/// Starts a container after what it depends on; see [`depends::met`].
+pub(super) async fn start_after(
+    engine: &Engine,
+    name: &str,
+    more: &str,
+    trail: &[String],
+) -> Result<()> {
+    let wanted = name.to_owned();
+    let container = engine
+        .blocking(move |engine| state::find(engine, &wanted))
+        .await?;
+    // One that runs is told so below; what it needs is none of its business then.
+    if !container.status.is_live() && (!more.is_empty() || depends::has_any(&container)) {
+        depends::met(engine, &container, more, trail).await?;
+    }
+    start(engine, &container.id).await
+}
+
 /// Starts a container; `NotModified` when it runs already.
-pub(super) async fn start(engine: &Engine, name: &str) -> Result<()> {
+async fn start(engine: &Engine, name: &str) -> Result<()> {
     let wanted = name.to_owned();
     engine
         .blocking(move |engine| {

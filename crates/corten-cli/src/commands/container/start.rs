@@ -15,6 +15,10 @@ const FLAGS: &[Flag] = &[
     Flag::switch("attach", "Attach to its output and pass signals on").short('a'),
     Flag::text("checkpoint", "Go on from this checkpoint"),
     Flag::text("checkpoint-dir", "Directory of the checkpoint"),
+    Flag::list(
+        "depends-on",
+        "Start and wait for this container first (name[:started|healthy|completed])",
+    ),
     Flag::text("detach-keys", "Keys that detach from the container"),
     Flag::switch("interactive", "Attach to its standard input").short('i'),
 ];
@@ -69,11 +73,18 @@ async fn several(cli: &Cli, flags: &Parsed, names: &[String]) -> Result {
     )))
 }
 
+/// What this start waits for, as the query wants it.
+fn depends_on(flags: &Parsed) -> Option<String> {
+    let list = flags.list("depends-on");
+    (!list.is_empty()).then(|| list.join(","))
+}
+
 async fn one(client: &Client, flags: &Parsed, name: &str) -> Result {
     Ok(client
         .post(format!("/containers/{}/start", component(name)))
         .query_opt("checkpoint", flags.nonempty("checkpoint"))
         .query_opt("checkpoint-dir", flags.nonempty("checkpoint-dir"))
+        .query_opt("depends-on", depends_on(flags))
         .done()
         .await?)
 }
