@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use crate::harness::{Engine, until};
+use crate::harness::{Background, Engine, until};
 
 fn directory(engine: &Engine, id: &str) -> std::path::PathBuf {
     engine.root().join("containers").join(id)
@@ -11,6 +11,11 @@ fn directory(engine: &Engine, id: &str) -> std::path::PathBuf {
 
 fn lines(text: &str) -> Vec<u32> {
     text.lines().map(|line| line.parse().unwrap()).collect()
+}
+
+/// Of a file that is being written to: without a line that is not whole yet.
+fn whole_lines(text: &str) -> Vec<u32> {
+    lines(text.rfind('\n').map_or("", |end| &text[..end]))
 }
 
 #[test]
@@ -38,13 +43,16 @@ fn rotated_and_compressed_logs_are_read_as_one() {
         lines(&engine.ok(["logs", "--tail", "1", "box"])) == [400]
     });
     let before = lines(&engine.ok(["logs", "box"]));
-    let follower = engine.spawn(["logs", "-f", "--tail", "10", "box"]);
-    // It follows when it has been shown the past; what is missed then is missed for good.
-    std::thread::sleep(Duration::from_millis(300));
+    let followed = engine.path("followed");
+    let mut follow = engine.command(["logs", "-f", "--tail", "10", "box"]);
+    follow.stdout(std::fs::File::create(&followed).unwrap());
+    let mut follower = Background::of(follow.spawn().unwrap());
+    let followed = || whole_lines(&std::fs::read_to_string(&followed).unwrap_or_default());
+    until("it has been shown the past", || followed().len() == 10);
     // Its exit code is not looked at: the container may end before it does, and take it along.
     engine.run(["exec", "box", "touch", "/go"]);
-    let followed = lines(&follower.finish().stdout);
-    assert_eq!(followed, (391..=700).collect::<Vec<_>>());
+    assert_eq!(follower.code(), Some(0));
+    assert_eq!(followed(), (391..=700).collect::<Vec<_>>());
     // So much as three files keep, without a gap.
     let all = lines(&engine.ok(["logs", "box"]));
     assert_eq!(all, (all[0]..=700).collect::<Vec<_>>());
