@@ -87,32 +87,40 @@ impl Listing<'_> {
         let template = Template::parse(text)?;
         let mut out = String::new();
         if is_table {
-            let headers: Map<String, Value> = self
-                .headers
-                .iter()
-                .map(|(field, header)| ((*field).to_owned(), Value::from(*header)))
-                .collect();
-            // Fields with a key are headed by the key.
-            let methods = rows
-                .first()
-                .map(|row| row.methods.clone())
-                .unwrap_or_default();
-            let headers = Data {
-                root: Value::Object(headers),
-                methods,
-                ..Data::default()
-            };
-            out.push_str(&template.render_header(&headers)?);
-            out.push('\n');
+            out.push_str(&self.header(&template, rows.first())?);
         }
         for row in rows {
-            out.push_str(&template.render(&row.data())?);
+            out.push_str(&template.render_row(row.data())?);
             out.push('\n');
         }
         if text == "{{json .}}" {
             out = escaped(&out);
         }
         Ok(if is_table { super::align(&out) } else { out })
+    }
+
+    /// The usual table, or what `--quiet` prints, of lines that its template would give: of
+    /// hundreds of rows, applying it takes longer than everything else.
+    pub(crate) fn lines(&self, quiet: bool, lines: &str) -> Result<String> {
+        if quiet {
+            return Ok(lines.to_owned());
+        }
+        let header = self.header(&Template::parse(self.table)?, None)?;
+        Ok(super::align(&(header + lines)))
+    }
+
+    /// The line above a table. Fields with a key are headed by the key.
+    fn header(&self, template: &Template, first: Option<&Row>) -> Result<String> {
+        let headers = self.headers.iter();
+        let headers: Map<String, Value> = headers
+            .map(|(field, header)| ((*field).to_owned(), Value::from(*header)))
+            .collect();
+        let headers = Data {
+            root: Value::Object(headers),
+            methods: first.map(|row| row.methods.clone()).unwrap_or_default(),
+            ..Data::default()
+        };
+        Ok(template.render_header(&headers)? + "\n")
     }
 }
 

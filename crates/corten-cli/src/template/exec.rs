@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::parse::{Node, Operand, Pipeline, What};
 use super::shape::{Shape, Typed};
@@ -14,17 +14,17 @@ const MAX_OUTPUT: usize = 256 << 20;
 pub(super) fn render(
     nodes: &[Node],
     source: &str,
-    data: &Data,
+    data: Data,
     header: bool,
 ) -> Result<String, TemplateError> {
+    let root = Typed::new(data.root, data.shape);
     let mut run = Run {
         source,
-        data,
+        methods: &data.methods,
         header,
         out: String::new(),
         variables: Vec::new(),
     };
-    let root = Typed::new(data.root.clone(), data.shape);
     // `$` is what a template was given; few ask for it, and it is given for every row.
     if source.contains('$') {
         run.variables.push((String::new(), root.clone()));
@@ -79,7 +79,7 @@ enum Flow {
 
 struct Run<'a> {
     source: &'a str,
-    data: &'a Data,
+    methods: &'a Map<String, Value>,
     header: bool,
     out: String,
     variables: Vec<(String, Typed)>,
@@ -306,7 +306,7 @@ impl Run<'_> {
             let what = self.operand_text(head);
             return Err(self.error(head.at, what, "can't give argument to non-function".into()));
         };
-        let Some(answers) = self.data.methods.get(name) else {
+        let Some(answers) = self.methods.get(name) else {
             let what = self.operand_text(head);
             let reason = format!("{name} is not a method but has arguments");
             return Err(self.error(head.at, what, reason));

@@ -92,6 +92,14 @@ impl Template {
     /// # Errors
     /// An expression that does not fit the data.
     pub fn render(&self, data: &Data) -> Result<String, TemplateError> {
+        self.render_row(data.clone())
+    }
+
+    /// The same, of data that nobody needs any more: one of many rows.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_row(&self, data: Data) -> Result<String, TemplateError> {
         exec::render(&self.nodes, &self.source, data, false)
     }
 
@@ -101,7 +109,7 @@ impl Template {
     /// # Errors
     /// As [`Self::render`].
     pub fn render_header(&self, headers: &Data) -> Result<String, TemplateError> {
-        exec::render(&self.nodes, &self.source, headers, true)
+        exec::render(&self.nodes, &self.source, headers.clone(), true)
     }
 }
 

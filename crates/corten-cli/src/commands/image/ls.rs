@@ -104,8 +104,11 @@ async fn list(cli: &Cli, flags: Parsed) -> Result {
         table: &table,
         quiet: "{{.ID}}",
     };
-    let fields = if usual { Fields::OfTable } else { Fields::All };
-    let rows = rows(&images, wanted, !flags.on("no-trunc"), fields);
+    let truncate = !flags.on("no-trunc");
+    if usual && !digests {
+        return cli.print(&listing.lines(quiet, &lines(&images, quiet, truncate))?);
+    }
+    let rows = rows(&images, wanted, truncate);
     // With a format of its own, --quiet only changes the usual table.
     cli.print(&listing.render(format, quiet && usual, rows)?)
 }
@@ -153,12 +156,12 @@ pub(crate) fn table(images: &[Summary]) -> Result<String> {
         table: &table,
         quiet: "",
     };
-    listing.render(None, false, rows(&once(images), false, true, Fields::All))
+    listing.render(None, false, rows(&once(images), false, true))
 }
 
 /// The images of `system df -v --format json`.
 pub(crate) fn rows_once(images: &[Summary]) -> Vec<Row> {
-    let rows = rows(&once(images), false, false, Fields::All).into_iter();
+    let rows = rows(&once(images), false, false).into_iter();
     rows.map(|row| row.with("Digest", "")).collect()
 }
 
@@ -173,23 +176,35 @@ fn once(images: &[Summary]) -> Vec<Summary> {
     images
 }
 
-/// Which fields a row is to have: of hundreds of rows, making those that nobody asked for takes
-/// longer than everything else.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fields {
-    /// Those of the usual table.
-    OfTable,
-    All,
+/// The lines of the usual table, one for each name, or their ids.
+fn lines(images: &[Summary], quiet: bool, truncate: bool) -> String {
+    let mut out = String::new();
+    for image in images {
+        let id = shown_id(image, truncate);
+        let (since, size) = (since(image), units::size(image.size));
+        let since = if since.is_empty() { "N/A" } else { &since };
+        for (repository, tag, _) in names(image, false) {
+            if quiet {
+                out.push_str(&id);
+            } else {
+                for cell in [&repository, "\t", &tag, "\t", &id, "\t", since, "\t", &size] {
+                    out.push_str(cell);
+                }
+            }
+            out.push('\n');
+        }
+    }
+    out
 }
 
 /// One row per name; the same image may have several.
-fn rows(images: &[Summary], digests: bool, truncate: bool, fields: Fields) -> Vec<Row> {
+fn rows(images: &[Summary], digests: bool, truncate: bool) -> Vec<Row> {
     images
         .iter()
         .flat_map(|image| {
             names(image, digests)
                 .into_iter()
-                .map(move |name| row(image, name, truncate, fields))
+                .map(move |name| row(image, name, truncate))
         })
         .collect()
 }
@@ -250,27 +265,7 @@ fn row(
     image: &Summary,
     (repository, tag, digest): (String, String, String),
     truncate: bool,
-    fields: Fields,
 ) -> Row {
-    let since = if image.created > units::ZERO_TIME {
-        units::ago(image.created)
-    } else {
-        String::new()
-    };
-    let id = if truncate {
-        units::short_id(&image.id)
-    } else {
-        image.id.clone()
-    };
-    if fields == Fields::OfTable {
-        return Row::default()
-            .with("CreatedSince", since)
-            .with("Digest", digest)
-            .with("ID", id)
-            .with("Repository", repository)
-            .with("Size", units::size(image.size))
-            .with("Tag", tag);
-    }
     let known = |size: i64| {
         if size < 0 {
             "N/A".to_owned()
@@ -291,15 +286,32 @@ fn row(
     Row::default()
         .with("Containers", containers)
         .with("CreatedAt", units::timestamp(image.created))
-        .with("CreatedSince", since)
+        .with("CreatedSince", since(image))
         .with("Digest", digest)
-        .with("ID", id)
+        .with("ID", shown_id(image, truncate))
         .with("Repository", repository)
         .with("SharedSize", known(image.shared_size))
         .with("Size", units::size(image.size))
         .with("Tag", tag)
         .with("UniqueSize", known(unique))
         .with("VirtualSize", units::size4(image.size))
+}
+
+fn shown_id(image: &Summary, truncate: bool) -> String {
+    if truncate {
+        units::short_id(&image.id)
+    } else {
+        image.id.clone()
+    }
+}
+
+/// How long ago it was made; empty where it does not say.
+fn since(image: &Summary) -> String {
+    if image.created > units::ZERO_TIME {
+        units::ago(image.created)
+    } else {
+        String::new()
+    }
 }
 
 #[cfg(test)]
@@ -349,13 +361,38 @@ mod tests {
     }
 
     #[test]
+    fn lines_are_what_the_template_gives() {
+        let listing = Listing {
+            headers: HEADERS,
+            table: &format!(
+                "{{{{.Repository}}}}\t{{{{.Tag}}}}\t{{{{.ID}}}}\t{SINCE}\t{{{{.Size}}}}"
+            ),
+            quiet: "{{.ID}}",
+        };
+        let dated = Summary {
+            created: 1_000_000_000,
+            ..image()
+        };
+        let images = [image(), dated, Summary::default()];
+        for (quiet, truncate) in [(false, true), (false, false), (true, true), (true, false)] {
+            let rows = rows(&images, false, truncate);
+            assert_eq!(
+                listing
+                    .lines(quiet, &lines(&images, quiet, truncate))
+                    .unwrap(),
+                listing.render(None, quiet, rows).unwrap()
+            );
+        }
+    }
+
+    #[test]
     fn paragraphs() {
         let listing = Listing {
             headers: HEADERS,
             table: "",
             quiet: "",
         };
-        let rows = || rows(&[image()], true, true, Fields::All);
+        let rows = || rows(&[image()], true, true);
         let digest = format!("sha256:{}", "a".repeat(64));
         let shown = listing
             .render(Some(&raw(false, true)), false, rows())
