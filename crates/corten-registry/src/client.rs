@@ -199,7 +199,7 @@ impl Client {
         let remote = Remote::new(sources.clone());
         let tags = remote.tags(repository.path()).await;
         let tags = tags.map_err(|error| match error {
-            RegistryError::ManifestUnknown(_) | RegistryError::PullDenied(_) => {
+            RegistryError::RepositoryUnknown { .. } | RegistryError::PullDenied(_) => {
                 RegistryError::PullDenied(repository.familiar_name())
             }
             other => other,

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Instant;
 
 use bollard_stubs::models::ExecConfig;
 use corten_db::Durability;
