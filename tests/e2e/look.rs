@@ -177,3 +177,20 @@ fn events_are_filtered_and_have_the_name_of_the_moment() {
     }
     engine.fails(1, ["events", "--until", "0s", "--filter", "colour=red"]);
 }
+
+#[test]
+fn execs_outlive_the_command_line() {
+    let engine = Engine::with_alpine();
+    engine.ok(["run", "-d", "--name", "box", "alpine", "sleep", "1000"]);
+    let script = "touch /begun; while test ! -e /go; do sleep 0.05; done; echo end > /done";
+    let exec = engine.spawn(["exec", "box", "sh", "-c", script]);
+    until("it has begun", || {
+        engine.run(["exec", "box", "test", "-e", "/begun"]).code == 0
+    });
+    exec.kill_9();
+    engine.ok(["exec", "box", "touch", "/go"]);
+    until("it has ended by itself", || {
+        engine.run(["exec", "box", "cat", "/done"]).stdout == "end\n"
+    });
+    engine.ok(["rm", "-f", "box"]);
+}

@@ -24,10 +24,21 @@ pub(crate) fn join_mounts(namespace: BorrowedFd<'_>) -> rustix::io::Result<()> {
     )
 }
 
-/// Makes a mount, and everything mounted below it, read-only.
-pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
+/// What a mount may be restricted to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Restriction {
+    ReadOnly,
+    /// Device nodes are only files.
+    NoDevices,
+}
+
+/// Restricts a mount, and everything mounted below it.
+pub(crate) fn restrict(mount: BorrowedFd<'_>, to: Restriction) -> rustix::io::Result<()> {
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_set: match to {
+            Restriction::ReadOnly => libc::MOUNT_ATTR_RDONLY,
+            Restriction::NoDevices => libc::MOUNT_ATTR_NODEV,
+        },
         attr_clr: 0,
         propagation: 0,
         userns_fd: 0,

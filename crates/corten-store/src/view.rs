@@ -14,7 +14,7 @@ use rustix::mount::{
 };
 
 use crate::rooted::{RootFd, normal};
-use crate::sys;
+use crate::sys::{self, Restriction};
 
 /// A tree of mounts, attached nowhere, and where in the root it belongs.
 #[derive(Debug)]
@@ -62,6 +62,11 @@ impl View {
             sys::unshare_mounts()?;
             let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
             mount_change("/", private)?;
+            // Who looks at files never means to open a device.
+            sys::restrict(root.as_fd(), Restriction::NoDevices)?;
+            for part in parts {
+                sys::restrict(part.mount.as_fd(), Restriction::NoDevices)?;
+            }
             // Anywhere will do.
             let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
             move_mount(root.as_fd(), "", CWD, "/", flags)?;
@@ -128,7 +133,7 @@ pub fn copy_of(part: BorrowedFd<'_>, whole: bool) -> io::Result<OwnedFd> {
 /// # Errors
 /// What the kernel refuses.
 pub fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(sys::make_read_only(mount)?)
+    Ok(sys::restrict(mount, Restriction::ReadOnly)?)
 }
 
 /// Copies of what a process has mounted, attached nowhere: its root without anything mounted in
@@ -220,6 +225,14 @@ mod tests {
         let device = |path: &str| view.root().stat(Path::new(path)).unwrap().st_dev;
         assert_ne!(device("b/data"), device("b"));
         assert_eq!(device("b/data/file"), device("b/data"));
+        // A device is only a file.
+        let dir = view.root().directory(Path::new("b")).unwrap();
+        let null = rustix::fs::makedev(1, 3);
+        rustix::fs::mknodat(&dir, "null", FileType::CharacterDevice, Mode::RUSR, null).unwrap();
+        let opened = view
+            .root()
+            .open_in_root(Path::new("b/null"), OFlags::RDONLY, Mode::empty());
+        assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains("/b/data"), "{mounts}");
     }

@@ -379,6 +379,56 @@ mod tests {
     }
 
     #[test]
+    fn a_link_that_is_put_in_an_entrys_place_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        std::fs::write(&victim, "").unwrap();
+        rustix::fs::chmod(&victim, Mode::from_raw_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&victim, dir.path().join("entry")).unwrap();
+        let root = RootFd::open(dir.path()).unwrap();
+        let error = set_mode(root.as_fd(), OsStr::new("entry"), 0o777).unwrap_err();
+        assert_eq!(
+            error.raw_os_error(),
+            Some(rustix::io::Errno::LOOP.raw_os_error())
+        );
+        let stat = rustix::fs::stat(&victim).unwrap();
+        assert_eq!(stat.st_mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn kinds_are_kept_names_changed_and_owners_left() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("in/new/f")).unwrap();
+        let root = RootFd::open(dir.path()).unwrap();
+        let tar = archive(&[
+            ("old/f", EntryType::Regular, "x"),
+            ("h", EntryType::Link, "old/f"),
+        ]);
+        let to = |replacing| Unpacking {
+            root: &root,
+            below: Path::new("in"),
+            renamed: Some((Path::new("old"), Path::new("new"))),
+            owners: Owners::Own,
+            replacing,
+            called: Path::new("/shown"),
+        };
+        let error = unpack_archive(tar.as_slice(), to(Replacing::SameKind)).unwrap_err();
+        let words = "cannot overwrite directory \"/shown/new/f\" with non-directory \"/shown\"";
+        assert_eq!(error.to_string(), words);
+        unpack_archive(tar.as_slice(), to(Replacing::Anything)).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("in/new/f")).unwrap(), b"x");
+        assert_eq!(std::fs::read(dir.path().join("in/h")).unwrap(), b"x");
+        let tar = archive(&[("old/f", EntryType::Directory, "")]);
+        let error = unpack_archive(tar.as_slice(), to(Replacing::SameKind)).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("cannot overwrite non-directory"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn attributes_and_times_are_kept() {
         if !rustix::process::geteuid().is_root() {
             return;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use corten_dockerfile::ModeChange;
@@ -78,9 +78,17 @@ pub(crate) fn is_directory(root: &RootFd, path: &Path) -> bool {
     root.directory(path).is_ok()
 }
 
+/// Never follows a link: whoever else writes there (a container that runs, while files are copied
+/// into it) may have put one in the entry's place, and it would lead to this machine's files.
 pub(super) fn set_mode(dir: BorrowedFd<'_>, name: &OsStr, mode: u32) -> io::Result<()> {
-    let mode = Mode::from_raw_mode(mode & 0o7777);
-    Ok(rustix::fs::chmodat(dir, name, mode, AtFlags::empty())?)
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let entry = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let stat = rustix::fs::fstat(&entry)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+        return Err(rustix::io::Errno::LOOP.into());
+    }
+    let path = format!("/proc/self/fd/{}", entry.as_raw_fd());
+    Ok(rustix::fs::chmod(path, Mode::from_raw_mode(mode & 0o7777))?)
 }
 
 pub(super) fn set_owner(dir: BorrowedFd<'_>, name: &OsStr, owner: (u32, u32)) -> io::Result<()> {
