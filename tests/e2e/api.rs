@@ -211,3 +211,37 @@ fn the_docker_command_line_tells_failures_once() {
     run(&["run", "--name", "changes", "alpine", "touch", "/new"]);
     assert_eq!(run(&["diff", "changes"]), "A /new\n");
 }
+
+#[test]
+fn any_client_of_a_terminal_detaches_by_keys() {
+    use std::io::{Read as _, Write as _};
+    let engine = Engine::with_alpine();
+    let (_server, _host) = engine.serve();
+    engine.ok(["run", "-dit", "--name", "box", "alpine", "cat"]);
+    for (query, typed) in [
+        ("", "echo\r\x10\x11"),
+        ("&detachKeys=ctrl-a,z", "\x10\x11\x01z"),
+    ] {
+        let mut stream = std::os::unix::net::UnixStream::connect(engine.path("api.sock")).unwrap();
+        let patience = Some(crate::harness::PATIENCE);
+        stream.set_read_timeout(patience).unwrap();
+        let request = format!(
+            "POST /containers/box/attach?stream=1&stdin=1&stdout=1{query} HTTP/1.1\r\n\
+             Host: corten\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        assert!(head.starts_with(b"HTTP/1.1 101"), "{head:?}");
+        stream.write_all(typed.as_bytes()).unwrap();
+        // To its end: the client is let go, the program is not.
+        stream.read_to_end(&mut Vec::new()).unwrap();
+        let running = engine.ok(["inspect", "-f", "{{.State.Running}}", "box"]);
+        assert_eq!(running, "true", "{query}");
+    }
+    engine.ok(["rm", "-f", "box"]);
+}
