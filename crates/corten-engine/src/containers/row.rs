@@ -453,6 +453,15 @@ pub(crate) fn health_log(c: &Connection, id: &str) -> Result<(i64, Vec<Probe>)> 
     Ok((streak, log))
 }
 
+/// How many whole seconds a container has run until then.
+pub(crate) fn lasted(c: &Connection, id: &str, until: i64) -> Result<i64> {
+    let started: Option<i64> = c
+        .prepare_cached("SELECT started FROM containers WHERE id = ?")?
+        .query_row([id], |r| r.get(0))
+        .optional()?;
+    Ok((until - started.unwrap_or(until)).max(0) / 1_000_000_000)
+}
+
 /// The container could not be started: it is as before, with the error and its exit code.
 pub(crate) fn set_start_failed(c: &Connection, id: &str, code: i64, error: &str) -> Result<()> {
     c.prepare_cached("UPDATE containers SET exit_code = ?, error = ?, pid = 0 WHERE id = ?")?
@@ -567,6 +576,18 @@ mod tests {
                 "{none}"
             );
         }
+    }
+
+    #[test]
+    fn seconds_since_the_start() {
+        let c = connection();
+        let id = format!("abc{}", "0".repeat(61));
+        insert(&c, &container(&id, "web")).unwrap();
+        c.execute("UPDATE containers SET started = 5000000000", [])
+            .unwrap();
+        assert_eq!(lasted(&c, &id, 7_900_000_000).unwrap(), 2);
+        assert_eq!(lasted(&c, &id, 1).unwrap(), 0);
+        assert_eq!(lasted(&c, "none", 9_000_000_000).unwrap(), 0);
     }
 
     #[test]

@@ -184,6 +184,8 @@ fn bury(engine: &Engine, container: &Container) -> Result<()> {
             error: "supervisor died",
             at,
         };
+        let lasted = row::lasted(c, &container.id, ended.at)?;
+        attributes.insert("execDuration".to_owned(), lasted.to_string());
         row::set_ended(c, &container.id, &ended)?;
         if again {
             row::count_restart(c, &container.id)?;

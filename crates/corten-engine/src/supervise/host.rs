@@ -276,8 +276,7 @@ impl EngineHost {
         attributes.insert("exitCode".to_owned(), exit.code.to_string());
         let (id, oom, untold) = (&self.id, exit.oom || self.oom, exit.oom && !self.oom);
         self.engine.write(self.durability(), |c| {
-            let started = row::get(c, id)?.map_or(at, |container| container.started);
-            let lasted = (at - started).max(0) / 1_000_000_000;
+            let lasted = row::lasted(c, id, at)?;
             attributes.insert("execDuration".to_owned(), lasted.to_string());
             let ended = Ended {
                 status,
