@@ -12,14 +12,14 @@ recorded there: what Docker's own engine says, and where ours says something els
       CORTEN_ROOT names, which must have the image alpine and nothing else. Prints what is not
       as recorded and fails then. --write puts it into the tables instead: who does that says why.
 
-A table is a list of command lines (`$ …`, for bash) with their answer, each line of which begins with
-` `, `-` (only Docker's engine) or `+` (only ours), then `|` (standard output), `!` (standard
-error) or `=` (exit status, when it is not 0). `? …` says why they differ: `? 28` that Docker 28.2.2's engine
-answers as ours, `? later: …` that it is being made and not compared until then,
-`? cli: …` that our own command line words it otherwise (this row is for Docker's). Ids, times, addresses
-and the like are replaced by their kind. Command lines may use `shape` (paths and
-values of JSON documents), `until_ok COMMAND…` (polls) and `events ARGUMENT…` (those between the
-moments in the files `began` and `ended`), and the free ports $PORT, $PORT1, $PORT2."""
+A table is a list of command lines (`$ …`, for bash) with their answer, each line of which begins
+with ` `, `-` (only Docker's engine) or `+` (only ours), then `|` (standard output), `!` (standard
+error) or `=` (exit status, when it is not 0). `? …` says why they differ: `? 28` that Docker
+28.2.2's engine answers as ours, `? later: …` that it is being made and not compared until then,
+`? cli: …` that our own command line words it otherwise (this row is for Docker's). Ids, times,
+addresses and the like are replaced by their kind. Command lines may use `shape` (paths and values
+of JSON documents), `until_ok COMMAND…` (polls), `events ARGUMENT…` (those between the moments in
+the files `began` and `ended`), and the free ports $PORT, $PORT1, $PORT2."""
 import difflib, glob, importlib.util, json, os, random, re, shutil, socket, subprocess
 import sys, tempfile, time
 
@@ -35,9 +35,6 @@ until_ok() {
 events() { docker events --since "$(cat began)" --until "$(cat ended)" "$@"; }
 shape() { python3 "$COMPARE_DOCKER" shape "$@"; }
 """
-ZERO = "0001-01-01T00:00:00Z"
-
-
 LATER = "later: "
 CLI = "cli: "
 NEWER = "28"
