@@ -15,6 +15,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 
 use super::tree::{Entry, Tree};
+use super::walk::cores;
 use crate::cache::{Cache, now};
 use crate::cancel::Cancel;
 use crate::error::BuildError;
@@ -118,6 +119,9 @@ fn contents(
     Ok(contents)
 }
 
+/// So many files are worth more than one thread.
+const MANY: usize = 16;
+
 /// Reads files with as many threads as there are cores.
 fn read_all(
     tree: &Tree,
@@ -140,8 +144,8 @@ fn read_all(
                 .push((i, digest));
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    if files.len() < 16 || threads < 2 {
+    let threads = if files.len() < MANY { 1 } else { cores() };
+    if threads < 2 {
         work()?;
     } else {
         std::thread::scope(|scope| {

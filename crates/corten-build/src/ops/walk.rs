@@ -280,11 +280,13 @@ impl Rules {
 }
 
 fn threads() -> usize {
-    static THREADS: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-    *THREADS.get_or_init(|| {
-        let cores = std::thread::available_parallelism();
-        cores.map_or(1, usize::from).min(MOST_THREADS)
-    })
+    cores().min(MOST_THREADS)
+}
+
+/// Cores of this process: to say how many takes a dozen system calls.
+pub(super) fn cores() -> usize {
+    static CORES: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// Names in an open directory, sorted, with what they are as far as the directory tells.
