@@ -44,6 +44,9 @@ struct State {
     ended: Option<Result<(), Arc<str>>>,
 }
 
+/// Until when a blob is not fetched again for a part of it, and why.
+pub(super) type GivenUp = (Instant, Arc<str>);
+
 /// How a blob that was missing can be had.
 #[derive(Debug)]
 pub(crate) enum Found {

@@ -57,9 +57,6 @@ pub struct ProxyConfig {
     pub insecure: bool,
 }
 
-/// Until when a blob is not asked for again, and why.
-type GivenUp = (Instant, Arc<str>);
-
 /// The cache.
 #[derive(Debug)]
 pub(crate) struct Proxy {
@@ -70,7 +67,7 @@ pub(crate) struct Proxy {
     ttl: Duration,
     fetches: Mutex<HashMap<(RepoName, Digest), Arc<blobs::Fetch>>>,
     /// Until when a blob is not fetched again for a part of it, and why.
-    given_up: Mutex<HashMap<(RepoName, Digest), GivenUp>>,
+    given_up: Mutex<HashMap<(RepoName, Digest), blobs::GivenUp>>,
     /// Until when a tag (`repository:tag`) is believed.
     checks: Mutex<HashMap<String, Instant>>,
     /// Lists of tags that are believed.
