@@ -155,6 +155,7 @@ impl RegistryError {
                 Self::PullDenied(_)
                     | Self::RateLimited { .. }
                     | Self::ManifestUnknown(_)
+                    | Self::RepositoryUnknown { .. }
                     | Self::BlobUnknown { .. }
                     | Self::WrongContent { .. }
                     | Self::ForeignLayer { .. }

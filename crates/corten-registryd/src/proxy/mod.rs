@@ -175,7 +175,9 @@ impl Proxy {
     /// What a client is told that asked for something the upstream does not give.
     fn refusal(&self, error: &RegistryError, code: Code) -> ApiError {
         match error {
-            RegistryError::ManifestUnknown(_) | RegistryError::BlobUnknown { .. } => {
+            RegistryError::ManifestUnknown(_)
+            | RegistryError::RepositoryUnknown { .. }
+            | RegistryError::BlobUnknown { .. } => {
                 ApiError::new(code, json!({"upstream": self.upstream}))
             }
             // Registries say that of what does not exist, too.
@@ -203,6 +205,7 @@ fn is_final(error: &RegistryError) -> bool {
     matches!(
         error,
         RegistryError::ManifestUnknown(_)
+            | RegistryError::RepositoryUnknown { .. }
             | RegistryError::BlobUnknown { .. }
             | RegistryError::PullDenied(_)
             | RegistryError::Unauthorized(_)
