@@ -118,8 +118,9 @@ class Table:
 
 
 def normal(text, names):
+    """`names`: paths and ports that differ from run to run. Digits of a port may be part of an id."""
     for path, name in names:
-        text = text.replace(path, name)
+        text = re.sub(r"(?<![0-9a-f])" + re.escape(path) + r"(?![0-9a-f])", name, text)
     for pattern, kind in [
         (r"\b[0-9a-f]{64}\b", "<64>"),
         (r"\b(?=[0-9]*[a-f])[0-9a-f]{12}\b", "<12>"),

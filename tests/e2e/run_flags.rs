@@ -120,6 +120,7 @@ fn cases() -> Vec<Case> {
             &["--cpuset-mems", "0"],
             Prints(&["grep", "Mems_allowed_list", "/proc/self/status"], "\t0\n"),
         ),
+        ("depends-on", &[], Elsewhere),
         ("detach", &[], Elsewhere),
         ("detach-keys", &[], Elsewhere),
         (

@@ -77,8 +77,12 @@ impl Layout {
             self.containers(),
             self.volumes(),
         ];
-        let is_full =
-            |path: &PathBuf| std::fs::read_dir(path).is_ok_and(|mut d| d.next().is_some());
+        // A file system of its own brings that directory along.
+        let is_ours = |name: std::ffi::OsString| name != "lost+found";
+        let is_full = |path: &PathBuf| {
+            let entries = std::fs::read_dir(path);
+            entries.is_ok_and(|mut e| e.any(|e| e.is_ok_and(|e| is_ours(e.file_name()))))
+        };
         things.iter().any(is_full)
     }
 

@@ -8,6 +8,7 @@
 pub mod digest;
 pub mod media_type;
 pub mod platform;
+mod printable;
 pub mod reference;
 
 pub use digest::{ChainId, DiffId, Digest, DigestError, Digester};
@@ -15,4 +16,5 @@ pub use oci_spec;
 pub use oci_spec::image as image_spec;
 pub use oci_spec::runtime as runtime_spec;
 pub use platform::{Platform, PlatformError};
+pub use printable::Printable;
 pub use reference::{ImageRef, ReferenceError};

@@ -10,9 +10,8 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, BufRead, BufReader, Read};
 use std::rc::Rc;
 
+use corten_oci::Printable;
 use corten_oci::media_type::Compression;
-
-use crate::printable::Printable;
 
 pub use crate::layers::{
     Attributes, WHITEOUT, attributes, may_be_in_a_layer, set_attribute, write_entry,

@@ -3,9 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use corten_oci::{DiffId, Digest};
-
-use crate::printable::Printable;
+use corten_oci::{DiffId, Digest, Printable};
 
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,6 @@ mod lacking;
 mod layers;
 mod leases;
 mod phases;
-mod printable;
 mod private;
 pub mod rooted;
 mod rubbish;

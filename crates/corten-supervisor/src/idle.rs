@@ -7,14 +7,16 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use crate::sys;
 
-/// How long after an activity.
+/// How long after the last activity.
 const QUIET: Duration = Duration::from_secs(1);
+/// How long after the first, if there is no end of it.
+const LONGEST: Duration = Duration::from_secs(30);
 
 thread_local! {
     static ACTIVITY: Rc<Notify> = Rc::new(Notify::new());
@@ -31,7 +33,12 @@ pub(crate) async fn watch() -> Infallible {
     let activity = ACTIVITY.with(Rc::clone);
     loop {
         activity.notified().await;
-        tokio::time::sleep(QUIET).await;
+        let late = Instant::now() + LONGEST;
+        while Instant::now() < late
+            && tokio::time::timeout(QUIET, activity.notified())
+                .await
+                .is_ok()
+        {}
         DUE.set(true);
     }
 }

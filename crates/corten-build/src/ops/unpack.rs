@@ -1,6 +1,6 @@
 //! Unpacking tar archives of a user: ADD, contexts that come as a stream, and `cp`. Archives are
 //! hostile: every name and link target is resolved inside the root, and nothing that is
-//! there already is written through.
+//! there already is written through, but for links to directories, which are followed within the root.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;

@@ -199,6 +199,8 @@ fn judge(other: &Container, condition: Condition) -> Verdict {
             Some(HealthStatus::Unhealthy) if other.status == Status::Running => {
                 Verdict::Never("is unhealthy".to_owned())
             }
+            // Its supervisor is of before health checks, or it has lost its own since.
+            None => Verdict::Never("runs without its health check: restart it".to_owned()),
             _ => Verdict::NotYet,
         },
         _ => ended(),

@@ -1,6 +1,7 @@
 //! Ending and freezing containers: stop, restart, kill, pause.
 
 use corten_db::Durability;
+use corten_oci::Printable;
 use corten_supervisor::Forced;
 use corten_supervisor::client::Client;
 
@@ -104,14 +105,16 @@ async fn down(
     Ok(forced.map(|forced| advice(container, signal, forced)))
 }
 
+/// Programs of which `-c` takes a command line.
+const SHELLS: [&str; 6] = ["sh", "bash", "dash", "ash", "zsh", "ksh"];
+
 /// Why a container had to be killed, and what to do about it.
 fn advice(container: &Container, signal: i32, forced: Forced) -> String {
     let signal = signals::name(signal);
     let (program, args) = super::inspect::path_and_args(container);
-    let shell = program
-        .rsplit('/')
-        .next()
-        .is_some_and(|name| name.ends_with("sh"));
+    let name = program.rsplit('/').next().unwrap_or_default();
+    let shell = SHELLS.contains(&name);
+    let program = Printable(program);
     let what = match forced {
         Forced::Ignored => format!("{program} ignores {signal}"),
         Forced::NoHandler => format!(

@@ -33,11 +33,14 @@ pub(super) fn update(
     }
     let asked = asked(body)?;
     limits::resources(&asked, super::cpus())?;
-    let mut host = container.host.clone();
-    merge(&mut host, &asked).map_err(|why| refused(&container, why))?;
-    policy(&container, &mut host, &asked)?;
-    apply(engine, &container, &host)?;
+    // All in one: of two updates at once, the second builds on the first.
     engine.write(Durability::Synced, |c| {
+        let container = row::get(c, &container.id)?
+            .ok_or_else(|| EngineError::NoSuchContainer(name.to_owned()))?;
+        let mut host = container.host.clone();
+        merge(&mut host, &asked).map_err(|why| refused(&container, why))?;
+        policy(&container, &mut host, &asked)?;
+        apply(engine, &container, &host)?;
         row::set_host(c, &container.id, &host)
     })?;
     event(engine, &container, "update", &[]);

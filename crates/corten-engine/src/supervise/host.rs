@@ -171,10 +171,18 @@ impl EngineHost {
             container.host.privileged.unwrap_or(false),
             containers::known_capabilities(),
         )?;
-        let (_, log) = self
+        // What earlier runs said is no reason not to start.
+        let log = match self
             .engine
             .database()
-            .read(|c| row::health_log(c, &self.id))?;
+            .read(|c| row::health_log(c, &self.id))
+        {
+            Ok((_, log)) => log,
+            Err(error) => {
+                tracing::warn!(container = %self.id, %error, "earlier results of the health check");
+                Vec::new()
+            }
+        };
         Ok(Some(HealthJob {
             process,
             interval: check.interval,

@@ -1,5 +1,6 @@
 //! `top`.
 
+use corten_oci::Printable;
 use serde::Deserialize;
 
 use crate::app::Cli;
@@ -51,7 +52,8 @@ fn table(processes: &Processes) -> String {
     let mut text = processes.titles.as_deref().unwrap_or_default().join("\t");
     text.push('\n');
     for process in processes.processes.iter().flatten() {
-        text.push_str(&process.join("\t"));
+        let shown = process.iter().map(|cell| Printable(cell).to_string());
+        text.push_str(&shown.collect::<Vec<_>>().join("\t"));
         text.push('\n');
     }
     tabs::align_with(&text, MIN_WIDTH, PADDING)
@@ -66,11 +68,11 @@ mod tests {
         let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let processes = Processes {
             titles: Some(words("UID PID CMD")),
-            processes: Some(vec![words("root 7 sh")]),
+            processes: Some(vec![words("root 7 sh\u{1b}[2J")]),
         };
         assert_eq!(
             table(&processes),
-            "UID                 PID                 CMD\nroot                7                   sh\n"
+            "UID                 PID                 CMD\nroot                7                   sh\\u{1b}[2J\n"
         );
     }
 }

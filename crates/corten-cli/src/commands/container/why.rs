@@ -8,6 +8,7 @@ use bollard_stubs::models::{
     ContainerInspectResponse, ContainerStateStatusEnum as Status, HealthStatusEnum,
     HealthcheckResult, RestartPolicyNameEnum,
 };
+use corten_oci::Printable;
 use serde::Deserialize;
 
 use crate::app::Cli;
@@ -159,7 +160,7 @@ fn failed_start(name: &str, error: &str) -> Vec<String> {
     } else {
         None
     };
-    let mut lines = vec![format!("{name} could not be started: {error}")];
+    let mut lines = vec![format!("{name} could not be started: {}", Printable(error))];
     lines.extend(advice.map(str::to_owned));
     lines
 }
@@ -172,7 +173,7 @@ fn ending(
     code: i64,
 ) -> Vec<String> {
     let oom = found.state.as_ref().and_then(|s| s.oom_killed) == Some(true);
-    let program = found.path.as_deref().unwrap_or("its program");
+    let program = Printable(found.path.as_deref().unwrap_or("its program"));
     // What was asked for between its last start and its end.
     let begin = events
         .iter()
@@ -203,7 +204,11 @@ fn ending(
             "Give it more with --memory, or let it need less.".to_owned(),
         ];
     }
+    let by_request = signals.iter().any(|s| *s != "9");
     match code {
+        0 if by_request => vec![format!(
+            "{name} was asked to end, and did, without an error (exit code 0)."
+        )],
         0 => vec![format!(
             "{name} has ended by itself, and without an error (exit code 0)."
         )],
@@ -232,6 +237,10 @@ fn ending(
             };
             vec![how]
         }
+        _ if by_request => vec![
+            format!("{name} was asked to end, and did: {program} gave exit code {code}."),
+            logs,
+        ],
         _ => vec![
             format!("{name} has ended by itself with an error: {program} gave exit code {code}."),
             logs,
@@ -281,11 +290,13 @@ fn health(found: &ContainerInspectResponse) -> Vec<String> {
     }];
     if let Some(last) = log.iter().rev().find(failed) {
         let output = last.output.as_deref().unwrap_or("").trim();
-        let code = last.exit_code.unwrap_or(-1);
-        let what = match (code, output) {
-            (-1, output) => format!("The last failure: {output}"),
-            (code, "") => format!("The last failure gave exit code {code} and said nothing."),
-            (code, output) => format!("The last failure gave exit code {code} and said: {output}"),
+        let told = Printable(output);
+        let what = match last.exit_code.unwrap_or(-1) {
+            -1 => format!("The last failure: {told}"),
+            code if output.is_empty() => {
+                format!("The last failure gave exit code {code} and said nothing.")
+            }
+            code => format!("The last failure gave exit code {code} and said: {told}"),
         };
         lines.push(what);
     }

@@ -178,7 +178,7 @@ impl Columns {
                 .iter()
                 .find(|known| known.names.contains(&name.as_str()));
             let known = known.ok_or_else(|| {
-                format!("error: unknown user-defined format specifier \"{name}\"")
+                format!("ps: error: unknown user-defined format specifier \"{name}\"")
             })?;
             let header = if header.is_empty() {
                 known.header.to_owned()

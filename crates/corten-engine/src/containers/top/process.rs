@@ -81,7 +81,11 @@ pub(super) struct Process {
 
 impl Process {
     pub(super) fn read(pid: i32, host: &Host) -> Option<Self> {
-        let file = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
+        // Names and arguments may be any bytes.
+        let file = |name: &str| {
+            let bytes = std::fs::read(format!("/proc/{pid}/{name}")).ok()?;
+            Some(String::from_utf8_lossy(&bytes).into_owned())
+        };
         let stat = file("stat")?;
         // The name in parentheses may hold anything; the last one ends it.
         let (head, tail) = stat.rsplit_once(')')?;

@@ -101,6 +101,10 @@ impl Manifest {
         }
         // Every volume is mounted by its name again: those of `--volumes-from`, too.
         host_config.remove("VolumesFrom");
+        // Other engines name theirs otherwise.
+        if host_config.get("Runtime").and_then(Value::as_str) == Some("corten") {
+            host_config.remove("Runtime");
+        }
         config.remove("Volumes");
         without_volumes(&mut host_config, &volumes);
         let manifest = Self {

@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Write as _};
 
 /// Shows control characters escaped.
 #[derive(Debug)]
-pub(crate) struct Printable<T>(pub(crate) T);
+pub struct Printable<T>(pub T);
 
 impl<T: Display> Display for Printable<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
