@@ -18,6 +18,7 @@ mod hijack;
 mod listener;
 mod ordered;
 mod query;
+mod remainder;
 mod routes;
 mod stream;
 mod version;

@@ -49,6 +49,7 @@ pub(crate) fn router(engine: Engine) -> Router {
         .method_not_allowed_fallback(unknown)
         .layer(axum::extract::DefaultBodyLimit::max(MAX_JSON))
         .layer(axum::middleware::from_fn(crate::frees::answer))
+        .layer(axum::middleware::from_fn(crate::remainder::take))
         .with_state(engine)
 }
 
