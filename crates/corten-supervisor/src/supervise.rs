@@ -20,7 +20,7 @@ use crate::health::{self, HealthJob, Monitor};
 use crate::hub::Hub;
 use crate::job::{Host, Job, RestartPolicy, StartError};
 use crate::launch::Launch;
-use crate::logs::{LogWriter, now};
+use crate::logs::{Known, LogWriter, now};
 use crate::oom;
 use crate::protocol::{Exit, Launched, Phase, frame};
 use crate::run::{self, Run};
@@ -74,6 +74,7 @@ pub(crate) struct Shared {
     pub(crate) exits: watch::Sender<Exits>,
     pub(crate) execs: RefCell<HashMap<String, Rc<Exec>>>,
     pub(crate) health: RefCell<Option<Monitor>>,
+    log_host: Rc<Known>,
 }
 
 /// The last exit.
@@ -163,6 +164,7 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
         exits: watch::Sender::new(Exits::default()),
         execs: RefCell::default(),
         health: RefCell::default(),
+        log_host: Rc::default(),
     });
     let lived = tasks.block_on(&runtime, async {
         live(
@@ -294,7 +296,7 @@ async fn live(
         }
         let began = Instant::now();
         shared.phase.set(Phase::Starting);
-        let (policy, outcome) = start(shared, &mut attach, last);
+        let (policy, outcome) = start(shared, &mut attach, last).await;
         last = policy;
         let mut refused = false;
         let exit = match outcome {
@@ -395,7 +397,7 @@ fn adopt(stream: UnixStream) -> Option<tokio::net::UnixStream> {
     tokio::net::UnixStream::from_std(stream).ok()
 }
 
-fn start(
+async fn start(
     shared: &Rc<Shared>,
     attach: &mut Vec<(tokio::net::UnixStream, crate::protocol::Streams)>,
     last: RestartPolicy,
@@ -408,7 +410,11 @@ fn start(
     };
     let policy = job.restart;
     let check = job.health.take();
-    let log = match LogWriter::open(&job.log) {
+    let opened = tokio::select! {
+        opened = LogWriter::connect(&job.log, &shared.log_host) => opened,
+        () = shared.cancel.notified() => Err(io::Error::other("stopped while it was connected to")),
+    };
+    let log = match opened {
         Ok(log) => log,
         Err(error) => {
             let message = format!("failed to initialize logging driver: {error}");

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use config::{LogConfig, LogFile, Remote, RemoteLog, Syslog, SyslogAddress, SyslogFormat};
 pub use read::{LogReader, ReadOptions, Record};
+pub(crate) use syslog::Known;
 pub(crate) use write::{LogWriter, now};
 
 /// Longest piece of a line in one record, in bytes; longer lines become several records, of

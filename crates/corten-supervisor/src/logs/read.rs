@@ -341,7 +341,7 @@ fn parse(line: &str) -> Option<Record> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logs::{LogConfig, LogFile, LogWriter};
+    use crate::logs::{LogFile, LogWriter};
 
     #[test]
     fn tail_since_until() {
@@ -429,11 +429,7 @@ mod tests {
                 compress: false,
                 attributes: Vec::new(),
             };
-            let config = LogConfig {
-                file: Some(file),
-                remote: None,
-            };
-            let mut log = LogWriter::open(&config).unwrap().unwrap();
+            let mut log = LogWriter::open(Some(&file), None).unwrap();
             for n in 0..50 {
                 log.write(Stream::Stdout, format!("{n}\n").as_bytes())
                     .unwrap();

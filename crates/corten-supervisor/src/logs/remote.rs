@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use super::config::{Remote, RemoteLog};
+use super::syslog::Known;
 use super::{Stream, journald, syslog};
 
 /// How often a daemon that does not take anything is tried again.
@@ -53,9 +54,9 @@ enum Connected {
 }
 
 impl Connected {
-    fn new(to: &Remote) -> io::Result<Self> {
+    async fn new(to: &Remote, known: &Known) -> io::Result<Self> {
         Ok(match to {
-            Remote::Syslog(to) => Self::Syslog(syslog::connect(&to.address)?),
+            Remote::Syslog(to) => Self::Syslog(syslog::connect(&to.address, known).await?),
             Remote::Journald { socket, .. } => Self::Journald(journald::connect(socket)?),
         })
     }
@@ -67,20 +68,33 @@ impl Connected {
         }
     }
 
-    /// Connects anew. Blocking, but to somebody who was there a moment ago.
-    fn again(&mut self, to: &Remote) -> io::Result<()> {
-        *self = Self::new(to)?;
-        Ok(())
+    /// Nobody tells whether what is sent arrives.
+    fn is_unsure(&self) -> bool {
+        matches!(self, Self::Syslog(syslog::Connection::Udp(_)))
+    }
+
+    /// Messages go whole or not at all.
+    fn is_datagrams(&self) -> bool {
+        match self {
+            Self::Syslog(connection) => connection.is_datagrams(),
+            Self::Journald(_) => true,
+        }
     }
 }
 
 impl Sender {
     /// Connects to a log.
-    pub(crate) fn open(config: &RemoteLog) -> io::Result<Self> {
-        let connected = Connected::new(&config.to)?;
+    pub(crate) async fn open(config: &RemoteLog, known: &Rc<Known>) -> io::Result<Self> {
+        let connected = Connected::new(&config.to, known).await?;
         let (messages, receiver) = mpsc::unbounded_channel();
         let waiting = Rc::new(Waiting::default());
-        let task = send_all(connected, config.to.clone(), receiver, waiting.clone());
+        let task = send_all(
+            connected,
+            config.to.clone(),
+            known.clone(),
+            receiver,
+            waiting.clone(),
+        );
         Ok(Self {
             to: config.to.clone(),
             messages,
@@ -144,14 +158,31 @@ impl Closing {
     }
 }
 
+/// Connects anew, however long that takes. Never without a pause, lest a log that is lost again
+/// at once keeps the supervisor busy; but UDP has no connection to be lost: a message or two are.
+async fn again(to: &Remote, known: &Known, at_once: bool) -> Connected {
+    if at_once && let Ok(connected) = Connected::new(to, known).await {
+        return connected;
+    }
+    loop {
+        tokio::time::sleep(RECONNECT).await;
+        match Connected::new(to, known).await {
+            Ok(connected) => return connected,
+            Err(error) => tracing::debug!(%error, "a log is still gone"),
+        }
+    }
+}
+
 async fn send_all(
     mut connected: Connected,
     to: Remote,
+    known: Rc<Known>,
     mut messages: mpsc::UnboundedReceiver<Vec<u8>>,
     waiting: Rc<Waiting>,
 ) {
     while let Some(message) = messages.recv().await {
         let mut rest = &message[..];
+        let mut failed = false;
         while !rest.is_empty() {
             match connected.send(rest) {
                 Ok(sent) => rest = &rest[sent..],
@@ -161,17 +192,60 @@ async fn send_all(
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Nothing could make this one smaller.
                 Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => break,
+                // A second time in a new socket: it will not go (a firewall forbids it, say).
+                Err(_) if failed && connected.is_datagrams() => break,
                 Err(error) => {
                     tracing::debug!(%error, "the connection to a log is lost");
+                    failed = true;
                     // A message of a stream is begun anew on the new one.
                     rest = &message[..];
-                    while connected.again(&to).is_err() {
-                        tokio::time::sleep(RECONNECT).await;
-                    }
+                    connected = again(&to, &known, connected.is_unsure()).await;
                 }
             }
         }
         waiting.bytes.set(waiting.bytes.get() - message.len());
         waiting.less.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::super::config::{Syslog, SyslogAddress, SyslogFormat};
+    use super::*;
+
+    /// A daemon that hangs, with as many waiting as it lets wait, keeps nobody from going on.
+    #[tokio::test]
+    async fn a_daemon_that_accepts_nobody_holds_nothing_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let daemon = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&daemon, 0).unwrap();
+        let config = RemoteLog {
+            to: Remote::Syslog(Syslog {
+                address: SyslogAddress::Unix(path.clone()),
+                facility: 3,
+                format: SyslogFormat::Rfc3164,
+                tag: "web".to_owned(),
+                hostname: "host".to_owned(),
+            }),
+            blocking: true,
+            buffer: 1,
+        };
+        let tasks = tokio::task::LocalSet::new();
+        let work = tasks.run_until(async {
+            let sender = Sender::open(&config, &Rc::default()).await.unwrap();
+            drop(daemon.accept().unwrap());
+            let _waits = UnixStream::connect(&path).unwrap();
+            sender.queue(Stream::Stdout, b"one\n");
+            sender.queue(Stream::Stdout, b"two\n");
+            assert!(sender.pressure().is_some());
+            sender.close().sent().await;
+            // Not even from the start on.
+            let error = Sender::open(&config, &Rc::default()).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        });
+        work.await;
     }
 }

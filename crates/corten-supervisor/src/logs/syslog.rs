@@ -1,7 +1,8 @@
 //! Syslog: the forms of its messages, and the sockets they go through.
 
+use std::cell::RefCell;
 use std::io::{self, Write};
-use std::net::{TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -28,11 +29,32 @@ pub(super) enum Connection {
     Unixgram(UnixDatagram),
 }
 
-pub(super) fn connect(address: &SyslogAddress) -> io::Result<Connection> {
+/// The log host's address. A name is looked up once in a supervisor's life, at a start: there is
+/// no second thread to do it in, and streams must not wait for a name server that is gone.
+#[derive(Default)]
+pub(crate) struct Known(RefCell<Option<(String, SocketAddr)>>);
+
+impl Known {
+    fn resolve(&self, to: &str) -> io::Result<SocketAddr> {
+        if let Some((name, address)) = &*self.0.borrow()
+            && name == to
+        {
+            return Ok(*address);
+        }
+        let address = to.to_socket_addrs()?.next().ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, format!("{to} has no address"))
+        })?;
+        *self.0.borrow_mut() = Some((to.to_owned(), address));
+        Ok(address)
+    }
+}
+
+/// Connects. Others are served meanwhile, but for a name's first lookup.
+pub(super) async fn connect(address: &SyslogAddress, known: &Known) -> io::Result<Connection> {
     let connection = match address {
-        SyslogAddress::Local => return local(),
+        SyslogAddress::Local => return local().await,
         SyslogAddress::Udp(to) => {
-            let target = resolve(to)?;
+            let target = known.resolve(to)?;
             let any = if target.is_ipv4() {
                 "0.0.0.0:0"
             } else {
@@ -44,27 +66,20 @@ pub(super) fn connect(address: &SyslogAddress) -> io::Result<Connection> {
             Connection::Udp(socket)
         }
         SyslogAddress::Tcp(to) => {
-            let stream = TcpStream::connect_timeout(&resolve(to)?, PATIENCE)?;
-            stream.set_nonblocking(true)?;
-            Connection::Tcp(stream)
+            let connecting = tokio::net::TcpStream::connect(known.resolve(to)?);
+            let stream = tokio::time::timeout(PATIENCE, connecting).await??;
+            Connection::Tcp(stream.into_std()?)
         }
-        SyslogAddress::Unix(path) => stream(path)?,
+        SyslogAddress::Unix(path) => stream(path).await?,
         SyslogAddress::Unixgram(path) => datagrams(path)?,
     };
     Ok(connection)
 }
 
-fn resolve(to: &str) -> io::Result<std::net::SocketAddr> {
-    let mut found = to.to_socket_addrs()?;
-    found
-        .next()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{to} has no address")))
-}
-
-fn stream(path: &Path) -> io::Result<Connection> {
-    let stream = UnixStream::connect(path)?;
-    stream.set_nonblocking(true)?;
-    Ok(Connection::Unix(stream))
+/// A daemon that accepts nobody is an error at once.
+async fn stream(path: &Path) -> io::Result<Connection> {
+    let stream = tokio::net::UnixStream::connect(path).await?;
+    Ok(Connection::Unix(stream.into_std()?))
 }
 
 fn datagrams(path: &Path) -> io::Result<Connection> {
@@ -74,9 +89,12 @@ fn datagrams(path: &Path) -> io::Result<Connection> {
     Ok(Connection::Unixgram(socket))
 }
 
-fn local() -> io::Result<Connection> {
+async fn local() -> io::Result<Connection> {
     for path in LOCAL.map(Path::new) {
-        if let Ok(found) = datagrams(path).or_else(|_| stream(path)) {
+        if let Ok(found) = datagrams(path) {
+            return Ok(found);
+        }
+        if let Ok(found) = stream(path).await {
             return Ok(found);
         }
     }
@@ -87,6 +105,10 @@ fn local() -> io::Result<Connection> {
 }
 
 impl Connection {
+    pub(super) fn is_datagrams(&self) -> bool {
+        matches!(self, Self::Udp(_) | Self::Unixgram(_))
+    }
+
     /// Sends a message; how much of it has gone.
     pub(super) fn send(&mut self, message: &[u8]) -> io::Result<usize> {
         match self {
@@ -180,22 +202,27 @@ mod tests {
         }
     }
 
-    #[test]
-    fn datagrams_and_streams_arrive() {
+    #[tokio::test]
+    async fn datagrams_and_streams_arrive() {
+        let known = Known::default();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let daemon = UnixDatagram::bind(&path).unwrap();
-        let mut connection = connect(&SyslogAddress::Unixgram(path.clone())).unwrap();
+        let mut connection = connect(&SyslogAddress::Unixgram(path.clone()), &known)
+            .await
+            .unwrap();
         assert_eq!(connection.send(b"one\n").unwrap(), 4);
         let mut buffer = [0; 16];
         assert_eq!(daemon.recv(&mut buffer).unwrap(), 4);
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = udp.local_addr().unwrap().to_string();
-        connect(&SyslogAddress::Udp(address))
+        connect(&SyslogAddress::Udp(address), &known)
+            .await
             .unwrap()
             .send(b"two\n")
             .unwrap();
         assert_eq!(udp.recv(&mut buffer).unwrap(), 4);
-        assert!(connect(&SyslogAddress::Unix(dir.path().join("none"))).is_err());
+        let none = SyslogAddress::Unix(dir.path().join("none"));
+        assert!(connect(&none, &known).await.is_err());
     }
 }

@@ -5,12 +5,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use tokio::task::JoinHandle;
 
 use super::compress::{self, compressed};
 use super::config::{LogConfig, LogFile};
 use super::remote::{Closing, Pressure, Sender};
+use super::syslog::Known;
 use super::{Line, MAX_LINE, Stream};
 
 /// This moment, RFC 3339 with nanoseconds, in UTC.
@@ -44,20 +46,27 @@ struct Appender {
 impl LogWriter {
     /// A log file that cannot be opened does not keep the container from running; a log of
     /// others that cannot be reached does, as with Docker. `None`: nothing is logged.
-    pub(crate) fn open(config: &LogConfig) -> io::Result<Option<Self>> {
-        let file = config.file.as_ref().and_then(|file| {
+    pub(crate) async fn connect(config: &LogConfig, known: &Rc<Known>) -> io::Result<Option<Self>> {
+        let remote = match &config.remote {
+            Some(remote) => Some(Sender::open(remote, known).await?),
+            None => None,
+        };
+        Ok(Self::open(config.file.as_ref(), remote))
+    }
+
+    pub(super) fn open(file: Option<&LogFile>, remote: Option<Sender>) -> Option<Self> {
+        let file = file.and_then(|file| {
             Appender::open(file)
                 .inspect_err(|error| {
                     tracing::warn!(path = %file.path.display(), %error, "output is not logged");
                 })
                 .ok()
         });
-        let remote = config.remote.as_ref().map(Sender::open).transpose()?;
-        Ok((file.is_some() || remote.is_some()).then(|| Self {
+        (file.is_some() || remote.is_some()).then(|| Self {
             file,
             remote,
             partial: [Vec::new(), Vec::new()],
-        }))
+        })
     }
 
     /// Something to wait for before more is written.
@@ -258,11 +267,7 @@ mod tests {
     }
 
     fn writer(file: LogFile) -> LogWriter {
-        let config = LogConfig {
-            file: Some(file),
-            remote: None,
-        };
-        LogWriter::open(&config).unwrap().unwrap()
+        LogWriter::open(Some(&file), None).unwrap()
     }
 
     fn read(path: &Path) -> Vec<String> {
