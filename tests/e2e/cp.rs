@@ -214,6 +214,18 @@ fn links_stay_inside_and_kinds_are_kept() {
         let told = engine.fails(1, &args);
         assert!(told.contains(text), "{args:?}: {told}");
     }
+    // A link of an archive leads out of the destination.
+    let hostile = engine.path("hostile");
+    fs::create_dir(&hostile).unwrap();
+    symlink("../../etc", hostile.join("up")).unwrap();
+    let archive = std::process::Command::new("tar")
+        .args(["-C", arg(&hostile), "-cf", "-", "up"])
+        .output()
+        .unwrap();
+    let done = engine.run_with_input(["cp", "-", "box:/real"], &archive.stdout);
+    let words = "invalid symlink \"/real/up\" -> \"../../etc\"";
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains(words), "{done:?}");
     // A directory is not replaced by a file.
     engine.ok(["exec", "box", "mkdir", "-p", "/tmp/kinds/a"]);
     let told = engine.fails(1, ["cp", &format!("{}/.", arg(&tree)), "box:/tmp/kinds"]);
@@ -268,5 +280,12 @@ fn dockers_command_line_copies() {
     }
     assert_eq!(fs::read_to_string(out.join("tree/sub/b")).unwrap(), "two");
     assert_eq!(fs::read_to_string(out.join("l")).unwrap(), "one");
+    // The answer comes before the body has been sent.
+    fs::write(tree.join("large"), vec![0; 8 << 20]).unwrap();
+    for _ in 0..3 {
+        let done = docker(&engine, &host, &["cp", arg(&tree), "none:/x"]).unwrap();
+        let words = "Error response from daemon: No such container: none\n";
+        assert_eq!((done.code, done.stderr.as_str()), (1, words), "{done:?}");
+    }
     engine.ok(["rm", "box"]);
 }

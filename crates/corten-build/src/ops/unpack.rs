@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use corten_store::archive::{
     Entry, Plain, SparseFile, attributes, copy_with_holes, decompress, entries, set_attribute,
@@ -67,6 +67,9 @@ pub struct Unpacking<'a> {
     pub replacing: Replacing,
     /// What the directory is called in messages.
     pub called: &'a Path,
+    /// Names and links that lead out of the directory, as they are written, are errors. If not,
+    /// they are taken as if the directory were the root.
+    pub strict: bool,
 }
 
 /// Something of another kind is in an entry's place.
@@ -79,6 +82,35 @@ struct Overwrites {
     below: PathBuf,
 }
 
+/// Something in a strictly unpacked archive leads out of the directory.
+#[derive(Debug, thiserror::Error)]
+enum Leaves {
+    #[error("{name:?} is outside of {directory:?}")]
+    Name { name: PathBuf, directory: PathBuf },
+    #[error("invalid symlink {link:?} -> {target:?}")]
+    Symlink { link: PathBuf, target: PathBuf },
+    #[error("invalid hardlink {link:?} -> {target:?}")]
+    Link { link: PathBuf, target: PathBuf },
+}
+
+/// Whether a relative path goes above where it starts, as it is written.
+fn climbs(path: &Path) -> bool {
+    let mut depth = 0_usize;
+    for component in path.components() {
+        match component {
+            Component::Normal(_) => depth += 1,
+            Component::ParentDir => match depth.checked_sub(1) {
+                Some(less) => depth = less,
+                None => return true,
+            },
+            // There is nothing above the root.
+            Component::RootDir => return false,
+            Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    false
+}
+
 impl<'a> Unpacking<'a> {
     /// Everything, by its own name, into the root itself.
     pub(crate) fn into(root: &'a RootFd, owners: Owners) -> Self {
@@ -89,7 +121,49 @@ impl<'a> Unpacking<'a> {
             owners,
             replacing: Replacing::Files,
             called: Path::new("/"),
+            strict: false,
         }
+    }
+
+    /// What something at a place of the root is called in messages.
+    fn shown(&self, path: &Path) -> PathBuf {
+        self.called
+            .join(path.strip_prefix(self.below).unwrap_or(path))
+    }
+
+    /// Refuses a name that leads out.
+    fn check_name(&self, name: &Path) -> io::Result<()> {
+        if !self.strict || !climbs(name) {
+            return Ok(());
+        }
+        Err(io::Error::other(Leaves::Name {
+            name: name.to_owned(),
+            directory: self.called.to_owned(),
+        }))
+    }
+
+    /// Refuses a link at a place if its target, counted from `from`, leads out.
+    fn check_link(&self, path: &Path, target: &Path, symbolic: bool) -> io::Result<()> {
+        let from = match path.parent() {
+            // An absolute target is one of the container's root, or of the archive's.
+            Some(parent) if symbolic && target.is_relative() => {
+                parent.strip_prefix(self.below).unwrap_or(parent)
+            }
+            _ => Path::new(""),
+        };
+        // In the root nothing leads out.
+        if !self.strict || normal(self.below).as_os_str().is_empty() {
+            return Ok(());
+        }
+        if !climbs(&from.join(target)) {
+            return Ok(());
+        }
+        let (link, target) = (self.shown(path), target.to_owned());
+        Err(io::Error::other(if symbolic {
+            Leaves::Symlink { link, target }
+        } else {
+            Leaves::Link { link, target }
+        }))
     }
 
     /// Where something of that cleaned name goes; `None`: it is the directory itself.
@@ -119,9 +193,7 @@ impl<'a> Unpacking<'a> {
         match self.replacing {
             Replacing::SameKind => Err(io::Error::other(Overwrites {
                 what,
-                there: self
-                    .called
-                    .join(path.strip_prefix(self.below).unwrap_or(path)),
+                there: self.shown(path),
                 with,
                 below: self.called.to_owned(),
             })),
@@ -187,14 +259,16 @@ pub(crate) fn unpack(archive: Plain<'_>, to: &Unpacking<'_>, cancel: &Cancel) ->
         };
         let named = holes.as_ref().and_then(|holes| holes.name.clone());
         let named = named.unwrap_or_else(|| entry.path_bytes().into_owned());
-        let listed = normal(Path::new(OsStr::from_bytes(&named)));
+        let named = Path::new(OsStr::from_bytes(&named));
+        to.check_name(named)?;
+        let listed = normal(named);
         let Some(path) = to.place(&listed) else {
             return Ok(()); // the directory itself
         };
         one(entry, &path, holes.as_ref(), to, &mut times).map_err(|error| {
             if error
                 .get_ref()
-                .is_some_and(|inner| inner.is::<Overwrites>())
+                .is_some_and(|inner| inner.is::<Overwrites>() || inner.is::<Leaves>())
             {
                 return error;
             }
@@ -263,6 +337,7 @@ fn one(
         }
         EntryType::Symlink => {
             let target = link_name(entry)?;
+            to.check_link(path, &target, true)?;
             replace(dir, name)?;
             rustix::fs::symlinkat(&target, dir, name)?;
             set_owner(dir, name)?;
@@ -270,13 +345,21 @@ fn one(
             return set_time(dir, name, time);
         }
         EntryType::Link => {
-            let target = to.place(&normal(&link_name(entry)?));
-            let Some((from, old)) = to.root.parent(&target.unwrap_or_default())? else {
+            let target = link_name(entry)?;
+            to.check_link(path, &target, false)?;
+            let missing = |error: io::Error| match error.kind() {
+                io::ErrorKind::NotFound => {
+                    io::Error::other(format!("a link to {target:?}, which is not there"))
+                }
+                _ => error,
+            };
+            let place = to.place(&normal(&target)).unwrap_or_default();
+            let Some((from, old)) = to.root.parent(&place).map_err(missing)? else {
                 return Err(io::Error::other("a link to a directory"));
             };
             replace(dir, name)?;
-            rustix::fs::linkat(&from, &old, dir, name, AtFlags::empty())?;
-            return Ok(());
+            return rustix::fs::linkat(&from, &old, dir, name, AtFlags::empty())
+                .map_err(|errno| missing(errno.into()));
         }
         EntryType::Fifo | EntryType::Char | EntryType::Block => {
             let file_type = match kind {
@@ -411,6 +494,7 @@ mod tests {
             owners: Owners::Own,
             replacing,
             called: Path::new("/shown"),
+            strict: false,
         };
         let error = unpack_archive(tar.as_slice(), to(Replacing::SameKind)).unwrap_err();
         let words = "cannot overwrite directory \"/shown/new/f\" with non-directory \"/shown\"";
@@ -426,6 +510,51 @@ mod tests {
                 .starts_with("cannot overwrite non-directory"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn what_leads_out_is_refused_where_that_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("in")).unwrap();
+        let root = RootFd::open(dir.path()).unwrap();
+        let unpacked = |below, entry: (&str, EntryType, &str)| {
+            let to = Unpacking {
+                root: &root,
+                below: Path::new(below),
+                renamed: None,
+                owners: Owners::Own,
+                replacing: Replacing::Anything,
+                called: Path::new("/in"),
+                strict: true,
+            };
+            unpack_archive(archive(&[entry]).as_slice(), to)
+                .map_err(|error| error.to_string())
+                .err()
+        };
+        let (regular, symlink, link) = (EntryType::Regular, EntryType::Symlink, EntryType::Link);
+        for (entry, refused) in [
+            (("a/../f", regular, ""), None),
+            (("/../f", regular, ""), None),
+            (("a/l", symlink, "../f"), None),
+            (("a/absolute", symlink, "/../x"), None),
+            (("a/h", link, "f"), None),
+            (
+                ("a/../../f", regular, ""),
+                Some("\"a/../../f\" is outside of \"/in\""),
+            ),
+            (
+                ("a/s", symlink, "../../f"),
+                Some("invalid symlink \"/in/a/s\" -> \"../../f\""),
+            ),
+            (
+                ("a/i", link, "../f"),
+                Some("invalid hardlink \"/in/a/i\" -> \"../f\""),
+            ),
+        ] {
+            assert_eq!(unpacked("in", entry).as_deref(), refused, "{entry:?}");
+        }
+        assert_eq!(unpacked("", ("s", symlink, "../f")), None);
+        assert!(!dir.path().join("in/a/s").is_symlink() && !dir.path().join("f").exists());
     }
 
     #[test]

@@ -188,6 +188,7 @@ pub(super) fn extract(
             Replacing::Anything
         },
         called: &below,
+        strict: true,
     };
     unpack_archive(archive, to).map_err(|error| EngineError::Archive(error.to_string()))?;
     event(engine, &seen.container, "extract-to-dir", &[]);

@@ -214,6 +214,7 @@ impl Copy<'_> {
                 owners: Owners::Own,
                 replacing: Replacing::SameKind,
                 called: &shown,
+                strict: false,
             };
             unpack_archive(tar, to)
         });
