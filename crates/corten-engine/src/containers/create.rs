@@ -205,7 +205,7 @@ fn check(
     if platform.is_none() {
         warnings.extend(super::foreign::warning(&image.platform));
     }
-    warnings.extend(discarded(&mut host));
+    warnings.extend(limits::discard_unknown(&mut host));
     published(&config, &mut host, &parsed, &mut warnings)?;
     restart::restart(
         host.restart_policy.as_ref(),
@@ -250,16 +250,6 @@ fn check(
         named: name.is_some(),
         warnings,
     })
-}
-
-/// Drops what this kernel does not have, and says so, in Docker's words.
-fn discarded(host: &mut HostConfig) -> Option<String> {
-    const SWITCH: &str = "/sys/fs/cgroup/memory/memory.oom_control";
-    if host.oom_kill_disable != Some(true) || std::path::Path::new(SWITCH).exists() {
-        return None;
-    }
-    host.oom_kill_disable = None;
-    Some("Your kernel does not support OomKillDisable. OomKillDisable discarded.".to_owned())
 }
 
 /// Fields that would change what a container is, and that this engine does not have.

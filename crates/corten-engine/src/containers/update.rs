@@ -31,7 +31,8 @@ pub(super) fn update(
             container.id
         )));
     }
-    let asked = asked(body)?;
+    let mut asked = asked(body)?;
+    let warnings = limits::discard_unknown(&mut asked);
     limits::resources(&asked, super::cpus())?;
     // All in one: of two updates at once, the second builds on the first.
     engine.write(Durability::Synced, |c| {
@@ -45,7 +46,7 @@ pub(super) fn update(
     })?;
     event(engine, &container, "update", &[]);
     Ok(ContainerUpdateResponse {
-        warnings: Some(Vec::new()),
+        warnings: Some(warnings),
     })
 }
 

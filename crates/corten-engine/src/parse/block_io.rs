@@ -1,6 +1,7 @@
 //! Limits of block I/O: weights, and rates of single devices.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 
 use bollard_stubs::models::{HostConfig, ResourcesBlkioWeightDevice, ThrottleDevice};
 use corten_oci::runtime_spec::{
@@ -15,6 +16,47 @@ type Result<T> = std::result::Result<T, EngineError>;
 
 /// What weights go from and to (Docker's, which are v1's).
 const WEIGHTS: std::ops::RangeInclusive<u16> = 10..=1000;
+
+/// Drops weights where no scheduler of this kernel knows them.
+pub(super) fn discard_unknown(host: &mut HostConfig) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if weighs(Path::new("/sys/fs/cgroup")) {
+        return warnings;
+    }
+    if host.blkio_weight.is_some_and(|weight| weight != 0) {
+        host.blkio_weight = None;
+        warnings.push(
+            "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight \
+             discarded."
+                .to_owned(),
+        );
+    }
+    if host
+        .blkio_weight_device
+        .as_ref()
+        .is_some_and(|list| !list.is_empty())
+    {
+        host.blkio_weight_device = None;
+        warnings.push(
+            "Your kernel does not support Block I/O weight_device or the cgroup is not mounted. \
+             Weight-device discarded."
+                .to_owned(),
+        );
+    }
+    warnings
+}
+
+/// Whether a scheduler weighs groups. BFQ has no weight for the root group, but counts there; on
+/// the unified hierarchy the root tells nothing, and a group without weights refuses them later.
+fn weighs(groups: &Path) -> bool {
+    if groups.join("cgroup.controllers").exists() {
+        return std::fs::read_to_string(groups.join("cgroup.controllers"))
+            .is_ok_and(|all| all.split_whitespace().any(|name| name == "io"));
+    }
+    ["blkio.weight", "blkio.bfq.io_service_bytes"]
+        .iter()
+        .any(|file| groups.join("blkio").join(file).exists())
+}
 
 /// What is asked for, if anything is.
 pub(crate) fn limits(host: &HostConfig) -> Result<Option<LinuxBlockIo>> {
@@ -100,6 +142,25 @@ fn numbers(path: &str) -> Result<(i64, i64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weights_need_a_scheduler() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        assert!(!weighs(dir.path()));
+        file("blkio/blkio.throttle.io_serviced", "");
+        assert!(!weighs(dir.path()));
+        file("blkio/blkio.bfq.io_service_bytes", "");
+        assert!(weighs(dir.path()));
+        file("cgroup.controllers", "cpu memory\n");
+        assert!(!weighs(dir.path()));
+        file("cgroup.controllers", "cpu io memory\n");
+        assert!(weighs(dir.path()));
+    }
 
     #[test]
     fn weights_and_devices_are_checked() {

@@ -32,6 +32,29 @@ pub(crate) fn adapt(host: &mut HostConfig) {
     }
 }
 
+/// Drops what this kernel does not have, and says so, in Docker's words; also tells of what may
+/// do harm.
+pub(crate) fn discard_unknown(host: &mut HostConfig) -> Vec<String> {
+    const SWITCH: &str = "/sys/fs/cgroup/memory/memory.oom_control";
+    let mut warnings = Vec::new();
+    if host.oom_kill_disable == Some(true) {
+        if !std::path::Path::new(SWITCH).exists() {
+            host.oom_kill_disable = None;
+            warnings.push(
+                "Your kernel does not support OomKillDisable. OomKillDisable discarded.".to_owned(),
+            );
+        } else if host.memory.unwrap_or(0) == 0 {
+            warnings.push(
+                "OOM killer is disabled for the container, but no memory limit is set, this can \
+                 result in the system running out of resources."
+                    .to_owned(),
+            );
+        }
+    }
+    warnings.extend(block_io::discard_unknown(host));
+    warnings
+}
+
 /// The resources asked for. `cpus`: how many this machine has.
 pub(crate) fn resources(host: &HostConfig, cpus: i64) -> Result<LinuxResources, EngineError> {
     refuse_unsupported(host)?;
