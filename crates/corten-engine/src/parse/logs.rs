@@ -169,8 +169,9 @@ fn json_file(options: &HashMap<String, String>) -> Result<Rotation> {
         let wanted = rotation(options, "", JSON_FILE)?;
         return Ok(wanted);
     }
+    // Files are counted where they are rotated: without a size of their own, at ours.
     let once = Rotation {
-        max_size: None,
+        max_size: JSON_FILE.max_size.filter(|_| !given("max-size")),
         max_files: 1,
         compress: false,
     };
@@ -480,7 +481,18 @@ mod tests {
             ),
             (config("none", &[]), Some(LogDriver::None)),
             (config("none", &[("max-size", "1m")]), None),
-            (config("json-file", &[("max-file", "3")]), None),
+            (
+                config("json-file", &[("max-file", "3")]),
+                Some(json(JSON_FILE.max_size, 3, false)),
+            ),
+            (
+                config("json-file", &[("max-file", "2"), ("compress", "true")]),
+                Some(json(JSON_FILE.max_size, 2, true)),
+            ),
+            (
+                config("json-file", &[("max-size", "-1"), ("max-file", "3")]),
+                None,
+            ),
             (config("json-file", &[("max-size", "x")]), None),
             (config("json-file", &[("syslog-address", "udp://a")]), None),
             (
