@@ -133,6 +133,8 @@ fn stats_tell_what_is_used() {
 #[test]
 fn limits_and_policies_are_updated() {
     let engine = Engine::with_alpine();
+    let nothing = engine.ok(["stats", "--no-stream"]);
+    assert!(nothing.starts_with("CONTAINER ID") && nothing.lines().count() == 1);
     engine.ok([
         "run",
         "-d",
@@ -191,6 +193,10 @@ fn limits_and_policies_are_updated() {
             "range of CPUs is from",
         ),
         (
+            vec!["update", "--cpus", "-1", "box"],
+            "range of CPUs is from",
+        ),
+        (
             vec!["update", "--restart", "never", "box"],
             "invalid restart policy",
         ),
@@ -202,6 +208,8 @@ fn limits_and_policies_are_updated() {
         let told = engine.fails(1, &args);
         assert!(told.contains(text), "{args:?}: {told}");
     }
+    let told = engine.fails(125, ["update", "--memory", "-1", "box"]);
+    assert!(told.contains("invalid size: '-1'"), "{told}");
     assert_eq!(inspect(&engine, "box")["HostConfig"]["Memory"], 96 << 20);
 
     // One that does not run is limited when it starts.

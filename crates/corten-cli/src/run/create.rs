@@ -137,7 +137,11 @@ fn volumes(flags: &Parsed, cwd: &Path) -> Result<(Vec<String>, Vec<String>)> {
 /// CPUs as billionths.
 pub(crate) fn nano_cpus(text: &str) -> Result<i64> {
     let bad = || OptError::new(format!("failed to parse {text} as a rational number"));
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let (sign, number) = match text.strip_prefix('-') {
+        Some(number) => (-1, number),
+        None => (1, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     let digits = |t: &str| t.bytes().all(|b| b.is_ascii_digit());
     if !digits(whole) || !digits(fraction) || (whole.is_empty() && fraction.is_empty()) {
         return Err(bad());
@@ -155,6 +159,7 @@ pub(crate) fn nano_cpus(text: &str) -> Result<i64> {
     whole
         .checked_mul(1_000_000_000)
         .and_then(|n| n.checked_add(nanos))
+        .map(|n| sign * n)
         .ok_or_else(bad)
 }
 
@@ -624,6 +629,10 @@ mod tests {
             (
                 "--cpu-count 1 a",
                 "--cpu-count is not supported: only Windows containers have it",
+            ),
+            (
+                "--cpus -x a",
+                "invalid argument \"-x\" for \"--cpus\" flag: failed to parse -x as a rational number",
             ),
             (
                 "--cpus x a",

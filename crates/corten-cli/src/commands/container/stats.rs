@@ -304,10 +304,6 @@ impl Stats<'_> {
             }
         }
         failures.result()?;
-        if samples.is_empty() && everything {
-            // Docker prints nothing, not even a header.
-            return Ok(());
-        }
         self.cli.print(&self.render(&samples)?)
     }
 

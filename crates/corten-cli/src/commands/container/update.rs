@@ -48,8 +48,8 @@ pub(crate) static UPDATE: Command = Command::new(
     Flag::text("cpuset-cpus", "CPUs in which to allow execution (0-3, 0,1)"),
     Flag::text("cpuset-mems", "MEMs in which to allow execution (0-3, 0,1)"),
     Flag::bytes("kernel-memory", "Kernel memory limit").hidden(),
-    Flag::bytes("memory", "Memory limit").short('m'),
-    Flag::bytes("memory-reservation", "Memory soft limit"),
+    Flag::positive_bytes("memory", "Memory limit").short('m'),
+    Flag::positive_bytes("memory-reservation", "Memory soft limit"),
     Flag::bytes(
         "memory-swap",
         "Swap limit equal to memory plus swap: -1 to enable unlimited swap",
