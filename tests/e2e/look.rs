@@ -60,6 +60,8 @@ fn ps_has_dockers_filters() {
         ("health=none", "first fourth second third"),
         ("is-task=false", "first fourth second third"),
         ("is-task=true", ""),
+        ("isolation=default", "first fourth second third"),
+        ("isolation=hyperv", ""),
         ("label=tier", "first"),
         ("label=tier=db", ""),
         ("name=ir", "first third"),
@@ -126,6 +128,24 @@ fn top_shows_the_columns_of_ps() {
     engine.ok(["rm", "-f", "box"]);
     let told = engine.fails(1, ["top", "box"]);
     assert!(told.contains("No such container: box"), "{told}");
+    engine.ok([
+        "run",
+        "-d",
+        "--name",
+        "box",
+        "--restart",
+        "always",
+        "alpine",
+        "true",
+    ]);
+    until("top says that it restarts", || {
+        let told = engine.run(["top", "box"]);
+        told.code == 1
+            && told
+                .stderr
+                .contains("is restarting, wait until the container is running")
+    });
+    engine.ok(["rm", "-f", "box"]);
 }
 
 #[test]

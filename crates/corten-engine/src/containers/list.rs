@@ -21,8 +21,22 @@ use corten_oci::DiffId;
 type Result<T> = std::result::Result<T, EngineError>;
 
 const FILTERS: &[&str] = &[
-    "id", "name", "label", "label!", "status", "ancestor", "exited", "before", "since", "volume",
-    "network", "publish", "expose", "health", "is-task",
+    "id",
+    "name",
+    "label",
+    "label!",
+    "status",
+    "ancestor",
+    "exited",
+    "before",
+    "since",
+    "volume",
+    "network",
+    "publish",
+    "expose",
+    "health",
+    "is-task",
+    "isolation",
 ];
 
 /// Lists containers, newest first. Blocks.
@@ -336,6 +350,8 @@ impl<'a> Selection<'a> {
             && any("health", &|v| {
                 v == container.health.map_or("none", HealthStatus::as_str)
             })
+            // There is only one here.
+            && any("isolation", &|v| v == "default")
             && filters::flag(wanted, "is-task").is_ok_and(|task| task != Some(true))
     }
 }

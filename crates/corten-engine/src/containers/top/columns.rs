@@ -142,7 +142,7 @@ impl Columns {
     /// Reads `ps`'s arguments.
     pub(super) fn parse(arguments: &str) -> Result<Self, String> {
         let mut words = arguments.split_whitespace();
-        let mut chosen: Vec<(String, String)> = Vec::new();
+        let mut chosen: Vec<(String, Option<String>)> = Vec::new();
         let mut form = None;
         while let Some(word) = words.next() {
             let list = match word {
@@ -170,7 +170,10 @@ impl Columns {
         if chosen.is_empty() {
             let usual = form.unwrap_or(PLAIN).iter();
             chosen = usual
-                .map(|(n, h)| ((*n).to_owned(), (*h).to_owned()))
+                .map(|(n, h)| {
+                    let header = (!h.is_empty()).then(|| (*h).to_owned());
+                    ((*n).to_owned(), header)
+                })
                 .collect();
         }
         let columns = chosen.into_iter().map(|(name, header)| {
@@ -180,11 +183,7 @@ impl Columns {
             let known = known.ok_or_else(|| {
                 format!("ps: error: unknown user-defined format specifier \"{name}\"")
             })?;
-            let header = if header.is_empty() {
-                known.header.to_owned()
-            } else {
-                header
-            };
+            let header = header.unwrap_or_else(|| known.header.to_owned());
             Ok((header, known.shown))
         });
         let columns = Self(columns.collect::<Result<_, String>>()?);
@@ -211,16 +210,19 @@ fn refused(word: &str) -> String {
     format!("ps argument \"{word}\" is not supported: -ef, aux and -o COLUMN,… are")
 }
 
-/// `pid,comm=NAME`: a header of one's own goes to the end.
-fn named(list: &str) -> Vec<(String, String)> {
-    let (names, header) = list.split_once('=').unwrap_or((list, ""));
-    let mut columns: Vec<(String, String)> = names
+/// `pid,comm=NAME`: a header of one's own, which may be empty, goes to the end.
+fn named(list: &str) -> Vec<(String, Option<String>)> {
+    let (names, header) = match list.split_once('=') {
+        Some((names, header)) => (names, Some(header.to_owned())),
+        None => (list, None),
+    };
+    let mut columns: Vec<(String, Option<String>)> = names
         .split(',')
         .filter(|name| !name.is_empty())
-        .map(|name| (name.to_ascii_lowercase(), String::new()))
+        .map(|name| (name.to_ascii_lowercase(), None))
         .collect();
     if let Some((_, last)) = columns.last_mut() {
-        header.clone_into(last);
+        *last = header;
     }
     columns
 }
@@ -272,11 +274,13 @@ mod tests {
             ("-eo pid,user -o rss=MEMORY", "PID USER MEMORY"),
             ("axo pid,%cpu", "PID %CPU"),
             ("-opid", "PID"),
+            ("-o pid -o comm=", "PID "),
             ("--format=PID,cmd", "PID CMD"),
         ] {
             assert_eq!(titles(arguments).as_deref(), Ok(shown), "{arguments}");
         }
         for (arguments, why) in [
+            ("-o pid=", "Couldn't find PID field in ps output"),
             ("-o comm", "Couldn't find PID field in ps output"),
             ("-o", "format specification must follow -o"),
             (

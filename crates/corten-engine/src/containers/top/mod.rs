@@ -6,6 +6,7 @@ mod process;
 
 use bollard_stubs::models::ContainerTopResponse;
 
+use super::row::Status;
 use super::state;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -18,6 +19,12 @@ type Result<T> = std::result::Result<T, EngineError>;
 /// The processes of a container. Blocks.
 pub(super) fn top(engine: &Engine, name: &str, args: Option<&str>) -> Result<ContainerTopResponse> {
     let container = state::find(engine, name)?;
+    if container.status == Status::Restarting {
+        return Err(EngineError::Conflict(format!(
+            "Container {} is restarting, wait until the container is running",
+            container.id
+        )));
+    }
     if !container.status.is_live() {
         return Err(EngineError::NotRunning(container.id));
     }
