@@ -167,6 +167,31 @@ fn a_killed_removal_can_be_repeated() {
     engine.assert_clean();
 }
 
+/// What a killed supervisor has left goes with its container, also when it is killed by what
+/// else happens while the container is being removed.
+#[test]
+fn a_supervisor_killed_during_a_removal_leaves_nothing() {
+    let engine = Engine::with_alpine();
+    for moment in 0..8_u64 {
+        let id = engine.ok([
+            "run", "-d", "--name", "box", "-p", "80", "alpine", "sleep", "1000",
+        ]);
+        let supervisor = supervisor(&id);
+        let removing = engine.spawn(["rm", "-f", "box"]);
+        std::thread::sleep(Duration::from_millis(8 + moment * 4));
+        // It may be gone already.
+        Command::new("kill")
+            .args(["-9", &supervisor])
+            .output()
+            .unwrap();
+        removing.finish();
+        engine.run(["rm", "-f", "box"]);
+        assert_eq!(engine.ok(["ps", "-aq"]), "");
+        // Without a repair: it is the removal that took everything.
+        engine.ok(["system", "check"]);
+    }
+}
+
 #[test]
 fn two_command_lines_at_once() {
     let engine = Engine::with_alpine();

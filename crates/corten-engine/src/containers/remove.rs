@@ -83,7 +83,8 @@ pub(super) fn remove_dead(engine: &Engine, container: &Container, volumes: bool)
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
     };
-    let deleted = delete(engine, container, volumes);
+    // First: once the row is gone, nothing leads to what a killed supervisor has left.
+    let deleted = state::clear(engine, container).and_then(|()| delete(engine, container, volumes));
     let directory = engine.layout().run_container(&container.id);
     if let Err(error) = std::fs::remove_dir_all(&directory) {
         tracing::debug!(container = %container.id, %error, "run directory not removed");

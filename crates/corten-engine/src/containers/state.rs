@@ -120,6 +120,23 @@ pub(crate) fn reconcile(engine: &Engine, container: &mut Container) -> Result<()
     Ok(())
 }
 
+/// Cleans up after a container's last supervisor if that was killed and nobody has done it
+/// yet. The caller holds the container's lock.
+pub(super) fn clear(engine: &Engine, container: &Container) -> Result<()> {
+    // A supervisor listens before it makes anything, and takes its socket away last.
+    let socket = engine.layout().run_container(&container.id).join("sock");
+    if !socket.exists() {
+        return Ok(());
+    }
+    let mut fresh = container.clone();
+    if reread(engine, &mut fresh)? {
+        return bury(engine, &fresh);
+    }
+    kill_all(engine, container);
+    release_network(engine, container);
+    Ok(())
+}
+
 /// Has a container whose policy outlives its supervisor supervised again.
 fn take_over(engine: &Engine, container: &mut Container) -> Result<()> {
     let id = &container.id;
