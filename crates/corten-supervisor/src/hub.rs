@@ -226,12 +226,12 @@ impl Hub {
     /// The process and its output have ended: clients get the rest and their end.
     pub(crate) async fn close(&self) {
         let log = self.log.borrow_mut().take();
-        let mut closing = None;
+        let mut rest = None;
         if let Some(mut log) = log {
             if let Err(error) = log.finish() {
                 tracing::warn!(%error, "the last line could not be logged");
             }
-            closing = log.close();
+            rest = Some(log.close());
         }
         self.close_input();
         self.clients.borrow_mut().clear();
@@ -243,8 +243,8 @@ impl Hub {
                 tracing::debug!("a client did not read its output to the end");
             }
         }
-        if let Some(closing) = closing {
-            closing.sent().await;
+        if let Some(rest) = rest {
+            rest.done().await;
         }
     }
 }
