@@ -35,6 +35,25 @@ fn stop_says_why_it_had_to_kill() {
     }
     let why = engine.ok(["why", "deaf"]);
     assert!(why.contains("did not end in time, and was killed"), "{why}");
+    let told = || {
+        let format = "{{.Action}} {{.Actor.Attributes.signal}}";
+        engine.ok([
+            "events",
+            "--since",
+            "1h",
+            "--until",
+            "0s",
+            "--filter",
+            "container=deaf",
+            "--format",
+            format,
+        ])
+    };
+    // `--until 0s` is the last whole second.
+    until("the stop is in the past", || told().contains("stop "));
+    let told = told();
+    let kills: Vec<&str> = told.lines().filter(|l| l.starts_with("kill")).collect();
+    assert_eq!(kills, ["kill 15", "kill 9"], "{told}");
     // One that ends when asked is not talked about.
     engine.ok([
         "run", "-d", "--init", "--name", "fine", "alpine", "sleep", "1000",

@@ -158,6 +158,7 @@ fn events_are_filtered_and_have_the_name_of_the_moment() {
     engine.ok(["pause", "young"]);
     engine.ok(["unpause", "young"]);
     engine.ok(["exec", "young", "true"]);
+    engine.ok(["top", "young"]);
     engine.ok(["rm", "-f", "young"]);
     let seen = |filters: &[&str]| {
         let mut args = vec!["events", "--since", "1h", "--until", "0s"];
@@ -171,6 +172,7 @@ fn events_are_filtered_and_have_the_name_of_the_moment() {
     until("the end is in the past", || {
         seen(&["event=destroy"]) == "destroy/young"
     });
+    assert_eq!(seen(&["event=top"]), "top/young");
     assert_eq!(
         seen(&[
             "container=young",

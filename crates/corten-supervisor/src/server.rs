@@ -360,7 +360,12 @@ pub(crate) async fn stop(
             }
         }
     }
-    if let Err(error) = corten_runtime::send_signal(live.pidfd.get_ref().as_fd(), 9) {
+    if signal != SIGKILL {
+        // Whoever asked for SIGKILL at once has told of it.
+        let told = [("signal", SIGKILL.to_string())];
+        shared.host.borrow_mut().event("kill", &told);
+    }
+    if let Err(error) = corten_runtime::send_signal(live.pidfd.get_ref().as_fd(), SIGKILL) {
         tracing::debug!(%error, "the process has just ended");
     }
     if let Err(error) = live.cgroup.kill_all() {

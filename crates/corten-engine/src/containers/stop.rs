@@ -74,14 +74,10 @@ async fn down(
         mark_stopped(engine, container).await?;
     }
     let id = container.clone();
-    let at_once = options.timeout == Some(0) && signal != Some(SIGKILL);
     engine
         .blocking(move |engine| {
             let signal = signal.unwrap_or_else(|| stop_signal(&id)).to_string();
             super::event(engine, &id, "kill", &[("signal", signal)]);
-            if at_once {
-                super::event(engine, &id, "kill", &[("signal", SIGKILL.to_string())]);
-            }
             Ok(())
         })
         .await?;

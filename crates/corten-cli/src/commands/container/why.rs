@@ -184,6 +184,9 @@ fn ending(
         .filter(|e| e.action == "kill")
         .filter_map(|e| e.actor.attributes.get("signal").map(String::as_str))
         .collect();
+    // A stop that had to kill is two signals, and is told as a stop.
+    let stopped = events[begin..].iter().any(|e| e.action == "stop");
+    let in_vain = stopped && signals.iter().any(|s| *s != "9");
     let asked = |signal: i64| signals.iter().any(|s| *s == signal.to_string());
     let logs = format!("Its log may say more: 'corten logs {name}'.");
     if oom {
@@ -223,9 +226,9 @@ fn ending(
         129..=192 => {
             let signal = code - 128;
             let called = signal_name(signal);
-            let how = if asked(signal) && signal == 9 {
+            let how = if asked(signal) && signal == 9 && !in_vain {
                 format!("{name} was killed on request (SIGKILL).")
-            } else if asked(signal) {
+            } else if asked(signal) && signal != 9 {
                 format!("{name} was asked to end ({called}), and did.")
             } else if signal == 9 && !signals.is_empty() {
                 format!(
@@ -328,6 +331,16 @@ mod tests {
         ])
     }
 
+    /// Goes on with a signal, or what else happened.
+    fn then(events: &serde_json::Value, more: &[&str]) -> serde_json::Value {
+        let mut events = events.as_array().unwrap().clone();
+        events.extend(more.iter().map(|what| match *what {
+            "9" => serde_json::json!({"Action": "kill", "Actor": {"Attributes": {"signal": "9"}}}),
+            other => serde_json::json!({"Action": other}),
+        }));
+        serde_json::Value::Array(events)
+    }
+
     #[test]
     fn ends() {
         let none = || serde_json::json!([]);
@@ -355,6 +368,16 @@ mod tests {
                 "did not end in time, and was killed",
             ),
             (exited(137, ""), kill("9"), "was killed on request"),
+            (
+                exited(137, ""),
+                then(&kill("15"), &["9", "stop"]),
+                "did not end in time, and was killed",
+            ),
+            (
+                exited(137, ""),
+                then(&kill("15"), &["9"]),
+                "was killed on request",
+            ),
             (
                 exited(137, ""),
                 none(),

@@ -36,6 +36,7 @@ pub(super) fn top(engine: &Engine, name: &str, args: Option<&str>) -> Result<Con
         .filter_map(|pid| Process::read(pid, &host))
         .map(|process| columns.row(&process, &host))
         .collect();
+    super::event(engine, &container, "top", &[]);
     Ok(ContainerTopResponse {
         titles: Some(columns.titles()),
         processes: Some(processes),
