@@ -72,6 +72,15 @@ impl CliError {
         }
     }
 
+    /// A template that cannot be read, where Docker tells that from other errors by the code.
+    #[must_use]
+    pub(crate) fn unreadable(error: TemplateError) -> Self {
+        Self::Status {
+            code: 64,
+            message: error.to_string(),
+        }
+    }
+
     /// The process's exit code.
     #[must_use]
     pub fn code(&self) -> u8 {

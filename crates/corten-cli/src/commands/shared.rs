@@ -112,7 +112,7 @@ impl Inspector {
         let format = match format {
             None | Some("") => Format::Indented,
             Some("json") => Format::Compact,
-            Some(text) => Format::Template(Template::parse(text)?),
+            Some(text) => Format::Template(Template::parse(text).map_err(CliError::unreadable)?),
         };
         Ok(Self {
             format,

@@ -6,7 +6,7 @@ use super::shared::OBJECT_FORMAT;
 use crate::app::Cli;
 use crate::client::context_name;
 use crate::command::{Command, action};
-use crate::error::Result;
+use crate::error::{CliError, Result};
 use crate::flags::{Arity, Parsed};
 use crate::format::tabs::align_with;
 use crate::template::{Data, Template};
@@ -50,7 +50,7 @@ const PADDING: usize = 1;
 async fn version(cli: &Cli, flags: Parsed) -> Result {
     let template = match flags.nonempty("format") {
         None | Some("json") => None,
-        Some(text) => Some(Template::parse(text)?),
+        Some(text) => Some(Template::parse(text).map_err(CliError::unreadable)?),
     };
     let server = server(cli).await;
     let client = client(cli)?;

@@ -12,7 +12,7 @@ use crate::client::ClientError;
 use crate::command::{Command, action};
 use crate::commands::container::when::timestamp;
 use crate::commands::shared::joined;
-use crate::error::Result;
+use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
 use crate::template::{Data, Template};
 
@@ -58,7 +58,7 @@ async fn events(cli: &Cli, flags: Parsed) -> Result {
     let json = format == Some("json");
     let template = match format.filter(|_| !json) {
         None => None,
-        Some(text) => Some(Template::parse(text)?),
+        Some(text) => Some(Template::parse(text).map_err(CliError::unreadable)?),
     };
     let until = flags
         .nonempty("until")

@@ -23,7 +23,7 @@ async fn info(cli: &Cli, flags: Parsed) -> Result {
     let template = match flags.nonempty("format") {
         None => None,
         Some("json") => Some(Template::parse("{{json .}}")?),
-        Some(text) => Some(Template::parse(text)?),
+        Some(text) => Some(Template::parse(text).map_err(CliError::unreadable)?),
     };
     let client = json!({
         "Debug": cli.globals.debug,
