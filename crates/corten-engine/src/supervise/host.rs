@@ -271,6 +271,10 @@ impl EngineHost {
     /// Writes the end of a run: with `status`, and the event `die`.
     fn ended(&mut self, exit: &Exit, status: Status) -> Result<()> {
         if self.container.is_none() {
+            // It took over, and could not prepare a run yet: that ends like any other.
+            self.container = self.engine.database().read(|c| row::get(c, &self.id))?;
+        }
+        if self.container.is_none() {
             return Ok(());
         }
         let at = exit
