@@ -20,6 +20,9 @@ type Result<T> = std::result::Result<T, EngineError>;
 /// How long the last run's supervisor is waited for: it leaves a moment after telling the end.
 const LEAVING: Duration = Duration::from_secs(10);
 
+/// Exit code of a start that failed before there was a process.
+const FAILED: i64 = 128;
+
 /// Starts a container after what it depends on; see [`depends::met`].
 pub(super) async fn start_after(
     engine: &Engine,
@@ -33,9 +36,42 @@ pub(super) async fn start_after(
         .await?;
     // One that runs is told so below; what it needs is none of its business then.
     if !container.status.is_live() && (!more.is_empty() || depends::has_any(&container)) {
-        depends::met(engine, &container, more, trail).await?;
+        if let Err(error) = depends::met(engine, &container, more, trail).await {
+            let (failed, message) = (container.clone(), error.to_string());
+            engine
+                .blocking(move |engine| {
+                    not_started(engine, &failed, &message);
+                    Ok(())
+                })
+                .await?;
+            return Err(error);
+        }
     }
     start(engine, &container.id).await
+}
+
+/// Notes that a container could not even be launched. What removes itself after its run does so
+/// after its failure, too. Blocks.
+fn not_started(engine: &Engine, container: &Container, message: &str) {
+    let id = &container.id;
+    if state::has_supervisor(engine, id) {
+        return; // somebody else has started it
+    }
+    let noted = if container.auto_remove {
+        drop(engine.pending().take(id)); // there will be nothing to attach to
+        remove::remove_dead(engine, container, true)
+    } else {
+        engine.write(Durability::Relaxed, |c| {
+            if row::get(c, id)?.is_some_and(|row| !row.status.is_live()) {
+                row::set_start_failed(c, id, FAILED, message)?;
+            }
+            Ok(())
+        })
+    };
+    match noted {
+        Ok(()) | Err(EngineError::NoSuchContainer(_)) => {}
+        Err(error) => tracing::warn!(container = %id, %error, "its failure is not recorded"),
+    }
 }
 
 /// Starts a container; `NotModified` when it runs already.
@@ -78,12 +114,15 @@ pub(super) fn launch(engine: &Engine, container: &Container) -> Result<()> {
         waiters: handover.waiters,
         again: false,
     };
-    let launched = launcher.launch().map_err(|error| match error {
-        LaunchError::TooMany => EngineError::Unavailable(error.to_string()),
-        other => EngineError::Other {
-            context: format!("start container {}", container.name),
-            source: Box::new(other),
-        },
+    let launched = launcher.launch().map_err(|error| {
+        not_started(engine, container, &error.to_string());
+        match error {
+            LaunchError::TooMany => EngineError::Unavailable(error.to_string()),
+            other => EngineError::Other {
+                context: format!("start container {}", container.name),
+                source: Box::new(other),
+            },
+        }
     })?;
     engine.wake();
     match launched {
