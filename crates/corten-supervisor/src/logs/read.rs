@@ -240,7 +240,8 @@ fn watch(path: &Path) -> io::Result<Option<std::os::fd::OwnedFd>> {
     };
     let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
     let fd = inotify::init(flags)?;
-    let events = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE;
+    let events =
+        inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
     match inotify::add_watch(&fd, directory, events) {
         Ok(_) => Ok(Some(fd)),
         // Out of watches: polled instead.

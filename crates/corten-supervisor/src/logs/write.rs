@@ -57,6 +57,8 @@ struct Appender {
     file: File,
     size: u64,
     max_size: Option<u64>,
+    /// The size at which the file is rotated: `max_size`, or more after that has failed.
+    full: u64,
     max_file: u32,
     compress: bool,
     compressing: Option<JoinHandle<()>>,
@@ -177,6 +179,7 @@ impl Appender {
             file,
             size,
             max_size: config.max_size,
+            full: config.max_size.unwrap_or(u64::MAX),
             max_file: config.max_file.max(1),
             compress: config.compress,
             compressing: None,
@@ -196,13 +199,22 @@ impl Appender {
         serde_json::to_writer(&mut self.out, &line)?;
         self.out.push(b'\n');
         if let Some(max) = self.max_size
-            && self.size + self.out.len() as u64 > max
+            && self.size + self.out.len() as u64 > self.full
             && self.size + start as u64 > 0
         {
             let next = self.out.split_off(start);
-            self.flush()?;
-            self.rotate()?;
+            let flushed = self.flush();
             self.out = next;
+            flushed?;
+            // The file grows rather than lose anything, and not each record tries again.
+            self.full = match self.rotate() {
+                Ok(()) => max,
+                Err(error) => {
+                    let path = self.path.display();
+                    tracing::warn!(%path, %error, "the log is not rotated, and grows");
+                    self.size.saturating_add(max)
+                }
+            };
         }
         Ok(())
     }
@@ -223,6 +235,25 @@ impl Appender {
         if let Some(compressing) = self.compressing.take() {
             compressing.abort(); // names change under it
         }
+        // Made before anything is renamed or removed: it may be what fails.
+        let next = self.path.with_added_extension("next");
+        let file = open(&next)?;
+        if let Err(error) = self.shift().and_then(|()| fs::rename(&next, &self.path)) {
+            missing_is_fine(fs::remove_file(next))?;
+            return Err(error);
+        }
+        self.file = file;
+        self.size = 0;
+        // Outside an event loop there is nobody to do it.
+        if self.compress && tokio::runtime::Handle::try_current().is_ok() {
+            let work = compress::rotated(self.path.clone(), self.max_file);
+            self.compressing = Some(tokio::task::spawn_local(work));
+        }
+        Ok(())
+    }
+
+    /// Makes each file the next older one.
+    fn shift(&self) -> io::Result<()> {
         for number in (1..self.max_file).rev() {
             // Whichever form the last one had goes with it.
             for stale in [numbered(&self.path, number), compressed(&self.path, number)] {
@@ -239,16 +270,6 @@ impl Appender {
                 numbered(&self.path, number - 1)
             };
             missing_is_fine(fs::rename(&from, numbered(&self.path, number)))?;
-        }
-        if self.max_file == 1 {
-            fs::remove_file(&self.path)?;
-        }
-        self.file = open(&self.path)?;
-        self.size = 0;
-        // Outside an event loop there is nobody to do it.
-        if self.compress && tokio::runtime::Handle::try_current().is_ok() {
-            let work = compress::rotated(self.path.clone(), self.max_file);
-            self.compressing = Some(tokio::task::spawn_local(work));
         }
         Ok(())
     }
@@ -343,6 +364,39 @@ mod tests {
         let lines = read(&path);
         assert_eq!(lines.last().unwrap(), "Stdout \"line 19\\n\"");
         assert!(lines.len() > 6, "older files are read too: {lines:?}");
+    }
+
+    /// Nothing is lost, and no older file goes for nothing.
+    #[test]
+    fn a_log_that_cannot_be_rotated_grows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let obstacle = dir.path().join("log.next");
+        let mut log = writer(log(&path, Some(300), 3));
+        let mut write = |from: u32, to: u32| {
+            for n in from..to {
+                log.write(Stream::Stdout, format!("line {n}\n").as_bytes())
+                    .unwrap();
+            }
+        };
+        let lines = |from: u32, to: u32| -> Vec<String> {
+            (from..to)
+                .map(|n| format!("Stdout \"line {n}\\n\""))
+                .collect()
+        };
+        write(0, 6);
+        let older = fs::read(dir.path().join("log.1")).unwrap();
+        fs::create_dir(&obstacle).unwrap();
+        write(6, 20);
+        assert_eq!(fs::read(dir.path().join("log.1")).unwrap(), older);
+        assert_eq!(read(&path), lines(0, 20));
+        fs::remove_dir(&obstacle).unwrap();
+        write(20, 40);
+        assert!(fs::metadata(&path).unwrap().len() <= 300);
+        let kept = read(&path);
+        let first = 40 - u32::try_from(kept.len()).unwrap();
+        assert_eq!(kept, lines(first, 40));
+        assert!(!obstacle.exists());
     }
 
     #[test]
