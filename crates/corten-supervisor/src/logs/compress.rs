@@ -53,7 +53,8 @@ async fn one(path: &Path, number: u32) -> io::Result<()> {
         encoder.write_all(&piece[..n])?;
         tokio::task::yield_now().await;
     }
-    encoder.finish()?;
+    // The source goes: after a power cut the compressed form must be whole.
+    encoder.finish()?.sync_data()?;
     // Both are there for a moment, and readers take the uncompressed one.
     fs::rename(&unfinished.0, &target)?;
     unfinished.0.clear();

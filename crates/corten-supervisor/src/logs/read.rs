@@ -144,7 +144,14 @@ impl LogReader {
         while let Some(file) = self.files.front_mut() {
             // A line that is only half written is left for the next time.
             let had = self.line.len();
-            let n = file.lines.read_line(&mut self.line)?;
+            let n = match file.lines.read_line(&mut self.line) {
+                Err(error) if file.is_compressed() && is_damage(&error) => {
+                    tracing::warn!(log = %self.path.display(), %error, "a compressed log is damaged");
+                    self.line.clear();
+                    0
+                }
+                read => read?,
+            };
             if n == 0 || !self.line.ends_with('\n') {
                 if self.files.len() > 1 {
                     self.files.pop_front();
@@ -257,7 +264,17 @@ struct Opened {
     inode: Option<u64>,
 }
 
+/// Whether compressed data is not what it should be.
+fn is_damage(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+    matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof)
+}
+
 impl Opened {
+    fn is_compressed(&self) -> bool {
+        self.inode.is_none()
+    }
+
     fn plain(file: File) -> io::Result<Self> {
         Ok(Self {
             inode: Some(file.metadata()?.ino()),
@@ -268,7 +285,11 @@ impl Opened {
     /// When its first record was written, by which a file is known whatever it is called.
     fn begin(&mut self) -> io::Result<Option<Timestamp>> {
         let mut first = String::new();
-        self.lines.read_line(&mut first)?;
+        match self.lines.read_line(&mut first) {
+            // Told of when it is read.
+            Err(error) if self.is_compressed() && is_damage(&error) => return Ok(None),
+            read => read?,
+        };
         let begin = parse(&first).map(|record| record.time);
         let rest = std::mem::replace(&mut self.lines, Box::new(io::empty()));
         self.lines = Box::new(BufReader::new(io::Cursor::new(first).chain(rest)));
@@ -404,6 +425,40 @@ mod tests {
             }
             assert_eq!(found, expected, "{options:?}");
         }
+    }
+
+    /// As after a power cut: what can be read is.
+    #[test]
+    fn damaged_compressed_logs_are_passed_over() {
+        use std::io::Write;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let record = |n: u32| {
+            format!(
+                "{{\"log\":\"{n}\\n\",\"stream\":\"stdout\",\"time\":\"2024-01-01T00:00:0{n}Z\"}}\n"
+            )
+        };
+        std::fs::write(&path, record(9)).unwrap();
+        let gzip = |text: &[u8]| {
+            let mut encoder =
+                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
+            encoder.write_all(text).unwrap();
+            encoder.finish().unwrap()
+        };
+        let whole = gzip((record(5) + &record(6)).as_bytes());
+        std::fs::write(compressed(&path, 1), b"").unwrap();
+        std::fs::write(compressed(&path, 2), &whole).unwrap();
+        std::fs::write(compressed(&path, 3), &whole[..whole.len() - 20]).unwrap();
+        std::fs::write(compressed(&path, 4), b"not compressed").unwrap();
+        let short = gzip((record(3) + &record(4)).as_bytes());
+        std::fs::write(compressed(&path, 5), &short[..short.len() - 20]).unwrap();
+        let mut reader =
+            LogReader::open(&path, ReadOptions::default(), Box::new(|| false)).unwrap();
+        let mut found = String::new();
+        while let Some(record) = reader.next().unwrap() {
+            found.push_str(std::str::from_utf8(&record.text).unwrap().trim_end());
+        }
+        assert_eq!(found, "3569");
     }
 
     #[test]
