@@ -95,6 +95,10 @@ impl RestartPolicy {
 /// The side of the engine: where the supervisor gets its work and reports. Calls block the
 /// event loop, so they are short.
 pub trait Host {
+    /// Whether the next run can be prepared now; if not, it is asked again a moment later, for as
+    /// long as somebody may well take.
+    fn ready(&mut self) -> bool;
+
     /// Everything for the next run.
     ///
     /// # Errors

@@ -33,6 +33,9 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 const STEADY: Duration = Duration::from_secs(10);
 /// How long somebody who merely looks at the lock, or cleans up, is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a run may have to wait until it can be prepared, and how often that is asked.
+const NOT_READY: Duration = Duration::from_secs(30);
+const ASK: Duration = Duration::from_millis(5);
 /// How long clients that wait for the last exit get to hear of it.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -397,11 +400,30 @@ fn adopt(stream: UnixStream) -> Option<tokio::net::UnixStream> {
     tokio::net::UnixStream::from_std(stream).ok()
 }
 
+/// Waits until a run can be prepared, or has been waited for long enough; whether it is still
+/// wanted then.
+async fn ready(shared: &Shared) -> bool {
+    let deadline = Instant::now() + NOT_READY;
+    while !shared.host.borrow_mut().ready() && Instant::now() < deadline {
+        tokio::select! {
+            () = tokio::time::sleep(ASK) => {}
+            () = shared.cancel.notified() => return false,
+        }
+    }
+    true
+}
+
 async fn start(
     shared: &Rc<Shared>,
     attach: &mut Vec<(tokio::net::UnixStream, crate::protocol::Streams)>,
     last: RestartPolicy,
 ) -> (RestartPolicy, Result<(Run, Option<HealthJob>), StartError>) {
+    if !ready(shared).await {
+        return (
+            last,
+            Err(StartError::other("stopped before it was started")),
+        );
+    }
     let prepared: Result<Job, _> = shared.host.borrow_mut().prepare();
     let mut job = match prepared {
         Ok(job) => job,

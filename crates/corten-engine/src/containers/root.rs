@@ -5,7 +5,6 @@
 //! [`InUse`].
 
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
 
 use corten_store::{Layers, Upper};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
@@ -15,9 +14,6 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 
 type Result<T> = std::result::Result<T, EngineError>;
-
-/// How long a start waits for files that are being copied into its container.
-const COPYING: Duration = Duration::from_secs(30);
 
 /// Nobody else may mount the root to write to it while this lives.
 #[derive(Debug)]
@@ -43,20 +39,13 @@ pub(crate) fn try_use(engine: &Engine, id: &str) -> Result<Option<InUse>> {
     })
 }
 
-/// Claims the root for a run; waits for whoever copies files.
+/// Claims the root for a run.
 pub(crate) fn use_for_run(engine: &Engine, id: &str) -> Result<InUse> {
-    let deadline = Instant::now() + COPYING;
-    loop {
-        if let Some(claimed) = try_use(engine, id)? {
-            return Ok(claimed);
-        }
-        if Instant::now() > deadline {
-            return Err(EngineError::Conflict(format!(
-                "files are still being copied into container {id}: start it when that is done"
-            )));
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    try_use(engine, id)?.ok_or_else(|| {
+        EngineError::Conflict(format!(
+            "files are still being copied into container {id}: start it when that is done"
+        ))
+    })
 }
 
 /// Mounts the root, detached, to be written to by whoever has claimed it.

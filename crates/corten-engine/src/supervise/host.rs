@@ -87,7 +87,10 @@ impl EngineHost {
             .as_ref()
             .and_then(|s| s.gateway.parse::<IpAddr>().ok());
         let files = files::generate(&engine, &container, &modes, address, gateway)?;
-        let in_use = root::use_for_run(&engine, &container.id)?;
+        let in_use = match self.in_use.take() {
+            Some(claimed) => claimed,
+            None => root::use_for_run(&engine, &container.id)?,
+        };
         let rootfs = root::mount(&engine, &self.layers, &container, &in_use)?;
         self.in_use = Some(in_use);
         let identity = rooted::identity(
@@ -336,6 +339,17 @@ impl EngineHost {
 }
 
 impl Host for EngineHost {
+    fn ready(&mut self) -> bool {
+        if self.in_use.is_none() {
+            match root::try_use(&self.engine, &self.id) {
+                Ok(claimed) => self.in_use = claimed,
+                // Said when the run is prepared.
+                Err(_) => return true,
+            }
+        }
+        self.in_use.is_some()
+    }
+
     fn prepare(&mut self) -> std::result::Result<Job, BoxError> {
         Ok(self.job()?)
     }
