@@ -383,7 +383,7 @@ pub(crate) fn set_running(
     };
     c.prepare_cached(
         "UPDATE containers SET status = 'running', pid = ?, started = ?, error = '', \
-         exit_code = 0, oom_killed = 0, stopped = 0, network = ?, health = ?, \
+         exit_code = 0, oom_killed = 0, network = ?, health = ?, \
          failing_streak = 0 WHERE id = ?",
     )?
     .execute(params![pid, at, network, health, id])?;
@@ -476,9 +476,10 @@ pub(crate) fn count_restart(c: &Connection, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// A user starts it: a new count begins.
-pub(crate) fn reset_restarts(c: &Connection, id: &str) -> Result<()> {
-    c.prepare_cached("UPDATE containers SET restarts = 0 WHERE id = ?")?
+/// A user starts it: a new count begins, and no earlier stop counts any more. Not at each run:
+/// a stop may come while a restart policy begins one.
+pub(crate) fn set_wanted(c: &Connection, id: &str) -> Result<()> {
+    c.prepare_cached("UPDATE containers SET restarts = 0, stopped = 0 WHERE id = ?")?
         .execute([id])?;
     Ok(())
 }
@@ -624,6 +625,12 @@ mod tests {
         assert_eq!((running.status, running.pid), (Status::Running, 42));
         assert_eq!(running.network, Some(network));
         assert_eq!(running.health, Some(HealthStatus::Starting));
+        // Only whoever starts it takes a stop back, not its policy.
+        set_stopped(&c, &id).unwrap();
+        set_running(&c, &id, 42, 7, running.network.as_ref(), true).unwrap();
+        assert!(get(&c, &id).unwrap().unwrap().stopped);
+        set_wanted(&c, &id).unwrap();
+        assert!(!get(&c, &id).unwrap().unwrap().stopped);
         let probe = Probe {
             start: "s".to_owned(),
             end: "e".to_owned(),

@@ -102,9 +102,8 @@ async fn start(engine: &Engine, name: &str) -> Result<()> {
 pub(super) fn launch(engine: &Engine, container: &Container) -> Result<()> {
     let id = &container.id;
     wait_for_lock(engine, id)?;
-    if container.restarts != 0 {
-        // Whoever starts it begins a new count.
-        engine.write(Durability::Relaxed, |c| row::reset_restarts(c, id))?;
+    if container.restarts != 0 || container.stopped {
+        engine.write(Durability::Relaxed, |c| row::set_wanted(c, id))?;
     }
     let handover = engine.pending().take(id);
     let launcher = Launcher {

@@ -173,7 +173,8 @@ pub(super) async fn restart(
         }
         warning = stopped?;
     }
-    let again = container.clone();
+    let mut again = container.clone();
+    again.stopped = true; // by now, perhaps
     engine
         .blocking(move |engine| {
             start::wait_for_lock(engine, &again.id)?;
