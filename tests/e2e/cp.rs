@@ -289,3 +289,52 @@ fn dockers_command_line_copies() {
     }
     engine.ok(["rm", "box"]);
 }
+
+#[test]
+fn mounts_in_one_another_leave_none_on_the_host() {
+    let engine = Engine::with_alpine();
+    // A host whose mounts are shared, as systemd has them.
+    let script = r#"
+        mount -t tmpfs none "$SHARED"
+        mount --make-shared "$SHARED"
+        mkdir -p "$SHARED/outer/inner" "$SHARED/other"
+        echo outer > "$SHARED/outer/file"
+        echo inner > "$SHARED/other/file"
+        "$CORTEN" create --name box -v "$SHARED/outer:/data" -v "$SHARED/other:/data/inner" \
+            -v box:/data/volume alpine > /dev/null
+        cat /proc/self/mountinfo > "$SHARED/../before"
+        "$CORTEN" cp "$SHARED/outer/file" box:/data/inner/in
+        "$CORTEN" cp "$SHARED/outer/file" box:/data/volume/in
+        "$CORTEN" cp box:/data/inner/file "$SHARED/../out"
+        cat /proc/self/mountinfo > "$SHARED/../after"
+        cat "$SHARED/other/in"
+        ls -A "$SHARED/outer/inner" "$SHARED/outer/volume"
+        "$CORTEN" rm -v box > /dev/null
+        "$CORTEN" volume rm box > /dev/null
+    "#;
+    let shared = engine.path("shared");
+    fs::create_dir(&shared).unwrap();
+    let mut host = std::process::Command::new("unshare");
+    host.args(["--mount", "sh", "-ec", script])
+        .env("CORTEN", crate::harness::binary())
+        .env("CORTEN_ROOT", engine.root())
+        .env("SHARED", &shared);
+    let done = host.output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let told = String::from_utf8(done.stdout).unwrap();
+    assert!(told.starts_with("outer\n"), "{told}");
+    // What was copied is not below what is mounted there.
+    assert!(!told.lines().any(|line| line == "in"), "{told}");
+    assert_eq!(fs::read_to_string(engine.path("out")).unwrap(), "inner\n");
+    let mounts = |when: &str| fs::read_to_string(engine.path(when)).unwrap();
+    let (before, after) = (mounts("before"), mounts("after"));
+    assert!(before.contains(" shared:"), "{before}");
+    let places = |mounts: &str| -> Vec<String> {
+        let place = |line: &str| line.split(' ').nth(4).unwrap().to_owned();
+        let ours = |place: &String| place.starts_with(arg(&shared));
+        mounts.lines().map(place).filter(ours).collect()
+    };
+    assert_eq!(places(&before), places(&after));
+    assert_eq!(places(&after).len(), 1, "{after}");
+    engine.assert_clean();
+}

@@ -32,15 +32,30 @@ pub(crate) enum Restriction {
     NoDevices,
 }
 
+/// Makes a mount, and everything mounted below it, private: what is mounted in it, or taken from
+/// it, is seen nowhere else.
+pub(crate) fn make_private(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    set_attributes(mount, 0, libc::MS_PRIVATE)
+}
+
 /// Restricts a mount, and everything mounted below it.
 pub(crate) fn restrict(mount: BorrowedFd<'_>, to: Restriction) -> rustix::io::Result<()> {
+    let set = match to {
+        Restriction::ReadOnly => libc::MOUNT_ATTR_RDONLY,
+        Restriction::NoDevices => libc::MOUNT_ATTR_NODEV,
+    };
+    set_attributes(mount, set, 0)
+}
+
+fn set_attributes(
+    mount: BorrowedFd<'_>,
+    attr_set: u64,
+    propagation: u64,
+) -> rustix::io::Result<()> {
     let attributes = libc::mount_attr {
-        attr_set: match to {
-            Restriction::ReadOnly => libc::MOUNT_ATTR_RDONLY,
-            Restriction::NoDevices => libc::MOUNT_ATTR_NODEV,
-        },
+        attr_set,
         attr_clr: 0,
-        propagation: 0,
+        propagation,
         userns_fd: 0,
     };
     // SAFETY: an empty path, and a structure of the size that is told; both live through the call.

@@ -62,6 +62,12 @@ impl View {
             sys::unshare_mounts()?;
             let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
             mount_change("/", private)?;
+            // A copy of a shared mount is a peer of it: what is mounted below would be passed on
+            // to the host, and stay there.
+            sys::make_private(root.as_fd())?;
+            for part in parts {
+                sys::make_private(part.mount.as_fd())?;
+            }
             // Who looks at files never means to open a device.
             sys::restrict(root.as_fd(), Restriction::NoDevices)?;
             for part in parts {
@@ -113,8 +119,8 @@ fn place(root: &RootFd, part: &Part, absent: Absent) -> io::Result<Option<OwnedF
         .map(Some)
 }
 
-/// A detached copy of the mount that a descriptor leads into, from there on; `whole`: with
-/// everything mounted below.
+/// A detached, private copy of the mount that a descriptor leads into, from there on; `whole`:
+/// with everything mounted below.
 ///
 /// # Errors
 /// What the kernel refuses.
@@ -125,7 +131,9 @@ pub fn copy_of(part: BorrowedFd<'_>, whole: bool) -> io::Result<OwnedFd> {
     if whole {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    Ok(open_tree(part, "", flags)?)
+    let copy = open_tree(part, "", flags)?;
+    sys::make_private(copy.as_fd())?;
+    Ok(copy)
 }
 
 /// Makes a mount, with everything mounted below it, read-only.
@@ -235,6 +243,47 @@ mod tests {
         assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains("/b/data"), "{mounts}");
+    }
+
+    #[test]
+    fn what_is_mounted_in_a_copy_is_not_passed_on_to_its_shared_original() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (before, after) = on_own_thread(|| {
+            sys::unshare_mounts()?;
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change("/", private)?;
+            // As all of a host's are that systemd has started.
+            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            move_mount(memory(), "", CWD, dir.path(), flags)?;
+            mount_change(dir.path(), MountPropagationFlags::SHARED)?;
+            for name in ["root", "outer", "outer/inner", "other"] {
+                std::fs::create_dir(dir.path().join(name))?;
+            }
+            let copy = |name: &str| {
+                let dir = rustix::fs::open(dir.path().join(name), OFlags::PATH, Mode::empty())?;
+                copy_of(dir.as_fd(), true)
+            };
+            let part = |name: &str, place: &str| {
+                let mount = copy(name)?;
+                let place = PathBuf::from(place);
+                io::Result::Ok(Part { mount, place })
+            };
+            let parts = [part("outer", "/data")?, part("other", "/data/inner")?];
+            let before = mounts();
+            let view = View::assemble(copy("root")?, &parts, Absent::Make)?.unwrap();
+            write(view.root(), "data/inner/file");
+            assert!(dir.path().join("other/file").exists());
+            assert!(!dir.path().join("outer/inner/file").exists());
+            drop((view, parts));
+            Ok((before, mounts()))
+        })
+        .unwrap();
+        assert!(before.contains(" shared:"), "{before}");
+        assert_eq!(before, after);
     }
 
     #[test]
