@@ -149,7 +149,7 @@ fn details_are_the_attributes_asked_for() {
         (
             "nowhere",
             "tag=a",
-            "logger: no log driver named 'nowhere' is registered",
+            "error looking up logging plugin nowhere: plugin \"nowhere\" not found",
         ),
     ] {
         let refused = engine.fails(

@@ -35,17 +35,18 @@ pub(super) async fn start_after(
         .blocking(move |engine| state::find(engine, &wanted))
         .await?;
     // One that runs is told so below; what it needs is none of its business then.
-    if !container.status.is_live() && (!more.is_empty() || depends::has_any(&container)) {
-        if let Err(error) = depends::met(engine, &container, more, trail).await {
-            let (failed, message) = (container.clone(), error.to_string());
-            engine
-                .blocking(move |engine| {
-                    not_started(engine, &failed, &message);
-                    Ok(())
-                })
-                .await?;
-            return Err(error);
-        }
+    if !container.status.is_live()
+        && (!more.is_empty() || depends::has_any(&container))
+        && let Err(error) = depends::met(engine, &container, more, trail).await
+    {
+        let (failed, message) = (container.clone(), error.to_string());
+        engine
+            .blocking(move |engine| {
+                not_started(engine, &failed, &message);
+                Ok(())
+            })
+            .await?;
+        return Err(error);
     }
     start(engine, &container.id).await
 }

@@ -122,7 +122,7 @@ pub(crate) fn driver(config: Option<&HostConfigLogConfig>) -> Result<LogDriver> 
         }
         other => {
             return Err(bad(format!(
-                "logger: no log driver named '{other}' is registered"
+                "error looking up logging plugin {other}: plugin \"{other}\" not found"
             )));
         }
     };
@@ -187,6 +187,11 @@ fn json_file(options: &HashMap<String, String>) -> Result<Rotation> {
     Ok(rotation)
 }
 
+/// Docker's words for a value that the driver cannot do with.
+fn unusable(why: &str) -> EngineError {
+    bad(format!("failed to initialize logging driver: {why}"))
+}
+
 /// The options about rotation whose names begin so.
 fn rotation(options: &HashMap<String, String>, prefix: &str, base: Rotation) -> Result<Rotation> {
     let get = |key: &str| options.get(&format!("{prefix}{key}")).map(String::as_str);
@@ -196,7 +201,7 @@ fn rotation(options: &HashMap<String, String>, prefix: &str, base: Rotation) -> 
         Some(text) => Some(
             size(text)
                 .filter(|s| *s > 0)
-                .ok_or_else(|| bad(format!("invalid value for {prefix}max-size: {text}")))?,
+                .ok_or_else(|| unusable(&format!("invalid size: '{text}'")))?,
         ),
     };
     let max_files = match get("max-file") {
@@ -205,7 +210,7 @@ fn rotation(options: &HashMap<String, String>, prefix: &str, base: Rotation) -> 
             .parse()
             .ok()
             .filter(|n| *n >= 1)
-            .ok_or_else(|| bad(format!("{prefix}max-file cannot be less than 1")))?,
+            .ok_or_else(|| unusable(&format!("{prefix}max-file cannot be less than 1")))?,
     };
     let compress = boolean(options, &format!("{prefix}compress"))?;
     Ok(Rotation {
@@ -546,7 +551,7 @@ mod tests {
         );
         assert_eq!(
             error(config("gelf", &[])),
-            "logger: no log driver named 'gelf' is registered"
+            "error looking up logging plugin gelf: plugin \"gelf\" not found"
         );
     }
 
