@@ -106,6 +106,29 @@ fn what_cannot_come_true_is_said() {
     let wanted =
         "container app was not started: bad, which it depends on, has ended with exit code 4";
     assert!(refused.contains(wanted), "{refused}");
+    assert_eq!(
+        engine.ok(["inspect", "-f", "{{.State.Status}} {{.State.Error}}", "app"]),
+        format!("created {wanted}")
+    );
+    // What removes itself does so then, too.
+    let refused = engine.fails(
+        125,
+        [
+            "run",
+            "--rm",
+            "--name",
+            "once",
+            "--depends-on",
+            "bad:completed",
+            "alpine",
+            "true",
+        ],
+    );
+    assert!(
+        refused.contains("container once was not started"),
+        "{refused}"
+    );
+    assert!(!engine.ok(["ps", "-a"]).contains("once"));
     let sick = [
         "--health-cmd",
         "false",
