@@ -137,13 +137,11 @@ pub(super) fn clear(engine: &Engine, container: &Container) -> Result<()> {
     Ok(())
 }
 
-/// Has a container whose policy outlives its supervisor supervised again.
+/// Has a container whose policy outlives its supervisor supervised again. If that fails (too
+/// many processes, say) it stays as it is, and whoever looks next tries again.
 fn take_over(engine: &Engine, container: &mut Container) -> Result<()> {
-    let id = &container.id;
-    if let Err(error) = super::start::take_over(engine, id) {
-        tracing::error!(container = %id, %error, "its restart policy cannot be carried out");
-        let error = error.to_string();
-        engine.write(Durability::Relaxed, |c| row::set_given_up(c, id, &error))?;
+    if let Err(error) = super::start::take_over(engine, &container.id) {
+        tracing::error!(container = %container.id, %error, "not supervised again yet");
     }
     reread(engine, container).map(|_| ())
 }

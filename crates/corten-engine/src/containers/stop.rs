@@ -68,6 +68,11 @@ async fn down(
         .map(signals::signal)
         .transpose()?;
     let Ok(client) = supervisor(engine, container) else {
+        if container.status == Status::Restarting {
+            // Nobody is there to be asked. Whoever looks then sees that it is not wanted.
+            mark_stopped(engine, container).await?;
+            find(engine, &container.id).await?;
+        }
         return Ok(None);
     };
     if has_policy(container) {
