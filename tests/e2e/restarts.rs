@@ -144,3 +144,74 @@ fn a_policy_outlives_its_supervisor() {
     engine.ok(["rm", "-f", "always", "stopped", "no"]);
     engine.assert_clean();
 }
+
+/// A new supervisor that cannot prepare a run gives up as often as the old one would have.
+#[test]
+fn a_taken_over_container_that_cannot_be_started_has_an_end() {
+    let engine = Engine::with_alpine();
+    let source = engine.path("source");
+    std::fs::create_dir(&source).unwrap();
+    let bind = format!("type=bind,source={},target=/data", source.display());
+    let id = engine.ok([
+        "run",
+        "-d",
+        "--name",
+        "box",
+        "--restart",
+        "on-failure:2",
+        "--mount",
+        &bind,
+        "alpine",
+        "sleep",
+        "1000",
+    ]);
+    std::fs::remove_dir(&source).unwrap();
+    kill_9(&supervisor(&id));
+    let mut state = String::new();
+    until("it is given up", || {
+        state = inspect(
+            &engine,
+            "{{.State.Status}} {{.RestartCount}} [{{.State.Error}}]",
+            "box",
+        );
+        state.starts_with("exited 2 ")
+    });
+    assert!(state.contains("source"), "{state}");
+    assert_eq!(engine.ok(["ps", "-q"]), "");
+    engine.assert_clean();
+}
+
+/// A TCP log host that goes away, and another one in its place that accepts nobody.
+#[test]
+fn a_log_host_that_is_gone_does_not_keep_a_container() {
+    let engine = Engine::with_alpine();
+    let daemon = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("syslog-address=tcp://{}", daemon.local_addr().unwrap());
+    engine.ok([
+        "run",
+        "-d",
+        "--name",
+        "box",
+        "--log-driver",
+        "syslog",
+        "--log-opt",
+        &address,
+        "alpine",
+        "sh",
+        "-c",
+        "while :; do echo line; sleep 0.01; done",
+    ]);
+    drop(daemon.accept().unwrap());
+    rustix::net::listen(&daemon, 0).unwrap();
+    // Fills the queue; whoever comes then hears nothing.
+    let _waits: Vec<_> = (0..2)
+        .filter_map(|_| {
+            let to = daemon.local_addr().unwrap();
+            std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_millis(200)).ok()
+        })
+        .collect();
+    engine.ok(["exec", "box", "true"]);
+    engine.ok(["stop", "-t", "0", "box"]);
+    assert_eq!(inspect(&engine, "{{.State.ExitCode}}", "box"), "137");
+    engine.assert_clean();
+}
