@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::idle;
@@ -42,6 +42,9 @@ pub(crate) struct Hub {
     /// Input ends when a client's does.
     stdin_once: Cell<bool>,
     writers: RefCell<Vec<JoinHandle<()>>>,
+    /// Clients that have not read so far get no more; the log does.
+    late: Cell<bool>,
+    too_late: Notify,
 }
 
 /// The output side of a process, as the supervisor holds it.
@@ -59,6 +62,8 @@ impl Hub {
             input: RefCell::default(),
             stdin_once: Cell::new(stdin_once && !tty),
             writers: RefCell::default(),
+            late: Cell::new(false),
+            too_late: Notify::new(),
         })
     }
 
@@ -194,6 +199,9 @@ impl Hub {
         if let Some(pressure) = pressure {
             pressure.eased().await;
         }
+        if self.late.get() {
+            return;
+        }
         let senders: Vec<mpsc::Sender<Bytes>> = self
             .clients
             .borrow()
@@ -214,13 +222,30 @@ impl Hub {
         };
         let mut gone = false;
         for sender in senders {
-            gone |= sender.send(piece.clone()).await.is_err();
+            tokio::select! {
+                sent = sender.send(piece.clone()) => gone |= sent.is_err(),
+                () = self.too_late.notified() => return,
+            }
         }
         if gone {
             self.clients
                 .borrow_mut()
                 .retain(|client| !client.sender.is_closed());
         }
+    }
+
+    /// The process has ended, and its last output comes: a slow log of others does not hold it up.
+    pub(crate) fn ending(&self) {
+        if let Some(log) = self.log.borrow().as_ref() {
+            log.ending();
+        }
+    }
+
+    /// Nor do slow clients any longer; whether there are clients.
+    pub(crate) fn leave_clients(&self) -> bool {
+        self.late.set(true);
+        self.too_late.notify_waiters();
+        !self.clients.borrow().is_empty()
     }
 
     /// The process and its output have ended: clients get the rest and their end.

@@ -247,17 +247,27 @@ impl Run {
         if let Err(error) = self.cgroup.kill_all() {
             tracing::warn!(%error, "processes may be left inside");
         }
+        self.hub.ending();
         let readers = std::mem::take(&mut self.readers);
-        let finish = async {
+        let aborts: Vec<_> = readers.iter().map(|reader| reader.abort_handle()).collect();
+        let mut finish = std::pin::pin!(async {
             for reader in readers {
                 if let Err(error) = reader.await {
                     tracing::debug!(%error, "a stream's reader failed");
                 }
             }
-        };
+        });
         // A descriptor passed out of the container may keep a pipe open for ever.
-        if tokio::time::timeout(DRAIN, finish).await.is_err() {
+        let mut ended = tokio::time::timeout(DRAIN, &mut finish).await;
+        if ended.is_err() && self.hub.leave_clients() {
+            // What a client did not read in time is in the log, if nowhere else.
+            ended = tokio::time::timeout(DRAIN, &mut finish).await;
+        }
+        if ended.is_err() {
             tracing::info!("a stream was still open after the end");
+            for reader in aborts {
+                reader.abort();
+            }
         }
         oom
     }

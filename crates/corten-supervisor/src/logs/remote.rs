@@ -46,6 +46,8 @@ impl std::fmt::Debug for Sender {
 struct Waiting {
     bytes: Cell<usize>,
     less: Notify,
+    /// Nobody waits for room any more.
+    ending: Cell<bool>,
 }
 
 enum Connected {
@@ -123,8 +125,15 @@ impl Sender {
 
     /// Something to wait for while too much waits.
     pub(crate) fn pressure(&self) -> Option<Pressure> {
-        (self.blocking && self.waiting.bytes.get() > self.buffer)
+        let full = self.waiting.bytes.get() > self.buffer;
+        (self.blocking && full && !self.waiting.ending.get())
             .then(|| Pressure(self.waiting.clone(), self.buffer))
+    }
+
+    /// The last output comes: it is queued, whether there is room or not.
+    pub(crate) fn ending(&self) {
+        self.waiting.ending.set(true);
+        self.waiting.less.notify_waiters();
     }
 
     /// What has to be waited for at the end.
@@ -139,7 +148,7 @@ pub(crate) struct Pressure(Rc<Waiting>, usize);
 impl Pressure {
     /// Waits until there is room.
     pub(crate) async fn eased(self) {
-        while self.0.bytes.get() > self.1 {
+        while self.0.bytes.get() > self.1 && !self.0.ending.get() {
             self.0.less.notified().await;
         }
     }
@@ -240,7 +249,13 @@ mod tests {
             let _waits = UnixStream::connect(&path).unwrap();
             sender.queue(Stream::Stdout, b"one\n");
             sender.queue(Stream::Stdout, b"two\n");
-            assert!(sender.pressure().is_some());
+            // Who waits for room goes on when the end comes.
+            let waits = tokio::task::spawn_local(sender.pressure().unwrap().eased());
+            tokio::task::yield_now().await;
+            assert!(!waits.is_finished());
+            sender.ending();
+            waits.await.unwrap();
+            assert!(sender.pressure().is_none());
             sender.close().sent().await;
             // Not even from the start on.
             let error = Sender::open(&config, &Rc::default()).await.unwrap_err();

@@ -97,6 +97,13 @@ impl LogWriter {
         self.remote.as_ref()?.pressure()
     }
 
+    /// The last output comes: nothing is to be waited for before it is written.
+    pub(crate) fn ending(&self) {
+        if let Some(remote) = &self.remote {
+            remote.ending();
+        }
+    }
+
     /// After [`Self::finish`]: what has to be waited for.
     pub(crate) fn close(mut self) -> Rest {
         Rest {
