@@ -192,6 +192,39 @@ fn a_supervisor_killed_during_a_removal_leaves_nothing() {
     }
 }
 
+/// Moments of a run from before the container exists to its end, but none of them leaves it.
+#[test]
+fn a_run_that_removes_is_removed_whatever_kills_it() {
+    let engine = Engine::with_alpine();
+    for moment in 0..16_u64 {
+        let running = engine.spawn(["run", "--rm", "--name", "box", "alpine", "true"]);
+        std::thread::sleep(Duration::from_millis(moment * 6));
+        running.kill_9();
+    }
+    until("nothing is left", || engine.ok(["ps", "-aq"]).is_empty());
+    // The name is free without a look, too.
+    for moment in 0..4_u64 {
+        let running = engine.spawn(["run", "--rm", "--name", "box", "alpine", "true"]);
+        std::thread::sleep(Duration::from_millis(20 + moment * 20));
+        running.kill_9();
+        until("the name is free", || {
+            engine
+                .run(["create", "--name", "box", "alpine", "true"])
+                .code
+                == 0
+        });
+        engine.ok(["rm", "box"]);
+    }
+    engine.assert_clean();
+    // Who creates one and starts it later, by whatever way, finds it.
+    let id = engine.ok(["create", "--rm", "alpine", "true"]);
+    assert_eq!(engine.ok(["ps", "-aq", "--no-trunc"]), id);
+    engine.ok(["start", "-a", &id]);
+    until("it is removed after its run", || {
+        engine.ok(["ps", "-aq"]).is_empty()
+    });
+}
+
 #[test]
 fn two_command_lines_at_once() {
     let engine = Engine::with_alpine();

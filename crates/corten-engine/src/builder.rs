@@ -129,8 +129,7 @@ impl Drop for Lease {
 /// The owner of a step's address: its id and the process that runs it, so that sweeping can
 /// tell whether it is alive.
 fn step_owner(id: &str) -> String {
-    let pid = std::process::id();
-    format!("{id}@{pid}.{}", crate::sweep::start_time(pid).unwrap_or(0))
+    format!("{id}@{}", crate::sweep::this_process())
 }
 
 impl StepNetwork for Steps {

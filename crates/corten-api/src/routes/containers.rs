@@ -3,7 +3,7 @@
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use corten_engine::containers::{
     CommitOptions, ListOptions, RemoveOptions, Samples, StopOptions, WaitCondition,
 };
@@ -18,6 +18,10 @@ use crate::error::ApiError;
 use crate::ordered::ordered;
 use crate::query::{filters, flag, number, truthy};
 use crate::{stream, whole};
+
+/// The client starts the container at once. Heard from one in this process only, whose life
+/// the engine can see.
+const STARTS: &str = "X-Corten-Starts";
 
 pub(super) fn routes() -> Router<Engine> {
     Router::new()
@@ -77,13 +81,16 @@ struct CreateQuery {
 async fn create(
     State(engine): State<Engine>,
     Query(query): Query<CreateQuery>,
+    in_process: Option<Extension<crate::InProcess>>,
+    headers: HeaderMap,
     body: Body<models::ContainerCreateBody>,
 ) -> Answer {
     let name = query.name.as_deref().filter(|n| !n.is_empty());
     let platform = platform(query.platform.as_deref())?;
+    let starts = in_process.is_some() && headers.contains_key(STARTS);
     let created = engine
         .containers()
-        .create(name, body.required()?, platform.as_ref())
+        .create(name, body.required()?, platform.as_ref(), starts)
         .await
         .map_err(|error| match error {
             // Not 404: clients take that for a missing image and pull it.

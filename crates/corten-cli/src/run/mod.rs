@@ -27,7 +27,7 @@ pub(crate) const NOT_FOUND: u8 = 127;
 /// `create`.
 pub(crate) async fn create(cli: &Cli, flags: Parsed) -> Result {
     let body = prepare(cli, &flags, "create")?;
-    let id = create_container(cli, &flags, &body).await?;
+    let id = create_container(cli, &flags, &body, false).await?;
     cli.line(id)
 }
 
@@ -48,7 +48,7 @@ pub(crate) async fn run(cli: &Cli, flags: Parsed) -> Result {
         body.attach_stderr = Some(false);
         body.stdin_once = Some(false);
     }
-    let id = create_container(cli, &flags, &body)
+    let id = create_container(cli, &flags, &body, true)
         .await
         .map_err(|error| start_failed(cli, &error))?;
     if attached {
@@ -94,8 +94,13 @@ struct Created {
     warnings: Option<Vec<String>>,
 }
 
-/// Creates the container, pulling its image as `--pull` says.
-async fn create_container(cli: &Cli, flags: &Parsed, body: &ContainerCreateBody) -> Result<String> {
+/// Creates the container, pulling its image as `--pull` says. `starts`: it is started next.
+async fn create_container(
+    cli: &Cli,
+    flags: &Parsed,
+    body: &ContainerCreateBody,
+    starts: bool,
+) -> Result<String> {
     let policy = flags.text("pull").unwrap_or("missing");
     let platform = flags.nonempty("platform");
     if let Some(platform) = platform {
@@ -120,12 +125,15 @@ async fn create_container(cli: &Cli, flags: &Parsed, body: &ContainerCreateBody)
         image::pull(cli, reference, platform, show).await?;
     }
     let post = || -> std::result::Result<_, CliError> {
-        Ok(cli
-            .client()?
+        let client = cli.client()?;
+        let mut call = client
             .post("/containers/create")
             .query_opt("name", flags.nonempty("name"))
-            .query_opt("platform", platform)
-            .body_json(body)?)
+            .query_opt("platform", platform);
+        if starts && client.in_process() {
+            call = call.header("X-Corten-Starts", "1");
+        }
+        Ok(call.body_json(body)?)
     };
     let created: Created = match post()?.json().await {
         Err(error) if policy == "missing" && image_is_missing(&error) && reference.is_some() => {

@@ -17,8 +17,8 @@ use corten_oci::Platform;
 use corten_store::{ImageId, Images, Leases};
 use rusqlite::Connection;
 
-use super::merge;
 use super::row::{self, Container, Setup, Status};
+use super::{merge, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
@@ -43,16 +43,21 @@ struct Draft {
     warnings: Vec<String>,
 }
 
-/// Creates a container. Blocks.
+/// Creates a container. `starts`: this very process starts it at once, and one that is to be
+/// removed after its run is nobody's if that does not happen. Blocks.
 pub(super) fn create(
     engine: &Engine,
     name: Option<&str>,
     body: &ContainerCreateBody,
     platform: Option<&Platform>,
+    starts: bool,
 ) -> Result<ContainerCreateResponse> {
     // The image cannot be collected between being looked up and being held.
     let _collection = engine.store().leases().acquire()?;
     let mut draft = check(engine, name, body, platform)?;
+    if starts && draft.container.auto_remove {
+        draft.container.setup.starter = Some(crate::sweep::this_process());
+    }
     let durability = if draft.container.auto_remove {
         Durability::Relaxed
     } else {
@@ -94,6 +99,14 @@ fn store(engine: &Engine, durability: Durability, draft: &mut Draft) -> Result<V
             Err(EngineError::NameInUse { .. }) if !draft.named && attempt < NAME_ATTEMPTS => {
                 attempt += 1;
                 draft.container.name = names::made_up_name(attempt);
+            }
+            // Who has the name may be gone by a look.
+            Err(error @ EngineError::NameInUse { .. }) if draft.named && attempt == 0 => {
+                attempt = 1;
+                match state::find(engine, &draft.container.name) {
+                    Err(EngineError::NoSuchContainer(_)) => {}
+                    _ => return Err(error),
+                }
             }
             other => return other,
         }

@@ -53,6 +53,8 @@ pub(super) fn list(engine: &Engine, options: &ListOptions) -> Result<Vec<Contain
     for container in &mut containers {
         state::reconcile(engine, container)?;
     }
+    // No row says so: these were removed on the way.
+    containers.retain(|c| c.status != Status::Removing);
     let networks = engine.database().read(inspect::network_ids)?;
     let mut images = HashMap::new();
     let limit = options

@@ -185,11 +185,12 @@ impl Containers {
         name: Option<&str>,
         body: models::ContainerCreateBody,
         platform: Option<&Platform>,
+        starts: bool,
     ) -> Result<models::ContainerCreateResponse> {
         let (name, platform) = (name.map(str::to_owned), platform.cloned());
         self.0
             .blocking(move |engine| {
-                create::create(engine, name.as_deref(), &body, platform.as_ref())
+                create::create(engine, name.as_deref(), &body, platform.as_ref(), starts)
             })
             .await
     }

@@ -75,6 +75,10 @@ pub(crate) struct Setup {
     /// Names the user gave it on its network.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) aliases: Vec<String>,
+    /// The process that is to start it, as [`crate::sweep::this_process`] writes it, if nobody wants
+    /// it once that is gone: of `corten run --rm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) starter: Option<String>,
 }
 
 /// What a running container has of the network.

@@ -6,6 +6,10 @@
 //! the truth, before anything reports the container. Nobody can start it meanwhile: a new
 //! supervisor needs the same lock. A restart policy outlives the supervisor: who has cleaned
 //! up has the container supervised again, beginning with the pause before a restart.
+//!
+//! A container of `corten run --rm` belongs to that command until it runs. If the command is
+//! killed before, whoever looks next removes the container. Of other containers nobody can
+//! know whether somebody means to start them later: they stay.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -87,7 +91,10 @@ pub(crate) fn has_supervisor(engine: &Engine, id: &str) -> bool {
 /// Makes what is known of a container true: see the module's description. A container that
 /// is removed on the way has the status [`Status::Removing`]. Blocks.
 pub(crate) fn reconcile(engine: &Engine, container: &mut Container) -> Result<()> {
-    if !container.status.is_live() || has_supervisor(engine, &container.id) {
+    if !container.status.is_live() {
+        return forsake(engine, container);
+    }
+    if has_supervisor(engine, &container.id) {
         return Ok(());
     }
     // What the supervisor wrote last, it wrote before its lock was free.
@@ -120,20 +127,54 @@ pub(crate) fn reconcile(engine: &Engine, container: &mut Container) -> Result<()
     Ok(())
 }
 
+/// Removes a container that was to be removed after its run, if the only one who meant to
+/// start it was killed before.
+fn forsake(engine: &Engine, container: &mut Container) -> Result<()> {
+    let is_forsaken = |container: &Container| {
+        let starter = container.setup.starter.as_deref();
+        container.status == Status::Created
+            && container.auto_remove
+            && starter.is_some_and(|starter| !crate::sweep::process_lives(starter))
+    };
+    if !is_forsaken(container) || has_supervisor(engine, &container.id) {
+        return Ok(());
+    }
+    // From here on nobody starts it. Whoever has the lock already does, or is removing it.
+    let Some(lock) = try_lock(engine, &container.id)? else {
+        return Ok(());
+    };
+    reread(engine, container)?;
+    if is_forsaken(container) {
+        tracing::info!(container = %container.id, "who was to start it is gone: removing it");
+        clear(engine, container)?;
+        super::remove::delete(engine, container, true)?;
+        container.status = Status::Removing;
+    }
+    if container.status != Status::Removing {
+        // Started meanwhile, and ended: what that has left is for the sweep.
+        return Ok(());
+    }
+    let directory = engine.layout().run_container(&container.id);
+    if let Err(error) = std::fs::remove_dir_all(&directory) {
+        tracing::debug!(container = %container.id, %error, "run directory not removed");
+    }
+    drop(lock);
+    Ok(())
+}
+
 /// Cleans up after a container's last supervisor if that was killed and nobody has done it
 /// yet. The caller holds the container's lock.
 pub(super) fn clear(engine: &Engine, container: &Container) -> Result<()> {
-    // A supervisor listens before it makes anything, and takes its socket away last.
-    let socket = engine.layout().run_container(&container.id).join("sock");
-    if !socket.exists() {
-        return Ok(());
-    }
     let mut fresh = container.clone();
     if reread(engine, &mut fresh)? {
         return bury(engine, &fresh);
     }
-    kill_all(engine, container);
-    release_network(engine, container);
+    // A supervisor listens before it makes anything, and takes its socket away last.
+    let socket = engine.layout().run_container(&container.id).join("sock");
+    if socket.exists() {
+        kill_all(engine, container);
+        release_network(engine, container);
+    }
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use rusqlite::Connection;
 
 use super::{documents, event, find};
 use crate::Filters;
-use crate::containers::row;
+use crate::containers::{row, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::parse::filters;
@@ -146,9 +146,16 @@ fn users(engine: &Engine, id: &ImageId) -> Result<Vec<User>> {
     })?;
     Ok(rows
         .into_iter()
+        // What a killed `run --rm` has left goes with this look.
+        .filter(|(id, status)| {
+            row::Status::parse(status) != row::Status::Created
+                || !matches!(
+                    state::find(engine, id),
+                    Err(EngineError::NoSuchContainer(_))
+                )
+        })
         .map(|(id, status)| {
-            let live = row::Status::parse(&status).is_live()
-                && crate::containers::state::has_supervisor(engine, &id);
+            let live = row::Status::parse(&status).is_live() && state::has_supervisor(engine, &id);
             (id, live)
         })
         .collect())

@@ -31,6 +31,7 @@ pub(crate) fn check(engine: &Engine, repair: bool) -> Result<Vec<Finding>> {
         repair,
         findings: Vec::new(),
     };
+    check.forsaken()?;
     check.supervisors()?;
     check.run_directories()?;
     check.cgroups();
@@ -57,6 +58,16 @@ impl Check<'_> {
             repaired: self.repair,
             lost: None,
         });
+    }
+
+    /// Those of `run --rm` that was killed go with the first look, which is no finding.
+    fn forsaken(&self) -> Result<()> {
+        for mut container in self.engine.database().read(|c| row::all(c, false))? {
+            if !container.status.is_live() {
+                state::reconcile(self.engine, &mut container)?;
+            }
+        }
+        Ok(())
     }
 
     /// Containers that are said to run while nobody supervises them.

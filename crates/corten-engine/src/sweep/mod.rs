@@ -243,15 +243,26 @@ impl Owners {
 pub(crate) fn is_alive(engine: &Engine, owner: &str) -> bool {
     match owner.split_once('@') {
         None => state::has_supervisor(engine, owner),
-        Some((_, process)) => process
-            .split_once('.')
-            .and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse().ok()?)))
-            .is_some_and(|(pid, start): (u32, u64)| start_time(pid) == Some(start)),
+        Some((_, process)) => process_lives(process),
     }
 }
 
+/// This process, as [`process_lives`] knows it.
+pub(crate) fn this_process() -> String {
+    let pid = std::process::id();
+    format!("{pid}.{}", start_time(pid).unwrap_or(0))
+}
+
+/// Whether a process that [`this_process`] named lives.
+pub(crate) fn process_lives(process: &str) -> bool {
+    process
+        .split_once('.')
+        .and_then(|(pid, start)| Some((pid.parse().ok()?, start.parse().ok()?)))
+        .is_some_and(|(pid, start): (u32, u64)| start_time(pid) == Some(start))
+}
+
 /// When a process started, in clock ticks since boot; with its pid it is unique.
-pub(crate) fn start_time(pid: u32) -> Option<u64> {
+fn start_time(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?
         .1
