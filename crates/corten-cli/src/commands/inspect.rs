@@ -61,6 +61,12 @@ async fn inspect(cli: &Cli, flags: Parsed) -> Result {
 }
 
 async fn find(cli: &Cli, object: &str, wanted: Option<&str>, size: bool) -> Result<Found> {
+    if object.is_empty() {
+        let kind = wanted.unwrap_or("container");
+        return Err(CliError::message(format!(
+            "invalid {kind} name or ID: value is empty"
+        )));
+    }
     let client = cli.client()?;
     for kind in KINDS
         .iter()
