@@ -51,6 +51,24 @@ impl Known {
 
 /// Connects. Others are served meanwhile, but for a name's first lookup.
 pub(super) async fn connect(address: &SyslogAddress, known: &Known) -> io::Result<Connection> {
+    let place = match address {
+        SyslogAddress::Local => return local().await,
+        SyslogAddress::Udp(to) => format!("udp://{to}"),
+        SyslogAddress::Tcp(to) => format!("tcp://{to}"),
+        SyslogAddress::Unix(path) => format!("unix://{}", path.display()),
+        SyslogAddress::Unixgram(path) => format!("unixgram://{}", path.display()),
+    };
+    dial(address, known).await.map_err(|error| {
+        let reason = match error.raw_os_error().map(|_| error.kind()) {
+            Some(io::ErrorKind::ConnectionRefused) => "connection refused".to_owned(),
+            Some(io::ErrorKind::NotFound) => "no such file or directory".to_owned(),
+            _ => error.to_string(),
+        };
+        io::Error::new(error.kind(), format!("syslog at {place}: {reason}"))
+    })
+}
+
+async fn dial(address: &SyslogAddress, known: &Known) -> io::Result<Connection> {
     let connection = match address {
         SyslogAddress::Local => return local().await,
         SyslogAddress::Udp(to) => {
