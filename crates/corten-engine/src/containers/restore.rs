@@ -36,9 +36,13 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Starts them; the names of the started.
 pub(crate) async fn restore(engine: &Engine) -> Result<Vec<String>> {
     let (mut started, waiting) = independent(engine).await?;
-    for container in waiting {
+    // At once: one whose dependencies are not ready holds up nobody else.
+    let starting = waiting.into_iter().map(|container| async move {
         let starting = start::start_after(engine, &container.id, "", &[]);
-        match tokio::time::timeout(PATIENCE, starting).await {
+        (tokio::time::timeout(PATIENCE, starting).await, container)
+    });
+    for (outcome, container) in futures_util::future::join_all(starting).await {
+        match outcome {
             Ok(Ok(())) => started.push(container.name),
             Ok(Err(EngineError::NotModified(_))) => {}
             Ok(Err(error)) => {
