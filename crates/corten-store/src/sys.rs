@@ -13,14 +13,15 @@ pub(crate) fn unshare_mounts() -> rustix::io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
 }
 
-/// Gives the calling thread the mounts of a process, by a descriptor of its mount namespace. The
-/// thread's root and working directory become that namespace's root.
-pub(crate) fn join_mounts(namespace: BorrowedFd<'_>) -> rustix::io::Result<()> {
+/// Gives the calling thread the mounts of a process, by a descriptor of it (`pidfd_open(2)`). The
+/// thread's root and working directory become that namespace's root, wherever the process has
+/// its own. `ESRCH`: the process has ended.
+pub(crate) fn join_mounts(process: BorrowedFd<'_>) -> rustix::io::Result<()> {
     // SAFETY: only unsharing the descriptor table is what can break code of other threads.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }?;
-    rustix::thread::move_into_link_name_space(
-        namespace,
-        Some(rustix::thread::LinkNameSpaceType::Mount),
+    rustix::thread::move_into_thread_name_spaces(
+        process,
+        rustix::thread::ThreadNameSpaceType::MOUNT,
     )
 }
 

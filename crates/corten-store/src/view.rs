@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree,
 };
@@ -101,6 +102,7 @@ impl View {
 fn place(root: &RootFd, part: &Part, absent: Absent) -> io::Result<Option<OwnedFd>> {
     let path = normal(&part.place);
     match root.open_in_root(&path, OFlags::PATH, Mode::empty()) {
+        Err(error) if absent == Absent::Skip && leads_nowhere(&error) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => return other.map(Some),
     }
@@ -144,21 +146,19 @@ pub fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
     Ok(sys::restrict(mount, Restriction::ReadOnly)?)
 }
 
-/// Copies of what a process has mounted, attached nowhere: its root without anything mounted in
-/// it, and what is at these places in the root. Places that are not there are left out.
+/// Copies of what a process has mounted, attached nowhere: the root of its mount namespace without
+/// anything mounted in it, and what is at these places in the root. Places that are not there are
+/// left out. The process is told by a descriptor of it (`pidfd_open(2)`): its number may be
+/// another one's by now.
 ///
 /// # Errors
-/// The process is gone; what the kernel refuses.
-pub fn copies_of(pid: i32, places: &[PathBuf]) -> io::Result<(OwnedFd, Vec<Part>)> {
-    let open = |what: &str, flags: OFlags| {
-        let path = format!("/proc/{pid}/{what}");
-        rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
-    };
-    let namespace = open("ns/mnt", OFlags::RDONLY)?;
-    let root = RootFd::from(open("root", OFlags::PATH | OFlags::DIRECTORY)?);
+/// The process is gone (`ESRCH`); what the kernel refuses.
+pub fn copies_of(process: BorrowedFd<'_>, places: &[PathBuf]) -> io::Result<(OwnedFd, Vec<Part>)> {
     on_own_thread(|| {
         // A mount can be copied from inside its own namespace only.
-        sys::join_mounts(namespace.as_fd())?;
+        sys::join_mounts(process)?;
+        // Not the process's: it may have chosen a directory of its own (`chroot(2)`).
+        let root = RootFd::open(Path::new("/"))?;
         let bare = copy_of(root.as_fd(), false)?;
         let mut parts = Vec::new();
         for place in places {
@@ -167,12 +167,18 @@ pub fn copies_of(pid: i32, places: &[PathBuf]) -> io::Result<(OwnedFd, Vec<Part>
                     mount: copy_of(there.as_fd(), true)?,
                     place: place.clone(),
                 }),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if leads_nowhere(&error) => {}
                 Err(error) => return Err(error),
             }
         }
         Ok((bare, parts))
     })
+}
+
+/// Whether there is nothing at a path, or no path: what is in a root is its owner's choice.
+fn leads_nowhere(error: &io::Error) -> bool {
+    let number = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(number, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
 }
 
 /// Runs something on a thread that ends with it.
@@ -291,9 +297,29 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let pid = i32::try_from(std::process::id()).unwrap();
-        let places = ["/proc", "/no/such/place"].map(PathBuf::from);
-        let (root, parts) = copies_of(pid, &places).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let below = |name: &str| dir.path().join(name).join("x");
+        let mut process = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let pid = rustix::process::Pid::from_child(&process);
+        let flags = rustix::process::PidfdFlags::empty();
+        let descriptor = rustix::process::pidfd_open(pid, flags).unwrap();
+        let places = [
+            "/proc".into(),
+            "/no/such/place".into(),
+            below("loop"),
+            below("file"),
+        ];
+        let copied = copies_of(descriptor.as_fd(), &places);
+        process.kill().unwrap();
+        process.wait().unwrap();
+        let (root, parts) = copied.unwrap();
+        let gone = copies_of(descriptor.as_fd(), &places).unwrap_err();
+        assert_eq!(gone.raw_os_error(), Some(Errno::SRCH.raw_os_error()));
         assert_eq!(parts.len(), 1);
         let root = RootFd::from(root);
         // The root alone.

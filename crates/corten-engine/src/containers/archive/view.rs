@@ -4,12 +4,14 @@
 //! what its processes see, memory included; of one that does not, its layers and the sources of
 //! its mounts. Kernel file systems (`/proc`, `/sys`, `/dev`) are not in it, as with Docker.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use corten_store::rooted::RootFd;
 use corten_store::view::{self, Absent, Part};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::super::row::{Container, Status};
 use super::super::{files, root, state};
@@ -62,7 +64,7 @@ fn see(engine: &Engine, name: &str, only_read: bool) -> Result<Seen> {
                     container.id
                 )));
             }
-            Status::Running | Status::Paused => running(container.clone()),
+            Status::Running | Status::Paused => running(engine, container.clone())?,
             _ => at_rest(engine, container.clone(), only_read)?,
         };
         if let Some(seen) = seen {
@@ -79,22 +81,39 @@ fn see(engine: &Engine, name: &str, only_read: bool) -> Result<Seen> {
 }
 
 /// Of one that runs; `None`: it has just ended.
-fn running(container: Container) -> Option<Seen> {
+fn running(engine: &Engine, container: Container) -> Result<Option<Seen>> {
+    let Some(process) = first_process(engine, &container)? else {
+        return Ok(None);
+    };
     let mut places: Vec<PathBuf> = GENERATED.iter().map(PathBuf::from).collect();
     places.extend(ordered(&container).map(|mount| PathBuf::from(&mount.destination)));
-    let assembled = view::copies_of(container.pid, &places)
+    let assembled = view::copies_of(process.as_fd(), &places)
         .and_then(|(root, parts)| View::assemble(root, &parts, Absent::Skip));
     match assembled {
-        Ok(view) => view.map(|view| Seen {
+        Ok(view) => Ok(view.map(|view| Seen {
             container,
             view,
             _claimed: None,
-        }),
-        Err(error) => {
-            tracing::debug!(container = %container.id, %error, "its mounts cannot be copied");
-            None
-        }
+        })),
+        Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(error) => Err(failed(&container, error)),
     }
+}
+
+/// A descriptor of a container's first process; `None`: it has ended. A pid alone may be somebody
+/// else's by now: the container's group must have it, after it was opened.
+fn first_process(engine: &Engine, container: &Container) -> Result<Option<OwnedFd>> {
+    let Some(pid) = Pid::from_raw(container.pid) else {
+        return Ok(None);
+    };
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => process,
+        Err(Errno::SRCH) => return Ok(None),
+        Err(errno) => return Err(failed(container, errno.into())),
+    };
+    let group = state::cgroup_path(engine, container);
+    let theirs = crate::sweep::cgroup_pids(&group).contains(&container.pid);
+    Ok(theirs.then_some(process))
 }
 
 /// Of one that does not run; `None`: somebody else writes there.
