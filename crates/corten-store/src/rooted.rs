@@ -10,6 +10,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
 
 /// How often a resolution that raced with a rename is tried again (openat2(2), `EAGAIN`).
 const RETRIES: usize = 32;
@@ -199,12 +200,52 @@ pub(crate) fn proc_path(dir: BorrowedFd<'_>, name: &OsStr) -> PathBuf {
 }
 
 /// Removes an entry of an open directory, with everything in it, however deep. Nothing outside
-/// is followed. Missing is fine.
+/// is followed, and nothing that is mounted inside is emptied. Missing is fine.
 ///
 /// # Errors
-/// As unlinkat(2); a directory was moved away while it was being emptied.
+/// As unlinkat(2); something is mounted in it; a directory was moved away while it was being
+/// emptied.
 pub fn remove_all(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     remove_while(dir, name, || true).map(drop)
+}
+
+/// As [`remove_all`], but first looks whether anything is mounted there: then nothing is removed.
+///
+/// # Errors
+/// As [`remove_all`].
+pub fn remove_without_mounts(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    look_for_mounts(dir, name)?;
+    remove_all(dir, name)
+}
+
+/// Fails if an entry of an open directory, or anything in it, is a mount.
+fn look_for_mounts(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    let enter = |dir: BorrowedFd<'_>, name: &OsStr| match open_on_same_mount(dir, name) {
+        Ok(child) => Ok(Some((Level::of(name, &child)?, child))),
+        Err(error) => match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => Ok(None),
+            _ => Err(error),
+        },
+    };
+    let Some((level, mut here)) = enter(dir, name)? else {
+        return Ok(());
+    };
+    // As when it is removed: one descriptor at a time.
+    let mut above = vec![level];
+    while let Some(level) = above.last_mut() {
+        if let Some(entry) = level.left.pop() {
+            if let Some((level, child)) = enter(here.as_fd(), &entry)? {
+                above.push(level);
+                here = child;
+            }
+            continue;
+        }
+        above.pop();
+        if let Some(level) = above.last() {
+            here = level.reopen(&here)?;
+        }
+    }
+    Ok(())
 }
 
 /// As [`remove_all`], for as long as `go_on` says; whether everything is gone.
@@ -311,12 +352,29 @@ fn open_directory(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
 }
 
+/// Opens a directory in another one, unless something is mounted there.
+fn open_on_same_mount(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV;
+    for _ in 0..RETRIES {
+        match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN) => {}
+            Err(Errno::XDEV) => {
+                let text = format!("something is mounted at {name:?}: unmount it first");
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+            }
+            other => return Ok(other?),
+        }
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
+}
+
 /// Unlinks an entry, unless it is a directory, which is opened.
 fn unlink(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<OwnedFd>> {
     match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(None),
         Err(rustix::io::Errno::ISDIR | rustix::io::Errno::PERM) => {
-            match open_directory(dir, name) {
+            match open_on_same_mount(dir, name) {
                 Ok(directory) => Ok(Some(directory)),
                 // Somebody else is removing it, too.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -350,6 +408,44 @@ mod tests {
         // Opened, it would be a device without a driver (ENXIO).
         let error = root.read(Path::new("device"), 100).unwrap_err();
         assert_eq!(error.to_string(), "not a regular file");
+    }
+
+    #[test]
+    fn what_is_mounted_inside_is_not_emptied() {
+        use rustix::mount::{MountFlags, MountPropagationFlags};
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let other = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir_all(at("doomed/deep/mount")).unwrap();
+        std::fs::write(at("doomed/file"), "").unwrap();
+        std::fs::write(other.path().join("kept"), "").unwrap();
+        let parent = RootFd::open(dir.path()).unwrap();
+        // The mount is this thread's only.
+        std::thread::scope(|scope| {
+            let removing = scope.spawn(|| {
+                crate::sys::unshare_mounts().unwrap();
+                let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+                rustix::mount::mount_change("/", private).unwrap();
+                let parent = RootFd::open(dir.path()).unwrap();
+                let place = at("doomed/deep/mount");
+                let flags = MountFlags::BIND;
+                rustix::mount::mount(other.path(), &place, "", flags, None).unwrap();
+                for name in ["doomed", "doomed/deep", "doomed/deep/mount"] {
+                    let (dir, name) = parent.parent(Path::new(name)).unwrap().unwrap();
+                    let told = remove_without_mounts(dir.as_fd(), &name).unwrap_err();
+                    assert!(told.to_string().contains("is mounted at"), "{told}");
+                }
+                assert!(at("doomed/file").exists());
+                remove_all(parent.as_fd(), OsStr::new("doomed")).unwrap_err();
+            });
+            removing.join().unwrap();
+        });
+        assert!(other.path().join("kept").exists() && at("doomed/deep/mount").exists());
+        remove_without_mounts(parent.as_fd(), OsStr::new("doomed")).unwrap();
+        assert!(!at("doomed").exists());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use corten_store::archive::{
     Entry, Plain, SparseFile, attributes, copy_with_holes, decompress, entries, set_attribute,
     sparse,
 };
-use corten_store::rooted::{RootFd, normal, remove_all};
+use corten_store::rooted::{RootFd, normal, remove_without_mounts};
 use rustix::fs::{AtFlags, FileType, Mode};
 use tar::EntryType;
 
@@ -200,7 +200,8 @@ impl<'a> Unpacking<'a> {
             Replacing::Files if there => {
                 Err(io::Error::other("cannot replace a directory with a file"))
             }
-            Replacing::Files | Replacing::Anything => remove_all(dir, name),
+            // Of a container's volumes nothing is removed.
+            Replacing::Files | Replacing::Anything => remove_without_mounts(dir, name),
         }
     }
 }
