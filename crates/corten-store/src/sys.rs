@@ -36,20 +36,25 @@ pub(crate) enum Restriction {
 /// Makes a mount, and everything mounted below it, private: what is mounted in it, or taken from
 /// it, is seen nowhere else.
 pub(crate) fn make_private(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    set_attributes(mount, 0, libc::MS_PRIVATE)
+    set_attributes(mount, true, 0, libc::MS_PRIVATE)
 }
 
-/// Restricts a mount, and everything mounted below it.
-pub(crate) fn restrict(mount: BorrowedFd<'_>, to: Restriction) -> rustix::io::Result<()> {
+/// Restricts a mount; `whole`: and everything mounted below it.
+pub(crate) fn restrict(
+    mount: BorrowedFd<'_>,
+    whole: bool,
+    to: Restriction,
+) -> rustix::io::Result<()> {
     let set = match to {
         Restriction::ReadOnly => libc::MOUNT_ATTR_RDONLY,
         Restriction::NoDevices => libc::MOUNT_ATTR_NODEV,
     };
-    set_attributes(mount, set, 0)
+    set_attributes(mount, whole, set, 0)
 }
 
 fn set_attributes(
     mount: BorrowedFd<'_>,
+    whole: bool,
     attr_set: u64,
     propagation: u64,
 ) -> rustix::io::Result<()> {
@@ -59,13 +64,14 @@ fn set_attributes(
         propagation,
         userns_fd: 0,
     };
+    let below = if whole { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: an empty path, and a structure of the size that is told; both live through the call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            libc::AT_EMPTY_PATH | below,
             &raw const attributes,
             size_of::<libc::mount_attr>(),
         )

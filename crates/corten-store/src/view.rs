@@ -34,6 +34,15 @@ pub struct View {
     _namespace: OwnedFd,
 }
 
+/// What may be done with the root itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// What its mount lets.
+    AsMounted,
+    /// It is read, once places for the parts are made.
+    ReadOnly,
+}
+
 /// What to do where the root has no place for a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Absent {
@@ -57,7 +66,12 @@ impl View {
     ///
     /// # Errors
     /// What the kernel refuses. Needs the right to mount.
-    pub fn assemble(root: OwnedFd, parts: &[Part], absent: Absent) -> io::Result<Option<Self>> {
+    pub fn assemble(
+        root: OwnedFd,
+        parts: &[Part],
+        absent: Absent,
+        access: Access,
+    ) -> io::Result<Option<Self>> {
         let root = RootFd::from(root);
         let namespace = on_own_thread(|| {
             sys::unshare_mounts()?;
@@ -70,9 +84,9 @@ impl View {
                 sys::make_private(part.mount.as_fd())?;
             }
             // Who looks at files never means to open a device.
-            sys::restrict(root.as_fd(), Restriction::NoDevices)?;
+            sys::restrict(root.as_fd(), true, Restriction::NoDevices)?;
             for part in parts {
-                sys::restrict(part.mount.as_fd(), Restriction::NoDevices)?;
+                sys::restrict(part.mount.as_fd(), true, Restriction::NoDevices)?;
             }
             // Anywhere will do.
             let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
@@ -86,6 +100,9 @@ impl View {
                 };
                 let flags = flags | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
                 move_mount(part.mount.as_fd(), "", &target, "", flags)?;
+            }
+            if access == Access::ReadOnly {
+                sys::restrict(root.as_fd(), false, Restriction::ReadOnly)?;
             }
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
             let own = rustix::fs::open("/proc/thread-self/ns/mnt", flags, Mode::empty());
@@ -138,12 +155,12 @@ pub fn copy_of(part: BorrowedFd<'_>, whole: bool) -> io::Result<OwnedFd> {
     Ok(copy)
 }
 
-/// Makes a mount, with everything mounted below it, read-only.
+/// Makes a mount read-only; `whole`: with everything mounted below it.
 ///
 /// # Errors
 /// What the kernel refuses.
-pub fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(sys::restrict(mount, Restriction::ReadOnly)?)
+pub fn make_read_only(mount: BorrowedFd<'_>, whole: bool) -> io::Result<()> {
+    Ok(sys::restrict(mount, whole, Restriction::ReadOnly)?)
 }
 
 /// Copies of what a process has mounted, attached nowhere: the root of its mount namespace without
@@ -223,14 +240,14 @@ mod tests {
             place: PathBuf::from("/a/link/data"),
         };
         let root = memory();
-        let given_up = View::assemble(root, &[part()], Absent::GiveUp).unwrap();
+        let given_up = View::assemble(root, &[part()], Absent::GiveUp, Access::AsMounted).unwrap();
         assert!(given_up.is_none());
         let root = memory();
         rustix::fs::mkdirat(&root, "a", Mode::RWXU).unwrap();
         rustix::fs::mkdirat(&root, "b", Mode::RWXU).unwrap();
         // Absolute: of the root, not the host's.
         rustix::fs::symlinkat("/b", &root, "a/link").unwrap();
-        let view = View::assemble(root, &[part()], Absent::Make)
+        let view = View::assemble(root, &[part()], Absent::Make, Access::ReadOnly)
             .unwrap()
             .unwrap();
         write(view.root(), "b/data/file");
@@ -239,13 +256,19 @@ mod tests {
         let device = |path: &str| view.root().stat(Path::new(path)).unwrap().st_dev;
         assert_ne!(device("b/data"), device("b"));
         assert_eq!(device("b/data/file"), device("b/data"));
+        // The root was written to for that place only.
+        let refused = view.root().mkdir_all(Path::new("b/more"), Mode::RWXU);
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            io::ErrorKind::ReadOnlyFilesystem
+        );
         // A device is only a file.
-        let dir = view.root().directory(Path::new("b")).unwrap();
+        let dir = view.root().directory(Path::new("b/data")).unwrap();
         let null = rustix::fs::makedev(1, 3);
         rustix::fs::mknodat(&dir, "null", FileType::CharacterDevice, Mode::RUSR, null).unwrap();
-        let opened = view
-            .root()
-            .open_in_root(Path::new("b/null"), OFlags::RDONLY, Mode::empty());
+        let opened =
+            view.root()
+                .open_in_root(Path::new("b/data/null"), OFlags::RDONLY, Mode::empty());
         assert_eq!(opened.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains("/b/data"), "{mounts}");
@@ -280,7 +303,8 @@ mod tests {
             };
             let parts = [part("outer", "/data")?, part("other", "/data/inner")?];
             let before = mounts();
-            let view = View::assemble(copy("root")?, &parts, Absent::Make)?.unwrap();
+            let view =
+                View::assemble(copy("root")?, &parts, Absent::Make, Access::ReadOnly)?.unwrap();
             write(view.root(), "data/inner/file");
             assert!(dir.path().join("other/file").exists());
             assert!(!dir.path().join("outer/inner/file").exists());

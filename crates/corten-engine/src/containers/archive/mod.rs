@@ -169,7 +169,7 @@ pub(super) fn extract(
         Err(error) => return Err(wanted.failed(name, "lstat", error)),
     }
     let below = status::resolved(root, at);
-    writable(&seen.container, &below)?;
+    writable(root, &seen.container, &below)?;
     let user = seen.container.config.user.as_deref().unwrap_or_default();
     let owners = if options.own && !user.is_empty() {
         let identity = identity(root.as_fd(), user, &[])?;
@@ -195,18 +195,17 @@ pub(super) fn extract(
     Ok(())
 }
 
-/// Whether a place may be written to, in Docker's words; what may not be is mounted read-only
-/// in any case.
-fn writable(container: &Container, path: &Path) -> Result<()> {
+/// Whether a place, a path without links, may be written to, in Docker's words. What may not be is
+/// mounted read-only in any case: links in it lead elsewhere.
+fn writable(root: &RootFd, container: &Container, path: &Path) -> Result<()> {
     let mounts = container.setup.mounts.iter();
     let inside = mounts
-        .filter(|mount| path.starts_with(&mount.destination))
-        .max_by_key(|mount| mount.destination.len());
+        .map(|mount| (mount, status::resolved(root, Path::new(&mount.destination))))
+        .filter(|(_, place)| path.starts_with(place))
+        .max_by_key(|(_, place)| place.components().count());
     match inside {
-        Some(mount) if mount.read_only => Err(bad("mounted volume is marked read-only")),
-        None if container.host.readonly_rootfs == Some(true) => {
-            Err(bad("container rootfs is marked read-only"))
-        }
+        Some((mount, _)) if mount.read_only => Err(bad("mounted volume is marked read-only")),
+        None if view::is_read_only(container) => Err(bad("container rootfs is marked read-only")),
         _ => Ok(()),
     }
 }

@@ -5,11 +5,11 @@
 //! its mounts. Kernel file systems (`/proc`, `/sys`, `/dev`) are not in it, as with Docker.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use corten_store::rooted::RootFd;
-use corten_store::view::{self, Absent, Part};
+use corten_store::view::{self, Absent, Access, Part};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -17,6 +17,7 @@ use super::super::row::{Container, Status};
 use super::super::{files, root, state};
 use super::{EngineError, Result, View};
 use crate::engine::Engine;
+use crate::parse::mounts::Source;
 use crate::spec;
 use crate::supervise::rooted::bind_source;
 
@@ -88,7 +89,7 @@ fn running(engine: &Engine, container: Container) -> Result<Option<Seen>> {
     let mut places: Vec<PathBuf> = GENERATED.iter().map(PathBuf::from).collect();
     places.extend(ordered(&container).map(|mount| PathBuf::from(&mount.destination)));
     let assembled = view::copies_of(process.as_fd(), &places)
-        .and_then(|(root, parts)| View::assemble(root, &parts, Absent::Skip));
+        .and_then(|(root, parts)| View::assemble(root, &parts, Absent::Skip, Access::AsMounted));
     match assembled {
         Ok(view) => Ok(view.map(|view| Seen {
             container,
@@ -123,9 +124,9 @@ fn at_rest(engine: &Engine, container: Container, only_read: bool) -> Result<Opt
     if only_read {
         let upper = engine.layout().container(&container.id).join("upper");
         let root = layers.mount_merged(&container.setup.layers, &upper)?;
-        let parts = parts(engine, &container)?;
+        let parts = parts(engine, &container, only_read)?;
         // Where a place of a mount is missing yet, it must be made.
-        let whole = View::assemble(root.into_mount(), &parts, Absent::GiveUp);
+        let whole = View::assemble(root.into_mount(), &parts, Absent::GiveUp, Access::AsMounted);
         if let Some(view) = whole.map_err(|error| failed(&container, error))? {
             return Ok(Some(Seen {
                 container,
@@ -143,8 +144,13 @@ fn at_rest(engine: &Engine, container: Container, only_read: bool) -> Result<Opt
         return Ok(None);
     }
     let mounted = root::mount(engine, layers, &container, &claimed)?;
-    let parts = parts(engine, &container)?;
-    let view = View::assemble(mounted, &parts, Absent::Make);
+    let parts = parts(engine, &container, only_read)?;
+    let access = if is_read_only(&container) {
+        Access::ReadOnly
+    } else {
+        Access::AsMounted
+    };
+    let view = View::assemble(mounted, &parts, Absent::Make, access);
     let view = view.map_err(|error| failed(&container, error))?;
     Ok(view.map(|view| Seen {
         container,
@@ -160,10 +166,17 @@ fn ordered(container: &Container) -> impl Iterator<Item = &crate::parse::mounts:
     mounts.into_iter()
 }
 
-/// What a start would mount, but for memory, which would be empty.
-fn parts(engine: &Engine, container: &Container) -> Result<Vec<Part>> {
+/// Whether its root may not be written to (`--read-only`).
+pub(super) fn is_read_only(container: &Container) -> bool {
+    container.host.readonly_rootfs == Some(true)
+}
+
+/// What a start would mount, but for memory, which would be empty. Who only reads makes no
+/// directory of the host that a start would make.
+fn parts(engine: &Engine, container: &Container, only_read: bool) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
     let directory = engine.layout().container(&container.id);
+    let access = ReadOnly::of(is_read_only(container), true);
     for place in GENERATED {
         let place = PathBuf::from(place);
         let file = directory.join(place.file_name().unwrap_or_default());
@@ -171,23 +184,55 @@ fn parts(engine: &Engine, container: &Container) -> Result<Vec<Part>> {
             continue; // it has never run
         }
         let source = spec::BindSource::Generated(file);
-        parts.push(part(engine, container, &source, place, true)?);
+        parts.push(part(engine, container, &source, place, (true, access))?);
     }
     for mount in ordered(container) {
+        let (whole, below) = match &mount.source {
+            Source::Bind {
+                path, create: true, ..
+            } if only_read && matches!(Path::new(path).try_exists(), Ok(false)) => continue,
+            Source::Bind {
+                recursive,
+                read_only_top,
+                ..
+            } => (*recursive, !read_only_top),
+            _ => (true, true),
+        };
         if let (_, Some(source)) = spec::user_mount(mount) {
             let place = PathBuf::from(&mount.destination);
-            parts.push(part(engine, container, &source, place, !mount.read_only)?);
+            let access = ReadOnly::of(mount.read_only, below);
+            parts.push(part(engine, container, &source, place, (whole, access))?);
         }
     }
     Ok(parts)
 }
 
+/// What of a mount may not be written to.
+#[derive(Debug, Clone, Copy)]
+enum ReadOnly {
+    Nothing,
+    /// Not what is mounted below it.
+    Itself,
+    All,
+}
+
+impl ReadOnly {
+    fn of(read_only: bool, below: bool) -> Self {
+        match (read_only, below) {
+            (false, _) => Self::Nothing,
+            (true, false) => Self::Itself,
+            (true, true) => Self::All,
+        }
+    }
+}
+
+/// A mount as a start makes it; `whole`: with what is mounted below its source.
 fn part(
     engine: &Engine,
     container: &Container,
     source: &spec::BindSource,
     place: PathBuf,
-    writable: bool,
+    (whole, access): (bool, ReadOnly),
 ) -> Result<Part> {
     let opened = bind_source(engine, container, source)?;
     if matches!(source, spec::BindSource::Image { .. }) {
@@ -197,10 +242,12 @@ fn part(
             place,
         });
     }
-    let mount = view::copy_of(opened.as_fd(), true)
+    let mount = view::copy_of(opened.as_fd(), whole)
         .and_then(|mount| {
-            if !writable {
-                view::make_read_only(mount.as_fd())?;
+            match access {
+                ReadOnly::Nothing => {}
+                ReadOnly::Itself => view::make_read_only(mount.as_fd(), false)?,
+                ReadOnly::All => view::make_read_only(mount.as_fd(), true)?,
             }
             Ok(mount)
         })
