@@ -11,7 +11,7 @@ use corten_store::Leases;
 use rusqlite::Connection;
 
 use super::row::{self, Container, Status};
-use super::{RemoveOptions, inspect, state};
+use super::{RemoveOptions, inspect, root, state};
 use crate::Filters;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -64,9 +64,20 @@ pub(super) async fn remove(engine: &Engine, name: &str, options: RemoveOptions) 
 /// Removes a container that does not run, under its lock. Blocks.
 pub(super) fn remove_dead(engine: &Engine, container: &Container, volumes: bool) -> Result<()> {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    let lock = loop {
+    let (lock, claimed) = loop {
         if let Some(lock) = state::try_lock(engine, &container.id)? {
-            break lock;
+            match root::try_use(engine, &container.id) {
+                Ok(Some(claimed)) => break (lock, Some(claimed)),
+                // Files are being copied into it.
+                Ok(None) => {}
+                // It has never run.
+                Err(EngineError::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound =>
+                {
+                    break (lock, None);
+                }
+                Err(error) => return Err(error),
+            }
         }
         if engine
             .database()
@@ -77,7 +88,8 @@ pub(super) fn remove_dead(engine: &Engine, container: &Container, volumes: bool)
         }
         if std::time::Instant::now() > deadline {
             return Err(EngineError::Conflict(format!(
-                "cannot remove container \"/{}\": container is starting or stopping",
+                "cannot remove container \"/{}\": container is starting or stopping, or \
+                 files are being copied into it",
                 container.name
             )));
         }
@@ -89,7 +101,7 @@ pub(super) fn remove_dead(engine: &Engine, container: &Container, volumes: bool)
     if let Err(error) = std::fs::remove_dir_all(&directory) {
         tracing::debug!(container = %container.id, %error, "run directory not removed");
     }
-    drop(lock);
+    drop((claimed, lock));
     deleted
 }
 

@@ -4,6 +4,7 @@
 //! what its processes see, memory included; of one that does not, its layers and the sources of
 //! its mounts. Kernel file systems (`/proc`, `/sys`, `/dev`) are not in it, as with Docker.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -120,6 +121,13 @@ fn first_process(engine: &Engine, container: &Container) -> Result<Option<OwnedF
 /// Of one that does not run; `None`: somebody else writes there.
 fn at_rest(engine: &Engine, container: Container, only_read: bool) -> Result<Option<Seen>> {
     files::make_directory(engine, &container.id)?;
+    // Of one that was removed meanwhile nobody would remove it.
+    if let Err(error) = state::find(engine, &container.id) {
+        if matches!(error, EngineError::NoSuchContainer(_)) {
+            files::remove_directory(engine, &container.id);
+        }
+        return Err(error);
+    }
     let layers = engine.store().layers();
     if only_read {
         let upper = engine.layout().container(&container.id).join("upper");
@@ -135,8 +143,14 @@ fn at_rest(engine: &Engine, container: Container, only_read: bool) -> Result<Opt
             }));
         }
     }
-    let Some(claimed) = root::try_use(engine, &container.id)? else {
-        return Ok(None);
+    let claimed = match root::try_use(engine, &container.id) {
+        Ok(Some(claimed)) => claimed,
+        Ok(None) => return Ok(None),
+        // It is being removed.
+        Err(EngineError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
     };
     // It may have started before it was claimed.
     let container = state::find(engine, &container.id)?;
@@ -255,7 +269,7 @@ fn part(
     Ok(Part { mount, place })
 }
 
-fn failed(container: &Container, error: std::io::Error) -> EngineError {
+fn failed(container: &Container, error: io::Error) -> EngineError {
     EngineError::Other {
         context: format!("mount the files of container {}", container.id),
         source: Box::new(error),
