@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::interrupt::Interrupts;
 use super::manifest::{IMAGE, MANIFEST, Manifest, VERSION, Volume};
 use super::spool::{self, Part};
 use crate::app::Cli;
@@ -93,6 +94,42 @@ async fn load(cli: &Cli, flags: Parsed) -> Result {
             known.push(volume.name.clone());
         }
     }
+    let had_image = exists(client, &format!("{}/json", image_path(manifest))).await?;
+    let mut interrupts = Interrupts::catch("container load: interrupted")?;
+    let mut made = Vec::new();
+    let created = async {
+        interrupts.unless(load_image(client, image)).await?;
+        restore(client, &saved, name, &known, &mut made, &mut interrupts).await
+    };
+    let created = created.await;
+    if created.is_err() {
+        for volume in made {
+            let path = format!("/volumes/{}", component(&volume));
+            if let Err(error) = client.delete(path).done().await {
+                cli.complain(format!("volume {volume} is left: {error}"));
+            }
+        }
+        if !had_image {
+            match client.delete(image_path(manifest)).done().await {
+                Err(error) if !error.is_not_found() => {
+                    cli.complain(format!("image {} is left: {error}", manifest.image));
+                }
+                _ => {}
+            }
+        }
+    }
+    let created = created?;
+    for warning in created.warnings.into_iter().flatten() {
+        cli.complain(format!("WARNING: {warning}"));
+    }
+    cli.line(created.id)
+}
+
+fn image_path(manifest: &Manifest) -> String {
+    format!("/images/{}", component(&manifest.image))
+}
+
+async fn load_image(client: &Client, image: Part) -> Result {
     let mut lines = client
         .post("/images/load")
         .query("quiet", "1")
@@ -104,21 +141,7 @@ async fn load(cli: &Cli, flags: Parsed) -> Result {
             return Err(CliError::message(error));
         }
     }
-    let mut made = Vec::new();
-    let created = restore(client, &saved, name, &known, &mut made).await;
-    if created.is_err() {
-        for volume in made {
-            let path = format!("/volumes/{}", component(&volume));
-            if let Err(error) = client.delete(path).done().await {
-                cli.complain(format!("volume {volume} is left: {error}"));
-            }
-        }
-    }
-    let created = created?;
-    for warning in created.warnings.into_iter().flatten() {
-        cli.complain(format!("WARNING: {warning}"));
-    }
-    cli.line(created.id)
+    Ok(())
 }
 
 /// Makes and fills the volumes, then the container.
@@ -128,6 +151,7 @@ async fn restore(
     name: &str,
     known: &[String],
     made: &mut Vec<String>,
+    interrupts: &mut Interrupts,
 ) -> Result<Created> {
     let manifest = &saved.manifest;
     let mut binds = Vec::new();
@@ -143,14 +167,8 @@ async fn restore(
             let call = client.post("/volumes/create").body_json(&asked)?;
             called = call.json::<Made>().await?.name;
             made.push(called.clone());
-            fill(
-                client,
-                manifest,
-                volume,
-                &called,
-                saved.part(&volume.archive)?,
-            )
-            .await?;
+            let archive = saved.part(&volume.archive)?;
+            fill(client, manifest, volume, &called, archive, interrupts).await?;
         }
         let access = if volume.read_only { ":ro" } else { "" };
         binds.push(Value::from(format!(
@@ -178,6 +196,7 @@ async fn fill(
     volume: &Volume,
     called: &str,
     archive: Part,
+    interrupts: &mut Interrupts,
 ) -> Result {
     let place = volume.destination.trim_end_matches('/');
     let last = place.rsplit('/').next().unwrap_or_default();
@@ -201,15 +220,15 @@ async fn fill(
         .json()
         .await?;
     let path = format!("/containers/{}", component(&created.id));
-    let filled = client
-        .put(format!("{path}/archive"))
-        .query("path", FILLED)
-        .body_stream(TAR, sent(archive))
-        .done()
-        .await;
+    let filling = async {
+        let call = client.put(format!("{path}/archive"));
+        let call = call.query("path", FILLED);
+        Ok(call.body_stream(TAR, sent(archive)).done().await?)
+    };
+    let filled = interrupts.unless(filling).await;
     let removed = client.delete(path).query("force", "1").query("v", "1");
     removed.done().await?;
-    Ok(filled?)
+    filled
 }
 
 async fn exists(client: &Client, path: &str) -> Result<bool> {

@@ -6,6 +6,7 @@ use std::io::{self, Seek, Write};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::interrupt::{Interrupts, Stop, Watched};
 use super::manifest::{IMAGE, MANIFEST, Manifest};
 use super::spool;
 use crate::app::Cli;
@@ -52,10 +53,11 @@ async fn save(cli: &Cli, flags: Parsed) -> Result {
     }
     let runs = inspected["State"]["Running"] == true && inspected["State"]["Paused"] != true;
     let paused = runs && flags.on("pause");
+    let mut interrupts = Interrupts::catch("container save: interrupted")?;
     if paused {
         client.post(format!("{path}/pause")).done().await?;
     }
-    let collected = collect(client, &path, &manifest).await;
+    let collected = collect(client, &path, &manifest, &mut interrupts).await;
     if paused {
         // Whatever came of it.
         let thawed = client.post(format!("{path}/unpause")).done().await;
@@ -63,11 +65,23 @@ async fn save(cli: &Cli, flags: Parsed) -> Result {
             cli.complain(format!("container {name} stays paused: {error}"));
         }
     }
-    write(output, &manifest, collected?)
+    let collected = collected?;
+    let stop = Stop::default();
+    let watched = stop.watched();
+    let writing =
+        tokio::task::spawn_blocking(move || write(output, &manifest, collected, &watched));
+    let written = async { writing.await.map_err(io::Error::other)? };
+    // `stop` goes before the process does: the thread leaves no half of a file.
+    interrupts.unless(written).await
 }
 
 /// The archive's parts, each whole.
-async fn collect(client: &Client, path: &str, manifest: &Manifest) -> Result<Vec<(String, File)>> {
+async fn collect(
+    client: &Client,
+    path: &str,
+    manifest: &Manifest,
+    interrupts: &mut Interrupts,
+) -> Result<Vec<(String, File)>> {
     let (repository, tag) = manifest.image.split_once(':').unwrap_or_default();
     let committed: Committed = client
         .post("/commit")
@@ -78,7 +92,7 @@ async fn collect(client: &Client, path: &str, manifest: &Manifest) -> Result<Vec
         .query("pause", "0")
         .json()
         .await?;
-    let collected = parts(client, path, manifest).await;
+    let collected = interrupts.unless(parts(client, path, manifest)).await;
     // The archive has it from here.
     let image = format!("/images/{}", component(&manifest.image));
     if let Err(error) = client.delete(image).done().await {
@@ -114,11 +128,16 @@ async fn received(call: crate::client::Call<'_>) -> Result<File> {
     Ok(copied.await??)
 }
 
-fn write(output: Output, manifest: &Manifest, parts: Vec<(String, File)>) -> Result {
+fn write(
+    output: Output,
+    manifest: &Manifest,
+    parts: Vec<(String, File)>,
+    watched: &Watched,
+) -> Result {
     let text = serde_json::to_vec_pretty(manifest)
         .map_err(|error| CliError::message(format!("the archive's description: {error}")))?;
     output.write(|out: &mut dyn Write| {
-        let mut tar = tar::Builder::new(out);
+        let mut tar = tar::Builder::new(watched.writer(out));
         let header = |size: u64| {
             let mut header = tar::Header::new_gnu();
             header.set_mode(0o600);
