@@ -71,8 +71,11 @@ impl Manifest {
             let value = host_config.get(mode).and_then(Value::as_str);
             if let Some(other) = value.and_then(|value| value.strip_prefix("container:")) {
                 left.push(format!(
-                    "{mode} is that of container {other}, which is not saved"
+                    "{mode} is that of container {other}, which is not saved: the default is \
+                     taken instead"
                 ));
+                // Where it goes there is no such container.
+                host_config.remove(mode);
             }
         }
         let mounts: Vec<Mount> = match &inspected["Mounts"] {
@@ -162,6 +165,7 @@ mod tests {
             "Config": {"Hostname": "0123456789ab", "Image": "alpine", "Env": ["A=b"],
                        "Volumes": {"/anonymous": {}}},
             "HostConfig": {"Binds": ["data:/data:ro", "/etc:/host"], "NetworkMode": "container:db",
+                           "PidMode": "host",
                            "Mounts": [{"Target": "/m"}, {"Target": "/t"}], "VolumesFrom": ["x"]},
             "Mounts": [
                 {"Type": "volume", "Name": "data", "Destination": "/data", "RW": false},
@@ -180,6 +184,7 @@ mod tests {
         let host = Value::Object(manifest.host_config);
         assert_eq!(host["Binds"], json!(["/etc:/host"]));
         assert_eq!(host["Mounts"], json!([{"Target": "/t"}]));
+        assert!(host.get("NetworkMode").is_none() && host["PidMode"] == "host");
         assert!(host.get("VolumesFrom").is_none());
         let volumes: Vec<(&str, &str, bool)> = manifest
             .volumes
