@@ -1,5 +1,6 @@
 //! `--depends-on`: what is started and waited for before a container.
 
+use crate::crash::{kill_9, supervisor};
 use crate::harness::Engine;
 
 #[test]
@@ -165,4 +166,43 @@ fn what_cannot_come_true_is_said() {
         circle.contains("containers depend on each other: one -> two -> one"),
         "{circle}"
     );
+}
+
+/// As after a power cut: nothing of the boot is left but the rows.
+#[test]
+fn dependencies_are_waited_for_after_an_unclean_shutdown() {
+    let engine = Engine::with_alpine();
+    let init = ["create", "--name", "init", "alpine", "sleep", "0.2"];
+    engine.ok(init);
+    let id = engine.ok([
+        "run",
+        "-d",
+        "--name",
+        "app",
+        "--restart",
+        "always",
+        "--depends-on",
+        "init:completed",
+        "alpine",
+        "sleep",
+        "1000",
+    ]);
+    // One that has not completed.
+    engine.ok(["rm", "init"]);
+    engine.ok(init);
+    let run = std::fs::read_dir("/run")
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("c").join(&id))
+        .find(|path| path.exists())
+        .unwrap();
+    kill_9(&supervisor(&id));
+    std::fs::remove_dir_all(run).unwrap();
+    let status = |name| engine.ok(["inspect", "-f", "{{.State.Status}}", name]);
+    assert_eq!(status("app"), "exited");
+    assert_eq!(status("init"), "created");
+    engine.ok(["system", "restore"]);
+    assert_eq!(status("init"), "exited");
+    assert_eq!(status("app"), "running");
+    engine.ok(["rm", "-f", "app"]);
+    engine.assert_clean();
 }

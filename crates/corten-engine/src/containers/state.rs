@@ -101,6 +101,8 @@ pub(crate) fn reconcile(engine: &Engine, container: &mut Container) -> Result<()
     if !reread(engine, container)? {
         return Ok(());
     }
+    // A supervisor that was killed has left it.
+    let rebooted = !engine.layout().run_container(&container.id).exists();
     let deadline = Instant::now() + CLEANING;
     let lock = loop {
         if let Some(lock) = try_lock(engine, &container.id)? {
@@ -113,7 +115,7 @@ pub(crate) fn reconcile(engine: &Engine, container: &mut Container) -> Result<()
         std::thread::sleep(Duration::from_millis(2));
     };
     if reread(engine, container)? {
-        bury(engine, container)?;
+        bury(engine, container, rebooted)?;
         reread(engine, container)?;
     }
     let directory = engine.layout().run_container(&container.id);
@@ -208,8 +210,9 @@ fn is_wanted_again(container: &Container, restarts: i64) -> bool {
 }
 
 /// Cleans up after a supervisor that died: processes, network, row. What its restart policy
-/// wants started again is `Restarting` then.
-fn bury(engine: &Engine, container: &Container) -> Result<()> {
+/// wants started again is `Restarting` then; but what depends on others and died with its boot
+/// is started after them, when [`super::restore`] has its turn.
+fn bury(engine: &Engine, container: &Container, rebooted: bool) -> Result<()> {
     tracing::warn!(container = %container.id, "its supervisor died: cleaning up");
     kill_all(engine, container);
     release_network(engine, container);
@@ -222,7 +225,8 @@ fn bury(engine: &Engine, container: &Container) -> Result<()> {
         }
         return Ok(());
     }
-    let again = is_wanted_again(container, container.restarts);
+    let left = rebooted && super::depends::has_any(container);
+    let again = !left && is_wanted_again(container, container.restarts);
     let at = time::now_nanos();
     let mut attributes = super::attributes(container);
     attributes.insert("exitCode".to_owned(), LOST_CODE.to_string());
