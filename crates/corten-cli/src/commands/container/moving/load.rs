@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::asked;
 use super::interrupt::Interrupts;
 use super::manifest::{IMAGE, MANIFEST, Manifest, VERSION, Volume};
 use super::spool::{self, Part};
@@ -93,6 +94,9 @@ async fn load(cli: &Cli, flags: Parsed) -> Result {
             }
             known.push(volume.name.clone());
         }
+    }
+    for what in asked::beyond(&manifest.host_config) {
+        cli.complain(format!("WARNING: the container {what}"));
     }
     let had_image = exists(client, &format!("{}/json", image_path(manifest))).await?;
     let mut interrupts = Interrupts::catch("container load: interrupted")?;

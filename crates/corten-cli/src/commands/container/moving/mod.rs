@@ -3,6 +3,7 @@
 //!
 //! Both only use the Engine API, so an archive can come from, and go to, any engine that has it.
 
+mod asked;
 mod interrupt;
 mod load;
 mod manifest;
