@@ -297,7 +297,9 @@ fn mounts_in_one_another_leave_none_on_the_host() {
     let script = r#"
         mount -t tmpfs none "$SHARED"
         mount --make-shared "$SHARED"
-        mkdir -p "$SHARED/outer/inner" "$SHARED/other"
+        mkdir -p "$SHARED/outer/inner" "$SHARED/outer/below" "$SHARED/other"
+        mount -t tmpfs none "$SHARED/outer/below"
+        touch "$SHARED/outer/below/file"
         echo outer > "$SHARED/outer/file"
         echo inner > "$SHARED/other/file"
         "$CORTEN" create --name box -v "$SHARED/outer:/data" -v "$SHARED/other:/data/inner" \
@@ -307,9 +309,15 @@ fn mounts_in_one_another_leave_none_on_the_host() {
         "$CORTEN" cp "$SHARED/outer/file" box:/data/volume/in
         "$CORTEN" cp box:/data/inner/file "$SHARED/../out"
         cat /proc/self/mountinfo > "$SHARED/../after"
+        # The container is not to see what is mounted below, so it is not read either.
+        "$CORTEN" create --name flat --mount \
+            "type=bind,source=$SHARED/outer,target=/data,bind-recursive=disabled" \
+            alpine > /dev/null
+        ! "$CORTEN" cp flat:/data/below/file - > /dev/null 2>&1
+        "$CORTEN" cp box:/data/below/file - > /dev/null
         cat "$SHARED/other/in"
         ls -A "$SHARED/outer/inner" "$SHARED/outer/volume"
-        "$CORTEN" rm -v box > /dev/null
+        "$CORTEN" rm -v box flat > /dev/null
         "$CORTEN" volume rm box > /dev/null
     "#;
     let shared = engine.path("shared");
@@ -335,6 +343,79 @@ fn mounts_in_one_another_leave_none_on_the_host() {
         mounts.lines().map(place).filter(ours).collect()
     };
     assert_eq!(places(&before), places(&after));
-    assert_eq!(places(&after).len(), 1, "{after}");
+    assert_eq!(places(&after).len(), 2, "{after}");
+    engine.assert_clean();
+}
+
+#[test]
+fn what_a_container_makes_of_its_root_changes_nothing() {
+    let engine = Engine::with_alpine();
+    // Its first process sees another root, and a volume's place is none.
+    let script = "mkdir -p /jail/bin && cp /bin/busybox /jail/bin/ && echo whole > /told && \
+                  echo jail > /jail/told && mv /place /was && touch /place && \
+                  exec /bin/busybox chroot /jail /bin/busybox sleep 1000";
+    engine.ok([
+        "run",
+        "-d",
+        "--name",
+        "box",
+        "-v",
+        "/place/volume",
+        "alpine",
+        "sh",
+        "-c",
+        script,
+    ]);
+    let pid = engine.ok(["inspect", "-f", "{{.State.Pid}}", "box"]);
+    until("it has chosen its root", || {
+        fs::read_link(format!("/proc/{pid}/root")).is_ok_and(|root| root.ends_with("jail"))
+    });
+    let out = engine.path("out");
+    engine.ok(["cp", "box:/told", arg(&out)]);
+    assert_eq!(fs::read_to_string(&out).unwrap(), "whole\n");
+    engine.ok(["cp", arg(&out), "box:/jail/copied"]);
+    engine.ok(["cp", "box:/jail/copied", arg(&engine.path("again"))]);
+    engine.ok(["rm", "-f", "-v", "box"]);
+    engine.assert_clean();
+}
+
+#[test]
+fn a_container_at_rest_is_read_and_written_as_if_it_ran() {
+    let engine = Engine::with_alpine();
+    let absent = engine.path("absent");
+    let bind = format!("{}:/bound", absent.display());
+    engine.ok([
+        "create",
+        "--name",
+        "box",
+        "--read-only",
+        "-v",
+        "data:/data",
+        "-v",
+        &bind,
+        "alpine",
+    ]);
+    let hosts = engine.path("passwd");
+    engine.ok(["cp", "box:/etc/passwd", arg(&hosts)]);
+    assert!(!absent.exists(), "who reads makes nothing on the host");
+    // A link in a volume leads into the root, which nobody may write to.
+    let links = engine.path("links");
+    fs::create_dir(&links).unwrap();
+    symlink("/etc", links.join("link")).unwrap();
+    engine.ok(["cp", &format!("{}/.", arg(&links)), "box:/data"]);
+    assert!(absent.exists(), "who writes does");
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(0);
+    tar.append_data(&mut header, "link/written", &b""[..])
+        .unwrap();
+    let archive = tar.into_inner().unwrap();
+    let done = engine.run_with_input(["cp", "-", "box:/data"], &archive);
+    assert_eq!(done.code, 1, "{done:?}");
+    assert!(done.stderr.contains("Read-only file system"), "{done:?}");
+    let told = engine.fails(1, ["cp", "box:/etc/written", "-"]);
+    assert!(told.contains("Could not find the file"), "{told}");
+    engine.ok(["rm", "box"]);
     engine.assert_clean();
 }
