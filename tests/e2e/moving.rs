@@ -1,8 +1,11 @@
 //! A container that is taken to another engine: `container save`, `container load`.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::{Receiver, channel};
 
-use crate::harness::{Engine, until};
+use crate::harness::{Engine, PATIENCE, until};
 
 #[test]
 fn a_container_goes_to_another_host_with_its_volumes() {
@@ -52,8 +55,10 @@ fn a_container_goes_to_another_host_with_its_volumes() {
     assert_eq!(here.ok(["images", "-q"]).lines().count(), 1);
 
     let there = Engine::new();
-    let id = there.ok(["container", "load", "-i", file]);
-    assert_eq!(id.len(), 64, "{id}");
+    let done = there.run(["container", "load", "-i", file]);
+    assert_eq!((done.code, done.stdout.trim().len()), (0, 64), "{done:?}");
+    let warning = "WARNING: the container uses /tmp of this machine";
+    assert!(done.stderr.contains(warning), "{done:?}");
     assert_eq!(
         there.ok(["ps", "-a", "--format", "{{.Names}} {{.State}}"]),
         "box created"
@@ -142,4 +147,86 @@ fn archives_of_containers_are_streams_too_and_checked() {
     let told = engine.fails(1, ["container", "save", "-o", "/nowhere/x.tar", "box"]);
     assert!(told.contains("failed to save container"), "{told}");
     engine.assert_clean();
+}
+
+/// Passes everything on to an engine but requests for archives, which are never answered; tells of
+/// each of those.
+fn stalling(engine: &Engine, name: &str, host: &str) -> (String, Receiver<()>) {
+    let socket = engine.path(name);
+    let listener = UnixListener::bind(&socket).unwrap();
+    let real = host.strip_prefix("unix://").unwrap().to_owned();
+    let (told, stalls) = channel();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, real, told) = (client.unwrap(), real.clone(), told.clone());
+            let mut server = UnixStream::connect(real).unwrap();
+            let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to).ok());
+            std::thread::spawn(move || {
+                let mut sent = vec![0; 64 << 10];
+                while let Ok(length @ 1..) = client.read(&mut sent) {
+                    // Connections are used again: a request begins with what is read at once.
+                    if String::from_utf8_lossy(&sent[..length]).contains("/archive?path=") {
+                        told.send(()).ok();
+                        std::io::copy(&mut client, &mut std::io::sink()).ok();
+                    } else {
+                        server.write_all(&sent[..length]).ok();
+                    }
+                }
+                server.shutdown(std::net::Shutdown::Both).ok();
+            });
+        }
+    });
+    (format!("unix://{}", socket.display()), stalls)
+}
+
+#[test]
+fn what_is_interrupted_leaves_nothing() {
+    let here = Engine::with_alpine();
+    let file = here.path("box.tar");
+    let file = file.to_str().unwrap();
+    here.ok([
+        "run",
+        "-d",
+        "--name",
+        "box",
+        "-v",
+        "data:/data",
+        "alpine",
+        "sleep",
+        "1000",
+    ]);
+    let (_server, host) = here.serve();
+    let (proxy, stalls) = stalling(&here, "stalling.sock", &host);
+    let saving = here.spawn(["-H", &proxy, "container", "save", "-o", file, "box"]);
+    stalls.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(here.ok(["ps", "--format", "{{.State}}"]), "paused");
+    saving.signal(rustix::process::Signal::INT);
+    let done = saving.finish();
+    assert_eq!(done.code, 130, "{done:?}");
+    assert!(done.stderr.contains("interrupted"), "{done:?}");
+    assert_eq!(here.ok(["ps", "--format", "{{.State}}"]), "running");
+    assert_eq!(here.ok(["images", "-q"]).lines().count(), 1);
+    assert!(!std::path::Path::new(file).exists());
+
+    here.ok(["container", "save", "-o", file, "box"]);
+    let there = Engine::new();
+    let (_server, host) = there.serve();
+    let (proxy, stalls) = stalling(&there, "stalling.sock", &host);
+    let loading = there.spawn(["-H", &proxy, "container", "load", "-i", file]);
+    stalls.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(there.ok(["volume", "ls", "-q"]), "data");
+    loading.signal(rustix::process::Signal::TERM);
+    let done = loading.finish();
+    assert_eq!(done.code, 143, "{done:?}");
+    for args in [
+        vec!["ps", "-aq"],
+        vec!["volume", "ls", "-q"],
+        vec!["images", "-aq"],
+    ] {
+        assert_eq!(there.ok(&args), "", "{args:?}");
+    }
+    here.ok(["rm", "-f", "-v", "box"]);
+    here.assert_clean();
+    there.assert_clean();
 }
