@@ -169,7 +169,7 @@ fn forsake(engine: &Engine, container: &mut Container) -> Result<()> {
 pub(super) fn clear(engine: &Engine, container: &Container) -> Result<()> {
     let mut fresh = container.clone();
     if reread(engine, &mut fresh)? {
-        return bury(engine, &fresh);
+        return bury(engine, &fresh, false);
     }
     // A supervisor listens before it makes anything, and takes its socket away last.
     let socket = engine.layout().run_container(&container.id).join("sock");
