@@ -245,3 +245,34 @@ fn any_client_of_a_terminal_detaches_by_keys() {
     }
     engine.ok(["rm", "-f", "box"]);
 }
+
+/// What is born into a frozen group never gets to its program.
+#[test]
+fn nothing_is_executed_in_what_has_been_paused_meanwhile() {
+    let engine = Engine::with_alpine();
+    let (_server, _host) = engine.serve();
+    engine.ok(["run", "-d", "--name", "box", "alpine", "sleep", "1000"]);
+    let post = |path: &str, body: &str| {
+        let socket = engine.path("api.sock").display().to_string();
+        let url = format!("http://corten{path}");
+        let output = Command::new("curl")
+            .args(["-sS", "-X", "POST", "-H", "Content-Type: application/json"])
+            .args(["--unix-socket", &socket, "-d", body, &url])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let created = post("/containers/box/exec", r#"{"Cmd": ["touch", "/new"]}"#);
+    let id = created.split('"').nth(3).unwrap();
+    engine.ok(["pause", "box"]);
+    let start = format!("/exec/{id}/start");
+    let refused = post(&start, r#"{"Detach": true}"#);
+    assert!(refused.contains("is paused"), "{refused}");
+    engine.ok(["unpause", "box"]);
+    assert_eq!(post(&start, r#"{"Detach": true}"#), "");
+    until("it has been executed", || {
+        engine.run(["exec", "box", "test", "-e", "/new"]).code == 0
+    });
+    engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
+}

@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use crate::hub::{self, Hub, Output};
 use crate::job::exec_code;
 use crate::logs::Stream;
-use crate::protocol::{ExecSpec, ExecStatus, Refusal, Reply, Size, Streams};
+use crate::protocol::{ExecSpec, ExecStatus, Phase, Refusal, Reply, Size, Streams};
 use crate::supervise::{Live, Shared};
 
 /// How long a process's output is read on after its end: something it left in the background
@@ -119,6 +119,15 @@ fn launch(
     size: Option<Size>,
     detach: bool,
 ) -> Result<Begun, Reply> {
+    // Born into a frozen group it would never get to its program, and this process would wait for
+    // it for ever.
+    if shared.phase.get() == Phase::Paused {
+        let message = format!(
+            "Container {} is paused, unpause the container before exec",
+            shared.id
+        );
+        return Err(Reply::refuse(Refusal::Conflict, message));
+    }
     if exec.started.replace(true) {
         let message = format!("exec {} has been started already", exec.spec.id);
         return Err(Reply::refuse(Refusal::Conflict, message));

@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use crate::execs;
 use crate::idle;
 use crate::logs::now;
+use crate::protocol::Phase;
 use crate::supervise::{Live, Shared};
 
 /// Bytes of a probe's output that are kept (Docker's).
@@ -282,6 +283,9 @@ fn execute(
     job: &HealthJob,
 ) -> Result<(corten_runtime::ExecProcess, OwnedFd), String> {
     let said = |error: &dyn std::fmt::Display| error.to_string();
+    if shared.phase.get() == Phase::Paused {
+        return Err("the container is paused".to_owned());
+    }
     let (read, write) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| said(&error))?;
     let null = std::fs::File::open("/dev/null").map_err(|error| said(&error))?;
