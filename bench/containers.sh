@@ -25,7 +25,7 @@ pids=()
 cleanup() {
   # While their engines still live: shims and conmons would outlive them.
   [ -z "${docker:-}" ] || $docker ps -aq 2>/dev/null | xargs -r $docker rm -f >/dev/null 2>&1 || true
-  [ -z "${podman:-}" ] || $podman rm -af >/dev/null 2>&1 || true
+  [ -z "${podman:-}" ] || $podman rm -af -t 0 >/dev/null 2>&1 || true
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
   wait 2>/dev/null || true
   for root in root base; do "$corten" --root "$work/$root" system reset --force >/dev/null 2>&1 || true; done
@@ -148,7 +148,9 @@ row "$many containers started, four at a time" many
 measure ps ps
 row "\`ps\` of $many" ps
 for name in docker podman; do
-  [ -z "${call[$name]}" ] || ${call[$name]} ps -aq | xargs ${call[$name]} rm -f >/dev/null
+  forced=-f
+  [ "$name" = docker ] || forced="-f -t 0"
+  [ -z "${call[$name]}" ] || ${call[$name]} ps -aq | xargs ${call[$name]} rm $forced >/dev/null
 done
 
 pss() { awk '/^Pss:/ { n += $2 } END { printf "%.2f", n / 1024 }' /proc/"$1"/smaps_rollup; }

@@ -191,10 +191,15 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
 fn take_lock(directory: &RunDir) -> io::Result<File> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
-        fs::DirBuilder::new()
+        let made = fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(directory.path())?;
+            .create(directory.path());
+        match made {
+            // It was there, and was swept before it could be looked at.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            made => made?,
+        }
         let path = directory.lock();
         let opened = OpenOptions::new()
             .write(true)

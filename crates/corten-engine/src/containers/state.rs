@@ -50,11 +50,15 @@ pub(crate) fn try_lock(engine: &Engine, id: &str) -> Result<Option<Lock>> {
         }
     };
     loop {
-        std::fs::DirBuilder::new()
+        let made = std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(&directory)
-            .map_err(io("create"))?;
+            .create(&directory);
+        match made {
+            // It was there, and was swept before it could be looked at.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
+            made => made.map_err(io("create"))?,
+        }
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let fd = match rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR) {
             Ok(fd) => fd,
