@@ -123,7 +123,7 @@ def normal(text, names):
         text = re.sub(r"(?<![0-9a-f])" + re.escape(path) + r"(?![0-9a-f])", name, text)
     for pattern, kind in [
         (r"\b[0-9a-f]{64}\b", "<64>"),
-        (r"\b(?=[0-9]*[a-f])[0-9a-f]{12}\b", "<12>"),
+        (r"\b[0-9a-f]{12}\b", "<12>"),
         (r"\b(?!0001-01-01)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", "<time>"),
         (r"\b(?!0001-01-01)\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)? [+-]\d{4} [A-Z]+", "<time>"),
         (r"\b1\d{9}(\d{9})?\b", "<epoch>"),
