@@ -234,8 +234,6 @@ fn bury(engine: &Engine, container: &Container, rebooted: bool) -> Result<()> {
     let at = time::now_nanos();
     let mut attributes = super::attributes(container);
     attributes.insert("exitCode".to_owned(), LOST_CODE.to_string());
-    let seconds = (at - container.started).max(0) / 1_000_000_000;
-    attributes.insert("execDuration".to_owned(), seconds.to_string());
     engine.write(Durability::Relaxed, |c| {
         let ended = Ended {
             status: if again {

@@ -424,11 +424,7 @@ impl Host for EngineHost {
     }
 
     fn health(&mut self, health: &HealthState, changed: bool) {
-        let attributes = self
-            .container
-            .as_ref()
-            .map(containers::attributes)
-            .unwrap_or_default();
+        let attributes = self.attributes();
         let written = self.engine.write(self.durability(), |c| {
             row::set_health(c, &self.id, health)?;
             if !changed {
@@ -442,11 +438,7 @@ impl Host for EngineHost {
 
     fn oom(&mut self) {
         self.oom = true;
-        let attributes = self
-            .container
-            .as_ref()
-            .map(containers::attributes)
-            .unwrap_or_default();
+        let attributes = self.attributes();
         let written = self.engine.write(self.durability(), |c| {
             row::set_oom(c, &self.id)?;
             events::record(c, Kind::Container, "oom", &self.id, &attributes)
