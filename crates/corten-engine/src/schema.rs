@@ -10,8 +10,65 @@ use corten_db::Schema;
 /// The tables of this crate.
 pub(crate) const SCHEMA: Schema = Schema {
     name: "engine",
-    migrations: &[FIRST, HEALTH],
+    migrations: &[FIRST, HEALTH, NETWORKS],
 };
+
+/// User-defined networks, and the places of containers on networks.
+///
+/// `networks.ipam` is what was asked for and what was chosen; the default bridge's choice stays in
+/// `subnet` and `gateway`, as a bridge's `link` does that is named by the layout.
+///
+/// An endpoint is there from create or connect until disconnect or rm. `wish` is what was asked
+/// for; the rest is what it has while its container runs. Its network may be gone: that is found
+/// out, and told, when the container is started. Before there were endpoints, a container had one
+/// network, its mode's, and a supervisor that began then goes on to write `containers.network`.
+///
+/// `endpoint_names`: what the name servers of a user-defined network answer for.
+const NETWORKS: &str = "
+ALTER TABLE networks ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE networks ADD COLUMN options TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE networks ADD COLUMN internal INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE networks ADD COLUMN attachable INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE networks ADD COLUMN enable_ipv4 INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE networks ADD COLUMN enable_ipv6 INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE networks ADD COLUMN ipam TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE networks ADD COLUMN link TEXT NOT NULL DEFAULT '';
+ALTER TABLE networks ADD COLUMN last6 TEXT NOT NULL DEFAULT '';
+CREATE UNIQUE INDEX networks_link ON networks (link) WHERE link <> '';
+
+CREATE TABLE endpoints (
+    container    TEXT NOT NULL REFERENCES containers (id) ON DELETE CASCADE,
+    network      TEXT NOT NULL,
+    network_name TEXT NOT NULL,
+    position     INTEGER NOT NULL,
+    wish         TEXT NOT NULL,
+    id           TEXT NOT NULL DEFAULT '',
+    address      TEXT NOT NULL DEFAULT '',
+    address6     TEXT NOT NULL DEFAULT '',
+    mac          TEXT NOT NULL DEFAULT '',
+    state        TEXT NOT NULL DEFAULT '{}',
+    PRIMARY KEY (container, network)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX endpoints_network ON endpoints (network);
+
+CREATE TABLE endpoint_names (
+    network   TEXT NOT NULL,
+    name      TEXT NOT NULL COLLATE NOCASE,
+    container TEXT NOT NULL REFERENCES containers (id) ON DELETE CASCADE,
+    PRIMARY KEY (network, name, container)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX endpoint_names_container ON endpoint_names (container);
+
+INSERT INTO endpoints (container, network, network_name, position, wish)
+SELECT c.id, n.id, n.name, 0, CASE WHEN json_extract(c.setup, '$.mac') IS NULL THEN '{}'
+    ELSE json_object('mac', json_extract(c.setup, '$.mac')) END
+FROM containers AS c JOIN networks AS n ON n.name =
+    CASE WHEN ifnull(json_extract(c.config, '$.NetworkDisabled'), 0) THEN 'none'
+    ELSE CASE ifnull(json_extract(c.host_config, '$.NetworkMode'), '')
+        WHEN '' THEN 'bridge' WHEN 'default' THEN 'bridge'
+        ELSE json_extract(c.host_config, '$.NetworkMode') END END
+WHERE json_valid(c.config) AND json_valid(c.host_config) AND json_valid(c.setup);
+";
 
 /// `health` is one of Docker's states, or empty without a health check.
 const HEALTH: &str = "
@@ -109,3 +166,53 @@ CREATE TABLE events (
 ) STRICT;
 CREATE INDEX events_actor ON events (actor);
 ";
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use crate::containers::row;
+
+    use super::*;
+
+    #[test]
+    fn containers_made_before_there_were_endpoints_get_theirs() {
+        let c = Connection::open_in_memory().unwrap();
+        for migration in [FIRST, HEALTH] {
+            c.execute_batch(migration).unwrap();
+        }
+        let bridge: String = c
+            .query_row("SELECT id FROM networks WHERE name = 'bridge'", [], |r| {
+                r.get(0)
+            })
+            .unwrap();
+        let state = format!(
+            r#"{{"network":"{bridge}","endpoint":"e","address":"10.0.0.2","prefix":16,
+                "gateway":"10.0.0.1","mac":"","ports":{{}}}}"#
+        );
+        for (id, mode, network) in [
+            ("a", "default", state.as_str()),
+            ("b", "host", ""),
+            ("c", "container:a", ""),
+        ] {
+            c.execute(
+                "INSERT INTO containers (id, name, created, image_id, image_name, config, \
+                 host_config, setup, auto_remove, status, network) \
+                 VALUES (?1, ?1, 0, '', '', '{}', json_object('NetworkMode', ?2), \
+                 '{\"layers\":[],\"mounts\":[],\"platform\":\"\",\"mac\":\"02:00:00:00:00:01\"}', \
+                 0, 'running', ?3)",
+                [id, mode, network],
+            )
+            .unwrap();
+        }
+        c.execute_batch(NETWORKS).unwrap();
+        let endpoints = |id| row::get(&c, id).unwrap().unwrap().endpoints;
+        let [on_bridge] = endpoints("a").try_into().unwrap();
+        assert_eq!(on_bridge.network, bridge);
+        assert_eq!(on_bridge.wish.mac.as_deref(), Some("02:00:00:00:00:01"));
+        // Its supervisor wrote it before, and may write it again.
+        assert_eq!(on_bridge.live.unwrap().address, "10.0.0.2");
+        assert_eq!(endpoints("b")[0].network_name, "host");
+        assert!(endpoints("c").is_empty());
+    }
+}

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use bollard_stubs::models::{
     ContainerConfig, ContainerCreateBody, ContainerCreateResponse, HostConfig, HostConfigLogConfig,
-    NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 use corten_db::Durability;
 use corten_oci::Platform;
@@ -18,7 +18,7 @@ use corten_store::{ImageId, Images, Leases};
 use rusqlite::Connection;
 
 use super::row::{self, Container, Setup, Status};
-use super::{merge, state};
+use super::{merge, networking, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
@@ -194,21 +194,19 @@ fn check(
         platform: image.platform.to_string(),
         ..Default::default()
     };
-    endpoint(
-        body.networking_config.as_ref(),
-        &mut host,
-        &mut parsed,
-        &mut setup,
-    )?;
+    let wishes = networking::wishes(body.networking_config.as_ref(), &mut host, &mut parsed)?;
     modes::check_conflicts(
         &host,
         &parsed,
         body.hostname.as_deref().is_some_and(|h| !h.is_empty()),
-        setup.mac.is_some(),
+        wishes.iter().any(|(_, wish)| wish.mac.is_some()),
     )?;
     engine
         .database()
         .read(|c| settle_modes(c, &mut host, &parsed))?;
+    let endpoints = engine
+        .database()
+        .read(|c| networking::endpoints(c, &parsed, wishes))?;
     engine
         .database()
         .read(|c| super::depends::check(c, host.annotations.as_ref()))?;
@@ -255,7 +253,7 @@ fn check(
         restarts: 0,
         exits: 0,
         stopped: false,
-        network: None,
+        endpoints,
         health: None,
     };
     Ok(Draft {
@@ -324,88 +322,6 @@ fn fill_defaults(host: &mut HostConfig) {
     fill(&mut host.runtime, "corten");
     if host.cgroupns_mode.is_none_or(|m| m.to_string().is_empty()) {
         host.cgroupns_mode = Some(bollard_stubs::models::HostConfigCgroupnsModeEnum::PRIVATE);
-    }
-}
-
-/// Reads `NetworkingConfig`: at most one network, which must be the one of the mode.
-fn endpoint(
-    networking: Option<&NetworkingConfig>,
-    host: &mut HostConfig,
-    parsed: &mut Modes,
-    setup: &mut Setup,
-) -> Result<()> {
-    let endpoints = networking.and_then(|n| n.endpoints_config.as_ref());
-    let Some(endpoints) = endpoints.filter(|e| !e.is_empty()) else {
-        return Ok(());
-    };
-    for (name, settings) in endpoints {
-        let named = modes::network(name)?;
-        if named != parsed.network {
-            if host.network_mode.as_deref() == Some("default") {
-                host.network_mode = Some(name.clone());
-                parsed.network = named;
-            } else {
-                return Err(bad(
-                    "Container cannot be connected to more than one network yet",
-                ));
-            }
-        }
-        setup.mac = settings.mac_address.clone().filter(|m| !m.is_empty());
-        if let Some(mac) = &setup.mac {
-            parse_mac(mac)?;
-        }
-        let ipam = settings.ipam_config.as_ref();
-        let address = ipam
-            .and_then(|i| i.ipv4_address.clone())
-            .filter(|a| !a.is_empty());
-        let address6 = ipam
-            .and_then(|i| i.ipv6_address.clone())
-            .filter(|a| !a.is_empty());
-        if address.is_some() || address6.is_some() {
-            return Err(bad(
-                "invalid config for network bridge: invalid endpoint settings:\n\
-                 * user specified IP address is supported on user defined networks only\n\
-                 * user specified IP address is supported only when connecting to networks with \
-                 user configured subnets",
-            ));
-        }
-        let local = ipam.and_then(|i| i.link_local_ips.as_deref());
-        if local.is_some_and(|addresses| !addresses.is_empty()) {
-            return Err(bad(
-                "link-local addresses are supported on user defined networks only",
-            ));
-        }
-        if settings.links.as_ref().is_some_and(|l| !l.is_empty()) {
-            return Err(bad("links are not supported"));
-        }
-        // Clients add the container's name as an alias on any network but the default.
-        setup.aliases = settings.aliases.clone().unwrap_or_default();
-        if parsed.network == NetworkMode::Bridge && !setup.aliases.is_empty() {
-            return Err(bad(
-                "network-scoped aliases are only supported for user-defined networks",
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Reads a hardware address.
-pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
-    let parts: Vec<Option<u8>> = text
-        .split([':', '-'])
-        .map(|p| {
-            if p.len() == 2 {
-                u8::from_str_radix(p, 16).ok()
-            } else {
-                None
-            }
-        })
-        .collect();
-    match parts.as_slice() {
-        [Some(a), Some(b), Some(c), Some(d), Some(e), Some(f)] if a & 1 == 0 => {
-            Ok([*a, *b, *c, *d, *e, *f])
-        }
-        _ => Err(bad(format!("{text} is not a valid mac address"))),
     }
 }
 
@@ -587,23 +503,6 @@ fn inherit(c: &Connection, text: &str, all: &mut Vec<MountEntry>) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hardware_addresses() {
-        assert_eq!(
-            parse_mac("02:42:ac:11:00:02").unwrap(),
-            [2, 0x42, 0xac, 0x11, 0, 2]
-        );
-        for wrong in [
-            "",
-            "02:42:ac:11:00",
-            "02:42:ac:11:00:zz",
-            "01:00:00:00:00:00",
-            "2:4:a:1:0:2",
-        ] {
-            assert!(parse_mac(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn what_is_not_there_is_refused_clearly() {

@@ -11,6 +11,7 @@ use corten_runtime::defaults;
 use corten_supervisor::{HealthStatus, Probe};
 use rusqlite::Connection;
 
+use super::endpoints::{Endpoint, HostPort};
 use super::row::{self, Container, Status};
 use super::state;
 use crate::engine::Engine;
@@ -24,7 +25,6 @@ type Result<T> = std::result::Result<T, EngineError>;
 /// Everything about one container. Blocks.
 pub(super) fn inspect(engine: &Engine, name: &str, size: bool) -> Result<ContainerInspectResponse> {
     let container = state::find(engine, name)?;
-    let networks = engine.database().read(network_ids)?;
     let (failing_streak, health_log) = engine
         .database()
         .read(|c| row::health_log(c, &container.id))?;
@@ -78,7 +78,7 @@ pub(super) fn inspect(engine: &Engine, name: &str, size: bool) -> Result<Contain
         size_rw,
         size_root_fs,
         mounts: Some(mount_points(engine, &container)),
-        network_settings: Some(network_settings(&container, &networks)),
+        network_settings: Some(network_settings(&container)),
         host_config: Some(host_config(&container)),
         config: Some(container.config),
         ..Default::default()
@@ -114,14 +114,6 @@ fn exec_ids(c: &Connection, id: &str) -> Result<Vec<String>> {
     )?;
     let rows = statement.query_map([id], |r| r.get(0))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
-}
-
-/// Names of the built-in networks and their ids.
-pub(super) fn network_ids(c: &Connection) -> Result<HashMap<String, String>> {
-    Ok(crate::networks::bridge::rows(c)?
-        .into_iter()
-        .map(|r| (r.name, r.id))
-        .collect())
 }
 
 /// The program and its arguments.
@@ -268,48 +260,33 @@ pub(super) fn mount_points(engine: &Engine, container: &Container) -> Vec<MountP
         .collect()
 }
 
-/// The network endpoints: the one of its network mode, with what it has while running.
-pub(super) fn endpoints(
-    container: &Container,
-    networks: &HashMap<String, String>,
-) -> HashMap<String, EndpointSettings> {
-    let mode = container.host.network_mode.as_deref().unwrap_or("default");
-    let name = match mode {
-        "" | "default" => "bridge",
-        other if other.starts_with("container:") => return HashMap::new(),
-        other => other,
-    };
+/// The network endpoints, with what they have while the container runs.
+pub(super) fn endpoints(container: &Container) -> HashMap<String, EndpointSettings> {
     let live = container.status.is_live();
-    let state = container
-        .network
-        .clone()
-        .filter(|_| live)
-        .unwrap_or_default();
-    let on_bridge = !state.address.is_empty();
-    let settings = EndpointSettings {
-        mac_address: Some(state.mac.clone()),
-        // Not before it has been on it.
-        network_id: Some(match container.status {
-            Status::Created => String::new(),
-            _ => networks.get(name).cloned().unwrap_or_default(),
-        }),
-        endpoint_id: Some(state.endpoint.clone()),
-        gateway: Some(state.gateway.clone()),
-        ip_address: Some(state.address.clone()),
-        ip_prefix_len: Some(if on_bridge {
-            i64::from(state.prefix)
-        } else {
-            0
-        }),
-        ipv6_gateway: Some(String::new()),
-        global_ipv6_address: Some(String::new()),
-        global_ipv6_prefix_len: Some(0),
-        ..Default::default()
+    let settings = |endpoint: &Endpoint| {
+        let state = endpoint.live.clone().filter(|_| live).unwrap_or_default();
+        EndpointSettings {
+            mac_address: Some(state.mac),
+            // Not before it has been on it.
+            network_id: Some(match container.status {
+                Status::Created => String::new(),
+                _ => endpoint.network.clone(),
+            }),
+            endpoint_id: Some(state.endpoint),
+            gateway: Some(state.gateway),
+            ip_address: Some(state.address),
+            ip_prefix_len: Some(i64::from(state.prefix)),
+            ipv6_gateway: Some(state.gateway6),
+            global_ipv6_address: Some(state.address6),
+            global_ipv6_prefix_len: Some(i64::from(state.prefix6)),
+            ..Default::default()
+        }
     };
-    [(name.to_owned(), settings)].into()
+    let all = container.endpoints.iter();
+    all.map(|e| (e.network_name.clone(), settings(e))).collect()
 }
 
-fn network_settings(container: &Container, networks: &HashMap<String, String>) -> NetworkSettings {
+fn network_settings(container: &Container) -> NetworkSettings {
     let mut map: PortMap = HashMap::new();
     if container.status.is_live() {
         let exposed = container
@@ -320,11 +297,9 @@ fn network_settings(container: &Container, networks: &HashMap<String, String>) -
         for port in ports::exposed(exposed).unwrap_or_default() {
             map.insert(port.to_string(), None);
         }
-        if let Some(state) = &container.network {
-            for (inside, hosts) in &state.ports {
-                let bindings = hosts.iter().map(super::row::HostPort::binding).collect();
-                map.insert(inside.clone(), Some(bindings));
-            }
+        for (inside, hosts) in container.ports() {
+            let bindings = hosts.into_iter().map(HostPort::binding).collect();
+            map.insert(inside.to_owned(), Some(bindings));
         }
     }
     NetworkSettings {
@@ -335,6 +310,6 @@ fn network_settings(container: &Container, networks: &HashMap<String, String>) -
             String::new()
         }),
         ports: Some(map),
-        networks: Some(endpoints(container, networks)),
+        networks: Some(endpoints(container)),
     }
 }

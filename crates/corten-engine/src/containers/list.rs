@@ -55,7 +55,6 @@ pub(super) fn list(engine: &Engine, options: &ListOptions) -> Result<Vec<Contain
     }
     // No row says so: these were removed on the way.
     containers.retain(|c| c.status != Status::Removing);
-    let networks = engine.database().read(inspect::network_ids)?;
     let mut images = HashMap::new();
     let limit = options
         .limit
@@ -69,7 +68,7 @@ pub(super) fn list(engine: &Engine, options: &ListOptions) -> Result<Vec<Contain
             continue;
         }
         let image = shown_image(engine, &container, &mut images);
-        summaries.push(summary(engine, &container, image, &networks, options.size));
+        summaries.push(summary(engine, &container, image, options.size));
     }
     Ok(summaries)
 }
@@ -97,13 +96,7 @@ fn shown_image(
     }
 }
 
-fn summary(
-    engine: &Engine,
-    container: &Container,
-    image: String,
-    networks: &HashMap<String, String>,
-    size: bool,
-) -> ContainerSummary {
+fn summary(engine: &Engine, container: &Container, image: String, size: bool) -> ContainerSummary {
     let (path, args) = inspect::path_and_args(container);
     let command = command_text(path, args);
     let (rw, root) = if size {
@@ -137,7 +130,7 @@ fn summary(
             annotations: container.host.annotations.clone(),
         }),
         network_settings: Some(ContainerSummaryNetworkSettings {
-            networks: Some(inspect::endpoints(container, networks)),
+            networks: Some(inspect::endpoints(container)),
         }),
         mounts: Some(inspect::mount_points(engine, container)),
         ..Default::default()
@@ -201,10 +194,9 @@ fn port_summaries(container: &Container) -> Vec<PortSummary> {
             PortSummaryTypeEnum::TCP
         })
     };
-    let empty = std::collections::BTreeMap::new();
-    let published = container.network.as_ref().map_or(&empty, |n| &n.ports);
+    let published = container.ports();
     let mut list = Vec::new();
-    for (inside, hosts) in published {
+    for (inside, hosts) in &published {
         let Some((number, protocol)) = inside.split_once('/') else {
             continue;
         };
@@ -224,7 +216,7 @@ fn port_summaries(container: &Container) -> Vec<PortSummary> {
         .as_deref()
         .unwrap_or_default();
     for port in ports::exposed(exposed).unwrap_or_default() {
-        if !published.contains_key(&port.to_string()) {
+        if !published.contains_key(port.to_string().as_str()) {
             list.push(PortSummary {
                 ip: None,
                 private_port: port.number,
@@ -414,13 +406,8 @@ fn has_mount(container: &Container, wanted: &str) -> bool {
 }
 
 fn on_network(container: &Container, wanted: &str) -> bool {
-    let mode = container.host.network_mode.as_deref().unwrap_or("");
-    let name = if mode == "default" { "bridge" } else { mode };
-    name == wanted
-        || container
-            .network
-            .as_ref()
-            .is_some_and(|n| n.network.starts_with(wanted))
+    let mut all = container.endpoints.iter();
+    all.any(|e| e.network_name == wanted || e.network.starts_with(wanted))
 }
 
 /// Reads `80`, `80-90/udp`.
@@ -442,10 +429,8 @@ fn publishes(container: &Container, wanted: &str) -> bool {
     let Ok((first, last, protocol)) = port_range("publish", wanted) else {
         return false;
     };
-    container.network.as_ref().is_some_and(|n| {
-        n.ports.iter().any(|(inside, hosts)| {
-            inside.ends_with(protocol) && hosts.iter().any(|h| (first..=last).contains(&h.port))
-        })
+    container.ports().iter().any(|(inside, hosts)| {
+        inside.ends_with(protocol) && hosts.iter().any(|h| (first..=last).contains(&h.port))
     })
 }
 

@@ -10,6 +10,7 @@ mod changes;
 mod commit;
 mod create;
 mod depends;
+pub(crate) mod endpoints;
 mod exec;
 pub(crate) mod files;
 mod foreign;
@@ -17,6 +18,7 @@ mod inspect;
 mod list;
 mod logs;
 mod merge;
+mod networking;
 mod options;
 mod pending;
 pub(crate) mod remove;
@@ -49,8 +51,8 @@ pub use archive::{ExtractOptions, PathStatus};
 pub use attach::framed;
 pub use commit::CommitOptions;
 pub(crate) use commit::refused as refused_change;
-pub(crate) use create::parse_mac;
 pub(crate) use exec::set_exit_code as set_exec_exit_code;
+pub(crate) use networking::parse_mac;
 pub use options::{
     AttachOptions, Attached, ByteStream, ExecStart, ListOptions, LogOptions, LogStream,
     RemoveOptions, StopOptions, StreamKind, WaitCondition,
@@ -518,6 +520,11 @@ fn rename(engine: &Engine, name: &str, new_name: &str) -> Result<()> {
             Err(error @ EngineError::NameInUse { .. }) => return Err(refused(error)),
             other => other?,
         }
+        let renamed = row::Container {
+            name: new_name.clone(),
+            ..container.clone()
+        };
+        endpoints::rename(c, &renamed)?;
         let mut attributes = attributes(&container);
         attributes.insert("name".to_owned(), new_name.clone());
         attributes.insert("oldName".to_owned(), format!("/{}", container.name));

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use bollard_stubs::models::{ContainerConfig, HostConfig, PortBinding};
+use bollard_stubs::models::{ContainerConfig, HostConfig};
 use corten_db::DbError;
 use corten_oci::DiffId;
 use corten_supervisor::{HealthState, HealthStatus, Probe};
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 use serde::{Deserialize, Serialize};
 
+use super::endpoints::{self, Endpoint, HostPort, NetworkState};
 use crate::error::EngineError;
 use crate::parse::mounts::MountEntry;
 
@@ -66,49 +67,10 @@ pub(crate) struct Setup {
     pub(crate) mounts: Vec<MountEntry>,
     /// `os/arch[/variant]` of the image.
     pub(crate) platform: String,
-    /// A MAC address asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) mac: Option<String>,
-    /// An IPv4 address asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) address: Option<String>,
-    /// Names the user gave it on its network.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) aliases: Vec<String>,
     /// The process that is to start it, as [`crate::sweep::this_process`] writes it, if nobody wants
     /// it once that is gone: of `corten run --rm`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) starter: Option<String>,
-}
-
-/// What a running container has of the network.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct NetworkState {
-    /// The network's id.
-    pub(crate) network: String,
-    pub(crate) endpoint: String,
-    pub(crate) address: String,
-    pub(crate) prefix: u8,
-    pub(crate) gateway: String,
-    pub(crate) mac: String,
-    /// Published ports: `80/tcp` → where on the host.
-    pub(crate) ports: BTreeMap<String, Vec<HostPort>>,
-}
-
-/// Where on the host a port is published.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct HostPort {
-    pub(crate) ip: String,
-    pub(crate) port: u16,
-}
-
-impl HostPort {
-    pub(crate) fn binding(&self) -> PortBinding {
-        PortBinding {
-            host_ip: Some(self.ip.clone()),
-            host_port: Some(self.port.to_string()),
-        }
-    }
 }
 
 /// A container as stored.
@@ -135,14 +97,38 @@ pub(crate) struct Container {
     pub(crate) exits: i64,
     /// A user asked it to stop (no restart at boot then, with `unless-stopped`).
     pub(crate) stopped: bool,
-    pub(crate) network: Option<NetworkState>,
+    /// Its places on networks.
+    pub(crate) endpoints: Vec<Endpoint>,
     /// What its health check last said; `None` without one, or before the first start.
     pub(crate) health: Option<HealthStatus>,
+}
+
+impl Container {
+    /// Its published ports: `80/tcp` → where on the host.
+    pub(crate) fn ports(&self) -> BTreeMap<&str, Vec<&HostPort>> {
+        let mut all: BTreeMap<&str, Vec<&HostPort>> = BTreeMap::new();
+        for state in self.endpoints.iter().filter_map(|e| e.live.as_ref()) {
+            for (inside, hosts) in &state.ports {
+                all.entry(inside).or_default().extend(hosts);
+            }
+        }
+        all
+    }
+
+    /// Its place on a network.
+    pub(crate) fn endpoint(&self, network: &str) -> Option<&Endpoint> {
+        self.endpoints.iter().find(|e| e.network == network)
+    }
 }
 
 const COLUMNS: &str = "id, name, created, image_id, image_name, config, host_config, setup, \
     auto_remove, status, pid, exit_code, oom_killed, error, started, finished, restarts, exits, \
     stopped, network, health";
+
+/// What a query of whole containers selects.
+fn columns() -> String {
+    format!("{COLUMNS}, {}", endpoints::COLUMN)
+}
 
 fn health_status(text: &str) -> Option<HealthStatus> {
     match text {
@@ -159,6 +145,7 @@ struct Raw {
     host: String,
     setup: String,
     network: String,
+    endpoints: String,
     container: Container,
 }
 
@@ -168,6 +155,7 @@ fn raw(row: &SqlRow<'_>) -> rusqlite::Result<Raw> {
         host: row.get(6)?,
         setup: row.get(7)?,
         network: row.get(19)?,
+        endpoints: row.get(21)?,
         container: Container {
             id: row.get(0)?,
             name: row.get(1)?,
@@ -188,7 +176,7 @@ fn raw(row: &SqlRow<'_>) -> rusqlite::Result<Raw> {
             restarts: row.get(16)?,
             exits: row.get(17)?,
             stopped: row.get(18)?,
-            network: None,
+            endpoints: Vec::new(),
             health: health_status(row.get_ref(20)?.as_str()?),
         },
     })
@@ -209,9 +197,15 @@ impl Raw {
         container.config = serde_json::from_str(&self.config).map_err(damaged("configuration"))?;
         container.host = serde_json::from_str(&self.host).map_err(damaged("host configuration"))?;
         container.setup = serde_json::from_str(&self.setup).map_err(damaged("setup"))?;
+        container.endpoints =
+            endpoints::parse(&self.endpoints).map_err(damaged("network settings"))?;
         if !self.network.is_empty() {
-            container.network =
-                Some(serde_json::from_str(&self.network).map_err(damaged("network state"))?);
+            let state: NetworkState =
+                serde_json::from_str(&self.network).map_err(damaged("network state"))?;
+            let mut all = container.endpoints.iter_mut();
+            if let Some(endpoint) = all.find(|e| e.network == state.network) {
+                endpoint.live = Some(state);
+            }
         }
         Ok(container)
     }
@@ -245,10 +239,13 @@ pub(crate) fn insert(c: &Connection, container: &Container) -> Result<()> {
             container.auto_remove,
             container.status.as_str(),
         ]);
-    match inserted {
-        Ok(_) => Ok(()),
-        Err(error) => Err(unless_taken(c, &container.name, error)?),
+    if let Err(error) = inserted {
+        return Err(unless_taken(c, &container.name, error)?);
     }
+    for endpoint in &container.endpoints {
+        endpoints::insert(c, container, endpoint)?;
+    }
+    Ok(())
 }
 
 /// Renames a container; as [`insert`] when the name is taken.
@@ -324,11 +321,14 @@ pub(crate) fn name(c: &Connection, id: &str) -> Result<Option<String>> {
 
 /// Reads a container by its exact id.
 pub(crate) fn get(c: &Connection, id: &str) -> Result<Option<Container>> {
-    c.prepare_cached(&format!("SELECT {COLUMNS} FROM containers WHERE id = ?"))?
-        .query_row([id], raw)
-        .optional()?
-        .map(Raw::parse)
-        .transpose()
+    c.prepare_cached(&format!(
+        "SELECT {} FROM containers WHERE id = ?",
+        columns()
+    ))?
+    .query_row([id], raw)
+    .optional()?
+    .map(Raw::parse)
+    .transpose()
 }
 
 /// Finds and reads a container.
@@ -346,7 +346,8 @@ pub(crate) fn all(c: &Connection, only_live: bool) -> Result<Vec<Container>> {
         ""
     };
     let mut statement = c.prepare_cached(&format!(
-        "SELECT {COLUMNS} FROM containers {only} ORDER BY created DESC, id"
+        "SELECT {} FROM containers {only} ORDER BY created DESC, id",
+        columns()
     ))?;
     let rows = statement.query_map([], raw)?;
     let mut list = Vec::new();
@@ -373,7 +374,7 @@ pub(crate) fn set_running(
     id: &str,
     pid: i32,
     at: i64,
-    network: Option<&NetworkState>,
+    networks: &[NetworkState],
     checked: bool,
 ) -> Result<()> {
     let health = if checked {
@@ -381,16 +382,15 @@ pub(crate) fn set_running(
     } else {
         ""
     };
-    let network = match network {
-        Some(state) => json(state, "network state", id)?,
-        None => String::new(),
-    };
     c.prepare_cached(
         "UPDATE containers SET status = 'running', pid = ?, started = ?, error = '', \
-         exit_code = 0, oom_killed = 0, network = ?, health = ?, \
+         exit_code = 0, oom_killed = 0, network = '', health = ?, \
          failing_streak = 0 WHERE id = ?",
     )?
-    .execute(params![pid, at, network, health, id])?;
+    .execute(params![pid, at, health, id])?;
+    for state in networks {
+        endpoints::set_live(c, id, state)?;
+    }
     Ok(())
 }
 
@@ -419,7 +419,7 @@ pub(crate) fn set_ended(c: &Connection, id: &str, ended: &Ended<'_>) -> Result<(
         ended.at,
         id
     ])?;
-    Ok(())
+    endpoints::clear_live(c, id)
 }
 
 /// The out-of-memory killer has come.
@@ -551,7 +551,7 @@ mod tests {
             restarts: 0,
             exits: 0,
             stopped: false,
-            network: None,
+            endpoints: Vec::new(),
             health: None,
         }
     }
@@ -619,19 +619,33 @@ mod tests {
     fn state_changes_are_stored() {
         let c = connection();
         let id = "a".repeat(64);
-        insert(&c, &container(&id, "web")).unwrap();
+        let mut web = container(&id, "web");
+        web.endpoints = vec![Endpoint {
+            network: "n".to_owned(),
+            network_name: "back".to_owned(),
+            wish: endpoints::Wish {
+                aliases: vec!["db".to_owned()],
+                ..Default::default()
+            },
+            ..Default::default()
+        }];
+        insert(&c, &web).unwrap();
+        assert_eq!(get(&c, &id).unwrap().unwrap().endpoints, web.endpoints);
         let network = NetworkState {
+            network: "n".to_owned(),
+            endpoint: "e".to_owned(),
             address: "172.17.0.2".to_owned(),
             ..Default::default()
         };
-        set_running(&c, &id, 42, 7, Some(&network), true).unwrap();
+        let networks = [network];
+        set_running(&c, &id, 42, 7, &networks, true).unwrap();
         let running = get(&c, &id).unwrap().unwrap();
         assert_eq!((running.status, running.pid), (Status::Running, 42));
-        assert_eq!(running.network, Some(network));
+        assert_eq!(running.endpoints[0].live.as_ref(), Some(&networks[0]));
         assert_eq!(running.health, Some(HealthStatus::Starting));
         // Only whoever starts it takes a stop back, not its policy.
         set_stopped(&c, &id).unwrap();
-        set_running(&c, &id, 42, 7, running.network.as_ref(), true).unwrap();
+        set_running(&c, &id, 42, 7, &networks, true).unwrap();
         assert!(get(&c, &id).unwrap().unwrap().stopped);
         set_wanted(&c, &id).unwrap();
         assert!(!get(&c, &id).unwrap().unwrap().stopped);
@@ -664,7 +678,7 @@ mod tests {
             (exited.status, exited.exit_code, exited.exits),
             (Status::Exited, 137, 1)
         );
-        assert!(exited.oom_killed && exited.network.is_none());
+        assert!(exited.oom_killed && exited.endpoints[0].live.is_none());
         assert_eq!(exited.health, Some(HealthStatus::Unhealthy));
         assert!(all(&c, true).unwrap().is_empty());
     }

@@ -157,7 +157,7 @@ fn model(engine: &Engine, network: &NetworkRow, live: &[Container]) -> models::N
     let containers = live
         .iter()
         .filter_map(|c| {
-            let state = c.network.as_ref().filter(|n| n.network == network.id)?;
+            let state = c.endpoint(&network.id)?.live.as_ref()?;
             let address = format!("{}/{}", state.address, state.prefix);
             let on_bridge = !state.address.is_empty();
             let resource = EndpointResource {
@@ -207,10 +207,8 @@ pub(crate) fn holder(engine: &Engine, port: u16, protocol: &str) -> Option<Strin
     let live = engine.database().read(|c| row::all(c, true)).ok()?;
     live.into_iter()
         .find(|c| {
-            c.network.as_ref().is_some_and(|n| {
-                n.ports.iter().any(|(inside, hosts)| {
-                    inside.ends_with(protocol) && hosts.iter().any(|h| h.port == port)
-                })
+            c.ports().iter().any(|(inside, hosts)| {
+                inside.ends_with(protocol) && hosts.iter().any(|h| h.port == port)
             })
         })
         .map(|c| c.name)

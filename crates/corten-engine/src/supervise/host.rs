@@ -19,7 +19,8 @@ use corten_supervisor::{
 };
 
 use super::rooted;
-use crate::containers::row::{self, Container, Ended, HostPort, NetworkState, Status};
+use crate::containers::endpoints::{HostPort, NetworkState};
+use crate::containers::row::{self, Container, Ended, Status};
 use crate::containers::{self, files, root, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -248,7 +249,8 @@ impl EngineHost {
                 bridge::allocate(c, &network, &bridge, &container.id, None)
             })?
         };
-        let mac = match &container.setup.mac {
+        let wish = container.endpoint(&network).map(|e| &e.wish);
+        let mac = match wish.and_then(|wish| wish.mac.as_ref()) {
             Some(text) => containers::parse_mac(text)?,
             None => mac_for(address.addr()),
         };
@@ -259,7 +261,8 @@ impl EngineHost {
             prefix: address.prefix(),
             gateway: bridge.gateway.to_string(),
             mac: mac.map(|byte| format!("{byte:02x}")).join(":"),
-            ports: BTreeMap::new(),
+            ifname: "eth0".to_owned(),
+            ..Default::default()
         };
         let endpoint = Box::new(endpoint(engine, container, bridge, address, mac));
         Ok((
@@ -376,8 +379,8 @@ impl Host for EngineHost {
         let attributes = containers::attributes(container);
         let checked = health::read(&container.config).is_some();
         let written = self.engine.write(self.durability(), |c| {
-            let network = self.network.as_ref();
-            row::set_running(c, &self.id, pid, time::now_nanos(), network, checked)?;
+            let networks = self.network.as_slice();
+            row::set_running(c, &self.id, pid, time::now_nanos(), networks, checked)?;
             if let Some(state) = &self.network {
                 network_event(c, "connect", &self.id, state)?;
             }
