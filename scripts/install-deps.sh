@@ -41,6 +41,8 @@ for group in $groups; do
       need mkfs.ext4 e2fsprogs
       need losetup mount
       need bzip2 bzip2
+      need ssh-keygen openssh-client
+      need openssl openssl
       need xz xz-utils
       need containerd containerd
       # The engine is in one package, its command line possibly in another.

@@ -20,6 +20,7 @@ mod build_history;
 mod build_mounts;
 mod build_outputs;
 mod build_platforms;
+mod build_ssh;
 mod containers;
 mod cp;
 mod crash;

@@ -157,7 +157,9 @@ async fn build(cli: &Cli, parsed: Parsed) -> Result {
         .flag("shell", shell)
         .flag("q", quiet && !ours)
         .header("X-Registry-Config", registry_config(cli)?);
-    let call = lent(call, &parsed, &here, client.in_process())?;
+    let default = std::env::var_os("SSH_AUTH_SOCK").map(std::path::PathBuf::from);
+    let agents = secrets::Agents::new(&parsed.list("ssh"), &here, default)?;
+    let call = lent(call, &parsed, &agents, client.in_process())?;
     let call = named(call, &parsed, &outputs, &here, client.in_process())?;
     let (call, sending) = match source {
         Source::Directory { root, dockerfile } if client.in_process() => {
@@ -318,7 +320,7 @@ fn local<'c>(call: Call<'c>, root: &std::path::Path, dockerfile: Dockerfile) -> 
 fn lent<'c>(
     mut call: Call<'c>,
     flags: &Parsed,
-    here: &std::path::Path,
+    agents: &secrets::Agents,
     in_process: bool,
 ) -> Result<Call<'c>> {
     let variable = |name: &str| std::env::var_os(name).map(OsStringExt::into_vec);
@@ -326,15 +328,13 @@ fn lent<'c>(
     if !secrets.is_empty() {
         call = call.header("X-Corten-Secrets", serde_json::json!(secrets).to_string());
     }
-    let default = std::env::var_os("SSH_AUTH_SOCK").map(std::path::PathBuf::from);
-    let agents = secrets::agents(&flags.list("ssh"), here, default)?;
-    if !agents.is_empty() {
+    if let Some(agents) = agents.header() {
         if !in_process {
             return Err(CliError::message(
                 "--ssh: an engine in another process cannot reach the agent",
             ));
         }
-        call = call.header("X-Corten-Ssh", serde_json::json!(agents).to_string());
+        call = call.header("X-Corten-Ssh", agents);
     }
     Ok(call)
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use corten_ssh_agent::{Keys, Served};
 
 use crate::error::{CliError, Result, reason};
 
@@ -98,38 +99,75 @@ fn invalid(flag: &str, why: &str) -> CliError {
     CliError::message(format!("invalid argument \"{flag}\" for --secret: {why}"))
 }
 
-/// The sockets of agents, by id.
-pub(super) fn agents(
-    flags: &[&str],
-    here: &Path,
-    default: Option<PathBuf>,
-) -> Result<BTreeMap<String, PathBuf>> {
-    let mut found = BTreeMap::new();
-    for flag in flags {
-        let wrong = |why: String| {
-            CliError::message(format!("invalid argument \"{flag}\" for --ssh: {why}"))
-        };
-        let (id, socket) = match flag.split_once('=') {
-            Some((id, path)) => (id, Some(here.join(path))),
-            None => (*flag, None),
-        };
-        let Some(socket) = socket.or_else(|| default.clone()) else {
-            return Err(wrong("SSH_AUTH_SOCK is not set".to_owned()));
-        };
-        let about = std::fs::metadata(&socket)
-            .map_err(|error| wrong(format!("{}: {}", socket.display(), reason(&error))))?;
-        use std::os::unix::fs::FileTypeExt as _;
-        if !about.file_type().is_socket() {
-            return Err(wrong(format!(
-                "{} is no socket: add the key to an agent, and name its socket",
-                socket.display()
-            )));
+/// The agents that `--ssh` lends.
+#[derive(Debug, Default)]
+pub(super) struct Agents {
+    /// Their sockets, by id.
+    sockets: BTreeMap<String, PathBuf>,
+    /// Those of keys in files.
+    served: Vec<Served>,
+}
+
+impl Agents {
+    /// Reads the flags: of each id a socket, or files of keys.
+    pub(super) fn new(flags: &[&str], here: &Path, default: Option<PathBuf>) -> Result<Self> {
+        let mut agents = Self::default();
+        for flag in flags {
+            let wrong = |why: String| {
+                CliError::message(format!("invalid argument \"{flag}\" for --ssh: {why}"))
+            };
+            let (id, paths) = match flag.split_once('=') {
+                Some((id, paths)) => (id, paths.split(',').map(|p| here.join(p)).collect()),
+                None => (*flag, Vec::from_iter(default.clone())),
+            };
+            if paths.is_empty() {
+                return Err(wrong("SSH_AUTH_SOCK is not set".to_owned()));
+            }
+            let socket = agents.socket(paths).map_err(wrong)?;
+            if agents.sockets.insert(id.to_owned(), socket).is_some() {
+                return Err(wrong("the id is given twice".to_owned()));
+            }
         }
-        if found.insert(id.to_owned(), socket).is_some() {
-            return Err(wrong("the id is given twice".to_owned()));
+        Ok(agents)
+    }
+
+    /// The one socket that these are, or one that serves these keys.
+    fn socket(&mut self, paths: Vec<PathBuf>) -> std::result::Result<PathBuf, String> {
+        let mut keys = None;
+        let mut socket = None;
+        for path in paths {
+            if socket.is_some() {
+                return Err("only single socket allowed".to_owned());
+            }
+            let about = std::fs::metadata(&path)
+                .map_err(|error| format!("{}: {}", path.display(), reason(&error)))?;
+            use std::os::unix::fs::FileTypeExt as _;
+            if about.file_type().is_socket() {
+                socket = Some(path);
+            } else if about.is_file() {
+                let keys = keys.get_or_insert_with(Keys::default);
+                keys.add(&path).map_err(|error| error.to_string())?;
+            } else {
+                return Err(format!("{} is neither a key nor a socket", path.display()));
+            }
+        }
+        match (socket, keys) {
+            (Some(_), Some(_)) => Err("invalid combination of keys and sockets".to_owned()),
+            (Some(socket), None) => Ok(socket),
+            (None, keys) => {
+                let served =
+                    Served::new(keys.unwrap_or_default()).map_err(|error| error.to_string())?;
+                let path = served.path();
+                self.served.push(served);
+                Ok(path)
+            }
         }
     }
-    Ok(found)
+
+    /// As the engine in this process is told of them, if there are any.
+    pub(super) fn header(&self) -> Option<String> {
+        (!self.sockets.is_empty()).then(|| serde_json::json!(self.sockets).to_string())
+    }
 }
 
 #[cfg(test)]
@@ -173,21 +211,23 @@ mod tests {
         let socket = dir.path().join("agent");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let found = |flags: &[&str], default: Option<PathBuf>| {
-            agents(flags, dir.path(), default).map_err(|e| e.to_string())
+            let agents = Agents::new(flags, dir.path(), default).map_err(|e| e.to_string());
+            agents.map(|agents| agents.sockets)
         };
         assert_eq!(found(&["mine=agent"], None).unwrap()["mine"], socket);
         let default = found(&["default"], Some(socket.clone())).unwrap();
         assert_eq!(default["default"], socket);
-        assert!(
-            found(&["default"], None)
-                .unwrap_err()
-                .contains("SSH_AUTH_SOCK")
-        );
         std::fs::write(dir.path().join("key"), "").unwrap();
-        assert!(
-            found(&["k=key"], None)
-                .unwrap_err()
-                .contains("is no socket")
-        );
+        for (flags, why) in [
+            (&["default"][..], "SSH_AUTH_SOCK"),
+            (&["k=key"], "key: ssh: no key found"),
+            (&["k=agent,agent"], "only single socket allowed"),
+            (&["k=none"], "none: no such file"),
+            (&["k=."], "is neither a key nor a socket"),
+            (&["k=agent", "k=agent"], "the id is given twice"),
+        ] {
+            let error = found(flags, None).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
     }
 }
