@@ -11,7 +11,7 @@ use corten_build::{
 };
 use corten_db::Durability;
 use corten_network::resolv::{self, DnsOptions};
-use corten_network::{EndpointSpec, mac_for};
+use corten_network::{Driver, EndpointSpec};
 use corten_oci::runtime_spec::LinuxResources;
 use corten_oci::{DiffId, ImageRef, Platform};
 use corten_registry::{
@@ -144,17 +144,10 @@ impl StepNetwork for Steps {
                 bridge::allocate(c, &network, &spec, &owner, None)
             })?
         };
-        let endpoint = EndpointSpec {
-            bridge: spec,
-            host_ifname: engine
-                .layout()
-                .veth(id.strip_prefix("build-").unwrap_or(id)),
-            ifname: "eth0".to_owned(),
-            address,
-            address6: None,
-            mac: mac_for(address.addr()),
-            ports: Vec::new(),
-        };
+        let host_ifname = engine
+            .layout()
+            .veth(id.strip_prefix("build-").unwrap_or(id));
+        let endpoint = EndpointSpec::new(Driver::Bridge(spec), host_ifname, Some(address), None);
         let lease = Box::new(Lease {
             engine: engine.clone(),
             owner,

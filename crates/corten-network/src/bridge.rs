@@ -12,22 +12,25 @@ use crate::link::{self, Link};
 use crate::lock::HostLock;
 use crate::netlink::{Batch, Socket};
 use crate::procfs::{self, Sysctls};
-use crate::{Ipv4Net, Ipv6Net, NetworkError, Result, ipam, mac_for, ruleset};
+use crate::{Ipv4Net, Ipv6Net, NetworkError, Result, ipam, mac_for, mac_for6, ruleset};
 
 /// Longest name of an nftables table we accept (the kernel takes 255).
 const TABLE_NAME_MAX: usize = 128;
+const FORWARDING6: &str = "net/ipv6/conf/all/forwarding";
 
 /// A bridge network: the link, its addresses, and its place in the engine's nftables table.
+///
+/// [`BridgeSpec::new`] has the defaults; say what differs with `..BridgeSpec::new(table, bridge)`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BridgeSpec {
     /// nftables table (family inet) of the engine.
     pub table: String,
     /// Name of the bridge link, at most 15 bytes.
     pub bridge: String,
-    /// The network's IPv4 subnet (host bits clear).
-    pub subnet: Ipv4Net,
-    /// The bridge's own address, the containers' default gateway.
-    pub gateway: Ipv4Addr,
+    /// The network's IPv4 subnet (host bits clear), if it has IPv4.
+    pub subnet: Option<Ipv4Net>,
+    /// The bridge's own address, the containers' default gateway; the subnet's first when `None`.
+    pub gateway: Option<Ipv4Addr>,
     /// The network's IPv6 subnet, if it has IPv6.
     pub subnet6: Option<Ipv6Net>,
     /// The bridge's IPv6 address; the subnet's first when `None`.
@@ -36,6 +39,9 @@ pub struct BridgeSpec {
     pub mtu: u32,
     /// No way out and none in: no masquerade, no default route, nothing published.
     pub internal: bool,
+    /// Do containers appear to the outside with the host's address? Without, the outside must have a
+    /// route to the subnet.
+    pub masquerade: bool,
     /// May containers of this network talk to each other? If not, their bridge ports are isolated from
     /// each other; published ports are still reached by way of the host, except from containers of
     /// this same network where bridge netfilter is on (`net.bridge.bridge-nf-call-iptables`).
@@ -43,15 +49,46 @@ pub struct BridgeSpec {
 }
 
 impl BridgeSpec {
+    /// A bridge with neither family yet, MTU 1500, whose containers talk to each other and, masqueraded,
+    /// to the outside.
+    pub fn new(table: impl Into<String>, bridge: impl Into<String>) -> Self {
+        Self {
+            table: table.into(),
+            bridge: bridge.into(),
+            subnet: None,
+            gateway: None,
+            subnet6: None,
+            gateway6: None,
+            mtu: 1500,
+            internal: false,
+            masquerade: true,
+            icc: true,
+        }
+    }
+
+    /// The bridge's IPv4 address with its prefix length, if the network has IPv4.
+    pub fn address(&self) -> Option<Ipv4Net> {
+        let subnet = self.subnet?;
+        let gateway = self
+            .gateway
+            .unwrap_or_else(|| ipam::default_gateway(subnet));
+        Some(subnet.with_addr(gateway))
+    }
+
     /// The bridge's IPv6 address with its prefix length, if the network has IPv6.
-    pub(crate) fn address6(&self) -> Option<Ipv6Net> {
+    pub fn address6(&self) -> Option<Ipv6Net> {
         let subnet = self.subnet6?;
         let first = Ipv6Addr::from_bits(subnet.network().addr().to_bits() | 1);
         Ipv6Net::new(self.gateway6.unwrap_or(first), subnet.prefix())
     }
 
-    fn address(&self) -> Ipv4Net {
-        self.subnet.with_addr(self.gateway)
+    /// Made of its address, so that it is the same whenever the bridge is made.
+    fn mac(&self) -> [u8; 6] {
+        match (self.address(), self.address6()) {
+            (Some(address), _) => mac_for(address.addr()),
+            (None, Some(address)) => mac_for6(address.addr()),
+            (None, None) => mac_for(Ipv4Addr::UNSPECIFIED),
+        }
     }
 }
 
@@ -94,15 +131,12 @@ pub fn claim_bridge(
         }
     };
     let spec = BridgeSpec {
-        table: request.table.clone(),
-        bridge: request.bridge.clone(),
-        subnet: address.network(),
-        gateway: address.addr(),
-        subnet6: None,
-        gateway6: None,
+        subnet: Some(address.network()),
+        gateway: Some(address.addr()),
         mtu: request.mtu,
         internal: request.internal,
         icc: request.icc,
+        ..BridgeSpec::new(&request.table, &request.bridge)
     };
     raise(&lock, &mut route, &spec)?;
     Ok(spec)
@@ -167,7 +201,14 @@ fn stands(route: &mut Socket, spec: &BridgeSpec) -> Result<bool> {
     if !link.up || link.mtu != spec.mtu {
         return Ok(false);
     }
-    if !link::addresses(route)?.contains(&(link.index, spec.address())) {
+    if let Some(address) = spec.address()
+        && !link::addresses(route)?.contains(&(link.index, address))
+    {
+        return Ok(false);
+    }
+    if let Some(address) = spec.address6()
+        && !link::addresses6(route)?.contains(&(link.index, address))
+    {
         return Ok(false);
     }
     let sysctls = Sysctls::open()?;
@@ -187,7 +228,7 @@ fn raise(_lock: &HostLock, route: &mut Socket, spec: &BridgeSpec) -> Result<()> 
         Some(link) => link,
         None => {
             let mut batch = Batch::default();
-            link::create_bridge(&mut batch, &spec.bridge, mac_for(spec.gateway), spec.mtu);
+            link::create_bridge(&mut batch, &spec.bridge, spec.mac(), spec.mtu);
             route.run(batch)?;
             bridge_link(route, &spec.bridge)?.ok_or_else(|| NetworkError::ForeignLink {
                 name: spec.bridge.clone(),
@@ -198,6 +239,9 @@ fn raise(_lock: &HostLock, route: &mut Socket, spec: &BridgeSpec) -> Result<()> 
     // The rules stand before anything can be forwarded, route_localnet's guard among them.
     ruleset::ensure(&mut Socket::netfilter()?, spec)?;
     let sysctls = Sysctls::open()?;
+    if spec.subnet6.is_some() && !spec.internal {
+        keep_router_advertisements(route, &sysctls)?;
+    }
     for (name, value) in wanted_sysctls(spec) {
         match sysctls.ensure(&name, value) {
             Err(e) if procfs::missing(&e) && is_ipv6(&name) && spec.subnet6.is_none() => {}
@@ -208,19 +252,17 @@ fn raise(_lock: &HostLock, route: &mut Socket, spec: &BridgeSpec) -> Result<()> 
     if link.mtu != spec.mtu {
         link::set_mtu(&mut batch, link.index, &spec.bridge, spec.mtu);
     }
-    link::add_address(
-        &mut batch,
-        link.index,
-        IpAddr::V4(spec.gateway),
-        spec.subnet.prefix(),
-    );
+    if let Some(address) = spec.address() {
+        let (address, prefix) = (IpAddr::V4(address.addr()), address.prefix());
+        link::add_address(&mut batch, link.index, address, prefix);
+    }
     link::bring_up(&mut batch, link.index, &spec.bridge);
     if let Some(address6) = spec.address6() {
         let address = IpAddr::V6(address6.addr());
         link::add_address(&mut batch, link.index, address, address6.prefix());
     }
     route.run(batch)?;
-    tracing::debug!(bridge = spec.bridge, subnet = %spec.subnet, "bridge is up");
+    tracing::debug!(bridge = spec.bridge, subnet = ?spec.subnet, "bridge is up");
     Ok(())
 }
 
@@ -229,7 +271,7 @@ fn raise(_lock: &HostLock, route: &mut Socket, spec: &BridgeSpec) -> Result<()> 
 fn wanted_sysctls(spec: &BridgeSpec) -> Vec<(String, &'static str)> {
     let bridge = &spec.bridge;
     let mut list = Vec::new();
-    if !spec.internal {
+    if !spec.internal && spec.subnet.is_some() {
         list.push(("net/ipv4/ip_forward".to_owned(), "1"));
         list.push((format!("net/ipv4/conf/{bridge}/route_localnet"), "1"));
     }
@@ -238,10 +280,32 @@ fn wanted_sysctls(spec: &BridgeSpec) -> Vec<(String, &'static str)> {
     } else {
         list.push((format!("net/ipv6/conf/{bridge}/accept_ra"), "0"));
         if !spec.internal {
-            list.push(("net/ipv6/conf/all/forwarding".to_owned(), "1"));
+            list.push((FORWARDING6.to_owned(), "1"));
         }
     }
     list
+}
+
+/// A host that forwards IPv6 no longer heeds router advertisements, unless told to (`accept_ra` 2),
+/// and would lose its own default route minutes later. Links that heed them go on doing so.
+fn keep_router_advertisements(route: &mut Socket, sysctls: &Sysctls) -> Result<()> {
+    match sysctls.get(FORWARDING6) {
+        Ok(now) if now.trim_end() == "0" => {}
+        Ok(_) => return Ok(()),
+        Err(e) if procfs::missing(&e) => return Ok(()),
+        Err(e) => return Err(e),
+    }
+    for link in link::list(route)? {
+        let name = format!("net/ipv6/conf/{}/accept_ra", link.name);
+        match sysctls.get(&name) {
+            Ok(now) if now.trim_end() == "1" => sysctls.set(&name, "2")?,
+            Ok(_) => {}
+            // It went meanwhile, or has no IPv6.
+            Err(e) if procfs::missing(&e) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 fn is_ipv6(sysctl: &str) -> bool {

@@ -11,8 +11,8 @@ use crate::nft::{Attr, Message};
 /// `NFNL_SUBSYS_CTNETLINK << 8`, with `IPCTNL_MSG_CT_GET` and `_DELETE`.
 const GET: u16 = 1 << 8 | 1;
 const DELETE: u16 = 1 << 8 | 2;
-/// `NFPROTO_IPV4`.
-const IPV4: u8 = 2;
+/// `NFPROTO_UNSPEC`: every family's.
+const ANY: u8 = 0;
 /// `CTA_TUPLE_ORIG`, inside it `CTA_TUPLE_PROTO`, inside that number and destination port.
 const ORIGINAL: u16 = 1;
 const PROTOCOL: u16 = 2;
@@ -21,35 +21,31 @@ const DESTINATION_PORT: u16 = 3;
 /// `IPPROTO_UDP`.
 const UDP: u8 = 17;
 
-/// Forgets every IPv4 UDP flow that was sent to one of these ports.
+/// Forgets every UDP flow that was sent to one of these ports.
 pub(crate) fn forget(socket: &mut Socket, ports: &[u16]) -> Result<()> {
     if ports.is_empty() {
         return Ok(());
     }
-    let message = |kind, attrs| Message {
+    let message = |kind, family, attrs| Message {
         kind,
-        family: IPV4,
+        family,
         resource: 0,
         attrs,
     };
-    let flows = socket.dump("list", "tracked flows", &message(GET, Vec::new()))?;
-    let tuples = flows
-        .iter()
-        .filter_map(|flow| find(flow.payload.get(4..)?, ORIGINAL));
-    let chosen: Vec<&[u8]> = tuples.filter(|tuple| goes_to(tuple, ports)).collect();
+    let flows = socket.dump("list", "tracked flows", &message(GET, ANY, Vec::new()))?;
+    // struct nfgenmsg: the family first.
+    let tuples = flows.iter().filter_map(|flow| {
+        let (family, attrs) = (*flow.payload.first()?, flow.payload.get(4..)?);
+        Some((family, find(attrs, ORIGINAL)?))
+    });
+    let chosen: Vec<(u8, &[u8])> = tuples.filter(|(_, tuple)| goes_to(tuple, ports)).collect();
     for chunk in chosen.chunks(BATCH_MAX) {
         let mut batch = Batch::default();
-        for tuple in chunk {
+        for (family, tuple) in chunk {
             // The tuple goes back as it came.
             let attr = Attr::Bytes(ORIGINAL | netlink_packet_core::NLA_F_NESTED, tuple.to_vec());
-            let gone = &[libc::ENOENT];
-            batch.push(
-                "forget",
-                "tracked flow",
-                gone,
-                0,
-                &message(DELETE, vec![attr]),
-            );
+            let request = message(DELETE, *family, vec![attr]);
+            batch.push("forget", "tracked flow", &[libc::ENOENT], 0, &request);
         }
         socket.run(batch)?;
     }

@@ -1,44 +1,117 @@
-//! A container's end of a network: a veth pair from the bridge straight into the container's
-//! namespace, its address and routes, its published ports.
+//! A container's end of a network: a link straight into the container's namespace, its addresses and
+//! routes, its published ports.
 //!
 //! Invariant: whatever of it was made is undone when [`connect`] fails or the [`Endpoint`] is dropped.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
 use crate::bridge::bridge_link;
-use crate::link::{self, Veth};
+use crate::link::{self, Hop, Veth};
 use crate::netlink::{Batch, Socket};
 use crate::ports::Proto;
 use crate::procfs::{self, Sysctls};
 use crate::{
-    BridgeSpec, Ipv4Net, Ipv6Net, NetNs, NetworkError, PortMapping, Result, conntrack, ruleset,
+    BridgeSpec, Ipv4Net, Ipv6Net, NetNs, NetworkError, PortMapping, Result, Targets, conntrack,
+    ruleset,
 };
 
-/// One container's connection to one bridge network.
+/// What a network's links are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Driver {
+    /// A veth pair to a bridge.
+    Bridge(BridgeSpec),
+}
+
+impl Driver {
+    /// No way out and none in.
+    fn internal(&self) -> bool {
+        let Self::Bridge(bridge) = self;
+        bridge.internal
+    }
+
+    fn mtu(&self) -> u32 {
+        let Self::Bridge(bridge) = self;
+        bridge.mtu
+    }
+
+    fn gateways(&self) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+        let Self::Bridge(bridge) = self;
+        let (v4, v6) = (bridge.address(), bridge.address6());
+        (v4.map(|net| net.addr()), v6.map(|net| net.addr()))
+    }
+}
+
+/// One container's connection to one network. [`EndpointSpec::new`] has the defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSpec {
     /// The network.
-    pub bridge: BridgeSpec,
-    /// Name of the veth's host end, at most 15 bytes.
+    pub driver: Driver,
+    /// Name of the link's host end, at most 15 bytes.
     pub host_ifname: String,
     /// Name of the link inside the container, `eth0`.
     pub ifname: String,
-    /// The container's address with the subnet's prefix length.
-    pub address: Ipv4Net,
-    /// The container's IPv6 address with the subnet's prefix length.
+    /// The container's address with the subnet's prefix length, if the network has IPv4.
+    pub address: Option<Ipv4Net>,
+    /// The container's IPv6 address with the subnet's prefix length, if the network has IPv6.
     pub address6: Option<Ipv6Net>,
     /// Hardware address of the link inside; see [`mac_for`].
     pub mac: [u8; 6],
+    /// Is this network the container's way out by IPv4? (An internal network never is.) Among a
+    /// container's endpoints one is; see [`default_routes`] for changing which.
+    pub default_route: bool,
+    /// The same of IPv6.
+    pub default_route6: bool,
     /// Ports to publish (from [`crate::Reservation::mappings`], whose sockets must be held as long as
-    /// this endpoint). An internal network publishes none, as in Docker.
+    /// this endpoint), at the addresses of the families for which this is the way out. An internal
+    /// network publishes none, as in Docker.
     pub ports: Vec<PortMapping>,
 }
 
 impl EndpointSpec {
-    fn publishes(&self) -> bool {
-        !self.bridge.internal && !self.ports.is_empty()
+    /// `eth0` with these addresses, the hardware address that follows from them, the container's way
+    /// out, without ports.
+    pub fn new(
+        driver: Driver,
+        host_ifname: impl Into<String>,
+        address: Option<Ipv4Net>,
+        address6: Option<Ipv6Net>,
+    ) -> Self {
+        let mac = match (address, address6) {
+            (None, Some(address6)) => mac_for6(address6.addr()),
+            (address, _) => mac_for(address.map_or(Ipv4Addr::UNSPECIFIED, |a| a.addr())),
+        };
+        Self {
+            driver,
+            host_ifname: host_ifname.into(),
+            ifname: "eth0".to_owned(),
+            address,
+            address6,
+            mac,
+            default_route: true,
+            default_route6: true,
+            ports: Vec::new(),
+        }
+    }
+
+    /// Where ports published here lead.
+    pub fn targets(&self) -> Targets {
+        let open = !self.driver.internal();
+        let v4 = self.address.filter(|_| open && self.default_route);
+        let v6 = self.address6.filter(|_| open && self.default_route6);
+        Targets {
+            v4: v4.map(|net| net.addr()),
+            v6: v6.map(|net| net.addr()),
+        }
+    }
+
+    /// The table, the targets, where anything is to be published.
+    fn publishes(&self) -> Option<(&str, Targets)> {
+        let Driver::Bridge(bridge) = &self.driver;
+        let targets = self.targets();
+        let any = !self.ports.is_empty() && targets != Targets::default();
+        any.then_some((bridge.table.as_str(), targets))
     }
 }
 
@@ -62,15 +135,22 @@ pub fn mac_for(address: Ipv4Addr) -> [u8; 6] {
     [0x02, 0x42, a, b, c, d]
 }
 
-/// Connects the namespace `ns` to the bridge, which must stand ([`crate::ensure_bridge`]): link,
-/// addresses, default route, `lo` up, published ports. A link of that name left by a dead container
-/// is replaced, and so are published ports.
+/// The same of a container without IPv4: the address's last four bytes.
+pub fn mac_for6(address: Ipv6Addr) -> [u8; 6] {
+    let [.., a, b, c, d] = address.octets();
+    [0x02, 0x42, a, b, c, d]
+}
+
+/// Connects the namespace `ns` to the network, whose bridge must stand ([`crate::ensure_bridge`]):
+/// link, addresses, default routes, `lo` up, published ports. A link of that name left by a dead
+/// container is replaced, and so are published ports.
 pub fn connect(ns: &NetNs, spec: &EndpointSpec) -> Result<Endpoint> {
     link::check_name(&spec.host_ifname)?;
     link::check_name(&spec.ifname)?;
     let mut host = Socket::route()?;
-    let bridge = bridge_link(&mut host, &spec.bridge.bridge)?.ok_or_else(|| {
-        let (name, found) = (spec.bridge.bridge.clone(), "nothing".to_owned());
+    let Driver::Bridge(network) = &spec.driver;
+    let bridge = bridge_link(&mut host, &network.bridge)?.ok_or_else(|| {
+        let (name, found) = (network.bridge.clone(), "nothing".to_owned());
         NetworkError::ForeignLink { name, found }
     })?;
     let mut inside = ns.run_in(|| {
@@ -83,8 +163,8 @@ pub fn connect(ns: &NetNs, spec: &EndpointSpec) -> Result<Endpoint> {
         peer_name: &spec.ifname,
         peer_ns: ns,
         peer_mac: spec.mac,
-        mtu: spec.bridge.mtu,
-        isolated: !spec.bridge.icc,
+        mtu: spec.driver.mtu(),
+        isolated: !network.icc,
     };
     create(&mut host, &veth)?;
     let endpoint = Endpoint {
@@ -92,17 +172,44 @@ pub fn connect(ns: &NetNs, spec: &EndpointSpec) -> Result<Endpoint> {
         armed: true,
     };
     configure(&mut inside, spec)?;
-    if spec.publishes() {
+    if let Some((table, targets)) = spec.publishes() {
         let mut netfilter = Socket::netfilter()?;
-        ruleset::publish(
-            &mut netfilter,
-            &spec.bridge.table,
-            spec.address.addr(),
-            &spec.ports,
-        )?;
-        conntrack::forget(&mut netfilter, &udp_ports(spec))?;
+        ruleset::publish(&mut netfilter, table, targets, &spec.ports)?;
+        conntrack::forget(&mut netfilter, &udp_ports(&spec.ports))?;
     }
     Ok(endpoint)
+}
+
+/// Where a container's default routes lead: a link inside it, and the gateway there; `None` where the
+/// container has no way out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DefaultRoutes<'a> {
+    /// IPv4.
+    pub v4: Option<(&'a str, Option<Ipv4Addr>)>,
+    /// IPv6.
+    pub v6: Option<(&'a str, Option<Ipv6Addr>)>,
+}
+
+/// Sets the default routes of a namespace, in place of those it has.
+pub fn default_routes(ns: &NetNs, routes: DefaultRoutes<'_>) -> Result<()> {
+    let mut inside = ns.run_in(Socket::route)??;
+    let v4 = routes.v4.map(|(name, hop)| (name, hop.map(IpAddr::V4)));
+    let v6 = routes.v6.map(|(name, hop)| (name, hop.map(IpAddr::V6)));
+    let mut batch = Batch::default();
+    for (ipv6, route) in [(false, v4), (true, v6)] {
+        let Some((name, gateway)) = route else {
+            link::delete_default_route(&mut batch, ipv6);
+            continue;
+        };
+        let index = link_inside(&mut inside, name)?;
+        let hop = Hop {
+            index,
+            ipv6,
+            gateway,
+        };
+        link::set_default_route(&mut batch, hop);
+    }
+    inside.run(batch).map(|_| ())
 }
 
 impl Endpoint {
@@ -123,7 +230,7 @@ impl Endpoint {
     /// under one. Keep the result until there is time to drop it.
     pub fn release(mut self) -> Result<Released> {
         self.armed = false;
-        if !self.spec.publishes() {
+        if self.spec.publishes().is_none() {
             return Ok(Released { _socket: None });
         }
         let mut netfilter = Socket::netfilter()?;
@@ -196,41 +303,45 @@ fn create(host: &mut Socket, veth: &Veth<'_>) -> Result<()> {
 }
 
 fn configure(inside: &mut Socket, spec: &EndpointSpec) -> Result<()> {
-    let link = link::get(inside, &spec.ifname)?.ok_or_else(|| {
-        let (name, found) = (
-            spec.ifname.clone(),
-            "nothing in the container's namespace".into(),
-        );
-        NetworkError::ForeignLink { name, found }
-    })?;
+    let index = link_inside(inside, &spec.ifname)?;
     let mut batch = Batch::default();
     link::bring_up(&mut batch, 1, "lo");
-    link::bring_up(&mut batch, link.index, &spec.ifname);
-    let address = spec.address;
-    link::add_address(
-        &mut batch,
-        link.index,
-        IpAddr::V4(address.addr()),
-        address.prefix(),
-    );
-    if let Some(address6) = spec.address6 {
-        let address = IpAddr::V6(address6.addr());
-        link::add_address(&mut batch, link.index, address, address6.prefix());
+    link::bring_up(&mut batch, index, &spec.ifname);
+    let (v4, v6) = (spec.address, spec.address6);
+    let v4 = v4.map(|net| (IpAddr::V4(net.addr()), net.prefix()));
+    let v6 = v6.map(|net| (IpAddr::V6(net.addr()), net.prefix()));
+    for (address, prefix) in v4.into_iter().chain(v6) {
+        link::add_address(&mut batch, index, address, prefix);
     }
-    if !spec.bridge.internal {
-        link::add_default_route(&mut batch, link.index, IpAddr::V4(spec.bridge.gateway));
-        if let (Some(gateway6), true) = (spec.bridge.address6(), spec.address6.is_some()) {
-            link::add_default_route(&mut batch, link.index, IpAddr::V6(gateway6.addr()));
-        }
+    let (gateway, gateway6) = spec.driver.gateways();
+    let targets = spec.targets();
+    let gateway = gateway.filter(|_| targets.v4.is_some()).map(IpAddr::V4);
+    let gateway6 = gateway6.filter(|_| targets.v6.is_some()).map(IpAddr::V6);
+    for gateway in gateway.into_iter().chain(gateway6) {
+        let hop = Hop {
+            index,
+            ipv6: gateway.is_ipv6(),
+            gateway: Some(gateway),
+        };
+        link::set_default_route(&mut batch, hop);
     }
     inside.run(batch).map(|_| ())
 }
 
+/// The index of a link in a container's namespace.
+fn link_inside(inside: &mut Socket, name: &str) -> Result<u32> {
+    let found = link::get(inside, name)?;
+    found.map(|link| link.index).ok_or_else(|| {
+        let found = "nothing in the container's namespace".to_owned();
+        let name = name.to_owned();
+        NetworkError::ForeignLink { name, found }
+    })
+}
+
 fn undo(spec: &EndpointSpec) -> Result<(), Vec<NetworkError>> {
-    let unpublished = if spec.publishes() {
-        Socket::netfilter().and_then(|mut netfilter| unpublish(&mut netfilter, spec))
-    } else {
-        Ok(())
+    let unpublished = match spec.publishes() {
+        Some(_) => Socket::netfilter().and_then(|mut netfilter| unpublish(&mut netfilter, spec)),
+        None => Ok(()),
     };
     let deleted = Socket::route().and_then(|mut host| delete_link(&mut host, &spec.host_ifname));
     let errors: Vec<_> = [unpublished, deleted]
@@ -245,13 +356,11 @@ fn undo(spec: &EndpointSpec) -> Result<(), Vec<NetworkError>> {
 }
 
 fn unpublish(netfilter: &mut Socket, spec: &EndpointSpec) -> Result<()> {
-    ruleset::unpublish(
-        netfilter,
-        &spec.bridge.table,
-        spec.address.addr(),
-        &spec.ports,
-    )?;
-    conntrack::forget(netfilter, &udp_ports(spec))
+    let Some((table, targets)) = spec.publishes() else {
+        return Ok(());
+    };
+    ruleset::unpublish(netfilter, table, targets, &spec.ports)?;
+    conntrack::forget(netfilter, &udp_ports(&spec.ports))
 }
 
 fn delete_link(host: &mut Socket, name: &str) -> Result<()> {
@@ -260,10 +369,7 @@ fn delete_link(host: &mut Socket, name: &str) -> Result<()> {
     host.run(batch).map(|_| ())
 }
 
-fn udp_ports(spec: &EndpointSpec) -> Vec<u16> {
-    spec.ports
-        .iter()
-        .filter(|p| p.proto == Proto::Udp)
-        .map(|p| p.host_port)
-        .collect()
+fn udp_ports(ports: &[PortMapping]) -> Vec<u16> {
+    let udp = ports.iter().filter(|p| p.proto == Proto::Udp);
+    udp.map(|p| p.host_port).collect()
 }

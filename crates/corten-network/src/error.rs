@@ -69,6 +69,14 @@ pub enum NetworkError {
         /// Who holds it, when that can be found out: `process nginx, pid 412`.
         by: Option<String>,
     },
+    /// The kernel does not know the protocol of a port to publish.
+    #[error("cannot publish port {port}/{proto}: this kernel has no {} (is the module {proto} loaded?)", proto.to_string().to_uppercase())]
+    NoProtocol {
+        /// The host port that was wanted.
+        port: u16,
+        /// Transport protocol.
+        proto: Proto,
+    },
     /// No port of the range (or of the ephemeral range) is free.
     #[error("Bind for {ip} failed: all ports of {first}-{last}/{proto} are already allocated")]
     NoFreePort {

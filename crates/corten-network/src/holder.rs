@@ -49,7 +49,7 @@ fn row(line: &str, wanted: SocketAddr, proto: Proto) -> Option<String> {
     let columns: Vec<&str> = line.split_ascii_whitespace().collect();
     let (address, port) = columns.get(1)?.split_once(':')?;
     let address = parse_address(address)?;
-    let waits = *columns.get(3)? == if proto == Proto::Tcp { LISTEN } else { CLOSE };
+    let waits = *columns.get(3)? == if proto == Proto::Udp { CLOSE } else { LISTEN };
     let same_port = u16::from_str_radix(port, 16).ok()? == wanted.port();
     (waits && same_port && clash(address, wanted.ip()))
         .then(|| columns.get(9).map(|i| (*i).to_owned()))?

@@ -34,11 +34,14 @@ mod sys;
 pub use bridge::{
     BridgeRequest, BridgeSpec, claim_bridge, ensure_bridge, remove_bridge, remove_table,
 };
-pub use endpoint::{Endpoint, EndpointSpec, Released, connect, mac_for};
+pub use endpoint::{
+    DefaultRoutes, Driver, Endpoint, EndpointSpec, Released, connect, default_routes, mac_for,
+    mac_for6,
+};
 pub use error::NetworkError;
 pub use net::{Ipv4Net, Ipv6Net, ParseNetError};
 pub use netns::NetNs;
-pub use ports::{PortMapping, PortRange, PortRequest, Proto, Reservation, reserve};
+pub use ports::{PortMapping, PortRange, PortRequest, Proto, Reservation, Targets, reserve};
 pub use sweep::{orphans, remove_link, sweep};
 
 /// The result of every fallible call of this crate.

@@ -1,10 +1,10 @@
 //! Links, addresses and routes over rtnetlink (`rtnetlink(7)`): the few requests bridges and veth
 //! pairs need, made of netlink-packet-route's types, and tolerant readers for the answers.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
@@ -16,7 +16,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Request};
 
 use crate::netlink::{Answer, Batch, Socket, find};
-use crate::{Ipv4Net, NetNs, NetworkError, Result};
+use crate::{Ipv4Net, Ipv6Net, NetNs, NetworkError, Result};
 
 /// Longest name of a link.
 const NAME_MAX: usize = 15;
@@ -27,6 +27,7 @@ mod attr {
     pub(super) const MASTER: u16 = 10;
     pub(super) const LINKINFO: u16 = 18;
     pub(super) const INFO_KIND: u16 = 1;
+    pub(super) const IFA_ADDRESS: u16 = 1;
     pub(super) const IFA_LOCAL: u16 = 2;
     pub(super) const RTA_DST: u16 = 1;
 }
@@ -214,27 +215,56 @@ pub(crate) fn add_address(batch: &mut Batch, index: u32, address: IpAddr, prefix
     );
 }
 
-/// Sets the default route.
-pub(crate) fn add_default_route(batch: &mut Batch, index: u32, gateway: IpAddr) {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(gateway);
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
+/// Where a default route leads: out of a link, to a gateway or, where there is none, to whoever is
+/// there (the link is a network of its own).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hop {
+    pub(crate) index: u32,
+    pub(crate) ipv6: bool,
+    pub(crate) gateway: Option<IpAddr>,
+}
+
+/// Sets the default route of the hop's family, in place of another one.
+pub(crate) fn set_default_route(batch: &mut Batch, hop: Hop) {
+    let mut message = default_route(hop.ipv6);
     message.header.protocol = RouteProtocol::Boot;
-    message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
-    message.attributes = vec![
-        RouteAttribute::Gateway(gateway.into()),
-        RouteAttribute::Oif(index),
-    ];
-    let object = format!("via {gateway}");
-    let flags = NLM_F_CREATE | NLM_F_EXCL;
-    batch.push(
-        "add default route",
-        object,
-        &[],
-        flags,
-        &Request::NewRoute(message),
-    );
+    message.attributes = vec![RouteAttribute::Oif(hop.index)];
+    let object = match hop.gateway {
+        Some(gateway) => {
+            let attribute = RouteAttribute::Gateway(gateway.into());
+            message.attributes.push(attribute);
+            format!("via {gateway}")
+        }
+        None => {
+            message.header.scope = RouteScope::Link;
+            format!("out of link {}", hop.index)
+        }
+    };
+    let flags = NLM_F_CREATE | NLM_F_REPLACE;
+    let request = Request::NewRoute(message);
+    batch.push("set default route", object, &[], flags, &request);
+}
+
+/// Deletes the default route of a family; absent is fine.
+pub(crate) fn delete_default_route(batch: &mut Batch, ipv6: bool) {
+    let absent = &[libc::ESRCH, libc::EAFNOSUPPORT];
+    let mut message = default_route(ipv6);
+    // Whatever its scope.
+    message.header.scope = RouteScope::NoWhere;
+    let request = Request::DelRoute(message);
+    batch.push("delete", "default route", absent, 0, &request);
+}
+
+fn default_route(ipv6: bool) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = match ipv6 {
+        true => AddressFamily::Inet6,
+        false => AddressFamily::Inet,
+    };
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.scope = RouteScope::Universe;
+    message
 }
 
 /// The link of that name.
@@ -269,6 +299,20 @@ pub(crate) fn addresses(socket: &mut Socket) -> Result<Vec<(u32, Ipv4Net)>> {
         let index = u32::from_ne_bytes(*answer.payload.get(4..)?.first_chunk()?);
         let address = find(answer.payload.get(8..)?, attr::IFA_LOCAL)?.first_chunk::<4>()?;
         Some((index, Ipv4Net::new(Ipv4Addr::from(*address), prefix)?))
+    };
+    Ok(answers.iter().filter_map(parse).collect())
+}
+
+/// All IPv6 addresses: (link index, address with prefix).
+pub(crate) fn addresses6(socket: &mut Socket) -> Result<Vec<(u32, Ipv6Net)>> {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet6;
+    let answers = socket.dump("list", "addresses", &Request::GetAddress(message))?;
+    let parse = |answer: &Answer| {
+        let prefix = *answer.payload.get(1)?;
+        let index = u32::from_ne_bytes(*answer.payload.get(4..)?.first_chunk()?);
+        let address = find(answer.payload.get(8..)?, attr::IFA_ADDRESS)?.first_chunk::<16>()?;
+        Some((index, Ipv6Net::new(Ipv6Addr::from(*address), prefix)?))
     };
     Ok(answers.iter().filter_map(parse).collect())
 }

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::{fmt, io};
 
 use rand::RngExt;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use serde::{Deserialize, Serialize};
 
 use crate::procfs::Sysctls;
@@ -32,6 +32,8 @@ pub enum Proto {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
 }
 
 impl fmt::Display for Proto {
@@ -39,6 +41,7 @@ impl fmt::Display for Proto {
         f.write_str(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         })
     }
 }
@@ -91,6 +94,23 @@ pub struct PortMapping {
     pub container_port: u16,
 }
 
+/// A container's addresses, as far as ports are published at them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// For what comes by IPv4; for IPv6 as well when there is no other.
+    pub v4: Option<Ipv4Addr>,
+    /// For what comes by IPv6; for IPv4 as well when there is no other.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Targets {
+    /// Where the proxy carries what came by IPv6, or by IPv4.
+    pub(crate) fn reached_by(&self, ipv6: bool) -> Option<IpAddr> {
+        let (v4, v6) = (self.v4.map(IpAddr::V4), self.v6.map(IpAddr::V6));
+        if ipv6 { v6.or(v4) } else { v4.or(v6) }
+    }
+}
+
 /// The host's sockets of published ports, bound (and listening), so that nobody else gets them.
 /// Dropping it gives the ports back.
 #[derive(Debug)]
@@ -103,6 +123,7 @@ pub struct Reservation {
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) socket: HeldSocket,
+    pub(crate) ipv6: bool,
     pub(crate) container_port: u16,
 }
 
@@ -111,6 +132,10 @@ pub(crate) struct Held {
 pub(crate) enum HeldSocket {
     Tcp(TcpListener),
     Udp(UdpSocket),
+    /// Holds the port; nothing is carried.
+    Sctp {
+        _socket: OwnedFd,
+    },
 }
 
 /// Binds every requested port on the host, all or none.
@@ -126,8 +151,9 @@ pub fn reserve(requests: &[PortRequest]) -> Result<Reservation> {
     for request in requests {
         let (host_port, sockets) = bind_request(request)?;
         let container_port = request.container_port;
-        let held = |socket| Held {
+        let held = |(ipv6, socket)| Held {
             socket,
+            ipv6,
             container_port,
         };
         reservation.held.extend(sockets.into_iter().map(held));
@@ -147,17 +173,21 @@ impl Reservation {
         &self.mappings
     }
 
-    /// The userland proxy: carries whatever arrives at the held sockets to the container at `target`.
+    /// The userland proxy: carries whatever arrives at the held sockets to the container.
     ///
-    /// Needed for what the translation in the kernel does not catch: `::1` and the host's other IPv6
-    /// addresses, or a host whose rule set was flushed. Never completes; dropping the future closes
+    /// Needed for what the translation in the kernel does not catch: `::1` and link-local addresses, a
+    /// family that the container has no address of, or a host whose rule set was flushed. SCTP is not
+    /// carried. Never completes; dropping the future closes
     /// the sockets and every carried connection. Must run on a Tokio runtime with I/O and time.
-    pub async fn serve(self, target: Ipv4Addr) {
-        proxy::serve(self.held, target).await;
+    pub async fn serve(self, targets: Targets) {
+        proxy::serve(self.held, targets).await;
     }
 }
 
-fn bind_request(request: &PortRequest) -> Result<(u16, Vec<HeldSocket>)> {
+/// A socket, and whether it is one of IPv6.
+type Bound = (bool, HeldSocket);
+
+fn bind_request(request: &PortRequest) -> Result<(u16, Vec<Bound>)> {
     let PortRange { first, last } = request.host_ports;
     if first == last && first != 0 {
         return match bind_everywhere(request, first)? {
@@ -200,7 +230,7 @@ fn bind_request(request: &PortRequest) -> Result<(u16, Vec<HeldSocket>)> {
 fn bind_everywhere(
     request: &PortRequest,
     port: u16,
-) -> Result<std::result::Result<Vec<HeldSocket>, SocketAddr>> {
+) -> Result<std::result::Result<Vec<Bound>, SocketAddr>> {
     let wildcards = [
         IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -213,9 +243,15 @@ fn bind_everywhere(
     for address in addresses {
         let addr = SocketAddr::new(*address, port);
         match bind(request.proto, addr) {
-            Ok(socket) => sockets.push(socket),
+            Ok(socket) => sockets.push((addr.is_ipv6(), socket)),
             Err(e) if e.kind() == io::ErrorKind::AddrInUse => return Ok(Err(addr)),
             Err(e) if request.host_ip.is_none() && addr.is_ipv6() && no_ipv6(&e) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EPROTONOSUPPORT) => {
+                return Err(NetworkError::NoProtocol {
+                    port: addr.port(),
+                    proto: request.proto,
+                });
+            }
             Err(source) => {
                 return Err(NetworkError::Bind {
                     addr,
@@ -234,12 +270,13 @@ fn bind(proto: Proto, addr: SocketAddr) -> io::Result<HeldSocket> {
     } else {
         AddressFamily::INET
     };
-    let kind = match proto {
-        Proto::Tcp => SocketType::STREAM,
-        Proto::Udp => SocketType::DGRAM,
+    let (kind, protocol) = match proto {
+        Proto::Tcp => (SocketType::STREAM, None),
+        Proto::Udp => (SocketType::DGRAM, None),
+        Proto::Sctp => (SocketType::STREAM, Some(ipproto::SCTP)),
     };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd: OwnedFd = rustix::net::socket_with(family, kind, flags, None)?;
+    let fd: OwnedFd = rustix::net::socket_with(family, kind, flags, protocol)?;
     if addr.is_ipv6() {
         sockopt::set_ipv6_v6only(&fd, true)?;
     }
@@ -254,6 +291,10 @@ fn bind(proto: Proto, addr: SocketAddr) -> io::Result<HeldSocket> {
             crate::sys::enable_packet_info(fd.as_fd(), addr.is_ipv6())?;
             rustix::net::bind(&fd, &addr)?;
             Ok(HeldSocket::Udp(fd.into()))
+        }
+        Proto::Sctp => {
+            rustix::net::bind(&fd, &addr)?;
+            Ok(HeldSocket::Sctp { _socket: fd })
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use crate::ports::{Held, HeldSocket};
+use crate::ports::{Held, HeldSocket, Targets};
 use crate::sys;
 
 /// Buffer of each direction of a carried connection.
@@ -32,13 +32,20 @@ const UDP_CLIENTS: usize = 4096;
 const DATAGRAM: usize = 65_535;
 
 /// Serves the sockets; never returns.
-pub(crate) async fn serve(held: Vec<Held>, target: Ipv4Addr) {
+pub(crate) async fn serve(held: Vec<Held>, targets: Targets) {
     let mut tasks = JoinSet::new();
+    // Sockets that nothing is carried from; they hold their ports.
+    let mut idle = Vec::new();
     for Held {
         socket,
+        ipv6,
         container_port,
     } in held
     {
+        let Some(target) = targets.reached_by(ipv6) else {
+            idle.push(socket);
+            continue;
+        };
         let to = SocketAddr::from((target, container_port));
         match socket {
             HeldSocket::Tcp(listener) => match TcpListener::from_std(listener) {
@@ -49,10 +56,12 @@ pub(crate) async fn serve(held: Vec<Held>, target: Ipv4Addr) {
                 Ok(socket) => drop(tasks.spawn(carry_udp(Arc::new(socket), to))),
                 Err(error) => tracing::error!(%error, %to, "published port has no proxy"),
             },
+            HeldSocket::Sctp { .. } => idle.push(socket),
         }
     }
     while tasks.join_next().await.is_some() {}
     std::future::pending::<()>().await;
+    drop(idle);
 }
 
 async fn carry_tcp(listener: TcpListener, to: SocketAddr) {
@@ -133,7 +142,11 @@ async fn carry_udp(socket: Arc<UdpSocket>, to: SocketAddr) {
 }
 
 async fn connect_upstream(to: SocketAddr) -> io::Result<Arc<UdpSocket>> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await?;
+    let any = match to {
+        SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((any, 0)).await?;
     socket.connect(to).await?;
     Ok(Arc::new(socket))
 }

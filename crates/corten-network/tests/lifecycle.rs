@@ -71,12 +71,12 @@ fn a_failed_connect_leaves_nothing() {
         ),
         ("no such gateway", {
             let bridge = BridgeSpec {
-                gateway: "10.98.0.1".parse().unwrap(),
+                gateway: Some("10.98.0.1".parse().unwrap()),
                 ..net.clone()
             };
             EndpointSpec {
                 ifname: "eth1".into(),
-                bridge,
+                driver: Driver::Bridge(bridge),
                 ..good.clone()
             }
         }),
@@ -87,7 +87,7 @@ fn a_failed_connect_leaves_nothing() {
             };
             EndpointSpec {
                 ifname: "eth2".into(),
-                bridge,
+                driver: Driver::Bridge(bridge),
                 ..good
             }
         }),
@@ -144,10 +144,25 @@ fn sweep_removes_the_dead_and_only_them() {
         container.endpoint.take().unwrap().leak();
     }
     let names: BTreeSet<_> = ["vct02".to_owned()].into();
-    let sweep =
-        || lab.on_host(|| sweep(&net.table, &net.bridge, &names, &[live.ip].into()).unwrap());
+    let sweep = || {
+        lab.on_host(|| {
+            sweep(
+                &net.table,
+                std::slice::from_ref(&net.bridge),
+                &names,
+                &[live.ip.into()].into(),
+            )
+            .unwrap()
+        })
+    };
     let told = lab.on_host(|| {
-        corten_network::orphans(&net.table, &net.bridge, &names, &[live.ip].into()).unwrap()
+        corten_network::orphans(
+            &net.table,
+            std::slice::from_ref(&net.bridge),
+            &names,
+            &[live.ip.into()].into(),
+        )
+        .unwrap()
     });
     let mut removed = sweep();
     assert_eq!(told.len(), removed.len(), "{told:?} {removed:?}");
@@ -168,8 +183,8 @@ fn sweep_removes_the_dead_and_only_them() {
     );
     assert!(rules.contains("10.99.0.2 . 80"), "{rules}");
     drop(elsewhere);
-    let nothing =
-        lab.on_host(|| corten_network::sweep("none", "none", &names, &[].into()).unwrap());
+    let nothing = lab
+        .on_host(|| corten_network::sweep("none", &["none".into()], &names, &[].into()).unwrap());
     assert_eq!(nothing, [""; 0]);
 }
 
@@ -216,7 +231,10 @@ fn racing_engines_choose_different_subnets() {
             .unwrap()
     };
     let specs = at_once(8, claim);
-    let subnets: BTreeSet<String> = specs.iter().map(|s| s.subnet.to_string()).collect();
+    let subnets: BTreeSet<String> = specs
+        .iter()
+        .map(|s| s.subnet.unwrap().to_string())
+        .collect();
     let want = [
         "172.17.0.0/16",
         "172.21.0.0/16",
@@ -326,12 +344,14 @@ fn churn_leaves_nothing() {
     let sweeping = lab.host.try_clone().unwrap();
     // Everything of these containers is alive, so sweeps at the same time must find nothing.
     let names: BTreeSet<_> = (10..50).map(|n| format!("vct0{n}")).collect();
-    let addresses: BTreeSet<_> = (10..50).map(|n| Ipv4Addr::new(10, 99, 0, n)).collect();
+    let addresses: BTreeSet<_> = (10..50)
+        .map(|n| Ipv4Addr::new(10, 99, 0, n).into())
+        .collect();
     at_once(5, move |thread| {
         let thread = u8::try_from(thread).unwrap();
         if thread == 4 {
             for _ in 0..20 {
-                let sweep = || sweep("corten_test", "ct0", &names, &addresses).unwrap();
+                let sweep = || sweep("corten_test", &["ct0".into()], &names, &addresses).unwrap();
                 assert_eq!(sweeping.run_in(sweep).unwrap(), [""; 0]);
             }
             return;

@@ -122,7 +122,7 @@ fn the_proxy_carries_what_is_not_translated() {
     let ports = [tcp(None, 8080, 80), udp(8080, 80)];
     let web = lab.container(&net, 2, &ports);
     let _server = Server::start(&web.ns, 80, "web");
-    let proxy = Proxy::start(&lab, &ports, web.ip);
+    let proxy = Proxy::start(&lab, &ports, web.targets);
     let carried = Some("web 10.99.0.1");
     for (from, to) in [
         (&lab.host, "[::1]:8080"),
@@ -371,12 +371,9 @@ fn an_internal_network_has_no_way_in_or_out() {
 #[test]
 fn ipv6_network() {
     let lab = Lab::new();
-    let net = BridgeSpec {
-        subnet6: Some("fd00:99::/64".parse().unwrap()),
-        ..bridge("ct0", "10.99.0.0/24")
-    };
+    let net = dual("ct0", "10.99.0.0/24", "fd00:99::/64");
     lab.on_host(|| ensure_bridge(&net).unwrap());
-    let [web, other] = [2u8, 3].map(|n| lab.container6(&net, n));
+    let [web, other] = [2u8, 3].map(|n| lab.container(&net, n, &[]));
     let (_server, _lan) = (
         Server::start(&web.ns, 80, "web"),
         Server::start(&lab.lan, 7000, "lan"),

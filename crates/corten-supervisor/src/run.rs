@@ -118,8 +118,8 @@ pub(crate) fn start(id: &str, job: Job, hub: &Rc<Hub>) -> Result<Run, StartError
         tracing::warn!(%error, "streams could not be connected");
     }
     if let (Some(reservation), Some(endpoint)) = (reservation, &run.network.endpoint) {
-        let target = endpoint.spec().address.addr();
-        run.network.proxies = Some(tokio::task::spawn_local(reservation.serve(target)));
+        let targets = endpoint.spec().targets();
+        run.network.proxies = Some(tokio::task::spawn_local(reservation.serve(targets)));
     }
     Ok(run)
 }

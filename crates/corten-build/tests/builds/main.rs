@@ -735,7 +735,13 @@ fn steps_on_a_bridge(f: &Fixture) {
         assert!(begun.elapsed() < Duration::from_secs(5), "a link stays");
         std::thread::sleep(Duration::from_millis(5));
     }
-    corten_network::sweep(TABLE, BRIDGE, &Default::default(), &Default::default()).unwrap();
+    corten_network::sweep(
+        TABLE,
+        &[BRIDGE.to_owned()],
+        &Default::default(),
+        &Default::default(),
+    )
+    .unwrap();
     corten_network::remove_link(BRIDGE).unwrap();
     corten_network::remove_table(TABLE).unwrap();
 }

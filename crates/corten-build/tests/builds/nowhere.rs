@@ -19,16 +19,14 @@ impl StepNetwork for Nowhere {
         };
         let candidates = corten_network::ipam::candidates(Some(0xbeef));
         let bridge = corten_network::claim_bridge(&request, candidates, &[])?;
-        let address = std::net::Ipv4Addr::from_bits(bridge.gateway.to_bits() + 1);
-        let endpoint = corten_network::EndpointSpec {
-            address: bridge.subnet.with_addr(address),
-            bridge,
-            host_ifname: format!("vt{}", &id[6..14]),
-            ifname: "eth0".to_owned(),
-            address6: None,
-            mac: corten_network::mac_for(address),
-            ports: Vec::new(),
-        };
+        let gateway = bridge.address().expect("claimed");
+        let address = std::net::Ipv4Addr::from_bits(gateway.addr().to_bits() + 1);
+        let endpoint = corten_network::EndpointSpec::new(
+            corten_network::Driver::Bridge(bridge),
+            format!("vt{}", &id[6..14]),
+            Some(gateway.with_addr(address)),
+            None,
+        );
         Ok(StepEndpoint {
             endpoint,
             lease: Box::new(()),

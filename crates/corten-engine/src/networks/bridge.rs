@@ -69,15 +69,10 @@ impl NetworkRow {
     /// The bridge of this network, if it has been used before.
     pub(crate) fn spec(&self, engine: &Engine) -> Option<BridgeSpec> {
         Some(BridgeSpec {
-            table: engine.layout().table(),
-            bridge: engine.layout().bridge(),
-            subnet: self.subnet.parse().ok()?,
-            gateway: self.gateway.parse().ok()?,
-            subnet6: None,
-            gateway6: None,
+            subnet: Some(self.subnet.parse().ok()?),
+            gateway: Some(self.gateway.parse().ok()?),
             mtu: MTU,
-            internal: false,
-            icc: true,
+            ..BridgeSpec::new(engine.layout().table(), engine.layout().bridge())
         })
     }
 }
@@ -101,14 +96,22 @@ pub(crate) fn ensure(engine: &Engine) -> Result<(String, BridgeSpec)> {
         ipam::candidates(engine.layout().subnet_seed()),
         &[],
     )?;
+    let (subnet, gateway) = ipv4(&spec)?;
     engine.write(Durability::Relaxed, |c| {
         c.execute(
             "UPDATE networks SET subnet = ?, gateway = ? WHERE id = ?",
-            params![spec.subnet.to_string(), spec.gateway.to_string(), row.id],
+            params![subnet.to_string(), gateway.to_string(), row.id],
         )?;
         Ok(())
     })?;
     Ok((row.id, spec))
+}
+
+/// The IPv4 subnet and gateway of a network.
+pub(crate) fn ipv4(spec: &BridgeSpec) -> Result<(Ipv4Net, Ipv4Addr)> {
+    let none = || EngineError::BadParameter(format!("{} has no IPv4 subnet", spec.bridge));
+    let address = spec.address().ok_or_else(none)?;
+    Ok((address.network(), address.addr()))
 }
 
 /// Gives `owner` an address of a network: the one it has, the one wanted, or the next free.
@@ -119,6 +122,7 @@ pub(crate) fn allocate(
     owner: &str,
     wanted: Option<Ipv4Addr>,
 ) -> Result<Ipv4Net> {
+    let (subnet, gateway) = ipv4(spec)?;
     let mut used = BTreeSet::new();
     let mut statement =
         c.prepare_cached("SELECT address, owner FROM addresses WHERE network = ?")?;
@@ -129,13 +133,13 @@ pub(crate) fn allocate(
             continue;
         };
         if holder == owner && wanted.is_none_or(|w| w == address) {
-            return Ok(spec.subnet.with_addr(address));
+            return Ok(subnet.with_addr(address));
         }
         used.insert(address);
     }
     let address = match wanted {
         Some(address) => {
-            ipam::check(spec.subnet, spec.gateway, address)?;
+            ipam::check(subnet, gateway, address)?;
             if used.contains(&address) {
                 return Err(EngineError::Forbidden("Address already in use".to_owned()));
             }
@@ -145,7 +149,7 @@ pub(crate) fn allocate(
             let last: String = c
                 .prepare_cached("SELECT last FROM networks WHERE id = ?")?
                 .query_row([network], |r| r.get(0))?;
-            ipam::allocate(spec.subnet, spec.gateway, &used, last.parse().ok())?
+            ipam::allocate(subnet, gateway, &used, last.parse().ok())?
         }
     };
     let text = address.to_string();
@@ -153,7 +157,7 @@ pub(crate) fn allocate(
         .execute([network, &text, owner])?;
     c.prepare_cached("UPDATE networks SET last = ? WHERE id = ?")?
         .execute([&text, network])?;
-    Ok(spec.subnet.with_addr(address))
+    Ok(subnet.with_addr(address))
 }
 
 /// Takes an owner's addresses back.
@@ -169,15 +173,9 @@ mod tests {
 
     fn spec() -> BridgeSpec {
         BridgeSpec {
-            table: "t".to_owned(),
-            bridge: "b".to_owned(),
-            subnet: "10.1.0.0/29".parse().unwrap(),
-            gateway: "10.1.0.1".parse().unwrap(),
-            subnet6: None,
-            gateway6: None,
-            mtu: 1500,
-            internal: false,
-            icc: true,
+            subnet: Some("10.1.0.0/29".parse().unwrap()),
+            gateway: Some("10.1.0.1".parse().unwrap()),
+            ..BridgeSpec::new("t", "b")
         }
     }
 

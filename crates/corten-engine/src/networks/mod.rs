@@ -56,7 +56,7 @@ impl Networks {
     /// The bridge cannot be brought up.
     pub async fn host_gateway(&self) -> Result<std::net::IpAddr> {
         self.0
-            .blocking(|engine| Ok(bridge::ensure(engine)?.1.gateway.into()))
+            .blocking(|engine| Ok(bridge::ipv4(&bridge::ensure(engine)?.1)?.1.into()))
             .await
     }
 

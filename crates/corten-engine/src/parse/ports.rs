@@ -13,6 +13,7 @@ use crate::error::EngineError;
 pub(crate) enum Protocol {
     Tcp,
     Udp,
+    Sctp,
 }
 
 impl Protocol {
@@ -21,6 +22,7 @@ impl Protocol {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         }
     }
 }
@@ -69,11 +71,7 @@ pub(crate) fn port(text: &str) -> Result<Vec<Port>, EngineError> {
     let protocol = match protocol.to_ascii_lowercase().as_str() {
         "tcp" => Protocol::Tcp,
         "udp" => Protocol::Udp,
-        "sctp" => {
-            return Err(bad(format!(
-                "port {text}: publishing SCTP is not supported"
-            )));
-        }
+        "sctp" => Protocol::Sctp,
         other => {
             return Err(bad(format!(
                 "invalid port \"{text}\": invalid proto: {other}"
@@ -165,12 +163,13 @@ mod tests {
             ("80", "80/tcp"),
             ("80/tcp", "80/tcp"),
             ("53/UDP", "53/udp"),
+            ("80/sctp", "80/sctp"),
             ("8000-8002/udp", "8000/udp 8001/udp 8002/udp"),
         ] {
             assert_eq!(show(text), shown);
         }
         for wrong in [
-            "", "0", "65536", "a", "80/", "80/ip", "2-1", "-1", "80-", "+80", "80/sctp",
+            "", "0", "65536", "a", "80/", "80/ip", "2-1", "-1", "80-", "+80",
         ] {
             assert!(show(wrong).starts_with("error"), "{wrong}");
         }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use bollard_stubs::models::ExecConfig;
 use corten_db::Durability;
 use corten_network::{
-    BridgeSpec, EndpointSpec, PortMapping, PortRange, PortRequest, Proto, mac_for,
+    BridgeSpec, Driver, EndpointSpec, PortMapping, PortRange, PortRequest, Proto, mac_for,
 };
 use corten_oci::runtime_spec::{Process, Spec};
 use corten_store::Layers;
@@ -259,7 +259,7 @@ impl EngineHost {
             endpoint: names::new_id(),
             address: address.addr().to_string(),
             prefix: address.prefix(),
-            gateway: bridge.gateway.to_string(),
+            gateway: bridge::ipv4(&bridge)?.1.to_string(),
             mac: mac.map(|byte| format!("{byte:02x}")).join(":"),
             ifname: "eth0".to_owned(),
             ..Default::default()
@@ -562,14 +562,10 @@ fn endpoint(
     address: corten_network::Ipv4Net,
     mac: [u8; 6],
 ) -> EndpointSpec {
+    let host_ifname = engine.layout().veth(&container.id);
     EndpointSpec {
-        bridge,
-        host_ifname: engine.layout().veth(&container.id),
-        ifname: "eth0".to_owned(),
-        address,
-        address6: None,
         mac,
-        ports: Vec::new(),
+        ..EndpointSpec::new(Driver::Bridge(bridge), host_ifname, Some(address), None)
     }
 }
 
@@ -604,6 +600,7 @@ fn request(wish: &ports::Publish) -> PortRequest {
         proto: match wish.port.protocol {
             Protocol::Tcp => Proto::Tcp,
             Protocol::Udp => Proto::Udp,
+            Protocol::Sctp => Proto::Sctp,
         },
         // Every IPv4 address is "every address" unless IPv6 was asked for by name.
         host_ip: wish.host_ip,

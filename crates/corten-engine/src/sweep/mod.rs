@@ -11,7 +11,7 @@
 mod check;
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 
@@ -164,7 +164,7 @@ pub(crate) fn network(engine: &Engine, buried: Option<&str>) -> Result<Vec<Strin
     let _lock = NetworkLock::exclusive(engine)?;
     let owners = Owners::read(engine, buried)?;
     let (table, bridge) = (engine.layout().table(), engine.layout().bridge());
-    let removed = corten_network::sweep(&table, &bridge, &owners.links, &owners.addresses)?;
+    let removed = corten_network::sweep(&table, &[bridge], &owners.links, &owners.addresses)?;
     if !owners.dead.is_empty() {
         engine.write(Durability::Relaxed, |c| {
             for owner in &owners.dead {
@@ -195,7 +195,7 @@ pub(crate) fn network_orphans(engine: &Engine) -> Result<Vec<String>> {
     let _lock = NetworkLock::exclusive(engine)?;
     let owners = Owners::read(engine, None)?;
     let (table, bridge) = (engine.layout().table(), engine.layout().bridge());
-    let found = corten_network::orphans(&table, &bridge, &owners.links, &owners.addresses)?;
+    let found = corten_network::orphans(&table, &[bridge], &owners.links, &owners.addresses)?;
     Ok(found.into_iter().chain(owners.told()).collect())
 }
 
@@ -204,7 +204,7 @@ struct Owners {
     /// Host ends of the living.
     links: BTreeSet<String>,
     /// Addresses of the living.
-    addresses: BTreeSet<Ipv4Addr>,
+    addresses: BTreeSet<IpAddr>,
     dead: Vec<String>,
 }
 
@@ -230,7 +230,7 @@ impl Owners {
             if buried != Some(owner.as_str()) && is_alive(engine, &owner) {
                 let id = owner.strip_prefix("build-").unwrap_or(&owner);
                 owners.links.insert(engine.layout().veth(id));
-                owners.addresses.extend(address.parse::<Ipv4Addr>());
+                owners.addresses.extend(address.parse::<IpAddr>());
             } else {
                 owners.dead.push(owner);
             }

@@ -62,6 +62,8 @@ pub(crate) enum Expr {
     Map(&'static str, u32),
     /// Rewrites the IPv4 destination to address and port at [`reg::RESULT`].
     Dnat4,
+    /// Rewrites the IPv6 destination to address and port at [`reg::RESULT`].
+    Dnat6,
     /// Rewrites the source to the outgoing link's address.
     Masquerade,
     /// Ends the rule.
@@ -87,6 +89,18 @@ impl Expr {
             (
                 "cmp",
                 vec![number(1, register), number(2, op), Attr::data(3, value)],
+            )
+        };
+        // NFT_NAT_DNAT, NFPROTO_*, address register, port register
+        let dnat = |family: u32, port: u32| {
+            (
+                "nat",
+                vec![
+                    number(1, 1),
+                    number(2, family),
+                    number(3, reg::RESULT),
+                    number(5, port),
+                ],
             )
         };
         let (name, attrs) = match self {
@@ -131,16 +145,8 @@ impl Expr {
                     number(3, reg::RESULT),
                 ],
             ),
-            // NFT_NAT_DNAT, NFPROTO_IPV4, address register, port register
-            Self::Dnat4 => (
-                "nat",
-                vec![
-                    number(1, 1),
-                    number(2, 2),
-                    number(3, reg::RESULT),
-                    number(5, reg::RESULT + 1),
-                ],
-            ),
+            Self::Dnat4 => dnat(2, reg::RESULT + 1),
+            Self::Dnat6 => dnat(10, reg::RESULT + 4),
             Self::Masquerade => ("masq", Vec::new()),
             Self::Verdict(verdict) => {
                 let mut inner = vec![number(1, verdict.code())];

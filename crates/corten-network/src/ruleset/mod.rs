@@ -8,16 +8,19 @@
 //!   set bridges      { type ifname }                    our bridges
 //!   set talking      { type ifname . ifname }           bridge . itself, where containers may talk (icc)
 //!   set internal     { type ifname }                    bridges with no way in or out
-//!   set subnets[6]   { type ipv4_addr; interval }       sources to masquerade
-//!   map published    { proto . port : addr . port }     published on every host address
-//!   map published_at { addr . proto . port : addr . port }   published on one
+//!   set subnets[6]   { type ipv4_addr; interval }       of our networks
+//!   set masqueraded[6] { type ipv4_addr; interval }     those masqueraded towards the outside
+//!   map published[6] { proto . port : addr . port }     published on every host address
+//!   map published[6]_at { addr . proto . port : addr . port }   published on one
 //!   chain guard      { prerouting, raw: from a bridge to or from 127.0.0.0/8 → drop }
 //!   chain prerouting, output { nat: to an address of this host → jump publish }
-//!   chain publish    { dnat through published_at, then published }
+//!   chain publish[6] { dnat through published_at, then published }
 //!   chain forward    { filter: to a bridge only replies, published ports and icc; internal: nothing }
-//!   chain postrouting { nat: masquerade hairpin, 127.0.0.1 → bridge, subnets → outside }
+//!   chain postrouting { nat: masquerade hairpin, 127.0.0.1 → bridge, masqueraded → outside }
 //! }
 //! ```
+//! `[6]` is one of each family. `::1` and link-local addresses cannot be translated: packets from there
+//! may not leave their link, so the userland proxy carries those.
 //!
 //! Invariants: every base chain has policy accept, and an accept of ours ends only our own chain, so a
 //! drop in any other table stays a drop. A packet can reach a container from outside its bridge only
@@ -27,23 +30,20 @@
 mod elements;
 mod rules;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use self::elements::{
-    BRIDGES, PUBLISHED, PUBLISHED_AT, describe, elements_of, link, published, target,
+    BRIDGES, Elements, PUBLISHING, describe, elements_of, link, published, target,
 };
 use self::rules::{VERSION, define};
 use crate::Result;
 use crate::bridge::BridgeSpec;
 use crate::netlink::Socket;
-use crate::nft::{self, Element, Transaction, is_absent};
-use crate::ports::PortMapping;
+use crate::nft::{self, Transaction, is_absent};
+use crate::ports::{PortMapping, Targets};
 
 /// How often a deletion is tried again because somebody else deleted some of it first.
 const ATTEMPTS: usize = 8;
-
-/// Elements by set.
-type Elements = Vec<(&'static str, Vec<Element>)>;
 
 /// Does the table stand, with this version's rules and this bridge in it?
 pub(crate) fn stands(socket: &mut Socket, spec: &BridgeSpec) -> Result<bool> {
@@ -68,7 +68,7 @@ pub(crate) fn ensure(socket: &mut Socket, spec: &BridgeSpec) -> Result<()> {
 pub(crate) fn forget(socket: &mut Socket, spec: &BridgeSpec) -> Result<()> {
     let table = &spec.table;
     delete_chosen(socket, table, |socket| {
-        let mut chosen = published_where(socket, table, |to| spec.subnet.contains(to))?;
+        let mut chosen = published_where(socket, table, |to| has_in_it(spec, to))?;
         for (set, elements) in elements_of(spec) {
             // An interval is looked up by its start.
             let keys: Vec<_> = elements
@@ -85,6 +85,14 @@ pub(crate) fn forget(socket: &mut Socket, spec: &BridgeSpec) -> Result<()> {
     .map(|_| ())
 }
 
+/// Is that an address of the bridge's network?
+fn has_in_it(spec: &BridgeSpec, address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => spec.subnet.is_some_and(|net| net.contains(v4)),
+        IpAddr::V6(v6) => spec.subnet6.is_some_and(|net| net.contains(v6)),
+    }
+}
+
 /// Removes the whole table; absent is fine.
 pub(crate) fn remove(socket: &mut Socket, table: &str) -> Result<()> {
     let mut t = Transaction::new(table);
@@ -95,15 +103,15 @@ pub(crate) fn remove(socket: &mut Socket, table: &str) -> Result<()> {
     }
 }
 
-/// Publishes ports at `address`. An element that is there for one of them belongs to somebody dead,
+/// Publishes ports at the targets. An element that is there for one of them belongs to somebody dead,
 /// as the caller holds the port's socket, and is replaced.
 pub(crate) fn publish(
     socket: &mut Socket,
     table: &str,
-    address: Ipv4Addr,
+    targets: Targets,
     ports: &[PortMapping],
 ) -> Result<()> {
-    let wanted = published(address, ports);
+    let wanted = published(targets, ports);
     if wanted.iter().all(|(_, elements)| elements.is_empty()) {
         return Ok(());
     }
@@ -130,14 +138,14 @@ pub(crate) fn publish(
     }
 }
 
-/// Takes the published ports back, as far as they still point at `address`.
+/// Takes the published ports back, as far as they still point at the targets.
 pub(crate) fn unpublish(
     socket: &mut Socket,
     table: &str,
-    address: Ipv4Addr,
+    targets: Targets,
     ports: &[PortMapping],
 ) -> Result<()> {
-    let wanted = published(address, ports);
+    let wanted = published(targets, ports);
     delete_chosen(socket, table, |socket| {
         let mut chosen = Elements::new();
         for (set, elements) in &wanted {
@@ -154,7 +162,7 @@ pub(crate) fn unpublish(
 pub(crate) fn sweep(
     socket: &mut Socket,
     table: &str,
-    alive: impl Fn(Ipv4Addr) -> bool,
+    alive: impl Fn(IpAddr) -> bool,
 ) -> Result<Vec<String>> {
     let deleted = delete_chosen(socket, table, |socket| {
         published_where(socket, table, |to| !alive(to))
@@ -169,7 +177,7 @@ pub(crate) fn sweep(
 pub(crate) fn orphans(
     socket: &mut Socket,
     table: &str,
-    alive: impl Fn(Ipv4Addr) -> bool,
+    alive: impl Fn(IpAddr) -> bool,
 ) -> Result<Vec<String>> {
     let found = published_where(socket, table, |to| !alive(to))?;
     Ok(found
@@ -183,13 +191,13 @@ pub(crate) fn orphans(
 fn published_where(
     socket: &mut Socket,
     table: &str,
-    chosen: impl Fn(Ipv4Addr) -> bool,
+    chosen: impl Fn(IpAddr) -> bool,
 ) -> Result<Elements> {
     let mut elements = Elements::new();
-    for set in [PUBLISHED.name, PUBLISHED_AT.name] {
-        let mut list = nft::dump(socket, table, set)?;
-        list.retain(|e| target(e).is_some_and(|(address, _)| chosen(address)));
-        elements.push((set, list));
+    for set in PUBLISHING {
+        let mut list = nft::dump(socket, table, set.name)?;
+        list.retain(|e| target(e).is_some_and(|to| chosen(to.ip())));
+        elements.push((set.name, list));
     }
     Ok(elements)
 }

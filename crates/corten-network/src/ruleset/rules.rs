@@ -1,10 +1,13 @@
 //! The rules themselves. A change here needs a new [`VERSION`].
 
-use super::elements::{BRIDGES, INTERNAL, PUBLISHED, PUBLISHED_AT, SUBNETS, SUBNETS6, TALKING};
+use super::elements::{
+    BRIDGES, INTERNAL, MASQUERADED, MASQUERADED6, PUBLISHED, PUBLISHED_AT, PUBLISHED6,
+    PUBLISHED6_AT, PUBLISHING, SUBNETS, SUBNETS6, TALKING,
+};
 use crate::nft::{Ct, Expr, Hook, Meta, Transaction, Verdict, reg};
 
 /// An empty chain whose name is the version of the rules; it is there if they are up to date.
-pub(super) const VERSION: &str = "rules-1";
+pub(super) const VERSION: &str = "rules-2";
 /// Families as `meta nfproto` has them.
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
@@ -24,13 +27,17 @@ pub(super) fn define(t: &mut Transaction<'_>) {
         &INTERNAL,
         &SUBNETS,
         &SUBNETS6,
-        &PUBLISHED,
-        &PUBLISHED_AT,
-    ] {
+        &MASQUERADED,
+        &MASQUERADED6,
+    ]
+    .into_iter()
+    .chain(PUBLISHING)
+    {
         t.set(set);
     }
     t.chain(VERSION, None);
     t.chain("publish", None);
+    t.chain("publish6", None);
     // Priorities: raw -300, dstnat -100, filter 0, srcnat 100 (nft(8), "Standard priority names").
     t.chain("guard", Some(("filter", Hook::Prerouting, -300)));
     t.chain("prerouting", Some(("nat", Hook::Prerouting, -100)));
@@ -66,39 +73,69 @@ fn guard(t: &mut Transaction<'_>) {
 }
 
 fn publishing(t: &mut Transaction<'_>) {
-    for chain in ["prerouting", "output"] {
-        let mut rule = Vec::from(ipv4());
-        rule.extend([
+    let local = |chain| {
+        [
             Expr::DestinationKind(reg::KEY),
             Expr::Equals(reg::KEY, LOCAL.to_ne_bytes().to_vec()),
-            Expr::Verdict(Verdict::Jump("publish")),
-        ]);
-        t.rule(chain, "to an address of this host", &rule);
+            Expr::Verdict(Verdict::Jump(chain)),
+        ]
+    };
+    // RFC 8200: the destination is at 24. fe80::/10, and ::1.
+    let mut loopback = vec![0; 16];
+    if let Some(last) = loopback.last_mut() {
+        *last = 1;
     }
-    t.rule(
-        "publish",
-        "published on one address",
-        &[
-            // Known already, but `nft list` shows the address by its name with it.
-            Expr::Meta(Meta::Family, reg::KEY),
-            Expr::Equals(reg::KEY, vec![NFPROTO_IPV4]),
-            Expr::Network(16, 4, reg::KEY),
-            Expr::Meta(Meta::Protocol, reg::KEY + 1),
-            Expr::Transport(2, 2, reg::KEY + 2),
-            Expr::Map(PUBLISHED_AT.name, reg::KEY),
+    let translatable = [
+        Expr::Network(24, 2, reg::KEY),
+        Expr::Mask(reg::KEY, vec![0xff, 0xc0]),
+        Expr::Differs(reg::KEY, vec![0xfe, 0x80]),
+        Expr::Network(24, 16, reg::KEY),
+        Expr::Differs(reg::KEY, loopback),
+    ];
+    for chain in ["prerouting", "output"] {
+        let mut rule = |exprs: &[&[Expr]]| {
+            t.rule(chain, "to an address of this host", &exprs.concat());
+        };
+        rule(&[&ipv4(), &local("publish")]);
+        rule(&[&ipv6(), &translatable, &local("publish6")]);
+    }
+    // Known already, but `nft list` shows the address by its name with it.
+    let (v4, v6) = (ipv4(), ipv6());
+    let families: [(_, &[Expr], _, _, _); 2] = [
+        (
+            "publish",
+            &v4,
+            (16, 4),
+            [&PUBLISHED_AT, &PUBLISHED],
             Expr::Dnat4,
-        ],
-    );
-    t.rule(
-        "publish",
-        "published on every address",
-        &[
+        ),
+        (
+            "publish6",
+            &v6,
+            (24, 16),
+            [&PUBLISHED6_AT, &PUBLISHED6],
+            Expr::Dnat6,
+        ),
+    ];
+    for (chain, family, (offset, length), [at, everywhere], dnat) in families {
+        // Registers are of four bytes.
+        let after = reg::KEY + length / 4;
+        let one = [
+            Expr::Network(offset, length, reg::KEY),
+            Expr::Meta(Meta::Protocol, after),
+            Expr::Transport(2, 2, after + 1),
+            Expr::Map(at.name, reg::KEY),
+            dnat.clone(),
+        ];
+        let every = [
             Expr::Meta(Meta::Protocol, reg::KEY),
             Expr::Transport(2, 2, reg::KEY + 1),
-            Expr::Map(PUBLISHED.name, reg::KEY),
-            Expr::Dnat4,
-        ],
-    );
+            Expr::Map(everywhere.name, reg::KEY),
+            dnat,
+        ];
+        t.rule(chain, "published on one address", &[family, &one].concat());
+        t.rule(chain, "published on every address", &every);
+    }
 }
 
 fn forward(t: &mut Transaction<'_>) {
@@ -138,53 +175,59 @@ fn postrouting(t: &mut Transaction<'_>) {
     let out = Expr::Meta(Meta::OutName, reg::KEY);
     let to_bridge = [out.clone(), Expr::In(BRIDGES.name, reg::KEY)];
     let to_outside = [out, Expr::NotIn(BRIDGES.name, reg::KEY)];
-    let source4 = Expr::Network(12, 4, reg::KEY);
-    let from_subnet = [source4.clone(), Expr::In(SUBNETS.name, reg::KEY)];
+    // Where headers have the source: RFC 791, RFC 8200.
+    let (source4, source6) = (
+        Expr::Network(12, 4, reg::KEY),
+        Expr::Network(8, 16, reg::KEY),
+    );
     let from_loopback = [
-        source4,
+        source4.clone(),
         Expr::Mask(reg::KEY, vec![255, 0, 0, 0]),
         Expr::Equals(reg::KEY, vec![127, 0, 0, 0]),
     ];
     let mut rule = |comment, exprs: &[&[Expr]]| t.rule("postrouting", comment, &exprs.concat());
     let masquerade = [Expr::Masquerade];
     rule(
-        "container to a published port of its own or a neighbour's",
-        &[
-            &to_bridge,
-            &ipv4(),
-            &ct_bits(Ct::Status, DST_NAT),
-            &from_subnet,
-            &masquerade,
-        ],
-    );
-    rule(
         "127.0.0.1 to a published port",
         &[&to_bridge, &ipv4(), &from_loopback, &masquerade],
     );
-    rule(
-        "container to outside",
-        &[&to_outside, &ipv4(), &from_subnet, &masquerade],
-    );
-    // IPv6 header: source at 8 (RFC 8200).
-    let ipv6 = [
-        Expr::Meta(Meta::Family, reg::KEY),
-        Expr::Equals(reg::KEY, vec![NFPROTO_IPV6]),
+    let families = [
+        (ipv4(), source4, &SUBNETS, &MASQUERADED),
+        (ipv6(), source6, &SUBNETS6, &MASQUERADED6),
     ];
-    let from_subnet6 = [
-        Expr::Network(8, 16, reg::KEY),
-        Expr::In(SUBNETS6.name, reg::KEY),
-    ];
-    rule(
-        "container to outside",
-        &[&to_outside, &ipv6, &from_subnet6, &masquerade],
-    );
+    for (family, source, subnets, masqueraded) in families {
+        let from = |set: &'static str| [source.clone(), Expr::In(set, reg::KEY)];
+        rule(
+            "container to a published port of its own or a neighbour's",
+            &[
+                &to_bridge,
+                &family,
+                &ct_bits(Ct::Status, DST_NAT),
+                &from(subnets.name),
+                &masquerade,
+            ],
+        );
+        rule(
+            "container to outside",
+            &[&to_outside, &family, &from(masqueraded.name), &masquerade],
+        );
+    }
 }
 
 /// Goes on for IPv4 packets.
 fn ipv4() -> [Expr; 2] {
+    family(NFPROTO_IPV4)
+}
+
+/// Goes on for IPv6 packets.
+fn ipv6() -> [Expr; 2] {
+    family(NFPROTO_IPV6)
+}
+
+fn family(number: u8) -> [Expr; 2] {
     [
         Expr::Meta(Meta::Family, reg::KEY),
-        Expr::Equals(reg::KEY, vec![NFPROTO_IPV4]),
+        Expr::Equals(reg::KEY, vec![number]),
     ]
 }
 

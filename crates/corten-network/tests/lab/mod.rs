@@ -59,17 +59,6 @@ impl Lab {
         self.connect(&endpoint(bridge, n, ports))
     }
 
-    /// A container with IPv6: the n-th address of the bridge's subnet6.
-    pub fn container6(&self, bridge: &BridgeSpec, n: u8) -> Container {
-        let subnet6 = bridge.subnet6.unwrap();
-        let address = Ipv6Addr::from_bits(subnet6.addr().to_bits() + u128::from(n));
-        let address6 = Ipv6Net::new(address, subnet6.prefix());
-        self.connect(&EndpointSpec {
-            address6,
-            ..endpoint(bridge, n, &[])
-        })
-    }
-
     fn connect(&self, spec: &EndpointSpec) -> Container {
         let ns = NetNs::create().unwrap();
         let endpoint = self.on_host(|| connect(&ns, spec).unwrap());
@@ -78,7 +67,8 @@ impl Lab {
             host,
             ns,
             endpoint: Some(endpoint),
-            ip: spec.address.addr(),
+            ip: spec.address.map_or(Ipv4Addr::UNSPECIFIED, |net| net.addr()),
+            targets: spec.targets(),
         }
     }
 
@@ -92,6 +82,7 @@ pub struct Container {
     pub ns: NetNs,
     pub endpoint: Option<Endpoint>,
     pub ip: Ipv4Addr,
+    pub targets: Targets,
 }
 
 impl Drop for Container {
@@ -103,31 +94,40 @@ impl Drop for Container {
 }
 
 pub fn bridge(name: &str, subnet: &str) -> BridgeSpec {
-    let subnet: Ipv4Net = subnet.parse().unwrap();
     BridgeSpec {
-        table: "corten_test".into(),
-        bridge: name.into(),
-        subnet,
-        gateway: ipam::default_gateway(subnet),
-        subnet6: None,
-        gateway6: None,
-        mtu: 1500,
-        internal: false,
-        icc: true,
+        subnet: Some(subnet.parse().unwrap()),
+        ..BridgeSpec::new("corten_test", name)
     }
 }
 
+/// A bridge with both families.
+pub fn dual(name: &str, subnet: &str, subnet6: &str) -> BridgeSpec {
+    BridgeSpec {
+        subnet6: Some(subnet6.parse().unwrap()),
+        ..bridge(name, subnet)
+    }
+}
+
+/// The n-th address of each of the bridge's subnets.
 pub fn endpoint(bridge: &BridgeSpec, n: u8, ports: &[PortMapping]) -> EndpointSpec {
-    let [a, b, c, _] = bridge.subnet.addr().octets();
-    let ip = Ipv4Addr::new(a, b, c, n);
+    let v4 = |net: Ipv4Net| {
+        let [a, b, c, _] = net.addr().octets();
+        net.with_addr(Ipv4Addr::new(a, b, c, n))
+    };
+    let v6 = |net: Ipv6Net| {
+        let address = Ipv6Addr::from_bits(net.addr().to_bits() + u128::from(n));
+        Ipv6Net::new(address, net.prefix()).unwrap()
+    };
+    let host_ifname = format!("v{}{n}", bridge.bridge);
+    let driver = Driver::Bridge(bridge.clone());
     EndpointSpec {
-        bridge: bridge.clone(),
-        host_ifname: format!("v{}{n}", bridge.bridge),
-        ifname: "eth0".into(),
-        address: Ipv4Net::new(ip, bridge.subnet.prefix()).unwrap(),
-        address6: None,
-        mac: mac_for(ip),
         ports: ports.to_vec(),
+        ..EndpointSpec::new(
+            driver,
+            host_ifname,
+            bridge.subnet.map(v4),
+            bridge.subnet6.map(v6),
+        )
     }
 }
 
@@ -157,7 +157,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    pub fn start(lab: &Lab, ports: &[PortMapping], target: Ipv4Addr) -> Self {
+    pub fn start(lab: &Lab, ports: &[PortMapping], targets: Targets) -> Self {
         let request = |p: &PortMapping| PortRequest {
             proto: p.proto,
             host_ip: p.host_ip,
@@ -176,7 +176,7 @@ impl Proxy {
                 .unwrap();
             runtime.block_on(async {
                 tokio::select! {
-                    () = reservation.serve(target) => unreachable!("it never ends"),
+                    () = reservation.serve(targets) => unreachable!("it never ends"),
                     _ = stopped => {}
                 }
             });
