@@ -100,6 +100,15 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// A socket of a container's name server could not be had.
+    #[error("socket of the name server at {address}")]
+    NameServer {
+        /// Where it was to be.
+        address: IpAddr,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
     /// No address of the subnet is free.
     #[error("no available IPv4 addresses on this network's address pools: {subnet}")]
     AddressesExhausted {

@@ -27,6 +27,7 @@ mod ports;
 mod procfs;
 mod proxy;
 pub mod resolv;
+mod resolver;
 mod ruleset;
 mod sweep;
 mod sys;
@@ -42,6 +43,7 @@ pub use error::NetworkError;
 pub use net::{Ipv4Net, Ipv6Net, ParseNetError};
 pub use netns::NetNs;
 pub use ports::{PortMapping, PortRange, PortRequest, Proto, Reservation, Targets, reserve};
+pub use resolver::{RESOLVER, ResolverSockets, resolver};
 pub use sweep::{orphans, remove_link, sweep};
 
 /// The result of every fallible call of this crate.

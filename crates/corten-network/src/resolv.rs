@@ -5,12 +5,13 @@
 //! nothing is left, Google's public servers. `--dns`, `--dns-search`, `--dns-option` each replace
 //! the host's setting of their kind.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::path::Path;
 use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
+use crate::resolver::RESOLVER;
 use crate::{NetworkError, Result};
 
 /// The host's resolver configuration.
@@ -19,6 +20,8 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 const RESOLVED_CONF: &str = "/run/systemd/resolve/resolv.conf";
 /// systemd-resolved's stub listener.
 const RESOLVED_STUB: &str = "127.0.0.53";
+/// Port of name servers.
+const DNS_PORT: u16 = 53;
 /// What Docker falls back to.
 const FALLBACK_V4: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
 /// The same over IPv6, for containers that have it.
@@ -45,16 +48,11 @@ pub fn resolv_conf(host: &str, dns: &DnsOptions) -> String {
     } else {
         dns.servers.iter().map(IpAddr::to_string).collect()
     };
-    let search = if dns.search.is_empty() {
-        host.search
-    } else {
-        dns.search.clone()
-    };
-    let options = if dns.options.is_empty() {
-        host.options
-    } else {
-        dns.options.clone()
-    };
+    let (search, options) = host.wanted(dns);
+    text(&servers, &search, &options)
+}
+
+fn text(servers: &[String], search: &[String], options: &[String]) -> String {
     let mut out = String::new();
     for server in servers {
         out += &format!("nameserver {server}\n");
@@ -66,6 +64,97 @@ pub fn resolv_conf(host: &str, dns: &DnsOptions) -> String {
         out += &format!("options {}\n", options.join(" "));
     }
     out
+}
+
+/// Where a name server is asked from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Place {
+    /// The host's namespace, where its own configuration is meant.
+    Host,
+    /// The container's.
+    Container,
+}
+
+/// A name server that a container's own one forwards to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upstream {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Where that address means it.
+    pub place: Place,
+}
+
+/// How a container that has a name server of its own resolves names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Internal {
+    /// Its `resolv.conf`.
+    pub text: String,
+    /// Where its name server forwards to.
+    pub upstreams: Vec<Upstream>,
+    /// Somebody has set `ndots`: names with fewer dots get a search domain first.
+    pub dotted_only: bool,
+}
+
+/// A container's `resolv.conf` with the name server of user-defined networks in it, from the text of
+/// the host's. As Docker has it: the host's servers are asked from the host's namespace, those of
+/// `--dns` from the container's; and a name is tried as it is first, unless somebody has said otherwise.
+pub fn internal(host: &str, dns: &DnsOptions) -> Internal {
+    let host = Parsed::from(host);
+    let upstream = |address, place| Upstream {
+        address: SocketAddr::new(address, DNS_PORT),
+        place,
+    };
+    let mut upstreams: Vec<Upstream> = if dns.servers.is_empty() {
+        let servers = host.servers.iter().filter_map(|s| host_server(s));
+        servers
+            .map(|address| Upstream {
+                address,
+                place: Place::Host,
+            })
+            .collect()
+    } else {
+        let servers = dns.servers.iter();
+        servers.map(|s| upstream(*s, Place::Container)).collect()
+    };
+    if upstreams.is_empty() {
+        let fallback = FALLBACK_V4.iter().filter_map(|s| s.parse().ok());
+        upstreams.extend(fallback.map(|s| upstream(s, Place::Container)));
+    }
+    let (search, mut options) = host.wanted(dns);
+    options.retain(|option| match option.strip_prefix("ndots:") {
+        Some(number) => number.parse::<u32>().is_ok(),
+        None => true,
+    });
+    let ndots = options.iter().rev().find_map(|o| o.strip_prefix("ndots:"));
+    let dotted_only = ndots.is_some_and(|number| number.parse() != Ok(0));
+    if ndots.is_none() {
+        options.push("ndots:0".to_owned());
+    }
+    Internal {
+        text: text(&[RESOLVER.to_string()], &search, &options),
+        upstreams,
+        dotted_only,
+    }
+}
+
+/// A name server of the host; a zone ("fe80::1%eth0") is one of its links.
+fn host_server(text: &str) -> Option<SocketAddr> {
+    let (address, zone) = match text.split_once('%') {
+        Some((address, zone)) => (address, Some(zone)),
+        None => (text, None),
+    };
+    match (address.parse().ok()?, zone) {
+        (IpAddr::V6(address), Some(zone)) => {
+            let index = zone.parse().ok().or_else(|| link_index(zone))?;
+            Some(SocketAddrV6::new(address, DNS_PORT, 0, index).into())
+        }
+        (address, _) => Some(SocketAddr::new(address, DNS_PORT)),
+    }
+}
+
+fn link_index(name: &str) -> Option<u32> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).ok()?;
+    rustix::net::netdevice::name_to_index(socket, name).ok()
 }
 
 /// The text of the host's `resolv.conf` to derive a container's from: `/etc/resolv.conf`, or what
@@ -114,6 +203,18 @@ impl From<&str> for Parsed {
 }
 
 impl Parsed {
+    /// Search domains and options: the container's, or the host's.
+    fn wanted(self, dns: &DnsOptions) -> (Vec<String>, Vec<String>) {
+        let choose = |own: &[String], hosts| match own {
+            [] => hosts,
+            own => own.to_vec(),
+        };
+        (
+            choose(&dns.search, self.search),
+            choose(&dns.options, self.options),
+        )
+    }
+
     fn usable_servers(&self, ipv6: bool) -> Vec<String> {
         let usable = |s: &&String| match s.split('%').next().map(str::parse) {
             Some(Ok(IpAddr::V4(v4))) => !v4.is_loopback(),
@@ -296,6 +397,74 @@ mod tests {
             ),
         ] {
             assert_eq!(resolv_conf(host, dns), want, "{host:?}");
+        }
+    }
+
+    #[test]
+    fn internal_table() {
+        let own = DnsOptions {
+            servers: vec!["1.1.1.1".parse().unwrap(), "fd00::53".parse().unwrap()],
+            search: vec![".".into()],
+            options: vec!["ndots:2".into()],
+            ipv6: false,
+        };
+        let none = DnsOptions::default();
+        let set = |option: &str| DnsOptions {
+            options: vec![option.to_owned(), "edns0".to_owned()],
+            ..DnsOptions::default()
+        };
+        let (zero, wrong) = (set("ndots:0"), set("ndots:x"));
+        for (host, dns, text, upstreams, dotted_only) in [
+            (
+                "nameserver 10.0.0.2\nsearch a b\noptions edns0\n",
+                &none,
+                "nameserver 127.0.0.11\nsearch a b\noptions edns0 ndots:0\n",
+                "10.0.0.2:53 Host",
+                false,
+            ),
+            // What the host means by its loopback, or by its link, is asked on the host.
+            (
+                "nameserver 127.0.0.1\nnameserver fe80::1%1\nnameserver ::1\nnameserver x\n",
+                &none,
+                "nameserver 127.0.0.11\noptions ndots:0\n",
+                "127.0.0.1:53 Host, [fe80::1%1]:53 Host, [::1]:53 Host",
+                false,
+            ),
+            (
+                "nameserver fe80::1%lo\nnameserver fe80::1%no-such-link\noptions ndots:3 ndots:1\n",
+                &none,
+                "nameserver 127.0.0.11\noptions ndots:3 ndots:1\n",
+                "[fe80::1%1]:53 Host",
+                true,
+            ),
+            (
+                "",
+                &zero,
+                "nameserver 127.0.0.11\noptions ndots:0 edns0\n",
+                "8.8.8.8:53 Container, 8.8.4.4:53 Container",
+                false,
+            ),
+            (
+                "nameserver 10.0.0.2\nsearch a\n",
+                &wrong,
+                "nameserver 127.0.0.11\nsearch a\noptions edns0 ndots:0\n",
+                "10.0.0.2:53 Host",
+                false,
+            ),
+            (
+                "nameserver 10.0.0.2\nsearch a\noptions rotate\n",
+                &own,
+                "nameserver 127.0.0.11\noptions ndots:2\n",
+                "1.1.1.1:53 Container, [fd00::53]:53 Container",
+                true,
+            ),
+        ] {
+            let got = internal(host, dns);
+            let told = |u: &Upstream| format!("{} {:?}", u.address, u.place);
+            let told: Vec<_> = got.upstreams.iter().map(told).collect();
+            assert_eq!(got.text, text, "{host:?}");
+            assert_eq!(told.join(", "), upstreams, "{host:?}");
+            assert_eq!(got.dotted_only, dotted_only, "{host:?}");
         }
     }
 

@@ -66,6 +66,11 @@ pub(crate) enum Expr {
     Dnat6,
     /// Rewrites the source to the outgoing link's address.
     Masquerade,
+    /// Loads a value into a register.
+    Value(u32, Vec<u8>),
+    /// Writes (offset, length) of the transport header from a register, and makes its checksum, at
+    /// the last offset, right.
+    SetTransport(u32, u32, u32, u32),
     /// Ends the rule.
     Verdict(Verdict),
 }
@@ -148,6 +153,22 @@ impl Expr {
             Self::Dnat4 => dnat(2, reg::RESULT + 1),
             Self::Dnat6 => dnat(10, reg::RESULT + 4),
             Self::Masquerade => ("masq", Vec::new()),
+            Self::Value(register, value) => (
+                "immediate",
+                vec![number(1, *register), Attr::data(2, value)],
+            ),
+            // NFT_PAYLOAD_TRANSPORT_HEADER, NFT_PAYLOAD_CSUM_INET
+            Self::SetTransport(offset, length, register, checksum) => (
+                "payload",
+                vec![
+                    number(5, *register),
+                    number(2, 2),
+                    number(3, *offset),
+                    number(4, *length),
+                    number(6, 1),
+                    number(7, *checksum),
+                ],
+            ),
             Self::Verdict(verdict) => {
                 let mut inner = vec![number(1, verdict.code())];
                 if let Verdict::Jump(chain) = verdict {
