@@ -52,4 +52,5 @@ mod run_flags;
 mod runtime_peers;
 mod runtime_start;
 mod snapshots;
+mod volume_options;
 mod volumes;

@@ -10,7 +10,7 @@ use corten_db::Schema;
 /// The tables of this crate.
 pub(crate) const SCHEMA: Schema = Schema {
     name: "engine",
-    migrations: &[FIRST, HEALTH, NETWORKS],
+    migrations: &[FIRST, HEALTH, NETWORKS, VOLUMES],
 };
 
 /// User-defined networks, and the places of containers on networks.
@@ -75,6 +75,12 @@ const HEALTH: &str = "
 ALTER TABLE containers ADD COLUMN health TEXT NOT NULL DEFAULT '';
 ALTER TABLE containers ADD COLUMN failing_streak INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE containers ADD COLUMN health_log TEXT NOT NULL DEFAULT '[]';
+";
+
+/// `unfilled`: the container was not yet done with filling the volume when this was written.
+const VOLUMES: &str = "
+ALTER TABLE volumes ADD COLUMN driver TEXT NOT NULL DEFAULT 'local';
+ALTER TABLE container_volumes ADD COLUMN unfilled INTEGER NOT NULL DEFAULT 0;
 ";
 
 const FIRST: &str = "

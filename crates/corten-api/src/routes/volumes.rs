@@ -3,7 +3,7 @@
 use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use corten_engine::{Engine, models};
 use http::StatusCode;
 use serde::Deserialize;
@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::{Answer, Body, Query, no_content};
 use crate::ordered::ordered;
 use crate::query::{filters, flag};
+use crate::version::ClientVersion;
 use crate::whole;
 
 pub(super) fn routes() -> Router<Engine> {
@@ -18,7 +19,7 @@ pub(super) fn routes() -> Router<Engine> {
         .route("/volumes", get(list))
         .route("/volumes/create", post(create))
         .route("/volumes/prune", post(prune))
-        .route("/volumes/{name}", get(inspect).delete(remove))
+        .route("/volumes/{name}", get(inspect).put(update).delete(remove))
 }
 
 #[derive(Deserialize)]
@@ -36,14 +37,27 @@ async fn create(State(engine): State<Engine>, body: Body<models::VolumeCreateReq
     Ok((StatusCode::CREATED, Json(whole::volume(&volume)?)).into_response())
 }
 
-async fn prune(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) -> Answer {
-    let selected = filters(query.filters.as_deref())?;
+async fn prune(
+    State(engine): State<Engine>,
+    version: Option<Extension<ClientVersion>>,
+    Query(query): Query<FiltersQuery>,
+) -> Answer {
+    let mut selected = filters(query.filters.as_deref())?;
+    if !version.unwrap_or_default().0.at_least(1, 42) {
+        // Named volumes were among them, too.
+        selected.insert("all".to_owned(), vec!["true".to_owned()]);
+    }
     Ok(Json(engine.volumes().prune(selected).await?).into_response())
 }
 
 async fn inspect(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
     let volume = engine.volumes().inspect(&name).await?;
     Ok(ordered(whole::volume(&volume)?)?.into_response())
+}
+
+async fn update(State(engine): State<Engine>) -> Answer {
+    engine.volumes().update()?;
+    Ok(StatusCode::OK.into_response())
 }
 
 #[derive(Deserialize)]

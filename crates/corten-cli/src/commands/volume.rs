@@ -19,7 +19,7 @@ use crate::opts::env;
 pub(crate) static GROUP: Command = Command::group(
     "volume",
     "Manage volumes",
-    &[&CREATE, &INSPECT, &LS, &PRUNE, &RM],
+    &[&CREATE, &INSPECT, &LS, &PRUNE, &RM, &UPDATE],
 );
 
 static CREATE: Command = Command::new("create", "[VOLUME]", "Create a volume", action!(create))
@@ -72,6 +72,20 @@ static RM: Command = Command::new(
 .aliases(&["volume rm", "volume remove"])
 .arity(Arity::Min(1))
 .flags(&[&[Flag::switch("force", "Force the removal of one or more volumes").short('f')]]);
+
+static UPDATE: Command = Command::new(
+    "update",
+    "[VOLUME]",
+    "Update a volume (cluster volumes only)",
+    action!(update),
+)
+.arity(Arity::Exact(1))
+.flags(&[&[Flag::text(
+    "availability",
+    "Cluster Volume availability (\"active\", \"pause\", \"drain\")",
+)
+.default("active")]])
+.hidden();
 
 const HEADERS: &[(&str, &str)] = &[
     ("Driver", "DRIVER"),
@@ -246,6 +260,17 @@ async fn remove(cli: &Cli, flags: Parsed) -> Result {
             .flag("force", flags.on("force")))
     })
     .await
+}
+
+/// Only volumes of a Swarm can be changed, and there are none.
+async fn update(cli: &Cli, flags: Parsed) -> Result {
+    let name = flags.args.first().map(String::as_str).unwrap_or_default();
+    let _there: Volume = cli
+        .client()?
+        .get(format!("/volumes/{}", component(name)))
+        .json()
+        .await?;
+    Err(CliError::message("can only update cluster volumes"))
 }
 
 #[cfg(test)]

@@ -291,13 +291,6 @@ fn refuse_unsupported(host: &HostConfig) -> Result<()> {
             "invalid isolation ({isolation}): only 'default' is supported on Linux"
         )));
     }
-    if let Some(driver) = host.volume_driver.as_deref()
-        && !matches!(driver, "" | "local")
-    {
-        return Err(bad(format!(
-            "volume driver \"{driver}\" is not supported: there is only \"local\""
-        )));
-    }
     if let Some(parent) = host.cgroup_parent.as_deref()
         && parent.split('/').any(|p| p == "..")
     {

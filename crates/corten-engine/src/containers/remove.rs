@@ -138,7 +138,7 @@ pub(crate) fn delete(engine: &Engine, container: &Container, volumes: bool) -> R
     })?;
     super::files::remove_directory(engine, id);
     for directory in doomed {
-        super::files::remove_renamed(&directory);
+        volumes::discard(&directory);
     }
     Ok(())
 }

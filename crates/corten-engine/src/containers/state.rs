@@ -120,6 +120,9 @@ pub(crate) fn reconcile(engine: &Engine, container: &mut Container) -> Result<()
     };
     if reread(engine, container)? {
         bury(engine, container, rebooted)?;
+        if let Err(error) = crate::volumes::hold::sweep(engine) {
+            tracing::warn!(%error, "what is mounted on volumes is left to be swept");
+        }
         reread(engine, container)?;
     }
     let directory = engine.layout().run_container(&container.id);

@@ -5,6 +5,8 @@
 //! name, none is an anonymous volume. The result is stored with the container, so a start
 //! never reads these texts again.
 
+use std::collections::HashMap;
+
 use bollard_stubs::models::{self, MountBindOptionsPropagationEnum as Propagated, MountType};
 use corten_oci::DiffId;
 use serde::{Deserialize, Serialize};
@@ -37,6 +39,9 @@ pub(crate) enum Source {
         no_copy: bool,
         /// Only this directory of it.
         subpath: Option<String>,
+        /// How it is made if there is none.
+        #[serde(default, skip_serializing_if = "NewVolume::is_plain")]
+        new: NewVolume,
     },
     /// Memory.
     Tmpfs { options: Vec<String> },
@@ -50,6 +55,28 @@ pub(crate) enum Source {
         /// Only this directory or file of it.
         subpath: Option<String>,
     },
+}
+
+/// What a volume is made with that a container is the first to use.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NewVolume {
+    /// Empty: the default one.
+    pub(crate) driver: String,
+    pub(crate) labels: HashMap<String, String>,
+    pub(crate) options: HashMap<String, String>,
+}
+
+impl NewVolume {
+    fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn of_driver(name: Option<&str>) -> Self {
+        Self {
+            driver: name.unwrap_or_default().to_owned(),
+            ..Self::default()
+        }
+    }
 }
 
 /// One mount of a container.
@@ -70,7 +97,7 @@ pub(crate) fn requested(
 ) -> Result<Vec<MountEntry>, EngineError> {
     let mut mounts: Vec<MountEntry> = Vec::new();
     for text in host.binds.iter().flatten() {
-        let entry = bind(text).map_err(|error| {
+        let entry = bind(text, host.volume_driver.as_deref()).map_err(|error| {
             let message = error.to_string();
             match message.starts_with("invalid mount config") {
                 true => bad(format!("invalid volume specification: '{text}': {message}")),
@@ -114,6 +141,7 @@ fn anonymous() -> Source {
         anonymous: true,
         no_copy: false,
         subpath: None,
+        new: NewVolume::default(),
     }
 }
 
@@ -134,8 +162,8 @@ fn destination(kind: &str, path: &str) -> Result<String, EngineError> {
     }
 }
 
-/// Reads one `-v` value: `[source:]destination[:options]`.
-pub(crate) fn bind(text: &str) -> Result<MountEntry, EngineError> {
+/// Reads one `-v` value: `[source:]destination[:options]`. `driver`: of volumes that it names.
+pub(crate) fn bind(text: &str, driver: Option<&str>) -> Result<MountEntry, EngineError> {
     let invalid = || bad(format!("invalid volume specification: '{text}'"));
     let parts: Vec<&str> = text.split(':').collect();
     let (source, target, mode) = match parts.as_slice() {
@@ -167,6 +195,7 @@ pub(crate) fn bind(text: &str) -> Result<MountEntry, EngineError> {
                 anonymous: false,
                 no_copy: options.no_copy,
                 subpath: None,
+                new: NewVolume::of_driver(driver),
             };
             ("volume", source)
         }
@@ -331,16 +360,6 @@ fn bind_mount(mount: &models::Mount, source: &str) -> Result<Source, EngineError
 fn volume_mount(mount: &models::Mount, source: &str) -> Result<Source, EngineError> {
     let options = mount.volume_options.clone().unwrap_or_default();
     let driver = options.driver_config.unwrap_or_default();
-    if driver
-        .name
-        .as_deref()
-        .is_some_and(|n| !n.is_empty() && n != "local")
-        || driver.options.is_some_and(|o| !o.is_empty())
-    {
-        return Err(bad(
-            "volume drivers other than plain \"local\" are not supported",
-        ));
-    }
     if let Some(subpath) = options.subpath.as_deref().filter(|s| !s.is_empty()) {
         if subpath.starts_with('/') || subpath.split('/').any(|p| p == "..") {
             return Err(bad(
@@ -361,6 +380,11 @@ fn volume_mount(mount: &models::Mount, source: &str) -> Result<Source, EngineErr
         anonymous: source.is_empty(),
         no_copy: options.no_copy.unwrap_or(false),
         subpath: options.subpath.filter(|s| !s.is_empty()),
+        new: NewVolume {
+            driver: driver.name.unwrap_or_default(),
+            labels: options.labels.unwrap_or_default(),
+            options: driver.options.unwrap_or_default(),
+        },
     })
 }
 
@@ -481,7 +505,7 @@ mod tests {
     use super::*;
 
     fn show(text: &str) -> String {
-        match bind(text) {
+        match bind(text, None) {
             Err(error) => format!("error: {error}"),
             Ok(m) => {
                 let source = match m.source {
@@ -619,7 +643,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn never_panics_and_destinations_are_absolute(text in "[a-z/:.,]{0,30}") {
-            if let Ok(mount) = bind(&text) {
+            if let Ok(mount) = bind(&text, None) {
                 proptest::prop_assert!(mount.destination.len() > 1);
                 proptest::prop_assert!(mount.destination.starts_with('/'));
             }

@@ -137,7 +137,6 @@ fn generated(
 
 /// A user's mount, and what it is bound to.
 pub(crate) fn user_mount(entry: &MountEntry) -> (Mount, Option<BindSource>) {
-    let access = if entry.read_only { "ro" } else { "rw" };
     match &entry.source {
         Source::Bind {
             path,
@@ -151,7 +150,7 @@ pub(crate) fn user_mount(entry: &MountEntry) -> (Mount, Option<BindSource>) {
             let access = match (entry.read_only, *recursive && !read_only_top) {
                 (true, true) => "rro",
                 (true, false) => "ro",
-                (false, _) => "rw",
+                (false, _) => INHERITED,
             };
             let kind = if *recursive { "rbind" } else { "bind" };
             let mount = bind(
@@ -162,6 +161,7 @@ pub(crate) fn user_mount(entry: &MountEntry) -> (Mount, Option<BindSource>) {
             (mount, Some(BindSource::Host(PathBuf::from(path))))
         }
         Source::Volume { name, subpath, .. } => {
+            let access = if entry.read_only { "ro" } else { INHERITED };
             let mount = bind(
                 &entry.destination,
                 Path::new(name),
@@ -193,7 +193,7 @@ pub(crate) fn user_mount(entry: &MountEntry) -> (Mount, Option<BindSource>) {
         Source::Tmpfs { options } => {
             let mut all: Vec<&str> = vec!["noexec", "nosuid", "nodev"];
             all.extend(options.iter().map(String::as_str));
-            all.push(access);
+            all.push(if entry.read_only { "ro" } else { "rw" });
             (
                 defaults::mount(&entry.destination, "tmpfs", "tmpfs", &all),
                 None,
@@ -202,8 +202,12 @@ pub(crate) fn user_mount(entry: &MountEntry) -> (Mount, Option<BindSource>) {
     }
 }
 
+/// No option: what is mounted read-only on the host must not become writable in a container.
+const INHERITED: &str = "";
+
 fn bind(destination: &str, source: &Path, options: &[&str]) -> Mount {
-    defaults::mount(destination, "bind", &source.to_string_lossy(), options)
+    let options: Vec<&str> = options.iter().copied().filter(|o| !o.is_empty()).collect();
+    defaults::mount(destination, "bind", &source.to_string_lossy(), &options)
 }
 
 fn replace_option(mount: &mut Mount, old: &str, new: &str) {

@@ -32,6 +32,7 @@ use crate::parse::users::Identity;
 use crate::parse::{bad, device_requests, health, names, restart, signals, time};
 use crate::spec;
 use crate::sweep::NetworkLock;
+use crate::volumes::hold::Hold;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -50,6 +51,8 @@ pub(super) struct EngineHost {
     network: Option<NetworkState>,
     /// Nobody else writes to its root while it runs.
     in_use: Option<root::InUse>,
+    /// Its volumes are used, and mounted, while it runs.
+    volumes: Vec<Hold>,
     /// The out-of-memory killer has been told of in this run.
     oom: bool,
 }
@@ -63,6 +66,7 @@ impl EngineHost {
             container: None,
             network: None,
             in_use: None,
+            volumes: Vec::new(),
             oom: false,
         }
     }
@@ -110,6 +114,7 @@ impl EngineHost {
             cpus: containers::cpus(),
             capabilities: containers::known_capabilities(),
         })?;
+        self.volumes = Hold::of_container(&engine, &container)?;
         let mut mounts: BTreeMap<usize, OwnedFd> = BTreeMap::new();
         for (index, source) in &output.binds {
             mounts.insert(*index, rooted::bind_source(&engine, &container, source)?);
@@ -401,6 +406,7 @@ impl Host for EngineHost {
             Status::Exited
         };
         self.in_use = None;
+        self.volumes.clear();
         let written = self.ended(exit, status);
         self.report("exit", written);
     }
@@ -451,6 +457,7 @@ impl Host for EngineHost {
 
     fn start_failed(&mut self, code: u8, message: &str) {
         self.in_use = None;
+        self.volumes.clear();
         let written = self.engine.write(self.durability(), |c| {
             row::set_start_failed(c, &self.id, i64::from(code), message)?;
             bridge::release(c, &self.id)

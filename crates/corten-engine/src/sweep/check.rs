@@ -9,7 +9,7 @@ use crate::containers::{files, row, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::system::Finding;
-use crate::volumes::store as volumes;
+use crate::volumes::{driver, hold, store as volumes};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -38,6 +38,7 @@ pub(crate) fn check(engine: &Engine, repair: bool) -> Result<Vec<Finding>> {
     check.network()?;
     check.container_directories()?;
     check.volume_directories()?;
+    check.volume_mounts()?;
     check.leases()?;
     check.store()?;
     Ok(check.findings)
@@ -191,11 +192,25 @@ impl Check<'_> {
             }
             self.found("volume-dir", &name, "is not known as a volume");
             if self.repair {
-                let none = std::collections::HashMap::new();
+                let wish = volumes::Wish {
+                    name,
+                    ..Default::default()
+                };
                 self.engine.write(Durability::Synced, |c| {
-                    volumes::insert(c, &name, false, &none, &none)
+                    volumes::insert(c, &wish, driver::DEFAULT)
                 })?;
             }
+        }
+        Ok(())
+    }
+
+    /// What killed processes have left mounted on volumes.
+    fn volume_mounts(&mut self) -> Result<()> {
+        for name in hold::orphans(self.engine)? {
+            self.found("volume-mount", &name, "is mounted, and nobody uses it");
+        }
+        if self.repair {
+            hold::sweep(self.engine)?;
         }
         Ok(())
     }

@@ -83,7 +83,7 @@ fn run_directories(engine: &Engine) -> Vec<String> {
 }
 
 /// Cleans up after processes that died: supervisors, builders, removers. Cheap: one lock test
-/// per running container, one look at the addresses and at `tmp/`. Blocks.
+/// per running container, one look at the addresses, at `tmp/` and at volumes with options. Blocks.
 pub(crate) fn quick(engine: &Engine) {
     if let Err(error) = builders(engine) {
         tracing::warn!(%error, "addresses of build steps are left to be swept");
@@ -96,6 +96,10 @@ pub(crate) fn quick(engine: &Engine) {
         if let Err(error) = bury_run_directory(engine, &id) {
             tracing::warn!(container = %id, %error, "what it left stays to be swept");
         }
+    }
+    // After their users have been buried.
+    if let Err(error) = crate::volumes::hold::sweep(engine) {
+        tracing::warn!(%error, "what is mounted on volumes is left to be swept");
     }
 }
 

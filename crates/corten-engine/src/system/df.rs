@@ -47,7 +47,9 @@ pub(super) async fn df(engine: &Engine, cache: Filters) -> Result<DiskUsage> {
     engine
         .blocking(move |engine| {
             let mut volumes = Vec::new();
-            for row in engine.database().read(volumes::store::all)? {
+            let rows = engine.database().read(volumes::store::all)?;
+            // What has options is elsewhere, mostly: Docker leaves it out.
+            for row in rows.into_iter().filter(|row| row.options.is_empty()) {
                 let data = engine.layout().volume_data(&row.name);
                 let used = VolumeUsageData {
                     size: usage::directory(&data),

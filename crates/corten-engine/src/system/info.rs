@@ -105,7 +105,7 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
         driver_status: Some(vec![vec!["Daemonless".to_owned(), "true".to_owned()]]),
         docker_root_dir: Some(engine.layout().root().display().to_string()),
         plugins: Some(PluginsInfo {
-            volume: Some(vec!["local".to_owned()]),
+            volume: Some(crate::volumes::driver::names()),
             network: Some(["bridge", "host", "null"].map(str::to_owned).to_vec()),
             authorization: None,
             log: Some(

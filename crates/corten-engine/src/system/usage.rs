@@ -5,11 +5,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Bytes allocated below a directory; files with several names count once. What vanishes
-/// meanwhile counts as nothing.
+/// meanwhile, or is mounted there, counts as nothing.
 pub(crate) fn directory(path: &Path) -> i64 {
     let mut seen = HashSet::new();
     let mut total = 0_u64;
     let mut pending = vec![path.to_owned()];
+    let Ok(device) = std::fs::symlink_metadata(path).map(|meta| meta.dev()) else {
+        return 0;
+    };
     while let Some(directory) = pending.pop() {
         let Ok(entries) = std::fs::read_dir(&directory) else {
             continue;
@@ -20,9 +23,9 @@ pub(crate) fn directory(path: &Path) -> i64 {
             if meta.nlink() > 1 && !meta.is_dir() && !seen.insert((meta.dev(), meta.ino())) {
                 continue;
             }
-            if meta.is_dir() {
+            if meta.is_dir() && meta.dev() == device {
                 pending.push(entry.path());
-            } else {
+            } else if !meta.is_dir() {
                 total += meta.len().min(meta.blocks() * 512);
             }
         }

@@ -1,9 +1,13 @@
 //! Volumes: named and anonymous directories that outlive containers.
+//!
+//! [`store`] has the rows and directories, [`driver`] what may be mounted on a directory, [`hold`] when
+//! that is mounted, [`populate`] what a new volume begins with.
 
+pub(crate) mod driver;
+pub(crate) mod hold;
+mod local;
 mod populate;
 pub(crate) mod store;
-
-use std::collections::HashMap;
 
 use bollard_stubs::models::{self, VolumeScopeEnum};
 use corten_db::Durability;
@@ -11,8 +15,13 @@ use corten_db::Durability;
 use crate::Filters;
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::parse::{bad, filters, names, time};
-use store::VolumeRow;
+use crate::events::{self, Kind};
+use crate::parse::{filters, names, time};
+use store::{VolumeRow, Wish};
+
+/// What an engine without Swarm says to cluster volumes.
+const NOT_A_MANAGER: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \
+     \"docker swarm join\" to connect this node to swarm and try again.";
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -26,50 +35,45 @@ impl Volumes {
     /// # Errors
     /// When the name is invalid, or a driver or option is asked for that there is not.
     pub async fn create(&self, request: models::VolumeCreateRequest) -> Result<models::Volume> {
-        if let Some(driver) = request.driver.as_deref()
-            && !matches!(driver, "" | "local")
-        {
-            return Err(EngineError::NotFound(format!(
-                "create {}: error looking up volume plugin {driver}: plugin \"{driver}\" not found",
-                request.name.as_deref().unwrap_or_default()
-            )));
-        }
-        if let Some(option) = request
-            .driver_opts
-            .iter()
-            .flatten()
-            .map(|(key, _)| key)
-            .next()
-        {
-            return Err(bad(format!(
-                "create {}: invalid option: \"{option}\": volume options are not supported",
-                request.name.as_deref().unwrap_or_default()
-            )));
-        }
         if request.cluster_volume_spec.is_some() {
-            return Err(bad("cluster volumes are not supported"));
+            return Err(EngineError::Unavailable(NOT_A_MANAGER.to_owned()));
         }
         let given = request.name.filter(|n| !n.is_empty());
         if let Some(name) = &given {
             names::volume_name(name)?;
         }
         let anonymous = given.is_none();
-        let name = given.unwrap_or_else(names::new_id);
-        let mut labels = request.labels.unwrap_or_default();
+        let mut wish = Wish {
+            name: given.unwrap_or_else(names::new_id),
+            driver: request.driver.unwrap_or_default(),
+            labels: request.labels.unwrap_or_default(),
+            options: request.driver_opts.unwrap_or_default(),
+        };
         if anonymous {
-            labels.insert(store::ANONYMOUS_LABEL.to_owned(), String::new());
+            wish.anonymous();
         }
         self.0
             .blocking(move |engine| {
-                engine.write(Durability::Synced, |c| {
-                    store::insert(c, &name, anonymous, &labels, &HashMap::new())
-                })?;
-                store::ensure_directory(engine, &name)?;
-                let row = engine.database().read(|c| store::get(c, &name))?;
+                let name = &wish.name;
+                engine
+                    .write(Durability::Synced, |c| store::ensure(c, &wish))
+                    .map_err(|error| driver::about(name, error))?;
+                store::ensure_directory(engine, name)?;
+                let row = engine.database().read(|c| store::get(c, name))?;
                 row.map(|r| model(engine, r))
-                    .ok_or(EngineError::NoSuchVolume(name))
+                    .ok_or_else(|| EngineError::NoSuchVolume(name.clone()))
             })
             .await
+    }
+
+    /// Changes a cluster volume, of which there are none.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn update(&self) -> Result<()> {
+        Err(EngineError::Unavailable(
+            "volume update only valid for cluster volumes, but swarm is unavailable".to_owned(),
+        ))
     }
 
     /// Lists volumes; filters `name`, `label`, `dangling`, `driver`.
@@ -85,8 +89,8 @@ impl Volumes {
                 let volumes = rows
                     .into_iter()
                     .filter(|r| {
-                        filters::any(&filters, "name", |v| r.name.contains(v.as_str()))
-                            && filters::any(&filters, "driver", |v| v == "local")
+                        filters::any(&filters, "name", |v| is_named(&r.name, v))
+                            && filters::any(&filters, "driver", |v| *v == r.driver)
                             && filters::labels(&filters, &r.labels)
                             && dangling.is_none_or(|d| d == r.users.is_empty())
                     })
@@ -146,8 +150,10 @@ impl Volumes {
                     space_reclaimed: Some(0),
                 };
                 for row in engine.database().read(store::all)? {
+                    // What has options takes no space here, mostly: Docker leaves it alone.
                     let selected = row.users.is_empty()
-                        && (all || row.anonymous)
+                        && row.options.is_empty()
+                        && (all || row.labels.contains_key(store::ANONYMOUS_LABEL))
                         && filters::labels(&filters, &row.labels);
                     if !selected {
                         continue;
@@ -167,22 +173,34 @@ impl Volumes {
                         Err(error) => return Err(error),
                     }
                 }
+                let reclaimed = response.space_reclaimed.unwrap_or(0).to_string();
+                let attributes = [("reclaimed".to_owned(), reclaimed)].into();
+                engine.write(Durability::Relaxed, |c| {
+                    events::record(c, Kind::Volume, "prune", "", &attributes)
+                })?;
                 Ok(response)
             })
             .await
     }
 }
 
+/// Whether a name is what the filter asks for: a part of it, or what an expression finds in it.
+fn is_named(name: &str, wanted: &str) -> bool {
+    name.contains(wanted) || regex_lite::Regex::new(wanted).is_ok_and(|found| found.is_match(name))
+}
+
 /// Docker's model of a volume.
 pub(crate) fn model(engine: &Engine, row: VolumeRow) -> models::Volume {
+    // A driver that is not there any more was one of this machine's.
+    let scope = driver::named(&row.driver).map_or(VolumeScopeEnum::LOCAL, |d| d.scope());
     models::Volume {
         mountpoint: engine.layout().volume_data(&row.name).display().to_string(),
         name: row.name,
-        driver: "local".to_owned(),
+        driver: row.driver,
         created_at: Some(time::rfc3339(row.created)),
         status: None,
         labels: row.labels,
-        scope: Some(VolumeScopeEnum::LOCAL),
+        scope: Some(scope),
         cluster_volume: None,
         options: row.options,
         usage_data: None,

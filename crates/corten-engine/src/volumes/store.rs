@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 use corten_db::Durability;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::populate;
+use super::driver::{self, Options};
+use super::{hold, populate};
 use crate::containers::row::Container;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
 use crate::parse::mounts::Source;
-use crate::parse::time;
+use crate::parse::{bad, time};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -30,39 +31,93 @@ pub(crate) const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
 pub(crate) struct VolumeRow {
     pub(crate) name: String,
     pub(crate) created: i64,
-    pub(crate) anonymous: bool,
+    pub(crate) driver: String,
     pub(crate) labels: HashMap<String, String>,
-    pub(crate) options: HashMap<String, String>,
+    pub(crate) options: Options,
     /// The containers that use it.
     pub(crate) users: Vec<String>,
 }
 
-/// Inserts a volume; `false` when there is one of that name.
-pub(crate) fn insert(
-    c: &Connection,
-    name: &str,
-    anonymous: bool,
-    labels: &HashMap<String, String>,
-    options: &HashMap<String, String>,
-) -> Result<bool> {
+/// A volume that is asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Wish {
+    pub(crate) name: String,
+    /// Empty: any, or the default one.
+    pub(crate) driver: String,
+    pub(crate) labels: HashMap<String, String>,
+    pub(crate) options: Options,
+}
+
+impl Wish {
+    /// A volume that nobody has named.
+    pub(crate) fn anonymous(&mut self) {
+        self.labels
+            .insert(ANONYMOUS_LABEL.to_owned(), String::new());
+    }
+}
+
+/// Makes a volume; `false` when there is one of that name, which must be what is asked for.
+///
+/// # Errors
+/// It cannot be had, in Docker's words.
+pub(crate) fn ensure(c: &Connection, wish: &Wish) -> Result<bool> {
+    let driver = driver::named(&wish.driver)?;
+    if let Some(there) = get(c, &wish.name)? {
+        check_same(&there, driver.name(), wish)?;
+        return Ok(false);
+    }
+    driver.check(&wish.options)?;
+    insert(c, wish, driver.name())?;
+    Ok(true)
+}
+
+/// Refuses a volume that is there already and is not what is asked for. Docker would hand out one
+/// with other options.
+fn check_same(there: &VolumeRow, driver: &str, wish: &Wish) -> Result<()> {
+    let name = &wish.name;
+    if !wish.driver.is_empty() && there.driver != driver {
+        return Err(EngineError::Conflict(format!(
+            "driver '{}' already has volume '{name}': volume name must be unique",
+            there.driver
+        )));
+    }
+    if !wish.options.is_empty() && wish.options != there.options {
+        let mut has: Vec<String> = there
+            .options
+            .iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect();
+        has.sort();
+        return Err(EngineError::Conflict(format!(
+            "volume name must be unique: there is a volume '{name}' with other options [{}]: remove \
+             it first, or choose another name",
+            has.join(" ")
+        )));
+    }
+    Ok(())
+}
+
+/// Inserts a volume, unless there is one of that name.
+pub(crate) fn insert(c: &Connection, wish: &Wish, driver: &str) -> Result<()> {
     let json = |map| serde_json::to_string(map).unwrap_or_else(|_| "{}".to_owned());
     let inserted = c
         .prepare_cached(
-            "INSERT OR IGNORE INTO volumes (name, created, anonymous, labels, options) \
-             VALUES (?,?,?,?,?)",
+            "INSERT OR IGNORE INTO volumes (name, created, anonymous, labels, options, driver) \
+             VALUES (?,?,?,?,?,?)",
         )?
         .execute(params![
-            name,
+            wish.name,
             time::now_nanos(),
-            anonymous,
-            json(labels),
-            json(options)
+            wish.labels.contains_key(ANONYMOUS_LABEL),
+            json(&wish.labels),
+            json(&wish.options),
+            driver
         ])?;
     if inserted > 0 {
-        let attributes = [("driver".to_owned(), "local".to_owned())].into();
-        events::record(c, Kind::Volume, "create", name, &attributes)?;
+        let attributes = [("driver".to_owned(), driver.to_owned())].into();
+        events::record(c, Kind::Volume, "create", &wish.name, &attributes)?;
     }
-    Ok(inserted > 0)
+    Ok(())
 }
 
 /// Makes the volumes a new container needs and notes that it uses them; the names of those
@@ -71,22 +126,41 @@ pub(crate) fn claim(c: &Connection, container: &Container) -> Result<Vec<String>
     let mut made = Vec::new();
     for mount in &container.setup.mounts {
         let Source::Volume {
-            name, anonymous, ..
+            name,
+            anonymous,
+            no_copy,
+            new,
+            ..
         } = &mount.source
         else {
             continue;
         };
-        let mut labels = HashMap::new();
+        let mut wish = Wish {
+            name: name.clone(),
+            driver: new.driver.clone(),
+            labels: new.labels.clone(),
+            options: new.options.clone(),
+        };
         if *anonymous {
-            labels.insert(ANONYMOUS_LABEL.to_owned(), String::new());
+            wish.anonymous();
         }
-        if insert(c, name, *anonymous, &labels, &HashMap::new())? {
+        let ensured = ensure(c, &wish).map_err(|error| match driver::about(name, error) {
+            // Not found is the image for clients, which would pull it.
+            EngineError::NotFound(text) => bad(text),
+            other => other,
+        });
+        if ensured? {
             made.push(name.clone());
         }
         c.prepare_cached(
-            "INSERT OR IGNORE INTO container_volumes (volume, container) VALUES (?,?)",
+            "INSERT OR IGNORE INTO container_volumes (volume, container, unfilled) \
+             VALUES (?,?,?)",
         )?
-        .execute([name, &container.id])?;
+        .execute(params![
+            name,
+            container.id,
+            !no_copy && !container.setup.layers.is_empty()
+        ])?;
     }
     Ok(made)
 }
@@ -177,7 +251,7 @@ fn from_sql(r: &rusqlite::Row<'_>) -> rusqlite::Result<VolumeRow> {
     Ok(VolumeRow {
         name: r.get(0)?,
         created: r.get(1)?,
-        anonymous: r.get(2)?,
+        driver: r.get(2)?,
         labels: map(r.get(3)?),
         options: map(r.get(4)?),
         users: Vec::new(),
@@ -188,7 +262,7 @@ fn from_sql(r: &rusqlite::Row<'_>) -> rusqlite::Result<VolumeRow> {
 pub(crate) fn get(c: &Connection, name: &str) -> Result<Option<VolumeRow>> {
     let row = c
         .prepare_cached(
-            "SELECT name, created, anonymous, labels, options FROM volumes WHERE name = ?",
+            "SELECT name, created, driver, labels, options FROM volumes WHERE name = ?",
         )?
         .query_row([name], from_sql)
         .optional()?;
@@ -201,9 +275,23 @@ pub(crate) fn get(c: &Connection, name: &str) -> Result<Option<VolumeRow>> {
 
 /// Reads all volumes, by name.
 pub(crate) fn all(c: &Connection) -> Result<Vec<VolumeRow>> {
-    let mut statement = c.prepare_cached(
-        "SELECT name, created, anonymous, labels, options FROM volumes ORDER BY name",
-    )?;
+    list(
+        c,
+        "SELECT name, created, driver, labels, options FROM volumes ORDER BY name",
+    )
+}
+
+/// Reads all volumes that were made with options.
+pub(crate) fn with_options(c: &Connection) -> Result<Vec<VolumeRow>> {
+    list(
+        c,
+        "SELECT name, created, driver, labels, options FROM volumes WHERE options <> '{}' \
+         ORDER BY name",
+    )
+}
+
+fn list(c: &Connection, query: &str) -> Result<Vec<VolumeRow>> {
+    let mut statement = c.prepare_cached(query)?;
     let mut rows: Vec<VolumeRow> = statement
         .query_map([], from_sql)?
         .collect::<rusqlite::Result<_>>()?;
@@ -217,9 +305,18 @@ pub(crate) fn all(c: &Connection) -> Result<Vec<VolumeRow>> {
 pub(crate) fn remove(engine: &Engine, name: &str) -> Result<()> {
     let doomed = engine.write(Durability::Synced, |c| remove_in(engine, c, name))?;
     if let Some(doomed) = doomed {
-        crate::containers::files::remove_renamed(&doomed);
+        discard(&doomed);
     }
     Ok(())
+}
+
+/// Deletes what [`remove_in`] has renamed away.
+pub(crate) fn discard(doomed: &Path) {
+    if let Err(error) = hold::unmount_removed(doomed) {
+        // What is mounted is never deleted.
+        tracing::warn!(path = %doomed.display(), %error, "a removed volume stays mounted");
+    }
+    crate::containers::files::remove_renamed(doomed);
 }
 
 /// As [`remove`], within a transaction of the caller's, who removes the directory that is
@@ -237,10 +334,22 @@ pub(crate) fn remove_in(engine: &Engine, c: &Connection, name: &str) -> Result<O
             users.join(", ")
         )));
     }
-    if c.execute("DELETE FROM volumes WHERE name = ?", [name])? == 0 {
-        return Err(EngineError::NoSuchVolume(name.to_owned()));
-    }
-    let attributes = [("driver".to_owned(), "local".to_owned())].into();
+    let row = get(c, name)?.ok_or_else(|| EngineError::NoSuchVolume(name.to_owned()))?;
+    // Nobody comes to use it before it has gone.
+    let _retired = match hold::retire(&directory) {
+        Ok(Some(lock)) => Some(lock),
+        Ok(None) => {
+            return Err(EngineError::Conflict(format!(
+                "remove {name}: volume is in use: it is being exported, imported or copied"
+            )));
+        }
+        Err(EngineError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    c.execute("DELETE FROM volumes WHERE name = ?", [name])?;
+    let attributes = [("driver".to_owned(), row.driver)].into();
     events::record(c, Kind::Volume, "destroy", name, &attributes)?;
     let tmp = engine.layout().tmp();
     std::fs::create_dir_all(&tmp).map_err(|source| EngineError::Io {

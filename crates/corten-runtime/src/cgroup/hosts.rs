@@ -104,8 +104,10 @@ fn is_controller(option: &str) -> bool {
     !FLAGS.contains(&option) && !option.starts_with("release_agent=") && !option.is_empty()
 }
 
-/// Octal escapes of blanks and backslashes.
-pub(crate) fn unescape(text: &str) -> String {
+/// A path as the kernel's lists of mounts write it, without the octal escapes of blanks and
+/// backslashes.
+#[must_use]
+pub fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('\\') {

@@ -21,6 +21,7 @@ use crate::engine::Engine;
 use crate::parse::mounts::Source;
 use crate::spec;
 use crate::supervise::rooted::bind_source;
+use crate::volumes::hold::Hold;
 
 /// How long a container that starts, ends or is copied into is waited for.
 const SETTLING: Duration = Duration::from_secs(30);
@@ -37,6 +38,8 @@ pub(super) struct Seen {
     view: View,
     /// Nobody starts it meanwhile.
     _claimed: Option<root::InUse>,
+    /// What its volumes need mounted stays so; of one that runs, its own mounts are seen.
+    _volumes: Vec<Hold>,
 }
 
 impl Seen {
@@ -96,6 +99,7 @@ fn running(engine: &Engine, container: Container) -> Result<Option<Seen>> {
             container,
             view,
             _claimed: None,
+            _volumes: Vec::new(),
         })),
         Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(None),
         Err(error) => Err(failed(&container, error)),
@@ -129,6 +133,7 @@ fn at_rest(engine: &Engine, container: Container, only_read: bool) -> Result<Opt
         return Err(error);
     }
     let layers = engine.store().layers();
+    let volumes = Hold::of_container(engine, &container)?;
     if only_read {
         let upper = engine.layout().container(&container.id).join("upper");
         let root = layers.mount_merged(&container.setup.layers, &upper)?;
@@ -140,6 +145,7 @@ fn at_rest(engine: &Engine, container: Container, only_read: bool) -> Result<Opt
                 container,
                 view,
                 _claimed: None,
+                _volumes: volumes,
             }));
         }
     }
@@ -170,6 +176,7 @@ fn at_rest(engine: &Engine, container: Container, only_read: bool) -> Result<Opt
         container,
         view,
         _claimed: Some(claimed),
+        _volumes: volumes,
     }))
 }
 

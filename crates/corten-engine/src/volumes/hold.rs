@@ -1,0 +1,250 @@
+//! Volumes in use: who uses a volume's data holds it.
+//!
+//! A hold is a shared lock on the file `in-use` beside the data, so the kernel knows who uses a
+//! volume, and forgets who dies. What a volume's options have mounted is mounted by the first hold
+//! and unmounted with the last; both happen under a lock on the volume's directory (the gate), which
+//! is taken before the other one. A killed process leaves the mount behind: the next holder goes on
+//! with it, or [`sweep`] unmounts it once nobody holds the volume.
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use corten_store::{still_there, try_lock};
+use rustix::fs::{FlockOperation, OFlags};
+
+use super::driver::{self, Driver};
+use super::store::{self, VolumeRow};
+use crate::containers::row::Container;
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::parse::mounts::Source;
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// A volume in use.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    engine: Engine,
+    name: String,
+    lock: Option<File>,
+    driver: &'static dyn Driver,
+    /// Something may have to be unmounted.
+    mounted: bool,
+}
+
+impl Hold {
+    /// Uses a volume: its directory is there, and what its options name is mounted on it. Blocks.
+    pub(crate) fn take(engine: &Engine, name: &str) -> Result<Self> {
+        loop {
+            let row = row(engine, name)?;
+            let driver = driver::named(&row.driver)?;
+            store::ensure_directory(engine, name)?;
+            let Some(gate) = Gate::close(engine, name)? else {
+                continue; // removed, and perhaps made again
+            };
+            let lock = in_use(&gate.path)?;
+            flock(&lock, FlockOperation::LockShared, &gate.path)?;
+            // Who removes it has that lock alone, but not the gate.
+            if !still_there(&gate.path, &gate.directory) {
+                continue;
+            }
+            let mut hold = Self {
+                engine: engine.clone(),
+                name: name.to_owned(),
+                lock: Some(lock),
+                driver,
+                mounted: false,
+            };
+            if driver.is_mounted(&row.options) {
+                let data = engine.layout().volume_data(name);
+                if !is_mount_point(&data)? {
+                    driver.mount(&data, &row.options)?;
+                }
+                hold.mounted = true;
+            }
+            return Ok(hold);
+        }
+    }
+
+    /// Uses every volume of a container.
+    pub(crate) fn of_container(engine: &Engine, container: &Container) -> Result<Vec<Self>> {
+        let mounts = container.setup.mounts.iter();
+        mounts
+            .filter_map(|mount| match &mount.source {
+                Source::Volume { name, .. } => Some(name),
+                _ => None,
+            })
+            .map(|name| Self::take(engine, name))
+            .collect()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        drop(self.lock.take());
+        if self.mounted
+            && let Err(error) = unmount_unused(&self.engine, &self.name, self.driver)
+        {
+            tracing::warn!(volume = %self.name, %error, "it stays mounted until it is swept");
+        }
+    }
+}
+
+/// Nobody else begins or ends to use a volume.
+#[derive(Debug)]
+struct Gate {
+    path: PathBuf,
+    directory: File,
+}
+
+impl Gate {
+    /// `None`: the volume's directory is not there (any more).
+    fn close(engine: &Engine, name: &str) -> Result<Option<Self>> {
+        let path = engine.layout().volumes().join(name);
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(&path, flags, rustix::fs::Mode::empty());
+        let directory = match opened {
+            Ok(fd) => File::from(fd),
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(io("open", &path)(error.into())),
+        };
+        flock(&directory, FlockOperation::LockExclusive, &path)?;
+        Ok(still_there(&path, &directory).then_some(Self { path, directory }))
+    }
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> EngineError {
+    move |source| EngineError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn flock(file: &File, how: FlockOperation, path: &Path) -> Result<()> {
+    rustix::fs::flock(file, how).map_err(|error| io("lock", path)(error.into()))
+}
+
+fn row(engine: &Engine, name: &str) -> Result<VolumeRow> {
+    let row = engine.database().read(|c| store::get(c, name))?;
+    row.ok_or_else(|| EngineError::NoSuchVolume(name.to_owned()))
+}
+
+/// Opens the file whose lock says that a volume is in use.
+fn in_use(directory: &Path) -> Result<File> {
+    let path = directory.join("in-use");
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path)
+        .map_err(io("open", &path))
+}
+
+/// How often, and after which pause, a volume is looked at that may only be looked at by others.
+const LOOKS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Keeps a volume that is about to be removed from being used; `None`: it is in use.
+pub(super) fn retire(directory: &Path) -> Result<Option<File>> {
+    let lock = in_use(directory)?;
+    for _ in 0..LOOKS {
+        if try_lock(&lock, true).map_err(io("lock", directory))? {
+            return Ok(Some(lock));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(None)
+}
+
+/// Unmounts what is mounted on a volume's directory unless somebody uses the volume; whether it
+/// did.
+fn unmount_unused(engine: &Engine, name: &str, driver: &'static dyn Driver) -> Result<bool> {
+    let Some(gate) = Gate::close(engine, name)? else {
+        return Ok(false);
+    };
+    let lock = in_use(&gate.path)?;
+    if !try_lock(&lock, true).map_err(io("lock", &gate.path))? {
+        return Ok(false);
+    }
+    let data = engine.layout().volume_data(name);
+    if !is_mount_point(&data)? {
+        return Ok(false);
+    }
+    driver.unmount(&data)?;
+    Ok(true)
+}
+
+/// Whether something is mounted on a path. The list is read rather than the path looked at, which
+/// could wait forever for the server of a network file system.
+fn is_mount_point(path: &Path) -> Result<bool> {
+    Ok(mount_points()?.any(|point| point == path))
+}
+
+fn mount_points() -> Result<impl Iterator<Item = PathBuf>> {
+    let list = Path::new("/proc/thread-self/mountinfo");
+    let text = std::fs::read_to_string(list).map_err(io("read", list))?;
+    let points: Vec<PathBuf> = text
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|point| PathBuf::from(corten_runtime::cgroup::unescape(point)))
+        .collect();
+    Ok(points.into_iter())
+}
+
+/// The volumes on whose directories something is mounted, though nobody uses them.
+fn left_mounted(engine: &Engine) -> Result<Vec<VolumeRow>> {
+    let mut rows = engine.database().read(store::with_options)?;
+    if rows.is_empty() {
+        return Ok(rows);
+    }
+    let points: Vec<PathBuf> = mount_points()?.collect();
+    rows.retain(|row| {
+        let directory = engine.layout().volumes().join(&row.name);
+        let free = || match in_use(&directory).map(|lock| try_lock(&lock, true)) {
+            Ok(Ok(free)) => free,
+            failed => {
+                tracing::debug!(volume = %row.name, ?failed, "cannot be looked at");
+                false
+            }
+        };
+        points.contains(&directory.join("_data")) && free()
+    });
+    Ok(rows)
+}
+
+/// Unmounts what killed processes have left mounted. Blocks.
+pub(crate) fn sweep(engine: &Engine) -> Result<()> {
+    for row in left_mounted(engine)? {
+        let swept =
+            driver::named(&row.driver).and_then(|driver| unmount_unused(engine, &row.name, driver));
+        if let Err(error) = swept {
+            tracing::warn!(volume = %row.name, %error, "it stays mounted");
+        }
+    }
+    Ok(())
+}
+
+/// The names of volumes that [`sweep`] would unmount. Blocks.
+pub(crate) fn orphans(engine: &Engine) -> Result<Vec<String>> {
+    Ok(left_mounted(engine)?
+        .into_iter()
+        .map(|row| row.name)
+        .collect())
+}
+
+/// Unmounts what is mounted in a volume's directory that has been renamed away, with its row gone:
+/// nobody can come to use it any more.
+pub(crate) fn unmount_removed(directory: &Path) -> Result<()> {
+    let data = directory.join("_data");
+    while is_mount_point(&data)? {
+        let flags = rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::NOFOLLOW;
+        rustix::mount::unmount(&data, flags)
+            .map_err(|error| io("unmount volume", &data)(error.into()))?;
+    }
+    Ok(())
+}

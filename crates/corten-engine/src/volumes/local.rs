@@ -1,0 +1,365 @@
+//! The driver `local`: a directory of the engine's, or whatever `mount(2)` can put there: a tmpfs,
+//! a block device, an NFS export, another directory of the host (`type`, `device`, `o`). What the
+//! options mean, and the words for what is wrong with them, are Docker's.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fmt::Write as _;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::path::Path;
+
+use bollard_stubs::models::VolumeScopeEnum;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+
+use super::driver::{Driver, Options};
+use crate::error::EngineError;
+use crate::parse::{bad, logs};
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// The driver.
+#[derive(Debug)]
+pub(super) struct Local;
+
+impl Driver for Local {
+    fn name(&self) -> &'static str {
+        super::driver::DEFAULT
+    }
+
+    fn scope(&self) -> VolumeScopeEnum {
+        VolumeScopeEnum::LOCAL
+    }
+
+    fn check(&self, options: &Options) -> Result<()> {
+        check_names(options)?;
+        if size(options)?.is_some() {
+            return Err(bad("quota size requested but no quota support"));
+        }
+        let has = |key: &str| options.contains_key(key);
+        for (option, required) in [
+            ("device", &["type"][..]),
+            ("type", &["device"]),
+            ("o", &["device", "type"]),
+        ] {
+            if has(option)
+                && let Some(missing) = required.iter().find(|key| !has(key))
+            {
+                return Err(bad(format!("missing required option: \"{missing}\"")));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_mounted(&self, options: &Options) -> bool {
+        let given = |key: &str| options.get(key).is_some_and(|value| !value.is_empty());
+        given("device") || given("type")
+    }
+
+    fn mount(&self, data: &Path, options: &Options) -> Result<()> {
+        let mount = Wanted::read(options)?;
+        mount.attach(data).map_err(|(flags, error)| {
+            let mut text = format!(
+                "error while mounting volume '{}': failed to mount local volume: mount {}:{}",
+                data.display(),
+                mount.device,
+                data.display()
+            );
+            if !flags.is_empty() {
+                // A String takes whatever is written to it.
+                write!(text, ", flags: {:#x}", flags.bits()).ok();
+            }
+            if !mount.data.is_empty() {
+                write!(text, ", data: {}", mount.shown_data()).ok();
+            }
+            EngineError::Other {
+                context: text,
+                source: Box::new(error),
+            }
+        })
+    }
+
+    fn unmount(&self, data: &Path) -> Result<()> {
+        // Lazily, as Docker does: who looks at it on the host holds nothing up.
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        match rustix::mount::unmount(data, flags) {
+            // It is not mounted any more.
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+            Err(error) => Err(EngineError::Io {
+                action: "unmount volume",
+                path: data.to_owned(),
+                source: error.into(),
+            }),
+        }
+    }
+}
+
+fn check_names(options: &Options) -> Result<()> {
+    let mut names: Vec<&String> = options.keys().collect();
+    names.sort();
+    for name in names {
+        if !matches!(name.as_str(), "type" | "o" | "device" | "size") {
+            return Err(bad(format!("invalid option: \"{name}\"")));
+        }
+    }
+    if options.get("type").is_some_and(|kind| kind == "cifs")
+        && let Some(device) = options.get("device")
+        && cifs_host(device).is_some_and(|host| port_of(host).is_some())
+    {
+        return Err(bad(
+            "port not allowed in CIFS device URL, include 'port' in 'o='",
+        ));
+    }
+    Ok(())
+}
+
+/// The option `size`; none when it bounds nothing.
+fn size(options: &HashMap<String, String>) -> Result<Option<u64>> {
+    let Some(text) = options.get("size") else {
+        return Ok(None);
+    };
+    match logs::size(text) {
+        Some(0) => Ok(None),
+        Some(size) => Ok(Some(size)),
+        None => Err(bad(format!("invalid size: '{text}'"))),
+    }
+}
+
+/// The host of `//host[:port]/share`.
+fn cifs_host(device: &str) -> Option<&str> {
+    let rest = device.strip_prefix("//")?;
+    let host = rest.split('/').next().unwrap_or_default();
+    Some(host).filter(|host| !host.is_empty())
+}
+
+fn port_of(host: &str) -> Option<&str> {
+    // Not within the brackets of an IPv6 address.
+    let after = host.rsplit_once(']').map_or(host, |(_, after)| after);
+    after.split_once(':').map(|(_, port)| port)
+}
+
+/// What is to be mounted.
+struct Wanted {
+    device: String,
+    kind: String,
+    flags: MountFlags,
+    propagation: MountPropagationFlags,
+    /// For the file system.
+    data: String,
+}
+
+impl Wanted {
+    fn read(options: &Options) -> Result<Self> {
+        let get = |key: &str| options.get(key).cloned().unwrap_or_default();
+        let mut wanted = Self {
+            device: get("device"),
+            kind: get("type"),
+            flags: MountFlags::empty(),
+            propagation: MountPropagationFlags::empty(),
+            data: String::new(),
+        };
+        if wanted.device.is_empty() {
+            return Err(bad("missing device in volume options"));
+        }
+        let mut data = Vec::new();
+        for option in get("o").split(',').filter(|option| !option.is_empty()) {
+            if !wanted.flag(option) {
+                data.push(option.to_owned());
+            }
+        }
+        if matches!(wanted.kind.as_str(), "nfs" | "cifs") {
+            wanted.resolve(&mut data)?;
+        }
+        wanted.data = data.join(",");
+        Ok(wanted)
+    }
+
+    /// Takes an option that is a flag of the mount.
+    fn flag(&mut self, option: &str) -> bool {
+        use MountFlags as F;
+        use MountPropagationFlags as P;
+        let (set, flag) = match option {
+            "defaults" => return true,
+            "ro" => (true, F::RDONLY),
+            "rw" => (false, F::RDONLY),
+            "nosuid" => (true, F::NOSUID),
+            "suid" => (false, F::NOSUID),
+            "nodev" => (true, F::NODEV),
+            "dev" => (false, F::NODEV),
+            "noexec" => (true, F::NOEXEC),
+            "exec" => (false, F::NOEXEC),
+            "sync" => (true, F::SYNCHRONOUS),
+            "async" => (false, F::SYNCHRONOUS),
+            "dirsync" => (true, F::DIRSYNC),
+            "mand" => (true, F::PERMIT_MANDATORY_FILE_LOCKING),
+            "nomand" => (false, F::PERMIT_MANDATORY_FILE_LOCKING),
+            "noatime" => (true, F::NOATIME),
+            "atime" => (false, F::NOATIME),
+            "nodiratime" => (true, F::NODIRATIME),
+            "diratime" => (false, F::NODIRATIME),
+            "relatime" => (true, F::RELATIME),
+            "norelatime" => (false, F::RELATIME),
+            "strictatime" => (true, F::STRICTATIME),
+            "nostrictatime" => (false, F::STRICTATIME),
+            "bind" => (true, F::BIND),
+            "rbind" => (true, F::BIND | F::REC),
+            _ => {
+                let propagation = match option {
+                    "private" => P::PRIVATE,
+                    "rprivate" => P::PRIVATE | P::REC,
+                    "shared" => P::SHARED,
+                    "rshared" => P::SHARED | P::REC,
+                    "slave" => P::DOWNSTREAM,
+                    "rslave" => P::DOWNSTREAM | P::REC,
+                    "unbindable" => P::UNBINDABLE,
+                    "runbindable" => P::UNBINDABLE | P::REC,
+                    _ => return false,
+                };
+                self.propagation |= propagation;
+                return true;
+            }
+        };
+        self.flags.set(flag, set);
+        true
+    }
+
+    /// Puts addresses in the place of names of hosts, which the kernel does not know.
+    fn resolve(&mut self, data: &mut [String]) -> Result<()> {
+        for option in data.iter_mut() {
+            if let Some(host) = option.strip_prefix("addr=")
+                && !host.is_empty()
+                && host.parse::<IpAddr>().is_err()
+            {
+                *option = format!("addr={}", address(host)?);
+                return Ok(());
+            }
+        }
+        if self.kind == "cifs"
+            && let Some(host) = cifs_host(&self.device)
+            && host.trim_matches(['[', ']']).parse::<IpAddr>().is_err()
+        {
+            let address = address(host)?;
+            self.device = format!("//{address}{}", &self.device[2 + host.len()..]);
+        }
+        Ok(())
+    }
+
+    /// Its data, without passwords.
+    fn shown_data(&self) -> String {
+        let options = self.data.split(',').map(|option| match option {
+            secret if secret.starts_with("password=") => "password=********",
+            other => other,
+        });
+        options.collect::<Vec<_>>().join(",")
+    }
+
+    fn attach(&self, target: &Path) -> std::result::Result<(), (MountFlags, rustix::io::Errno)> {
+        let failed = |error| (self.flags, error);
+        let data =
+            CString::new(self.data.as_str()).map_err(|_| failed(rustix::io::Errno::INVAL))?;
+        let data = Some(data.as_c_str()).filter(|data| !data.is_empty());
+        rustix::mount::mount(
+            self.device.as_str(),
+            target,
+            self.kind.as_str(),
+            self.flags,
+            data,
+        )
+        .map_err(failed)?;
+        let finished = self.finish(target);
+        if finished.is_err() {
+            let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+            if let Err(error) = rustix::mount::unmount(target, flags) {
+                tracing::warn!(path = %target.display(), %error, "a volume stays mounted");
+            }
+        }
+        finished.map_err(failed)
+    }
+
+    /// What takes calls of their own.
+    fn finish(&self, target: &Path) -> rustix::io::Result<()> {
+        if !self.propagation.is_empty() {
+            rustix::mount::mount_change(target, self.propagation)?;
+        }
+        let more = self.flags & !(MountFlags::BIND | MountFlags::REC);
+        if self.flags.contains(MountFlags::BIND) && !more.is_empty() {
+            rustix::mount::mount_remount(target, self.flags, c"")?;
+        }
+        Ok(())
+    }
+}
+
+/// The address of a host that is named.
+fn address(host: &str) -> Result<IpAddr> {
+    let failed = |why: String| EngineError::Other {
+        context: "error resolving passed in network volume address".to_owned(),
+        source: format!("lookup {host}: {why}").into(),
+    };
+    let mut found = (host, 0)
+        .to_socket_addrs()
+        .map_err(|error| failed(error.to_string()))?;
+    found
+        .next()
+        .map(|address| address.ip())
+        .ok_or_else(|| failed("no such host".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(text: &str) -> Options {
+        text.split_whitespace()
+            .map(|pair| pair.split_once('=').unwrap())
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn options_are_checked_in_dockers_words() {
+        let check = |text: &str| Local.check(&options(text));
+        for fine in [
+            "",
+            "type=tmpfs device=tmpfs o=size=1m",
+            "type=none device=/srv o=bind",
+            "type=nfs device=:/export o=addr=10.0.0.1,rw",
+            "type=cifs device=//host/share",
+            "size=0",
+        ] {
+            assert!(check(fine).is_ok(), "{fine}");
+        }
+        for (wrong, words) in [
+            ("wrong=1", "invalid option: \"wrong\""),
+            ("type=tmpfs", "missing required option: \"device\""),
+            ("device=/dev/x", "missing required option: \"type\""),
+            ("o=ro", "missing required option: \"device\""),
+            ("type=cifs device=//host:1/share", "port not allowed"),
+            ("size=lots", "invalid size: 'lots'"),
+        ] {
+            let told = check(wrong).unwrap_err().to_string();
+            assert!(told.contains(words), "{wrong}: {told}");
+        }
+    }
+
+    #[test]
+    fn flags_are_told_from_data() {
+        let text = "type=nfs device=:/e o=addr=10.0.0.1,ro,noatime,exec,rslave,vers=4";
+        let wanted = Wanted::read(&options(text)).unwrap();
+        assert_eq!(wanted.data, "addr=10.0.0.1,vers=4");
+        assert_eq!(wanted.flags, MountFlags::RDONLY | MountFlags::NOATIME);
+        let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+        assert_eq!(wanted.propagation, slave);
+    }
+
+    #[test]
+    fn hosts_get_addresses_and_passwords_are_not_told() {
+        let text = "type=cifs device=//localhost/share o=username=me,password=secret";
+        let wanted = Wanted::read(&options(text)).unwrap();
+        let host = cifs_host(&wanted.device).unwrap();
+        assert!(host.parse::<IpAddr>().unwrap().is_loopback(), "{host}");
+        assert_eq!(wanted.shown_data(), "username=me,password=********");
+        let text = "type=nfs device=:/e o=addr=localhost,ro";
+        let wanted = Wanted::read(&options(text)).unwrap();
+        let host = wanted.data.strip_prefix("addr=").unwrap();
+        assert!(host.parse::<IpAddr>().unwrap().is_loopback(), "{host}");
+    }
+}

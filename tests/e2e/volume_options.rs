@@ -1,0 +1,203 @@
+//! Volumes whose options have something mounted: while they are used, and no longer.
+
+use std::fs;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::{Engine, until};
+
+/// What is mounted on a volume's directory, as the host sees it.
+fn mounted(engine: &Engine, volume: &str) -> Option<String> {
+    let data = engine.root().join("volumes").join(volume).join("_data");
+    let data = data.canonicalize().unwrap_or(data);
+    let list = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    list.lines()
+        .find(|line| line.split(' ').nth(4) == data.to_str())
+        .map(str::to_owned)
+}
+
+fn tmpfs(engine: &Engine, name: &str) {
+    let made = engine.ok([
+        "volume",
+        "create",
+        "-o",
+        "type=tmpfs",
+        "-o",
+        "device=tmpfs",
+        "-o",
+        "o=size=1m,uid=7",
+        name,
+    ]);
+    assert_eq!(made, name);
+}
+
+#[test]
+fn options_are_mounted_from_the_first_use_to_the_last() {
+    let engine = Engine::with_alpine();
+    tmpfs(&engine, "memory");
+    assert_eq!(mounted(&engine, "memory"), None);
+    let start = |name: &str| {
+        engine.ok([
+            "run",
+            "-d",
+            "--name",
+            name,
+            "-v",
+            "memory:/m",
+            "alpine",
+            "sleep",
+            "1000",
+        ])
+    };
+    start("one");
+    engine.ok(["exec", "one", "sh", "-c", "echo shared > /m/f"]);
+    start("two");
+    assert_eq!(engine.ok(["exec", "two", "cat", "/m/f"]), "shared");
+    assert_eq!(engine.ok(["exec", "two", "stat", "-c", "%u", "/m"]), "7");
+    let told = mounted(&engine, "memory").unwrap();
+    assert!(
+        told.contains("tmpfs") && told.contains("size=1024k"),
+        "{told}"
+    );
+    engine.ok(["rm", "-f", "one"]);
+    assert!(mounted(&engine, "memory").is_some());
+    assert_eq!(engine.ok(["exec", "two", "cat", "/m/f"]), "shared");
+    engine.ok(["stop", "-t", "0", "two"]);
+    assert_eq!(mounted(&engine, "memory"), None);
+    // Another use is another tmpfs. It also is one for who only copies.
+    engine.ok(["start", "two"]);
+    assert_eq!(engine.ok(["exec", "two", "ls", "/m"]), "");
+    engine.ok(["rm", "-f", "two"]);
+    engine.ok(["volume", "rm", "memory"]);
+    engine.assert_clean();
+}
+
+#[test]
+fn a_directory_of_the_host_can_be_a_volume() {
+    let engine = Engine::with_alpine();
+    let dir = engine.path("theirs");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("f"), "of the host").unwrap();
+    let device = format!("device={}", dir.display());
+    engine.ok([
+        "volume",
+        "create",
+        "-o",
+        "type=none",
+        "-o",
+        &device,
+        "-o",
+        "o=bind,ro",
+        "host",
+    ]);
+    let script = "cat /h/f; touch /h/g 2>&1 || true";
+    let told = engine.ok(["run", "--rm", "-v", "host:/h", "alpine", "sh", "-c", script]);
+    assert!(
+        told.starts_with("of the host") && told.contains("Read-only"),
+        "{told}"
+    );
+    engine.ok(["create", "--name", "box", "-v", "host:/h", "alpine"]);
+    assert!(engine.ok(["cp", "box:/h/f", "-"]).contains("of the host"));
+    assert_eq!(mounted(&engine, "host"), None);
+    engine.ok(["rm", "box"]);
+    engine.ok(["volume", "rm", "host"]);
+    assert_eq!(fs::read_to_string(dir.join("f")).unwrap(), "of the host");
+    engine.assert_clean();
+}
+
+#[test]
+fn what_cannot_be_mounted_stops_the_start() {
+    let engine = Engine::with_alpine();
+    engine.ok([
+        "volume",
+        "create",
+        "-o",
+        "type=ext4",
+        "-o",
+        "device=/nowhere",
+        "odd",
+    ]);
+    let told = engine.fails(
+        125,
+        ["run", "--name", "box", "-v", "odd:/o", "alpine", "true"],
+    );
+    assert!(
+        told.contains("error while mounting volume") && told.contains("/nowhere"),
+        "{told}"
+    );
+    assert_eq!(
+        engine.ok(["inspect", "-f", "{{.State.Status}}", "box"]),
+        "created"
+    );
+    engine.ok(["rm", "box"]);
+    let options = ["type=tmpfs", "device=tmpfs"]
+        .map(|o| format!("volume-opt={o}"))
+        .join(",");
+    let mount = format!("src=memory,dst=/m,{options},volume-label=a=b,volume-driver=local");
+    let told = engine.ok(["run", "--rm", "--mount", &mount, "alpine", "df", "/m"]);
+    assert!(told.contains("tmpfs"), "{told}");
+    let look = "{{json .Options}} {{.Labels}}";
+    assert_eq!(
+        engine.ok(["volume", "inspect", "-f", look, "memory"]),
+        r#"{"device":"tmpfs","type":"tmpfs"} map[a:b]"#
+    );
+    for (mount, words) in [
+        (
+            "src=memory,dst=/m,volume-opt=type=ext4,volume-opt=device=x",
+            "with other options",
+        ),
+        (
+            "src=other,dst=/m,volume-opt=wrong=1",
+            "create other: invalid option: \"wrong\"",
+        ),
+        (
+            "src=other,dst=/m,volume-driver=absent",
+            "plugin \"absent\" not found",
+        ),
+    ] {
+        let told = engine.fails(1, ["create", "--mount", mount, "alpine"]);
+        assert!(told.contains(words), "{mount}: {told}");
+    }
+    assert_eq!(engine.ok(["volume", "ls", "-q"]), "memory\nodd");
+    // What has options is elsewhere: a prune leaves it alone, as Docker's does.
+    engine.ok(["volume", "prune", "-af"]);
+    assert_eq!(engine.ok(["volume", "ls", "-q"]), "memory\nodd");
+    engine.ok(["volume", "rm", "memory", "odd"]);
+    engine.assert_clean();
+}
+
+#[test]
+fn a_killed_supervisor_leaves_no_mount_behind() {
+    let engine = Engine::with_alpine();
+    tmpfs(&engine, "memory");
+    let id = engine.ok([
+        "run",
+        "-d",
+        "--name",
+        "box",
+        "-v",
+        "memory:/m",
+        "alpine",
+        "sleep",
+        "1000",
+    ]);
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let supervisor = processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+        .find(|pid| {
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.contains("supervise") && line.contains(&id)
+        });
+    let supervisor = Pid::from_raw(supervisor.unwrap()).unwrap();
+    kill_process(supervisor, Signal::KILL).unwrap();
+    until("it is found", || {
+        let told = engine.run(["system", "check"]).stdout;
+        told.contains("volume-mount memory: is mounted, and nobody uses it")
+    });
+    assert!(mounted(&engine, "memory").is_some());
+    engine.ok(["run", "--rm", "alpine", "true"]);
+    assert_eq!(mounted(&engine, "memory"), None);
+    engine.ok(["rm", "-f", "box"]);
+    engine.ok(["volume", "rm", "memory"]);
+    engine.assert_clean();
+}
