@@ -28,8 +28,8 @@ impl Names for Everybody {
         Ok(address.is_ipv4().then(|| format!("{address}.net")))
     }
 
-    fn may_forward(&self) -> bool {
-        true
+    fn may_forward(&self) -> Result<bool, BoxError> {
+        Ok(true)
     }
 }
 

@@ -48,7 +48,10 @@ pub trait Names {
     fn name_of(&self, address: IpAddr) -> Result<Option<String>, BoxError>;
 
     /// Whether questions may leave: the container is on a network that is not internal.
-    fn may_forward(&self) -> bool;
+    ///
+    /// # Errors
+    /// As [`addresses`](Self::addresses).
+    fn may_forward(&self) -> Result<bool, BoxError>;
 }
 
 /// Where questions go that nobody here can answer.

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::query::{OURS, Query, Transport};
-use crate::{Names, Outside, answer, exchange, forward};
+use crate::{Chain, Names, Outside, answer, exchange, forward};
 
 /// Connections at a time; more wait in the kernel.
 pub(crate) const CONNECTIONS: usize = 32;
@@ -74,8 +74,13 @@ pub(crate) fn judge(
     if let Some(answer) = answer::local(&query, names) {
         return Verdict::Answer(answer);
     }
-    if !names.may_forward() {
-        return Verdict::Answer(query.refuse(Rcode::SERVFAIL));
+    match names.may_forward() {
+        Ok(true) => {}
+        Ok(false) => return Verdict::Answer(query.refuse(Rcode::SERVFAIL)),
+        Err(error) => {
+            tracing::warn!(error = %Chain(&error), "the container's networks are not known");
+            return Verdict::Answer(query.refuse(Rcode::SERVFAIL));
+        }
     }
     let stays = dotted_only
         && matches!(query.kind(), Rtype::A | Rtype::AAAA)

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
+use corten_network::resolv::Upstream;
 use corten_network::{EndpointSpec, PortMapping, PortRequest};
 use corten_oci::runtime_spec::Spec;
 
@@ -25,6 +27,8 @@ pub struct Job {
     pub mounts: BTreeMap<usize, OwnedFd>,
     /// The network.
     pub network: NetworkJob,
+    /// Its name server, if it is to have one; in a namespace of its own only.
+    pub names: Option<NameServerJob>,
     /// Where output is logged.
     pub log: LogConfig,
     /// Whether the process has a terminal.
@@ -64,6 +68,15 @@ pub enum NetworkJob {
     },
     /// Another container's namespace.
     Join(OwnedFd),
+}
+
+/// The name server of a container on user-defined networks.
+#[derive(Debug)]
+pub struct NameServerJob {
+    /// Where it forwards to.
+    pub upstreams: Vec<Upstream>,
+    /// Names without a dot are not forwarded.
+    pub dotted_only: bool,
 }
 
 /// Docker's restart policies.
@@ -138,6 +151,24 @@ pub trait Host {
 
     /// The supervisor is about to leave; removal of a `--rm` container happens here.
     fn finished(&mut self);
+
+    /// The addresses that a name has on the networks of this container; `None`: it is nobody's.
+    ///
+    /// # Errors
+    /// It cannot be known now.
+    fn addresses(&mut self, name: &str) -> Result<Option<Vec<IpAddr>>, BoxError>;
+
+    /// The name of whoever has an address on one of its networks.
+    ///
+    /// # Errors
+    /// It cannot be known now.
+    fn name_of(&mut self, address: IpAddr) -> Result<Option<String>, BoxError>;
+
+    /// Whether its questions about other names may leave: one of its networks is not internal.
+    ///
+    /// # Errors
+    /// It cannot be known now.
+    fn may_forward(&mut self) -> Result<bool, BoxError>;
 
     /// Something worth an event: `kill` and `exec_…` with attributes.
     fn event(&mut self, action: &str, attributes: &[(&str, String)]);

@@ -2,7 +2,7 @@
 //!
 //! A supervisor is the parent of one container's first process and owns everything that goes
 //! on while it lives: streams and log, attached clients, further processes, exit status,
-//! restart policy, health check, published ports on loopback. It holds a lock for as long as it lives, so
+//! restart policy, health check, published ports on loopback, name server. It holds a lock for as long as it lives, so
 //! the kernel answers "is it running?".
 //!
 //! Mechanism only: what to run and whom to tell is the [`Host`]'s business. Single-threaded:
@@ -17,6 +17,7 @@ mod idle;
 mod job;
 mod launch;
 pub mod logs;
+mod names;
 mod oom;
 pub mod protocol;
 mod run;
@@ -25,7 +26,7 @@ mod supervise;
 mod sys;
 
 pub use health::{HealthJob, HealthState, HealthStatus, Probe};
-pub use job::{BoxError, Host, Job, NetworkJob, RestartPolicy};
+pub use job::{BoxError, Host, Job, NameServerJob, NetworkJob, RestartPolicy};
 pub use launch::{Launch, LaunchError, Launcher};
 pub use protocol::{Exit, Forced, Size, Streams};
 pub use supervise::supervise;

@@ -13,6 +13,8 @@ use tokio::task::JoinHandle;
 use crate::hub::{self, Hub, Output};
 use crate::job::{Job, NetworkJob, StartError};
 use crate::logs::Stream;
+use crate::names::{NameServer, Serving};
+use crate::supervise::Shared;
 
 /// How long output is drained after the last process has gone.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -38,6 +40,8 @@ struct Network {
     namespace: Option<NetNs>,
     endpoint: Option<Endpoint>,
     proxies: Option<JoinHandle<()>>,
+    names: Option<NameServer>,
+    serving: Option<Serving>,
 }
 
 impl Network {
@@ -69,13 +73,17 @@ pub(crate) fn start(id: &str, job: Job, hub: &Rc<Hub>) -> Result<Run, StartError
         rootfs,
         mounts,
         network,
+        names,
         tty,
         size,
         open_stdin,
         cgroup,
         ..
     } = job;
-    let (network, netns, ports, reservation) = prepare_network(network)?;
+    let (mut network, netns, ports, reservation) = prepare_network(network)?;
+    if let (Some(job), Some(namespace)) = (names, &network.namespace) {
+        network.names = Some(NameServer::new(namespace, job).map_err(StartError::other)?);
+    }
     let size = size.map(|size| TerminalSize {
         rows: size.rows,
         cols: size.cols,
@@ -159,7 +167,7 @@ fn prepare_network(job: NetworkJob) -> Result<Prepared, StartError> {
             let network = Network {
                 namespace: Some(namespace),
                 endpoint: Some(connected),
-                proxies: None,
+                ..Network::default()
             };
             Ok((
                 network,
@@ -218,6 +226,16 @@ impl Run {
             self.hub.feed_pipe(input)?;
         }
         Ok(())
+    }
+
+    /// Lets the name server answer, which needs what the run is part of.
+    pub(crate) fn serve_names(&mut self, shared: &Rc<Shared>) {
+        if let Some(names) = self.network.names.take() {
+            match names.serve(shared) {
+                Ok(serving) => self.network.serving = Some(serving),
+                Err(error) => tracing::error!(%error, "the name server does not answer"),
+            }
+        }
     }
 
     /// Waits for the first process to end.

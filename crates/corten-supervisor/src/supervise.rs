@@ -453,8 +453,9 @@ async fn start(
     for (client, streams) in attach.drain(..) {
         hub.attach(client, streams);
     }
-    let started = run::start(&shared.id, job, &hub);
-    if let Ok(run) = &started {
+    let mut started = run::start(&shared.id, job, &hub);
+    if let Ok(run) = &mut started {
+        run.serve_names(shared);
         *shared.run.borrow_mut() = Some(Live::of(run));
     }
     (policy, started.map(|run| (run, check)))

@@ -68,8 +68,8 @@ impl Names for Known {
         Ok(self.pointers.lock().unwrap().get(&address).cloned())
     }
 
-    fn may_forward(&self) -> bool {
-        !self.internal
+    fn may_forward(&self) -> Result<bool, BoxError> {
+        Ok(!self.internal)
     }
 }
 

@@ -7,8 +7,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use bollard_stubs::models::HostConfig;
-use corten_network::resolv::{self, DnsOptions, ExtraHost};
+use corten_network::resolv::{self, DnsOptions, ExtraHost, Internal};
 
+use super::endpoints::{self, Endpoint};
 use super::row::Container;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -121,14 +122,30 @@ pub(crate) fn extra_hosts(host: &HostConfig) -> Result<Vec<ExtraHost>> {
         .collect()
 }
 
+/// How a container resolves names that has a name server of its own: one on a network that users have
+/// made.
+pub(crate) fn name_server(container: &Container, modes: &Modes) -> Result<Option<Internal>> {
+    let user_defined = |e: &Endpoint| !endpoints::is_built_in(&e.network_name);
+    let joined = matches!(modes.network, NetworkMode::Container(_));
+    if joined || !container.endpoints.iter().any(user_defined) {
+        return Ok(None);
+    }
+    let options = dns_options(&container.host)?;
+    Ok(Some(resolv::internal(
+        &resolv::host_resolv_conf()?,
+        &options,
+    )))
+}
+
 /// Writes the generated files of a container about to start. `address`, `gateway`: on its
-/// network, if it has one of its own.
+/// network, if it has one of its own. `names`: of its [`name_server`].
 pub(crate) fn generate(
     engine: &Engine,
     container: &Container,
     modes: &Modes,
     address: Option<IpAddr>,
     gateway: Option<IpAddr>,
+    names: Option<&Internal>,
 ) -> Result<Files> {
     let init = init(engine, container, modes)?;
     // Joined networks come with the other container's files.
@@ -173,7 +190,9 @@ pub(crate) fn generate(
         })
     };
     let options = dns_options(&container.host)?;
-    let resolv_conf = if host_network && options == DnsOptions::default() {
+    let resolv_conf = if let Some(names) = names {
+        names.text.clone()
+    } else if host_network && options == DnsOptions::default() {
         read_or_empty(Path::new("/etc/resolv.conf"))?
     } else {
         resolv::resolv_conf(&resolv::host_resolv_conf()?, &options)

@@ -1,6 +1,7 @@
 //! Networks: the built-in `bridge`, `host` and `none`.
 
 pub(crate) mod bridge;
+pub(crate) mod names;
 
 use std::collections::HashMap;
 

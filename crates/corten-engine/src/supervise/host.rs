@@ -15,7 +15,8 @@ use corten_network::{
 use corten_oci::runtime_spec::{Process, Spec};
 use corten_store::Layers;
 use corten_supervisor::{
-    BoxError, Exit, HealthJob, HealthState, Host, Job, NetworkJob, RestartPolicy, Size,
+    BoxError, Exit, HealthJob, HealthState, Host, Job, NameServerJob, NetworkJob, RestartPolicy,
+    Size,
 };
 
 use super::rooted;
@@ -91,7 +92,15 @@ impl EngineHost {
         let gateway = state
             .as_ref()
             .and_then(|s| s.gateway.parse::<IpAddr>().ok());
-        let files = files::generate(&engine, &container, &modes, address, gateway)?;
+        let names = files::name_server(&container, &modes)?;
+        let files = files::generate(
+            &engine,
+            &container,
+            &modes,
+            address,
+            gateway,
+            names.as_ref(),
+        )?;
         let in_use = match self.in_use.take() {
             Some(claimed) => claimed,
             None => root::use_for_run(&engine, &container.id)?,
@@ -139,6 +148,10 @@ impl EngineHost {
             rootfs,
             mounts,
             network,
+            names: names.map(|names| NameServerJob {
+                upstreams: names.upstreams,
+                dotted_only: names.dotted_only,
+            }),
             log: super::log::config(&engine, &container)?,
             tty: config.tty.unwrap_or(false),
             size: size.filter(|s| s.rows > 0 && s.cols > 0),
@@ -476,6 +489,21 @@ impl Host for EngineHost {
         if !matches!(removed, Err(EngineError::NoSuchContainer(_))) {
             self.report("removal", removed);
         }
+    }
+
+    fn addresses(&mut self, name: &str) -> std::result::Result<Option<Vec<IpAddr>>, BoxError> {
+        let rows = self.engine.database();
+        Ok(rows.read(|c| networks::names::addresses(c, &self.id, name))?)
+    }
+
+    fn name_of(&mut self, address: IpAddr) -> std::result::Result<Option<String>, BoxError> {
+        let rows = self.engine.database();
+        Ok(rows.read(|c| networks::names::name_of(c, &self.id, address))?)
+    }
+
+    fn may_forward(&mut self) -> std::result::Result<bool, BoxError> {
+        let rows = self.engine.database();
+        Ok(rows.read(|c| networks::names::may_forward(c, &self.id))?)
     }
 
     fn event(&mut self, action: &str, attributes: &[(&str, String)]) {
