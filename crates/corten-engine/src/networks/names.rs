@@ -142,8 +142,10 @@ pub(crate) fn may_forward(c: &Connection, container: &str) -> Result<bool> {
 mod tests {
     use super::*;
 
-    /// Rows of containers on networks: (container, network, addresses, names, links).
-    fn connection(rows: &[(&str, &str, [&str; 2], &[&str], &[&str])]) -> Connection {
+    /// A container on a network: (container, network, addresses, names, links).
+    type Place<'a> = (&'a str, &'a str, [&'a str; 2], &'a [&'a str], &'a [&'a str]);
+
+    fn connection(rows: &[Place<'_>]) -> Connection {
         let c = Connection::open_in_memory().unwrap();
         for migration in crate::schema::SCHEMA.migrations {
             c.execute_batch(migration).unwrap();
