@@ -11,7 +11,7 @@ use corten_build::{
 };
 use corten_db::Durability;
 use corten_network::resolv::{self, DnsOptions};
-use corten_network::{Driver, EndpointSpec};
+use corten_network::{Driver, EndpointSpec, IpNet};
 use corten_oci::runtime_spec::LinuxResources;
 use corten_oci::{DiffId, ImageRef, Platform};
 use corten_registry::{
@@ -21,7 +21,7 @@ use corten_store::LayerBlob;
 
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::networks::bridge;
+use crate::networks::{bridge, row as networks};
 use crate::parse::limits;
 use crate::sweep::NetworkLock;
 
@@ -119,7 +119,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let released = self
             .engine
-            .write(Durability::Relaxed, |c| bridge::release(c, &self.owner));
+            .write(Durability::Relaxed, |c| networks::release(c, &self.owner));
         if let Err(error) = released {
             tracing::warn!(owner = %self.owner, %error, "an address is left to be swept");
         }
@@ -135,19 +135,24 @@ fn step_owner(id: &str) -> String {
 impl StepNetwork for Steps {
     fn allocate(&self, id: &str) -> Result<StepEndpoint, BoxError> {
         let engine = &self.0;
-        let (network, spec) = bridge::ensure(engine)?;
         let owner = step_owner(id);
         crate::sweep::builders(engine)?;
-        let address = {
+        let (spec, address) = {
             let _lock = NetworkLock::shared(engine)?;
-            engine.write(Durability::Relaxed, |c| {
-                bridge::allocate(c, &network, &spec, &owner, None)
-            })?
+            let (network, spec) = bridge::default_bridge(engine)?;
+            let address = engine.write(Durability::Relaxed, |c| {
+                networks::allocate(c, &network.id, &owner, false, None)
+            })?;
+            (spec, address)
+        };
+        let address = match address {
+            IpNet::V4(address) => Some(address),
+            IpNet::V6(_) => None,
         };
         let host_ifname = engine
             .layout()
             .veth(id.strip_prefix("build-").unwrap_or(id));
-        let endpoint = EndpointSpec::new(Driver::Bridge(spec), host_ifname, Some(address), None);
+        let endpoint = EndpointSpec::new(Driver::Bridge(spec), host_ifname, address, None);
         let lease = Box::new(Lease {
             engine: engine.clone(),
             owner,

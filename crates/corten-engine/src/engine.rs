@@ -116,6 +116,14 @@ impl Engine {
         })))
     }
 
+    /// What tells it from every other engine: 32 hexadecimal digits.
+    pub(crate) fn id(&self) -> Result<String> {
+        self.database().read(|c| {
+            let query = "SELECT value FROM settings WHERE key = 'id'";
+            Ok(c.query_row(query, [], |r| r.get(0))?)
+        })
+    }
+
     /// Where everything of this engine is.
     #[must_use]
     pub fn layout(&self) -> &Layout {

@@ -167,6 +167,23 @@ impl Layout {
         }
     }
 
+    /// The link name of a user-defined network's bridge.
+    #[must_use]
+    pub fn bridge_of(&self, network: &str) -> String {
+        let short = network.get(..8).unwrap_or(network);
+        format!("{}{short}", self.bridge_prefix())
+    }
+
+    /// What the names of all our bridges begin with (but for those that a user chose).
+    #[must_use]
+    pub fn bridge_prefix(&self) -> String {
+        if self.default {
+            "corten-".to_owned()
+        } else {
+            format!("crt{}", &self.hash[..4])
+        }
+    }
+
     /// The nftables table.
     #[must_use]
     pub fn table(&self) -> String {
@@ -191,6 +208,13 @@ impl Layout {
     #[must_use]
     pub fn veth(&self, id: &str) -> String {
         format!("v{}{}", &self.hash[..4], id.get(..8).unwrap_or(id))
+    }
+
+    /// The host end of a container's veth pair on a user-defined network: 15 characters.
+    #[must_use]
+    pub fn veth_on(&self, id: &str, network: &str) -> String {
+        let digest = Digest::of(format!("{id} {network}").as_bytes());
+        format!("v{}{}", &self.hash[..4], &digest.hex()[..10])
     }
 
     /// Where this engine's choice of subnets begins; `None` for the default engine.

@@ -12,7 +12,7 @@ use crate::link::{self, Link};
 use crate::lock::HostLock;
 use crate::netlink::{Batch, Socket};
 use crate::procfs::{self, Sysctls};
-use crate::{Ipv4Net, Ipv6Net, NetworkError, Result, ipam, mac_for, mac_for6, ruleset};
+use crate::{IpNet, Ipv4Net, Ipv6Net, NetworkError, Result, ipam, mac_for, mac_for6, ruleset};
 
 /// Longest name of an nftables table we accept (the kernel takes 255).
 const TABLE_NAME_MAX: usize = 128;
@@ -92,52 +92,49 @@ impl BridgeSpec {
     }
 }
 
-/// A bridge wanted without a subnet of its own yet, for [`claim_bridge`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BridgeRequest {
-    /// nftables table (family inet) of the engine.
-    pub table: String,
-    /// Name of the bridge link, at most 15 bytes.
-    pub bridge: String,
-    /// MTU in bytes.
-    pub mtu: u32,
-    /// See [`BridgeSpec::internal`].
-    pub internal: bool,
-    /// See [`BridgeSpec::icc`].
-    pub icc: bool,
-}
-
-/// Chooses a free subnet among `candidates` and brings the bridge up, under the host-wide lock, so
-/// that engines starting at the same time never choose the same one. A bridge of that name that
-/// already stands keeps its subnet. `taken` are subnets promised to other networks.
+/// Brings a bridge up for the first time, under the host-wide lock, so that engines starting at the
+/// same time never choose the same subnet. `candidates`: the IPv4 subnets to choose a free one among,
+/// if it is to have IPv4. A bridge of that name that already stands keeps its subnet. `taken` are
+/// subnets promised to other networks. What `wanted` says of IPv6 must not be in the host's way either.
 pub fn claim_bridge(
-    request: &BridgeRequest,
-    candidates: impl IntoIterator<Item = Ipv4Net>,
+    wanted: &BridgeSpec,
+    candidates: Option<impl IntoIterator<Item = Ipv4Net>>,
     taken: &[Ipv4Net],
 ) -> Result<BridgeSpec> {
-    check_names(&request.table, &request.bridge)?;
+    check_names(&wanted.table, &wanted.bridge)?;
     let lock = HostLock::acquire()?;
     let mut route = Socket::route()?;
-    let standing = match bridge_link(&mut route, &request.bridge)? {
-        Some(link) => address_of(&mut route, link.index)?,
-        None => None,
-    };
-    let address = match standing {
-        Some(address) => address,
-        None => {
-            let in_use = [ipam::host_networks()?.as_slice(), taken].concat();
-            let subnet = ipam::free_subnet(candidates, &in_use)?;
-            subnet.with_addr(ipam::default_gateway(subnet))
+    let link = bridge_link(&mut route, &wanted.bridge)?;
+    let mut spec = wanted.clone();
+    if let Some(candidates) = candidates {
+        let standing = match &link {
+            Some(link) => address_of(&mut route, link.index)?,
+            None => None,
+        };
+        match standing {
+            Some(address) => {
+                spec.subnet = Some(address.network());
+                spec.gateway = Some(address.addr());
+            }
+            None => {
+                let in_use = [ipam::host_networks()?.as_slice(), taken].concat();
+                let subnet = ipam::free_subnet(candidates, &in_use)?;
+                spec.subnet = Some(subnet);
+            }
         }
-    };
-    let spec = BridgeSpec {
-        subnet: Some(address.network()),
-        gateway: Some(address.addr()),
-        mtu: request.mtu,
-        internal: request.internal,
-        icc: request.icc,
-        ..BridgeSpec::new(&request.table, &request.bridge)
-    };
+    }
+    if let (Some(subnet), None) = (spec.subnet6, &link) {
+        let mut in_use = link::addresses6(&mut route)?
+            .into_iter()
+            .map(|(_, net)| net);
+        let wanted = IpNet::V6(subnet);
+        if let Some(host) = in_use.find(|net| wanted.overlaps(&IpNet::V6(*net))) {
+            return Err(NetworkError::SubnetInUse {
+                subnet: wanted,
+                host: IpNet::V6(host.network()),
+            });
+        }
+    }
     raise(&lock, &mut route, &spec)?;
     Ok(spec)
 }

@@ -26,7 +26,7 @@ pub enum Driver {
 
 impl Driver {
     /// No way out and none in.
-    fn internal(&self) -> bool {
+    pub fn internal(&self) -> bool {
         let Self::Bridge(bridge) = self;
         bridge.internal
     }
@@ -36,7 +36,8 @@ impl Driver {
         bridge.mtu
     }
 
-    fn gateways(&self) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    /// The routers of the network, where it has any.
+    pub fn gateways(&self) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
         let Self::Bridge(bridge) = self;
         let (v4, v6) = (bridge.address(), bridge.address6());
         (v4.map(|net| net.addr()), v6.map(|net| net.addr()))
@@ -172,12 +173,19 @@ pub fn connect(ns: &NetNs, spec: &EndpointSpec) -> Result<Endpoint> {
         armed: true,
     };
     configure(&mut inside, spec)?;
-    if let Some((table, targets)) = spec.publishes() {
-        let mut netfilter = Socket::netfilter()?;
-        ruleset::publish(&mut netfilter, table, targets, &spec.ports)?;
-        conntrack::forget(&mut netfilter, &udp_ports(&spec.ports))?;
+    if spec.publishes().is_some() {
+        publish(&mut Socket::netfilter()?, spec)?;
     }
     Ok(endpoint)
+}
+
+/// For which families an endpoint is its container's way out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WayOut {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
 }
 
 /// Where a container's default routes lead: a link inside it, and the gateway there; `None` where the
@@ -216,6 +224,20 @@ impl Endpoint {
     /// What this is.
     pub fn spec(&self) -> &EndpointSpec {
         &self.spec
+    }
+
+    /// Publishes other ports, or at the addresses of other families. The default routes themselves are
+    /// [`default_routes`]'s.
+    ///
+    /// # Errors
+    /// The rule set cannot be changed; some of the ports may then be published and others not.
+    pub fn republish(&mut self, wanted: WayOut, ports: Vec<PortMapping>) -> Result<()> {
+        let mut netfilter = Socket::netfilter()?;
+        unpublish(&mut netfilter, &self.spec)?;
+        self.spec.default_route = wanted.v4;
+        self.spec.default_route6 = wanted.v6;
+        self.spec.ports = ports;
+        publish(&mut netfilter, &self.spec)
     }
 
     /// Removes the link and the published ports; goes on after an error and reports all of them.
@@ -353,6 +375,14 @@ fn undo(spec: &EndpointSpec) -> Result<(), Vec<NetworkError>> {
     } else {
         Err(errors)
     }
+}
+
+fn publish(netfilter: &mut Socket, spec: &EndpointSpec) -> Result<()> {
+    let Some((table, targets)) = spec.publishes() else {
+        return Ok(());
+    };
+    ruleset::publish(netfilter, table, targets, &spec.ports)?;
+    conntrack::forget(netfilter, &udp_ports(&spec.ports))
 }
 
 fn unpublish(netfilter: &mut Socket, spec: &EndpointSpec) -> Result<()> {

@@ -1,10 +1,10 @@
 //! What can go wrong, as data: every variant names the object it concerns.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use crate::net::Ipv4Net;
+use crate::net::IpNet;
 use crate::ports::Proto;
 
 /// An error of the network crate. [`NetworkError::PortInUse`] displays in Docker's words.
@@ -110,24 +110,35 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// No address of the subnet is free.
-    #[error("no available IPv4 addresses on this network's address pools: {subnet}")]
+    #[error(
+        "no available {} addresses on this network's address pools: {subnet}",
+        if subnet.is_ipv6() { "IPv6" } else { "IPv4" }
+    )]
     AddressesExhausted {
         /// The subnet.
-        subnet: Ipv4Net,
+        subnet: IpNet,
     },
     /// A wanted address is not inside the subnet, or is its network/broadcast/gateway address.
     #[error("address {address} cannot be used in subnet {subnet}")]
     AddressUnusable {
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// The subnet.
-        subnet: Ipv4Net,
+        subnet: IpNet,
     },
     /// Every candidate subnet overlaps something the host already routes.
     #[error(
         "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network"
     )]
     SubnetsExhausted,
+    /// A wanted subnet overlaps one that this host has.
+    #[error("subnet {subnet} overlaps with {host}, which this host is in")]
+    SubnetInUse {
+        /// The subnet.
+        subnet: IpNet,
+        /// The host's.
+        host: IpNet,
+    },
     /// A name that cannot be a link's or table's name.
     #[error("invalid {what} name {name:?}")]
     InvalidName {

@@ -5,10 +5,10 @@
 //! [`crate::claim_bridge`].
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::netlink::Socket;
-use crate::{Ipv4Net, NetworkError, Result, link};
+use crate::{IpNet, Ipv4Net, NetworkError, Result, link};
 
 /// Where the subnets of engines with a root of their own come from (/21s, as a bridge
 /// has at most 1023 ports; `10.160.0.0/11`: away from the defaults of kubeadm (10.96.0.0/12), flannel
@@ -53,56 +53,93 @@ pub fn free_subnet(
         .ok_or(NetworkError::SubnetsExhausted)
 }
 
-/// The next free address of `subnet`: the one after `last`, going round, so that an address just
-/// given back is the last to be given out again. Never the network's, the broadcast's or the
-/// gateway's.
-pub fn allocate(
-    subnet: Ipv4Net,
-    gateway: Ipv4Addr,
-    used: &BTreeSet<Ipv4Addr>,
-    last: Option<Ipv4Addr>,
-) -> Result<Ipv4Addr> {
-    let (low, high) = usable(subnet);
-    let span = u64::from(high).saturating_sub(u64::from(low)) + 1;
-    if low > high {
-        return Err(NetworkError::AddressesExhausted { subnet });
-    }
-    let start = match last {
-        Some(last) if subnet.contains(last) => last.to_bits().saturating_add(1),
-        _ => low,
-    };
-    let offset = u64::from(start.saturating_sub(low));
-    (0..span)
-        .map(|n| Ipv4Addr::from_bits(low + u32::try_from((offset + n) % span).unwrap_or(0)))
-        .find(|a| *a != gateway && !used.contains(a))
-        .ok_or(NetworkError::AddressesExhausted { subnet })
+/// What addresses are given out of.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    /// The network.
+    pub subnet: IpNet,
+    /// The part of it that is given out, if not all of it; a wanted address may be outside.
+    pub range: Option<IpNet>,
+    /// Addresses that are somebody's already: the gateway, what the user set aside.
+    pub reserved: BTreeSet<IpAddr>,
 }
 
-/// Checks an address a user asked for (`--ip`).
-pub fn check(subnet: Ipv4Net, gateway: Ipv4Addr, address: Ipv4Addr) -> Result<()> {
-    let (low, high) = usable(subnet);
-    if (low..=high).contains(&address.to_bits()) && address != gateway {
-        return Ok(());
+impl Pool {
+    /// The next free address: the one after `last`, going round, so that an address just given back
+    /// is the last to be given out again. Never the network's own, the broadcast address or a
+    /// reserved one.
+    pub fn allocate(&self, used: &BTreeSet<IpAddr>, last: Option<IpAddr>) -> Result<IpAddr> {
+        let exhausted = || NetworkError::AddressesExhausted {
+            subnet: self.subnet,
+        };
+        let (mut low, mut high) = usable(self.subnet);
+        if let Some(range) = self.range {
+            low = low.max(bits(range.network().addr()));
+            high = high.min(bits(range.last()));
+        }
+        if low > high {
+            return Err(exhausted());
+        }
+        let next = last.filter(|last| self.subnet.contains(*last));
+        let next = next.map_or(low, |last| bits(last).saturating_add(1));
+        let start = if (low..=high).contains(&next) {
+            next
+        } else {
+            low
+        };
+        // No more tries than there are addresses in the way, and one.
+        (start..=high)
+            .chain(low..start)
+            .map(|n| address(n, self.subnet.is_ipv6()))
+            .find(|a| !self.reserved.contains(a) && !used.contains(a))
+            .ok_or_else(exhausted)
     }
-    Err(NetworkError::AddressUnusable { address, subnet })
+
+    /// Checks an address a user asked for (`--ip`).
+    pub fn check(&self, address: IpAddr) -> Result<()> {
+        let (low, high) = usable(self.subnet);
+        if self.subnet.contains(address)
+            && (low..=high).contains(&bits(address))
+            && !self.reserved.contains(&address)
+        {
+            return Ok(());
+        }
+        Err(NetworkError::AddressUnusable {
+            address,
+            subnet: self.subnet,
+        })
+    }
 }
 
 /// The gateway Docker gives a subnet: its first usable address.
 pub fn default_gateway(subnet: Ipv4Net) -> Ipv4Addr {
-    Ipv4Addr::from_bits(usable(subnet).0)
+    let (first, _) = usable(IpNet::V4(subnet));
+    Ipv4Addr::from_bits(u32::try_from(first).unwrap_or_default())
 }
 
 /// First and last address a host may have. /31 and /32 have no network or broadcast address
-/// (RFC 3021).
-fn usable(subnet: Ipv4Net) -> (u32, u32) {
-    let (first, last) = (
-        subnet.network().addr().to_bits(),
-        subnet.broadcast().to_bits(),
-    );
-    if subnet.prefix() >= 31 {
-        (first, last)
-    } else {
-        (first + 1, last - 1)
+/// (RFC 3021); of IPv6 the first address is any router's (RFC 4291), but of /127 and /128.
+fn usable(subnet: IpNet) -> (u128, u128) {
+    let (first, last) = (bits(subnet.network().addr()), bits(subnet.last()));
+    match subnet {
+        IpNet::V4(net) if net.prefix() >= 31 => (first, last),
+        IpNet::V4(_) => (first + 1, last - 1),
+        IpNet::V6(net) if net.prefix() >= 127 => (first, last),
+        IpNet::V6(_) => (first + 1, last),
+    }
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+fn address(bits: u128, ipv6: bool) -> IpAddr {
+    match u32::try_from(bits) {
+        Ok(bits) if !ipv6 => Ipv4Addr::from_bits(bits).into(),
+        _ => Ipv6Addr::from_bits(bits).into(),
     }
 }
 
@@ -133,10 +170,18 @@ mod tests {
         s.parse().unwrap()
     }
 
+    fn pool(subnet: &str, range: Option<&str>, reserved: &[&str]) -> Pool {
+        Pool {
+            subnet: subnet.parse().unwrap(),
+            range: range.map(|r| r.parse().unwrap()),
+            reserved: reserved.iter().map(|r| r.parse().unwrap()).collect(),
+        }
+    }
+
     #[test]
     fn allocates_round_robin() {
-        let (subnet, gw) = (net("10.9.0.0/29"), ip("10.9.0.1"));
-        let used: BTreeSet<_> = [ip("10.9.0.3")].into();
+        let used: BTreeSet<IpAddr> = [ip("10.9.0.3").into()].into();
+        let pool4 = pool("10.9.0.0/29", None, &["10.9.0.1"]);
         for (last, want) in [
             (None, "10.9.0.2"),
             (Some("10.9.0.2"), "10.9.0.4"),
@@ -144,17 +189,34 @@ mod tests {
             (Some("10.9.0.7"), "10.9.0.2"),
             (Some("192.0.2.1"), "10.9.0.2"),
         ] {
-            assert_eq!(
-                allocate(subnet, gw, &used, last.map(ip)).unwrap(),
-                ip(want),
-                "{last:?}"
-            );
+            let last = last.map(|l| ip(l).into());
+            assert_eq!(pool4.allocate(&used, last).unwrap(), ip(want), "{last:?}");
         }
-        let full: BTreeSet<_> = (2..=6).map(|n| Ipv4Addr::new(10, 9, 0, n)).collect();
+        let full: BTreeSet<IpAddr> = (2..=6).map(|n| Ipv4Addr::new(10, 9, 0, n).into()).collect();
         assert!(matches!(
-            allocate(subnet, gw, &full, None),
+            pool4.allocate(&full, None),
             Err(NetworkError::AddressesExhausted { .. })
         ));
+    }
+
+    #[test]
+    fn allocates_in_a_range_and_of_ipv6() {
+        let none = BTreeSet::new();
+        let ranged = pool("10.9.0.0/16", Some("10.9.3.0/30"), &["10.9.3.1"]);
+        let give = |last: Option<&str>| {
+            let last = last.map(|l| l.parse().unwrap());
+            ranged.allocate(&none, last).unwrap().to_string()
+        };
+        assert_eq!(give(None), "10.9.3.0");
+        assert_eq!(give(Some("10.9.3.0")), "10.9.3.2");
+        assert_eq!(give(Some("10.9.3.3")), "10.9.3.0");
+        // A wanted address that was outside does not lead out of it.
+        assert_eq!(give(Some("10.9.77.1")), "10.9.3.0");
+        let six = pool("fd00:5::/64", None, &["fd00:5::1"]);
+        let first = six.allocate(&none, None).unwrap();
+        assert_eq!(first.to_string(), "fd00:5::2");
+        let last: IpAddr = "fd00:5::ffff:ffff:ffff:ffff".parse().unwrap();
+        assert_eq!(six.allocate(&none, Some(last)).unwrap(), first);
     }
 
     #[test]
@@ -183,7 +245,7 @@ mod tests {
 
     #[test]
     fn static_addresses() {
-        let (subnet, gw) = (net("10.9.0.0/29"), ip("10.9.0.1"));
+        let pool4 = pool("10.9.0.0/29", None, &["10.9.0.1"]);
         for (a, ok) in [
             ("10.9.0.2", true),
             ("10.9.0.1", false),
@@ -191,20 +253,37 @@ mod tests {
             ("10.9.0.7", false),
             ("10.9.0.8", false),
         ] {
-            assert_eq!(check(subnet, gw, ip(a)).is_ok(), ok, "{a}");
+            assert_eq!(pool4.check(ip(a).into()).is_ok(), ok, "{a}");
         }
-        assert_eq!(default_gateway(subnet), gw);
+        assert_eq!(default_gateway(net("10.9.0.0/29")), ip("10.9.0.1"));
+        assert!(
+            pool("10.9.0.4/31", None, &[])
+                .check(ip("10.9.0.4").into())
+                .is_ok()
+        );
     }
 
     proptest! {
         #[test]
-        fn allocation_is_always_usable(bits: u32, prefix in 0u8..=32, last: Option<u32>) {
+        fn allocation_is_always_usable(
+            bits: u32,
+            prefix in 0u8..=32,
+            last: Option<u32>,
+            used in proptest::collection::btree_set(any::<u32>(), 0..4),
+        ) {
             let subnet = Ipv4Net::new(Ipv4Addr::from_bits(bits), prefix).unwrap();
-            let gw = default_gateway(subnet);
-            if let Ok(a) = allocate(subnet, gw, &BTreeSet::new(), last.map(Ipv4Addr::from_bits)) {
-                prop_assert!(check(subnet, gw, a).is_ok());
+            let pool = Pool {
+                subnet: IpNet::V4(subnet),
+                range: None,
+                reserved: [default_gateway(subnet).into()].into(),
+            };
+            let used = used.into_iter().map(|u| Ipv4Addr::from_bits(u).into()).collect();
+            let last = last.map(|l| Ipv4Addr::from_bits(l).into());
+            if let Ok(a) = pool.allocate(&used, last) {
+                prop_assert!(pool.check(a).is_ok());
+                prop_assert!(!used.contains(&a));
             } else {
-                prop_assert!(prefix >= 31);
+                prop_assert!(prefix >= 29);
             }
         }
     }

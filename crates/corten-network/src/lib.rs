@@ -32,15 +32,13 @@ mod ruleset;
 mod sweep;
 mod sys;
 
-pub use bridge::{
-    BridgeRequest, BridgeSpec, claim_bridge, ensure_bridge, remove_bridge, remove_table,
-};
+pub use bridge::{BridgeSpec, claim_bridge, ensure_bridge, remove_bridge, remove_table};
 pub use endpoint::{
-    DefaultRoutes, Driver, Endpoint, EndpointSpec, Released, connect, default_routes, mac_for,
-    mac_for6,
+    DefaultRoutes, Driver, Endpoint, EndpointSpec, Released, WayOut, connect, default_routes,
+    mac_for, mac_for6,
 };
 pub use error::NetworkError;
-pub use net::{Ipv4Net, Ipv6Net, ParseNetError};
+pub use net::{IpNet, Ipv4Net, Ipv6Net, ParseNetError};
 pub use netns::NetNs;
 pub use ports::{PortMapping, PortRange, PortRequest, Proto, Reservation, Targets, reserve};
 pub use resolver::{RESOLVER, ResolverSockets, resolver};

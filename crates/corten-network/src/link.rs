@@ -248,7 +248,8 @@ pub(crate) fn set_default_route(batch: &mut Batch, hop: Hop) {
 
 /// Deletes the default route of a family; absent is fine.
 pub(crate) fn delete_default_route(batch: &mut Batch, ipv6: bool) {
-    let absent = &[libc::ESRCH, libc::EAFNOSUPPORT];
+    // ENOENT: a namespace that has never had a route of IPv6.
+    let absent = &[libc::ESRCH, libc::ENOENT, libc::EAFNOSUPPORT];
     let mut message = default_route(ipv6);
     // Whatever its scope.
     message.header.scope = RouteScope::NoWhere;

@@ -4,7 +4,7 @@
 //! [`Ipv6Net::network`] clear them. Invariant: the prefix never exceeds the family's width.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,111 @@ pub struct Ipv4Net {
 pub struct Ipv6Net {
     addr: Ipv6Addr,
     prefix: u8,
+}
+
+/// A network of either family.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum IpNet {
+    /// IPv4.
+    V4(Ipv4Net),
+    /// IPv6.
+    V6(Ipv6Net),
+}
+
+impl IpNet {
+    /// The address as given, host bits included.
+    pub fn addr(&self) -> IpAddr {
+        match self {
+            Self::V4(net) => net.addr().into(),
+            Self::V6(net) => net.addr().into(),
+        }
+    }
+
+    /// Prefix length.
+    pub fn prefix(&self) -> u8 {
+        match self {
+            Self::V4(net) => net.prefix(),
+            Self::V6(net) => net.prefix(),
+        }
+    }
+
+    /// The network: host bits cleared.
+    pub fn network(&self) -> Self {
+        match self {
+            Self::V4(net) => Self::V4(net.network()),
+            Self::V6(net) => Self::V6(net.network()),
+        }
+    }
+
+    /// The last address.
+    pub fn last(&self) -> IpAddr {
+        match self {
+            Self::V4(net) => net.broadcast().into(),
+            Self::V6(net) => net.last().into(),
+        }
+    }
+
+    /// Is `addr` in this network?
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        match (self, addr) {
+            (Self::V4(net), IpAddr::V4(addr)) => net.contains(addr),
+            (Self::V6(net), IpAddr::V6(addr)) => net.contains(addr),
+            _ => false,
+        }
+    }
+
+    /// Do the two networks share any address?
+    pub fn overlaps(&self, other: &Self) -> bool {
+        if self.prefix() <= other.prefix() {
+            self.contains(other.addr())
+        } else {
+            other.contains(self.addr())
+        }
+    }
+
+    /// Is this of IPv6?
+    pub fn is_ipv6(&self) -> bool {
+        matches!(self, Self::V6(_))
+    }
+}
+
+impl FromStr for IpNet {
+    type Err = ParseNetError;
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s.parse() {
+            Ok(net) => Ok(Self::V4(net)),
+            Err(_) => s.parse().map(Self::V6),
+        }
+    }
+}
+
+impl TryFrom<String> for IpNet {
+    type Error = ParseNetError;
+    fn try_from(s: String) -> Result<Self, Self::Error> {
+        s.parse()
+    }
+}
+
+impl From<IpNet> for String {
+    fn from(net: IpNet) -> Self {
+        net.to_string()
+    }
+}
+
+impl fmt::Display for IpNet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::V4(net) => net.fmt(f),
+            Self::V6(net) => net.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for IpNet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Ipv4Net {
@@ -216,6 +321,17 @@ mod tests {
         ] {
             assert_eq!(net(a).overlaps(&net(b)), want, "{a} {b}");
         }
+    }
+
+    #[test]
+    fn either_family() {
+        let net = |s: &str| s.parse::<IpNet>().unwrap();
+        assert!(net("10.0.0.0/8").overlaps(&net("10.1.0.0/16")));
+        assert!(net("fd00:1::/64").overlaps(&net("fd00::/8")));
+        assert!(!net("0.0.0.0/0").overlaps(&net("::/0")));
+        assert!(!net("::/0").contains("10.0.0.1".parse().unwrap()));
+        assert_eq!(net("fd00::/126").last().to_string(), "fd00::3");
+        assert!("10.0.0.0".parse::<IpNet>().is_err());
     }
 
     #[test]

@@ -173,6 +173,29 @@ impl Reservation {
         &self.mappings
     }
 
+    /// The same sockets once more, to be served while these go on holding the ports.
+    ///
+    /// # Errors
+    /// Out of descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let held = self.held.iter().map(|held| {
+            Ok(Held {
+                socket: match &held.socket {
+                    HeldSocket::Tcp(listener) => HeldSocket::Tcp(listener.try_clone()?),
+                    HeldSocket::Udp(socket) => HeldSocket::Udp(socket.try_clone()?),
+                    HeldSocket::Sctp { _socket } => HeldSocket::Sctp {
+                        _socket: _socket.try_clone()?,
+                    },
+                },
+                ..*held
+            })
+        });
+        Ok(Self {
+            mappings: self.mappings.clone(),
+            held: held.collect::<io::Result<_>>()?,
+        })
+    }
+
     /// The userland proxy: carries whatever arrives at the held sockets to the container.
     ///
     /// Needed for what the translation in the kernel does not catch: `::1` and link-local addresses, a

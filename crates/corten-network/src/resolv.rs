@@ -330,14 +330,16 @@ pub fn hosts(hosts: &Hosts<'_>) -> String {
             out += &format!("{address}\t{}\n", extra.name);
         }
     }
-    for address in hosts.addresses {
-        if hosts.domain.is_empty() {
-            out += &format!("{address}\t{}\n", hosts.hostname);
-        } else {
-            out += &format!("{address}\t{0}.{1} {0}\n", hosts.hostname, hosts.domain);
-        }
-    }
-    out
+    out + &own_hosts(hosts.addresses, hosts.hostname, hosts.domain)
+}
+
+/// The lines of `hosts` for a container's own addresses.
+pub fn own_hosts(addresses: &[IpAddr], hostname: &str, domain: &str) -> String {
+    let line = |address: &IpAddr| match domain {
+        "" => format!("{address}\t{hostname}\n"),
+        domain => format!("{address}\t{hostname}.{domain} {hostname}\n"),
+    };
+    addresses.iter().map(line).collect()
 }
 
 /// A container's `hostname` file.

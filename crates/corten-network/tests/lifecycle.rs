@@ -219,15 +219,9 @@ fn racing_engines_choose_different_subnets() {
     lab.on_host(|| run("ip route add 172.18.0.0/15 via 192.0.2.2"));
     let host = lab.host.try_clone().unwrap();
     let claim = move |i: usize| {
-        let request = BridgeRequest {
-            table: format!("corten_{}", i % 4),
-            bridge: format!("ct{}", i % 4),
-            mtu: 1500,
-            internal: false,
-            icc: true,
-        };
+        let wanted = BridgeSpec::new(format!("corten_{}", i % 4), format!("ct{}", i % 4));
         let taken = ["172.20.0.0/16".parse().unwrap()];
-        host.run_in(|| claim_bridge(&request, ipam::candidates(None), &taken).unwrap())
+        host.run_in(|| claim_bridge(&wanted, Some(ipam::candidates(None)), &taken).unwrap())
             .unwrap()
     };
     let specs = at_once(8, claim);

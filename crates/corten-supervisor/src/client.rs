@@ -205,6 +205,14 @@ impl Client {
         self.done(Ask::Resize(size)).await
     }
 
+    /// Has its networks brought in line with the engine's rows.
+    ///
+    /// # Errors
+    /// A refusal says what could not be done; it has what it had before then.
+    pub async fn network(&self) -> Result<()> {
+        self.done(Ask::Network).await
+    }
+
     /// Freezes everything inside.
     ///
     /// # Errors

@@ -58,16 +58,28 @@ pub enum NetworkJob {
     None,
     /// The host's.
     Host,
-    /// A place on a bridge. `requests` are the ports to publish; the endpoint's own `ports`
-    /// are filled in from what was got.
-    Bridge {
-        /// The place.
-        endpoint: Box<EndpointSpec>,
-        /// Ports to publish.
-        requests: Vec<PortRequest>,
-    },
+    /// One of its own, with places on networks.
+    Own(Box<Places>),
     /// Another container's namespace.
     Join(OwnedFd),
+}
+
+/// What a namespace of its own has.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// The places. Their own `ports` are filled in from what was got of the requests.
+    pub endpoints: Vec<Place>,
+    /// Ports to publish.
+    pub requests: Vec<PortRequest>,
+}
+
+/// A place on a network.
+#[derive(Debug)]
+pub struct Place {
+    /// Which network: there is one place on each at the most.
+    pub network: String,
+    /// What it is.
+    pub spec: EndpointSpec,
 }
 
 /// The name server of a container on user-defined networks.
@@ -124,6 +136,17 @@ pub trait Host {
     /// The policy in force now, at an end: it may have been changed since [`Self::prepare`]
     /// told it. `None` when it cannot be known.
     fn restart_policy(&mut self) -> Option<RestartPolicy>;
+
+    /// The places a running container is to have on networks by now, in the same way as
+    /// [`Self::prepare`] told them. What is new among them is reserved for it. The ports that are
+    /// published stay those of the start.
+    ///
+    /// # Errors
+    /// A network that is no more, or has no address left; nothing is reserved then.
+    fn places(&mut self) -> Result<Vec<Place>, BoxError>;
+
+    /// What [`Self::places`] told is so (`done`), or could not be made, and is as before.
+    fn placed(&mut self, done: bool);
 
     /// It runs.
     fn started(&mut self, pid: i32, ports: &[PortMapping]);

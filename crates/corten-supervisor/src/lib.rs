@@ -18,6 +18,7 @@ mod job;
 mod launch;
 pub mod logs;
 mod names;
+mod network;
 mod oom;
 pub mod protocol;
 mod run;
@@ -26,7 +27,7 @@ mod supervise;
 mod sys;
 
 pub use health::{HealthJob, HealthState, HealthStatus, Probe};
-pub use job::{BoxError, Host, Job, NameServerJob, NetworkJob, RestartPolicy};
+pub use job::{BoxError, Host, Job, NameServerJob, NetworkJob, Place, Places, RestartPolicy};
 pub use launch::{Launch, LaunchError, Launcher};
 pub use protocol::{Exit, Forced, Size, Streams};
 pub use supervise::supervise;

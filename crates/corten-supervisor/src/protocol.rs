@@ -111,6 +111,9 @@ pub enum Ask {
     Resize(Size),
     /// Answered at once; then a frame with the next exit.
     Wait,
+    /// The engine's rows say something else of the container's networks by now: bring it in line
+    /// with them.
+    Network,
     /// Freeze.
     Pause,
     /// Thaw.

@@ -1,19 +1,19 @@
 //! One run of the container: starting it, and undoing it.
 
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use corten_network::{Endpoint, NetNs, PortMapping, Reservation};
 use corten_oci::runtime_spec::Spec;
 use corten_runtime::{Cgroup, CgroupSpec, ExitStatus, Rootfs, Sandbox, Stdio, TerminalSize};
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
 use crate::hub::{self, Hub, Output};
-use crate::job::{Job, NetworkJob, StartError};
+use crate::job::{Job, StartError};
 use crate::logs::Stream;
-use crate::names::{NameServer, Serving};
+use crate::network::Network;
 use crate::supervise::Shared;
 
 /// How long output is drained after the last process has gone.
@@ -27,36 +27,10 @@ pub(crate) struct Run {
     pub(crate) spec: Rc<Spec>,
     pub(crate) hub: Rc<Hub>,
     pub(crate) terminal: Option<Rc<AsyncFd<OwnedFd>>>,
-    pub(crate) ports: Vec<PortMapping>,
     pub(crate) stop_signal: i32,
     pub(crate) stop_timeout: i64,
     readers: Vec<JoinHandle<()>>,
-    network: Network,
-}
-
-/// What a run has on the network.
-#[derive(Default)]
-struct Network {
-    namespace: Option<NetNs>,
-    endpoint: Option<Endpoint>,
-    proxies: Option<JoinHandle<()>>,
-    names: Option<NameServer>,
-    serving: Option<Serving>,
-}
-
-impl Network {
-    /// Ports first (somebody may be waiting for them); the links go with the namespace.
-    fn teardown(mut self) {
-        if let Some(proxies) = self.proxies.take() {
-            proxies.abort();
-        }
-        if let Some(endpoint) = self.endpoint.take()
-            && let Err(error) = endpoint.release()
-        {
-            tracing::warn!(%error, "published ports are left to be swept");
-        }
-        drop(self.namespace.take());
-    }
+    pub(crate) network: Rc<RefCell<Network>>,
 }
 
 /// The streams of a container that has not been started yet.
@@ -80,9 +54,9 @@ pub(crate) fn start(id: &str, job: Job, hub: &Rc<Hub>) -> Result<Run, StartError
         cgroup,
         ..
     } = job;
-    let (mut network, netns, ports, reservation) = prepare_network(network)?;
-    if let (Some(job), Some(namespace)) = (names, &network.namespace) {
-        network.names = Some(NameServer::new(namespace, job).map_err(StartError::other)?);
+    let (mut network, netns) = Network::prepare(network)?;
+    if let Some(job) = names {
+        network.resolve(job)?;
     }
     let size = size.map(|size| TerminalSize {
         rows: size.rows,
@@ -116,67 +90,16 @@ pub(crate) fn start(id: &str, job: Job, hub: &Rc<Hub>) -> Result<Run, StartError
         spec: Rc::new(spec),
         hub: hub.clone(),
         terminal: None,
-        ports,
         stop_signal: job.stop_signal,
         stop_timeout: job.stop_timeout,
         readers: Vec::new(),
-        network,
+        network: Rc::new(RefCell::new(network)),
     };
     if let Err(error) = run.connect_streams(console, streams.outputs, streams.input, open_stdin) {
         tracing::warn!(%error, "streams could not be connected");
     }
-    if let (Some(reservation), Some(endpoint)) = (reservation, &run.network.endpoint) {
-        let targets = endpoint.spec().targets();
-        run.network.proxies = Some(tokio::task::spawn_local(reservation.serve(targets)));
-    }
+    run.network.borrow_mut().serve();
     Ok(run)
-}
-
-type Prepared = (
-    Network,
-    corten_runtime::NetNs,
-    Vec<PortMapping>,
-    Option<Reservation>,
-);
-
-fn prepare_network(job: NetworkJob) -> Result<Prepared, StartError> {
-    let plain = |netns| Ok((Network::default(), netns, Vec::new(), None));
-    match job {
-        NetworkJob::None => plain(corten_runtime::NetNs::New),
-        NetworkJob::Host => plain(corten_runtime::NetNs::Host),
-        NetworkJob::Join(fd) => plain(corten_runtime::NetNs::Join(fd)),
-        NetworkJob::Bridge {
-            mut endpoint,
-            requests,
-        } => {
-            let reservation = if requests.is_empty() {
-                None
-            } else {
-                Some(corten_network::reserve(&requests).map_err(StartError::other)?)
-            };
-            if let Some(reservation) = &reservation {
-                endpoint.ports = reservation.mappings().to_vec();
-            }
-            let ports = endpoint.ports.clone();
-            let namespace = NetNs::create().map_err(StartError::other)?;
-            let connected =
-                corten_network::connect(&namespace, &endpoint).map_err(StartError::other)?;
-            let joined = std::os::fd::AsFd::as_fd(&namespace)
-                .try_clone_to_owned()
-                .map_err(StartError::other)?;
-            let network = Network {
-                namespace: Some(namespace),
-                endpoint: Some(connected),
-                ..Network::default()
-            };
-            Ok((
-                network,
-                corten_runtime::NetNs::Join(joined),
-                ports,
-                reservation,
-            ))
-        }
-    }
 }
 
 fn pipes(open_stdin: bool) -> std::io::Result<Streams> {
@@ -230,12 +153,7 @@ impl Run {
 
     /// Lets the name server answer, which needs what the run is part of.
     pub(crate) fn serve_names(&mut self, shared: &Rc<Shared>) {
-        if let Some(names) = self.network.names.take() {
-            match names.serve(shared) {
-                Ok(serving) => self.network.serving = Some(serving),
-                Err(error) => tracing::error!(%error, "the name server does not answer"),
-            }
-        }
+        self.network.borrow_mut().serve_names(shared);
     }
 
     /// Waits for the first process to end.
@@ -292,7 +210,7 @@ impl Run {
 
     /// Undoes network and control group; goes on after an error.
     pub(crate) fn teardown(self) {
-        self.network.teardown();
+        self.network.take().teardown();
         if let Err(error) = self.cgroup.remove() {
             tracing::warn!(%error, "the control group is left to be swept");
         }

@@ -201,6 +201,10 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
                 corten_runtime::send_signal(live.pidfd.get_ref().as_fd(), signal)
             })
         }
+        Ask::Network => match live {
+            None => not_running(shared),
+            Some(live) => network(shared, &live),
+        },
         Ask::Pause => {
             let reply = with(shared, live, |live| live.cgroup.freeze());
             mark_paused(shared, &reply, true);
@@ -230,6 +234,31 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
         Ask::Attach(_) | Ask::Wait | Ask::ExecStart { .. } => {
             Reply::refuse(Refusal::Failed, "not a question")
         }
+    }
+}
+
+/// Brings what the container has on networks in line with the engine's rows.
+fn network(shared: &Shared, live: &Live) -> Reply {
+    let mut host = shared.host.borrow_mut();
+    // With its causes: whoever reads it has nothing but these words.
+    let refused = |error: &dyn std::error::Error| {
+        let mut words = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            words += &format!(": {error}");
+            cause = error.source();
+        }
+        Reply::refuse(Refusal::Failed, words)
+    };
+    let places = match host.places() {
+        Ok(places) => places,
+        Err(error) => return refused(error.as_ref()),
+    };
+    let applied = live.network.borrow_mut().apply(places);
+    host.placed(applied.is_ok());
+    match applied {
+        Ok(()) => Reply::Done,
+        Err(error) => refused(&error),
     }
 }
 
@@ -274,7 +303,9 @@ fn status(shared: &Shared, live: Option<&Live>) -> Status {
     Status {
         phase: shared.phase.get(),
         pid: live.map_or(0, |live| live.pid),
-        ports: live.map(|live| live.ports.clone()).unwrap_or_default(),
+        ports: live
+            .map(|live| live.network.borrow().ports().to_vec())
+            .unwrap_or_default(),
         restarts: shared.restarts.get(),
         tty: shared.hub.borrow().as_ref().is_some_and(|hub| hub.tty()),
         execs: running,

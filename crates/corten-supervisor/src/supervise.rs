@@ -21,6 +21,7 @@ use crate::hub::Hub;
 use crate::job::{Host, Job, RestartPolicy, StartError};
 use crate::launch::Launch;
 use crate::logs::{Known, LogWriter, now};
+use crate::network::Network;
 use crate::oom;
 use crate::protocol::{Exit, Launched, Phase, frame};
 use crate::run::{self, Run};
@@ -96,7 +97,7 @@ pub(crate) struct Live {
     pub(crate) cgroup: Rc<corten_runtime::Cgroup>,
     pub(crate) spec: Rc<corten_oci::runtime_spec::Spec>,
     pub(crate) terminal: Option<Rc<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>>>,
-    pub(crate) ports: Vec<corten_network::PortMapping>,
+    pub(crate) network: Rc<RefCell<Network>>,
     pub(crate) stop_signal: i32,
     pub(crate) stop_timeout: i64,
 }
@@ -109,7 +110,7 @@ impl Live {
             cgroup: run.cgroup.clone(),
             spec: run.spec.clone(),
             terminal: run.terminal.clone(),
-            ports: run.ports.clone(),
+            network: run.network.clone(),
             stop_signal: run.stop_signal,
             stop_timeout: run.stop_timeout,
         }
@@ -309,12 +310,13 @@ async fn live(
         let mut refused = false;
         let exit = match outcome {
             Ok((run, check)) => {
-                shared.host.borrow_mut().started(run.pid, &run.ports);
+                let ports = run.network.borrow().ports().to_vec();
+                shared.host.borrow_mut().started(run.pid, &ports);
                 tell(
                     launcher,
                     &Launched::Started {
                         pid: run.pid,
-                        ports: run.ports.clone(),
+                        ports,
                     },
                 );
                 shared.phase.set(Phase::Running);

@@ -19,6 +19,8 @@ pub(super) fn routes() -> Router<Engine> {
         .route("/networks/create", post(create))
         .route("/networks/prune", post(prune))
         .route("/networks/{name}", get(inspect).delete(remove))
+        .route("/networks/{name}/connect", post(connect))
+        .route("/networks/{name}/disconnect", post(disconnect))
 }
 
 #[derive(Deserialize)]
@@ -46,6 +48,27 @@ async fn prune(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) 
 async fn inspect(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {
     let network = engine.networks().inspect(&name).await?;
     Ok(ordered(whole::network(&network)?)?.into_response())
+}
+
+async fn connect(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    body: Body<models::NetworkConnectRequest>,
+) -> Answer {
+    engine.networks().connect(&name, body.required()?).await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+async fn disconnect(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    body: Body<models::NetworkDisconnectRequest>,
+) -> Answer {
+    engine
+        .networks()
+        .disconnect(&name, body.required()?)
+        .await?;
+    Ok(StatusCode::OK.into_response())
 }
 
 async fn remove(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {

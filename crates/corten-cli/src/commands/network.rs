@@ -13,31 +13,77 @@ use crate::command::{Command, action};
 use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
 use crate::format::{Listing, Row, units};
-use crate::opts::env;
+use crate::opts::{env, hosts};
 
 /// `network`
 pub(crate) static GROUP: Command = Command::group(
     "network",
     "Manage networks",
-    &[&CREATE, &INSPECT, &LS, &PRUNE, &RM],
+    &[&CONNECT, &CREATE, &DISCONNECT, &INSPECT, &LS, &PRUNE, &RM],
 );
+
+static CONNECT: Command = Command::new(
+    "connect",
+    "NETWORK CONTAINER",
+    "Connect a container to a network",
+    action!(connect),
+)
+.arity(Arity::Exact(2))
+.flags(&[&[
+    Flag::list("alias", "Add network-scoped alias for the container"),
+    Flag::list("driver-opt", "driver options for the network"),
+    Flag::int(
+        "gw-priority",
+        "Highest gw-priority provides the default gateway. Accepts positive and negative values.",
+    ),
+    Flag::text("ip", "IPv4 address (e.g., \"172.30.100.104\")"),
+    Flag::text("ip6", "IPv6 address (e.g., \"2001:db8::33\")"),
+    Flag::list("link", "Add link to another container"),
+    Flag::list(
+        "link-local-ip",
+        "Add a link-local address for the container",
+    ),
+]]);
+
+static DISCONNECT: Command = Command::new(
+    "disconnect",
+    "NETWORK CONTAINER",
+    "Disconnect a container from a network",
+    action!(disconnect),
+)
+.arity(Arity::Exact(2))
+.flags(&[&[Flag::switch("force", "Force the container to disconnect from a network").short('f')]]);
 
 static CREATE: Command = Command::new("create", "NETWORK", "Create a network", action!(create))
     .arity(Arity::Exact(1))
     .flags(&[&[
         Flag::switch("attachable", "Enable manual container attachment"),
+        Flag::list(
+            "aux-address",
+            "Auxiliary IPv4 or IPv6 addresses used by Network driver",
+        )
+        .typed("map", env::check),
+        Flag::text(
+            "config-from",
+            "The network from which to copy the configuration",
+        ),
+        Flag::switch("config-only", "Create a configuration only network"),
         Flag::text("driver", "Driver to manage the Network")
             .short('d')
             .default("bridge"),
         Flag::list("gateway", "IPv4 or IPv6 Gateway for the master subnet"),
+        Flag::switch("ingress", "Create swarm routing-mesh network"),
         Flag::switch("internal", "Restrict external access to the network"),
         Flag::list("ip-range", "Allocate container ip from a sub-range"),
         Flag::text("ipam-driver", "IP Address Management Driver").default("default"),
+        Flag::list("ipam-opt", "Set IPAM driver specific options").typed("map", env::check),
+        Flag::switch("ipv4", "Enable or disable IPv4 address assignment").default("true"),
         Flag::switch("ipv6", "Enable or disable IPv6 address assignment"),
         Flag::list("label", "Set metadata on a network").typed("list", env::check_label),
         Flag::list("opt", "Set driver specific options")
             .short('o')
             .typed("map", env::check),
+        Flag::text("scope", "Control the network's scope"),
         Flag::list(
             "subnet",
             "Subnet in CIDR format that represents a network segment",
@@ -118,15 +164,28 @@ async fn create(cli: &Cli, flags: Parsed) -> Result {
         #[serde(rename = "Warning", default)]
         warning: String,
     }
+    let given = |flag: &str| flags.given(flag).then(|| flags.on(flag));
+    let config_from = flags.nonempty("config-from");
     let body = json!({
         "Name": flags.args.first(),
         "Driver": flags.text("driver"),
+        "Scope": flags.text("scope"),
         "Internal": flags.on("internal"),
         "Attachable": flags.on("attachable"),
-        "EnableIPv6": flags.on("ipv6"),
+        "Ingress": flags.on("ingress"),
+        "ConfigOnly": flags.on("config-only"),
+        "ConfigFrom": config_from.map(|from| json!({"Network": from})),
+        "EnableIPv4": given("ipv4"),
+        "EnableIPv6": given("ipv6"),
         "IPAM": {
             "Driver": flags.text("ipam-driver"),
-            "Config": pools(&flags.list("subnet"), &flags.list("gateway"), &flags.list("ip-range"))?,
+            "Options": env::map(&flags.list("ipam-opt")),
+            "Config": pools(&Wanted {
+                subnets: words(&flags, "subnet"),
+                gateways: words(&flags, "gateway"),
+                ranges: words(&flags, "ip-range"),
+                aux: flags.list("aux-address"),
+            })?,
         },
         "Options": env::map(&flags.list("opt")),
         "Labels": env::labels(&[], &flags.list("label"))?,
@@ -143,14 +202,49 @@ async fn create(cli: &Cli, flags: Parsed) -> Result {
     cli.line(created.id)
 }
 
-/// Gateways and ranges belong to the subnet they are in; there is one of each per subnet.
-fn pools(subnets: &[&str], gateways: &[&str], ranges: &[&str]) -> Result<Vec<Value>> {
+/// The values of a flag that takes several at once, with commas.
+fn words<'a>(flags: &'a Parsed, flag: &str) -> Vec<&'a str> {
+    let given = flags.list(flag);
+    let words = given.into_iter().flat_map(|text| text.split(','));
+    words.map(str::trim).filter(|w| !w.is_empty()).collect()
+}
+
+/// What is said of a network's subnets.
+#[derive(Default)]
+struct Wanted<'a> {
+    subnets: Vec<&'a str>,
+    gateways: Vec<&'a str>,
+    ranges: Vec<&'a str>,
+    /// `NAME=ADDRESS`
+    aux: Vec<&'a str>,
+}
+
+/// Gateways, ranges and auxiliary addresses belong to the subnet they are in; there is one of each
+/// of the first two per subnet.
+fn pools(wanted: &Wanted<'_>) -> Result<Vec<Value>> {
+    let Wanted {
+        subnets,
+        gateways,
+        ranges,
+        aux,
+    } = wanted;
+    if subnets.len() < ranges.len() || subnets.len() < gateways.len() {
+        return Err(CliError::message(
+            "every ip-range or gateway must have a corresponding subnet",
+        ));
+    }
     let mut pools: Vec<(&str, Map<String, Value>)> = Vec::new();
     for subnet in subnets {
-        if parse_subnet(subnet).is_none() {
-            return Err(CliError::message(format!("invalid CIDR address: {subnet}")));
-        }
-        if pools.iter().any(|(other, _)| other == subnet) {
+        let Some((address, _)) = parse_subnet(subnet) else {
+            return Err(CliError::message(format!(
+                "invalid subnet: invalid CIDR address: {subnet}"
+            )));
+        };
+        let overlaps = |other: &str| {
+            let theirs = parse_subnet(other).map(|(address, _)| address.to_string());
+            contains(other, &address.to_string()) || theirs.is_some_and(|a| contains(subnet, &a))
+        };
+        if pools.iter().any(|(other, _)| overlaps(other)) {
             return Err(CliError::message(
                 "multiple overlapping subnet configuration is not supported",
             ));
@@ -160,17 +254,18 @@ fn pools(subnets: &[&str], gateways: &[&str], ranges: &[&str]) -> Result<Vec<Val
     }
     let mut place = |kind: &str, key: &str, value: &str| -> Result {
         let address = value.split('/').next().unwrap_or_default();
-        let pool = pools
-            .iter_mut()
-            .find(|(subnet, _)| contains(subnet, address));
-        let Some((subnet, pool)) = pool else {
+        let mut found = pools.iter_mut();
+        let Some((subnet, pool)) = found.find(|(subnet, _)| contains(subnet, address)) else {
             return Err(CliError::message(format!(
                 "no matching subnet for {kind} {value}"
             )));
         };
-        if pool.insert(key.to_owned(), Value::from(value)).is_some() {
+        if let Some(before) = pool.insert(key.to_owned(), Value::from(value)) {
+            let before = before.as_str().unwrap_or_default();
+            let which = if kind == "gateway" { "for" } else { "on" };
             return Err(CliError::message(format!(
-                "cannot configure multiple {kind}s on the same subnet ({subnet})"
+                "cannot configure multiple {kind}s ({value}, {before}) {which} the same subnet \
+                 ({subnet})"
             )));
         }
         Ok(())
@@ -180,6 +275,24 @@ fn pools(subnets: &[&str], gateways: &[&str], ranges: &[&str]) -> Result<Vec<Val
     }
     for gateway in gateways {
         place("gateway", "Gateway", gateway)?;
+    }
+    for entry in aux {
+        let (name, address) = entry.split_once('=').unwrap_or((entry, ""));
+        if address.is_empty() {
+            continue;
+        }
+        let mut found = pools.iter_mut();
+        let Some((_, pool)) = found.find(|(subnet, _)| contains(subnet, address)) else {
+            return Err(CliError::message(format!(
+                "no matching subnet for aux-address {address}"
+            )));
+        };
+        let addresses = pool
+            .entry("AuxiliaryAddresses")
+            .or_insert_with(|| json!({}));
+        if let Some(addresses) = addresses.as_object_mut() {
+            addresses.insert(name.to_owned(), Value::from(address));
+        }
     }
     Ok(pools
         .into_iter()
@@ -207,6 +320,52 @@ fn contains(subnet: &str, address: &str) -> bool {
     (a ^ b)
         .checked_shr(width - bits)
         .is_none_or(|difference| difference == 0)
+}
+
+async fn connect(cli: &Cli, flags: Parsed) -> Result {
+    let address = |flag: &str| flags.nonempty(flag).map(hosts::address).transpose();
+    let locals = words(&flags, "link-local-ip");
+    let locals: Vec<String> = locals
+        .into_iter()
+        .map(hosts::address)
+        .collect::<std::result::Result<_, _>>()?;
+    let mut options = Map::new();
+    for option in words(&flags, "driver-opt") {
+        let pair = option.split_once('=').map(|(k, v)| (k.trim(), v.trim()));
+        let Some((key, value)) = pair.filter(|(key, _)| !key.is_empty()) else {
+            return Err(CliError::message(
+                "invalid key/value pair format in driver options",
+            ));
+        };
+        options.insert(key.to_owned(), Value::from(value));
+    }
+    let body = json!({
+        "Container": flags.args.get(1),
+        "EndpointConfig": {
+            "IPAMConfig": {
+                "IPv4Address": address("ip")?,
+                "IPv6Address": address("ip6")?,
+                "LinkLocalIPs": locals,
+            },
+            "Links": flags.list("link"),
+            "Aliases": words(&flags, "alias"),
+            "DriverOpts": options,
+            "GwPriority": flags.int("gw-priority").unwrap_or(0),
+        },
+    });
+    change(cli, &flags, "connect", &body).await
+}
+
+async fn disconnect(cli: &Cli, flags: Parsed) -> Result {
+    let body = json!({"Container": flags.args.get(1), "Force": flags.on("force")});
+    change(cli, &flags, "disconnect", &body).await
+}
+
+async fn change(cli: &Cli, flags: &Parsed, what: &str, body: &Value) -> Result {
+    let name = flags.args.first().map_or("", String::as_str);
+    let path = format!("/networks/{}/{what}", component(name));
+    cli.client()?.post(path).body_json(body)?.done().await?;
+    Ok(())
 }
 
 async fn inspect(cli: &Cli, flags: Parsed) -> Result {
@@ -331,20 +490,66 @@ mod tests {
 
     #[test]
     fn gateways_find_their_subnets() {
-        let subnets = ["10.1.0.0/16", "fd00::/64"];
-        let found = pools(&subnets, &["fd00::1", "10.1.0.1"], &["10.1.2.0/24"]).unwrap();
+        let subnets = vec!["10.1.0.0/16", "fd00::/64"];
+        let found = pools(&Wanted {
+            subnets: subnets.clone(),
+            gateways: vec!["fd00::1", "10.1.0.1"],
+            ranges: vec!["10.1.2.0/24"],
+            aux: vec!["a=10.1.0.9", "b=10.1.0.10", "c="],
+        })
+        .unwrap();
         assert_eq!(
             Value::Array(found),
             json!([
-                {"Subnet": "10.1.0.0/16", "IPRange": "10.1.2.0/24", "Gateway": "10.1.0.1"},
+                {
+                    "Subnet": "10.1.0.0/16", "IPRange": "10.1.2.0/24", "Gateway": "10.1.0.1",
+                    "AuxiliaryAddresses": {"a": "10.1.0.9", "b": "10.1.0.10"},
+                },
                 {"Subnet": "fd00::/64", "Gateway": "fd00::1"},
             ])
         );
-        assert_eq!(
-            pools(&subnets, &["10.2.0.1"], &[]).unwrap_err().to_string(),
-            "no matching subnet for gateway 10.2.0.1"
-        );
-        assert!(pools(&["10.1.0.0"], &[], &[]).is_err());
         assert!(contains("0.0.0.0/0", "9.9.9.9") && contains("::/0", "1::"));
+    }
+
+    #[test]
+    fn wrong_subnets_are_refused() {
+        let refusal = |subnets: &[&'static str], gateways: &[&'static str]| {
+            let wanted = Wanted {
+                subnets: subnets.to_vec(),
+                gateways: gateways.to_vec(),
+                ..Wanted::default()
+            };
+            pools(&wanted).unwrap_err().to_string()
+        };
+        for (subnets, gateways, message) in [
+            (
+                &["10.1.0.0/16"][..],
+                &["10.2.0.1"][..],
+                "no matching subnet for gateway 10.2.0.1",
+            ),
+            (
+                &[],
+                &["10.2.0.1"],
+                "every ip-range or gateway must have a corresponding subnet",
+            ),
+            (
+                &["10.1.0.0/16", "10.1.3.0/24"],
+                &[],
+                "multiple overlapping subnet configuration is not supported",
+            ),
+            (
+                &["10.1.0.0/16", "10.3.0.0/16"],
+                &["10.1.0.1", "10.1.0.2"],
+                "cannot configure multiple gateways (10.1.0.2, 10.1.0.1) for the same subnet \
+                 (10.1.0.0/16)",
+            ),
+            (
+                &["10.1.0.0"],
+                &[],
+                "invalid subnet: invalid CIDR address: 10.1.0.0",
+            ),
+        ] {
+            assert_eq!(refusal(subnets, gateways), message);
+        }
     }
 }

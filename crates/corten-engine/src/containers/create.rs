@@ -194,19 +194,21 @@ fn check(
         platform: image.platform.to_string(),
         ..Default::default()
     };
-    let wishes = networking::wishes(body.networking_config.as_ref(), &mut host, &mut parsed)?;
+    let asked = networking::asked(body.networking_config.as_ref(), &mut host, &mut parsed)?;
     modes::check_conflicts(
         &host,
         &parsed,
         body.hostname.as_deref().is_some_and(|h| !h.is_empty()),
-        wishes.iter().any(|(_, wish)| wish.mac.is_some()),
+        asked
+            .iter()
+            .any(|(_, s)| s.mac_address.as_deref().is_some_and(|m| !m.is_empty())),
     )?;
     engine
         .database()
         .read(|c| settle_modes(c, &mut host, &parsed))?;
     let endpoints = engine
         .database()
-        .read(|c| networking::endpoints(c, &parsed, wishes))?;
+        .read(|c| networking::endpoints(c, &parsed, asked))?;
     engine
         .database()
         .read(|c| super::depends::check(c, host.annotations.as_ref()))?;
@@ -336,10 +338,12 @@ fn settle_modes(c: &Connection, host: &mut HostConfig, parsed: &Modes) -> Result
             host.network_mode = Some(format!("container:{}", target.id));
         }
         NetworkMode::Named(name) => {
-            let network = crate::networks::bridge::find(c, name)
+            let network = crate::networks::row::find(c, name)
                 .map_err(|error| bad(format!("failed to set up container networking: {error}")))?;
-            // An id or prefix of a built-in network.
-            host.network_mode = Some(network.name);
+            // Of a built-in network it was an id or prefix.
+            if network.is_built_in() {
+                host.network_mode = Some(network.name);
+            }
         }
         NetworkMode::Bridge | NetworkMode::Host | NetworkMode::None => {}
     }

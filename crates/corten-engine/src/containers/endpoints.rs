@@ -197,6 +197,17 @@ pub(crate) fn rename(c: &Connection, container: &Container) -> Result<()> {
     Ok(())
 }
 
+/// Removes a place with its names. Its addresses are released by whoever has taken it off.
+pub(crate) fn remove(c: &Connection, container: &str, network: &str) -> Result<()> {
+    for table in ["endpoints", "endpoint_names"] {
+        c.prepare_cached(&format!(
+            "DELETE FROM {table} WHERE container = ? AND network = ?"
+        ))?
+        .execute([container, network])?;
+    }
+    Ok(())
+}
+
 /// What a container has on a network now.
 pub(crate) fn set_live(c: &Connection, container: &str, state: &NetworkState) -> Result<()> {
     c.prepare_cached(

@@ -137,13 +137,13 @@ pub(crate) fn name_server(container: &Container, modes: &Modes) -> Result<Option
     )))
 }
 
-/// Writes the generated files of a container about to start. `address`, `gateway`: on its
-/// network, if it has one of its own. `names`: of its [`name_server`].
+/// Writes the generated files of a container about to start. `addresses`, `gateway`: on its
+/// networks, if it has any of its own. `names`: of its [`name_server`].
 pub(crate) fn generate(
     engine: &Engine,
     container: &Container,
     modes: &Modes,
-    address: Option<IpAddr>,
+    addresses: &[IpAddr],
     gateway: Option<IpAddr>,
     names: Option<&Internal>,
 ) -> Result<Files> {
@@ -180,9 +180,8 @@ pub(crate) fn generate(
     let hosts = if host_network && extra.is_empty() {
         read_or_empty(Path::new("/etc/hosts"))?
     } else {
-        let addresses: Vec<IpAddr> = address.into_iter().collect();
         resolv::hosts(&resolv::Hosts {
-            addresses: &addresses,
+            addresses,
             hostname,
             domain,
             extra: &extra,
@@ -203,6 +202,43 @@ pub(crate) fn generate(
         resolv_conf: write("resolv.conf", &resolv_conf)?,
         init,
     })
+}
+
+/// Takes the lines of addresses out of a running container's `hosts` and puts others in. What else
+/// is in it, and may be the container's own, stays.
+pub(crate) fn change_hosts(
+    engine: &Engine,
+    id: &str,
+    gone: &[IpAddr],
+    new: &[IpAddr],
+) -> Result<()> {
+    let Some(container) = engine.database().read(|c| super::row::get(c, id))? else {
+        return Ok(());
+    };
+    let hostname = container.config.hostname.as_deref().unwrap_or("");
+    let domain = container.config.domainname.as_deref().unwrap_or("");
+    let path = engine.layout().container(id).join("hosts");
+    let text = read_or_empty(&path)?;
+    let is_gone = |line: &&str| {
+        let address = line.split_whitespace().next().and_then(|a| a.parse().ok());
+        address.is_some_and(|address| gone.contains(&address))
+    };
+    let mut changed: String = text
+        .split_inclusive('\n')
+        .filter(|line| !is_gone(line))
+        .collect();
+    if !changed.is_empty() && !changed.ends_with('\n') {
+        changed.push('\n');
+    }
+    changed += &resolv::own_hosts(new, hostname, domain);
+    // The same file: it is mounted in the container.
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .open(&path)
+        .map_err(io("write", &path))?;
+    file.write_all(changed.as_bytes())
+        .map_err(io("write", &path))
 }
 
 /// Puts the init program into the directory of a container that wants it. A copy for each

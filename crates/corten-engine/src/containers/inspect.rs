@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use bollard_stubs::models::{
     ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, DriverData,
-    EndpointSettings, Health, HealthStatusEnum, HealthcheckResult, HostConfig, MountPoint,
-    NetworkSettings, PortMap,
+    EndpointIpamConfig, EndpointSettings, Health, HealthStatusEnum, HealthcheckResult, HostConfig,
+    MountPoint, NetworkSettings, PortMap,
 };
 use corten_runtime::defaults;
 use corten_supervisor::{HealthStatus, Probe};
 use rusqlite::Connection;
 
-use super::endpoints::{Endpoint, HostPort};
+use super::endpoints::{self, Endpoint, HostPort};
 use super::row::{self, Container, Status};
 use super::state;
 use crate::engine::Engine;
@@ -261,11 +261,34 @@ pub(super) fn mount_points(engine: &Engine, container: &Container) -> Vec<MountP
 }
 
 /// The network endpoints, with what they have while the container runs.
-pub(super) fn endpoints(container: &Container) -> HashMap<String, EndpointSettings> {
+pub(super) fn networks(container: &Container) -> HashMap<String, EndpointSettings> {
     let live = container.status.is_live();
     let settings = |endpoint: &Endpoint| {
         let state = endpoint.live.clone().filter(|_| live).unwrap_or_default();
+        let wish = &endpoint.wish;
+        let some = |words: &[String]| Some(words.to_vec()).filter(|words| !words.is_empty());
+        let asked = EndpointIpamConfig {
+            ipv4_address: wish.address.map(|a| a.to_string()),
+            ipv6_address: wish.address6.map(|a| a.to_string()),
+            link_local_ips: some(
+                &wish
+                    .link_local
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>(),
+            ),
+        };
         EndpointSettings {
+            ipam_config: Some(asked).filter(|asked| *asked != EndpointIpamConfig::default()),
+            links: some(&wish.links),
+            aliases: some(&wish.aliases),
+            driver_opts: Some(wish.driver_opts.clone().into_iter().collect())
+                .filter(|options: &HashMap<_, _>| !options.is_empty()),
+            gw_priority: Some(wish.gw_priority),
+            dns_names: match endpoints::is_built_in(&endpoint.network_name) {
+                true => None,
+                false => Some(endpoints::names(container, endpoint)),
+            },
             mac_address: Some(state.mac),
             // Not before it has been on it.
             network_id: Some(match container.status {
@@ -279,7 +302,6 @@ pub(super) fn endpoints(container: &Container) -> HashMap<String, EndpointSettin
             ipv6_gateway: Some(state.gateway6),
             global_ipv6_address: Some(state.address6),
             global_ipv6_prefix_len: Some(i64::from(state.prefix6)),
-            ..Default::default()
         }
     };
     let all = container.endpoints.iter();
@@ -310,6 +332,6 @@ fn network_settings(container: &Container) -> NetworkSettings {
             String::new()
         }),
         ports: Some(map),
-        networks: Some(endpoints(container)),
+        networks: Some(networks(container)),
     }
 }

@@ -130,7 +130,7 @@ fn summary(engine: &Engine, container: &Container, image: String, size: bool) ->
             annotations: container.host.annotations.clone(),
         }),
         network_settings: Some(ContainerSummaryNetworkSettings {
-            networks: Some(inspect::endpoints(container)),
+            networks: Some(inspect::networks(container)),
         }),
         mounts: Some(inspect::mount_points(engine, container)),
         ..Default::default()

@@ -18,7 +18,7 @@ mod inspect;
 mod list;
 mod logs;
 mod merge;
-mod networking;
+pub(crate) mod networking;
 mod options;
 mod pending;
 pub(crate) mod remove;
@@ -115,14 +115,14 @@ pub(crate) fn event(engine: &Engine, container: &Container, action: &str, more: 
 }
 
 /// The supervisor of a container that must be running.
-fn supervisor(engine: &Engine, container: &Container) -> Result<Client> {
+pub(crate) fn supervisor(engine: &Engine, container: &Container) -> Result<Client> {
     Client::find(engine.layout().run(), &container.id)
         .map_err(|error| refused(container, error))?
         .ok_or_else(|| EngineError::NotRunning(container.id.clone()))
 }
 
 /// What a supervisor's refusal means to a client of the engine.
-fn refused(container: &Container, error: ClientError) -> EngineError {
+pub(crate) fn refused(container: &Container, error: ClientError) -> EngineError {
     match error {
         ClientError::Refused { why, message } => match why {
             Refusal::NoSuchExec => EngineError::NotFound(message),

@@ -16,7 +16,7 @@ use crate::Filters;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
-use crate::networks::bridge;
+use crate::networks::row as networks;
 use crate::parse::filters;
 use crate::parse::mounts::Source;
 use crate::volumes::store as volumes;
@@ -121,7 +121,7 @@ pub(crate) fn delete(engine: &Engine, container: &Container, volumes: bool) -> R
         {
             return Err(EngineError::NoSuchContainer(id.clone()));
         }
-        bridge::release(c, id)?;
+        networks::release(c, id)?;
         Leases::release_in(c, &super::lease(id))?;
         events::record(
             c,

@@ -22,7 +22,7 @@ use super::row::{self, Container, Ended, Status};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
-use crate::networks::bridge;
+use crate::networks::row as networks;
 use crate::parse::{restart, time};
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -255,7 +255,7 @@ fn bury(engine: &Engine, container: &Container, rebooted: bool) -> Result<()> {
         if again {
             row::count_restart(c, &container.id)?;
         }
-        bridge::release(c, &container.id)?;
+        networks::release(c, &container.id)?;
         events::record(c, Kind::Container, "die", &container.id, &attributes)
     })?;
     if container.auto_remove {
@@ -283,11 +283,7 @@ pub(crate) fn kill_all(engine: &Engine, container: &Container) {
 /// Removes a container's link, published ports and address, as far as they are still there.
 /// The caller holds its lock.
 pub(crate) fn release_network(engine: &Engine, container: &Container) {
-    let veth = engine.layout().veth(&container.id);
-    if let Err(error) = corten_network::remove_link(&veth) {
-        tracing::warn!(container = %container.id, %error, "its link is left to be swept");
-    }
-    // Always: a supervisor that died while starting had not told of its ports yet.
+    // A supervisor that died while starting had not told of its ports yet.
     if let Err(error) = crate::sweep::network(engine, Some(&container.id)) {
         tracing::warn!(container = %container.id, %error, "its ports are left to be swept");
     }

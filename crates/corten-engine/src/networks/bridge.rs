@@ -1,211 +1,209 @@
-//! The default bridge: its subnet, and the addresses on it.
+//! The bridges of networks: their subnets where the user chose none, and bringing them up.
 //!
-//! The subnet is chosen once, when the first container needs the bridge, and kept in the
-//! network's row. Addresses are rows with a unique index on (network, address): two
-//! processes can never give out the same one.
+//! A subnet is chosen once, when the bridge is first needed, and kept in the network's row. Whoever
+//! brings a bridge up holds [`crate::sweep::NetworkLock`]: a network cannot be removed meanwhile.
 
-use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use corten_db::Durability;
-use corten_network::{BridgeRequest, BridgeSpec, Ipv4Net, ipam};
-use rusqlite::{Connection, params};
+use corten_network::{BridgeSpec, IpNet, Ipv4Net, Ipv6Net, ipam};
+use rusqlite::params;
 
+use super::options::{self, BridgeOptions};
+use super::row::{self, NetworkRow, PoolSettings};
 use crate::engine::Engine;
 use crate::error::EngineError;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
-/// MTU of the bridge and its containers' links.
-pub(crate) const MTU: u32 = 1500;
-
-/// A network's row, as far as it is needed to connect to it.
-#[derive(Debug, Clone)]
-pub(crate) struct NetworkRow {
-    pub(crate) id: String,
-    pub(crate) name: String,
-    pub(crate) driver: String,
-    pub(crate) created: i64,
-    /// Empty until first used.
-    pub(crate) subnet: String,
-    pub(crate) gateway: String,
-}
-
-/// Reads all networks.
-pub(crate) fn rows(c: &Connection) -> Result<Vec<NetworkRow>> {
-    let mut statement = c.prepare_cached(
-        "SELECT id, name, driver, created, subnet, gateway FROM networks ORDER BY name",
-    )?;
-    let rows = statement.query_map([], |r| {
-        Ok(NetworkRow {
-            id: r.get(0)?,
-            name: r.get(1)?,
-            driver: r.get(2)?,
-            created: r.get(3)?,
-            subnet: r.get(4)?,
-            gateway: r.get(5)?,
-        })
-    })?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
-}
-
-/// Finds a network by name, id, or unambiguous id prefix.
-pub(crate) fn find(c: &Connection, name: &str) -> Result<NetworkRow> {
-    let mut rows = rows(c)?;
-    if let Some(at) = rows.iter().position(|r| r.name == name || r.id == name) {
-        return Ok(rows.swap_remove(at));
-    }
-    let mut matching = rows
-        .into_iter()
-        .filter(|r| !name.is_empty() && r.id.starts_with(name));
-    match (matching.next(), matching.next()) {
-        (Some(row), None) => Ok(row),
-        (Some(_), Some(_)) => Err(EngineError::AmbiguousPrefix(name.to_owned())),
-        _ => Err(EngineError::NoSuchNetwork(name.to_owned())),
-    }
-}
-
 impl NetworkRow {
-    /// The bridge of this network, if it has been used before.
-    pub(crate) fn spec(&self, engine: &Engine) -> Option<BridgeSpec> {
-        Some(BridgeSpec {
-            subnet: Some(self.subnet.parse().ok()?),
-            gateway: Some(self.gateway.parse().ok()?),
-            mtu: MTU,
-            ..BridgeSpec::new(engine.layout().table(), engine.layout().bridge())
-        })
+    /// Whether it came with the engine.
+    pub(crate) fn is_built_in(&self) -> bool {
+        crate::containers::endpoints::is_built_in(&self.name)
     }
+
+    /// Its link's name.
+    pub(crate) fn bridge(&self, engine: &Engine) -> String {
+        match self.link.as_str() {
+            "" => engine.layout().bridge(),
+            link => link.to_owned(),
+        }
+    }
+
+    /// What its options say. They were checked when it was created.
+    pub(crate) fn bridge_options(&self) -> Result<BridgeOptions> {
+        options::bridge(&self.options, self.ipv6)
+    }
+
+    /// Its first subnet of a family.
+    pub(crate) fn pool(&self, ipv6: bool) -> Option<&PoolSettings> {
+        self.ipam.pools.iter().find(|p| p.subnet.is_ipv6() == ipv6)
+    }
+
+    /// Its bridge, as far as its subnets are chosen.
+    pub(crate) fn spec(&self, engine: &Engine) -> Result<BridgeSpec> {
+        let options = self.bridge_options()?;
+        let mut spec = BridgeSpec {
+            mtu: options.mtu,
+            internal: self.internal,
+            masquerade: options.masquerade,
+            icc: options.icc,
+            ..BridgeSpec::new(engine.layout().table(), self.bridge(engine))
+        };
+        for pool in &self.ipam.pools {
+            match (pool.subnet, pool.gateway) {
+                (IpNet::V4(subnet), gateway) => {
+                    spec.subnet = Some(subnet);
+                    spec.gateway = match gateway {
+                        Some(IpAddr::V4(gateway)) => Some(gateway),
+                        _ => None,
+                    };
+                }
+                (IpNet::V6(subnet), gateway) => {
+                    spec.subnet6 = Some(subnet);
+                    spec.gateway6 = match gateway {
+                        Some(IpAddr::V6(gateway)) => Some(gateway),
+                        _ => None,
+                    };
+                }
+            }
+        }
+        Ok(spec)
+    }
+
+    /// Whether every subnet it needs, and every gateway, is chosen.
+    fn is_settled(&self) -> bool {
+        let settled = |ipv6| self.pool(ipv6).is_some_and(|p| p.gateway.is_some());
+        (!self.ipv4 || settled(false)) && (!self.ipv6 || settled(true))
+    }
+}
+
+/// Brings a network's bridge up, and chooses its subnets if that has not been done yet. Blocks.
+pub(crate) fn bring_up(engine: &Engine, row: &NetworkRow) -> Result<BridgeSpec> {
+    if row.is_settled() {
+        let spec = row.spec(engine)?;
+        corten_network::ensure_bridge(&spec)?;
+        return Ok(spec);
+    }
+    claim(engine, row)
+}
+
+/// Makes a network's bridge, choosing what the user has not; nothing of it may be in this host's
+/// way. Blocks.
+pub(super) fn claim(engine: &Engine, row: &NetworkRow) -> Result<BridgeSpec> {
+    let mut row = row.clone();
+    let mut taken = Vec::new();
+    for other in engine.database().read(row::all)? {
+        if other.id == row.id {
+            // Somebody else may have chosen by now.
+            row = other;
+        } else {
+            taken.extend(other.ipam.pools.iter().map(|p| p.subnet));
+        }
+    }
+    if row.ipv6 && row.pool(true).is_none() {
+        let subnet = free_subnet6(engine, &taken)?;
+        row.ipam.pools.push(chosen(IpNet::V6(subnet)));
+    }
+    let wanted = row.spec(engine)?;
+    let asked = wanted.subnet;
+    let taken4: Vec<Ipv4Net> = taken
+        .iter()
+        .filter_map(|net| match net {
+            IpNet::V4(net) => Some(*net),
+            IpNet::V6(_) => None,
+        })
+        .collect();
+    let candidates: Box<dyn Iterator<Item = Ipv4Net>> = match asked {
+        Some(subnet) => Box::new(std::iter::once(subnet)),
+        None => ipam::candidates(engine.layout().subnet_seed()),
+    };
+    let spec = corten_network::claim_bridge(&wanted, row.ipv4.then_some(candidates), &taken4)
+        .map_err(|error| match (error, asked) {
+            (corten_network::NetworkError::SubnetsExhausted, Some(subnet)) => in_the_way(subnet),
+            (corten_network::NetworkError::SubnetsExhausted, None) => EngineError::BadParameter(
+                "all predefined address pools have been fully subnetted".to_owned(),
+            ),
+            (other, _) => other.into(),
+        })?;
+    settle(engine, row, &spec)?;
+    Ok(spec)
+}
+
+fn chosen(subnet: IpNet) -> PoolSettings {
+    PoolSettings {
+        subnet,
+        range: None,
+        gateway: None,
+        aux: std::collections::BTreeMap::new(),
+        asked: false,
+        gateway_asked: false,
+    }
+}
+
+/// Says what of this host is where a subnet was wanted.
+fn in_the_way(subnet: Ipv4Net) -> EngineError {
+    let routes = ipam::host_networks().unwrap_or_default();
+    let route = routes.into_iter().find(|route| route.overlaps(&subnet));
+    let route = route.map_or_else(
+        || "a route of".to_owned(),
+        |net| format!("{net}, which is of"),
+    );
+    EngineError::Forbidden(format!(
+        "invalid pool request: subnet {subnet} overlaps with {route} this host: choose another one"
+    ))
+}
+
+/// Keeps what was chosen.
+fn settle(engine: &Engine, mut row: NetworkRow, spec: &BridgeSpec) -> Result<()> {
+    if row.pool(false).is_none()
+        && let Some(subnet) = spec.subnet
+    {
+        row.ipam.pools.insert(0, chosen(IpNet::V4(subnet)));
+    }
+    for pool in &mut row.ipam.pools {
+        pool.gateway = match pool.subnet {
+            IpNet::V4(_) => spec.address().map(|net| IpAddr::V4(net.addr())),
+            IpNet::V6(_) => spec.address6().map(|net| IpAddr::V6(net.addr())),
+        };
+    }
+    engine.write(Durability::Relaxed, |c| match row.link.as_str() {
+        // The default bridge's, where older versions look.
+        "" => {
+            let address = spec.address();
+            c.execute(
+                "UPDATE networks SET subnet = ?, gateway = ? WHERE id = ?",
+                params![
+                    address.map(|a| a.network().to_string()).unwrap_or_default(),
+                    address.map(|a| a.addr().to_string()).unwrap_or_default(),
+                    row.id
+                ],
+            )?;
+            Ok(())
+        }
+        _ => row::set_ipam(c, &row),
+    })
+}
+
+/// A free /64 of this engine's unique local /48 (RFC 4193), which follows from its id.
+fn free_subnet6(engine: &Engine, taken: &[IpNet]) -> Result<Ipv6Net> {
+    let id = engine.id()?;
+    let digest = corten_oci::Digest::of(id.as_bytes());
+    let global = u128::from_str_radix(&digest.hex()[..10], 16).unwrap_or_default();
+    let prefix = (0xfd_u128 << 120) | (global << 80);
+    (0..=u16::MAX)
+        .filter_map(|n| Ipv6Net::new(Ipv6Addr::from_bits(prefix | (u128::from(n) << 64)), 64))
+        .find(|net| !taken.iter().any(|t| t.overlaps(&IpNet::V6(*net))))
+        .ok_or_else(|| {
+            EngineError::BadParameter(
+                "all predefined address pools have been fully subnetted".to_owned(),
+            )
+        })
 }
 
 /// Brings the default bridge up; its network's id, and what it is. Blocks.
-pub(crate) fn ensure(engine: &Engine) -> Result<(String, BridgeSpec)> {
-    let row = engine.database().read(|c| find(c, "bridge"))?;
-    if let Some(spec) = row.spec(engine) {
-        corten_network::ensure_bridge(&spec)?;
-        return Ok((row.id, spec));
-    }
-    let request = BridgeRequest {
-        table: engine.layout().table(),
-        bridge: engine.layout().bridge(),
-        mtu: MTU,
-        internal: false,
-        icc: true,
-    };
-    let spec = corten_network::claim_bridge(
-        &request,
-        ipam::candidates(engine.layout().subnet_seed()),
-        &[],
-    )?;
-    let (subnet, gateway) = ipv4(&spec)?;
-    engine.write(Durability::Relaxed, |c| {
-        c.execute(
-            "UPDATE networks SET subnet = ?, gateway = ? WHERE id = ?",
-            params![subnet.to_string(), gateway.to_string(), row.id],
-        )?;
-        Ok(())
-    })?;
-    Ok((row.id, spec))
-}
-
-/// The IPv4 subnet and gateway of a network.
-pub(crate) fn ipv4(spec: &BridgeSpec) -> Result<(Ipv4Net, Ipv4Addr)> {
-    let none = || EngineError::BadParameter(format!("{} has no IPv4 subnet", spec.bridge));
-    let address = spec.address().ok_or_else(none)?;
-    Ok((address.network(), address.addr()))
-}
-
-/// Gives `owner` an address of a network: the one it has, the one wanted, or the next free.
-pub(crate) fn allocate(
-    c: &Connection,
-    network: &str,
-    spec: &BridgeSpec,
-    owner: &str,
-    wanted: Option<Ipv4Addr>,
-) -> Result<Ipv4Net> {
-    let (subnet, gateway) = ipv4(spec)?;
-    let mut used = BTreeSet::new();
-    let mut statement =
-        c.prepare_cached("SELECT address, owner FROM addresses WHERE network = ?")?;
-    let mut rows = statement.query([network])?;
-    while let Some(row) = rows.next()? {
-        let (address, holder): (String, String) = (row.get(0)?, row.get(1)?);
-        let Ok(address) = address.parse::<Ipv4Addr>() else {
-            continue;
-        };
-        if holder == owner && wanted.is_none_or(|w| w == address) {
-            return Ok(subnet.with_addr(address));
-        }
-        used.insert(address);
-    }
-    let address = match wanted {
-        Some(address) => {
-            ipam::check(subnet, gateway, address)?;
-            if used.contains(&address) {
-                return Err(EngineError::Forbidden("Address already in use".to_owned()));
-            }
-            address
-        }
-        None => {
-            let last: String = c
-                .prepare_cached("SELECT last FROM networks WHERE id = ?")?
-                .query_row([network], |r| r.get(0))?;
-            ipam::allocate(subnet, gateway, &used, last.parse().ok())?
-        }
-    };
-    let text = address.to_string();
-    c.prepare_cached("INSERT INTO addresses (network, address, owner) VALUES (?,?,?)")?
-        .execute([network, &text, owner])?;
-    c.prepare_cached("UPDATE networks SET last = ? WHERE id = ?")?
-        .execute([&text, network])?;
-    Ok(subnet.with_addr(address))
-}
-
-/// Takes an owner's addresses back.
-pub(crate) fn release(c: &Connection, owner: &str) -> Result<()> {
-    c.prepare_cached("DELETE FROM addresses WHERE owner = ?")?
-        .execute([owner])?;
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec() -> BridgeSpec {
-        BridgeSpec {
-            subnet: Some("10.1.0.0/29".parse().unwrap()),
-            gateway: Some("10.1.0.1".parse().unwrap()),
-            ..BridgeSpec::new("t", "b")
-        }
-    }
-
-    #[test]
-    fn addresses_are_given_once() {
-        let c = Connection::open_in_memory().unwrap();
-        c.execute_batch(crate::schema::SCHEMA.migrations[0])
-            .unwrap();
-        let network = find(&c, "bridge").unwrap().id;
-        let give = |owner: &str, wanted: Option<&str>| {
-            allocate(
-                &c,
-                &network,
-                &spec(),
-                owner,
-                wanted.map(|w| w.parse().unwrap()),
-            )
-            .map(|a| a.addr().to_string())
-        };
-        assert_eq!(give("a", None).unwrap(), "10.1.0.2");
-        assert_eq!(give("a", None).unwrap(), "10.1.0.2");
-        assert_eq!(give("b", None).unwrap(), "10.1.0.3");
-        assert_eq!(give("c", Some("10.1.0.6")).unwrap(), "10.1.0.6");
-        assert!(give("d", Some("10.1.0.6")).is_err());
-        assert!(give("d", Some("10.2.0.6")).is_err());
-        release(&c, "b").unwrap();
-        // The address just given back comes last.
-        assert_eq!(give("d", None).unwrap(), "10.1.0.3");
-        assert_eq!(give("e", None).unwrap(), "10.1.0.4");
-        assert_eq!(give("f", None).unwrap(), "10.1.0.5");
-        assert!(give("g", None).is_err());
-    }
+pub(crate) fn default_bridge(engine: &Engine) -> Result<(NetworkRow, BridgeSpec)> {
+    let row = engine.database().read(|c| row::find(c, "bridge"))?;
+    let spec = bring_up(engine, &row)?;
+    Ok((row, spec))
 }

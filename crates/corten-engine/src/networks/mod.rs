@@ -1,18 +1,26 @@
-//! Networks: the built-in `bridge`, `host` and `none`.
+//! Networks: the built-in `bridge`, `host` and `none`, and those that users create.
 
 pub(crate) mod bridge;
+mod connect;
+mod create;
+mod model;
 pub(crate) mod names;
+mod options;
+mod remove;
+pub(crate) mod row;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use bollard_stubs::models::{self, ConfigReference, EndpointResource, Ipam, IpamConfig};
+use bollard_stubs::models;
+use rusqlite::Connection;
 
 use crate::Filters;
-use crate::containers::row::{self, Container};
+use crate::containers;
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::parse::{filters, time};
-use bridge::NetworkRow;
+use crate::parse::{bad, filters};
+use crate::sweep::NetworkLock;
+use row::NetworkRow;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -31,21 +39,31 @@ impl Networks {
     /// When a filter is wrong.
     pub async fn list(&self, filters: Filters) -> Result<Vec<models::NetworkInspect>> {
         filters::check(&filters, FILTERS)?;
-        // All of them are built in: none is dangling, none has labels.
         let dangling = filters::flag(&filters, "dangling")?;
+        let types = filters::values(&filters, "type");
+        if let Some(wrong) = types.iter().find(|t| *t != "builtin" && *t != "custom") {
+            return Err(bad(format!("invalid filter: 'type'='{wrong}'")));
+        }
         self.0
             .blocking(move |engine| {
-                let rows = engine.database().read(bridge::rows)?;
+                if dangling.is_some() {
+                    containers::state::live(engine)?;
+                }
+                let (rows, used) = engine
+                    .database()
+                    .read(|c| Ok::<_, EngineError>((row::all(c)?, in_use(c)?)))?;
                 let selected = rows.into_iter().filter(|r| {
+                    let kind = if r.is_built_in() { "builtin" } else { "custom" };
+                    let is_used = r.is_built_in() || used.contains(&r.id);
                     filters::any(&filters, "name", |v| r.name.contains(v.as_str()))
                         && filters::any(&filters, "id", |v| r.id.starts_with(v.as_str()))
                         && filters::any(&filters, "driver", |v| r.driver == *v)
-                        && filters::any(&filters, "type", |v| v == "builtin")
+                        && filters::any(&filters, "type", |v| v == kind)
                         && filters::any(&filters, "scope", |v| v == "local")
-                        && filters::labels(&filters, &HashMap::new())
-                        && dangling != Some(true)
+                        && filters::labels(&filters, &r.labels)
+                        && dangling.is_none_or(|dangling| dangling != is_used)
                 });
-                Ok(selected.map(|r| model(engine, &r, &[])).collect())
+                Ok(selected.map(|r| model::model(engine, &r, &[])).collect())
             })
             .await
     }
@@ -57,7 +75,12 @@ impl Networks {
     /// The bridge cannot be brought up.
     pub async fn host_gateway(&self) -> Result<std::net::IpAddr> {
         self.0
-            .blocking(|engine| Ok(bridge::ipv4(&bridge::ensure(engine)?.1)?.1.into()))
+            .blocking(|engine| {
+                let _lock = NetworkLock::shared(engine)?;
+                let (row, spec) = bridge::default_bridge(engine)?;
+                let address = spec.address().ok_or(EngineError::NoSuchNetwork(row.name))?;
+                Ok(address.addr().into())
+            })
             .await
     }
 
@@ -69,143 +92,92 @@ impl Networks {
         let name = name.to_owned();
         self.0
             .blocking(move |engine| {
-                let network = engine.database().read(|c| bridge::find(c, &name))?;
-                let live = crate::containers::state::live(engine)?;
-                Ok(model(engine, &network, &live))
+                let network = engine.database().read(|c| row::find(c, &name))?;
+                let live = containers::state::live(engine)?;
+                Ok(model::model(engine, &network, &live))
             })
             .await
     }
 
-    /// User-defined networks are refused so far, clearly.
+    /// Creates a network, its bridge with it.
     ///
     /// # Errors
-    /// Always.
+    /// When the request is wrong, the name taken, or a subnet in the way of another one.
     pub async fn create(
         &self,
         request: models::NetworkCreateRequest,
     ) -> Result<models::NetworkCreateResponse> {
-        let name = request.name;
-        match name.as_str() {
-            "bridge" | "host" | "none" => Err(EngineError::Conflict(format!(
-                "network with name {name} already exists"
-            ))),
-            _ => Err(EngineError::Forbidden(format!(
-                "network {name}: user-defined networks are not supported yet, only bridge, host and none"
-            ))),
-        }
+        self.0
+            .blocking(move |engine| create::create(engine, request))
+            .await
     }
 
-    /// The built-in networks cannot be removed.
+    /// Removes a network.
     ///
     /// # Errors
-    /// Always: there is no such network, or it is built in.
+    /// When there is none of that name, it came with the engine, or a container is on it.
     pub async fn remove(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
-        let network = self.0.read(move |c| bridge::find(c, &name)).await?;
-        Err(EngineError::Forbidden(format!(
-            "{} is a pre-defined network and cannot be removed",
-            network.name
-        )))
+        self.0
+            .blocking(move |engine| remove::remove(engine, &name))
+            .await
     }
 
-    /// Removes unused user-defined networks: there are none.
+    /// Removes the user-defined networks that no running container is on (`until`, `label`).
     ///
     /// # Errors
     /// When a filter is unknown.
     pub async fn prune(&self, filters: Filters) -> Result<models::NetworkPruneResponse> {
-        filters::check(&filters, &["until", "label", "label!"])?;
-        Ok(models::NetworkPruneResponse {
-            networks_deleted: Some(Vec::new()),
-        })
+        self.0
+            .blocking(move |engine| remove::prune(engine, &filters))
+            .await
+    }
+
+    /// Connects a container, running or not.
+    ///
+    /// # Errors
+    /// When there is no such network or container, the settings are wrong, or the container's mode
+    /// does not allow it.
+    pub async fn connect(&self, name: &str, request: models::NetworkConnectRequest) -> Result<()> {
+        connect::connect(&self.0, name, request).await
+    }
+
+    /// Disconnects a container, running or not.
+    ///
+    /// # Errors
+    /// When there is no such network or container, or the one is not connected to the other.
+    pub async fn disconnect(
+        &self,
+        name: &str,
+        request: models::NetworkDisconnectRequest,
+    ) -> Result<()> {
+        connect::disconnect(&self.0, name, request).await
     }
 }
 
-fn model(engine: &Engine, network: &NetworkRow, live: &[Container]) -> models::NetworkInspect {
-    let is_bridge = network.driver == "bridge";
-    let config = if network.subnet.is_empty() {
-        Vec::new()
-    } else {
-        vec![IpamConfig {
-            subnet: Some(network.subnet.clone()),
-            gateway: Some(network.gateway.clone()),
-            ..Default::default()
-        }]
-    };
-    let options: HashMap<String, String> = if is_bridge {
-        [
-            (
-                "com.docker.network.bridge.default_bridge",
-                "true".to_owned(),
-            ),
-            ("com.docker.network.bridge.enable_icc", "true".to_owned()),
-            (
-                "com.docker.network.bridge.enable_ip_masquerade",
-                "true".to_owned(),
-            ),
-            (
-                "com.docker.network.bridge.host_binding_ipv4",
-                "0.0.0.0".to_owned(),
-            ),
-            ("com.docker.network.bridge.name", engine.layout().bridge()),
-            ("com.docker.network.driver.mtu", bridge::MTU.to_string()),
-        ]
-        .into_iter()
-        .map(|(k, v)| (k.to_owned(), v))
-        .collect()
-    } else {
-        HashMap::new()
-    };
-    let containers = live
-        .iter()
-        .filter_map(|c| {
-            let state = c.endpoint(&network.id)?.live.as_ref()?;
-            let address = format!("{}/{}", state.address, state.prefix);
-            let on_bridge = !state.address.is_empty();
-            let resource = EndpointResource {
-                name: Some(c.name.clone()),
-                endpoint_id: Some(state.endpoint.clone()),
-                mac_address: Some(state.mac.clone()),
-                ipv4_address: Some(if on_bridge { address } else { String::new() }),
-                ipv6_address: Some(String::new()),
-            };
-            Some((c.id.clone(), resource))
-        })
-        .collect();
-    models::NetworkInspect {
-        name: Some(network.name.clone()),
-        id: Some(network.id.clone()),
-        created: Some(time::rfc3339(network.created)),
-        scope: Some("local".to_owned()),
-        driver: Some(network.driver.clone()),
-        enable_ipv4: Some(true),
-        enable_ipv6: Some(false),
-        ipam: Some(Ipam {
-            driver: Some("default".to_owned()),
-            config: Some(config),
-            options: None,
-        }),
-        internal: Some(false),
-        attachable: Some(false),
-        ingress: Some(false),
-        config_only: Some(false),
-        config_from: Some(ConfigReference {
-            network: Some(String::new()),
-        }),
-        options: Some(options),
-        labels: Some(HashMap::new()),
-        containers: Some(containers),
-        ..Default::default()
-    }
+/// The networks that running containers are on.
+fn in_use(c: &Connection) -> Result<HashSet<String>> {
+    let mut statement =
+        c.prepare_cached("SELECT DISTINCT network FROM endpoints WHERE id <> ''")?;
+    let rows = statement.query_map([], |r| r.get(0))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// The id of a built-in network.
-pub(crate) fn id_of(engine: &Engine, name: &str) -> Result<String> {
-    engine.database().read(|c| Ok(bridge::find(c, name)?.id))
+/// What a network's events tell of it.
+pub(crate) fn attributes(row: &NetworkRow) -> HashMap<String, String> {
+    [
+        ("name".to_owned(), row.name.clone()),
+        ("type".to_owned(), row.driver.clone()),
+    ]
+    .into()
 }
 
 /// Which container of ours publishes a host port, if any.
 pub(crate) fn holder(engine: &Engine, port: u16, protocol: &str) -> Option<String> {
-    let live = engine.database().read(|c| row::all(c, true)).ok()?;
+    let live = engine
+        .database()
+        .read(|c| containers::row::all(c, true))
+        .ok()?;
     live.into_iter()
         .find(|c| {
             c.ports().iter().any(|(inside, hosts)| {

@@ -9,30 +9,25 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use bollard_stubs::models::ExecConfig;
 use corten_db::Durability;
-use corten_network::{
-    BridgeSpec, Driver, EndpointSpec, PortMapping, PortRange, PortRequest, Proto, mac_for,
-};
+use corten_network::PortMapping;
 use corten_oci::runtime_spec::{Process, Spec};
 use corten_store::Layers;
 use corten_supervisor::{
-    BoxError, Exit, HealthJob, HealthState, Host, Job, NameServerJob, NetworkJob, RestartPolicy,
-    Size,
+    BoxError, Exit, HealthJob, HealthState, Host, Job, NameServerJob, Place, RestartPolicy, Size,
 };
 
+use super::network::Networks;
 use super::rooted;
-use crate::containers::endpoints::{HostPort, NetworkState};
 use crate::containers::row::{self, Container, Ended, Status};
 use crate::containers::{self, files, root, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
-use crate::networks::{self, bridge};
-use crate::parse::modes::{Modes, NetworkMode, Sharing};
-use crate::parse::ports::{self, Protocol};
+use crate::networks::row as networks;
+use crate::parse::modes::{Modes, Sharing};
 use crate::parse::users::Identity;
-use crate::parse::{bad, device_requests, health, names, restart, signals, time};
+use crate::parse::{bad, device_requests, health, restart, signals, time};
 use crate::spec;
-use crate::sweep::NetworkLock;
 use crate::volumes::hold::Hold;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -49,7 +44,7 @@ pub(super) struct EngineHost {
     id: String,
     /// As it was when last prepared.
     container: Option<Container>,
-    network: Option<NetworkState>,
+    networks: Networks,
     /// Nobody else writes to its root while it runs.
     in_use: Option<root::InUse>,
     /// Its volumes are used, and mounted, while it runs.
@@ -65,7 +60,7 @@ impl EngineHost {
             engine,
             id,
             container: None,
-            network: None,
+            networks: Networks::default(),
             in_use: None,
             volumes: Vec::new(),
             oom: false,
@@ -85,20 +80,14 @@ impl EngineHost {
             .ok_or_else(|| EngineError::NoSuchContainer(self.id.clone()))?;
         let modes = Modes::read(&container.host)?;
         files::make_directory(&engine, &container.id)?;
-        let (network, state) = self.network_job(&container, &modes)?;
-        let address = state
-            .as_ref()
-            .and_then(|s| s.address.parse::<IpAddr>().ok());
-        let gateway = state
-            .as_ref()
-            .and_then(|s| s.gateway.parse::<IpAddr>().ok());
+        let network = self.networks.job(&engine, &container, &modes)?;
         let names = files::name_server(&container, &modes)?;
         let files = files::generate(
             &engine,
             &container,
             &modes,
-            address,
-            gateway,
+            &self.networks.addresses(),
+            self.networks.gateway(),
             names.as_ref(),
         )?;
         let in_use = match self.in_use.take() {
@@ -166,7 +155,6 @@ impl EngineHost {
             health,
             cgroup: state::cgroup_path(&engine, &container),
         };
-        self.network = state;
         self.container = Some(container);
         Ok(job)
     }
@@ -217,81 +205,6 @@ impl EngineHost {
         }))
     }
 
-    /// The network for the next run, and what of it is known before ports are.
-    fn network_job(
-        &self,
-        container: &Container,
-        modes: &Modes,
-    ) -> Result<(NetworkJob, Option<NetworkState>)> {
-        let engine = &self.engine;
-        let on = |name: &str| -> Result<Option<NetworkState>> {
-            let network = networks::id_of(engine, name)?;
-            Ok(Some(NetworkState {
-                network,
-                endpoint: names::new_id(),
-                ..Default::default()
-            }))
-        };
-        if container.config.network_disabled == Some(true) {
-            return Ok((NetworkJob::None, None));
-        }
-        match &modes.network {
-            NetworkMode::None => Ok((NetworkJob::None, on("none")?)),
-            NetworkMode::Host => Ok((NetworkJob::Host, on("host")?)),
-            NetworkMode::Named(name) => Err(EngineError::NoSuchNetwork(name.clone())),
-            NetworkMode::Container(other) => {
-                let pid = running_pid(engine, other, "network")?;
-                let path = format!("/proc/{pid}/ns/net");
-                let fd = rustix::fs::open(
-                    &path,
-                    rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC,
-                    rustix::fs::Mode::empty(),
-                )
-                .map_err(|source| EngineError::Io {
-                    action: "open",
-                    path: path.into(),
-                    source: source.into(),
-                })?;
-                Ok((NetworkJob::Join(fd), None))
-            }
-            NetworkMode::Bridge => self.bridge_job(container),
-        }
-    }
-
-    fn bridge_job(&self, container: &Container) -> Result<(NetworkJob, Option<NetworkState>)> {
-        let engine = &self.engine;
-        let (network, bridge) = bridge::ensure(engine)?;
-        let address = {
-            let _lock = NetworkLock::shared(engine)?;
-            engine.write(self.durability(), |c| {
-                bridge::allocate(c, &network, &bridge, &container.id, None)
-            })?
-        };
-        let wish = container.endpoint(&network).map(|e| &e.wish);
-        let mac = match wish.and_then(|wish| wish.mac.as_ref()) {
-            Some(text) => containers::parse_mac(text)?,
-            None => mac_for(address.addr()),
-        };
-        let state = NetworkState {
-            network,
-            endpoint: names::new_id(),
-            address: address.addr().to_string(),
-            prefix: address.prefix(),
-            gateway: bridge::ipv4(&bridge)?.1.to_string(),
-            mac: mac.map(|byte| format!("{byte:02x}")).join(":"),
-            ifname: "eth0".to_owned(),
-            ..Default::default()
-        };
-        let endpoint = Box::new(endpoint(engine, container, bridge, address, mac));
-        Ok((
-            NetworkJob::Bridge {
-                endpoint,
-                requests: requests(container)?,
-            },
-            Some(state),
-        ))
-    }
-
     /// Writes the end of a run: with `status`, and the event `die`.
     fn ended(&mut self, exit: &Exit, status: Status) -> Result<()> {
         if self.container.is_none() {
@@ -325,15 +238,12 @@ impl EngineHost {
             if status == Status::Restarting {
                 row::count_restart(c, id)?;
             }
-            bridge::release(c, id)?;
+            networks::release(c, id)?;
             if untold {
                 events::record(c, Kind::Container, "oom", id, &about)?;
             }
             events::record(c, Kind::Container, "die", id, &attributes)?;
-            match &self.network {
-                Some(state) => network_event(c, "disconnect", id, state),
-                None => Ok(()),
-            }
+            self.networks.events(c, "disconnect", id)
         })
     }
 
@@ -388,23 +298,27 @@ impl Host for EngineHost {
 
     fn started(&mut self, pid: i32, ports: &[PortMapping]) {
         self.oom = false;
-        if let Some(state) = &mut self.network {
-            state.ports = published(ports);
-        }
+        let networks = self.networks.started(ports);
         let Some(container) = &self.container else {
             return;
         };
         let attributes = containers::attributes(container);
         let checked = health::read(&container.config).is_some();
         let written = self.engine.write(self.durability(), |c| {
-            let networks = self.network.as_slice();
-            row::set_running(c, &self.id, pid, time::now_nanos(), networks, checked)?;
-            if let Some(state) = &self.network {
-                network_event(c, "connect", &self.id, state)?;
-            }
+            row::set_running(c, &self.id, pid, time::now_nanos(), &networks, checked)?;
+            self.networks.events(c, "connect", &self.id)?;
             events::record(c, Kind::Container, "start", &self.id, &attributes)
         });
         self.report("start", written);
+    }
+
+    fn places(&mut self) -> std::result::Result<Vec<Place>, BoxError> {
+        Ok(self.networks.places(&self.engine, &self.id)?)
+    }
+
+    fn placed(&mut self, done: bool) {
+        let written = self.networks.placed(&self.engine, &self.id, done);
+        self.report("networks", written);
     }
 
     fn steady(&mut self) {
@@ -473,7 +387,7 @@ impl Host for EngineHost {
         self.volumes.clear();
         let written = self.engine.write(self.durability(), |c| {
             row::set_start_failed(c, &self.id, i64::from(code), message)?;
-            bridge::release(c, &self.id)
+            networks::release(c, &self.id)
         });
         self.report("failed start", written);
     }
@@ -493,17 +407,17 @@ impl Host for EngineHost {
 
     fn addresses(&mut self, name: &str) -> std::result::Result<Option<Vec<IpAddr>>, BoxError> {
         let rows = self.engine.database();
-        Ok(rows.read(|c| networks::names::addresses(c, &self.id, name))?)
+        Ok(rows.read(|c| crate::networks::names::addresses(c, &self.id, name))?)
     }
 
     fn name_of(&mut self, address: IpAddr) -> std::result::Result<Option<String>, BoxError> {
         let rows = self.engine.database();
-        Ok(rows.read(|c| networks::names::name_of(c, &self.id, address))?)
+        Ok(rows.read(|c| crate::networks::names::name_of(c, &self.id, address))?)
     }
 
     fn may_forward(&mut self) -> std::result::Result<bool, BoxError> {
         let rows = self.engine.database();
-        Ok(rows.read(|c| networks::names::may_forward(c, &self.id))?)
+        Ok(rows.read(|c| crate::networks::names::may_forward(c, &self.id))?)
     }
 
     fn event(&mut self, action: &str, attributes: &[(&str, String)]) {
@@ -547,24 +461,6 @@ fn exec_ended(c: &rusqlite::Connection, attributes: &[(&str, String)]) -> Result
     }
 }
 
-fn network_event(
-    c: &rusqlite::Connection,
-    action: &str,
-    container: &str,
-    state: &NetworkState,
-) -> Result<()> {
-    let row = bridge::find(c, &state.network)?;
-    let attributes: HashMap<String, String> = [
-        ("container", container.to_owned()),
-        ("name", row.name),
-        ("type", row.driver),
-    ]
-    .into_iter()
-    .map(|(key, value)| (key.to_owned(), value))
-    .collect();
-    events::record(c, Kind::Network, action, &state.network, &attributes)
-}
-
 /// Adds what devices that CDI describes bring along. Their mounts come last, on top of what is at
 /// such a place already.
 fn add_devices(
@@ -588,87 +484,6 @@ fn add_devices(
     }
     spec.set_mounts(Some(mounts));
     Ok(())
-}
-
-fn endpoint(
-    engine: &Engine,
-    container: &Container,
-    bridge: BridgeSpec,
-    address: corten_network::Ipv4Net,
-    mac: [u8; 6],
-) -> EndpointSpec {
-    let host_ifname = engine.layout().veth(&container.id);
-    EndpointSpec {
-        mac,
-        ..EndpointSpec::new(Driver::Bridge(bridge), host_ifname, Some(address), None)
-    }
-}
-
-/// The ports to publish: those bound, and with `PublishAllPorts` those exposed.
-fn requests(container: &Container) -> Result<Vec<PortRequest>> {
-    let none = HashMap::new();
-    let bound = ports::bindings(container.host.port_bindings.as_ref().unwrap_or(&none))?;
-    let mut requests: Vec<PortRequest> = bound.iter().map(request).collect();
-    if container.host.publish_all_ports == Some(true) {
-        let exposed = container
-            .config
-            .exposed_ports
-            .as_deref()
-            .unwrap_or_default();
-        for port in ports::exposed(exposed)? {
-            if !bound.iter().any(|b| b.port == port) {
-                let any = ports::Publish {
-                    port,
-                    host_ip: None,
-                    first: 0,
-                    last: 0,
-                };
-                requests.push(request(&any));
-            }
-        }
-    }
-    Ok(requests)
-}
-
-fn request(wish: &ports::Publish) -> PortRequest {
-    PortRequest {
-        proto: match wish.port.protocol {
-            Protocol::Tcp => Proto::Tcp,
-            Protocol::Udp => Proto::Udp,
-            Protocol::Sctp => Proto::Sctp,
-        },
-        // Every IPv4 address is "every address" unless IPv6 was asked for by name.
-        host_ip: wish.host_ip,
-        host_ports: PortRange {
-            first: wish.first,
-            last: wish.last,
-        },
-        container_port: wish.port.number,
-    }
-}
-
-/// What was published, as Docker shows it: every address is two of them.
-fn published(mappings: &[PortMapping]) -> BTreeMap<String, Vec<HostPort>> {
-    let mut map: BTreeMap<String, Vec<HostPort>> = BTreeMap::new();
-    for mapping in mappings {
-        let list = map
-            .entry(format!("{}/{}", mapping.container_port, mapping.proto))
-            .or_default();
-        let mut add = |ip: String| {
-            list.push(HostPort {
-                ip,
-                port: mapping.host_port,
-            })
-        };
-        match mapping.host_ip {
-            Some(ip) => add(ip.to_string()),
-            None => {
-                add("0.0.0.0".to_owned());
-                add("::".to_owned());
-            }
-        }
-    }
-    map
 }
 
 fn restart_policy(container: &Container) -> Result<RestartPolicy> {
@@ -702,6 +517,19 @@ fn joined(engine: &Engine, sharing: &Sharing, what: &str) -> Result<Option<i32>>
     }
 }
 
+/// The network namespace of a running container.
+pub(super) fn namespace_of(engine: &Engine, name: &str) -> Result<OwnedFd> {
+    let pid = running_pid(engine, name, "network")?;
+    let path = format!("/proc/{pid}/ns/net");
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    let opened = rustix::fs::open(&path, flags, rustix::fs::Mode::empty());
+    opened.map_err(|source| EngineError::Io {
+        action: "open",
+        path: path.into(),
+        source: source.into(),
+    })
+}
+
 fn running_pid(engine: &Engine, name: &str, what: &str) -> Result<i32> {
     let other = state::find(engine, name)?;
     // A pid alone may be somebody else's by now: the container's group must have it.
@@ -717,25 +545,4 @@ fn running_pid(engine: &Engine, name: &str, what: &str) -> Result<i32> {
         other.name,
         other.status.as_str()
     )))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_address_is_shown_as_two() {
-        let mapping = |ip: Option<&str>, host_port| PortMapping {
-            proto: Proto::Tcp,
-            host_ip: ip.map(|i| i.parse().unwrap()),
-            host_port,
-            container_port: 80,
-        };
-        let map = published(&[mapping(None, 8080), mapping(Some("127.0.0.1"), 81)]);
-        let shown: Vec<String> = map["80/tcp"]
-            .iter()
-            .map(|p| format!("{} {}", p.ip, p.port))
-            .collect();
-        assert_eq!(shown, ["0.0.0.0 8080", ":: 8080", "127.0.0.1 81"]);
-    }
 }

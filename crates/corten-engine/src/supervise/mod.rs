@@ -2,6 +2,7 @@
 
 mod host;
 mod log;
+mod network;
 pub(crate) mod rooted;
 
 use std::ffi::OsString;

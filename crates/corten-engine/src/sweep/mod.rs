@@ -22,13 +22,14 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use crate::containers::{row, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::networks::bridge;
+use crate::networks::row as networks;
 
 pub(crate) use check::check;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
-/// Held shared while an address is allocated, exclusively while the network is swept.
+/// Held shared while a bridge is brought up and an address allocated on it, exclusively while
+/// networks are swept or removed.
 #[derive(Debug)]
 pub(crate) struct NetworkLock(#[allow(dead_code)] OwnedFd);
 
@@ -38,7 +39,8 @@ impl NetworkLock {
         Self::take(engine, FlockOperation::LockShared)
     }
 
-    fn exclusive(engine: &Engine) -> Result<Self> {
+    /// While networks are swept, or one is removed.
+    pub(crate) fn exclusive(engine: &Engine) -> Result<Self> {
         Self::take(engine, FlockOperation::LockExclusive)
     }
 
@@ -111,12 +113,9 @@ fn bury_run_directory(engine: &Engine, id: &str) -> Result<()> {
             return Ok(());
         };
         remove_cgroup(&format!("{}/{id}", engine.layout().cgroup_parent()));
-        if let Err(error) = corten_network::remove_link(&engine.layout().veth(id)) {
-            tracing::warn!(container = id, %error, "a link is left");
-        }
         // Before the address can be somebody else's, to whom its ports would lead.
         network(engine, Some(id))?;
-        engine.write(Durability::Relaxed, |c| bridge::release(c, id))?;
+        engine.write(Durability::Relaxed, |c| networks::release(c, id))?;
         remove_run_directory(engine, id);
         return Ok(());
     };
@@ -129,7 +128,7 @@ fn bury_run_directory(engine: &Engine, id: &str) -> Result<()> {
     };
     state::kill_all(engine, &container);
     state::release_network(engine, &container);
-    engine.write(Durability::Relaxed, |c| bridge::release(c, id))?;
+    engine.write(Durability::Relaxed, |c| networks::release(c, id))?;
     remove_run_directory(engine, id);
     Ok(())
 }
@@ -167,12 +166,13 @@ pub(crate) fn cgroup_pids(path: &str) -> Vec<i32> {
 pub(crate) fn network(engine: &Engine, buried: Option<&str>) -> Result<Vec<String>> {
     let _lock = NetworkLock::exclusive(engine)?;
     let owners = Owners::read(engine, buried)?;
-    let (table, bridge) = (engine.layout().table(), engine.layout().bridge());
-    let removed = corten_network::sweep(&table, &[bridge], &owners.links, &owners.addresses)?;
+    let table = engine.layout().table();
+    let bridges = bridges(engine)?;
+    let removed = corten_network::sweep(&table, &bridges, &owners.links, &owners.addresses)?;
     if !owners.dead.is_empty() {
         engine.write(Durability::Relaxed, |c| {
             for owner in &owners.dead {
-                bridge::release(c, owner)?;
+                networks::release(c, owner)?;
             }
             Ok(())
         })?;
@@ -198,9 +198,17 @@ pub(crate) fn builders(engine: &Engine) -> Result<()> {
 pub(crate) fn network_orphans(engine: &Engine) -> Result<Vec<String>> {
     let _lock = NetworkLock::exclusive(engine)?;
     let owners = Owners::read(engine, None)?;
-    let (table, bridge) = (engine.layout().table(), engine.layout().bridge());
-    let found = corten_network::orphans(&table, &[bridge], &owners.links, &owners.addresses)?;
+    let table = engine.layout().table();
+    let bridges = bridges(engine)?;
+    let found = corten_network::orphans(&table, &bridges, &owners.links, &owners.addresses)?;
     Ok(found.into_iter().chain(owners.told()).collect())
+}
+
+/// The links of all networks.
+fn bridges(engine: &Engine) -> Result<Vec<String>> {
+    let rows = engine.database().read(networks::all)?;
+    let bridges = rows.iter().filter(|row| row.driver == "bridge");
+    Ok(bridges.map(|row| row.bridge(engine)).collect())
 }
 
 /// Who has addresses.
@@ -220,9 +228,10 @@ impl Owners {
     }
 
     fn read(engine: &Engine, buried: Option<&str>) -> Result<Self> {
-        let rows: Vec<(String, String)> = engine.database().read(|c| {
-            let mut statement = c.prepare_cached("SELECT owner, address FROM addresses")?;
-            let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?;
+        let rows: Vec<(String, String, String)> = engine.database().read(|c| {
+            let mut statement =
+                c.prepare_cached("SELECT owner, address, network FROM addresses")?;
+            let rows = statement.query_map([], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?;
             Ok::<_, EngineError>(rows.collect::<rusqlite::Result<_>>()?)
         })?;
         let mut owners = Self {
@@ -230,10 +239,12 @@ impl Owners {
             addresses: BTreeSet::new(),
             dead: Vec::new(),
         };
-        for (owner, address) in rows {
+        for (owner, address, network) in rows {
             if buried != Some(owner.as_str()) && is_alive(engine, &owner) {
                 let id = owner.strip_prefix("build-").unwrap_or(&owner);
+                // Which of the two it is follows from the network; the other one is nobody's.
                 owners.links.insert(engine.layout().veth(id));
+                owners.links.insert(engine.layout().veth_on(id, &network));
                 owners.addresses.extend(address.parse::<IpAddr>());
             } else {
                 owners.dead.push(owner);

@@ -76,13 +76,7 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
         i64::try_from(containers.iter().filter(|c| wanted(c.status)).count()).ok()
     };
     let images = engine.store().images().count()?;
-    let id: String = engine.database().read(|c| {
-        Ok::<_, EngineError>(c.query_row(
-            "SELECT value FROM settings WHERE key = 'id'",
-            [],
-            |r| r.get(0),
-        )?)
-    })?;
+    let id = engine.id()?;
     let on = Some(true);
     let cgroup2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     // What cannot be read is told by whatever needs it.

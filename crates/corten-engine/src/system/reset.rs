@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::networks::bridge;
+use crate::networks::row as networks;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -50,9 +50,9 @@ pub(super) fn reset(engine: &Engine) -> Result<()> {
 }
 
 fn remove_bridges(engine: &Engine) -> Result<()> {
-    for row in engine.database().read(bridge::rows)? {
-        if let Some(spec) = row.spec(engine) {
-            corten_network::remove_bridge(&spec)?;
+    for row in engine.database().read(networks::all)? {
+        if row.driver == "bridge" {
+            corten_network::remove_bridge(&row.spec(engine)?)?;
         }
     }
     Ok(())
