@@ -1,7 +1,7 @@
 //! A host and a container, joined by a link, with the name server of the one for the other. Nothing
 //! touches the namespace the tests are started in.
 #![allow(clippy::unwrap_used, missing_debug_implementations, reason = "tests")]
-#![allow(unreachable_pub, reason = "one test binary has it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 use std::cell::RefCell;
 use std::collections::HashMap;
