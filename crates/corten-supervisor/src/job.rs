@@ -148,6 +148,15 @@ pub trait Host {
     /// What [`Self::places`] told is so (`done`), or could not be made, and is as before.
     fn placed(&mut self, done: bool);
 
+    /// The name server that it is to have by now, with what [`Self::places`] told.
+    ///
+    /// # Errors
+    /// What of it is not known; it then has none.
+    fn name_server(&mut self) -> Result<Option<NameServerJob>, BoxError>;
+
+    /// The running container has got one: its `resolv.conf` may name it.
+    fn names_served(&mut self);
+
     /// It runs.
     fn started(&mut self, pid: i32, ports: &[PortMapping]);
 

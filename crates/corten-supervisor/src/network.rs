@@ -12,7 +12,7 @@ use corten_network::{
 };
 use tokio::task::JoinHandle;
 
-use crate::job::{NameServerJob, NetworkJob, Place, Places, StartError};
+use crate::job::{BoxError, NameServerJob, NetworkJob, Place, Places, StartError};
 use crate::names::{NameServer, Serving};
 use crate::supervise::Shared;
 
@@ -23,7 +23,7 @@ pub(crate) struct Network {
     places: Vec<Connected>,
     reservation: Option<Reservation>,
     proxies: Option<JoinHandle<()>>,
-    /// Taken when it begins to answer.
+    /// A name server that does not answer yet.
     names: Option<NameServer>,
     serving: Option<Serving>,
 }
@@ -36,7 +36,10 @@ struct Connected {
 
 impl Network {
     /// Makes what a run is to have, and says which namespace its processes are to join.
-    pub(crate) fn prepare(job: NetworkJob) -> Result<(Self, corten_runtime::NetNs), StartError> {
+    pub(crate) fn prepare(
+        job: NetworkJob,
+        names: Option<NameServerJob>,
+    ) -> Result<(Self, corten_runtime::NetNs), StartError> {
         let Places {
             endpoints,
             requests,
@@ -70,26 +73,11 @@ impl Network {
                 endpoint,
             });
         }
+        if let Some(job) = names {
+            network.names = Some(NameServer::new(&namespace, job).map_err(StartError::other)?);
+        }
         network.namespace = Some(namespace);
         Ok((network, corten_runtime::NetNs::Join(joined)))
-    }
-
-    /// Makes its name server, which answers only when it is let.
-    pub(crate) fn resolve(&mut self, job: NameServerJob) -> Result<(), StartError> {
-        if let Some(namespace) = &self.namespace {
-            self.names = Some(NameServer::new(namespace, job).map_err(StartError::other)?);
-        }
-        Ok(())
-    }
-
-    /// Lets its name server answer, if it has one.
-    pub(crate) fn serve_names(&mut self, shared: &Rc<Shared>) {
-        if let Some(names) = self.names.take() {
-            match names.serve(shared) {
-                Ok(serving) => self.serving = Some(serving),
-                Err(error) => tracing::error!(%error, "the name server does not answer"),
-            }
-        }
     }
 
     /// What is published.
@@ -114,6 +102,35 @@ impl Network {
         match reservation.try_clone() {
             Ok(clone) => self.proxies = Some(tokio::task::spawn_local(clone.serve(targets))),
             Err(error) => tracing::error!(%error, "published ports have no proxy"),
+        }
+    }
+
+    /// Makes a name server, unless there is one, or no namespace of its own.
+    pub(crate) fn make_names(
+        &mut self,
+        job: impl FnOnce() -> Result<Option<NameServerJob>, BoxError>,
+    ) -> Result<(), BoxError> {
+        let Some(namespace) = self.namespace.as_ref().filter(|_| self.serving.is_none()) else {
+            return Ok(());
+        };
+        if let Some(job) = job()? {
+            self.names = Some(NameServer::new(namespace, job)?);
+        }
+        Ok(())
+    }
+
+    /// Lets the name server answer that has been made; whether there is such a one.
+    pub(crate) fn serve_names(&mut self, shared: &Rc<Shared>) -> bool {
+        match self.names.take().map(|names| names.serve(shared)) {
+            None => false,
+            Some(Ok(serving)) => {
+                self.serving = Some(serving);
+                true
+            }
+            Some(Err(error)) => {
+                tracing::error!(%error, "the name server does not answer");
+                false
+            }
         }
     }
 
@@ -258,7 +275,6 @@ impl Network {
                 tracing::warn!(%error, "published ports are left to be swept");
             }
         }
-        drop(self.serving.take());
         drop(self.reservation.take());
         drop(self.namespace.take());
     }

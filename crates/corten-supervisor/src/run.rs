@@ -14,7 +14,6 @@ use crate::hub::{self, Hub, Output};
 use crate::job::{Job, StartError};
 use crate::logs::Stream;
 use crate::network::Network;
-use crate::supervise::Shared;
 
 /// How long output is drained after the last process has gone.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -54,10 +53,7 @@ pub(crate) fn start(id: &str, job: Job, hub: &Rc<Hub>) -> Result<Run, StartError
         cgroup,
         ..
     } = job;
-    let (mut network, netns) = Network::prepare(network)?;
-    if let Some(job) = names {
-        network.resolve(job)?;
-    }
+    let (network, netns) = Network::prepare(network, names)?;
     let size = size.map(|size| TerminalSize {
         rows: size.rows,
         cols: size.cols,
@@ -98,7 +94,6 @@ pub(crate) fn start(id: &str, job: Job, hub: &Rc<Hub>) -> Result<Run, StartError
     if let Err(error) = run.connect_streams(console, streams.outputs, streams.input, open_stdin) {
         tracing::warn!(%error, "streams could not be connected");
     }
-    run.network.borrow_mut().serve();
     Ok(run)
 }
 
@@ -149,11 +144,6 @@ impl Run {
             self.hub.feed_pipe(input)?;
         }
         Ok(())
-    }
-
-    /// Lets the name server answer, which needs what the run is part of.
-    pub(crate) fn serve_names(&mut self, shared: &Rc<Shared>) {
-        self.network.borrow_mut().serve_names(shared);
     }
 
     /// Waits for the first process to end.

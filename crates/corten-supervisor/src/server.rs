@@ -238,7 +238,7 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
 }
 
 /// Brings what the container has on networks in line with the engine's rows.
-fn network(shared: &Shared, live: &Live) -> Reply {
+fn network(shared: &Rc<Shared>, live: &Live) -> Reply {
     let mut host = shared.host.borrow_mut();
     // With its causes: whoever reads it has nothing but these words.
     let refused = |error: &dyn std::error::Error| {
@@ -254,11 +254,18 @@ fn network(shared: &Shared, live: &Live) -> Reply {
         Ok(places) => places,
         Err(error) => return refused(error.as_ref()),
     };
-    let applied = live.network.borrow_mut().apply(places);
+    let mut network = live.network.borrow_mut();
+    let made = network.make_names(|| host.name_server());
+    let applied = made.and_then(|()| Ok(network.apply(places)?));
     host.placed(applied.is_ok());
     match applied {
-        Ok(()) => Reply::Done,
-        Err(error) => refused(&error),
+        Ok(()) => {
+            if network.serve_names(shared) {
+                host.names_served();
+            }
+            Reply::Done
+        }
+        Err(error) => refused(error.as_ref()),
     }
 }
 

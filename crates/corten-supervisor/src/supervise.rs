@@ -455,9 +455,11 @@ async fn start(
     for (client, streams) in attach.drain(..) {
         hub.attach(client, streams);
     }
-    let mut started = run::start(&shared.id, job, &hub);
-    if let Ok(run) = &mut started {
-        run.serve_names(shared);
+    let started = run::start(&shared.id, job, &hub);
+    if let Ok(run) = &started {
+        let mut network = run.network.borrow_mut();
+        network.serve();
+        network.serve_names(shared);
         *shared.run.borrow_mut() = Some(Live::of(run));
     }
     (policy, started.map(|run| (run, check)))

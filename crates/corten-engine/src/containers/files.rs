@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use bollard_stubs::models::HostConfig;
 use corten_network::resolv::{self, DnsOptions, ExtraHost, Internal};
 
-use super::endpoints::{self, Endpoint};
 use super::row::Container;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -122,23 +121,14 @@ pub(crate) fn extra_hosts(host: &HostConfig) -> Result<Vec<ExtraHost>> {
         .collect()
 }
 
-/// How a container resolves names that has a name server of its own: one on a network that users have
-/// made.
-pub(crate) fn name_server(container: &Container, modes: &Modes) -> Result<Option<Internal>> {
-    let user_defined = |e: &Endpoint| !endpoints::is_built_in(&e.network_name);
-    let joined = matches!(modes.network, NetworkMode::Container(_));
-    if joined || !container.endpoints.iter().any(user_defined) {
-        return Ok(None);
-    }
+/// How a container resolves names that has a name server of its own.
+pub(crate) fn name_server(container: &Container) -> Result<Internal> {
     let options = dns_options(&container.host)?;
-    Ok(Some(resolv::internal(
-        &resolv::host_resolv_conf()?,
-        &options,
-    )))
+    Ok(resolv::internal(&resolv::host_resolv_conf()?, &options))
 }
 
 /// Writes the generated files of a container about to start. `addresses`, `gateway`: on its
-/// networks, if it has any of its own. `names`: of its [`name_server`].
+/// networks, if it has any of its own. `names`: its [`name_server`], if it is to have one.
 pub(crate) fn generate(
     engine: &Engine,
     container: &Container,
@@ -231,14 +221,32 @@ pub(crate) fn change_hosts(
         changed.push('\n');
     }
     changed += &resolv::own_hosts(new, hostname, domain);
-    // The same file: it is mounted in the container.
+    overwrite(&path, &changed)
+}
+
+/// Makes a running container's `resolv.conf` name its name server, unless the container has made
+/// something else of it.
+pub(crate) fn change_resolv_conf(engine: &Engine, id: &str) -> Result<()> {
+    let Some(container) = engine.database().read(|c| super::row::get(c, id))? else {
+        return Ok(());
+    };
+    let path = engine.layout().container(id).join("resolv.conf");
+    let generated =
+        resolv::resolv_conf(&resolv::host_resolv_conf()?, &dns_options(&container.host)?);
+    if read_or_empty(&path)? != generated {
+        return Ok(());
+    }
+    overwrite(&path, &name_server(&container)?.text)
+}
+
+/// Writes the same file: it is mounted in the container.
+fn overwrite(path: &Path, text: &str) -> Result<()> {
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .truncate(true)
-        .open(&path)
-        .map_err(io("write", &path))?;
-    file.write_all(changed.as_bytes())
-        .map_err(io("write", &path))
+        .open(path)
+        .map_err(io("write", path))?;
+    file.write_all(text.as_bytes()).map_err(io("write", path))
 }
 
 /// Puts the init program into the directory of a container that wants it. A copy for each

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use bollard_stubs::models::ExecConfig;
 use corten_db::Durability;
 use corten_network::PortMapping;
+use corten_network::resolv::Internal;
 use corten_oci::runtime_spec::{Process, Spec};
 use corten_store::Layers;
 use corten_supervisor::{
@@ -23,7 +24,7 @@ use crate::containers::{self, files, root, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
-use crate::networks::row as networks;
+use crate::networks::{names, row as networks};
 use crate::parse::modes::{Modes, Sharing};
 use crate::parse::users::Identity;
 use crate::parse::{bad, device_requests, health, restart, signals, time};
@@ -81,13 +82,15 @@ impl EngineHost {
         let modes = Modes::read(&container.host)?;
         files::make_directory(&engine, &container.id)?;
         let network = self.networks.job(&engine, &container, &modes)?;
-        let names = files::name_server(&container, &modes)?;
+        let names = self.names(&container)?;
+        let addresses = self.networks.addresses();
+        let gateway = self.networks.gateway();
         let files = files::generate(
             &engine,
             &container,
             &modes,
-            &self.networks.addresses(),
-            self.networks.gateway(),
+            &addresses,
+            gateway,
             names.as_ref(),
         )?;
         let in_use = match self.in_use.take() {
@@ -137,10 +140,7 @@ impl EngineHost {
             rootfs,
             mounts,
             network,
-            names: names.map(|names| NameServerJob {
-                upstreams: names.upstreams,
-                dotted_only: names.dotted_only,
-            }),
+            names: names.map(name_server),
             log: super::log::config(&engine, &container)?,
             tty: config.tty.unwrap_or(false),
             size: size.filter(|s| s.rows > 0 && s.cols > 0),
@@ -157,6 +157,12 @@ impl EngineHost {
         };
         self.container = Some(container);
         Ok(job)
+    }
+
+    /// How it resolves names, if it is to have a name server.
+    fn names(&self, container: &Container) -> Result<Option<Internal>> {
+        let wanted = self.networks.have_names();
+        wanted.then(|| files::name_server(container)).transpose()
     }
 
     /// How its health is checked. `base`: its first process.
@@ -405,19 +411,32 @@ impl Host for EngineHost {
         }
     }
 
+    fn name_server(&mut self) -> std::result::Result<Option<NameServerJob>, BoxError> {
+        let container = self.engine.database().read(|c| row::get(c, &self.id))?;
+        match container {
+            Some(container) => Ok(self.names(&container)?.map(name_server)),
+            None => Ok(None),
+        }
+    }
+
+    fn names_served(&mut self) {
+        let written = files::change_resolv_conf(&self.engine, &self.id);
+        self.report("name server", written);
+    }
+
     fn addresses(&mut self, name: &str) -> std::result::Result<Option<Vec<IpAddr>>, BoxError> {
         let rows = self.engine.database();
-        Ok(rows.read(|c| crate::networks::names::addresses(c, &self.id, name))?)
+        Ok(rows.read(|c| names::addresses(c, &self.id, name))?)
     }
 
     fn name_of(&mut self, address: IpAddr) -> std::result::Result<Option<String>, BoxError> {
         let rows = self.engine.database();
-        Ok(rows.read(|c| crate::networks::names::name_of(c, &self.id, address))?)
+        Ok(rows.read(|c| names::name_of(c, &self.id, address))?)
     }
 
     fn may_forward(&mut self) -> std::result::Result<bool, BoxError> {
         let rows = self.engine.database();
-        Ok(rows.read(|c| crate::networks::names::may_forward(c, &self.id))?)
+        Ok(rows.read(|c| names::may_forward(c, &self.id))?)
     }
 
     fn event(&mut self, action: &str, attributes: &[(&str, String)]) {
@@ -484,6 +503,13 @@ fn add_devices(
     }
     spec.set_mounts(Some(mounts));
     Ok(())
+}
+
+fn name_server(internal: Internal) -> NameServerJob {
+    NameServerJob {
+        upstreams: internal.upstreams,
+        dotted_only: internal.dotted_only,
+    }
 }
 
 fn restart_policy(container: &Container) -> Result<RestartPolicy> {

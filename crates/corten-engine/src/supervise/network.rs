@@ -152,6 +152,13 @@ impl Networks {
         self.given.iter().try_for_each(|g| event(c, action, id, g))
     }
 
+    /// Whether one of them, by now or as planned, has names to be looked up.
+    pub(super) fn have_names(&self) -> bool {
+        let all = self.planned.as_ref().unwrap_or(&self.given);
+        all.iter()
+            .any(|g| g.spec.is_some() && !endpoints::is_built_in(&g.row.name))
+    }
+
     /// Its addresses, those of its first network first.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         let all = self.given.iter();
