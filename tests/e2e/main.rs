@@ -52,5 +52,7 @@ mod run_flags;
 mod runtime_peers;
 mod runtime_start;
 mod snapshots;
+mod volume_filling;
+mod volume_moving;
 mod volume_options;
 mod volumes;

@@ -14,7 +14,7 @@ use corten_oci::Printable;
 use corten_oci::media_type::Compression;
 
 pub use crate::layers::{
-    Attributes, WHITEOUT, attributes, may_be_in_a_layer, set_attribute, write_entry,
+    Attributes, WHITEOUT, attributes, may_be_in_a_layer, set_attribute, write_entry, write_exactly,
 };
 pub use entry::Entry;
 pub use pax::{Pax, Records};

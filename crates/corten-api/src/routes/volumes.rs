@@ -1,24 +1,30 @@
 //! `/volumes/…`.
 
-use axum::extract::{Path, State};
+use axum::body::Body as RawBody;
+use axum::extract::{Path, Request, State};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
+use corten_engine::volumes::BringOptions;
 use corten_engine::{Engine, models};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
-use super::{Answer, Body, Query, no_content};
+use super::{Answer, Body, Query, no_content, request_body};
 use crate::ordered::ordered;
 use crate::query::{filters, flag};
 use crate::version::ClientVersion;
-use crate::whole;
+use crate::{stream, whole};
 
 pub(super) fn routes() -> Router<Engine> {
     Router::new()
         .route("/volumes", get(list))
         .route("/volumes/create", post(create))
         .route("/volumes/prune", post(prune))
+        // Ours.
+        .route("/volumes/{name}/export", get(export))
+        .route("/volumes/{name}/import", post(import))
+        .route("/volumes/{name}/copy", post(copy))
         .route("/volumes/{name}", get(inspect).put(update).delete(remove))
 }
 
@@ -58,6 +64,54 @@ async fn inspect(State(engine): State<Engine>, Path(name): Path<String>) -> Answ
 async fn update(State(engine): State<Engine>) -> Answer {
     engine.volumes().update()?;
     Ok(StatusCode::OK.into_response())
+}
+
+async fn export(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
+    let archive = engine.volumes().export(&name).await?;
+    Ok(stream::archive("application/x-tar", archive, &headers))
+}
+
+#[derive(Deserialize)]
+struct BringQuery {
+    to: Option<String>,
+    #[serde(default, deserialize_with = "flag")]
+    replace: bool,
+}
+
+impl BringQuery {
+    fn options(&self) -> BringOptions {
+        BringOptions {
+            replace: self.replace,
+        }
+    }
+}
+
+/// The name `-` is that of a new anonymous volume.
+async fn import(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<BringQuery>,
+    request: Request<RawBody>,
+) -> Answer {
+    let archive = request_body::reader(request.into_body());
+    let name = Some(name.as_str()).filter(|name| *name != "-");
+    let volumes = engine.volumes();
+    let volume = volumes.import(name, archive, query.options()).await?;
+    Ok((StatusCode::CREATED, Json(whole::volume(&volume)?)).into_response())
+}
+
+async fn copy(
+    State(engine): State<Engine>,
+    Path(name): Path<String>,
+    Query(query): Query<BringQuery>,
+) -> Answer {
+    let to = query.to.as_deref().unwrap_or_default();
+    let volume = engine.volumes().copy(&name, to, query.options()).await?;
+    Ok((StatusCode::CREATED, Json(whole::volume(&volume)?)).into_response())
 }
 
 #[derive(Deserialize)]

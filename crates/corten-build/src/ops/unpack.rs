@@ -10,11 +10,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use corten_store::archive::{
-    Entry, Plain, SparseFile, attributes, copy_with_holes, decompress, entries, set_attribute,
-    sparse,
+    Attributes, Entry, Plain, SparseFile, attributes, copy_with_holes, decompress, entries,
+    set_attribute, sparse,
 };
 use corten_store::rooted::{RootFd, normal, remove_without_mounts};
-use rustix::fs::{AtFlags, FileType, Mode};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use tar::EntryType;
 
 use super::write::{create, make_directory, replace, set_mode, set_owner, set_time};
@@ -70,6 +70,9 @@ pub struct Unpacking<'a> {
     /// Names and links that lead out of the directory, as they are written, are errors. If not,
     /// they are taken as if the directory were the root.
     pub strict: bool,
+    /// The archive is all of the directory: it also has the directory's own attributes, and the
+    /// attributes of overlayfs, which no layer may carry, are files' like others.
+    pub whole: bool,
 }
 
 /// Something of another kind is in an entry's place.
@@ -122,6 +125,7 @@ impl<'a> Unpacking<'a> {
             replacing: Replacing::Files,
             called: Path::new("/"),
             strict: false,
+            whole: false,
         }
     }
 
@@ -250,6 +254,7 @@ fn is_header(block: &[u8]) -> bool {
 /// Unpacks everything into a directory.
 pub(crate) fn unpack(archive: Plain<'_>, to: &Unpacking<'_>, cancel: &Cancel) -> io::Result<()> {
     let mut times = Vec::new();
+    let mut itself = None;
     entries(archive, MAX_BEFORE, |entry| {
         if cancel.is_cancelled() {
             return Err(io::Error::from(io::ErrorKind::Interrupted));
@@ -264,7 +269,11 @@ pub(crate) fn unpack(archive: Plain<'_>, to: &Unpacking<'_>, cancel: &Cancel) ->
         to.check_name(named)?;
         let listed = normal(named);
         let Some(path) = to.place(&listed) else {
-            return Ok(()); // the directory itself
+            // The directory itself.
+            if to.whole && entry.header().entry_type() == EntryType::Directory {
+                itself = Some(itself_of(entry)?);
+            }
+            return Ok(());
         };
         one(entry, &path, holes.as_ref(), to, &mut times).map_err(|error| {
             if error
@@ -282,7 +291,41 @@ pub(crate) fn unpack(archive: Plain<'_>, to: &Unpacking<'_>, cancel: &Cancel) ->
             set_time(dir.as_fd(), &name, time)?;
         }
     }
+    if let Some(said) = itself {
+        let (dir, name) = (
+            to.root
+                .open_in_root(to.below, OFlags::RDONLY, Mode::empty())?,
+            OsStr::new("."),
+        );
+        if to.owners == Owners::Archive {
+            set_owner(dir.as_fd(), name, (said.uid, said.gid))?;
+        }
+        set_mode(dir.as_fd(), name, said.mode)?;
+        set_xattrs(dir.as_fd(), name, &said.xattrs)?;
+        set_time(dir.as_fd(), name, (said.mtime.0, i64::from(said.mtime.1)))?;
+    }
     Ok(())
+}
+
+/// What an entry says of the directory that is unpacked to.
+fn itself_of(entry: &mut Entry<'_, '_, impl Read>) -> io::Result<Attributes> {
+    let mut said = attributes(entry)?;
+    said.xattrs.extend(bookkeeping(entry)?);
+    Ok(said)
+}
+
+/// Attributes that overlayfs keeps its books in.
+fn bookkeeping(entry: &mut Entry<'_, '_, impl Read>) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+    let mut found = Vec::new();
+    for record in entry.records() {
+        let (key, value) = record?;
+        if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
+            && name.starts_with(b"trusted.overlay.")
+        {
+            found.push((OsStr::from_bytes(name).to_owned(), value.to_vec()));
+        }
+    }
+    Ok(found)
 }
 
 fn one(
@@ -304,7 +347,10 @@ fn one(
     let dir = make_directory(to.root, above, to.owners.of_all(), 0o755)?;
     let dir = dir.as_fd();
     to.make_room(dir, path, kind == EntryType::Directory)?;
-    let said = attributes(entry)?;
+    let mut said = attributes(entry)?;
+    if to.whole {
+        said.xattrs.extend(bookkeeping(entry)?);
+    }
     let (mode, time) = (said.mode, (said.mtime.0, i64::from(said.mtime.1)));
     let owner = match to.owners {
         Owners::Archive => Some((said.uid, said.gid)),
@@ -368,10 +414,15 @@ fn one(
                 EntryType::Char => FileType::CharacterDevice,
                 _ => FileType::BlockDevice,
             };
-            let major = header.device_major()?.unwrap_or(0);
-            let minor = header.device_minor()?.unwrap_or(0);
+            let device = match kind {
+                // It has no numbers, and need not say so.
+                EntryType::Fifo => 0,
+                _ => rustix::fs::makedev(
+                    header.device_major()?.unwrap_or(0),
+                    header.device_minor()?.unwrap_or(0),
+                ),
+            };
             replace(dir, name)?;
-            let device = rustix::fs::makedev(major, minor);
             rustix::fs::mknodat(dir, name, file_type, Mode::from_raw_mode(0o600), device)?;
         }
         other => {
@@ -496,6 +547,7 @@ mod tests {
             replacing,
             called: Path::new("/shown"),
             strict: false,
+            whole: false,
         };
         let error = unpack_archive(tar.as_slice(), to(Replacing::SameKind)).unwrap_err();
         let words = "cannot overwrite directory \"/shown/new/f\" with non-directory \"/shown\"";
@@ -527,6 +579,7 @@ mod tests {
                 replacing: Replacing::Anything,
                 called: Path::new("/in"),
                 strict: true,
+                whole: false,
             };
             unpack_archive(archive(&[entry]).as_slice(), to)
                 .map_err(|error| error.to_string())

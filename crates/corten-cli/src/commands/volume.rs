@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::image::Archive;
 use super::shapes;
 use super::shared::{self, NO_PROMPT, OBJECT_FORMAT, PRUNE_FILTER, Pruned, confirm_or_end, joined};
 use crate::app::Cli;
@@ -14,13 +15,57 @@ use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
 use crate::format::{Listing, Row, units};
 use crate::opts::env;
+use crate::output::Output;
+use crate::term;
 
 /// `volume`
 pub(crate) static GROUP: Command = Command::group(
     "volume",
     "Manage volumes",
-    &[&CREATE, &INSPECT, &LS, &PRUNE, &RM, &UPDATE],
+    &[
+        &COPY, &CREATE, &EXPORT, &IMPORT, &INSPECT, &LS, &PRUNE, &RM, &UPDATE,
+    ],
 );
+
+const REPLACE: Flag = Flag::switch(
+    "replace",
+    "Replace what is in the volume; else it must be empty",
+);
+
+static COPY: Command = Command::new(
+    "copy",
+    "SOURCE DESTINATION",
+    "Copy everything in a volume to another one, which is made if there is none",
+    action!(copy),
+)
+.also(&["cp"])
+.aliases(&["volume copy", "volume cp"])
+.arity(Arity::Exact(2))
+.heavy()
+.fills()
+.flags(&[&[REPLACE]]);
+
+static EXPORT: Command = Command::new(
+    "export",
+    "VOLUME",
+    "Export everything in a volume as a tar archive (streamed to STDOUT by default)",
+    action!(export),
+)
+.arity(Arity::Exact(1))
+.heavy()
+.flags(&[&[Flag::text("output", "Write to a file, instead of STDOUT").short('o')]]);
+
+static IMPORT: Command = Command::new(
+    "import",
+    "VOLUME|- [FILE]",
+    "Import a tar archive from a file or STDIN into a volume, which is made if there is none; \
+     \"-\": into a new anonymous one",
+    action!(import),
+)
+.arity(Arity::Range(1, 2))
+.heavy()
+.fills()
+.flags(&[&[REPLACE]]);
 
 static CREATE: Command = Command::new("create", "[VOLUME]", "Create a volume", action!(create))
     .arity(Arity::Max(1))
@@ -260,6 +305,52 @@ async fn remove(cli: &Cli, flags: Parsed) -> Result {
             .flag("force", flags.on("force")))
     })
     .await
+}
+
+async fn copy(cli: &Cli, flags: Parsed) -> Result {
+    let (from, to) = match flags.args.as_slice() {
+        [from, to] => (from.as_str(), to.as_str()),
+        _ => ("", ""),
+    };
+    let copied: Volume = cli
+        .client()?
+        .post(format!("/volumes/{}/copy", component(from)))
+        .query("to", to)
+        .flag("replace", flags.on("replace"))
+        .json()
+        .await?;
+    cli.line(copied.name)
+}
+
+async fn export(cli: &Cli, flags: Parsed) -> Result {
+    let name = flags.args.first().map(String::as_str).unwrap_or_default();
+    let output = Output::open(flags.nonempty("output"), "export volume")?;
+    let call = cli
+        .client()?
+        .get(format!("/volumes/{}/export", component(name)));
+    output.receive(call.send().await?.reader()).await
+}
+
+async fn import(cli: &Cli, flags: Parsed) -> Result {
+    let name = flags.args.first().map(String::as_str).unwrap_or_default();
+    let archive = match flags.args.get(1).map(String::as_str) {
+        Some(path) if path != "-" => Archive::open(path)?,
+        _ if term::stdin_is_terminal() => {
+            return Err(CliError::message(
+                "requested import from stdin, but stdin is a terminal: name a file",
+            ));
+        }
+        _ => Archive::Stdin,
+    };
+    let path = format!("/volumes/{}/import", component(name));
+    let imported: Volume = cli
+        .client()?
+        .post(path)
+        .flag("replace", flags.on("replace"))
+        .body_stream("application/x-tar", archive.pieces())
+        .json()
+        .await?;
+    cli.line(imported.name)
 }
 
 /// Only volumes of a Swarm can be changed, and there are none.

@@ -116,6 +116,7 @@ impl EngineHost {
             capabilities: containers::known_capabilities(),
         })?;
         self.volumes = Hold::of_container(&engine, &container)?;
+        crate::volumes::store::populate(&engine, &container)?;
         let mut mounts: BTreeMap<usize, OwnedFd> = BTreeMap::new();
         for (index, source) in &output.binds {
             mounts.insert(*index, rooted::bind_source(&engine, &container, source)?);

@@ -9,7 +9,7 @@ use crate::containers::{files, row, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::system::Finding;
-use crate::volumes::{driver, hold, store as volumes};
+use crate::volumes::{driver, hold, store as volumes, transfer};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -38,7 +38,7 @@ pub(crate) fn check(engine: &Engine, repair: bool) -> Result<Vec<Finding>> {
     check.network()?;
     check.container_directories()?;
     check.volume_directories()?;
-    check.volume_mounts()?;
+    check.volume_rests()?;
     check.leases()?;
     check.store()?;
     Ok(check.findings)
@@ -204,8 +204,18 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// What killed processes have left mounted on volumes.
-    fn volume_mounts(&mut self) -> Result<()> {
+    /// What killed processes have left mounted on volumes, or beside their data.
+    fn volume_rests(&mut self) -> Result<()> {
+        for row in self.engine.database().read(volumes::all)? {
+            let data = self.engine.layout().volume_data(&row.name);
+            if transfer::leftover(&data, self.repair)? {
+                self.found(
+                    "volume-part",
+                    &row.name,
+                    "of an import or copy that was killed",
+                );
+            }
+        }
         for name in hold::orphans(self.engine)? {
             self.found("volume-mount", &name, "is mounted, and nobody uses it");
         }

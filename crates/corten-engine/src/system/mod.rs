@@ -50,7 +50,7 @@ pub struct DiskUsage {
 #[serde(rename_all = "PascalCase")]
 pub struct Finding {
     /// What it is: `supervisor`, `run-dir`, `cgroup`, `network`, `address`,
-    /// `container-dir`, `volume-dir`, `lease`, and what the store reports.
+    /// `container-dir`, `volume-dir`, `volume-mount`, `volume-part`, `lease`, and what the store reports.
     pub kind: String,
     /// Which one.
     pub object: String,

@@ -68,6 +68,11 @@ impl Hold {
         }
     }
 
+    /// Whether something is mounted on its directory.
+    pub(super) fn is_mounted(&self) -> bool {
+        self.mounted
+    }
+
     /// Uses every volume of a container.
     pub(crate) fn of_container(engine: &Engine, container: &Container) -> Result<Vec<Self>> {
         let mounts = container.setup.mounts.iter();
@@ -89,6 +94,37 @@ impl Drop for Hold {
         {
             tracing::warn!(volume = %self.name, %error, "it stays mounted until it is swept");
         }
+    }
+}
+
+/// A volume that nobody else uses, or comes to use.
+#[derive(Debug)]
+pub(super) struct Alone {
+    // In this order: the gate is opened before the volume is used no more, which takes it again.
+    gate: Gate,
+    _hold: Hold,
+}
+
+impl Alone {
+    /// `None`: somebody else uses it.
+    pub(super) fn of(hold: Hold) -> Result<Option<Self>> {
+        let Some(gate) = Gate::close(&hold.engine, &hold.name)? else {
+            return Err(EngineError::NoSuchVolume(hold.name.clone()));
+        };
+        let alone = match &hold.lock {
+            Some(lock) => try_lock(lock, true).map_err(io("lock", &gate.path))?,
+            None => false,
+        };
+        if !alone {
+            drop(gate); // which the hold takes when it ends
+            return Ok(None);
+        }
+        Ok(Some(Self { gate, _hold: hold }))
+    }
+
+    /// Locked, the volume's directory.
+    pub(super) fn gate(&self) -> &File {
+        &self.gate.directory
     }
 }
 

@@ -1,13 +1,15 @@
 //! Volumes: named and anonymous directories that outlive containers.
 //!
 //! [`store`] has the rows and directories, [`driver`] what may be mounted on a directory, [`hold`] when
-//! that is mounted, [`populate`] what a new volume begins with.
+//! that is mounted, [`populate`] what a new volume begins with, [`transfer`] moves and copies all of it.
 
 pub(crate) mod driver;
 pub(crate) mod hold;
 mod local;
 mod populate;
 pub(crate) mod store;
+pub(crate) mod transfer;
+mod tree;
 
 use bollard_stubs::models::{self, VolumeScopeEnum};
 use corten_db::Durability;
@@ -18,6 +20,7 @@ use crate::error::EngineError;
 use crate::events::{self, Kind};
 use crate::parse::{filters, names, time};
 use store::{VolumeRow, Wish};
+pub use transfer::BringOptions;
 
 /// What an engine without Swarm says to cluster volumes.
 const NOT_A_MANAGER: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \
@@ -117,6 +120,57 @@ impl Volumes {
                     .ok_or(EngineError::NoSuchVolume(name))
             })
             .await
+    }
+
+    /// Everything in it as a tar.
+    ///
+    /// # Errors
+    /// When there is none of that name, or it cannot be mounted.
+    pub async fn export(&self, name: &str) -> Result<crate::Outflow> {
+        let name = name.to_owned();
+        self.0
+            .blocking(move |engine| transfer::export(engine, &name))
+            .await
+    }
+
+    /// Makes a tar, compressed (gzip, bzip2, xz, zstd) or not, the content of a volume, which is made
+    /// if there is none; without a name, of a new anonymous one. The volume.
+    ///
+    /// # Errors
+    /// When the volume is in use or not empty, or the archive cannot be unpacked. The volume is as it
+    /// was then.
+    pub async fn import(
+        &self,
+        name: Option<&str>,
+        archive: impl std::io::Read + Send + 'static,
+        options: BringOptions,
+    ) -> Result<models::Volume> {
+        let name = name.map(str::to_owned);
+        let name = self
+            .0
+            .blocking(move |engine| transfer::import(engine, name.as_deref(), archive, options))
+            .await?;
+        self.inspect(&name).await
+    }
+
+    /// Makes a copy of a volume's content the content of another one, which is made if there is
+    /// none. The latter.
+    ///
+    /// # Errors
+    /// When there is no such volume, the other one is in use or not empty, or something cannot be
+    /// copied. The volume is as it was then.
+    pub async fn copy(
+        &self,
+        from: &str,
+        to: &str,
+        options: BringOptions,
+    ) -> Result<models::Volume> {
+        let (from, to) = (from.to_owned(), to.to_owned());
+        let name = self
+            .0
+            .blocking(move |engine| transfer::copy(engine, &from, &to, options))
+            .await?;
+        self.inspect(&name).await
     }
 
     /// Removes it with its data; a conflict when a container uses it. `force`: no error

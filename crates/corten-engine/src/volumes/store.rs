@@ -5,7 +5,6 @@
 //! again under the same name can never lose its new data to the old one's removal.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -190,56 +189,93 @@ pub(crate) fn ensure_directory(engine: &Engine, name: &str) -> Result<()> {
     }
 }
 
-/// Fills a new container's empty volumes with what its image has in their place.
+/// Fills a container's empty volumes with what its image has in their place, unless that has been
+/// done: at its creation, and if that was killed, at its start. Blocks.
 pub(crate) fn populate(engine: &Engine, container: &Container) -> Result<()> {
-    let volumes = container
-        .setup
-        .mounts
-        .iter()
-        .filter_map(|m| match &m.source {
-            Source::Volume { name, no_copy, .. } => Some((name, *no_copy, &m.destination)),
-            _ => None,
-        });
-    let mut image: Option<OwnedFd> = None;
-    for (name, no_copy, destination) in volumes {
-        ensure_directory(engine, name)?;
-        if no_copy || container.setup.layers.is_empty() {
-            continue;
+    let mut waiting = Vec::new();
+    for mount in &container.setup.mounts {
+        if let Source::Volume { name, .. } = &mount.source {
+            ensure_directory(engine, name)?;
+            waiting.push((name, &mount.destination));
         }
-        let data = engine.layout().volume_data(name);
-        if !is_empty(&data)? {
-            continue;
+    }
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let unfilled = engine.database().read(|c| unfilled(c, &container.id))?;
+    waiting.retain(|(name, _)| unfilled.contains(name));
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let mut filled = Vec::new();
+    // Mostly they have been filled long ago. What may have to be mounted is looked at later.
+    waiting.retain(|(name, _)| {
+        let done = populate::is_done(&engine.layout().volume_data(name));
+        filled.extend(done.then(|| (*name).clone()));
+        !done
+    });
+    fill(engine, container, waiting, &mut filled)?;
+    engine.write(Durability::Relaxed, |c| {
+        for name in &filled {
+            set_filled(c, name)?;
         }
-        let root = match &image {
-            Some(root) => root,
-            None => {
-                let layers = &container.setup.layers;
-                let mounted = engine
-                    .store()
-                    .layers()
-                    .mount(layers, corten_store::Upper::ReadOnly)?;
-                image.insert(mounted)
-            }
-        };
-        let alone = engine.database().read(|c| users(c, name))?.len() <= 1;
-        populate::fill(root, destination, &data, alone).map_err(|error| EngineError::Other {
+        c.prepare_cached("UPDATE container_volumes SET unfilled = 0 WHERE container = ?")?
+            .execute([&container.id])?;
+        Ok(())
+    })
+}
+
+/// Fills volumes, each with what the image has in a place, and adds those that have something then.
+fn fill(
+    engine: &Engine,
+    container: &Container,
+    waiting: Vec<(&String, &String)>,
+    filled: &mut Vec<String>,
+) -> Result<()> {
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let layers = &container.setup.layers;
+    let image = engine
+        .store()
+        .layers()
+        .mount(layers, corten_store::Upper::ReadOnly)?;
+    for (name, destination) in waiting {
+        let failed = |error: std::io::Error| EngineError::Other {
             context: format!("copy what the image has at {destination} into volume {name}"),
             source: Box::new(error),
-        })?;
+        };
+        let Some(source) = populate::source(&image, destination).map_err(failed)? else {
+            continue; // nor is anything mounted for that
+        };
+        let hold = hold::Hold::take(engine, name)?;
+        let data = engine.layout().volume_data(name);
+        let place = populate::Place::lock(&data, hold.is_mounted()).map_err(failed)?;
+        if !place.resume().map_err(failed)? && place.is_empty().map_err(failed)? {
+            populate::from_image(&source, &place).map_err(failed)?;
+        }
+        filled.push(name.clone());
     }
     Ok(())
 }
 
-fn is_empty(directory: &Path) -> Result<bool> {
-    let mut entries = std::fs::read_dir(directory).map_err(|source| EngineError::Io {
-        action: "read",
-        path: directory.to_owned(),
-        source,
-    })?;
-    Ok(entries.next().is_none())
+/// Nobody has to fill a volume any more.
+pub(super) fn set_filled(c: &Connection, name: &str) -> Result<()> {
+    c.prepare_cached("UPDATE container_volumes SET unfilled = 0 WHERE volume = ?")?
+        .execute([name])?;
+    Ok(())
 }
 
-fn users(c: &Connection, name: &str) -> Result<Vec<String>> {
+/// The volumes that a container may still have to fill.
+fn unfilled(c: &Connection, container: &str) -> Result<Vec<String>> {
+    let mut statement =
+        c.prepare_cached("SELECT volume FROM container_volumes WHERE container = ? AND unfilled")?;
+    let rows = statement.query_map([container], |r| r.get(0))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// The containers that use a volume.
+pub(super) fn users(c: &Connection, name: &str) -> Result<Vec<String>> {
     let mut statement =
         c.prepare_cached("SELECT container FROM container_volumes WHERE volume = ?")?;
     let rows = statement.query_map([name], |r| r.get(0))?;

@@ -56,6 +56,7 @@ fn archive(lines: &[Line]) -> Vec<u8> {
             device: line.device,
             link: &line.link,
             xattrs: &line.xattrs,
+            ..Entry::default()
         };
         tar_header::write(&mut out, &line.path, &entry).unwrap();
         out.write_all(&line.content).unwrap();

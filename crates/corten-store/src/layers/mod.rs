@@ -19,6 +19,7 @@ mod mount;
 mod pending;
 mod rows;
 mod settle;
+mod sparse_write;
 mod squeeze;
 mod tar_header;
 mod tar_write;
@@ -74,6 +75,16 @@ pub fn write_entry(
     mut out: impl Write,
 ) -> io::Result<()> {
     tar_write::write_entry(dir, name, called.as_bytes(), &mut out)
+}
+
+/// Writes the tar of a directory and of everything below it, as a copy of it would be: attributes and
+/// devices that mean something in a layer are like any others, and files keep their holes. The tree
+/// may change meanwhile: what has vanished is left out.
+///
+/// # Errors
+/// Something cannot be read, or `out` fails.
+pub fn write_exactly(dir: BorrowedFd<'_>, mut out: impl Write) -> io::Result<()> {
+    tar_write::write_exactly(dir, &mut out)
 }
 
 /// A layer that is here.

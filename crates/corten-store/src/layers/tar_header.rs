@@ -30,6 +30,10 @@ pub(super) struct Entry<'a> {
     pub(super) link: &'a [u8],
     /// Sorted; those of overlayfs are left out.
     pub(super) xattrs: &'a [(OsString, Vec<u8>)],
+    /// Those of overlayfs are attributes like others.
+    pub(super) bookkeeping: bool,
+    /// Further PAX records.
+    pub(super) records: &'a [(&'a str, Vec<u8>)],
 }
 
 /// Writes a header, with what it takes before it.
@@ -53,13 +57,16 @@ pub(super) fn write(out: &mut dyn Write, path: &[u8], entry: &Entry<'_>) -> io::
     for (key, value) in entry
         .xattrs
         .iter()
-        .filter(|(key, _)| !xattr::is_overlays(key))
+        .filter(|(key, _)| entry.bookkeeping || !xattr::is_overlays(key))
     {
         record(
             &mut records,
             &[b"SCHILY.xattr.", key.as_bytes()].concat(),
             value,
         );
+    }
+    for (key, value) in entry.records {
+        record(&mut records, key.as_bytes(), value);
     }
     let fields = Fields {
         mode: entry.mode & 0o7777,

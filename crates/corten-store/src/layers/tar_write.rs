@@ -16,7 +16,10 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
 
 use super::walk::{open_directory, walk};
-use super::{tar_header, xattr};
+use super::{sparse_write, tar_header, xattr};
+
+/// What `st_blocks` counts in.
+const BLOCK: u64 = 512;
 
 /// When the entries are said to have been changed. Times are in seconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +74,7 @@ pub(super) fn write_entry(
         left_out: &[],
         living: true,
         dates: Dates::Own,
+        exact: false,
     };
     let mut prefix = called.to_vec();
     // A directory's name gets its slash.
@@ -80,6 +84,32 @@ pub(super) fn write_entry(
             let mut whole = [prefix.as_slice(), path.as_slice()].concat();
             let child = writer.entry(here, name, &mut whole)?;
             path.extend_from_slice(&whole[prefix.len() + length..]);
+            Ok(child)
+        })?;
+    }
+    tar_header::end(writer.out)
+}
+
+/// Writes the tar of a directory that is no layer, and may change meanwhile: itself and everything
+/// below it, whatever overlayfs would mean by that, and of files with holes only the data (GNU tar's
+/// PAX form 1.0).
+pub(super) fn write_exactly(dir: BorrowedFd<'_>, out: &mut impl Write) -> io::Result<()> {
+    let mut writer = Writer {
+        out,
+        links: HashMap::new(),
+        content: 0,
+        left_out: &[],
+        living: true,
+        dates: Dates::Own,
+        exact: true,
+    };
+    let mut root = b".".to_vec();
+    if let Some(below) = writer.entry(dir, OsStr::new("."), &mut root)? {
+        walk(below.as_fd(), true, |here, name, path| {
+            let length = path.len();
+            let mut whole = [b"./", path.as_slice()].concat();
+            let child = writer.entry(here, name, &mut whole)?;
+            path.extend_from_slice(&whole[2 + length..]);
             Ok(child)
         })?;
     }
@@ -100,6 +130,7 @@ fn whole(
         left_out,
         living,
         dates,
+        exact: false,
     };
     writer.tree(dir)?;
     tar_header::end(writer.out)?;
@@ -115,6 +146,8 @@ struct Writer<'a> {
     /// The directory may change while it is read.
     living: bool,
     dates: Dates,
+    /// It is no layer: whiteouts are devices, and holes are kept.
+    exact: bool,
 }
 
 impl Writer<'_> {
@@ -141,7 +174,7 @@ impl Writer<'_> {
     ) -> io::Result<Option<OwnedFd>> {
         let mut stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
-        if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
+        if kind == FileType::CharacterDevice && stat.st_rdev == 0 && !self.exact {
             return tar_header::whiteout(self.out, path, name.len()).map(|()| None);
         }
         self.date(dir, name, &mut stat)?;
@@ -160,6 +193,7 @@ impl Writer<'_> {
             self.links.insert((stat.st_dev, stat.st_ino), path.clone());
         }
         entry.xattrs = &xattrs;
+        entry.bookkeeping = self.exact;
         let target;
         entry.kind = match kind {
             FileType::RegularFile => {
@@ -182,7 +216,7 @@ impl Writer<'_> {
         }
         path.push(b'/');
         tar_header::write(self.out, path, &entry)?;
-        if tar_header::is_opaque(&xattrs) {
+        if !self.exact && tar_header::is_opaque(&xattrs) {
             tar_header::opaque(self.out, path)?;
         }
         open_directory(dir, name).map(Some)
@@ -227,6 +261,13 @@ impl Writer<'_> {
             rustix::fs::openat(dir, name, flags | OFlags::RDONLY, Mode::empty())?
         };
         let file = std::fs::File::from(file);
+        let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
+        if self.exact
+            && blocks * BLOCK < size
+            && let Some(pieces) = sparse_write::pieces(&file, size)?
+        {
+            return sparse_write::write(self.out, path, &file, &pieces, entry);
+        }
         tar_header::write(self.out, path, &entry)?;
         let copied = io::copy(&mut file.take(size), &mut self.out)?;
         if copied != size && self.living {

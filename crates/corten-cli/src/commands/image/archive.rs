@@ -152,7 +152,7 @@ pub(crate) enum Archive {
 
 impl Archive {
     /// A file.
-    fn open(path: &str) -> Result<Self> {
+    pub(crate) fn open(path: &str) -> Result<Self> {
         let file = File::open(path)
             .map_err(|error| CliError::message(format!("open {path}: {}", reason(&error))))?;
         Ok(Self::File(file, path.to_owned()))

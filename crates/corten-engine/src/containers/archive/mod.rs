@@ -189,6 +189,7 @@ pub(super) fn extract(
         },
         called: &below,
         strict: true,
+        whole: false,
     };
     unpack_archive(archive, to).map_err(|error| EngineError::Archive(error.to_string()))?;
     event(engine, &seen.container, "extract-to-dir", &[]);

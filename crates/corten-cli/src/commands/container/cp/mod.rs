@@ -215,6 +215,7 @@ impl Copy<'_> {
                 replacing: Replacing::SameKind,
                 called: &shown,
                 strict: false,
+                whole: false,
             };
             unpack_archive(tar, to)
         });

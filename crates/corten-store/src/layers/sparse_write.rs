@@ -1,0 +1,83 @@
+//! Files with holes in a tar: only their data, after a list of where it belongs (GNU tar's PAX form
+//! 1.0; tar's manual, "Storing Sparse Files").
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+
+use rustix::fs::SeekFrom as Seeking;
+use rustix::io::Errno;
+
+use super::tar_header;
+
+/// Pieces that a file is written in; one of more is written with its holes filled. Readers have
+/// bounds, too.
+const MAX_PIECES: usize = 1 << 16;
+
+/// Offset and length of each piece of data in a file; `None`: its holes are not known, or too many.
+pub(super) fn pieces(file: &File, size: u64) -> io::Result<Option<Vec<(u64, u64)>>> {
+    let mut pieces = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let start = match rustix::fs::seek(file, Seeking::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break, // a hole up to the end
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let end = match rustix::fs::seek(file, Seeking::Hole(start)) {
+            Ok(end) => end.min(size),
+            Err(Errno::NXIO) => break, // cut off meanwhile
+            Err(error) => return Err(error.into()),
+        };
+        if start >= end || pieces.len() >= MAX_PIECES {
+            return Ok(None);
+        }
+        pieces.push((start, end - start));
+        at = end;
+    }
+    if pieces
+        .last()
+        .is_none_or(|(start, length)| start + length < size)
+    {
+        pieces.push((size, 0)); // says where the file ends
+    }
+    Ok(Some(pieces))
+}
+
+/// Writes a file's header, list and data. What has been cut off meanwhile is zeros.
+pub(super) fn write(
+    out: &mut dyn Write,
+    path: &[u8],
+    mut file: &File,
+    pieces: &[(u64, u64)],
+    entry: tar_header::Entry<'_>,
+) -> io::Result<()> {
+    let mut list = format!("{}\n", pieces.len());
+    for (start, length) in pieces {
+        list.push_str(&format!("{start}\n{length}\n"));
+    }
+    let listed = list.len().next_multiple_of(tar_header::BLOCK);
+    let data: u64 = pieces.iter().map(|(_, length)| length).sum();
+    let records = [
+        ("GNU.sparse.major", b"1".to_vec()),
+        ("GNU.sparse.minor", b"0".to_vec()),
+        ("GNU.sparse.name", path.to_vec()),
+        ("GNU.sparse.realsize", entry.size.to_string().into_bytes()),
+    ];
+    let entry = tar_header::Entry {
+        size: listed as u64 + data,
+        records: &records,
+        ..entry
+    };
+    // Who does not know the form sees that it is not the file itself.
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    tar_header::write(out, &[b"./GNUSparseFile.0/", name].concat(), &entry)?;
+    out.write_all(list.as_bytes())?;
+    tar_header::pad(out, list.len() as u64)?;
+    for (start, length) in pieces {
+        file.seek(SeekFrom::Start(*start))?;
+        let copied = io::copy(&mut file.take(*length), out)?;
+        io::copy(&mut io::repeat(0).take(length - copied), out)?;
+    }
+    tar_header::pad(out, data)
+}
