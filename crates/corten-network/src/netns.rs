@@ -10,6 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
+use crate::link;
+use crate::netlink::{Batch, Socket};
 use crate::{NetworkError, Result};
 
 /// A network namespace, alive as long as this descriptor (or a process inside) is.
@@ -24,6 +26,17 @@ impl NetNs {
         let made = Self::current();
         home.go_back()?;
         made
+    }
+
+    /// Creates one with nothing but its loopback link, which is up.
+    pub fn with_loopback() -> Result<Self> {
+        let made = Self::create()?;
+        made.run_in(|| {
+            let mut batch = Batch::default();
+            link::bring_up(&mut batch, 1, "lo");
+            Socket::route()?.run(batch).map(drop)
+        })??;
+        Ok(made)
     }
 
     /// The calling thread's namespace.

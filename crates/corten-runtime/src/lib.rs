@@ -15,8 +15,10 @@
 mod caps;
 pub mod cgroup;
 mod channel;
+mod checkpoint;
 pub mod cli;
 pub mod create;
+mod criu;
 pub mod defaults;
 pub mod document;
 pub mod error;
@@ -45,6 +47,7 @@ mod sys;
 mod validate;
 
 pub use cgroup::{Cgroup, OomEvent, OomWatch};
+pub use checkpoint::{Checkpoint, CheckpointError, Restored, restore, save};
 pub use create::{Created, Running, create};
 pub use error::{ExecErrno, RuntimeError, Step};
 pub use exec::{ExecProcess, Target, exec};

@@ -1,20 +1,17 @@
 //! `checkpoint`: saves a running container with CRIU.
 
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::criu::{self, CriuArgs, Dump, Kind};
 use super::delete::destroy;
 use super::dir::PATIENCE;
 use super::state::{Container, Status};
-use super::{CliError, Context};
-
-/// In the images' directory: targets of the standard streams (runc's name).
-pub(super) const DESCRIPTORS: &str = "descriptors.json";
+use super::{CliError, Context, witness};
+use crate::criu::{self, CriuArgs, Dump, Kind};
 
 #[derive(Debug, Args)]
 pub(super) struct CheckpointArgs {
@@ -64,7 +61,7 @@ pub(super) fn checkpoint(context: &Context, args: CheckpointArgs) -> Result<Exit
             status.name()
         )));
     }
-    if !criu::witness::wait(&container.dir) {
+    if !witness::wait(&container.dir) {
         return Err(CliError::refused(
             "criu is still at work on the container for an earlier command that was killed",
         ));
@@ -99,16 +96,16 @@ pub(super) fn checkpoint(context: &Context, args: CheckpointArgs) -> Result<Exit
     let kind = if args.pre_dump {
         Kind::PreDump
     } else {
-        remember_descriptors(images, pid)?;
+        criu::remember_descriptors(images, pid)?;
         Kind::Dump
     };
     let (options, _open) = dump.options()?;
     let mut requested = |pid| {
-        criu::witness::remember(&container.dir, pid, &args.criu.log("dump.log"))?;
+        witness::remember(&container.dir, pid, &args.criu.log("dump.log"))?;
         Ok(options.clone())
     };
-    let saved = criu::call(kind, &mut requested, &mut |_| Ok(()));
-    criu::witness::forget(&container.dir, saved.is_ok());
+    let saved = criu::call(kind, None, &mut requested, &mut |_| Ok(()));
+    witness::forget(&container.dir, saved.is_ok());
     // One that is killed leaves them frozen, or just about to be (FREEZING), which nothing here
     // would call frozen yet.
     if saved.is_err()
@@ -137,12 +134,4 @@ fn checked_parent(images: &Path, parent: &Path) -> Result<String, CliError> {
         return Err(CliError::Refused(reason));
     }
     Ok(parent.to_string_lossy().into_owned())
-}
-
-fn remember_descriptors(images: &Path, pid: i32) -> Result<(), CliError> {
-    let path = images.join(DESCRIPTORS);
-    let text = serde_json::to_vec(&criu::external_descriptors(pid))
-        .map_err(|error| CliError::json(path.display(), error))?;
-    fs::write(&path, text)
-        .map_err(|error| CliError::io(format_args!("write {}", path.display()), error))
 }

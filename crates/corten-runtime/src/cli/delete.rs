@@ -9,9 +9,9 @@ use clap::Args;
 use corten_oci::runtime_spec::Spec;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::criu;
 use super::dir::{Dir, Lock, PATIENCE};
 use super::state::{Container, Saved, Status};
+use super::witness;
 use super::{CliError, Context, recover};
 use crate::hooks::{self, HookState};
 use crate::status::send_signal;
@@ -116,7 +116,7 @@ fn lock_by_force(context: &Context, dir: &Dir) -> Result<Lock, CliError> {
         Err(CliError::Json { .. }) => Ok(Some(recover::saved(context, dir))),
         loaded => loaded,
     };
-    if !criu::witness::at_work(dir)
+    if !witness::at_work(dir)
         && let Some(saved) = saved()?
     {
         let dir = dir.clone();
@@ -150,7 +150,7 @@ pub(super) fn destroy(
         cgroup = cgroup.path(),
         "removing"
     );
-    criu::witness::wait(&container.dir);
+    witness::wait(&container.dir);
     if let Some(pidfd) = container.pidfd() {
         send_signal(pidfd.as_fd(), libc::SIGKILL).ok();
     }
@@ -161,7 +161,7 @@ pub(super) fn destroy(
             container.saved.pid, container.saved.id
         )));
     }
-    criu::witness::end(&container.dir, KILL_TIMEOUT)?;
+    witness::end(&container.dir, KILL_TIMEOUT)?;
     tracing::debug!("its processes have ended");
     cgroup.remove()?;
     cgroup.remove_empty_parent();

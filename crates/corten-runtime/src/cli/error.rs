@@ -5,7 +5,7 @@ use std::fmt;
 use crate::error::{RuntimeError, io_text};
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum CliError {
+pub(crate) enum CliError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
     #[error("{path}: {}", io_text(source))]
@@ -52,21 +52,21 @@ pub(super) enum CliError {
 }
 
 impl CliError {
-    pub(super) fn io(path: impl fmt::Display, source: std::io::Error) -> Self {
+    pub(crate) fn io(path: impl fmt::Display, source: std::io::Error) -> Self {
         Self::Io {
             path: path.to_string(),
             source,
         }
     }
 
-    pub(super) fn json(path: impl fmt::Display, source: serde_json::Error) -> Self {
+    pub(crate) fn json(path: impl fmt::Display, source: serde_json::Error) -> Self {
         Self::Json {
             path: path.to_string(),
             source,
         }
     }
 
-    pub(super) fn document(
+    pub(crate) fn document(
         path: impl fmt::Display,
         source: crate::document::DocumentError,
     ) -> Self {
@@ -77,7 +77,7 @@ impl CliError {
     }
 
     /// A field that cannot be had is one of the document at `path`.
-    pub(super) fn in_document(self, path: impl fmt::Display) -> Self {
+    pub(crate) fn in_document(self, path: impl fmt::Display) -> Self {
         match self {
             Self::Runtime(source @ RuntimeError::Spec { .. }) => Self::Spec {
                 path: path.to_string(),
@@ -87,17 +87,17 @@ impl CliError {
         }
     }
 
-    pub(super) fn refused(text: impl Into<String>) -> Self {
+    pub(crate) fn refused(text: impl Into<String>) -> Self {
         Self::Refused(text.into())
     }
 
-    pub(super) fn of_exec(self) -> Self {
+    pub(crate) fn of_exec(self) -> Self {
         Self::Exec(Box::new(self))
     }
 
     /// runc's own failures are 1, whatever the program's would have been; those of its
     /// `exec` are 255; a command that it does not know is 3.
-    pub(super) fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Exec(_) => 255,
             Self::NoCommand(_) => 3,

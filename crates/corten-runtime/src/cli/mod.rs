@@ -12,7 +12,6 @@ mod bundle;
 mod checkpoint;
 mod console;
 mod create;
-mod criu;
 mod delete;
 mod dir;
 mod error;
@@ -37,6 +36,7 @@ mod state;
 mod stream;
 mod update;
 mod users;
+mod witness;
 mod words;
 
 use std::ffi::OsString;
@@ -45,7 +45,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use args::{Globals, parse};
-use error::CliError;
+pub(crate) use error::CliError;
 use log::Log;
 
 /// The runtime-spec this runtime implements.

@@ -4,29 +4,25 @@
 //! mount namespace of this process's own: nothing of it is left on the host whatever
 //! happens, and no directory that somebody removes later leads into it.
 
-use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use corten_oci::runtime_spec::Spec;
+use corten_oci::runtime_spec::Mount;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::mount_bind_recursive;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::bundle::{Bundle, BundleArgs, write_pid};
-use super::checkpoint::DESCRIPTORS;
-use super::criu::{self, CriuArgs, Kind, Notice, Restore};
 use super::delete::run_poststop;
 use super::dir::Dir;
-use super::{CliError, Context, console, run, stream};
+use super::{CliError, Context, console, run, stream, witness};
 use crate::cgroup::Cgroup;
 use crate::create::{ChildGuard, Running};
-use crate::hooks;
-use crate::mounts::is_bind;
-use crate::root::{Node, RootFd, clean};
+use crate::criu::{self, CriuArgs, Kind, Notice, Restore};
+use crate::root::RootFd;
 use crate::sys::{self, MountAttr};
 
 #[derive(Debug, Args)]
@@ -82,7 +78,7 @@ pub(super) fn restore(context: &Context, mut args: RestoreArgs) -> Result<ExitCo
     );
     let bundle = Bundle::load(context, bundle)?;
     bundle.check_terminal(args.detach)?;
-    let descriptors = descriptors(args.criu.image_path())?;
+    let descriptors = criu::descriptors(args.criu.image_path())?;
     let guard = Dir::create(context, &bundle.id)?;
     bundle.save_first(guard.dir())?;
     if !args.no_subreaper && !args.detach {
@@ -124,13 +120,6 @@ pub(super) fn restore(context: &Context, mut args: RestoreArgs) -> Result<ExitCo
     Ok(ExitCode::from(status?.code()))
 }
 
-fn descriptors(images: &Path) -> Result<Vec<String>, CliError> {
-    let path = images.join(DESCRIPTORS);
-    let text = fs::read(&path)
-        .map_err(|error| CliError::io(format_args!("read {}", path.display()), error))?;
-    serde_json::from_slice(&text).map_err(|error| CliError::json(path.display(), error))
-}
-
 /// The restored container, and the master side of a terminal nobody else has got. `begun`
 /// says whether hooks have been called, or there was a process.
 fn made(
@@ -157,8 +146,8 @@ fn made(
     let namespaces = request.namespaces()?;
     let mut open = None;
     let mut options = |pid| {
-        criu::witness::remember(dir, pid, &args.criu.log("restore.log"))?;
-        adopt(cgroup.get(), pid)?;
+        witness::remember(dir, pid, &args.criu.log("restore.log"))?;
+        criu::adopt(cgroup.get(), pid)?;
         let (options, directories) = request.options(pid, &namespaces)?;
         open = Some(directories);
         Ok(options)
@@ -168,7 +157,7 @@ fn made(
     let mut notified = |notice: Notice| {
         *begun |= matches!(notice.script.as_str(), "setup-namespaces" | "post-restore");
         match notice.script.as_str() {
-            "setup-namespaces" => run_hooks(bundle, notice.pid)?,
+            "setup-namespaces" => criu::run_hooks(&bundle.spec, &bundle.hook_state(), notice.pid)?,
             "post-restore" => {
                 pid = notice.pid;
                 dir.save(&bundle.saved(pid))?;
@@ -182,8 +171,8 @@ fn made(
         }
         Ok(())
     };
-    let restored = criu::call(Kind::Restore, &mut options, &mut notified);
-    criu::witness::forget(dir, restored.is_ok());
+    let restored = criu::call(Kind::Restore, None, &mut options, &mut notified);
+    witness::forget(dir, restored.is_ok());
     restored.map_err(|error| criu::explain(error, &args.criu, "restore.log"))?;
     drop(open);
     let pid_of = Pid::from_raw(pid).ok_or_else(|| {
@@ -219,60 +208,10 @@ fn mount_root(bundle: &Bundle) -> Result<PathBuf, CliError> {
     mount_bind_recursive(&root, &root).map_err(io)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let inside = RootFd::new(open(&root, flags, Mode::empty()).map_err(io)?);
-    make_places(&bundle.spec, &inside)?;
-    Ok(root)
-}
-
-/// CRIU restores what was on a tmpfs, but not places on the root itself.
-fn make_places(spec: &Spec, root: &RootFd) -> Result<(), CliError> {
-    let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let place =
-        |mount: &corten_oci::runtime_spec::Mount| clean(&mount.destination().to_string_lossy());
-    let restored: Vec<String> = mounts
-        .iter()
-        .filter(|mount| matches!(mount.typ().as_deref(), Some("tmpfs" | "cgroup" | "sysfs")))
-        .map(|mount| format!("{}/", place(mount)))
-        .collect();
-    for mount in mounts {
-        let path = place(mount);
-        if restored.iter().any(|above| path.starts_with(above)) {
-            continue;
-        }
-        let is_file = is_bind(mount)
-            && mount
-                .source()
-                .as_deref()
-                .is_some_and(|source| source.is_file());
-        let node = if is_file { Node::File } else { Node::Directory };
-        root.ensure(&path, node).map_err(|errno| {
-            CliError::io(format_args!("create in the root {}", &path), errno.into())
-        })?;
-    }
-    Ok(())
-}
-
-/// Puts CRIU where what it restores is to be.
-fn adopt(cgroup: &Cgroup, pid: i32) -> Result<(), CliError> {
-    let unified = cgroup.unified_dir().map(Path::to_owned);
-    let legacy = cgroup.legacy_views().map(|view| view.dir.to_owned());
-    for dir in unified.into_iter().chain(legacy) {
-        let file = dir.join("cgroup.procs");
-        fs::write(&file, pid.to_string())
-            .map_err(|error| CliError::io(format_args!("join {}", file.display()), error))?;
-    }
-    Ok(())
-}
-
-fn run_hooks(bundle: &Bundle, pid: i32) -> Result<(), CliError> {
-    let Some(all) = bundle.spec.hooks() else {
-        return Ok(());
+    let is_file = |mount: &Mount| {
+        let source = mount.source().as_deref();
+        source.is_some_and(|source| source.is_file())
     };
-    let state = bundle.hook_state().json("creating", Some(pid));
-    for (kind, hooks) in [
-        ("prestart", all.prestart()),
-        ("createRuntime", all.create_runtime()),
-    ] {
-        hooks::run(hooks.as_deref().unwrap_or_default(), kind, &state)?;
-    }
-    Ok(())
+    criu::make_places(&bundle.spec, &inside, &|_, mount| is_file(mount))?;
+    Ok(root)
 }

@@ -33,7 +33,7 @@ use options::Options;
 #[cfg(test)]
 pub(crate) use options::knows_option;
 pub(crate) use options::{RDONLY, propagation_flag};
-pub(crate) use tree::{Tree, TreeFd};
+pub(crate) use tree::{Tree, TreeFd, is_directory};
 
 /// A mount, ready to be attached.
 #[derive(Debug)]

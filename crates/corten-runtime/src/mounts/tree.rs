@@ -179,10 +179,15 @@ impl AsFd for TreeFd<'_> {
     }
 }
 
+/// Whether the tree is of a directory.
+pub(crate) fn is_directory(tree: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let stat = statat(tree, "", AtFlags::EMPTY_PATH)?;
+    Ok(FileType::from_raw_mode(stat.st_mode).is_dir())
+}
+
 /// What a missing destination for the tree becomes.
 pub(super) fn node(tree: BorrowedFd<'_>) -> Result<Node, Errno> {
-    let stat = statat(tree, "", AtFlags::EMPTY_PATH)?;
-    Ok(if FileType::from_raw_mode(stat.st_mode).is_dir() {
+    Ok(if is_directory(tree)? {
         Node::Directory
     } else {
         Node::File

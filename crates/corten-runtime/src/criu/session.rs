@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::net::{RecvFlags, SendFlags, send};
 
+use super::is_harmless;
 use super::wire::{Message, Value, fields};
 use crate::channel;
 use crate::cli::CliError;
@@ -14,7 +15,7 @@ use crate::passing;
 
 /// `CriuReqType` of rpc.proto.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::cli) enum Kind {
+pub(crate) enum Kind {
     Dump = 1,
     Restore = 2,
     PreDump = 4,
@@ -24,18 +25,23 @@ const NOTIFY: u64 = 6;
 
 /// What CRIU says before it goes on.
 #[derive(Debug)]
-pub(in crate::cli) struct Notice {
+pub(crate) struct Notice {
     /// `post-restore`, `setup-namespaces`, ….
-    pub(in crate::cli) script: String,
+    pub(crate) script: String,
     /// The restored process, in the caller's pid namespace.
-    pub(in crate::cli) pid: i32,
+    pub(crate) pid: i32,
     /// With `orphan-pts-master`: the terminal.
-    pub(in crate::cli) fd: Option<OwnedFd>,
+    pub(crate) fd: Option<OwnedFd>,
 }
 
+/// Standard input, output and errors of CRIU, and of what it restores; else the caller's, where
+/// it restores, and none.
+pub(crate) type Streams = Option<[OwnedFd; 3]>;
+
 /// Makes the request; `options` are asked for once CRIU runs, and get its pid.
-pub(in crate::cli) fn call(
+pub(crate) fn call(
     kind: Kind,
+    streams: Streams,
     options: &mut dyn FnMut(i32) -> Result<Message, CliError>,
     notified: &mut dyn FnMut(Notice) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
@@ -45,18 +51,24 @@ pub(in crate::cli) fn call(
     fcntl_setfd(&theirs, FdFlags::empty()).map_err(io)?;
     let mut command = Command::new("criu");
     command.arg("swrk").arg(theirs.as_raw_fd().to_string());
-    if kind != Kind::Restore {
-        command.stdin(Stdio::null()).stdout(Stdio::null());
+    match streams {
+        Some([stdin, stdout, stderr]) => {
+            command.stdin(stdin).stdout(stdout).stderr(stderr);
+        }
+        None if kind == Kind::Restore => drop(command.stderr(Stdio::null())),
+        None => drop(
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null()),
+        ),
     }
-    let mut child = command
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                CliError::refused("criu is not installed (not found in PATH)")
-            }
-            _ => CliError::io("criu", error),
-        })?;
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            CliError::refused("criu is not installed (not found in PATH)")
+        }
+        _ => CliError::io("criu", error),
+    })?;
     drop(theirs);
     let pid = i32::try_from(child.id()).unwrap_or(0);
     let answered = options(pid).and_then(|options| {
@@ -96,9 +108,9 @@ fn converse(
                     Some(errno) => format!(": {}", std::io::Error::from_raw_os_error(errno)),
                     None => String::new(),
                 },
-                match &answer.message {
-                    Some(message) => format!(": {message}"),
-                    None => String::new(),
+                match answer.message.as_deref().map(str::trim) {
+                    Some(message) if !is_harmless(message) => format!(": {message}"),
+                    _ => String::new(),
                 },
             )));
         }

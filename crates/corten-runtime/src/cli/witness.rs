@@ -11,9 +11,9 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::cli::CliError;
-use crate::cli::dir::{CRIU, Dir};
-use crate::cli::state::{Process, ends_within};
+use super::CliError;
+use super::dir::{CRIU, Dir};
+use super::state::{Process, ends_within};
 use crate::status::send_signal;
 
 /// How long it may take to notice that nobody listens to it, and then each time to write
@@ -100,7 +100,7 @@ fn left_behind(log: &Path, text: &str) -> Vec<PathBuf> {
 }
 
 /// Writes down that `pid` is one, whose log will be `log`.
-pub(in crate::cli) fn remember(dir: &Dir, pid: i32, log: &Path) -> Result<(), CliError> {
+pub(super) fn remember(dir: &Dir, pid: i32, log: &Path) -> Result<(), CliError> {
     let path = dir.path(CRIU);
     let record = Record {
         process: Process::of(pid),
@@ -112,7 +112,7 @@ pub(in crate::cli) fn remember(dir: &Dir, pid: i32, log: &Path) -> Result<(), Cl
 }
 
 /// It has ended, `well` or not.
-pub(in crate::cli) fn forget(dir: &Dir, well: bool) {
+pub(super) fn forget(dir: &Dir, well: bool) {
     if !well && let Some(record) = Record::read(dir) {
         record.tidy_up();
     }
@@ -120,17 +120,17 @@ pub(in crate::cli) fn forget(dir: &Dir, well: bool) {
 }
 
 /// Whether there is one.
-pub(in crate::cli) fn at_work(dir: &Dir) -> bool {
+pub(super) fn at_work(dir: &Dir) -> bool {
     find(dir).is_some()
 }
 
 /// Lets one that nobody listens to any more finish. Says whether there is none now.
-pub(in crate::cli) fn wait(dir: &Dir) -> bool {
+pub(super) fn wait(dir: &Dir) -> bool {
     find(dir).is_none_or(|(record, pidfd)| record.ends_in_time(pidfd.as_fd()))
 }
 
 /// Ends one that hangs, and tidies up after one that has been killed.
-pub(in crate::cli) fn end(dir: &Dir, timeout: Duration) -> Result<(), CliError> {
+pub(super) fn end(dir: &Dir, timeout: Duration) -> Result<(), CliError> {
     if let Some((record, pidfd)) = find(dir)
         && !record.ends_in_time(pidfd.as_fd())
     {

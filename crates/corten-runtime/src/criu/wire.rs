@@ -2,11 +2,11 @@
 
 /// A message being written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(in crate::cli) struct Message(Vec<u8>);
+pub(crate) struct Message(Vec<u8>);
 
 /// A field that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Value<'a> {
+pub(crate) enum Value<'a> {
     Number(u64),
     Bytes(&'a [u8]),
 }
@@ -15,29 +15,29 @@ const VARINT: u64 = 0;
 const BYTES: u64 = 2;
 
 impl Message {
-    pub(super) fn number(&mut self, field: u32, value: u64) -> &mut Self {
+    pub(crate) fn number(&mut self, field: u32, value: u64) -> &mut Self {
         self.varint(u64::from(field) << 3 | VARINT);
         self.varint(value);
         self
     }
 
     /// Only if set: every flag is optional, and off without.
-    pub(super) fn flag(&mut self, field: u32, value: bool) -> &mut Self {
+    pub(crate) fn flag(&mut self, field: u32, value: bool) -> &mut Self {
         if value {
             self.number(field, 1);
         }
         self
     }
 
-    pub(super) fn text(&mut self, field: u32, value: &str) -> &mut Self {
+    pub(crate) fn text(&mut self, field: u32, value: &str) -> &mut Self {
         self.bytes(field, value.as_bytes())
     }
 
-    pub(super) fn message(&mut self, field: u32, value: &Message) -> &mut Self {
+    pub(crate) fn message(&mut self, field: u32, value: &Message) -> &mut Self {
         self.bytes(field, &value.0)
     }
 
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
@@ -58,7 +58,7 @@ impl Message {
 }
 
 /// The fields of a message; `None` if it is not one.
-pub(super) fn fields(mut bytes: &[u8]) -> Option<Vec<(u32, Value<'_>)>> {
+pub(crate) fn fields(mut bytes: &[u8]) -> Option<Vec<(u32, Value<'_>)>> {
     let mut found = Vec::new();
     while !bytes.is_empty() {
         let key = varint(&mut bytes)?;

@@ -145,7 +145,7 @@ fn external_key(typ: LinuxNamespaceType) -> Option<(&'static str, &'static str)>
 }
 
 /// Targets of the standard streams: `pipe:[123]` and paths.
-pub(in crate::cli) fn external_descriptors(pid: i32) -> Vec<String> {
+pub(crate) fn external_descriptors(pid: i32) -> Vec<String> {
     let target = |fd| fs::read_link(format!("/proc/{pid}/fd/{fd}"));
     (0..3)
         .map(|fd| target(fd).map_or_else(|_| String::new(), |t| t.display().to_string()))
@@ -154,24 +154,24 @@ pub(in crate::cli) fn external_descriptors(pid: i32) -> Vec<String> {
 
 /// To save a container.
 #[derive(Debug)]
-pub(in crate::cli) struct Dump<'a> {
-    pub(in crate::cli) args: &'a CriuArgs,
-    pub(in crate::cli) spec: &'a Spec,
-    pub(in crate::cli) root: &'a Path,
-    pub(in crate::cli) pid: i32,
-    pub(in crate::cli) cgroup: &'a Cgroup,
-    pub(in crate::cli) leave_running: bool,
-    pub(in crate::cli) tcp_skip_in_flight: bool,
-    pub(in crate::cli) link_remap: bool,
-    pub(in crate::cli) status_fd: Option<u32>,
-    pub(in crate::cli) page_server: Option<(String, u16)>,
-    pub(in crate::cli) parent: Option<&'a str>,
-    pub(in crate::cli) memory_only: bool,
+pub(crate) struct Dump<'a> {
+    pub(crate) args: &'a CriuArgs,
+    pub(crate) spec: &'a Spec,
+    pub(crate) root: &'a Path,
+    pub(crate) pid: i32,
+    pub(crate) cgroup: &'a Cgroup,
+    pub(crate) leave_running: bool,
+    pub(crate) tcp_skip_in_flight: bool,
+    pub(crate) link_remap: bool,
+    pub(crate) status_fd: Option<u32>,
+    pub(crate) page_server: Option<(String, u16)>,
+    pub(crate) parent: Option<&'a str>,
+    pub(crate) memory_only: bool,
 }
 
 impl Dump<'_> {
     /// The options, and what they refer to.
-    pub(in crate::cli) fn options(&self) -> Result<(Message, impl Sized + use<>), CliError> {
+    pub(crate) fn options(&self) -> Result<(Message, impl Sized + use<>), CliError> {
         let dirs = Directories::open(self.args)?;
         let mut options = common(self.args, &dirs, self.spec, "dump.log", self.root);
         options
@@ -234,21 +234,21 @@ impl Dump<'_> {
 
 /// To restore one.
 #[derive(Debug)]
-pub(in crate::cli) struct Restore<'a> {
-    pub(in crate::cli) args: &'a CriuArgs,
-    pub(in crate::cli) spec: &'a Spec,
+pub(crate) struct Restore<'a> {
+    pub(crate) args: &'a CriuArgs,
+    pub(crate) spec: &'a Spec,
     /// Where the root file system is mounted.
-    pub(in crate::cli) root: &'a Path,
-    pub(in crate::cli) lsm_profile: Option<&'a str>,
-    pub(in crate::cli) lsm_mount_context: Option<&'a str>,
+    pub(crate) root: &'a Path,
+    pub(crate) lsm_profile: Option<&'a str>,
+    pub(crate) lsm_mount_context: Option<&'a str>,
     /// Targets of the standard streams when it was saved.
-    pub(in crate::cli) descriptors: &'a [String],
+    pub(crate) descriptors: &'a [String],
 }
 
 impl Restore<'_> {
     /// The options for the CRIU process `pid`, and what they refer to. Its control groups
     /// are those of the container, because what it restores starts in them.
-    pub(in crate::cli) fn options(
+    pub(crate) fn options(
         &self,
         pid: i32,
         namespaces: &[(&'static str, OwnedFd)],
@@ -313,7 +313,7 @@ impl Restore<'_> {
     }
 
     /// The namespaces to hand over, by CRIU's keys.
-    pub(in crate::cli) fn namespaces(&self) -> Result<Vec<(&'static str, OwnedFd)>, CliError> {
+    pub(crate) fn namespaces(&self) -> Result<Vec<(&'static str, OwnedFd)>, CliError> {
         let existing = existing_namespaces(self.spec).into_iter();
         existing
             .filter_map(|(typ, path)| Some((external_key(typ)?.1, path)))
