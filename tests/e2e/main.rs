@@ -21,6 +21,7 @@ mod build_mounts;
 mod build_outputs;
 mod build_platforms;
 mod build_ssh;
+mod checkpoint;
 mod containers;
 mod cp;
 mod crash;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use corten_oci::runtime_spec::Spec;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use tokio::net::UnixStream;
 
@@ -122,6 +123,26 @@ impl Waiting {
     }
 }
 
+/// A container that is being saved; see [`Client::checkpoint`].
+#[derive(Debug)]
+pub struct Saving {
+    stream: UnixStream,
+    /// Its first process.
+    pub pid: i32,
+    /// The document it was made from.
+    pub spec: Box<Spec>,
+}
+
+impl Saving {
+    /// Tells the supervisor whether it has been saved; without, it has not.
+    pub async fn end(mut self, saved: bool) {
+        if let Err(error) = send(&mut self.stream, &saved).await {
+            // It has ended, by the saving.
+            tracing::debug!(%error, "the supervisor is gone already");
+        }
+    }
+}
+
 impl Client {
     /// The supervisor of a container, if it has one that lives.
     ///
@@ -179,6 +200,17 @@ impl Client {
         match self.ask(Ask::Stop { signal, timeout }).await?.1 {
             Reply::Exit(exit) => Ok(exit),
             other => self.unexpected(other),
+        }
+    }
+
+    /// What saving it (CRIU) needs; the container is being saved until [`Saving::end`].
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn checkpoint(&self, leave_running: bool) -> Result<Saving> {
+        match self.ask(Ask::Checkpoint { leave_running }).await? {
+            (stream, Reply::Document { pid, spec }) => Ok(Saving { stream, pid, spec }),
+            (_, other) => self.unexpected(other),
         }
     }
 

@@ -36,6 +36,8 @@ pub struct Launcher {
     /// It takes over from a supervisor that died: the container is started as its restart
     /// policy has it, after a pause. Answered as started (with pid 0) at once.
     pub again: bool,
+    /// Its first run goes on from this checkpoint: a directory of images.
+    pub checkpoint: Option<PathBuf>,
 }
 
 /// Why a supervisor could not be started.
@@ -64,6 +66,8 @@ struct Handover {
     waiters: usize,
     #[serde(default)]
     again: bool,
+    #[serde(default)]
+    checkpoint: Option<PathBuf>,
 }
 
 impl Launcher {
@@ -95,6 +99,7 @@ impl Launcher {
             attach: self.attach.iter().map(|(_, streams)| *streams).collect(),
             waiters: self.waiters.len(),
             again: self.again,
+            checkpoint: self.checkpoint,
         };
         let fds: Vec<BorrowedFd<'_>> = self
             .attach
@@ -123,6 +128,7 @@ pub struct Launch {
     pub(crate) attach: Vec<(UnixStream, Streams)>,
     pub(crate) waiters: Vec<UnixStream>,
     pub(crate) again: bool,
+    pub(crate) checkpoint: Option<PathBuf>,
 }
 
 impl Launch {
@@ -154,6 +160,7 @@ impl Launch {
             attach,
             waiters,
             again: handover.again,
+            checkpoint: handover.checkpoint,
         })
     }
 
@@ -213,6 +220,7 @@ mod tests {
             attach: vec![streams],
             waiters: 0,
             again: false,
+            checkpoint: None,
         };
         let json = serde_json::to_vec(&handover).unwrap();
         send_with_fds(&ours, &json, &[end.as_fd()]).unwrap();

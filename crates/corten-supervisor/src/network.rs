@@ -54,10 +54,6 @@ impl Network {
             false => Some(corten_network::reserve(&requests).map_err(StartError::other)?),
         };
         let namespace = NetNs::create().map_err(StartError::other)?;
-        let joined = namespace
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(StartError::other)?;
         let mut network = Self {
             reservation,
             ..Self::default()
@@ -76,8 +72,20 @@ impl Network {
         if let Some(job) = names {
             network.names = Some(NameServer::new(&namespace, job).map_err(StartError::other)?);
         }
-        network.namespace = Some(namespace);
-        Ok((network, corten_runtime::NetNs::Join(joined)))
+        let joined = network.with_namespace(namespace)?;
+        Ok((network, joined))
+    }
+
+    /// Keeps the namespace, and gives what joins it.
+    pub(crate) fn with_namespace(
+        &mut self,
+        namespace: NetNs,
+    ) -> Result<corten_runtime::NetNs, StartError> {
+        let joined = namespace.as_fd().try_clone_to_owned();
+        self.namespace = Some(namespace);
+        Ok(corten_runtime::NetNs::Join(
+            joined.map_err(StartError::other)?,
+        ))
     }
 
     /// What is published.

@@ -13,7 +13,7 @@
 use std::io;
 
 use corten_network::PortMapping;
-use corten_oci::runtime_spec::Process;
+use corten_oci::runtime_spec::{Process, Spec};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -118,6 +118,13 @@ pub enum Ask {
     Pause,
     /// Thaw.
     Unpause,
+    /// It is about to be saved (CRIU): answered with what that needs. The asker then says, with a
+    /// frame, whether it has been; its connection's end says no. Whatever ends it between the two
+    /// is the saving: no restart.
+    Checkpoint {
+        /// It goes on afterwards.
+        leave_running: bool,
+    },
     /// Pids inside, in the host's namespace.
     Pids,
     /// Remember a process to be executed.
@@ -238,6 +245,13 @@ pub enum Reply {
     Pids(Vec<i32>),
     /// To [`Ask::ExecInspect`].
     Exec(Box<ExecStatus>),
+    /// To [`Ask::Checkpoint`].
+    Document {
+        /// Its first process, in the host's namespace.
+        pid: i32,
+        /// The runtime-spec document it was made from.
+        spec: Box<Spec>,
+    },
     /// No.
     Refused {
         /// The kind of refusal.

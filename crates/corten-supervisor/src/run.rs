@@ -2,11 +2,15 @@
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use corten_network::NetNs;
 use corten_oci::runtime_spec::Spec;
-use corten_runtime::{Cgroup, CgroupSpec, ExitStatus, Rootfs, Sandbox, Stdio, TerminalSize};
+use corten_runtime::{
+    Cgroup, CgroupSpec, ExitStatus, Rootfs, Running, Sandbox, Stdio, TerminalSize,
+};
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
@@ -39,8 +43,21 @@ struct Streams {
     input: Option<OwnedFd>,
 }
 
-/// Starts the container. When it fails, everything is undone.
-pub(crate) fn start(id: &str, job: Job, hub: &Rc<Hub>) -> Result<Run, StartError> {
+/// A run that goes on from a checkpoint.
+pub(crate) struct Restoring {
+    /// Its images.
+    pub(crate) images: PathBuf,
+    /// A directory for what is needed meanwhile, made here.
+    pub(crate) work: PathBuf,
+}
+
+/// Starts the container, or restores it. When it fails, everything is undone.
+pub(crate) fn start(
+    id: &str,
+    job: Job,
+    hub: &Rc<Hub>,
+    from: Option<Restoring>,
+) -> Result<Run, StartError> {
     let Job {
         spec,
         rootfs,
@@ -53,7 +70,10 @@ pub(crate) fn start(id: &str, job: Job, hub: &Rc<Hub>) -> Result<Run, StartError
         cgroup,
         ..
     } = job;
-    let (network, netns) = Network::prepare(network, names)?;
+    let (mut network, mut netns) = Network::prepare(network, names)?;
+    if from.is_some() && matches!(netns, corten_runtime::NetNs::New) {
+        netns = network.with_namespace(NetNs::with_loopback().map_err(StartError::other)?)?;
+    }
     let size = size.map(|size| TerminalSize {
         rows: size.rows,
         cols: size.cols,
@@ -76,9 +96,14 @@ pub(crate) fn start(id: &str, job: Job, hub: &Rc<Hub>) -> Result<Run, StartError
         stdio: streams.stdio,
         cgroup: CgroupSpec::new(cgroup),
     };
-    let mut created = corten_runtime::create(sandbox)?;
-    let console = created.console();
-    let running = created.start()?;
+    let (running, console) = match from {
+        None => {
+            let mut created = corten_runtime::create(sandbox)?;
+            let console = created.console();
+            (created.start()?, console)
+        }
+        Some(from) => restore(sandbox, &from)?,
+    };
     let mut run = Run {
         pid: running.pid,
         pidfd: Rc::new(crate::sys::watch(running.pidfd).map_err(StartError::other)?),
@@ -95,6 +120,21 @@ pub(crate) fn start(id: &str, job: Job, hub: &Rc<Hub>) -> Result<Run, StartError
         tracing::warn!(%error, "streams could not be connected");
     }
     Ok(run)
+}
+
+fn restore(
+    sandbox: Sandbox<'_>,
+    from: &Restoring,
+) -> Result<(Running, Option<OwnedFd>), StartError> {
+    std::fs::create_dir(&from.work).map_err(|error| {
+        StartError::other(format_args!("create {}: {error}", from.work.display()))
+    })?;
+    let restored = corten_runtime::restore(sandbox, &from.images, &from.work);
+    let restored = restored.map_err(StartError::other)?;
+    if let Err(error) = std::fs::remove_dir_all(&from.work) {
+        tracing::debug!(%error, "CRIU's log is left until the end");
+    }
+    Ok((restored.running, restored.console))
 }
 
 fn pipes(open_stdin: bool) -> std::io::Result<Streams> {

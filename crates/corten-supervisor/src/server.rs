@@ -122,6 +122,7 @@ async fn request(mut client: UnixStream, shared: Rc<Shared>) {
             }
         }
         Ask::Wait => wait(client, &shared).await,
+        Ask::Checkpoint { leave_running } => checkpoint(client, &shared, leave_running).await,
         Ask::ExecStart { id, detach, size } => {
             let exec = shared.execs.borrow().get(&id).cloned();
             let live = shared.run.borrow().clone();
@@ -231,7 +232,7 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
                 Err(error) => Reply::refuse(Refusal::Failed, error.to_string()),
             },
         },
-        Ask::Attach(_) | Ask::Wait | Ask::ExecStart { .. } => {
+        Ask::Attach(_) | Ask::Wait | Ask::Checkpoint { .. } | Ask::ExecStart { .. } => {
             Reply::refuse(Refusal::Failed, "not a question")
         }
     }
@@ -316,6 +317,25 @@ fn status(shared: &Shared, live: Option<&Live>) -> Status {
         restarts: shared.restarts.get(),
         tty: shared.hub.borrow().as_ref().is_some_and(|hub| hub.tty()),
         execs: running,
+    }
+}
+
+/// Answers with what saving it needs, then waits to be told whether it has been saved.
+async fn checkpoint(mut client: UnixStream, shared: &Shared, leave_running: bool) {
+    let live = shared.run.borrow().clone();
+    let Some(live) = live else {
+        return answer(&mut client, &not_running(shared)).await;
+    };
+    let document = Reply::Document {
+        pid: live.pid,
+        spec: Box::new(live.spec.as_ref().clone()),
+    };
+    let wanted_down = shared.manual.get();
+    shared.manual.set(wanted_down || !leave_running);
+    answer(&mut client, &document).await;
+    let saved = receive::<bool>(&mut client).await.unwrap_or(false);
+    if !saved && !wanted_down {
+        shared.manual.set(false);
     }
 }
 

@@ -24,7 +24,7 @@ use crate::logs::{Known, LogWriter, now};
 use crate::network::Network;
 use crate::oom;
 use crate::protocol::{Exit, Launched, Phase, frame};
-use crate::run::{self, Run};
+use crate::run::{self, Restoring, Run};
 use crate::{idle, server};
 
 /// First pause before a restart; it doubles up to [`MAX_BACKOFF`].
@@ -65,6 +65,7 @@ impl RunDir {
 /// What requests and the main loop share.
 pub(crate) struct Shared {
     pub(crate) id: String,
+    directory: RunDir,
     pub(crate) host: RefCell<Box<dyn Host>>,
     pub(crate) run: RefCell<Option<Live>>,
     pub(crate) hub: RefCell<Option<Rc<Hub>>>,
@@ -158,6 +159,7 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
     let tasks = tokio::task::LocalSet::new();
     let shared = Rc::new(Shared {
         id: id.to_owned(),
+        directory: directory.clone(),
         host: RefCell::new(host),
         run: RefCell::default(),
         hub: RefCell::default(),
@@ -177,7 +179,10 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
             &mut launcher,
             launch.attach,
             launch.waiters,
-            launch.again,
+            Beginning {
+                again: launch.again,
+                checkpoint: launch.checkpoint,
+            },
         )
         .await
     });
@@ -254,13 +259,21 @@ fn tell(launcher: &mut Option<UnixStream>, launched: &Launched) {
     }
 }
 
+/// How its first run begins.
+struct Beginning {
+    /// After a pause: it was somebody else's before.
+    again: bool,
+    /// From these images.
+    checkpoint: Option<PathBuf>,
+}
+
 async fn live(
     shared: &Rc<Shared>,
     directory: &RunDir,
     launcher: &mut Option<UnixStream>,
     attach: Vec<(UnixStream, crate::protocol::Streams)>,
     waiters: Vec<UnixStream>,
-    again: bool,
+    mut beginning: Beginning,
 ) -> io::Result<()> {
     // Held to the end: their closing tells that everything is over.
     let mut waiters: Vec<_> = waiters.into_iter().filter_map(adopt).collect();
@@ -287,7 +300,7 @@ async fn live(
     // The policy of the last run that could be prepared.
     let mut last = RestartPolicy::No;
     shared.restarts.set(shared.host.borrow_mut().restarts());
-    if again {
+    if beginning.again {
         shared.phase.set(Phase::Restarting);
         let taken_over = Launched::Started {
             pid: 0,
@@ -305,7 +318,8 @@ async fn live(
         }
         let began = Instant::now();
         shared.phase.set(Phase::Starting);
-        let (policy, outcome) = start(shared, &mut attach, last).await;
+        let checkpoint = beginning.checkpoint.take();
+        let (policy, outcome) = start(shared, &mut attach, last, checkpoint).await;
         last = policy;
         let mut refused = false;
         let exit = match outcome {
@@ -424,6 +438,7 @@ async fn start(
     shared: &Rc<Shared>,
     attach: &mut Vec<(tokio::net::UnixStream, crate::protocol::Streams)>,
     last: RestartPolicy,
+    checkpoint: Option<PathBuf>,
 ) -> (RestartPolicy, Result<(Run, Option<HealthJob>), StartError>) {
     if !ready(shared).await {
         return (
@@ -455,7 +470,11 @@ async fn start(
     for (client, streams) in attach.drain(..) {
         hub.attach(client, streams);
     }
-    let started = run::start(&shared.id, job, &hub);
+    let from = checkpoint.map(|images| Restoring {
+        images,
+        work: shared.directory.path().join("restore"),
+    });
+    let started = run::start(&shared.id, job, &hub, from);
     if let Ok(run) = &started {
         let mut network = run.network.borrow_mut();
         network.serve();

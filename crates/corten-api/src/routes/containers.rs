@@ -5,7 +5,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use corten_engine::containers::{
-    CommitOptions, ListOptions, RemoveOptions, Samples, StopOptions, WaitCondition,
+    CheckpointName, CommitOptions, ListOptions, RemoveOptions, Samples, StopOptions, WaitCondition,
 };
 use corten_engine::{Engine, EngineError, models};
 use corten_oci::{ImageRef, Platform};
@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
-use super::{Answer, Body, Query, no_content};
+use super::{Answer, Body, Query, checkpoints, no_content};
 use crate::error::ApiError;
 use crate::ordered::ordered;
 use crate::query::{filters, flag, number, truthy};
@@ -259,6 +259,10 @@ struct StartQuery {
     /// Ours: what this start waits for.
     #[serde(default, rename = "depends-on")]
     depends_on: String,
+    #[serde(default)]
+    checkpoint: String,
+    #[serde(default, rename = "checkpoint-dir")]
+    checkpoint_dir: String,
 }
 
 async fn start(
@@ -266,7 +270,12 @@ async fn start(
     Path(name): Path<String>,
     Query(query): Query<StartQuery>,
 ) -> Answer {
-    engine.containers().start(&name, &query.depends_on).await?;
+    let from = (!query.checkpoint.is_empty()).then(|| CheckpointName {
+        name: query.checkpoint,
+        directory: checkpoints::directory(query.checkpoint_dir),
+    });
+    let containers = engine.containers();
+    containers.start(&name, &query.depends_on, from).await?;
     Ok(no_content())
 }
 

@@ -2,6 +2,7 @@
 
 mod archives;
 mod build;
+mod checkpoints;
 mod container_files;
 mod containers;
 mod distribution;
@@ -36,6 +37,7 @@ pub(crate) fn router(engine: Engine) -> Router {
         .merge(system::routes())
         .merge(containers::routes())
         .merge(container_files::routes())
+        .merge(checkpoints::routes())
         .merge(streams::routes())
         .merge(exec::routes())
         .merge(archives::routes())

@@ -30,7 +30,7 @@ async fn ping(method: Method) -> Response {
     let headers = [
         // The classic builder answers here; BuildKit's own protocol does not yet.
         ("Builder-Version", "1"),
-        ("Docker-Experimental", "false"),
+        ("Docker-Experimental", "true"),
         ("Swarm", "inactive"),
         (
             header::CACHE_CONTROL.as_str(),

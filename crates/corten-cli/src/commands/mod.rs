@@ -1,6 +1,7 @@
 //! Every command.
 
 mod build;
+mod checkpoint;
 pub(crate) mod container;
 mod image;
 mod inspect;
@@ -26,6 +27,7 @@ pub(crate) static ROOT: Command = Command::group(
         &build::BUILD,
         &build::GROUP,
         &build::BUILDX,
+        &checkpoint::GROUP,
         &container::COMMIT,
         &generate::COMPLETION,
         &container::GROUP,

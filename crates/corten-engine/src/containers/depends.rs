@@ -134,7 +134,7 @@ pub(super) fn met<'a>(
             if other.status.is_live() || done {
                 continue;
             }
-            match start::start_after(engine, &other.id, "", &trail).await {
+            match start::start_after(engine, &other.id, "", &trail, None).await {
                 Ok(()) | Err(EngineError::NotModified(_)) => {}
                 Err(error) => return Err(blame(container, &other, &error.to_string())),
             }

@@ -7,6 +7,7 @@
 mod archive;
 mod attach;
 mod changes;
+mod checkpoint;
 mod commit;
 mod create;
 mod depends;
@@ -34,6 +35,7 @@ mod update;
 mod wait;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
 use bollard_stubs::models;
 use corten_db::Durability;
@@ -49,6 +51,7 @@ use row::Container;
 
 pub use archive::{ExtractOptions, PathStatus};
 pub use attach::framed;
+pub use checkpoint::CheckpointName;
 pub use commit::CommitOptions;
 pub(crate) use commit::refused as refused_change;
 pub(crate) use exec::set_exit_code as set_exec_exit_code;
@@ -198,12 +201,53 @@ impl Containers {
     }
 
     /// Starts it, after what it depends on and what `depends_on` names besides
-    /// (`NAME[:started|healthy|completed],…`); `NotModified` when it runs already.
+    /// (`NAME[:started|healthy|completed],…`); `NotModified` when it runs already. `from`: it
+    /// goes on from that checkpoint.
     ///
     /// # Errors
     /// [`EngineError::Start`] with the exit code when its program cannot be started.
-    pub async fn start(&self, name: &str, depends_on: &str) -> Result<()> {
-        start::start_after(&self.0, name, depends_on, &[]).await
+    pub async fn start(
+        &self,
+        name: &str,
+        depends_on: &str,
+        from: Option<CheckpointName>,
+    ) -> Result<()> {
+        start::start_after(&self.0, name, depends_on, &[], from.as_ref()).await
+    }
+
+    /// Saves it, with CRIU; unless it is left running, it ends by that.
+    ///
+    /// # Errors
+    /// When it does not run, there is a checkpoint of that name, or CRIU cannot save it.
+    pub async fn checkpoint(
+        &self,
+        name: &str,
+        checkpoint: CheckpointName,
+        leave_running: bool,
+    ) -> Result<()> {
+        checkpoint::create(&self.0, name, checkpoint, leave_running).await
+    }
+
+    /// The names of its checkpoints, in its directory or in another.
+    ///
+    /// # Errors
+    /// When there is no such container.
+    pub async fn checkpoints(&self, name: &str, within: Option<PathBuf>) -> Result<Vec<String>> {
+        let name = name.to_owned();
+        self.0
+            .blocking(move |engine| checkpoint::list(engine, &name, within.as_deref()))
+            .await
+    }
+
+    /// Removes a checkpoint.
+    ///
+    /// # Errors
+    /// When there is no such checkpoint, or container.
+    pub async fn remove_checkpoint(&self, name: &str, checkpoint: CheckpointName) -> Result<()> {
+        let name = name.to_owned();
+        self.0
+            .blocking(move |engine| checkpoint::remove(engine, &name, &checkpoint))
+            .await
     }
 
     /// Stops it; `NotModified` when it does not run. A warning if it had to be killed, with the

@@ -38,7 +38,7 @@ pub(crate) async fn restore(engine: &Engine) -> Result<Vec<String>> {
     let (mut started, waiting) = independent(engine).await?;
     // At once: one whose dependencies are not ready holds up nobody else.
     let starting = waiting.into_iter().map(|container| async move {
-        let starting = start::start_after(engine, &container.id, "", &[]);
+        let starting = start::start_after(engine, &container.id, "", &[], None);
         (tokio::time::timeout(PATIENCE, starting).await, container)
     });
     for (outcome, container) in futures_util::future::join_all(starting).await {
@@ -77,7 +77,7 @@ async fn independent(engine: &Engine) -> Result<(Vec<String>, Vec<Container>)> {
                     waiting.push(container);
                     continue;
                 }
-                match start::launch(engine, &container) {
+                match start::launch(engine, &container, None) {
                     Ok(()) => started.push(container.name),
                     Err(EngineError::NotModified(_)) => {}
                     Err(error) => {

@@ -1,6 +1,7 @@
 //! Starting a container: launching its supervisor.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use corten_db::Durability;
@@ -8,7 +9,7 @@ use corten_supervisor::protocol::Launched;
 use corten_supervisor::{BoxError, LaunchError, Launcher};
 
 use super::row::{self, Container, Status};
-use super::{depends, remove, state};
+use super::{CheckpointName, depends, remove, state};
 use crate::builder::own_program;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -29,6 +30,7 @@ pub(super) async fn start_after(
     name: &str,
     more: &str,
     trail: &[String],
+    from: Option<&CheckpointName>,
 ) -> Result<()> {
     let wanted = name.to_owned();
     let container = engine
@@ -48,7 +50,7 @@ pub(super) async fn start_after(
             .await?;
         return Err(error);
     }
-    start(engine, &container.id).await
+    start(engine, &container.id, from).await
 }
 
 /// Notes that a container could not even be launched. What removes itself after its run does so
@@ -76,8 +78,8 @@ fn not_started(engine: &Engine, container: &Container, message: &str) {
 }
 
 /// Starts a container; `NotModified` when it runs already.
-async fn start(engine: &Engine, name: &str) -> Result<()> {
-    let wanted = name.to_owned();
+async fn start(engine: &Engine, name: &str, from: Option<&CheckpointName>) -> Result<()> {
+    let (wanted, from) = (name.to_owned(), from.cloned());
     engine
         .blocking(move |engine| {
             crate::sweep::quick(engine);
@@ -93,14 +95,23 @@ async fn start(engine: &Engine, name: &str) -> Result<()> {
                 Status::Removing | Status::Dead => Err(EngineError::Conflict(
                     "container is marked for removal and cannot be started".to_owned(),
                 )),
-                _ => launch(engine, &container),
+                _ => {
+                    let called = format!("/{}", container.name);
+                    let images = from.map(|from| from.existing(engine, &container, &called));
+                    launch(engine, &container, images.transpose()?)
+                }
             }
         })
         .await
 }
 
-/// Launches the supervisor and waits until the container runs. Blocks.
-pub(super) fn launch(engine: &Engine, container: &Container) -> Result<()> {
+/// Launches the supervisor and waits until the container runs, which may go on from a
+/// checkpoint's images. Blocks.
+pub(super) fn launch(
+    engine: &Engine,
+    container: &Container,
+    checkpoint: Option<PathBuf>,
+) -> Result<()> {
     let id = &container.id;
     wait_for_lock(engine, id)?;
     if container.restarts != 0 || container.stopped {
@@ -113,6 +124,7 @@ pub(super) fn launch(engine: &Engine, container: &Container) -> Result<()> {
         attach: handover.attach,
         waiters: handover.waiters,
         again: false,
+        checkpoint,
     };
     let launched = launcher.launch().map_err(|error| {
         not_started(engine, container, &error.to_string());
@@ -171,6 +183,7 @@ pub(super) fn take_over(engine: &Engine, id: &str) -> Result<()> {
         attach: Vec::new(),
         waiters: Vec::new(),
         again: true,
+        checkpoint: None,
     };
     let failed = |source: BoxError| EngineError::Other {
         context: format!("supervise container {id}"),

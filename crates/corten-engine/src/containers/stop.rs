@@ -16,7 +16,7 @@ type Result<T> = std::result::Result<T, EngineError>;
 
 const SIGKILL: i32 = 9;
 
-async fn find(engine: &Engine, name: &str) -> Result<Container> {
+pub(super) async fn find(engine: &Engine, name: &str) -> Result<Container> {
     let name = name.to_owned();
     engine
         .blocking(move |engine| state::find(engine, &name))
@@ -24,7 +24,7 @@ async fn find(engine: &Engine, name: &str) -> Result<Container> {
 }
 
 /// Whether a restart policy could start it again. Clients send the policy `no`, too.
-fn has_policy(container: &Container) -> bool {
+pub(super) fn has_policy(container: &Container) -> bool {
     let policy = container.host.restart_policy.as_ref();
     !matches!(
         restart::restart(policy, container.auto_remove),
@@ -33,7 +33,7 @@ fn has_policy(container: &Container) -> bool {
 }
 
 /// Remembers that the user wanted the end: no start at the next boot.
-async fn mark_stopped(engine: &Engine, container: &Container) -> Result<()> {
+pub(super) async fn mark_stopped(engine: &Engine, container: &Container) -> Result<()> {
     let id = container.id.clone();
     engine
         .blocking(move |engine| engine.write(Durability::Synced, |c| row::set_stopped(c, &id)))
@@ -188,7 +188,7 @@ pub(super) async fn restart(
                     row::set_auto_remove(c, &again.id, true)
                 })?;
             }
-            start::launch(engine, &again)?;
+            start::launch(engine, &again, None)?;
             super::event(engine, &again, "restart", &[]);
             Ok(())
         })
