@@ -40,6 +40,7 @@ mod layers;
 mod logs;
 mod look;
 mod manifests;
+mod mounts;
 mod moving;
 mod network;
 mod registry;

@@ -10,18 +10,64 @@ use bollard_stubs::models::{
 
 use super::{OptError, Result, size};
 
+/// The annotation that says whose the files of the bind mount at a path are, before that path: the
+/// API's mounts have no place for it.
+const IDMAP: &str = "corten.idmap.";
+
 /// Parses one `--mount` value. Relative sources that begin with `.` are taken from `cwd`.
 ///
 /// # Errors
 /// In Docker's words: a missing target, an unknown key, a value that does not fit its key,
 /// options of another type of mount.
 pub fn parse(text: &str, cwd: &Path) -> Result<Mount> {
+    whole(text, cwd).map(|(mount, _)| mount)
+}
+
+/// The annotations that `--mount` values take.
+///
+/// # Errors
+/// As for [`parse`].
+pub fn annotations(texts: &[&str], cwd: &Path) -> Result<HashMap<String, String>> {
+    let mut map = HashMap::new();
+    for text in texts {
+        if let (mount, Some(value)) = whole(text, cwd)? {
+            let target = mount.target.unwrap_or_default();
+            map.insert(format!("{IDMAP}{target}"), value);
+        }
+    }
+    Ok(map)
+}
+
+/// The user that the files of a mount with a plain `idmap` belong to: whoever called, also
+/// through sudo.
+fn caller() -> String {
+    let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+    let said = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    let (uid, gid) = match (said("SUDO_UID"), said("SUDO_GID")) {
+        (Some(user), Some(group)) if uid.is_root() => (user, group),
+        _ => (uid.as_raw(), gid.as_raw()),
+    };
+    format!("owner={uid}-{gid}")
+}
+
+fn whole(text: &str, cwd: &Path) -> Result<(Mount, Option<String>)> {
     let mut mount = Mount {
         typ: Some(MountType::VOLUME),
         ..Mount::default()
     };
     let mut propagation_given = false;
+    let mut idmap = None;
     for field in fields(text)? {
+        if let Some(value) = field.strip_prefix("idmap")
+            && (value.is_empty() || value.starts_with('='))
+        {
+            let value = value.trim_start_matches('=');
+            idmap = Some(match value {
+                "" => caller(),
+                value => value.to_owned(),
+            });
+            continue;
+        }
         let (key, value) = match field.split_once('=') {
             Some((key, value)) => (key.to_ascii_lowercase(), value.to_owned()),
             None => {
@@ -41,7 +87,10 @@ pub fn parse(text: &str, cwd: &Path) -> Result<Mount> {
         set(&mut mount, &field, &key, &value, cwd)?;
     }
     validate(&mount, propagation_given)?;
-    Ok(mount)
+    if idmap.is_some() && mount.typ != Some(MountType::BIND) {
+        return Err(OptError::new("option 'idmap' is for mounts of type 'bind'"));
+    }
+    Ok((mount, idmap))
 }
 
 fn set(mount: &mut Mount, field: &str, key: &str, value: &str, cwd: &Path) -> Result<()> {
@@ -50,11 +99,11 @@ fn set(mount: &mut Mount, field: &str, key: &str, value: &str, cwd: &Path) -> Re
     match key {
         "type" => {
             let lower = value.to_ascii_lowercase();
-            mount.typ = Some(
-                lower
-                    .parse()
-                    .map_err(|_| OptError::new(format!("mount type unknown: {value:?}")))?,
-            );
+            mount.typ = Some(lower.parse().map_err(|_| {
+                OptError::new(format!(
+                    "invalid mount config for type \"{lower}\": mount type unknown"
+                ))
+            })?);
         }
         "source" | "src" => mount.source = Some(absolute(value, cwd)),
         "target" | "dst" | "destination" => mount.target = Some(value.into()),
@@ -138,6 +187,11 @@ fn validate(mount: &Mount, propagation_given: bool) -> Result<()> {
     let Some(options) = &mount.bind_options else {
         return Ok(());
     };
+    if options.read_only_non_recursive == Some(true) && mount.read_only != Some(true) {
+        return Err(OptError::new(
+            "option 'bind-recursive=writable' requires 'readonly' to be specified in conjunction",
+        ));
+    }
     if options.read_only_force_recursive == Some(true) {
         if mount.read_only != Some(true) {
             return Err(OptError::new(
@@ -238,6 +292,17 @@ pub fn check_bind(text: &str) -> Result<()> {
 #[must_use]
 pub fn bind_spec(text: &str, cwd: &Path) -> Option<String> {
     let (host, rest) = text.split_once(':')?;
+    let rest = match rest.split_once(':') {
+        Some((target, mode)) => {
+            let caller = caller();
+            let options = mode.split(',').map(|option| match option {
+                "idmap" => format!("idmap={caller}"),
+                other => other.to_owned(),
+            });
+            format!("{target}:{}", options.collect::<Vec<_>>().join(","))
+        }
+        None => rest.to_owned(),
+    };
     Some(format!("{}:{rest}", absolute(host, cwd)))
 }
 
@@ -298,7 +363,18 @@ mod tests {
                 r#"{"Target":"/c","Source":"a,b","Type":"volume"}"#,
             ),
             ("type=bind,src=/a", "target is required"),
-            ("type=foo,dst=/x", "mount type unknown: \"foo\""),
+            (
+                "type=foo,dst=/x",
+                "invalid mount config for type \"foo\": mount type unknown",
+            ),
+            (
+                "type=bind,src=/a,dst=/b,bind-recursive=writable",
+                "option 'bind-recursive=writable' requires 'readonly' to be specified in conjunction",
+            ),
+            (
+                "src=a1,dst=/b,idmap",
+                "option 'idmap' is for mounts of type 'bind'",
+            ),
             (
                 "dst=/x,bogus",
                 "invalid field 'bogus' must be a key=value pair",
@@ -316,6 +392,20 @@ mod tests {
         ] {
             assert_eq!(json(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn id_maps_are_annotations_and_modes() {
+        let cwd = Path::new("/here");
+        let given = "type=bind,src=/a,dst=/b,idmap=uids=7-0-1;gids=7-0-1";
+        let found = annotations(&[given, "dst=/v", "type=bind,src=/a,dst=/c,idmap"], cwd).unwrap();
+        assert_eq!(found["corten.idmap./b"], "uids=7-0-1;gids=7-0-1");
+        assert_eq!(found["corten.idmap./c"], caller());
+        assert_eq!(found.len(), 2);
+        let expected = format!("/a:/b:ro,idmap={}", caller());
+        assert_eq!(bind_spec("/a:/b:ro,idmap", cwd).unwrap(), expected);
+        let given = "/a:/b:idmap=owner=1-2";
+        assert_eq!(bind_spec(given, cwd).unwrap(), given);
     }
 
     #[test]

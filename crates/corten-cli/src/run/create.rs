@@ -301,6 +301,7 @@ fn host_config(
         },
         annotations: {
             let mut map = env::map(&flags.list("annotation"));
+            map.extend(mount::annotations(&flags.list("mount"), cwd)?);
             let needed = flags.list("depends-on");
             if !needed.is_empty() {
                 map.insert(DEPENDS_ON.to_owned(), needed.join(","));

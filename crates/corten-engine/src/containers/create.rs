@@ -429,9 +429,12 @@ fn all_mounts(
     host: &HostConfig,
 ) -> Result<Vec<MountEntry>> {
     let mut all = mounts::requested(&[], host)?;
+    let mut inherited = Vec::new();
     for text in host.volumes_from.iter().flatten() {
-        inherit(c, text, &mut all)?;
+        inherit(c, text, &mut inherited)?;
     }
+    inherited.retain(|entry| !all.iter().any(|m| m.destination == entry.destination));
+    all.extend(inherited);
     let volumes = config.volumes.as_deref().unwrap_or_default();
     for entry in mounts::requested(volumes, &HostConfig::default())? {
         if !all.iter().any(|m| m.destination == entry.destination) {
@@ -470,19 +473,21 @@ fn mounted_images(engine: &Engine, mounts: &mut [MountEntry]) -> Result<()> {
     Ok(())
 }
 
-/// Reads one `VolumesFrom` value, `container[:ro|rw]`, and adds its mounts.
+/// Reads one `VolumesFrom` value, `container[:mode]`, and adds its mounts; of two at one place the
+/// later one counts.
 fn inherit(c: &Connection, text: &str, all: &mut Vec<MountEntry>) -> Result<()> {
-    let (name, mode) = text.split_once(':').unwrap_or((text, "rw"));
-    let read_only = match mode {
-        "rw" | "z" | "Z" => false,
-        "ro" => true,
-        _ => return Err(bad(format!("invalid mode: {mode}"))),
-    };
-    let other = row::find(c, name)?;
+    let (name, mode) = text.split_once(':').unwrap_or((text, ""));
+    if text.is_empty() {
+        return Err(bad("volumes-from specification cannot be an empty string"));
+    }
+    let read_only = mounts::inherited_mode(mode)?;
+    let other = row::find(c, name).map_err(|error| match error {
+        // Not found is the image for clients, which would pull it.
+        missing @ EngineError::NoSuchContainer(_) => bad(missing.to_string()),
+        other => other,
+    })?;
     for mut entry in other.setup.mounts {
-        if all.iter().any(|m| m.destination == entry.destination) {
-            continue;
-        }
+        all.retain(|m| m.destination != entry.destination);
         if let Source::Volume {
             anonymous, no_copy, ..
         } = &mut entry.source

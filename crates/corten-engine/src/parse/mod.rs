@@ -9,6 +9,7 @@ pub(crate) mod devices;
 pub(crate) mod env;
 pub(crate) mod filters;
 pub(crate) mod health;
+pub(crate) mod idmap;
 pub(crate) mod limits;
 pub(crate) mod logs;
 pub(crate) mod modes;

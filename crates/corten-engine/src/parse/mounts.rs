@@ -11,6 +11,7 @@ use bollard_stubs::models::{self, MountBindOptionsPropagationEnum as Propagated,
 use corten_oci::DiffId;
 use serde::{Deserialize, Serialize};
 
+use super::idmap::{self, IdMap};
 use super::names::volume_name;
 use super::{bad, paths};
 use crate::error::EngineError;
@@ -29,6 +30,9 @@ pub(crate) enum Source {
         propagation: String,
         /// With a read-only mount: leave the mounts below it writable.
         read_only_top: bool,
+        /// Whose its files are.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        idmap: Option<IdMap>,
     },
     /// A volume.
     Volume {
@@ -112,6 +116,7 @@ pub(crate) fn requested(
     for (path, options) in host.tmpfs.iter().flatten() {
         push(&mut mounts, tmpfs(path, options)?)?;
     }
+    map_ids(&mut mounts, host)?;
     for path in config_volumes {
         let destination = destination("volume", path)?;
         // A bind or mount at the same place takes precedence over an image's VOLUME.
@@ -175,7 +180,12 @@ pub(crate) fn bind(text: &str, driver: Option<&str>) -> Result<MountEntry, Engin
     if source == Some("") || target.is_empty() {
         return Err(invalid());
     }
+    // A volume that nobody names has no mode, and the second part is a path.
+    if parts.len() == 2 && BindOptions::read(target).is_ok() {
+        return Err(invalid());
+    }
     let options = BindOptions::read(mode)?;
+    let mapped = options.idmap.is_some();
     let (kind, source) = match source {
         None => ("volume", anonymous()),
         Some(path) if path.starts_with('/') => (
@@ -186,6 +196,7 @@ pub(crate) fn bind(text: &str, driver: Option<&str>) -> Result<MountEntry, Engin
                 recursive: true,
                 propagation: options.propagation.unwrap_or("rprivate").to_owned(),
                 read_only_top: false,
+                idmap: options.idmap,
             },
         ),
         Some(name) => {
@@ -200,12 +211,15 @@ pub(crate) fn bind(text: &str, driver: Option<&str>) -> Result<MountEntry, Engin
             ("volume", source)
         }
     };
-    match &source {
-        Source::Bind { .. } if options.no_copy => return Err(bad(format!("invalid mode: {mode}"))),
-        Source::Volume { .. } if options.propagation.is_some() => {
-            return Err(bad(format!("invalid mode: {mode}")));
-        }
-        _ => {}
+    let extra = match &source {
+        Source::Bind { .. } if options.no_copy => Some("VolumeOptions"),
+        Source::Volume { .. } if options.propagation.is_some() || mapped => Some("BindOptions"),
+        _ => None,
+    };
+    if let Some(field) = extra {
+        return Err(bad(format!(
+            "invalid mount config for type \"{kind}\": field {field} must not be specified"
+        )));
     }
     Ok(MountEntry {
         destination: destination(kind, target)?,
@@ -220,6 +234,7 @@ struct BindOptions<'a> {
     read_only: bool,
     no_copy: bool,
     propagation: Option<&'a str>,
+    idmap: Option<IdMap>,
 }
 
 impl<'a> BindOptions<'a> {
@@ -239,7 +254,13 @@ impl<'a> BindOptions<'a> {
                 "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" => {
                     options.propagation.replace(option).is_some()
                 }
-                _ => return Err(invalid()),
+                _ => match option.strip_prefix("idmap") {
+                    Some(value) if value.is_empty() || value.starts_with('=') => {
+                        let map = idmap::read(value.trim_start_matches('='))?;
+                        options.idmap.replace(map).is_some()
+                    }
+                    _ => return Err(invalid()),
+                },
             };
             if twice {
                 return Err(invalid());
@@ -249,13 +270,57 @@ impl<'a> BindOptions<'a> {
     }
 }
 
+/// Reads the mode of a `VolumesFrom` value; whether it is read-only.
+pub(crate) fn inherited_mode(mode: &str) -> Result<bool, EngineError> {
+    let options = BindOptions::read(mode)?;
+    match options {
+        // They are as in the other container.
+        BindOptions {
+            no_copy: false,
+            propagation: None,
+            idmap: None,
+            read_only,
+        } => Ok(read_only),
+        _ => Err(bad(format!("invalid mode: {mode}"))),
+    }
+}
+
+/// The annotation that says whose the files of the bind mount at a path are, before that path: of
+/// `--mount`, whose object in the API has no place for it.
+const IDMAP: &str = "corten.idmap.";
+
+/// Applies annotations to mounts.
+fn map_ids(mounts: &mut [MountEntry], host: &models::HostConfig) -> Result<(), EngineError> {
+    for (key, value) in host.annotations.iter().flatten() {
+        let Some(place) = key.strip_prefix(IDMAP) else {
+            continue;
+        };
+        let clean = paths::clean_absolute(place);
+        let mount = mounts
+            .iter_mut()
+            .find(|mount| Some(&mount.destination) == clean.as_ref());
+        match mount.map(|mount| &mut mount.source) {
+            Some(Source::Bind { idmap, .. }) => *idmap = Some(idmap::read(value)?),
+            Some(_) => {
+                return Err(bad(format!(
+                    "only bind mounts can have an idmap: {place} is none"
+                )));
+            }
+            None => return Err(bad(format!("{key}: nothing is mounted at {place}"))),
+        }
+    }
+    Ok(())
+}
+
 /// Reads one `--mount` value.
 fn from_mount(mount: &models::Mount) -> Result<MountEntry, EngineError> {
     let target = mount.target.as_deref().unwrap_or("");
     let source = mount.source.as_deref().unwrap_or("");
     let read_only = mount.read_only.unwrap_or(false);
     let Some(kind) = mount.typ else {
-        return Err(bad("invalid mount config: mount type unknown: \"\""));
+        return Err(bad(
+            "invalid mount config for type \"\": mount type unknown",
+        ));
     };
     let wrong = |what: &str| {
         bad(format!(
@@ -274,6 +339,7 @@ fn from_mount(mount: &models::Mount) -> Result<MountEntry, EngineError> {
     if mount.image_options.is_some() && kind != MountType::IMAGE {
         return Err(wrong("ImageOptions"));
     }
+    let destination = destination(&kind.to_string(), target)?;
     let parsed = match kind {
         MountType::BIND => bind_mount(mount, source)?,
         MountType::VOLUME => volume_mount(mount, source)?,
@@ -286,10 +352,14 @@ fn from_mount(mount: &models::Mount) -> Result<MountEntry, EngineError> {
             }
         }
         MountType::IMAGE => image_mount(mount, source)?,
-        other => return Err(bad(format!("mount type \"{other}\" is not supported"))),
+        other => {
+            return Err(bad(format!(
+                "invalid mount config for type \"{other}\": mount type unknown"
+            )));
+        }
     };
     Ok(MountEntry {
-        destination: destination(&kind.to_string(), target)?,
+        destination,
         source: parsed,
         read_only: read_only || kind == MountType::IMAGE,
         mode: String::new(),
@@ -305,7 +375,7 @@ fn image_mount(mount: &models::Mount, source: &str) -> Result<Source, EngineErro
     let subpath = mount.image_options.as_ref().and_then(|o| o.subpath.clone());
     let subpath = subpath.filter(|path| !path.is_empty());
     if let Some(path) = &subpath
-        && (path.starts_with('/') || path.split('/').any(|part| part == ".."))
+        && !is_local(path)
     {
         return Err(bad(format!(
             "invalid mount config for type \"image\": subpath must be a relative path within the image: {path}"
@@ -317,6 +387,22 @@ fn image_mount(mount: &models::Mount, source: &str) -> Result<Source, EngineErro
         layers: Vec::new(),
         subpath,
     })
+}
+
+/// Whether a path leads nowhere above where it starts, as it is written.
+fn is_local(path: &str) -> bool {
+    let mut depth = 0_usize;
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => match depth.checked_sub(1) {
+                Some(less) => depth = less,
+                None => return false,
+            },
+            _ => depth += 1,
+        }
+    }
+    !path.starts_with('/')
 }
 
 fn bind_mount(mount: &models::Mount, source: &str) -> Result<Source, EngineError> {
@@ -354,6 +440,7 @@ fn bind_mount(mount: &models::Mount, source: &str) -> Result<Source, EngineError
         recursive: !options.non_recursive.unwrap_or(false),
         propagation,
         read_only_top: options.read_only_non_recursive.unwrap_or(false),
+        idmap: None,
     })
 }
 
@@ -361,15 +448,12 @@ fn volume_mount(mount: &models::Mount, source: &str) -> Result<Source, EngineErr
     let options = mount.volume_options.clone().unwrap_or_default();
     let driver = options.driver_config.unwrap_or_default();
     if let Some(subpath) = options.subpath.as_deref().filter(|s| !s.is_empty()) {
-        if subpath.starts_with('/') || subpath.split('/').any(|p| p == "..") {
-            return Err(bad(
-                "invalid mount config for type \"volume\": subpath must be a relative path within the volume",
-            ));
-        }
+        let wrong = |what: &str| bad(format!("invalid mount config for type \"volume\": {what}"));
         if source.is_empty() {
-            return Err(bad(
-                "invalid mount config for type \"volume\": must not set Subpath when using anonymous volumes",
-            ));
+            return Err(wrong("must not set Subpath when using anonymous volumes"));
+        }
+        if !is_local(subpath) {
+            return Err(wrong("subpath must be a relative path within the volume"));
         }
     }
     if !source.is_empty() {
@@ -562,8 +646,15 @@ mod tests {
             ),
             ("/h:/d:sideways", "invalid mode: sideways"),
             ("/h:/d:ro,rw", "invalid mode"),
-            ("/h:/d:nocopy", "invalid mode"),
-            ("vol:/d:rshared", "invalid mode"),
+            ("/h:/d:nocopy", "field VolumeOptions must not be specified"),
+            ("vol:/d:rshared", "field BindOptions must not be specified"),
+            (
+                "vol:/d:idmap=owner=1-1",
+                "field BindOptions must not be specified",
+            ),
+            ("/h:/d:idmap", "whose the files are"),
+            ("/h:/d:idmap=owner=1-1,idmap=owner=1-1", "invalid mode"),
+            ("/data:rw", "invalid volume specification: '/data:rw'"),
         ] {
             let shown = show(text);
             assert!(

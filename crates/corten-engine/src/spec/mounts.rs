@@ -62,7 +62,19 @@ pub(super) fn build(
     let mut wanted: Vec<&MountEntry> = input.mounts.iter().collect();
     // Parents before what is mounted inside them.
     wanted.sort_by_key(|m| (m.destination.matches('/').count(), m.destination.clone()));
-    list.extend(wanted.into_iter().map(user_mount));
+    let user = (input.identity.uid, input.identity.gid);
+    list.extend(wanted.into_iter().map(|entry| {
+        let (mut mount, source) = user_mount(entry);
+        if let Source::Bind {
+            idmap: Some(map), ..
+        } = &entry.source
+        {
+            let [uids, gids] = map.mappings(user);
+            mount.set_uid_mappings(Some(uids));
+            mount.set_gid_mappings(Some(gids));
+        }
+        (mount, source)
+    }));
 
     let mut binds = Vec::new();
     let mounts = list

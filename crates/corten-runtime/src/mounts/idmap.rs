@@ -90,7 +90,10 @@ fn attach(
     userns: BorrowedFd<'_>,
 ) -> Result<(), RuntimeError> {
     sys::mount_idmap(tree, recursive, userns).map_err(|errno| {
-        let target = format!("id-mapped {}", mount.destination().display());
+        let mut target = format!("id-mapped {}", mount.destination().display());
+        if errno == rustix::io::Errno::INVAL {
+            target.push_str(" (its source's file system cannot map ids)");
+        }
         RuntimeError::setup(Step::Mount, target, errno)
     })
 }
