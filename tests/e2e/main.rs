@@ -42,6 +42,7 @@ mod look;
 mod manifests;
 mod mounts;
 mod moving;
+mod names;
 mod network;
 mod registry;
 mod registry_access;
