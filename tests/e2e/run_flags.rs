@@ -592,7 +592,7 @@ fn devices_are_those_that_cdi_describes() {
          - name: \"0\"\n  containerEdits:\n    env: [GPU=0]\n    deviceNodes:\n    \
          - {{path: /dev/gpu0, hostPath: /dev/null}}\n    mounts:\n    \
          - {{hostPath: {}, containerPath: /etc/driver.conf, options: [ro]}}\n\
-         - name: hooked\n  containerEdits:\n    hooks: [{{hookName: createContainer, path: /x}}]\n",
+         - name: unknown\n  containerEdits:\n    hooks: [{{hookName: whenever, path: /x}}]\n",
         file.display()
     );
     std::fs::write(dir.join("gpu.yaml"), text).unwrap();
@@ -624,8 +624,8 @@ fn devices_are_those_that_cdi_describes() {
         (["--device", "nvidia.com/gpu=7"], "is not registered"),
         (["--gpus", "2"], "\"nvidia.com/gpu=1\" is not registered"),
         (
-            ["--device", "nvidia.com/gpu=hooked"],
-            "its hooks are not supported",
+            ["--device", "nvidia.com/gpu=unknown"],
+            "its hooks of the name \"whenever\" are not supported",
         ),
     ] {
         let done = run(&args);
@@ -634,5 +634,113 @@ fn devices_are_those_that_cdi_describes() {
             "{args:?}: {done:?}"
         );
     }
+    engine.assert_clean();
+}
+
+/// A device with a hook for each moment, in `dir`. Each writes its state to a file there; those that
+/// are called before the root is changed write into it, where `config.json` says it is.
+fn device_with_hooks(dir: &std::path::Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let hook = dir.join("hook");
+    let script = format!(
+        "#!/usr/bin/env python3\nimport json, os, sys\nstate = json.load(sys.stdin)\n\
+         config = json.load(open(state['bundle'] + '/config.json'))\n\
+         if sys.argv[1] == 'createContainer':\n    \
+         open(config['root']['path'] + '/from-hook', 'w').write(os.environ['WHAT'])\n\
+         open('{}/' + sys.argv[1], 'w').write(state['status'])\n",
+        dir.display()
+    );
+    std::fs::write(&hook, script).unwrap();
+    std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let hooks: String = [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "poststart",
+        "poststop",
+    ]
+    .map(|moment| {
+        format!(
+            "    - {{hookName: {moment}, path: {}, args: [hook, {moment}], env: [WHAT=linked, \
+                 \"PATH=/usr/bin:/bin\"]}}\n",
+            hook.display()
+        )
+    })
+    .concat();
+    let inside = "    - {hookName: startContainer, path: /bin/touch, args: [touch, /started]}\n";
+    let text = format!(
+        "cdiVersion: 0.6.0\nkind: test.example/hooked\ndevices:\n- name: one\n  containerEdits:\n    \
+         hooks:\n{hooks}{inside}- name: failing\n  containerEdits:\n    hooks:\n    \
+         - {{hookName: createRuntime, path: /bin/false}}\n    \
+         - {{hookName: poststop, path: {}, args: [hook, poststop], env: [\"PATH=/usr/bin:/bin\"]}}\n",
+        hook.display()
+    );
+    std::fs::write(dir.join("hooked.yaml"), text).unwrap();
+}
+
+const CALLED: [(&str, &str); 5] = [
+    ("prestart", "created"),
+    ("createRuntime", "creating"),
+    ("createContainer", "creating"),
+    ("poststart", "running"),
+    ("poststop", "stopped"),
+];
+
+/// Each hook was called, with the state there is at its moment.
+fn assert_called(dir: &std::path::Path) {
+    for (moment, status) in CALLED {
+        let path = dir.join(moment);
+        crate::harness::until(moment, || path.exists());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), status, "{moment}");
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn hooks_of_devices_are_called() {
+    let engine = Engine::with_alpine();
+    let dir = engine.path("cdi");
+    std::fs::create_dir(&dir).unwrap();
+    device_with_hooks(&dir);
+    let with = |args: &[&str]| {
+        let output = engine.command(args).env("CORTEN_CDI_DIRS", &dir).output();
+        crate::harness::Done::from(output.unwrap())
+    };
+    let device = "--device=test.example/hooked=one";
+    let show = "cat /from-hook; ls /started";
+    let done = with(&["run", "--rm", device, "alpine", "sh", "-c", show]);
+    assert_eq!(
+        (done.code, done.stdout.as_str()),
+        (0, "linked/started\n"),
+        "{done:?}"
+    );
+    assert_called(&dir);
+
+    let dockerfile = format!("FROM alpine\nRUN {device} {show}\n");
+    let context = engine.context("hooked", &[("Dockerfile", &dockerfile)]);
+    let allowed = "--allow=device=test.example/hooked=one,alias=card";
+    let build = ["build", "--progress=plain", "-t", "hooked", allowed];
+    let done = with(&[&build[..], &[context.to_str().unwrap()]].concat());
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(done.stderr.contains("linked/started"), "{done:?}");
+    assert_called(&dir);
+    let dockerfile = format!("FROM alpine\nRUN --device=card {show}; echo again\n");
+    let context = engine.context("aliased", &[("Dockerfile", &dockerfile)]);
+    let done = with(&[&build[..], &[context.to_str().unwrap()]].concat());
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(done.stderr.contains("linked/started"), "{done:?}");
+
+    let done = with(&[
+        "run",
+        "--device=test.example/hooked=failing",
+        "alpine",
+        "true",
+    ]);
+    assert_eq!(done.code, 125, "{done:?}");
+    assert!(
+        done.stderr.contains("createRuntime hook /bin/false"),
+        "{done:?}"
+    );
+    assert!(dir.join("poststop").exists());
     engine.assert_clean();
 }

@@ -25,23 +25,22 @@ pub(crate) fn resolve(
     }
     let registry = Registry::read(dirs);
     // What is allowed is meant as what is asked for is.
-    let granted: BTreeSet<&str> = match allowed {
-        AllowedDevices::Some(names) => names
-            .iter()
-            .flat_map(|name| find(&registry, name))
-            .collect(),
-        AllowedDevices::None | AllowedDevices::All => BTreeSet::new(),
-    };
+    let some = allowed.some.iter();
+    let granted: BTreeSet<&str> = some
+        .flat_map(|device| find(&registry, &device.name))
+        .collect();
     let mut names = BTreeSet::new();
     for (wish, required) in wanted {
-        let found = find(&registry, wish);
+        let mut some = allowed.some.iter();
+        let aliased = some.find(|device| device.alias.as_deref() == Some(wish));
+        let found = find(&registry, aliased.map_or(wish, |device| &device.name));
         if found.is_empty() && *required {
             return Err(registry.missing(wish).to_string());
         }
         for name in &found {
             let automatic = registry.annotation(name, AUTO_ALLOW);
             let automatic = automatic.and_then(crate::special_args::truth) == Some(true);
-            if *allowed != AllowedDevices::All && !granted.contains(name) && !automatic {
+            if !allowed.all && !granted.contains(name) && !automatic {
                 return Err(format!(
                     "device {name} is not allowed: build with --allow device, or --allow \
                      device={wish}"
@@ -68,6 +67,7 @@ fn find<'a>(registry: &'a Registry, name: &str) -> Vec<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::AllowedDevice;
 
     const YAML: &str = "\
 cdiVersion: \"0.6.0\"
@@ -83,7 +83,11 @@ devices:
 ";
 
     fn some(names: &[&str]) -> AllowedDevices {
-        AllowedDevices::Some(names.iter().map(|name| (*name).to_owned()).collect())
+        let parse = |name: &&str| AllowedDevice::parse(name).unwrap();
+        AllowedDevices {
+            all: false,
+            some: names.iter().map(parse).collect(),
+        }
     }
 
     #[test]
@@ -94,7 +98,7 @@ devices:
         let asked = |name: &str, allowed: &AllowedDevices| {
             resolve(&dirs, &[(name.to_owned(), true)], allowed)
         };
-        let none = AllowedDevices::None;
+        let none = AllowedDevices::default();
         let (foo, bar) = ("vendor1.com/device=foo", "vendor1.com/device=bar");
         assert_eq!(asked(foo, &none).unwrap(), [foo]);
         assert_eq!(asked("vendor1.com/device", &none).unwrap(), [bar]);
@@ -113,7 +117,12 @@ devices:
                 .unwrap_err()
                 .contains("is not allowed")
         );
-        assert!(asked("v.com/k=a", &AllowedDevices::All).is_ok());
+        let all = AllowedDevices {
+            all: true,
+            ..some(&["v.com/k=a,alias=card"])
+        };
+        assert!(asked("v.com/k=a", &all).is_ok());
+        assert_eq!(asked("card", &all).unwrap(), ["v.com/k=a"]);
         // What is allowed is looked up as what is asked for is.
         for (allowed, name, expected) in [
             ("v.com/k=a", "v.com/k=a", true),
@@ -123,6 +132,10 @@ devices:
             ("v.com/k=*", "v.com/k=b", true),
             ("v.com/k=a", "v.com/k=*", false),
             ("v.com/other", "v.com/k=a", false),
+            ("v.com/k=a,alias=card", "card", true),
+            ("v.com/k=a,alias=card", "v.com/k=a", true),
+            ("v.com/k=a,alias=card", "other", false),
+            ("v.com/none,alias=card", "card", false),
         ] {
             let found = asked(name, &some(&[allowed]));
             assert_eq!(found.is_ok(), expected, "{allowed} for {name}: {found:?}");

@@ -60,10 +60,10 @@ pub use ops::unpack::{Owners, Replacing, Unpacking, unpack_archive};
 pub use plan::go_duration;
 pub use progress::{BuildEvent, EventSink};
 pub use request::{
-    AllowedDevices, BuildRequest, CacheExport, CacheImport, CacheTarget, CachedBlob, Context,
-    DockerfileSource, FilesOutput, ImageSource, NamedContext, PullFuture, PullProgress, PullSink,
-    RegistryDocument, Sandboxing, Secret, ShellOffer, StepEndpoint, StepLimits, StepNetwork,
-    StepNetworkMode,
+    AllowedDevice, AllowedDevices, BuildRequest, CacheExport, CacheImport, CacheTarget, CachedBlob,
+    Context, DockerfileSource, FilesOutput, ImageSource, NamedContext, PullFuture, PullProgress,
+    PullSink, RegistryDocument, Sandboxing, Secret, ShellOffer, StepEndpoint, StepLimits,
+    StepNetwork, StepNetworkMode,
 };
 pub use snapshot::Snapshot;
 

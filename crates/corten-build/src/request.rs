@@ -79,27 +79,44 @@ pub struct BuildRequest {
     pub shell: Option<ShellOffer>,
 }
 
-/// Devices that a build may use.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum AllowedDevices {
-    /// None.
-    #[default]
-    None,
-    /// Those that these names stand for, as they do in RUN.
-    Some(Vec<String>),
-    /// All.
-    All,
+/// What `--allow device=NAME[,alias=OTHER]` lets a build use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AllowedDevice {
+    /// Stands for devices as it does in RUN.
+    pub name: String,
+    /// What RUN calls them instead.
+    pub alias: Option<String>,
 }
 
-impl AllowedDevices {
-    /// Allows those of one more name.
-    pub fn add(&mut self, name: String) {
-        match self {
-            Self::None => *self = Self::Some(vec![name]),
-            Self::Some(names) => names.push(name),
-            Self::All => {}
+impl AllowedDevice {
+    /// What stands behind `device=`.
+    ///
+    /// # Errors
+    /// In BuildKit's words: a field that is none.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut fields = text.split(',');
+        let name = fields.next().unwrap_or_default().to_owned();
+        let mut alias = None;
+        for field in fields {
+            match field.split_once('=') {
+                Some(("alias", other)) if !other.is_empty() => alias = Some(other.to_owned()),
+                Some(("alias", _)) | None => {
+                    return Err(format!("invalid device config {field:?}"));
+                }
+                Some((key, _)) => return Err(format!("unknown device config key {key:?}")),
+            }
         }
+        Ok(Self { name, alias })
     }
+}
+
+/// Devices that a build may use.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AllowedDevices {
+    /// All there are.
+    pub all: bool,
+    /// These, by these names.
+    pub some: Vec<AllowedDevice>,
 }
 
 /// Is given the terminal of a shell in a failed step, once, and told which shell it is and, in

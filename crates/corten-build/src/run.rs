@@ -125,7 +125,8 @@ pub(crate) fn run(input: &RunInput<'_>, log: LogSink<'_>) -> Result<Ended, Build
         .map_err(BuildError::io("devices"))?;
     let (opened, fds) = add_mounts(&mut spec, std::mem::take(&mut ready.mounts), &devices);
     let missing = mount_points::missing(&root, &points);
-    let job = job(input, &worker, endpoint.as_ref(), spec, opened);
+    let bundle = ready.bundle(input.store, &spec)?;
+    let job = job(input, &worker, endpoint.as_ref(), spec, opened, bundle);
     let (outcome, output) = execute(input, worker, &job, root.as_fd(), &fds, log)?;
     drop(endpoint);
     drop(fds);
@@ -211,6 +212,7 @@ fn job(
     endpoint: Option<&StepEndpoint>,
     spec: Spec,
     opened: Vec<usize>,
+    bundle: PathBuf,
 ) -> StepJob {
     let id = random_id();
     let parent = input.limits.cgroup_parent.as_ref();
@@ -227,6 +229,7 @@ fn job(
         spec,
         opened,
         terminal: false,
+        bundle,
     }
 }
 

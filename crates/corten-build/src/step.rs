@@ -12,7 +12,8 @@ use std::process::ExitCode;
 
 use corten_network::{Endpoint, EndpointSpec, NetNs};
 use corten_runtime::{
-    Cgroup, CgroupSpec, ExitStatus, Rootfs, Running, RuntimeError, Sandbox, Stdio, passing,
+    Cgroup, CgroupSpec, ExitStatus, HookGuard, Rootfs, Running, RuntimeError, Sandbox, Stdio,
+    passing,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -47,6 +48,10 @@ pub fn main(args: &[OsString]) -> ExitCode {
         let mut left = Left::default();
         let outcome = run(&job, fds, &socket, &mut ready, &mut left);
         let outcome = outcome.unwrap_or_else(|failure| failure);
+        if left.hooks.is_some() {
+            // The builder removes what they are shown.
+            left = Left::default();
+        }
         // Nobody reads it where the builder is gone.
         let told = wire::send(&socket, &outcome);
         // The builder makes a layer meanwhile.
@@ -126,6 +131,7 @@ impl Place {
 struct Left {
     place: Option<Place>,
     group: Option<Group>,
+    hooks: Option<HookGuard>,
 }
 
 /// The network of a step, by what was made ready for it where there is that.
@@ -182,6 +188,8 @@ fn run(
             None,
         )
     };
+    let hooks = HookGuard::new(&job.id, &job.spec, &job.bundle).map_err(|e| refused(&e))?;
+    left.hooks = hooks;
     let sandbox = Sandbox {
         id: &job.id,
         spec: &job.spec,
@@ -191,7 +199,8 @@ fn run(
         stdio,
         cgroup: CgroupSpec::new(job.cgroup.clone()),
     };
-    let mut created = corten_runtime::create(sandbox).map_err(|e| refused(&e))?;
+    let mut created =
+        corten_runtime::create_hooked(sandbox, left.hooks.as_ref()).map_err(|e| refused(&e))?;
     if let (Some(socket), Some(terminal)) = (console, created.console()) {
         let byte = [IoSlice::new(&[0])];
         passing::send(&socket, &byte, &[terminal.as_fd()])

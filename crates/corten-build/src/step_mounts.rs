@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use corten_oci::DiffId;
-use corten_oci::runtime_spec::Mount;
+use corten_oci::runtime_spec::{Mount, Spec};
 use corten_runtime::defaults;
 use corten_store::rooted::RootFd;
 use corten_store::{Store, TmpDir, Upper, WorkDir};
@@ -96,6 +96,17 @@ impl Ready {
             }
         }
         ended
+    }
+
+    /// A place for what hooks are shown, which goes with the mounts; nowhere if there are none.
+    pub(crate) fn bundle(&mut self, store: &Store, spec: &Spec) -> Result<PathBuf, BuildError> {
+        if spec.hooks().is_none() {
+            return Ok(PathBuf::new());
+        }
+        let dir = store.tmp_dir("bundle")?;
+        let place = dir.path().join("bundle");
+        self.dirs.push(dir);
+        Ok(place)
     }
 
     /// Where everything goes.

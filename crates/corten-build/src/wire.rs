@@ -6,6 +6,7 @@
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
 use corten_network::EndpointSpec;
 use corten_oci::runtime_spec::Spec;
@@ -34,6 +35,8 @@ pub(crate) struct StepJob {
     /// Its streams are a terminal: what stands for standard output is a socket, over which the
     /// terminal's other side comes back.
     pub(crate) terminal: bool,
+    /// Where what its hooks are shown may be put, if it has any.
+    pub(crate) bundle: PathBuf,
 }
 
 /// Descriptors beside a message, at most.

@@ -6,11 +6,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
-use corten_oci::runtime_spec::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Mount, Spec};
+use corten_oci::runtime_spec::{
+    Hook, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Mount, Spec,
+};
 use corten_runtime::defaults;
 use rustix::fs::{CWD, Mode, OFlags};
 
-use crate::files::{Edits, Node};
+use crate::files::{Edits, Node, Program};
 use crate::{CdiError, nodes};
 
 /// What devices change.
@@ -23,6 +25,7 @@ pub struct Changes {
     /// Where these are; what a container has there already gives way.
     pub targets: BTreeSet<PathBuf>,
     groups: BTreeSet<u32>,
+    hooks: Vec<Program>,
 }
 
 impl Changes {
@@ -34,6 +37,13 @@ impl Changes {
                 what: what.to_owned(),
             });
         }
+        if let Some(hook) = edits.hooks.iter().find(|hook| !is_known(&hook.hook_name)) {
+            return Err(CdiError::Unsupported {
+                device: name.to_owned(),
+                what: format!("hooks of the name {:?}", hook.hook_name),
+            });
+        }
+        self.hooks.extend(edits.hooks.iter().cloned());
         self.env.extend(edits.env.iter().cloned());
         self.nodes.extend(edits.device_nodes.iter().cloned());
         // As CDI has it, root's is none that could be added.
@@ -82,6 +92,29 @@ impl Changes {
             && self.nodes.is_empty()
             && self.mounts.is_empty()
             && self.groups.is_empty()
+            && self.hooks.is_empty()
+    }
+
+    fn add_hooks(&self, spec: &mut Spec) {
+        if self.hooks.is_empty() {
+            return;
+        }
+        let mut all = spec.hooks().clone().unwrap_or_default();
+        let add = |moment: &str, known: &Option<Vec<Hook>>| {
+            let ours = self.hooks.iter().filter(|hook| hook.hook_name == moment);
+            let mut hooks = known.clone().unwrap_or_default();
+            hooks.extend(ours.map(hook));
+            (!hooks.is_empty()).then_some(hooks)
+        };
+        let before = all.clone();
+        #[allow(deprecated)]
+        all.set_prestart(add("prestart", before.prestart()))
+            .set_create_runtime(add("createRuntime", before.create_runtime()))
+            .set_create_container(add("createContainer", before.create_container()))
+            .set_start_container(add("startContainer", before.start_container()))
+            .set_poststart(add("poststart", before.poststart()))
+            .set_poststop(add("poststop", before.poststop()));
+        spec.set_hooks(Some(all));
     }
 
     /// Changes the document; the mounts are the caller's to add.
@@ -107,6 +140,7 @@ impl Changes {
         let owner = (user.uid(), user.gid());
         process.set_user(user);
         spec.set_process(Some(process));
+        self.add_hooks(spec);
         if self.nodes.is_empty() {
             return Ok(());
         }
@@ -127,6 +161,32 @@ impl Changes {
         spec.set_linux(Some(linux));
         Ok(())
     }
+}
+
+/// When hooks are called.
+const MOMENTS: [&str; 6] = [
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+];
+
+fn is_known(moment: &str) -> bool {
+    MOMENTS.contains(&moment)
+}
+
+/// A hook as a document has it.
+fn hook(program: &Program) -> Hook {
+    let mut hook = Hook::default();
+    hook.set_path(program.path.clone());
+    if !program.args.is_empty() {
+        hook.set_args(Some(program.args.clone()));
+    }
+    hook.set_env(Some(program.env.clone()));
+    hook.set_timeout(program.timeout);
+    hook
 }
 
 /// A node and the rule that lets it be used; what is not said is as on this machine.

@@ -1,6 +1,7 @@
 //! Descriptions of devices as they are written: YAML, of which JSON is a part.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use saphyr::{LoadableYamlNode as _, MarkedYaml, Scalar, YamlData};
@@ -48,6 +49,7 @@ pub(super) struct Edits {
     pub(super) device_nodes: Vec<Node>,
     pub(super) mounts: Vec<Bind>,
     pub(super) additional_gids: Vec<u32>,
+    pub(super) hooks: Vec<Program>,
     #[serde(flatten)]
     others: Map<String, Value>,
 }
@@ -78,8 +80,21 @@ pub(super) struct Bind {
     pub(super) kind: Option<String>,
 }
 
+/// A hook.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Program {
+    pub(super) hook_name: String,
+    pub(super) path: PathBuf,
+    #[serde(default)]
+    pub(super) args: Vec<String>,
+    #[serde(default)]
+    pub(super) env: Vec<String>,
+    pub(super) timeout: Option<i64>,
+}
+
 impl Edits {
-    /// An edit that we do not know (`hooks`, `intelRdt`, `netDevices`), unless it is empty.
+    /// An edit that we do not know (`intelRdt`, `netDevices`), unless it is empty.
     pub(super) fn unknown(&self) -> Option<&str> {
         let empty = |value: &Value| match value {
             Value::Null => true,
@@ -147,31 +162,42 @@ fn list(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn parse(path: &Path) -> Result<Description, String> {
-    let about = std::fs::metadata(path).map_err(|error| error.to_string())?;
-    if about.len() > LARGEST {
-        return Err("it is too large".to_owned());
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let text = read_file(path).map_err(|error| error.to_string())?;
     let documents = MarkedYaml::load_from_str(&text).map_err(|error| error.to_string())?;
     let [document] = documents.as_slice() else {
         return Err("it is not one document".to_owned());
     };
+    let text: Vec<char> = text.chars().collect();
     let value = json(document, &text, DEEPEST).ok_or("it is no plain document")?;
     serde_json::from_value(value).map_err(|error| error.to_string())
 }
 
+/// A file's text; nobody waits for the other end of a pipe.
+fn read_file(path: &Path) -> std::io::Result<String> {
+    use rustix::fs::{CWD, Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = std::fs::File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is no file"));
+    }
+    let mut text = String::new();
+    file.take(LARGEST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST {
+        return Err(std::io::Error::other("it is too large"));
+    }
+    Ok(text)
+}
+
 /// `text`: all of it. What these files are written for reads YAML 1.1, where `0660` is octal.
-fn json(yaml: &MarkedYaml<'_>, text: &str, depth: usize) -> Option<Value> {
+fn json(yaml: &MarkedYaml<'_>, text: &[char], depth: usize) -> Option<Value> {
     let deeper = depth.checked_sub(1)?;
     Some(match &yaml.data {
         YamlData::Value(Scalar::Null) => Value::Null,
         YamlData::Value(Scalar::Boolean(value)) => (*value).into(),
         YamlData::Value(Scalar::Integer(value)) => {
-            let digits: String = text
-                .chars()
-                .skip(yaml.span.start.index())
-                .take_while(char::is_ascii_digit)
-                .collect();
+            let from_here = text.get(yaml.span.start.index()..).unwrap_or_default();
+            let digits = from_here.iter().take_while(|c| c.is_ascii_digit());
+            let digits: String = digits.collect();
             let octal = digits.strip_prefix('0');
             let octal = octal.and_then(|digits| i64::from_str_radix(digits, 8).ok());
             octal.unwrap_or(*value).into()

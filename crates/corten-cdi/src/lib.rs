@@ -259,7 +259,10 @@ devices:
         std::fs::write(dir.path().join("v.json"), json).unwrap();
         assert!(asked(&dirs, "v.com/k=a").unwrap().is_empty());
         let hooks = asked(&dirs, "v.com/k=b").unwrap_err().to_string();
-        assert_eq!(hooks, "device v.com/k=b: its hooks are not supported");
+        assert_eq!(
+            hooks,
+            "device v.com/k=b: its hooks of the name \"x\" are not supported"
+        );
         // A file that is none does not hide the others.
         std::fs::write(dir.path().join("bad.yaml"), "kind: [").unwrap();
         has("vendor1.com/device=foo", &["ALL=yes", "FOO=injected"]);
@@ -269,6 +272,43 @@ devices:
         std::fs::write(dir.path().join("w.json"), json).unwrap();
         let error = asked(&dirs, "v.com/k=a").unwrap_err().to_string();
         assert!(error.contains("v.com/k=a is described twice"), "{error}");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_pipe() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("vendor1.yaml"), YAML).unwrap();
+        let fifo = dir.path().join("a.yaml");
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+        let dirs = [dir.path().to_owned()];
+        assert!(asked(&dirs, "vendor1.com/device=foo").is_ok());
+        let error = asked(&dirs, "v.com/none=a").unwrap_err().to_string();
+        assert!(error.contains("a.yaml: it is no file"), "{error}");
+    }
+
+    #[test]
+    fn hooks_are_added_at_their_moments() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "cdiVersion: 0.6.0\nkind: v.com/k\ncontainerEdits: {hooks: [{hookName: \
+            createContainer, path: /all}]}\ndevices:\n- name: a\n  containerEdits:\n    hooks:\n    \
+            - {hookName: createContainer, path: /own, args: [own, x], env: [A=b], timeout: 3}\n    \
+            - {hookName: poststop, path: /last}\n";
+        std::fs::write(dir.path().join("a.yaml"), text).unwrap();
+        let changes = asked(&[dir.path().to_owned()], "v.com/k=a").unwrap();
+        let mut spec = corten_runtime::defaults::spec(vec!["true".to_owned()]);
+        changes.apply(&mut spec).unwrap();
+        let hooks = serde_json::to_value(spec.hooks()).unwrap();
+        assert_eq!(
+            hooks,
+            serde_json::json!({
+                "createContainer": [
+                    {"path": "/all", "env": []},
+                    {"path": "/own", "args": ["own", "x"], "env": ["A=b"], "timeout": 3},
+                ],
+                "poststop": [{"path": "/last", "env": []}],
+            })
+        );
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::cgroup::Cgroup;
 use crate::cli::CliError;
 use crate::create::{ChildGuard, Running, hook_state};
 use crate::criu::{self, CriuArgs, Dump, Kind, Notice, Restore};
+use crate::hook_guard::HookGuard;
 use crate::mounts::{clone_tree, is_bind, is_directory};
 use crate::root::RootFd;
 use crate::sandbox::{NetNs, Rootfs, Sandbox, Stdio, TerminalSize};
@@ -123,6 +124,7 @@ pub struct Restored {
 /// must be single-threaded. A network namespace must be one to join, or the host's.
 pub fn restore(
     sandbox: Sandbox<'_>,
+    hooks: Option<&HookGuard>,
     images: &Path,
     work: &Path,
 ) -> Result<Restored, CheckpointError> {
@@ -165,7 +167,7 @@ pub fn restore(
     }
     let (stdio, size) = streams(stdio)?;
     let descriptors = criu::descriptors(images)?;
-    let about = hook_state(id, &spec, Path::new(""));
+    let about = hook_state(id, &spec, hooks.map_or(Path::new(""), HookGuard::dir));
     let resources = spec.linux().as_ref().and_then(|l| l.resources().clone());
     let resources = resources.unwrap_or_default();
     Cgroup::clear(&cgroup)?;

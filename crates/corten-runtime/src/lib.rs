@@ -27,6 +27,7 @@ pub mod exec;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hidden;
+mod hook_guard;
 mod hooks;
 mod init;
 mod keyring;
@@ -51,5 +52,6 @@ pub use checkpoint::{Checkpoint, CheckpointError, Restored, restore, save};
 pub use create::{Created, Running, create};
 pub use error::{ExecErrno, RuntimeError, Step};
 pub use exec::{ExecProcess, Target, exec};
+pub use hook_guard::{HookGuard, create_hooked};
 pub use sandbox::{CgroupSpec, NetNs, Rootfs, Sandbox, Stdio, TerminalSize};
 pub use status::{ExitStatus, send_signal, try_wait_pidfd, wait_pidfd};

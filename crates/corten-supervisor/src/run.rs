@@ -2,14 +2,14 @@
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use corten_network::NetNs;
 use corten_oci::runtime_spec::Spec;
 use corten_runtime::{
-    Cgroup, CgroupSpec, ExitStatus, Rootfs, Running, Sandbox, Stdio, TerminalSize,
+    Cgroup, CgroupSpec, ExitStatus, HookGuard, Rootfs, Running, Sandbox, Stdio, TerminalSize,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
@@ -34,6 +34,8 @@ pub(crate) struct Run {
     pub(crate) stop_timeout: i64,
     readers: Vec<JoinHandle<()>>,
     pub(crate) network: Rc<RefCell<Network>>,
+    /// The last to be dropped.
+    _hooks: Option<HookGuard>,
 }
 
 /// The streams of a container that has not been started yet.
@@ -57,6 +59,7 @@ pub(crate) fn start(
     job: Job,
     hub: &Rc<Hub>,
     from: Option<Restoring>,
+    directory: &Path,
 ) -> Result<Run, StartError> {
     let Job {
         spec,
@@ -87,6 +90,7 @@ pub(crate) fn start(
     } else {
         pipes(open_stdin).map_err(StartError::other)?
     };
+    let hooks = HookGuard::new(id, &spec, &directory.join("bundle"))?;
     let sandbox = Sandbox {
         id,
         spec: &spec,
@@ -98,11 +102,11 @@ pub(crate) fn start(
     };
     let (running, console) = match from {
         None => {
-            let mut created = corten_runtime::create(sandbox)?;
+            let mut created = corten_runtime::create_hooked(sandbox, hooks.as_ref())?;
             let console = created.console();
             (created.start()?, console)
         }
-        Some(from) => restore(sandbox, &from)?,
+        Some(from) => restore(sandbox, hooks.as_ref(), &from)?,
     };
     let mut run = Run {
         pid: running.pid,
@@ -115,6 +119,7 @@ pub(crate) fn start(
         stop_timeout: job.stop_timeout,
         readers: Vec::new(),
         network: Rc::new(RefCell::new(network)),
+        _hooks: hooks,
     };
     if let Err(error) = run.connect_streams(console, streams.outputs, streams.input, open_stdin) {
         tracing::warn!(%error, "streams could not be connected");
@@ -124,12 +129,13 @@ pub(crate) fn start(
 
 fn restore(
     sandbox: Sandbox<'_>,
+    hooks: Option<&HookGuard>,
     from: &Restoring,
 ) -> Result<(Running, Option<OwnedFd>), StartError> {
     std::fs::create_dir(&from.work).map_err(|error| {
         StartError::other(format_args!("create {}: {error}", from.work.display()))
     })?;
-    let restored = corten_runtime::restore(sandbox, &from.images, &from.work);
+    let restored = corten_runtime::restore(sandbox, hooks, &from.images, &from.work);
     let restored = restored.map_err(StartError::other)?;
     if let Err(error) = std::fs::remove_dir_all(&from.work) {
         tracing::debug!(%error, "CRIU's log is left until the end");

@@ -474,7 +474,7 @@ async fn start(
         images,
         work: shared.directory.path().join("restore"),
     });
-    let started = run::start(&shared.id, job, &hub, from);
+    let started = run::start(&shared.id, job, &hub, from, shared.directory.path());
     if let Ok(run) = &started {
         let mut network = run.network.borrow_mut();
         network.serve();

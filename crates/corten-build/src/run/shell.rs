@@ -107,7 +107,8 @@ fn run(
         .set_env(Some(env))
         .set_terminal(Some(true));
     spec.set_process(Some(process));
-    let mut job = super::job(input, &worker, endpoint.as_ref(), spec, opened);
+    let bundle = ready.bundle(input.store, &spec)?;
+    let mut job = super::job(input, &worker, endpoint.as_ref(), spec, opened, bundle);
     job.terminal = true;
     let (ours, theirs) = UnixStream::pair().map_err(failed())?;
     let (complaints, complaints_end) = io::pipe().map_err(failed())?;

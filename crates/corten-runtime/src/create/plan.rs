@@ -85,6 +85,7 @@ pub(super) fn plan(
         Way {
             no_pivot: extras.no_pivot,
             looked_at,
+            place: &extras.bundle,
         },
     )?;
     let list = |hooks: Option<&Vec<Hook>>| hooks.cloned().unwrap_or_default();
@@ -120,7 +121,7 @@ fn root_plan(
     opened: &mut BTreeMap<usize, OwnedFd>,
     cgroup: &Cgroup,
     namespaces: &Namespaces,
-    way: Way,
+    way: Way<'_>,
 ) -> Result<RootfsPlan, RuntimeError> {
     let mounts = mounts::plan(spec, opened, cgroup, namespaces)?;
     RootfsPlan::new(spec, rootfs, mounts, namespaces, way)

@@ -13,7 +13,7 @@ mod no_pivot;
 mod protect;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use corten_oci::runtime_spec::Spec;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
 
 use crate::error::{RuntimeError, Step};
+use crate::hook_guard::HookGuard;
 use crate::mounts::{Attached, Listing, MountPlan, Tree, attach_all, attach_to, propagation_flag};
 use crate::namespaces::{MountNamespace, Namespaces};
 use crate::root::RootFd;
@@ -51,11 +52,13 @@ pub(crate) struct RootfsPlan {
 
 /// How the root is entered.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Way {
+pub(crate) struct Way<'a> {
     /// By `chroot` instead of `pivot_root`.
     pub(crate) no_pivot: bool,
     /// Hooks look at it before that.
     pub(crate) looked_at: bool,
+    /// The bundle, in which a root without a path is shown to them; empty: it is not.
+    pub(crate) place: &'a Path,
 }
 
 impl RootfsPlan {
@@ -65,7 +68,7 @@ impl RootfsPlan {
         rootfs: Rootfs,
         mounts: Vec<MountPlan>,
         namespaces: &Namespaces,
-        way: Way,
+        way: Way<'_>,
     ) -> Result<Self, RuntimeError> {
         let linux = spec.linux().as_ref();
         let propagation = linux.and_then(|linux| linux.rootfs_propagation().as_deref());
@@ -79,7 +82,7 @@ impl RootfsPlan {
         };
         // In another container's mount namespace the host's path means something else.
         let attachable = way.looked_at && namespaces.mount == MountNamespace::New;
-        let mut seen_at = None;
+        let seen_at: Option<PathBuf>;
         let tree = match rootfs {
             Rootfs::Detached(tree) => {
                 let attr = MountAttr {
@@ -88,6 +91,8 @@ impl RootfsPlan {
                 };
                 sys::mount_setattr(tree.as_fd(), true, attr)
                     .map_err(|errno| RuntimeError::setup(Step::Rootfs, "", errno))?;
+                let shown = attachable && !way.place.as_os_str().is_empty();
+                seen_at = shown.then(|| HookGuard::root(way.place));
                 Tree::Open(tree)
             }
             Rootfs::Path(path) => {

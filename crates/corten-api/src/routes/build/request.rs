@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use corten_build::{
-    AllowedDevices, BuildRequest, CacheImport, Context, DockerfileSource, Inquiry, StepNetworkMode,
+    AllowedDevice, BuildRequest, CacheImport, Context, DockerfileSource, Inquiry, StepNetworkMode,
 };
 use corten_engine::models;
 use corten_oci::ImageRef;
@@ -162,9 +162,12 @@ pub(super) fn read(pairs: &[(String, String)]) -> Result<Wish, ApiError> {
             "shell" => wish.shell = truthy(value),
             "noimage" => request.no_image = truthy(value),
             "allowdevice" if matches!(value.as_str(), "" | "*") => {
-                request.allow_devices = AllowedDevices::All;
+                request.allow_devices.all = true;
             }
-            "allowdevice" => request.allow_devices.add(value.clone()),
+            "allowdevice" => {
+                let device = AllowedDevice::parse(value).map_err(bad)?;
+                request.allow_devices.some.push(device);
+            }
             "insecure" => request.allow_insecure = truthy(value),
             "extrahosts" => {
                 for entry in hosts(value)? {
@@ -291,15 +294,26 @@ mod tests {
 
     #[test]
     fn devices_are_some_or_all() {
+        use corten_build::AllowedDevices;
         let devices = |values: &[&str]| {
             let pairs: Vec<_> = values.iter().map(|value| ("allowdevice", *value)).collect();
             wish(&pairs).unwrap().request.allow_devices
         };
-        assert_eq!(devices(&[]), AllowedDevices::None);
-        let some = AllowedDevices::Some(vec!["a".to_owned(), "b".to_owned()]);
-        assert_eq!(devices(&["a", "b"]), some);
-        assert_eq!(devices(&["a", "*", "b"]), AllowedDevices::All);
-        assert_eq!(devices(&[""]), AllowedDevices::All);
+        let some = |values: &[&str], all| {
+            let some = values
+                .iter()
+                .map(|value| AllowedDevice::parse(value).unwrap());
+            let some = some.collect();
+            AllowedDevices { all, some }
+        };
+        assert_eq!(devices(&[]), some(&[], false));
+        assert_eq!(
+            devices(&["a", "b,alias=c"]),
+            some(&["a", "b,alias=c"], false)
+        );
+        assert_eq!(devices(&["a", "*", "b"]), some(&["a", "b"], true));
+        assert_eq!(devices(&[""]), some(&[], true));
+        assert!(wish(&[("allowdevice", "a,color=b")]).is_err());
         assert!(wish(&[("shell", "1"), ("corten", "1")]).unwrap().shell);
     }
 

@@ -177,10 +177,9 @@ pub(super) fn refuse_unsupported(flags: &Parsed) -> Result {
 fn check_allowed(text: &str) -> std::result::Result<(), String> {
     match text {
         "security.insecure" | "network.host" | "device" => Ok(()),
-        _ if text.starts_with("device=") && text.contains(',') => Err(format!(
-            "{text}: other names for devices (alias=…) are not supported"
-        )),
-        _ if text.starts_with("device=") => Ok(()),
+        _ if let Some(device) = text.strip_prefix("device=") => {
+            corten_build::AllowedDevice::parse(device).map(drop)
+        }
         _ => Err(format!("unknown entitlement: {text}")),
     }
 }
@@ -223,12 +222,24 @@ mod tests {
     }
 
     #[test]
-    fn devices_have_no_other_names() {
-        for fine in ["device", "device=", "device=v.com/k=a", "network.host"] {
+    fn devices_may_have_other_names() {
+        for fine in [
+            "device",
+            "device=",
+            "device=v.com/k=a,alias=b",
+            "network.host",
+        ] {
             assert_eq!(check_allowed(fine), Ok(()), "{fine}");
         }
-        let error = check_allowed("device=v.com/k=a,alias=b").unwrap_err();
-        assert!(error.contains("alias"), "{error}");
+        for (wrong, why) in [
+            (
+                "device=v.com/k=a,color=b",
+                "unknown device config key \"color\"",
+            ),
+            ("device=v.com/k=a,alias", "invalid device config \"alias\""),
+        ] {
+            assert_eq!(check_allowed(wrong).unwrap_err(), why);
+        }
         assert!(check_allowed("devices").is_err());
     }
 
