@@ -153,6 +153,18 @@ pub fn ensure_bridge(spec: &BridgeSpec) -> Result<()> {
     raise(&lock, &mut route, spec)
 }
 
+/// Brings back what is missing of a bridge that is still there; `false` if it is gone, as its network was
+/// removed meanwhile.
+pub(crate) fn restore_bridge(spec: &BridgeSpec) -> Result<bool> {
+    let lock = HostLock::acquire()?;
+    let mut route = Socket::route()?;
+    if bridge_link(&mut route, &spec.bridge)?.is_none() {
+        return Ok(false);
+    }
+    raise(&lock, &mut route, spec)?;
+    Ok(true)
+}
+
 /// Removes the bridge link and what the table says of it, published ports included; its containers
 /// lose their network. What is absent is fine.
 pub fn remove_bridge(spec: &BridgeSpec) -> Result<()> {
@@ -276,6 +288,9 @@ fn wanted_sysctls(spec: &BridgeSpec) -> Vec<(String, &'static str)> {
         list.push((format!("net/ipv6/conf/{bridge}/disable_ipv6"), "1"));
     } else {
         list.push((format!("net/ipv6/conf/{bridge}/accept_ra"), "0"));
+        // Its link-local address is our own: while the kernel asked around whether somebody has it,
+        // nothing from outside could be forwarded to a container.
+        list.push((format!("net/ipv6/conf/{bridge}/accept_dad"), "0"));
         if !spec.internal {
             list.push((FORWARDING6.to_owned(), "1"));
         }

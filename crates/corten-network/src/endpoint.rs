@@ -10,11 +10,13 @@ use serde::{Deserialize, Serialize};
 use crate::bridge::bridge_link;
 use crate::link::{self, Hop, Veth};
 use crate::netlink::{Batch, Socket};
+use crate::parent::{self, SharedSpec};
 use crate::ports::Proto;
 use crate::procfs::{self, Sysctls};
+use crate::ruleset::Publication;
 use crate::{
     BridgeSpec, Ipv4Net, Ipv6Net, NetNs, NetworkError, PortMapping, Result, Targets, conntrack,
-    ruleset,
+    firewall, ruleset,
 };
 
 /// What a network's links are.
@@ -22,25 +24,29 @@ use crate::{
 pub enum Driver {
     /// A veth pair to a bridge.
     Bridge(BridgeSpec),
+    /// A macvlan or ipvlan link on a parent, which must stand ([`crate::ensure_parent`]). Nothing is
+    /// published and no rule of ours applies: such containers are on the parent's network themselves.
+    Shared(SharedSpec),
 }
 
 impl Driver {
     /// No way out and none in.
     pub fn internal(&self) -> bool {
-        let Self::Bridge(bridge) = self;
-        bridge.internal
-    }
-
-    fn mtu(&self) -> u32 {
-        let Self::Bridge(bridge) = self;
-        bridge.mtu
+        match self {
+            Self::Bridge(bridge) => bridge.internal,
+            Self::Shared(shared) => shared.internal,
+        }
     }
 
     /// The routers of the network, where it has any.
     pub fn gateways(&self) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
-        let Self::Bridge(bridge) = self;
-        let (v4, v6) = (bridge.address(), bridge.address6());
-        (v4.map(|net| net.addr()), v6.map(|net| net.addr()))
+        match self {
+            Self::Bridge(bridge) => {
+                let (v4, v6) = (bridge.address(), bridge.address6());
+                (v4.map(|net| net.addr()), v6.map(|net| net.addr()))
+            }
+            Self::Shared(shared) => (shared.gateway, shared.gateway6),
+        }
     }
 }
 
@@ -49,7 +55,7 @@ impl Driver {
 pub struct EndpointSpec {
     /// The network.
     pub driver: Driver,
-    /// Name of the link's host end, at most 15 bytes.
+    /// Name of the link's host end, at most 15 bytes; a link on a parent has none.
     pub host_ifname: String,
     /// Name of the link inside the container, `eth0`.
     pub ifname: String,
@@ -68,6 +74,9 @@ pub struct EndpointSpec {
     /// this endpoint), at the addresses of the families for which this is the way out. An internal
     /// network publishes none, as in Docker.
     pub ports: Vec<PortMapping>,
+    /// Are ports reached from outside past the host's own input rules, even where those drop by default?
+    /// Without, such a host's rules decide, as about any other port of the host.
+    pub open: bool,
 }
 
 impl EndpointSpec {
@@ -93,6 +102,7 @@ impl EndpointSpec {
             default_route: true,
             default_route6: true,
             ports: Vec::new(),
+            open: false,
         }
     }
 
@@ -107,12 +117,36 @@ impl EndpointSpec {
         }
     }
 
-    /// The table, the targets, where anything is to be published.
-    fn publishes(&self) -> Option<(&str, Targets)> {
-        let Driver::Bridge(bridge) = &self.driver;
-        let targets = self.targets();
-        let any = !self.ports.is_empty() && targets != Targets::default();
-        any.then_some((bridge.table.as_str(), targets))
+    /// The table and what is to be published in it, if anything is.
+    fn publication(&self) -> Option<(&str, Publication<'_>)> {
+        let Driver::Bridge(bridge) = &self.driver else {
+            return None;
+        };
+        let publication = Publication {
+            ports: &self.ports,
+            targets: self.targets(),
+            open: self.open,
+        };
+        let any = !self.ports.is_empty() && publication.targets != Targets::default();
+        any.then_some((bridge.table.as_str(), publication))
+    }
+
+    /// Publishes the ports, if there are any.
+    pub(crate) fn publish(&self, netfilter: &mut Socket) -> Result<()> {
+        let Some((table, publication)) = self.publication() else {
+            return Ok(());
+        };
+        firewall::guard(netfilter, table)?;
+        ruleset::publish(netfilter, table, publication)?;
+        conntrack::forget(netfilter, &udp_ports(&self.ports))
+    }
+
+    fn unpublish(&self, netfilter: &mut Socket) -> Result<()> {
+        let Some((table, publication)) = self.publication() else {
+            return Ok(());
+        };
+        ruleset::unpublish(netfilter, table, publication)?;
+        conntrack::forget(netfilter, &udp_ports(&self.ports))
     }
 }
 
@@ -120,6 +154,8 @@ impl EndpointSpec {
 #[derive(Debug)]
 pub struct Endpoint {
     spec: EndpointSpec,
+    /// Where a link is that has no host end.
+    inside: Option<NetNs>,
     armed: bool,
 }
 
@@ -146,37 +182,52 @@ pub fn mac_for6(address: Ipv6Addr) -> [u8; 6] {
 /// link, addresses, default routes, `lo` up, published ports. A link of that name left by a dead
 /// container is replaced, and so are published ports.
 pub fn connect(ns: &NetNs, spec: &EndpointSpec) -> Result<Endpoint> {
-    link::check_name(&spec.host_ifname)?;
     link::check_name(&spec.ifname)?;
-    let mut host = Socket::route()?;
-    let Driver::Bridge(network) = &spec.driver;
-    let bridge = bridge_link(&mut host, &network.bridge)?.ok_or_else(|| {
-        let (name, found) = (network.bridge.clone(), "nothing".to_owned());
-        NetworkError::ForeignLink { name, found }
-    })?;
     let mut inside = ns.run_in(|| {
         prepare_sysctls(spec.address6.is_some())?;
         Socket::route()
     })??;
+    let inner = match &spec.driver {
+        Driver::Bridge(bridge) => {
+            join_bridge(ns, spec, bridge)?;
+            None
+        }
+        Driver::Shared(shared) => {
+            let inner = ns.try_clone()?;
+            parent::create(shared, ns, &spec.ifname, spec.mac)?;
+            Some(inner)
+        }
+    };
+    let endpoint = Endpoint {
+        spec: spec.clone(),
+        inside: inner,
+        armed: true,
+    };
+    configure(&mut inside, spec)?;
+    if spec.publication().is_some() {
+        spec.publish(&mut Socket::netfilter()?)?;
+    }
+    Ok(endpoint)
+}
+
+/// Makes the veth pair of a container on a bridge.
+fn join_bridge(ns: &NetNs, spec: &EndpointSpec, network: &BridgeSpec) -> Result<()> {
+    link::check_name(&spec.host_ifname)?;
+    let mut host = Socket::route()?;
+    let bridge = bridge_link(&mut host, &network.bridge)?.ok_or_else(|| {
+        let (name, found) = (network.bridge.clone(), "nothing".to_owned());
+        NetworkError::ForeignLink { name, found }
+    })?;
     let veth = Veth {
         host_name: &spec.host_ifname,
         bridge: bridge.index,
         peer_name: &spec.ifname,
         peer_ns: ns,
         peer_mac: spec.mac,
-        mtu: spec.driver.mtu(),
+        mtu: network.mtu,
         isolated: !network.icc,
     };
-    create(&mut host, &veth)?;
-    let endpoint = Endpoint {
-        spec: spec.clone(),
-        armed: true,
-    };
-    configure(&mut inside, spec)?;
-    if spec.publishes().is_some() {
-        publish(&mut Socket::netfilter()?, spec)?;
-    }
-    Ok(endpoint)
+    create(&mut host, &veth)
 }
 
 /// For which families an endpoint is its container's way out.
@@ -233,17 +284,17 @@ impl Endpoint {
     /// The rule set cannot be changed; some of the ports may then be published and others not.
     pub fn republish(&mut self, wanted: WayOut, ports: Vec<PortMapping>) -> Result<()> {
         let mut netfilter = Socket::netfilter()?;
-        unpublish(&mut netfilter, &self.spec)?;
+        self.spec.unpublish(&mut netfilter)?;
         self.spec.default_route = wanted.v4;
         self.spec.default_route6 = wanted.v6;
         self.spec.ports = ports;
-        publish(&mut netfilter, &self.spec)
+        self.spec.publish(&mut netfilter)
     }
 
     /// Removes the link and the published ports; goes on after an error and reports all of them.
     pub fn disconnect(mut self) -> Result<(), Vec<NetworkError>> {
         self.armed = false;
-        undo(&self.spec)
+        self.undo()
     }
 
     /// Takes the published ports back but leaves the link to the kernel, which removes it together with
@@ -252,14 +303,37 @@ impl Endpoint {
     /// under one. Keep the result until there is time to drop it.
     pub fn release(mut self) -> Result<Released> {
         self.armed = false;
-        if self.spec.publishes().is_none() {
+        if self.spec.publication().is_none() {
             return Ok(Released { _socket: None });
         }
         let mut netfilter = Socket::netfilter()?;
-        unpublish(&mut netfilter, &self.spec)?;
+        self.spec.unpublish(&mut netfilter)?;
         Ok(Released {
             _socket: Some(netfilter),
         })
+    }
+
+    fn undo(&self) -> Result<(), Vec<NetworkError>> {
+        let spec = &self.spec;
+        let unpublished = match spec.publication() {
+            Some(_) => Socket::netfilter().and_then(|mut netfilter| spec.unpublish(&mut netfilter)),
+            None => Ok(()),
+        };
+        let deleted = match &self.inside {
+            None => Socket::route().and_then(|mut host| delete_link(&mut host, &spec.host_ifname)),
+            Some(ns) => ns
+                .run_in(Socket::route)
+                .and_then(|inside| delete_link(&mut inside?, &spec.ifname)),
+        };
+        let errors: Vec<_> = [unpublished, deleted]
+            .into_iter()
+            .filter_map(Result::err)
+            .collect();
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors)
+        }
     }
 
     /// Forgets the guard: the endpoint stays until [`crate::sweep()`] or [`crate::remove_bridge`].
@@ -273,7 +347,7 @@ impl Drop for Endpoint {
         if !self.armed {
             return;
         }
-        for error in undo(&self.spec).err().unwrap_or_default() {
+        for error in self.undo().err().unwrap_or_default() {
             tracing::warn!(link = self.spec.host_ifname, %error, "endpoint not fully removed");
         }
     }
@@ -335,17 +409,24 @@ fn configure(inside: &mut Socket, spec: &EndpointSpec) -> Result<()> {
     for (address, prefix) in v4.into_iter().chain(v6) {
         link::add_address(&mut batch, index, address, prefix);
     }
-    let (gateway, gateway6) = spec.driver.gateways();
     let targets = spec.targets();
-    let gateway = gateway.filter(|_| targets.v4.is_some()).map(IpAddr::V4);
-    let gateway6 = gateway6.filter(|_| targets.v6.is_some()).map(IpAddr::V6);
-    for gateway in gateway.into_iter().chain(gateway6) {
-        let hop = Hop {
-            index,
-            ipv6: gateway.is_ipv6(),
-            gateway: Some(gateway),
-        };
-        link::set_default_route(&mut batch, hop);
+    let (gateway, gateway6) = spec.driver.gateways();
+    let gateways = [
+        (false, gateway.map(IpAddr::V4), targets.v4.is_some()),
+        (true, gateway6.map(IpAddr::V6), targets.v6.is_some()),
+    ];
+    let on_link = matches!(&spec.driver, Driver::Shared(shared) if shared.kind.routes());
+    for (ipv6, gateway, wanted) in gateways {
+        // Where the parent routes, whoever there is is a neighbour.
+        let gateway = gateway.filter(|_| !on_link);
+        if wanted && (gateway.is_some() || on_link) {
+            let hop = Hop {
+                index,
+                ipv6,
+                gateway,
+            };
+            link::set_default_route(&mut batch, hop);
+        }
     }
     inside.run(batch).map(|_| ())
 }
@@ -358,39 +439,6 @@ fn link_inside(inside: &mut Socket, name: &str) -> Result<u32> {
         let name = name.to_owned();
         NetworkError::ForeignLink { name, found }
     })
-}
-
-fn undo(spec: &EndpointSpec) -> Result<(), Vec<NetworkError>> {
-    let unpublished = match spec.publishes() {
-        Some(_) => Socket::netfilter().and_then(|mut netfilter| unpublish(&mut netfilter, spec)),
-        None => Ok(()),
-    };
-    let deleted = Socket::route().and_then(|mut host| delete_link(&mut host, &spec.host_ifname));
-    let errors: Vec<_> = [unpublished, deleted]
-        .into_iter()
-        .filter_map(Result::err)
-        .collect();
-    if errors.is_empty() {
-        Ok(())
-    } else {
-        Err(errors)
-    }
-}
-
-fn publish(netfilter: &mut Socket, spec: &EndpointSpec) -> Result<()> {
-    let Some((table, targets)) = spec.publishes() else {
-        return Ok(());
-    };
-    ruleset::publish(netfilter, table, targets, &spec.ports)?;
-    conntrack::forget(netfilter, &udp_ports(&spec.ports))
-}
-
-fn unpublish(netfilter: &mut Socket, spec: &EndpointSpec) -> Result<()> {
-    let Some((table, targets)) = spec.publishes() else {
-        return Ok(());
-    };
-    ruleset::unpublish(netfilter, table, targets, &spec.ports)?;
-    conntrack::forget(netfilter, &udp_ports(&spec.ports))
 }
 
 fn delete_link(host: &mut Socket, name: &str) -> Result<()> {

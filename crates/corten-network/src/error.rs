@@ -59,6 +59,26 @@ pub enum NetworkError {
         /// What was found instead.
         found: String,
     },
+    /// The parent of a macvlan or ipvlan network is not there.
+    #[error("parent interface {name} was not found on this host")]
+    NoParent {
+        /// The link's name.
+        name: String,
+    },
+    /// A name that cannot be a parent's.
+    #[error("invalid parent interface {name:?}: {why}")]
+    InvalidParent {
+        /// The link's name.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The kernel does not know a kind of link.
+    #[error("this kernel has no {kind} links (is there a module {kind} for it?)")]
+    NoLinkKind {
+        /// `ipvlan`, `vlan`, …
+        kind: &'static str,
+    },
     /// A published port is taken.
     #[error("Bind for {addr} failed: port is already allocated{}", by.as_deref().map(|b| format!(" (by {b})")).unwrap_or_default())]
     PortInUse {

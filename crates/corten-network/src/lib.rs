@@ -15,6 +15,7 @@ mod bridge;
 mod conntrack;
 mod endpoint;
 mod error;
+mod firewall;
 mod holder;
 pub mod ipam;
 mod link;
@@ -23,6 +24,7 @@ mod net;
 mod netlink;
 mod netns;
 mod nft;
+mod parent;
 mod ports;
 mod procfs;
 mod proxy;
@@ -38,8 +40,13 @@ pub use endpoint::{
     mac_for, mac_for6,
 };
 pub use error::NetworkError;
+pub use firewall::{DefaultDrop, Path, default_drops, watch_firewall};
 pub use net::{IpNet, Ipv4Net, Ipv6Net, ParseNetError};
 pub use netns::NetNs;
+pub use parent::{
+    IpvlanFlag, IpvlanMode, MacvlanMode, Parent, SharedKind, SharedSpec, ensure_parent, parents_of,
+    remove_parent,
+};
 pub use ports::{PortMapping, PortRange, PortRequest, Proto, Reservation, Targets, reserve};
 pub use resolver::{RESOLVER, ResolverSockets, resolver};
 pub use sweep::{orphans, remove_link, sweep};

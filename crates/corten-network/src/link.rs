@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-    InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoIpVlan, InfoKind,
+    InfoMacVlan, InfoPortData, InfoPortKind, InfoVeth, InfoVlan, IpVlanFlags, IpVlanMode,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage, MacVlanMode,
 };
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -16,6 +17,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Request};
 
 use crate::netlink::{Answer, Batch, Socket, find};
+use crate::parent::{IpvlanFlag, IpvlanMode, MacvlanMode, SharedKind};
 use crate::{Ipv4Net, Ipv6Net, NetNs, NetworkError, Result};
 
 /// Longest name of a link.
@@ -23,6 +25,7 @@ const NAME_MAX: usize = 15;
 /// `IFLA_*` and `IFA_*` attributes read from answers.
 mod attr {
     pub(super) const IFNAME: u16 = 3;
+    pub(super) const ALIAS: u16 = 20;
     pub(super) const MTU: u16 = 4;
     pub(super) const MASTER: u16 = 10;
     pub(super) const LINKINFO: u16 = 18;
@@ -42,6 +45,8 @@ pub(crate) struct Link {
     pub(crate) master: Option<u32>,
     /// `bridge`, `veth`, …; empty for hardware.
     pub(crate) kind: String,
+    /// What somebody wrote on it; empty if nobody did.
+    pub(crate) alias: String,
 }
 
 /// Checks a name before it goes into requests and sysctl paths.
@@ -151,6 +156,97 @@ pub(crate) fn create_bridge(batch: &mut Batch, name: &str, mac: [u8; 6], mtu: u3
         flags,
         &Request::NewLink(message),
     );
+}
+
+/// A link on a parent to create, straight in a container's namespace.
+pub(crate) struct SharedLink<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) ns: &'a NetNs,
+    pub(crate) parent: u32,
+    pub(crate) kind: SharedKind,
+    pub(crate) mac: [u8; 6],
+    pub(crate) mtu: Option<u32>,
+}
+
+/// Creates a macvlan or ipvlan link.
+pub(crate) fn create_shared(batch: &mut Batch, shared: &SharedLink<'_>) {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(shared.name.to_owned()),
+        LinkAttribute::Link(shared.parent),
+        LinkAttribute::NetNsFd(shared.ns.as_fd().as_raw_fd()),
+    ];
+    if let Some(mtu) = shared.mtu {
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+    }
+    let (kind, data) = match shared.kind {
+        SharedKind::Macvlan(mode) => {
+            let address = LinkAttribute::Address(shared.mac.to_vec());
+            message.attributes.push(address);
+            let mode = match mode {
+                MacvlanMode::Bridge => MacVlanMode::Bridge,
+                MacvlanMode::Private => MacVlanMode::Private,
+                MacvlanMode::Vepa => MacVlanMode::Vepa,
+                MacvlanMode::Passthru => MacVlanMode::Passthrough,
+            };
+            let data = InfoData::MacVlan(vec![InfoMacVlan::Mode(mode)]);
+            (InfoKind::MacVlan, data)
+        }
+        SharedKind::Ipvlan(mode, flag) => {
+            let mode = match mode {
+                IpvlanMode::L2 => IpVlanMode::L2,
+                IpvlanMode::L3 => IpVlanMode::L3,
+                IpvlanMode::L3s => IpVlanMode::L3S,
+            };
+            let flags = match flag {
+                IpvlanFlag::Bridge => IpVlanFlags::empty(),
+                IpvlanFlag::Private => IpVlanFlags::Private,
+                IpvlanFlag::Vepa => IpVlanFlags::Vepa,
+            };
+            let data = vec![InfoIpVlan::Mode(mode), InfoIpVlan::Flags(flags)];
+            (InfoKind::IpVlan, InfoData::IpVlan(data))
+        }
+    };
+    let info = vec![LinkInfo::Kind(kind), LinkInfo::Data(data)];
+    message.attributes.push(LinkAttribute::LinkInfo(info));
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    let request = Request::NewLink(message);
+    batch.push("create link", shared.name, &[], flags, &request);
+}
+
+/// Creates a link that leads nowhere.
+pub(crate) fn create_dummy(batch: &mut Batch, name: &str) {
+    let info = vec![LinkInfo::Kind(InfoKind::Dummy)];
+    create_parent(batch, name, None, info);
+}
+
+/// Creates a VLAN of a link.
+pub(crate) fn create_vlan(batch: &mut Batch, name: &str, of: u32, id: u16) {
+    let data = InfoData::Vlan(vec![InfoVlan::Id(id)]);
+    let info = vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(data)];
+    create_parent(batch, name, Some(of), info);
+}
+
+fn create_parent(batch: &mut Batch, name: &str, of: Option<u32>, info: Vec<LinkInfo>) {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    message.attributes.extend(of.map(LinkAttribute::Link));
+    message.attributes.push(LinkAttribute::LinkInfo(info));
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    let request = Request::NewLink(message);
+    batch.push("create link", name, &[], flags, &request);
+}
+
+/// Writes on a link whose it is, and brings it up.
+pub(crate) fn mark_and_bring_up(batch: &mut Batch, name: &str, alias: &str) {
+    let mut message = LinkMessage::default();
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::IfAlias(alias.to_owned()),
+    ];
+    batch.push("bring up", name, &[], 0, &Request::NewLink(message));
 }
 
 /// Brings a link up.
@@ -367,6 +463,7 @@ fn parse_link(answer: &Answer) -> Option<Link> {
             .and_then(|info| find(info, attr::INFO_KIND))
             .map(text)
             .unwrap_or_default(),
+        alias: find(attrs, attr::ALIAS).map(text).unwrap_or_default(),
     })
 }
 

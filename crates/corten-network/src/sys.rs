@@ -3,9 +3,10 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::thread::UnshareFlags;
+use tokio::io::unix::AsyncFd;
 
 /// `unshare(2)` of the calling thread. Only for namespaces: unsharing the descriptor table is what
 /// makes the call unsafe.
@@ -19,6 +20,13 @@ pub(crate) fn unshare(flags: UnshareFlags) -> rustix::io::Result<()> {
 /// Switches on a boolean option of a netlink socket (`netlink(7)`, level `SOL_NETLINK`).
 pub(crate) fn enable_netlink_option(fd: BorrowedFd<'_>, option: i32) -> io::Result<()> {
     enable(fd, libc::SOL_NETLINK, option)
+}
+
+/// Watches a descriptor on this thread's runtime.
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, which the `AsyncFd` does
+    // after it has deregistered it.
+    unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
 }
 
 /// Switches on a boolean socket option.

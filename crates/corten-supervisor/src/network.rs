@@ -10,7 +10,7 @@ use corten_network::{
     DefaultRoutes, Endpoint, EndpointSpec, NetNs, NetworkError, PortMapping, Reservation, Targets,
     WayOut,
 };
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::job::{BoxError, NameServerJob, NetworkJob, Place, Places, StartError};
 use crate::names::{NameServer, Serving};
@@ -26,6 +26,18 @@ pub(crate) struct Network {
     /// A name server that does not answer yet.
     names: Option<NameServer>,
     serving: Option<Serving>,
+}
+
+/// Keeps published ports what they should be while the host's firewall changes.
+async fn watch(published: Vec<EndpointSpec>) {
+    let mut watches = JoinSet::new();
+    for spec in published {
+        watches.spawn_local(async {
+            let error = corten_network::watch_firewall(spec).await;
+            tracing::warn!(%error, "changes of the host's firewall go unnoticed");
+        });
+    }
+    while watches.join_next().await.is_some() {}
 }
 
 #[derive(Debug)]
@@ -107,8 +119,15 @@ impl Network {
             targets.v4 = targets.v4.or(at.v4);
             targets.v6 = targets.v6.or(at.v6);
         }
+        let places = self.places.iter().map(|place| place.endpoint.spec());
+        let published: Vec<EndpointSpec> =
+            places.filter(|s| !s.ports.is_empty()).cloned().collect();
         match reservation.try_clone() {
-            Ok(clone) => self.proxies = Some(tokio::task::spawn_local(clone.serve(targets))),
+            Ok(clone) => {
+                self.proxies = Some(tokio::task::spawn_local(async move {
+                    tokio::join!(clone.serve(targets), watch(published));
+                }));
+            }
             Err(error) => tracing::error!(%error, "published ports have no proxy"),
         }
     }

@@ -25,6 +25,11 @@ use crate::sweep::NetworkLock;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
+/// The annotation (no label: an image may bring those) of containers whose published ports are reached
+/// from outside even where the host's own firewall drops by default what arrives at the host
+/// (docs/ports.md).
+const OPEN_PORTS: &str = "corten.open-ports";
+
 /// What a run has on a network.
 #[derive(Debug, Clone)]
 pub(super) struct Given {
@@ -272,6 +277,8 @@ fn give(
         false => engine.layout().veth_on(&container.id, &row.id),
     };
     let mut spec = EndpointSpec::new(Driver::Bridge(bridge.clone()), host_ifname, v4, v6);
+    let annotations = container.host.annotations.as_ref();
+    spec.open = annotations.is_some_and(|a| a.get(OPEN_PORTS).is_some_and(|v| v == "true"));
     if let Some(mac) = &wish.mac {
         spec.mac = crate::containers::parse_mac(mac)?;
     }

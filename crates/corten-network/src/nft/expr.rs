@@ -33,6 +33,8 @@ pub(crate) enum Verdict {
     Drop,
     Accept,
     Jump(&'static str),
+    /// Without coming back.
+    Goto(&'static str),
 }
 
 /// Expressions of a rule.
@@ -171,7 +173,7 @@ impl Expr {
             ),
             Self::Verdict(verdict) => {
                 let mut inner = vec![number(1, verdict.code())];
-                if let Verdict::Jump(chain) = verdict {
+                if let Verdict::Jump(chain) | Verdict::Goto(chain) = verdict {
                     inner.push(Attr::name(2, chain));
                 }
                 let data = Attr::Nest(2, vec![Attr::Nest(2, inner)]);
@@ -183,11 +185,12 @@ impl Expr {
 }
 
 impl Verdict {
-    fn code(self) -> u32 {
+    pub(super) fn code(self) -> u32 {
         match self {
             Self::Drop => 0,
             Self::Accept => 1,
             Self::Jump(_) => (-3i32).cast_unsigned(),
+            Self::Goto(_) => (-4i32).cast_unsigned(),
         }
     }
 }

@@ -4,12 +4,14 @@
 //! All changes go through [`Transaction`], which the kernel applies whole or not at all.
 
 mod expr;
+mod foreign;
 mod set;
 mod wire;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 
 pub(crate) use self::expr::{Ct, Expr, Meta, Verdict, reg};
+pub(crate) use self::foreign::{Chain, Step, chains, changes_rules, last_rule};
 pub(crate) use self::set::{Element, Set, Type};
 use self::set::{elements, parse_elements};
 pub(crate) use self::wire::{Attr, Message};
@@ -22,6 +24,7 @@ use crate::{NetworkError, Result};
 #[repr(u32)]
 pub(crate) enum Hook {
     Prerouting = 0,
+    Input = 1,
     Forward = 2,
     Output = 3,
     Postrouting = 4,
@@ -144,7 +147,11 @@ impl<'a> Transaction<'a> {
         }
         if let [single] = set.key {
             // nft's user data: type 0 (byte order of the key), length 4, 1 host or 2 network.
-            let order: u32 = if matches!(single, Type::Link) { 1 } else { 2 };
+            let order: u32 = if matches!(single, Type::Link | Type::Family) {
+                1
+            } else {
+                2
+            };
             attrs.push(Attr::Bytes(
                 13,
                 [&[0u8, 4][..], &order.to_ne_bytes()].concat(),

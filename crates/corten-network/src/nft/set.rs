@@ -6,6 +6,8 @@ use crate::netlink::{Answer, find, nlas};
 /// Element types, by nft's numbers, so that `nft list` shows them as what they are.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Type {
+    /// `NFPROTO_*`, in a set of its own only.
+    Family,
     Ipv4,
     Ipv6,
     Protocol,
@@ -16,6 +18,7 @@ pub(crate) enum Type {
 impl Type {
     fn number(self) -> u32 {
         match self {
+            Self::Family => 2,
             Self::Ipv4 => 7,
             Self::Ipv6 => 8,
             Self::Protocol => 12,
@@ -27,6 +30,7 @@ impl Type {
     /// Length in registers, in bytes.
     fn length(self) -> u32 {
         match self {
+            Self::Family => 1,
             Self::Ipv4 | Self::Protocol | Self::Port => 4,
             Self::Ipv6 | Self::Link => 16,
         }

@@ -5,7 +5,7 @@ use netlink_packet_core::{Emitable, NLMSG_NOOP, NetlinkSerializable, Nla};
 /// `NFPROTO_INET`: one table for IPv4 and IPv6.
 const INET: u8 = 1;
 /// `NFNL_SUBSYS_NFTABLES`.
-const SUBSYSTEM: u16 = 10;
+pub(super) const SUBSYSTEM: u16 = 10;
 /// `NFNL_MSG_BATCH_BEGIN` and `_END`.
 pub(super) const BATCH: (u16, u16) = (0x10, 0x11);
 const NESTED: u16 = netlink_packet_core::NLA_F_NESTED;
@@ -19,6 +19,7 @@ pub(crate) enum Op {
     NewChain = 3,
     GetChain = 4,
     NewRule = 6,
+    GetRule = 7,
     DelRule = 8,
     NewSet = 9,
     NewElement = 12,
@@ -82,9 +83,13 @@ pub(crate) struct Message {
 
 impl Message {
     pub(super) fn new(op: Op, attrs: Vec<Attr>) -> Self {
+        Self::of_family(op, INET, attrs)
+    }
+
+    pub(super) fn of_family(op: Op, family: u8, attrs: Vec<Attr>) -> Self {
         Self {
             kind: SUBSYSTEM << 8 | op as u16,
-            family: INET,
+            family,
             resource: 0,
             attrs,
         }

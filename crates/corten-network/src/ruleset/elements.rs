@@ -9,6 +9,14 @@ use crate::ports::{PortMapping, Proto, Targets};
 /// Length of a link name with its NUL (`IFNAMSIZ`).
 const LINK_NAME: usize = 16;
 
+/// Ports published, where they lead, and whether past the host's input rules.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Publication<'a> {
+    pub(crate) ports: &'a [PortMapping],
+    pub(crate) targets: Targets,
+    pub(crate) open: bool,
+}
+
 /// Elements by set.
 pub(super) type Elements = Vec<(&'static str, Vec<Element>)>;
 
@@ -50,33 +58,58 @@ pub(super) const MASQUERADED6: Set = Set {
     name: "masqueraded6",
     ..SUBNETS6
 };
-pub(super) const PUBLISHED: Set = Set {
-    name: "published",
-    key: &[Type::Protocol, Type::Port],
-    value: &[Type::Ipv4, Type::Port],
-    interval: false,
-};
-pub(super) const PUBLISHED_AT: Set = Set {
-    name: "published_at",
-    key: &[Type::Ipv4, Type::Protocol, Type::Port],
-    value: &[Type::Ipv4, Type::Port],
+/// Families in which the host's own firewall drops by default what arrives at the host.
+pub(super) const GUARDED: Set = Set {
+    name: "guarded",
+    key: &[Type::Family],
+    value: &[],
     interval: false,
 };
 
-pub(super) const PUBLISHED6: Set = Set {
-    name: "published6",
-    key: &[Type::Protocol, Type::Port],
-    value: &[Type::Ipv6, Type::Port],
-    interval: false,
-};
-pub(super) const PUBLISHED6_AT: Set = Set {
-    name: "published6_at",
-    key: &[Type::Ipv6, Type::Protocol, Type::Port],
-    value: &[Type::Ipv6, Type::Port],
-    interval: false,
-};
-/// The maps of published ports.
-pub(super) const PUBLISHING: [&Set; 4] = [&PUBLISHED, &PUBLISHED_AT, &PUBLISHED6, &PUBLISHED6_AT];
+/// The maps of published ports: IPv4 and IPv6, on one host address and on every one.
+#[derive(Debug)]
+pub(super) struct Maps {
+    pub(super) at: Set,
+    pub(super) every: Set,
+    pub(super) at6: Set,
+    pub(super) every6: Set,
+}
+
+impl Maps {
+    const fn named(
+        at: &'static str,
+        every: &'static str,
+        at6: &'static str,
+        every6: &'static str,
+    ) -> Self {
+        const fn map(name: &'static str, key: &'static [Type], value: &'static [Type]) -> Set {
+            Set {
+                name,
+                key,
+                value,
+                interval: false,
+            }
+        }
+        const V4: &[Type] = &[Type::Ipv4, Type::Port];
+        const V6: &[Type] = &[Type::Ipv6, Type::Port];
+        Self {
+            at: map(at, &[Type::Ipv4, Type::Protocol, Type::Port], V4),
+            every: map(every, &[Type::Protocol, Type::Port], V4),
+            at6: map(at6, &[Type::Ipv6, Type::Protocol, Type::Port], V6),
+            every6: map(every6, &[Type::Protocol, Type::Port], V6),
+        }
+    }
+
+    pub(super) fn all(&'static self) -> [&'static Set; 4] {
+        [&self.at, &self.every, &self.at6, &self.every6]
+    }
+}
+
+/// Every published port.
+pub(super) static PUBLISHED: Maps =
+    Maps::named("published_at", "published", "published6_at", "published6");
+/// Those of them that the user wants reached past the host's input rules.
+pub(super) static OPEN: Maps = Maps::named("open_at", "open", "open6_at", "open6");
 
 /// What the table says of a bridge.
 pub(super) fn elements_of(spec: &BridgeSpec) -> Elements {
@@ -137,51 +170,53 @@ pub(super) fn link(name: &str) -> Element {
 
 /// The elements that publish `ports` at the targets. What comes by a family of which there is no target
 /// is left to the userland proxy.
-pub(super) fn published(targets: Targets, ports: &[PortMapping]) -> Elements {
-    let mut list: Elements = PUBLISHING
-        .iter()
-        .map(|set| (set.name, Vec::new()))
-        .collect();
-    let mut add = |set: &Set, host: &[u8], target: &[u8], port: &PortMapping| {
-        let protocol = [protocol(port.proto), 0, 0, 0];
-        let element = Element {
-            key: [host, &protocol, &padded(port.host_port)].concat(),
+pub(super) fn published(publication: Publication<'_>) -> Elements {
+    let mut list = in_maps(&PUBLISHED, publication);
+    if publication.open {
+        list.extend(in_maps(&OPEN, publication));
+    }
+    list
+}
+
+fn in_maps(maps: &'static Maps, publication: Publication<'_>) -> Elements {
+    let Targets { v4, v6 } = publication.targets;
+    let [mut at, mut every, mut at6, mut every6] = [const { Vec::new() }; 4];
+    for port in publication.ports {
+        let element = |host: &[u8], target: &[u8]| Element {
+            key: [
+                host,
+                &[protocol(port.proto), 0, 0, 0],
+                &padded(port.host_port),
+            ]
+            .concat(),
             value: [target, &padded(port.container_port)].concat(),
             interval_end: false,
         };
-        if let Some((_, elements)) = list.iter_mut().find(|(name, _)| *name == set.name) {
-            elements.push(element);
-        }
-    };
-    for port in ports {
-        let (any4, any6) = match port.host_ip {
-            None => (true, true),
-            Some(ip) => (
-                ip == IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            ),
-        };
-        if let (Some(target), true) = (targets.v4, any4) {
-            add(&PUBLISHED, &[], &target.octets(), port);
-        }
-        if let (Some(target), true) = (targets.v6, any6) {
-            add(&PUBLISHED6, &[], &target.octets(), port);
-        }
-        match port.host_ip {
-            Some(IpAddr::V4(host)) if !any4 => {
-                if let Some(target) = targets.v4 {
-                    add(&PUBLISHED_AT, &host.octets(), &target.octets(), port);
+        if let Some(target) = v4 {
+            match port.host_ip {
+                None | Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => {
+                    every.push(element(&[], &target.octets()));
                 }
+                Some(IpAddr::V4(host)) => at.push(element(&host.octets(), &target.octets())),
+                Some(IpAddr::V6(_)) => {}
             }
-            Some(IpAddr::V6(host)) if !any6 => {
-                if let Some(target) = targets.v6 {
-                    add(&PUBLISHED6_AT, &host.octets(), &target.octets(), port);
+        }
+        if let Some(target) = v6 {
+            match port.host_ip {
+                None | Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) => {
+                    every6.push(element(&[], &target.octets()));
                 }
+                Some(IpAddr::V6(host)) => at6.push(element(&host.octets(), &target.octets())),
+                Some(IpAddr::V4(_)) => {}
             }
-            _ => {}
         }
     }
-    list
+    let lists = [at, every, at6, every6];
+    maps.all()
+        .map(|set| set.name)
+        .into_iter()
+        .zip(lists)
+        .collect()
 }
 
 /// `IPPROTO_*`.

@@ -12,9 +12,14 @@
 //!   set masqueraded[6] { type ipv4_addr; interval }     those masqueraded towards the outside
 //!   map published[6] { proto . port : addr . port }     published on every host address
 //!   map published[6]_at { addr . proto . port : addr . port }   published on one
+//!   map open[6][_at]                                    those of them past the host's input rules
+//!   set guarded      { type nf_proto }                  families the host's input rules drop by default
 //!   chain guard      { prerouting, raw: from a bridge to or from 127.0.0.0/8 → drop }
-//!   chain prerouting, output { nat: to an address of this host → jump publish }
+//!   chain prerouting { nat: from outside by a guarded family → goto asked }
+//!   chain prerouting, output { to an address of this host → jump publish }
+//!   chain asked      { to an address of this host → jump open }
 //!   chain publish[6] { dnat through published_at, then published }
+//!   chain open[6]    { dnat through open_at, then open }
 //!   chain forward    { filter: to a bridge only replies, published ports and icc; internal: nothing }
 //!   chain postrouting { nat: masquerade hairpin, 127.0.0.1 → bridge, masqueraded → outside }
 //! }
@@ -32,15 +37,15 @@ mod rules;
 
 use std::net::IpAddr;
 
+pub(crate) use self::elements::Publication;
 use self::elements::{
-    BRIDGES, Elements, PUBLISHING, describe, elements_of, link, published, target,
+    BRIDGES, Elements, GUARDED, OPEN, PUBLISHED, describe, elements_of, link, published, target,
 };
-use self::rules::{VERSION, define};
+use self::rules::{NFPROTO_IPV4, NFPROTO_IPV6, VERSION, define};
 use crate::Result;
 use crate::bridge::BridgeSpec;
 use crate::netlink::Socket;
-use crate::nft::{self, Transaction, is_absent};
-use crate::ports::{PortMapping, Targets};
+use crate::nft::{self, Element, Transaction, is_absent};
 
 /// How often a deletion is tried again because somebody else deleted some of it first.
 const ATTEMPTS: usize = 8;
@@ -103,15 +108,46 @@ pub(crate) fn remove(socket: &mut Socket, table: &str) -> Result<()> {
     }
 }
 
+/// Says which families the host's input rules drop by default.
+pub(crate) fn guard(socket: &mut Socket, table: &str, ipv4: bool, ipv6: bool) -> Result<()> {
+    let element = |family: u8| Element {
+        key: vec![family],
+        value: Vec::new(),
+        interval_end: false,
+    };
+    let mut attempt = 1;
+    loop {
+        let mut t = Transaction::new(table);
+        let mut same = true;
+        for (family, wanted) in [(NFPROTO_IPV4, ipv4), (NFPROTO_IPV6, ipv6)] {
+            let key = [element(family)];
+            let is = !nft::lookup(socket, table, GUARDED.name, &key)?.is_empty();
+            same &= is == wanted;
+            match wanted {
+                true if !is => t.add(GUARDED.name, &key),
+                false if is => t.delete(GUARDED.name, &key),
+                _ => {}
+            }
+        }
+        if same {
+            return Ok(());
+        }
+        match t.commit(socket) {
+            // Somebody else noticed as well.
+            Err(e) if is_absent(&e) && attempt < ATTEMPTS => attempt += 1,
+            done => return done,
+        }
+    }
+}
+
 /// Publishes ports at the targets. An element that is there for one of them belongs to somebody dead,
 /// as the caller holds the port's socket, and is replaced.
 pub(crate) fn publish(
     socket: &mut Socket,
     table: &str,
-    targets: Targets,
-    ports: &[PortMapping],
+    publication: Publication<'_>,
 ) -> Result<()> {
-    let wanted = published(targets, ports);
+    let wanted = published(publication);
     if wanted.iter().all(|(_, elements)| elements.is_empty()) {
         return Ok(());
     }
@@ -142,10 +178,9 @@ pub(crate) fn publish(
 pub(crate) fn unpublish(
     socket: &mut Socket,
     table: &str,
-    targets: Targets,
-    ports: &[PortMapping],
+    publication: Publication<'_>,
 ) -> Result<()> {
-    let wanted = published(targets, ports);
+    let wanted = published(publication);
     delete_chosen(socket, table, |socket| {
         let mut chosen = Elements::new();
         for (set, elements) in &wanted {
@@ -194,7 +229,7 @@ fn published_where(
     chosen: impl Fn(IpAddr) -> bool,
 ) -> Result<Elements> {
     let mut elements = Elements::new();
-    for set in PUBLISHING {
+    for set in PUBLISHED.all().into_iter().chain(OPEN.all()) {
         let mut list = nft::dump(socket, table, set.name)?;
         list.retain(|e| target(e).is_some_and(|to| chosen(to.ip())));
         elements.push((set.name, list));

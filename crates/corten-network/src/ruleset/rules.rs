@@ -1,16 +1,16 @@
 //! The rules themselves. A change here needs a new [`VERSION`].
 
 use super::elements::{
-    BRIDGES, INTERNAL, MASQUERADED, MASQUERADED6, PUBLISHED, PUBLISHED_AT, PUBLISHED6,
-    PUBLISHED6_AT, PUBLISHING, SUBNETS, SUBNETS6, TALKING,
+    BRIDGES, GUARDED, INTERNAL, MASQUERADED, MASQUERADED6, Maps, OPEN, PUBLISHED, SUBNETS,
+    SUBNETS6, TALKING,
 };
 use crate::nft::{Ct, Expr, Hook, Meta, Transaction, Verdict, reg};
 
 /// An empty chain whose name is the version of the rules; it is there if they are up to date.
 pub(super) const VERSION: &str = "rules-2";
 /// Families as `meta nfproto` has them.
-const NFPROTO_IPV4: u8 = 2;
-const NFPROTO_IPV6: u8 = 10;
+pub(super) const NFPROTO_IPV4: u8 = 2;
+pub(super) const NFPROTO_IPV6: u8 = 10;
 /// `RTN_LOCAL`: an address of this host.
 const LOCAL: u32 = 2;
 /// `NF_CT_STATE_BIT`s of established and related.
@@ -29,15 +29,18 @@ pub(super) fn define(t: &mut Transaction<'_>) {
         &SUBNETS6,
         &MASQUERADED,
         &MASQUERADED6,
+        &GUARDED,
     ]
     .into_iter()
-    .chain(PUBLISHING)
+    .chain(PUBLISHED.all())
+    .chain(OPEN.all())
     {
         t.set(set);
     }
     t.chain(VERSION, None);
-    t.chain("publish", None);
-    t.chain("publish6", None);
+    for chain in ["asked", "publish", "publish6", "open", "open6"] {
+        t.chain(chain, None);
+    }
     // Priorities: raw -300, dstnat -100, filter 0, srcnat 100 (nft(8), "Standard priority names").
     t.chain("guard", Some(("filter", Hook::Prerouting, -300)));
     t.chain("prerouting", Some(("nat", Hook::Prerouting, -100)));
@@ -92,32 +95,48 @@ fn publishing(t: &mut Transaction<'_>) {
         Expr::Network(24, 16, reg::KEY),
         Expr::Differs(reg::KEY, loopback),
     ];
-    for chain in ["prerouting", "output"] {
+    t.rule(
+        "prerouting",
+        "from outside, where the host drops by default",
+        &[
+            Expr::Meta(Meta::InName, reg::KEY),
+            Expr::NotIn(BRIDGES.name, reg::KEY),
+            Expr::Meta(Meta::Family, reg::KEY),
+            Expr::In(GUARDED.name, reg::KEY),
+            Expr::Verdict(Verdict::Goto("asked")),
+        ],
+    );
+    for (chain, v4, v6) in [
+        ("prerouting", "publish", "publish6"),
+        ("output", "publish", "publish6"),
+        ("asked", "open", "open6"),
+    ] {
         let mut rule = |exprs: &[&[Expr]]| {
             t.rule(chain, "to an address of this host", &exprs.concat());
         };
-        rule(&[&ipv4(), &local("publish")]);
-        rule(&[&ipv6(), &translatable, &local("publish6")]);
+        rule(&[&ipv4(), &local(v4)]);
+        rule(&[&ipv6(), &translatable, &local(v6)]);
     }
+    translation(t, &PUBLISHED, "publish", "publish6");
+    translation(t, &OPEN, "open", "open6");
+}
+
+/// The chains of both families that look a packet's destination up.
+fn translation(t: &mut Transaction<'_>, maps: &'static Maps, chain4: &str, chain6: &str) {
     // Known already, but `nft list` shows the address by its name with it.
     let (v4, v6) = (ipv4(), ipv6());
+    // Where headers have the destination: RFC 791, RFC 8200.
     let families: [(_, &[Expr], _, _, _); 2] = [
+        (chain4, &v4, (16, 4), [&maps.at, &maps.every], Expr::Dnat4),
         (
-            "publish",
-            &v4,
-            (16, 4),
-            [&PUBLISHED_AT, &PUBLISHED],
-            Expr::Dnat4,
-        ),
-        (
-            "publish6",
+            chain6,
             &v6,
             (24, 16),
-            [&PUBLISHED6_AT, &PUBLISHED6],
+            [&maps.at6, &maps.every6],
             Expr::Dnat6,
         ),
     ];
-    for (chain, family, (offset, length), [at, everywhere], dnat) in families {
+    for (chain, family, (offset, length), [at, every], dnat) in families {
         // Registers are of four bytes.
         let after = reg::KEY + length / 4;
         let one = [
@@ -127,14 +146,14 @@ fn publishing(t: &mut Transaction<'_>) {
             Expr::Map(at.name, reg::KEY),
             dnat.clone(),
         ];
-        let every = [
+        let any = [
             Expr::Meta(Meta::Protocol, reg::KEY),
             Expr::Transport(2, 2, reg::KEY + 1),
-            Expr::Map(everywhere.name, reg::KEY),
+            Expr::Map(every.name, reg::KEY),
             dnat,
         ];
         t.rule(chain, "published on one address", &[family, &one].concat());
-        t.rule(chain, "published on every address", &every);
+        t.rule(chain, "published on every address", &any);
     }
 }
 

@@ -24,6 +24,15 @@ pub struct Lab {
 }
 
 impl Lab {
+    /// The same with routes to everything by the host, as an attacker on the LAN would set them.
+    pub fn with_a_routing_neighbour() -> Self {
+        let lab = Self::new();
+        lab.on_lan(|| {
+            run("ip route add default via 192.0.2.1; ip route add default via 2001:db8::1")
+        });
+        lab
+    }
+
     /// Host and LAN machine, joined by a link; the LAN machine has a route to nothing but the LAN.
     pub fn new() -> Self {
         let lab = Self {
@@ -36,11 +45,13 @@ impl Lab {
             lab.lan.as_fd().as_raw_fd()
         );
         lab.on_host(|| {
+            run("sysctl -qw net.ipv6.conf.default.accept_dad=0");
             run(&format!("ip link set lo up; ip link add lan0 type veth peer name lan1 netns {lan}"));
             run("ip addr add 192.0.2.1/24 dev lan0; ip link set lan0 up");
             run("ip addr add 2001:db8::1/64 dev lan0 nodad; ip addr add 2001:db8::3/64 dev lan0 nodad");
         });
         lab.on_lan(|| {
+            run("sysctl -qw net.ipv6.conf.lan1.accept_dad=0");
             run("ip link set lo up; ip addr add 192.0.2.2/24 dev lan1; ip link set lan1 up");
             run("ip addr add 2001:db8::2/64 dev lan1 nodad");
         });
@@ -59,7 +70,7 @@ impl Lab {
         self.connect(&endpoint(bridge, n, ports))
     }
 
-    fn connect(&self, spec: &EndpointSpec) -> Container {
+    pub fn connect(&self, spec: &EndpointSpec) -> Container {
         let ns = NetNs::create().unwrap();
         let endpoint = self.on_host(|| connect(&ns, spec).unwrap());
         let host = self.host.try_clone().unwrap();
@@ -157,7 +168,22 @@ pub struct Proxy {
 }
 
 impl Proxy {
+    /// The proxy of a container's ports, which watches the firewall as a supervisor does.
+    pub fn of(lab: &Lab, container: &Container) -> Self {
+        let spec = container.endpoint.as_ref().unwrap().spec().clone();
+        Self::serve(lab, &spec.ports.clone(), spec.targets(), Some(spec))
+    }
+
     pub fn start(lab: &Lab, ports: &[PortMapping], targets: Targets) -> Self {
+        Self::serve(lab, ports, targets, None)
+    }
+
+    fn serve(
+        lab: &Lab,
+        ports: &[PortMapping],
+        targets: Targets,
+        watched: Option<EndpointSpec>,
+    ) -> Self {
         let request = |p: &PortMapping| PortRequest {
             proto: p.proto,
             host_ip: p.host_ip,
@@ -175,7 +201,14 @@ impl Proxy {
                 .build()
                 .unwrap();
             runtime.block_on(async {
+                let watch = async {
+                    match watched {
+                        Some(spec) => watch_firewall(spec).await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
+                    error = watch => panic!("{error}"),
                     () = reservation.serve(targets) => unreachable!("it never ends"),
                     _ = stopped => {}
                 }
@@ -296,6 +329,15 @@ fn ask_within(ns: &NetNs, to: &str, patience: Duration) -> Option<String> {
 
 /// The same by UDP.
 pub fn ask_udp(ns: &NetNs, to: &str) -> Option<String> {
+    ask_udp_within(ns, to, PATIENCE)
+}
+
+/// Asserts that a client in `ns` gets no answer by UDP.
+pub fn refused_udp(ns: &NetNs, to: &str) -> bool {
+    ask_udp_within(ns, to, IMPATIENCE).is_none()
+}
+
+fn ask_udp_within(ns: &NetNs, to: &str, patience: Duration) -> Option<String> {
     let to: SocketAddr = to.parse().unwrap();
     let socket = ns
         .run_in(|| {
@@ -307,7 +349,7 @@ pub fn ask_udp(ns: &NetNs, to: &str) -> Option<String> {
             UdpSocket::bind((any, 0)).unwrap()
         })
         .unwrap();
-    socket.set_read_timeout(Some(PATIENCE / 4)).unwrap();
+    socket.set_read_timeout(Some(patience / 4)).unwrap();
     socket.connect(to).ok()?;
     let mut buffer = [0; 64];
     for _ in 0..4 {
