@@ -284,11 +284,29 @@ impl Endpoint {
     /// The rule set cannot be changed; some of the ports may then be published and others not.
     pub fn republish(&mut self, wanted: WayOut, ports: Vec<PortMapping>) -> Result<()> {
         let mut netfilter = Socket::netfilter()?;
-        self.spec.unpublish(&mut netfilter)?;
-        self.spec.default_route = wanted.v4;
-        self.spec.default_route6 = wanted.v6;
-        self.spec.ports = ports;
-        self.spec.publish(&mut netfilter)
+        let same = wanted.v4 == self.spec.default_route && wanted.v6 == self.spec.default_route6;
+        // What stays is not touched.
+        let stays = |port: &PortMapping, others: &[PortMapping]| same && others.contains(port);
+        let with = |mut ports: Vec<PortMapping>, others: &[PortMapping]| {
+            ports.retain(|port| !stays(port, others));
+            ports
+        };
+        let gone = EndpointSpec {
+            ports: with(self.spec.ports.clone(), &ports),
+            ..self.spec.clone()
+        };
+        let new = EndpointSpec {
+            ports: with(ports.clone(), &self.spec.ports),
+            default_route: wanted.v4,
+            default_route6: wanted.v6,
+            ..self.spec.clone()
+        };
+        gone.unpublish(&mut netfilter)?;
+        self.spec = EndpointSpec {
+            ports,
+            ..new.clone()
+        };
+        new.publish(&mut netfilter)
     }
 
     /// Removes the link and the published ports; goes on after an error and reports all of them.

@@ -137,16 +137,16 @@ pub trait Host {
     /// told it. `None` when it cannot be known.
     fn restart_policy(&mut self) -> Option<RestartPolicy>;
 
-    /// The places a running container is to have on networks by now, in the same way as
-    /// [`Self::prepare`] told them. What is new among them is reserved for it. The ports that are
-    /// published stay those of the start.
+    /// The places a running container is to have on networks by now and the ports to publish, in the
+    /// same way as [`Self::prepare`] told them. What is new among the places is reserved for it.
     ///
     /// # Errors
     /// A network that is no more, or has no address left; nothing is reserved then.
-    fn places(&mut self) -> Result<Vec<Place>, BoxError>;
+    fn places(&mut self) -> Result<Places, BoxError>;
 
-    /// What [`Self::places`] told is so (`done`), or could not be made, and is as before.
-    fn placed(&mut self, done: bool);
+    /// What [`Self::places`] told is so (`done`), or could not be made, and is as before. `ports`:
+    /// what is published now.
+    fn placed(&mut self, done: bool, ports: &[PortMapping]);
 
     /// The name server that it is to have by now, with what [`Self::places`] told.
     ///

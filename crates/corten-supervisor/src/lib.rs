@@ -21,6 +21,7 @@ mod names;
 mod network;
 mod oom;
 pub mod protocol;
+mod published;
 mod run;
 mod server;
 mod supervise;

@@ -7,13 +7,12 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use corten_network::{
-    DefaultRoutes, Endpoint, EndpointSpec, NetNs, NetworkError, PortMapping, Reservation, Targets,
-    WayOut,
+    DefaultRoutes, Endpoint, EndpointSpec, NetNs, NetworkError, PortMapping, Targets, WayOut,
 };
-use tokio::task::{JoinHandle, JoinSet};
 
 use crate::job::{BoxError, NameServerJob, NetworkJob, Place, Places, StartError};
 use crate::names::{NameServer, Serving};
+use crate::published::Published;
 use crate::supervise::Shared;
 
 /// A run's network. Without a namespace of its own it has nothing to undo.
@@ -21,23 +20,10 @@ use crate::supervise::Shared;
 pub(crate) struct Network {
     namespace: Option<NetNs>,
     places: Vec<Connected>,
-    reservation: Option<Reservation>,
-    proxies: Option<JoinHandle<()>>,
+    published: Published,
     /// A name server that does not answer yet.
     names: Option<NameServer>,
     serving: Option<Serving>,
-}
-
-/// Keeps published ports what they should be while the host's firewall changes.
-async fn watch(published: Vec<EndpointSpec>) {
-    let mut watches = JoinSet::new();
-    for spec in published {
-        watches.spawn_local(async {
-            let error = corten_network::watch_firewall(spec).await;
-            tracing::warn!(%error, "changes of the host's firewall go unnoticed");
-        });
-    }
-    while watches.join_next().await.is_some() {}
 }
 
 #[derive(Debug)]
@@ -61,13 +47,10 @@ impl Network {
             NetworkJob::Join(fd) => return Ok((Self::default(), corten_runtime::NetNs::Join(fd))),
             NetworkJob::Own(places) => *places,
         };
-        let reservation = match requests.is_empty() {
-            true => None,
-            false => Some(corten_network::reserve(&requests).map_err(StartError::other)?),
-        };
+        let published = Published::reserve(requests).map_err(StartError::other)?;
         let namespace = NetNs::create().map_err(StartError::other)?;
         let mut network = Self {
-            reservation,
+            published,
             ..Self::default()
         };
         for place in endpoints {
@@ -102,34 +85,25 @@ impl Network {
 
     /// What is published.
     pub(crate) fn ports(&self) -> &[PortMapping] {
-        self.reservation.as_ref().map_or(&[], Reservation::mappings)
+        self.published.mappings()
     }
 
     /// Starts the proxies of published ports, in place of those there are.
     pub(crate) fn serve(&mut self) {
-        if let Some(proxies) = self.proxies.take() {
-            proxies.abort();
-        }
-        let Some(reservation) = &self.reservation else {
-            return;
-        };
+        self.proxy(true);
+    }
+
+    fn proxy(&mut self, all: bool) {
         let mut targets = Targets::default();
-        for place in &self.places {
-            let at = place.endpoint.spec().targets();
+        let specs = || self.places.iter().map(|place| place.endpoint.spec());
+        for spec in specs() {
+            let at = spec.targets();
             targets.v4 = targets.v4.or(at.v4);
             targets.v6 = targets.v6.or(at.v6);
         }
-        let places = self.places.iter().map(|place| place.endpoint.spec());
-        let published: Vec<EndpointSpec> =
-            places.filter(|s| !s.ports.is_empty()).cloned().collect();
-        match reservation.try_clone() {
-            Ok(clone) => {
-                self.proxies = Some(tokio::task::spawn_local(async move {
-                    tokio::join!(clone.serve(targets), watch(published));
-                }));
-            }
-            Err(error) => tracing::error!(%error, "published ports have no proxy"),
-        }
+        let published = specs().filter(|spec| !spec.ports.is_empty()).cloned();
+        let published = published.collect();
+        self.published.serve(targets, published, all);
     }
 
     /// Makes a name server, unless there is one, or no namespace of its own.
@@ -161,19 +135,45 @@ impl Network {
         }
     }
 
-    /// Connects what is new in `wanted`, disconnects what is not in it, and moves default routes and
-    /// published ports to where they are to be.
-    pub(crate) fn apply(&mut self, wanted: Vec<Place>) -> Result<(), NetworkError> {
+    /// Connects what is new in `wanted`, disconnects what is not in it, publishes and takes back ports,
+    /// and moves default routes and published ports to where they are to be.
+    pub(crate) fn apply(&mut self, wanted: Places) -> Result<(), NetworkError> {
         let Some(namespace) = self.namespace.take() else {
             // The engine does not ask that of a container without one.
             return Ok(());
         };
-        let applied = self.bring_in_line(&namespace, wanted);
+        let applied = self.change(&namespace, wanted);
         self.namespace = Some(namespace);
         applied
     }
 
-    fn bring_in_line(&mut self, namespace: &NetNs, wanted: Vec<Place>) -> Result<(), NetworkError> {
+    fn change(&mut self, namespace: &NetNs, wanted: Places) -> Result<(), NetworkError> {
+        let before = self.ways_out();
+        let change = self.published.change(wanted.requests)?;
+        match self.bring_in_line(namespace, wanted.endpoints) {
+            Ok(moved) => {
+                // Connections that are carried live on where nothing changes for them.
+                if moved || change.is_any() {
+                    self.proxy(moved);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.published.undo(change);
+                if let Err(error) = self.arrange(namespace, &before) {
+                    tracing::error!(%error, "its published ports are not what they were");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether the ways out are others by that.
+    fn bring_in_line(
+        &mut self,
+        namespace: &NetNs,
+        wanted: Vec<Place>,
+    ) -> Result<bool, NetworkError> {
         let before = self.ways_out();
         let had = self.places.len();
         let mut after = Vec::new();
@@ -217,17 +217,13 @@ impl Network {
                 tracing::warn!(network = place.network, %error, "it is left to be swept");
             }
         }
-        // Carried connections live on where nothing changes for them.
         let open = |ways: Vec<(String, WayOut)>| {
             let mut open = ways;
             open.retain(|(_, way_out)| *way_out != WayOut::default());
             open.sort_by(|a, b| a.0.cmp(&b.0));
             open
         };
-        if open(before) != open(after) {
-            self.serve();
-        }
-        Ok(())
+        Ok(open(before) != open(after))
     }
 
     fn ways_out(&self) -> Vec<(String, WayOut)> {
@@ -262,12 +258,34 @@ impl Network {
             v4: spec.default_route,
             v6: spec.default_route6,
         };
-        let mut changed = self.places.iter().zip(&wanted);
-        if changed.all(|(place, wanted)| is(place.endpoint.spec()) == *wanted) {
-            return Ok(());
+        let ports_of = |way_out: WayOut| match way_out == WayOut::default() {
+            true => Vec::new(),
+            false => ports.clone(),
+        };
+        let mut both = self.places.iter().zip(&wanted);
+        let moved = both.any(|(place, wanted)| is(place.endpoint.spec()) != *wanted);
+        if moved {
+            self.set_routes(namespace, &wanted)?;
+            // A port is taken back from one place before it is published at another.
+            for (place, wanted) in self.places.iter_mut().zip(&wanted) {
+                if is(place.endpoint.spec()) != *wanted {
+                    place.endpoint.republish(WayOut::default(), Vec::new())?;
+                }
+            }
         }
+        for (place, wanted) in self.places.iter_mut().zip(&wanted) {
+            let spec = place.endpoint.spec();
+            let wanted_ports = ports_of(*wanted);
+            if is(spec) != *wanted || spec.ports != wanted_ports {
+                place.endpoint.republish(*wanted, wanted_ports)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_routes(&self, namespace: &NetNs, wanted: &[WayOut]) -> Result<(), NetworkError> {
         let mut routes = DefaultRoutes::default();
-        for (place, wanted) in self.places.iter().zip(&wanted) {
+        for (place, wanted) in self.places.iter().zip(wanted) {
             let spec = place.endpoint.spec();
             let (v4, v6) = spec.driver.gateways();
             if wanted.v4 && !spec.driver.internal() {
@@ -277,32 +295,17 @@ impl Network {
                 routes.v6 = Some((spec.ifname.as_str(), v6));
             }
         }
-        corten_network::default_routes(namespace, routes)?;
-        // A port is taken back from one place before it is published at another.
-        for (place, wanted) in self.places.iter_mut().zip(&wanted) {
-            if is(place.endpoint.spec()) != *wanted {
-                place.endpoint.republish(WayOut::default(), Vec::new())?;
-            }
-        }
-        for (place, wanted) in self.places.iter_mut().zip(&wanted) {
-            if is(place.endpoint.spec()) != *wanted {
-                place.endpoint.republish(*wanted, ports.clone())?;
-            }
-        }
-        Ok(())
+        corten_network::default_routes(namespace, routes)
     }
 
     /// Ports first (somebody may be waiting for them); the links go with the namespace.
     pub(crate) fn teardown(mut self) {
-        if let Some(proxies) = self.proxies.take() {
-            proxies.abort();
-        }
         for place in self.places {
             if let Err(error) = place.endpoint.release() {
                 tracing::warn!(%error, "published ports are left to be swept");
             }
         }
-        drop(self.reservation.take());
+        drop(self.published);
         drop(self.namespace.take());
     }
 }

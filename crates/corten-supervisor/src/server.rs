@@ -258,7 +258,7 @@ fn network(shared: &Rc<Shared>, live: &Live) -> Reply {
     let mut network = live.network.borrow_mut();
     let made = network.make_names(|| host.name_server());
     let applied = made.and_then(|()| Ok(network.apply(places)?));
-    host.placed(applied.is_ok());
+    host.placed(applied.is_ok(), network.ports());
     match applied {
         Ok(()) => {
             if network.serve_names(shared) {

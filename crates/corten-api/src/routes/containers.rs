@@ -5,7 +5,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use corten_engine::containers::{
-    CheckpointName, CommitOptions, ListOptions, RemoveOptions, Samples, StopOptions, WaitCondition,
+    CheckpointName, CommitOptions, ContainerUpdate, ListOptions, RemoveOptions, Samples,
+    StopOptions, WaitCondition,
 };
 use corten_engine::{Engine, EngineError, models};
 use corten_oci::{ImageRef, Platform};
@@ -482,7 +483,7 @@ async fn stats(
 async fn update(
     State(engine): State<Engine>,
     Path(name): Path<String>,
-    body: Body<models::ContainerUpdateBody>,
+    body: Body<ContainerUpdate>,
 ) -> Answer {
     let updated = engine.containers().update(&name, body.required()?).await?;
     Ok(Json(updated).into_response())

@@ -63,6 +63,7 @@ pub use options::{
 pub(crate) use pending::Pending;
 pub(crate) use restore::restore;
 pub use stats::{SampleStream, Samples};
+pub use update::ContainerUpdate;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -404,19 +405,18 @@ impl Containers {
         stats::stats(&self.0, name, samples).await
     }
 
-    /// Gives it other limits or another restart policy; what is not mentioned stays.
+    /// Gives it other limits, another restart policy or other published ports; what is not mentioned
+    /// stays.
     ///
     /// # Errors
-    /// When a limit is wrong or cannot be enforced; then nothing has changed.
+    /// When a limit is wrong or cannot be enforced; then nothing has changed. When a port is taken; then
+    /// the ports are what they were.
     pub async fn update(
         &self,
         name: &str,
-        body: models::ContainerUpdateBody,
+        update: ContainerUpdate,
     ) -> Result<models::ContainerUpdateResponse> {
-        let name = name.to_owned();
-        self.0
-            .blocking(move |engine| update::update(engine, &name, &body))
-            .await
+        update::update(&self.0, name, update).await
     }
 
     /// What it changed in its file system.

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use bollard_stubs::models::PortMap;
 use corten_db::Durability;
 use corten_supervisor::protocol::Launched;
 use corten_supervisor::{BoxError, LaunchError, Launcher};
@@ -155,7 +156,8 @@ pub(super) fn launch(
                     Err(error) => tracing::warn!(container = %id, %error, "it is left"),
                 }
             }
-            let message = name_holder(engine, container, message);
+            let bindings = container.host.port_bindings.clone().unwrap_or_default();
+            let message = name_holder(engine, &bindings, message);
             Err(EngineError::Start {
                 message,
                 code: if code == 128 { 125 } else { code },
@@ -199,13 +201,11 @@ pub(super) fn take_over(engine: &Engine, id: &str) -> Result<()> {
 }
 
 /// Says which container of ours has the port that could not be published.
-fn name_holder(engine: &Engine, container: &Container, message: String) -> String {
+pub(super) fn name_holder(engine: &Engine, bindings: &PortMap, message: String) -> String {
     const TAKEN: &str = "port is already allocated";
     let Some((before, _)) = message.split_once(TAKEN) else {
         return message;
     };
-    let none = std::collections::HashMap::new();
-    let bindings = container.host.port_bindings.as_ref().unwrap_or(&none);
     let holder = ports::bindings(bindings)
         .unwrap_or_default()
         .iter()

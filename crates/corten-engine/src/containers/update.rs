@@ -1,29 +1,106 @@
-//! `update`: other limits and another restart policy, for a container that runs or does not.
+//! `update`: other limits, another restart policy and other published ports, for a container that runs or
+//! does not.
 //!
 //! Only what a request mentions changes. The control group of a container that runs is changed
-//! first, all of it or nothing; the row, which the next start reads, after that.
+//! first, all of it or nothing; the row, which the next start reads, after that. Ports are changed by
+//! the supervisor, from the row; what it refuses is taken back.
 
 use bollard_stubs::models::{
-    ContainerUpdateBody, ContainerUpdateResponse, HostConfig, RestartPolicyNameEnum,
+    ContainerUpdateBody, ContainerUpdateResponse, HostConfig, PortBinding, PortMap,
+    RestartPolicyNameEnum,
 };
 use corten_db::Durability;
 use corten_oci::runtime_spec::LinuxPidsBuilder;
 use corten_runtime::Cgroup;
+use serde::Deserialize;
 
 use super::row::{self, Container, Status};
 use super::{event, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::parse::{bad, limits, restart};
+use crate::parse::modes::{Modes, NetworkMode};
+use crate::parse::{bad, limits, ports as parse, restart};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
-/// Changes a container. Blocks.
-pub(super) fn update(
+/// What is to be changed: Docker's fields, and ours of published ports (docs/ports.md).
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct ContainerUpdate {
+    /// Docker's.
+    #[serde(flatten)]
+    pub body: ContainerUpdateBody,
+    /// The ports that are published from now on, instead of those that were.
+    #[serde(rename = "PortBindings")]
+    pub ports: Option<PortMap>,
+    /// Ports to publish as well.
+    #[serde(rename = "AddPortBindings")]
+    pub add_ports: Option<PortMap>,
+    /// Ports to publish no more. A binding without address or host port means each of that container
+    /// port.
+    #[serde(rename = "RemovePortBindings")]
+    pub remove_ports: Option<PortMap>,
+}
+
+/// Changes a container.
+pub(super) async fn update(
     engine: &Engine,
     name: &str,
-    body: &ContainerUpdateBody,
+    asked: ContainerUpdate,
 ) -> Result<ContainerUpdateResponse> {
+    let name = name.to_owned();
+    let (response, moved) = engine
+        .blocking(move |engine| change(engine, &name, &asked))
+        .await?;
+    if let Some(moved) = moved {
+        moved.carry_out(engine).await?;
+    }
+    Ok(response)
+}
+
+/// Published ports that have changed in the row of a container.
+struct Moved {
+    container: Container,
+    ports: PortMap,
+}
+
+impl Moved {
+    /// Has the supervisor of a running container publish them; takes them back if it cannot.
+    async fn carry_out(self, engine: &Engine) -> Result<()> {
+        let Err(error) = crate::networks::told(engine, &self.container).await else {
+            return Ok(());
+        };
+        engine
+            .blocking(move |engine| {
+                engine.write(Durability::Synced, |c| {
+                    let Some(now) = row::get(c, &self.container.id)? else {
+                        return Ok(());
+                    };
+                    // Unless somebody has changed them again.
+                    if now.host.port_bindings.as_ref() == Some(&self.ports) {
+                        let mut host = now.host;
+                        host.port_bindings = self.container.host.port_bindings.clone();
+                        row::set_host(c, &self.container.id, &host)?;
+                    }
+                    Ok(())
+                })?;
+                Err(match error {
+                    EngineError::Forbidden(message) => EngineError::Forbidden(
+                        super::start::name_holder(engine, &self.ports, message),
+                    ),
+                    other => other,
+                })
+            })
+            .await
+    }
+}
+
+fn change(
+    engine: &Engine,
+    name: &str,
+    update: &ContainerUpdate,
+) -> Result<(ContainerUpdateResponse, Option<Moved>)> {
+    let body = &update.body;
     let container = state::find(engine, name)?;
     if matches!(container.status, Status::Removing | Status::Dead) {
         return Err(EngineError::Conflict(format!(
@@ -35,19 +112,119 @@ pub(super) fn update(
     let warnings = limits::discard_unknown(&mut asked);
     limits::resources(&asked, super::cpus())?;
     // All in one: of two updates at once, the second builds on the first.
-    engine.write(Durability::Synced, |c| {
+    let moved = engine.write(Durability::Synced, |c| {
         let container = row::get(c, &container.id)?
             .ok_or_else(|| EngineError::NoSuchContainer(name.to_owned()))?;
         let mut host = container.host.clone();
+        let ports = ports(&container.name, &container.host, update)?;
+        if let Some(ports) = &ports {
+            host.port_bindings = Some(ports.clone());
+        }
         merge(&mut host, &asked).map_err(|why| refused(&container, why))?;
         policy(&container, &mut host, &asked)?;
         apply(engine, &container, &host)?;
-        row::set_host(c, &container.id, &host)
+        row::set_host(c, &container.id, &host)?;
+        Ok::<_, EngineError>(ports.map(|ports| Moved { container, ports }))
     })?;
     event(engine, &container, "update", &[]);
-    Ok(ContainerUpdateResponse {
+    let response = ContainerUpdateResponse {
         warnings: Some(warnings),
-    })
+    };
+    Ok((response, moved))
+}
+
+/// The ports a container is to have published; `None` when that does not change.
+fn ports(name: &str, host: &HostConfig, update: &ContainerUpdate) -> Result<Option<PortMap>> {
+    if update.ports.is_none() && update.add_ports.is_none() && update.remove_ports.is_none() {
+        return Ok(None);
+    }
+    let modes = Modes::read(host)?;
+    if matches!(
+        modes.network,
+        NetworkMode::Host | NetworkMode::None | NetworkMode::Container(_)
+    ) {
+        return Err(EngineError::Conflict(format!(
+            "Cannot update container {name}: it has no network of its own to publish ports from"
+        )));
+    }
+    let old = host.port_bindings.clone().unwrap_or_default();
+    let mut now = update.ports.clone().unwrap_or_else(|| old.clone());
+    now = spelled(now)?;
+    for (port, list) in spelled(update.remove_ports.clone().unwrap_or_default())? {
+        for wish in or_any(list) {
+            let left = now.get_mut(&port).and_then(Option::as_mut);
+            let before = left.as_ref().map_or(0, |list| list.len());
+            let list = left.map(|list| {
+                list.retain(|binding| !matches_wish(binding, &wish));
+                list.len()
+            });
+            if list.unwrap_or(0) == before {
+                return Err(EngineError::NotFound(format!(
+                    "No public port '{port}' published for {name}{}",
+                    wish.host_port
+                        .filter(|p| !p.is_empty())
+                        .map(|p| format!(" at host port {p}"))
+                        .unwrap_or_default(),
+                )));
+            }
+        }
+    }
+    now.retain(|_, list| list.as_ref().is_none_or(|list| !list.is_empty()));
+    for (port, list) in spelled(update.add_ports.clone().unwrap_or_default())? {
+        let place = now.entry(port.clone()).or_default().get_or_insert_default();
+        for wish in or_any(list) {
+            let ephemeral = wish.host_port.as_deref().is_none_or(str::is_empty);
+            if !ephemeral && place.contains(&wish) {
+                return Err(EngineError::Conflict(format!(
+                    "container {name} publishes port {port} there already"
+                )));
+            }
+            place.push(wish);
+        }
+    }
+    parse::bindings(&now)?;
+    Ok((now != old).then_some(now))
+}
+
+/// Every binding once, and its port as `80/tcp`; empty where a field says nothing.
+fn spelled(map: PortMap) -> Result<PortMap> {
+    let mut spelled = PortMap::new();
+    for (port, list) in map {
+        let [port] = parse::port(&port)?[..] else {
+            return Err(bad(format!("invalid port specification: \"{port}\"")));
+        };
+        let list = list
+            .unwrap_or_default()
+            .into_iter()
+            .map(|binding| PortBinding {
+                host_ip: Some(binding.host_ip.unwrap_or_default()),
+                host_port: Some(binding.host_port.unwrap_or_default()),
+            });
+        let place = spelled.entry(port.to_string()).or_default();
+        place.get_or_insert_default().extend(list);
+    }
+    Ok(spelled)
+}
+
+/// A list without bindings stands for any host port at every address.
+fn or_any(list: Option<Vec<PortBinding>>) -> Vec<PortBinding> {
+    let list = list.unwrap_or_default();
+    if !list.is_empty() {
+        return list;
+    }
+    vec![PortBinding {
+        host_ip: Some(String::new()),
+        host_port: Some(String::new()),
+    }]
+}
+
+/// Does a wish to take a binding back mean this one?
+fn matches_wish(binding: &PortBinding, wish: &PortBinding) -> bool {
+    let same = |of: fn(&PortBinding) -> &Option<String>| match of(wish).as_deref() {
+        None | Some("") => true,
+        wanted => of(binding).as_deref() == wanted,
+    };
+    same(|b| &b.host_ip) && same(|b| &b.host_port)
 }
 
 /// The request has the names of the host configuration's fields.
@@ -193,6 +370,55 @@ mod tests {
         assert_eq!(host.cpuset_cpus.as_deref(), Some("0"));
         assert_eq!(host.pids_limit, Some(-1));
         assert!(asked.restart_policy.is_some());
+    }
+
+    #[test]
+    fn ports_are_added_and_taken_back() {
+        let old = serde_json::json!({"80/tcp": [{"HostIp": "", "HostPort": "8080"}]});
+        let change = |update: serde_json::Value| {
+            let update: ContainerUpdate = serde_json::from_value(update).unwrap();
+            let host = HostConfig {
+                port_bindings: serde_json::from_value(old.clone()).unwrap(),
+                ..HostConfig::default()
+            };
+            ports("web", &host, &update)
+                .map(|p| p.map(|p| serde_json::to_value(p).unwrap()))
+                .map_err(|e| e.to_string())
+        };
+        let bind = |ip: &str, port: &str| serde_json::json!({"HostIp": ip, "HostPort": port});
+        assert_eq!(change(serde_json::json!({"Memory": 5})), Ok(None));
+        assert_eq!(change(serde_json::json!({"PortBindings": old})), Ok(None));
+        assert_eq!(
+            change(
+                serde_json::json!({"AddPortBindings": {"80": [bind("127.0.0.1", "81")], "53/udp": null}})
+            ),
+            Ok(Some(serde_json::json!({
+                "80/tcp": [bind("", "8080"), bind("127.0.0.1", "81")], "53/udp": [bind("", "")],
+            })))
+        );
+        for gone in [
+            serde_json::json!(null),
+            serde_json::json!([bind("", "8080")]),
+        ] {
+            let update = serde_json::json!({"RemovePortBindings": {"80/tcp": gone}});
+            assert_eq!(change(update), Ok(Some(serde_json::json!({}))));
+        }
+        for (wrong, message) in [
+            (
+                serde_json::json!({"RemovePortBindings": {"81/tcp": null}}),
+                "No public port '81/tcp' published for web",
+            ),
+            (
+                serde_json::json!({"RemovePortBindings": {"80/tcp": [bind("", "9")]}}),
+                "No public port '80/tcp' published for web at host port 9",
+            ),
+            (
+                serde_json::json!({"AddPortBindings": {"80/tcp": [bind("", "8080")]}}),
+                "container web publishes port 80/tcp there already",
+            ),
+        ] {
+            assert_eq!(change(wrong).unwrap_err(), message);
+        }
     }
 
     #[test]

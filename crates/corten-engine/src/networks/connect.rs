@@ -175,7 +175,7 @@ fn take(c: &Connection, id: &str, network: &str) -> Result<(Container, Endpoint)
 }
 
 /// Has the supervisor of a running container bring it in line.
-async fn told(engine: &Engine, container: &Container) -> Result<()> {
+pub(crate) async fn told(engine: &Engine, container: &Container) -> Result<()> {
     if !container.status.is_live() || container.status == Status::Restarting {
         return Ok(());
     }

@@ -20,6 +20,7 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::parse::{bad, filters};
 use crate::sweep::NetworkLock;
+pub(crate) use connect::told;
 use row::NetworkRow;
 
 type Result<T> = std::result::Result<T, EngineError>;

@@ -14,7 +14,7 @@ use corten_network::resolv::Internal;
 use corten_oci::runtime_spec::{Process, Spec};
 use corten_store::Layers;
 use corten_supervisor::{
-    BoxError, Exit, HealthJob, HealthState, Host, Job, NameServerJob, Place, RestartPolicy, Size,
+    BoxError, Exit, HealthJob, HealthState, Host, Job, NameServerJob, Places, RestartPolicy, Size,
 };
 
 use super::network::Networks;
@@ -319,12 +319,12 @@ impl Host for EngineHost {
         self.report("start", written);
     }
 
-    fn places(&mut self) -> std::result::Result<Vec<Place>, BoxError> {
+    fn places(&mut self) -> std::result::Result<Places, BoxError> {
         Ok(self.networks.places(&self.engine, &self.id)?)
     }
 
-    fn placed(&mut self, done: bool) {
-        let written = self.networks.placed(&self.engine, &self.id, done);
+    fn placed(&mut self, done: bool, ports: &[PortMapping]) {
+        let written = self.networks.placed(&self.engine, &self.id, done, ports);
         self.report("networks", written);
     }
 

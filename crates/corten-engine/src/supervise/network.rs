@@ -94,18 +94,34 @@ impl Networks {
     }
 
     /// What a running container is to have by now.
-    pub(super) fn places(&mut self, engine: &Engine, id: &str) -> Result<Vec<Place>> {
+    pub(super) fn places(&mut self, engine: &Engine, id: &str) -> Result<Places> {
         let container = engine.database().read(|c| row::get(c, id))?;
         let container = container.ok_or_else(|| EngineError::NoSuchContainer(id.to_owned()))?;
         let modes = Modes::read(&container.host)?;
         let planned = plan(engine, &container, &modes, &self.given)?;
-        let places = places(&planned);
+        let endpoints = places(&planned);
+        let requests = requests(&container, &planned);
         self.planned = Some(planned);
-        Ok(places)
+        match requests {
+            Ok(requests) => Ok(Places {
+                endpoints,
+                requests,
+            }),
+            Err(error) => {
+                self.placed(engine, id, false, &[])?;
+                Err(error)
+            }
+        }
     }
 
     /// What was planned is so; or it could not be made, and what was reserved for it is free again.
-    pub(super) fn placed(&mut self, engine: &Engine, id: &str, done: bool) -> Result<()> {
+    pub(super) fn placed(
+        &mut self,
+        engine: &Engine,
+        id: &str,
+        done: bool,
+        ports: &[PortMapping],
+    ) -> Result<()> {
         let Some(mut planned) = self.planned.take() else {
             return Ok(());
         };
@@ -121,12 +137,7 @@ impl Networks {
             });
         }
         let gone = only_in(&self.given, &planned);
-        let ports: BTreeMap<_, _> = self
-            .given
-            .iter()
-            .flat_map(|g| g.state.ports.clone())
-            .collect();
-        set_ports(&mut planned, ports);
+        set_ports(&mut planned, published(ports));
         engine.write(Durability::Relaxed, |c| {
             for given in &gone {
                 networks::release_on(c, id, &given.state.network)?;

@@ -1,4 +1,4 @@
-//! `port`.
+//! `port`: what is published, and, of containers that run or not, `port add` and `port rm`.
 
 use std::cmp::Ordering;
 
@@ -10,20 +10,35 @@ use crate::client::component;
 use crate::command::{Command, action};
 use crate::error::{CliError, Result};
 use crate::flags::{Arity, Parsed};
+use crate::opts::ports::Ports;
 
 /// `port`.
 pub(crate) static PORT: Command = Command::new(
     "port",
-    "CONTAINER [PRIVATE_PORT[/PROTO]]",
-    "List port mappings or a specific mapping for the container",
+    "CONTAINER [PRIVATE_PORT[/PROTO]] | add CONTAINER [IP:][HOST:]PORT[/PROTO]... | rm CONTAINER [IP:][HOST:]PORT[/PROTO]...",
+    "List port mappings or a specific mapping for the container; add or remove mappings, also while it runs",
     action!(port),
 )
 .aliases(&["container port", "port"])
-.arity(Arity::Range(1, 2));
+.arity(Arity::Min(1));
 
 async fn port(cli: &Cli, flags: Parsed) -> Result {
-    let Some(name) = flags.args.first() else {
-        return Ok(());
+    let args: Vec<&str> = flags.args.iter().map(String::as_str).collect();
+    let name = match args.as_slice() {
+        // To list takes two at the most, so a container may be called so.
+        ["add", name, ports @ ..] if !ports.is_empty() => {
+            return edit(cli, name, "AddPortBindings", ports).await;
+        }
+        ["rm" | "remove", name, ports @ ..] if !ports.is_empty() => {
+            return edit(cli, name, "RemovePortBindings", ports).await;
+        }
+        [name] | [name, _] => name,
+        _ => {
+            return Err(CliError::message(
+                "'port' lists one container: port CONTAINER [PRIVATE_PORT[/PROTO]]; to change what is \
+                 published: port add CONTAINER [IP:][HOST:]PORT[/PROTO]... or port rm ...",
+            ));
+        }
     };
     let found: ContainerInspectResponse = cli
         .client()?
@@ -42,6 +57,15 @@ async fn port(cli: &Cli, flags: Parsed) -> Result {
     for line in lines(&published, name, wanted)? {
         cli.line(line)?;
     }
+    Ok(())
+}
+
+/// Publishes ports of a container, or takes them back.
+async fn edit(cli: &Cli, name: &str, field: &str, ports: &[&str]) -> Result {
+    let parsed = Ports::parse(ports, &[]).map_err(|error| CliError::message(error.to_string()))?;
+    let body = serde_json::json!({ field: parsed.bindings });
+    let path = format!("/containers/{}/update", component(name));
+    let _: serde_json::Value = cli.client()?.post(path).body_json(&body)?.json().await?;
     Ok(())
 }
 
