@@ -15,8 +15,8 @@ use crate::ports::Proto;
 use crate::procfs::{self, Sysctls};
 use crate::ruleset::Publication;
 use crate::{
-    BridgeSpec, Ipv4Net, Ipv6Net, NetNs, NetworkError, PortMapping, Result, Targets, conntrack,
-    firewall, ruleset,
+    BridgeSpec, IpNet, Ipv4Net, Ipv6Net, NetNs, NetworkError, PortMapping, Result, Targets,
+    conntrack, firewall, ruleset,
 };
 
 /// What a network's links are.
@@ -63,6 +63,8 @@ pub struct EndpointSpec {
     pub address: Option<Ipv4Net>,
     /// The container's IPv6 address with the subnet's prefix length, if the network has IPv6.
     pub address6: Option<Ipv6Net>,
+    /// Further addresses: link-local ones.
+    pub also: Vec<IpNet>,
     /// Hardware address of the link inside; see [`mac_for`].
     pub mac: [u8; 6],
     /// Is this network the container's way out by IPv4? (An internal network never is.) Among a
@@ -98,6 +100,7 @@ impl EndpointSpec {
             ifname: "eth0".to_owned(),
             address,
             address6,
+            also: Vec::new(),
             mac,
             default_route: true,
             default_route6: true,
@@ -184,7 +187,8 @@ pub fn mac_for6(address: Ipv6Addr) -> [u8; 6] {
 pub fn connect(ns: &NetNs, spec: &EndpointSpec) -> Result<Endpoint> {
     link::check_name(&spec.ifname)?;
     let mut inside = ns.run_in(|| {
-        prepare_sysctls(spec.address6.is_some())?;
+        let mut also = spec.also.iter();
+        prepare_sysctls(spec.address6.is_some() || also.any(IpNet::is_ipv6))?;
         Socket::route()
     })??;
     let inner = match &spec.driver {
@@ -424,7 +428,8 @@ fn configure(inside: &mut Socket, spec: &EndpointSpec) -> Result<()> {
     let (v4, v6) = (spec.address, spec.address6);
     let v4 = v4.map(|net| (IpAddr::V4(net.addr()), net.prefix()));
     let v6 = v6.map(|net| (IpAddr::V6(net.addr()), net.prefix()));
-    for (address, prefix) in v4.into_iter().chain(v6) {
+    let also = spec.also.iter().map(|net| (net.addr(), net.prefix()));
+    for (address, prefix) in v4.into_iter().chain(v6).chain(also) {
         link::add_address(&mut batch, index, address, prefix);
     }
     let targets = spec.targets();

@@ -18,6 +18,7 @@ use super::{Answer, Body, Query, checkpoints, no_content};
 use crate::error::ApiError;
 use crate::ordered::ordered;
 use crate::query::{filters, flag, number, truthy};
+use crate::version::ClientVersion;
 use crate::{stream, whole};
 
 /// The client starts the container at once. Heard from one in this process only, whose life
@@ -213,15 +214,38 @@ struct InspectQuery {
 async fn inspect(
     State(engine): State<Engine>,
     Path(name): Path<String>,
+    version: Option<Extension<ClientVersion>>,
     Query(query): Query<InspectQuery>,
 ) -> Answer {
     let container = engine.containers().inspect(&name, query.size).await?;
     let mut document = serde_json::to_value(container)
         .map_err(|error| ApiError::internal(format!("container {name}: {error}")))?;
     flatten_bridge(&mut document);
+    if version.is_some_and(|Extension(version)| !version.at_least(1, 45)) {
+        add_short_id(&mut document);
+    }
     whole::complete(&mut document, &whole::container());
     whole::null_if_empty(&mut document, &["/Config/Volumes", "/HostConfig/Binds"]);
     Ok(ordered(document)?.into_response())
+}
+
+/// Up to API 1.44 the short id is among the aliases on networks where names are looked up. Older
+/// Composes take one without it for not connected.
+fn add_short_id(document: &mut serde_json::Value) {
+    let id = document["Id"].as_str().and_then(|id| id.get(..12));
+    let Some(id) = id.map(str::to_owned) else {
+        return;
+    };
+    let networks = &mut document["NetworkSettings"]["Networks"];
+    for place in networks.as_object_mut().into_iter().flatten() {
+        let has_names = place.1["DNSNames"].is_array();
+        let aliases = &mut place.1["Aliases"];
+        if has_names {
+            let mut all = aliases.as_array().cloned().unwrap_or_default();
+            all.push(id.clone().into());
+            *aliases = all.into();
+        }
+    }
 }
 
 /// Up to API 1.51 the default bridge's settings are also found beside `Networks`; today's

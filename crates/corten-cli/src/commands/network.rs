@@ -235,7 +235,15 @@ fn pools(wanted: &Wanted<'_>) -> Result<Vec<Value>> {
     }
     let mut pools: Vec<(&str, Map<String, Value>)> = Vec::new();
     for subnet in subnets {
+        // A lone one is for the engine to look at.
         let Some((address, _)) = parse_subnet(subnet) else {
+            if subnets.len() == 1 {
+                pools.push((
+                    subnet,
+                    Map::from_iter([("Subnet".to_owned(), (*subnet).into())]),
+                ));
+                continue;
+            }
             return Err(CliError::message(format!(
                 "invalid subnet: invalid CIDR address: {subnet}"
             )));
@@ -544,7 +552,7 @@ mod tests {
                  (10.1.0.0/16)",
             ),
             (
-                &["10.1.0.0"],
+                &["10.1.0.0", "10.2.0.0/16"],
                 &[],
                 "invalid subnet: invalid CIDR address: 10.1.0.0",
             ),

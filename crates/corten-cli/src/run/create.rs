@@ -516,18 +516,24 @@ fn networking(flags: &Parsed, host: &mut HostConfig) -> Result<Option<Networking
     }
     let mut endpoints = HashMap::new();
     let several = attachments.len() > 1;
+    let user_defined = attachments.iter().filter(|a| is_user_defined(&a.target));
+    let mixed = !matches!(user_defined.count(), n if n == 0 || n == attachments.len());
     for attachment in attachments {
-        let plain = attachment.settings == EndpointSettings::default();
-        if plain && !(several && is_user_defined(&attachment.target)) {
-            continue;
-        }
         if endpoints.contains_key(&attachment.target) {
             return Err(OptError::new(format!(
-                "conflicting options: cannot attach to network {:?} more than once",
+                "network {:?} is specified multiple times",
                 attachment.target
             )));
         }
+        if !several && attachment.settings == EndpointSettings::default() {
+            continue;
+        }
         endpoints.insert(attachment.target, attachment.settings);
+    }
+    if mixed {
+        return Err(OptError::new(
+            "conflicting options: cannot attach both user-defined and non-user-defined network-modes",
+        ));
     }
     Ok((!endpoints.is_empty()).then_some(NetworkingConfig {
         endpoints_config: Some(endpoints),

@@ -18,7 +18,7 @@ use corten_store::{ImageId, Images, Leases};
 use rusqlite::Connection;
 
 use super::row::{self, Container, Setup, Status};
-use super::{merge, networking, state};
+use super::{links, merge, networking, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
@@ -206,6 +206,9 @@ fn check(
     engine
         .database()
         .read(|c| settle_modes(c, &mut host, &parsed))?;
+    engine
+        .database()
+        .read(|c| links::check(c, &host, &parsed.network))?;
     let endpoints = engine
         .database()
         .read(|c| networking::endpoints(c, &parsed, asked))?;
@@ -268,11 +271,6 @@ fn check(
 /// Fields that would change what a container is, and that this engine does not have.
 fn refuse_unsupported(host: &HostConfig) -> Result<()> {
     let text = |t: &Option<String>| t.as_deref().is_some_and(|t| !t.is_empty());
-    if host.links.as_ref().is_some_and(|l| !l.is_empty()) {
-        return Err(bad(
-            "HostConfig.Links is not supported: links are Docker's legacy, use a network",
-        ));
-    }
     if host.storage_opt.as_ref().is_some_and(|o| !o.is_empty()) {
         return Err(bad(
             "--storage-opt is not supported by this engine's storage driver",
@@ -509,13 +507,6 @@ mod tests {
     #[test]
     fn what_is_not_there_is_refused_clearly() {
         let refused = |host: HostConfig| refuse_unsupported(&host).unwrap_err().to_string();
-        assert!(
-            refused(HostConfig {
-                links: Some(vec!["db:db".to_owned()]),
-                ..Default::default()
-            })
-            .contains("Links")
-        );
         assert!(
             refused(HostConfig {
                 runtime: Some("kata".to_owned()),

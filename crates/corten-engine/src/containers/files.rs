@@ -165,7 +165,8 @@ pub(crate) fn generate(
             .map_err(io("write", &path))?;
         Ok(Some(path))
     };
-    let extra = extra_hosts(&container.host)?;
+    let mut extra = extra_hosts(&container.host)?;
+    extra.extend(super::links::hosts(engine, container)?);
     let host_network = modes.network == NetworkMode::Host;
     let hosts = if host_network && extra.is_empty() {
         read_or_empty(Path::new("/etc/hosts"))?

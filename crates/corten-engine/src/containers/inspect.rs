@@ -89,6 +89,12 @@ pub(super) fn inspect(engine: &Engine, name: &str, size: bool) -> Result<Contain
 fn host_config(container: &Container) -> HostConfig {
     let mut host = container.host.clone();
     host.network_mode = network_mode(container);
+    for link in host.links.iter_mut().flatten() {
+        if let Ok((name, alias)) = super::links::parse(link) {
+            let name = name.trim_start_matches('/');
+            *link = format!("/{name}:/{}/{alias}", container.name);
+        }
+    }
     let unmasked = security::options(host.security_opt.as_deref().unwrap_or_default())
         .is_ok_and(|options| options.unmask);
     if host.privileged != Some(true) && !unmasked {

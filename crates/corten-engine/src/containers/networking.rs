@@ -11,8 +11,8 @@ use super::row::Container;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::networks::row::{self as networks, NetworkRow};
-use crate::parse::bad;
 use crate::parse::modes::{self, Modes, NetworkMode};
+use crate::parse::{bad, joined};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -198,7 +198,7 @@ pub(crate) fn wish(settings: &EndpointSettings, row: &NetworkRow) -> Result<Wish
         }
     }
     for link in settings.links.iter().flatten() {
-        if link.is_empty() || link.split(':').count() > 2 || link.starts_with(':') {
+        if super::links::parse(link).is_err() {
             errors.push(format!("bad format for links: {link}"));
         }
     }
@@ -207,7 +207,7 @@ pub(crate) fn wish(settings: &EndpointSettings, row: &NetworkRow) -> Result<Wish
     if !errors.is_empty() {
         return Err(bad(format!(
             "invalid endpoint settings:\n{}",
-            errors.join("\n")
+            joined(&errors)
         )));
     }
     let mut unique: Vec<String> = Vec::new();
@@ -237,9 +237,6 @@ fn is_link_local(address: IpAddr) -> bool {
 
 /// Why a network cannot give an address.
 fn out_of_range(row: &NetworkRow, address: IpAddr) -> Option<String> {
-    if row.is_built_in() {
-        return None; // told already
-    }
     let mut asked = row
         .ipam
         .pools
@@ -368,7 +365,9 @@ mod tests {
                     ..network("10.5.0.0/16", false)
                 },
                 "10.5.0.9",
-                "user specified IP address is supported on user defined networks only",
+                "* user specified IP address is supported on user defined networks only\n\
+                 * user specified IP address is supported only when connecting to networks with \
+                 user configured subnets",
             ),
         ] {
             let error = wish(&settings(ip), row).unwrap_err().to_string();

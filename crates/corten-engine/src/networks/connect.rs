@@ -3,6 +3,8 @@
 //! What is wanted is written into the rows; the supervisor of a running container then brings it in
 //! line with them. When it cannot, the wish is taken back.
 
+use std::time::{Duration, Instant};
+
 use bollard_stubs::models::{EndpointSettings, NetworkConnectRequest, NetworkDisconnectRequest};
 use corten_db::Durability;
 use corten_supervisor::client::ClientError;
@@ -20,6 +22,10 @@ use crate::parse::bad;
 use crate::parse::modes::{Modes, NetworkMode};
 
 type Result<T> = std::result::Result<T, EngineError>;
+
+/// How long a start is waited for, and how often it is looked at.
+const STARTING: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Connects a container.
 pub(super) async fn connect(
@@ -118,16 +124,17 @@ fn add(
         _ if private(&row) => return Err(bad(PRIVATE)),
         _ => {}
     }
+    let is_on_it = container.endpoint(&row.id).is_some();
+    if is_on_it && container.status.is_live() {
+        return Err(EngineError::Forbidden(format!(
+            "endpoint with name {} already exists in network {}",
+            container.name, row.name
+        )));
+    }
     let wish = networking::wish(settings, &row)?;
-    if container.endpoint(&row.id).is_some() {
-        return match container.status.is_live() {
-            true => Err(EngineError::Forbidden(format!(
-                "endpoint with name {} already exists in network {}",
-                container.name, row.name
-            ))),
-            // Docker's: what is asked for is so.
-            false => Ok(None),
-        };
+    if is_on_it {
+        // Docker's: what is asked for is so.
+        return Ok(None);
     }
     let last = container.endpoints.iter().map(|e| e.position).max();
     let endpoint = Endpoint {
@@ -174,9 +181,29 @@ fn take(c: &Connection, id: &str, network: &str) -> Result<(Container, Endpoint)
     Ok((container, endpoint))
 }
 
+/// Whether a container runs. One that is just being started may have been prepared before its rows
+/// were changed: it is waited for.
+async fn runs(engine: &Engine, id: &str) -> Result<bool> {
+    let deadline = Instant::now() + STARTING;
+    loop {
+        let container = engine.read({
+            let id = id.to_owned();
+            move |c| containers::get(c, &id)
+        });
+        match container.await? {
+            Some(container) if container.status == Status::Restarting => return Ok(false),
+            Some(container) if container.status.is_live() => return Ok(true),
+            Some(_) if state::has_supervisor(engine, id) && Instant::now() < deadline => {
+                tokio::time::sleep(LOOK).await;
+            }
+            _ => return Ok(false),
+        }
+    }
+}
+
 /// Has the supervisor of a running container bring it in line.
 pub(crate) async fn told(engine: &Engine, container: &Container) -> Result<()> {
-    if !container.status.is_live() || container.status == Status::Restarting {
+    if !runs(engine, &container.id).await? {
         return Ok(());
     }
     let found = crate::containers::supervisor(engine, container);

@@ -16,7 +16,7 @@ use super::{bridge, options};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
-use crate::parse::{bad, names, time};
+use crate::parse::{bad, joined, names, time};
 use crate::sweep::NetworkLock;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -97,7 +97,7 @@ fn check(engine: &Engine, request: NetworkCreateRequest) -> Result<NetworkRow> {
     let ipam_driver = asked.driver.unwrap_or_default();
     if !matches!(ipam_driver.as_str(), "" | "default") {
         return Err(EngineError::NotFound(format!(
-            "could not find plugin {ipam_driver} in v1 plugin registry: plugin not found"
+            "plugin {ipam_driver:?} not found"
         )));
     }
     let mut pools = pools(asked.config.as_deref().unwrap_or_default(), ipv6)?;
@@ -153,9 +153,7 @@ fn check_driver(driver: &str) -> Result<()> {
         "overlay" => Err(EngineError::Forbidden(
             "network driver overlay needs a swarm, and there are none here".to_owned(),
         )),
-        other => Err(EngineError::NotFound(format!(
-            "could not find plugin {other} in v1 plugin registry: plugin not found"
-        ))),
+        other => Err(EngineError::NotFound(format!("plugin {other:?} not found"))),
     }
 }
 
@@ -219,10 +217,7 @@ fn pools(configs: &[IpamConfig], ipv6: bool) -> Result<Vec<PoolSettings>> {
     if errors.is_empty() {
         return Ok(pools);
     }
-    Err(bad(format!(
-        "invalid network config:\n{}",
-        errors.join("\n")
-    )))
+    Err(bad(format!("invalid network config:\n{}", joined(&errors))))
 }
 
 /// Reads one subnet; `None` if it is of IPv6, which the network is not.

@@ -40,7 +40,11 @@ impl Networks {
     /// When a filter is wrong.
     pub async fn list(&self, filters: Filters) -> Result<Vec<models::NetworkInspect>> {
         filters::check(&filters, FILTERS)?;
-        let dangling = filters::flag(&filters, "dangling")?;
+        let dangling = filters::flag(&filters, "dangling").map_err(|_| {
+            bad(
+                "invalid value for filter 'dangling', must be \"true\" (or \"1\"), or \"false\" (or \"0\")",
+            )
+        })?;
         let types = filters::values(&filters, "type");
         if let Some(wrong) = types.iter().find(|t| *t != "builtin" && *t != "custom") {
             return Err(bad(format!("invalid filter: 'type'='{wrong}'")));

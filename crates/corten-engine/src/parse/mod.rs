@@ -25,6 +25,14 @@ pub(crate) mod users;
 
 use crate::error::EngineError;
 
+/// Several things that are wrong at once, as Docker lists them.
+pub(crate) fn joined(errors: &[String]) -> String {
+    match errors {
+        [error] => error.clone(),
+        errors => format!("* {}", errors.join("\n* ")),
+    }
+}
+
 /// A 400 error.
 pub(crate) fn bad(message: impl Into<String>) -> EngineError {
     EngineError::BadParameter(message.into())

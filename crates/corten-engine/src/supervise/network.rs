@@ -293,6 +293,11 @@ fn give(
     if let Some(mac) = &wish.mac {
         spec.mac = crate::containers::parse_mac(mac)?;
     }
+    let also = wish.link_local.iter().map(|address| match address {
+        IpAddr::V4(address) => corten_network::Ipv4Net::new(*address, 16).map(IpNet::V4),
+        IpAddr::V6(address) => corten_network::Ipv6Net::new(*address, 64).map(IpNet::V6),
+    });
+    spec.also = also.flatten().collect();
     // Chosen when all are known.
     spec.ifname = String::new();
     let (gateway, gateway6) = match row.internal {

@@ -27,11 +27,10 @@ pub(super) fn reset(engine: &Engine) -> Result<()> {
     step(crate::sweep::network(engine, None).map(drop));
     step(remove_bridges(engine));
     // Also when the database that knew it has been lost.
-    step(
-        corten_network::remove_link(&layout.bridge())
-            .map(drop)
-            .map_err(EngineError::from),
-    );
+    for link in std::iter::once(layout.bridge()).chain(our_bridges(engine)) {
+        let removed = corten_network::remove_link(&link);
+        step(removed.map(drop).map_err(EngineError::from));
+    }
     step(corten_network::remove_table(&layout.table()).map_err(EngineError::from));
     crate::sweep::remove_cgroup(&layout.cgroup_parent());
     if let Some(error) = failed {
@@ -47,6 +46,18 @@ pub(super) fn reset(engine: &Engine) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The links of this host that have names of this engine's bridges.
+fn our_bridges(engine: &Engine) -> Vec<String> {
+    let prefix = engine.layout().bridge_prefix();
+    let links = std::fs::read_dir("/sys/class/net").into_iter().flatten();
+    links
+        .flatten()
+        .filter(|link| link.path().join("bridge").exists())
+        .filter_map(|link| link.file_name().into_string().ok())
+        .filter(|name| name.starts_with(&prefix))
+        .collect()
 }
 
 fn remove_bridges(engine: &Engine) -> Result<()> {
