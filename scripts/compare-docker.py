@@ -19,7 +19,8 @@ error) or `=` (exit status, when it is not 0). `? …` says why they differ: `? 
 `? cli: …` that our own command line words it otherwise (this row is for Docker's). Ids, times,
 addresses and the like are replaced by their kind. Command lines may use `shape` (paths and values
 of JSON documents), `until_ok COMMAND…` (polls), `events ARGUMENT…` (those between the moments in
-the files `began` and `ended`), and the free ports $PORT, $PORT1, $PORT2."""
+the files `began` and `ended`), the free ports $PORT, $PORT1, $PORT2, and the free networks
+$NET0.0/24 to $NET3.0/24 and $NET6::/64."""
 import difflib, glob, importlib.util, json, os, random, re, shutil, socket, subprocess
 import sys, tempfile, time
 
@@ -158,6 +159,15 @@ def free_ports(count):
                 one.close()
 
 
+def free_nets():
+    """Four /24s in a row that nobody here routes, by their first three numbers."""
+    while True:
+        second, third = random.randrange(192, 256), random.randrange(0, 256, 4)
+        routes = subprocess.run(["ip", "-4", "route"], capture_output=True, text=True).stdout
+        if not re.search(rf"^10\.{second}\.", routes, flags=re.M):
+            return [f"10.{second}.{third + n}" for n in range(4)]
+
+
 class Runner:
     """A directory with the command line as `docker`, and how rows are run with it."""
 
@@ -169,8 +179,10 @@ class Runner:
         open(self.dir + "/prelude", "w").write(PRELUDE)
         port = free_ports(3)
         ports = [(str(port + 1), "<port1>"), (str(port + 2), "<port2>"), (str(port), "<port>")]
-        self.names = [(self.dir + "/here", "<here>"), *names, *ports]
-        env = dict(env, PORT=str(port), PORT1=str(port + 1), PORT2=str(port + 2))
+        nets, net6 = free_nets(), f"fd00:{random.randrange(4096, 65536):x}"
+        self.names = [(self.dir + "/here", "<here>"), *names, *ports, (net6, "<net6>")]
+        env = dict(env, PORT=str(port), PORT1=str(port + 1), PORT2=str(port + 2), NET6=net6,
+                   **{f"NET{n}": net for n, net in enumerate(nets)})
         self.env = dict(os.environ, BASH_ENV=self.dir + "/prelude", LC_ALL="C.UTF-8", TZ="UTC",
                         PATH=self.dir + "/bin:" + os.environ["PATH"], DOCKER_BUILDKIT="0",
                         COMPARE_DOCKER=os.path.abspath(__file__), DOCKER_CLI_HINTS="false", **env)

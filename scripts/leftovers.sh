@@ -7,7 +7,7 @@ set -uo pipefail
 grep -E 'corten-[0-9a-f]{8}|/corten-(test|e2e)' /proc/self/mounts | sed 's/^/mount: /'
 for link in /sys/class/net/*; do
   name=${link##*/}
-  [[ $name =~ ^crt[0-9a-f]{8}$ || $name =~ ^v[0-9a-f]{12}$ ]] && echo "link: $name"
+  [[ $name =~ ^crt[0-9a-f]{8}([0-9a-f]{4})?$ || $name =~ ^v[0-9a-f]{12}([0-9a-f]{2})?$ ]] && echo "link: $name"
 done
 if command -v nft >/dev/null 2>&1; then
   nft list tables 2>/dev/null | grep -E 'corten_[0-9a-f]{8}' | sed 's/^/nftables: /'

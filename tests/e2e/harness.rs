@@ -9,6 +9,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::pty::OpenptFlags;
@@ -357,6 +358,20 @@ pub(crate) fn within(patience: Duration, mut condition: impl FnMut() -> bool) ->
         std::thread::sleep(Duration::from_millis(10));
     }
     true
+}
+
+/// The first three numbers of a /24 that nothing here routes; no two calls give the same.
+pub(crate) fn free_net() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        // Other programs of tests begin elsewhere.
+        let n = std::process::id().wrapping_mul(37) + NEXT.fetch_add(1, Ordering::Relaxed);
+        let net = format!("10.{}.{}", 192 + n / 256 % 64, n % 256);
+        let routes = Command::new("ip").args(["-4", "route"]).output().unwrap();
+        if !String::from_utf8_lossy(&routes.stdout).contains(&format!("{net}.")) {
+            return net;
+        }
+    }
 }
 
 /// A port nobody listens on (on any address) at this moment.

@@ -44,6 +44,7 @@ mod mounts;
 mod moving;
 mod names;
 mod network;
+mod networks;
 mod registry;
 mod registry_access;
 mod registry_clients;
