@@ -119,6 +119,13 @@ fn exec_joins_the_container() {
     assert_eq!(engine.run(["exec", "box", "sh", "-c", "exit 9"]).code, 9);
     let done = engine.run(["exec", "box", "no-such-command"]);
     assert_eq!(done.code, 127, "{done:?}");
+    let nothing = "exec: \"\": executable file not found in $PATH";
+    for args in [["exec", "box", ""], ["run", "alpine", ""]] {
+        let done = engine.run(args);
+        assert_eq!(done.code, 127, "{done:?}");
+        let told = format!("{}{}", done.stdout, done.stderr);
+        assert!(told.contains(nothing), "{done:?}");
+    }
     let fed = engine.run_with_input(["exec", "-i", "box", "cat"], b"through exec");
     assert_eq!(fed.stdout, "through exec");
     assert!(engine.ok(["exec", "box", "ps"]).contains("sleep 1000"));

@@ -25,7 +25,7 @@ use corten_oci::runtime_spec::{
 use rustix::io::Errno;
 
 use crate::caps::{CapSets, last_capability};
-use crate::error::{RuntimeError, Step};
+use crate::error::{ExecErrno, RuntimeError, Step};
 use crate::exe::Own;
 use crate::procfs::Proc;
 use crate::sandbox::TerminalSize;
@@ -110,8 +110,16 @@ impl ProcessPlan {
         told: Option<&LinuxCapabilities>,
     ) -> Result<Self, RuntimeError> {
         let args = process.args().as_deref().unwrap_or_default();
-        let Some(program) = args.first().filter(|program| !program.is_empty()) else {
-            return Err(RuntimeError::spec("process.args", "is empty"));
+        let program = match args.first() {
+            None => return Err(RuntimeError::spec("process.args", "is empty")),
+            // Nothing is called so, wherever it is looked for.
+            Some(name) if name.is_empty() => {
+                return Err(RuntimeError::Exec {
+                    path: name.clone(),
+                    reason: ExecErrno::NotInPath,
+                });
+            }
+            Some(program) => program,
         };
         let cwd_text = process.cwd().to_string_lossy().into_owned();
         if cwd_text.is_empty() {
