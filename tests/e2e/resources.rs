@@ -131,6 +131,30 @@ fn stats_tell_what_is_used() {
 }
 
 #[test]
+fn an_update_and_a_start_at_once_agree() {
+    let engine = Engine::with_alpine();
+    for round in 0..6 {
+        let name = format!("box{round}");
+        let limits = ["-m", "64m", "--memory-swap", "200m"];
+        engine.ok([
+            &["create", "--name", &name][..],
+            &limits,
+            &["alpine", "sleep", "1000"],
+        ]
+        .concat());
+        let starting = engine.spawn(["start", &name]);
+        // At other moments of the start each time.
+        std::thread::sleep(std::time::Duration::from_millis(12 * round));
+        engine.ok(["update", "-m", "96m", &name]);
+        assert_eq!(starting.finish().code, 0);
+        let shown = engine.ok(["stats", "--no-stream", "--format", "{{.MemUsage}}", &name]);
+        assert!(shown.ends_with(" / 96MiB"), "round {round}: {shown}");
+        engine.ok(["rm", "-f", &name]);
+    }
+    engine.assert_clean();
+}
+
+#[test]
 fn limits_and_policies_are_updated() {
     let engine = Engine::with_alpine();
     let nothing = engine.ok(["stats", "--no-stream"]);

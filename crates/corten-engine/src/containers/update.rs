@@ -1,9 +1,13 @@
 //! `update`: other limits, another restart policy and other published ports, for a container that runs or
 //! does not.
 //!
-//! Only what a request mentions changes. The control group of a container that runs is changed
-//! first, all of it or nothing; the row, which the next start reads, after that. Ports are changed by
-//! the supervisor, from the row; what it refuses is taken back.
+//! Only what a request mentions changes. The row, which the next start reads, is written first;
+//! the control group of a container that runs is changed after that, all of it or nothing. Where it
+//! cannot be, the row is put back. So nothing is changed for a row that is not written, and a start
+//! meanwhile has either read the row, or is waited for. Ports are changed by the supervisor, from the
+//! row; what it refuses is taken back.
+
+use std::time::{Duration, Instant};
 
 use bollard_stubs::models::{
     ContainerUpdateBody, ContainerUpdateResponse, HostConfig, PortBinding, PortMap,
@@ -112,7 +116,7 @@ fn change(
     let warnings = limits::discard_unknown(&mut asked);
     limits::resources(&asked, super::cpus())?;
     // All in one: of two updates at once, the second builds on the first.
-    let moved = engine.write(Durability::Synced, |c| {
+    let (before, host, ports) = engine.write(Durability::Synced, |c| {
         let container = row::get(c, &container.id)?
             .ok_or_else(|| EngineError::NoSuchContainer(name.to_owned()))?;
         let mut host = container.host.clone();
@@ -122,14 +126,23 @@ fn change(
         }
         merge(&mut host, &asked).map_err(|why| refused(&container, why))?;
         policy(&container, &mut host, &asked)?;
-        apply(engine, &container, &host)?;
+        // What no control group could be told is refused before anything changes.
+        limits::resources(&host, super::cpus())?;
         row::set_host(c, &container.id, &host)?;
-        Ok::<_, EngineError>(ports.map(|ports| Moved { container, ports }))
+        Ok::<_, EngineError>((container, host, ports))
     })?;
+    if let Err(error) = apply(engine, &before, host.clone()) {
+        put_back(engine, &before, &host);
+        return Err(error);
+    }
     event(engine, &container, "update", &[]);
     let response = ContainerUpdateResponse {
         warnings: Some(warnings),
     };
+    let moved = ports.map(|ports| Moved {
+        container: before,
+        ports,
+    });
     Ok((response, moved))
 }
 
@@ -327,22 +340,62 @@ fn policy(container: &Container, host: &mut HostConfig, asked: &HostConfig) -> R
     Ok(())
 }
 
-/// Changes the control group of one that runs.
-fn apply(engine: &Engine, container: &Container, host: &HostConfig) -> Result<()> {
-    let mut resources = limits::resources(host, super::cpus())?;
-    if resources.pids().is_none() && host.pids_limit != container.host.pids_limit {
-        // Taken away.
-        resources.set_pids(LinuxPidsBuilder::default().limit(-1_i64).build().ok());
+/// Undoes what was written of an update, unless another one has built on it.
+fn put_back(engine: &Engine, before: &Container, written: &HostConfig) {
+    let undone = engine.write(Durability::Synced, |c| match row::get(c, &before.id)? {
+        Some(now) if now.host == *written => row::set_host(c, &before.id, &before.host),
+        _ => Ok(()),
+    });
+    if let Err(error) = undone {
+        tracing::warn!(container = %before.id, %error, "a failed update stays in its row");
     }
-    if !matches!(container.status, Status::Running | Status::Paused) {
-        return Ok(());
+}
+
+/// How long a start that may not have read the row is waited for.
+const START: Duration = Duration::from_secs(30);
+
+/// Changes the control group of one that runs, to what its row says by then.
+fn apply(engine: &Engine, before: &Container, mut host: HostConfig) -> Result<()> {
+    let id = &before.id;
+    let deadline = Instant::now() + START;
+    loop {
+        let Some(now) = engine.database().read(|c| row::get(c, id))? else {
+            return Ok(());
+        };
+        if !matches!(now.status, Status::Running | Status::Paused) {
+            // One that is being started may have been told of less.
+            let starts = state::has_supervisor(engine, id) && now.status != Status::Restarting;
+            if starts && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+                continue;
+            }
+            return Ok(());
+        }
+        let mut resources = limits::resources(&host, super::cpus())?;
+        if resources.pids().is_none() && host.pids_limit != before.host.pids_limit {
+            // Taken away.
+            resources.set_pids(LinuxPidsBuilder::default().limit(-1_i64).build().ok());
+        }
+        let path = state::cgroup_path(engine, before);
+        let updated = Cgroup::open(&path).and_then(|group| group.update(&resources));
+        let after = engine.database().read(|c| row::get(c, id))?;
+        let runs = |row: &Container| matches!(row.status, Status::Running | Status::Paused);
+        match (updated, after) {
+            // It ended meanwhile; its next start reads the row.
+            (Err(_), after) if !after.as_ref().is_some_and(runs) => return Ok(()),
+            (Err(error), _) => {
+                return Err(EngineError::Other {
+                    context: format!("Cannot update container {id}"),
+                    source: Box::new(error),
+                });
+            }
+            // Another update was faster with its row, and slower with the group, or is yet to be.
+            (Ok(()), Some(after)) if after.host != host && Instant::now() < deadline => {
+                host = after.host;
+            }
+            (Ok(()), _) => return Ok(()),
+        }
     }
-    let path = state::cgroup_path(engine, container);
-    let updated = Cgroup::open(&path).and_then(|group| group.update(&resources));
-    updated.map_err(|error| EngineError::Other {
-        context: format!("Cannot update container {}", container.id),
-        source: Box::new(error),
-    })
 }
 
 #[cfg(test)]
