@@ -4,11 +4,9 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::CWD;
-use rustix::mount::{
-    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree,
-};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
-use crate::sys;
+use crate::view::in_own_namespace;
 
 /// A detached mount of what `part`, a descriptor of a place in `mount`, leads to. `mount` is
 /// attached nowhere; kernels before 6.15 copy no part of such a mount, so a thread with a mount
@@ -18,25 +16,13 @@ use crate::sys;
 /// # Errors
 /// What the kernel refuses.
 pub fn part_of_mount(mount: BorrowedFd<'_>, part: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let in_own_namespace = || {
-        sys::unshare_mounts()?;
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        mount_change("/", private)?;
+    in_own_namespace(|| {
         // Anywhere will do.
         move_mount(mount, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
         let copy = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_EMPTY_PATH;
-        open_tree(part, "", copy)
-    };
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new()
-            .name("mount".to_owned())
-            .spawn_scoped(scope, in_own_namespace)?;
-        let copied = thread
-            .join()
-            .map_err(|_| io::Error::other("the thread that mounts panicked"))?;
-        Ok(copied?)
+        Ok(open_tree(part, "", copy)?)
     })
 }
 

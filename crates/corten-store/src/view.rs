@@ -73,10 +73,7 @@ impl View {
         access: Access,
     ) -> io::Result<Option<Self>> {
         let root = RootFd::from(root);
-        let namespace = on_own_thread(|| {
-            sys::unshare_mounts()?;
-            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-            mount_change("/", private)?;
+        let namespace = in_own_namespace(|| {
             // A copy of a shared mount is a peer of it: what is mounted below would be passed on
             // to the host, and stay there.
             sys::make_private(root.as_fd())?;
@@ -180,6 +177,8 @@ pub fn copies_of(process: BorrowedFd<'_>, places: &[PathBuf]) -> io::Result<(Own
         let mut parts = Vec::new();
         for place in places {
             match root.open_in_root(&normal(place), OFlags::PATH, Mode::empty()) {
+                // Links of the container may have led there.
+                Ok(there) if is_kernels(there.as_fd())? => {}
                 Ok(there) => parts.push(Part {
                     mount: copy_of(there.as_fd(), true)?,
                     place: place.clone(),
@@ -192,10 +191,43 @@ pub fn copies_of(process: BorrowedFd<'_>, places: &[PathBuf]) -> io::Result<(Own
     })
 }
 
+/// File systems that show the kernel, not files (`linux/magic.h`).
+const KERNELS: [i64; 9] = [
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x0027_e0eb, // cgroup
+    0x6367_7270, // cgroup2
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x7363_6673, // securityfs
+    0xcafe_4a11, // bpf
+    0x1cd1,      // devpts
+];
+
+fn is_kernels(place: BorrowedFd<'_>) -> io::Result<bool> {
+    let kind = rustix::fs::fstatfs(place)?.f_type;
+    // Its width differs from machine to machine.
+    #[allow(clippy::unnecessary_cast)]
+    Ok(KERNELS.contains(&(kind as i64)))
+}
+
 /// Whether there is nothing at a path, or no path: what is in a root is its owner's choice.
 fn leads_nowhere(error: &io::Error) -> bool {
     let number = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(number, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
+}
+
+/// Runs something on a thread in a mount namespace of its own, where it may attach mounts
+/// that nobody sees. Needs the right to mount.
+pub(crate) fn in_own_namespace<T: Send>(
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    on_own_thread(|| {
+        sys::unshare_mounts()?;
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", private)?;
+        work()
+    })
 }
 
 /// Runs something on a thread that ends with it.
