@@ -137,9 +137,22 @@ fn images_are_mounted() {
         "-c",
         script,
     ]);
-    // It is in use: its name can go, its files cannot.
-    engine.run(["rmi", "tools"]);
+    // It is in use.
+    let id = engine.ok(["images", "-q", "tools"]);
+    let refused = engine.fails(1, ["rmi", "tools"]);
+    assert!(
+        refused.contains("is using its referenced image"),
+        "{refused}"
+    );
+    let refused = engine.fails(1, ["rmi", &id]);
+    assert!(
+        refused.contains("is being used by stopped container"),
+        "{refused}"
+    );
     engine.ok(["image", "prune", "-af"]);
+    assert_eq!(engine.ok(["images", "-q", "tools"]), id);
+    // Forced, its name goes; its files do not.
+    engine.ok(["rmi", "-f", "tools"]);
     let told = engine.ok(["start", "-a", "box"]);
     assert!(told.starts_with("a tool\na tool\na tool\n"), "{told}");
     assert!(told.contains("Read-only file system"), "{told}");

@@ -135,12 +135,16 @@ fn has_single_name(image: &Image) -> bool {
     }
 }
 
-/// The containers made from an image: the id of one, and whether it runs.
+/// The containers that are made from an image, or have it mounted.
+const USERS: &str = "SELECT id, status FROM containers WHERE image_id = ?1 OR EXISTS (SELECT 1 \
+    FROM json_each(setup, '$.mounts') AS mount \
+    WHERE json_extract(mount.value, '$.source.Image.id') = ?1)";
+
+/// Those containers: the id of one, and whether it runs.
 fn users(engine: &Engine, id: &ImageId) -> Result<Vec<User>> {
     let id = id.to_string();
     let rows: Vec<(String, String)> = engine.database().read(|c| {
-        let mut statement =
-            c.prepare_cached("SELECT id, status FROM containers WHERE image_id = ?")?;
+        let mut statement = c.prepare_cached(USERS)?;
         let rows = statement.query_map([&id], |r| Ok((r.get(0)?, r.get(1)?)))?;
         Ok::<_, EngineError>(rows.collect::<rusqlite::Result<_>>()?)
     })?;
@@ -206,7 +210,7 @@ fn delete(
     removed: &mut Vec<ImageDeleteResponseItem>,
 ) -> Result<bool> {
     let new_user = |db: &Connection| {
-        let mut statement = db.prepare_cached("SELECT id FROM containers WHERE image_id = ?")?;
+        let mut statement = db.prepare_cached(USERS)?;
         let mut rows = statement.query([id.as_str()])?;
         while let Some(row) = rows.next()? {
             let container: String = row.get(0)?;
