@@ -113,6 +113,47 @@ fn a_container_goes_to_another_host_with_its_volumes() {
 }
 
 #[test]
+fn a_volume_of_two_places_is_one() {
+    let (here, there) = (Engine::with_alpine(), Engine::new());
+    let fill = "echo one > /a/note; echo two > /b/other";
+    let mounts = ["-v", "data:/a", "-v", "data:/b:ro", "-v", "none:/bin/none"];
+    let run = ["run", "--name", "box", "-v", "data:/b"];
+    here.ok([&run[..], &["-v", "data:/a", "alpine", "sh", "-c", fill]].concat());
+    here.ok(["rm", "box"]);
+    let look = "cat /a/note /b/other; ls /a | wc -l; touch /b/x 2>&1";
+    here.ok([
+        &["create", "--name", "box"][..],
+        &mounts,
+        &["alpine", "sh", "-c", look],
+    ]
+    .concat());
+    let saved = here.command(["container", "save", "box"]).output().unwrap();
+    assert!(saved.status.success(), "{saved:?}");
+    // A pipe by its name.
+    let load = ["container", "load", "-i", "/dev/stdin"];
+    let done = there.run_with_input(load, &saved.stdout);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert_eq!(there.ok(["volume", "ls", "-q"]), "data\nnone");
+    let told = there.run(["start", "-a", "box"]).stdout;
+    assert!(told.starts_with("one\ntwo\n2\n"), "{told}");
+    assert!(told.contains("Read-only file system"), "{told}");
+    // Two saves of one container leave nothing of themselves, nor of each other.
+    let saves = [0, 1].map(|n| {
+        let file = here.path(&format!("{n}.tar"));
+        here.spawn(["container", "save", "-o", file.to_str().unwrap(), "box"])
+    });
+    for save in saves {
+        let done = save.finish();
+        assert_eq!(done.code, 0, "{done:?}");
+    }
+    assert!(!here.ok(["images"]).contains("corten-saved"));
+    for engine in [&here, &there] {
+        engine.ok(["rm", "-f", "box"]);
+        engine.assert_clean();
+    }
+}
+
+#[test]
 fn archives_of_containers_are_streams_too_and_checked() {
     let engine = Engine::with_alpine();
     engine.ok(["create", "--name", "box", "alpine", "echo", "moved"]);

@@ -1,5 +1,6 @@
 //! `container load`.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub(crate) static LOAD: Command = Command::new(
 const FILLED: &str = "/corten-volume";
 /// Largest description of a container, bytes.
 const LARGEST: u64 = 8 << 20;
+/// Most parts of an archive: an image and volumes.
+const MOST: usize = 10_000;
 const TAR: &str = "application/x-tar";
 
 #[derive(Deserialize)]
@@ -159,9 +162,12 @@ async fn restore(
 ) -> Result<Created> {
     let manifest = &saved.manifest;
     let mut binds = Vec::new();
+    let mut filled: BTreeMap<&str, String> = BTreeMap::new();
     for volume in &manifest.volumes {
         let mut called = volume.name.clone();
-        if !known.contains(&called) {
+        if let Some(there) = filled.get(volume.archive.as_str()) {
+            called.clone_from(there);
+        } else if !known.contains(&called) {
             #[derive(Deserialize)]
             #[serde(rename_all = "PascalCase")]
             struct Made {
@@ -173,10 +179,16 @@ async fn restore(
             made.push(called.clone());
             let archive = saved.part(&volume.archive)?;
             fill(client, manifest, volume, &called, archive, interrupts).await?;
+            filled.insert(&volume.archive, called.clone());
         }
-        let access = if volume.read_only { ":ro" } else { "" };
+        // An empty one is to stay so, whatever the image has there.
+        let access = if volume.read_only {
+            "ro,nocopy"
+        } else {
+            "nocopy"
+        };
         binds.push(Value::from(format!(
-            "{called}:{}{access}",
+            "{called}:{}:{access}",
             volume.destination
         )));
     }
@@ -247,6 +259,12 @@ fn sent(mut part: Part) -> impl futures_util::Stream<Item = io::Result<bytes::By
     pieces::written(move |mut out| io::copy(&mut part, &mut out).map(drop))
 }
 
+/// What every version's document has.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
 impl Saved {
     /// Looks through an archive; one that comes as a stream is kept in a file meanwhile.
     fn open(path: Option<&str>) -> Result<Self> {
@@ -264,6 +282,12 @@ impl Saved {
                 file
             }
         };
+        if file.metadata()?.is_file() {
+            return Self::read(Arc::new(file));
+        }
+        // A pipe: parts of it cannot be read again.
+        let (mut file, mut stream) = (spool::nameless()?, file);
+        io::copy(&mut stream, &mut file)?;
         Self::read(Arc::new(file))
     }
 
@@ -280,6 +304,9 @@ impl Saved {
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
             let at = entry.raw_file_position();
             if manifest.is_some() {
+                if parts.len() == MOST {
+                    return Err(damaged(&format!("it has more than {MOST} parts")));
+                }
                 parts.push((name, Part::new(&file, at, entry.size())));
                 continue;
             }
@@ -288,14 +315,16 @@ impl Saved {
             }
             let mut text = Vec::new();
             entry.by_ref().take(LARGEST).read_to_end(&mut text)?;
-            let found: Manifest = serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
-            if found.version > VERSION {
+            // Before the rest, which may be another document by then.
+            let version: Version =
+                serde_json::from_slice(&text).map_err(|error| damaged(&error))?;
+            if version.version > VERSION {
                 return Err(CliError::message(format!(
                     "the archive has version {}; this program knows {VERSION}: use a newer one",
-                    found.version
+                    version.version
                 )));
             }
-            manifest = Some(found);
+            manifest = Some(serde_json::from_slice(&text).map_err(|error| damaged(&error))?);
         }
         let manifest = manifest.ok_or_else(|| damaged(&"it is empty"))?;
         Ok(Self { manifest, parts })

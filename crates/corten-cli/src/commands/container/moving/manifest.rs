@@ -4,6 +4,8 @@
 //! would: one directory, named as the last component of the volume's place. Fields are only ever
 //! added; an archive with a higher version is refused.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -83,10 +85,16 @@ impl Manifest {
             mounts => Deserialize::deserialize(mounts)?,
         };
         let mut volumes = Vec::new();
+        // One that is mounted at several places is in the archive once.
+        let mut archives = BTreeMap::new();
         for mount in mounts {
             match mount.r#type.as_str() {
                 "volume" => volumes.push(Volume {
-                    archive: format!("volumes/{}.tar", volumes.len()),
+                    archive: {
+                        let next = archives.len();
+                        let number = archives.entry(mount.name.clone()).or_insert(next);
+                        format!("volumes/{number}.tar")
+                    },
                     name: if is_made_up(&mount.name) {
                         String::new()
                     } else {
@@ -171,6 +179,7 @@ mod tests {
                 {"Type": "volume", "Name": "data", "Destination": "/data", "RW": false},
                 {"Type": "volume", "Name": made_up, "Destination": "/anonymous", "RW": true},
                 {"Type": "volume", "Name": "mm", "Destination": "/m", "RW": true},
+                {"Type": "volume", "Name": "data", "Destination": "/again", "RW": true},
                 {"Type": "bind", "Destination": "/host", "RW": true},
             ],
         });
@@ -195,8 +204,20 @@ mod tests {
             ("data", "/data", true),
             ("", "/anonymous", false),
             ("mm", "/m", false),
+            ("data", "/again", false),
         ];
         assert_eq!(volumes, expected);
+        let archives = manifest.volumes.iter().map(|v| v.archive.as_str());
+        let archives: Vec<&str> = archives.collect();
+        assert_eq!(
+            archives,
+            [
+                "volumes/0.tar",
+                "volumes/1.tar",
+                "volumes/2.tar",
+                "volumes/0.tar"
+            ]
+        );
         assert_eq!(left.len(), 2, "{left:?}");
     }
 }

@@ -46,11 +46,13 @@ async fn save(cli: &Cli, flags: Parsed) -> Result {
     let client = cli.client()?;
     let path = format!("/containers/{}", component(name));
     let inspected: Value = client.get(format!("{path}/json")).json().await?;
-    let (manifest, left) = Manifest::of(&inspected)
+    let (mut manifest, left) = Manifest::of(&inspected)
         .map_err(|error| CliError::message(format!("container {name}: {error}")))?;
     for what in left {
         cli.complain(format!("WARNING: {what}"));
     }
+    // Removed again: it must be nobody else's, not even that of another save at this moment.
+    manifest.image = format!("{}-{:08x}", manifest.image, rand::random::<u32>());
     let runs = inspected["State"]["Running"] == true && inspected["State"]["Paused"] != true;
     let paused = runs && flags.on("pause");
     let mut interrupts = Interrupts::catch("container save: interrupted")?;
@@ -105,6 +107,9 @@ async fn parts(client: &Client, path: &str, manifest: &Manifest) -> Result<Vec<(
     let image = client.get("/images/get").query("names", &manifest.image);
     let mut parts = vec![(IMAGE.to_owned(), received(image).await?)];
     for volume in &manifest.volumes {
+        if parts.iter().any(|(known, _)| *known == volume.archive) {
+            continue;
+        }
         let archive = client.get(format!("{path}/archive"));
         let archive = archive.query("path", &volume.destination);
         parts.push((volume.archive.clone(), received(archive).await?));
