@@ -8,7 +8,8 @@ use std::time::Duration;
 use corten_network::NetNs;
 use corten_network::resolv::{Place, Upstream};
 use domain::base::Message;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustix::net::RecvFlags;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
@@ -58,13 +59,15 @@ async fn over_udp(
         socket.send(question).await?;
         let answered = timeout(RESEND, async {
             loop {
-                socket.readable().await?;
-                match receive(&socket, limit) {
-                    Ok(answer) if is_answer(&answer, question) => return Ok(answer),
-                    Ok(_) => tracing::debug!(server = %upstream.address, "not an answer"),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(error),
+                // Also when nobody is there: that is an error, and nothing to be read.
+                let interest = Interest::READABLE | Interest::ERROR;
+                let answer = socket
+                    .async_io(interest, || receive(&socket, limit))
+                    .await?;
+                if is_answer(&answer, question) {
+                    return Ok(answer);
                 }
+                tracing::debug!(server = %upstream.address, "not an answer");
             }
         });
         if let Ok(answer) = answered.await {
@@ -76,7 +79,7 @@ async fn over_udp(
 /// Memory for an answer is needed once there is one.
 fn receive(socket: &UdpSocket, limit: usize) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0; limit.max(usize::from(OURS))];
-    let length = socket.try_recv(&mut buffer)?;
+    let (length, _) = rustix::net::recv(socket, &mut buffer[..], RecvFlags::DONTWAIT)?;
     buffer.truncate(length);
     buffer.shrink_to_fit();
     Ok(buffer)
