@@ -4,6 +4,7 @@ pub(crate) mod create;
 pub(crate) mod flags;
 pub(crate) mod image;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use bollard_stubs::models::ContainerCreateBody;
@@ -107,6 +108,19 @@ async fn create_container(
         platform::check(platform)?;
     }
     let id_file = IdFile::new(flags.nonempty("cidfile"))?;
+    let host = body.host_config.as_ref();
+    let servers = host
+        .and_then(|host| host.dns.as_deref())
+        .unwrap_or_default();
+    let is_local = |server: &&String| {
+        let address = server.parse::<IpAddr>();
+        address.is_ok_and(|address| address.is_loopback())
+    };
+    if let Some(server) = servers.iter().find(is_local) {
+        cli.complain(format!(
+            "WARNING: Localhost DNS ({server}) may fail in containers."
+        ));
+    }
     let name = body.image.as_deref().unwrap_or_default();
     // An image may also be named by its id, which is no reference.
     let reference = match image::reference(name) {
