@@ -171,3 +171,54 @@ fn names_and_resolvers_are_set() {
         "{hosts}"
     );
 }
+
+/// `port add` and `port rm` while the container runs, and while it does not.
+#[test]
+fn ports_come_and_go_while_a_container_runs() {
+    let engine = Engine::with_alpine();
+    let (first, second) = (free_port(), free_port());
+    serve(&engine, "web", &[&format!("{first}:80")]);
+    let answers = |port: u16| http_get(&format!("127.0.0.1:{port}")).as_deref() == Some("served\n");
+    until("the first port", || answers(first));
+    engine.ok(["port", "add", "web", &format!("127.0.0.1:{second}:80")]);
+    assert!(answers(first) && answers(second));
+    assert_eq!(
+        engine.ok(["port", "web"]),
+        format!("80/tcp -> 0.0.0.0:{first}\n80/tcp -> 127.0.0.1:{second}\n80/tcp -> [::]:{first}")
+    );
+    // One that is taken: nothing has changed.
+    serve(&engine, "other", &["80"]);
+    let taken = engine.ok(["port", "other", "80"]);
+    let taken = taken.lines().next().unwrap().rsplit(':').next().unwrap();
+    let refused = engine.fails(1, ["port", "add", "web", &format!("{taken}:80")]);
+    assert!(
+        refused.contains("port is already allocated (by container other)"),
+        "{refused}"
+    );
+    assert_eq!(
+        engine.ok([
+            "inspect",
+            "-f",
+            "{{len (index .HostConfig.PortBindings \"80/tcp\")}}",
+            "web"
+        ]),
+        "2"
+    );
+    let refused = engine.fails(1, ["port", "rm", "web", "81"]);
+    assert!(
+        refused.contains("No public port '81/tcp' published for web"),
+        "{refused}"
+    );
+    engine.ok(["port", "rm", "web", &format!("{first}:80")]);
+    assert!(!answers(first) && answers(second));
+    // What was changed is there after a restart, and can be changed at rest.
+    engine.ok(["stop", "-t", "1", "web"]);
+    engine.ok(["port", "add", "web", &format!("{first}:80")]);
+    engine.ok(["start", "web"]);
+    until("both ports", || answers(first) && answers(second));
+    engine.ok(["port", "rm", "web", "80"]);
+    assert_eq!(engine.ok(["port", "web"]), "");
+    assert!(!answers(first) && !answers(second));
+    engine.ok(["rm", "-f", "web", "other"]);
+    engine.assert_clean();
+}
