@@ -222,3 +222,92 @@ fn ports_come_and_go_while_a_container_runs() {
     engine.ok(["rm", "-f", "web", "other"]);
     engine.assert_clean();
 }
+
+/// Why one does not reach the other, and that it does.
+#[test]
+fn network_check_explains() {
+    let engine = Engine::with_alpine();
+    let run = |name: &str, network: &str, command: &str| {
+        engine.ok([
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--network",
+            network,
+            "alpine",
+            "sh",
+            "-c",
+            command,
+        ]);
+    };
+    engine.ok(["network", "create", "one"]);
+    engine.ok(["network", "create", "two"]);
+    engine.ok([
+        "network",
+        "create",
+        "-o",
+        "com.docker.network.bridge.enable_icc=false",
+        "quiet",
+    ]);
+    run("web", "one", SERVER);
+    run("local", "one", "exec httpd -f -p 127.0.0.1:81");
+    run("near", "one", "exec sleep 600");
+    run("far", "two", "exec sleep 600");
+    for name in ["hush", "mute"] {
+        run(name, "quiet", "exec sleep 600");
+    }
+    engine.ok(["create", "--name", "idle", "--network", "one", "alpine"]);
+    until("both listen", || {
+        let listens = |name| {
+            let table = engine.ok(["exec", name, "sh", "-c", "cat /proc/net/tcp /proc/net/tcp6"]);
+            table.contains(" 0A ")
+        };
+        listens("web") && listens("local")
+    });
+    for (from, to, code, words) in [
+        ("near", "web:80", 0, "web answers at "),
+        ("near", "web", 0, "web is reached at "),
+        ("host", "web:80/tcp", 0, "web answers at "),
+        (
+            "near",
+            "web:8080",
+            1,
+            "nothing there listens on 8080/tcp; something does on 80/tcp",
+        ),
+        ("near", "web:53/udp", 1, "nothing there listens on 53/udp"),
+        (
+            "near",
+            "local:81",
+            1,
+            "the program in local listens on 127.0.0.1 only",
+        ),
+        (
+            "far",
+            "web:80",
+            1,
+            "they have no network in common: far is on two, web on one\n\
+             corten network connect one far would give them one\n\
+             80/tcp of web is not published on the host either",
+        ),
+        (
+            "hush",
+            "mute:80",
+            1,
+            "both are on quiet, whose containers must not talk to each other",
+        ),
+        ("near", "idle", 1, "idle is not running: it is created"),
+        (
+            "near",
+            "nobody",
+            1,
+            "no container is called nobody, nor has one that name on a network of near",
+        ),
+    ] {
+        let done = engine.run(["network", "check", from, to]);
+        assert_eq!(done.code, code, "{from} {to}: {done:?}");
+        assert!(done.stdout.contains(words), "{from} {to}: {done:?}");
+    }
+    let wrong = engine.fails(1, ["network", "check", "near", "web:0"]);
+    assert!(wrong.contains("invalid port"), "{wrong}");
+}

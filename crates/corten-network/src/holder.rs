@@ -44,15 +44,33 @@ fn has_any(pid: u32, sockets: &[String]) -> bool {
     })
 }
 
+/// Where sockets wait for that protocol, by the tables in that directory (`/proc/PID/net`).
+pub(crate) fn waiting(tables: &str, proto: Proto) -> Vec<SocketAddr> {
+    ["", "6"]
+        .iter()
+        .filter_map(|six| fs::read_to_string(format!("{tables}/{proto}{six}")).ok())
+        .flat_map(|table| {
+            let rows = table.lines().filter_map(|line| socket(line, proto));
+            rows.map(|(address, _)| address).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
 /// The inode in a row, if its socket is in the way of `wanted`.
 fn row(line: &str, wanted: SocketAddr, proto: Proto) -> Option<String> {
+    let (address, inode) = socket(line, proto)?;
+    (address.port() == wanted.port() && clash(address.ip(), wanted.ip())).then_some(inode)
+}
+
+/// The address of a row's socket and its inode, if it waits.
+fn socket(line: &str, proto: Proto) -> Option<(SocketAddr, String)> {
     let columns: Vec<&str> = line.split_ascii_whitespace().collect();
     let (address, port) = columns.get(1)?.split_once(':')?;
     let address = parse_address(address)?;
+    let port = u16::from_str_radix(port, 16).ok()?;
     let waits = *columns.get(3)? == if proto == Proto::Udp { CLOSE } else { LISTEN };
-    let same_port = u16::from_str_radix(port, 16).ok()? == wanted.port();
-    (waits && same_port && clash(address, wanted.ip()))
-        .then(|| columns.get(9).map(|i| (*i).to_owned()))?
+    let inode = waits.then(|| columns.get(9).map(|i| (*i).to_owned()))?;
+    Some((SocketAddr::new(address, port), inode?))
 }
 
 /// Do two local addresses exclude each other? (A wildcard `::` may take IPv4 as well.)

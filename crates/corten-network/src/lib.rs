@@ -26,6 +26,7 @@ mod netns;
 mod nft;
 mod parent;
 mod ports;
+mod probe;
 mod procfs;
 mod proxy;
 pub mod resolv;
@@ -48,6 +49,7 @@ pub use parent::{
     remove_parent,
 };
 pub use ports::{PortMapping, PortRange, PortRequest, Proto, Reservation, Targets, reserve};
+pub use probe::{Probe, listening, probe};
 pub use resolver::{RESOLVER, ResolverSockets, resolver};
 pub use sweep::{orphans, remove_link, sweep};
 

@@ -4,6 +4,7 @@ use axum::extract::{Path, State};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use corten_engine::networks::CheckRequest;
 use corten_engine::{Engine, models};
 use http::StatusCode;
 use serde::Deserialize;
@@ -18,6 +19,7 @@ pub(super) fn routes() -> Router<Engine> {
         .route("/networks", get(list))
         .route("/networks/create", post(create))
         .route("/networks/prune", post(prune))
+        .route("/networks/check", post(check))
         .route("/networks/{name}", get(inspect).delete(remove))
         .route("/networks/{name}/connect", post(connect))
         .route("/networks/{name}/disconnect", post(disconnect))
@@ -43,6 +45,11 @@ async fn create(State(engine): State<Engine>, body: Body<models::NetworkCreateRe
 async fn prune(State(engine): State<Engine>, Query(query): Query<FiltersQuery>) -> Answer {
     let selected = filters(query.filters.as_deref())?;
     Ok(Json(engine.networks().prune(selected).await?).into_response())
+}
+
+/// Ours: why one does not reach the other.
+async fn check(State(engine): State<Engine>, body: Body<CheckRequest>) -> Answer {
+    Ok(Json(engine.networks().check(body.required()?).await?).into_response())
 }
 
 async fn inspect(State(engine): State<Engine>, Path(name): Path<String>) -> Answer {

@@ -19,8 +19,25 @@ use crate::opts::{env, hosts};
 pub(crate) static GROUP: Command = Command::group(
     "network",
     "Manage networks",
-    &[&CONNECT, &CREATE, &DISCONNECT, &INSPECT, &LS, &PRUNE, &RM],
+    &[
+        &CHECK,
+        &CONNECT,
+        &CREATE,
+        &DISCONNECT,
+        &INSPECT,
+        &LS,
+        &PRUNE,
+        &RM,
+    ],
 );
+
+static CHECK: Command = Command::new(
+    "check",
+    "FROM TO[:PORT[/PROTOCOL]]",
+    "Say whether a container (or \"host\") reaches another, and why not",
+    action!(check),
+)
+.arity(Arity::Exact(2));
 
 static CONNECT: Command = Command::new(
     "connect",
@@ -328,6 +345,45 @@ fn contains(subnet: &str, address: &str) -> bool {
     (a ^ b)
         .checked_shr(width - bits)
         .is_none_or(|difference| difference == 0)
+}
+
+async fn check(cli: &Cli, flags: Parsed) -> Result {
+    let [from, to] = &flags.args[..] else {
+        return Ok(());
+    };
+    let (to, port) = match to.split_once(':') {
+        Some((to, port)) => (to, Some(port)),
+        None => (to.as_str(), None),
+    };
+    let (port, protocol) = match port.map(|p| p.split_once('/').unwrap_or((p, "tcp"))) {
+        None => (None, "tcp"),
+        Some((number, protocol)) => {
+            let number: std::num::NonZeroU16 = number
+                .parse()
+                .map_err(|_| CliError::message(format!("invalid port {number:?}")))?;
+            (Some(number.get()), protocol)
+        }
+    };
+    let question = serde_json::json!({
+        "From": from, "To": to, "Port": port, "Protocol": protocol,
+    });
+    let client = cli.client()?;
+    let request = client.post("/networks/check").body_json(&question)?;
+    let answer: Reachable = request.json().await?;
+    for reason in &answer.reasons {
+        cli.line(reason)?;
+    }
+    match answer.reachable {
+        true => Ok(()),
+        false => Err(CliError::status(1)),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Reachable {
+    reachable: bool,
+    reasons: Vec<String>,
 }
 
 async fn connect(cli: &Cli, flags: Parsed) -> Result {

@@ -1,6 +1,7 @@
 //! Networks: the built-in `bridge`, `host` and `none`, and those that users create.
 
 pub(crate) mod bridge;
+mod check;
 mod connect;
 mod create;
 mod model;
@@ -20,6 +21,7 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::parse::{bad, filters};
 use crate::sweep::NetworkLock;
+pub use check::{CheckRequest, CheckResponse};
 pub(crate) use connect::told;
 use row::NetworkRow;
 
@@ -135,6 +137,16 @@ impl Networks {
     pub async fn prune(&self, filters: Filters) -> Result<models::NetworkPruneResponse> {
         self.0
             .blocking(move |engine| remove::prune(engine, &filters))
+            .await
+    }
+
+    /// Says whether one container, or the host, reaches another, and why not.
+    ///
+    /// # Errors
+    /// When the question is wrong, or it cannot be found out.
+    pub async fn check(&self, request: CheckRequest) -> Result<CheckResponse> {
+        self.0
+            .blocking(move |engine| check::check(engine, &request))
             .await
     }
 

@@ -545,7 +545,7 @@ fn joined(engine: &Engine, sharing: &Sharing, what: &str) -> Result<Option<i32>>
 }
 
 /// The network namespace of a running container.
-pub(super) fn namespace_of(engine: &Engine, name: &str) -> Result<OwnedFd> {
+pub(crate) fn namespace_of(engine: &Engine, name: &str) -> Result<OwnedFd> {
     let pid = running_pid(engine, name, "network")?;
     let path = format!("/proc/{pid}/ns/net");
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;

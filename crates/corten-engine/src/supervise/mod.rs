@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use corten_supervisor::Launch;
 
 use crate::engine::{Engine, EngineOptions};
+pub(crate) use host::namespace_of;
 
 /// Runs the supervisor of one container: `--root DIR <id>`. Must be called before any
 /// thread exists.
