@@ -22,6 +22,7 @@ mod schema;
 mod spec;
 pub mod supervise;
 mod sweep;
+mod sys;
 pub mod system;
 pub mod volumes;
 pub mod when;

@@ -152,7 +152,10 @@ fn set(mount: &mut Mount, field: &str, key: &str, value: &str, cwd: &Path) -> Re
                 .get_or_insert_with(MountImageOptions::default)
                 .subpath = Some(value.into());
         }
-        "tmpfs-size" => tmpfs(mount).size_bytes = Some(size::parse(value).map_err(|_| invalid())?),
+        "tmpfs-size" => {
+            let size = size::parse(value).ok().filter(|size| *size >= 0);
+            tmpfs(mount).size_bytes = Some(size.ok_or_else(invalid)?);
+        }
         "tmpfs-mode" => {
             tmpfs(mount).mode = Some(i64::from(
                 u32::from_str_radix(value, 8).map_err(|_| invalid())?,
@@ -308,7 +311,7 @@ pub fn bind_spec(text: &str, cwd: &Path) -> Option<String> {
 
 /// Makes a path that begins with `.` absolute; leaves names and absolute paths alone.
 fn absolute(path: &str, cwd: &Path) -> String {
-    if path != "." && path != ".." && !path.starts_with("./") && !path.starts_with("../") {
+    if !path.starts_with('.') {
         return path.into();
     }
     let mut out = PathBuf::new();
@@ -416,6 +419,7 @@ mod tests {
         assert_eq!(bind_spec("./x:/d", cwd).unwrap(), "/here/now/x:/d");
         assert_eq!(bind_spec("../x:/d", cwd).unwrap(), "/here/x:/d");
         assert_eq!(bind_spec(".:/d", cwd).unwrap(), "/here/now:/d");
+        assert_eq!(bind_spec(".x:/d", cwd).unwrap(), "/here/now/.x:/d");
     }
 
     proptest::proptest! {

@@ -28,7 +28,7 @@ use crate::parse::mounts::{self, MountEntry, Source};
 use crate::parse::{
     bad, device_requests, health, limits, logs, modes, names, ports, restart, signals, time,
 };
-use crate::volumes::store as volumes;
+use crate::volumes::{driver, store as volumes};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -85,7 +85,7 @@ fn store(engine: &Engine, durability: Durability, draft: &mut Draft) -> Result<V
         let stored = engine.write(durability, |c| {
             row::insert(c, container)?;
             hold(c, container)?;
-            let made = volumes::claim(c, container)?;
+            let made = volumes::claim(engine, c, container)?;
             events::record(
                 c,
                 Kind::Container,
@@ -440,11 +440,22 @@ fn all_mounts(
         }
     }
     for entry in &mut all {
-        if let Source::Volume { name, .. } = &mut entry.source
+        if let Source::Volume { name, new, .. } = &mut entry.source
             && name.is_empty()
         {
             *name = names::new_id();
+            if let (true, Some(driver)) = (new.driver.is_empty(), &host.volume_driver) {
+                new.driver.clone_from(driver);
+            }
         }
+    }
+    let wanted = host.volume_driver.as_deref().unwrap_or_default();
+    let is_used = |entry: &MountEntry| matches!(&entry.source, Source::Volume { new, .. } if new.driver == wanted);
+    // Of one that is used, making the volume says so.
+    if driver::named(wanted).is_err() && !all.iter().any(is_used) {
+        return Err(bad(format!(
+            "volume driver \"{wanted}\" is not supported: there is only \"local\""
+        )));
     }
     Ok(all)
 }
@@ -486,12 +497,8 @@ fn inherit(c: &Connection, text: &str, all: &mut Vec<MountEntry>) -> Result<()> 
     })?;
     for mut entry in other.setup.mounts {
         all.retain(|m| m.destination != entry.destination);
-        if let Source::Volume {
-            anonymous, no_copy, ..
-        } = &mut entry.source
-        {
-            // It belongs to the container it was made for.
-            *anonymous = false;
+        // An anonymous one goes with the last container that has it.
+        if let Source::Volume { no_copy, .. } = &mut entry.source {
             *no_copy = true;
         }
         entry.read_only |= read_only;

@@ -25,11 +25,11 @@ pub(crate) trait Driver: Debug + Send + Sync {
     /// Where its volumes are known.
     fn scope(&self) -> VolumeScopeEnum;
 
-    /// Refuses options that a volume cannot have.
+    /// Refuses options that a volume below `volumes` cannot have.
     ///
     /// # Errors
     /// In Docker's words, without the volume's name.
-    fn check(&self, options: &Options) -> Result<()>;
+    fn check(&self, volumes: &Path, options: &Options) -> Result<()>;
 
     /// Whether these options have something mounted while the volume is in use.
     fn is_mounted(&self, options: &Options) -> bool;
@@ -45,6 +45,15 @@ pub(crate) trait Driver: Debug + Send + Sync {
     /// # Errors
     /// What the kernel says.
     fn unmount(&self, data: &Path) -> Result<()>;
+
+    /// Whether files cannot be moved into a volume from beside it, though nothing is mounted.
+    fn is_apart(&self, options: &Options) -> bool;
+
+    /// Makes so what else the options ask for, of a volume that is about to be used.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    fn prepare(&self, data: &Path, options: &Options) -> Result<()>;
 }
 
 /// The driver of volumes that name none.

@@ -32,6 +32,8 @@ pub(crate) struct Hold {
     driver: &'static dyn Driver,
     /// Something may have to be unmounted.
     mounted: bool,
+    /// Files are moved into it only from within.
+    apart: bool,
 }
 
 impl Hold {
@@ -56,21 +58,26 @@ impl Hold {
                 lock: Some(lock),
                 driver,
                 mounted: false,
+                apart: driver.is_apart(&row.options),
             };
+            let data = engine.layout().volume_data(name);
             if driver.is_mounted(&row.options) {
-                let data = engine.layout().volume_data(name);
                 if !is_mount_point(&data)? {
                     driver.mount(&data, &row.options)?;
                 }
                 hold.mounted = true;
             }
+            if let Err(error) = driver.prepare(&data, &row.options) {
+                drop(gate); // which the hold takes when it ends
+                return Err(error);
+            }
             return Ok(hold);
         }
     }
 
-    /// Whether something is mounted on its directory.
-    pub(super) fn is_mounted(&self) -> bool {
-        self.mounted
+    /// Whether what comes into it must be put together within it.
+    pub(super) fn is_apart(&self) -> bool {
+        self.mounted || self.apart
     }
 
     /// Uses every volume of a container.

@@ -12,6 +12,7 @@ use bollard_stubs::models::VolumeScopeEnum;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::driver::{Driver, Options};
+use super::quota;
 use crate::error::EngineError;
 use crate::parse::{bad, logs};
 
@@ -30,10 +31,10 @@ impl Driver for Local {
         VolumeScopeEnum::LOCAL
     }
 
-    fn check(&self, options: &Options) -> Result<()> {
+    fn check(&self, volumes: &Path, options: &Options) -> Result<()> {
         check_names(options)?;
         if size(options)?.is_some() {
-            return Err(bad("quota size requested but no quota support"));
+            quota::check(volumes)?;
         }
         let has = |key: &str| options.contains_key(key);
         for (option, required) in [
@@ -89,6 +90,18 @@ impl Driver for Local {
                 path: data.to_owned(),
                 source: error.into(),
             }),
+        }
+    }
+
+    fn is_apart(&self, options: &Options) -> bool {
+        // Another project's files cannot be renamed into a project.
+        matches!(size(options), Ok(Some(_)))
+    }
+
+    fn prepare(&self, data: &Path, options: &Options) -> Result<()> {
+        match size(options)? {
+            Some(size) => quota::set(data, size),
+            None => Ok(()),
         }
     }
 }
@@ -316,7 +329,7 @@ mod tests {
 
     #[test]
     fn options_are_checked_in_dockers_words() {
-        let check = |text: &str| Local.check(&options(text));
+        let check = |text: &str| Local.check(Path::new("/proc"), &options(text));
         for fine in [
             "",
             "type=tmpfs device=tmpfs o=size=1m",
@@ -334,6 +347,7 @@ mod tests {
             ("o=ro", "missing required option: \"device\""),
             ("type=cifs device=//host:1/share", "port not allowed"),
             ("size=lots", "invalid size: 'lots'"),
+            ("size=10m", "quota size requested but no quota support"),
         ] {
             let told = check(wrong).unwrap_err().to_string();
             assert!(told.contains(words), "{wrong}: {told}");

@@ -7,6 +7,7 @@ pub(crate) mod driver;
 pub(crate) mod hold;
 mod local;
 mod populate;
+mod quota;
 pub(crate) mod store;
 pub(crate) mod transfer;
 mod tree;
@@ -59,7 +60,7 @@ impl Volumes {
             .blocking(move |engine| {
                 let name = &wish.name;
                 engine
-                    .write(Durability::Synced, |c| store::ensure(c, &wish))
+                    .write(Durability::Synced, |c| store::ensure(engine, c, &wish))
                     .map_err(|error| driver::about(name, error))?;
                 store::ensure_directory(engine, name)?;
                 let row = engine.database().read(|c| store::get(c, name))?;

@@ -1,7 +1,7 @@
 //! Filling an empty volume: with what an image has in its place, or an archive.
 //!
 //! What comes in is put together in a directory beside the data (within it, where something is
-//! mounted), which is given another name once it is complete; then its entries are moved, one rename
+//! mounted, or its size is bounded), which is given another name once it is complete; then its entries are moved, one rename
 //! each. A process that is killed leaves either a part, which the next one discards, or something
 //! complete, which the next one goes on to move. Whoever fills a volume holds a lock on its directory
 //! ([`hold`](super::hold)'s gate), so two never do it at once.
@@ -35,29 +35,29 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Locks a volume for filling. `mounted`: something is mounted on its data. Blocks.
-    pub(super) fn lock(data: &Path, mounted: bool) -> io::Result<Self> {
+    /// Locks a volume for filling. `apart`: files are moved into it only from within. Blocks.
+    pub(super) fn lock(data: &Path, apart: bool) -> io::Result<Self> {
         let parent = data
             .parent()
             .ok_or_else(|| io::Error::other("a volume without a directory"))?;
         let locked = open_directory(CWD, parent)?;
         rustix::fs::flock(&locked, FlockOperation::LockExclusive)?;
-        Self::within(locked, data, mounted)
+        Self::within(locked, data, apart)
     }
 
-    /// The same, of a volume that the caller has locked, and on which something is mounted.
+    /// The same, of a volume apart, which the caller has locked.
     pub(super) fn of_locked(gate: &std::fs::File, data: &Path) -> io::Result<Self> {
         Self::within(gate.try_clone()?.into(), data, true)
     }
 
-    fn within(locked: OwnedFd, data: &Path, mounted: bool) -> io::Result<Self> {
+    fn within(locked: OwnedFd, data: &Path, apart: bool) -> io::Result<Self> {
         let data = open_directory(CWD, data)?;
-        let stage = match mounted {
+        let stage = match apart {
             // On the same file system.
             true => open_directory(data.as_fd(), c".")?,
             false => open_directory(locked.as_fd(), c".")?,
         };
-        let (partial, whole) = match mounted {
+        let (partial, whole) = match apart {
             true => (c".corten-filling", c".corten-filled"),
             false => (c"filling", WHOLE),
         };

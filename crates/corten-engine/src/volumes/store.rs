@@ -12,7 +12,7 @@ use corten_db::Durability;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::driver::{self, Options};
-use super::{hold, populate};
+use super::{hold, populate, quota};
 use crate::containers::row::Container;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -59,13 +59,13 @@ impl Wish {
 ///
 /// # Errors
 /// It cannot be had, in Docker's words.
-pub(crate) fn ensure(c: &Connection, wish: &Wish) -> Result<bool> {
+pub(crate) fn ensure(engine: &Engine, c: &Connection, wish: &Wish) -> Result<bool> {
     let driver = driver::named(&wish.driver)?;
     if let Some(there) = get(c, &wish.name)? {
         check_same(&there, driver.name(), wish)?;
         return Ok(false);
     }
-    driver.check(&wish.options)?;
+    driver.check(&engine.layout().volumes(), &wish.options)?;
     insert(c, wish, driver.name())?;
     Ok(true)
 }
@@ -121,7 +121,7 @@ pub(crate) fn insert(c: &Connection, wish: &Wish, driver: &str) -> Result<()> {
 
 /// Makes the volumes a new container needs and notes that it uses them; the names of those
 /// that are new.
-pub(crate) fn claim(c: &Connection, container: &Container) -> Result<Vec<String>> {
+pub(crate) fn claim(engine: &Engine, c: &Connection, container: &Container) -> Result<Vec<String>> {
     let mut made = Vec::new();
     for mount in &container.setup.mounts {
         let Source::Volume {
@@ -143,7 +143,7 @@ pub(crate) fn claim(c: &Connection, container: &Container) -> Result<Vec<String>
         if *anonymous {
             wish.anonymous();
         }
-        let ensured = ensure(c, &wish).map_err(|error| match driver::about(name, error) {
+        let ensured = ensure(engine, c, &wish).map_err(|error| match driver::about(name, error) {
             // Not found is the image for clients, which would pull it.
             EngineError::NotFound(text) => bad(text),
             other => other,
@@ -250,9 +250,9 @@ fn fill(
         };
         let hold = hold::Hold::take(engine, name)?;
         let data = engine.layout().volume_data(name);
-        let place = populate::Place::lock(&data, hold.is_mounted()).map_err(failed)?;
+        let place = populate::Place::lock(&data, hold.is_apart()).map_err(failed)?;
         if !place.resume().map_err(failed)? && place.is_empty().map_err(failed)? {
-            populate::from_image(&source, &place).map_err(failed)?;
+            quota::heeded(|| populate::from_image(&source, &place)).map_err(failed)?;
         }
         filled.push(name.clone());
     }

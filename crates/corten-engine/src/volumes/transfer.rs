@@ -2,7 +2,7 @@
 //!
 //! What comes in is put together beside the data first, under the lock of its directory, and takes the
 //! place of the data by one rename when it is complete and nobody uses the volume. Where something
-//! is mounted on the data, that must be empty, and the new entries are moved in (see
+//! is mounted on the data, or its size bounded, that must be empty, and the new entries are moved in (see
 //! [`populate`](super::populate)).
 
 use std::ffi::CStr;
@@ -18,6 +18,7 @@ use rustix::fs::{CWD, FlockOperation, Mode, RenameFlags};
 use super::driver;
 use super::hold::{Alone, Hold};
 use super::populate::Place;
+use super::quota;
 use super::store::{self, Wish};
 use super::tree;
 use crate::containers::state;
@@ -114,7 +115,7 @@ fn into(
     }
     let name = wish.name.clone();
     let made = engine
-        .write(Durability::Synced, |c| store::ensure(c, &wish))
+        .write(Durability::Synced, |c| store::ensure(engine, c, &wish))
         .map_err(|error| driver::about(&name, error))?;
     let done = bring(engine, &name, action, options, put);
     if done.is_err()
@@ -145,9 +146,9 @@ fn bring(
     unused(engine, name)?;
     let hold = Hold::take(engine, name)?;
     let data = engine.layout().volume_data(name);
-    let mounted = hold.is_mounted();
-    let empty = || is_empty(&data, mounted).map_err(failed);
-    if mounted && is_memory(&data).map_err(failed)? {
+    let apart = hold.is_apart();
+    let empty = || is_empty(&data, apart).map_err(failed);
+    if apart && is_memory(&data).map_err(failed)? {
         return Err(bad(format!(
             "volume {name} is memory, which is gone when nobody uses it"
         )));
@@ -160,19 +161,19 @@ fn bring(
     if !empty()? && !options.replace {
         return Err(occupied());
     }
-    if !empty()? && mounted {
+    if !empty()? && apart {
         return Err(EngineError::Conflict(format!(
-            "volume {name} is not empty, and what is mounted on it cannot be replaced in one step: \
-             empty it first"
+            "volume {name} is not empty, and with its options it cannot be replaced in one step: empty \
+             it first"
         )));
     }
-    let stage = Stage::make(&data, mounted).map_err(failed)?;
+    let stage = Stage::make(&data, apart).map_err(failed)?;
     let Some(stage) = stage else {
         return Err(EngineError::Conflict(format!(
             "volume {name} is in use: something else is being imported or copied to it"
         )));
     };
-    put(&stage.directory).map_err(failed)?;
+    quota::heeded(|| put(&stage.directory)).map_err(failed)?;
     rustix::fs::syncfs(&stage.directory).map_err(|error| failed(error.into()))?;
     // What starts meanwhile waits, and finds the new content.
     let Some(alone) = Alone::of(hold)? else {
@@ -181,10 +182,10 @@ fn bring(
             "volume {name} is in use: it is being exported or copied"
         )));
     };
-    if !empty()? && (!options.replace || mounted) {
+    if !empty()? && (!options.replace || apart) {
         return Err(occupied());
     }
-    if mounted {
+    if apart {
         let place = Place::of_locked(alone.gate(), &data).map_err(failed)?;
         place.adopt(stage.name()).map_err(failed)?;
     } else {
@@ -223,7 +224,7 @@ fn is_memory(data: &Path) -> io::Result<bool> {
 }
 
 /// Whether there is nothing in it, but for what is ours or a new file system's where one is mounted.
-fn is_empty(data: &Path, mounted: bool) -> io::Result<bool> {
+fn is_empty(data: &Path, apart: bool) -> io::Result<bool> {
     const PASSED_OVER: [&CStr; 4] = [
         c".corten-filling",
         c".corten-filled",
@@ -233,7 +234,7 @@ fn is_empty(data: &Path, mounted: bool) -> io::Result<bool> {
     let names = tree::names(tree::open_directory(CWD, data)?.as_fd())?;
     Ok(names
         .iter()
-        .all(|name| mounted && PASSED_OVER.contains(&name.as_c_str())))
+        .all(|name| apart && PASSED_OVER.contains(&name.as_c_str())))
 }
 
 /// Where something is put together; removed when dropped.
@@ -245,9 +246,9 @@ struct Stage {
 
 impl Stage {
     /// `None`: somebody else is at it.
-    fn make(data: &Path, mounted: bool) -> io::Result<Option<Self>> {
+    fn make(data: &Path, apart: bool) -> io::Result<Option<Self>> {
         let path = match data.parent() {
-            Some(parent) if !mounted => parent.join(INCOMING),
+            Some(parent) if !apart => parent.join(INCOMING),
             _ => data.join(format!(".corten-{INCOMING}")),
         };
         for _ in 0..2 {
