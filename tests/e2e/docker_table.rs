@@ -94,7 +94,7 @@ macro_rules! tables {
     };
 }
 
-tables!(changes create events exec images inspect life names network ps run things);
+tables!(changes create events exec images inspect life names network ps run things volumes);
 
 #[test]
 fn every_table_is_run() {
