@@ -45,6 +45,9 @@ for group in $groups; do
       need openssl openssl
       need xz xz-utils
       need containerd containerd
+      need docker-compose docker-compose
+      # Without the service, which would be started: the tools have the server, too.
+      need redis-cli redis-tools
       # The engine is in one package, its command line possibly in another.
       need dockerd docker.io
       need docker docker.io

@@ -433,12 +433,17 @@ pub(crate) fn serve_files_to(root: PathBuf, line: &'static str) -> String {
     format!("http://{address}")
 }
 
-/// A GET over plain HTTP/1.0; the body, or `None` when nobody answers.
+/// A GET of `/` over plain HTTP/1.0; the body, or `None` when nobody answers.
 pub(crate) fn http_get(address: &str) -> Option<String> {
+    http_path(address, "/")
+}
+
+/// The same of another path.
+pub(crate) fn http_path(address: &str, path: &str) -> Option<String> {
     use std::io::Read;
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     answer

@@ -22,6 +22,7 @@ mod build_outputs;
 mod build_platforms;
 mod build_ssh;
 mod checkpoint;
+mod compose;
 mod containers;
 mod cp;
 mod crash;
