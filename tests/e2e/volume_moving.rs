@@ -150,6 +150,13 @@ fn what_is_there_is_replaced_at_once_or_not_at_all() {
     append("link/outside", None);
     append("../../outside", None);
     let hostile = builder.into_inner().unwrap();
+    // One without its top directory leaves that as it is.
+    fs::write(&archive, [&hostile[..512], &[0; 1024]].concat()).unwrap();
+    engine.ok(["volume", "import", "plain", path]);
+    let top = fs::metadata(data(&engine, "plain")).unwrap();
+    assert_eq!(top.mode() & 0o7777, 0o755);
+    assert_eq!(names("plain"), ["fine"]);
+    engine.ok(["volume", "rm", "plain"]);
     fs::write(&archive, &hostile).unwrap();
     let told = engine.fails(1, ["volume", "import", "--replace", "old", path]);
     assert!(

@@ -212,7 +212,7 @@ impl Check<'_> {
                 self.found(
                     "volume-part",
                     &row.name,
-                    "of an import or copy that was killed",
+                    "of an import, copy or first use that was killed",
                 );
             }
         }

@@ -17,6 +17,8 @@ use rustix::io::Errno;
 
 use super::tree::{copy, copy_attributes, names, open_directory};
 
+/// What is not complete, beside the data.
+const PARTIAL: &CStr = c"filling";
 /// What is complete, beside the data.
 const WHOLE: &CStr = c"filled";
 
@@ -59,7 +61,7 @@ impl Place {
         };
         let (partial, whole) = match apart {
             true => (c".corten-filling", c".corten-filled"),
-            false => (c"filling", WHOLE),
+            false => (PARTIAL, WHOLE),
         };
         Ok(Self {
             _locked: locked,
@@ -152,6 +154,33 @@ pub(super) fn is_done(data: &Path) -> bool {
     occupied && matches!(filled.try_exists(), Ok(false))
 }
 
+/// Removes what a killed process had begun to put together beside a volume's data, if `remove` says
+/// so; whether there is something. What is whole stays, for the next use to move.
+pub(super) fn leftover(data: &Path, remove: bool) -> io::Result<bool> {
+    let directory = match data.parent().map(|parent| open_directory(CWD, parent)) {
+        Some(Ok(directory)) => directory,
+        Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => return Ok(false),
+    };
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Ok(false), // perhaps it is being filled
+        Err(error) => return Err(error.into()),
+    }
+    if let Err(error) = open_directory(directory.as_fd(), PARTIAL) {
+        return match error.kind() {
+            io::ErrorKind::NotFound => Ok(false),
+            _ => Err(error),
+        };
+    }
+    if remove {
+        use std::os::unix::ffi::OsStrExt;
+        let name = std::ffi::OsStr::from_bytes(PARTIAL.to_bytes());
+        remove_without_mounts(directory.as_fd(), name)?;
+    }
+    Ok(true)
+}
+
 /// The directory that an image has at a path, if it has one there.
 pub(super) fn source(root: &OwnedFd, path: &str) -> io::Result<Option<OwnedFd>> {
     let opened = rustix::fs::openat2(
@@ -224,6 +253,22 @@ mod tests {
             fill(&image, "/srv/data", &data, mounted);
             assert!(!data.join("again").exists());
         }
+    }
+
+    #[test]
+    fn a_part_is_found_unless_somebody_is_at_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = volume(dir.path());
+        assert!(!leftover(&data, true).unwrap());
+        let part = data.with_file_name("filling");
+        std::fs::create_dir_all(part.join("sub")).unwrap();
+        let place = Place::lock(&data, false).unwrap();
+        assert!(!leftover(&data, true).unwrap());
+        drop(place);
+        assert!(leftover(&data, false).unwrap());
+        assert!(leftover(&data, true).unwrap());
+        assert!(!part.exists());
+        assert!(!leftover(&dir.path().join("none/_data"), true).unwrap());
     }
 
     #[test]

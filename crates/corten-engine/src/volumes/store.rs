@@ -416,3 +416,38 @@ pub(crate) fn remove_directories_without_row(engine: &Engine, names: &[String]) 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_of_earlier_engines_are_kept() {
+        let c = Connection::open_in_memory().unwrap();
+        let (earlier, later) = crate::schema::SCHEMA.migrations.split_at(2);
+        for migration in earlier {
+            c.execute_batch(migration).unwrap();
+        }
+        c.execute_batch(
+            "INSERT INTO volumes (name, created, anonymous, labels, options) \
+             VALUES ('data', 1, 0, '{\"a\":\"b\"}', '{}');",
+        )
+        .unwrap();
+        for migration in later {
+            c.execute_batch(migration).unwrap();
+        }
+        let row = get(&c, "data").unwrap().unwrap();
+        assert_eq!(
+            (row.driver.as_str(), row.labels["a"].as_str()),
+            ("local", "b")
+        );
+        assert!(with_options(&c).unwrap().is_empty());
+        let mut wish = Wish {
+            name: "data".to_owned(),
+            ..Wish::default()
+        };
+        assert!(check_same(&row, "local", &wish).is_ok());
+        wish.options.insert("type".to_owned(), "tmpfs".to_owned());
+        assert!(check_same(&row, "local", &wish).is_err());
+    }
+}

@@ -17,7 +17,7 @@ use rustix::fs::{CWD, FlockOperation, Mode, RenameFlags};
 
 use super::driver;
 use super::hold::{Alone, Hold};
-use super::populate::Place;
+use super::populate::{self, Place};
 use super::quota;
 use super::store::{self, Wish};
 use super::tree;
@@ -173,6 +173,8 @@ fn bring(
             "volume {name} is in use: something else is being imported or copied to it"
         )));
     };
+    // An archive need not say whose the directory itself is: then it stays as it is.
+    tree::copy_attributes(open(&data)?.as_fd(), stage.directory.as_fd()).map_err(failed)?;
     quota::heeded(|| put(&stage.directory)).map_err(failed)?;
     rustix::fs::syncfs(&stage.directory).map_err(|error| failed(error.into()))?;
     // What starts meanwhile waits, and finds the new content.
@@ -296,14 +298,15 @@ pub(crate) fn leftover(data: &Path, remove: bool) -> Result<bool> {
         path: path.clone(),
         source,
     };
+    let filling = populate::leftover(data, remove).map_err(failed)?;
     let directory = match tree::open_directory(CWD, &path) {
         Ok(directory) => directory,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(filling),
         Err(error) => return Err(failed(error)),
     };
     match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(filling),
         Err(error) => return Err(failed(error.into())),
     }
     if remove {
