@@ -7,7 +7,7 @@ use super::elements::{
 use crate::nft::{Ct, Expr, Hook, Meta, Transaction, Verdict, reg};
 
 /// An empty chain whose name is the version of the rules; it is there if they are up to date.
-pub(super) const VERSION: &str = "rules-2";
+pub(super) const VERSION: &str = "rules-3";
 /// Families as `meta nfproto` has them.
 pub(super) const NFPROTO_IPV4: u8 = 2;
 pub(super) const NFPROTO_IPV6: u8 = 10;
