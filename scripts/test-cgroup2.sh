@@ -83,7 +83,7 @@ fi
 printf '%s\n' root:x:0:0:root:/root:/bin/sh nobody:x:65534:65534:nobody:/:/bin/sh >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 echo vm >"$root/etc/hostname"
-for part in net lib crypto fs/overlayfs fs/fuse drivers/net/veth.ko* drivers/net/bridge drivers/virtio drivers/block/virtio_blk.ko*; do
+for part in net lib crypto fs/overlayfs fs/fuse fs/quota drivers/net/veth.ko* drivers/net/bridge drivers/virtio drivers/block/virtio_blk.ko*; do
   for found in "$kernel/lib/modules/$release/kernel"/$part; do
     [ -e "$found" ] || continue
     target=$root/${found#"$kernel/"}
@@ -130,7 +130,7 @@ cp "$here/test-vm-runtime-guest.sh" "$root/runtime.sh"
 chmod 755 "$root/init"
 (cd "$root" && find . | cpio --quiet -o -H newc) | gzip -1 >"$work/initrd"
 truncate -s 2G "$work/disk"
-mkfs.ext4 -q "$work/disk"
+mkfs.ext4 -q -O quota,project -E quotatype=prjquota "$work/disk"
 
 # QEMU 7.2 emulates neither cmpxchg16b nor the kernel patching itself under several threads well.
 timeout "${VM_TIMEOUT:-1800}" qemu-system-x86_64 -accel tcg,thread=single -cpu max,cx16=off -m 2048 -smp 2 -nographic -no-reboot \
