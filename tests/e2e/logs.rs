@@ -266,3 +266,75 @@ fn a_log_of_others_that_is_not_there_is_said_at_the_start() {
     }
     engine.assert_clean();
 }
+
+#[test]
+fn syslog_with_tls_is_sent_to_whom_it_is_meant_for() {
+    use std::io::Read as _;
+    use std::process::{Command, Stdio};
+
+    let engine = Engine::with_alpine();
+    let dir = engine.path("tls");
+    std::fs::create_dir(&dir).unwrap();
+    let made = Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args([
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+        ])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(&dir)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let port = crate::harness::free_port();
+    let mut daemon = Command::new("openssl")
+        .args(["s_server", "-quiet", "-cert", "cert.pem", "-key", "key.pem"])
+        .args(["-accept", &format!("127.0.0.1:{port}")])
+        .current_dir(&dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("the daemon listens", || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    let address = format!("syslog-address=tcp+tls://localhost:{port}");
+    let authority = format!("syslog-tls-ca-cert={}/cert.pem", dir.display());
+    let log = |options: &[&str]| {
+        let mut args = vec!["run", "--rm", "--log-driver", "syslog"];
+        for option in [&[&*address, "syslog-format=rfc5424", "tag=web"], options].concat() {
+            args.extend(["--log-opt", option]);
+        }
+        args.extend(["alpine", "echo", "told in confidence"]);
+        engine.run(args)
+    };
+    let refused = log(&[]);
+    assert_eq!(refused.code, 125, "{refused:?}");
+    assert!(
+        refused.stderr.contains("invalid peer certificate"),
+        "{refused:?}"
+    );
+    let done = log(&[&authority]);
+    assert_eq!(done.code, 0, "{done:?}");
+    // It has no more clients, and ends when it is told to.
+    let mut told = String::new();
+    let mut output = daemon.stdout.take().unwrap();
+    let mut buffer = [0; 4096];
+    while !told.contains("told in confidence") {
+        let read = output.read(&mut buffer).unwrap();
+        assert!(read > 0, "{told:?}");
+        told.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    // RFC 5425: how long it is comes first.
+    let (length, message) = told.split_once(' ').unwrap();
+    assert_eq!(length.parse::<usize>().unwrap(), message.len(), "{told:?}");
+    engine.assert_clean();
+}

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use bollard_stubs::models::HostConfigLogConfig;
-use corten_supervisor::logs::{SyslogAddress, SyslogFormat};
+use corten_supervisor::logs::{SyslogAddress, SyslogFormat, TlsFiles};
 use regex_lite::Regex;
 
 use super::bad;
@@ -111,6 +111,10 @@ pub(crate) fn driver(config: Option<&HostConfigLogConfig>) -> Result<LogDriver> 
             "syslog-address",
             "syslog-facility",
             "syslog-format",
+            "syslog-tls-ca-cert",
+            "syslog-tls-cert",
+            "syslog-tls-key",
+            "syslog-tls-skip-verify",
             CACHE_COMPRESS,
         ],
         "journald" => &[CACHE_COMPRESS],
@@ -135,9 +139,6 @@ pub(crate) fn driver(config: Option<&HostConfigLogConfig>) -> Result<LogDriver> 
     let sorted: BTreeMap<_, _> = options.iter().collect();
     if let Some(key) = sorted.keys().find(|key| !allowed(key)) {
         return Err(bad(match name {
-            "syslog" if key.starts_with("syslog-tls-") => {
-                format!("log opt '{key}' is not supported: syslog is spoken without TLS only")
-            }
             "local" => format!("unknown log opt '{key}' for log driver local"),
             _ => format!("unknown log opt '{key}' for {name} log driver"),
         }));
@@ -152,7 +153,10 @@ pub(crate) fn driver(config: Option<&HostConfigLogConfig>) -> Result<LogDriver> 
     Ok(match name {
         "local" => LogDriver::Local(rotation(options, "", LOCAL)?),
         "syslog" => LogDriver::Syslog {
-            address: address(options.get("syslog-address").map_or("", String::as_str))?,
+            address: address(
+                options.get("syslog-address").map_or("", String::as_str),
+                tls(options)?,
+            )?,
             facility: facility(options.get("syslog-facility").map_or("", String::as_str))?,
             format: format_of(options.get("syslog-format").map_or("", String::as_str))?,
             cache: cache()?,
@@ -334,8 +338,36 @@ pub(crate) fn fill(tag: &str, value: &dyn Fn(&str) -> Option<String>) -> Result<
     Ok(filled)
 }
 
+/// Reads what is of use with `tcp+tls` only; paths are the engine's.
+fn tls(options: &HashMap<String, String>) -> Result<TlsFiles> {
+    let path = |key: &str| -> Result<Option<PathBuf>> {
+        let Some(path) = options.get(key).filter(|path| !path.is_empty()) else {
+            return Ok(None);
+        };
+        match std::path::Path::new(path) {
+            path if path.is_absolute() => Ok(Some(path.to_owned())),
+            _ => Err(bad(format!("{key}: {path} is not an absolute path"))),
+        }
+    };
+    let skip = "syslog-tls-skip-verify";
+    let files = TlsFiles {
+        authorities: path("syslog-tls-ca-cert")?,
+        certificate: path("syslog-tls-cert")?,
+        key: path("syslog-tls-key")?,
+        // Its mere presence means yes, too.
+        any: match options.get(skip).map(String::as_str) {
+            Some("") => true,
+            _ => boolean(options, skip)?.unwrap_or(false),
+        },
+    };
+    if files.certificate.is_some() != files.key.is_some() {
+        return Err(bad("syslog-tls-cert and syslog-tls-key go together"));
+    }
+    Ok(files)
+}
+
 /// Reads `proto://address`.
-fn address(text: &str) -> Result<SyslogAddress> {
+fn address(text: &str, tls: TlsFiles) -> Result<SyslogAddress> {
     if text.is_empty() {
         return Ok(SyslogAddress::Local);
     }
@@ -360,9 +392,7 @@ fn address(text: &str) -> Result<SyslogAddress> {
         _ if rest.is_empty() => Err(wrong()),
         "udp" => Ok(SyslogAddress::Udp(with_port())),
         "tcp" => Ok(SyslogAddress::Tcp(with_port())),
-        "tcp+tls" => Err(bad(
-            "syslog-address: tcp+tls is not supported, only tcp, udp, unix and unixgram",
-        )),
+        "tcp+tls" => Ok(SyslogAddress::Tls(with_port(), tls)),
         "unix" | "unixgram" => {
             let path = PathBuf::from(rest);
             if let Err(error) = std::fs::metadata(&path) {
@@ -527,7 +557,30 @@ mod tests {
                 )),
             ),
             (
-                config("syslog", &[("syslog-address", "tcp+tls://a:1")]),
+                config(
+                    "syslog",
+                    &[
+                        ("syslog-address", "tcp+tls://a:1"),
+                        ("syslog-tls-ca-cert", "/ca"),
+                        ("syslog-tls-skip-verify", ""),
+                    ],
+                ),
+                Some(syslog(
+                    SyslogAddress::Tls(
+                        "a:1".to_owned(),
+                        TlsFiles {
+                            authorities: Some("/ca".into()),
+                            any: true,
+                            ..TlsFiles::default()
+                        },
+                    ),
+                    3,
+                    SyslogFormat::Local,
+                )),
+            ),
+            (config("syslog", &[("syslog-tls-ca-cert", "ca")]), None),
+            (
+                config("syslog", &[("syslog-tls-skip-verify", "perhaps")]),
                 None,
             ),
             (config("syslog", &[("syslog-address", "a:1")]), None),

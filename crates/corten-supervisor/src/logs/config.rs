@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::tls::TlsFiles;
+
 /// All the places at once; neither is no log at all.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LogConfig {
@@ -75,6 +77,8 @@ pub enum SyslogAddress {
     Udp(String),
     /// `host:port`.
     Tcp(String),
+    /// `host:port`, with TLS.
+    Tls(String, TlsFiles),
     /// A stream socket.
     Unix(PathBuf),
     /// A datagram socket.

@@ -9,6 +9,7 @@ mod journald;
 mod read;
 mod remote;
 mod syslog;
+mod tls;
 mod write;
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use config::{LogConfig, LogFile, Remote, RemoteLog, Syslog, SyslogAddress, SyslogFormat};
 pub use read::{LogReader, ReadOptions, Record};
 pub(crate) use syslog::Known;
+pub use tls::TlsFiles;
 pub(crate) use write::{LogWriter, now};
 
 /// Longest piece of a line in one record, in bytes; longer lines become several records, of

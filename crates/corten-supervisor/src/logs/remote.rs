@@ -70,6 +70,13 @@ impl Connected {
         }
     }
 
+    fn end(&mut self) -> io::Result<()> {
+        match self {
+            Self::Syslog(connection) => connection.end(),
+            Self::Journald(_) => Ok(()),
+        }
+    }
+
     /// Nobody tells whether what is sent arrives.
     fn is_unsure(&self) -> bool {
         matches!(self, Self::Syslog(syslog::Connection::Udp(_)))
@@ -214,6 +221,13 @@ async fn send_all(
         }
         waiting.bytes.set(waiting.bytes.get() - message.len());
         waiting.less.notify_waiters();
+    }
+    while let Err(error) = connected.end() {
+        if error.kind() != io::ErrorKind::WouldBlock {
+            tracing::debug!(%error, "the end of a log was not told");
+            return;
+        }
+        tokio::time::sleep(RETRY).await;
     }
 }
 

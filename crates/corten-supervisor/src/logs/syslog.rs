@@ -12,6 +12,7 @@ use jiff::tz::TimeZone;
 
 use super::Stream;
 use super::config::{Syslog, SyslogAddress, SyslogFormat};
+use super::tls::Tls;
 
 /// The sockets of a host's own daemon.
 const LOCAL: [&str; 3] = ["/dev/log", "/var/run/syslog", "/var/run/log"];
@@ -25,6 +26,7 @@ const INFO: u8 = 6;
 pub(super) enum Connection {
     Udp(UdpSocket),
     Tcp(TcpStream),
+    Tls(Tls),
     Unix(UnixStream),
     Unixgram(UnixDatagram),
 }
@@ -55,6 +57,7 @@ pub(super) async fn connect(address: &SyslogAddress, known: &Known) -> io::Resul
         SyslogAddress::Local => return local().await,
         SyslogAddress::Udp(to) => format!("udp://{to}"),
         SyslogAddress::Tcp(to) => format!("tcp://{to}"),
+        SyslogAddress::Tls(to, _) => format!("tcp+tls://{to}"),
         SyslogAddress::Unix(path) => format!("unix://{}", path.display()),
         SyslogAddress::Unixgram(path) => format!("unixgram://{}", path.display()),
     };
@@ -87,6 +90,14 @@ async fn dial(address: &SyslogAddress, known: &Known) -> io::Result<Connection> 
             let connecting = tokio::net::TcpStream::connect(known.resolve(to)?);
             let stream = tokio::time::timeout(PATIENCE, connecting).await??;
             Connection::Tcp(stream.into_std()?)
+        }
+        SyslogAddress::Tls(to, files) => {
+            let target = known.resolve(to)?;
+            let connecting = async {
+                let stream = tokio::net::TcpStream::connect(target).await?;
+                Tls::agree(stream, to, files).await
+            };
+            Connection::Tls(tokio::time::timeout(PATIENCE, connecting).await??)
         }
         SyslogAddress::Unix(path) => stream(path).await?,
         SyslogAddress::Unixgram(path) => datagrams(path)?,
@@ -127,12 +138,21 @@ impl Connection {
         matches!(self, Self::Udp(_) | Self::Unixgram(_))
     }
 
+    /// Sends what it has kept, and says that nothing follows, where there is such a thing.
+    pub(super) fn end(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tls(tls) => tls.end(),
+            Self::Udp(_) | Self::Unixgram(_) | Self::Tcp(_) | Self::Unix(_) => Ok(()),
+        }
+    }
+
     /// Sends a message; how much of it has gone.
     pub(super) fn send(&mut self, message: &[u8]) -> io::Result<usize> {
         match self {
             Self::Udp(socket) => socket.send(message),
             Self::Unixgram(socket) => socket.send(message),
             Self::Tcp(stream) => stream.write(message),
+            Self::Tls(tls) => tls.send(message),
             Self::Unix(stream) => stream.write(message),
         }
     }
@@ -158,7 +178,14 @@ pub(super) fn message(to: &Syslog, stream: Stream, line: &[u8], at: Timestamp) -
         }
     };
     let line = line.strip_suffix(b"\n").unwrap_or(line);
-    [head.as_bytes(), line, b"\n"].concat()
+    let whole = [head.as_bytes(), line, b"\n"].concat();
+    match (&to.address, to.format) {
+        // RFC 5425, as Docker does it.
+        (SyslogAddress::Tls(..), SyslogFormat::Rfc5424 | SyslogFormat::Rfc5424Micro) => {
+            [format!("{} ", whole.len()).as_bytes(), &whole].concat()
+        }
+        _ => whole,
+    }
 }
 
 #[cfg(test)]

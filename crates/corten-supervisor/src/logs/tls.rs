@@ -1,0 +1,345 @@
+//! TLS on a connection to a syslog daemon, without a thread: what the kernel does not take now is
+//! kept, and written before anything else.
+
+use std::io::{self, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+
+/// How a daemon is known, and who we are to it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TlsFiles {
+    /// More authorities than the machine's.
+    pub authorities: Option<PathBuf>,
+    /// A certificate of our own, with its chain.
+    pub certificate: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+    /// Believe any certificate.
+    pub any: bool,
+}
+
+fn wrong(error: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
+
+fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
+    let named = |error| wrong(format_args!("{}: {error}", path.display()));
+    let read: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
+        .map_err(named)?
+        .collect();
+    match read.map_err(named)? {
+        none if none.is_empty() => Err(wrong(format_args!("{}: no certificate", path.display()))),
+        some => Ok(some),
+    }
+}
+
+impl TlsFiles {
+    fn config(&self) -> io::Result<ClientConfig> {
+        let provider = Arc::new(ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(wrong)?;
+        let more = self.authorities.as_deref().map(certificates).transpose()?;
+        let builder = if self.any {
+            let any = Arc::new(Any(provider));
+            builder.dangerous().with_custom_certificate_verifier(any)
+        } else {
+            let more = more.unwrap_or_default();
+            let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(more, provider)
+                .map_err(wrong)?;
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(verifier))
+        };
+        match (&self.certificate, &self.key) {
+            (None, None) => Ok(builder.with_no_client_auth()),
+            (Some(certificate), Some(key)) => {
+                let own = certificates(certificate)?;
+                let key = PrivateKeyDer::from_pem_file(key)
+                    .map_err(|error| wrong(format_args!("{}: {error}", key.display())))?;
+                builder.with_client_auth_cert(own, key).map_err(wrong)
+            }
+            _ => Err(wrong("a certificate and its key go together")),
+        }
+    }
+}
+
+/// A connection that TLS was agreed on, not blocking.
+pub(super) struct Tls {
+    stream: TcpStream,
+    session: Box<ClientConnection>,
+}
+
+impl Tls {
+    /// Agrees on TLS; `to`: `host:port`.
+    pub(super) async fn agree(
+        stream: tokio::net::TcpStream,
+        to: &str,
+        files: &TlsFiles,
+    ) -> io::Result<Self> {
+        let host = to.rsplit_once(':').map_or(to, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let name = ServerName::try_from(host.to_owned()).map_err(wrong)?;
+        let config = Arc::new(files.config()?);
+        let mut session = ClientConnection::new(config, name).map_err(wrong)?;
+        while session.is_handshaking() || session.wants_write() {
+            if session.wants_write() {
+                stream.writable().await?;
+                let mut out = Ready(|bytes: &[u8]| stream.try_write(bytes));
+                again(session.write_tls(&mut out))?;
+            } else {
+                stream.readable().await?;
+                let mut into = Ready(|bytes: &mut [u8]| stream.try_read(bytes));
+                if again(session.read_tls(&mut into))? == Some(0) {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                if let Err(error) = session.process_new_packets() {
+                    // The daemon is told why; whether it hears it changes nothing.
+                    let mut out = Ready(|bytes: &[u8]| stream.try_write(bytes));
+                    session.write_tls(&mut out).ok();
+                    return Err(wrong(error));
+                }
+            }
+        }
+        Ok(Self {
+            stream: stream.into_std()?,
+            session: Box::new(session),
+        })
+    }
+
+    /// Takes a part of a message once all before it has gone.
+    pub(super) fn send(&mut self, message: &[u8]) -> io::Result<usize> {
+        self.flush()?;
+        let taken = self.session.writer().write(message)?;
+        match self.flush() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(taken),
+        }
+    }
+
+    /// Writes what is left.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        while self.session.wants_write() {
+            if self.session.write_tls(&mut self.stream)? == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that nothing follows.
+    pub(super) fn end(&mut self) -> io::Result<()> {
+        self.session.send_close_notify();
+        self.flush()
+    }
+}
+
+/// A stream that may have to be waited for once more.
+fn again(done: io::Result<usize>) -> io::Result<Option<usize>> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        done => done.map(Some),
+    }
+}
+
+/// Reads or writes what can be now.
+struct Ready<F>(F);
+
+impl<F: FnMut(&[u8]) -> io::Result<usize>> io::Write for Ready<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (self.0)(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<F: FnMut(&mut [u8]) -> io::Result<usize>> io::Read for Ready<F> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        (self.0)(bytes)
+    }
+}
+
+/// Believes any certificate, as was asked for.
+#[derive(Debug)]
+struct Any(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Any {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(
+            message,
+            cert,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(
+            message,
+            cert,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::net::TcpListener;
+    use std::process::Command;
+
+    use super::*;
+
+    fn openssl(dir: &Path, args: &[&str]) {
+        let done = Command::new("openssl").args(args).current_dir(dir).output();
+        let done = done.expect("openssl");
+        assert!(done.status.success(), "{done:?}");
+    }
+
+    /// A daemon for one connection, which must have a certificate; what it is sent.
+    fn daemon(dir: &Path) -> (u16, std::thread::JoinHandle<io::Result<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let own = certificates(&dir.join("cert.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(dir.join("key.pem")).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(own[0].clone()).unwrap();
+        let provider = Arc::new(ring::default_provider());
+        let clients = rustls::server::WebPkiClientVerifier::builder_with_provider(
+            roots.into(),
+            provider.clone(),
+        );
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(clients.build().unwrap())
+            .with_single_cert(own, key)
+            .unwrap();
+        let serving = std::thread::spawn(move || {
+            let (stream, _) = listener.accept()?;
+            let session = rustls::ServerConnection::new(config.into()).map_err(wrong)?;
+            let mut text = String::new();
+            rustls::StreamOwned::new(session, stream).read_to_string(&mut text)?;
+            Ok(text)
+        });
+        (port, serving)
+    }
+
+    async fn connected(port: u16, host: &str, files: &TlsFiles) -> io::Result<Tls> {
+        let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+        Tls::agree(stream, &format!("{host}:{port}"), files).await
+    }
+
+    #[tokio::test]
+    async fn daemons_are_known_by_their_certificates() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let made = [
+            "req",
+            "-x509",
+            "-newkey",
+            "ed25519",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+            "-keyout",
+            "key.pem",
+            "-out",
+            "cert.pem",
+        ];
+        openssl(dir, &made);
+        let files = TlsFiles {
+            authorities: Some(dir.join("cert.pem")),
+            certificate: Some(dir.join("cert.pem")),
+            key: Some(dir.join("key.pem")),
+            any: false,
+        };
+        // Whole, however much it is.
+        let (port, serving) = daemon(dir);
+        let mut tls = connected(port, "localhost", &files).await.unwrap();
+        let message = "a line of a container\n".repeat(50_000);
+        let mut rest = message.as_bytes();
+        while !rest.is_empty() {
+            match tls.send(rest) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        while let Err(error) = tls.end() {
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        assert!(serving.join().unwrap().unwrap() == message);
+
+        let unknown = TlsFiles {
+            authorities: None,
+            ..files.clone()
+        };
+        for (host, files, why) in [
+            ("localhost", &unknown, "certificate"),
+            ("elsewhere", &files, "certificate not valid for name"),
+        ] {
+            let (port, serving) = daemon(dir);
+            let error = connected(port, host, files).await.err().unwrap();
+            assert!(error.to_string().contains(why), "{error}");
+            assert!(serving.join().unwrap().is_err());
+        }
+        // Whoever it is, if that is what is wanted.
+        let (port, serving) = daemon(dir);
+        let any = TlsFiles {
+            any: true,
+            ..unknown
+        };
+        let mut tls = connected(port, "elsewhere", &any).await.unwrap();
+        tls.send(b"to anybody\n").unwrap();
+        tls.end().unwrap();
+        assert_eq!(serving.join().unwrap().unwrap(), "to anybody\n");
+        let half = TlsFiles { key: None, ..any };
+        let error = half.config().err().unwrap();
+        assert!(error.to_string().contains("go together"), "{error}");
+    }
+}
