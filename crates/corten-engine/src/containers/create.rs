@@ -273,7 +273,7 @@ fn refuse_unsupported(host: &HostConfig) -> Result<()> {
     let text = |t: &Option<String>| t.as_deref().is_some_and(|t| !t.is_empty());
     if host.storage_opt.as_ref().is_some_and(|o| !o.is_empty()) {
         return Err(bad(
-            "--storage-opt is supported only for overlay over xfs with 'pquota' mount option: this engine sets no quotas",
+            "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",
         ));
     }
     if text(&host.cgroup) {
