@@ -533,3 +533,37 @@ fn clients_that_are_killed_leave_nothing() {
         String::from_utf8_lossy(&done.stderr)
     );
 }
+
+#[test]
+fn a_check_brings_containers_in_line_with_their_rows() {
+    let engine = Engine::with_alpine();
+    let net = free_net();
+    let subnet = format!("{net}.0/24");
+    engine.ok(["network", "create", "--subnet", &subnet, "late"]);
+    sleeper(&engine, "aa", &["bridge"]);
+    // As if whoever connected it had been killed before its supervisor was told.
+    let rows = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(\"INSERT INTO \
+        endpoints (container, network, network_name, position, wish) SELECT c.id, n.id, n.name, 1, \
+        '{}' FROM containers AS c, networks AS n WHERE n.name = 'late'\"); c.commit()";
+    let database = engine.root().join("corten.db");
+    let done = std::process::Command::new("python3")
+        .args(["-c", rows])
+        .arg(database)
+        .output();
+    assert!(done.unwrap().status.success());
+    let told = engine.run(["system", "check"]);
+    assert!(
+        told.stdout
+            .contains("container aa is to be on network late, and is not"),
+        "{told:?}"
+    );
+    engine.run(["system", "check", "--repair"]);
+    let links = addresses(&engine, "aa");
+    assert!(
+        links.contains(&format!("eth1    inet {net}.2/24")),
+        "{links}"
+    );
+    engine.ok(["rm", "-f", "aa"]);
+    engine.ok(["network", "rm", "late"]);
+    engine.assert_clean();
+}

@@ -180,6 +180,30 @@ fn in_use(c: &Connection) -> Result<HashSet<String>> {
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
+/// The names of networks of which a container has addresses but is not to be on.
+pub(crate) fn held(c: &Connection, container: &str) -> Result<Vec<String>> {
+    let mut statement = c.prepare_cached(
+        "SELECT DISTINCT n.name FROM addresses AS a JOIN networks AS n ON n.id = a.network \
+         WHERE a.owner = ?1 AND NOT EXISTS (SELECT 1 FROM endpoints AS e \
+         WHERE e.container = ?1 AND e.network = a.network)",
+    )?;
+    let rows = statement.query_map([container], |r| r.get(0))?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Has a container's supervisor bring it in line with its rows. Blocks, in a thread for that.
+pub(crate) fn tell(engine: &Engine, container: &str) -> Result<()> {
+    let found = engine
+        .database()
+        .read(|c| containers::row::get(c, container))?;
+    match found {
+        Some(container) => {
+            tokio::runtime::Handle::current().block_on(connect::told(engine, &container))
+        }
+        None => Ok(()),
+    }
+}
+
 /// What a network's events tell of it.
 pub(crate) fn attributes(row: &NetworkRow) -> HashMap<String, String> {
     [

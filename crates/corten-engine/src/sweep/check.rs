@@ -1,13 +1,16 @@
 //! The full check: everything that could be orphaned or inconsistent.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use corten_db::Durability;
 
+use crate::containers::row::Status;
 use crate::containers::{files, row, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::networks;
 use crate::system::Finding;
 use crate::volumes::{driver, hold, store as volumes, transfer};
 
@@ -36,6 +39,7 @@ pub(crate) fn check(engine: &Engine, repair: bool) -> Result<Vec<Finding>> {
     check.run_directories()?;
     check.cgroups();
     check.network()?;
+    check.endpoints()?;
     check.container_directories()?;
     check.volume_directories()?;
     check.volume_rests()?;
@@ -157,6 +161,27 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Running containers that are on other networks than their rows say: whoever changed the rows
+    /// was killed before the supervisor was told.
+    fn endpoints(&mut self) -> Result<()> {
+        let mut found = out_of_line(self.engine)?;
+        // Somebody may be telling it this moment.
+        let deadline = Instant::now() + LINGERING;
+        while !found.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(LOOK);
+            let now = out_of_line(self.engine)?;
+            found.retain(|one| now.contains(one));
+        }
+        let mut told = BTreeSet::new();
+        for (id, detail) in found {
+            self.found("endpoint", &id, detail);
+            if self.repair && told.insert(id.clone()) {
+                networks::tell(self.engine, &id)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Directories of containers without a row.
     fn container_directories(&mut self) -> Result<()> {
         for name in entries(&self.engine.layout().containers()) {
@@ -257,6 +282,35 @@ impl Check<'_> {
         }
         Ok(())
     }
+}
+
+/// What running containers are to have on networks and have not, or the other way round: the
+/// container's id, and that in words.
+fn out_of_line(engine: &Engine) -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for container in engine.database().read(|c| row::all(c, true))? {
+        if container.status == Status::Restarting
+            || container.config.network_disabled == Some(true)
+            || !state::has_supervisor(engine, &container.id)
+        {
+            continue;
+        }
+        let wanting = container.endpoints.iter().filter(|e| e.live.is_none());
+        let name = &container.name;
+        found.extend(wanting.map(|e| {
+            let network = &e.network_name;
+            let words = format!("container {name} is to be on network {network}, and is not");
+            (container.id.clone(), words)
+        }));
+        let held = engine
+            .database()
+            .read(|c| networks::held(c, &container.id))?;
+        found.extend(held.into_iter().map(|network| {
+            let words = format!("container {name} is still on network {network}");
+            (container.id.clone(), words)
+        }));
+    }
+    Ok(found)
 }
 
 fn entries(directory: &Path) -> Vec<String> {
