@@ -12,6 +12,7 @@ import tempfile, threading, time
 
 sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
+UNSERVED = ["Cannot connect", "error during connect", "connection reset", "before message completed"]
 
 
 def load(name):
@@ -37,7 +38,12 @@ class Cycles(chaos.Chaos):
 
     def step(self, rng, *args):
         killed = rng.uniform(0.001, 0.12) if rng.random() < 0.1 else None
-        code, said = self.run(*args, kill_after=killed, served=rng.random() < 0.5)
+        served = rng.random() < 0.5
+        code, said = self.run(*args, kill_after=killed, served=served)
+        # The server has just been killed: it is another matter what becomes of the request.
+        while served and code and any(word in said[1] for word in UNSERVED):
+            served = rng.random() < 0.5
+            code, said = self.run(*args, served=served)
         self.count(" ".join(args[:2] if args[0] == "network" else args[:1])
                    + ("" if code == 0 else " killed" if code is None else " refused"))
         return code, said
