@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use reserve::{Freeing, may_use_reserve};
@@ -216,6 +217,8 @@ impl Database {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+        // Statements are made for any values: else many that are kept are made anew for each.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         if is_short {
             connection.pragma_update(None, "wal_autocheckpoint", SHORT_LOG)?;
         }
@@ -409,6 +412,23 @@ mod tests {
             Database::open(&path, &[FIRST]),
             Err(DbError::TooNew { found: 2, .. })
         ));
+    }
+
+    #[test]
+    fn statements_that_are_kept_are_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(&dir.path().join("db"), &[SECOND]).unwrap();
+        insert(&database, 1).unwrap();
+        let made_anew = |x: i64, y: i64| {
+            database.read(|c| {
+                let mut kept = c.prepare_cached("SELECT x FROM t WHERE x = ?1 AND y = ?2")?;
+                assert_eq!(kept.exists([x, y])?, (x, y) == (1, 7));
+                Ok::<_, DbError>(kept.get_status(rusqlite::StatementStatus::RePrepare))
+            })
+        };
+        for (x, y) in [(1, 7), (2, 0), (1, 7), (3, 1)] {
+            assert_eq!(made_anew(x, y).unwrap(), 0, "{x} {y}");
+        }
     }
 
     #[test]
