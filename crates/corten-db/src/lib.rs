@@ -419,15 +419,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let database = Database::open(&dir.path().join("db"), &[SECOND]).unwrap();
         insert(&database, 1).unwrap();
-        let made_anew = |x: i64, y: i64| {
+        let made_anew = |y: i64| {
             database.read(|c| {
-                let mut kept = c.prepare_cached("SELECT x FROM t WHERE x = ?1 AND y = ?2")?;
-                assert_eq!(kept.exists([x, y])?, (x, y) == (1, 7));
+                let mut kept = c.prepare_cached(
+                    "SELECT value FROM t, json_each('[1]') WHERE t.x + 0 = 1 AND y = ?",
+                )?;
+                assert_eq!(kept.exists([y])?, y == 7);
                 Ok::<_, DbError>(kept.get_status(rusqlite::StatementStatus::RePrepare))
             })
         };
-        for (x, y) in [(1, 7), (2, 0), (1, 7), (3, 1)] {
-            assert_eq!(made_anew(x, y).unwrap(), 0, "{x} {y}");
+        for y in [7, 0, 7, 1] {
+            assert_eq!(made_anew(y).unwrap(), 0, "{y}");
         }
     }
 
