@@ -10,6 +10,7 @@ corten=$(realpath "$1")
 bare=$(realpath "$2")
 ./runtime.sh "$corten" "$bare"
 ./containers.sh "$corten"
+./dns.sh "$corten"
 ./pull.sh "$corten"
 ./registry.sh "$corten"
 ./build.sh "$corten"
