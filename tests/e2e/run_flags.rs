@@ -283,11 +283,15 @@ fn cases() -> Vec<Case> {
             &["--label-file", "/nowhere"],
             Refused("/nowhere"),
         ),
-        ("link", &["--link", "other"], Refused("supported")),
+        (
+            "link",
+            &["--link", "other"],
+            Refused("could not get container for other"),
+        ),
         (
             "link-local-ip",
             &["--link-local-ip", "169.254.1.1"],
-            Refused("supported"),
+            Prints(&["ip", "addr"], "inet 169.254.1.1/"),
         ),
         (
             "log-driver",
@@ -436,7 +440,7 @@ fn cases() -> Vec<Case> {
         (
             "storage-opt",
             &["--storage-opt", "size=1g"],
-            Refused("--storage-opt is not supported"),
+            Refused("supported only for overlay over xfs with 'pquota' mount option"),
         ),
         (
             "sysctl",
