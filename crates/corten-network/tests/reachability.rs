@@ -249,12 +249,7 @@ fn the_hosts_loopback_is_protected() {
     lab.on_host(|| ensure_bridge(&net).unwrap());
     let evil = lab.container(&net, 2, &[]);
     let _private = Server::start(&lab.host, 6000, "private");
-    evil.ns
-        .run_in(|| {
-            run("sysctl -qw net.ipv4.conf.all.route_localnet=1");
-            run("ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.0/8 via 10.99.0.1");
-        })
-        .unwrap();
+    evil.ns.run_in(|| loopback_by("10.99.0.1")).unwrap();
     with_bridge_netfilter(&lab, |mode| {
         assert!(refused(&evil.ns, "127.0.0.1:6000"), "{mode}");
     });
@@ -262,6 +257,56 @@ fn the_hosts_loopback_is_protected() {
     assert!(
         ask(&evil.ns, "127.0.0.1:6000").is_some(),
         "the guard is what stops it"
+    );
+}
+
+/// A packet to 127.0.0.1 must not come by a wire, but a neighbour may send one. Were it translated, the host
+/// would not even see where it was to go.
+#[test]
+fn a_port_of_the_loopback_is_not_reached_by_packets_to_the_loopback() {
+    let lab = Lab::with_a_routing_neighbour();
+    let net = bridge("ct0", "10.99.0.0/24");
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+    let udp_port = PortMapping {
+        proto: Proto::Udp,
+        ..tcp(Some("127.0.0.1"), 8080, 80)
+    };
+    let ports = [tcp(Some("127.0.0.1"), 8080, 80), udp_port];
+    let open = EndpointSpec {
+        open: true,
+        ..endpoint(&net, 2, &ports)
+    };
+    let web = lab.connect(&open);
+    let _server = Server::start(&web.ns, 80, "web");
+    let _proxy = Proxy::start(&lab, &ports, web.targets);
+    let to = "127.0.0.1:8080";
+    let stopped = |how: &str| {
+        assert!(refused(&lab.lan, to), "{how}\n{}", lab.ruleset());
+        assert!(refused_udp(&lab.lan, to), "{how}, UDP");
+        assert!(ask(&lab.host, to).is_some(), "from the host, {how}");
+        assert!(
+            ask_udp(&lab.host, to).is_some(),
+            "from the host, UDP, {how}"
+        );
+    };
+    stopped("as it is");
+    lab.on_host(|| run("nft add element inet corten_test guarded '{ ipv4 }'"));
+    stopped("open where the host's input drops by default");
+    lab.on_host(|| run("nft delete element inet corten_test guarded '{ ipv4 }'"));
+    lab.on_host(|| run("sysctl -qw net.ipv4.conf.all.route_localnet=1"));
+    stopped("route_localnet everywhere");
+    lab.on_host(|| run("nft flush chain inet corten_test guard"));
+    assert!(
+        ask(&lab.lan, to).is_some(),
+        "the guard is what stops it from arriving at the port's socket"
+    );
+    lab.on_host(|| {
+        run("sysctl -qw net.ipv4.conf.all.route_localnet=0");
+        run("nft insert rule inet corten_test prerouting jump publish");
+    });
+    assert!(
+        ask(&lab.lan, to).is_some(),
+        "not translating is what stops it on the way"
     );
 }
 

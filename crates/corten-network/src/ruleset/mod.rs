@@ -14,8 +14,10 @@
 //!   map published[6]_at { addr . proto . port : addr . port }   published on one
 //!   map open[6][_at]                                    those of them past the host's input rules
 //!   set guarded      { type nf_proto }                  families the host's input rules drop by default
-//!   chain guard      { prerouting, raw: from a bridge to or from 127.0.0.0/8 → drop }
-//!   chain prerouting { nat: from outside by a guarded family → goto asked }
+//!   chain guard      { prerouting, raw: from a bridge to or from 127.0.0.0/8 → drop;
+//!                      not from lo to a port published at 127.0.0.0/8 → drop }
+//!   chain prerouting { nat: not from lo to 127.0.0.0/8 → as it is;
+//!                      from outside by a guarded family → goto asked }
 //!   chain prerouting, output { to an address of this host → jump publish }
 //!   chain asked      { to an address of this host → jump open }
 //!   chain publish[6] { dnat through published_at, then published }
@@ -29,8 +31,8 @@
 //!
 //! Invariants: every base chain has policy accept, and an accept of ours ends only our own chain, so a
 //! drop in any other table stays a drop. A packet can reach a container from outside its bridge only
-//! as a reply or through a published port. `guard` is what makes `route_localnet` on our bridges safe
-//! (CVE-2020-8558).
+//! as a reply or through a published port, and by none that is published at a loopback address. `guard` is
+//! what makes `route_localnet` on our bridges safe (CVE-2020-8558).
 
 mod elements;
 mod rules;

@@ -2,12 +2,12 @@
 
 use super::elements::{
     BRIDGES, GUARDED, INTERNAL, MASQUERADED, MASQUERADED6, Maps, OPEN, PUBLISHED, SUBNETS,
-    SUBNETS6, TALKING,
+    SUBNETS6, TALKING, link,
 };
 use crate::nft::{Ct, Expr, Hook, Meta, Transaction, Verdict, reg};
 
 /// An empty chain whose name is the version of the rules; it is there if they are up to date.
-pub(super) const VERSION: &str = "rules-3";
+pub(super) const VERSION: &str = "rules-4";
 /// Families as `meta nfproto` has them.
 pub(super) const NFPROTO_IPV4: u8 = 2;
 pub(super) const NFPROTO_IPV6: u8 = 10;
@@ -65,14 +65,41 @@ fn guard(t: &mut Transaction<'_>) {
             Expr::In(BRIDGES.name, reg::KEY),
         ];
         rule.extend(ipv4());
-        rule.extend([
-            Expr::Network(offset, 4, reg::KEY),
-            Expr::Mask(reg::KEY, vec![255, 0, 0, 0]),
-            Expr::Equals(reg::KEY, vec![127, 0, 0, 0]),
-            Expr::Verdict(Verdict::Drop),
-        ]);
+        rule.extend(loopback(offset));
+        rule.push(Expr::Verdict(Verdict::Drop));
         t.rule("guard", comment, &rule);
     }
+    // Also where somebody else has switched `route_localnet` on, as kube-proxy does: else it would arrive
+    // at the port's socket.
+    let mut rule = to_loopback_from_outside();
+    rule.extend([
+        Expr::Network(16, 4, reg::KEY),
+        Expr::Meta(Meta::Protocol, reg::KEY + 1),
+        Expr::Transport(2, 2, reg::KEY + 2),
+        Expr::Map(PUBLISHED.at.name, reg::KEY),
+        Expr::Verdict(Verdict::Drop),
+    ]);
+    t.rule("guard", "to a port of the loopback from outside", &rule);
+}
+
+/// Goes on for IPv4 packets to 127.0.0.0/8 that the host has not sent itself.
+fn to_loopback_from_outside() -> Vec<Expr> {
+    let mut exprs = vec![
+        Expr::Meta(Meta::InName, reg::KEY),
+        Expr::Differs(reg::KEY, link("lo").key),
+    ];
+    exprs.extend(ipv4());
+    exprs.extend(loopback(16));
+    exprs
+}
+
+/// Goes on if the IPv4 address at that offset is in 127.0.0.0/8.
+fn loopback(offset: u32) -> [Expr; 3] {
+    [
+        Expr::Network(offset, 4, reg::KEY),
+        Expr::Mask(reg::KEY, vec![255, 0, 0, 0]),
+        Expr::Equals(reg::KEY, vec![127, 0, 0, 0]),
+    ]
 }
 
 fn publishing(t: &mut Transaction<'_>) {
@@ -95,6 +122,14 @@ fn publishing(t: &mut Transaction<'_>) {
         Expr::Network(24, 16, reg::KEY),
         Expr::Differs(reg::KEY, loopback),
     ];
+    // Translated, it would be routed on before anybody finds that it has no business on a wire.
+    let mut martian = to_loopback_from_outside();
+    martian.push(Expr::Verdict(Verdict::Accept));
+    t.rule(
+        "prerouting",
+        "to the host's loopback: not translated",
+        &martian,
+    );
     t.rule(
         "prerouting",
         "from outside, where the host drops by default",
@@ -199,11 +234,7 @@ fn postrouting(t: &mut Transaction<'_>) {
         Expr::Network(12, 4, reg::KEY),
         Expr::Network(8, 16, reg::KEY),
     );
-    let from_loopback = [
-        source4.clone(),
-        Expr::Mask(reg::KEY, vec![255, 0, 0, 0]),
-        Expr::Equals(reg::KEY, vec![127, 0, 0, 0]),
-    ];
+    let from_loopback = loopback(12);
     let mut rule = |comment, exprs: &[&[Expr]]| t.rule("postrouting", comment, &exprs.concat());
     let masquerade = [Expr::Masquerade];
     rule(

@@ -28,7 +28,8 @@ impl Lab {
     pub fn with_a_routing_neighbour() -> Self {
         let lab = Self::new();
         lab.on_lan(|| {
-            run("ip route add default via 192.0.2.1; ip route add default via 2001:db8::1")
+            run("ip route add default via 192.0.2.1; ip route add default via 2001:db8::1");
+            loopback_by("192.0.2.1");
         });
         lab
     }
@@ -86,6 +87,12 @@ impl Lab {
     pub fn ruleset(&self) -> String {
         self.on_host(|| output("nft list ruleset"))
     }
+}
+
+/// Has 127.0.0.0/8 on a neighbour instead of itself, as an attacker would, in the namespace it is called in.
+pub fn loopback_by(gateway: &str) {
+    run("sysctl -qw net.ipv4.conf.all.route_localnet=1; ip addr del 127.0.0.1/8 dev lo");
+    run(&format!("ip route add 127.0.0.0/8 via {gateway}"));
 }
 
 pub struct Container {
