@@ -45,8 +45,8 @@ pub use firewall::{DefaultDrop, Path, default_drops, watch_firewall};
 pub use net::{IpNet, Ipv4Net, Ipv6Net, ParseNetError};
 pub use netns::NetNs;
 pub use parent::{
-    IpvlanFlag, IpvlanMode, MacvlanMode, Parent, SharedKind, SharedSpec, ensure_parent, parents_of,
-    remove_parent,
+    IpvlanFlag, IpvlanMode, MacvlanMode, Parent, SharedKind, SharedSpec, check_kind, ensure_parent,
+    parents_of, remove_parent,
 };
 pub use ports::{PortMapping, PortRange, PortRequest, Proto, Reservation, Targets, reserve};
 pub use probe::{Probe, listening, probe};

@@ -171,16 +171,16 @@ pub fn ensure_parent(parent: &Parent, owner: &str) -> Result<()> {
     Ok(())
 }
 
-/// Removes a parent that [`ensure_parent`] has made, once the network is gone; `false` if there is
-/// none, or it is somebody else's.
-pub fn remove_parent(parent: &Parent) -> Result<bool> {
+/// Removes a parent that [`ensure_parent`] has made for `owner`, once the network is gone; `false` if
+/// there is none, or it is somebody else's.
+pub fn remove_parent(parent: &Parent, owner: &str) -> Result<bool> {
     if matches!(parent, Parent::Link(_)) {
         return Ok(false);
     }
     let _lock = HostLock::acquire()?;
     let mut route = Socket::route()?;
-    let ours =
-        link::get(&mut route, parent.name())?.is_some_and(|link| link.alias.starts_with(MARK));
+    let mark = format!("{MARK}{owner}");
+    let ours = link::get(&mut route, parent.name())?.is_some_and(|link| link.alias == mark);
     if ours {
         let mut batch = Batch::default();
         link::delete(&mut batch, parent.name());
@@ -195,6 +195,29 @@ pub fn parents_of(owner: &str) -> Result<Vec<String>> {
     let links = link::list(&mut Socket::route()?)?;
     let ours = links.into_iter().filter(|link| link.alias == wanted);
     Ok(ours.map(|link| link.name).collect())
+}
+
+/// Refuses a kind of link that this kernel does not have. Nothing is made.
+pub fn check_kind(kind: SharedKind) -> Result<()> {
+    let ns = NetNs::current()?;
+    let mut batch = Batch::default();
+    let shared = SharedLink {
+        name: "probe",
+        ns: &ns,
+        // No link has it: a kernel that knows the kind finds no such parent.
+        parent: i32::MAX.unsigned_abs(),
+        kind,
+        mac: [2, 0, 0, 0, 0, 0],
+        mtu: None,
+    };
+    link::create_shared(&mut batch, &shared);
+    match Socket::route()?
+        .run(batch)
+        .map_err(|error| unknown(error, kind.name()))
+    {
+        Err(error @ NetworkError::NoLinkKind { .. }) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Makes a container's link on the parent, straight into its namespace.
@@ -229,7 +252,7 @@ impl SharedKind {
     }
 
     /// Does the parent route, so that links have no gateway?
-    pub(crate) fn routes(self) -> bool {
+    pub fn routes(self) -> bool {
         matches!(self, Self::Ipvlan(IpvlanMode::L3 | IpvlanMode::L3s, _))
     }
 }

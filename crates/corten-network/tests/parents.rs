@@ -69,7 +69,7 @@ fn macvlan_containers_are_on_the_lan_themselves() {
     assert_eq!(links(&web.ns), "lo\n");
     assert_eq!(links(&lab.host), before);
     assert!(
-        !lab.on_host(|| remove_parent(&spec.parent).unwrap()),
+        !lab.on_host(|| remove_parent(&spec.parent, "corten_test").unwrap()),
         "not ours"
     );
 }
@@ -140,12 +140,12 @@ fn a_parent_that_leads_nowhere_is_made_and_removed() {
     );
     drop((web, other));
     lab.on_host(|| {
-        assert!(remove_parent(&spec.parent).unwrap());
-        assert!(!remove_parent(&spec.parent).unwrap());
+        assert!(remove_parent(&spec.parent, "corten_test").unwrap());
+        assert!(!remove_parent(&spec.parent, "corten_test").unwrap());
         // A link of that name which somebody else has made stays.
         run("ip link add dm-0123456789ab type bridge");
         ensure_parent(&spec.parent, "corten_test").unwrap();
-        assert!(!remove_parent(&spec.parent).unwrap());
+        assert!(!remove_parent(&spec.parent, "corten_test").unwrap());
         run("ip link del dm-0123456789ab");
     });
     assert_eq!(links(&lab.host), before);
@@ -173,7 +173,7 @@ fn ipvlan_and_vlan() {
         Ok(()) => {
             let link = lab.on_host(|| output("ip -d link show lan0.10"));
             assert!(link.contains("id 10"), "{link}");
-            assert!(lab.on_host(|| remove_parent(&vlan).unwrap()));
+            assert!(lab.on_host(|| remove_parent(&vlan, "corten_test").unwrap()));
         }
         Err(error) => assert!(error.to_string().starts_with(none), "{error}"),
     }
