@@ -46,6 +46,7 @@ mod moving;
 mod names;
 mod network;
 mod networks;
+mod parents;
 mod registry;
 mod registry_access;
 mod registry_clients;

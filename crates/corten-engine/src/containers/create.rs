@@ -222,7 +222,10 @@ fn check(
         warnings.extend(super::foreign::warning(&image.platform));
     }
     warnings.extend(limits::discard_unknown(&mut host));
-    published(&config, &mut host, &parsed, &mut warnings)?;
+    let driver = engine
+        .database()
+        .read(|c| networking::parents_alone(c, &endpoints))?;
+    published(&config, &host, &parsed, driver.as_deref(), &mut warnings)?;
     restart::restart(
         host.restart_policy.as_ref(),
         host.auto_remove.unwrap_or(false),
@@ -374,11 +377,13 @@ fn hostname(id: &str, parsed: &Modes, config: &mut ContainerConfig) -> Result<()
     Ok(())
 }
 
-/// Checks published ports; every published port is an exposed one.
+/// Checks published ports; every published port is an exposed one. `driver`: that of the networks,
+/// where none publishes any.
 fn published(
     config: &ContainerConfig,
-    host: &mut HostConfig,
+    host: &HostConfig,
     parsed: &Modes,
+    driver: Option<&str>,
     warnings: &mut Vec<String>,
 ) -> Result<()> {
     ports::exposed(config.exposed_ports.as_deref().unwrap_or_default())?;
@@ -393,7 +398,12 @@ fn published(
         NetworkMode::None => {
             warnings.push("Published ports are discarded without a network".to_owned());
         }
-        _ => {}
+        _ => warnings.extend(driver.map(|driver| {
+            format!(
+                "Published ports are discarded on a {driver} network: the container is reached at \
+                 its own address"
+            )
+        })),
     }
     Ok(())
 }

@@ -126,6 +126,19 @@ pub(super) fn endpoints(
     Ok(places)
 }
 
+/// The driver of these networks, if all of them are on a parent link of the host, where nothing is
+/// published.
+pub(super) fn parents_alone(c: &Connection, places: &[Endpoint]) -> Result<Option<String>> {
+    let mut driver = None;
+    for place in places {
+        match networks::get(c, &place.network)? {
+            Some(row) if row.shares_parent() => driver = Some(row.driver),
+            _ => return Ok(None),
+        }
+    }
+    Ok(driver)
+}
+
 /// Puts a container that is on no network on that of its mode.
 pub(crate) fn connect_to_mode(
     engine: &Engine,
@@ -196,6 +209,9 @@ pub(crate) fn wish(settings: &EndpointSettings, row: &NetworkRow) -> Result<Wish
         if alias.is_empty() || alias.contains(char::is_whitespace) {
             errors.push(format!("invalid network-scoped alias: {alias:?}"));
         }
+    }
+    if mac.is_some() && row.driver == "ipvlan" {
+        errors.push("ipvlan interfaces do not support custom mac address assignment".to_owned());
     }
     for link in settings.links.iter().flatten() {
         if super::links::parse(link).is_err() {

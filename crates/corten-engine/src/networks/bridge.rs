@@ -130,7 +130,8 @@ pub(super) fn claim(engine: &Engine, row: &NetworkRow) -> Result<BridgeSpec> {
     Ok(spec)
 }
 
-fn chosen(subnet: IpNet) -> PoolSettings {
+/// A subnet that the user has not chosen.
+pub(super) fn chosen(subnet: IpNet) -> PoolSettings {
     PoolSettings {
         subnet,
         range: None,
@@ -186,7 +187,7 @@ fn settle(engine: &Engine, mut row: NetworkRow, spec: &BridgeSpec) -> Result<()>
 }
 
 /// A free /64 of this engine's unique local /48 (RFC 4193), which follows from its id.
-fn free_subnet6(engine: &Engine, taken: &[IpNet]) -> Result<Ipv6Net> {
+pub(super) fn free_subnet6(engine: &Engine, taken: &[IpNet]) -> Result<Ipv6Net> {
     let id = engine.id()?;
     let digest = corten_oci::Digest::of(id.as_bytes());
     let global = u128::from_str_radix(&digest.hex()[..10], 16).unwrap_or_default();

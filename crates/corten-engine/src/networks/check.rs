@@ -203,9 +203,23 @@ fn to_container(
     let Side::Container(asker) = from else {
         let addresses: Vec<IpAddr> = places(to).flat_map(|(_, all)| all).collect();
         let targets = at(&addresses, port);
-        return judge(None, to.pid, &to.name, &targets, port, proto, || {
+        let mut answer = judge(None, to.pid, &to.name, &targets, port, proto, || {
             drops(Path::Output, &targets)
-        });
+        })?;
+        if !answer.reachable {
+            let rows = engine.database().read(row::all)?;
+            let mut on_parents = rows
+                .iter()
+                .filter(|row| row.shares_parent() && to.endpoint(&row.id).is_some());
+            answer.reasons.extend(on_parents.next().map(|row| {
+                format!(
+                    "the host does not reach containers on {} networks of its own links ({}): \
+                     others on that link do",
+                    row.driver, row.name
+                )
+            }));
+        }
+        return Ok(answer);
     };
     if asker.id == to.id {
         let targets = [SocketAddr::from(([127, 0, 0, 1], port.unwrap_or(NO_PORT)))];
@@ -231,15 +245,20 @@ fn to_container(
     }
     let mut talking = Vec::new();
     for (row, addresses) in &common {
-        if row.bridge_options()?.icc {
+        if row.silence()?.is_none() {
             talking.push((*row, addresses));
         }
     }
     let Some((row, addresses)) = talking.first() else {
         let names = list(common.iter().map(|(row, _)| row.name.as_str()));
+        let mut why = Vec::new();
+        for (row, _) in &common {
+            why.extend(row.silence()?);
+        }
+        why.dedup();
         return Ok(CheckResponse::no([format!(
-            "both are on {names}, whose containers must not talk to each other \
-             (com.docker.network.bridge.enable_icc=false)"
+            "both are on {names}, whose containers must not talk to each other ({})",
+            why.join(", ")
         )]));
     };
     let targets = at(addresses, port);

@@ -1,5 +1,5 @@
 //! Creating a network: everything a request asks for is read and checked, the row is stored, then
-//! the bridge is made.
+//! the bridge is made, or the parent of a macvlan or ipvlan network.
 //!
 //! The row comes first: what a crash leaves is a network whose bridge is made when it is first
 //! used, never a bridge that nobody knows of.
@@ -12,7 +12,7 @@ use corten_db::Durability;
 use corten_network::IpNet;
 
 use super::row::{self, IpamSettings, NetworkRow, PoolSettings};
-use super::{bridge, options};
+use super::{bridge, options, shared};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
@@ -26,13 +26,21 @@ pub(super) fn create(
     engine: &Engine,
     request: NetworkCreateRequest,
 ) -> Result<NetworkCreateResponse> {
-    let row = check(engine, request)?;
+    let mut row = check(engine, request)?;
     let lock = NetworkLock::shared(engine)?;
     engine.write(Durability::Synced, |c| {
-        refuse_overlap(&row, &row::all(c)?)?;
+        let others = row::all(c)?;
+        refuse_overlap(&row, &others)?;
+        if row.shares_parent() {
+            shared::settle(engine, &mut row, &others)?;
+        }
         row::insert(c, &row)
     })?;
-    let made = bridge::claim(engine, &row).and_then(|_| {
+    let made = match row.shares_parent() {
+        true => shared::make(engine, &row),
+        false => bridge::claim(engine, &row).map(drop),
+    };
+    let made = made.and_then(|()| {
         engine.write(Durability::Relaxed, |c| {
             events::record(
                 c,
@@ -92,7 +100,11 @@ fn check(engine: &Engine, request: NetworkCreateRequest) -> Result<NetworkRow> {
     if !ipv4 && !ipv6 {
         return Err(bad("IPv4 or IPv6 must be enabled"));
     }
-    let read = options::bridge(&options, ipv6)?;
+    let shares_parent = shared::is_one(&driver);
+    let link = match shares_parent {
+        true => shared::read(&driver, &options, ipv6).map(|_| None)?,
+        false => options::bridge(&options, ipv6)?.name,
+    };
     let asked = request.ipam.unwrap_or_default();
     let ipam_driver = asked.driver.unwrap_or_default();
     if !matches!(ipam_driver.as_str(), "" | "default") {
@@ -103,14 +115,14 @@ fn check(engine: &Engine, request: NetworkCreateRequest) -> Result<NetworkRow> {
     let mut pools = pools(asked.config.as_deref().unwrap_or_default(), ipv6)?;
     pools.retain(|pool| if pool.subnet.is_ipv6() { ipv6 } else { ipv4 });
     let several = |v6| pools.iter().filter(|p| p.subnet.is_ipv6() == v6).count() > 1;
-    if several(false) || several(true) {
+    if !shares_parent && (several(false) || several(true)) {
         return Err(EngineError::Forbidden(
             "bridge driver doesn't support multiple subnets".to_owned(),
         ));
     }
     let id = names::new_id();
     Ok(NetworkRow {
-        link: match read.name {
+        link: match link {
             Some(link) => checked_link(engine, link)?,
             None => engine.layout().bridge_of(&id),
         },
@@ -147,6 +159,7 @@ fn refuse_swarm(scope: &str, ingress: bool) -> Result<()> {
 fn check_driver(driver: &str) -> Result<()> {
     match driver {
         "bridge" => Ok(()),
+        other if shared::is_one(other) => Ok(()),
         "host" | "null" => Err(EngineError::Forbidden(format!(
             "only one instance of \"{driver}\" network is allowed"
         ))),

@@ -9,6 +9,7 @@ pub(crate) mod names;
 mod options;
 mod remove;
 pub(crate) mod row;
+pub(crate) mod shared;
 
 use std::collections::{HashMap, HashSet};
 

@@ -15,11 +15,13 @@ const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
 const GATEWAY_MODE4: &str = "com.docker.network.bridge.gateway_mode_ipv4";
 const GATEWAY_MODE6: &str = "com.docker.network.bridge.gateway_mode_ipv6";
 const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
-const MTU: &str = "com.docker.network.driver.mtu";
-const PREFIX: &str = "com.docker.network.container_iface_prefix";
+pub(super) const MTU: &str = "com.docker.network.driver.mtu";
+pub(super) const PREFIX: &str = "com.docker.network.container_iface_prefix";
 pub(super) const IPV4: &str = "com.docker.network.enable_ipv4";
 pub(super) const IPV6: &str = "com.docker.network.enable_ipv6";
 
+/// What links inside are called before their number, where nothing is said.
+pub(super) const DEFAULT_PREFIX: &str = "eth";
 /// MTU where nothing is said.
 pub(crate) const DEFAULT_MTU: u32 = 1500;
 /// The least an IPv4 link may have (RFC 791); IPv6 needs more (RFC 8200).
@@ -50,7 +52,7 @@ pub(crate) fn bridge(options: &HashMap<String, String>, ipv6: bool) -> Result<Br
         masquerade: true,
         mtu: DEFAULT_MTU,
         host_binding: None,
-        prefix: "eth".to_owned(),
+        prefix: DEFAULT_PREFIX.to_owned(),
     };
     let mut sorted: Vec<_> = options.iter().collect();
     sorted.sort();
@@ -59,7 +61,7 @@ pub(crate) fn bridge(options: &HashMap<String, String>, ipv6: bool) -> Result<Br
             NAME => read.name = Some(value.clone()).filter(|name| !name.is_empty()),
             ICC => read.icc = boolean(key, value)?,
             MASQUERADE => read.masquerade = boolean(key, value)?,
-            MTU => read.mtu = mtu(value, ipv6)?,
+            MTU => read.mtu = mtu(value, ipv6)?.unwrap_or(DEFAULT_MTU),
             HOST_BINDING => {
                 let address = value.parse::<IpAddr>();
                 let address = address.map_err(|_| parse_error(key, value, "nil ip"))?;
@@ -79,16 +81,7 @@ pub(crate) fn bridge(options: &HashMap<String, String>, ipv6: bool) -> Result<Br
                     return Err(parse_error(key, value, &format!("{why} {value}")));
                 }
             },
-            PREFIX => {
-                let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
-                if value.is_empty() || value.len() > 11 || !value.bytes().all(good) {
-                    return Err(bad(format!(
-                        "{key}: {value:?} cannot begin an interface's name (at most 11 letters, \
-                         digits, '_' and '-')"
-                    )));
-                }
-                read.prefix.clone_from(value);
-            }
+            PREFIX => read.prefix = prefix(key, value)?,
             IPV4 | IPV6 | DEFAULT_BRIDGE => drop(boolean(key, value)?),
             _ => {
                 return Err(bad(format!(
@@ -116,14 +109,26 @@ pub(super) fn boolean(key: &str, value: &str) -> Result<bool> {
     }
 }
 
-fn mtu(value: &str, ipv6: bool) -> Result<u32> {
+/// Checks what is to begin the names of links inside.
+pub(super) fn prefix(key: &str, value: &str) -> Result<String> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+    if value.is_empty() || value.len() > 11 || !value.bytes().all(good) {
+        return Err(bad(format!(
+            "{key}: {value:?} cannot begin an interface's name (at most 11 letters, digits, '_' \
+             and '-')"
+        )));
+    }
+    Ok(value.to_owned())
+}
+
+/// Reads an MTU; 0 is no choice, as with Docker.
+pub(super) fn mtu(value: &str, ipv6: bool) -> Result<Option<u32>> {
     let why = || format!("strconv.Atoi: parsing {value:?}: invalid syntax");
     let number: i64 = value.parse().map_err(|_| parse_error(MTU, value, &why()))?;
     let least = if ipv6 { MIN_MTU6 } else { MIN_MTU };
     match u32::try_from(number) {
-        // Docker's: no choice.
-        Ok(0) => Ok(DEFAULT_MTU),
-        Ok(mtu) if (least..=MAX_MTU).contains(&mtu) => Ok(mtu),
+        Ok(0) => Ok(None),
+        Ok(mtu) if (least..=MAX_MTU).contains(&mtu) => Ok(Some(mtu)),
         _ => Err(bad(format!(
             "invalid MTU number: {number} (it must be from {least} to {MAX_MTU})"
         ))),

@@ -9,6 +9,7 @@ use corten_db::Durability;
 use rusqlite::Connection;
 
 use super::row::{self, NetworkRow};
+use super::shared;
 use crate::Filters;
 use crate::containers::state;
 use crate::engine::Engine;
@@ -44,7 +45,7 @@ fn delete(engine: &Engine, row: &NetworkRow) -> Result<()> {
             holders.join(", ")
         )));
     }
-    corten_network::remove_bridge(&row.spec(engine)?)?;
+    shared::take_down(engine, row)?;
     engine.write(Durability::Synced, |c| {
         // Of the dead: the living are holders.
         c.execute("DELETE FROM addresses WHERE network = ?", [&row.id])?;
@@ -100,7 +101,7 @@ pub(super) fn undo(engine: &Engine, id: &str) {
             None => Ok(()),
             Some(row) => {
                 let _lock = NetworkLock::exclusive(engine)?;
-                corten_network::remove_bridge(&row.spec(engine)?)?;
+                shared::take_down(engine, &row)?;
                 engine.write(Durability::Relaxed, |c| {
                     c.execute("DELETE FROM networks WHERE id = ?", [id])?;
                     Ok(())

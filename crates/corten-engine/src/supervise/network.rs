@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use corten_db::Durability;
 use corten_network::{
-    BridgeSpec, Driver, EndpointSpec, IpNet, PortMapping, PortRange, PortRequest, Proto,
+    Driver, EndpointSpec, IpNet, PortMapping, PortRange, PortRequest, Proto, SharedKind,
 };
 use corten_supervisor::{NetworkJob, Place, Places};
 use rusqlite::Connection;
@@ -16,8 +16,8 @@ use crate::containers::row::{self, Container};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
-use crate::networks::bridge;
 use crate::networks::row::{self as networks, NetworkRow};
+use crate::networks::shared;
 use crate::parse::modes::{Modes, NetworkMode};
 use crate::parse::names;
 use crate::parse::ports::{self, Protocol};
@@ -226,15 +226,15 @@ fn plan(
     let mut fresh = Vec::new();
     for endpoint in wanted.iter().filter(|e| held(e).is_none()) {
         let row = network(engine, &endpoint.network)?;
-        let bridge = bridge::bring_up(engine, &row)?;
-        fresh.push((endpoint, row, bridge));
+        let driver = shared::bring_up(engine, &row)?;
+        fresh.push((endpoint, row, driver));
     }
     let mut made = Vec::new();
     if !fresh.is_empty() {
         made = engine.write(Durability::Relaxed, |c| {
             let mut made = Vec::new();
-            for (endpoint, row, bridge) in &fresh {
-                made.push(give(engine, c, container, endpoint, row, bridge)?);
+            for (endpoint, row, driver) in &fresh {
+                made.push(give(engine, c, container, endpoint, row, driver)?);
             }
             Ok(made)
         })?;
@@ -260,7 +260,7 @@ fn give(
     container: &Container,
     endpoint: &Endpoint,
     row: &NetworkRow,
-    bridge: &BridgeSpec,
+    driver: &Driver,
 ) -> Result<Given> {
     let wish = &endpoint.wish;
     let allocate =
@@ -287,7 +287,10 @@ fn give(
         true => engine.layout().veth(&container.id),
         false => engine.layout().veth_on(&container.id, &row.id),
     };
-    let mut spec = EndpointSpec::new(Driver::Bridge(bridge.clone()), host_ifname, v4, v6);
+    let driver = shared::for_addresses(driver, row, &[address, address6]);
+    let ipvlan =
+        matches!(&driver, Driver::Shared(spec) if matches!(spec.kind, SharedKind::Ipvlan(..)));
+    let mut spec = EndpointSpec::new(driver, host_ifname, v4, v6);
     let annotations = container.host.annotations.as_ref();
     spec.open = annotations.is_some_and(|a| a.get(OPEN_PORTS).is_some_and(|v| v == "true"));
     if let Some(mac) = &wish.mac {
@@ -314,7 +317,11 @@ fn give(
         address6: text(v6.map(|net| net.addr().to_string())),
         prefix6: v6.map_or(0, |net| net.prefix()),
         gateway6: text(gateway6.filter(|_| v6.is_some()).map(|g| g.to_string())),
-        mac: spec.mac.map(|byte| format!("{byte:02x}")).join(":"),
+        // An ipvlan's is its parent's.
+        mac: match ipvlan {
+            true => String::new(),
+            false => spec.mac.map(|byte| format!("{byte:02x}")).join(":"),
+        },
         ..Default::default()
     };
     Ok(Given {
@@ -340,7 +347,7 @@ fn name_link(all: &mut [Given], endpoint: &Endpoint) -> Result<()> {
         }
         Some(name) => name.clone(),
         None => {
-            let prefix = all[at].row.bridge_options()?.prefix;
+            let prefix = all[at].row.prefix()?;
             let mut numbers = 0..;
             let free = numbers.find_map(|n: u32| {
                 let name = format!("{prefix}{n}");
@@ -381,8 +388,8 @@ fn choose_ways_out(all: &mut [Given]) {
             .find(|n| all[*n].spec.as_ref().is_some_and(has))
     };
     let (v4, v6) = (
-        first(&|s| s.address.is_some()),
-        first(&|s| s.address6.is_some()),
+        first(&|s| s.address.is_some() && leads_out(s, false)),
+        first(&|s| s.address6.is_some() && leads_out(s, true)),
     );
     for (n, given) in all.iter_mut().enumerate() {
         if let Some(spec) = &mut given.spec {
@@ -390,6 +397,19 @@ fn choose_ways_out(all: &mut [Given]) {
             spec.default_route6 = v6 == Some(n);
         }
     }
+}
+
+/// Whether a way out of a family leads anywhere: on a parent link only where there is a router, or the
+/// parent itself is one.
+fn leads_out(spec: &EndpointSpec, ipv6: bool) -> bool {
+    let Driver::Shared(shared) = &spec.driver else {
+        return true;
+    };
+    shared.kind.routes()
+        || match ipv6 {
+            true => shared.gateway6.is_some(),
+            false => shared.gateway.is_some(),
+        }
 }
 
 fn places(all: &[Given]) -> Vec<Place> {
@@ -428,7 +448,8 @@ fn requests(container: &Container, given: &[Given]) -> Result<Vec<PortRequest>> 
         let spec = g.spec.as_ref();
         spec.is_some_and(|s| s.default_route || s.default_route6)
     });
-    let Some(out) = out else {
+    // Who is on the parent's network itself is reached there.
+    let Some(out) = out.filter(|out| !out.row.shares_parent()) else {
         return Ok(Vec::new());
     };
     let none = HashMap::new();
@@ -499,6 +520,7 @@ fn published(mappings: &[PortMapping]) -> BTreeMap<String, Vec<HostPort>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use corten_network::{BridgeSpec, MacvlanMode, Parent, SharedSpec};
 
     #[test]
     fn every_address_is_shown_as_two() {
@@ -571,6 +593,26 @@ mod tests {
             pair("a", "b")
         );
         assert_eq!(ways(vec![given("a", 0, true, true, true)]), pair("-", "-"));
+        // On a parent link where a router is known.
+        let shared = |name, gateway: Option<&str>| {
+            let mut given = given(name, 0, false, true, true);
+            if let Some(spec) = &mut given.spec {
+                spec.driver = Driver::Shared(SharedSpec {
+                    parent: Parent::Link("eth0".to_owned()),
+                    kind: SharedKind::Macvlan(MacvlanMode::Bridge),
+                    mtu: None,
+                    gateway: gateway.map(|g| g.parse().unwrap()),
+                    gateway6: None,
+                    internal: false,
+                });
+            }
+            given
+        };
+        assert_eq!(ways(vec![shared("a", None), plain("b")]), pair("b", "-"));
+        assert_eq!(
+            ways(vec![shared("a", Some("10.0.0.1")), plain("b")]),
+            pair("a", "-")
+        );
     }
 
     #[test]

@@ -22,7 +22,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use crate::containers::{row, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::networks::row as networks;
+use crate::networks::{row as networks, shared};
 
 pub(crate) use check::check;
 
@@ -177,7 +177,16 @@ pub(crate) fn network(engine: &Engine, buried: Option<&str>) -> Result<Vec<Strin
             Ok(())
         })?;
     }
-    Ok(removed.into_iter().chain(owners.told()).collect())
+    let parents = shared::orphans(engine)?;
+    for parent in &parents {
+        shared::remove_parent(engine, parent)?;
+    }
+    let parents = parents.into_iter().map(|name| format!("link {name}"));
+    Ok(removed
+        .into_iter()
+        .chain(parents)
+        .chain(owners.told())
+        .collect())
 }
 
 /// Cleans up after builders that died. Blocks.
@@ -201,7 +210,13 @@ pub(crate) fn network_orphans(engine: &Engine) -> Result<Vec<String>> {
     let table = engine.layout().table();
     let bridges = bridges(engine)?;
     let found = corten_network::orphans(&table, &bridges, &owners.links, &owners.addresses)?;
-    Ok(found.into_iter().chain(owners.told()).collect())
+    let parents = shared::orphans(engine)?.into_iter();
+    let parents = parents.map(|name| format!("link {name}"));
+    Ok(found
+        .into_iter()
+        .chain(parents)
+        .chain(owners.told())
+        .collect())
 }
 
 /// The links of all networks.

@@ -100,7 +100,11 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
         docker_root_dir: Some(engine.layout().root().display().to_string()),
         plugins: Some(PluginsInfo {
             volume: Some(crate::volumes::driver::names()),
-            network: Some(["bridge", "host", "null"].map(str::to_owned).to_vec()),
+            network: Some(
+                ["bridge", "host", "ipvlan", "macvlan", "null"]
+                    .map(str::to_owned)
+                    .to_vec(),
+            ),
             authorization: None,
             log: Some(
                 ["journald", "json-file", "local", "none", "syslog"]

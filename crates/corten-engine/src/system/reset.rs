@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::networks::row as networks;
+use crate::networks::{row as networks, shared};
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -25,7 +25,7 @@ pub(super) fn reset(engine: &Engine) -> Result<()> {
         }
     };
     step(crate::sweep::network(engine, None).map(drop));
-    step(remove_bridges(engine));
+    step(remove_links(engine));
     // Also when the database that knew it has been lost.
     for link in std::iter::once(layout.bridge()).chain(our_bridges(engine)) {
         let removed = corten_network::remove_link(&link);
@@ -60,11 +60,14 @@ fn our_bridges(engine: &Engine) -> Vec<String> {
         .collect()
 }
 
-fn remove_bridges(engine: &Engine) -> Result<()> {
+fn remove_links(engine: &Engine) -> Result<()> {
     for row in engine.database().read(networks::all)? {
         if row.driver == "bridge" {
             corten_network::remove_bridge(&row.spec(engine)?)?;
         }
+    }
+    for parent in corten_network::parents_of(&engine.layout().table())? {
+        shared::remove_parent(engine, &parent)?;
     }
     Ok(())
 }
