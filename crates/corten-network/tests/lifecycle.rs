@@ -364,3 +364,129 @@ fn churn_leaves_nothing() {
     });
     eventually("nothing left", || state(&lab) == standing);
 }
+
+/// Rules of an older program, as far as they matter: by `rules-1` every network was masqueraded, by
+/// `rules-3` those of a set.
+fn make_older(lab: &Lab, version: u8) {
+    lab.on_host(|| {
+        run("nft flush table inet corten_test");
+        run("for n in 1 2 3 4; do nft delete chain inet corten_test rules-$n; done");
+        run(&format!("nft add chain inet corten_test rules-{version}"));
+        let mut from = "masqueraded";
+        if version == 1 {
+            run("for set in masqueraded masqueraded6 guarded; do nft delete set inet corten_test $set; done");
+            from = "subnets";
+        }
+        run(&format!(
+            "nft add rule inet corten_test postrouting oifname != @bridges ip saddr @{from} masquerade;
+             nft add rule inet corten_test postrouting oifname != @bridges ip6 saddr @{from}6 masquerade"
+        ));
+    });
+}
+
+#[test]
+fn new_rules_keep_what_older_ones_did_for_every_bridge() {
+    let lab = Lab::new();
+    // Neighbours, so that the end of one subnet is the start of the next.
+    let nets = ["ct0", "ct1", "ct2"].map(|name| {
+        let n = &name[2..];
+        dual(
+            name,
+            &format!("10.99.{n}.0/24"),
+            &format!("fd00:99:0:{n}::/64"),
+        )
+    });
+    lab.on_host(|| nets.each_ref().map(|net| ensure_bridge(net).unwrap()));
+    let boxes = nets.each_ref().map(|net| lab.container(net, 2, &[]));
+    let web = lab.container(&nets[1], 3, &[tcp(None, 8080, 80)]);
+    let (_lan, _web) = (
+        Server::start(&lab.lan, 7000, "lan"),
+        Server::start(&web.ns, 80, "web"),
+    );
+    let reach_outside = |when: &str| {
+        for each in &boxes {
+            assert_eq!(
+                ask(&each.ns, "192.0.2.2:7000").as_deref(),
+                Some("lan 192.0.2.1"),
+                "{} {when}\n{}",
+                each.ip,
+                lab.ruleset()
+            );
+            let v6 = ask(&each.ns, "[2001:db8::2]:7000");
+            let masqueraded = v6
+                .as_deref()
+                .is_some_and(|s| s.starts_with("lan 2001:db8::"));
+            assert!(masqueraded, "{} by IPv6 {when}: {v6:?}", each.ip);
+        }
+    };
+    reach_outside("at first");
+    let rules = lab.ruleset();
+    for version in [1, 3] {
+        make_older(&lab, version);
+        reach_outside("by older rules");
+        // One of them is enough to make the rules new.
+        lab.on_host(|| ensure_bridge(&nets[2]).unwrap());
+        reach_outside("by new rules");
+        assert_eq!(
+            ask(&lab.lan, "192.0.2.1:8080").as_deref(),
+            Some("web 192.0.2.2")
+        );
+        let table = lab.on_host(|| output("nft list table inet corten_test"));
+        for chain in ["rules-1", "rules-2", "rules-3", "rules-4"] {
+            assert!(table.contains(chain), "{chain}: {table}");
+        }
+        lab.on_host(|| nets.each_ref().map(|net| ensure_bridge(net).unwrap()));
+        assert_eq!(sorted(&lab.ruleset()), sorted(&rules), "after {version}");
+    }
+}
+
+/// The order of chains and sets is that of their making.
+fn sorted(rules: &str) -> Vec<&str> {
+    let mut lines: Vec<_> = rules.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[test]
+fn new_rules_masquerade_no_network_that_was_not() {
+    let lab = Lab::new();
+    let net = bridge("ct0", "10.99.0.0/24");
+    let routed = BridgeSpec {
+        masquerade: false,
+        ..bridge("ct1", "10.99.1.0/24")
+    };
+    lab.on_host(|| [&net, &routed].map(|net| ensure_bridge(net).unwrap()));
+    lab.on_lan(|| run("ip route add 10.99.1.0/24 via 192.0.2.1"));
+    let client = lab.container(&routed, 2, &[]);
+    let _lan = Server::start(&lab.lan, 7000, "lan");
+    make_older(&lab, 3);
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+    assert_eq!(
+        ask(&client.ns, "192.0.2.2:7000").as_deref(),
+        Some("lan 10.99.1.2")
+    );
+}
+
+#[test]
+fn whatever_is_missing_of_a_bridge_comes_back() {
+    let lab = Lab::new();
+    let net = dual("ct0", "10.99.0.0/24", "fd00:99::/64");
+    let other = bridge("ct1", "10.99.1.0/24");
+    lab.on_host(|| [&net, &other].map(|net| ensure_bridge(net).unwrap()));
+    let rules = lab.ruleset();
+    for set in [
+        "bridges",
+        "talking",
+        "subnets",
+        "subnets6",
+        "masqueraded",
+        "masqueraded6",
+    ] {
+        lab.on_host(|| {
+            run(&format!("nft flush set inet corten_test {set}"));
+            ensure_bridge(&net).unwrap();
+            ensure_bridge(&other).unwrap();
+        });
+        assert_eq!(lab.ruleset(), rules, "{set}");
+    }
+}

@@ -195,8 +195,23 @@ pub(crate) fn chain_exists(socket: &mut Socket, table: &str, chain: &str) -> Res
         Op::GetChain,
         vec![Attr::name(1, table), Attr::name(3, chain)],
     );
+    exists(socket, "look for chain", chain, &message)
+}
+
+/// Is there such a set or map?
+pub(crate) fn set_exists(socket: &mut Socket, table: &str, set: &str) -> Result<bool> {
+    let message = Message::new(Op::GetSet, vec![Attr::name(1, table), Attr::name(2, set)]);
+    exists(socket, "look for set", set, &message)
+}
+
+fn exists(
+    socket: &mut Socket,
+    action: &'static str,
+    object: &str,
+    message: &Message,
+) -> Result<bool> {
     let mut batch = Batch::default();
-    batch.push("look for chain", chain, &[libc::ENOENT], 0, &message);
+    batch.push(action, object, &[libc::ENOENT], 0, message);
     Ok(!socket.run(batch)?.is_empty())
 }
 
@@ -211,16 +226,44 @@ pub(crate) fn lookup(
     for chunk in keys.chunks(LOOKUPS) {
         let mut batch = Batch::default();
         for key in chunk {
-            let only_key = Element {
-                value: Vec::new(),
-                ..key.clone()
-            };
-            let message = elements(Op::GetElement, table, set, &[only_key]);
-            batch.push("look up element of set", set, &[libc::ENOENT], 0, &message);
+            push_lookup(&mut batch, table, set, key);
         }
         found.extend(socket.run(batch)?.iter().flat_map(parse_elements));
     }
     Ok(found)
+}
+
+/// Are all of these there? An interval is looked for by its start.
+pub(crate) fn all_there(
+    socket: &mut Socket,
+    table: &str,
+    wanted: &[(&'static str, Vec<Element>)],
+) -> Result<bool> {
+    let keys: Vec<_> = wanted
+        .iter()
+        .flat_map(|(set, list)| list.iter().map(move |element| (*set, element)))
+        .filter(|(_, element)| !element.interval_end)
+        .collect();
+    for chunk in keys.chunks(LOOKUPS) {
+        let mut batch = Batch::default();
+        for (set, key) in chunk {
+            push_lookup(&mut batch, table, set, key);
+        }
+        // An answer for each that is there.
+        if socket.run(batch)?.len() < chunk.len() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn push_lookup(batch: &mut Batch, table: &str, set: &str, key: &Element) {
+    let only_key = Element {
+        value: Vec::new(),
+        ..key.clone()
+    };
+    let message = elements(Op::GetElement, table, set, &[only_key]);
+    batch.push("look up element of set", set, &[libc::ENOENT], 0, &message);
 }
 
 /// All elements of a set; none if there is no such set.

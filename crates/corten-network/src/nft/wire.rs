@@ -22,6 +22,7 @@ pub(crate) enum Op {
     GetRule = 7,
     DelRule = 8,
     NewSet = 9,
+    GetSet = 10,
     NewElement = 12,
     GetElement = 13,
     DelElement = 14,

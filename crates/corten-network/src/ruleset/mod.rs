@@ -41,7 +41,8 @@ use std::net::IpAddr;
 
 pub(crate) use self::elements::Publication;
 use self::elements::{
-    BRIDGES, Elements, GUARDED, OPEN, PUBLISHED, describe, elements_of, link, published, target,
+    Elements, GUARDED, MASQUERADED, MASQUERADED6, OPEN, PUBLISHED, SUBNETS, SUBNETS6, describe,
+    elements_of, published, target,
 };
 use self::rules::{NFPROTO_IPV4, NFPROTO_IPV6, VERSION, define};
 use crate::Result;
@@ -52,23 +53,43 @@ use crate::nft::{self, Element, Transaction, is_absent};
 /// How often a deletion is tried again because somebody else deleted some of it first.
 const ATTEMPTS: usize = 8;
 
-/// Does the table stand, with this version's rules and this bridge in it?
+/// Does the table stand, with this version's rules (or later ones) and all of this bridge in it?
 pub(crate) fn stands(socket: &mut Socket, spec: &BridgeSpec) -> Result<bool> {
     Ok(nft::chain_exists(socket, &spec.table, VERSION)?
-        && !nft::lookup(socket, &spec.table, BRIDGES.name, &[link(&spec.bridge)])?.is_empty())
+        && nft::all_there(socket, &spec.table, &elements_of(spec))?)
 }
 
 /// Brings table, rules and the bridge's elements to what they should be, in one transaction. Other
-/// bridges and published ports in the table stay as they are.
+/// bridges and published ports in the table stay as they are, also where the rules are new.
 pub(crate) fn ensure(socket: &mut Socket, spec: &BridgeSpec) -> Result<()> {
     let mut t = Transaction::new(&spec.table);
     if !nft::chain_exists(socket, &spec.table, VERSION)? {
+        let inherited = inherited(socket, &spec.table)?;
         define(&mut t);
+        for (set, elements) in inherited {
+            t.add(set, &elements);
+        }
     }
     for (set, elements) in elements_of(spec) {
         t.add(set, &elements);
     }
     t.commit(socket)
+}
+
+/// What sets must have that older rules did without, so that nothing changes for the bridges that stand:
+/// `rules-1` masqueraded every network.
+fn inherited(socket: &mut Socket, table: &str) -> Result<Elements> {
+    let mut list = Elements::new();
+    for (all, masqueraded) in [(&SUBNETS, &MASQUERADED), (&SUBNETS6, &MASQUERADED6)] {
+        if nft::set_exists(socket, table, masqueraded.name)? {
+            continue;
+        }
+        let mut elements = nft::dump(socket, table, all.name)?;
+        // Start and end of each interval in turn, as they are added; an end may be another's start.
+        elements.sort_by(|a, b| (&a.key, !a.interval_end).cmp(&(&b.key, !b.interval_end)));
+        list.push((masqueraded.name, elements));
+    }
+    Ok(list)
 }
 
 /// Takes the bridge out of the table, with the ports published to its subnet.

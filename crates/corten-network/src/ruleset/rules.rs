@@ -1,4 +1,4 @@
-//! The rules themselves. A change here needs a new [`VERSION`].
+//! The rules themselves. A change here needs a new [`VERSION`], and the one before goes to [`OLDER`].
 
 use super::elements::{
     BRIDGES, GUARDED, INTERNAL, MASQUERADED, MASQUERADED6, Maps, OPEN, PUBLISHED, SUBNETS,
@@ -6,8 +6,11 @@ use super::elements::{
 };
 use crate::nft::{Ct, Expr, Hook, Meta, Transaction, Verdict, reg};
 
-/// An empty chain whose name is the version of the rules; it is there if they are up to date.
+/// An empty chain whose name is the version of the rules; it is there if they are that or newer.
 pub(super) const VERSION: &str = "rules-4";
+/// Those of older versions, which are kept: a supervisor of an older program looks for its own, finds
+/// it, and leaves the newer rules alone. Newer rules must therefore do with the elements of older ones.
+const OLDER: [&str; 3] = ["rules-1", "rules-2", "rules-3"];
 /// Families as `meta nfproto` has them.
 pub(super) const NFPROTO_IPV4: u8 = 2;
 pub(super) const NFPROTO_IPV6: u8 = 10;
@@ -37,7 +40,9 @@ pub(super) fn define(t: &mut Transaction<'_>) {
     {
         t.set(set);
     }
-    t.chain(VERSION, None);
+    for version in OLDER.into_iter().chain([VERSION]) {
+        t.chain(version, None);
+    }
     for chain in ["asked", "publish", "publish6", "open", "open6"] {
         t.chain(chain, None);
     }
