@@ -156,7 +156,8 @@ fn a_container_is_on_several_networks() {
             "true",
         ],
     );
-    assert!(refused.contains("Address already in use"), "{refused}");
+    let told = format!("Address already in use: container two has {net}.77");
+    assert!(refused.contains(&told), "{refused}");
     sleeper(&engine, "out", &["name=bb,gw-priority=5", "aa"]);
     assert!(routes("out").contains(&format!("default via {net2}.1 dev eth0")));
     let listed = engine.ok(["ps", "--filter", "network=bb", "--format", "{{.Names}}"]);

@@ -7,6 +7,7 @@ use corten_network::{IpNet, ipam};
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 use serde::{Deserialize, Serialize};
 
+use crate::containers;
 use crate::error::EngineError;
 use crate::parse::bad;
 
@@ -270,6 +271,14 @@ pub(crate) fn allocate(
         {
             return Ok(net);
         }
+        if wanted == Some(address) {
+            let name = containers::row::name(c, &holder)?;
+            let by = name.map(|name| format!(": container {name} has {address}"));
+            return Err(EngineError::Forbidden(format!(
+                "Address already in use{}",
+                by.unwrap_or_default()
+            )));
+        }
         used.insert(address);
     }
     let family = if ipv6 { "IPv6" } else { "IPv4" };
@@ -287,7 +296,7 @@ pub(crate) fn allocate(
                     "no configured subnet or ip-range contain the IP address {address}"
                 ))
             })?;
-            if used.contains(&address) || pool.pool().reserved.contains(&address) {
+            if pool.pool().reserved.contains(&address) {
                 return Err(EngineError::Forbidden("Address already in use".to_owned()));
             }
             pool.pool().check(address)?;
