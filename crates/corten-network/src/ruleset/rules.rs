@@ -84,7 +84,11 @@ fn guard(t: &mut Transaction<'_>) {
         Expr::Map(PUBLISHED.at.name, reg::KEY),
         Expr::Verdict(Verdict::Drop),
     ]);
-    t.rule("guard", "to a port of the loopback from outside", &rule);
+    t.rule(
+        "guard",
+        "published at this address of the loopback (published_at), from outside",
+        &rule,
+    );
 }
 
 /// Goes on for IPv4 packets to 127.0.0.0/8 that the host has not sent itself.
