@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, netlink};
@@ -28,8 +28,9 @@ use crate::{NetworkError, Result, ruleset};
 const DEPTH: usize = 8;
 /// A mask of `NFNLGRP_NFTABLES`, which is 7.
 const GROUPS: u32 = 1 << (7 - 1);
-/// A firewall is loaded in many messages: how long to wait for the rest.
-const SETTLE: Duration = Duration::from_millis(20);
+/// A firewall is loaded in many messages: how long to wait for the rest, in milliseconds. By chance, as
+/// all supervisors hear of it at the same moment.
+const SETTLE: std::ops::Range<u64> = 20..100;
 /// Enough for the headers that are looked at; what does not fit is taken for a change.
 const EVENTS: usize = 8 * 1024;
 
@@ -135,9 +136,9 @@ pub(crate) fn guard(netfilter: &mut Socket, table: &str) -> Result<()> {
 
 /// Keeps published ports what they should be while the host's firewall changes: looks again at what it
 /// drops by default, and puts the endpoint's bridge and ports back into the table when somebody has
-/// flushed it (`nft flush ruleset`). Never completes unless it cannot watch. Must run on a Tokio runtime
-/// with I/O and time, in the host's network namespace.
-pub async fn watch_firewall(spec: EndpointSpec) -> NetworkError {
+/// flushed it (`nft flush ruleset`). `looked` is called after every look. Never completes unless it cannot
+/// watch. Must run on a Tokio runtime with I/O and time, in the host's network namespace.
+pub async fn watch_firewall(spec: EndpointSpec, looked: impl Fn()) -> NetworkError {
     let watcher = match open() {
         Ok(watcher) => watcher,
         Err(source) => return failed(source),
@@ -146,12 +147,14 @@ pub async fn watch_firewall(spec: EndpointSpec) -> NetworkError {
     let mut changed = true;
     loop {
         if changed {
-            tokio::time::sleep(SETTLE).await;
+            let settle = Duration::from_millis(rand::random_range(SETTLE));
+            tokio::time::sleep(settle).await;
             // Ours among them.
             let _: bool = drain(watcher.get_ref());
             if let Err(error) = restore(&spec) {
                 tracing::warn!(%error, "published ports may not be as the firewall wants them");
             }
+            looked();
         }
         match watcher.readable().await {
             Ok(mut ready) => {
@@ -196,6 +199,10 @@ fn open() -> io::Result<AsyncFd<OwnedFd>> {
         flags,
         Some(netlink::NETFILTER),
     )?;
+    // Without, it is woken more often than it need be, and looks at what it has got.
+    if let Err(error) = crate::sys::attach_filter(fd.as_fd(), &mut nft::wakes()) {
+        tracing::debug!(%error, "filter of the firewall's events");
+    }
     rustix::net::bind(&fd, &netlink::SocketAddrNetlink::new(0, GROUPS))?;
     crate::sys::watch(fd)
 }
@@ -223,5 +230,83 @@ fn drain(socket: &OwnedFd) -> bool {
                 return changed;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::NetNs;
+
+    fn nft(script: &str) {
+        let done = Command::new("nft").arg(script).status();
+        assert!(done.unwrap().success(), "{script}");
+    }
+
+    /// How many packets the socket has got, and whether they are taken for a change.
+    fn got(socket: &OwnedFd) -> (usize, bool) {
+        let mut buffer = [0u8; 64 * 1024];
+        let (mut count, mut changed) = (0, false);
+        while let Ok((length, _)) = rustix::net::recv(socket, &mut buffer[..], RecvFlags::DONTWAIT)
+        {
+            count += 1;
+            changed |= nft::changes_rules(&buffer[..length]);
+        }
+        (count, changed)
+    }
+
+    #[test]
+    fn only_changes_of_rules_wake_anybody() {
+        let check = || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let _entered = runtime.enter();
+            let watcher = open().unwrap();
+            let elements = |n: std::ops::Range<u32>| {
+                let list: Vec<_> = n.map(|n| format!("10.0.{}.{}", n / 256, n % 256)).collect();
+                list.join(", ")
+            };
+            let many = elements(1000..1500);
+            for (script, wakes) in [
+                ("add table inet fw", true),
+                ("add set inet fw hosts { type ipv4_addr; }", false),
+                ("add element inet fw hosts { 192.0.2.1 }", false),
+                (
+                    "add element inet fw hosts { 192.0.2.2, 192.0.2.3, 192.0.2.4 }",
+                    false,
+                ),
+                ("delete element inet fw hosts { 192.0.2.2 }", false),
+                ("flush set inet fw hosts", false),
+                (
+                    "add chain inet fw in { type filter hook input priority 0; }",
+                    true,
+                ),
+                ("add rule inet fw in ip saddr @hosts drop", true),
+                // Behind others in one packet.
+                (
+                    "add element inet fw hosts { 192.0.2.5, 192.0.2.6 }; add rule inet fw in drop",
+                    true,
+                ),
+                (
+                    &format!("add element inet fw hosts {{ {many} }}; add rule inet fw in drop"),
+                    true,
+                ),
+                ("add chain inet fw in { policy drop; }", true),
+                ("flush chain inet fw in", true),
+                ("delete chain inet fw in", true),
+                ("delete table inet fw", true),
+                ("add table inet fw", true),
+                ("flush ruleset", true),
+            ] {
+                nft(script);
+                let (count, changed) = got(watcher.get_ref());
+                assert_eq!((count > 0, changed), (wakes, wakes), "{script}: {count}");
+            }
+        };
+        NetNs::create().unwrap().run_in(check).unwrap();
     }
 }

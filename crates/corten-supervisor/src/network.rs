@@ -7,7 +7,8 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use corten_network::{
-    DefaultRoutes, Endpoint, EndpointSpec, NetNs, NetworkError, PortMapping, Targets, WayOut,
+    DefaultRoutes, Driver, Endpoint, EndpointSpec, NetNs, NetworkError, PortMapping, Targets,
+    WayOut,
 };
 
 use crate::job::{BoxError, NameServerJob, NetworkJob, Place, Places, StartError};
@@ -101,7 +102,11 @@ impl Network {
             targets.v4 = targets.v4.or(at.v4);
             targets.v6 = targets.v6.or(at.v6);
         }
-        let published = specs().filter(|spec| !spec.ports.is_empty()).cloned();
+        // On a parent nothing is translated, so there is nothing to watch over.
+        let watched = |spec: &&EndpointSpec| {
+            !spec.ports.is_empty() && matches!(spec.driver, Driver::Bridge(_))
+        };
+        let published = specs().filter(watched).cloned();
         let published = published.collect();
         self.published.serve(targets, published, all);
     }

@@ -5,6 +5,8 @@
 use corten_network::{EndpointSpec, NetworkError, PortMapping, PortRequest, Reservation, Targets};
 use tokio::task::{JoinHandle, JoinSet};
 
+use crate::idle;
+
 /// Held ports. Dropping them gives them back.
 #[derive(Debug, Default)]
 pub(crate) struct Published {
@@ -142,7 +144,7 @@ async fn watch(places: Vec<EndpointSpec>) {
     let mut watches = JoinSet::new();
     for spec in places {
         watches.spawn_local(async {
-            let error = corten_network::watch_firewall(spec).await;
+            let error = corten_network::watch_firewall(spec, idle::touch).await;
             tracing::warn!(%error, "changes of the host's firewall go unnoticed");
         });
     }

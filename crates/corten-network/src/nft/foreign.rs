@@ -11,8 +11,9 @@ const UNSPECIFIED: u8 = 0;
 const INET: u8 = 1;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
-/// `NFT_MSG_*` that say that tables, chains or rules are new or gone.
-const CHANGES: [u8; 6] = [0, 2, 3, 5, 6, 8];
+/// The last of `NFT_MSG_*` that say that tables, chains or rules are new or gone, which are the first. (Of the
+/// questions among them the kernel tells nobody, and what is destroyed it calls deleted.)
+const LAST_CHANGE: u8 = Op::DelRule as u8;
 
 /// A base chain.
 #[derive(Debug, Clone)]
@@ -129,8 +130,72 @@ fn step(expression: &[u8]) -> Step {
 pub(crate) fn changes_rules(bytes: &[u8]) -> bool {
     Messages(bytes).any(|(header, _)| {
         let [kind, subsystem] = header.message_type.to_le_bytes();
-        u16::from(subsystem) == super::wire::SUBSYSTEM && CHANGES.contains(&kind)
+        u16::from(subsystem) == super::wire::SUBSYSTEM && kind <= LAST_CHANGE
     })
+}
+
+/// How many messages of one packet [`wakes`] looks at; with more it lets all pass.
+const LOOKED_AT: usize = 24;
+
+/// A socket filter of the kernel (classic BPF) that lets only packets pass in which [`changes_rules`] would
+/// find something: a container whose ports come or go changes elements of sets only, and that is to
+/// wake nobody. A transaction's messages come many in a packet, so it goes from one to the next, as
+/// often as it is written down here: such programs have no loops.
+pub(crate) fn wakes() -> Vec<libc::sock_filter> {
+    use libc::{
+        BPF_ADD, BPF_ALU, BPF_AND, BPF_B, BPF_IMM, BPF_IND, BPF_JGT, BPF_JMP, BPF_K, BPF_LD,
+        BPF_LDX, BPF_LEN, BPF_LSH, BPF_MEM, BPF_MISC, BPF_OR, BPF_RET, BPF_ST, BPF_STX, BPF_TAX,
+        BPF_W, BPF_X,
+    };
+    let step = |code: u32, k: u32| jump(code, k, 0, 0);
+    // Numbers are in the machine's order: where the low bytes of length and type are.
+    let [low, high, kind] = if cfg!(target_endian = "little") {
+        [0, 1, 4]
+    } else {
+        [3, 2, 5]
+    };
+    // Words of the program's memory.
+    let (start, bytes) = (0, 1);
+    let take = step(BPF_RET | BPF_K, u32::MAX);
+    // X: where the message begins.
+    let mut program = vec![step(BPF_LDX | BPF_W | BPF_IMM, 0)];
+    for _ in 0..LOOKED_AT {
+        program.extend([
+            step(BPF_LD | BPF_B | BPF_IND, kind),
+            jump(BPF_JMP | BPF_JGT | BPF_K, LAST_CHANGE.into(), 1, 0),
+            take,
+            // Its length, which is of two bytes at most, rounded up to a multiple of four.
+            step(BPF_STX, start),
+            step(BPF_LD | BPF_B | BPF_IND, low),
+            step(BPF_ST, bytes),
+            step(BPF_LD | BPF_B | BPF_IND, high),
+            step(BPF_ALU | BPF_LSH | BPF_K, 8),
+            step(BPF_LDX | BPF_W | BPF_MEM, bytes),
+            step(BPF_ALU | BPF_OR | BPF_X, 0),
+            step(BPF_ALU | BPF_ADD | BPF_K, 3),
+            step(BPF_ALU | BPF_AND | BPF_K, !3),
+            // The next one, unless the packet ends here.
+            step(BPF_LDX | BPF_W | BPF_MEM, start),
+            step(BPF_ALU | BPF_ADD | BPF_X, 0),
+            step(BPF_MISC | BPF_TAX, 0),
+            step(BPF_LD | BPF_W | BPF_LEN, 0),
+            jump(BPF_JMP | BPF_JGT | BPF_X, 0, 1, 0),
+            step(BPF_RET | BPF_K, 0),
+        ]);
+    }
+    program.push(take);
+    program
+}
+
+/// An instruction, with how many to skip if its condition is met and if not.
+fn jump(code: u32, k: u32, met: u8, unmet: u8) -> libc::sock_filter {
+    libc::sock_filter {
+        // The constants are of 32 bits, the codes of 16.
+        code: code as u16,
+        jt: met,
+        jf: unmet,
+        k,
+    }
 }
 
 fn text(bytes: &[u8]) -> String {

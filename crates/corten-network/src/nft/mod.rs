@@ -11,7 +11,7 @@ mod wire;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 
 pub(crate) use self::expr::{Ct, Expr, Meta, Verdict, reg};
-pub(crate) use self::foreign::{Chain, Step, chains, changes_rules, last_rule};
+pub(crate) use self::foreign::{Chain, Step, chains, changes_rules, last_rule, wakes};
 pub(crate) use self::set::{Element, Set, Type};
 use self::set::{elements, parse_elements};
 pub(crate) use self::wire::{Attr, Message};

@@ -210,7 +210,7 @@ impl Proxy {
             runtime.block_on(async {
                 let watch = async {
                     match watched {
-                        Some(spec) => watch_firewall(spec).await,
+                        Some(spec) => watch_firewall(spec, || {}).await,
                         None => std::future::pending().await,
                     }
                 };
