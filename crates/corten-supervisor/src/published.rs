@@ -2,10 +2,15 @@
 //!
 //! Each wish is held by itself, so that one can come or go while connections of the others live on.
 
+use std::time::Duration;
+
 use corten_network::{EndpointSpec, NetworkError, PortMapping, PortRequest, Reservation, Targets};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::idle;
+
+/// How long after it could not watch the firewall it tries again, beginning with a look.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// Held ports. Dropping them gives them back.
 #[derive(Debug, Default)]
@@ -143,9 +148,12 @@ impl Published {
 async fn watch(places: Vec<EndpointSpec>) {
     let mut watches = JoinSet::new();
     for spec in places {
-        watches.spawn_local(async {
-            let error = corten_network::watch_firewall(spec, idle::touch).await;
-            tracing::warn!(%error, "changes of the host's firewall go unnoticed");
+        watches.spawn_local(async move {
+            loop {
+                let error = corten_network::watch_firewall(spec.clone(), idle::touch).await;
+                tracing::warn!(%error, "changes of the host's firewall go unnoticed for a while");
+                tokio::time::sleep(AGAIN).await;
+            }
         });
     }
     while watches.join_next().await.is_some() {}
