@@ -22,7 +22,7 @@ use crate::bridge::restore_bridge;
 use crate::endpoint::{Driver, EndpointSpec};
 use crate::netlink::Socket;
 use crate::nft::{self, Chain, Hook, Step};
-use crate::{NetworkError, Result, ruleset};
+use crate::{NetworkError, Result, conntrack, ruleset};
 
 /// How deep unconditional jumps are followed.
 const DEPTH: usize = 8;
@@ -131,7 +131,12 @@ pub(crate) fn guard(netfilter: &mut Socket, table: &str) -> Result<()> {
     let chains = nft::chains(netfilter)?;
     let mut guarded = |ipv6| Ok(!drops_among(netfilter, &chains, Path::Input, ipv6)?.is_empty());
     let (v4, v6) = (guarded(false)?, guarded(true)?);
-    ruleset::guard(netfilter, table, v4, v6)
+    if ruleset::guard(netfilter, table, v4, v6)? {
+        // Flows that are translated already would go on past the input rules as long as they last.
+        let ports = ruleset::udp_ports(netfilter, table)?;
+        conntrack::forget(netfilter, &ports)?;
+    }
+    Ok(())
 }
 
 /// Keeps published ports what they should be while the host's firewall changes: looks again at what it

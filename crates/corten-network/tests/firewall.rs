@@ -3,6 +3,9 @@
 
 mod lab;
 
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
 use corten_network::*;
 use lab::*;
 
@@ -143,6 +146,39 @@ fn input_decides(what: &str, firewall: &str, allow: &str, before: bool) {
     eventually("translated again", || {
         ask(&lab.lan, LAN[0]).as_deref() == Some("web 192.0.2.2")
     });
+}
+
+#[test]
+fn a_udp_flow_that_was_translated_already_meets_the_input_policy() {
+    let lab = Lab::new();
+    let net = network(&lab);
+    let web = lab.container(&net, 2, &[udp(8080, 80)]);
+    let _server = Server::start(&web.ns, 80, "web");
+    let _proxy = Proxy::of(&lab, &web);
+    for to in LAN {
+        let socket = lab.on_lan(|| UdpSocket::bind("[::]:0").unwrap());
+        let to: SocketAddr = to.parse().unwrap();
+        let to = match to.ip() {
+            IpAddr::V4(v4) => SocketAddr::from((v4.to_ipv6_mapped(), to.port())),
+            IpAddr::V6(_) => to,
+        };
+        socket
+            .set_read_timeout(Some(Duration::from_millis(300)))
+            .unwrap();
+        // Never silent for long, so that the flow does not end.
+        let answered = || {
+            socket.send_to(b"?", to).unwrap();
+            socket.recv(&mut [0; 64]).is_ok()
+        };
+        eventually("an answer", answered);
+        nft(&lab, DROPPING[0].1);
+        eventually("the flow is stopped", || !answered());
+        assert!(!answered(), "{to}");
+        nft(&lab, "add rule inet fw in udp dport 8080 accept");
+        eventually("the flow is let in", answered);
+        nft(&lab, "delete table inet fw");
+        eventually("not guarded", || !lab.ruleset().contains("{ ipv"));
+    }
 }
 
 #[test]

@@ -241,6 +241,12 @@ pub(super) fn target(element: &Element) -> Option<SocketAddr> {
     Some(SocketAddr::new(address_of(address)?, port))
 }
 
+/// The host's port of a published element, if it is one of UDP.
+pub(super) fn udp_port(element: &Element) -> Option<u16> {
+    let (_, [number, _, _, _, high, low, ..]) = element.key.split_last_chunk::<8>()?;
+    (*number == protocol(Proto::Udp)).then(|| u16::from_be_bytes([*high, *low]))
+}
+
 fn address_of(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
         return Some(Ipv4Addr::from(v4).into());

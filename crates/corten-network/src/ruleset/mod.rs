@@ -42,7 +42,7 @@ use std::net::IpAddr;
 pub(crate) use self::elements::Publication;
 use self::elements::{
     Elements, GUARDED, MASQUERADED, MASQUERADED6, OPEN, PUBLISHED, SUBNETS, SUBNETS6, describe,
-    elements_of, published, target,
+    elements_of, published, target, udp_port,
 };
 use self::rules::{NFPROTO_IPV4, NFPROTO_IPV6, VERSION, define};
 use crate::Result;
@@ -131,8 +131,8 @@ pub(crate) fn remove(socket: &mut Socket, table: &str) -> Result<()> {
     }
 }
 
-/// Says which families the host's input rules drop by default.
-pub(crate) fn guard(socket: &mut Socket, table: &str, ipv4: bool, ipv6: bool) -> Result<()> {
+/// Says which families the host's input rules drop by default; whether there is one more now.
+pub(crate) fn guard(socket: &mut Socket, table: &str, ipv4: bool, ipv6: bool) -> Result<bool> {
     let element = |family: u8| Element {
         key: vec![family],
         value: Vec::new(),
@@ -141,11 +141,12 @@ pub(crate) fn guard(socket: &mut Socket, table: &str, ipv4: bool, ipv6: bool) ->
     let mut attempt = 1;
     loop {
         let mut t = Transaction::new(table);
-        let mut same = true;
+        let (mut same, mut more) = (true, false);
         for (family, wanted) in [(NFPROTO_IPV4, ipv4), (NFPROTO_IPV6, ipv6)] {
             let key = [element(family)];
             let is = !nft::lookup(socket, table, GUARDED.name, &key)?.is_empty();
             same &= is == wanted;
+            more |= wanted && !is;
             match wanted {
                 true if !is => t.add(GUARDED.name, &key),
                 false if is => t.delete(GUARDED.name, &key),
@@ -153,12 +154,12 @@ pub(crate) fn guard(socket: &mut Socket, table: &str, ipv4: bool, ipv6: bool) ->
             }
         }
         if same {
-            return Ok(());
+            return Ok(false);
         }
         match t.commit(socket) {
             // Somebody else noticed as well.
             Err(e) if is_absent(&e) && attempt < ATTEMPTS => attempt += 1,
-            done => return done,
+            done => return done.map(|()| more),
         }
     }
 }
@@ -229,6 +230,16 @@ pub(crate) fn sweep(
     Ok(elements
         .map(|e| format!("published port {}", describe(e)))
         .collect())
+}
+
+/// The UDP ports of the host that are published.
+pub(crate) fn udp_ports(socket: &mut Socket, table: &str) -> Result<Vec<u16>> {
+    let published = published_where(socket, table, |_| true)?;
+    let elements = published.iter().flat_map(|(_, elements)| elements);
+    let mut ports: Vec<u16> = elements.filter_map(udp_port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    Ok(ports)
 }
 
 /// What [`sweep`] would delete.
