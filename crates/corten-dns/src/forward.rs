@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use domain::base::Message;
 use domain::base::iana::Rcode;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -18,6 +19,9 @@ use crate::{Outside, query::Transport};
 
 /// Questions that may wait at a time.
 pub(crate) const PENDING: usize = 256;
+/// Sockets that questions may have at a time, towards all servers together: a container must not take
+/// all the descriptors of the process that answers it.
+pub(crate) const SOCKETS: usize = 256;
 /// Servers that are asked (`MAXNS` of `resolv.conf(5)`).
 const SERVERS: usize = 3;
 /// When a server is late.
@@ -30,6 +34,7 @@ pub(crate) async fn ask(
     question: Rc<[u8]>,
     transport: Transport,
     outside: &Rc<Outside>,
+    sockets: &Rc<Semaphore>,
 ) -> Option<Vec<u8>> {
     let end = Instant::now() + TOO_LATE;
     let mut servers = outside.upstreams.iter().take(SERVERS);
@@ -40,7 +45,9 @@ pub(crate) async fn ask(
         match servers.next() {
             Some(upstream) => {
                 let (question, outside, upstream) = (question.clone(), outside.clone(), *upstream);
+                let sockets = sockets.clone();
                 asked.spawn_local(async move {
+                    let _socket = sockets.acquire().await.map_err(io::Error::other)?;
                     match Query::read(&question, transport) {
                         Ok(query) => exchange::ask(&query, upstream, &outside.namespace).await,
                         Err(_) => Err(io::ErrorKind::InvalidInput.into()),

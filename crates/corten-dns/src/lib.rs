@@ -11,7 +11,7 @@
 //! - an answer from outside is taken only from the address that was asked, to a socket made for this
 //!   one question (so its port is random), with its random id and its question;
 //! - so many questions wait for an answer from outside at the most, and so many connections are open
-//!   (`forward::PENDING`, `server::CONNECTIONS`).
+//!   (`forward::PENDING`, `forward::SOCKETS`, `server::CONNECTIONS`).
 
 mod answer;
 mod exchange;

@@ -28,6 +28,7 @@ struct Server {
     names: Box<dyn Names>,
     outside: Rc<Outside>,
     pending: Arc<Semaphore>,
+    sockets: Rc<Semaphore>,
 }
 
 /// What becomes of a message.
@@ -52,6 +53,7 @@ pub fn serve(
         names,
         outside: Rc::new(outside),
         pending: Arc::new(Semaphore::new(forward::PENDING)),
+        sockets: Rc::new(Semaphore::new(forward::SOCKETS)),
     });
     let mut tasks = JoinSet::new();
     tasks.spawn_local(datagrams(server.clone(), udp));
@@ -98,7 +100,7 @@ impl Server {
 
     /// Asks outside; whatever comes of it is an answer.
     async fn forward(&self, message: Rc<[u8]>, transport: Transport) -> Option<Vec<u8>> {
-        match forward::ask(message.clone(), transport, &self.outside).await {
+        match forward::ask(message.clone(), transport, &self.outside, &self.sockets).await {
             Some(answer) => Some(answer),
             None => refusal(&message, transport, Rcode::SERVFAIL),
         }

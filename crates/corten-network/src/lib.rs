@@ -50,6 +50,7 @@ pub use parent::{
 };
 pub use ports::{PortMapping, PortRange, PortRequest, Proto, Reservation, Targets, reserve};
 pub use probe::{Probe, listening, probe};
+pub use proxy::Descriptors;
 pub use resolver::{RESOLVER, ResolverSockets, resolver};
 pub use sweep::{orphans, remove_link, sweep};
 

@@ -8,16 +8,19 @@
 //! `SO_REUSEADDR` is set for TCP, where it only lets a port be taken again while old connections
 //! linger, never while somebody listens; and never for UDP, where it would share the port.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::{fmt, io};
 
 use rand::RngExt;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
 
 use crate::procfs::Sysctls;
-use crate::{NetworkError, Result, holder, proxy};
+use crate::proxy::{self, Carried, Descriptors};
+use crate::{NetworkError, Result, holder};
 
 /// Connections the kernel queues before they are accepted.
 const BACKLOG: i32 = 1024;
@@ -112,7 +115,7 @@ impl Targets {
 }
 
 /// The host's sockets of published ports, bound (and listening), so that nobody else gets them.
-/// Dropping it gives the ports back.
+/// Dropping it gives the ports back, once nothing serves them.
 #[derive(Debug)]
 pub struct Reservation {
     mappings: Vec<PortMapping>,
@@ -121,21 +124,19 @@ pub struct Reservation {
 
 /// One bound socket and the container's port behind it.
 #[derive(Debug)]
-pub(crate) struct Held {
-    pub(crate) socket: HeldSocket,
-    pub(crate) ipv6: bool,
-    pub(crate) container_port: u16,
+struct Held {
+    socket: Socket,
+    proto: Proto,
+    ipv6: bool,
+    container_port: u16,
 }
 
 /// A socket in non-blocking mode.
 #[derive(Debug)]
-pub(crate) enum HeldSocket {
-    Tcp(TcpListener),
-    Udp(UdpSocket),
-    /// Holds the port; nothing is carried.
-    Sctp {
-        _socket: OwnedFd,
-    },
+enum Socket {
+    Bound(OwnedFd),
+    /// Shared with whoever serves it: a second descriptor of each port would be many.
+    Watched(Arc<AsyncFd<OwnedFd>>),
 }
 
 /// Binds every requested port on the host, all or none.
@@ -152,7 +153,8 @@ pub fn reserve(requests: &[PortRequest]) -> Result<Reservation> {
         let (host_port, sockets) = bind_request(request)?;
         let container_port = request.container_port;
         let held = |(ipv6, socket)| Held {
-            socket,
+            socket: Socket::Bound(socket),
+            proto: request.proto,
             ipv6,
             container_port,
         };
@@ -173,42 +175,57 @@ impl Reservation {
         &self.mappings
     }
 
-    /// The same sockets once more, to be served while these go on holding the ports.
-    ///
-    /// # Errors
-    /// Out of descriptors.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        let held = self.held.iter().map(|held| {
-            Ok(Held {
-                socket: match &held.socket {
-                    HeldSocket::Tcp(listener) => HeldSocket::Tcp(listener.try_clone()?),
-                    HeldSocket::Udp(socket) => HeldSocket::Udp(socket.try_clone()?),
-                    HeldSocket::Sctp { _socket } => HeldSocket::Sctp {
-                        _socket: _socket.try_clone()?,
-                    },
-                },
-                ..*held
-            })
-        });
-        Ok(Self {
-            mappings: self.mappings.clone(),
-            held: held.collect::<io::Result<_>>()?,
-        })
-    }
-
-    /// The userland proxy: carries whatever arrives at the held sockets to the container.
+    /// The userland proxy: carries whatever arrives at the held sockets to the container, with as many
+    /// descriptors as `descriptors` has. The sockets stay held here.
     ///
     /// Needed for what the translation in the kernel does not catch: `::1` and link-local addresses, a
     /// family that the container has no address of, or a host whose rule set was flushed. SCTP is not
-    /// carried. Never completes; dropping the future closes
-    /// the sockets and every carried connection. Must run on a Tokio runtime with I/O and time.
-    pub async fn serve(self, targets: Targets) {
-        proxy::serve(self.held, targets).await;
+    /// carried. What it returns never completes; dropping it ends every carried connection. Must be
+    /// called and run on one Tokio runtime with I/O and time.
+    ///
+    /// # Errors
+    /// A socket cannot be watched.
+    pub fn serve(
+        &mut self,
+        targets: Targets,
+        descriptors: &Descriptors,
+    ) -> io::Result<impl Future<Output = ()> + use<>> {
+        self.watch()?;
+        let mut carried = Vec::new();
+        for held in &self.held {
+            if let (Socket::Watched(socket), Some(target)) =
+                (&held.socket, targets.reached_by(held.ipv6))
+            {
+                carried.push(Carried {
+                    socket: socket.clone(),
+                    proto: held.proto,
+                    to: SocketAddr::from((target, held.container_port)),
+                });
+            }
+        }
+        Ok(proxy::serve(carried, descriptors.clone()))
+    }
+
+    fn watch(&mut self) -> io::Result<()> {
+        let mut failed = Ok(());
+        for mut held in std::mem::take(&mut self.held) {
+            if let Socket::Bound(fd) = held.socket {
+                held.socket = match crate::sys::watch_or_keep(fd) {
+                    Ok(watched) => Socket::Watched(Arc::new(watched)),
+                    Err((fd, error)) => {
+                        failed = Err(error);
+                        Socket::Bound(fd)
+                    }
+                };
+            }
+            self.held.push(held);
+        }
+        failed
     }
 }
 
 /// A socket, and whether it is one of IPv6.
-type Bound = (bool, HeldSocket);
+type Bound = (bool, OwnedFd);
 
 fn bind_request(request: &PortRequest) -> Result<(u16, Vec<Bound>)> {
     let PortRange { first, last } = request.host_ports;
@@ -287,7 +304,7 @@ fn bind_everywhere(
     Ok(Ok(sockets))
 }
 
-fn bind(proto: Proto, addr: SocketAddr) -> io::Result<HeldSocket> {
+fn bind(proto: Proto, addr: SocketAddr) -> io::Result<OwnedFd> {
     let family = if addr.is_ipv6() {
         AddressFamily::INET6
     } else {
@@ -304,22 +321,15 @@ fn bind(proto: Proto, addr: SocketAddr) -> io::Result<HeldSocket> {
         sockopt::set_ipv6_v6only(&fd, true)?;
     }
     match proto {
-        Proto::Tcp => {
-            sockopt::set_socket_reuseaddr(&fd, true)?;
-            rustix::net::bind(&fd, &addr)?;
-            rustix::net::listen(&fd, BACKLOG)?;
-            Ok(HeldSocket::Tcp(fd.into()))
-        }
-        Proto::Udp => {
-            crate::sys::enable_packet_info(fd.as_fd(), addr.is_ipv6())?;
-            rustix::net::bind(&fd, &addr)?;
-            Ok(HeldSocket::Udp(fd.into()))
-        }
-        Proto::Sctp => {
-            rustix::net::bind(&fd, &addr)?;
-            Ok(HeldSocket::Sctp { _socket: fd })
-        }
+        Proto::Tcp => sockopt::set_socket_reuseaddr(&fd, true)?,
+        Proto::Udp => crate::sys::enable_packet_info(fd.as_fd(), addr.is_ipv6())?,
+        Proto::Sctp => {}
     }
+    rustix::net::bind(&fd, &addr)?;
+    if proto == Proto::Tcp {
+        rustix::net::listen(&fd, BACKLOG)?;
+    }
+    Ok(fd)
 }
 
 fn no_ipv6(error: &io::Error) -> bool {
@@ -438,6 +448,66 @@ mod tests {
             reserve(&both[..1]).unwrap();
             let error = reserve(&[request(Proto::Tcp, Some("198.51.100.9"), 80, 80)]).unwrap_err();
             assert!(matches!(error, NetworkError::Bind { .. }), "{error:?}");
+        });
+    }
+
+    #[test]
+    fn connections_beyond_the_descriptors_wait_and_the_port_stays_held() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        use tokio::net::{TcpListener, TcpStream};
+        let serve = async |listener: TcpListener| {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    stream.write_all(b"x").await.unwrap();
+                    // Until the client has gone.
+                    stream.read_to_end(&mut Vec::new()).await.unwrap();
+                });
+            }
+        };
+        in_namespace(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut request = request(Proto::Tcp, Some("127.0.0.1"), 8080, 8080);
+                request.container_port = 9000;
+                let mut reservation = reserve(std::slice::from_ref(&request)).unwrap();
+                let server = TcpListener::bind("127.0.0.1:9000").await.unwrap();
+                let serving = tokio::spawn(serve(server));
+                let targets = Targets {
+                    v4: Some(Ipv4Addr::LOCALHOST),
+                    v6: None,
+                };
+                let descriptors = Descriptors::new(4);
+                let carry = |reservation: &mut Reservation| {
+                    tokio::spawn(reservation.serve(targets, &descriptors).unwrap())
+                };
+                let first = carry(&mut reservation);
+                let open = async || {
+                    let mut client = TcpStream::connect("127.0.0.1:8080").await.unwrap();
+                    let answer = async {
+                        client.read_exact(&mut [0]).await.unwrap();
+                        client
+                    };
+                    answer.await
+                };
+                let (one, two) = (open().await, open().await);
+                let third = tokio::spawn(open());
+                while descriptors.free() > 0 {
+                    tokio::task::yield_now().await;
+                }
+                assert!(!third.is_finished());
+                drop(one);
+                third.await.unwrap();
+                // Served anew before the old service has gone.
+                first.abort();
+                let second = carry(&mut reservation);
+                drop(two);
+                open().await;
+                second.abort();
+                assert!(reserve(std::slice::from_ref(&request)).is_err());
+                serving.abort();
+            });
         });
     }
 }

@@ -6,16 +6,19 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::SocketFlags;
+use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, copy_bidirectional_with_sizes};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use crate::ports::{Held, HeldSocket, Targets};
+use crate::ports::Proto;
 use crate::sys;
 
 /// Buffer of each direction of a carried connection.
@@ -31,50 +34,83 @@ const UDP_CLIENTS: usize = 4096;
 /// Longest UDP datagram.
 const DATAGRAM: usize = 65_535;
 
+/// Descriptors that carried connections may take, all of a container's together: whatever comes from
+/// outside, it leaves some for everything else its process does. Who finds none waits.
+#[derive(Debug, Clone)]
+pub struct Descriptors(Arc<Semaphore>);
+
+/// A connection of TCP has an end on either side.
+const TCP_ENDS: u32 = 2;
+
+impl Descriptors {
+    /// So many.
+    pub fn new(most: usize) -> Self {
+        Self(Arc::new(Semaphore::new(most)))
+    }
+
+    /// How many are free.
+    #[cfg(test)]
+    pub(crate) fn free(&self) -> usize {
+        self.0.available_permits()
+    }
+}
+
+/// A socket that is carried from.
+#[derive(Debug)]
+pub(crate) struct Carried {
+    pub(crate) socket: Arc<AsyncFd<OwnedFd>>,
+    pub(crate) proto: Proto,
+    pub(crate) to: SocketAddr,
+}
+
 /// Serves the sockets; never returns.
-pub(crate) async fn serve(held: Vec<Held>, targets: Targets) {
+pub(crate) async fn serve(carried: Vec<Carried>, descriptors: Descriptors) {
     let mut tasks = JoinSet::new();
-    // Sockets that nothing is carried from; they hold their ports.
-    let mut idle = Vec::new();
-    for Held {
-        socket,
-        ipv6,
-        container_port,
-    } in held
-    {
-        let Some(target) = targets.reached_by(ipv6) else {
-            idle.push(socket);
-            continue;
-        };
-        let to = SocketAddr::from((target, container_port));
-        match socket {
-            HeldSocket::Tcp(listener) => match TcpListener::from_std(listener) {
-                Ok(listener) => drop(tasks.spawn(carry_tcp(listener, to))),
-                Err(error) => tracing::error!(%error, %to, "published port has no proxy"),
-            },
-            HeldSocket::Udp(socket) => match UdpSocket::from_std(socket) {
-                Ok(socket) => drop(tasks.spawn(carry_udp(Arc::new(socket), to))),
-                Err(error) => tracing::error!(%error, %to, "published port has no proxy"),
-            },
-            HeldSocket::Sctp { .. } => idle.push(socket),
+    for Carried { socket, proto, to } in carried {
+        match proto {
+            Proto::Tcp => drop(tasks.spawn(carry_tcp(socket, to, descriptors.clone()))),
+            Proto::Udp => drop(tasks.spawn(carry_udp(socket, to, descriptors.clone()))),
+            Proto::Sctp => {}
         }
     }
     while tasks.join_next().await.is_some() {}
     std::future::pending::<()>().await;
-    drop(idle);
 }
 
-async fn carry_tcp(listener: TcpListener, to: SocketAddr) {
+async fn carry_tcp(listener: Arc<AsyncFd<OwnedFd>>, to: SocketAddr, descriptors: Descriptors) {
     let mut connections = JoinSet::new();
     loop {
-        match listener.accept().await {
-            Ok((client, _)) => drop(connections.spawn(carry_connection(client, to))),
+        match accept(&listener, &descriptors).await {
+            Ok((client, permit)) => drop(connections.spawn(async move {
+                carry_connection(client, to).await;
+                drop(permit);
+            })),
             Err(error) => {
                 tracing::debug!(%error, %to, "accept");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
         while connections.try_join_next().is_some() {}
+    }
+}
+
+/// Takes a connection when there is one, and what it needs is free.
+async fn accept(
+    listener: &AsyncFd<OwnedFd>,
+    descriptors: &Descriptors,
+) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    loop {
+        let mut ready = listener.readable().await?;
+        let permit = descriptors.0.clone().acquire_many_owned(TCP_ENDS).await;
+        let permit = permit.map_err(io::Error::other)?;
+        let accepted = ready.try_io(|listener| {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            Ok(rustix::net::accept_with(listener.get_ref(), flags)?)
+        });
+        match accepted {
+            Ok(client) => return Ok((TcpStream::from_std(client?.into())?, permit)),
+            Err(_would_block) => {}
+        }
     }
 }
 
@@ -108,7 +144,7 @@ struct Session {
     answers: AbortHandle,
 }
 
-async fn carry_udp(socket: Arc<UdpSocket>, to: SocketAddr) {
+async fn carry_udp(socket: Arc<AsyncFd<OwnedFd>>, to: SocketAddr, descriptors: Descriptors) {
     let mut sessions: HashMap<Client, Session> = HashMap::new();
     let mut tasks = JoinSet::new();
     let mut buffer = vec![0; DATAGRAM];
@@ -123,11 +159,18 @@ async fn carry_udp(socket: Arc<UdpSocket>, to: SocketAddr) {
         };
         while tasks.try_join_next().is_some() {}
         sessions.retain(|_, session| !session.answers.is_finished());
-        if !sessions.contains_key(&client) && sessions.len() < UDP_CLIENTS {
+        if !sessions.contains_key(&client)
+            && sessions.len() < UDP_CLIENTS
+            // A datagram does not wait: clients send it again.
+            && let Ok(permit) = descriptors.0.clone().try_acquire_owned()
+        {
             match connect_upstream(to).await {
                 Ok(upstream) => {
-                    let answers =
-                        tasks.spawn(carry_answers(upstream.clone(), socket.clone(), client));
+                    let answers = carry_answers(upstream.clone(), socket.clone(), client);
+                    let answers = tasks.spawn(async move {
+                        answers.await;
+                        drop(permit);
+                    });
                     sessions.insert(client, Session { upstream, answers });
                 }
                 Err(error) => tracing::debug!(%error, %to, "connect"),
@@ -152,7 +195,7 @@ async fn connect_upstream(to: SocketAddr) -> io::Result<Arc<UdpSocket>> {
 }
 
 /// Carries answers until there were none for [`UDP_IDLE`].
-async fn carry_answers(upstream: Arc<UdpSocket>, socket: Arc<UdpSocket>, client: Client) {
+async fn carry_answers(upstream: Arc<UdpSocket>, socket: Arc<AsyncFd<OwnedFd>>, client: Client) {
     let (to, from) = client;
     loop {
         let Ok(Ok(())) = timeout(UDP_IDLE, upstream.readable()).await else {
@@ -163,7 +206,7 @@ async fn carry_answers(upstream: Arc<UdpSocket>, socket: Arc<UdpSocket>, client:
         match upstream.try_recv(&mut buffer) {
             Ok(length) => {
                 let datagram = buffer.get(..length).unwrap_or_default();
-                let send = || sys::send_from(socket.as_fd(), datagram, to, from);
+                let send = |fd: &OwnedFd| sys::send_from(fd.as_fd(), datagram, to, from);
                 if let Err(error) = socket.async_io(Interest::WRITABLE, send).await {
                     tracing::debug!(%error, %to, "answer");
                 }
@@ -182,8 +225,8 @@ fn is_passing(error: &io::Error) -> bool {
     )
 }
 
-async fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, Client)> {
-    let receive = || sys::receive_from(socket.as_fd(), buffer);
+async fn receive(socket: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<(usize, Client)> {
+    let receive = |fd: &OwnedFd| sys::receive_from(fd.as_fd(), buffer);
     let (length, sender, local) = socket.async_io(Interest::READABLE, receive).await?;
     Ok((length, (sender, local)))
 }

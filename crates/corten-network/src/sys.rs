@@ -24,9 +24,14 @@ pub(crate) fn enable_netlink_option(fd: BorrowedFd<'_>, option: i32) -> io::Resu
 
 /// Watches a descriptor on this thread's runtime.
 pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    watch_or_keep(fd).map_err(|(_, error)| error)
+}
+
+/// The same, and the descriptor comes back when that fails.
+pub(crate) fn watch_or_keep(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
     // SAFETY: an `OwnedFd` is the same open descriptor until it is dropped, which the `AsyncFd` does
     // after it has deregistered it.
-    unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
+    unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts())
 }
 
 /// Has the kernel ask a program (classic BPF) which packets the socket gets.

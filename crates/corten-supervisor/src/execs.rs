@@ -154,11 +154,12 @@ fn launch(
         spec: &live.spec,
         cgroup: &live.cgroup,
     };
-    let mut process =
-        corten_runtime::exec(&target, &exec.spec.process, stdio).map_err(|error| {
-            exec.exit_code.set(Some(exec_code(&error).unwrap_or(126)));
-            refusal(&error)
-        })?;
+    let mut process = exec.spec.process.clone();
+    shared.limit.keep(&mut process);
+    let mut process = corten_runtime::exec(&target, &process, stdio).map_err(|error| {
+        exec.exit_code.set(Some(exec_code(&error).unwrap_or(126)));
+        refusal(&error)
+    })?;
     exec.pid.set(process.pid);
     let hub = Hub::new(terminal, true, None);
     // What runs is followed to its end even if it cannot be fed.

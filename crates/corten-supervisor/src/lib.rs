@@ -16,6 +16,7 @@ mod hub;
 mod idle;
 mod job;
 mod launch;
+mod limits;
 pub mod logs;
 mod names;
 mod network;

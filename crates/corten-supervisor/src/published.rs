@@ -4,20 +4,34 @@
 
 use std::time::Duration;
 
-use corten_network::{EndpointSpec, NetworkError, PortMapping, PortRequest, Reservation, Targets};
+use corten_network::{
+    Descriptors, EndpointSpec, NetworkError, PortMapping, PortRequest, Reservation, Targets,
+};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::idle;
+use crate::{idle, limits};
 
 /// How long after it could not watch the firewall it tries again, beginning with a look.
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// Held ports. Dropping them gives them back.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Published {
     held: Vec<Held>,
     mappings: Vec<PortMapping>,
     watch: Option<Task>,
+    descriptors: Descriptors,
+}
+
+impl Default for Published {
+    fn default() -> Self {
+        Self {
+            held: Vec::new(),
+            mappings: Vec::new(),
+            watch: None,
+            descriptors: limits::for_connections(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -129,11 +143,8 @@ impl Published {
                 continue;
             }
             held.proxy = None;
-            match held.reservation.try_clone() {
-                Ok(clone) => {
-                    let serving = tokio::task::spawn_local(clone.serve(targets));
-                    held.proxy = Some(Task(serving));
-                }
+            match held.reservation.serve(targets, &self.descriptors) {
+                Ok(serving) => held.proxy = Some(Task(tokio::task::spawn_local(serving))),
                 Err(error) => tracing::error!(%error, "a published port has no proxy"),
             }
         }

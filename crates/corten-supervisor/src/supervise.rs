@@ -25,7 +25,7 @@ use crate::network::Network;
 use crate::oom;
 use crate::protocol::{Exit, Launched, Phase, frame};
 use crate::run::{self, Restoring, Run};
-use crate::{idle, server};
+use crate::{idle, limits, server};
 
 /// First pause before a restart; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -79,6 +79,7 @@ pub(crate) struct Shared {
     pub(crate) exits: watch::Sender<Exits>,
     pub(crate) execs: RefCell<HashMap<String, Rc<Exec>>>,
     pub(crate) health: RefCell<Option<Monitor>>,
+    pub(crate) limit: limits::Given,
     log_host: Rc<Known>,
 }
 
@@ -170,6 +171,7 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
         exits: watch::Sender::new(Exits::default()),
         execs: RefCell::default(),
         health: RefCell::default(),
+        limit: limits::raise(),
         log_host: Rc::default(),
     });
     let lived = tasks.block_on(&runtime, async {
@@ -453,7 +455,14 @@ async fn start(
         Err(error) => return (last, Err(StartError::other(error))),
     };
     let policy = job.restart;
-    let check = job.health.take();
+    let mut check = job.health.take();
+    let first = job.spec.process_mut().as_mut();
+    for process in first
+        .into_iter()
+        .chain(check.as_mut().map(|c| &mut c.process))
+    {
+        shared.limit.keep(process);
+    }
     let opened = tokio::select! {
         opened = LogWriter::connect(&job.log, &shared.log_host) => opened,
         () = shared.cancel.notified() => Err(io::Error::other("stopped while it was connected to")),

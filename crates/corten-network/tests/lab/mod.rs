@@ -198,7 +198,7 @@ impl Proxy {
             container_port: p.container_port,
         };
         let requests: Vec<_> = ports.iter().map(request).collect();
-        let reservation = lab.on_host(|| reserve(&requests).unwrap());
+        let mut reservation = lab.on_host(|| reserve(&requests).unwrap());
         assert_eq!(reservation.mappings(), ports);
         let host = lab.host.try_clone().unwrap();
         let (stop, stopped) = tokio::sync::oneshot::channel();
@@ -214,9 +214,11 @@ impl Proxy {
                         None => std::future::pending().await,
                     }
                 };
+                let descriptors = Descriptors::new(512);
+                let serving = reservation.serve(targets, &descriptors).unwrap();
                 tokio::select! {
                     error = watch => panic!("{error}"),
-                    () = reservation.serve(targets) => unreachable!("it never ends"),
+                    () = serving => unreachable!("it never ends"),
                     _ = stopped => {}
                 }
             });
