@@ -1,7 +1,7 @@
 //! A container's directory, and the files generated in it: `hostname`, `hosts`,
 //! `resolv.conf`, the init program.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,9 @@ use crate::parse::modes::{Modes, NetworkMode, Sharing};
 use crate::spec::Files;
 
 type Result<T> = std::result::Result<T, EngineError>;
+
+/// A running container's file that is longer is left alone.
+const LONGEST: u64 = 1024 * 1024;
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> EngineError {
     move |source| EngineError::Io {
@@ -209,7 +212,9 @@ pub(crate) fn change_hosts(
     let hostname = container.config.hostname.as_deref().unwrap_or("");
     let domain = container.config.domainname.as_deref().unwrap_or("");
     let path = engine.layout().container(id).join("hosts");
-    let text = read_or_empty(&path)?;
+    let Some(text) = read_of_container(&path)? else {
+        return Ok(());
+    };
     let is_gone = |line: &&str| {
         let address = line.split_whitespace().next().and_then(|a| a.parse().ok());
         address.is_some_and(|address| gone.contains(&address))
@@ -234,7 +239,7 @@ pub(crate) fn change_resolv_conf(engine: &Engine, id: &str) -> Result<()> {
     let path = engine.layout().container(id).join("resolv.conf");
     let generated =
         resolv::resolv_conf(&resolv::host_resolv_conf()?, &dns_options(&container.host)?);
-    if read_or_empty(&path)? != generated {
+    if read_of_container(&path)?.as_ref() != Some(&generated) {
         return Ok(());
     }
     overwrite(&path, &name_server(&container)?.text)
@@ -278,10 +283,50 @@ fn init(engine: &Engine, container: &Container, modes: &Modes) -> Result<Option<
     Ok(Some(path))
 }
 
+/// Reads a file that the container writes; `None` if it is too long to be changed.
+fn read_of_container(path: &Path) -> Result<Option<String>> {
+    let mut bytes = Vec::new();
+    match std::fs::File::open(path) {
+        Ok(file) => file.take(LONGEST + 1).read_to_end(&mut bytes),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+    .map_err(io("read", path))?;
+    if bytes.len() as u64 > LONGEST {
+        tracing::warn!(path = %path.display(), "the container has made it too long to be changed");
+        return Ok(None);
+    }
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
 fn read_or_empty(path: &Path) -> Result<String> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
         Err(error) => Err(io("read", path)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_container_has_made_too_long_is_not_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hosts");
+        assert_eq!(read_of_container(&path).unwrap().as_deref(), Some(""));
+        std::fs::write(&path, "127.0.0.1 localhost\n").unwrap();
+        let text = read_of_container(&path).unwrap();
+        assert_eq!(text.as_deref(), Some("127.0.0.1 localhost\n"));
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(LONGEST).unwrap();
+        assert_eq!(
+            read_of_container(&path).unwrap().unwrap().len() as u64,
+            LONGEST
+        );
+        // Sparse, and longer than there is memory.
+        file.set_len(1 << 42).unwrap();
+        assert_eq!(read_of_container(&path).unwrap(), None);
     }
 }
