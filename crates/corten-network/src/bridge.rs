@@ -39,9 +39,11 @@ pub struct BridgeSpec {
     pub mtu: u32,
     /// No way out and none in: no masquerade, no default route, nothing published.
     pub internal: bool,
-    /// Do containers appear to the outside with the host's address? Without, the outside must have a
-    /// route to the subnet.
+    /// Do containers appear to the outside with the host's IPv4 address? Without, the outside must have
+    /// a route to the subnet.
     pub masquerade: bool,
+    /// The same of IPv6.
+    pub masquerade6: bool,
     /// May containers of this network talk to each other? If not, their bridge ports are isolated from
     /// each other; published ports are still reached by way of the host, except from containers of
     /// this same network where bridge netfilter is on (`net.bridge.bridge-nf-call-iptables`).
@@ -62,6 +64,7 @@ impl BridgeSpec {
             mtu: 1500,
             internal: false,
             masquerade: true,
+            masquerade6: true,
             icc: true,
         }
     }

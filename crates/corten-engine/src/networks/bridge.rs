@@ -47,6 +47,7 @@ impl NetworkRow {
             mtu: options.mtu,
             internal: self.internal,
             masquerade: options.masquerade,
+            masquerade6: options.masquerade6,
             icc: options.icc,
             ..BridgeSpec::new(engine.layout().table(), self.bridge(engine))
         };

@@ -36,6 +36,7 @@ pub(crate) struct BridgeOptions {
     pub(crate) name: Option<String>,
     pub(crate) icc: bool,
     pub(crate) masquerade: bool,
+    pub(crate) masquerade6: bool,
     pub(crate) mtu: u32,
     /// Where ports are published that name no address.
     pub(crate) host_binding: Option<IpAddr>,
@@ -50,17 +51,22 @@ pub(crate) fn bridge(options: &HashMap<String, String>, ipv6: bool) -> Result<Br
         name: None,
         icc: true,
         masquerade: true,
+        masquerade6: true,
         mtu: DEFAULT_MTU,
         host_binding: None,
         prefix: DEFAULT_PREFIX.to_owned(),
     };
+    let (mut routed, mut routed6) = (false, false);
     let mut sorted: Vec<_> = options.iter().collect();
     sorted.sort();
     for (key, value) in sorted {
         match key.as_str() {
             NAME => read.name = Some(value.clone()).filter(|name| !name.is_empty()),
             ICC => read.icc = boolean(key, value)?,
-            MASQUERADE => read.masquerade = boolean(key, value)?,
+            MASQUERADE => {
+                read.masquerade = boolean(key, value)?;
+                read.masquerade6 = read.masquerade;
+            }
             MTU => read.mtu = mtu(value, ipv6)?.unwrap_or(DEFAULT_MTU),
             HOST_BINDING => {
                 let address = value.parse::<IpAddr>();
@@ -70,7 +76,8 @@ pub(crate) fn bridge(options: &HashMap<String, String>, ipv6: bool) -> Result<Br
             GATEWAY_MODE4 | GATEWAY_MODE6 => match value.as_str() {
                 "" | "nat" => {}
                 // Containers keep their own address towards the outside, which routes to them.
-                "routed" => read.masquerade = false,
+                "routed" if key == GATEWAY_MODE4 => routed = true,
+                "routed" => routed6 = true,
                 "nat-unprotected" | "isolated" => {
                     return Err(bad(format!(
                         "{key}={value} is not supported: there are nat and routed"
@@ -90,6 +97,8 @@ pub(crate) fn bridge(options: &HashMap<String, String>, ipv6: bool) -> Result<Br
             }
         }
     }
+    read.masquerade &= !routed;
+    read.masquerade6 &= !routed6;
     Ok(read)
 }
 
@@ -149,7 +158,13 @@ mod tests {
         assert_eq!(read(MTU, "1400", false).unwrap().mtu, 1400);
         assert_eq!(read(MTU, "0", true).unwrap().mtu, 1500);
         assert!(!read(ICC, "false", false).unwrap().icc);
-        assert!(!read(GATEWAY_MODE4, "routed", false).unwrap().masquerade);
+        let masquerades = |key, value| {
+            let options = read(key, value, true).unwrap();
+            (options.masquerade, options.masquerade6)
+        };
+        assert_eq!(masquerades(GATEWAY_MODE4, "routed"), (false, true));
+        assert_eq!(masquerades(GATEWAY_MODE6, "routed"), (true, false));
+        assert_eq!(masquerades(MASQUERADE, "false"), (false, false));
         assert_eq!(
             read(HOST_BINDING, "0.0.0.0", false).unwrap().host_binding,
             None

@@ -129,9 +129,9 @@ pub(super) fn elements_of(spec: &BridgeSpec) -> Elements {
         list.push((INTERNAL.name, vec![name]));
         return list;
     }
-    let mut subnet = |sets: [&Set; 2], ends: Vec<Element>| {
+    let mut subnet = |sets: [&Set; 2], masquerade: bool, ends: Vec<Element>| {
         let [all, masqueraded] = sets;
-        if spec.masquerade {
+        if masquerade {
             list.push((masqueraded.name, ends.clone()));
         }
         list.push((all.name, ends));
@@ -139,12 +139,14 @@ pub(super) fn elements_of(spec: &BridgeSpec) -> Elements {
     if let Some(net) = spec.subnet {
         let after = net.broadcast().to_bits().wrapping_add(1).to_be_bytes();
         let first = net.network().addr().octets();
-        subnet([&SUBNETS, &MASQUERADED], interval(&first, &after));
+        let sets = [&SUBNETS, &MASQUERADED];
+        subnet(sets, spec.masquerade, interval(&first, &after));
     }
     if let Some(net) = spec.subnet6 {
         let after = net.last().to_bits().wrapping_add(1).to_be_bytes();
         let first = net.network().addr().octets();
-        subnet([&SUBNETS6, &MASQUERADED6], interval(&first, &after));
+        let sets = [&SUBNETS6, &MASQUERADED6];
+        subnet(sets, spec.masquerade6, interval(&first, &after));
     }
     list
 }
