@@ -203,7 +203,10 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
             })
         }
         Ask::Network => match live {
-            None => not_running(shared),
+            None => {
+                shared.rows_changed.set(true);
+                Reply::Done
+            }
             Some(live) => network(shared, &live),
         },
         Ask::Pause => {
@@ -239,7 +242,7 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
 }
 
 /// Brings what the container has on networks in line with the engine's rows.
-fn network(shared: &Rc<Shared>, live: &Live) -> Reply {
+pub(crate) fn network(shared: &Rc<Shared>, live: &Live) -> Reply {
     let mut host = shared.host.borrow_mut();
     // With its causes: whoever reads it has nothing but these words.
     let refused = |error: &dyn std::error::Error| {

@@ -23,7 +23,7 @@ use crate::launch::Launch;
 use crate::logs::{Known, LogWriter, now};
 use crate::network::Network;
 use crate::oom;
-use crate::protocol::{Exit, Launched, Phase, frame};
+use crate::protocol::{Exit, Launched, Phase, Reply, frame};
 use crate::run::{self, Restoring, Run};
 use crate::{idle, limits, server};
 
@@ -80,6 +80,8 @@ pub(crate) struct Shared {
     pub(crate) execs: RefCell<HashMap<String, Rc<Exec>>>,
     pub(crate) health: RefCell<Option<Monitor>>,
     pub(crate) limit: limits::Given,
+    /// The engine's rows may say something else of its networks than when this run was prepared.
+    pub(crate) rows_changed: Cell<bool>,
     log_host: Rc<Known>,
 }
 
@@ -172,6 +174,7 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
         execs: RefCell::default(),
         health: RefCell::default(),
         limit: limits::raise(),
+        rows_changed: Cell::new(false),
         log_host: Rc::default(),
     });
     let lived = tasks.block_on(&runtime, async {
@@ -328,6 +331,7 @@ async fn live(
             Ok((run, check)) => {
                 let ports = run.network.borrow().ports().to_vec();
                 shared.host.borrow_mut().started(run.pid, &ports);
+                catch_up(shared);
                 tell(
                     launcher,
                     &Launched::Started {
@@ -448,6 +452,7 @@ async fn start(
             Err(StartError::other("stopped before it was started")),
         );
     }
+    shared.rows_changed.set(false);
     let prepared: Result<Job, _> = shared.host.borrow_mut().prepare();
     let mut job = match prepared {
         Ok(job) => job,
@@ -491,6 +496,20 @@ async fn start(
         *shared.run.borrow_mut() = Some(Live::of(run));
     }
     (policy, started.map(|run| (run, check)))
+}
+
+/// What was changed while the run was being started, which was told that all is done.
+fn catch_up(shared: &Rc<Shared>) {
+    let live = shared.run.borrow().clone();
+    if let Some(live) = live.filter(|_| shared.rows_changed.take())
+        && let Reply::Refused { message, .. } = server::network(shared, &live)
+    {
+        tracing::error!(
+            container = shared.id,
+            message,
+            "its networks are not what they are to be"
+        );
+    }
 }
 
 /// Waits for the end of a run and undoes it.

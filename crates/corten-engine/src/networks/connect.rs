@@ -3,8 +3,6 @@
 //! What is wanted is written into the rows; the supervisor of a running container then brings it in
 //! line with them. When it cannot, the wish is taken back.
 
-use std::time::{Duration, Instant};
-
 use bollard_stubs::models::{EndpointSettings, NetworkConnectRequest, NetworkDisconnectRequest};
 use corten_db::Durability;
 use corten_supervisor::client::ClientError;
@@ -22,10 +20,6 @@ use crate::parse::bad;
 use crate::parse::modes::{Modes, NetworkMode};
 
 type Result<T> = std::result::Result<T, EngineError>;
-
-/// How long a start is waited for, and how often it is looked at.
-const STARTING: Duration = Duration::from_secs(5);
-const LOOK: Duration = Duration::from_millis(2);
 
 /// Connects a container.
 pub(super) async fn connect(
@@ -181,34 +175,11 @@ fn take(c: &Connection, id: &str, network: &str) -> Result<(Container, Endpoint)
     Ok((container, endpoint))
 }
 
-/// Whether a container runs. One that is just being started may have been prepared before its rows
-/// were changed: it is waited for.
-async fn runs(engine: &Engine, id: &str) -> Result<bool> {
-    let deadline = Instant::now() + STARTING;
-    loop {
-        let container = engine.read({
-            let id = id.to_owned();
-            move |c| containers::get(c, &id)
-        });
-        match container.await? {
-            Some(container) if container.status == Status::Restarting => return Ok(false),
-            Some(container) if container.status.is_live() => return Ok(true),
-            Some(_) if state::has_supervisor(engine, id) && Instant::now() < deadline => {
-                tokio::time::sleep(LOOK).await;
-            }
-            _ => return Ok(false),
-        }
-    }
-}
-
-/// Has the supervisor of a running container bring it in line.
+/// Has the supervisor of a container, if it has one, bring it in line: at once, or as soon as it runs.
 pub(crate) async fn told(engine: &Engine, container: &Container) -> Result<()> {
-    if !runs(engine, &container.id).await? {
-        return Ok(());
-    }
     let found = crate::containers::supervisor(engine, container);
     let answer = match found {
-        // It has just ended.
+        // Its next run is prepared from the rows.
         Err(EngineError::NotRunning(_)) => return Ok(()),
         Err(error) => return Err(error),
         Ok(client) => client.network().await,
