@@ -81,6 +81,10 @@ impl NetworkRow {
 
 /// Brings a network's bridge up, and chooses its subnets if that has not been done yet. Blocks.
 pub(crate) fn bring_up(engine: &Engine, row: &NetworkRow) -> Result<BridgeSpec> {
+    if matches!(row.driver.as_str(), "host" | "null") {
+        let name = &row.name;
+        return Err(crate::parse::bad(format!("network {name} has no bridge")));
+    }
     if row.is_settled() {
         let spec = row.spec(engine)?;
         corten_network::ensure_bridge(&spec)?;

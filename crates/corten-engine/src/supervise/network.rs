@@ -76,20 +76,7 @@ impl Networks {
                 })));
             }
         };
-        if let Some(endpoint) = container.endpoints.first() {
-            let row = network(engine, &endpoint.network)?;
-            let state = NetworkState {
-                network: row.id.clone(),
-                endpoint: names::new_id(),
-                ..Default::default()
-            };
-            self.given.push(Given {
-                state,
-                row,
-                spec: None,
-                priority: 0,
-            });
-        }
+        self.given = without_place(engine, container, &[])?;
         Ok(job)
     }
 
@@ -98,7 +85,16 @@ impl Networks {
         let container = engine.database().read(|c| row::get(c, id))?;
         let container = container.ok_or_else(|| EngineError::NoSuchContainer(id.to_owned()))?;
         let modes = Modes::read(&container.host)?;
-        let planned = plan(engine, &container, &modes, &self.given)?;
+        let planned = match modes.network {
+            _ if container.config.network_disabled == Some(true) => Vec::new(),
+            NetworkMode::Container(_) => Vec::new(),
+            NetworkMode::None | NetworkMode::Host => {
+                without_place(engine, &container, &self.given)?
+            }
+            NetworkMode::Bridge | NetworkMode::Named(_) => {
+                plan(engine, &container, &modes, &self.given)?
+            }
+        };
         let endpoints = places(&planned);
         let requests = requests(&container, &planned);
         self.planned = Some(planned);
@@ -205,6 +201,29 @@ fn network(engine: &Engine, id: &str) -> Result<NetworkRow> {
             "failed to set up container networking: network {id} not found"
         ))
     })
+}
+
+/// What a container of the host's network, or of none, is on, as far as that can be said: there is no
+/// address. `have`: what it is on already.
+fn without_place(engine: &Engine, container: &Container, have: &[Given]) -> Result<Vec<Given>> {
+    let Some(endpoint) = container.endpoints.first() else {
+        return Ok(Vec::new());
+    };
+    if let Some(held) = have.iter().find(|g| g.state.network == endpoint.network) {
+        return Ok(vec![held.clone()]);
+    }
+    let row = network(engine, &endpoint.network)?;
+    let state = NetworkState {
+        network: row.id.clone(),
+        endpoint: names::new_id(),
+        ..Default::default()
+    };
+    Ok(vec![Given {
+        state,
+        row,
+        spec: None,
+        priority: 0,
+    }])
 }
 
 /// What a container is to have by its rows, which `have` is part of: addresses are reserved for the
