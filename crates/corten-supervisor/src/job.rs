@@ -146,7 +146,10 @@ pub trait Host {
 
     /// What [`Self::places`] told is so (`done`), or could not be made, and is as before. `ports`:
     /// what is published now.
-    fn placed(&mut self, done: bool, ports: &[PortMapping]);
+    ///
+    /// # Errors
+    /// It could not be written down, which [`Self::places`] does then before all else.
+    fn placed(&mut self, done: bool, ports: &[PortMapping]) -> Result<(), BoxError>;
 
     /// The name server that it is to have by now, with what [`Self::places`] told.
     ///
@@ -221,6 +224,17 @@ impl StartError {
             message: error.to_string(),
         }
     }
+}
+
+/// An error in words, with its causes.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words += &format!(": {error}");
+        cause = error.source();
+    }
+    words
 }
 
 impl From<corten_runtime::RuntimeError> for StartError {

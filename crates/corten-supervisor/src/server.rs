@@ -22,6 +22,9 @@ use crate::supervise::{Live, RunDir, Shared};
 const SIGKILL: i32 = 9;
 /// After SIGKILL to everything inside, the end is a matter of the kernel.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
+/// How often what could not be written down is tried again, and when.
+const TRIES: u32 = 60;
+const NEXT_TRY: Duration = Duration::from_secs(5);
 
 /// A listening socket and the requests it has taken.
 pub(crate) struct Server {
@@ -243,33 +246,59 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
 
 /// Brings what the container has on networks in line with the engine's rows.
 pub(crate) fn network(shared: &Rc<Shared>, live: &Live) -> Reply {
+    let (reply, written) = bring_in_line(shared, live);
+    if !written {
+        tokio::task::spawn_local(bring_in_line_later(shared.clone(), live.pid));
+    }
+    reply
+}
+
+/// Tries again, as what the container has is not what is written down.
+async fn bring_in_line_later(shared: Rc<Shared>, pid: i32) {
+    for _ in 0..TRIES {
+        tokio::time::sleep(NEXT_TRY).await;
+        let live = shared.run.borrow().clone();
+        let Some(live) = live.filter(|live| live.pid == pid) else {
+            return;
+        };
+        if matches!(bring_in_line(&shared, &live), (Reply::Done, _)) {
+            return;
+        }
+    }
+}
+
+/// Also whether what the container has could be written down.
+fn bring_in_line(shared: &Rc<Shared>, live: &Live) -> (Reply, bool) {
     let mut host = shared.host.borrow_mut();
     // With its causes: whoever reads it has nothing but these words.
     let refused = |error: &dyn std::error::Error| {
-        let mut words = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            words += &format!(": {error}");
-            cause = error.source();
-        }
-        Reply::refuse(Refusal::Failed, words)
+        Reply::refuse(Refusal::Failed, crate::job::with_causes(error))
     };
     let places = match host.places() {
         Ok(places) => places,
-        Err(error) => return refused(error.as_ref()),
+        Err(error) => return (refused(error.as_ref()), true),
     };
     let mut network = live.network.borrow_mut();
     let made = network.make_names(|| host.name_server());
     let applied = made.and_then(|()| Ok(network.apply(places)?));
-    host.placed(applied.is_ok(), network.ports());
-    match applied {
-        Ok(()) => {
-            if network.serve_names(shared) {
-                host.names_served();
-            }
-            Reply::Done
-        }
+    let written = host.placed(applied.is_ok(), network.ports());
+    if applied.is_ok() && network.serve_names(shared) {
+        host.names_served();
+    }
+    let reply = match applied {
+        Ok(()) => Reply::Done,
         Err(error) => refused(error.as_ref()),
+    };
+    match written {
+        Ok(()) => (reply, true),
+        Err(error) => {
+            tracing::error!(container = shared.id, %error, "its networks are not written down");
+            let reply = match reply {
+                Reply::Done => refused(error.as_ref()),
+                refused => refused,
+            };
+            (reply, false)
+        }
     }
 }
 

@@ -323,9 +323,8 @@ impl Host for EngineHost {
         Ok(self.networks.places(&self.engine, &self.id)?)
     }
 
-    fn placed(&mut self, done: bool, ports: &[PortMapping]) {
-        let written = self.networks.placed(&self.engine, &self.id, done, ports);
-        self.report("networks", written);
+    fn placed(&mut self, done: bool, ports: &[PortMapping]) -> std::result::Result<(), BoxError> {
+        Ok(self.networks.placed(&self.engine, &self.id, done, ports)?)
     }
 
     fn steady(&mut self) {

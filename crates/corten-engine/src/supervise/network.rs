@@ -46,6 +46,8 @@ pub(super) struct Networks {
     given: Vec<Given>,
     /// What it is to have instead, while the supervisor makes it so.
     planned: Option<Vec<Given>>,
+    /// What it has no more, and what it has now, but could not be written down.
+    unwritten: Option<(Vec<Given>, Vec<Given>)>,
 }
 
 impl Networks {
@@ -56,8 +58,7 @@ impl Networks {
         container: &Container,
         modes: &Modes,
     ) -> Result<NetworkJob> {
-        self.given.clear();
-        self.planned = None;
+        *self = Self::default();
         if container.config.network_disabled == Some(true) {
             return Ok(NetworkJob::None);
         }
@@ -82,6 +83,7 @@ impl Networks {
 
     /// What a running container is to have by now.
     pub(super) fn places(&mut self, engine: &Engine, id: &str) -> Result<Places> {
+        self.write(engine, id)?;
         let container = engine.database().read(|c| row::get(c, id))?;
         let container = container.ok_or_else(|| EngineError::NoSuchContainer(id.to_owned()))?;
         let modes = Modes::read(&container.host)?;
@@ -134,17 +136,30 @@ impl Networks {
         }
         let gone = only_in(&self.given, &planned);
         set_ports(&mut planned, published(ports));
+        // Whatever becomes of the database: this is what it has.
+        self.given = planned;
+        self.unwritten = Some((gone, new));
+        self.write(engine, id)
+    }
+
+    /// Writes down what has changed, if anything has.
+    fn write(&mut self, engine: &Engine, id: &str) -> Result<()> {
+        let Some((gone, new)) = &self.unwritten else {
+            return Ok(());
+        };
         engine.write(Durability::Relaxed, |c| {
-            for given in &gone {
+            for given in gone {
                 networks::release_on(c, id, &given.state.network)?;
                 event(c, "disconnect", id, given)?;
             }
-            for given in &planned {
+            for given in &self.given {
                 endpoints::set_live(c, id, &given.state)?;
             }
             new.iter().try_for_each(|g| event(c, "connect", id, g))
         })?;
-        self.given = planned;
+        let Some((gone, new)) = self.unwritten.take() else {
+            return Ok(());
+        };
         let lines = |all: &[Given]| {
             all.iter()
                 .flat_map(|g| addresses(&g.state))
