@@ -224,6 +224,11 @@ impl StartError {
             message: error.to_string(),
         }
     }
+
+    /// The same, and why.
+    pub(crate) fn because(error: &dyn std::error::Error) -> Self {
+        Self::other(with_causes(error))
+    }
 }
 
 /// An error in words, with its causes.

@@ -48,7 +48,8 @@ impl Network {
             NetworkJob::Join(fd) => return Ok((Self::default(), corten_runtime::NetNs::Join(fd))),
             NetworkJob::Own(places) => *places,
         };
-        let published = Published::reserve(requests).map_err(StartError::other)?;
+        let published =
+            Published::reserve(requests).map_err(|error| StartError::because(&error))?;
         let namespace = NetNs::create().map_err(StartError::other)?;
         let mut network = Self {
             published,
