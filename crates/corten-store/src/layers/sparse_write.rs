@@ -11,10 +11,22 @@ use super::tar_header;
 
 /// Pieces that a file is written in; one of more is written with its holes filled. Readers have
 /// bounds, too.
-const MAX_PIECES: usize = 1 << 16;
+pub(super) const MAX_PIECES: usize = 1 << 16;
 
-/// Offset and length of each piece of data in a file; `None`: its holes are not known, or too many.
-pub(super) fn pieces(file: &File, size: u64) -> io::Result<Option<Vec<(u64, u64)>>> {
+/// Offset and length of each piece of data in a file, which is at its beginning afterwards; `None`:
+/// its holes are not known, or there are more than `most` pieces.
+pub(super) fn pieces(
+    mut file: &File,
+    size: u64,
+    most: usize,
+) -> io::Result<Option<Vec<(u64, u64)>>> {
+    let pieces = looked_for(file, size, most)?;
+    // Looking for them has moved it.
+    file.rewind()?;
+    Ok(pieces)
+}
+
+fn looked_for(file: &File, size: u64, most: usize) -> io::Result<Option<Vec<(u64, u64)>>> {
     let mut pieces = Vec::new();
     let mut at = 0;
     while at < size {
@@ -29,7 +41,7 @@ pub(super) fn pieces(file: &File, size: u64) -> io::Result<Option<Vec<(u64, u64)
             Err(Errno::NXIO) => break, // cut off meanwhile
             Err(error) => return Err(error.into()),
         };
-        if start >= end || pieces.len() >= MAX_PIECES {
+        if start >= end || pieces.len() >= most {
             return Ok(None);
         }
         pieces.push((start, end - start));
@@ -80,4 +92,39 @@ pub(super) fn write(
         io::copy(&mut io::repeat(0).take(length - copied), out)?;
     }
     tar_header::pad(out, data)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_file_of_too_many_pieces_is_read_from_its_beginning() {
+        const APART: u64 = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(dir.path().join("sparse"))
+            .unwrap();
+        for n in 0..4 {
+            file.write_all_at(b"data", n * APART).unwrap();
+        }
+        let size = file.metadata().unwrap().len();
+        assert_eq!(pieces(&file, size, 4).unwrap().unwrap().len(), 4);
+        assert!(pieces(&file, size, 3).unwrap().is_none());
+        let mut whole = Vec::new();
+        (&file).read_to_end(&mut whole).unwrap();
+        assert_eq!(whole.len() as u64, size);
+        let found: Vec<usize> = whole
+            .windows(4)
+            .enumerate()
+            .filter(|(_, bytes)| bytes == b"data")
+            .map(|(at, _)| at >> 20)
+            .collect();
+        assert_eq!(found, [0, 1, 2, 3]);
+    }
 }

@@ -264,7 +264,7 @@ impl Writer<'_> {
         let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
         if self.exact
             && blocks * BLOCK < size
-            && let Some(pieces) = sparse_write::pieces(&file, size)?
+            && let Some(pieces) = sparse_write::pieces(&file, size, sparse_write::MAX_PIECES)?
         {
             return sparse_write::write(self.out, path, &file, &pieces, entry);
         }
