@@ -130,6 +130,39 @@ fn saved_and_gone_on() {
 }
 
 #[test]
+fn binds_are_what_they_were() {
+    let on = Checkpoints::new();
+    let theirs = on.engine.path("theirs");
+    std::fs::create_dir(&theirs).unwrap();
+    std::fs::write(theirs.join("mine"), "").unwrap();
+    std::os::unix::fs::chown(theirs.join("mine"), Some(1234), Some(1235)).unwrap();
+    let mapped = format!("{}:/mapped:idmap=owner=1234-1235", theirs.display());
+    on.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "box",
+        "-v",
+        &mapped,
+        "--mount",
+        "type=bind,src=/dev,dst=/host,bind-recursive=disabled,readonly",
+        "alpine",
+        "sleep",
+        "1000",
+    ]);
+    on.ok(&["checkpoint", "create", "box", "one"]);
+    // Other users' files are the container's; what is mounted in what is bound is not there; what
+    // is read-only stays so.
+    let command = "stat -c %u:%g /tmp/*/mine; for d in /tmp/*/null; do d=${d%/null}; \
+        [ -e $d/null ] && [ $d = /tmp/root ] || ls $d/pts | wc -l; done; mkdir $d/new 2>&1 | grep -o 'Read-only'";
+    let restored = [("CRIU_RESTORED", command)];
+    let done = on.with(&restored, &["start", "-a", "--checkpoint", "one", "box"]);
+    assert_eq!(done.stdout, "0:0\n0\nRead-only\n", "{done:?}");
+    on.ok(&["rm", "box"]);
+    on.engine.assert_clean();
+}
+
+#[test]
 fn elsewhere_and_failures() {
     let on = Checkpoints::new();
     on.ok(&[

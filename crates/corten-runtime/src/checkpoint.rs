@@ -23,7 +23,8 @@ use crate::cli::CliError;
 use crate::create::{ChildGuard, Running, hook_state};
 use crate::criu::{self, CriuArgs, Dump, Kind, Notice, Restore};
 use crate::hook_guard::HookGuard;
-use crate::mounts::{clone_tree, is_bind, is_directory};
+use crate::mounts::{self, is_directory};
+use crate::namespaces::Namespaces;
 use crate::root::RootFd;
 use crate::sandbox::{NetNs, Rootfs, Sandbox, Stdio, TerminalSize};
 use crate::sys::{self, MountAttr};
@@ -64,6 +65,7 @@ pub struct Checkpoint<'a> {
 
 /// Saves it. When that fails it goes on; one that was frozen stays so.
 pub fn save(container: &Checkpoint<'_>) -> Result<(), CheckpointError> {
+    refuse_shared(container.spec)?;
     let mut spec = container.spec.clone();
     let network = PathBuf::from(format!("/proc/{}/ns/net", container.pid));
     join_network(&mut spec, network);
@@ -132,7 +134,7 @@ pub fn restore(
         id,
         spec,
         rootfs,
-        mounts,
+        mounts: opened,
         netns,
         stdio,
         cgroup,
@@ -152,7 +154,8 @@ pub fn restore(
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         join_network(&mut spec, path.into());
     }
-    let trees = trees(&spec, mounts)?;
+    refuse_shared(&spec)?;
+    let trees = trees(&spec, opened)?;
     let inside = root
         .try_clone()
         .map_err(|error| refused("root", error))
@@ -247,40 +250,33 @@ fn place(index: usize) -> String {
     format!("{PLACES}/{index}")
 }
 
-/// The bind mounts of the document, by index, as detached mounts. Those of a terminal or of masks
-/// are not in it.
+/// The bind mounts of the document, by index, as detached mounts: what a start would attach. Those
+/// of a terminal or of masks are not in it.
 fn trees(
     spec: &Spec,
-    mut opened: BTreeMap<usize, OwnedFd>,
+    opened: BTreeMap<usize, OwnedFd>,
 ) -> Result<BTreeMap<usize, Tree>, CheckpointError> {
-    let mounts = spec.mounts().iter().flatten().enumerate();
-    mounts
-        .filter(|(_, mount)| is_bind(mount))
+    let namespaces = Namespaces::plan(spec, NetNs::Host)?;
+    let binds = mounts::binds(spec, opened, &namespaces)?;
+    binds
+        .into_iter()
         .map(|(index, mount)| {
-            let source = mount.source().as_deref().unwrap_or(Path::new(""));
-            let fail = |errno: Errno| refused(source.display(), errno);
-            let fd = match opened.remove(&index) {
-                Some(fd) => fd,
-                None => {
-                    let flags = OFlags::PATH | OFlags::CLOEXEC;
-                    rustix::fs::open(source, flags, Mode::empty()).map_err(fail)?
-                }
-            };
-            let mount = match clone_tree(fd.as_fd(), true) {
-                // Detached already, and this kernel copies no such mount.
-                Err(Errno::INVAL) => fd,
-                copied => copied.map_err(fail)?,
-            };
-            // Or it would pass what is mounted on it to the host's.
-            let private = MountAttr {
-                propagation: libc::MS_PRIVATE,
-                ..MountAttr::default()
-            };
-            sys::mount_setattr(mount.as_fd(), true, private).map_err(fail)?;
-            let directory = is_directory(mount.as_fd()).map_err(fail)?;
+            let directory =
+                is_directory(mount.as_fd()).map_err(|errno| refused("bind mount", errno))?;
             Ok((index, Tree { mount, directory }))
         })
         .collect()
+}
+
+/// CRIU mounts more than once in what it restores, and the host would see that.
+fn refuse_shared(spec: &Spec) -> Result<(), CheckpointError> {
+    match mounts::shared_with_the_host(spec) {
+        None => Ok(()),
+        Some(place) => Err(refused(
+            place.display(),
+            "a bind mount that is shared with the host cannot be saved or restored",
+        )),
+    }
 }
 
 /// The streams CRIU gets, and restores pipes from; of a terminal, its size.

@@ -3,6 +3,7 @@
 //! `mount_setattr(MOUNT_ATTR_IDMAP)`.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use corten_oci::runtime_spec::{LinuxIdMapping, Mount};
 
@@ -29,8 +30,27 @@ pub(super) fn wanted(mount: &Mount, options: &Options) -> bool {
 }
 
 impl IdMaps {
+    /// The tree of a bind mount with its attributes and, if it wants one, its mapping.
+    pub(super) fn bind(
+        &mut self,
+        index: usize,
+        mount: &Mount,
+        options: &Options,
+        opened: Option<OwnedFd>,
+        namespaces: &Namespaces,
+    ) -> Result<Tree, RuntimeError> {
+        let field = format!("mounts[{index}]");
+        let source = mount.source().as_deref().map(Path::to_string_lossy);
+        let place = || format!("{} ({field})", mount.destination().display());
+        let tree = Tree::of_bind(opened, source.as_deref(), options, namespaces, &place)?;
+        if wanted(mount, options) {
+            self.apply(&field, mount, options, namespaces, &tree)?;
+        }
+        Ok(tree)
+    }
+
     /// Applies the mount's own mapping, else the container's, to a detached tree.
-    pub(super) fn apply(
+    fn apply(
         &mut self,
         field: &str,
         mount: &Mount,

@@ -15,13 +15,14 @@ mod tree;
 
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use corten_oci::runtime_spec::{Mount, Spec};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::cgroup::Cgroup;
-use crate::error::RuntimeError;
+use crate::error::{RuntimeError, Step};
 use crate::namespaces::Namespaces;
 pub(crate) use attach::{
     Attached, Kernel, attach_all, attach_to, is_mount_root, mount_id, new_file_system,
@@ -101,13 +102,7 @@ pub(crate) fn plan(
                 );
             }
             let opened = opened.remove(&index);
-            let place = || format!("{destination} (mounts[{index}])");
-            let tree = Tree::of_bind(opened, source.as_deref(), &options, namespaces, &place)?;
-            if idmapped {
-                let field = format!("mounts[{index}]");
-                maps.apply(&field, mount, &options, namespaces, &tree)?;
-            }
-            Kind::Bind(tree)
+            Kind::Bind(maps.bind(index, mount, &options, opened, namespaces)?)
         } else if typ == "cgroup" || typ == "cgroup2" {
             Kind::Cgroup(CgroupMount::plan(cgroup, namespaces.new_cgroup)?)
         } else if typ.is_empty() {
@@ -141,6 +136,38 @@ pub(crate) fn plan(
         });
     }
     Ok(plans)
+}
+
+/// The bind mounts alone, by their index, opened as for [`plan`].
+pub(crate) fn binds(
+    spec: &Spec,
+    mut opened: BTreeMap<usize, OwnedFd>,
+    namespaces: &Namespaces,
+) -> Result<BTreeMap<usize, OwnedFd>, RuntimeError> {
+    let mut maps = IdMaps::default();
+    let mut trees = BTreeMap::new();
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        let options = Options::parse(mount.options().as_deref().unwrap_or_default())?;
+        if options.remount || !is_bind(mount) {
+            continue;
+        }
+        let tree = maps.bind(index, mount, &options, opened.remove(&index), namespaces)?;
+        let place = mount.destination().display();
+        let fail = |errno| RuntimeError::setup(Step::Mount, place.to_string(), errno);
+        trees.insert(index, tree.open_owned(fail)?);
+    }
+    Ok(trees)
+}
+
+/// The place of a bind mount that passes what is mounted in it on to the host.
+pub(crate) fn shared_with_the_host(spec: &Spec) -> Option<&Path> {
+    let shared = |mount: &&Mount| {
+        let given = mount.options().as_deref().unwrap_or_default();
+        let options = Options::parse(given).unwrap_or_default();
+        is_bind(mount) && matches!(options.propagation, Some((libc::MS_SHARED, _)))
+    };
+    let found = spec.mounts().iter().flatten().find(shared)?;
+    Some(found.destination())
 }
 
 /// Whether it shows what is mounted elsewhere already.
