@@ -1,5 +1,7 @@
 //! Published ports answer everywhere they should, and only there.
 
+use std::process::Command;
+
 use crate::harness::{Engine, free_port, http_get, until};
 
 const SERVER: &str = "echo served > /tmp/index.html; exec httpd -f -p 80 -h /tmp";
@@ -204,6 +206,27 @@ fn ports_come_and_go_while_a_container_runs() {
         ]),
         "2"
     );
+    // Nor has anything else that was to change with it.
+    let limits = "{{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}";
+    let before = engine.ok(["inspect", "-f", limits, "web"]);
+    let (server, host) = engine.serve();
+    let body = format!(
+        r#"{{"Memory":67108864,"MemorySwap":67108864,"RestartPolicy":{{"Name":"always"}},
+            "AddPortBindings":{{"80/tcp":[{{"HostPort":"{taken}"}}]}}}}"#
+    );
+    let asked = Command::new("curl")
+        .args(["-sS", "--unix-socket", host.trim_start_matches("unix://")])
+        .args(["-H", "Content-Type: application/json", "-d", &body])
+        .arg("http://localhost/containers/web/update")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&asked.stdout).into_owned();
+    assert!(told.contains("port is already allocated"), "{asked:?}");
+    drop(server);
+    assert_eq!(engine.ok(["inspect", "-f", limits, "web"]), before);
+    let group =
+        "cd /sys/fs/cgroup && cat memory/memory.limit_in_bytes memory.max 2> /dev/null; true";
+    assert_ne!(engine.ok(["exec", "web", "sh", "-c", group]), "67108864");
     let refused = engine.fails(1, ["port", "rm", "web", "81"]);
     assert!(
         refused.contains("No public port '81/tcp' published for web"),

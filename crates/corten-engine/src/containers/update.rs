@@ -2,10 +2,10 @@
 //! does not.
 //!
 //! Only what a request mentions changes. The row, which the next start reads, is written first;
-//! the control group of a container that runs is changed after that, all of it or nothing. Where it
-//! cannot be, the row is put back. So nothing is changed for a row that is not written, and a start
-//! meanwhile has either read the row, or is waited for. Ports are changed by the supervisor, from the
-//! row; what it refuses is taken back.
+//! ports are changed by the supervisor of a container that runs, from the row; then its control group,
+//! all of it or nothing. Where one of them cannot be, the row is put back, and ports with it. So nothing
+//! is changed for a row that is not written, and a start meanwhile has either read the row, or is waited
+//! for.
 
 use std::time::{Duration, Instant};
 
@@ -46,56 +46,76 @@ pub struct ContainerUpdate {
     pub remove_ports: Option<PortMap>,
 }
 
-/// Changes a container.
+/// Changes a container: all that is asked for, or nothing.
 pub(super) async fn update(
     engine: &Engine,
     name: &str,
     asked: ContainerUpdate,
 ) -> Result<ContainerUpdateResponse> {
-    let name = name.to_owned();
-    let (response, moved) = engine
-        .blocking(move |engine| change(engine, &name, &asked))
-        .await?;
-    if let Some(moved) = moved {
-        moved.carry_out(engine).await?;
-    }
-    Ok(response)
+    let (engine, name) = (engine.clone(), name.to_owned());
+    let context = format!("Cannot update container {name}");
+    // To its end even if the client leaves: what is written is carried out, or put back.
+    let work = tokio::spawn(async move {
+        let (response, written) = engine
+            .blocking(move |engine| change(engine, &name, &asked))
+            .await?;
+        written.carry_out(&engine).await?;
+        Ok(response)
+    });
+    work.await.map_err(|error| EngineError::Other {
+        context,
+        source: Box::new(error),
+    })?
 }
 
-/// Published ports that have changed in the row of a container.
-struct Moved {
-    container: Container,
-    ports: PortMap,
+/// An update that is in a container's row.
+#[derive(Clone)]
+struct Written {
+    before: Container,
+    host: HostConfig,
+    /// Whether other ports are published.
+    ports: bool,
 }
 
-impl Moved {
-    /// Has the supervisor of a running container publish them; takes them back if it cannot.
+impl Written {
+    /// Changes a container that runs. The ports first, by its supervisor: they can be taken back as
+    /// they were, limits that were none cannot.
     async fn carry_out(self, engine: &Engine) -> Result<()> {
-        let Err(error) = crate::networks::told(engine, &self.container).await else {
-            return Ok(());
-        };
-        engine
-            .blocking(move |engine| {
-                engine.write(Durability::Synced, |c| {
-                    let Some(now) = row::get(c, &self.container.id)? else {
-                        return Ok(());
-                    };
-                    // Unless somebody has changed them again.
-                    if now.host.port_bindings.as_ref() == Some(&self.ports) {
-                        let mut host = now.host;
-                        host.port_bindings = self.container.host.port_bindings.clone();
-                        row::set_host(c, &self.container.id, &host)?;
-                    }
-                    Ok(())
-                })?;
-                Err(match error {
-                    EngineError::Forbidden(message) => EngineError::Forbidden(
-                        super::start::name_holder(engine, &self.ports, message),
-                    ),
-                    other => other,
+        if self.ports
+            && let Err(error) = crate::networks::told(engine, &self.before).await
+        {
+            return engine
+                .blocking(move |engine| {
+                    put_back(engine, &self);
+                    let ports = self.host.port_bindings.unwrap_or_default();
+                    Err(match error {
+                        EngineError::Forbidden(message) => EngineError::Forbidden(
+                            super::start::name_holder(engine, &ports, message),
+                        ),
+                        other => other,
+                    })
                 })
+                .await;
+        }
+        let written = self.clone();
+        let applied = engine
+            .blocking(move |engine| {
+                let applied = apply(engine, &written.before, written.host.clone());
+                match &applied {
+                    Ok(()) => event(engine, &written.before, "update", &[]),
+                    Err(_) => put_back(engine, &written),
+                }
+                applied
             })
-            .await
+            .await;
+        if applied.is_err()
+            && self.ports
+            && let Err(error) = crate::networks::told(engine, &self.before).await
+        {
+            let id = &self.before.id;
+            tracing::warn!(container = %id, %error, "ports of a failed update stay published");
+        }
+        applied
     }
 }
 
@@ -103,7 +123,7 @@ fn change(
     engine: &Engine,
     name: &str,
     update: &ContainerUpdate,
-) -> Result<(ContainerUpdateResponse, Option<Moved>)> {
+) -> Result<(ContainerUpdateResponse, Written)> {
     let body = &update.body;
     let container = state::find(engine, name)?;
     if matches!(container.status, Status::Removing | Status::Dead) {
@@ -131,19 +151,15 @@ fn change(
         row::set_host(c, &container.id, &host)?;
         Ok::<_, EngineError>((container, host, ports))
     })?;
-    if let Err(error) = apply(engine, &before, host.clone()) {
-        put_back(engine, &before, &host);
-        return Err(error);
-    }
-    event(engine, &container, "update", &[]);
     let response = ContainerUpdateResponse {
         warnings: Some(warnings),
     };
-    let moved = ports.map(|ports| Moved {
-        container: before,
-        ports,
-    });
-    Ok((response, moved))
+    let written = Written {
+        before,
+        host,
+        ports: ports.is_some(),
+    };
+    Ok((response, written))
 }
 
 /// The ports a container is to have published; `None` when that does not change.
@@ -340,10 +356,16 @@ fn policy(container: &Container, host: &mut HostConfig, asked: &HostConfig) -> R
     Ok(())
 }
 
-/// Undoes what was written of an update, unless another one has built on it.
-fn put_back(engine: &Engine, before: &Container, written: &HostConfig) {
+/// Undoes what was written of an update; where another one has built on it, only its ports.
+fn put_back(engine: &Engine, written: &Written) {
+    let Written { before, host, .. } = written;
     let undone = engine.write(Durability::Synced, |c| match row::get(c, &before.id)? {
-        Some(now) if now.host == *written => row::set_host(c, &before.id, &before.host),
+        Some(now) if now.host == *host => row::set_host(c, &before.id, &before.host),
+        Some(now) if written.ports && now.host.port_bindings == host.port_bindings => {
+            let mut host = now.host;
+            host.port_bindings = before.host.port_bindings.clone();
+            row::set_host(c, &before.id, &host)
+        }
         _ => Ok(()),
     });
     if let Err(error) = undone {
