@@ -301,6 +301,9 @@ fn other_names_are_asked_outside_unless_the_network_is_internal() {
         ask(&engine, "locked", "host.example.org", Rtype::A),
         "NOERROR 192.0.2.99"
     );
+    engine.ok(["rm", "-f", "web", "locked"]);
+    engine.ok(["network", "rm", "out", "in"]);
+    engine.assert_clean();
 }
 
 #[test]
@@ -328,6 +331,9 @@ fn names_have_addresses_of_both_families() {
     assert_eq!(ask(&engine, "db", "web", Rtype::A), format!("NOERROR {v4}"));
     let name = "7.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.3.5.0.0.0.c.0.0.0.0.d.f.ip6.arpa";
     assert_eq!(ask(&engine, "db", name, Rtype::PTR), "NOERROR web.dual.");
+    engine.ok(["rm", "-f", "web", "db"]);
+    engine.ok(["network", "rm", "dual"]);
+    engine.assert_clean();
 }
 
 #[test]
@@ -361,4 +367,7 @@ fn names_of_a_container_that_was_killed_are_gone() {
     engine.ok(["start", "web"]);
     assert!(ask(&engine, "db", "web", Rtype::A).starts_with("NOERROR "));
     assert!(ask(&engine, "web", "db", Rtype::A).starts_with("NOERROR "));
+    engine.ok(["rm", "-f", "web", "db"]);
+    engine.ok(["network", "rm", "back"]);
+    engine.assert_clean();
 }
