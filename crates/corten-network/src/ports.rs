@@ -175,6 +175,31 @@ impl Reservation {
         &self.mappings
     }
 
+    /// Leads to another port of the container from now on. Whatever serves it goes on as it was.
+    pub fn lead_to(&mut self, container_port: u16) {
+        for mapping in &mut self.mappings {
+            mapping.container_port = container_port;
+        }
+        for held in &mut self.held {
+            held.container_port = container_port;
+        }
+    }
+
+    /// Lets somebody else have the ports at once, before this is dropped and what serves it has ended.
+    /// Of TCP only: elsewhere a port is shared or held.
+    pub fn let_go(&self) {
+        for held in self.held.iter().filter(|h| h.proto == Proto::Tcp) {
+            let fd = match &held.socket {
+                Socket::Bound(fd) => fd,
+                Socket::Watched(watched) => watched.get_ref(),
+            };
+            // It listens no more, and another that says SO_REUSEADDR may.
+            if let Err(error) = rustix::net::shutdown(fd, rustix::net::Shutdown::Both) {
+                tracing::debug!(%error, "a port is held a moment longer");
+            }
+        }
+    }
+
     /// The userland proxy: carries whatever arrives at the held sockets to the container, with as many
     /// descriptors as `descriptors` has. The sockets stay held here.
     ///

@@ -155,7 +155,13 @@ impl Network {
 
     fn change(&mut self, namespace: &NetNs, wanted: Places) -> Result<(), NetworkError> {
         let before = self.ways_out();
-        let change = self.published.change(wanted.requests)?;
+        let change = match self.published.change(wanted.requests) {
+            Ok(change) => change,
+            Err(error) => {
+                self.proxy(false);
+                return Err(error);
+            }
+        };
         match self.bring_in_line(namespace, wanted.endpoints) {
             Ok(moved) => {
                 // Connections that are carried live on where nothing changes for them.
@@ -169,6 +175,7 @@ impl Network {
                 if let Err(error) = self.arrange(namespace, &before) {
                     tracing::error!(%error, "its published ports are not what they were");
                 }
+                self.proxy(false);
                 Err(error)
             }
         }

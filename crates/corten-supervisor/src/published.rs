@@ -5,7 +5,8 @@
 use std::time::Duration;
 
 use corten_network::{
-    Descriptors, EndpointSpec, NetworkError, PortMapping, PortRequest, Reservation, Targets,
+    Descriptors, EndpointSpec, NetworkError, PortMapping, PortRange, PortRequest, Reservation,
+    Targets,
 };
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -52,9 +53,13 @@ impl Drop for Task {
 }
 
 /// What a change has taken away; it comes back when the change is undone.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Change {
     gone: Vec<Held>,
+    /// Those of them whose ports something new has taken.
+    released: Vec<(PortRequest, PortMapping)>,
+    /// Those that lead to another port of the container now: what they were.
+    led: Vec<(PortRequest, PortRequest)>,
     /// How many of those held are new; they are the last ones.
     new: usize,
 }
@@ -62,8 +67,52 @@ pub(crate) struct Change {
 impl Change {
     /// Does it change anything?
     pub(crate) fn is_any(&self) -> bool {
-        self.new > 0 || !self.gone.is_empty()
+        self.new > 0 || !(self.gone.is_empty() && self.released.is_empty() && self.led.is_empty())
     }
+}
+
+impl Held {
+    /// Lets it be what another request of the same port of the host asks for.
+    fn lead(&mut self, request: PortRequest) {
+        self.reservation.lead_to(request.container_port);
+        self.request = request;
+        self.proxy = None;
+    }
+}
+
+/// Whether two requests are of one port of the host, and differ in where it leads to.
+fn is_same_host_port(one: &PortRequest, other: &PortRequest) -> bool {
+    let ports = one.host_ports;
+    ports.first != 0
+        && ports == PortRange::single(ports.first)
+        && PortRequest {
+            container_port: other.container_port,
+            ..one.clone()
+        } == *other
+}
+
+/// Takes ports, if need be from those that are to go: another address of the host may be wanted.
+fn take(request: &PortRequest, change: &mut Change) -> Result<Reservation, NetworkError> {
+    let asked = std::slice::from_ref(request);
+    let taken = corten_network::reserve(asked);
+    if !matches!(taken, Err(NetworkError::PortInUse { .. })) {
+        return taken;
+    }
+    let port = request.host_ports.first;
+    let in_the_way = |held: &mut Held| {
+        let mut mappings = held.reservation.mappings().iter();
+        mappings.any(|m| m.proto == request.proto && m.host_port == port)
+    };
+    let gone: Vec<Held> = change.gone.extract_if(.., in_the_way).collect();
+    for held in gone {
+        held.reservation.let_go();
+        for mapping in held.reservation.mappings() {
+            change
+                .released
+                .push((held.request.clone(), mapping.clone()));
+        }
+    }
+    corten_network::reserve(asked)
 }
 
 impl Published {
@@ -95,28 +144,42 @@ impl Published {
                 None => missing.push(request),
             }
         }
-        let gone: Vec<Held> = old.into_iter().flatten().collect();
+        let mut change = Change {
+            gone: old.into_iter().flatten().collect(),
+            ..Change::default()
+        };
         let mut new = Vec::new();
         for request in missing {
-            match corten_network::reserve(std::slice::from_ref(&request)) {
-                Ok(reservation) => new.push(Held {
+            let same = |held: &Held| is_same_host_port(&held.request, &request);
+            if let Some(at) = change.gone.iter().position(same) {
+                let mut held = change.gone.swap_remove(at);
+                change.led.push((request.clone(), held.request.clone()));
+                held.lead(request);
+                kept.push(held);
+            } else {
+                new.push(request);
+            }
+        }
+        self.held = kept;
+        for request in new {
+            match take(&request, &mut change) {
+                Ok(reservation) => self.held.push(Held {
                     request,
                     reservation,
                     proxy: None,
                 }),
                 Err(error) => {
-                    self.held = kept;
-                    self.held.extend(gone);
+                    let before = std::mem::take(&mut self.mappings);
+                    self.undo(change);
+                    // All of them are there again: in the order they had.
+                    if self.mappings.len() == before.len() {
+                        self.mappings = before;
+                    }
                     return Err(error);
                 }
             }
+            change.new += 1;
         }
-        let change = Change {
-            gone,
-            new: new.len(),
-        };
-        self.held = kept;
-        self.held.extend(new);
         self.list();
         Ok(change)
     }
@@ -124,7 +187,26 @@ impl Published {
     /// Gives back what a change has taken, and takes back what it gave.
     pub(crate) fn undo(&mut self, change: Change) {
         self.held.truncate(self.held.len() - change.new);
+        for (now, then) in change.led {
+            if let Some(held) = self.held.iter_mut().find(|h| h.request == now) {
+                held.lead(then);
+            }
+        }
         self.held.extend(change.gone);
+        for (request, mapping) in change.released {
+            let port = PortRequest {
+                host_ports: PortRange::single(mapping.host_port),
+                ..request.clone()
+            };
+            match corten_network::reserve(&[port]) {
+                Ok(reservation) => self.held.push(Held {
+                    request,
+                    reservation,
+                    proxy: None,
+                }),
+                Err(error) => tracing::error!(%error, "a published port is lost"),
+            }
+        }
         self.list();
     }
 
@@ -172,7 +254,7 @@ async fn watch(places: Vec<EndpointSpec>) {
 
 #[cfg(test)]
 mod tests {
-    use corten_network::{NetNs, PortRange, Proto};
+    use corten_network::{NetNs, Proto};
 
     use super::*;
 
@@ -187,6 +269,45 @@ mod tests {
 
     fn ports(published: &Published) -> Vec<u16> {
         published.mappings().iter().map(|m| m.host_port).collect()
+    }
+
+    #[test]
+    fn a_port_of_the_host_moves_within_a_change() {
+        let ns = NetNs::create().unwrap();
+        let check = || {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build().unwrap();
+            let tasks = tokio::task::LocalSet::new();
+            tasks.block_on(&runtime, async {
+                let mut published = Published::reserve(vec![request(8080, 80)]).unwrap();
+                published.serve(Targets::default(), Vec::new(), true);
+                let led = |published: &Published| {
+                    let [mapping] = published.mappings() else {
+                        panic!("{:?}", published.mappings())
+                    };
+                    (mapping.host_ip, mapping.host_port, mapping.container_port)
+                };
+                // To another port of the container, and back.
+                let change = published.change(vec![request(8080, 81)]).unwrap();
+                assert!(change.is_any());
+                assert_eq!(led(&published), (None, 8080, 81));
+                published.undo(change);
+                assert_eq!(led(&published), (None, 8080, 80));
+                // To another address of the host, while it is served.
+                let any = std::net::Ipv4Addr::UNSPECIFIED.into();
+                let elsewhere = PortRequest {
+                    host_ip: Some(any),
+                    ..request(8080, 80)
+                };
+                published.serve(Targets::default(), Vec::new(), false);
+                let change = published.change(vec![elsewhere.clone()]).unwrap();
+                assert_eq!(led(&published), (Some(any), 8080, 80));
+                published.undo(change);
+                assert_eq!(led(&published), (None, 8080, 80));
+                assert!(corten_network::reserve(&[elsewhere]).is_err());
+            });
+        };
+        ns.run_in(check).unwrap();
     }
 
     #[test]
