@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 /// How often a resolution that raced with a rename is tried again (openat2(2), `EAGAIN`).
@@ -193,10 +193,42 @@ pub fn normal(path: &Path) -> PathBuf {
 /// The procfs name of an entry of an open directory, for the few system calls (extended
 /// attributes) that take no directory descriptor. The last component is not followed by
 /// their `l…` forms.
-pub(crate) fn proc_path(dir: BorrowedFd<'_>, name: &OsStr) -> PathBuf {
+#[must_use]
+pub fn proc_path(dir: BorrowedFd<'_>, name: &OsStr) -> PathBuf {
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name.as_bytes());
     PathBuf::from(OsString::from_vec(path))
+}
+
+/// Opens the very file that was looked at, to be read. Something else may be in its place by now: a
+/// pipe, whose opening would wait for ever, or a device, which may do something when it is opened.
+/// Then the file has vanished.
+///
+/// # Errors
+/// As openat(2); `NotFound`: it is another one.
+pub fn open_seen(dir: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let there = rustix::fs::fstat(&found)?;
+    // Numbers of inodes are given again.
+    let what = |stat: &Stat| {
+        (
+            stat.st_dev,
+            stat.st_ino,
+            FileType::from_raw_mode(stat.st_mode),
+        )
+    };
+    if what(&there) != what(stat) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path_of(&found), flags, Mode::empty())?)
+}
+
+/// The procfs name of what is open, which leads to it and nowhere else.
+#[must_use]
+pub fn path_of(open: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", open.as_raw_fd()))
 }
 
 /// Removes an entry of an open directory, with everything in it, however deep. Nothing outside
@@ -310,15 +342,20 @@ pub(crate) fn remove_path_while(path: &Path, go_on: impl FnMut() -> bool) -> io:
 }
 
 /// A directory on the way down, to come back to.
-pub(crate) struct Level {
+#[derive(Debug)]
+pub struct Level {
     name: OsString,
     id: (u64, u64),
     /// What is yet to be done in it, the next one last.
-    pub(crate) left: Vec<OsString>,
+    pub left: Vec<OsString>,
 }
 
 impl Level {
-    pub(crate) fn of(name: &OsStr, dir: &OwnedFd) -> io::Result<Self> {
+    /// An open directory, of that name.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn of(name: &OsStr, dir: &OwnedFd) -> io::Result<Self> {
         let stat = rustix::fs::fstat(dir)?;
         let mut left = Vec::new();
         for entry in rustix::fs::Dir::read_from(dir)? {
@@ -336,7 +373,10 @@ impl Level {
     }
 
     /// This directory again, from one directly in it.
-    pub(crate) fn reopen(&self, child: &OwnedFd) -> io::Result<OwnedFd> {
+    ///
+    /// # Errors
+    /// As openat(2); what is in `child` is not in it any more.
+    pub fn reopen(&self, child: &OwnedFd) -> io::Result<OwnedFd> {
         let here = open_directory(child.as_fd(), OsStr::new(".."))?;
         let stat = rustix::fs::fstat(&here)?;
         if (stat.st_dev, stat.st_ino) == self.id {
@@ -388,6 +428,26 @@ fn unlink(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<OwnedFd>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_took_the_place_of_a_file_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = OsStr::new("file");
+        std::fs::write(dir.path().join(name), "text").unwrap();
+        let here = open_directory(CWD, dir.path().as_os_str()).unwrap();
+        let look = || rustix::fs::statat(&here, name, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        let seen = look();
+        assert!(open_seen(here.as_fd(), name, &seen).is_ok());
+        std::fs::remove_file(dir.path().join(name)).unwrap();
+        rustix::fs::mknodat(&here, name, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        // The pipe may have the number of the file: opened, it would wait for ever.
+        let mut pipe = seen;
+        pipe.st_ino = look().st_ino;
+        for seen in [seen, pipe] {
+            let error = open_seen(here.as_fd(), name, &seen).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        }
+    }
 
     #[test]
     fn devices_are_not_opened_to_be_read() {

@@ -5,15 +5,16 @@
 //! what vanishes meanwhile is left out.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
+use corten_store::rooted::{Level, open_seen, path_of, proc_path};
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, SeekFrom as Seeking, Stat, Timespec,
-    Timestamps, Uid, XattrFlags,
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, SeekFrom as Seeking, Stat,
+    Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -28,16 +29,17 @@ pub(super) fn copy(
     bookkeeping: bool,
 ) -> io::Result<()> {
     let mut copy = Copy {
+        top: target,
         linked: HashMap::new(),
         bookkeeping,
     };
-    copy.entries(source, target)?;
-    copy.attributes_of(source, target)
+    copy.tree(source)
 }
 
 /// Gives a directory the owner, mode, extended attributes and times of another.
 pub(super) fn copy_attributes(source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     let copy = Copy {
+        top: target,
         linked: HashMap::new(),
         bookkeeping: true,
     };
@@ -65,48 +67,127 @@ pub(super) fn names(directory: BorrowedFd<'_>) -> io::Result<Vec<CString>> {
     Ok(names)
 }
 
+/// Directories on the way down that stay open, so that it does not matter if they are moved.
+const KEPT_OPEN: usize = 32;
+
+/// Longest path that is opened at once.
+const LONGEST: usize = 2048;
+
+/// A file with several names.
+struct Linked {
+    /// Where the first copy is, from the target's top.
+    first: Vec<u8>,
+    /// Names of it that have not been seen.
+    left: usize,
+}
+
+/// A directory and its copy, both open.
+type Pair = (OwnedFd, OwnedFd);
+
+/// A directory on the way down, and its copy.
+struct Step {
+    /// Of its path.
+    length: usize,
+    from: Level,
+    to: Level,
+    kept: Option<Pair>,
+}
+
+impl Step {
+    fn into((from, to): &Pair, length: usize) -> io::Result<Self> {
+        Ok(Self {
+            length,
+            from: Level::of(OsStr::new(""), from)?,
+            to: Level::of(OsStr::new(""), to)?,
+            kept: None,
+        })
+    }
+}
+
 /// One copy of a tree.
-struct Copy {
-    /// Files with several names, by inode: where the first copy is, and its name.
-    linked: HashMap<(u64, u64), OwnedFd>,
+struct Copy<'a> {
+    /// What is copied to.
+    top: BorrowedFd<'a>,
+    linked: HashMap<(u64, u64), Linked>,
     bookkeeping: bool,
 }
 
-impl Copy {
-    fn entries(&mut self, source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
-        for name in names(source)? {
-            match self.entry(source, target, &name) {
+impl Copy<'_> {
+    /// Everything in a directory, and its own attributes. There may be more levels than descriptors
+    /// or stack.
+    fn tree(&mut self, source: BorrowedFd<'_>) -> io::Result<()> {
+        let mut here = (
+            open_directory(source, c".")?,
+            open_directory(self.top, c".")?,
+        );
+        let mut path = Vec::new();
+        let mut above = vec![Step::into(&here, 0)?];
+        while let Some(step) = above.last_mut() {
+            path.truncate(step.length);
+            let Some(name) = step.from.left.pop() else {
+                self.attributes_of(here.0.as_fd(), here.1.as_fd())?;
+                above.pop();
+                if let Some(step) = above.last_mut() {
+                    here = match step.kept.take() {
+                        Some(kept) => kept,
+                        None => (step.from.reopen(&here.0)?, step.to.reopen(&here.1)?),
+                    };
+                }
+                continue;
+            };
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name.as_bytes());
+            let below = self.entry(here.0.as_fd(), here.1.as_fd(), &name, &path);
+            match below {
+                Ok(None) => {}
+                Ok(Some(below)) => {
+                    let next = Step::into(&below, path.len())?;
+                    let parents = std::mem::replace(&mut here, below);
+                    if above.len() < KEPT_OPEN
+                        && let Some(step) = above.last_mut()
+                    {
+                        step.kept = Some(parents);
+                    }
+                    above.push(next);
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    if rustix::fs::statat(source, &name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+                    if rustix::fs::statat(&here.0, &name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
                         return Err(error);
                     }
                 }
-                done => done?,
+                Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
+    /// One entry; a directory is gone through next.
     fn entry(
         &mut self,
         source: BorrowedFd<'_>,
         target: BorrowedFd<'_>,
-        name: &CStr,
-    ) -> io::Result<()> {
+        name: &OsStr,
+        path: &[u8],
+    ) -> io::Result<Option<Pair>> {
         let stat = rustix::fs::statat(source, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Directory {
             let from = open_directory(source, name)?;
             rustix::fs::mkdirat(target, name, Mode::RWXU)?;
-            let to = open_directory(target, name)?;
-            self.entries(from.as_fd(), to.as_fd())?;
-            return self.attributes_of(from.as_fd(), to.as_fd());
+            return Ok(Some((from, open_directory(target, name)?)));
         }
         let identity = (stat.st_dev, stat.st_ino);
-        if let Some(first) = self.linked.get(&identity) {
-            let path = format!("/proc/self/fd/{}", first.as_raw_fd());
-            let linked = rustix::fs::linkat(CWD, path, target, name, AtFlags::SYMLINK_FOLLOW);
-            return Ok(linked?);
+        if let Some(linked) = self.linked.get_mut(&identity) {
+            linked.left = linked.left.saturating_sub(1);
+            let first = beneath(self.top, &linked.first)?;
+            if linked.left == 0 {
+                self.linked.remove(&identity);
+            }
+            let flags = AtFlags::SYMLINK_FOLLOW;
+            rustix::fs::linkat(CWD, path_of(&first), target, name, flags)?;
+            return Ok(None);
         }
         match kind {
             FileType::RegularFile => self.file(source, target, name, &stat)?,
@@ -122,36 +203,26 @@ impl Copy {
             }
         }
         if stat.st_nlink > 1 {
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let first = rustix::fs::openat(target, name, flags, Mode::empty())?;
-            self.linked.insert(identity, first);
+            let first = path.to_vec();
+            let left = usize::try_from(stat.st_nlink).unwrap_or(usize::MAX) - 1;
+            self.linked.insert(identity, Linked { first, left });
         }
-        Ok(())
+        Ok(None)
     }
 
     fn file(
         &self,
         source: BorrowedFd<'_>,
         target: BorrowedFd<'_>,
-        name: &CStr,
+        name: &OsStr,
         stat: &Stat,
     ) -> io::Result<()> {
-        let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // Not blocking: a pipe may be in its place by now.
-        let from = rustix::fs::openat(
-            source,
-            name,
-            OFlags::RDONLY | OFlags::NONBLOCK | flags,
-            Mode::empty(),
-        )?;
+        let from = open_seen(source, name, stat)?;
         let there = rustix::fs::fstat(&from)?;
-        if (there.st_dev, there.st_ino) != (stat.st_dev, stat.st_ino) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
         let to = rustix::fs::openat(
             target,
             name,
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | flags,
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC,
             Mode::RUSR | Mode::WUSR,
         )?;
         let (mut from, mut to) = (File::from(from), File::from(to));
@@ -159,33 +230,47 @@ impl Copy {
         self.attributes_of(from.as_fd(), to.as_fd())
     }
 
-    /// As [`Copy::attributes_of`], of what cannot be opened.
+    /// As [`Copy::attributes_of`], of what cannot be opened. Its copy was made just now; whoever uses
+    /// the volume may have put something else in its place, say a link that leads out.
     fn named_attributes(
         &self,
         source: BorrowedFd<'_>,
         target: BorrowedFd<'_>,
-        name: &CStr,
+        name: &OsStr,
         stat: &Stat,
     ) -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = rustix::fs::openat(target, name, flags, Mode::empty())?;
+        let there = rustix::fs::fstat(&made)?;
+        let what = |stat: &Stat| (FileType::from_raw_mode(stat.st_mode), stat.st_rdev);
+        if what(&there) != what(stat) {
+            return Err(io::Error::other(format!(
+                "something else took the place of {name:?}"
+            )));
+        }
         rustix::fs::chownat(
-            target,
-            name,
+            &made,
+            "",
             Some(Uid::from_raw(stat.st_uid)),
             Some(Gid::from_raw(stat.st_gid)),
-            AtFlags::SYMLINK_NOFOLLOW,
+            AtFlags::EMPTY_PATH,
         )?;
+        // It leads to what is open, and is not followed further if that is a link.
+        let (from, to) = (proc_path(source, name), path_of(&made));
         if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-            let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
-            rustix::fs::chmodat(target, name, mode, AtFlags::empty())?;
+            rustix::fs::chmod(&to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
         }
-        let (from, to) = (proc_path(source, name), proc_path(target, name));
         self.attributes(
             |list| rustix::fs::llistxattr(&from, list),
             |name, value| rustix::fs::lgetxattr(&from, name, value),
-            |name, value| rustix::fs::lsetxattr(&to, name, value, XattrFlags::empty()),
+            |name, value| rustix::fs::setxattr(&to, name, value, XattrFlags::empty()),
         )?;
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        Ok(rustix::fs::utimensat(target, name, &times(stat), flags)?)
+        Ok(rustix::fs::utimensat(
+            CWD,
+            &to,
+            &times(stat),
+            AtFlags::empty(),
+        )?)
     }
 
     /// Gives `target` the owner, mode, extended attributes and times of `source`.
@@ -270,11 +355,30 @@ fn content(from: &mut File, to: &mut File, stat: &Stat) -> io::Result<()> {
     to.set_len(size)
 }
 
-fn proc_path(directory: BorrowedFd<'_>, name: &CStr) -> CString {
-    let mut path = format!("/proc/self/fd/{}/", directory.as_raw_fd()).into_bytes();
-    path.extend_from_slice(name.to_bytes());
-    // Neither part has a NUL in it.
-    CString::new(path).unwrap_or_default()
+/// Opens what is at a path, which may be longer than the kernel takes at once, and has no links on
+/// the way.
+fn beneath(top: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
+    let open = |at: BorrowedFd<'_>, path: &[u8], flags| {
+        let flags = flags | OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        rustix::fs::openat2(at, path, flags, Mode::empty(), resolve)
+    };
+    let mut at = None::<OwnedFd>;
+    let mut left = path;
+    loop {
+        let from = at.as_ref().map_or(top, AsFd::as_fd);
+        // A name has 255 bytes at most.
+        let cut = match left.get(..LONGEST) {
+            Some(begin) => begin.iter().rposition(|byte| *byte == b'/'),
+            None => None,
+        };
+        let Some(cut) = cut else {
+            return Ok(open(from, left, OFlags::empty())?);
+        };
+        let next = open(from, &left[..cut], OFlags::DIRECTORY)?;
+        left = &left[cut + 1..];
+        at = Some(next);
+    }
 }
 
 fn times(stat: &Stat) -> Timestamps {
@@ -379,5 +483,66 @@ mod tests {
         copy(open(&from).as_fd(), open(&other).as_fd(), false).unwrap();
         let name = "trusted.overlay.opaque";
         assert!(rustix::fs::lgetxattr(&other, name, &mut [0; 8][..]).is_err());
+    }
+
+    /// In a process of its own, which may have few descriptors.
+    #[test]
+    fn neither_depth_nor_linked_files_take_descriptors() {
+        const FEW: &str = "CORTEN_TEST_FEW_DESCRIPTORS";
+        const DEPTH: usize = 2500;
+        if std::env::var_os(FEW).is_none() {
+            let done = std::process::Command::new("sh")
+                .args(["-c", "ulimit -n 128 && exec \"$0\" \"$@\""])
+                .arg(std::env::current_exe().unwrap())
+                .args(["--exact", "--test-threads=1", "--nocapture"])
+                .arg("volumes::tree::tests::neither_depth_nor_linked_files_take_descriptors")
+                .env(FEW, "1")
+                .output()
+                .unwrap();
+            let told = String::from_utf8_lossy(&done.stdout);
+            assert!(
+                done.status.success() && told.contains("1 passed"),
+                "{done:?}"
+            );
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        std::fs::create_dir(&from).unwrap();
+        std::fs::create_dir(&to).unwrap();
+        let open = |path: &Path| open_directory(CWD, path).unwrap();
+        let mut deepest = open(&from);
+        for _ in 0..DEPTH {
+            rustix::fs::mkdirat(&deepest, c"down", Mode::RWXU).unwrap();
+            deepest = open_directory(deepest.as_fd(), c"down").unwrap();
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE;
+        for n in 0..200 {
+            // Down there, where no path leads, and up here.
+            let (first, second) = (format!("a{n}"), format!("b{n}"));
+            rustix::fs::openat(&deepest, &first, flags, Mode::RUSR).unwrap();
+            for at in [deepest.as_fd(), open(&from).as_fd()] {
+                rustix::fs::linkat(&deepest, &first, at, &second, AtFlags::empty()).unwrap();
+            }
+        }
+        copy(open(&from).as_fd(), open(&to).as_fd(), true).unwrap();
+        let mut deepest = open(&to);
+        for _ in 0..DEPTH {
+            deepest = open_directory(deepest.as_fd(), c"down").unwrap();
+        }
+        for n in 0..200 {
+            let look = |at: &OwnedFd, name: &str| {
+                let stat = rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+                (stat.st_ino, stat.st_nlink)
+            };
+            let first = look(&deepest, &format!("a{n}"));
+            assert_eq!(first.1, 3);
+            assert_eq!(look(&deepest, &format!("b{n}")), first);
+            assert_eq!(look(&open(&to), &format!("b{n}")), first);
+        }
+        // By the standard library it would take a descriptor for each level.
+        for path in [&from, &to] {
+            corten_store::rooted::remove_path(path).unwrap();
+        }
     }
 }

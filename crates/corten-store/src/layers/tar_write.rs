@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -17,6 +17,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps, UT
 
 use super::walk::{open_directory, walk};
 use super::{sparse_write, tar_header, xattr};
+use crate::rooted::open_seen;
 
 /// What `st_blocks` counts in.
 const BLOCK: u64 = 512;
@@ -256,7 +257,7 @@ impl Writer<'_> {
         (entry.kind, entry.size) = (b'0', size);
         let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = if self.living {
-            pinned(dir, name, stat)?
+            open_seen(dir, name, stat)?
         } else {
             rustix::fs::openat(dir, name, flags | OFlags::RDONLY, Mode::empty())?
         };
@@ -281,20 +282,6 @@ impl Writer<'_> {
         self.content += size;
         tar_header::pad(self.out, size)
     }
-}
-
-/// Opens the very file that was looked at. Something else may be in its place by now: a pipe, whose
-/// opening would wait for ever, or a device. Then the file has vanished.
-fn pinned(dir: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let found = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-    let there = rustix::fs::fstat(&found)?;
-    if (there.st_dev, there.st_ino) != (stat.st_dev, stat.st_ino) {
-        return Err(io::ErrorKind::NotFound.into());
-    }
-    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
 fn described(stat: &Stat) -> tar_header::Entry<'static> {
