@@ -1,9 +1,10 @@
 //! Keys behind a socket of this process. The socket has no name in any directory: whoever is
 //! to connect gets there through this process's descriptor, so that nothing is left of it
-//! however the process ends.
+//! however the process ends (but for an empty directory, if that is just as it is made).
 
 use std::fs::DirBuilder;
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -72,11 +73,16 @@ fn nameless() -> io::Result<(UnixListener, OwnedFd)> {
     let dir = std::env::temp_dir().join(name);
     DirBuilder::new().mode(0o700).create(&dir)?;
     let path = dir.join("agent");
-    let made = UnixListener::bind(&path).and_then(|listener| {
-        let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let socket = rustix::fs::openat(CWD, &path, flags, Mode::empty())?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let bind = || {
+        let parent = rustix::fs::openat(CWD, &dir, flags, Mode::empty())?;
+        // However long the path of temporary files is: a socket's address is short.
+        let short = format!("/proc/self/fd/{}/agent", parent.as_raw_fd());
+        let listener = UnixListener::bind(short)?;
+        let socket = rustix::fs::openat(&parent, "agent", flags, Mode::empty())?;
         Ok((listener, socket))
-    });
+    };
+    let made = bind();
     for removed in [std::fs::remove_file(&path), std::fs::remove_dir(&dir)] {
         if let Err(error) = removed
             && made.is_ok()
@@ -87,7 +93,9 @@ fn nameless() -> io::Result<(UnixListener, OwnedFd)> {
     made
 }
 
+/// Serves who connects, until it is stopped; then nobody is served any more.
 fn accept(listener: &UnixListener, stopped: &UnixStream, keys: &Arc<Keys>) {
+    let mut connections: Vec<Connection> = Vec::new();
     loop {
         let mut fds = [
             PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
@@ -95,31 +103,65 @@ fn accept(listener: &UnixListener, stopped: &UnixStream, keys: &Arc<Keys>) {
         ];
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return tracing::warn!(%error, "an SSH agent ended"),
+            Err(error) => {
+                tracing::warn!(%error, "an SSH agent ended");
+                break;
+            }
         }
         if !fds[1].revents().is_empty() {
-            return;
+            break;
         }
         if fds[0].revents().is_empty() {
             continue;
         }
+        connections.retain(|connection| !connection.thread.is_finished());
         let begun = listener.accept().and_then(|(stream, _)| {
-            // Each has a share; who is one too many is hung up on.
-            if Arc::strong_count(keys) > CONNECTIONS {
-                return Ok(());
+            // Who is one too many is hung up on.
+            if connections.len() < CONNECTIONS {
+                connections.push(Connection::new(stream, keys.clone())?);
             }
-            let keys = keys.clone();
-            let work = move || {
-                if let Err(error) = converse(&stream, &keys) {
-                    tracing::debug!(%error, "a connection to an SSH agent broke");
-                }
-            };
-            std::thread::Builder::new().spawn(work).map(drop)
+            Ok(())
         });
         if let Err(error) = begun {
             tracing::warn!(%error, "a connection to an SSH agent failed");
             // Such as no descriptors left: not at full speed.
             std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+    for connection in connections {
+        connection.end();
+    }
+}
+
+/// Somebody who is served.
+#[derive(Debug)]
+struct Connection {
+    stream: Arc<UnixStream>,
+    thread: JoinHandle<()>,
+}
+
+impl Connection {
+    fn new(stream: UnixStream, keys: Arc<Keys>) -> io::Result<Self> {
+        let stream = Arc::new(stream);
+        let served = stream.clone();
+        let work = move || {
+            if let Err(error) = converse(&served, &keys) {
+                tracing::debug!(%error, "a connection to an SSH agent broke");
+            }
+            // The other end hears of it at once, not when this one is looked at again.
+            served.shutdown(Shutdown::Both).ok();
+        };
+        Ok(Self {
+            stream,
+            thread: std::thread::Builder::new().spawn(work)?,
+        })
+    }
+
+    fn end(self) {
+        // The other end may have closed it already.
+        self.stream.shutdown(Shutdown::Both).ok();
+        if self.thread.join().is_err() {
+            tracing::warn!("a thread of an SSH agent panicked");
         }
     }
 }

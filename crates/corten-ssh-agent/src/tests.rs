@@ -232,3 +232,23 @@ fn many_connections() {
         }
     }
 }
+
+#[test]
+fn nobody_is_served_after_its_end() {
+    use std::io::{Read as _, Write as _};
+
+    let dir = tempfile::tempdir().unwrap();
+    keygen(dir.path(), "key", &["-t", "ed25519"]);
+    let agent = agent(dir.path(), &["key"]);
+    let mut client = UnixStream::connect(agent.path()).unwrap();
+    let list = [0, 0, 0, 1, 11];
+    client.write_all(&list).unwrap();
+    let mut length = [0; 4];
+    client.read_exact(&mut length).unwrap();
+    let mut answer = vec![0; usize::try_from(u32::from_be_bytes(length)).unwrap()];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[0], 12);
+    drop(agent);
+    client.write_all(&list).ok();
+    assert_eq!(client.read(&mut length).unwrap_or(0), 0);
+}

@@ -1,6 +1,8 @@
 //! `--secret` and `--ssh`: what steps are lent, and how it is named to the engine.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -79,20 +81,25 @@ fn secret(flag: &str, environment: &impl Fn(&str) -> Option<Vec<u8>>) -> Result<
     Ok((id, bytes))
 }
 
+/// However long it says that it is, and whatever comes of it meanwhile.
 fn read(path: &Path) -> Result<Vec<u8>> {
     let failed = |error: std::io::Error| {
         let path = path.display();
         CliError::message(format!("failed to stat {path}: {}", reason(&error)))
     };
-    let about = std::fs::metadata(path).map_err(failed)?;
-    if about.len() > LARGEST {
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(LARGEST + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > LARGEST {
         return Err(CliError::message(format!(
             "secret {} is larger than {} KiB",
             path.display(),
             LARGEST >> 10
         )));
     }
-    std::fs::read(path).map_err(failed)
+    Ok(bytes)
 }
 
 fn invalid(flag: &str, why: &str) -> CliError {
@@ -199,6 +206,7 @@ mod tests {
             ("id=a,color=red", "unexpected key 'color'"),
             ("id", "must be a key=value pair"),
             ("id=a,src=/no/such", "failed to stat /no/such: no such file"),
+            ("id=a,src=/dev/zero", "/dev/zero is larger than 500 KiB"),
         ] {
             let error = one(flag).unwrap_err();
             assert!(error.contains(why), "{error}");
