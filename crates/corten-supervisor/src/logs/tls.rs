@@ -1,7 +1,7 @@
 //! TLS on a connection to a syslog daemon, without a thread: what the kernel does not take now is
 //! kept, and written before anything else.
 
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -116,11 +116,33 @@ impl Tls {
 
     /// Takes a part of a message once all before it has gone.
     pub(super) fn send(&mut self, message: &[u8]) -> io::Result<usize> {
+        self.listen()?;
         self.flush()?;
         let taken = self.session.writer().write(message)?;
         match self.flush() {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(taken),
+        }
+    }
+
+    /// Takes what the daemon has said: of a certificate that it refuses it says so after TLS has
+    /// been agreed on, and one that has closed the connection reads nothing any more.
+    fn listen(&mut self) -> io::Result<()> {
+        loop {
+            match self.session.read_tls(&mut self.stream) {
+                Ok(0) => return Err(io::ErrorKind::ConnectionReset.into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            let state = self.session.process_new_packets().map_err(wrong)?;
+            if state.peer_has_closed() {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            // No daemon has anything to say.
+            let mut said = vec![0; state.plaintext_bytes_to_read()];
+            self.session.reader().read_exact(&mut said)?;
         }
     }
 
@@ -219,7 +241,6 @@ impl ServerCertVerifier for Any {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
     use std::net::TcpListener;
     use std::process::Command;
 
@@ -328,6 +349,16 @@ mod tests {
             assert!(error.to_string().contains(why), "{error}");
             assert!(serving.join().unwrap().is_err());
         }
+        // A daemon that does not know us says so when we believe that all is well.
+        let nobody = TlsFiles {
+            certificate: None,
+            key: None,
+            ..files.clone()
+        };
+        let (port, serving) = daemon(dir);
+        let mut tls = connected(port, "localhost", &nobody).await.unwrap();
+        assert!(serving.join().unwrap().is_err());
+        assert!(tls.send(b"a line\n").is_err());
         // Whoever it is, if that is what is wanted.
         let (port, serving) = daemon(dir);
         let any = TlsFiles {
