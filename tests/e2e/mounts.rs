@@ -103,12 +103,30 @@ fn files_of_an_idmapped_mount_are_the_callers() {
             "{value}: {done:?}"
         );
     }
-    let value = "type=bind,src=/proc,dst=/d,idmap=owner=5-5";
-    let told = engine.fails(125, ["run", "--rm", "--mount", value, "alpine", "true"]);
-    assert!(
-        told.contains("id-mapped /d (its source's file system cannot map ids)"),
-        "{told}"
-    );
+    // What is mounted below it is mapped, too, or not there.
+    let whole = "type=bind,src=/proc,dst=/d,idmap=owner=5-5";
+    let top = format!("{whole},bind-recursive=disabled");
+    let told = engine.fails(125, ["run", "--rm", "--mount", whole, "alpine", "true"]);
+    let words = "id-mapped /d (its source's file system, or one that is mounted below it, cannot";
+    assert!(told.contains(words), "{told}");
+    let told = engine.fails(125, ["run", "--rm", "--mount", &top, "alpine", "true"]);
+    let words = "id-mapped /d (its source's file system cannot map ids)";
+    assert!(told.contains(words), "{told}");
+    let below = engine.path("dir").join("below");
+    fs::create_dir(&below).unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "uid=1234,gid=1235", "none"])
+        .arg(&below)
+        .status();
+    assert!(mounted.unwrap().success());
+    let value = format!("{dir}:/d:idmap=owner=1234-1235");
+    let script = "touch /d/below/new; stat -c %u:%g /d/below /d/below/new";
+    let done = engine.run(["run", "--rm", "-v", &value, "alpine", "sh", "-c", script]);
+    let made = fs::metadata(below.join("new")).map(|new| (new.uid(), new.gid()));
+    let unmounted = Command::new("umount").arg(&below).status();
+    assert!(unmounted.unwrap().success());
+    assert_eq!(done.stdout, "0:0\n0:0\n", "{done:?}");
+    assert_eq!(made.unwrap(), (1234, 1235));
     engine.assert_clean();
 }
 

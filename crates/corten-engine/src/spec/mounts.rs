@@ -66,12 +66,18 @@ pub(super) fn build(
     list.extend(wanted.into_iter().map(|entry| {
         let (mut mount, source) = user_mount(entry);
         if let Source::Bind {
-            idmap: Some(map), ..
+            idmap: Some(map),
+            recursive,
+            ..
         } = &entry.source
         {
             let [uids, gids] = map.mappings(user);
             mount.set_uid_mappings(Some(uids));
             mount.set_gid_mappings(Some(gids));
+            // What is mounted below it would be the host's root's to write otherwise.
+            let mut options = mount.options().clone().unwrap_or_default();
+            options.push(if *recursive { "ridmap" } else { "idmap" }.to_owned());
+            mount.set_options(Some(options));
         }
         (mount, source)
     }));

@@ -112,7 +112,11 @@ fn attach(
     sys::mount_idmap(tree, recursive, userns).map_err(|errno| {
         let mut target = format!("id-mapped {}", mount.destination().display());
         if errno == rustix::io::Errno::INVAL {
-            target.push_str(" (its source's file system cannot map ids)");
+            target.push_str(if recursive {
+                " (its source's file system, or one that is mounted below it, cannot map ids)"
+            } else {
+                " (its source's file system cannot map ids)"
+            });
         }
         RuntimeError::setup(Step::Mount, target, errno)
     })
