@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 const PROJECT: u32 = 2;
 /// `Q_XSETQLIM`, `Q_XGETQSTAT` (linux/dqblk_xfs.h)
 const SET_LIMITS: u32 = ((b'X' as u32) << 8) + 4;
+const GET_LIMITS: u32 = ((b'X' as u32) << 8) + 3;
 const GET_STATE: u32 = ((b'X' as u32) << 8) + 5;
 /// `FS_QUOTA_PDQ_ENFD`
 const ENFORCED: u16 = 1 << 5;
@@ -80,7 +81,7 @@ struct Limits {
 }
 
 fn quotactl<T>(at: BorrowedFd<'_>, command: u32, id: u32, argument: &mut T) -> io::Result<()> {
-    // SAFETY: the two commands used here read and write the structure that each caller passes,
+    // SAFETY: the commands used here read and write the structure that each caller passes,
     // which is the kernel's own layout and lives until the call returns.
     let done = unsafe {
         libc::syscall(
@@ -119,6 +120,20 @@ pub(crate) fn limit_project(at: BorrowedFd<'_>, project: u32, bytes: u64) -> io:
         ..Limits::default()
     };
     quotactl(at, SET_LIMITS, project, &mut limits)
+}
+
+/// Whether files belong to a project.
+pub(crate) fn project_in_use(at: BorrowedFd<'_>, project: u32) -> io::Result<bool> {
+    let mut found = Limits {
+        version: VERSION,
+        ..Limits::default()
+    };
+    match quotactl(at, GET_LIMITS, project, &mut found) {
+        // XFS knows nothing of those that never were.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+        Ok(()) => Ok(found.used != [0, 0]),
+    }
 }
 
 fn attributes(directory: BorrowedFd<'_>) -> io::Result<Attributes> {

@@ -98,7 +98,17 @@ fn project_of(data: &Path, directory: BorrowedFd<'_>) -> io::Result<u32> {
             );
         }
     }
-    let free = (FIRST..u32::MAX).find(|project| !taken.contains(project));
+    // Other engines on this file system begin elsewhere; what they have, and what is still being
+    // removed, is found by its files.
+    let first =
+        FIRST + (u32::try_from(rustix::fs::fstat(&lock)?.st_ino & 0x7fff).unwrap_or(0) << 15);
+    let mut free = None;
+    for project in (first..u32::MAX).filter(|project| !taken.contains(project)) {
+        if !sys::project_in_use(directory, project)? {
+            free = Some(project);
+            break;
+        }
+    }
     let free = free.ok_or_else(|| io::Error::other("no free project id"))?;
     sys::set_project(directory, free)?;
     Ok(free)
