@@ -14,3 +14,4 @@ bare=$(realpath "$2")
 ./pull.sh "$corten"
 ./registry.sh "$corten"
 ./build.sh "$corten"
+./network.sh "$corten"
