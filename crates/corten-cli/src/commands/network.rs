@@ -302,7 +302,11 @@ fn pools(wanted: &Wanted<'_>) -> Result<Vec<Value>> {
         place("gateway", "Gateway", gateway)?;
     }
     for entry in aux {
-        let (name, address) = entry.split_once('=').unwrap_or((entry, ""));
+        let Some((name, address)) = entry.split_once('=') else {
+            return Err(CliError::message(format!(
+                "no matching subnet for aux-address {entry}: it is to be NAME=ADDRESS"
+            )));
+        };
         if address.is_empty() {
             continue;
         }
@@ -615,5 +619,14 @@ mod tests {
         ] {
             assert_eq!(refusal(subnets, gateways), message);
         }
+        let nameless = pools(&Wanted {
+            subnets: vec!["10.1.0.0/16"],
+            aux: vec!["10.1.0.9"],
+            ..Wanted::default()
+        });
+        assert_eq!(
+            nameless.unwrap_err().to_string(),
+            "no matching subnet for aux-address 10.1.0.9: it is to be NAME=ADDRESS"
+        );
     }
 }
