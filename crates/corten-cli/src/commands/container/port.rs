@@ -22,6 +22,13 @@ pub(crate) static PORT: Command = Command::new(
 .aliases(&["container port", "port"])
 .arity(Arity::Min(1));
 
+fn usage() -> CliError {
+    CliError::message(
+        "'port' lists one container: port CONTAINER [PRIVATE_PORT[/PROTO]]; to change what is \
+         published: port add CONTAINER [IP:][HOST:]PORT[/PROTO]... or port rm ...",
+    )
+}
+
 async fn port(cli: &Cli, flags: Parsed) -> Result {
     let args: Vec<&str> = flags.args.iter().map(String::as_str).collect();
     let name = match args.as_slice() {
@@ -32,13 +39,12 @@ async fn port(cli: &Cli, flags: Parsed) -> Result {
         ["rm" | "remove", name, ports @ ..] if !ports.is_empty() => {
             return edit(cli, name, "RemovePortBindings", ports).await;
         }
-        [name] | [name, _] => name,
-        _ => {
-            return Err(CliError::message(
-                "'port' lists one container: port CONTAINER [PRIVATE_PORT[/PROTO]]; to change what is \
-                 published: port add CONTAINER [IP:][HOST:]PORT[/PROTO]... or port rm ...",
-            ));
+        // No port, so no container called so is meant.
+        ["add" | "rm" | "remove", other] if !other.starts_with(|c: char| c.is_ascii_digit()) => {
+            return Err(usage());
         }
+        [name] | [name, _] => name,
+        _ => return Err(usage()),
     };
     let found: ContainerInspectResponse = cli
         .client()?
