@@ -437,7 +437,9 @@ fn listener(pid: i32, name: &str, to: SocketAddr, port: u16, proto: Proto) -> Ch
         );
         return CheckResponse::no([reason]);
     }
-    let mut ports: Vec<u16> = all.iter().map(SocketAddr::port).collect();
+    // Of what waits there, the container's own name server is Corten's.
+    let own = |a: &&SocketAddr| a.ip() != IpAddr::V4(corten_network::RESOLVER);
+    let mut ports: Vec<u16> = all.iter().filter(own).map(SocketAddr::port).collect();
     ports.sort_unstable();
     ports.dedup();
     let others: Vec<String> = ports.iter().map(|p| format!("{p}/{proto}")).collect();
