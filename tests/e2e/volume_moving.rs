@@ -164,9 +164,13 @@ fn what_is_there_is_replaced_at_once_or_not_at_all() {
         "{told}"
     );
     engine.ok(["volume", "export", "new", "-o", path]);
-    let cut = fs::read(&archive).unwrap()[..700].to_vec();
-    fs::write(&archive, cut).unwrap();
-    engine.fails(1, ["volume", "import", "--replace", "old", path]);
+    let whole = fs::read(&archive).unwrap();
+    // In an entry, between two, and before the first one.
+    for length in [700, 1536, 0] {
+        fs::write(&archive, &whole[..length]).unwrap();
+        engine.fails(1, ["volume", "import", "--replace", "old", path]);
+        assert_eq!(names("old"), ["old"]);
+    }
     fs::write(
         &archive,
         "no archive at all, however long it may be".repeat(100),

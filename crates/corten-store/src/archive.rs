@@ -93,6 +93,8 @@ struct Meter {
     end: Cell<Option<u64>>,
     /// Reading failed, or was ended.
     failed: Cell<bool>,
+    /// The block of zeros that ends an archive was there.
+    ended: Cell<bool>,
     /// Where the next header begins, while it is known.
     header: Cell<Option<u64>>,
     /// The PAX records before the entry that comes next.
@@ -116,7 +118,11 @@ impl<R: Read> Metered<R> {
         self.held.clear();
         self.handed = 0;
         self.meter.header.set(None);
-        if left < BLOCK || !self.fill(BLOCK)? || self.held.iter().all(|byte| *byte == 0) {
+        if left < BLOCK || !self.fill(BLOCK)? {
+            return Ok(());
+        }
+        if self.held.iter().all(|byte| *byte == 0) {
+            self.meter.ended.set(true);
             return Ok(());
         }
         let header = tar::Header::from_byte_slice(&self.held);
@@ -201,6 +207,20 @@ impl<R: Read> Read for Metered<R> {
 pub fn entries<R: Read, E: From<io::Error>>(
     tar: R,
     before: u64,
+    visit: impl FnMut(&mut Entry<'_, '_, Metered<R>>) -> Result<(), E>,
+) -> Result<(), E> {
+    entries_of(tar, before, false, visit)
+}
+
+/// As [`entries`]. `entire`: an archive without an end, as one that was cut off between two entries,
+/// is malformed.
+///
+/// # Errors
+/// As [`entries`].
+pub fn entries_of<R: Read, E: From<io::Error>>(
+    tar: R,
+    before: u64,
+    entire: bool,
     mut visit: impl FnMut(&mut Entry<'_, '_, Metered<R>>) -> Result<(), E>,
 ) -> Result<(), E> {
     let meter = Rc::new(Meter::default());
@@ -211,9 +231,12 @@ pub fn entries<R: Read, E: From<io::Error>>(
         held: Vec::new(),
         handed: 0,
     });
+    let begun = Cell::new(false);
     let malformed = |error: io::Error| {
         if meter.failed.get() {
             error
+        } else if entire && !begun.get() {
+            invalid("this is no tar archive, nor one compressed by gzip, bzip2, xz or zstd")
         } else {
             // It repeats what it found.
             let error = Printable(error);
@@ -232,9 +255,16 @@ pub fn entries<R: Read, E: From<io::Error>>(
             .saturating_add(before);
         meter.end.set(Some(end));
         let Some(entry) = entries.next() else {
-            return Ok(());
+            return match (entire && !meter.ended.get(), begun.get()) {
+                (false, _) => Ok(()),
+                (true, false) => Err(invalid("the archive is empty, without even an end").into()),
+                (true, true) => {
+                    Err(invalid("the archive has no end: it was cut off after an entry").into())
+                }
+            };
         };
         let mut entry = entry.map_err(malformed)?;
+        begun.set(true);
         meter.end.set(None);
         meter.header.set(None);
         let start = meter.read.get();
@@ -313,6 +343,39 @@ mod tests {
         assert!(told.starts_with("bad tar header or length: "), "{told}");
         assert!(told.contains("\\u{1b}[2J"), "{told}");
         assert!(!told.contains(char::is_control), "{told:?}");
+    }
+
+    #[test]
+    fn an_entire_archive_has_an_end() {
+        let mut builder = tar::Builder::new(Vec::new());
+        for name in ["a", "b"] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(512);
+            builder
+                .append_data(&mut header, name, &[0; 512][..])
+                .unwrap();
+        }
+        let archive = builder.into_inner().unwrap();
+        let read = |archive: &[u8], entire| {
+            let mut found = 0;
+            let done = entries_of(archive, 4096, entire, |_| {
+                found += 1;
+                Ok::<_, io::Error>(())
+            });
+            done.map(|()| found).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(&archive, true), Ok(2));
+        assert_eq!(read(&[0; 1024], true), Ok(0));
+        // Zeros that are a file's are no end.
+        for (length, entries, told) in [(0, 0, "empty"), (1024, 1, "no end"), (2048, 2, "no end")] {
+            let cut = &archive[..length];
+            assert_eq!(read(cut, false), Ok(entries));
+            assert!(read(cut, true).unwrap_err().contains(told), "{length}");
+        }
+        for other in [&b"root:x:0:0:\n".repeat(100)[..], b"short\n"] {
+            let told = read(other, true).unwrap_err();
+            assert!(told.starts_with("this is no tar archive"), "{told}");
+        }
     }
 
     /// What eStargz and zstd:chunked add for those who fetch pieces is passed over.

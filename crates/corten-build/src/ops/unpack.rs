@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use corten_store::archive::{
-    Attributes, Entry, Plain, SparseFile, attributes, copy_with_holes, decompress, entries,
+    Attributes, Entry, Plain, SparseFile, attributes, copy_with_holes, decompress, entries_of,
     set_attribute, sparse,
 };
 use corten_store::rooted::{RootFd, normal, remove_without_mounts};
@@ -255,7 +255,7 @@ fn is_header(block: &[u8]) -> bool {
 pub(crate) fn unpack(archive: Plain<'_>, to: &Unpacking<'_>, cancel: &Cancel) -> io::Result<()> {
     let mut times = Vec::new();
     let mut itself = None;
-    entries(archive, MAX_BEFORE, |entry| {
+    entries_of(archive, MAX_BEFORE, to.whole, |entry| {
         if cancel.is_cancelled() {
             return Err(io::Error::from(io::ErrorKind::Interrupted));
         }
