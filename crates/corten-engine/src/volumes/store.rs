@@ -359,10 +359,11 @@ pub(crate) fn discard(doomed: &Path) {
 /// returned afterwards.
 pub(crate) fn remove_in(engine: &Engine, c: &Connection, name: &str) -> Result<Option<PathBuf>> {
     let directory = engine.layout().volumes().join(name);
-    let doomed = engine.layout().tmp().join(format!(
-        "remove-volume-{name}-{}",
-        crate::parse::names::new_id().get(..8).unwrap_or_default()
-    ));
+    // Its own name may be as long as names can be.
+    let doomed = engine
+        .layout()
+        .tmp()
+        .join(format!("remove-volume-{}", crate::parse::names::new_id()));
     let users = users(c, name)?;
     if !users.is_empty() {
         return Err(EngineError::Conflict(format!(
