@@ -15,6 +15,7 @@ use corten_store::{still_there, try_lock};
 use rustix::fs::{FlockOperation, OFlags};
 
 use super::driver::{self, Driver};
+use super::populate;
 use super::store::{self, VolumeRow};
 use crate::containers::row::Container;
 use crate::engine::Engine;
@@ -67,7 +68,11 @@ impl Hold {
                 }
                 hold.mounted = true;
             }
-            if let Err(error) = driver.prepare(&data, &row.options) {
+            let ready = driver.prepare(&data, &row.options).and_then(|()| {
+                let resumed = populate::resume(&gate.directory, &data, hold.is_apart());
+                resumed.map_err(io("fill volume", &data))
+            });
+            if let Err(error) = ready {
                 drop(gate); // which the hold takes when it ends
                 return Err(error);
             }
@@ -106,15 +111,15 @@ impl Drop for Hold {
 
 /// A volume that nobody else uses, or comes to use.
 #[derive(Debug)]
-pub(super) struct Alone {
-    // In this order: the gate is opened before the volume is used no more, which takes it again.
+pub(super) struct Alone<'a> {
     gate: Gate,
-    _hold: Hold,
+    // Which takes the gate when it ends.
+    _hold: &'a Hold,
 }
 
-impl Alone {
+impl<'a> Alone<'a> {
     /// `None`: somebody else uses it.
-    pub(super) fn of(hold: Hold) -> Result<Option<Self>> {
+    pub(super) fn of(hold: &'a Hold) -> Result<Option<Self>> {
         let Some(gate) = Gate::close(&hold.engine, &hold.name)? else {
             return Err(EngineError::NoSuchVolume(hold.name.clone()));
         };
@@ -123,7 +128,10 @@ impl Alone {
             None => false,
         };
         if !alone {
-            drop(gate); // which the hold takes when it ends
+            if let Some(lock) = &hold.lock {
+                // Trying has given it up.
+                flock(lock, FlockOperation::LockShared, &gate.path)?;
+            }
             return Ok(None);
         }
         Ok(Some(Self { gate, _hold: hold }))

@@ -6,7 +6,7 @@
 //! complete, which the next one goes on to move. Whoever fills a volume holds a lock on its directory
 //! ([`hold`](super::hold)'s gate), so two never do it at once.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -21,6 +21,8 @@ use super::tree::{copy, copy_attributes, names, open_directory};
 const PARTIAL: &CStr = c"filling";
 /// What is complete, beside the data.
 const WHOLE: &CStr = c"filled";
+/// The same, within the data.
+const APART_WHOLE: &CStr = c".corten-filled";
 
 /// Where a volume's data is, and where it is put together.
 #[derive(Debug)]
@@ -47,9 +49,9 @@ impl Place {
         Self::within(locked, data, apart)
     }
 
-    /// The same, of a volume apart, which the caller has locked.
-    pub(super) fn of_locked(gate: &std::fs::File, data: &Path) -> io::Result<Self> {
-        Self::within(gate.try_clone()?.into(), data, true)
+    /// The same, of a volume that the caller has locked.
+    pub(super) fn of_locked(gate: &std::fs::File, data: &Path, apart: bool) -> io::Result<Self> {
+        Self::within(gate.try_clone()?.into(), data, apart)
     }
 
     fn within(locked: OwnedFd, data: &Path, apart: bool) -> io::Result<Self> {
@@ -60,7 +62,7 @@ impl Place {
             false => open_directory(locked.as_fd(), c".")?,
         };
         let (partial, whole) = match apart {
-            true => (c".corten-filling", c".corten-filled"),
+            true => (c".corten-filling", APART_WHOLE),
             false => (PARTIAL, WHOLE),
         };
         Ok(Self {
@@ -116,7 +118,8 @@ impl Place {
         self.discard(self.partial)?;
         let filled = (|| {
             rustix::fs::mkdirat(&self.stage, self.partial, Mode::RWXU)?;
-            put(&open_directory(self.stage.as_fd(), self.partial)?)?;
+            let made = open_directory(self.stage.as_fd(), self.partial)?;
+            put(&made)?;
             let (stage, partial) = (&self.stage, self.partial);
             Ok(rustix::fs::renameat(stage, partial, stage, self.whole)?)
         })();
@@ -129,20 +132,53 @@ impl Place {
         self.resume().map(drop)
     }
 
-    /// Moves in what has been put together under a name in the same directory.
+    /// Moves in what has been put together under a name in the same directory. When that fails the
+    /// volume is empty again.
     pub(super) fn adopt(&self, name: &std::ffi::OsStr) -> io::Result<()> {
         self.discard(self.whole)?;
         rustix::fs::renameat(&self.stage, name, &self.stage, self.whole)?;
-        self.resume().map(drop)
+        let whole = open_directory(self.stage.as_fd(), self.whole)?;
+        let all = names(whole.as_fd())?;
+        self.resume().map(drop).inspect_err(|_| {
+            if let Err(error) = self.take_back(&whole, &all) {
+                tracing::warn!(%error, "a part of what was brought in is left");
+            }
+        })
+    }
+
+    /// Removes what [`Place::resume`] has moved, and what it has not.
+    fn take_back(&self, whole: &OwnedFd, all: &[CString]) -> io::Result<()> {
+        let left = names(whole.as_fd())?;
+        for name in all.iter().filter(|name| !left.contains(name)) {
+            remove(&self.data, name)?;
+        }
+        self.discard(self.whole)
     }
 
     fn discard(&self, name: &CStr) -> io::Result<()> {
-        use std::os::unix::ffi::OsStrExt;
-        let name = std::ffi::OsStr::from_bytes(name.to_bytes());
-        match remove_without_mounts(self.stage.as_fd(), name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        remove(&self.stage, name)
+    }
+}
+
+fn remove(directory: &OwnedFd, name: &CStr) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = std::ffi::OsStr::from_bytes(name.to_bytes());
+    match remove_without_mounts(directory.as_fd(), name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Ends what a killed process had only to move into a volume, which the caller has locked: whoever
+/// uses it finds all of it, and what replaces it does not get the rest later.
+pub(super) fn resume(gate: &std::fs::File, data: &Path, apart: bool) -> io::Result<()> {
+    let whole = match apart {
+        true => data.join(APART_WHOLE.to_string_lossy().as_ref()),
+        false => data.with_file_name(WHOLE.to_string_lossy().as_ref()),
+    };
+    match whole.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        _ => Place::of_locked(gate, data, apart)?.resume().map(drop),
     }
 }
 
@@ -269,6 +305,41 @@ mod tests {
         assert!(leftover(&data, true).unwrap());
         assert!(!part.exists());
         assert!(!leftover(&dir.path().join("none/_data"), true).unwrap());
+    }
+
+    #[test]
+    fn whoever_uses_a_volume_finds_what_a_dead_process_had_put_together() {
+        let dir = tempfile::tempdir().unwrap();
+        for (apart, whole) in [(false, "../filled"), (true, ".corten-filled")] {
+            let data = volume(&dir.path().join(apart.to_string()));
+            let gate = std::fs::File::open(data.parent().unwrap()).unwrap();
+            resume(&gate, &data, apart).unwrap();
+            std::fs::create_dir(data.join(whole)).unwrap();
+            std::fs::write(data.join(whole).join("file"), "").unwrap();
+            resume(&gate, &data, apart).unwrap();
+            assert!(data.join("file").exists() && !data.join(whole).exists());
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_moved_in_as_a_whole_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = volume(dir.path());
+        let gate = std::fs::File::open(data.parent().unwrap()).unwrap();
+        let place = Place::of_locked(&gate, &data, true).unwrap();
+        let whole = data.join(".corten-filled");
+        for made in [&data.join("lost+found"), &data.join("moved"), &whole] {
+            std::fs::create_dir(made).unwrap();
+        }
+        std::fs::write(data.join("moved/file"), "").unwrap();
+        std::fs::write(whole.join("left"), "").unwrap();
+        let opened = open_directory(CWD, &whole).unwrap();
+        let all = [c"moved".to_owned(), c"left".to_owned()];
+        place.take_back(&opened, &all).unwrap();
+        assert_eq!(
+            names(place.data.as_fd()).unwrap(),
+            [c"lost+found".to_owned()]
+        );
     }
 
     #[test]

@@ -6,14 +6,16 @@
 //! [`populate`](super::populate)).
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use corten_build::{Owners, Replacing, Unpacking, unpack_archive};
 use corten_db::Durability;
 use corten_store::rooted::{RootFd, remove_path};
-use rustix::fs::{CWD, FlockOperation, Mode, RenameFlags};
+use corten_store::{still_there, try_lock};
+use rustix::fs::{CWD, Mode, RenameFlags};
 
 use super::driver;
 use super::hold::{Alone, Hold};
@@ -21,7 +23,7 @@ use super::populate::{self, Place};
 use super::quota;
 use super::store::{self, Wish};
 use super::tree;
-use crate::containers::state;
+use crate::containers::{files, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::outflow::{self, Outflow};
@@ -62,7 +64,7 @@ pub(super) fn import(
     options: BringOptions,
 ) -> Result<String> {
     into(engine, name, "import", options, |stage| {
-        let root = RootFd::from(stage.try_clone()?);
+        let root = RootFd::from(stage.try_clone_to_owned()?);
         let to = Unpacking {
             root: &root,
             below: Path::new(""),
@@ -86,7 +88,7 @@ pub(super) fn copy(engine: &Engine, from: &str, to: &str, options: BringOptions)
     let _hold = Hold::take(engine, from)?;
     let source = open(&engine.layout().volume_data(from))?;
     into(engine, Some(to), "copy", options, |stage| {
-        tree::copy(source.as_fd(), stage.as_fd(), true)
+        tree::copy(source.as_fd(), stage, true)
     })
 }
 
@@ -103,7 +105,7 @@ fn into(
     name: Option<&str>,
     action: &str,
     options: BringOptions,
-    put: impl FnOnce(&OwnedFd) -> io::Result<()>,
+    put: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
 ) -> Result<String> {
     let mut wish = Wish {
         name: name.map_or_else(names::new_id, str::to_owned),
@@ -132,7 +134,7 @@ fn bring(
     name: &str,
     action: &str,
     options: BringOptions,
-    put: impl FnOnce(&OwnedFd) -> io::Result<()>,
+    put: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
 ) -> Result<()> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::InvalidData | io::ErrorKind::Other | io::ErrorKind::UnexpectedEof => {
@@ -167,18 +169,19 @@ fn bring(
              it first"
         )));
     }
+    // It goes before the hold does, which unmounts what it may be in.
     let stage = Stage::make(&data, apart).map_err(failed)?;
-    let Some(stage) = stage else {
+    let Some(mut stage) = stage else {
         return Err(EngineError::Conflict(format!(
             "volume {name} is in use: something else is being imported or copied to it"
         )));
     };
     // An archive need not say whose the directory itself is: then it stays as it is.
     tree::copy_attributes(open(&data)?.as_fd(), stage.directory.as_fd()).map_err(failed)?;
-    quota::heeded(|| put(&stage.directory)).map_err(failed)?;
+    quota::heeded(|| put(stage.directory.as_fd())).map_err(failed)?;
     rustix::fs::syncfs(&stage.directory).map_err(|error| failed(error.into()))?;
     // What starts meanwhile waits, and finds the new content.
-    let Some(alone) = Alone::of(hold)? else {
+    let Some(alone) = Alone::of(&hold)? else {
         unused(engine, name)?;
         return Err(EngineError::Conflict(format!(
             "volume {name} is in use: it is being exported or copied"
@@ -187,13 +190,21 @@ fn bring(
     if !empty()? && (!options.replace || apart) {
         return Err(occupied());
     }
+    let mut before = None;
     if apart {
-        let place = Place::of_locked(alone.gate(), &data).map_err(failed)?;
+        let place = Place::of_locked(alone.gate(), &data, true).map_err(failed)?;
         place.adopt(stage.name()).map_err(failed)?;
     } else {
-        stage.exchange(&data).map_err(failed)?;
+        before = stage
+            .exchange(&data, &engine.layout().tmp())
+            .map_err(failed)?;
     }
-    engine.write(Durability::Synced, |c| store::set_filled(c, name))
+    let done = engine.write(Durability::Synced, |c| store::set_filled(c, name));
+    drop(alone);
+    if let Some(before) = before {
+        files::remove_renamed(&before);
+    }
+    done
 }
 
 /// Refuses a volume that a container which runs has mounted.
@@ -243,7 +254,9 @@ fn is_empty(data: &Path, apart: bool) -> io::Result<bool> {
 struct Stage {
     path: PathBuf,
     /// Locked.
-    directory: OwnedFd,
+    directory: File,
+    /// Nothing of it is left to be removed.
+    gone: bool,
 }
 
 impl Stage {
@@ -253,19 +266,30 @@ impl Stage {
             Some(parent) if !apart => parent.join(INCOMING),
             _ => data.join(format!(".corten-{INCOMING}")),
         };
-        for _ in 0..2 {
+        for _ in 0..4 {
             match rustix::fs::mkdir(&path, Mode::RWXU) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
-            let directory = tree::open_directory(CWD, &path)?;
-            match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-                Err(error) => return Err(error.into()),
+            let directory = match tree::open_directory(CWD, &path) {
+                Ok(directory) => File::from(directory),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if !try_lock(&directory, true)? {
+                return Ok(None);
+            }
+            // Somebody else had it, and has removed it before it was locked.
+            if !still_there(&path, &directory) {
+                continue;
             }
             if tree::names(directory.as_fd())?.is_empty() {
-                return Ok(Some(Self { path, directory }));
+                let gone = false;
+                return Ok(Some(Self {
+                    path,
+                    directory,
+                    gone,
+                }));
             }
             // A killed process has left it.
             remove_path(&path)?;
@@ -277,13 +301,26 @@ impl Stage {
         self.path.file_name().unwrap_or_default()
     }
 
-    /// Takes the place of a volume's data, and is what was there then.
-    fn exchange(&self, data: &Path) -> io::Result<()> {
+    /// Takes the place of a volume's data. What was there is renamed into `tmp`, to be removed: in the
+    /// place of the stage somebody else makes the next one.
+    fn exchange(&mut self, data: &Path, tmp: &Path) -> io::Result<Option<PathBuf>> {
+        std::fs::create_dir_all(tmp)?;
+        let doomed = tmp.join(format!("remove-data-{}", names::new_id()));
+        // Until it is there, it is not to be taken for what a killed process has left.
+        let before = File::from(tree::open_directory(CWD, data)?);
+        if !try_lock(&before, true)? {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
         rustix::fs::renameat_with(CWD, &self.path, CWD, data, RenameFlags::EXCHANGE)?;
+        if let Err(error) = std::fs::rename(&self.path, &doomed) {
+            tracing::warn!(%error, "it cannot be renamed, and is removed where it is");
+            return Ok(None);
+        }
+        self.gone = true;
         if let Some(parent) = data.parent() {
             rustix::fs::fsync(tree::open_directory(CWD, parent)?)?;
         }
-        Ok(())
+        Ok(Some(doomed))
     }
 }
 
@@ -300,14 +337,12 @@ pub(crate) fn leftover(data: &Path, remove: bool) -> Result<bool> {
     };
     let filling = populate::leftover(data, remove).map_err(failed)?;
     let directory = match tree::open_directory(CWD, &path) {
-        Ok(directory) => directory,
+        Ok(directory) => File::from(directory),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(filling),
         Err(error) => return Err(failed(error)),
     };
-    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(filling),
-        Err(error) => return Err(failed(error.into())),
+    if !try_lock(&directory, true).map_err(failed)? || !still_there(&path, &directory) {
+        return Ok(filling);
     }
     if remove {
         remove_path(&path).map_err(failed)?;
@@ -320,11 +355,43 @@ const INCOMING: &str = "incoming";
 
 impl Drop for Stage {
     fn drop(&mut self) {
+        if self.gone {
+            return;
+        }
         match remove_path(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %self.path.display(), %error, "it is left");
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_there_is_not_in_the_way_of_what_comes_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, tmp) = (dir.path().join("volume/_data"), dir.path().join("tmp"));
+        std::fs::create_dir_all(&data).unwrap();
+        std::fs::write(data.join("old"), "").unwrap();
+        let mut first = Stage::make(&data, false).unwrap().unwrap();
+        assert!(Stage::make(&data, false).unwrap().is_none());
+        std::fs::write(first.path.join("new"), "").unwrap();
+        let before = first.exchange(&data, &tmp).unwrap().unwrap();
+        let second = Stage::make(&data, false).unwrap().unwrap();
+        drop(first);
+        assert!(!leftover(&data, true).unwrap());
+        assert!(second.path.exists() && data.join("new").exists());
+        assert!(before.starts_with(&tmp) && before.join("old").exists());
+        drop(second);
+        assert_eq!(
+            std::fs::read_dir(dir.path().join("volume"))
+                .unwrap()
+                .count(),
+            1
+        );
     }
 }
