@@ -41,8 +41,7 @@ impl Hold {
     /// Uses a volume: its directory is there, and what its options name is mounted on it. Blocks.
     pub(crate) fn take(engine: &Engine, name: &str) -> Result<Self> {
         loop {
-            let row = row(engine, name)?;
-            let driver = driver::named(&row.driver)?;
+            row(engine, name)?;
             store::ensure_directory(engine, name)?;
             let Some(gate) = Gate::close(engine, name)? else {
                 continue; // removed, and perhaps made again
@@ -53,6 +52,14 @@ impl Hold {
             if !still_there(&gate.path, &gate.directory) {
                 continue;
             }
+            // Before it was held, it may have been removed, and its directory made again just now.
+            let Some(row) = engine.database().read(|c| store::get(c, name))? else {
+                if try_lock(&lock, true).map_err(io("lock", &gate.path))? {
+                    store::remove_directories_without_row(engine, &[name.to_owned()]);
+                }
+                return Err(EngineError::NoSuchVolume(name.to_owned()));
+            };
+            let driver = driver::named(&row.driver)?;
             let mut hold = Self {
                 engine: engine.clone(),
                 name: name.to_owned(),
