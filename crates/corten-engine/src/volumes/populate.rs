@@ -120,6 +120,8 @@ impl Place {
             rustix::fs::mkdirat(&self.stage, self.partial, Mode::RWXU)?;
             let made = open_directory(self.stage.as_fd(), self.partial)?;
             put(&made)?;
+            // Nobody fills it again: what is said to be complete must outlast a loss of power.
+            rustix::fs::syncfs(&made)?;
             let (stage, partial) = (&self.stage, self.partial);
             Ok(rustix::fs::renameat(stage, partial, stage, self.whole)?)
         })();
