@@ -14,7 +14,7 @@ const STAND_IN: &str = include_str!("../../crates/corten-runtime/tests/criu-stan
 struct Checkpoints {
     engine: Engine,
     path: String,
-    _programs: tempfile::TempDir,
+    programs: tempfile::TempDir,
 }
 
 impl Checkpoints {
@@ -30,7 +30,7 @@ impl Checkpoints {
         Self {
             engine,
             path,
-            _programs: programs,
+            programs,
         }
     }
 
@@ -130,6 +130,69 @@ fn saved_and_gone_on() {
 }
 
 #[test]
+fn a_client_that_is_killed_leaves_a_container_whole_or_saved() {
+    let on = Checkpoints::new();
+    let sleeper = ["run", "-d", "--restart", "always", "--name", "box"];
+    on.ok(&[&sleeper[..], &["alpine", "sleep", "1000"]].concat());
+    let killed = |moment: &str| {
+        // The CRIU of the last one may still be taking back what it was at.
+        until("its client is killed", || {
+            let mut command = on.engine.command(["checkpoint", "create", "box", "one"]);
+            command.env("PATH", &on.path).env("CRIU_MOMENT", moment);
+            let done = command.output().unwrap();
+            let told = String::from_utf8_lossy(&done.stderr);
+            assert!(
+                done.status.code().is_none() || told.contains("is being created"),
+                "{moment}: {done:?}"
+            );
+            done.status.code().is_none()
+        });
+    };
+    for moment in ["network-lock", "post-dump"] {
+        killed(moment);
+        assert_eq!(on.ok(&["exec", "box", "echo", "alive"]), "alive");
+        assert_eq!(on.state("box"), "running 0 0", "{moment}");
+    }
+    assert_eq!(on.ok(&["checkpoint", "ls", "box"]), "CHECKPOINT NAME");
+    // One that hangs: there is no second, and what it has frozen does not stay so.
+    killed("frozen hang");
+    let mut told = String::new();
+    until("it is told who is at work", || {
+        told = on.with(&[], &["checkpoint", "create", "box", "two"]).stderr;
+        told.contains("a checkpoint of container")
+    });
+    let criu = format!("{}/criu", on.programs.path().display());
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    for process in processes {
+        let line = std::fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
+        if line.split('\0').any(|argument| argument == criu) {
+            let pid = process.file_name().to_str().unwrap().parse().unwrap();
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        }
+    }
+    assert_eq!(on.ok(&["exec", "box", "echo", "alive"]), "alive");
+    // Killed once it has been saved: that is what it stays.
+    until("it can be saved again", || {
+        on.with(
+            &[],
+            &["checkpoint", "create", "--leave-running", "box", "two"],
+        )
+        .code
+            == 0
+    });
+    killed("saved");
+    until("it has ended", || on.state("box") == "exited 137 0");
+    assert_eq!(
+        on.ok(&["checkpoint", "ls", "box"]),
+        "CHECKPOINT NAME\none\ntwo"
+    );
+    on.ok(&["start", "--checkpoint", "one", "box"]);
+    on.ok(&["rm", "-f", "box"]);
+    on.engine.assert_clean();
+}
+
+#[test]
 fn binds_are_what_they_were() {
     let on = Checkpoints::new();
     let theirs = on.engine.path("theirs");
@@ -189,6 +252,17 @@ fn elsewhere_and_failures() {
         &["checkpoint", "create", &at, "box", "one"],
         "cannot checkpoint container box: checkpoint with name one already exists for container box",
     );
+    // What is no checkpoint is nobody's to list or to remove.
+    std::fs::create_dir_all(dir.join("other/things")).unwrap();
+    assert_eq!(
+        on.ok(&["checkpoint", "ls", &at, "box"]),
+        "CHECKPOINT NAME\none"
+    );
+    on.fails(
+        &["checkpoint", "rm", &at, "box", "other"],
+        "checkpoint other does not exist for container box",
+    );
+    assert!(dir.join("other/things").exists());
     let invalid = "Invalid checkpoint ID (../one), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed";
     on.fails(&["checkpoint", "create", &at, "box", "../one"], invalid);
     on.fails(
@@ -239,7 +313,16 @@ fn elsewhere_and_failures() {
         &["start", "--checkpoint", "no", "box"],
         "checkpoint no does not exist for container /box",
     );
-    on.ok(&["start", "--checkpoint", "one", &at, "box"]);
+    // Whoever can write images says what runs.
+    let images = dir.join("one");
+    std::os::unix::fs::chown(&images, Some(1234), None).unwrap();
+    let start = ["start", "--checkpoint", "one", &at, "box"];
+    let told = on.with(&[], &start);
+    assert_eq!(told.code, 1);
+    let why = format!("{} can be changed by others", images.display());
+    assert!(told.stderr.contains(&why), "{told:?}");
+    std::os::unix::fs::chown(&images, Some(0), None).unwrap();
+    on.ok(&start);
     assert_eq!(on.state("box"), "running 0 0");
     on.ok(&["rm", "-f", "box"]);
     assert!(dir.join("one").exists());

@@ -64,7 +64,15 @@ pub struct Checkpoint<'a> {
 }
 
 /// Saves it. When that fails it goes on; one that was frozen stays so.
-pub fn save(container: &Checkpoint<'_>) -> Result<(), CheckpointError> {
+///
+/// `complete` is called when the images are whole, and before the container ends by that: if it
+/// fails, or its caller is killed before, the container goes on. CRIU keeps `held` open until it
+/// has ended, however the caller ends.
+pub fn save(
+    container: &Checkpoint<'_>,
+    held: OwnedFd,
+    complete: &mut dyn FnMut() -> io::Result<()>,
+) -> Result<(), CheckpointError> {
     refuse_shared(container.spec)?;
     let mut spec = container.spec.clone();
     let network = PathBuf::from(format!("/proc/{}/ns/net", container.pid));
@@ -87,9 +95,27 @@ pub fn save(container: &Checkpoint<'_>) -> Result<(), CheckpointError> {
         memory_only: false,
     };
     let (options, _open) = dump.options()?;
-    let saved = criu::call(Kind::Dump, None, &mut |_| Ok(options.clone()), &mut |_| {
+    let [stdout, stderr] = [null()?, null()?];
+    let streams = Some([held, stdout, stderr]);
+    let mut whole = false;
+    let mut complete = || complete().map_err(|error| CliError::io("keep the images", error));
+    let mut notified = |notice: Notice| {
+        if notice.script == "post-dump" {
+            complete()?;
+            whole = true;
+        }
         Ok(())
-    });
+    };
+    let saved = criu::call(
+        Kind::Dump,
+        streams,
+        &mut |_| Ok(options.clone()),
+        &mut notified,
+    );
+    let saved = match saved {
+        Ok(()) if !whole => complete(),
+        saved => saved,
+    };
     if saved.is_err()
         && !frozen
         && let Err(error) = container.cgroup.thaw()
@@ -279,6 +305,11 @@ fn refuse_shared(spec: &Spec) -> Result<(), CheckpointError> {
     }
 }
 
+fn null() -> Result<OwnedFd, CheckpointError> {
+    let opened = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    opened.map_err(|errno| refused("/dev/null", errno))
+}
+
 /// The streams CRIU gets, and restores pipes from; of a terminal, its size.
 fn streams(stdio: Stdio) -> Result<([OwnedFd; 3], Option<TerminalSize>), CheckpointError> {
     match stdio {
@@ -287,14 +318,7 @@ fn streams(stdio: Stdio) -> Result<([OwnedFd; 3], Option<TerminalSize>), Checkpo
             stdout,
             stderr,
         } => Ok(([stdin, stdout, stderr], None)),
-        Stdio::Terminal { size } => {
-            let null = || {
-                let opened =
-                    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-                opened.map_err(|errno| refused("/dev/null", errno))
-            };
-            Ok(([null()?, null()?, null()?], size))
-        }
+        Stdio::Terminal { size } => Ok(([null()?, null()?, null()?], size)),
         Stdio::Inherit => Err(refused(
             "restore",
             "its streams must be pipes or a terminal",

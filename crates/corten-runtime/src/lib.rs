@@ -50,6 +50,7 @@ mod validate;
 pub use cgroup::{Cgroup, OomEvent, OomWatch};
 pub use checkpoint::{Checkpoint, CheckpointError, Restored, restore, save};
 pub use create::{Created, Running, create};
+pub use criu::DESCRIPTORS as CHECKPOINT_DESCRIPTORS;
 pub use error::{ExecErrno, RuntimeError, Step};
 pub use exec::{ExecProcess, Target, exec};
 pub use hook_guard::{HookGuard, create_hooked};

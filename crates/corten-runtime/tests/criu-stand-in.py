@@ -92,6 +92,7 @@ if kind == 1:
         try:
             at('frozen')
             tell(b'network-lock', 0)
+            tell(b'post-dump', 0)
         finally:
             freezer.write(off + '\n')
 if kind == 1 and 3 not in options:

@@ -134,6 +134,14 @@ pub struct Saving {
 }
 
 impl Saving {
+    /// For who saves: as long as it is open, the container counts as being saved.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn held(&self) -> std::io::Result<std::os::fd::OwnedFd> {
+        std::os::fd::AsFd::as_fd(&self.stream).try_clone_to_owned()
+    }
+
     /// Tells the supervisor whether it has been saved; without, it has not.
     pub async fn end(mut self, saved: bool) {
         if let Err(error) = send(&mut self.stream, &saved).await {

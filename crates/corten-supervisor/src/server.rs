@@ -17,7 +17,7 @@ use crate::idle;
 use crate::protocol::{
     Ask, Exit, Forced, Phase, Refusal, Reply, Request, Status, VERSION, receive, send,
 };
-use crate::supervise::{Live, RunDir, Shared};
+use crate::supervise::{Live, RunDir, Saving, Shared};
 
 const SIGKILL: i32 = 9;
 /// After SIGKILL to everything inside, the end is a matter of the kernel.
@@ -25,6 +25,10 @@ const KILL_PATIENCE: Duration = Duration::from_secs(30);
 /// How often what could not be written down is tried again, and when.
 const TRIES: u32 = 60;
 const NEXT_TRY: Duration = Duration::from_secs(5);
+/// How long after CRIU the end of what it has saved may take to be seen.
+const SAVED_END: Duration = Duration::from_secs(1);
+/// How often who waits for the end of a saving looks.
+const SAVING: Duration = Duration::from_millis(10);
 
 /// A listening socket and the requests it has taken.
 pub(crate) struct Server {
@@ -127,6 +131,10 @@ async fn request(mut client: UnixStream, shared: Rc<Shared>) {
         Ask::Wait => wait(client, &shared).await,
         Ask::Checkpoint { leave_running } => checkpoint(client, &shared, leave_running).await,
         Ask::ExecStart { id, detach, size } => {
+            // Nothing can be started in what CRIU has frozen, and this thread is to thaw it.
+            while shared.saving.get() != Saving::No && shared.run.borrow().is_some() {
+                tokio::time::sleep(SAVING).await;
+            }
             let exec = shared.execs.borrow().get(&id).cloned();
             let live = shared.run.borrow().clone();
             match (exec, live) {
@@ -352,23 +360,51 @@ fn status(shared: &Shared, live: Option<&Live>) -> Status {
     }
 }
 
-/// Answers with what saving it needs, then waits to be told whether it has been saved.
+/// Answers with what saving it needs, then waits to be told whether it has been saved. CRIU has the
+/// other end of the connection, too: without an answer it ends when nobody is at work any more.
 async fn checkpoint(mut client: UnixStream, shared: &Shared, leave_running: bool) {
     let live = shared.run.borrow().clone();
     let Some(live) = live else {
         return answer(&mut client, &not_running(shared)).await;
     };
+    if shared.saving.get() != Saving::No {
+        let message = format!("a checkpoint of container {} is being created", shared.id);
+        return answer(&mut client, &Reply::refuse(Refusal::Conflict, message)).await;
+    }
     let document = Reply::Document {
         pid: live.pid,
         spec: Box::new(live.spec.as_ref().clone()),
     };
-    let wanted_down = shared.manual.get();
-    shared.manual.set(wanted_down || !leave_running);
+    shared.saving.set(if leave_running {
+        Saving::GoesOn
+    } else {
+        Saving::Ends
+    });
+    let mut exits = shared.exits.subscribe();
+    exits.mark_unchanged();
     answer(&mut client, &document).await;
-    let saved = receive::<bool>(&mut client).await.unwrap_or(false);
-    if !saved && !wanted_down {
-        shared.manual.set(false);
+    let told = receive::<bool>(&mut client).await;
+    if matches!(told, Ok(true)) && !leave_running {
+        // It ends by that.
+        return;
     }
+    if told.is_err() {
+        // CRIU may have been killed, too.
+        if shared.phase.get() != Phase::Paused
+            && let Err(error) = live.cgroup.thaw()
+            && live.cgroup.is_frozen()
+        {
+            tracing::warn!(%error, "cannot thaw what was being saved");
+        }
+        // It may have been saved, and its end is what comes next.
+        let ended = tokio::time::timeout(SAVED_END, exits.changed())
+            .await
+            .is_ok();
+        if ended && !leave_running {
+            return;
+        }
+    }
+    shared.saving.set(Saving::No);
 }
 
 /// Answers at once, then tells the next exit; the connection ends with the supervisor.

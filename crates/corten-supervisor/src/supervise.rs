@@ -62,6 +62,16 @@ impl RunDir {
     }
 }
 
+/// Whether a container is being saved, or has been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Saving {
+    No,
+    /// It goes on afterwards.
+    GoesOn,
+    /// It ends by that: no restart.
+    Ends,
+}
+
 /// What requests and the main loop share.
 pub(crate) struct Shared {
     pub(crate) id: String,
@@ -73,6 +83,8 @@ pub(crate) struct Shared {
     pub(crate) restarts: Cell<u32>,
     /// The user wants it down: no restart.
     pub(crate) manual: Cell<bool>,
+    /// Whether somebody saves it.
+    pub(crate) saving: Cell<Saving>,
     /// Wakes a pause before a restart.
     pub(crate) cancel: Notify,
     /// Every exit, numbered; `over` once there will be no other.
@@ -83,6 +95,13 @@ pub(crate) struct Shared {
     /// The engine's rows may say something else of its networks than when this run was prepared.
     pub(crate) rows_changed: Cell<bool>,
     log_host: Rc<Known>,
+}
+
+impl Shared {
+    /// Whether an exit is what the user wanted.
+    pub(crate) fn wanted_down(&self) -> bool {
+        self.manual.get() || self.saving.get() == Saving::Ends
+    }
 }
 
 /// The last exit.
@@ -169,6 +188,7 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
         phase: Cell::new(Phase::Starting),
         restarts: Cell::new(0),
         manual: Cell::new(false),
+        saving: Cell::new(Saving::No),
         cancel: Notify::new(),
         exits: watch::Sender::new(Exits::default()),
         execs: RefCell::default(),
@@ -382,7 +402,7 @@ async fn live(
             let current = shared.host.borrow_mut().restart_policy();
             current.unwrap_or(policy)
         };
-        let again = !shared.manual.get() && restart.wants(exit.code, shared.restarts.get());
+        let again = !shared.wanted_down() && restart.wants(exit.code, shared.restarts.get());
         shared.phase.set(if again {
             Phase::Restarting
         } else {
@@ -413,13 +433,13 @@ async fn live(
 /// Waits before a restart; whether it is still wanted then.
 async fn pause(shared: &Shared, backoff: Duration) -> bool {
     // Asked for while whoever waited was told of the exit: nobody listened yet.
-    if !shared.manual.get() {
+    if !shared.wanted_down() {
         tokio::select! {
             () = tokio::time::sleep(backoff) => {}
             () = shared.cancel.notified() => {}
         }
     }
-    !shared.manual.get()
+    !shared.wanted_down()
 }
 
 fn adopt(stream: UnixStream) -> Option<tokio::net::UnixStream> {

@@ -98,7 +98,7 @@ async fn start(engine: &Engine, name: &str, from: Option<&CheckpointName>) -> Re
                 )),
                 _ => {
                     let called = format!("/{}", container.name);
-                    let images = from.map(|from| from.existing(engine, &container, &called));
+                    let images = from.map(|from| from.images(engine, &container, &called));
                     launch(engine, &container, images.transpose()?)
                 }
             }

@@ -13,7 +13,7 @@ use crate::mounts::is_bind;
 use crate::root::{Node, RootFd, clean};
 
 /// In the images' directory: targets of the standard streams (runc's name).
-const DESCRIPTORS: &str = "descriptors.json";
+pub const DESCRIPTORS: &str = "descriptors.json";
 
 /// Writes the targets of the process's standard streams beside the images.
 pub(crate) fn remember_descriptors(images: &Path, pid: i32) -> Result<(), CliError> {

@@ -12,6 +12,7 @@ use clap::Args;
 
 use crate::cli::CliError;
 
+pub use around::DESCRIPTORS;
 pub(crate) use around::{adopt, descriptors, make_places, remember_descriptors, run_hooks};
 pub(crate) use options::{Dump, Restore, external_descriptors};
 pub(crate) use session::{Kind, Notice, call};

@@ -2,6 +2,7 @@
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
@@ -35,7 +36,7 @@ pub(crate) struct Notice {
 }
 
 /// Standard input, output and errors of CRIU, and of what it restores; else the caller's, where
-/// it restores, and none.
+/// it restores, and none where it saves.
 pub(crate) type Streams = Option<[OwnedFd; 3]>;
 
 /// Makes the request; `options` are asked for once CRIU runs, and get its pid.
@@ -62,6 +63,11 @@ pub(crate) fn call(
                 .stdout(Stdio::null())
                 .stderr(Stdio::null()),
         ),
+    }
+    if kind != Kind::Restore {
+        // Keys pressed at the caller's terminal are not for it: killed at its work, it would leave
+        // processes as it has changed them. It notices by itself that its caller is gone.
+        command.process_group(0);
     }
     let mut child = command.spawn().map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {
