@@ -139,6 +139,8 @@ try "nor as a copy" 'to volume small: .*Disk quota exceeded.*exit 1' corten volu
 try "nothing is left of it" '^0 exit 0' sh_ 'ls -A /var/lib/corten/volumes/small/_data | wc -l'
 try "volume rm" 'exit 0' corten volume rm fits small
 
+. /network.sh
+
 try "restart" 'exit 0' sh_ 'corten run -d --name again base sleep 600 && corten restart -t 0 again && corten exec again true'
 try "system check" 'exit 0' corten system check
 try "rm -f" 'exit 0' corten rm -f again

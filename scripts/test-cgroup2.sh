@@ -80,10 +80,12 @@ if criu=$(command -v criu); then
     done
   done
 fi
+# What speaks SCTP, where this machine has it; no module of it is needed.
+[ ! -x /usr/bin/perl ] || with_libraries /usr/bin/perl
 printf '%s\n' root:x:0:0:root:/root:/bin/sh nobody:x:65534:65534:nobody:/:/bin/sh >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 echo vm >"$root/etc/hostname"
-for part in net lib crypto fs/overlayfs fs/fuse fs/quota drivers/net/veth.ko* drivers/net/bridge drivers/virtio drivers/block/virtio_blk.ko*; do
+for part in net lib crypto fs/overlayfs fs/fuse fs/quota drivers/net/veth.ko* drivers/net/bridge drivers/net/macvlan.ko* drivers/net/ipvlan drivers/net/dummy.ko* drivers/virtio drivers/block/virtio_blk.ko*; do
   for found in "$kernel/lib/modules/$release/kernel"/$part; do
     [ -e "$found" ] || continue
     target=$root/${found#"$kernel/"}
@@ -127,6 +129,7 @@ cp "$root/etc/passwd" "$root/etc/group" "$base/etc/"
 tar --owner=0 --group=0 -C "$base" -cf "$root/context/rootfs.tar" .
 cp "$here/test-cgroup2-guest.sh" "$root/init"
 cp "$here/test-vm-runtime-guest.sh" "$root/runtime.sh"
+cp "$here/test-vm-network-guest.sh" "$root/network.sh"
 chmod 755 "$root/init"
 (cd "$root" && find . | cpio --quiet -o -H newc) | gzip -1 >"$work/initrd"
 truncate -s 2G "$work/disk"

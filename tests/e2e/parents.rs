@@ -128,7 +128,11 @@ fn containers_have_links_of_their_own_on_a_parent() {
     );
 
     // A second one shares the parent, but not all of it.
-    engine.ok(create("macvlan", &[&parent], "more"));
+    let mut args = create("macvlan", &[&parent], "more");
+    args.insert(2, "--ipv6".to_owned());
+    engine.ok(args);
+    let address = ["run", "--rm", "--network", "more", "alpine", "ip", "addr"];
+    assert!(engine.ok(address).contains("inet6 fd"), "chosen subnets");
     let refused = engine.fails(
         1,
         create("macvlan", &[&parent, "macvlan_mode=passthru"], "whole"),

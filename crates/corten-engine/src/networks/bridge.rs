@@ -107,7 +107,7 @@ pub(super) fn claim(engine: &Engine, row: &NetworkRow) -> Result<BridgeSpec> {
         }
     }
     if row.ipv6 && row.pool(true).is_none() {
-        let subnet = free_subnet6(engine, &taken)?;
+        let subnet = free_subnet6(&engine.id()?, &taken)?;
         row.ipam.pools.push(chosen(IpNet::V6(subnet)));
     }
     let wanted = row.spec(engine)?;
@@ -191,9 +191,8 @@ fn settle(engine: &Engine, mut row: NetworkRow, spec: &BridgeSpec) -> Result<()>
     })
 }
 
-/// A free /64 of this engine's unique local /48 (RFC 4193), which follows from its id.
-pub(super) fn free_subnet6(engine: &Engine, taken: &[IpNet]) -> Result<Ipv6Net> {
-    let id = engine.id()?;
+/// A free /64 of an engine's unique local /48 (RFC 4193), which follows from its id.
+pub(super) fn free_subnet6(id: &str, taken: &[IpNet]) -> Result<Ipv6Net> {
     let digest = corten_oci::Digest::of(id.as_bytes());
     let global = u128::from_str_radix(&digest.hex()[..10], 16).unwrap_or_default();
     let prefix = (0xfd_u128 << 120) | (global << 80);

@@ -201,25 +201,24 @@ fn to_container(
     proto: Proto,
 ) -> Result<CheckResponse> {
     let Side::Container(asker) = from else {
-        let addresses: Vec<IpAddr> = places(to).flat_map(|(_, all)| all).collect();
-        let targets = at(&addresses, port);
-        let mut answer = judge(None, to.pid, &to.name, &targets, port, proto, || {
-            drops(Path::Output, &targets)
-        })?;
-        if !answer.reachable {
-            let rows = engine.database().read(row::all)?;
-            let mut on_parents = rows
-                .iter()
-                .filter(|row| row.shares_parent() && to.endpoint(&row.id).is_some());
-            answer.reasons.extend(on_parents.next().map(|row| {
-                format!(
-                    "the host does not reach containers on {} networks of its own links ({}): \
-                     others on that link do",
-                    row.driver, row.name
-                )
-            }));
+        // Not by a parent link: what answers there is somebody else, if anybody.
+        let rows = engine.database().read(row::all)?;
+        let on_parent = |id: &str| rows.iter().find(|row| row.id == id && row.shares_parent());
+        let (parents, bridges): (Vec<_>, Vec<_>) =
+            places(to).partition(|(id, _)| on_parent(id).is_some());
+        if let (Some((id, _)), true) = (parents.first(), bridges.is_empty()) {
+            let driver = on_parent(id).map_or("", |row| &row.driver);
+            return Ok(CheckResponse::no([format!(
+                "the host does not reach containers on {driver} networks of its own links; others \
+                 on such a link reach {}",
+                to.name
+            )]));
         }
-        return Ok(answer);
+        let addresses: Vec<IpAddr> = bridges.into_iter().flat_map(|(_, all)| all).collect();
+        let targets = at(&addresses, port);
+        return judge(None, to.pid, &to.name, &targets, port, proto, || {
+            drops(Path::Output, &targets)
+        });
     };
     if asker.id == to.id {
         let targets = [SocketAddr::from(([127, 0, 0, 1], port.unwrap_or(NO_PORT)))];

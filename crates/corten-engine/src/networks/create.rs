@@ -27,12 +27,13 @@ pub(super) fn create(
     request: NetworkCreateRequest,
 ) -> Result<NetworkCreateResponse> {
     let mut row = check(engine, request)?;
+    let engine_id = engine.id()?;
     let lock = NetworkLock::shared(engine)?;
     engine.write(Durability::Synced, |c| {
         let others = row::all(c)?;
         refuse_overlap(&row, &others)?;
         if row.shares_parent() {
-            shared::settle(engine, &mut row, &others)?;
+            shared::settle(engine, &engine_id, &mut row, &others)?;
         }
         row::insert(c, &row)
     })?;

@@ -177,8 +177,13 @@ impl NetworkRow {
 }
 
 /// Chooses the subnets that the user has not, and refuses a parent that cannot be shared with the
-/// networks there are.
-pub(super) fn settle(engine: &Engine, row: &mut NetworkRow, others: &[NetworkRow]) -> Result<()> {
+/// networks there are. In a transaction: the engine's database must not be asked.
+pub(super) fn settle(
+    engine: &Engine,
+    engine_id: &str,
+    row: &mut NetworkRow,
+    others: &[NetworkRow],
+) -> Result<()> {
     let options = row.shared_options()?;
     for other in others.iter().filter(|other| other.shares_parent()) {
         let theirs = other.shared_options()?;
@@ -202,7 +207,7 @@ pub(super) fn settle(engine: &Engine, row: &mut NetworkRow, others: &[NetworkRow
         row.ipam.pools.insert(0, bridge::chosen(IpNet::V4(subnet)));
     }
     if row.ipv6 && row.pool(true).is_none() {
-        let subnet = bridge::free_subnet6(engine, &taken)?;
+        let subnet = bridge::free_subnet6(engine_id, &taken)?;
         row.ipam.pools.push(bridge::chosen(IpNet::V6(subnet)));
     }
     Ok(())
