@@ -28,7 +28,9 @@ declare -A host=() lan=() call=()
 cleanup() {
   # While its engine still lives: shims would outlive it.
   [ -z "${call[docker]:-}" ] || ${call[docker]} ps -aq 2>/dev/null | xargs -r ${call[docker]} rm -f >/dev/null 2>&1 || true
-  [ -z "${call[corten]:-}" ] || ${call[corten]} system reset --force >/dev/null 2>&1 || true
+  # The namespace may have been ended before this, with a whole group of processes.
+  [ -z "${call[corten]:-}" ] || ${call[corten]} system reset --force >/dev/null 2>&1 ||
+    "$corten" system reset --force >/dev/null 2>&1 || true
   "$corten" --root "$work/base" system reset --force >/dev/null 2>&1 || true
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
   wait 2>/dev/null || true
