@@ -289,6 +289,7 @@ fn without_masquerade_the_outside_sees_containers() {
     let lab = Lab::new();
     let net = BridgeSpec {
         masquerade: false,
+        masquerade6: false,
         ..dual("ct0", "10.99.0.0/24", "fd00:99::/64")
     };
     lab.on_host(|| ensure_bridge(&net).unwrap());

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use corten_db::Durability;
-use corten_network::{BridgeSpec, IpNet, Ipv4Net, Ipv6Net, ipam};
+use corten_network::{BridgeSpec, IpNet, Ipv4Net, Ipv6Net, NetworkError, ipam};
 use rusqlite::params;
 
 use super::options::{self, BridgeOptions};
@@ -106,12 +106,39 @@ pub(super) fn claim(engine: &Engine, row: &NetworkRow) -> Result<BridgeSpec> {
             taken.extend(other.ipam.pools.iter().map(|p| p.subnet));
         }
     }
-    if row.ipv6 && row.pool(true).is_none() {
-        let subnet = free_subnet6(&engine.id()?, &taken)?;
-        row.ipam.pools.push(chosen(IpNet::V6(subnet)));
+    let chooses6 = row.ipv6 && row.pool(true).is_none();
+    loop {
+        let mut row = row.clone();
+        if chooses6 {
+            let subnet = free_subnet6(&engine.id()?, &taken)?;
+            row.ipam.pools.push(chosen(IpNet::V6(subnet)));
+        }
+        let wanted = row.spec(engine)?;
+        match claim_among(engine, &row, &wanted, &taken) {
+            Ok(spec) => {
+                settle(engine, row, &spec)?;
+                return Ok(spec);
+            }
+            // Somebody chose the same at the same time, and was faster.
+            Err(NetworkError::SubnetInUse {
+                subnet: subnet @ IpNet::V6(_),
+                ..
+            }) if chooses6 => taken.push(subnet),
+            Err(NetworkError::SubnetsExhausted) => {
+                return Err(wanted.subnet.map_or_else(exhausted, in_the_way));
+            }
+            Err(other) => return Err(other.into()),
+        }
     }
-    let wanted = row.spec(engine)?;
-    let asked = wanted.subnet;
+}
+
+/// Makes a network's bridge on the IPv4 subnet that is asked for, or on a free one.
+fn claim_among(
+    engine: &Engine,
+    row: &NetworkRow,
+    wanted: &BridgeSpec,
+    taken: &[IpNet],
+) -> std::result::Result<BridgeSpec, NetworkError> {
     let taken4: Vec<Ipv4Net> = taken
         .iter()
         .filter_map(|net| match net {
@@ -119,20 +146,15 @@ pub(super) fn claim(engine: &Engine, row: &NetworkRow) -> Result<BridgeSpec> {
             IpNet::V6(_) => None,
         })
         .collect();
-    let candidates: Box<dyn Iterator<Item = Ipv4Net>> = match asked {
+    let candidates: Box<dyn Iterator<Item = Ipv4Net>> = match wanted.subnet {
         Some(subnet) => Box::new(std::iter::once(subnet)),
         None => ipam::candidates(engine.layout().subnet_seed()),
     };
-    let spec = corten_network::claim_bridge(&wanted, row.ipv4.then_some(candidates), &taken4)
-        .map_err(|error| match (error, asked) {
-            (corten_network::NetworkError::SubnetsExhausted, Some(subnet)) => in_the_way(subnet),
-            (corten_network::NetworkError::SubnetsExhausted, None) => EngineError::BadParameter(
-                "all predefined address pools have been fully subnetted".to_owned(),
-            ),
-            (other, _) => other.into(),
-        })?;
-    settle(engine, row, &spec)?;
-    Ok(spec)
+    corten_network::claim_bridge(wanted, row.ipv4.then_some(candidates), &taken4)
+}
+
+fn exhausted() -> EngineError {
+    EngineError::BadParameter("all predefined address pools have been fully subnetted".to_owned())
 }
 
 /// A subnet that the user has not chosen.
@@ -199,11 +221,7 @@ pub(super) fn free_subnet6(id: &str, taken: &[IpNet]) -> Result<Ipv6Net> {
     (0..=u16::MAX)
         .filter_map(|n| Ipv6Net::new(Ipv6Addr::from_bits(prefix | (u128::from(n) << 64)), 64))
         .find(|net| !taken.iter().any(|t| t.overlaps(&IpNet::V6(*net))))
-        .ok_or_else(|| {
-            EngineError::BadParameter(
-                "all predefined address pools have been fully subnetted".to_owned(),
-            )
-        })
+        .ok_or_else(exhausted)
 }
 
 /// Brings the default bridge up; its network's id, and what it is. Blocks.

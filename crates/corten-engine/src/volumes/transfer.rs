@@ -137,6 +137,9 @@ fn bring(
     put: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
 ) -> Result<()> {
     let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof if action == "import" => {
+            bad(format!("{action} to volume {name}: {source}"))
+        }
         io::ErrorKind::InvalidData | io::ErrorKind::Other | io::ErrorKind::UnexpectedEof => {
             EngineError::Archive(format!("{action} to volume {name}: {source}"))
         }
