@@ -261,6 +261,20 @@ fn a_running_container_is_connected_and_disconnected() {
         "other",
     ];
     assert!(engine.fails(1, taken).contains("Address already in use"));
+    // Nor does it keep an address: what has none on a network is not in its way.
+    engine.ok(["network", "create", "aside"]);
+    let ifname = "com.docker.network.endpoint.ifname=eth0";
+    let named = [
+        "network",
+        "connect",
+        "--driver-opt",
+        ifname,
+        "aside",
+        "other",
+    ];
+    let refused = engine.fails(1, named);
+    assert!(refused.contains("eth0 is in use"), "{refused}");
+    engine.ok(["network", "rm", "aside"]);
     assert_eq!(
         of(
             &engine,

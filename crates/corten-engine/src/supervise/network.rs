@@ -263,26 +263,31 @@ fn plan(
         let driver = shared::bring_up(engine, &row)?;
         fresh.push((endpoint, row, driver));
     }
-    let mut made = Vec::new();
-    if !fresh.is_empty() {
-        made = engine.write(Durability::Relaxed, |c| {
+    let named = |made: &[Given]| {
+        let mut all: Vec<Given> = wanted
+            .iter()
+            .filter_map(|endpoint| {
+                let made = made.iter().find(|g| g.state.network == endpoint.network);
+                held(endpoint).or(made).cloned()
+            })
+            .collect();
+        for (endpoint, _, _) in &fresh {
+            name_link(&mut all, endpoint)?;
+        }
+        Ok::<_, EngineError>(all)
+    };
+    let mut all = if fresh.is_empty() {
+        named(&[])?
+    } else {
+        // With the names: what cannot have the one it is to have must not keep its addresses.
+        engine.write(Durability::Relaxed, |c| {
             let mut made = Vec::new();
             for (endpoint, row, driver) in &fresh {
                 made.push(give(engine, c, container, endpoint, row, driver)?);
             }
-            Ok(made)
-        })?;
-    }
-    let mut all: Vec<Given> = wanted
-        .iter()
-        .filter_map(|endpoint| {
-            let made = made.iter().find(|g| g.state.network == endpoint.network);
-            held(endpoint).or(made).cloned()
-        })
-        .collect();
-    for (endpoint, _, _) in &fresh {
-        name_link(&mut all, endpoint)?;
-    }
+            named(&made)
+        })?
+    };
     choose_ways_out(&mut all);
     Ok(all)
 }
