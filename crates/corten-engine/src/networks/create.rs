@@ -229,6 +229,8 @@ fn pools(configs: &[IpamConfig], ipv6: bool) -> Result<Vec<PoolSettings>> {
         }
     }
     if errors.is_empty() {
+        // As Docker keeps them. Its command line sends them in any order, another each time.
+        pools.sort_by_key(|pool| pool.subnet.is_ipv6());
         return Ok(pools);
     }
     Err(bad(format!("invalid network config:\n{}", joined(&errors))))
@@ -396,6 +398,14 @@ mod tests {
         assert_eq!(read.len(), 2);
         assert_eq!(read[0].aux["a"].to_string(), "10.5.0.7");
         assert!(read[0].asked && read[0].gateway_asked && !read[1].gateway_asked);
+        // IPv4 first, each family's in the order they came in.
+        let mixed = ["fd00:2::/64", "10.6.0.0/16", "fd00:1::/64", "10.5.0.0/16"];
+        let read = pools(&mixed.map(|subnet| config(subnet, "", "", "")), true).unwrap();
+        let read: Vec<String> = read.iter().map(|p| p.subnet.to_string()).collect();
+        assert_eq!(
+            read,
+            ["10.6.0.0/16", "10.5.0.0/16", "fd00:2::/64", "fd00:1::/64"]
+        );
         // Docker's: of IPv6, and the network is not.
         assert!(
             pools(&[config("fd00:1::/64", "", "", "")], false)
