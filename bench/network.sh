@@ -9,6 +9,8 @@
 # Every contender has a network namespace of its own as its host, with one beside it for its LAN, so
 # that neither meets the rules of this machine or the other's. "Bare" is a bridge and veth pairs, routed,
 # without any rule. Contenders take turns; medians of ROUNDS (9 if not said) of SECONDS_EACH (1) seconds each.
+# Both sides of a connection run before everything else on the machine (`chrt`), so that what others do
+# there at the moment is not measured.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 corten=$(realpath "$1")
@@ -38,6 +40,8 @@ cleanup() {
 }
 trap cleanup EXIT
 
+first=
+! command -v chrt >/dev/null 2>&1 || first="chrt -r 1"
 in_() { # in_ PID COMMAND...: in that process's network
   nsenter --net="/proc/$1/ns/net" "${@:2}"
 }
@@ -128,7 +132,7 @@ for name in $contenders; do
     done
   fi
   # Not by a function: what is killed in the end must be the server itself.
-  nsenter --net="/proc/${pid[$name-web]}/ns/net" python3 bench/network.py serve 8080 >/dev/null &
+  nsenter --net="/proc/${pid[$name-web]}/ns/net" $first python3 bench/network.py serve 8080 >/dev/null &
   pids+=($!)
 done
 sleep 1
@@ -157,7 +161,7 @@ measure() {
         esac
         arguments+=("$argument")
       done
-      in_ "$from" python3 bench/network.py "${arguments[@]}" >>"$work/results/$test-$name" || true
+      in_ "$from" $first python3 bench/network.py "${arguments[@]}" >>"$work/results/$test-$name" || true
     done
   done
   settle "$test"
@@ -227,7 +231,7 @@ for name in $contenders; do
   $engine rm -f web >/dev/null
   $engine run -d --name web --network front -p "8080-$((8080 + many - 1)):8080-$((8080 + many - 1))" "$image" sleep 100000 >/dev/null
   pid[$name-web]=$($engine inspect -f '{{.State.Pid}}' web)
-  nsenter --net="/proc/${pid[$name-web]}/ns/net" python3 bench/network.py serve $((8080 + many - 1)) >/dev/null &
+  nsenter --net="/proc/${pid[$name-web]}/ns/net" $first python3 bench/network.py serve $((8080 + many - 1)) >/dev/null &
   pids+=($!)
 done
 all=$contenders

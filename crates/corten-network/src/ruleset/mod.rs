@@ -14,16 +14,17 @@
 //!   map published[6]_at { addr . proto . port : addr . port }   published on one
 //!   map open[6][_at]                                    those of them past the host's input rules
 //!   set guarded      { type nf_proto }                  families the host's input rules drop by default
-//!   chain guard      { prerouting, raw: from a bridge to or from 127.0.0.0/8 → drop;
-//!                      not from lo to a port published at 127.0.0.0/8 → drop }
+//!   chain guard      { prerouting, raw: to 127.0.0.0/8 → jump loopback; from there, from a bridge → drop }
+//!   chain loopback   { from a bridge → drop; not from lo to a port published there → drop }
 //!   chain prerouting { nat: not from lo to 127.0.0.0/8 → as it is;
 //!                      from outside by a guarded family → goto asked }
 //!   chain prerouting, output { to an address of this host → jump publish }
 //!   chain asked      { to an address of this host → jump open }
 //!   chain publish[6] { dnat through published_at, then published }
 //!   chain open[6]    { dnat through open_at, then open }
-//!   chain forward    { filter: to a bridge only replies, published ports and icc; internal: nothing }
-//!   chain postrouting { nat: masquerade hairpin, 127.0.0.1 → bridge, masqueraded → outside }
+//!   chain forward    { filter: what goes on; to a bridge only published ports and icc; internal: nothing }
+//!   chain postrouting { nat: goto leaving[6] }
+//!   chain leaving[6] { masquerade hairpin, 127.0.0.1 → bridge, masqueraded → outside }
 //! }
 //! ```
 //! `[6]` is one of each family. `::1` and link-local addresses cannot be translated: packets from there

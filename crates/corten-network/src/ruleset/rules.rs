@@ -7,17 +7,20 @@ use super::elements::{
 use crate::nft::{Ct, Expr, Hook, Meta, Transaction, Verdict, reg};
 
 /// An empty chain whose name is the version of the rules; it is there if they are that or newer.
-pub(super) const VERSION: &str = "rules-4";
+pub(super) const VERSION: &str = "rules-5";
 /// Those of older versions, which are kept: a supervisor of an older program looks for its own, finds
 /// it, and leaves the newer rules alone. Newer rules must therefore do with the elements of older ones.
-const OLDER: [&str; 3] = ["rules-1", "rules-2", "rules-3"];
+const OLDER: [&str; 4] = ["rules-1", "rules-2", "rules-3", "rules-4"];
 /// Families as `meta nfproto` has them.
 pub(super) const NFPROTO_IPV4: u8 = 2;
 pub(super) const NFPROTO_IPV6: u8 = 10;
 /// `RTN_LOCAL`: an address of this host.
 const LOCAL: u32 = 2;
 /// `NF_CT_STATE_BIT`s of established and related.
-const REPLY: u32 = 0b110;
+const GOES_ON: u32 = 0b110;
+/// Offsets in the IPv4 header (RFC 791).
+const SOURCE4: u32 = 12;
+const DESTINATION4: u32 = 16;
 /// `IPS_DST_NAT`.
 const DST_NAT: u32 = 1 << 5;
 
@@ -43,7 +46,9 @@ pub(super) fn define(t: &mut Transaction<'_>) {
     for version in OLDER.into_iter().chain([VERSION]) {
         t.chain(version, None);
     }
-    for chain in ["asked", "publish", "publish6", "open", "open6"] {
+    for chain in [
+        "loopback", "asked", "publish", "publish6", "open", "open6", "leaving", "leaving6",
+    ] {
         t.chain(chain, None);
     }
     // Priorities: raw -300, dstnat -100, filter 0, srcnat 100 (nft(8), "Standard priority names").
@@ -59,47 +64,56 @@ pub(super) fn define(t: &mut Transaction<'_>) {
     postrouting(t);
 }
 
+// Every packet of the host passes `guard` and `forward`: what most of them fail comes first in a rule, and
+// a name of a link, which is sixteen bytes to be hashed, last.
+
 fn guard(t: &mut Transaction<'_>) {
-    // Offsets of the IPv4 header: source 12, destination 16 (RFC 791).
-    for (offset, comment) in [
-        (16, "to the host's loopback"),
-        (12, "from a forged loopback"),
-    ] {
-        let mut rule = vec![
-            Expr::Meta(Meta::InName, reg::KEY),
-            Expr::In(BRIDGES.name, reg::KEY),
-        ];
-        rule.extend(ipv4());
-        rule.extend(loopback(offset));
-        rule.push(Expr::Verdict(Verdict::Drop));
-        t.rule("guard", comment, &rule);
-    }
+    let from_bridge = [
+        Expr::Meta(Meta::InName, reg::KEY),
+        Expr::In(BRIDGES.name, reg::KEY),
+        Expr::Verdict(Verdict::Drop),
+    ];
+    let mut rule = |chain, comment, exprs: &[&[Expr]]| t.rule(chain, comment, &exprs.concat());
+    rule(
+        "guard",
+        "to a loopback",
+        &[
+            &ipv4(),
+            &loopback(DESTINATION4),
+            &[Expr::Verdict(Verdict::Jump("loopback"))],
+        ],
+    );
+    rule(
+        "guard",
+        "from a forged loopback",
+        &[&ipv4(), &loopback(SOURCE4), &from_bridge],
+    );
+    rule("loopback", "to the host's loopback", &[&from_bridge]);
     // Also where somebody else has switched `route_localnet` on, as kube-proxy does: else it would arrive
     // at the port's socket.
-    let mut rule = to_loopback_from_outside();
-    rule.extend([
-        Expr::Network(16, 4, reg::KEY),
-        Expr::Meta(Meta::Protocol, reg::KEY + 1),
-        Expr::Transport(2, 2, reg::KEY + 2),
-        Expr::Map(PUBLISHED.at.name, reg::KEY),
-        Expr::Verdict(Verdict::Drop),
-    ]);
-    t.rule(
-        "guard",
+    rule(
+        "loopback",
         "published at this address of the loopback (published_at), from outside",
-        &rule,
+        &[
+            &from_outside(),
+            &ipv4(),
+            &[
+                Expr::Network(DESTINATION4, 4, reg::KEY),
+                Expr::Meta(Meta::Protocol, reg::KEY + 1),
+                Expr::Transport(2, 2, reg::KEY + 2),
+                Expr::Map(PUBLISHED.at.name, reg::KEY),
+                Expr::Verdict(Verdict::Drop),
+            ],
+        ],
     );
 }
 
-/// Goes on for IPv4 packets to 127.0.0.0/8 that the host has not sent itself.
-fn to_loopback_from_outside() -> Vec<Expr> {
-    let mut exprs = vec![
+/// Goes on for packets that the host has not sent itself.
+fn from_outside() -> [Expr; 2] {
+    [
         Expr::Meta(Meta::InName, reg::KEY),
         Expr::Differs(reg::KEY, link("lo").key),
-    ];
-    exprs.extend(ipv4());
-    exprs.extend(loopback(16));
-    exprs
+    ]
 }
 
 /// Goes on if the IPv4 address at that offset is in 127.0.0.0/8.
@@ -120,8 +134,8 @@ fn publishing(t: &mut Transaction<'_>) {
         ]
     };
     // RFC 8200: the destination is at 24. fe80::/10, and ::1.
-    let mut loopback = vec![0; 16];
-    if let Some(last) = loopback.last_mut() {
+    let mut loopback6 = vec![0; 16];
+    if let Some(last) = loopback6.last_mut() {
         *last = 1;
     }
     let translatable = [
@@ -129,24 +143,24 @@ fn publishing(t: &mut Transaction<'_>) {
         Expr::Mask(reg::KEY, vec![0xff, 0xc0]),
         Expr::Differs(reg::KEY, vec![0xfe, 0x80]),
         Expr::Network(24, 16, reg::KEY),
-        Expr::Differs(reg::KEY, loopback),
+        Expr::Differs(reg::KEY, loopback6),
     ];
     // Translated, it would be routed on before anybody finds that it has no business on a wire.
-    let mut martian = to_loopback_from_outside();
-    martian.push(Expr::Verdict(Verdict::Accept));
+    let accept = [Expr::Verdict(Verdict::Accept)];
+    let martian: [&[Expr]; 4] = [&ipv4(), &loopback(DESTINATION4), &from_outside(), &accept];
     t.rule(
         "prerouting",
         "to the host's loopback: not translated",
-        &martian,
+        &martian.concat(),
     );
     t.rule(
         "prerouting",
         "from outside, where the host drops by default",
         &[
-            Expr::Meta(Meta::InName, reg::KEY),
-            Expr::NotIn(BRIDGES.name, reg::KEY),
             Expr::Meta(Meta::Family, reg::KEY),
             Expr::In(GUARDED.name, reg::KEY),
+            Expr::Meta(Meta::InName, reg::KEY),
+            Expr::NotIn(BRIDGES.name, reg::KEY),
             Expr::Verdict(Verdict::Goto("asked")),
         ],
     );
@@ -171,7 +185,13 @@ fn translation(t: &mut Transaction<'_>, maps: &'static Maps, chain4: &str, chain
     let (v4, v6) = (ipv4(), ipv6());
     // Where headers have the destination: RFC 791, RFC 8200.
     let families: [(_, &[Expr], _, _, _); 2] = [
-        (chain4, &v4, (16, 4), [&maps.at, &maps.every], Expr::Dnat4),
+        (
+            chain4,
+            &v4,
+            (DESTINATION4, 4),
+            [&maps.at, &maps.every],
+            Expr::Dnat4,
+        ),
         (
             chain6,
             &v6,
@@ -207,6 +227,11 @@ fn forward(t: &mut Transaction<'_>) {
     let mut rule = |comment, exprs: &[&[Expr]]| t.rule("forward", comment, &exprs.concat());
     let accept = [Expr::Verdict(Verdict::Accept)];
     let drop = [Expr::Verdict(Verdict::Drop)];
+    // Of every network: a connection goes on only if its first packet has passed what follows.
+    rule(
+        "connections that go on",
+        &[&ct_bits(Ct::State, GOES_ON), &accept],
+    );
     rule(
         "containers of one network",
         &[
@@ -221,12 +246,8 @@ fn forward(t: &mut Transaction<'_>) {
     rule("out of an internal network", &[&from(INTERNAL.name), &drop]);
     rule("into an internal network", &[&to(INTERNAL.name), &drop]);
     rule(
-        "replies",
-        &[&to(BRIDGES.name), &ct_bits(Ct::State, REPLY), &accept],
-    );
-    rule(
         "published ports",
-        &[&to(BRIDGES.name), &ct_bits(Ct::Status, DST_NAT), &accept],
+        &[&ct_bits(Ct::Status, DST_NAT), &to(BRIDGES.name), &accept],
     );
     rule(
         "everything else to a container",
@@ -238,37 +259,53 @@ fn postrouting(t: &mut Transaction<'_>) {
     let out = Expr::Meta(Meta::OutName, reg::KEY);
     let to_bridge = [out.clone(), Expr::In(BRIDGES.name, reg::KEY)];
     let to_outside = [out, Expr::NotIn(BRIDGES.name, reg::KEY)];
-    // Where headers have the source: RFC 791, RFC 8200.
-    let (source4, source6) = (
-        Expr::Network(12, 4, reg::KEY),
-        Expr::Network(8, 16, reg::KEY),
-    );
-    let from_loopback = loopback(12);
-    let mut rule = |comment, exprs: &[&[Expr]]| t.rule("postrouting", comment, &exprs.concat());
     let masquerade = [Expr::Masquerade];
-    rule(
-        "127.0.0.1 to a published port",
-        &[&to_bridge, &ipv4(), &from_loopback, &masquerade],
-    );
-    let families = [
-        (ipv4(), source4, &SUBNETS, &MASQUERADED),
-        (ipv6(), source6, &SUBNETS6, &MASQUERADED6),
+    let mut rule = |chain, comment, exprs: &[&[Expr]]| t.rule(chain, comment, &exprs.concat());
+    // Said again in each chain: `nft list` shows addresses by their names with it.
+    let (v4, v6) = (ipv4(), ipv6());
+    // Where headers have the source: RFC 791, RFC 8200.
+    let families: [(_, &[Expr], _, _, _); 2] = [
+        (
+            "leaving",
+            &v4,
+            Expr::Network(SOURCE4, 4, reg::KEY),
+            &SUBNETS,
+            &MASQUERADED,
+        ),
+        (
+            "leaving6",
+            &v6,
+            Expr::Network(8, 16, reg::KEY),
+            &SUBNETS6,
+            &MASQUERADED6,
+        ),
     ];
-    for (family, source, subnets, masqueraded) in families {
+    for (chain, family, source, subnets, masqueraded) in families {
+        let go = [Expr::Verdict(Verdict::Goto(chain))];
+        rule("postrouting", "connections from here", &[family, &go]);
+        if chain == "leaving" {
+            rule(
+                chain,
+                "127.0.0.1 to a published port",
+                &[family, &loopback(SOURCE4), &to_bridge, &masquerade],
+            );
+        }
         let from = |set: &'static str| [source.clone(), Expr::In(set, reg::KEY)];
         rule(
+            chain,
             "container to a published port of its own or a neighbour's",
             &[
-                &to_bridge,
-                &family,
                 &ct_bits(Ct::Status, DST_NAT),
+                family,
                 &from(subnets.name),
+                &to_bridge,
                 &masquerade,
             ],
         );
         rule(
+            chain,
             "container to outside",
-            &[&to_outside, &family, &from(masqueraded.name), &masquerade],
+            &[family, &from(masqueraded.name), &to_outside, &masquerade],
         );
     }
 }
