@@ -32,6 +32,7 @@ pub(crate) mod state;
 mod stats;
 mod stop;
 mod top;
+pub(crate) mod turn;
 mod update;
 mod wait;
 

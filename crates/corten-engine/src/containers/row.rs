@@ -422,6 +422,12 @@ pub(crate) fn set_ended(c: &Connection, id: &str, ended: &Ended<'_>) -> Result<(
     endpoints::clear_live(c, id)
 }
 
+/// Whether a supervisor that began before there were endpoints has written what the container has.
+pub(crate) fn has_older_state(c: &Connection, id: &str) -> Result<bool> {
+    let mut statement = c.prepare_cached("SELECT network <> '' FROM containers WHERE id = ?")?;
+    Ok(statement.query_row([id], |r| r.get(0))?)
+}
+
 /// The out-of-memory killer has come.
 pub(crate) fn set_oom(c: &Connection, id: &str) -> Result<()> {
     c.prepare_cached("UPDATE containers SET oom_killed = 1 WHERE id = ?")?

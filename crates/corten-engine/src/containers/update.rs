@@ -19,6 +19,7 @@ use corten_runtime::Cgroup;
 use serde::Deserialize;
 
 use super::row::{self, Container, Status};
+use super::turn::Turn;
 use super::{event, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -46,6 +47,12 @@ pub struct ContainerUpdate {
     pub remove_ports: Option<PortMap>,
 }
 
+impl ContainerUpdate {
+    fn mentions_ports(&self) -> bool {
+        self.ports.is_some() || self.add_ports.is_some() || self.remove_ports.is_some()
+    }
+}
+
 /// Changes a container: all that is asked for, or nothing.
 pub(super) async fn update(
     engine: &Engine,
@@ -56,10 +63,22 @@ pub(super) async fn update(
     let context = format!("Cannot update container {name}");
     // To its end even if the client leaves: what is written is carried out, or put back.
     let work = tokio::spawn(async move {
-        let (response, written) = engine
-            .blocking(move |engine| change(engine, &name, &asked))
+        let (turn, response, written) = engine
+            .blocking(move |engine| {
+                let id = state::find(engine, &name)?.id;
+                let turn = Turn::of(engine, &id)?;
+                // Who changed ports before may have been killed before it was carried out.
+                if asked.mentions_ports()
+                    && let Err(error) = crate::networks::tell(engine, &id)
+                {
+                    tracing::warn!(container = %id, %error, "an earlier change is not carried out");
+                }
+                let (response, written) = change(engine, &name, &asked)?;
+                Ok((turn, response, written))
+            })
             .await?;
         written.carry_out(&engine).await?;
+        drop(turn);
         Ok(response)
     });
     work.await.map_err(|error| EngineError::Other {
@@ -164,7 +183,7 @@ fn change(
 
 /// The ports a container is to have published; `None` when that does not change.
 fn ports(name: &str, host: &HostConfig, update: &ContainerUpdate) -> Result<Option<PortMap>> {
-    if update.ports.is_none() && update.add_ports.is_none() && update.remove_ports.is_none() {
+    if !update.mentions_ports() {
         return Ok(None);
     }
     let modes = Modes::read(host)?;

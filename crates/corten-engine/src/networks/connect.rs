@@ -1,7 +1,7 @@
 //! Connecting containers to networks and taking them off, while they run or not.
 //!
 //! What is wanted is written into the rows; the supervisor of a running container then brings it in
-//! line with them. When it cannot, the wish is taken back.
+//! line with them. When it cannot, the wish is taken back. Changes of one container take turns.
 
 use bollard_stubs::models::{EndpointSettings, NetworkConnectRequest, NetworkDisconnectRequest};
 use corten_db::Durability;
@@ -14,6 +14,7 @@ use crate::containers::endpoints::{self, Endpoint};
 use crate::containers::networking::{self, PRIVATE, SHARED};
 use crate::containers::row::{self as containers, Container, Status};
 use crate::containers::state;
+use crate::containers::turn::Turn;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::parse::bad;
@@ -27,27 +28,32 @@ pub(super) async fn connect(
     network: &str,
     request: NetworkConnectRequest,
 ) -> Result<()> {
-    let network = network.to_owned();
-    let added = engine
-        .blocking(move |engine| {
-            let id = findable(engine, &request.container)?.id;
-            let settings = request.endpoint_config.unwrap_or_default();
-            engine.write(Durability::Synced, |c| add(c, &id, &network, &settings))
-        })
-        .await?;
-    let Some((container, network)) = added else {
-        return Ok(());
-    };
-    let Err(error) = told(engine, &container).await else {
-        return Ok(());
-    };
-    let id = container.id;
-    engine
-        .blocking(move |engine| {
-            engine.write(Durability::Synced, |c| endpoints::remove(c, &id, &network))
-        })
-        .await?;
-    Err(error)
+    let (engine, network) = (engine.clone(), network.to_owned());
+    let context = format!("connect to network {network}");
+    to_its_end(context, async move {
+        let (turn, id) = turn(&engine, request.container).await?;
+        let settings = request.endpoint_config.unwrap_or_default();
+        let added = engine
+            .blocking(move |engine| {
+                engine.write(Durability::Synced, |c| add(c, &id, &network, &settings))
+            })
+            .await?;
+        let Some((container, network)) = added else {
+            return Ok(());
+        };
+        let Err(error) = told(&engine, &container).await else {
+            return Ok(());
+        };
+        let id = container.id;
+        engine
+            .blocking(move |engine| {
+                engine.write(Durability::Synced, |c| endpoints::remove(c, &id, &network))
+            })
+            .await?;
+        drop(turn);
+        Err(error)
+    })
+    .await
 }
 
 /// Disconnects a container.
@@ -56,28 +62,71 @@ pub(super) async fn disconnect(
     network: &str,
     request: NetworkDisconnectRequest,
 ) -> Result<()> {
-    let network = network.to_owned();
-    let (container, removed) = engine
+    let (engine, network) = (engine.clone(), network.to_owned());
+    let context = format!("disconnect from network {network}");
+    to_its_end(context, async move {
+        let (turn, id) = turn(&engine, request.container).await?;
+        let (container, removed) = engine
+            .blocking(move |engine| engine.write(Durability::Synced, |c| take(c, &id, &network)))
+            .await?;
+        let Err(error) = told(&engine, &container).await else {
+            return Ok(());
+        };
+        engine
+            .blocking(move |engine| {
+                engine.write(Durability::Synced, |c| give_back(c, &container, &removed))
+            })
+            .await?;
+        drop(turn);
+        Err(error)
+    })
+    .await
+}
+
+/// Even if the client leaves: what is written is carried out, or taken back.
+async fn to_its_end(
+    context: String,
+    work: impl Future<Output = Result<()>> + Send + 'static,
+) -> Result<()> {
+    let done = tokio::spawn(work).await;
+    done.map_err(|error| EngineError::Other {
+        context,
+        source: Box::new(error),
+    })?
+}
+
+/// The turn to change a container, and its id. What somebody has written who was killed before it was
+/// carried out is carried out first: two changes of one network could not be told apart.
+async fn turn(engine: &Engine, name: String) -> Result<(Turn, String)> {
+    let (turn, container, left) = engine
         .blocking(move |engine| {
-            let id = findable(engine, &request.container)?.id;
-            engine.write(Durability::Synced, |c| take(c, &id, &network))
+            let container = findable(engine, &name)?;
+            let turn = Turn::of(engine, &container.id)?;
+            let held = |c: &Connection| super::held(c, &container.id);
+            let left = container.status.is_live() && !engine.database().read(held)?.is_empty();
+            Ok((turn, container, left))
         })
         .await?;
-    let Err(error) = told(engine, &container).await else {
+    if left && let Err(error) = told(engine, &container).await {
+        tracing::warn!(container = %container.id, %error, "an earlier change is not carried out");
+    }
+    Ok((turn, container.id))
+}
+
+/// Gives a place back that could not be taken, with what it has there if it is still the same run.
+fn give_back(c: &Connection, before: &Container, place: &Endpoint) -> Result<()> {
+    let Some(now) = containers::get(c, &before.id)? else {
         return Ok(());
     };
-    engine
-        .blocking(move |engine| {
-            engine.write(Durability::Synced, |c| {
-                endpoints::insert(c, &container, &removed)?;
-                match &removed.live {
-                    Some(live) => endpoints::set_live(c, &container.id, live),
-                    None => Ok(()),
-                }
-            })
-        })
-        .await?;
-    Err(error)
+    endpoints::insert(c, &now, place)?;
+    let same_run = now.status.is_live() && (now.pid, now.started) == (before.pid, before.started);
+    match &place.live {
+        // What an older supervisor has is in the container's own row, and stays there.
+        Some(live) if same_run && !containers::has_older_state(c, &now.id)? => {
+            endpoints::set_live(c, &now.id, live)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A container whose networks can be changed at all.

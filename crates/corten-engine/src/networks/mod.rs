@@ -192,7 +192,10 @@ pub(crate) fn held(c: &Connection, container: &str) -> Result<Vec<String>> {
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Has a container's supervisor bring it in line with its rows. Blocks, in a thread for that.
+/// Has a container's supervisor bring it in line with its rows, of whoever has the [`Turn`] to change it.
+/// Blocks, in a thread for that.
+///
+/// [`Turn`]: crate::containers::turn::Turn
 pub(crate) fn tell(engine: &Engine, container: &str) -> Result<()> {
     let found = engine
         .database()

@@ -271,8 +271,14 @@ fn plan(
                 held(endpoint).or(made).cloned()
             })
             .collect();
+        // Those it is to have no more are there until the new ones are.
+        let going = have.iter().filter(|g| {
+            let mut wanted = wanted.iter();
+            wanted.all(|endpoint| endpoint.network != g.state.network)
+        });
+        let going: Vec<&str> = going.map(|g| g.state.ifname.as_str()).collect();
         for (endpoint, _, _) in &fresh {
-            name_link(&mut all, endpoint)?;
+            name_link(&mut all, &going, endpoint)?;
         }
         Ok::<_, EngineError>(all)
     };
@@ -372,12 +378,14 @@ fn give(
 }
 
 /// Gives the link on a network its name inside: the one asked for, or the network's prefix and the
-/// first number that is free.
-fn name_link(all: &mut [Given], endpoint: &Endpoint) -> Result<()> {
+/// first number that is free. `going`: names that are not free yet.
+fn name_link(all: &mut [Given], going: &[&str], endpoint: &Endpoint) -> Result<()> {
     let Some(at) = all.iter().position(|g| g.state.network == endpoint.network) else {
         return Ok(());
     };
-    let taken = |name: &str| name == "lo" || all.iter().any(|g| g.state.ifname == name);
+    let taken = |name: &str| {
+        name == "lo" || going.contains(&name) || all.iter().any(|g| g.state.ifname == name)
+    };
     let name = match endpoint.wish.driver_opts.get(IFNAME) {
         Some(name) if taken(name) => {
             return Err(crate::parse::bad(format!(
@@ -670,11 +678,12 @@ mod tests {
         let mut all: Vec<Given> = ["a", "b", "c"]
             .map(|name| given(name, 0, false, true, false))
             .into();
-        name_link(&mut all, &endpoint("a", Some("eth1"))).unwrap();
-        name_link(&mut all, &endpoint("b", None)).unwrap();
-        name_link(&mut all, &endpoint("c", None)).unwrap();
+        name_link(&mut all, &[], &endpoint("a", Some("eth1"))).unwrap();
+        name_link(&mut all, &[], &endpoint("b", None)).unwrap();
+        name_link(&mut all, &["eth2"], &endpoint("c", None)).unwrap();
         let names: Vec<_> = all.iter().map(|g| g.state.ifname.as_str()).collect();
-        assert_eq!(names, ["eth1", "eth0", "eth2"]);
-        assert!(name_link(&mut all, &endpoint("a", Some("lo"))).is_err());
+        assert_eq!(names, ["eth1", "eth0", "eth3"]);
+        assert!(name_link(&mut all, &[], &endpoint("a", Some("lo"))).is_err());
+        assert!(name_link(&mut all, &["eth9"], &endpoint("a", Some("eth9"))).is_err());
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use corten_db::Durability;
 
 use crate::containers::row::Status;
+use crate::containers::turn::Turn;
 use crate::containers::{files, row, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -176,7 +177,11 @@ impl Check<'_> {
         for (id, detail) in found {
             self.found("endpoint", &id, detail);
             if self.repair && told.insert(id.clone()) {
-                networks::tell(self.engine, &id)?;
+                match Turn::of(self.engine, &id) {
+                    Ok(_turn) => networks::tell(self.engine, &id)?,
+                    Err(EngineError::NoSuchContainer(_)) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok(())
