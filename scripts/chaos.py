@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Clients that run, stop, kill, pause, look into and remove the same few containers at once, half
-of them through `corten serve`, while command lines, supervisors and the server are killed with
--9 at random. Afterwards nothing may be wrong: `system check` finds nothing, what is told of each
-container is true, and nothing of the engine is left once it is reset. Needs root.
+"""Clients that run, stop, kill, pause, look into and remove the same few containers at once, connect
+them to the same few networks and away again, make and remove those, half of it through `corten
+serve`, while command lines, supervisors and the server are killed with -9 at random. Afterwards
+nothing may be wrong: `system check` finds nothing, what is told of each container and of its networks
+is true, and no link, address, rule or row is left once all are removed. Needs root.
 
   scripts/chaos.py --corten BINARY [--minutes N | --seconds N] [--clients N] [--seed N] [--root DIR]
 
 Without --root it makes an engine and the tests' image; with it there must be the image alpine.
 The seed decides what the clients do, not how it meets. Prints what is wrong, and fails then."""
-import argparse, hashlib, importlib.util, json, os, random, shutil, signal, subprocess, sys
-import tempfile, threading, time
+import argparse, hashlib, importlib.util, json, os, random, shutil, signal, sqlite3, subprocess
+import sys, tempfile, threading, time
 
 sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -35,6 +36,8 @@ class Chaos:
         self.corten, self.root = os.path.abspath(asked.corten), os.path.realpath(asked.root)
         self.host = f"unix://{work}/chaos.sock"
         self.names = [f"box{n}" for n in range(max(2, asked.clients))]
+        # The first two stay, so that there is something to connect to; the others come and go.
+        self.networks = [f"net{n}" for n in range(4)]
         self.over = threading.Event()
         self.wrong, self.counts, self.lock = [], {}, threading.Lock()
         self.server = None
@@ -74,6 +77,10 @@ class Chaos:
         while not self.over.is_set():
             name = rng.choice(self.names)
             rm = ["--rm"] if rng.random() < 0.3 else []
+            network, passing = rng.choice(self.networks), rng.choice(self.networks[2:])
+            v6 = ["--ipv6"] if rng.random() < 0.3 else []
+            alias = ["--alias", "a"] if rng.random() < 0.3 else []
+            force = ["-f"] if rng.random() < 0.3 else []
             args = rng.choice([
                 ["run", "-d", "--name", name, *rm, "alpine", "sleep", "1000"],
                 ["run", "-d", "--name", name, *rm, "-p", "80", "alpine", "sleep", "1000"],
@@ -81,6 +88,17 @@ class Chaos:
                 ["run", "-d", "--name", name, "--restart", "on-failure:2", "alpine", "false"],
                 ["run", "--name", name, *rm, "--network", "none", "alpine", "sh", "-c", "exit 3"],
                 ["create", "--name", name, "-v", "/anon", "alpine", "sleep", "1000"],
+                ["run", "-d", "--name", name, *rm, "--network", network, "alpine", "sleep", "1000"],
+                ["create", "--name", name, *rm, "--network", network, "-p", "80", "alpine", "sleep",
+                 "1000"],
+                ["network", "connect", *alias, network, name],
+                ["network", "connect", network, name],
+                ["network", "disconnect", *force, network, name],
+                ["network", "disconnect", "bridge", name], ["network", "connect", "bridge", name],
+                ["network", "create", *v6, passing], ["network", "rm", passing],
+                ["network", "inspect", network],
+                ["update", "--memory", "64m", "--memory-swap", "-1", name],
+                ["port", name], ["stats", "--no-stream", name], ["diff", name],
                 ["start", name], ["stop", "-t", "0", name], ["stop", "-t", "1", name],
                 ["kill", name], ["kill", "-s", "TERM", name], ["restart", "-t", "0", name],
                 ["pause", name], ["unpause", name], ["exec", name, "true"],
@@ -90,7 +108,8 @@ class Chaos:
             ])
             killed = rng.uniform(0.001, 0.15) if rng.random() < 0.2 else None
             code, _ = self.run(*args, kill_after=killed, served=rng.random() < 0.5)
-            self.count(args[0] + (" killed" if code is None else ""))
+            what = " ".join(args[:2] if args[0] == "network" else args[:1])
+            self.count(what + ("" if code == 0 else " killed" if code is None else " refused"))
 
     def serve(self):
         if os.path.exists(self.host[7:]):
@@ -145,10 +164,22 @@ class Chaos:
             if not os.path.exists(f"/proc/{state['Pid']}"):
                 return f"runs without its process: {state}"
         if state["Status"] == "running":
-            code, (_, said) = self.run("exec", id, "true")
+            code, (links, said) = self.run("exec", id, "ip", "-o", "addr")
             if code:
                 return f"is said to run, and cannot be entered: {said}"
+            return self.other_places(told, links)
         return None
+
+    def other_places(self, told, links):
+        """Where a running container says it is on other networks than it is."""
+        settings = json.loads(told)[0]
+        if settings["HostConfig"]["NetworkMode"] in ("none", "host"):
+            return None
+        said = {place[key] for place in settings["NetworkSettings"]["Networks"].values()
+                for key in ("IPAddress", "GlobalIPv6Address") if place[key]}
+        had = {words[3].split("/")[0] for words in map(str.split, links.splitlines())
+               if len(words) > 3 and words[1] != "lo" and not words[3].startswith("fe80:")}
+        return None if said == had else f"says it has {sorted(said)}, and has {sorted(had)}"
 
     def states(self):
         """Complains of each container of which something untrue is told. One that ends or
@@ -176,8 +207,45 @@ class Chaos:
         if code:
             self.complain(f"system check finds something after its sweep: {said}")
 
+    def nothing_left(self, networks):
+        """Without containers, and with so many networks that users made, nothing else is there."""
+        hash = hashlib.sha256(self.root.encode()).hexdigest()
+        deadline = time.time() + 10
+        while True:
+            links = [name for name in os.listdir("/sys/class/net")
+                     if name.startswith(("crt" + hash[:4], "v" + hash[:4]))
+                     and name != "crt" + hash[:8]]
+            # The kernel takes its time over the links of what has just ended.
+            if not links or time.time() > deadline:
+                break
+            time.sleep(0.2)
+        for link in links:
+            self.complain(f"left behind: link {link}")
+        with sqlite3.connect(self.root + "/corten.db") as rows:
+            for table, most in [("addresses", 0), ("endpoints", 0), ("endpoint_names", 0),
+                                ("containers", 0), ("networks", networks)]:
+                found = rows.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                if found > most:
+                    self.complain(f"left behind: {found - most} rows of {table}")
+        told = subprocess.run(["nft", "list", "table", "inet", "corten_" + hash[:8]],
+                              capture_output=True, text=True).stdout
+        for set in ("bridges", "talking", "internal", "published", "published6"):
+            body = told.split(f" {set} {{")[1].split("}")[0] if f" {set} {{" in told else ""
+            names = [word for word in body.replace(",", " ").split() if "crt" in word]
+            if any(name.strip('"') != "crt" + hash[:8] for name in names):
+                self.complain(f"left behind: {set} {names}")
+            if set.startswith("published") and "elements" in body:
+                self.complain(f"left behind: {set} {body}")
+
+    def prune_networks(self):
+        code, said = self.run("network", "prune", "-f")
+        if code:
+            self.complain(f"network prune: {said}")
+
     def all(self, asked):
         self.server = self.serve()
+        for network in self.networks[:2]:
+            self.run("network", "create", network)
         work = [threading.Thread(target=self.client, args=(asked.seed * 1000 + n,))
                 for n in range(asked.clients)]
         work.append(threading.Thread(target=self.killer, args=(asked.seed * 1000 + 999,)))
@@ -203,7 +271,10 @@ class Chaos:
             code, said = self.run("rm", "-f", "-v", id)
             if code and "No such container" not in said[1]:
                 self.complain(f"rm -f {id}: {said}")
+        self.prune_networks()
         self.clean()
+        # The three that every engine has.
+        self.nothing_left(3)
         return history.split()
 
     def left(self, ids):

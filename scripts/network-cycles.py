@@ -7,8 +7,7 @@ afterwards nothing may be wrong or left: links, addresses, rules, rows. Needs ro
   scripts/network-cycles.py --corten BINARY [--cycles N] [--clients N] [--seed N]
 
 A cycle is create, run, connect, disconnect, remove. Prints what is wrong, and fails then."""
-import argparse, hashlib, importlib.util, json, os, random, shutil, sqlite3, subprocess, sys
-import tempfile, threading, time
+import argparse, importlib.util, json, os, random, shutil, sys, tempfile, threading, time
 
 sys.dont_write_bytecode = True
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -117,40 +116,10 @@ class Cycles(chaos.Chaos):
         _, (ids, _) = self.run("ps", "-aq")
         for id in ids.split():
             self.run("rm", "-f", "-v", id)
-        code, said = self.run("network", "prune", "-f")
-        if code:
-            self.complain(f"network prune: {said}")
+        self.prune_networks()
         self.clean()
-        self.nothing_left()
-
-    def nothing_left(self):
-        hash = hashlib.sha256(self.root.encode()).hexdigest()
-        deadline = time.time() + 10
-        while True:
-            links = [name for name in os.listdir("/sys/class/net")
-                     if name.startswith(("crt" + hash[:4], "v" + hash[:4]))
-                     and name != "crt" + hash[:8]]
-            # The kernel takes its time over the links of what has just ended.
-            if not links or time.time() > deadline:
-                break
-            time.sleep(0.2)
-        for link in links:
-            self.complain(f"left behind: link {link}")
-        with sqlite3.connect(self.root + "/corten.db") as rows:
-            for table, most in [("addresses", 0), ("endpoints", 0), ("endpoint_names", 0),
-                                ("containers", 0), ("networks", 3)]:
-                found = rows.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-                if found > most:
-                    self.complain(f"left behind: {found - most} rows of {table}")
-        told = subprocess.run(["nft", "list", "table", "inet", "corten_" + hash[:8]],
-                              capture_output=True, text=True).stdout
-        for set in ("bridges", "talking", "internal", "published", "published6"):
-            body = told.split(f" {set} {{")[1].split("}")[0] if f" {set} {{" in told else ""
-            names = [word for word in body.replace(",", " ").split() if "crt" in word]
-            if any(name.strip('"') != "crt" + hash[:8] for name in names):
-                self.complain(f"left behind: {set} {names}")
-            if set.startswith("published") and "elements" in body:
-                self.complain(f"left behind: {set} {body}")
+        # The three that every engine has.
+        self.nothing_left(3)
 
 
 def main():
