@@ -98,7 +98,7 @@ pub(crate) fn start(
         mounts,
         netns,
         stdio: streams.stdio,
-        cgroup: CgroupSpec::new(cgroup),
+        cgroup: CgroupSpec::counted(cgroup),
     };
     let (running, console) = match from {
         None => {

@@ -18,6 +18,7 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::parse::modes::{Modes, NetworkMode};
 use crate::parse::time;
+use crate::system::info::cgroup2;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -130,7 +131,7 @@ fn take(engine: &Engine, container: &Container, last: Option<Last>) -> Result<(V
     };
     let Some(used) = used else {
         let cpu = cpu(&Stats::default(), None);
-        let mut document = document(container, &Stats::default(), 0);
+        let mut document = document(container, &Stats::default(), 0, false);
         document.insert("read".to_owned(), zero.clone().into());
         document.insert("preread".to_owned(), zero.clone().into());
         document.insert("cpu_stats".to_owned(), cpu.clone());
@@ -145,7 +146,7 @@ fn take(engine: &Engine, container: &Container, last: Option<Last>) -> Result<(V
         read: zero,
         cpu: cpu(&Stats::default(), None),
     });
-    let mut document = document(container, &used, total_memory());
+    let mut document = document(container, &used, total_memory(), cgroup2());
     document.insert("read".to_owned(), now.read.clone().into());
     document.insert("preread".to_owned(), before.read.into());
     document.insert("cpu_stats".to_owned(), now.cpu.clone());
@@ -156,34 +157,38 @@ fn take(engine: &Engine, container: &Container, last: Option<Last>) -> Result<(V
     Ok((document.into(), now))
 }
 
-/// All but times, processors and networks.
-fn document(container: &Container, used: &Stats, machine: u64) -> Map<String, Value> {
+/// All but times, processors and networks. `v2`: in the form that Docker gives it on hosts with
+/// nothing else.
+fn document(container: &Container, used: &Stats, machine: u64, v2: bool) -> Map<String, Value> {
     let mut document = Map::new();
     document.insert("name".to_owned(), format!("/{}", container.name).into());
     document.insert("id".to_owned(), container.id.clone().into());
     document.insert("num_procs".to_owned(), 0.into());
     document.insert("storage_stats".to_owned(), json!({}));
     document.insert("os_type".to_owned(), "linux".into());
-    document.insert("pids_stats".to_owned(), pids(used));
-    document.insert("blkio_stats".to_owned(), block_io(used));
-    document.insert("memory_stats".to_owned(), memory(used, machine));
+    document.insert("pids_stats".to_owned(), pids(used, v2));
+    document.insert("blkio_stats".to_owned(), block_io(used, v2));
+    document.insert("memory_stats".to_owned(), memory(used, machine, v2));
     document
 }
 
-fn pids(used: &Stats) -> Value {
+fn pids(used: &Stats, v2: bool) -> Value {
     let mut pids = Map::new();
     if let Some(current) = used.pids_current {
         pids.insert("current".to_owned(), current.into());
     }
-    if let Some(limit) = used.pids_limit {
+    // Docker leaves out that there is none on v1 only.
+    if let Some(limit) = used.pids_limit.or(v2.then_some(u64::MAX)) {
         pids.insert("limit".to_owned(), limit.into());
     }
     pids.into()
 }
 
-fn block_io(used: &Stats) -> Value {
+fn block_io(used: &Stats, v2: bool) -> Value {
     let table = |name: &str| {
-        let entries = used.io.iter().find(|(known, _)| *known == name);
+        // Of v2 Docker tells the bytes.
+        let told = !v2 || name == "ioServiceBytesRecursive";
+        let entries = used.io.iter().find(|(known, _)| told && *known == name);
         entries.map_or(Value::Null, |(_, entries)| {
             entries
                 .iter()
@@ -191,7 +196,7 @@ fn block_io(used: &Stats) -> Value {
                     json!({
                         "major": entry.major,
                         "minor": entry.minor,
-                        "op": entry.op,
+                        "op": if v2 { entry.op.to_lowercase() } else { entry.op.clone() },
                         "value": entry.value,
                     })
                 })
@@ -204,7 +209,7 @@ fn block_io(used: &Stats) -> Value {
     Value::Object(tables.collect())
 }
 
-fn memory(used: &Stats, machine: u64) -> Value {
+fn memory(used: &Stats, machine: u64, v2: bool) -> Value {
     let Some(usage) = used.memory_usage else {
         return json!({});
     };
@@ -215,7 +220,7 @@ fn memory(used: &Stats, machine: u64) -> Value {
     let mut memory = Map::new();
     memory.insert("usage".to_owned(), usage.into());
     for (name, value) in [
-        ("max_usage", used.memory_max_usage),
+        ("max_usage", used.memory_max_usage.filter(|_| !v2)),
         ("failcnt", used.memory_failcnt),
     ] {
         if let Some(value) = value.filter(|value| *value != 0) {
@@ -332,6 +337,7 @@ fn interfaces(text: &str) -> BTreeMap<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use corten_runtime::cgroup::IoEntry;
 
     #[test]
     fn the_kernels_texts() {
@@ -358,19 +364,47 @@ mod tests {
             pids_current: Some(2),
             ..Stats::default()
         };
-        assert_eq!(memory(&used, 1000)["limit"], 1000);
+        assert_eq!(memory(&used, 1000, false)["limit"], 1000);
         let limited = Stats {
             memory_limit: Some(500),
             ..used.clone()
         };
-        assert_eq!(memory(&limited, 1000)["limit"], 500);
-        assert_eq!(memory(&limited, 1000)["stats"]["inactive_file"], 30);
-        assert_eq!(memory(&Stats::default(), 1000), json!({}));
+        assert_eq!(memory(&limited, 1000, false)["limit"], 500);
+        assert_eq!(memory(&limited, 1000, false)["stats"]["inactive_file"], 30);
+        assert_eq!(memory(&Stats::default(), 1000, false), json!({}));
         let told = cpu(&used, Some(9));
         assert_eq!(told["cpu_usage"]["total_usage"], 7);
         assert_eq!(told["system_cpu_usage"], 9);
         assert!(told["cpu_usage"].get("percpu_usage").is_none());
-        assert_eq!(pids(&used), json!({"current": 2}));
-        assert_eq!(block_io(&used)["io_serviced_recursive"], Value::Null);
+        assert_eq!(pids(&used, false), json!({"current": 2}));
+        assert_eq!(pids(&used, true), json!({"current": 2, "limit": u64::MAX}));
+        assert_eq!(block_io(&used, false)["io_serviced_recursive"], Value::Null);
+    }
+
+    #[test]
+    fn documents_of_v2_are_dockers() {
+        let read = IoEntry {
+            major: 8,
+            minor: 0,
+            op: "Read".to_owned(),
+            value: 512,
+        };
+        let used = Stats {
+            memory_usage: Some(100),
+            memory_max_usage: Some(200),
+            io: vec![
+                ("ioServiceBytesRecursive", vec![read.clone()]),
+                ("ioServicedRecursive", vec![read]),
+            ],
+            ..Stats::default()
+        };
+        let tables = block_io(&used, true);
+        let told = json!([{"major": 8, "minor": 0, "op": "read", "value": 512}]);
+        assert_eq!(tables["io_service_bytes_recursive"], told);
+        assert_eq!(tables["io_serviced_recursive"], Value::Null);
+        let tables = block_io(&used, false);
+        assert_eq!(tables["io_serviced_recursive"][0]["op"], "Read");
+        assert!(memory(&used, 1000, true).get("max_usage").is_none());
+        assert_eq!(memory(&used, 1000, false)["max_usage"], 200);
     }
 }

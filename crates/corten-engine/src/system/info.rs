@@ -78,7 +78,7 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
     let images = engine.store().images().count()?;
     let id = engine.id()?;
     let on = Some(true);
-    let cgroup2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let cgroup2 = cgroup2();
     // What cannot be read is told by whatever needs it.
     let registries = corten_registry::RegistriesConfig::load(&engine.layout().registries());
     let mirrors = registries.map_or_else(|_| Vec::new(), |config| config.hub_mirrors());
@@ -190,6 +190,11 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
         warnings: Some(Vec::new()),
         ..Default::default()
     })
+}
+
+/// Whether this machine has control groups of version 2 alone.
+pub(crate) fn cgroup2() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
 /// A proxy setting of this process, without its password.

@@ -3,7 +3,7 @@
 mod cache_filters;
 mod cache_prune;
 mod df;
-mod info;
+pub(crate) mod info;
 mod reset;
 pub(crate) mod usage;
 

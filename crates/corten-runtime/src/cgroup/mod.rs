@@ -137,6 +137,9 @@ impl Cgroup {
             for hierarchy in cgroup.hierarchies() {
                 hierarchy.create(&mut guard.made)?;
             }
+            if let Some(unified) = cgroup.unified.as_ref().filter(|_| spec.counted) {
+                unified.count();
+            }
             if spec.everywhere {
                 cgroup.create_elsewhere(hosts, &mut guard.made);
             }

@@ -22,6 +22,10 @@ pub struct CgroupSpec {
     /// Make the group in every hierarchy, not only in those a limit or the runtime needs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub everywhere: bool,
+    /// On v2, have what statistics are read from as far as the host has it:
+    /// memory, processes and block I/O, limited or not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub counted: bool,
 }
 
 impl CgroupSpec {
@@ -31,6 +35,15 @@ impl CgroupSpec {
             path: path.into(),
             systemd: None,
             everywhere: false,
+            counted: false,
+        }
+    }
+
+    /// The group at `path` of a container whose statistics will be asked for.
+    pub fn counted(path: impl Into<String>) -> Self {
+        Self {
+            counted: true,
+            ..Self::new(path)
         }
     }
 
@@ -50,6 +63,7 @@ impl CgroupSpec {
                 path,
                 systemd: Some(unit),
                 everywhere: given.is_some(),
+                counted: given.is_some(),
             });
         }
         match given {
@@ -59,7 +73,7 @@ impl CgroupSpec {
             )),
             Some(path) => Ok(Self {
                 everywhere: true,
-                ..Self::new(crate::root::clean(path).trim_start_matches('/'))
+                ..Self::counted(crate::root::clean(path).trim_start_matches('/'))
             }),
             None => Ok(Self::new(format!("corten-runtime/{id}"))),
         }

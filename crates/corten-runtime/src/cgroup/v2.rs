@@ -17,6 +17,9 @@ use crate::error::{RuntimeError, Step};
 use crate::namespaces::userns::in_user_namespace;
 use crate::sys;
 
+/// What statistics are read from, besides the CPU time that every group has.
+const COUNTERS: [&str; 3] = ["memory", "pids", "io"];
+
 /// How long a freeze may take before it is given up.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -165,9 +168,38 @@ impl Unified {
         fs::read_to_string(self.dir.join(file)).ok()
     }
 
+    /// Enables the controllers that statistics are read from, as far as the groups above have
+    /// them and let them through: nothing else depends on it.
+    pub(super) fn count(&self) {
+        let list = |dir: &Path, file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+        let offered = list(&self.root, "cgroup.controllers");
+        let mut wanted = COUNTERS.to_vec();
+        wanted.retain(|name| has(&offered, name));
+        // None on a hybrid host, all below parents that have been there before.
+        if wanted.is_empty() {
+            return;
+        }
+        let here = list(&self.dir, "cgroup.controllers");
+        wanted.retain(|name| !has(&here, name));
+        if wanted.is_empty() {
+            return;
+        }
+        let relative = self.dir.strip_prefix(&self.root).unwrap_or(&self.dir);
+        let mut parent = self.root.clone();
+        for part in relative.components() {
+            let enabled = list(&parent, "cgroup.subtree_control");
+            for controller in wanted.iter().filter(|name| !has(&enabled, name)) {
+                let written = set(&parent, "cgroup.subtree_control", &format!("+{controller}"));
+                if let Err(error) = written {
+                    tracing::debug!(cgroup = %self.dir.display(), %error, controller, "not counted");
+                }
+            }
+            parent.push(part);
+        }
+    }
+
     /// Makes sure that the group has these controllers, by enabling them in its ancestors.
     fn enable(&self, controllers: &[&str]) -> Result<(), RuntimeError> {
-        let has = |text: &str, name: &str| text.split_whitespace().any(|word| word == name);
         let here = self.current("cgroup.controllers").unwrap_or_default();
         if controllers.iter().all(|name| has(&here, name)) {
             return Ok(());
@@ -248,6 +280,11 @@ impl Hierarchy for Unified {
     fn collect(&self, stats: &mut Stats) {
         stats::collect_unified(&self.dir, stats);
     }
+}
+
+/// Whether a list of controllers has this one.
+fn has(text: &str, name: &str) -> bool {
+    text.split_whitespace().any(|word| word == name)
 }
 
 /// Moves all processes of a group into one below it. Whether that has been done.
