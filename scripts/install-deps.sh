@@ -43,6 +43,7 @@ for group in $groups; do
       need bzip2 bzip2
       need ssh-keygen openssh-client
       need openssl openssl
+      need ps procps
       need xz xz-utils
       need containerd containerd
       need docker-compose docker-compose

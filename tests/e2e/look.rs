@@ -118,14 +118,31 @@ fn top_shows_the_columns_of_ps() {
             "unknown user-defined format specifier",
         ),
         (
-            ["top", "box", "-e", "--forest"],
-            "\"--forest\" is not supported",
+            ["top", "box", "--nonsense", "-e"],
+            "unknown gnu long option",
+        ),
+        (
+            ["top", "box", "-o", "ppid=PID"],
+            "specifying \"ppid=PID\" is not allowed",
         ),
     ] {
         let told = engine.fails(1, args);
         assert!(told.contains(text), "{told}");
     }
-    engine.ok(["rm", "-f", "box"]);
+    // What the host's ps alone can do; the host and other containers have programs of that name.
+    engine.ok(["run", "-d", "--name", "other", "alpine", "sleep", "1002"]);
+    let named = rows(&["-C", "sleep", "-o", "pid,args"]);
+    let ends: Vec<&str> = named[1..].iter().map(|row| row[2].as_str()).collect();
+    assert!(
+        ends.len() == 2 && ends.contains(&"1000") && ends.contains(&"1001"),
+        "{named:?}"
+    );
+    assert_eq!(rows(&["-C", "sh"]).len(), 1);
+    assert_eq!(rows(&["-p", &pid, "-o", "pid"])[1..], [[pid.clone()]]);
+    let tree = engine.ok(["top", "box", "axf", "-o", "pid,args"]);
+    assert!(tree.contains("\\_ sleep 1000"), "{tree}");
+    assert!(!tree.contains("1002"), "{tree}");
+    engine.ok(["rm", "-f", "box", "other"]);
     let told = engine.fails(1, ["top", "box"]);
     assert!(told.contains("No such container: box"), "{told}");
     engine.ok([

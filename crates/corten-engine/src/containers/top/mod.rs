@@ -1,8 +1,9 @@
-//! `top`: a container's processes, read from procfs, in the columns that arguments of `ps` ask
-//! for. No `ps` is run, neither the host's nor the container's.
+//! `top`: a container's processes, in the columns that arguments of `ps` ask for. They are read from
+//! procfs; for arguments that do more than choose columns the host's `ps` is run, never the container's.
 
 mod columns;
 mod process;
+mod ps;
 
 use bollard_stubs::models::ContainerTopResponse;
 
@@ -11,10 +12,17 @@ use super::state;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::parse::bad;
-use columns::Columns;
+use columns::{Columns, Unknown};
 use process::{Host, Process};
 
 type Result<T> = std::result::Result<T, EngineError>;
+
+/// Headers, and a row for each process.
+#[derive(Debug)]
+struct Table {
+    titles: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
 
 /// The processes of a container. Blocks.
 pub(super) fn top(engine: &Engine, name: &str, args: Option<&str>) -> Result<ContainerTopResponse> {
@@ -28,17 +36,28 @@ pub(super) fn top(engine: &Engine, name: &str, args: Option<&str>) -> Result<Con
     if !container.status.is_live() {
         return Err(EngineError::NotRunning(container.id));
     }
-    let columns = Columns::parse(args.unwrap_or("-ef")).map_err(bad)?;
+    let arguments = args.unwrap_or("-ef");
+    let columns = Columns::parse(arguments);
     let pids = crate::sweep::cgroup_pids(&state::cgroup_path(engine, &container));
-    let host = Host::read();
-    let processes = pids
-        .into_iter()
-        .filter_map(|pid| Process::read(pid, &host))
-        .map(|process| columns.row(&process, &host))
-        .collect();
+    let table = match columns {
+        Ok(columns) => shown(&columns, &pids),
+        Err(Unknown::Wrong(why)) => return Err(bad(why)),
+        Err(Unknown::ToUs) => ps::run(arguments, &pids).map_err(bad)?,
+    };
     super::event(engine, &container, "top", &[]);
     Ok(ContainerTopResponse {
-        titles: Some(columns.titles()),
-        processes: Some(processes),
+        titles: Some(table.titles),
+        processes: Some(table.rows),
     })
+}
+
+fn shown(columns: &Columns, pids: &[i32]) -> Table {
+    let host = Host::read();
+    let processes = pids.iter().filter_map(|pid| Process::read(*pid, &host));
+    Table {
+        titles: columns.titles(),
+        rows: processes
+            .map(|process| columns.row(&process, &host))
+            .collect(),
+    }
 }
