@@ -18,6 +18,7 @@ mod job;
 mod launch;
 mod limits;
 pub mod logs;
+pub mod look_up;
 mod names;
 mod network;
 mod oom;

@@ -20,7 +20,8 @@ use crate::health::{self, HealthJob, Monitor};
 use crate::hub::Hub;
 use crate::job::{Host, Job, RestartPolicy, StartError};
 use crate::launch::Launch;
-use crate::logs::{Known, LogWriter, now};
+use crate::logs::{LogWriter, now};
+use crate::look_up::Addresses;
 use crate::network::Network;
 use crate::oom;
 use crate::protocol::{Exit, Launched, Phase, Reply, frame};
@@ -94,7 +95,7 @@ pub(crate) struct Shared {
     pub(crate) limit: limits::Given,
     /// The engine's rows may say something else of its networks than when this run was prepared.
     pub(crate) rows_changed: Cell<bool>,
-    log_host: Rc<Known>,
+    log_host: Rc<Addresses>,
 }
 
 impl Shared {

@@ -2,7 +2,7 @@
 //!
 //! Three faces are internal and must run before any thread exists, because processes are
 //! cloned from them: `supervise` (beside each container), `build-step` (around each RUN) and
-//! `delete-rubbish` (after the removal of an image).
+//! `delete-rubbish` (after the removal of an image). A fourth, `look-up`, finds a log host's address.
 //! `runtime` (or the name `corten-runtime`) is the OCI runtime, `registry` the registry
 //! server; everything else is the command line, which also serves the API (`serve`).
 
@@ -18,6 +18,9 @@ fn main() -> ExitCode {
     match args.get(1).and_then(|word| word.to_str()) {
         Some("supervise") => return corten_engine::supervise::main(&args[2..]),
         Some("build-step") => return corten_build::step::main(&args[2..]),
+        Some(corten_engine::supervise::look_up::FACE) => {
+            return corten_engine::supervise::look_up::main(&args[2..]);
+        }
         Some(corten_engine::rubbish::FACE) => return corten_engine::rubbish::main(),
         // Without the command line's tables: engines start it for every container.
         Some("runtime") => return corten_runtime::cli::main(args.into_iter().skip(2).collect()),

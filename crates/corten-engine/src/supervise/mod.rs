@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use corten_supervisor::Launch;
+pub use corten_supervisor::look_up;
 
 use crate::engine::{Engine, EngineOptions};
 pub(crate) use host::namespace_of;

@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 
 pub use config::{LogConfig, LogFile, Remote, RemoteLog, Syslog, SyslogAddress, SyslogFormat};
 pub use read::{LogReader, ReadOptions, Record};
-pub(crate) use syslog::Known;
 pub use tls::TlsFiles;
 pub(crate) use write::{LogWriter, now};
 

@@ -14,8 +14,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use super::config::{Remote, RemoteLog};
-use super::syslog::Known;
 use super::{Stream, journald, syslog};
+use crate::look_up::Addresses;
 
 /// How often a daemon that does not take anything is tried again.
 const RETRY: Duration = Duration::from_millis(20);
@@ -56,7 +56,7 @@ enum Connected {
 }
 
 impl Connected {
-    async fn new(to: &Remote, known: &Known) -> io::Result<Self> {
+    async fn new(to: &Remote, known: &Addresses) -> io::Result<Self> {
         Ok(match to {
             Remote::Syslog(to) => Self::Syslog(syslog::connect(&to.address, known).await?),
             Remote::Journald { socket, .. } => Self::Journald(journald::connect(socket)?),
@@ -93,7 +93,7 @@ impl Connected {
 
 impl Sender {
     /// Connects to a log.
-    pub(crate) async fn open(config: &RemoteLog, known: &Rc<Known>) -> io::Result<Self> {
+    pub(crate) async fn open(config: &RemoteLog, known: &Rc<Addresses>) -> io::Result<Self> {
         let connected = Connected::new(&config.to, known).await?;
         let (messages, receiver) = mpsc::unbounded_channel();
         let waiting = Rc::new(Waiting::default());
@@ -176,7 +176,7 @@ impl Closing {
 
 /// Connects anew, however long that takes. Never without a pause, lest a log that is lost again
 /// at once keeps the supervisor busy; but UDP has no connection to be lost: a message or two are.
-async fn again(to: &Remote, known: &Known, at_once: bool) -> Connected {
+async fn again(to: &Remote, known: &Addresses, at_once: bool) -> Connected {
     if at_once && let Ok(connected) = Connected::new(to, known).await {
         return connected;
     }
@@ -192,7 +192,7 @@ async fn again(to: &Remote, known: &Known, at_once: bool) -> Connected {
 async fn send_all(
     mut connected: Connected,
     to: Remote,
-    known: Rc<Known>,
+    known: Rc<Addresses>,
     mut messages: mpsc::UnboundedReceiver<Vec<u8>>,
     waiting: Rc<Waiting>,
 ) {

@@ -1,8 +1,7 @@
 //! Syslog: the forms of its messages, and the sockets they go through.
 
-use std::cell::RefCell;
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use jiff::tz::TimeZone;
 use super::Stream;
 use super::config::{Syslog, SyslogAddress, SyslogFormat};
 use super::tls::Tls;
+use crate::look_up::Addresses;
 
 /// The sockets of a host's own daemon.
 const LOCAL: [&str; 3] = ["/dev/log", "/var/run/syslog", "/var/run/log"];
@@ -31,28 +31,8 @@ pub(super) enum Connection {
     Unixgram(UnixDatagram),
 }
 
-/// The log host's address. A name is looked up once in a supervisor's life, at a start: there is
-/// no second thread to do it in, and streams must not wait for a name server that is gone.
-#[derive(Default)]
-pub(crate) struct Known(RefCell<Option<(String, SocketAddr)>>);
-
-impl Known {
-    fn resolve(&self, to: &str) -> io::Result<SocketAddr> {
-        if let Some((name, address)) = &*self.0.borrow()
-            && name == to
-        {
-            return Ok(*address);
-        }
-        let address = to.to_socket_addrs()?.next().ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, format!("{to} has no address"))
-        })?;
-        *self.0.borrow_mut() = Some((to.to_owned(), address));
-        Ok(address)
-    }
-}
-
-/// Connects. Others are served meanwhile, but for a name's first lookup.
-pub(super) async fn connect(address: &SyslogAddress, known: &Known) -> io::Result<Connection> {
+/// Connects. Others are served meanwhile.
+pub(super) async fn connect(address: &SyslogAddress, known: &Addresses) -> io::Result<Connection> {
     let place = match address {
         SyslogAddress::Local => return local().await,
         SyslogAddress::Udp(to) => format!("udp://{to}"),
@@ -71,11 +51,11 @@ pub(super) async fn connect(address: &SyslogAddress, known: &Known) -> io::Resul
     })
 }
 
-async fn dial(address: &SyslogAddress, known: &Known) -> io::Result<Connection> {
+async fn dial(address: &SyslogAddress, known: &Addresses) -> io::Result<Connection> {
     let connection = match address {
         SyslogAddress::Local => return local().await,
         SyslogAddress::Udp(to) => {
-            let target = known.resolve(to)?;
+            let target = known.of(to).await?;
             let any = if target.is_ipv4() {
                 "0.0.0.0:0"
             } else {
@@ -87,12 +67,12 @@ async fn dial(address: &SyslogAddress, known: &Known) -> io::Result<Connection> 
             Connection::Udp(socket)
         }
         SyslogAddress::Tcp(to) => {
-            let connecting = tokio::net::TcpStream::connect(known.resolve(to)?);
+            let connecting = tokio::net::TcpStream::connect(known.of(to).await?);
             let stream = tokio::time::timeout(PATIENCE, connecting).await??;
             Connection::Tcp(stream.into_std()?)
         }
         SyslogAddress::Tls(to, files) => {
-            let target = known.resolve(to)?;
+            let target = known.of(to).await?;
             let connecting = async {
                 let stream = tokio::net::TcpStream::connect(target).await?;
                 Tls::agree(stream, to, files).await
@@ -249,7 +229,7 @@ mod tests {
 
     #[tokio::test]
     async fn datagrams_and_streams_arrive() {
-        let known = Known::default();
+        let known = Addresses::default();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let daemon = UnixDatagram::bind(&path).unwrap();

@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 use super::compress::{self, compressed};
 use super::config::{LogConfig, LogFile};
 use super::remote::{Closing, Pressure, Sender};
-use super::syslog::Known;
 use super::{Line, MAX_LINE, Stream};
+use crate::look_up::Addresses;
 
 /// This moment, RFC 3339 with nanoseconds, in UTC.
 pub(crate) fn now() -> String {
@@ -69,7 +69,10 @@ struct Appender {
 impl LogWriter {
     /// A log file that cannot be opened does not keep the container from running; a log of
     /// others that cannot be reached does, as with Docker. `None`: nothing is logged.
-    pub(crate) async fn connect(config: &LogConfig, known: &Rc<Known>) -> io::Result<Option<Self>> {
+    pub(crate) async fn connect(
+        config: &LogConfig,
+        known: &Rc<Addresses>,
+    ) -> io::Result<Option<Self>> {
         let remote = match &config.remote {
             Some(remote) => Some(Sender::open(remote, known).await?),
             None => None,
