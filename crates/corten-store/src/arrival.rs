@@ -1,22 +1,44 @@
 //! Reading a blob while it is still being fetched.
 //!
-//! A layer need not be whole to be unpacked. The partial file on disk is what lies between
-//! download and unpacking: neither waits for the other beyond what is really there, nothing
-//! is kept in memory, and a download that breaks off and is taken up again goes unnoticed.
+//! A layer need not be whole to be unpacked. What has just come is handed on in memory, a few
+//! pieces of it; whatever a reader was too slow for is read from the partial file on disk. So
+//! nothing waits for the disk, memory is bounded, and a download that breaks off and is taken up
+//! again goes unnoticed. Who fetches waits for a reader that is behind and gets on: it would only
+//! take the processor from it, and what came would have to be read from the disk.
+//!
 //! Nobody may believe what was read so until the blob, or what was made of it, is verified.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-/// How much of a blob is on disk.
+use crate::direct::Aligned;
+use crate::piece::{PIECE, Piece};
+
+/// Pieces kept in memory for a reader.
+const PIECES: usize = 8;
+/// How long a reader may take for a piece. One that takes longer waits for something else.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How much of a blob is here.
 #[derive(Debug, Default)]
 struct State {
     file: Option<Arc<File>>,
+    /// Bytes that have come, and those of them that are in the file.
     written: u64,
+    stored: u64,
+    /// The last of what has come.
+    pieces: VecDeque<Arc<Piece>>,
     end: Option<End>,
+    readers: usize,
+    /// How far anybody has read.
+    read: u64,
+    /// Nobody waits for the reader until it has caught up.
+    stuck: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,13 +51,20 @@ enum End {
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    changed: Condvar,
+    /// Something has come, or nothing more will.
+    came: Condvar,
+    /// A reader has read, or is gone.
+    taken: Condvar,
 }
 
 impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
-        self.changed.notify_all();
+        change(&mut self.state());
+        self.came.notify_all();
     }
 }
 
@@ -47,6 +76,7 @@ impl Arrival {
     /// A reader from the blob's beginning, which waits for what is not here yet.
     #[must_use]
     pub fn reader(&self) -> ArrivalReader {
+        self.0.state().readers += 1;
         ArrivalReader {
             shared: self.0.clone(),
             at: 0,
@@ -94,22 +124,66 @@ impl ArrivalProgress {
                 None => true,
                 Some(known) => known.metadata().is_ok_and(|known| known.ino() == ino),
             };
-            if !same || written < state.written {
+            if !same {
                 state.end.get_or_insert(End::Broken);
             }
             state.file.get_or_insert_with(|| Arc::new(file));
-            state.written = written;
+            state.begin(written);
         });
         Ok(())
     }
 
-    pub(crate) fn written(&self, written: u64) {
+    /// The file is empty again.
+    pub(crate) fn restarted(&self) {
+        self.0.change(|state| state.begin(0));
+    }
+
+    /// A piece has come. It is on its way to the file.
+    pub(crate) fn came(&self, piece: Arc<Piece>) {
         self.0.change(|state| {
-            if written < state.written {
-                state.end.get_or_insert(End::Broken);
-            }
-            state.written = written;
+            state.written = piece.end();
+            state.pieces.push_back(piece);
         });
+    }
+
+    /// The file has everything up to there. Waits for a reader that is behind; gives back memory
+    /// that nobody needs.
+    pub(crate) fn stored(&self, end: u64) -> Option<Aligned> {
+        let mut state = self.0.state();
+        state.stored = end;
+        let mut spare = None;
+        loop {
+            let read = if state.readers == 0 { end } else { state.read };
+            while let Some(piece) = state.pieces.pop_front_if(|piece| piece.end() <= read) {
+                spare = spare.or(Piece::into_memory(piece));
+            }
+            if state.pieces.len() <= PIECES {
+                return spare;
+            }
+            if state.stuck || state.end.is_some() {
+                let piece = state.pieces.pop_front();
+                spare = spare.or(piece.and_then(Piece::into_memory));
+                continue;
+            }
+            let waited = self.0.taken.wait_timeout(state, PATIENCE);
+            let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            state.stuck = timeout.timed_out() && state.read == read;
+        }
+    }
+}
+
+impl State {
+    /// So much is in the file, and nothing in memory.
+    fn begin(&mut self, written: u64) {
+        if written < self.written {
+            self.end.get_or_insert(End::Broken);
+        }
+        self.written = written;
+        self.stored = written;
+        self.pieces.clear();
+        // It has all of that to read before it needs what comes.
+        self.stuck = written.saturating_sub(self.read) > (PIECES * PIECE) as u64;
     }
 }
 
@@ -120,36 +194,68 @@ pub struct ArrivalReader {
     at: u64,
 }
 
-impl Read for ArrivalReader {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let mut state = self
-            .shared
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+/// Where the next bytes are.
+enum Source {
+    Memory(Arc<Piece>),
+    File(Arc<File>, u64),
+}
+
+impl ArrivalReader {
+    /// Waits for something to read; `None`: there is no more.
+    fn source(&self) -> io::Result<Option<Source>> {
+        let mut state = self.shared.state();
+        if state.read < self.at {
+            state.read = self.at;
+            self.shared.taken.notify_all();
+        }
         loop {
             if state.end == Some(End::Broken) {
                 return Err(io::Error::other("the download began again or was given up"));
             }
+            let here = |piece: &&Arc<Piece>| (piece.start()..piece.end()).contains(&self.at);
+            if let Some(piece) = state.pieces.iter().find(here) {
+                let piece = piece.clone();
+                state.stuck = false;
+                return Ok(Some(Source::Memory(piece)));
+            }
             if let Some(file) = &state.file
-                && self.at < state.written
+                && self.at < state.stored
             {
-                let there = usize::try_from(state.written - self.at).unwrap_or(usize::MAX);
-                let (file, length) = (file.clone(), out.len().min(there));
-                drop(state);
-                let n = file.read_at(&mut out[..length], self.at)?;
-                self.at += n as u64;
-                return Ok(n);
+                return Ok(Some(Source::File(file.clone(), state.stored)));
             }
             if state.end.is_some() {
-                return Ok(0);
+                return Ok(None);
             }
-            state = self
-                .shared
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            let waited = self.shared.came.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+impl Read for ArrivalReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = match self.source()? {
+            None => 0,
+            Some(Source::Memory(piece)) => {
+                let from = usize::try_from(self.at - piece.start()).unwrap_or(usize::MAX);
+                let mut bytes = piece.bytes().get(from..).unwrap_or_default();
+                bytes.read(out)?
+            }
+            Some(Source::File(file, end)) => {
+                let there = usize::try_from(end - self.at).unwrap_or(usize::MAX);
+                let length = out.len().min(there);
+                file.read_at(&mut out[..length], self.at)?
+            }
+        };
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+impl Drop for ArrivalReader {
+    fn drop(&mut self) {
+        self.shared.state().readers -= 1;
+        self.shared.taken.notify_all();
     }
 }
 
@@ -212,6 +318,7 @@ mod tests {
         let mut reader = arrival.reader();
         let mut blob = writer(store.blobs(), &digest, &arrival);
         blob.write_all(b"hel").unwrap();
+        blob.flush().unwrap();
         assert_eq!(reader.read(&mut [0; 2]).unwrap(), 2);
         blob.restart().unwrap();
         assert!(reader.read(&mut [0; 2]).is_err());
@@ -228,5 +335,95 @@ mod tests {
             reader.read(&mut [0; 2]).is_err(),
             "it is to be read from its file"
         );
+    }
+
+    /// Bytes of which no two stretches are the same.
+    fn content(length: usize) -> Vec<u8> {
+        let words = (0_u64..).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+        words.take(length).collect()
+    }
+
+    #[test]
+    fn large_blobs_are_written_and_read_by_the_piece_wherever_they_were_broken_off() {
+        let (dir, store) = store();
+        let content = content(20 * PIECE + 12_345);
+        let digest = Digest::of(&content);
+        let arrival = Arrival::default();
+        let mut reader = arrival.reader();
+        let reading = std::thread::spawn(move || {
+            let mut found = Vec::new();
+            reader.read_to_end(&mut found).map(|_| found)
+        });
+        let mut at = 0;
+        // The last is of all that is left; a block's middle, a block's end, a piece's end.
+        for end in [PIECE / 2 + 1, 2 * PIECE + 4096, 19 * PIECE, content.len()] {
+            let size = Some(content.len() as u64);
+            let Ingest::Writer(mut writer) = store.blobs().writer(&digest, size).unwrap() else {
+                panic!("already there");
+            };
+            assert_eq!(writer.offset(), at as u64);
+            writer.announce(&arrival).unwrap();
+            for some in content[at..end].chunks(100_001) {
+                writer.write_all(some).unwrap();
+            }
+            at = end;
+            if end == content.len() {
+                writer.commit().unwrap();
+            }
+        }
+        arrival.complete();
+        assert!(reading.join().unwrap().unwrap() == content);
+        assert!(std::fs::read(store.blobs().path(&digest)).unwrap() == content);
+        let left = std::fs::read_dir(dir.path().join("tmp")).unwrap();
+        assert_eq!(left.count(), 0);
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_holds_nobody_up_for_long() {
+        let (_dir, store) = store();
+        let content = content(40 * PIECE);
+        let digest = Digest::of(&content);
+        let arrival = Arrival::default();
+        let (mut slow, unused) = (arrival.reader(), arrival.reader());
+        let mut blob = writer(store.blobs(), &digest, &arrival);
+        blob.write_all(&content).unwrap();
+        // Known to be so, and not waited for once for each piece.
+        assert!(arrival.0.state().stuck);
+        assert!(arrival.0.state().pieces.len() <= PIECES);
+        drop(unused);
+        blob.commit().unwrap();
+        arrival.complete();
+        let mut found = Vec::new();
+        slow.read_to_end(&mut found).unwrap();
+        assert!(found == content);
+    }
+
+    #[test]
+    fn who_fetches_waits_for_a_reader_that_gets_on() {
+        let (_dir, store) = store();
+        let content = content(40 * PIECE);
+        let digest = Digest::of(&content);
+        let arrival = Arrival::default();
+        let mut reader = arrival.reader();
+        let shared = arrival.0.clone();
+        let reading = std::thread::spawn(move || {
+            let mut found = vec![0; 40 * PIECE];
+            for piece in found.chunks_mut(PIECE) {
+                std::thread::sleep(Duration::from_millis(1));
+                reader.read_exact(piece).unwrap();
+            }
+            found
+        });
+        let mut blob = writer(store.blobs(), &digest, &arrival);
+        for piece in content.chunks(PIECE) {
+            blob.write_all(piece).unwrap();
+            let state = shared.state();
+            let ahead = state.written - state.read;
+            let most = (PIECES + 1) * PIECE;
+            assert!(state.stuck || ahead <= most as u64, "{ahead}");
+        }
+        blob.commit().unwrap();
+        arrival.complete();
+        assert!(reading.join().unwrap() == content);
     }
 }

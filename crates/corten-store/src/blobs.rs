@@ -7,7 +7,7 @@
 //! (its bytes are hashed again, never trusted).
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,11 +17,10 @@ use corten_oci::digest::Algorithm;
 use corten_oci::{Digest, Digester};
 use rustix::fs::FlockOperation;
 
-use crate::ahead::WriteAhead;
-use crate::arrival::{Arrival, ArrivalProgress};
+use crate::blob_writer::{BlobWriter, Started};
 use crate::condemned;
 use crate::error::{StoreError, at};
-use crate::phases::{Phase, Phases};
+use crate::phases::Phases;
 use crate::private;
 
 const COPY_BUFFER: usize = 128 * 1024;
@@ -59,7 +58,7 @@ impl Blobs {
         }
     }
 
-    pub(crate) fn phases(&self) -> &Phases {
+    pub(crate) fn phases(&self) -> &Arc<Phases> {
         &self.phases
     }
 
@@ -82,7 +81,7 @@ impl Blobs {
     }
 
     /// A collection that waits to remove it shall not.
-    fn spare(&self, digest: &Digest) -> bool {
+    pub(crate) fn spare(&self, digest: &Digest) -> bool {
         let Some(database) = &self.database else {
             return false;
         };
@@ -218,17 +217,14 @@ impl Blobs {
             }
             let mut digester = Digester::new(expected.algorithm());
             let offset = rehash(&mut file, &mut digester).map_err(at("read", &partial))?;
-            return Ok(Ingest::Writer(BlobWriter {
-                blobs: self.clone(),
-                expected: expected.clone(),
-                size,
+            let started = Started {
                 partial,
                 file,
                 digester,
                 offset,
-                ahead: WriteAhead::default(),
-                arrival: None,
-            }));
+            };
+            let writer = BlobWriter::new(self.clone(), expected.clone(), size, started);
+            return Ok(Ingest::Writer(writer));
         }
     }
 
@@ -321,115 +317,10 @@ fn rehash(file: &mut File, digester: &mut Digester) -> io::Result<u64> {
 }
 
 /// Renames into place.
-fn publish(from: &Path, to: &Path) -> Result<(), StoreError> {
+pub(crate) fn publish(from: &Path, to: &Path) -> Result<(), StoreError> {
     let directory = to.parent().unwrap_or(Path::new("/"));
     private::make(directory).map_err(at("create", directory))?;
     fs::rename(from, to).map_err(at("rename to", to))
-}
-
-/// A blob being written. Dropped without [`commit`](Self::commit), the partial file stays to
-/// be resumed.
-#[derive(Debug)]
-pub struct BlobWriter {
-    blobs: Blobs,
-    expected: Digest,
-    size: Option<u64>,
-    partial: PathBuf,
-    file: File,
-    digester: Digester,
-    offset: u64,
-    ahead: WriteAhead,
-    arrival: Option<ArrivalProgress>,
-}
-
-impl BlobWriter {
-    /// Tells readers of the blob how far it is, from now on.
-    ///
-    /// # Errors
-    /// The partial file cannot be looked at.
-    pub fn announce(&mut self, arrival: &Arrival) -> Result<(), StoreError> {
-        let progress = arrival.progress();
-        progress
-            .begin(&self.file, self.offset)
-            .map_err(at("look at", &self.partial))?;
-        self.arrival = Some(progress);
-        Ok(())
-    }
-
-    fn tell(&self) {
-        if let Some(arrival) = &self.arrival {
-            arrival.written(self.offset);
-        }
-    }
-
-    /// Bytes already there: where a download resumes.
-    #[must_use]
-    pub fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// Throws away what is there (a server that does not resume sends from the beginning).
-    ///
-    /// # Errors
-    /// The partial file cannot be truncated.
-    pub fn restart(&mut self) -> Result<(), StoreError> {
-        self.file
-            .set_len(0)
-            .and_then(|()| self.file.seek(SeekFrom::Start(0)))
-            .map_err(at("truncate", &self.partial))?;
-        self.digester = Digester::new(self.expected.algorithm());
-        self.offset = 0;
-        self.tell();
-        Ok(())
-    }
-
-    /// Verifies digest and size and publishes the blob.
-    ///
-    /// # Errors
-    /// [`StoreError::CorruptBlob`] or [`StoreError::WrongSize`] (the partial file is then
-    /// gone), or the store cannot be written.
-    pub fn commit(self) -> Result<Digest, StoreError> {
-        let actual = self.digester.finish();
-        let wrong = match self.size {
-            Some(expected) if expected != self.offset => Some(StoreError::WrongSize {
-                digest: self.expected.clone(),
-                expected,
-                actual: self.offset,
-            }),
-            _ if actual != self.expected => Some(StoreError::CorruptBlob {
-                expected: self.expected.clone(),
-                actual,
-            }),
-            _ => None,
-        };
-        if let Some(error) = wrong {
-            fs::remove_file(&self.partial).map_err(at("remove", &self.partial))?;
-            return Err(error);
-        }
-        self.file.sync_all().map_err(at("sync", &self.partial))?;
-        self.blobs.spare(&self.expected);
-        publish(&self.partial, &self.blobs.path(&self.expected))?;
-        Ok(self.expected)
-    }
-}
-
-impl Write for BlobWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let phases = self.blobs.phases.clone();
-        let n = phases.during(Phase::Write, || {
-            let n = self.file.write(bytes)?;
-            self.offset += n as u64;
-            self.tell();
-            self.ahead.written(&self.file, self.offset);
-            Ok::<_, io::Error>(n)
-        })?;
-        phases.during(Phase::Hash, || self.digester.update(&bytes[..n]));
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

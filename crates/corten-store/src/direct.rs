@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
 /// What every file system's blocks divide that we read or write so.
-const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 
 /// Whether a file can be read and written so, in aligned blocks of 4 KiB.
 pub(crate) fn is_possible(file: impl AsFd) -> io::Result<bool> {

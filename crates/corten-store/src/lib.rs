@@ -7,6 +7,7 @@
 mod ahead;
 pub mod archive;
 mod arrival;
+mod blob_writer;
 mod blobs;
 mod condemned;
 mod detached;
@@ -20,6 +21,7 @@ mod lacking;
 mod layers;
 mod leases;
 mod phases;
+mod piece;
 mod private;
 pub mod rooted;
 mod rubbish;
@@ -36,7 +38,8 @@ use corten_db::Database;
 
 pub use ahead::WriteAhead;
 pub use arrival::{Arrival, ArrivalReader};
-pub use blobs::{BlobWriter, Blobs, Ingest};
+pub use blob_writer::BlobWriter;
+pub use blobs::{Blobs, Ingest};
 pub use detached::part_of_mount;
 pub use error::StoreError;
 pub use gc::{Finding, FindingKind, GcReport, Lost};
