@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use corten_oci::{ChainId, DiffId};
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{Driver, Lower, Staged, few, names, of_hex, settled_name, settled_of};
@@ -58,6 +58,21 @@ fn lower(path: &Path, diff_id: &DiffId) -> Result<Lower, StoreError> {
     }
 }
 
+/// Has directories that are made in this one put somewhere else on the disk (`chattr +T`). ext4
+/// would put a layer's files where those of one that was just removed were, whose inodes it does
+/// not use again for some minutes but looks through for every file. Best effort.
+fn apart(path: &Path) {
+    let set = || {
+        let directory = File::open(path)?;
+        let flags = rustix::fs::ioctl_getflags(&directory)?;
+        rustix::fs::ioctl_setflags(&directory, flags | IFlags::TOPDIR)?;
+        Ok::<_, io::Error>(())
+    };
+    if let Err(error) = set() {
+        tracing::trace!(%error, "not on this file system");
+    }
+}
+
 fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(CWD, path, flags, Mode::empty())
@@ -70,6 +85,7 @@ impl Driver for Directories {
 
     fn unpack(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
         let tmp = TmpDir::create(&self.tmp, "layer")?;
+        apart(tmp.path());
         let path = tmp.path().join("fs");
         make_root(&path)?;
         let root = RootFd::open(&path).map_err(at("open", &path))?;
@@ -195,5 +211,26 @@ impl Driver for Directories {
         }
         let dir = File::open(&self.root).map_err(at("open", &self.root))?;
         rustix::fs::syncfs(&dir).map_err(at("sync", &self.root))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_put_apart_without_it_being_seen() {
+        const EXT4: u64 = 0xef53;
+        let dir = tempfile::tempdir().unwrap();
+        let flags = |path: &Path| rustix::fs::ioctl_getflags(File::open(path).unwrap()).unwrap();
+        apart(dir.path());
+        let found = rustix::fs::statfs(dir.path()).unwrap();
+        if u64::try_from(found.f_type) != Ok(EXT4) {
+            return; // it is told nothing, and that is no error
+        }
+        let below = dir.path().join("layer");
+        fs::create_dir(&below).unwrap();
+        assert!(flags(dir.path()).contains(IFlags::TOPDIR));
+        assert!(!flags(&below).contains(IFlags::TOPDIR));
     }
 }
