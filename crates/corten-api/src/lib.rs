@@ -17,6 +17,7 @@ mod frees;
 mod hijack;
 mod listener;
 mod ordered;
+mod piece_reader;
 mod query;
 mod remainder;
 mod routes;
@@ -35,6 +36,7 @@ use tower::ServiceExt;
 pub use detach_keys::{DEFAULT_DETACH_KEYS, UnknownKey, detach_keys};
 pub use error::ApiError;
 pub use listener::{Endpoint, ListenError, Server, TlsFiles};
+pub use piece_reader::PieceReader;
 pub use stream::FAILURE;
 pub use version::{API_VERSION, MIN_API_VERSION};
 

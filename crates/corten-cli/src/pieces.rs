@@ -1,8 +1,9 @@
 //! Between threads that block and connections that do not: bytes in pieces.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
+use corten_api::PieceReader;
 use futures_util::Stream;
 use tokio::sync::mpsc;
 
@@ -69,16 +70,10 @@ pub(crate) fn written(
 pub(crate) async fn read<T: Send + 'static>(
     mut body: BodyReader,
     mut each: impl FnMut(usize),
-    work: impl FnOnce(&mut Receiver) -> T + Send + 'static,
+    work: impl FnOnce(&mut PieceReader) -> T + Send + 'static,
 ) -> Result<T> {
     let (pieces, receiver) = mpsc::channel(AHEAD);
-    let working = tokio::task::spawn_blocking(move || {
-        let mut receiver = Receiver {
-            pieces: receiver,
-            current: Bytes::new(),
-        };
-        work(&mut receiver)
-    });
+    let working = tokio::task::spawn_blocking(move || work(&mut PieceReader::from(receiver)));
     let broken = loop {
         match body.next().await {
             Ok(Some(piece)) => {
@@ -100,26 +95,5 @@ pub(crate) async fn read<T: Send + 'static>(
     match broken {
         Some(error) => Err(error.into()),
         None => Ok(done),
-    }
-}
-
-/// The reading end.
-#[derive(Debug)]
-pub(crate) struct Receiver {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
-    current: Bytes,
-}
-
-impl Read for Receiver {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.pieces.blocking_recv() {
-                None => return Ok(0),
-                Some(piece) => self.current = piece?,
-            }
-        }
-        let n = buffer.len().min(self.current.len());
-        self.current.copy_to_slice(&mut buffer[..n]);
-        Ok(n)
     }
 }

@@ -3,17 +3,13 @@
 use std::io::{self, Read};
 
 use axum::body::Body;
-use bytes::{Buf, Bytes};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
+use crate::PieceReader;
+
 /// Pieces read ahead.
 const AHEAD: usize = 16;
-
-struct BodyReader {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
-    current: Bytes,
-}
 
 /// Reads a body on another thread. Ends with an error when the client breaks off.
 pub(super) fn reader(body: Body) -> impl Read + Send + 'static {
@@ -26,28 +22,13 @@ pub(super) fn reader(body: Body) -> impl Read + Send + 'static {
             }
         }
     });
-    BodyReader {
-        pieces,
-        current: Bytes::new(),
-    }
-}
-
-impl Read for BodyReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.pieces.blocking_recv() {
-                None => return Ok(0),
-                Some(piece) => self.current = piece?,
-            }
-        }
-        let n = buffer.len().min(self.current.len());
-        self.current.copy_to_slice(&mut buffer[..n]);
-        Ok(n)
-    }
+    PieceReader::from(pieces)
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
