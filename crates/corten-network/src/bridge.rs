@@ -44,6 +44,15 @@ pub struct BridgeSpec {
     pub masquerade: bool,
     /// The same of IPv6.
     pub masquerade6: bool,
+    /// The bridge has no IPv4 address: the host does not reach the containers, nor they it. Of an internal
+    /// network.
+    pub isolated: bool,
+    /// The same of IPv6.
+    pub isolated6: bool,
+    /// Is everything let in from outside by IPv4, published or not?
+    pub unprotected: bool,
+    /// The same of IPv6.
+    pub unprotected6: bool,
     /// May containers of this network talk to each other? If not, their bridge ports are isolated from
     /// each other; published ports are still reached by way of the host, except from containers of
     /// this same network where bridge netfilter is on (`net.bridge.bridge-nf-call-iptables`).
@@ -65,22 +74,26 @@ impl BridgeSpec {
             internal: false,
             masquerade: true,
             masquerade6: true,
+            isolated: false,
+            isolated6: false,
+            unprotected: false,
+            unprotected6: false,
             icc: true,
         }
     }
 
-    /// The bridge's IPv4 address with its prefix length, if the network has IPv4.
+    /// The bridge's IPv4 address with its prefix length, if it has one.
     pub fn address(&self) -> Option<Ipv4Net> {
-        let subnet = self.subnet?;
+        let subnet = self.subnet.filter(|_| !self.isolated)?;
         let gateway = self
             .gateway
             .unwrap_or_else(|| ipam::default_gateway(subnet));
         Some(subnet.with_addr(gateway))
     }
 
-    /// The bridge's IPv6 address with its prefix length, if the network has IPv6.
+    /// The bridge's IPv6 address with its prefix length, if it has one.
     pub fn address6(&self) -> Option<Ipv6Net> {
-        let subnet = self.subnet6?;
+        let subnet = self.subnet6.filter(|_| !self.isolated6)?;
         let first = Ipv6Addr::from_bits(subnet.network().addr().to_bits() | 1);
         Ipv6Net::new(self.gateway6.unwrap_or(first), subnet.prefix())
     }
@@ -127,9 +140,10 @@ pub fn claim_bridge(
         }
     }
     if let (Some(subnet), None) = (spec.subnet6, &link) {
-        let mut in_use = link::addresses6(&mut route)?
-            .into_iter()
-            .map(|(_, net)| net);
+        let addresses = link::addresses6(&mut route)?.into_iter();
+        let mut in_use = addresses
+            .map(|(_, net)| net)
+            .chain(link::routes6(&mut route)?);
         let wanted = IpNet::V6(subnet);
         if let Some(host) = in_use.find(|net| wanted.overlaps(&IpNet::V6(*net))) {
             return Err(NetworkError::SubnetInUse {
@@ -287,7 +301,7 @@ fn wanted_sysctls(spec: &BridgeSpec) -> Vec<(String, &'static str)> {
         list.push(("net/ipv4/ip_forward".to_owned(), "1"));
         list.push((format!("net/ipv4/conf/{bridge}/route_localnet"), "1"));
     }
-    if spec.subnet6.is_none() {
+    if spec.subnet6.is_none() || spec.isolated6 {
         list.push((format!("net/ipv6/conf/{bridge}/disable_ipv6"), "1"));
     } else {
         list.push((format!("net/ipv6/conf/{bridge}/accept_ra"), "0"));

@@ -109,6 +109,14 @@ impl EndpointSpec {
         }
     }
 
+    /// For which families it is its container's way out.
+    pub fn way_out(&self) -> WayOut {
+        WayOut {
+            v4: self.default_route,
+            v6: self.default_route6,
+        }
+    }
+
     /// Where ports published here lead.
     pub fn targets(&self) -> Targets {
         let open = !self.driver.internal();

@@ -28,8 +28,23 @@ pub(crate) fn find(wanted: SocketAddr, proto: Proto) -> Option<String> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| *pid != process::id())
         .find(|pid| has_any(*pid, &inodes))?;
+    if let Ok(line) = fs::read(format!("/proc/{pid}/cmdline"))
+        && let Some(container) = supervised(&String::from_utf8_lossy(&line))
+    {
+        return Some(format!("{container}, pid {pid}"));
+    }
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     Some(format!("process {}, pid {pid}", name.trim_end()))
+}
+
+/// What the command line of a container's supervisor, of whatever engine, says of its container.
+fn supervised(line: &str) -> Option<String> {
+    let words: Vec<&str> = line.trim_end_matches('\0').split('\0').collect();
+    let [_, "supervise", "--root", root, id] = words[..] else {
+        return None;
+    };
+    let short = id.get(..12)?;
+    Some(format!("container {short} of the engine at {root}"))
 }
 
 fn has_any(pid: u32, sockets: &[String]) -> bool {
@@ -124,6 +139,17 @@ mod tests {
             row(six, "[::1]:80".parse().unwrap(), Proto::Tcp).as_deref(),
             Some("12")
         );
+    }
+
+    #[test]
+    fn containers_of_other_engines() {
+        let id = "ab".repeat(32);
+        let line = format!("/proc/self/exe\0supervise\0--root\0/var/lib/x\0{id}\0");
+        let found = supervised(&line);
+        let wanted = "container abababababab of the engine at /var/lib/x";
+        assert_eq!(found.as_deref(), Some(wanted));
+        assert_eq!(supervised("nginx\0-g\0daemon off;\0"), None);
+        assert_eq!(supervised("a\0supervise\0--root\0/x\0short\0"), None);
     }
 
     proptest! {

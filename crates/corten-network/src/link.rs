@@ -20,6 +20,8 @@ use crate::netlink::{Answer, Batch, Socket, find};
 use crate::parent::{IpvlanFlag, IpvlanMode, MacvlanMode, SharedKind};
 use crate::{Ipv4Net, Ipv6Net, NetNs, NetworkError, Result};
 
+/// Routes of IPv6 with prefixes up to this are default routes of some kind.
+const WAY_OUT: u8 = 3;
 /// Longest name of a link.
 const NAME_MAX: usize = 15;
 /// `IFLA_*` and `IFA_*` attributes read from answers.
@@ -410,6 +412,23 @@ pub(crate) fn addresses6(socket: &mut Socket) -> Result<Vec<(u32, Ipv6Net)>> {
         let index = u32::from_ne_bytes(*answer.payload.get(4..)?.first_chunk()?);
         let address = find(answer.payload.get(8..)?, attr::IFA_ADDRESS)?.first_chunk::<16>()?;
         Some((index, Ipv6Net::new(Ipv6Addr::from(*address), prefix)?))
+    };
+    Ok(answers.iter().filter_map(parse).collect())
+}
+
+/// Destinations of all IPv6 routes that are networks: no way out (default routes are `::/0` or `2000::/3`),
+/// link-local addresses or multicast, which every link has.
+pub(crate) fn routes6(socket: &mut Socket) -> Result<Vec<Ipv6Net>> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet6;
+    let answers = socket.dump("list", "routes", &Request::GetRoute(message))?;
+    let parse = |answer: &Answer| {
+        let prefix = *answer.payload.get(1)?;
+        let destination = find(answer.payload.get(12..)?, attr::RTA_DST)?.first_chunk::<16>()?;
+        let address = Ipv6Addr::from(*destination);
+        Ipv6Net::new(address, prefix).filter(|net| {
+            net.prefix() > WAY_OUT && !address.is_unicast_link_local() && !address.is_multicast()
+        })
     };
     Ok(answers.iter().filter_map(parse).collect())
 }

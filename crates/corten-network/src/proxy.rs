@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::SocketFlags;
 use tokio::io::unix::AsyncFd;
@@ -31,6 +31,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const UDP_IDLE: Duration = Duration::from_secs(90);
 /// UDP clients remembered per port; more are not served until one is forgotten.
 const UDP_CLIENTS: usize = 4096;
+/// How often those that have ended are looked for.
+const UDP_SWEEP: Duration = Duration::from_secs(1);
 /// Longest UDP datagram.
 const DATAGRAM: usize = 65_535;
 
@@ -148,6 +150,7 @@ async fn carry_udp(socket: Arc<AsyncFd<OwnedFd>>, to: SocketAddr, descriptors: D
     let mut sessions: HashMap<Client, Session> = HashMap::new();
     let mut tasks = JoinSet::new();
     let mut buffer = vec![0; DATAGRAM];
+    let mut swept = Instant::now();
     loop {
         let (length, client) = match receive(&socket, &mut buffer).await {
             Ok(received) => received,
@@ -158,8 +161,12 @@ async fn carry_udp(socket: Arc<AsyncFd<OwnedFd>>, to: SocketAddr, descriptors: D
             }
         };
         while tasks.try_join_next().is_some() {}
-        sessions.retain(|_, session| !session.answers.is_finished());
-        if !sessions.contains_key(&client)
+        if swept.elapsed() > UDP_SWEEP {
+            sessions.retain(|_, session| !session.answers.is_finished());
+            swept = Instant::now();
+        }
+        let ended = |session: &Session| session.answers.is_finished();
+        if sessions.get(&client).is_none_or(ended)
             && sessions.len() < UDP_CLIENTS
             // A datagram does not wait: clients send it again.
             && let Ok(permit) = descriptors.0.clone().try_acquire_owned()

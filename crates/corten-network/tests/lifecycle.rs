@@ -490,3 +490,28 @@ fn whatever_is_missing_of_a_bridge_comes_back() {
         assert_eq!(lab.ruleset(), rules, "{set}");
     }
 }
+
+#[test]
+fn an_ipv6_subnet_that_the_host_routes_is_refused() {
+    let lab = Lab::new();
+    lab.on_host(|| {
+        run("ip -6 route add fd00:77::/48 via 2001:db8::2");
+        // A default route by another name is in nobody's way.
+        run("ip -6 route add 2000::/3 via 2001:db8::2");
+    });
+    let claim = |subnet: &str| {
+        let wanted = BridgeSpec {
+            subnet6: Some(subnet.parse().unwrap()),
+            ..BridgeSpec::new("corten_test", "ct0")
+        };
+        let none = None::<Vec<Ipv4Net>>;
+        lab.host
+            .run_in(|| claim_bridge(&wanted, none, &[]))
+            .unwrap()
+    };
+    match claim("fd00:77:0:9::/64") {
+        Err(NetworkError::SubnetInUse { host, .. }) => assert_eq!(host.to_string(), "fd00:77::/48"),
+        other => panic!("{other:?}"),
+    }
+    claim("2001:db8:9::/64").unwrap();
+}

@@ -454,3 +454,50 @@ fn without_ipv6_a_container_has_only_its_loopback() {
     let link = web.ns.run_in(|| output("ip -o link show eth0")).unwrap();
     assert!(link.contains("02:42:0a:63:00:02"), "{link}");
 }
+
+#[test]
+fn an_unprotected_network_is_open_to_the_outside_only() {
+    let lab = Lab::new();
+    let open = BridgeSpec {
+        unprotected: true,
+        ..bridge("ct0", "10.99.0.0/24")
+    };
+    let closed = bridge("ct1", "10.99.1.0/24");
+    lab.on_host(|| [&open, &closed].map(|net| ensure_bridge(net).unwrap()));
+    let web = lab.container(&open, 2, &[]);
+    let other = lab.container(&closed, 2, &[]);
+    let _servers = [&web, &other].map(|c| Server::start(&c.ns, 80, "web"));
+    lab.on_lan(|| run("ip route add 10.99.0.0/16 via 192.0.2.1"));
+    assert_eq!(
+        ask(&lab.lan, "10.99.0.2:80").as_deref(),
+        Some("web 192.0.2.2")
+    );
+    assert!(refused(&lab.lan, "10.99.1.2:80"), "of another network");
+    assert!(refused(&other.ns, "10.99.0.2:80"), "from another network");
+}
+
+#[test]
+fn an_isolated_network_has_no_way_to_the_host() {
+    let lab = Lab::new();
+    let net = BridgeSpec {
+        internal: true,
+        isolated: true,
+        ..bridge("ct0", "10.99.0.0/24")
+    };
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+    let web = lab.container(&net, 2, &[]);
+    let other = lab.container(&net, 3, &[]);
+    let _servers = [
+        Server::start(&web.ns, 80, "web"),
+        Server::start(&lab.host, 7000, "host"),
+    ];
+    assert_eq!(
+        ask(&other.ns, "10.99.0.2:80").as_deref(),
+        Some("web 10.99.0.3")
+    );
+    assert!(refused(&lab.host, "10.99.0.2:80"), "from the host");
+    assert!(refused(&web.ns, "10.99.0.1:7000"), "to the host");
+    assert_eq!(lab.on_host(|| output("ip -4 -o addr show dev ct0")), "");
+    // It stands so.
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+}

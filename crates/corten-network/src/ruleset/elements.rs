@@ -38,6 +38,14 @@ pub(super) const INTERNAL: Set = Set {
     value: &[],
     interval: false,
 };
+pub(super) const UNPROTECTED: Set = Set {
+    name: "unprotected",
+    ..INTERNAL
+};
+pub(super) const UNPROTECTED6: Set = Set {
+    name: "unprotected6",
+    ..INTERNAL
+};
 pub(super) const SUBNETS: Set = Set {
     name: "subnets",
     key: &[Type::Ipv4],
@@ -128,6 +136,14 @@ pub(super) fn elements_of(spec: &BridgeSpec) -> Elements {
     if spec.internal {
         list.push((INTERNAL.name, vec![name]));
         return list;
+    }
+    for (set, unprotected) in [
+        (&UNPROTECTED, spec.unprotected),
+        (&UNPROTECTED6, spec.unprotected6),
+    ] {
+        if unprotected {
+            list.push((set.name, vec![name.clone()]));
+        }
     }
     let mut subnet = |sets: [&Set; 2], masquerade: bool, ends: Vec<Element>| {
         let [all, masqueraded] = sets;

@@ -8,6 +8,7 @@
 //!   set bridges      { type ifname }                    our bridges
 //!   set talking      { type ifname . ifname }           bridge . itself, where containers may talk (icc)
 //!   set internal     { type ifname }                    bridges with no way in or out
+//!   set unprotected[6] { type ifname }                  bridges that outside may reach, published or not
 //!   set subnets[6]   { type ipv4_addr; interval }       of our networks
 //!   set masqueraded[6] { type ipv4_addr; interval }     those masqueraded towards the outside
 //!   map published[6] { proto . port : addr . port }     published on every host address
@@ -32,7 +33,8 @@
 //!
 //! Invariants: every base chain has policy accept, and an accept of ours ends only our own chain, so a
 //! drop in any other table stays a drop. A packet can reach a container from outside its bridge only
-//! as a reply or through a published port, and by none that is published at a loopback address. `guard` is
+//! as a reply or through a published port, and by none that is published at a loopback address; unless its
+//! network was made to be `unprotected`. `guard` is
 //! what makes `route_localnet` on our bridges safe (CVE-2020-8558).
 
 mod elements;

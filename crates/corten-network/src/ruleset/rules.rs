@@ -2,7 +2,7 @@
 
 use super::elements::{
     BRIDGES, GUARDED, INTERNAL, MASQUERADED, MASQUERADED6, Maps, OPEN, PUBLISHED, SUBNETS,
-    SUBNETS6, TALKING, link,
+    SUBNETS6, TALKING, UNPROTECTED, UNPROTECTED6, link,
 };
 use crate::nft::{Ct, Expr, Hook, Meta, Transaction, Verdict, reg};
 
@@ -31,6 +31,8 @@ pub(super) fn define(t: &mut Transaction<'_>) {
         &BRIDGES,
         &TALKING,
         &INTERNAL,
+        &UNPROTECTED,
+        &UNPROTECTED6,
         &SUBNETS,
         &SUBNETS6,
         &MASQUERADED,
@@ -249,6 +251,20 @@ fn forward(t: &mut Transaction<'_>) {
         "published ports",
         &[&ct_bits(Ct::Status, DST_NAT), &to(BRIDGES.name), &accept],
     );
+    for (family, set) in [(ipv4(), &UNPROTECTED), (ipv6(), &UNPROTECTED6)] {
+        rule(
+            "from outside to networks that want all of it",
+            &[
+                &family,
+                &to(set.name),
+                &[
+                    Expr::Meta(Meta::InName, reg::KEY),
+                    Expr::NotIn(BRIDGES.name, reg::KEY),
+                ],
+                &accept,
+            ],
+        );
+    }
     rule(
         "everything else to a container",
         &[&to(BRIDGES.name), &drop],
