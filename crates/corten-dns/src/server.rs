@@ -146,6 +146,8 @@ async fn datagrams(server: Rc<Server>, socket: Rc<UdpSocket>) {
             },
         };
         send(&socket, answer, client).await;
+        // Whoever asks without end must not keep the supervisor's only thread.
+        tokio::task::yield_now().await;
     }
 }
 

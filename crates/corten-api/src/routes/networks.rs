@@ -2,7 +2,7 @@
 
 use axum::extract::{Path, State};
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use corten_engine::networks::CheckRequest;
 use corten_engine::{Engine, models};
@@ -17,12 +17,18 @@ use crate::whole;
 pub(super) fn routes() -> Router<Engine> {
     Router::new()
         .route("/networks", get(list))
-        .route("/networks/create", post(create))
-        .route("/networks/prune", post(prune))
-        .route("/networks/check", post(check))
+        .route("/networks/create", post(create).merge(called("create")))
+        .route("/networks/prune", post(prune).merge(called("prune")))
+        .route("/networks/check", post(check).merge(called("check")))
         .route("/networks/{name}", get(inspect).delete(remove))
         .route("/networks/{name}/connect", post(connect))
         .route("/networks/{name}/disconnect", post(disconnect))
+}
+
+/// What there is of a network with the name of a verb.
+fn called(name: &'static str) -> MethodRouter<Engine> {
+    let path = || Path(name.to_owned());
+    get(move |engine| inspect(engine, path())).delete(move |engine| remove(engine, path()))
 }
 
 #[derive(Deserialize)]

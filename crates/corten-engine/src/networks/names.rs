@@ -18,11 +18,17 @@ pub(crate) fn addresses(
     container: &str,
     name: &str,
 ) -> Result<Option<Vec<IpAddr>>> {
-    let links = links(c, container)?;
-    // `a.b.c`: on any network, then `a.b` on `c`, then `a` on `b.c`.
+    let places = places(c, container)?;
+    let links = links(&places);
+    // `a.b.c`: on any network, then `a.b` on `c`, then `a` on `b.c`. Whoever asks may send names with as
+    // many dots as there is room for: only networks of its own are looked at.
+    let is_own = |network: &str| places.iter().any(|place| place.network_name == network);
     let dots = name.rmatch_indices('.').map(|(at, _)| at);
-    let readings = std::iter::once((name, None))
-        .chain(dots.filter_map(|at| Some((name.get(..at)?, Some(name.get(at + 1..)?)))));
+    let of_networks = dots
+        .filter_map(|at| Some((name.get(..at)?, name.get(at + 1..)?)))
+        .filter(|(_, network)| is_own(network))
+        .map(|(name, network)| (name, Some(network)));
+    let readings = std::iter::once((name, None)).chain(of_networks);
     for (name, network) in readings {
         let mut found = linked(c, &links, name, network)?;
         if found.is_empty() {
@@ -67,38 +73,64 @@ fn named(c: &Connection, container: &str, name: &str, network: Option<&str>) -> 
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-/// A link: a name that one container has for another.
-struct Link {
+/// A place of the asker's.
+struct Place {
     network: String,
     network_name: String,
     position: i64,
-    target: String,
-    alias: String,
+    links: Vec<String>,
 }
 
-fn links(c: &Connection, container: &str) -> Result<Vec<Link>> {
+fn places(c: &Connection, container: &str) -> Result<Vec<Place>> {
     let mut statement = c.prepare_cached(
-        "SELECT network, network_name, position, link.value FROM endpoints, \
-         json_each(wish, '$.links') AS link WHERE container = ? ORDER BY position",
+        "SELECT network, network_name, position, wish ->> '$.links' FROM endpoints \
+         WHERE container = ? ORDER BY position",
     )?;
     let rows = statement.query_map([container], |row| {
-        let text: String = row.get(3)?;
-        let (target, alias) = text.split_once(':').unwrap_or((&text, &text));
-        Ok(Link {
+        let links: Option<String> = row.get(3)?;
+        Ok(Place {
             network: row.get(0)?,
             network_name: row.get(1)?,
             position: row.get(2)?,
-            target: target.trim_start_matches('/').to_owned(),
-            alias: alias.to_owned(),
+            links: links
+                .and_then(|links| serde_json::from_str(&links).ok())
+                .unwrap_or_default(),
         })
     })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
-fn linked(c: &Connection, links: &[Link], name: &str, network: Option<&str>) -> Result<Vec<Found>> {
+/// A link: a name that one container has for another.
+struct Link<'a> {
+    place: &'a Place,
+    target: &'a str,
+    alias: &'a str,
+}
+
+fn links(places: &[Place]) -> Vec<Link<'_>> {
+    let mut all = Vec::new();
+    for place in places {
+        for text in &place.links {
+            let (target, alias) = text.split_once(':').unwrap_or((text, text));
+            all.push(Link {
+                place,
+                target: target.trim_start_matches('/'),
+                alias,
+            });
+        }
+    }
+    all
+}
+
+fn linked(
+    c: &Connection,
+    links: &[Link<'_>],
+    name: &str,
+    network: Option<&str>,
+) -> Result<Vec<Found>> {
     let mut all = Vec::new();
     for link in links {
-        let here = network.is_none_or(|network| network == link.network_name);
+        let here = network.is_none_or(|network| network == link.place.network_name);
         if !here || !link.alias.eq_ignore_ascii_case(name) {
             continue;
         }
@@ -107,7 +139,10 @@ fn linked(c: &Connection, links: &[Link], name: &str, network: Option<&str>) -> 
              AND e.id <> '' AND (e.container = ?2 OR e.container IN \
              (SELECT container FROM endpoint_names WHERE network = ?1 AND name = ?2))",
         )?;
-        let rows = statement.query_map(params![link.network, link.target, link.position], found)?;
+        let rows = statement.query_map(
+            params![link.place.network, link.target, link.place.position],
+            found,
+        )?;
         for row in rows {
             all.push(row?);
         }
@@ -119,9 +154,10 @@ fn linked(c: &Connection, links: &[Link], name: &str, network: Option<&str>) -> 
 pub(crate) fn name_of(c: &Connection, container: &str, address: IpAddr) -> Result<Option<String>> {
     let mut statement = c.prepare_cached(
         "SELECT other.name || '.' || mine.network_name FROM endpoints AS mine \
-         CROSS JOIN endpoints AS e ON e.network = mine.network \
+         CROSS JOIN addresses AS a ON a.network = mine.network AND a.address = ?2 \
+         CROSS JOIN endpoints AS e ON e.container = a.owner AND e.network = mine.network \
          JOIN containers AS other ON other.id = e.container \
-         WHERE mine.container = ?1 AND e.id <> '' AND (e.address = ?2 OR e.address6 = ?2) \
+         WHERE mine.container = ?1 AND e.id <> '' \
          AND EXISTS (SELECT 1 FROM endpoint_names AS n WHERE n.container = e.container \
          AND n.network = e.network) ORDER BY mine.position LIMIT 1",
     )?;
@@ -183,6 +219,13 @@ mod tests {
                 params![container, network, position, wish, id, v4, v6],
             )
             .unwrap();
+            for address in [v4, v6].into_iter().filter(|a| !a.is_empty()) {
+                c.execute(
+                    "INSERT INTO addresses (network, address, owner) VALUES ('id-' || ?, ?, ?)",
+                    [network, address, container],
+                )
+                .unwrap();
+            }
             for name in *names {
                 c.execute(
                     "INSERT INTO endpoint_names (network, name, container) \
