@@ -11,10 +11,23 @@ if [ ! -e /moved ]; then
 fi
 [ -e /proc/cmdline ] || mount -t proc proc /proc
 mode=$(sed -n 's/.*corten\.cgroups=\([^ ]*\).*/\1/p' /proc/cmdline)
+# What outlives a boot.
+disk() {
+  for module in virtio_pci virtio_blk quota_v2; do modprobe $module 2>/dev/null; done
+  mkdir -p /disk
+  mount -t ext4 -o prjquota /dev/vda /disk || echo "no disk"
+  mkdir -p /disk/corten /disk/tmp /disk/journal
+  mount --bind /disk/corten /var/lib/corten
+}
 if [ -z "$CORTEN_BOOTED" ]; then
   case $mode in systemd*) exec /lib/systemd/systemd ;; esac
   mount -t sysfs sys /sys
   mount -t devtmpfs dev /dev
+  if [ $mode = boot ]; then
+    disk
+    mount --bind /disk/journal /var/log/journal
+    exec /lib/systemd/systemd
+  fi
   mkdir -p /dev/pts /dev/shm
   mount -t devpts devpts /dev/pts
   mount -t tmpfs run /run
@@ -31,11 +44,8 @@ v1)
   done
   ;;
 esac
-for module in virtio_pci virtio_blk overlay veth bridge nf_tables quota_v2; do modprobe $module 2>/dev/null; done
-mkdir /disk
-mount -t ext4 -o prjquota /dev/vda /disk || echo "no disk"
-mkdir -p /disk/corten /disk/tmp
-mount --bind /disk/corten /var/lib/corten
+for module in overlay veth bridge nf_tables; do modprobe $module 2>/dev/null; done
+[ $mode = boot ] || disk
 # As on a real host: file systems that can be mounted with other ids, and shared memory.
 mkdir -p /dev/shm
 export TMPDIR=/disk/tmp
@@ -59,7 +69,19 @@ try() {
   fi
 }
 sh_() { sh -c "$1"; }
+# until_ COMMAND...: it succeeds within two minutes.
+until_() {
+  deadline=$(($(cut -d. -f1 /proc/uptime) + 120))
+  while [ "$(cut -d. -f1 /proc/uptime)" -lt $deadline ]; do
+    "$@" >/dev/null 2>&1 && return 0
+    usleep 100000
+  done
+  echo "never: $*"
+  "$@"
+  return 1
+}
 
+steps=$(sed -n 's/.*corten\.steps=\([^ ]*\).*/\1/p' /proc/cmdline | tr , ' ')
 engine() {
 cat >/context/Dockerfile <<'DOCKERFILE'
 FROM scratch
@@ -69,6 +91,10 @@ RUN echo built >/made && cat /proc/self/cgroup
 CMD ["sh"]
 DOCKERFILE
 try "build" 'exit 0' corten build -q -t base /context
+case $steps in
+"") ;;
+*) for part in $steps; do . /$part.sh; done; return ;;
+esac
 try "run" '^hello exit 0' corten run --rm base echo hello
 try "what RUN made" '^built exit 0' corten run --rm base cat /made
 try "no network" 'exit 0' corten run --rm --network none base true
@@ -140,6 +166,7 @@ try "nothing is left of it" '^0 exit 0' sh_ 'ls -A /var/lib/corten/volumes/small
 try "volume rm" 'exit 0' corten volume rm fits small
 
 . /network.sh
+[ $mode != v2 ] || . /limits.sh
 
 try "restart" 'exit 0' sh_ 'corten run -d --name again base sleep 600 && corten restart -t 0 again && corten exec again true'
 try "system check" 'exit 0' corten system check
@@ -150,9 +177,10 @@ try "no group is left" '^0 exit 0' sh_ 'find /sys/fs/cgroup -path "*/corten/*" -
 filter=$(sed -n 's/.*corten\.tests=\([^ ]*\).*/\1/p' /proc/cmdline | tr , ' ')
 case $mode in
 systemd*) filter=${filter:-systemd} ;;
+boot) . /boot.sh ;;
 *) [ ! -x /bin/corten ] || engine ;;
 esac
-[ ! -e /bin/corten-runtime ] || . /runtime.sh
+[ -n "$steps" ] || [ $mode = boot ] || [ ! -e /bin/corten-runtime ] || . /runtime.sh
 
 # An emulated machine is slow.
 export CORTEN_TEST_PATIENCE=6

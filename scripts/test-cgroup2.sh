@@ -1,21 +1,29 @@
 #!/usr/bin/env bash
 # Runs Corten in a small virtual machine, so on other cgroups and another kernel than here:
 #
-#   test-cgroup2.sh CORTEN [v2|v1|systemd|systemd-v1] [KERNEL] [TEST...]
+#   test-cgroup2.sh CORTEN [v2|v1|systemd|systemd-v1|boot] [KERNEL] [TEST...]
 #
 # CORTEN may be - to run only the tests. With systemd, that of this machine is the first
-# process there, and the tests of the systemd driver are run.
+# process there, and the tests of the systemd driver are run. `boot` is systemd on v2 with its
+# journal and the units that `make install` installs; the machine is booted three times, once after
+# a shutdown and once after its power was cut.
 # KERNEL is an unpacked linux-image package (`dpkg -x`); without one, the distribution's cloud
 # kernel is fetched and kept in CORTEN_CACHE (default ~/.cache/corten). Each TEST is a static
 # test binary to run in there as well (`cargo test -p corten-runtime --test runtime --no-run`).
-# VM_TESTS=NAME,NAME... runs only their cases with these words in their names.
+# VM_TESTS=NAME,NAME... runs only their cases with these words in their names. VM_STEPS=limits
+# (or network) carries out only these of the engine's steps.
 # Needs root and what `scripts/install-deps.sh vm` installs. `make test-vm` runs all of it.
 set -euo pipefail
 corten=$1 mode=${2:-v2} kernel=${3:-}
 shift $(($# < 3 ? $# : 3))
 here=$(dirname "$(realpath "$0")")
 work=$(mktemp -d "${TMPDIR:-/tmp}/corten-vm.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+pid=
+end() {
+  [ -z "$pid" ] || kill -9 $(pgrep -P "$pid") "$pid" 2>/dev/null
+  rm -rf "$work"
+}
+trap end EXIT
 
 # unpacked PACKAGE: where its files are, unpacked, not installed.
 unpacked() {
@@ -99,7 +107,7 @@ depmod -b "$root" "$release"
 # systemd with the libraries it needs, and one unit that runs the guest script.
 options=
 case $mode in
-systemd*)
+systemd* | boot)
   program=/lib/systemd/systemd
   with_libraries $program
   [ ! -e /lib/systemd/systemd-executor ] || with_libraries /lib/systemd/systemd-executor
@@ -116,9 +124,46 @@ Environment=CORTEN_BOOTED=1
 ExecStart=/init
 UNIT
   options="systemd.unit=corten-test.service systemd.show_status=0"
-  [ "$mode" = systemd ] || options+=" systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1"
+  [ "$mode" != systemd-v1 ] || options+=" systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1"
   ;;
 esac
+if [ "$mode" = boot ]; then
+  # As on a real host: what is installed there, enabled, and a journal that is kept.
+  with_libraries /lib/systemd/systemd-journald
+  with_libraries /lib/systemd/systemd-shutdown
+  with_libraries "$(command -v journalctl)"
+  [ -e "$root/bin/journalctl" ] || ln -s "$(command -v journalctl)" "$root/bin/journalctl"
+  units=$root/lib/systemd/system
+  mkdir -p "$units"/{sysinit,sockets}.target.wants "$root/etc/systemd/system/multi-user.target.wants"
+  for unit in {sysinit,basic,sockets,timers,paths,slices,multi-user,network-online,network}.target \
+    {local-fs,local-fs-pre,swap,shutdown,umount,final,reboot,poweroff}.target \
+    systemd-{reboot,poweroff,journald,journal-flush}.service systemd-journald{,-dev-log}.socket; do
+    cp -L "/lib/systemd/system/$unit" "$units/"
+  done
+  ln -s ../systemd-journald.service ../systemd-journal-flush.service "$units/sysinit.target.wants/"
+  ln -s ../systemd-journald.socket ../systemd-journald-dev-log.socket "$units/sockets.target.wants/"
+  mkdir -p "$root/usr/local/bin" "$root/var/log/journal"
+  ln -s /bin/corten "$root/usr/local/bin/corten"
+  ln -s ../run "$root/var/run"
+  "$here/install-extras.sh" "$corten" "$root/usr/local" "$root/usr/local/lib/systemd/system" /usr/local >/dev/null
+  ln -s /usr/local/lib/systemd/system/corten{,-restore}.service /etc/systemd/system/corten-test.service \
+    "$root/etc/systemd/system/multi-user.target.wants/"
+  cat >"$root/etc/systemd/system/corten-test.service" <<'UNIT'
+[Unit]
+After=corten.service corten-restore.service
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+KillMode=process
+TimeoutStartSec=infinity
+Environment=CORTEN_BOOTED=1
+ExecStart=/init
+UNIT
+  printf '[Manager]\nDefaultTimeoutStopSec=60s\nDefaultTimeoutStartSec=600s\n' >"$root/etc/systemd/system.conf"
+  printf '[Journal]\nStorage=persistent\nRateLimitBurst=0\n' >"$root/etc/systemd/journald.conf"
+  echo 0123456789abcdef0123456789abcdef >"$root/etc/machine-id"
+  options="systemd.unit=multi-user.target systemd.show_status=0"
+fi
 
 # The base image's files, and what is done with them.
 base=$work/base
@@ -129,15 +174,35 @@ cp "$root/etc/passwd" "$root/etc/group" "$base/etc/"
 tar --owner=0 --group=0 -C "$base" -cf "$root/context/rootfs.tar" .
 cp "$here/test-cgroup2-guest.sh" "$root/init"
 cp "$here/test-vm-runtime-guest.sh" "$root/runtime.sh"
-cp "$here/test-vm-network-guest.sh" "$root/network.sh"
+for part in network limits boot; do cp "$here/test-vm-$part-guest.sh" "$root/$part.sh"; done
 chmod 755 "$root/init"
 (cd "$root" && find . | cpio --quiet -o -H newc) | gzip -1 >"$work/initrd"
 truncate -s 2G "$work/disk"
 mkfs.ext4 -q -O quota,project -E quotatype=prjquota "$work/disk"
 
-# QEMU 7.2 emulates neither cmpxchg16b nor the kernel patching itself under several threads well.
-timeout "${VM_TIMEOUT:-1800}" qemu-system-x86_64 -accel tcg,thread=single -cpu max,cx16=off -m 2048 -smp 2 -nographic -no-reboot \
-  -nic none -drive "file=$work/disk,format=raw,if=virtio" \
-  -kernel "$kernel/boot/vmlinuz-$release" -initrd "$work/initrd" \
-  -append "console=ttyS0 quiet panic=-1 no_timer_check corten.cgroups=$mode corten.tests=${VM_TESTS:-} $options" </dev/null | sed -u 's/\r//' | tee "$work/log"
+# Runs the machine until it ends, or says that its power is to be cut. QEMU 7.2 emulates neither
+# cmpxchg16b nor the kernel patching itself under several threads well.
+machine() {
+  local serial=$work/serial
+  : >"$serial"
+  timeout "${VM_TIMEOUT:-1800}" qemu-system-x86_64 -accel tcg,thread=single -cpu max,cx16=off -m 2048 -smp 2 \
+    -display none -monitor none -serial "file:$serial" -no-reboot \
+    -nic none -drive "file=$work/disk,format=raw,if=virtio" \
+    -kernel "$kernel/boot/vmlinuz-$release" -initrd "$work/initrd" \
+    -append "console=ttyS0 quiet panic=-1 no_timer_check corten.cgroups=$mode corten.tests=${VM_TESTS:-} corten.steps=${VM_STEPS:-} $options" </dev/null &
+  pid=$!
+  tail --pid=$pid -n +1 -s 0.2 -f "$serial" | sed -u 's/\r//' | tee -a "$work/log" &
+  while kill -0 "$pid" 2>/dev/null; do
+    if grep -q '^cut the power' "$serial"; then kill -9 $(pgrep -P "$pid"); fi
+    sleep 0.2
+  done
+  wait || true
+  pid=
+}
+machine
+[ "$mode" != boot ] || for boot in second third; do
+  ! grep -q '^passed: ' "$work/log" || break
+  echo "-- $boot boot"
+  machine
+done
 grep -q '^passed: [0-9]*, failed: 0$' "$work/log"

@@ -44,15 +44,6 @@ in_group() {
   echo "no $*"
   return 1
 }
-# until_ COMMAND...: it succeeds within two minutes.
-until_() {
-  for n in $(seq 1200); do
-    "$@" >/dev/null 2>&1 && return 0
-    usleep 100000
-  done
-  echo "never: $*"
-  return 1
-}
 # What a container inherits must not be the pipe `try` reads.
 create() { $runtime create --bundle $bundle --pid-file /tmp/box.pid box </dev/null >/dev/null 2>/tmp/err; code=$?; cat /tmp/err; return $code; }
 detached() { $runtime exec --detach --pid-file /tmp/exec.pid box "$@" </dev/null >/dev/null 2>/tmp/err; code=$?; cat /tmp/err; return $code; }
