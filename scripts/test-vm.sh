@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Tries Corten in virtual machines: pure cgroup v2, pure v1, systemd as the first process with
-# either, and what a shutdown and a power cut leave (boot). Takes about three quarters of an hour on two cores, because the machines are emulated.
+# either, and what a shutdown and a power cut leave (boot). Takes about three quarters of an hour on
+# two cores, because the machines are emulated.
 #
 #   test-vm.sh [MODE...]    (default: v2 v1 systemd systemd-v1 boot)
 #

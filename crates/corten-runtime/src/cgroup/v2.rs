@@ -299,3 +299,44 @@ fn vacate(dir: &Path) -> bool {
         .map(|pid| write_file(&below.join("cgroup.procs"), pid));
     moved.all(|result| matches!(result, Ok(()) | Err(Errno::SRCH)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hierarchy of files: the root, a parent and a group, with these controllers in each.
+    fn hierarchy(dir: &Path, controllers: [&str; 3]) -> Unified {
+        let group = dir.join("parent/group");
+        fs::create_dir_all(&group).unwrap();
+        for (at, list) in [dir, &dir.join("parent"), &group].iter().zip(controllers) {
+            fs::write(at.join("cgroup.controllers"), list).unwrap();
+            fs::write(at.join("cgroup.subtree_control"), "").unwrap();
+        }
+        Unified::new(dir, "parent/group")
+    }
+
+    fn enabled(dir: &Path) -> [String; 3] {
+        ["", "parent", "parent/group"]
+            .map(|part| fs::read_to_string(dir.join(part).join("cgroup.subtree_control")).unwrap())
+    }
+
+    #[test]
+    fn what_statistics_need_is_enabled_above_the_group() {
+        let dir = tempfile::tempdir().unwrap();
+        hierarchy(dir.path(), ["cpuset cpu memory", "", ""]).count();
+        assert_eq!(enabled(dir.path()), ["+memory", "+memory", ""]);
+        // Where it has it, or the host has not (a hybrid one), nothing is touched.
+        for controllers in [["memory", "memory", "memory"], ["", "", ""]] {
+            let dir = tempfile::tempdir().unwrap();
+            hierarchy(dir.path(), controllers).count();
+            assert_eq!(enabled(dir.path()), ["", "", ""]);
+        }
+        // What cannot be written is no error.
+        let dir = tempfile::tempdir().unwrap();
+        let group = hierarchy(dir.path(), ["pids", "", ""]);
+        fs::remove_file(dir.path().join("parent/cgroup.subtree_control")).unwrap();
+        group.count();
+        let root = fs::read_to_string(dir.path().join("cgroup.subtree_control")).unwrap();
+        assert_eq!(root, "+pids");
+    }
+}
