@@ -37,6 +37,7 @@ pub(super) fn top(engine: &Engine, name: &str, args: Option<&str>) -> Result<Con
         return Err(EngineError::NotRunning(container.id));
     }
     let arguments = args.unwrap_or("-ef");
+    ps::renamed(arguments).map_err(bad)?;
     let columns = Columns::parse(arguments);
     let pids = crate::sweep::cgroup_pids(&state::cgroup_path(engine, &container));
     let table = match columns {

@@ -9,7 +9,6 @@ use super::Table;
 /// Runs it, with the processes as its choice if it can take them, and picks them out if it cannot.
 pub(super) fn run(arguments: &str, pids: &[i32]) -> Result<Table, String> {
     let words: Vec<&str> = arguments.split_whitespace().collect();
-    renamed(&words)?;
     let chosen: Vec<String> = pids.iter().map(ToString::to_string).collect();
     let chosen = format!("-q{}", chosen.join(","));
     let mut output = ps(words.iter().copied().chain([chosen.as_str()]))?;
@@ -41,8 +40,8 @@ fn ps<'a>(arguments: impl Iterator<Item = &'a str>) -> Result<Output, String> {
 }
 
 /// Another column called PID would be taken for the numbers of processes.
-fn renamed(words: &[&str]) -> Result<(), String> {
-    for word in words {
+pub(super) fn renamed(arguments: &str) -> Result<(), String> {
+    for word in arguments.split_whitespace() {
         let columns = word.strip_prefix("-o").unwrap_or(word);
         if let Some((name, header)) = columns.split_once('=')
             && header.starts_with("PID")
@@ -113,13 +112,14 @@ mod tests {
 
     #[test]
     fn nothing_else_may_be_called_pid() {
-        for (words, fits) in [
-            (&["-o", "pid=PID"][..], true),
-            (&["-o", "ppid=PID"], false),
-            (&["-oppid=PIDS"], false),
-            (&["-o", "comm=NAME"], true),
+        for (arguments, fits) in [
+            ("-o pid=PID", true),
+            ("-o ppid=PID", false),
+            ("-oppid=PIDS", false),
+            ("-o pid,ppid=PID", false),
+            ("-o pid,comm=NAME", true),
         ] {
-            assert_eq!(renamed(words).is_ok(), fits, "{words:?}");
+            assert_eq!(renamed(arguments).is_ok(), fits, "{arguments}");
         }
     }
 }
