@@ -10,9 +10,11 @@ use std::fs::OpenOptions;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use corten_runtime::exe::{self, SealedExe};
 use corten_runtime::passing;
 use rustix::net::RecvFlags;
 use serde::{Deserialize, Serialize};
@@ -89,7 +91,10 @@ impl Launcher {
 
     fn talk(self) -> io::Result<Launched> {
         let (mut ours, theirs) = UnixStream::pair()?;
-        let mut child = Command::new(&self.exe)
+        let sealed = sealed(&self.exe);
+        let path = sealed.as_ref().map_or(self.exe.clone(), SealedExe::path);
+        let mut child = Command::new(path)
+            .arg0(&self.exe) // what `ps` of the host shows
             .args(&self.args)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
@@ -119,6 +124,15 @@ impl Launcher {
         ours.read_exact(&mut json)?;
         Ok(serde_json::from_slice(&json)?)
     }
+}
+
+/// This very program from where no container can write it, so that the supervisor need not
+/// execute itself once more for that; it looks for itself, and does where this has failed.
+fn sealed(exe: &Path) -> Option<SealedExe> {
+    if exe != Path::new("/proc/self/exe") || exe::is_sealed() {
+        return None;
+    }
+    SealedExe::new().ok()
 }
 
 /// What a supervisor was handed by its launcher.
