@@ -7,23 +7,23 @@
 //!   of the two executions costs. So the same three system calls are made here already.
 //! - Otherwise, the pages that will be relocated or written are brought in with one system
 //!   call instead of one page fault each.
-//! - `corten runtime` goes on in `sys/start.rs`.
+//! - All but what serves and moves images goes on in `sys/start.rs`.
 //!
 //! This is an optimisation only and decides nothing: whatever fails here, and whatever is
 //! not recognised (`--` options before `runtime`, another name of the binary), falls
-//! through to the start of its face (`sys/start.rs`, else the C library's `_start`), and
+//! through to the start of its face (`sys/start.rs`, or the C library's `_start`), and
 //! [`crate::exe::seal_self`] does (and checks) the same again. No memory but the stack is
 //! written; nothing here needs relocation.
 
 /// Only what is linked statically has the library's start to itself.
 #[cfg(target_feature = "crt-static")]
-macro_rules! start_of_runtime {
+macro_rules! short_start {
     () => {
         "jmp corten_start"
     };
 }
 #[cfg(not(target_feature = "crt-static"))]
-macro_rules! start_of_runtime {
+macro_rules! short_start {
     () => {
         "jmp _start"
     };
@@ -33,6 +33,7 @@ macro_rules! start_of_runtime {
 // rbx: saved rdx; rbp: argc; r12: argv; r13: descriptor.
 std::arch::global_asm!(
     ".pushsection .text.corten_entry,\"ax\",@progbits",
+    ".weak __rela_iplt_start, __rela_iplt_end, __data_start",
     ".globl corten_entry",
     ".type corten_entry,@function",
     "corten_entry:",
@@ -112,9 +113,17 @@ std::arch::global_asm!(
     "syscall",
     "5:",
     "add rsp, 128",
-    // From the first page of what is read-only after relocation to the last of what is not.
+    // From the first page of what is read-only after relocation to the last of what is not; in
+    // a program that is bound to one address (then there is a list of what remains to be
+    // relocated) from the first that is not.
     "6:",
     "lea rdi, [rip + __fini_array_start]",
+    "lea rax, [rip + __rela_iplt_start]",
+    "lea rcx, [rip + __rela_iplt_end]",
+    "cmp rax, rcx",
+    "je 10f",
+    "lea rdi, [rip + __data_start]",
+    "10:",
     "and rdi, -4096",
     "lea rsi, [rip + _end]",
     "sub rsi, rdi",
@@ -123,27 +132,67 @@ std::arch::global_asm!(
     "mov edx, {populate_write}",
     "mov eax, {madvise}",
     "syscall",
-    // The runtime's start, if that is the face.
+    // Where much memory is copied, the C library had better know the processor: is any of the
+    // first words one of those?
+    "mov ecx, 1",
+    "11:",
+    "cmp rcx, rbp",
+    "jae 14f",
+    "cmp ecx, 8",
+    "ja 14f",
+    "mov rax, [r12 + 8*rcx]",
+    "mov rax, [rax]",
+    "lea rsi, [rip + 16f]",
+    "12:",
+    "mov rdx, [rsi]",
+    "test rdx, rdx",
+    "jz 13f",
+    "and rdx, rax",
+    "cmp rdx, [rsi + 8]",
+    "je 7f",
+    "add rsi, 16",
+    "jmp 12b",
+    "13:",
+    "inc rcx",
+    "jmp 11b",
+    "14:",
     "cmp rbp, 2",
-    "jb 7f",
+    "jb 15f",
     "mov rax, [r12 + 8]",
     "movabs rcx, 0x00656d69746e7572",
     "cmp [rax], rcx",
-    "jne 7f",
-    // So much of the stack it needs, too.
+    "jne 15f",
+    // So much of the stack the runtime needs, too.
     "lea rdi, [rsp - {stack}]",
     "and rdi, -4096",
     "mov esi, {stack}",
     "mov edx, {populate_write}",
     "mov eax, {madvise}",
     "syscall",
+    "15:",
     "mov rdx, rbx",
-    start_of_runtime!(),
+    short_start!(),
     "7:",
     "mov rdx, rbx",
     "jmp _start",
     "8: .asciz \"/proc/self/exe\"",
     "9: .asciz \"\"",
+    // Which bytes, and what they are.
+    ".balign 8",
+    "16:",
+    ".quad 0xffffffffffff",
+    ".ascii \"serve\\0\\0\\0\"",
+    ".quad 0xffffffffffffffff",
+    ".ascii \"registry\"",
+    ".quad 0xffffffffff",
+    ".ascii \"pull\\0\\0\\0\\0\"",
+    ".quad 0xffffffffff",
+    ".ascii \"push\\0\\0\\0\\0\"",
+    ".quad 0xffffffffff",
+    ".ascii \"load\\0\\0\\0\\0\"",
+    ".quad 0xffffffffff",
+    ".ascii \"save\\0\\0\\0\\0\"",
+    ".quad 0",
     ".size corten_entry, . - corten_entry",
     ".popsection",
     statfs = const libc::SYS_statfs,

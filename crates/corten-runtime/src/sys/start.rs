@@ -1,15 +1,20 @@
-//! How `corten runtime` begins (x86-64): the C library's start without its inventory of the
-//! processor.
+//! How the binary begins (x86-64), but where much memory is going to be copied
+//! (`sys/entry.rs`): the C library's start without its inventory of the processor.
 //!
 //! Before `main`, a static program of the GNU C library asks the processor some sixty times
 //! what it is and how large its caches are, in order to choose among its copies of `memcpy`
-//! and to tune them. In a virtual machine each `cpuid` is a trip to the hypervisor: 12 to
-//! 20 µs here, 0.6 ms of a start, a tenth of an `exec` (on bare metal they cost next to
-//! nothing). The runtime copies a few kilobytes. So its face of the binary does what
-//! `__libc_start_main` does in a static position-independent program but for those questions;
-//! the library then uses the copies that any x86-64 can execute. `_dl_x86_cpu_features` stays
-//! empty, which is what they are chosen by; the one threshold that has no value of its own
-//! is given what the library comes to where it learns nothing.
+//! and to tune them. In a virtual machine each `cpuid` is a trip to the hypervisor: 10 to
+//! 20 µs here, 0.6 ms of every start (on bare metal they cost next to nothing), which is most
+//! of what an empty program takes. So this does what `__libc_start_main` does in a static program,
+//! position-independent or not, but for those questions; the library then uses the copies that
+//! any x86-64 can execute. `_dl_x86_cpu_features` stays empty, which is what they are chosen by,
+//! but for two numbers:
+//!
+//! - the one threshold that has no value of its own;
+//! - what the processor is known to be good for (`isa_1`): shared libraries are refused where that
+//!   is less than they were compiled for. The modules of `nsswitch.conf` are such libraries, and
+//!   with them comes the machine's own C library, which asks for itself. What is installed here can
+//!   be executed here, so the answer is: everything.
 //!
 //! Relocation and its write protection, thread-local storage, the guards of the stack and of
 //! stored pointers, and constructors are as ever. `.preinit_array` and `.fini_array` are not
@@ -31,7 +36,8 @@ use crate::cli;
 global_asm!(
     ".pushsection .text.corten_start,\"ax\",@progbits",
     ".weak __environ, __libc_stack_end, __libc_enable_secure, _dl_random",
-    ".weak __x86_shared_non_temporal_threshold, __rela_iplt_start, __rela_iplt_end",
+    ".weak __x86_shared_non_temporal_threshold, _dl_x86_cpu_features",
+    ".weak __rela_iplt_start, __rela_iplt_end",
     ".weak _dl_aux_init, __tunables_init, _dl_relocate_static_pie, __libc_setup_tls",
     ".weak __libc_early_init, __libc_init_first, _dl_debug_initialize",
     ".globl corten_start",
@@ -49,11 +55,6 @@ global_asm!(
     "jne 9f",
     "cmp byte ptr [rax + 4], 0",
     "jne 9f",
-    // Nor if the program is bound to one address: there `_start` has more to relocate.
-    "lea rax, [rip + __rela_iplt_start]",
-    "lea rcx, [rip + __rela_iplt_end]",
-    "cmp rax, rcx",
-    "jne 9f",
     "mov [rip + __environ], r13",
     "mov [rip + __libc_stack_end], r15",
     "mov rdi, r13",
@@ -67,7 +68,21 @@ global_asm!(
     "mov rdi, r13",
     "call __tunables_init",
     "mov qword ptr [rip + __x86_shared_non_temporal_threshold], {non_temporal}",
+    "mov dword ptr [rip + _dl_x86_cpu_features + {isa}], 15", // baseline, v2, v3, v4
     "call _dl_relocate_static_pie",
+    // A program that is bound to one address has only this to relocate (R_X86_64_IRELATIVE):
+    // which copy of a function is to be used, as a function says.
+    "lea r14, [rip + __rela_iplt_start]",
+    "lea r15, [rip + __rela_iplt_end]",
+    "5:",
+    "cmp r14, r15",
+    "jae 6f",
+    "call [r14 + 16]",
+    "mov rcx, [r14]",
+    "mov [rcx], rax",
+    "add r14, 24",
+    "jmp 5b",
+    "6:",
     "call __libc_setup_tls",
     // The guards of stacks (its lowest byte ends a string) and of stored pointers.
     "mov rdx, [rip + _dl_random]",
@@ -98,7 +113,21 @@ global_asm!(
     "xor edi, edi",
     "xor esi, esi",
     "call _dl_debug_initialize",
+    // The runtime's own, or that of every other face.
+    "cmp ebx, 2",
+    "jb 7f",
+    "mov rax, [r12 + 8]",
+    "movabs rcx, 0x00656d69746e7572", // "runtime\0"
+    "cmp [rax], rcx",
+    "jne 7f",
     "call {main}",
+    "jmp 8f",
+    "7:",
+    "mov edi, ebx",
+    "mov rsi, r12",
+    "mov rdx, r13",
+    "call main",
+    "8:",
     "mov edi, eax",
     "call exit",
     "hlt",
@@ -110,7 +139,9 @@ global_asm!(
     ".size corten_start, . - corten_start",
     ".popsection",
     main = sym corten_runtime_main,
-    non_temporal = const 0xc0000, // three quarters of 1 MiB
+    // What passes the caches by, as it would be with a share of 16 MiB in the largest.
+    non_temporal = const 12 << 20,
+    isa = const 0x138,
 );
 
 /// Instead of a Rust program's `main`, which would look for the end of its stack in
