@@ -64,7 +64,6 @@ pub(crate) static RUN: Command = Command::new(
 .flags(&[run::flags::CONTAINER, run::flags::RUN])
 .arity(Arity::Min(1))
 .flags_first()
-.heavy()
 .fills();
 
 /// `create`.
@@ -78,7 +77,6 @@ pub(crate) static CREATE: Command = Command::new(
 .flags(&[run::flags::CONTAINER])
 .arity(Arity::Min(1))
 .flags_first()
-.heavy()
 .fills();
 
 /// `container …`.
