@@ -2,8 +2,10 @@
 
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
 
 use tokio::io::unix::AsyncFd;
 
@@ -71,7 +73,8 @@ pub(crate) fn forget() {
 }
 
 /// For each object of the program (`dl_iterate_phdr(3)`): segments that are not writable are as
-/// in the file. Those that are (relocated constants among them) are left alone.
+/// in the file, and so may be parts of what was write-protected after the start. What can be
+/// written is left alone.
 unsafe extern "C" fn forget_segments(
     info: *mut libc::dl_phdr_info,
     _size: libc::size_t,
@@ -91,6 +94,11 @@ unsafe extern "C" fn forget_segments(
     };
     let page = rustix::param::page_size() as u64;
     for header in headers {
+        if header.p_type == libc::PT_GNU_RELRO {
+            let start = (base + header.p_vaddr).next_multiple_of(page);
+            let end = (base + header.p_vaddr + header.p_memsz) / page * page;
+            forget_constants(start, end, page);
+        }
         if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
             continue;
         }
@@ -105,6 +113,36 @@ unsafe extern "C" fn forget_segments(
         }
     }
     0
+}
+
+/// In an entry of `/proc/self/pagemap`: a page of a file (or shared), not the process's own copy.
+const OF_A_FILE: u64 = 1 << 61;
+
+/// Constants that hold addresses: written by the program's start if they are relocated at all, and
+/// protected since (`PT_GNU_RELRO`). Pages that were written are the only copy there is; all of
+/// them in a position-independent program, next to none in one that is bound to its address.
+fn forget_constants(start: u64, end: u64, page: u64) {
+    let count = end.saturating_sub(start) / page;
+    let mut entries = vec![0; usize::try_from(count * 8).unwrap_or(0)];
+    let read = File::open("/proc/self/pagemap")
+        .and_then(|map| map.read_exact_at(&mut entries, start / page * 8));
+    if read.is_err() {
+        return;
+    }
+    let (entries, _) = entries.as_chunks();
+    for (address, entry) in (start..end).step_by(page as usize).zip(entries) {
+        if u64::from_ne_bytes(*entry) & OF_A_FILE != 0 {
+            // SAFETY: a page of a private mapping of a file that was not written and cannot be
+            // any more, by any thread: it comes back with the same bytes, as above.
+            unsafe {
+                libc::madvise(
+                    address as *mut libc::c_void,
+                    page as usize,
+                    libc::MADV_DONTNEED,
+                )
+            };
+        }
+    }
 }
 
 #[cfg(test)]
