@@ -8,6 +8,12 @@
 //! Invariant: a [`Durability::Synced`] transaction that returned `Ok` survives power loss
 //! (`synchronous=FULL`: the log is fsynced); a [`Durability::Relaxed`] one survives any
 //! crash of processes, but perhaps not of the machine. No transaction is ever half-applied.
+//!
+//! The log stays when the last process closes the database, and is written back when it has grown
+//! ([`LOG`]): SQLite would write it back and delete it each time, three waits for the disk at the
+//! end of a command that happens to be alone and two at the beginning of the next, during which
+//! others cannot open it. So the file without its `-wal` is not the database, whether somebody has
+//! it open or not.
 
 mod reserve;
 
@@ -30,8 +36,10 @@ pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// supervisor opens the database now and then.
 const CACHE_KIB: i64 = 512;
 
-/// Pages of the log after which it is written back when the disk is full: few, so that it does not
-/// grow.
+/// Pages of the log after which it is written back: not many, because whoever is the first to open
+/// the database reads them all.
+const LOG: i64 = 256;
+/// The same when the disk is full: few, so that it does not grow.
 const SHORT_LOG: i64 = 64;
 
 /// The tables of one owner.
@@ -230,8 +238,9 @@ impl Database {
         }
         if is_short {
             reserve::restore_rest(path);
-        } else {
-            reserve::restore(path);
+        } else if reserve::restore(path) {
+            connection.pragma_update(None, "wal_autocheckpoint", LOG)?;
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         }
         Ok(Self(Arc::new(Inner {
             path: path.into(),
@@ -276,6 +285,9 @@ impl Database {
             self.0.is_short.store(true, Ordering::Relaxed);
             connection
                 .pragma_update(None, "wal_autocheckpoint", SHORT_LOG)
+                .map_err(DbError::from)?;
+            connection
+                .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
                 .map_err(DbError::from)?;
         }
         connection
@@ -412,6 +424,31 @@ mod tests {
             Database::open(&path, &[FIRST]),
             Err(DbError::TooNew { found: 2, .. })
         ));
+    }
+
+    #[test]
+    fn the_log_stays_and_does_not_grow() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let log = dir.path().join("db-wal");
+        for x in 0..400 {
+            // Each a command that is alone.
+            let database = Database::open(&path, &[FIRST]).unwrap();
+            let insert = |t: &Transaction<'_>| {
+                t.execute("INSERT INTO t (x) VALUES (?)", [x])?;
+                Ok::<_, DbError>(())
+            };
+            database.write(Durability::Relaxed, insert).unwrap();
+            drop(database);
+            assert!(log.exists());
+        }
+        let pages = u64::try_from(LOG).unwrap() + 8;
+        assert!(fs::metadata(&log).unwrap().len() < pages * 4200);
+        let database = Database::open(&path, &[FIRST]).unwrap();
+        let count: i64 = database
+            .read(|c| Ok::<_, DbError>(c.query_row("SELECT count(*) FROM t", [], |r| r.get(0))?))
+            .unwrap();
+        assert_eq!(count, 400);
     }
 
     #[test]
