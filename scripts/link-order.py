@@ -36,6 +36,8 @@ EVENT_EXEC = 4
 RIP = 16 * 8
 ADDR_NO_RANDOMIZE = 0x0040000
 WALL = 0x40000000
+# <elf.h>
+ET_EXEC = 2
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.ptrace.restype = ctypes.c_long
@@ -47,10 +49,14 @@ def ptrace(request, pid, data=0, address=0):
 
 
 def load_base(pid, inode):
-    """Where the program with this inode is loaded in `pid`; None if it executes another one."""
+    """What the program with this inode in `pid` has added to its addresses; None if it executes
+    another one."""
     try:
         if os.stat(f"/proc/{pid}/exe").st_ino != inode:
             return None
+        with open(f"/proc/{pid}/exe", "rb") as file:
+            if file.read(18)[16] == ET_EXEC:
+                return 0
         for line in open(f"/proc/{pid}/maps"):
             fields = line.split()
             if len(fields) > 5 and int(fields[4]) == inode:

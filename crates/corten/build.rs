@@ -19,6 +19,17 @@ fn main() {
         let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
         println!("cargo:rustc-link-arg-bin=corten=-Wl,-T,{here}/link-order.ld");
     }
+    // A static program for one address has nothing to relocate: ARCHITECTURE.md, "The binary".
+    // What the compiler was told (position-independent code) stays as it is: only the link differs.
+    let has = |feature: &str| {
+        let features = std::env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
+        features.split(',').any(|name| name == feature)
+    };
+    if target("ARCH") == "x86_64" && has("crt-static") {
+        println!("cargo:rustc-link-arg-bin=corten=-no-pie");
+        println!("cargo:rustc-link-arg-bin=corten=-static");
+        return;
+    }
     // Relocations as a bitmap: 1 MB less to read (and to count as memory) at every start.
     // A static program relocates itself, which the C library can do since 2.36.
     if std::env::var("HOST") == std::env::var("TARGET") && glibc() >= Some((2, 36)) {
