@@ -45,6 +45,7 @@ mod mounts;
 mod moving;
 mod names;
 mod network;
+mod network_more;
 mod networks;
 mod parents;
 mod registry;

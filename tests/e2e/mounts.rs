@@ -306,3 +306,39 @@ fn volumes_of_others_are_taken_over() {
     engine.ok(["rm", "one", "two"]);
     engine.assert_clean();
 }
+
+/// Mounts propagate only from where the host shares them; Docker's words.
+#[test]
+fn what_is_not_shared_does_not_propagate() {
+    let engine = Engine::with_alpine();
+    let source = engine.path("source");
+    std::fs::create_dir(&source).unwrap();
+    // In a mount namespace of its own, where nothing is shared but what the script says.
+    let run = |before: &str, option: &str| {
+        let script = format!(
+            "mount --make-rprivate / && mount -t tmpfs none {source} && {before} && exec {corten} --root \
+             {root} run --rm -v {source}:/s:{option} alpine true",
+            source = source.display(),
+            corten = crate::harness::binary().display(),
+            root = engine.root().display(),
+        );
+        let mut command = std::process::Command::new("unshare");
+        let done = command.args(["-m", "sh", "-c", &script]).output().unwrap();
+        let told = String::from_utf8_lossy(&done.stderr).into_owned();
+        (done.status.code(), told)
+    };
+    for (option, kind) in [("rshared", "shared"), ("slave", "shared or slave")] {
+        let wanted = format!(
+            "path {source} is mounted on {source} but it is not a {kind} mount",
+            source = source.display()
+        );
+        let (code, told) = run("true", option);
+        assert!(
+            code == Some(125) && told.contains(&wanted),
+            "{code:?} {told}"
+        );
+        let shared = format!("mount --make-shared {}", source.display());
+        assert_eq!(run(&shared, option), (Some(0), String::new()));
+    }
+    engine.assert_clean();
+}

@@ -137,6 +137,21 @@ fn network_modes() {
     };
     let own = engine.ok(["exec", "aa", "ip", "-4", "-o", "addr", "show", "eth0"]);
     assert_eq!(address(&["--network", "container:aa"]), own);
+    // Who stays in another's namespace does not keep the other's address, which is given out again.
+    engine.ok([
+        "run",
+        "-d",
+        "--name",
+        "in-it",
+        "--network",
+        "container:aa",
+        "alpine",
+        "sleep",
+        "1000",
+    ]);
+    engine.ok(["rm", "-f", "aa"]);
+    assert_eq!(engine.ok(["exec", "in-it", "ls", "/sys/class/net"]), "lo");
+    engine.assert_clean();
 }
 
 #[test]

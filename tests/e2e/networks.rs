@@ -3,12 +3,12 @@
 use crate::harness::{Engine, free_net, free_port, http_get, until};
 
 /// What a template says of a container.
-fn of(engine: &Engine, container: &str, template: &str) -> String {
+pub(crate) fn of(engine: &Engine, container: &str, template: &str) -> String {
     engine.ok(["inspect", "-f", template, container])
 }
 
 /// A container that sleeps, on these networks.
-fn sleeper(engine: &Engine, name: &str, networks: &[&str]) {
+pub(crate) fn sleeper(engine: &Engine, name: &str, networks: &[&str]) {
     let mut args = vec!["run", "-d", "--name", name];
     for network in networks {
         args.extend(["--network", network]);
@@ -22,7 +22,7 @@ fn of_ipv6(net: &str) -> String {
     format!("fd00:{}", net.replace('.', ":"))
 }
 
-fn addresses(engine: &Engine, name: &str) -> String {
+pub(crate) fn addresses(engine: &Engine, name: &str) -> String {
     engine.ok(["exec", name, "ip", "-o", "addr"])
 }
 

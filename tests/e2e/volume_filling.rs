@@ -12,7 +12,7 @@ fn with_files() -> Engine {
     let engine = Engine::with_alpine();
     let dockerfile = format!(
         "FROM alpine\nRUN mkdir /d && for i in $(seq {FILES}); do echo $i > /d/$i; done && \
-         chown 7:8 /d && chmod 1750 /d\n"
+         chown 7:8 /d && chmod 1750 /d && touch -d '2001-09-09 01:46:40' /d\n"
     );
     let built = engine.build("seed", &[("Dockerfile", &dockerfile)]);
     assert_eq!(built.code, 0, "{built:?}");
@@ -26,7 +26,7 @@ fn count(directory: &Path) -> usize {
 #[test]
 fn two_that_race_end_with_one_complete_copy() {
     let engine = with_files();
-    let script = "ls /d | wc -l; stat -c '%u:%g %a' /d";
+    let script = "ls /d | wc -l; stat -c '%u:%g %a %Y' /d";
     let start = |volume: &str| {
         let mount = format!("{volume}:/d");
         engine.spawn(["run", "--rm", "-v", &mount, "seed", "sh", "-c", script])
@@ -36,7 +36,11 @@ fn two_that_race_end_with_one_complete_copy() {
         for run in racing {
             let done = run.finish();
             assert_eq!(done.code, 0, "{done:?}");
-            assert_eq!(done.stdout, format!("{FILES}\n7:8 1750\n"), "{done:?}");
+            assert_eq!(
+                done.stdout,
+                format!("{FILES}\n7:8 1750 1000000000\n"),
+                "{done:?}"
+            );
         }
         let directory = engine.root().join("volumes").join(volume);
         let mut names: Vec<_> = fs::read_dir(directory)

@@ -10,8 +10,15 @@ use corten_db::Schema;
 /// The tables of this crate.
 pub(crate) const SCHEMA: Schema = Schema {
     name: "engine",
-    migrations: &[FIRST, HEALTH, NETWORKS, VOLUMES],
+    migrations: &[FIRST, HEALTH, NETWORKS, VOLUMES, CONFIGURATIONS],
 };
+
+/// Networks that are only configurations for others (`--config-only`), and which of them a network was
+/// made from (its name).
+const CONFIGURATIONS: &str = "
+ALTER TABLE networks ADD COLUMN config_only INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE networks ADD COLUMN config_from TEXT NOT NULL DEFAULT '';
+";
 
 /// User-defined networks, and the places of containers on networks.
 ///

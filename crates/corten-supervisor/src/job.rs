@@ -144,6 +144,9 @@ pub trait Host {
     /// A network that is no more, or has no address left; nothing is reserved then.
     fn places(&mut self) -> Result<Places, BoxError>;
 
+    /// Whether somebody has joined its network namespace in this run, which may outlive it then.
+    fn joined(&mut self) -> bool;
+
     /// What [`Self::places`] told is so (`done`), or could not be made, and is as before. `ports`:
     /// what is published now.
     ///

@@ -191,11 +191,7 @@ impl Network {
         let had = self.places.len();
         let mut after = Vec::new();
         for place in wanted {
-            let way_out = WayOut {
-                v4: place.spec.default_route,
-                v6: place.spec.default_route6,
-            };
-            after.push((place.network.clone(), way_out));
+            after.push((place.network.clone(), place.spec.way_out()));
             if self.places.iter().any(|p| p.network == place.network) {
                 continue;
             }
@@ -240,13 +236,9 @@ impl Network {
     }
 
     fn ways_out(&self) -> Vec<(String, WayOut)> {
-        let way_out = |spec: &EndpointSpec| WayOut {
-            v4: spec.default_route,
-            v6: spec.default_route6,
-        };
         let places = self.places.iter();
         places
-            .map(|p| (p.network.clone(), way_out(p.endpoint.spec())))
+            .map(|p| (p.network.clone(), p.endpoint.spec().way_out()))
             .collect()
     }
 
@@ -267,21 +259,17 @@ impl Network {
                 found.map(|(_, way_out)| *way_out).unwrap_or_default()
             })
             .collect();
-        let is = |spec: &EndpointSpec| WayOut {
-            v4: spec.default_route,
-            v6: spec.default_route6,
-        };
         let ports_of = |way_out: WayOut| match way_out == WayOut::default() {
             true => Vec::new(),
             false => ports.clone(),
         };
         let mut both = self.places.iter().zip(&wanted);
-        let moved = both.any(|(place, wanted)| is(place.endpoint.spec()) != *wanted);
+        let moved = both.any(|(place, wanted)| place.endpoint.spec().way_out() != *wanted);
         if moved {
             self.set_routes(namespace, &wanted)?;
             // A port is taken back from one place before it is published at another.
             for (place, wanted) in self.places.iter_mut().zip(&wanted) {
-                if is(place.endpoint.spec()) != *wanted {
+                if place.endpoint.spec().way_out() != *wanted {
                     place.endpoint.republish(WayOut::default(), Vec::new())?;
                 }
             }
@@ -289,7 +277,7 @@ impl Network {
         for (place, wanted) in self.places.iter_mut().zip(&wanted) {
             let spec = place.endpoint.spec();
             let wanted_ports = ports_of(*wanted);
-            if is(spec) != *wanted || spec.ports != wanted_ports {
+            if spec.way_out() != *wanted || spec.ports != wanted_ports {
                 place.endpoint.republish(*wanted, wanted_ports)?;
             }
         }
@@ -311,10 +299,15 @@ impl Network {
         corten_network::default_routes(namespace, routes)
     }
 
-    /// Ports first (somebody may be waiting for them); the links go with the namespace.
-    pub(crate) fn teardown(mut self) {
+    /// Ports first (somebody may be waiting for them); the links go with the namespace, unless others have
+    /// `joined` it: the addresses are soon somebody else's.
+    pub(crate) fn teardown(mut self, joined: bool) {
         for place in self.places {
-            if let Err(error) = place.endpoint.release() {
+            if joined {
+                for error in place.endpoint.disconnect().err().unwrap_or_default() {
+                    tracing::warn!(%error, "a link is left to be swept");
+                }
+            } else if let Err(error) = place.endpoint.release() {
                 tracing::warn!(%error, "published ports are left to be swept");
             }
         }

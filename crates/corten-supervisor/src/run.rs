@@ -244,9 +244,10 @@ impl Run {
         oom
     }
 
-    /// Undoes network and control group; goes on after an error.
-    pub(crate) fn teardown(self) {
-        self.network.take().teardown();
+    /// Undoes network and control group; goes on after an error. `joined`: others may be in its network
+    /// namespace still.
+    pub(crate) fn teardown(self, joined: bool) {
+        self.network.take().teardown(joined);
         if let Err(error) = self.cgroup.remove() {
             tracing::warn!(%error, "the control group is left to be swept");
         }

@@ -543,7 +543,8 @@ async fn finish(shared: &Rc<Shared>, mut run: Run) -> Exit {
     *shared.run.borrow_mut() = None;
     shared.execs.borrow_mut().clear();
     let hub = run.hub.clone();
-    run.teardown();
+    let joined = shared.host.borrow_mut().joined();
+    run.teardown(joined);
     hub.close().await;
     shared.hub.borrow_mut().take();
     Exit {

@@ -76,7 +76,7 @@ pub(super) async fn create(engine: &Engine, name: &str, config: ExecConfig) -> R
     let (container, spec, config) = engine
         .blocking(move |engine| {
             let container = state::find(engine, &wanted)?;
-            let spec = prepare(&container, &wanted, &config)?;
+            let spec = prepare(engine, &container, &wanted, &config)?;
             Ok((container, spec, config))
         })
         .await?;
@@ -121,7 +121,12 @@ pub(super) async fn create(engine: &Engine, name: &str, config: ExecConfig) -> R
 }
 
 /// Checks the request and makes the process document. Blocks.
-fn prepare(container: &Container, name: &str, config: &ExecConfig) -> Result<ExecSpec> {
+fn prepare(
+    engine: &Engine,
+    container: &Container,
+    name: &str,
+    config: &ExecConfig,
+) -> Result<ExecSpec> {
     match container.status {
         Status::Running => {}
         Status::Paused => {
@@ -147,11 +152,14 @@ fn prepare(container: &Container, name: &str, config: &ExecConfig) -> Result<Exe
         .unwrap_or(own);
     let identity = rooted::identity(root.as_fd(), asked, groups)?;
     let files = spec::Files::default();
+    // Whom it was linked to may be gone by now; what runs already goes on without.
+    let linked = super::links::environment(engine, container).unwrap_or_default();
     let base = spec::build(&spec::Input {
         config: &container.config,
         host: &container.host,
         mounts: &container.setup.mounts,
         identity: &identity,
+        linked: &linked,
         files: &files,
         ipc_of: Some(container.pid),
         pid_of: Some(container.pid),
@@ -163,6 +171,7 @@ fn prepare(container: &Container, name: &str, config: &ExecConfig) -> Result<Exe
         &container.config,
         config,
         &base,
+        &linked,
         &identity,
         container.host.privileged.unwrap_or(false),
         super::known_capabilities(),

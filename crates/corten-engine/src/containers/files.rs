@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use bollard_stubs::models::HostConfig;
 use corten_network::resolv::{self, DnsOptions, ExtraHost, Internal};
+use corten_oci::Digest;
 
 use super::row::Container;
 use crate::engine::Engine;
@@ -230,18 +231,26 @@ pub(crate) fn change_hosts(
     overwrite(&path, &changed)
 }
 
+/// What a container's `resolv.conf` is by now.
+pub(crate) fn digest_of_resolv_conf(engine: &Engine, id: &str) -> Result<Option<Digest>> {
+    let path = engine.layout().container(id).join("resolv.conf");
+    Ok(read_of_container(&path)?.map(|text| Digest::of(text.as_bytes())))
+}
+
 /// Makes a running container's `resolv.conf` name its name server, unless the container has made
-/// something else of it.
-pub(crate) fn change_resolv_conf(engine: &Engine, id: &str) -> Result<()> {
+/// something else of it than was `generated` at its start.
+pub(crate) fn change_resolv_conf(engine: &Engine, id: &str, generated: &Digest) -> Result<()> {
     let Some(container) = engine.database().read(|c| super::row::get(c, id))? else {
         return Ok(());
     };
-    let path = engine.layout().container(id).join("resolv.conf");
-    let generated =
-        resolv::resolv_conf(&resolv::host_resolv_conf()?, &dns_options(&container.host)?);
-    if read_of_container(&path)?.as_ref() != Some(&generated) {
+    if digest_of_resolv_conf(engine, id)?.as_ref() != Some(generated) {
+        tracing::warn!(
+            container = id,
+            "its resolv.conf is its own: it stays without the name server"
+        );
         return Ok(());
     }
+    let path = engine.layout().container(id).join("resolv.conf");
     overwrite(&path, &name_server(&container)?.text)
 }
 

@@ -16,7 +16,7 @@ mod exec;
 pub(crate) mod files;
 mod foreign;
 mod inspect;
-mod links;
+pub(crate) mod links;
 mod list;
 mod logs;
 mod merge;

@@ -81,6 +81,7 @@ pub(super) fn endpoints(
         other => other,
     };
     let first = networks::find(c, mode).map_err(missing)?;
+    first.is_network()?;
     let settings = asked
         .iter()
         .position(|(name, _)| *name == first.name || *name == first.id || name == mode)
@@ -95,6 +96,7 @@ pub(super) fn endpoints(
     let mut places: Vec<Endpoint> = Vec::new();
     let rest = asked.into_iter().map(|(name, settings)| {
         let row = networks::find(c, &name).map_err(missing)?;
+        row.is_network()?;
         match row.driver.as_str() {
             "host" => Err(bad(
                 "cannot connect container to host network - container must be created in host \

@@ -48,6 +48,10 @@ impl NetworkRow {
             internal: self.internal,
             masquerade: options.masquerade,
             masquerade6: options.masquerade6,
+            isolated: options.isolated,
+            isolated6: options.isolated6,
+            unprotected: options.unprotected,
+            unprotected6: options.unprotected6,
             icc: options.icc,
             ..BridgeSpec::new(engine.layout().table(), self.bridge(engine))
         };
@@ -74,7 +78,14 @@ impl NetworkRow {
 
     /// Whether every subnet it needs, and every gateway, is chosen.
     fn is_settled(&self) -> bool {
-        let settled = |ipv6| self.pool(ipv6).is_some_and(|p| p.gateway.is_some());
+        let isolated = |ipv6| {
+            let options = self.bridge_options();
+            options.is_ok_and(|o| if ipv6 { o.isolated6 } else { o.isolated })
+        };
+        let settled = |ipv6| {
+            let pool = self.pool(ipv6);
+            pool.is_some_and(|p| p.gateway.is_some() || isolated(ipv6))
+        };
         (!self.ipv4 || settled(false)) && (!self.ipv6 || settled(true))
     }
 }
@@ -102,7 +113,7 @@ pub(super) fn claim(engine: &Engine, row: &NetworkRow) -> Result<BridgeSpec> {
         if other.id == row.id {
             // Somebody else may have chosen by now.
             row = other;
-        } else {
+        } else if !other.config_only {
             taken.extend(other.ipam.pools.iter().map(|p| p.subnet));
         }
     }
@@ -190,10 +201,12 @@ fn settle(engine: &Engine, mut row: NetworkRow, spec: &BridgeSpec) -> Result<()>
         row.ipam.pools.insert(0, chosen(IpNet::V4(subnet)));
     }
     for pool in &mut row.ipam.pools {
-        pool.gateway = match pool.subnet {
+        let chosen = match pool.subnet {
             IpNet::V4(_) => spec.address().map(|net| IpAddr::V4(net.addr())),
             IpNet::V6(_) => spec.address6().map(|net| IpAddr::V6(net.addr())),
         };
+        // An isolated bridge has none of its own, but may have been asked to set one aside.
+        pool.gateway = chosen.or(pool.gateway);
     }
     engine.write(Durability::Relaxed, |c| match row.link.as_str() {
         // The default bridge's, where older versions look.

@@ -151,6 +151,7 @@ fn add(
 ) -> Result<Option<(Container, String)>> {
     let container = current(c, id)?;
     let row = row::find(c, network)?;
+    row.is_network()?;
     let modes = Modes::read(&container.host)?;
     let private = |row: &NetworkRow| row.driver == "null";
     match &modes.network {

@@ -12,7 +12,7 @@ use corten_db::Durability;
 use corten_network::IpNet;
 
 use super::row::{self, IpamSettings, NetworkRow, PoolSettings};
-use super::{bridge, options, shared};
+use super::{bridge, configuration, options, shared};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
@@ -26,11 +26,24 @@ pub(super) fn create(
     engine: &Engine,
     request: NetworkCreateRequest,
 ) -> Result<NetworkCreateResponse> {
+    let request = engine
+        .database()
+        .read(|c| configuration::apply(c, request))?;
     let mut row = check(engine, request)?;
     let engine_id = engine.id()?;
     let lock = NetworkLock::shared(engine)?;
     engine.write(Durability::Synced, |c| {
-        let others = row::all(c)?;
+        if row.config_only {
+            return row::insert(c, &row);
+        }
+        let mut others = row::all(c)?;
+        if !row.config_from.is_empty() && !others.iter().any(|o| o.name == row.config_from) {
+            return Err(EngineError::NotFound(format!(
+                "configuration network {:?} does not exist",
+                row.config_from
+            )));
+        }
+        others.retain(|other| !other.config_only);
         refuse_overlap(&row, &others)?;
         if row.shares_parent() {
             shared::settle(engine, &engine_id, &mut row, &others)?;
@@ -38,6 +51,7 @@ pub(super) fn create(
         row::insert(c, &row)
     })?;
     let made = match row.shares_parent() {
+        _ if row.config_only => Ok(()),
         true => shared::make(engine, &row),
         false => bridge::claim(engine, &row).map(drop),
     };
@@ -81,15 +95,15 @@ fn check(engine: &Engine, request: NetworkCreateRequest) -> Result<NetworkRow> {
         request.scope.as_deref().unwrap_or(""),
         request.ingress == Some(true),
     )?;
-    let from = request.config_from.and_then(|from| from.network);
-    if request.config_only == Some(true) || from.is_some_and(|from| !from.is_empty()) {
-        return Err(bad(
-            "configuration networks are not supported: they are templates for the nodes of a swarm",
-        ));
-    }
+    let config_only = request.config_only == Some(true);
     let driver = request.driver.filter(|driver| !driver.is_empty());
-    let driver = driver.unwrap_or_else(|| "bridge".to_owned());
-    check_driver(&driver)?;
+    let driver = match config_only {
+        true => configuration::DRIVER.to_owned(),
+        false => driver.unwrap_or_else(|| "bridge".to_owned()),
+    };
+    if !config_only {
+        check_driver(&driver)?;
+    }
     let options = request.options.unwrap_or_default();
     let chosen = |asked: Option<bool>, key: &str, default: bool| match (asked, options.get(key)) {
         (Some(asked), _) => Ok(asked),
@@ -103,8 +117,18 @@ fn check(engine: &Engine, request: NetworkCreateRequest) -> Result<NetworkRow> {
     }
     let shares_parent = shared::is_one(&driver);
     let link = match shares_parent {
+        // Of whatever driver: looked at when a network is made from it.
+        _ if config_only => None,
         true => shared::read(&driver, &options, ipv6).map(|_| None)?,
-        false => options::bridge(&options, ipv6)?.name,
+        false => {
+            let options = options::bridge(&options, ipv6)?;
+            if (options.isolated || options.isolated6) && request.internal != Some(true) {
+                return Err(bad(
+                    "gateway mode 'isolated' can only be used for an internal network",
+                ));
+            }
+            options.name
+        }
     };
     let asked = request.ipam.unwrap_or_default();
     let ipam_driver = asked.driver.unwrap_or_default();
@@ -116,7 +140,7 @@ fn check(engine: &Engine, request: NetworkCreateRequest) -> Result<NetworkRow> {
     let mut pools = pools(asked.config.as_deref().unwrap_or_default(), ipv6)?;
     pools.retain(|pool| if pool.subnet.is_ipv6() { ipv6 } else { ipv4 });
     let several = |v6| pools.iter().filter(|p| p.subnet.is_ipv6() == v6).count() > 1;
-    if !shares_parent && (several(false) || several(true)) {
+    if !shares_parent && !config_only && (several(false) || several(true)) {
         return Err(EngineError::Forbidden(
             "bridge driver doesn't support multiple subnets".to_owned(),
         ));
@@ -142,6 +166,11 @@ fn check(engine: &Engine, request: NetworkCreateRequest) -> Result<NetworkRow> {
             options: asked.options.unwrap_or_default().into_iter().collect(),
             pools,
         },
+        config_only,
+        config_from: request
+            .config_from
+            .and_then(|from| from.network)
+            .unwrap_or_default(),
         ..Default::default()
     })
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod bridge;
 mod check;
+mod configuration;
 mod connect;
 mod create;
 mod model;

@@ -31,9 +31,9 @@ pub(super) fn model(engine: &Engine, row: &NetworkRow, live: &[Container]) -> Ne
         internal: Some(row.internal),
         attachable: Some(row.attachable),
         ingress: Some(false),
-        config_only: Some(false),
+        config_only: Some(row.config_only),
         config_from: Some(ConfigReference {
-            network: Some(String::new()),
+            network: Some(row.config_from.clone()),
         }),
         options: Some(options(engine, row)),
         labels: Some(row.labels.clone()),

@@ -37,6 +37,12 @@ pub(crate) struct BridgeOptions {
     pub(crate) icc: bool,
     pub(crate) masquerade: bool,
     pub(crate) masquerade6: bool,
+    /// The bridge has no address of the family.
+    pub(crate) isolated: bool,
+    pub(crate) isolated6: bool,
+    /// Everything is let in from outside by the family.
+    pub(crate) unprotected: bool,
+    pub(crate) unprotected6: bool,
     pub(crate) mtu: u32,
     /// Where ports are published that name no address.
     pub(crate) host_binding: Option<IpAddr>,
@@ -52,6 +58,10 @@ pub(crate) fn bridge(options: &HashMap<String, String>, ipv6: bool) -> Result<Br
         icc: true,
         masquerade: true,
         masquerade6: true,
+        isolated: false,
+        isolated6: false,
+        unprotected: false,
+        unprotected6: false,
         mtu: DEFAULT_MTU,
         host_binding: None,
         prefix: DEFAULT_PREFIX.to_owned(),
@@ -78,11 +88,10 @@ pub(crate) fn bridge(options: &HashMap<String, String>, ipv6: bool) -> Result<Br
                 // Containers keep their own address towards the outside, which routes to them.
                 "routed" if key == GATEWAY_MODE4 => routed = true,
                 "routed" => routed6 = true,
-                "nat-unprotected" | "isolated" => {
-                    return Err(bad(format!(
-                        "{key}={value} is not supported: there are nat and routed"
-                    )));
-                }
+                "nat-unprotected" if key == GATEWAY_MODE4 => read.unprotected = true,
+                "nat-unprotected" => read.unprotected6 = true,
+                "isolated" if key == GATEWAY_MODE4 => read.isolated = true,
+                "isolated" => read.isolated6 = true,
                 _ => {
                     let why = "unknown gateway mode";
                     return Err(parse_error(key, value, &format!("{why} {value}")));
@@ -165,6 +174,10 @@ mod tests {
         assert_eq!(masquerades(GATEWAY_MODE4, "routed"), (false, true));
         assert_eq!(masquerades(GATEWAY_MODE6, "routed"), (true, false));
         assert_eq!(masquerades(MASQUERADE, "false"), (false, false));
+        let isolated = read(GATEWAY_MODE6, "isolated", true).unwrap();
+        assert_eq!((isolated.isolated, isolated.isolated6), (false, true));
+        let open = read(GATEWAY_MODE4, "nat-unprotected", true).unwrap();
+        assert_eq!((open.unprotected, open.unprotected6), (true, false));
         assert_eq!(
             read(HOST_BINDING, "0.0.0.0", false).unwrap().host_binding,
             None
@@ -199,7 +212,7 @@ mod tests {
         }
         for (key, value) in [
             (HOST_BINDING, "x"),
-            (GATEWAY_MODE6, "isolated"),
+            (GATEWAY_MODE6, "apart"),
             (PREFIX, "a/b"),
         ] {
             assert!(read(key, value, false).is_err(), "{key}");

@@ -9,7 +9,7 @@ use corten_db::Durability;
 use rusqlite::Connection;
 
 use super::row::{self, NetworkRow};
-use super::shared;
+use super::{configuration, shared};
 use crate::Filters;
 use crate::containers::state;
 use crate::engine::Engine;
@@ -47,6 +47,7 @@ fn delete(engine: &Engine, row: &NetworkRow) -> Result<()> {
     }
     shared::take_down(engine, row)?;
     engine.write(Durability::Synced, |c| {
+        configuration::unused(c, row)?;
         // Of the dead: the living are holders.
         c.execute("DELETE FROM addresses WHERE network = ?", [&row.id])?;
         if c.execute("DELETE FROM networks WHERE id = ?", [&row.id])? == 0 {
@@ -121,6 +122,7 @@ pub(super) fn prune(engine: &Engine, wanted: &Filters) -> Result<NetworkPruneRes
     let mut deleted = Vec::new();
     for row in engine.database().read(row::all)? {
         if row.is_built_in()
+            || row.config_only
             || until.is_some_and(|until| row.created >= until)
             || !filters::labels(wanted, &row.labels)
         {
@@ -133,6 +135,11 @@ pub(super) fn prune(engine: &Engine, wanted: &Filters) -> Result<NetworkPruneRes
             Err(error) => return Err(error),
         }
     }
+    // Docker's: networks take no room.
+    let attributes = [("reclaimed".to_owned(), "0".to_owned())].into();
+    engine.write(Durability::Relaxed, |c| {
+        events::record(c, Kind::Network, "prune", "", &attributes)
+    })?;
     Ok(NetworkPruneResponse {
         networks_deleted: Some(deleted),
     })

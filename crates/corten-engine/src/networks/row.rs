@@ -76,6 +76,10 @@ pub(crate) struct NetworkRow {
     pub(crate) ipv4: bool,
     pub(crate) ipv6: bool,
     pub(crate) ipam: IpamSettings,
+    /// It is a configuration for other networks, and none itself.
+    pub(crate) config_only: bool,
+    /// The name of the configuration it was made from; empty if of none.
+    pub(crate) config_from: String,
     /// The bridge's link; empty for the default one, which the layout names.
     pub(crate) link: String,
     /// The addresses given out last.
@@ -84,7 +88,7 @@ pub(crate) struct NetworkRow {
 }
 
 const COLUMNS: &str = "id, name, driver, created, subnet, gateway, labels, options, internal, \
-    attachable, enable_ipv4, enable_ipv6, ipam, link, last, last6";
+    attachable, enable_ipv4, enable_ipv6, ipam, link, last, last6, config_only, config_from";
 
 fn read(r: &SqlRow<'_>) -> rusqlite::Result<Result<NetworkRow>> {
     let (id, subnet, gateway): (String, String, String) = (r.get(0)?, r.get(4)?, r.get(5)?);
@@ -100,6 +104,8 @@ fn read(r: &SqlRow<'_>) -> rusqlite::Result<Result<NetworkRow>> {
         link: r.get(13)?,
         last: r.get(14)?,
         last6: r.get(15)?,
+        config_only: r.get(16)?,
+        config_from: r.get(17)?,
         id,
         ..Default::default()
     };
@@ -201,8 +207,8 @@ pub(crate) fn insert(c: &Connection, row: &NetworkRow) -> Result<()> {
     }
     c.execute(
         "INSERT INTO networks (id, name, driver, created, subnet, gateway, labels, options, \
-         internal, attachable, enable_ipv4, enable_ipv6, ipam, link) \
-         VALUES (?,?,?,?,'','',?,?,?,?,?,?,?,?)",
+         internal, attachable, enable_ipv4, enable_ipv6, ipam, link, config_only, config_from) \
+         VALUES (?,?,?,?,'','',?,?,?,?,?,?,?,?,?,?)",
         params![
             row.id,
             row.name,
@@ -216,6 +222,8 @@ pub(crate) fn insert(c: &Connection, row: &NetworkRow) -> Result<()> {
             row.ipv6,
             json(&row.ipam, &row.name)?,
             row.link,
+            row.config_only,
+            row.config_from,
         ],
     )?;
     Ok(())

@@ -292,6 +292,9 @@ pub(crate) fn for_addresses(
 
 /// Takes down what was made on the host for a network, of whatever driver. Blocks.
 pub(crate) fn take_down(engine: &Engine, row: &NetworkRow) -> Result<()> {
+    if row.config_only {
+        return Ok(());
+    }
     if !row.shares_parent() {
         corten_network::remove_bridge(&row.spec(engine)?)?;
         return Ok(());

@@ -38,6 +38,8 @@ pub(crate) struct Input<'a> {
     pub(crate) host: &'a HostConfig,
     pub(crate) mounts: &'a [MountEntry],
     pub(crate) identity: &'a Identity,
+    /// Variables of the containers it is linked to.
+    pub(crate) linked: &'a [String],
     /// Generated files to be mounted over the image's.
     pub(crate) files: &'a Files,
     /// The first process of the container whose IPC namespace is joined.

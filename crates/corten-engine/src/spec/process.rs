@@ -43,7 +43,7 @@ pub(super) fn first(
         .set_args(Some(args))
         .set_terminal(Some(tty))
         .set_cwd(PathBuf::from(working_dir(config.working_dir.as_deref())?))
-        .set_env(Some(environment(config, input.identity)))
+        .set_env(Some(environment(config, input.linked, input.identity)))
         .set_user(user(input.identity))
         .set_capabilities(Some(capability_sets(capabilities, input.identity)))
         .set_no_new_privileges(Some(options.no_new_privileges))
@@ -107,7 +107,7 @@ fn working_dir(text: Option<&str>) -> Result<String> {
     }
 }
 
-fn environment(config: &ContainerConfig, identity: &Identity) -> Vec<String> {
+fn environment(config: &ContainerConfig, linked: &[String], identity: &Identity) -> Vec<String> {
     let mut base = vec![
         format!("PATH={}", env::DEFAULT_PATH),
         format!("HOSTNAME={}", config.hostname.as_deref().unwrap_or("")),
@@ -115,6 +115,7 @@ fn environment(config: &ContainerConfig, identity: &Identity) -> Vec<String> {
     if config.tty.unwrap_or(false) {
         base.push("TERM=xterm".to_owned());
     }
+    base.extend_from_slice(linked);
     with_home(
         env::merge(&base, config.env.as_deref().unwrap_or_default()),
         identity,
@@ -142,6 +143,7 @@ pub(crate) fn exec_process(
     config: &ContainerConfig,
     exec: &ExecConfig,
     base: &Process,
+    linked: &[String],
     identity: &Identity,
     privileged_container: bool,
     known_capabilities: usize,
@@ -154,7 +156,7 @@ pub(crate) fn exec_process(
     let mut container = config.clone();
     container.tty = Some(tty);
     let environment = env::merge(
-        &environment(&container, identity),
+        &environment(&container, linked, identity),
         exec.env.as_deref().unwrap_or_default(),
     );
     let cwd = match exec.working_dir.as_deref().filter(|d| !d.is_empty()) {

@@ -49,6 +49,7 @@ fn output(config: &ContainerConfig, host: &HostConfig) -> Result<Output> {
         }),
         pid_of: None,
         cpus: 4,
+        linked: &[],
         capabilities: 41,
     })
 }
@@ -236,6 +237,7 @@ fn another_user_keeps_only_the_bounding_set() {
         ipc_of: None,
         pid_of: None,
         cpus: 1,
+        linked: &[],
         capabilities: 41,
     })
     .unwrap();

@@ -6,11 +6,13 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use bollard_stubs::models::ExecConfig;
 use corten_db::Durability;
 use corten_network::PortMapping;
 use corten_network::resolv::Internal;
+use corten_oci::Digest;
 use corten_oci::runtime_spec::{Process, Spec};
 use corten_store::Layers;
 use corten_supervisor::{
@@ -18,7 +20,7 @@ use corten_supervisor::{
 };
 
 use super::network::Networks;
-use super::rooted;
+use super::{propagation, rooted};
 use crate::containers::row::{self, Container, Ended, Status};
 use crate::containers::{self, files, root, state};
 use crate::engine::Engine;
@@ -28,7 +30,7 @@ use crate::networks::{names, row as networks};
 use crate::parse::modes::{Modes, Sharing};
 use crate::parse::users::Identity;
 use crate::parse::{bad, device_requests, health, restart, signals, time};
-use crate::spec;
+use crate::spec::{self, BindSource};
 use crate::volumes::hold::Hold;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -52,6 +54,8 @@ pub(super) struct EngineHost {
     volumes: Vec<Hold>,
     /// The out-of-memory killer has been told of in this run.
     oom: bool,
+    /// Its `resolv.conf` as it was given, if that does not name a name server of its own.
+    resolv_conf: Option<Digest>,
 }
 
 impl EngineHost {
@@ -65,6 +69,7 @@ impl EngineHost {
             in_use: None,
             volumes: Vec::new(),
             oom: false,
+            resolv_conf: None,
         }
     }
 
@@ -93,6 +98,10 @@ impl EngineHost {
             gateway,
             names.as_ref(),
         )?;
+        self.resolv_conf = match names {
+            None => files::digest_of_resolv_conf(&engine, &container.id)?,
+            Some(_) => None,
+        };
         let in_use = match self.in_use.take() {
             Some(claimed) => claimed,
             None => root::use_for_run(&engine, &container.id)?,
@@ -109,6 +118,7 @@ impl EngineHost {
             host: &container.host,
             mounts: &container.setup.mounts,
             identity: &identity,
+            linked: &containers::links::environment(&engine, &container)?,
             files: &files,
             ipc_of: joined_ipc(&engine, &modes.ipc)?,
             pid_of: joined(&engine, &modes.pid, "PID")?,
@@ -119,7 +129,17 @@ impl EngineHost {
         crate::volumes::store::populate(&engine, &container)?;
         let mut mounts: BTreeMap<usize, OwnedFd> = BTreeMap::new();
         for (index, source) in &output.binds {
-            mounts.insert(*index, rooted::bind_source(&engine, &container, source)?);
+            let opened = rooted::bind_source(&engine, &container, source)?;
+            if let BindSource::Host(path) = source {
+                let mount = output
+                    .spec
+                    .mounts()
+                    .as_ref()
+                    .and_then(|all| all.get(*index));
+                let options = mount.and_then(|mount| mount.options().as_deref());
+                propagation::check(path, &opened, options.unwrap_or_default())?;
+            }
+            mounts.insert(*index, opened);
         }
         let base = output.spec.process().as_ref();
         let health = self.health_job(&container, base, &identity)?;
@@ -184,6 +204,7 @@ impl EngineHost {
             &container.config,
             &exec,
             base,
+            &containers::links::environment(&self.engine, container)?,
             identity,
             container.host.privileged.unwrap_or(false),
             containers::known_capabilities(),
@@ -250,7 +271,11 @@ impl EngineHost {
                 events::record(c, Kind::Container, "oom", id, &about)?;
             }
             events::record(c, Kind::Container, "die", id, &attributes)?;
-            self.networks.events(c, "disconnect", id)
+            self.networks.events(c, "disconnect", id)?;
+            match &self.container {
+                Some(container) => crate::volumes::unmounted(c, container),
+                None => Ok(()),
+            }
         })
     }
 
@@ -313,6 +338,7 @@ impl Host for EngineHost {
         let checked = health::read(&container.config).is_some();
         let written = self.engine.write(self.durability(), |c| {
             row::set_running(c, &self.id, pid, time::now_nanos(), &networks, checked)?;
+            crate::volumes::mounted(c, container)?;
             self.networks.events(c, "connect", &self.id)?;
             events::record(c, Kind::Container, "start", &self.id, &attributes)
         });
@@ -321,6 +347,10 @@ impl Host for EngineHost {
 
     fn places(&mut self) -> std::result::Result<Places, BoxError> {
         Ok(self.networks.places(&self.engine, &self.id)?)
+    }
+
+    fn joined(&mut self) -> bool {
+        std::fs::remove_file(join_mark(&self.engine, &self.id)).is_ok()
     }
 
     fn placed(&mut self, done: bool, ports: &[PortMapping]) -> std::result::Result<(), BoxError> {
@@ -420,8 +450,11 @@ impl Host for EngineHost {
     }
 
     fn names_served(&mut self) {
-        let written = files::change_resolv_conf(&self.engine, &self.id);
-        self.report("name server", written);
+        // Once it names the server it goes on doing so.
+        if let Some(generated) = self.resolv_conf.take() {
+            let written = files::change_resolv_conf(&self.engine, &self.id, &generated);
+            self.report("name server", written);
+        }
     }
 
     fn addresses(&mut self, name: &str) -> std::result::Result<Option<Vec<IpAddr>>, BoxError> {
@@ -538,14 +571,21 @@ fn joined_ipc(engine: &Engine, sharing: &Sharing) -> Result<Option<i32>> {
 /// The first process of a container whose namespace is joined.
 fn joined(engine: &Engine, sharing: &Sharing, what: &str) -> Result<Option<i32>> {
     match sharing {
-        Sharing::Container(other) => running_pid(engine, other, what).map(Some),
+        Sharing::Container(other) => running_pid(engine, other, what).map(|(_, pid)| Some(pid)),
         Sharing::Own | Sharing::Host => Ok(None),
     }
 }
 
 /// The network namespace of a running container.
 pub(crate) fn namespace_of(engine: &Engine, name: &str) -> Result<OwnedFd> {
-    let pid = running_pid(engine, name, "network")?;
+    let (id, pid) = running_pid(engine, name, "network")?;
+    // Before it is opened: whoever ends the other looks for it after that has ended.
+    let mark = join_mark(engine, &id);
+    std::fs::File::create(&mark).map_err(|source| EngineError::Io {
+        action: "create",
+        path: mark,
+        source,
+    })?;
     let path = format!("/proc/{pid}/ns/net");
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
     let opened = rustix::fs::open(&path, flags, rustix::fs::Mode::empty());
@@ -556,7 +596,12 @@ pub(crate) fn namespace_of(engine: &Engine, name: &str) -> Result<OwnedFd> {
     })
 }
 
-fn running_pid(engine: &Engine, name: &str, what: &str) -> Result<i32> {
+/// What says that a container's network namespace has been joined in this run.
+fn join_mark(engine: &Engine, id: &str) -> PathBuf {
+    engine.layout().run_container(id).join("joined")
+}
+
+fn running_pid(engine: &Engine, name: &str, what: &str) -> Result<(String, i32)> {
     let other = state::find(engine, name)?;
     // A pid alone may be somebody else's by now: the container's group must have it.
     let alive = || {
@@ -564,7 +609,7 @@ fn running_pid(engine: &Engine, name: &str, what: &str) -> Result<i32> {
         crate::sweep::cgroup_pids(&group).contains(&other.pid)
     };
     if other.status.is_live() && other.pid > 0 && alive() {
-        return Ok(other.pid);
+        return Ok((other.id, other.pid));
     }
     Err(EngineError::Conflict(format!(
         "cannot join {what} namespace of a non running container: container {} is {}",

@@ -3,6 +3,7 @@
 mod host;
 mod log;
 mod network;
+mod propagation;
 pub(crate) mod rooted;
 
 use std::ffi::OsString;

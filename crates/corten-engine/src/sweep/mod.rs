@@ -90,6 +90,7 @@ pub(crate) fn quick(engine: &Engine) {
     if let Err(error) = builders(engine) {
         tracing::warn!(%error, "addresses of build steps are left to be swept");
     }
+    crate::volumes::store::unmount_removed(engine);
     engine.store().sweep_directories();
     for id in run_directories(engine) {
         if state::has_supervisor(engine, &id) {

@@ -15,10 +15,16 @@ mod tree;
 use bollard_stubs::models::{self, VolumeScopeEnum};
 use corten_db::Durability;
 
+use std::collections::HashMap;
+
+use rusqlite::Connection;
+
 use crate::Filters;
+use crate::containers::row::Container;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
+use crate::parse::mounts::{MountEntry, Source};
 use crate::parse::{filters, names, time};
 use store::{VolumeRow, Wish};
 pub use transfer::BringOptions;
@@ -28,6 +34,44 @@ const NOT_A_MANAGER: &str = "This node is not a swarm manager. Use \"docker swar
      \"docker swarm join\" to connect this node to swarm and try again.";
 
 type Result<T> = std::result::Result<T, EngineError>;
+
+/// Records that a container's volumes are mounted, as Docker does.
+pub(crate) fn mounted(c: &Connection, container: &Container) -> Result<()> {
+    record(c, "mount", container, |mount, attributes| {
+        attributes.insert("destination".to_owned(), mount.destination.clone());
+        attributes.insert("read/write".to_owned(), (!mount.read_only).to_string());
+        // Volumes have none.
+        attributes.insert("propagation".to_owned(), String::new());
+    })
+}
+
+/// The same when they are so no more.
+pub(crate) fn unmounted(c: &Connection, container: &Container) -> Result<()> {
+    record(c, "unmount", container, |_, _| {})
+}
+
+fn record(
+    c: &Connection,
+    action: &str,
+    container: &Container,
+    more: impl Fn(&MountEntry, &mut HashMap<String, String>),
+) -> Result<()> {
+    for mount in &container.setup.mounts {
+        let Source::Volume { name, .. } = &mount.source else {
+            continue;
+        };
+        let driver = store::get(c, name)?
+            .map(|row| row.driver)
+            .unwrap_or_default();
+        let mut attributes = HashMap::from([
+            ("driver".to_owned(), driver),
+            ("container".to_owned(), container.id.clone()),
+        ]);
+        more(mount, &mut attributes);
+        events::record(c, Kind::Volume, action, name, &attributes)?;
+    }
+    Ok(())
+}
 
 /// The volume service.
 #[derive(Debug, Clone)]

@@ -15,7 +15,7 @@ use corten_store::rooted::remove_without_mounts;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::tree::{copy, copy_attributes, names, open_directory};
+use super::tree::{copy, copy_attributes, names, open_directory, times};
 
 /// What is not complete, beside the data.
 const PARTIAL: &CStr = c"filling";
@@ -81,6 +81,7 @@ impl Place {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error),
         };
+        let stat = rustix::fs::fstat(&whole)?;
         for name in names(whole.as_fd())? {
             let flags = RenameFlags::NOREPLACE;
             match rustix::fs::renameat_with(&whole, &name, &self.data, &name, flags) {
@@ -102,6 +103,8 @@ impl Place {
         }
         copy_attributes(whole.as_fd(), self.data.as_fd())?;
         self.discard(self.whole)?;
+        // Each move was a change of both directories.
+        rustix::fs::futimens(&self.data, &times(&stat))?;
         Ok(true)
     }
 

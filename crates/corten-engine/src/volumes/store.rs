@@ -355,6 +355,23 @@ pub(crate) fn discard(doomed: &Path) {
     crate::containers::files::remove_renamed(doomed);
 }
 
+/// Unmounts what whoever removed a volume was killed before, so that its directory can be removed.
+pub(crate) fn unmount_removed(engine: &Engine) {
+    let Ok(entries) = std::fs::read_dir(engine.layout().tmp()) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(REMOVED)
+            && let Err(error) = hold::unmount_removed(&entry.path())
+        {
+            tracing::warn!(path = %entry.path().display(), %error, "a removed volume stays mounted");
+        }
+    }
+}
+
+/// What the names of removed volumes' directories begin with.
+const REMOVED: &str = "remove-volume-";
+
 /// As [`remove`], within a transaction of the caller's, who removes the directory that is
 /// returned afterwards.
 pub(crate) fn remove_in(engine: &Engine, c: &Connection, name: &str) -> Result<Option<PathBuf>> {
@@ -363,7 +380,7 @@ pub(crate) fn remove_in(engine: &Engine, c: &Connection, name: &str) -> Result<O
     let doomed = engine
         .layout()
         .tmp()
-        .join(format!("remove-volume-{}", crate::parse::names::new_id()));
+        .join(format!("{REMOVED}{}", crate::parse::names::new_id()));
     let users = users(c, name)?;
     if !users.is_empty() {
         return Err(EngineError::Conflict(format!(
@@ -413,7 +430,12 @@ pub(crate) fn remove_directories_without_row(engine: &Engine, names: &[String]) 
             .read(|c| get(c, name))
             .map(|row| row.is_some());
         if matches!(present, Ok(false)) {
-            crate::containers::files::discard(engine, &engine.layout().volumes().join(name), name);
+            let directory = engine.layout().volumes().join(name);
+            if let Err(error) = hold::unmount_removed(&directory) {
+                // What is mounted is never deleted.
+                tracing::warn!(volume = %name, %error, "it stays mounted");
+            }
+            crate::containers::files::discard(engine, &directory, name);
         }
     }
 }

@@ -381,7 +381,8 @@ fn beneath(top: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
     }
 }
 
-fn times(stat: &Stat) -> Timestamps {
+/// When something was read and written last.
+pub(super) fn times(stat: &Stat) -> Timestamps {
     let spec = |seconds: i64, nanos: u64| Timespec {
         tv_sec: seconds,
         tv_nsec: i64::try_from(nanos).unwrap_or(0),
