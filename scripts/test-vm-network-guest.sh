@@ -4,17 +4,21 @@
 # Links of the host as they are now, without their numbers.
 links() { ls /sys/class/net | tr '\n' ' '; }
 gone() { [ ! -e "/sys/class/net/$1" ]; }
-# From `other`, once `web` serves: that takes its time in an emulated machine. By its address, as a
-# static busybox cannot look up names.
+# From `other`, once `web` serves: that takes its time in an emulated machine. By its address, and not
+# with wget: a static busybox looks up names, and what a service's port is, by libraries that are not there.
 fetch() {
   address=$(corten inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' web)
-  corten exec other sh -c "for n in 1 2 3 4 5 6 7 8 9; do wget -T 5 -qO- http://$address/index.html && exit; sleep 1; done; exit 1"
+  ask="printf 'GET /index.html HTTP/1.0\\r\\n\\r\\n' | nc -w 5 $address 80 | tail -n 1 | grep page"
+  corten exec other sh -c "for n in 1 2 3 4 5 6 7 8 9; do $ask && exit; sleep 1; done; exit 1"
 }
 serve='mkdir /w; echo page >/w/index.html; exec httpd -f -p 80 -h /w'
 
 for module in macvlan ipvlan 8021q dummy sctp nf_conntrack nf_nat nft_chain_nat nft_nat nft_masq; do modprobe $module 2>/dev/null; done
 # The LAN: the other end of a pair, as another machine would be.
-ip link add lan0 type veth peer name lan1
+# Busybox cannot say what the other end is called.
+ip link add lan0 type veth
+peer=$(grep -lx "$(cat /sys/class/net/lan0/iflink)" /sys/class/net/*/ifindex | cut -d/ -f5)
+ip link set "$peer" name lan1
 ip link set lan0 up
 ip link set lan1 up
 before=$(links)
