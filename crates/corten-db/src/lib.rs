@@ -9,11 +9,11 @@
 //! (`synchronous=FULL`: the log is fsynced); a [`Durability::Relaxed`] one survives any
 //! crash of processes, but perhaps not of the machine. No transaction is ever half-applied.
 //!
-//! The log stays when the last process closes the database, and is written back when it has grown
-//! ([`LOG`]): SQLite would write it back and delete it each time, three waits for the disk at the
-//! end of a command that happens to be alone and two at the beginning of the next, during which
-//! others cannot open it. So the file without its `-wal` is not the database, whether somebody has
-//! it open or not.
+//! The log stays when the last process closes the database, until it has grown ([`LOG_LEFT`]):
+//! SQLite would write it back and delete it each time, three waits for the disk at the end of a
+//! command that happens to be alone and two at the beginning of the next, and others cannot open it
+//! meanwhile. So the file without its `-wal` is not the database, whether somebody has it open or
+//! not.
 
 mod reserve;
 
@@ -36,11 +36,12 @@ pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// supervisor opens the database now and then.
 const CACHE_KIB: i64 = 512;
 
-/// Pages of the log after which it is written back: not many, because whoever is the first to open
-/// the database reads them all.
-const LOG: i64 = 256;
-/// The same when the disk is full: few, so that it does not grow.
+/// Pages of the log after which it is written back when the disk is full: few, so that it does not
+/// grow.
 const SHORT_LOG: i64 = 64;
+/// Bytes of the log that may stay when the last process closes the database: not many, because
+/// whoever is the first to open it reads them all.
+const LOG_LEFT: u64 = 1 << 20;
 
 /// The tables of one owner.
 #[derive(Debug, Clone, Copy)]
@@ -154,6 +155,14 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if fs::metadata(log_of(&self.path)).is_ok_and(|log| log.len() > LOG_LEFT) {
+            let connection = self.connection.get_mut();
+            let connection = connection.unwrap_or_else(PoisonError::into_inner);
+            let config = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+            if let Err(error) = connection.set_db_config(config, false) {
+                tracing::debug!(%error, "the database's log is left as it is");
+            }
+        }
         // What this command has freed, somebody else may take at once.
         reserve::restore(&self.path);
     }
@@ -239,7 +248,6 @@ impl Database {
         if is_short {
             reserve::restore_rest(path);
         } else if reserve::restore(path) {
-            connection.pragma_update(None, "wal_autocheckpoint", LOG)?;
             connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         }
         Ok(Self(Arc::new(Inner {
@@ -337,6 +345,11 @@ fn up_to_date(connection: &Connection, schemas: &[Schema]) -> Result<bool, DbErr
     Ok(true)
 }
 
+/// SQLite's log of a database.
+fn log_of(path: &Path) -> PathBuf {
+    reserve::beside(path, "-wal")
+}
+
 /// Whether there is a file that was written to.
 fn has_content(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|file| file.len() > 0)
@@ -431,6 +444,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let log = dir.path().join("db-wal");
+        let mut largest = 0;
         for x in 0..400 {
             // Each a command that is alone.
             let database = Database::open(&path, &[FIRST]).unwrap();
@@ -440,10 +454,13 @@ mod tests {
             };
             database.write(Durability::Relaxed, insert).unwrap();
             drop(database);
-            assert!(log.exists());
+            largest = largest.max(fs::metadata(&log).map_or(0, |log| log.len()));
         }
-        let pages = u64::try_from(LOG).unwrap() + 8;
-        assert!(fs::metadata(&log).unwrap().len() < pages * 4200);
+        assert!(
+            largest > LOG_LEFT / 2,
+            "{largest}: it was written back early"
+        );
+        assert!(largest <= LOG_LEFT, "{largest}: it was not written back");
         let database = Database::open(&path, &[FIRST]).unwrap();
         let count: i64 = database
             .read(|c| Ok::<_, DbError>(c.query_row("SELECT count(*) FROM t", [], |r| r.get(0))?))

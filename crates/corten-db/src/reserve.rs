@@ -169,7 +169,7 @@ fn free(database: &Path) -> Option<(u64, u64)> {
     (disk.f_blocks > 0).then(|| (bytes(blocks), bytes(own)))
 }
 
-fn beside(database: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut path = OsString::from(database);
     path.push(suffix);
     path.into()
