@@ -21,7 +21,7 @@ use crate::progress::Told;
 const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// Pieces between network and disk, each of up to 400 KiB.
-const AHEAD: usize = 4;
+const AHEAD: usize = 2;
 
 /// Runs blocking work of the store.
 pub(crate) async fn blocking<T: Send + 'static>(

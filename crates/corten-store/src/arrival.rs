@@ -20,7 +20,7 @@ use crate::direct::Aligned;
 use crate::piece::{PIECE, Piece};
 
 /// Pieces kept in memory for a reader.
-const PIECES: usize = 8;
+const PIECES: usize = 6;
 /// How long a reader may take for a piece. One that takes longer waits for something else.
 const PATIENCE: Duration = Duration::from_millis(100);
 
