@@ -370,7 +370,7 @@ fn churn_leaves_nothing() {
 fn make_older(lab: &Lab, version: u8) {
     lab.on_host(|| {
         run("nft flush table inet corten_test");
-        run("for n in 1 2 3 4 5; do nft delete chain inet corten_test rules-$n; done");
+        run("for n in 1 2 3 4 5 6; do nft delete chain inet corten_test rules-$n; done");
         run(&format!("nft add chain inet corten_test rules-{version}"));
         let mut from = "masqueraded";
         if version == 1 {
@@ -421,7 +421,7 @@ fn new_rules_keep_what_older_ones_did_for_every_bridge() {
     };
     reach_outside("at first");
     let rules = lab.ruleset();
-    for version in [1, 3, 4] {
+    for version in [1, 3, 4, 5] {
         make_older(&lab, version);
         reach_outside("by older rules");
         // One of them is enough to make the rules new.
@@ -432,8 +432,9 @@ fn new_rules_keep_what_older_ones_did_for_every_bridge() {
             Some("web 192.0.2.2")
         );
         let table = lab.on_host(|| output("nft list table inet corten_test"));
-        for chain in ["rules-1", "rules-2", "rules-3", "rules-4", "rules-5"] {
-            assert!(table.contains(chain), "{chain}: {table}");
+        for n in 1..=6 {
+            let chain = format!("rules-{n}");
+            assert!(table.contains(&chain), "{chain}: {table}");
         }
         lab.on_host(|| nets.each_ref().map(|net| ensure_bridge(net).unwrap()));
         assert_eq!(sorted(&lab.ruleset()), sorted(&rules), "after {version}");

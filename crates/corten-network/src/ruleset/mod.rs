@@ -23,7 +23,8 @@
 //!   chain asked      { to an address of this host → jump open }
 //!   chain publish[6] { dnat through published_at, then published }
 //!   chain open[6]    { dnat through open_at, then open }
-//!   chain forward    { filter: what goes on; to a bridge only published ports and icc; internal: nothing }
+//!   chain forward    { filter: what goes on, but for internal; to a bridge only published ports
+//!                      and icc; internal: nothing but icc }
 //!   chain postrouting { nat: goto leaving[6] }
 //!   chain leaving[6] { masquerade hairpin, 127.0.0.1 → bridge, masqueraded → outside }
 //! }
@@ -34,8 +35,8 @@
 //! Invariants: every base chain has policy accept, and an accept of ours ends only our own chain, so a
 //! drop in any other table stays a drop. A packet can reach a container from outside its bridge only
 //! as a reply or through a published port, and by none that is published at a loopback address; unless its
-//! network was made to be `unprotected`. `guard` is
-//! what makes `route_localnet` on our bridges safe (CVE-2020-8558).
+//! network was made to be `unprotected`. Of an internal network's packets none leaves its bridge, not even in
+//! the name of a connection that goes on. `guard` is what makes `route_localnet` on our bridges safe (CVE-2020-8558).
 
 mod elements;
 mod rules;

@@ -7,10 +7,10 @@ use super::elements::{
 use crate::nft::{Ct, Expr, Hook, Meta, Transaction, Verdict, reg};
 
 /// An empty chain whose name is the version of the rules; it is there if they are that or newer.
-pub(super) const VERSION: &str = "rules-5";
+pub(super) const VERSION: &str = "rules-6";
 /// Those of older versions, which are kept: a supervisor of an older program looks for its own, finds
 /// it, and leaves the newer rules alone. Newer rules must therefore do with the elements of older ones.
-const OLDER: [&str; 4] = ["rules-1", "rules-2", "rules-3", "rules-4"];
+const OLDER: [&str; 5] = ["rules-1", "rules-2", "rules-3", "rules-4", "rules-5"];
 /// Families as `meta nfproto` has them.
 pub(super) const NFPROTO_IPV4: u8 = 2;
 pub(super) const NFPROTO_IPV6: u8 = 10;
@@ -229,10 +229,22 @@ fn forward(t: &mut Transaction<'_>) {
     let mut rule = |comment, exprs: &[&[Expr]]| t.rule("forward", comment, &exprs.concat());
     let accept = [Expr::Verdict(Verdict::Accept)];
     let drop = [Expr::Verdict(Verdict::Drop)];
-    // Of every network: a connection goes on only if its first packet has passed what follows.
+    // A connection goes on only if its first packet has passed what follows. None does by way of an internal
+    // network: what comes from there or goes there pretends to be somebody else's.
+    let not_internal = |link| {
+        [
+            Expr::Meta(link, reg::KEY),
+            Expr::NotIn(INTERNAL.name, reg::KEY),
+        ]
+    };
     rule(
         "connections that go on",
-        &[&ct_bits(Ct::State, GOES_ON), &accept],
+        &[
+            &ct_bits(Ct::State, GOES_ON),
+            &not_internal(Meta::InName),
+            &not_internal(Meta::OutName),
+            &accept,
+        ],
     );
     rule(
         "containers of one network",
