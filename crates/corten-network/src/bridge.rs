@@ -110,12 +110,14 @@ impl BridgeSpec {
 
 /// Brings a bridge up for the first time, under the host-wide lock, so that engines starting at the
 /// same time never choose the same subnet. `candidates`: the IPv4 subnets to choose a free one among,
-/// if it is to have IPv4. A bridge of that name that already stands keeps its subnet. `taken` are
-/// subnets promised to other networks. What `wanted` says of IPv6 must not be in the host's way either.
+/// if it is to have IPv4. `within6`: the network to choose a free /64 of, if it is to have IPv6 and `wanted`
+/// says no subnet; what it says must not be in the host's way either. A bridge of that name that already
+/// stands keeps its subnets. `taken` are subnets promised to other networks.
 pub fn claim_bridge(
     wanted: &BridgeSpec,
     candidates: Option<impl IntoIterator<Item = Ipv4Net>>,
-    taken: &[Ipv4Net],
+    within6: Option<Ipv6Net>,
+    taken: &[IpNet],
 ) -> Result<BridgeSpec> {
     check_names(&wanted.table, &wanted.bridge)?;
     let lock = HostLock::acquire()?;
@@ -133,27 +135,59 @@ pub fn claim_bridge(
                 spec.gateway = Some(address.addr());
             }
             None => {
-                let in_use = [ipam::host_networks()?.as_slice(), taken].concat();
+                let mut in_use = ipam::host_networks()?;
+                in_use.extend(taken.iter().filter_map(|net| match net {
+                    IpNet::V4(net) => Some(*net),
+                    IpNet::V6(_) => None,
+                }));
                 let subnet = ipam::free_subnet(candidates, &in_use)?;
                 spec.subnet = Some(subnet);
             }
         }
     }
-    if let (Some(subnet), None) = (spec.subnet6, &link) {
-        let addresses = link::addresses6(&mut route)?.into_iter();
-        let mut in_use = addresses
-            .map(|(_, net)| net)
-            .chain(link::routes6(&mut route)?);
-        let wanted = IpNet::V6(subnet);
-        if let Some(host) = in_use.find(|net| wanted.overlaps(&IpNet::V6(*net))) {
-            return Err(NetworkError::SubnetInUse {
-                subnet: wanted,
-                host: IpNet::V6(host.network()),
-            });
-        }
-    }
+    claim6(&mut route, &mut spec, link.as_ref(), within6, taken)?;
     raise(&lock, &mut route, &spec)?;
     Ok(spec)
+}
+
+/// Chooses the IPv6 subnet, or looks whether the wanted one is free.
+fn claim6(
+    route: &mut Socket,
+    spec: &mut BridgeSpec,
+    link: Option<&Link>,
+    within: Option<Ipv6Net>,
+    taken: &[IpNet],
+) -> Result<()> {
+    match (spec.subnet6, within, link) {
+        (Some(subnet), _, None) => {
+            let wanted = IpNet::V6(subnet);
+            let mut in_use = ipam::host_networks6(route)?.into_iter().map(IpNet::V6);
+            match in_use.find(|net| wanted.overlaps(net)) {
+                Some(host) => Err(NetworkError::SubnetInUse {
+                    subnet: wanted,
+                    host,
+                }),
+                None => Ok(()),
+            }
+        }
+        (None, Some(within), link) => {
+            let own = |(index, net): &(u32, Ipv6Net)| {
+                link.is_some_and(|link| link.index == *index) && !net.addr().is_unicast_link_local()
+            };
+            if let Some((_, address)) = link::addresses6(route)?.into_iter().find(own) {
+                spec.subnet6 = Some(address.network());
+                spec.gateway6 = Some(address.addr());
+                return Ok(());
+            }
+            // A route over all of it is a way out of some kind; our longer prefixes go before it.
+            let host = ipam::host_networks6(route)?.into_iter();
+            let host = host.filter(|net| net.prefix() > within.prefix());
+            let in_use: Vec<_> = host.map(IpNet::V6).chain(taken.iter().copied()).collect();
+            spec.subnet6 = Some(ipam::free_subnet6(within, &in_use)?);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Brings the bridge up with everything that belongs to it: link, addresses, forwarding,

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use crate::net::IpNet;
+use crate::net::{IpNet, Ipv6Net};
 use crate::ports::Proto;
 
 /// An error of the network crate. [`NetworkError::PortInUse`] displays in Docker's words.
@@ -151,6 +151,14 @@ pub enum NetworkError {
         "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network"
     )]
     SubnetsExhausted,
+    /// Every IPv6 subnet of the network to choose from is taken.
+    #[error(
+        "every IPv6 subnet of {within} overlaps with another network: remove one, or choose a subnet"
+    )]
+    SubnetsExhausted6 {
+        /// The network.
+        within: Ipv6Net,
+    },
     /// A wanted subnet overlaps one that this host has.
     #[error("subnet {subnet} overlaps with {host}, which this host is in")]
     SubnetInUse {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::netlink::Socket;
-use crate::{IpNet, Ipv4Net, NetworkError, Result, link};
+use crate::{IpNet, Ipv4Net, Ipv6Net, NetworkError, Result, link};
 
 /// Where the subnets of engines with a root of their own come from (/21s, as a bridge
 /// has at most 1023 ports; `10.160.0.0/11`: away from the defaults of kubeadm (10.96.0.0/12), flannel
@@ -51,6 +51,16 @@ pub fn free_subnet(
         .into_iter()
         .find(|c| !in_use.iter().any(|used| used.overlaps(c)))
         .ok_or(NetworkError::SubnetsExhausted)
+}
+
+/// The first /64 of `within` that overlaps none of `in_use`.
+pub fn free_subnet6(within: Ipv6Net, in_use: &[IpNet]) -> Result<Ipv6Net> {
+    let first = within.network().addr().to_bits() >> 64;
+    let last = within.last().to_bits() >> 64;
+    (first..=last)
+        .filter_map(|n| Ipv6Net::new(Ipv6Addr::from_bits(n << 64), 64))
+        .find(|net| !in_use.iter().any(|used| used.overlaps(&IpNet::V6(*net))))
+        .ok_or(NetworkError::SubnetsExhausted6 { within })
 }
 
 /// What addresses are given out of.
@@ -157,6 +167,14 @@ pub fn host_networks() -> Result<Vec<Ipv4Net>> {
     Ok(networks.into_iter().collect())
 }
 
+/// The same of IPv6. Not sorted.
+pub(crate) fn host_networks6(socket: &mut Socket) -> Result<Vec<Ipv6Net>> {
+    let addresses = link::addresses6(socket)?.into_iter();
+    let mut networks: Vec<_> = addresses.map(|(_, net)| net.network()).collect();
+    networks.extend(link::routes6(socket)?);
+    Ok(networks)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,6 +259,25 @@ mod tests {
             net("172.21.0.0/16")
         );
         assert!(free_subnet(candidates(None), &[net("0.0.0.0/0")]).is_err());
+    }
+
+    #[test]
+    fn subnets_of_ipv6() {
+        let net = |s: &str| s.parse::<IpNet>().unwrap();
+        let within = "fd00:5::/62".parse().unwrap();
+        let free = |used: &[IpNet]| free_subnet6(within, used).ok().map(|n| n.to_string());
+        let used = [
+            net("fd00:5::/64"),
+            net("fd00:5:0:1:8::/80"),
+            net("10.0.0.0/8"),
+        ];
+        assert_eq!(free(&[]).as_deref(), Some("fd00:5::/64"));
+        assert_eq!(free(&used).as_deref(), Some("fd00:5:0:2::/64"));
+        assert_eq!(
+            free(&[net("fd00:5:0:0::/63"), net("fd00:5:0:2::/63")]),
+            None
+        );
+        assert_eq!(free(&[net("fd00::/8")]), None);
     }
 
     #[test]

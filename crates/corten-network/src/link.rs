@@ -20,8 +20,11 @@ use crate::netlink::{Answer, Batch, Socket, find};
 use crate::parent::{IpvlanFlag, IpvlanMode, MacvlanMode, SharedKind};
 use crate::{Ipv4Net, Ipv6Net, NetNs, NetworkError, Result};
 
-/// Routes of IPv6 with prefixes up to this are default routes of some kind.
-const WAY_OUT: u8 = 3;
+/// Routes of IPv6 with prefixes up to this are default routes of some kind (`2000::/3`, the halves of VPNs,
+/// `fc00::/7`, `fd00::/8`), as nobody is given a network of such a size (registries have /12s).
+const WAY_OUT: u8 = 8;
+/// `RTN_BLACKHOLE`, `RTN_UNREACHABLE`, `RTN_PROHIBIT` and `RTN_THROW`: nobody is there.
+const NOWHERE: std::ops::RangeInclusive<u8> = 6..=9;
 /// Longest name of a link.
 const NAME_MAX: usize = 15;
 /// `IFLA_*` and `IFA_*` attributes read from answers.
@@ -416,33 +419,50 @@ pub(crate) fn addresses6(socket: &mut Socket) -> Result<Vec<(u32, Ipv6Net)>> {
     Ok(answers.iter().filter_map(parse).collect())
 }
 
-/// Destinations of all IPv6 routes that are networks: no way out (default routes are `::/0` or `2000::/3`),
-/// link-local addresses or multicast, which every link has.
+/// Destinations of all IPv6 routes that are networks: no way out, link-local addresses or multicast, which
+/// every link has; nor what a prefix is kept free with until subnets are taken from it (DHCPv6-PD clients set
+/// `unreachable` for the whole of it).
 pub(crate) fn routes6(socket: &mut Socket) -> Result<Vec<Ipv6Net>> {
-    let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet6;
-    let answers = socket.dump("list", "routes", &Request::GetRoute(message))?;
-    let parse = |answer: &Answer| {
-        let prefix = *answer.payload.get(1)?;
-        let destination = find(answer.payload.get(12..)?, attr::RTA_DST)?.first_chunk::<16>()?;
-        let address = Ipv6Addr::from(*destination);
-        Ipv6Net::new(address, prefix).filter(|net| {
-            net.prefix() > WAY_OUT && !address.is_unicast_link_local() && !address.is_multicast()
-        })
+    let routes = destinations(socket, AddressFamily::Inet6, |bytes, prefix| {
+        Ipv6Net::new(Ipv6Addr::from(*bytes.first_chunk::<16>()?), prefix)
+    })?;
+    let is_network = |(kind, net): &(u8, Ipv6Net)| {
+        let address = net.addr();
+        net.prefix() > WAY_OUT
+            && !NOWHERE.contains(kind)
+            && !address.is_unicast_link_local()
+            && !address.is_multicast()
     };
-    Ok(answers.iter().filter_map(parse).collect())
+    Ok(routes
+        .into_iter()
+        .filter(is_network)
+        .map(|(_, net)| net)
+        .collect())
 }
 
 /// Destinations of all IPv4 routes but the default ones.
 pub(crate) fn routes(socket: &mut Socket) -> Result<Vec<Ipv4Net>> {
+    let routes = destinations(socket, AddressFamily::Inet, |bytes, prefix| {
+        Ipv4Net::new(Ipv4Addr::from(*bytes.first_chunk::<4>()?), prefix)
+    })?;
+    let nets = routes.into_iter().map(|(_, net)| net);
+    Ok(nets.filter(|net| net.prefix() > 0).collect())
+}
+
+/// Type (`RTN_*`) and destination of all routes of a family that say one.
+fn destinations<N>(
+    socket: &mut Socket,
+    family: AddressFamily,
+    read: impl Fn(&[u8], u8) -> Option<N>,
+) -> Result<Vec<(u8, N)>> {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = family;
     let answers = socket.dump("list", "routes", &Request::GetRoute(message))?;
-    // struct rtmsg: family, destination prefix length, … (12 bytes).
+    // struct rtmsg: family, destination prefix length, …, type at 7, flags (12 bytes).
     let parse = |answer: &Answer| {
-        let prefix = *answer.payload.get(1)?;
-        let destination = find(answer.payload.get(12..)?, attr::RTA_DST)?.first_chunk::<4>()?;
-        Ipv4Net::new(Ipv4Addr::from(*destination), prefix).filter(|net| net.prefix() > 0)
+        let (prefix, kind) = (*answer.payload.get(1)?, *answer.payload.get(7)?);
+        let destination = find(answer.payload.get(12..)?, attr::RTA_DST)?;
+        Some((kind, read(destination, prefix)?))
     };
     Ok(answers.iter().filter_map(parse).collect())
 }

@@ -221,7 +221,7 @@ fn racing_engines_choose_different_subnets() {
     let claim = move |i: usize| {
         let wanted = BridgeSpec::new(format!("corten_{}", i % 4), format!("ct{}", i % 4));
         let taken = ["172.20.0.0/16".parse().unwrap()];
-        host.run_in(|| claim_bridge(&wanted, Some(ipam::candidates(None)), &taken).unwrap())
+        host.run_in(|| claim_bridge(&wanted, Some(ipam::candidates(None)), None, &taken).unwrap())
             .unwrap()
     };
     let specs = at_once(8, claim);
@@ -498,7 +498,11 @@ fn an_ipv6_subnet_that_the_host_routes_is_refused() {
     lab.on_host(|| {
         run("ip -6 route add fd00:77::/48 via 2001:db8::2");
         // A default route by another name is in nobody's way.
-        run("ip -6 route add 2000::/3 via 2001:db8::2");
+        for way in ["2000::/3", "2000::/4", "3000::/4", "fc00::/7"] {
+            run(&format!("ip -6 route add {way} via 2001:db8::2"));
+        }
+        // Nor is what keeps a delegated prefix from going back where it came from.
+        run("ip -6 route add unreachable 2001:db8:8::/45; ip -6 route add blackhole fd00:88::/48");
     });
     let claim = |subnet: &str| {
         let wanted = BridgeSpec {
@@ -507,12 +511,52 @@ fn an_ipv6_subnet_that_the_host_routes_is_refused() {
         };
         let none = None::<Vec<Ipv4Net>>;
         lab.host
-            .run_in(|| claim_bridge(&wanted, none, &[]))
+            .run_in(|| claim_bridge(&wanted, none, None, &[]))
             .unwrap()
     };
     match claim("fd00:77:0:9::/64") {
         Err(NetworkError::SubnetInUse { host, .. }) => assert_eq!(host.to_string(), "fd00:77::/48"),
         other => panic!("{other:?}"),
     }
-    claim("2001:db8:9::/64").unwrap();
+    let taken = claim("2001:db8:9::/64").unwrap();
+    lab.on_host(|| remove_bridge(&taken).unwrap());
+    claim("fd00:88:0:1::/64").unwrap();
+}
+
+#[test]
+fn an_ipv6_subnet_is_chosen_whatever_the_host_routes_over_all_of_them() {
+    let lab = Lab::new();
+    lab.on_host(|| {
+        run("ip -6 route add fc00::/7 via 2001:db8::2; ip -6 route add fd00:77::/40 via 2001:db8::2");
+        run("ip -6 route add fd00:77::/62 via 2001:db8::2");
+    });
+    let host = lab.host.try_clone().unwrap();
+    let within: Ipv6Net = "fd00:77::/48".parse().unwrap();
+    let claim = move |wanted: BridgeSpec, taken: &[IpNet]| {
+        let none = None::<Vec<Ipv4Net>>;
+        host.run_in(|| claim_bridge(&wanted, none, Some(within), taken))
+            .unwrap()
+    };
+    let chosen = at_once(8, move |i| {
+        let wanted = BridgeSpec::new("corten_test", format!("ct{}", i % 4));
+        let taken = ["fd00:77:0:4::/64".parse().unwrap()];
+        let spec = claim(wanted, &taken).unwrap();
+        assert!(spec.address6().is_some(), "{spec:?}");
+        (spec.bridge, spec.subnet6.unwrap())
+    });
+    // Whoever comes second finds the bridge as it is.
+    let chosen: BTreeSet<_> = chosen.into_iter().collect();
+    assert_eq!(chosen.len(), 4, "{chosen:?}");
+    let subnets: BTreeSet<_> = chosen.iter().map(|(_, net)| net.to_string()).collect();
+    let wanted = (5..9).map(|n| format!("fd00:77:0:{n}::/64"));
+    assert_eq!(subnets, wanted.collect());
+    let full = lab.host.run_in(|| {
+        let taken = ["fd00:77::/48".parse().unwrap()];
+        let wanted = BridgeSpec::new("corten_test", "ct9");
+        claim_bridge(&wanted, None::<Vec<Ipv4Net>>, Some(within), &taken)
+    });
+    assert!(matches!(
+        full.unwrap(),
+        Err(NetworkError::SubnetsExhausted6 { .. })
+    ));
 }

@@ -12,7 +12,7 @@ impl StepNetwork for Nowhere {
     fn allocate(&self, id: &str) -> Result<StepEndpoint, BoxError> {
         let wanted = corten_network::BridgeSpec::new(TABLE.to_owned(), BRIDGE.to_owned());
         let candidates = corten_network::ipam::candidates(Some(0xbeef));
-        let bridge = corten_network::claim_bridge(&wanted, Some(candidates), &[])?;
+        let bridge = corten_network::claim_bridge(&wanted, Some(candidates), None, &[])?;
         let gateway = bridge.address().expect("claimed");
         let address = std::net::Ipv4Addr::from_bits(gateway.addr().to_bits() + 1);
         let endpoint = corten_network::EndpointSpec::new(

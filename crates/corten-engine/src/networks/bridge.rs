@@ -117,54 +117,30 @@ pub(super) fn claim(engine: &Engine, row: &NetworkRow) -> Result<BridgeSpec> {
             taken.extend(other.ipam.pools.iter().map(|p| p.subnet));
         }
     }
-    let chooses6 = row.ipv6 && row.pool(true).is_none();
-    loop {
-        let mut row = row.clone();
-        if chooses6 {
-            let subnet = free_subnet6(&engine.id()?, &taken)?;
-            row.ipam.pools.push(chosen(IpNet::V6(subnet)));
-        }
-        let wanted = row.spec(engine)?;
-        match claim_among(engine, &row, &wanted, &taken) {
-            Ok(spec) => {
-                settle(engine, row, &spec)?;
-                return Ok(spec);
-            }
-            // Somebody chose the same at the same time, and was faster.
-            Err(NetworkError::SubnetInUse {
-                subnet: subnet @ IpNet::V6(_),
-                ..
-            }) if chooses6 => taken.push(subnet),
-            Err(NetworkError::SubnetsExhausted) => {
-                return Err(wanted.subnet.map_or_else(exhausted, in_the_way));
-            }
-            Err(other) => return Err(other.into()),
-        }
-    }
-}
-
-/// Makes a network's bridge on the IPv4 subnet that is asked for, or on a free one.
-fn claim_among(
-    engine: &Engine,
-    row: &NetworkRow,
-    wanted: &BridgeSpec,
-    taken: &[IpNet],
-) -> std::result::Result<BridgeSpec, NetworkError> {
-    let taken4: Vec<Ipv4Net> = taken
-        .iter()
-        .filter_map(|net| match net {
-            IpNet::V4(net) => Some(*net),
-            IpNet::V6(_) => None,
-        })
-        .collect();
+    let within6 = match row.ipv6 && row.pool(true).is_none() {
+        true => Some(own_network6(&engine.id()?)?),
+        false => None,
+    };
+    let wanted = row.spec(engine)?;
     let candidates: Box<dyn Iterator<Item = Ipv4Net>> = match wanted.subnet {
         Some(subnet) => Box::new(std::iter::once(subnet)),
         None => ipam::candidates(engine.layout().subnet_seed()),
     };
-    corten_network::claim_bridge(wanted, row.ipv4.then_some(candidates), &taken4)
+    let candidates = row.ipv4.then_some(candidates);
+    match corten_network::claim_bridge(&wanted, candidates, within6, &taken) {
+        Ok(spec) => {
+            settle(engine, row, &spec)?;
+            Ok(spec)
+        }
+        Err(NetworkError::SubnetsExhausted) => {
+            Err(wanted.subnet.map_or_else(exhausted, in_the_way))
+        }
+        Err(NetworkError::SubnetsExhausted6 { .. }) => Err(exhausted()),
+        Err(other) => Err(other.into()),
+    }
 }
 
-fn exhausted() -> EngineError {
+pub(super) fn exhausted() -> EngineError {
     EngineError::BadParameter("all predefined address pools have been fully subnetted".to_owned())
 }
 
@@ -200,6 +176,11 @@ fn settle(engine: &Engine, mut row: NetworkRow, spec: &BridgeSpec) -> Result<()>
     {
         row.ipam.pools.insert(0, chosen(IpNet::V4(subnet)));
     }
+    if row.pool(true).is_none()
+        && let Some(subnet) = spec.subnet6
+    {
+        row.ipam.pools.push(chosen(IpNet::V6(subnet)));
+    }
     for pool in &mut row.ipam.pools {
         let chosen = match pool.subnet {
             IpNet::V4(_) => spec.address().map(|net| IpAddr::V4(net.addr())),
@@ -226,15 +207,12 @@ fn settle(engine: &Engine, mut row: NetworkRow, spec: &BridgeSpec) -> Result<()>
     })
 }
 
-/// A free /64 of an engine's unique local /48 (RFC 4193), which follows from its id.
-pub(super) fn free_subnet6(id: &str, taken: &[IpNet]) -> Result<Ipv6Net> {
+/// An engine's unique local /48 (RFC 4193), which follows from its id.
+pub(super) fn own_network6(id: &str) -> Result<Ipv6Net> {
     let digest = corten_oci::Digest::of(id.as_bytes());
     let global = u128::from_str_radix(&digest.hex()[..10], 16).unwrap_or_default();
     let prefix = (0xfd_u128 << 120) | (global << 80);
-    (0..=u16::MAX)
-        .filter_map(|n| Ipv6Net::new(Ipv6Addr::from_bits(prefix | (u128::from(n) << 64)), 64))
-        .find(|net| !taken.iter().any(|t| t.overlaps(&IpNet::V6(*net))))
-        .ok_or_else(exhausted)
+    Ipv6Net::new(Ipv6Addr::from_bits(prefix), 48).ok_or_else(exhausted)
 }
 
 /// Brings the default bridge up; its network's id, and what it is. Blocks.

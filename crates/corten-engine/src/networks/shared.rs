@@ -207,7 +207,8 @@ pub(super) fn settle(
         row.ipam.pools.insert(0, bridge::chosen(IpNet::V4(subnet)));
     }
     if row.ipv6 && row.pool(true).is_none() {
-        let subnet = bridge::free_subnet6(engine_id, &taken)?;
+        let within = bridge::own_network6(engine_id)?;
+        let subnet = ipam::free_subnet6(within, &taken).map_err(|_| bridge::exhausted())?;
         row.ipam.pools.push(bridge::chosen(IpNet::V6(subnet)));
     }
     Ok(())
