@@ -571,29 +571,45 @@ fn joined_ipc(engine: &Engine, sharing: &Sharing) -> Result<Option<i32>> {
 /// The first process of a container whose namespace is joined.
 fn joined(engine: &Engine, sharing: &Sharing, what: &str) -> Result<Option<i32>> {
     match sharing {
-        Sharing::Container(other) => running_pid(engine, other, what).map(|(_, pid)| Some(pid)),
+        Sharing::Container(other) => running(engine, other, what).map(|(_, pid)| Some(pid)),
         Sharing::Own | Sharing::Host => Ok(None),
     }
 }
 
-/// The network namespace of a running container.
+/// The network namespace of a running container, to be looked into.
 pub(crate) fn namespace_of(engine: &Engine, name: &str) -> Result<OwnedFd> {
-    let (id, pid) = running_pid(engine, name, "network")?;
+    let (other, pid) = running(engine, name, "network")?;
+    open_namespace(&other.name, pid)
+}
+
+/// The network namespace of a running container, to stay in: what is left of the other's network at its end is
+/// taken out of it.
+pub(super) fn join_namespace(engine: &Engine, name: &str) -> Result<OwnedFd> {
+    let (other, pid) = running(engine, name, "network")?;
     // Before it is opened: whoever ends the other looks for it after that has ended.
-    let mark = join_mark(engine, &id);
-    std::fs::File::create(&mark).map_err(|source| EngineError::Io {
-        action: "create",
-        path: mark,
-        source,
-    })?;
-    let path = format!("/proc/{pid}/ns/net");
+    let mark = join_mark(engine, &other.id);
+    std::fs::File::create(&mark).map_err(|source| gone(&other.name, "create", mark, source))?;
+    open_namespace(&other.name, pid)
+}
+
+fn open_namespace(other: &str, pid: i32) -> Result<OwnedFd> {
+    let path = PathBuf::from(format!("/proc/{pid}/ns/net"));
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
     let opened = rustix::fs::open(&path, flags, rustix::fs::Mode::empty());
-    opened.map_err(|source| EngineError::Io {
-        action: "open",
-        path: path.into(),
-        source: source.into(),
-    })
+    opened.map_err(|source| gone(other, "open", path, source.into()))
+}
+
+/// Something of a container's run that was there a moment ago could not be had: it may have ended meanwhile.
+fn gone(other: &str, action: &'static str, path: PathBuf, source: std::io::Error) -> EngineError {
+    // ESRCH: the process has been waited for since its directory was opened.
+    match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => not_running(other, "network", "exited"),
+        _ => EngineError::Io {
+            action,
+            path,
+            source,
+        },
+    }
 }
 
 /// What says that a container's network namespace has been joined in this run.
@@ -601,7 +617,8 @@ fn join_mark(engine: &Engine, id: &str) -> PathBuf {
     engine.layout().run_container(id).join("joined")
 }
 
-fn running_pid(engine: &Engine, name: &str, what: &str) -> Result<(String, i32)> {
+/// The container and its first process.
+fn running(engine: &Engine, name: &str, what: &str) -> Result<(Container, i32)> {
     let other = state::find(engine, name)?;
     // A pid alone may be somebody else's by now: the container's group must have it.
     let alive = || {
@@ -609,11 +626,37 @@ fn running_pid(engine: &Engine, name: &str, what: &str) -> Result<(String, i32)>
         crate::sweep::cgroup_pids(&group).contains(&other.pid)
     };
     if other.status.is_live() && other.pid > 0 && alive() {
-        return Ok((other.id, other.pid));
+        let pid = other.pid;
+        return Ok((other, pid));
     }
-    Err(EngineError::Conflict(format!(
-        "cannot join {what} namespace of a non running container: container {} is {}",
-        other.name,
-        other.status.as_str()
-    )))
+    Err(not_running(&other.name, what, other.status.as_str()))
+}
+
+fn not_running(other: &str, what: &str, status: &str) -> EngineError {
+    EngineError::Conflict(format!(
+        "cannot join {what} namespace of a non running container: container {other} is {status}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_while_it_is_joined_is_not_running() {
+        let said = |number| {
+            let source = std::io::Error::from_raw_os_error(number);
+            gone("web", "create", PathBuf::from("/run/x/joined"), source)
+        };
+        for number in [libc::ENOENT, libc::ESRCH] {
+            let EngineError::Conflict(text) = said(number) else {
+                panic!("{:?}", said(number));
+            };
+            assert_eq!(
+                text,
+                "cannot join network namespace of a non running container: container web is exited"
+            );
+        }
+        assert!(matches!(said(libc::ENOSPC), EngineError::Io { .. }));
+    }
 }

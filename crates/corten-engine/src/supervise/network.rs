@@ -66,7 +66,7 @@ impl Networks {
             NetworkMode::None => NetworkJob::None,
             NetworkMode::Host => NetworkJob::Host,
             NetworkMode::Container(other) => {
-                return super::host::namespace_of(engine, other).map(NetworkJob::Join);
+                return super::host::join_namespace(engine, other).map(NetworkJob::Join);
             }
             NetworkMode::Bridge | NetworkMode::Named(_) => {
                 self.given = plan(engine, container, modes, &[])?;
