@@ -114,11 +114,12 @@ fn an_isolated_network_has_no_gateway() {
         "{{.NetworkSettings.Networks.apart.Gateway}}",
     );
     assert_eq!(link, "");
-    let bridge = engine.ok(["network", "inspect", "-f", "{{.Id}}", "apart"]);
-    let host = std::process::Command::new("ip")
-        .args(["-4", "-o", "addr"])
-        .output();
-    let host = String::from_utf8(host.unwrap().stdout).unwrap();
+    let id = engine.ok(["network", "inspect", "-f", "{{.Id}}", "apart"]);
+    // "7: crt12ab01234567: <BROADCAST,…"
+    let links = ip(&["-o", "link", "show", "type", "bridge"]).unwrap();
+    let mut names = links.lines().filter_map(|line| line.split(": ").nth(1));
+    let bridge = names.find(|name| name.ends_with(&id[..8])).unwrap();
+    let host = ip(&["-4", "-o", "addr"]).unwrap();
     assert!(!host.contains(&format!("{net}.")), "{bridge}: {host}");
     let other = of(
         &engine,
@@ -127,9 +128,108 @@ fn an_isolated_network_has_no_gateway() {
     );
     engine.ok(["exec", "one", "ping", "-c", "1", "-W", "5", &other]);
     engine.ok(["rm", "-f", "one", "two"]);
-    // The network is the same after the bridge was taken away.
-    engine.ok(["run", "--rm", "--network", "apart", "alpine", "true"]);
+    // As after a reboot: the network is the same though its bridge must be made again.
+    ip(&["link", "del", bridge]).unwrap();
+    assert_eq!(ip(&["-o", "link", "show", bridge]), None);
+    sleeper(&engine, "three", &["apart"]);
+    assert!(ip(&["-o", "link", "show", bridge]).is_some());
+    assert_eq!(ip(&["-4", "-o", "addr", "show", bridge]).unwrap(), "");
+    let links = addresses(&engine, "three");
+    assert!(links.contains(&format!("{net}.")), "{links}");
+    let shown = ["network", "inspect", "-f", "{{json .IPAM.Config}}", "apart"];
+    assert_eq!(engine.ok(shown), format!("[{{\"Subnet\":\"{subnet}\"}}]"));
+    engine.ok(["rm", "-f", "three"]);
     engine.ok(["network", "rm", "apart"]);
+    assert_eq!(ip(&["-o", "link", "show", bridge]), None);
+    engine.assert_clean();
+}
+
+#[test]
+fn an_unprotected_network_is_in_the_set_of_those() {
+    let engine = Engine::with_alpine();
+    let mode = "com.docker.network.bridge.gateway_mode_ipv4=nat-unprotected";
+    engine.ok(["network", "create", "-o", mode, "open"]);
+    engine.ok(["network", "create", "closed"]);
+    let is_open = |network: &str| {
+        let id = engine.ok(["network", "inspect", "-f", "{{.Id}}", network]);
+        let out = std::process::Command::new("nft")
+            .args(["list", "sets", "inet"])
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{out:?}");
+        let sets = String::from_utf8(out.stdout).unwrap();
+        let mut sets = sets.split("set ").filter(|set| set.contains(&id[..8]));
+        sets.any(|set| set.starts_with("unprotected {"))
+    };
+    assert!(is_open("open"));
+    assert!(!is_open("closed"));
+    engine.ok(["network", "rm", "open", "closed"]);
+    engine.assert_clean();
+}
+
+#[test]
+fn subnets_of_ipv6_are_chosen_out_of_one_network() {
+    let engine = Engine::new();
+    let subnet = |name: &str| {
+        engine.ok(["network", "create", "--ipv4=false", "--ipv6", name]);
+        let shown = "{{range .IPAM.Config}}{{.Subnet}} {{.Gateway}}{{end}}";
+        engine.ok(["network", "inspect", "-f", shown, name])
+    };
+    let both = ["one", "two"].map(subnet);
+    let [one, two] = both.each_ref().map(|said| {
+        let (net, gateway) = said.split_once("/64 ").unwrap();
+        assert_eq!(gateway, format!("{net}1"), "{said}");
+        net.parse::<std::net::Ipv6Addr>().unwrap().to_bits()
+    });
+    assert_eq!(one >> 120, 0xfd);
+    assert!(one != two && one >> 80 == two >> 80, "{both:?}");
+    engine.ok(["network", "rm", "one", "two"]);
+    engine.assert_clean();
+}
+
+/// What the host's `ip` says; nothing if it fails.
+fn ip(args: &[&str]) -> Option<String> {
+    let out = std::process::Command::new("ip")
+        .args(args)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(out.stdout).unwrap();
+    out.status.success().then_some(said)
+}
+
+#[test]
+fn whoever_only_looks_into_a_network_has_not_joined_it() {
+    let engine = Engine::with_alpine();
+    engine.ok(["network", "create", "one"]);
+    sleeper(&engine, "web", &["one"]);
+    sleeper(&engine, "near", &["one"]);
+    let ids = ["web", "near"].map(|name| of(&engine, name, "{{.Id}}"));
+    let marks = || {
+        ids.each_ref().map(|id| {
+            let run = std::fs::read_dir("/run").unwrap().flatten();
+            let marks = run.map(|e| e.path().join("c").join(id).join("joined"));
+            marks.filter(|mark| mark.exists()).count()
+        })
+    };
+    let check = engine.run(["network", "check", "near", "web:80"]);
+    assert_eq!(check.code, 1, "{check:?}");
+    assert!(check.stdout.contains("listens"), "{check:?}");
+    assert_eq!(marks(), [0, 0]);
+    engine.ok([
+        "run",
+        "-d",
+        "--name",
+        "guest",
+        "--network",
+        "container:web",
+        "alpine",
+        "sleep",
+        "1000",
+    ]);
+    assert_eq!(marks(), [1, 0]);
+    engine.ok(["rm", "-f", "guest", "web", "near"]);
+    assert_eq!(marks(), [0, 0]);
+    engine.ok(["network", "rm", "one"]);
     engine.assert_clean();
 }
 
