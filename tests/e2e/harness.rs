@@ -383,6 +383,24 @@ pub(crate) fn free_port() -> u16 {
         .port()
 }
 
+/// The same, of those that the kernel gives to nobody who does not name them: it stays free while
+/// nobody listens on it. No two calls give the same.
+pub(crate) fn quiet_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    const FIRST: u32 = 10_000;
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let given: u32 = range.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(given > FIRST, "the kernel gives away ports from {given} on");
+    loop {
+        // Other programs of tests begin elsewhere.
+        let n = std::process::id().wrapping_mul(37) + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = u16::try_from(FIRST + n % (given - FIRST)).unwrap();
+        if std::net::TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 /// Serves the files of a directory, and counts nothing, until the test's process ends.
 pub(crate) fn serve_files(root: PathBuf) -> String {
     serve_files_to(root, "")

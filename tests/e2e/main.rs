@@ -59,6 +59,7 @@ mod run_flags;
 mod runtime_peers;
 mod runtime_start;
 mod snapshots;
+mod turns;
 mod volume_filling;
 mod volume_moving;
 mod volume_options;

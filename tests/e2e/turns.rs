@@ -1,0 +1,79 @@
+//! Changes of one container's networks and ports, one after another.
+
+use crate::harness::{Engine, free_net, quiet_port};
+use crate::networks::{addresses, sleeper};
+
+#[test]
+fn changes_of_one_container_take_turns() {
+    let engine = Engine::with_alpine();
+    let nets: Vec<(String, String)> = ["aa", "bb", "cc"]
+        .iter()
+        .map(|name| ((*name).to_owned(), free_net()))
+        .collect();
+    for (name, net) in &nets {
+        engine.ok([
+            "network",
+            "create",
+            "--subnet",
+            &format!("{net}.0/24"),
+            name,
+        ]);
+    }
+    let taken = format!("{}.7", nets[0].1);
+    engine.ok([
+        "run",
+        "-d",
+        "--network",
+        "aa",
+        "--ip",
+        &taken,
+        "alpine",
+        "sleep",
+        "1000",
+    ]);
+    sleeper(&engine, "web", &["bridge"]);
+    let port = quiet_port();
+    // Each of them does or fails as if it were alone.
+    std::thread::scope(|scope| {
+        let engine = &engine;
+        for name in ["bb", "cc"] {
+            scope.spawn(move || {
+                for _ in 0..4 {
+                    engine.ok(["network", "connect", name, "web"]);
+                    engine.ok(["network", "disconnect", name, "web"]);
+                }
+            });
+        }
+        let taken = &taken;
+        scope.spawn(move || {
+            for _ in 0..6 {
+                let told = engine.fails(1, ["network", "connect", "--ip", taken, "aa", "web"]);
+                assert!(told.contains("Address already in use"), "{told}");
+            }
+        });
+        scope.spawn(move || {
+            let wish = format!("{port}:80");
+            for _ in 0..4 {
+                engine.ok(["port", "add", "web", &wish]);
+                engine.ok(["port", "rm", "web", &wish]);
+            }
+        });
+    });
+    let links = engine.ok(["exec", "web", "ls", "/sys/class/net"]);
+    let links: Vec<&str> = links.split_whitespace().collect();
+    assert_eq!(links, ["eth0", "lo"]);
+    // Ended after the row was written, before anybody was told: the next change does that first.
+    engine.ok(["network", "connect", "bb", "web"]);
+    let row = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(\"DELETE FROM endpoints \
+        WHERE network_name = 'bb'\"); c.commit()";
+    let done = std::process::Command::new("python3")
+        .args(["-c", row])
+        .arg(engine.root().join("corten.db"))
+        .output();
+    assert!(done.unwrap().status.success());
+    let other = format!("{}.9", nets[1].1);
+    engine.ok(["network", "connect", "--ip", &other, "bb", "web"]);
+    let inside = addresses(&engine, "web");
+    assert!(inside.contains(&format!("{other}/24")), "{inside}");
+    engine.assert_clean();
+}
