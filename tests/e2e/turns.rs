@@ -1,7 +1,11 @@
 //! Changes of one container's networks and ports, one after another.
 
-use crate::harness::{Engine, free_net, quiet_port};
-use crate::networks::{addresses, sleeper};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::harness::{Engine, free_net, quiet_port, until};
+use crate::networks::{addresses, of, sleeper};
 
 #[test]
 fn changes_of_one_container_take_turns() {
@@ -75,5 +79,39 @@ fn changes_of_one_container_take_turns() {
     engine.ok(["network", "connect", "--ip", &other, "bb", "web"]);
     let inside = addresses(&engine, "web");
     assert!(inside.contains(&format!("{other}/24")), "{inside}");
+    engine.assert_clean();
+}
+
+/// Whether a process has a file open.
+fn has_open(pid: u32, path: &Path) -> bool {
+    let of_it = |fd: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_link(fd.unwrap().path()).is_ok_and(|target| target == path)
+    };
+    std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|mut fds| fds.any(of_it))
+}
+
+#[test]
+fn who_waits_for_a_turn_changes_what_it_named() {
+    let engine = Engine::with_alpine();
+    sleeper(&engine, "web", &["bridge"]);
+    let id = of(&engine, "web", "{{.Id}}");
+    let directory = engine.root().join("containers").join(id);
+    let turn = std::fs::File::open(&directory).unwrap();
+    flock(&turn, FlockOperation::LockExclusive).unwrap();
+    // What is neither networks nor ports takes no turns.
+    engine.ok(["update", "--restart", "on-failure:3", "web"]);
+    let wish = format!("{}:80", quiet_port());
+    let adding = engine.spawn(["port", "add", "web", &wish]);
+    until("it waits for its turn", || {
+        has_open(adding.0.id(), &directory)
+    });
+    engine.ok(["rename", "web", "other"]);
+    engine.ok(["create", "--name", "web", "alpine", "true"]);
+    drop(turn);
+    let done = adding.finish();
+    assert_eq!(done.code, 0, "{done:?}");
+    let ports = |name: &str| of(&engine, name, "{{json .HostConfig.PortBindings}}");
+    assert!(ports("other").contains("80/tcp"), "{}", ports("other"));
+    assert!(!ports("web").contains("80/tcp"), "{}", ports("web"));
     engine.assert_clean();
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use corten_oci::runtime_spec::Spec;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
@@ -35,6 +36,14 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// It lives, and says nothing.
+    #[error("supervisor of container {id} has not answered within {} s", after.as_secs())]
+    Silent {
+        /// The container.
+        id: String,
+        /// How long it was waited for.
+        after: Duration,
+    },
     /// It answered something that does not fit the question.
     #[error("supervisor of container {id}: unexpected answer")]
     Unexpected {
@@ -44,6 +53,9 @@ pub enum ClientError {
 }
 
 type Result<T> = std::result::Result<T, ClientError>;
+
+/// How long a supervisor may take to bring its networks in line.
+pub const NETWORK: Duration = Duration::from_secs(20);
 
 /// A container's supervisor. One connection is made per request.
 #[derive(Debug, Clone)]
@@ -248,9 +260,24 @@ impl Client {
     /// Has its networks brought in line with the engine's rows.
     ///
     /// # Errors
-    /// A refusal says what could not be done; it has what it had before then.
+    /// A refusal says what could not be done; it has what it had before then. One that does not answer
+    /// in time does it once it can, from the rows as they are then.
     pub async fn network(&self) -> Result<()> {
-        self.done(Ask::Network).await
+        self.within(NETWORK, self.done(Ask::Network)).await
+    }
+
+    async fn within(
+        &self,
+        after: Duration,
+        asking: impl Future<Output = Result<()>>,
+    ) -> Result<()> {
+        match tokio::time::timeout(after, asking).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ClientError::Silent {
+                id: self.id.clone(),
+                after,
+            }),
+        }
     }
 
     /// Freezes everything inside.
@@ -379,7 +406,7 @@ impl Client {
                         ) =>
                 {
                     attempts += 1;
-                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 other => return other,
             }
@@ -390,5 +417,30 @@ impl Client {
         Err(ClientError::Unexpected {
             id: self.id.clone(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_is_silent_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = RunDir::new(dir.path(), "aa");
+        std::fs::create_dir_all(directory.path()).unwrap();
+        let handle = File::open(directory.path()).unwrap();
+        // The kernel takes the connection, and nobody does.
+        let _stopped = std::os::unix::net::UnixListener::bind(socket_path(&handle)).unwrap();
+        let client = Client {
+            id: "aa".to_owned(),
+            directory,
+        };
+        let asking = client.done(Ask::Network);
+        let error = client
+            .within(Duration::from_millis(1), asking)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, ClientError::Silent { .. }), "{error}");
     }
 }

@@ -151,6 +151,7 @@ pub(crate) fn refused(container: &Container, error: ClientError) -> EngineError 
         {
             EngineError::NotRunning(container.id.clone())
         }
+        ClientError::Silent { .. } => EngineError::Unavailable(error.to_string()),
         other => EngineError::Other {
             context: format!("container {}", container.id),
             source: Box::new(other),

@@ -63,19 +63,24 @@ pub(super) async fn update(
     let context = format!("Cannot update container {name}");
     // To its end even if the client leaves: what is written is carried out, or put back.
     let work = tokio::spawn(async move {
-        let (turn, response, written) = engine
-            .blocking(move |engine| {
-                let id = state::find(engine, &name)?.id;
-                let turn = Turn::of(engine, &id)?;
-                // Who changed ports before may have been killed before it was carried out.
-                if asked.mentions_ports()
-                    && let Err(error) = crate::networks::tell(engine, &id)
-                {
-                    tracing::warn!(container = %id, %error, "an earlier change is not carried out");
-                }
-                let (response, written) = change(engine, &name, &asked)?;
-                Ok((turn, response, written))
-            })
+        let container = engine
+            .blocking(move |engine| state::find(engine, &name))
+            .await?;
+        let id = container.id.clone();
+        // Limits are not what changes take turns for.
+        let turn = if asked.mentions_ports() {
+            let turn = Turn::of(&engine, &container).await?;
+            // Who changed ports before may have been killed before it was carried out.
+            if let Err(error) = crate::networks::told(&engine, &container).await {
+                tracing::warn!(container = %id, %error, "an earlier change is not carried out");
+            }
+            Some(turn)
+        } else {
+            None
+        };
+        // By the id: the name may be another container's by now.
+        let (response, written) = engine
+            .blocking(move |engine| change(engine, &id, &asked))
             .await?;
         written.carry_out(&engine).await?;
         drop(turn);
@@ -140,11 +145,11 @@ impl Written {
 
 fn change(
     engine: &Engine,
-    name: &str,
+    id: &str,
     update: &ContainerUpdate,
 ) -> Result<(ContainerUpdateResponse, Written)> {
     let body = &update.body;
-    let container = state::find(engine, name)?;
+    let container = state::find(engine, id)?;
     if matches!(container.status, Status::Removing | Status::Dead) {
         return Err(EngineError::Conflict(format!(
             "Cannot update container {}: it is marked for removal and cannot be updated",
@@ -156,8 +161,8 @@ fn change(
     limits::resources(&asked, super::cpus())?;
     // All in one: of two updates at once, the second builds on the first.
     let (before, host, ports) = engine.write(Durability::Synced, |c| {
-        let container = row::get(c, &container.id)?
-            .ok_or_else(|| EngineError::NoSuchContainer(name.to_owned()))?;
+        let container =
+            row::get(c, id)?.ok_or_else(|| EngineError::NoSuchContainer(id.to_owned()))?;
         let mut host = container.host.clone();
         let ports = ports(&container.name, &container.host, update)?;
         if let Some(ports) = &ports {

@@ -98,13 +98,17 @@ async fn to_its_end(
 /// The turn to change a container, and its id. What somebody has written who was killed before it was
 /// carried out is carried out first: two changes of one network could not be told apart.
 async fn turn(engine: &Engine, name: String) -> Result<(Turn, String)> {
-    let (turn, container, left) = engine
+    let container = engine
+        .blocking(move |engine| findable(engine, &name))
+        .await?;
+    let turn = Turn::of(engine, &container).await?;
+    let (container, left) = engine
         .blocking(move |engine| {
-            let container = findable(engine, &name)?;
-            let turn = Turn::of(engine, &container.id)?;
+            // It may be another run by now.
+            let container = findable(engine, &container.id)?;
             let held = |c: &Connection| super::held(c, &container.id);
             let left = container.status.is_live() && !engine.database().read(held)?.is_empty();
-            Ok((turn, container, left))
+            Ok((container, left))
         })
         .await?;
     if left && let Err(error) = told(engine, &container).await {
@@ -223,6 +227,19 @@ fn take(c: &Connection, id: &str, network: &str) -> Result<(Container, Endpoint)
     }
     endpoints::remove(c, id, &endpoint.network)?;
     Ok((container, endpoint))
+}
+
+/// Has a container brought in line with its rows, as whoever changed them was killed before.
+pub(crate) async fn bring_in_line(engine: &Engine, id: &str) -> Result<()> {
+    let id = id.to_owned();
+    let Some(container) = engine.read(move |c| containers::get(c, &id)).await? else {
+        return Ok(());
+    };
+    match Turn::of(engine, &container).await {
+        Ok(_turn) => told(engine, &container).await,
+        Err(EngineError::NoSuchContainer(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Has the supervisor of a container, if it has one, bring it in line: at once, or as soon as it runs.

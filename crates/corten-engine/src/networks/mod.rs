@@ -24,7 +24,7 @@ use crate::error::EngineError;
 use crate::parse::{bad, filters};
 use crate::sweep::NetworkLock;
 pub use check::{CheckRequest, CheckResponse};
-pub(crate) use connect::told;
+pub(crate) use connect::{bring_in_line, told};
 use row::NetworkRow;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -191,22 +191,6 @@ pub(crate) fn held(c: &Connection, container: &str) -> Result<Vec<String>> {
     )?;
     let rows = statement.query_map([container], |r| r.get(0))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
-}
-
-/// Has a container's supervisor bring it in line with its rows, of whoever has the [`Turn`] to change it.
-/// Blocks, in a thread for that.
-///
-/// [`Turn`]: crate::containers::turn::Turn
-pub(crate) fn tell(engine: &Engine, container: &str) -> Result<()> {
-    let found = engine
-        .database()
-        .read(|c| containers::row::get(c, container))?;
-    match found {
-        Some(container) => {
-            tokio::runtime::Handle::current().block_on(connect::told(engine, &container))
-        }
-        None => Ok(()),
-    }
 }
 
 /// What a network's events tell of it.

@@ -1,13 +1,12 @@
 //! The full check: everything that could be orphaned or inconsistent.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use corten_db::Durability;
 
 use crate::containers::row::Status;
-use crate::containers::turn::Turn;
 use crate::containers::{files, row, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -173,15 +172,29 @@ impl Check<'_> {
             let now = out_of_line(self.engine)?;
             found.retain(|one| now.contains(one));
         }
-        let mut told = BTreeSet::new();
-        for (id, detail) in found {
-            self.found("endpoint", &id, detail);
-            if self.repair && told.insert(id.clone()) {
-                match Turn::of(self.engine, &id) {
-                    Ok(_turn) => networks::tell(self.engine, &id)?,
-                    Err(EngineError::NoSuchContainer(_)) => {}
-                    Err(error) => return Err(error),
+        // Of each what its repair failed by. One that is being changed, or whose supervisor does not
+        // answer, is no reason not to look at all else.
+        let mut tried: BTreeMap<String, Option<String>> = BTreeMap::new();
+        for (id, mut detail) in found {
+            let failed = match tried.get(&id) {
+                Some(failed) => failed.clone(),
+                None if self.repair => {
+                    let work = networks::bring_in_line(self.engine, &id);
+                    let done = tokio::runtime::Handle::current().block_on(work);
+                    let failed = done.err().map(|error| error.to_string());
+                    tried.insert(id.clone(), failed.clone());
+                    failed
                 }
+                None => None,
+            };
+            if let Some(why) = &failed {
+                detail = format!("{detail}: {why}");
+            }
+            self.found("endpoint", &id, detail);
+            if failed.is_some()
+                && let Some(last) = self.findings.last_mut()
+            {
+                last.repaired = false;
             }
         }
         Ok(())
