@@ -167,7 +167,13 @@ class Chaos:
             code, (links, said) = self.run("exec", id, "ip", "-o", "addr")
             if code:
                 return f"is said to run, and cannot be entered: {said}"
-            return self.other_places(told, links)
+            wrong = self.other_places(told, links)
+            # Who was killed before it told the supervisor leaves it so until the next change; a
+            # check must know.
+            if wrong and f"endpoint {id}:" in self.run("system", "check")[1][0]:
+                self.count("out of line, and told so")
+                return None
+            return wrong
         return None
 
     def other_places(self, told, links):
