@@ -101,9 +101,15 @@ impl Engine {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        let mut command = Command::new(binary());
+        let mut command = self.program(binary());
+        command.args(args);
         command
-            .args(args)
+    }
+
+    /// A program that calls the command line of this engine.
+    pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
             .env("CORTEN_ROOT", self.root())
             .env("DOCKER_CONFIG", self.path("docker"))
             .env_remove("DOCKER_HOST")

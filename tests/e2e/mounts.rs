@@ -316,13 +316,12 @@ fn what_is_not_shared_does_not_propagate() {
     // In a mount namespace of its own, where nothing is shared but what the script says.
     let run = |before: &str, option: &str| {
         let script = format!(
-            "mount --make-rprivate / && mount -t tmpfs none {source} && {before} && exec {corten} --root \
-             {root} run --rm -v {source}:/s:{option} alpine true",
+            "mount --make-rprivate / && mount -t tmpfs none {source} && {before} && exec {corten} run --rm \
+             -v {source}:/s:{option} alpine true",
             source = source.display(),
             corten = crate::harness::binary().display(),
-            root = engine.root().display(),
         );
-        let mut command = std::process::Command::new("unshare");
+        let mut command = engine.program("unshare");
         let done = command.args(["-m", "sh", "-c", &script]).output().unwrap();
         let told = String::from_utf8_lossy(&done.stderr).into_owned();
         (done.status.code(), told)
