@@ -7,6 +7,31 @@ use rustix::fs::{FlockOperation, flock};
 use crate::harness::{Engine, free_net, quiet_port, until};
 use crate::networks::{addresses, of, sleeper};
 
+/// Changes rows as somebody does who is ended before anything is carried out.
+fn rows(engine: &Engine, statement: &str) {
+    let script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); \
+                  c.commit()";
+    let done = std::process::Command::new("python3")
+        .args(["-c", script])
+        .arg(engine.root().join("corten.db"))
+        .arg(statement)
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+}
+
+/// A place that a container is to have on a network.
+fn wish(engine: &Engine, container: &str, network: &str, wish: &str) {
+    rows(
+        engine,
+        &format!(
+            "INSERT INTO endpoints (container, network, network_name, position, wish) SELECT c.id, \
+             n.id, n.name, 9, '{wish}' FROM containers AS c, networks AS n WHERE \
+             c.name = '{container}' AND n.name = '{network}'"
+        ),
+    );
+}
+
 #[test]
 fn changes_of_one_container_take_turns() {
     let engine = Engine::with_alpine();
@@ -68,17 +93,31 @@ fn changes_of_one_container_take_turns() {
     assert_eq!(links, ["eth0", "lo"]);
     // Ended after the row was written, before anybody was told: the next change does that first.
     engine.ok(["network", "connect", "bb", "web"]);
-    let row = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(\"DELETE FROM endpoints \
-        WHERE network_name = 'bb'\"); c.commit()";
-    let done = std::process::Command::new("python3")
-        .args(["-c", row])
-        .arg(engine.root().join("corten.db"))
-        .output();
-    assert!(done.unwrap().status.success());
+    rows(&engine, "DELETE FROM endpoints WHERE network_name = 'bb'");
     let other = format!("{}.9", nets[1].1);
     engine.ok(["network", "connect", "--ip", &other, "bb", "web"]);
     let inside = addresses(&engine, "web");
     assert!(inside.contains(&format!("{other}/24")), "{inside}");
+    // The same command again does, and then there is nothing to do any more.
+    wish(&engine, "web", "cc", "{}");
+    engine.ok(["network", "connect", "cc", "web"]);
+    let inside = addresses(&engine, "web");
+    assert!(inside.contains(&format!("inet {}.", nets[2].1)), "{inside}");
+    let again = engine.fails(1, ["network", "connect", "cc", "web"]);
+    assert!(again.contains("already exists in network cc"), "{again}");
+    // What cannot be carried out stands in nobody's way.
+    for change in [
+        &["network", "disconnect", "cc", "web"][..],
+        &["network", "connect", "cc", "web"],
+        &["port", "add", "web", &format!("{port}:80")],
+    ] {
+        let impossible = format!("{{\"address\":\"{taken}\"}}");
+        wish(&engine, "web", "aa", &impossible);
+        engine.ok(change);
+        let template = "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}";
+        let networks = of(&engine, "web", template);
+        assert!(!networks.contains("aa"), "{networks}");
+    }
     engine.assert_clean();
 }
 

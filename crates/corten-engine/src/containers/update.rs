@@ -70,10 +70,14 @@ pub(super) async fn update(
         // Limits are not what changes take turns for.
         let turn = if asked.mentions_ports() {
             let turn = Turn::of(&engine, &container).await?;
+            let found = id.clone();
+            // It may be another run by now.
+            let container = engine
+                .blocking(move |engine| state::find(engine, &found))
+                .await?;
+            crate::networks::settle(&engine, &container).await?;
             // Who changed ports before may have been killed before it was carried out.
-            if let Err(error) = crate::networks::told(&engine, &container).await {
-                tracing::warn!(container = %id, %error, "an earlier change is not carried out");
-            }
+            crate::networks::attempt(&engine, &container).await?;
             Some(turn)
         } else {
             None

@@ -9,6 +9,7 @@ use corten_supervisor::client::ClientError;
 use corten_supervisor::protocol::Refusal;
 use rusqlite::Connection;
 
+use super::left;
 use super::row::{self, NetworkRow};
 use crate::containers::endpoints::{self, Endpoint};
 use crate::containers::networking::{self, PRIVATE, SHARED};
@@ -31,11 +32,13 @@ pub(super) async fn connect(
     let (engine, network) = (engine.clone(), network.to_owned());
     let context = format!("connect to network {network}");
     to_its_end(context, async move {
-        let (turn, id) = turn(&engine, request.container).await?;
+        let (turn, id, settled) = turn(&engine, request.container).await?;
         let settings = request.endpoint_config.unwrap_or_default();
         let added = engine
             .blocking(move |engine| {
-                engine.write(Durability::Synced, |c| add(c, &id, &network, &settings))
+                engine.write(Durability::Synced, |c| {
+                    add(c, &id, &network, &settings, &settled)
+                })
             })
             .await?;
         let Some((container, network)) = added else {
@@ -65,7 +68,7 @@ pub(super) async fn disconnect(
     let (engine, network) = (engine.clone(), network.to_owned());
     let context = format!("disconnect from network {network}");
     to_its_end(context, async move {
-        let (turn, id) = turn(&engine, request.container).await?;
+        let (turn, id, _) = turn(&engine, request.container).await?;
         let (container, removed) = engine
             .blocking(move |engine| engine.write(Durability::Synced, |c| take(c, &id, &network)))
             .await?;
@@ -95,26 +98,18 @@ async fn to_its_end(
     })?
 }
 
-/// The turn to change a container, and its id. What somebody has written who was killed before it was
-/// carried out is carried out first: two changes of one network could not be told apart.
-async fn turn(engine: &Engine, name: String) -> Result<(Turn, String)> {
+/// The turn to change a container, its id, and where it is only now as somebody wished before: two
+/// changes of one network could not be told apart.
+async fn turn(engine: &Engine, name: String) -> Result<(Turn, String, Vec<Endpoint>)> {
     let container = engine
         .blocking(move |engine| findable(engine, &name))
         .await?;
     let turn = Turn::of(engine, &container).await?;
-    let (container, left) = engine
-        .blocking(move |engine| {
-            // It may be another run by now.
-            let container = findable(engine, &container.id)?;
-            let held = |c: &Connection| super::held(c, &container.id);
-            let left = container.status.is_live() && !engine.database().read(held)?.is_empty();
-            Ok((container, left))
-        })
-        .await?;
-    if left && let Err(error) = told(engine, &container).await {
-        tracing::warn!(container = %container.id, %error, "an earlier change is not carried out");
-    }
-    Ok((turn, container.id))
+    let id = container.id;
+    // It may be another run by now.
+    let container = engine.blocking(move |engine| findable(engine, &id)).await?;
+    let settled = left::settle(engine, &container).await?;
+    Ok((turn, container.id, settled))
 }
 
 /// Gives a place back that could not be taken, with what it has there if it is still the same run.
@@ -152,6 +147,7 @@ fn add(
     id: &str,
     network: &str,
     settings: &EndpointSettings,
+    settled: &[Endpoint],
 ) -> Result<Option<(Container, String)>> {
     let container = current(c, id)?;
     let row = row::find(c, network)?;
@@ -174,6 +170,13 @@ fn add(
     }
     let is_on_it = container.endpoint(&row.id).is_some();
     if is_on_it && container.status.is_live() {
+        // The same command again, after the one before was killed.
+        let settled = settled.iter().find(|e| e.network == row.id);
+        if let Some(settled) = settled
+            && settled.wish == networking::wish(settings, &row)?
+        {
+            return Ok(None);
+        }
         return Err(EngineError::Forbidden(format!(
             "endpoint with name {} already exists in network {}",
             container.name, row.name
@@ -227,19 +230,6 @@ fn take(c: &Connection, id: &str, network: &str) -> Result<(Container, Endpoint)
     }
     endpoints::remove(c, id, &endpoint.network)?;
     Ok((container, endpoint))
-}
-
-/// Has a container brought in line with its rows, as whoever changed them was killed before.
-pub(crate) async fn bring_in_line(engine: &Engine, id: &str) -> Result<()> {
-    let id = id.to_owned();
-    let Some(container) = engine.read(move |c| containers::get(c, &id)).await? else {
-        return Ok(());
-    };
-    match Turn::of(engine, &container).await {
-        Ok(_turn) => told(engine, &container).await,
-        Err(EngineError::NoSuchContainer(_)) => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 /// Has the supervisor of a container, if it has one, bring it in line: at once, or as soon as it runs.

@@ -5,6 +5,7 @@ mod check;
 mod configuration;
 mod connect;
 mod create;
+mod left;
 mod model;
 pub(crate) mod names;
 mod options;
@@ -24,7 +25,8 @@ use crate::error::EngineError;
 use crate::parse::{bad, filters};
 use crate::sweep::NetworkLock;
 pub use check::{CheckRequest, CheckResponse};
-pub(crate) use connect::{bring_in_line, told};
+pub(crate) use connect::told;
+pub(crate) use left::{Left, attempt, bring_in_line, settle};
 use row::NetworkRow;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -179,17 +181,6 @@ fn in_use(c: &Connection) -> Result<HashSet<String>> {
     let mut statement =
         c.prepare_cached("SELECT DISTINCT network FROM endpoints WHERE id <> ''")?;
     let rows = statement.query_map([], |r| r.get(0))?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
-}
-
-/// The names of networks of which a container has addresses but is not to be on.
-pub(crate) fn held(c: &Connection, container: &str) -> Result<Vec<String>> {
-    let mut statement = c.prepare_cached(
-        "SELECT DISTINCT n.name FROM addresses AS a JOIN networks AS n ON n.id = a.network \
-         WHERE a.owner = ?1 AND NOT EXISTS (SELECT 1 FROM endpoints AS e \
-         WHERE e.container = ?1 AND e.network = a.network)",
-    )?;
-    let rows = statement.query_map([container], |r| r.get(0))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 

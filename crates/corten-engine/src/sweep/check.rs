@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use corten_db::Durability;
 
-use crate::containers::row::Status;
 use crate::containers::{files, row, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -307,23 +306,14 @@ impl Check<'_> {
 fn out_of_line(engine: &Engine) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     for container in engine.database().read(|c| row::all(c, true))? {
-        if container.status == Status::Restarting
-            || container.config.network_disabled == Some(true)
-            || !state::has_supervisor(engine, &container.id)
-        {
-            continue;
-        }
-        let wanting = container.endpoints.iter().filter(|e| e.live.is_none());
+        let left = networks::Left::of(engine, &container)?;
         let name = &container.name;
-        found.extend(wanting.map(|e| {
+        found.extend(left.wanting.iter().map(|e| {
             let network = &e.network_name;
             let words = format!("container {name} is to be on network {network}, and is not");
             (container.id.clone(), words)
         }));
-        let held = engine
-            .database()
-            .read(|c| networks::held(c, &container.id))?;
-        found.extend(held.into_iter().map(|network| {
+        found.extend(left.held.into_iter().map(|network| {
             let words = format!("container {name} is still on network {network}");
             (container.id.clone(), words)
         }));
