@@ -128,20 +128,24 @@ impl Addresses {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
+    use std::process::Command;
 
     use super::*;
 
-    /// A program that writes its number to `pid`, adds a line to `calls`, and does this.
+    /// A program that writes its number to `pid`, adds a line to `calls`, and does this. A child
+    /// writes it: what this process has open for writing, others that are just being started by
+    /// other tests have, too, and nobody can execute it.
     fn program(dir: &Path, does: &str) -> Addresses {
         let path = dir.join("program");
         let script = format!(
             "#!/bin/sh\ncd {}\necho $* >>calls\necho $$ >pid.new\nmv pid.new pid\n{does}\n",
             dir.display()
         );
-        std::fs::write(&path, script).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let write = "printf %s \"$1\" >\"$0\" && chmod 755 \"$0\"";
+        let mut writer = Command::new("/bin/sh");
+        writer.args(["-c", write]).arg(&path).arg(script);
+        assert!(writer.status().unwrap().success());
         Addresses::from(path.to_str().unwrap())
     }
 
