@@ -147,6 +147,95 @@ fn forget_constants(start: u64, end: u64, page: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// A file's pages, mapped as a program's constants are.
+    struct Mapped {
+        start: *mut u8,
+        page: usize,
+        count: usize,
+    }
+
+    impl Mapped {
+        /// Each page is full of its own number.
+        fn new(count: u8) -> Self {
+            let page = rustix::param::page_size();
+            let mut file = tempfile::tempfile().unwrap();
+            for number in 0..count {
+                file.write_all(&vec![number; page]).unwrap();
+            }
+            let length = usize::from(count) * page;
+            // SAFETY: a new mapping, wherever there is room.
+            let start = unsafe {
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    length,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE,
+                    std::os::fd::AsRawFd::as_raw_fd(&file),
+                    0,
+                )
+            };
+            assert_ne!(start, libc::MAP_FAILED);
+            Self {
+                start: start.cast(),
+                page,
+                count: usize::from(count),
+            }
+        }
+
+        fn at(&self, number: usize) -> *mut u8 {
+            assert!(number < self.count);
+            self.start.wrapping_add(number * self.page)
+        }
+
+        fn read(&self, number: usize) -> u8 {
+            // SAFETY: within the mapping, which nobody else knows.
+            unsafe { self.at(number).read_volatile() }
+        }
+
+        fn write(&self, number: usize, byte: u8) {
+            // SAFETY: as above, and it is writable.
+            unsafe { self.at(number).write_volatile(byte) }
+        }
+
+        /// Whether the process has the page.
+        fn is_present(&self, number: usize) -> bool {
+            let mut entry = [0; 8];
+            let map = File::open("/proc/self/pagemap").unwrap();
+            let offset = self.at(number).addr() / self.page * 8;
+            map.read_exact_at(&mut entry, offset as u64).unwrap();
+            u64::from_ne_bytes(entry) >> 63 != 0
+        }
+    }
+
+    impl Drop for Mapped {
+        fn drop(&mut self) {
+            // SAFETY: our own mapping, of which no reference is left.
+            unsafe { libc::munmap(self.start.cast(), self.count * self.page) };
+        }
+    }
+
+    #[test]
+    fn constants_are_forgotten_unless_they_were_written() {
+        let pages = Mapped::new(8);
+        for written in [0, 3, 7] {
+            pages.write(written, 100);
+        }
+        for read in [1, 4, 5, 6] {
+            assert_eq!(usize::from(pages.read(read)), read);
+        }
+        // All but the last two, which are somebody else's.
+        let [start, end] = [0, 6].map(|number| pages.at(number).addr() as u64);
+        forget_constants(start, end, pages.page as u64);
+        let present = (0..8).filter(|number| pages.is_present(*number));
+        assert_eq!(present.collect::<Vec<_>>(), [0, 3, 6, 7]);
+        let bytes: Vec<u8> = (0..8).map(|number| pages.read(number)).collect();
+        assert_eq!(bytes, [100, 1, 2, 100, 4, 5, 6, 100]);
+    }
+
     #[test]
     fn the_program_goes_on_without_its_pages() {
         let text = String::from("kept");
