@@ -41,6 +41,14 @@ pub(crate) async fn take(request: Request<Body>, next: Next) -> Response {
         })
     });
     let response = next.run(request).await;
+    // With an error all is over: who reads for the handler (another thread) lets go any moment.
+    let failed = response.status().is_client_error() || response.status().is_server_error();
+    if failed && let Ok(left) = tokio::time::timeout(PATIENCE, &mut receiver).await {
+        if let Ok(rest) = left {
+            drain(rest).await;
+        }
+        return response;
+    }
     match receiver.try_recv() {
         Ok(rest) => drain(rest).await,
         Err(TryRecvError::Closed) => {}
@@ -163,6 +171,25 @@ mod tests {
         let (body, read) = body(100);
         assert_eq!(answered(body, false).await, StatusCode::NOT_FOUND);
         assert_eq!(read.load(Ordering::SeqCst), MAX_DRAINED >> 20);
+    }
+
+    #[tokio::test]
+    async fn what_another_task_leaves_after_an_error_is_read_before_the_answer() {
+        let refuse = put(|request: Request<Body>| async {
+            tokio::spawn(async {
+                for _ in 0..10 {
+                    tokio::task::yield_now().await;
+                }
+                drop(request);
+            });
+            StatusCode::NOT_FOUND
+        });
+        let router: Router = Router::new().route("/", refuse).layer(from_fn(take));
+        let (body, read) = body(5);
+        let request = Request::put("/").body(body).unwrap();
+        let answer = router.oneshot(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+        assert_eq!(read.load(Ordering::SeqCst), 5);
     }
 
     #[tokio::test]
