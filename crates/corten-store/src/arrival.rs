@@ -14,15 +14,18 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::direct::Aligned;
 use crate::piece::{PIECE, Piece};
 
 /// Pieces kept in memory for a reader.
 const PIECES: usize = 6;
-/// How long a reader may take for a piece. One that takes longer waits for something else.
+/// How long a reader may read nothing. One that does waits for something else.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// How long a reader that gets on may take for a piece. The connection is not read meanwhile, and
+/// has a peer who does not wait for ever.
+const LIMIT: Duration = Duration::from_secs(1);
 
 /// How much of a blob is here.
 #[derive(Debug, Default)]
@@ -152,6 +155,7 @@ impl ArrivalProgress {
         let mut state = self.0.state();
         state.stored = end;
         let mut spare = None;
+        let began = Instant::now();
         loop {
             let read = if state.readers == 0 { end } else { state.read };
             while let Some(piece) = state.pieces.pop_front_if(|piece| piece.end() <= read) {
@@ -168,7 +172,8 @@ impl ArrivalProgress {
             let waited = self.0.taken.wait_timeout(state, PATIENCE);
             let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             state = woken;
-            state.stuck = timeout.timed_out() && state.read == read;
+            let idle = timeout.timed_out() && state.read == read;
+            state.stuck = idle || began.elapsed() >= LIMIT;
         }
     }
 }
@@ -396,6 +401,31 @@ mod tests {
         let mut found = Vec::new();
         slow.read_to_end(&mut found).unwrap();
         assert!(found == content);
+    }
+
+    #[test]
+    fn a_reader_that_crawls_holds_nobody_up_for_long() {
+        let (_dir, store) = store();
+        let content = content((PIECES + 3) * PIECE);
+        let arrival = Arrival::default();
+        let mut crawling = arrival.reader();
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let reading = std::thread::spawn(move || {
+            let deadline = Instant::now() + 20 * LIMIT;
+            while Instant::now() < deadline {
+                crawling.read_exact(&mut [0]).unwrap();
+                let waited = stopped.recv_timeout(Duration::from_millis(1));
+                if waited != Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                    return true;
+                }
+            }
+            false
+        });
+        let mut blob = writer(store.blobs(), &Digest::of(&content), &arrival);
+        blob.write_all(&content).unwrap();
+        assert!(arrival.0.state().stuck);
+        drop(stop);
+        assert!(reading.join().unwrap(), "it was waited for to the end");
     }
 
     #[test]
