@@ -42,6 +42,8 @@ pub struct BlobWriter {
     direct: bool,
     ahead: WriteAhead,
     arrival: Option<ArrivalProgress>,
+    /// A piece was taken in and not written: the file is not what was digested.
+    broken: bool,
 }
 
 /// A partial file, locked, and what was found in it.
@@ -77,6 +79,7 @@ impl BlobWriter {
             direct: false,
             ahead: WriteAhead::default(),
             arrival: None,
+            broken: false,
         }
     }
 
@@ -111,6 +114,7 @@ impl BlobWriter {
             .map_err(at("truncate", &self.partial))?;
         self.digester = Digester::new(self.expected.algorithm());
         self.offset = 0;
+        self.broken = false;
         if let Some(arrival) = &self.arrival {
             arrival.restarted();
         }
@@ -123,6 +127,7 @@ impl BlobWriter {
     /// [`StoreError::CorruptBlob`] or [`StoreError::WrongSize`] (the partial file is then
     /// gone), or the store cannot be written.
     pub fn commit(mut self) -> Result<Digest, StoreError> {
+        self.is_whole().map_err(at("write", &self.partial))?;
         let actual = self.digester.clone().finish();
         let wrong = match self.size {
             Some(expected) if expected != self.offset => Some(StoreError::WrongSize {
@@ -148,13 +153,17 @@ impl BlobWriter {
         Ok(self.expected.clone())
     }
 
-    /// Hands a piece over, and writes it.
-    fn put(&mut self, piece: Piece) -> io::Result<()> {
-        let piece = Arc::new(piece);
-        if let Some(arrival) = &self.arrival {
-            arrival.came(piece.clone());
+    /// Fails once a piece is missing. What comes after it has no place in the file.
+    fn is_whole(&self) -> io::Result<()> {
+        if self.broken {
+            return Err(io::Error::other("an earlier part could not be written"));
         }
-        self.store(&piece)?;
+        Ok(())
+    }
+
+    /// Hands a piece over, and writes it. Waits for a reader that is behind.
+    fn put(&mut self, piece: Piece) -> io::Result<()> {
+        let piece = self.hand_over(piece)?;
         self.spare = match &self.arrival {
             Some(arrival) => {
                 let end = piece.end();
@@ -164,6 +173,16 @@ impl BlobWriter {
             None => Piece::into_memory(piece),
         };
         Ok(())
+    }
+
+    fn hand_over(&mut self, piece: Piece) -> io::Result<Arc<Piece>> {
+        let piece = Arc::new(piece);
+        if let Some(arrival) = &self.arrival {
+            arrival.came(piece.clone());
+        }
+        let stored = self.store(&piece);
+        self.broken = stored.is_err();
+        stored.map(|()| piece)
     }
 
     fn store(&mut self, piece: &Piece) -> io::Result<()> {
@@ -200,6 +219,7 @@ impl Write for BlobWriter {
         if bytes.is_empty() {
             return Ok(0);
         }
+        self.is_whole()?;
         let mut piece = match self.piece.take() {
             Some(piece) => piece,
             None => {
@@ -220,6 +240,7 @@ impl Write for BlobWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.is_whole()?;
         match self.piece.take() {
             Some(piece) => self.put(piece),
             None => Ok(()),
@@ -232,5 +253,66 @@ impl Drop for BlobWriter {
         if let Err(error) = self.flush() {
             tracing::debug!(blob = %self.expected, %error, "the last of it is to be fetched again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+
+    use corten_db::Database;
+
+    use super::*;
+    use crate::Store;
+    use crate::piece::PIECE;
+
+    #[test]
+    fn what_could_not_be_written_is_never_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(&dir.path().join("db"), &[crate::SCHEMA]).unwrap();
+        let blobs = Store::open(dir.path(), database).blobs().clone();
+        let content: Vec<u8> = (0..=250).cycle().take(2 * PIECE + 5).collect();
+        let digest = Digest::of(&content);
+        let partial = dir.path().join("partial");
+        let file = File::create(&partial).unwrap();
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let started = Started {
+            partial: partial.clone(),
+            file: full,
+            digester: Digester::new(digest.algorithm()),
+            offset: 0,
+        };
+        let size = Some(content.len() as u64);
+        let mut writer = BlobWriter::new(blobs.clone(), digest.clone(), size, started);
+        let error = writer.write_all(&content[..PIECE]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        // Now there is room, but not for the piece that is gone.
+        writer.file = file;
+        assert!(writer.write_all(&content[PIECE..]).is_err());
+        assert!(writer.flush().is_err());
+        let error = writer.commit().unwrap_err().to_string();
+        assert!(error.contains("an earlier part could not"), "{error}");
+        assert!(!blobs.has(&digest));
+        assert_eq!(fs::metadata(&partial).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn who_begins_again_after_a_failure_may_publish() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(&dir.path().join("db"), &[crate::SCHEMA]).unwrap();
+        let blobs = Store::open(dir.path(), database).blobs().clone();
+        let digest = Digest::of(b"hello");
+        let crate::Ingest::Writer(mut writer) = blobs.writer(&digest, Some(5)).unwrap() else {
+            panic!("already there");
+        };
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let file = std::mem::replace(&mut writer.file, full);
+        writer.write_all(b"hello").unwrap();
+        assert!(writer.flush().is_err());
+        writer.file = file;
+        writer.restart().unwrap();
+        writer.write_all(b"hello").unwrap();
+        writer.commit().unwrap();
+        assert_eq!(fs::read(blobs.path(&digest)).unwrap(), b"hello");
     }
 }
