@@ -227,14 +227,21 @@ async fn transfer(
     }
     drop(send);
     let writer = writing.await.map_err(std::io::Error::other)??;
-    match broken {
-        Some(error) => Err(error),
-        None if current < descriptor.size => Err(RegistryError::Unreachable {
+    let error = match broken {
+        Some(error) => error,
+        None if current < descriptor.size => RegistryError::Unreachable {
             registry: host.name().to_owned(),
             reason: format!("blob {}: the connection ended early", descriptor.digest),
-        }),
-        None => Ok(writer),
-    }
+        },
+        None => return Ok(writer),
+    };
+    // It still writes what it has: not on the thread of all transfers.
+    blocking(move || {
+        drop(writer);
+        Ok(())
+    })
+    .await?;
+    Err(error)
 }
 
 /// How many of a foreign layer's URLs are tried. A manifest may list any number.

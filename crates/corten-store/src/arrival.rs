@@ -176,6 +176,11 @@ impl ArrivalProgress {
             state.stuck = idle || began.elapsed() >= LIMIT;
         }
     }
+
+    /// As [`stored`](Self::stored), of a writer that ends there: another may go on.
+    pub(crate) fn ended(&self, end: u64) {
+        self.0.state().stored = end;
+    }
 }
 
 impl State {
@@ -426,6 +431,27 @@ mod tests {
         assert!(arrival.0.state().stuck);
         drop(stop);
         assert!(reading.join().unwrap(), "it was waited for to the end");
+    }
+
+    #[test]
+    fn a_writer_that_ends_waits_for_nobody_and_keeps_what_came() {
+        let (_dir, store) = store();
+        let content = content(PIECES * PIECE + 5);
+        let digest = Digest::of(&content);
+        let arrival = Arrival::default();
+        let mut reader = arrival.reader();
+        let mut blob = writer(store.blobs(), &digest, &arrival);
+        blob.write_all(&content).unwrap();
+        drop(blob);
+        assert!(!arrival.0.state().stuck);
+        assert_eq!(arrival.0.state().pieces.len(), PIECES + 1);
+        let blob = writer(store.blobs(), &digest, &arrival);
+        assert_eq!(blob.offset(), content.len() as u64);
+        blob.commit().unwrap();
+        arrival.complete();
+        let mut found = Vec::new();
+        reader.read_to_end(&mut found).unwrap();
+        assert!(found == content);
     }
 
     #[test]

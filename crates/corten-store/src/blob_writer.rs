@@ -249,9 +249,20 @@ impl Write for BlobWriter {
 }
 
 impl Drop for BlobWriter {
+    /// Keeps what has come. Waits for nobody: this may be the thread that all others need.
     fn drop(&mut self) {
-        if let Err(error) = self.flush() {
-            tracing::debug!(blob = %self.expected, %error, "the last of it is to be fetched again");
+        let Some(piece) = self.piece.take() else {
+            return;
+        };
+        match self.hand_over(piece) {
+            Ok(piece) => {
+                if let Some(arrival) = &self.arrival {
+                    arrival.ended(piece.end());
+                }
+            }
+            Err(error) => {
+                tracing::debug!(blob = %self.expected, %error, "the last of it is to be fetched again");
+            }
         }
     }
 }
