@@ -193,7 +193,8 @@ machine() {
   pid=$!
   tail --pid=$pid -n +1 -s 0.2 -f "$serial" | sed -u 's/\r//' | tee -a "$work/log" &
   while kill -0 "$pid" 2>/dev/null; do
-    if grep -q '^cut the power' "$serial"; then kill -9 $(pgrep -P "$pid"); fi
+    # Nobody is left to kill if it ended just now, or was killed a moment ago.
+    if grep -q '^cut the power' "$serial"; then kill -9 $(pgrep -P "$pid") 2>/dev/null || true; fi
     sleep 0.2
   done
   wait || true
