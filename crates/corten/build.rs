@@ -8,7 +8,7 @@ fn main() {
     if target("OS") != "linux" || target("ENV") != "gnu" {
         return;
     }
-    // It begins with what is cheap before relocation: corten_runtime's `sys/entry.rs`.
+    // It begins with what is cheap before the C library starts: corten_runtime's `sys/entry.rs`.
     if target("ARCH") == "x86_64" {
         println!("cargo:rustc-link-arg-bin=corten=-Wl,-e,corten_entry");
     }

@@ -1,12 +1,12 @@
 //! Where the `corten` binary begins (x86-64; `crates/corten/build.rs` links it so): what
-//! is cheap before the C library has relocated a program of 20 MB, and dear afterwards.
+//! is cheap before the C library has started a program of 20 MB, and dear afterwards.
 //!
 //! - `corten runtime run|create|exec` execute themselves once more from a sealed copy
-//!   ([`crate::exe`]). Relocating the program writes to some two hundred pages; for a
-//!   program that is replaced a moment later that is wasted, and is most of what the first
-//!   of the two executions costs. So the same three system calls are made here already.
-//! - Otherwise, the pages that will be relocated or written are brought in with one system
-//!   call instead of one page fault each.
+//!   ([`crate::exe`]). Starting the C library, and relocating a program that is not linked
+//!   for one address, is wasted on one that is replaced a moment later. So the same three
+//!   system calls are made here already.
+//! - Otherwise, the pages that will be written (or relocated, where anything is) are brought
+//!   in with one system call instead of one page fault each.
 //! - All but what serves and moves images goes on in `sys/start.rs`.
 //!
 //! This is an optimisation only and decides nothing: whatever fails here, and whatever is
