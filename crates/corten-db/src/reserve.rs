@@ -9,7 +9,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -71,7 +71,7 @@ pub(crate) fn give_up_if_low(database: &Path) -> bool {
 /// As [`give_up_if_low`], if there is not even the room to read: whoever only reads leaves the
 /// reserve to others where it can.
 pub(crate) fn give_up_to_read(database: &Path) -> bool {
-    !has_index(database) && !has_room(database, 4 * LEAST) && give_up(database)
+    !has_room(database, 4 * LEAST) && !has_index(database) && give_up(database)
 }
 
 /// Gives the reserve up, if this process may and there is one.
@@ -81,12 +81,26 @@ pub(crate) fn give_up(database: &Path) -> bool {
 
 /// Whether there is not even the room to read a database.
 pub(crate) fn is_too_full(database: &Path) -> bool {
-    !has_index(database) && !has_room(database, LEAST)
+    !has_room(database, LEAST) && !has_index(database)
 }
 
-/// Whether SQLite's index is there: others have the database open, or left it so.
+/// Whether SQLite's index is there, and others have the database open. One that was left says
+/// nothing: the first to open it gives it back, and needs the room anew.
 fn has_index(database: &Path) -> bool {
-    fs::metadata(beside(database, "-shm")).is_ok_and(|index| index.len() >= INDEX)
+    fs::metadata(beside(database, "-shm")).is_ok_and(|index| {
+        let locks = || fs::read_to_string("/proc/locks").unwrap_or_default();
+        index.len() >= INDEX && is_locked(&locks(), &index)
+    })
+}
+
+/// Whether a process has some lock on a file, as all have on the index of what they have open.
+/// Asked of the kernel's list: who opens and closes a file itself loses the locks it has on it.
+fn is_locked(locks: &str, file: &fs::Metadata) -> bool {
+    let device = file.dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let wanted = format!("{major:02x}:{minor:02x}:{}", file.ino());
+    // 1: POSIX  ADVISORY  READ 4242 fe:00:131 128 128
+    locks.split_whitespace().any(|word| word == wanted)
 }
 
 /// Keeps room back where that is not done yet and there is plenty; whether there is some kept now.
@@ -134,7 +148,8 @@ pub(crate) fn is_read_only(database: &Path) -> bool {
 }
 
 /// Whether there are so many bytes. Where the file system says that there are few it is tried:
-/// of what ext4 says, up to 2 % and 4096 blocks are for its own use.
+/// of what ext4 says, up to 2 % and 4096 blocks are for its own use. That is of all blocks; what
+/// is told has no inodes and no journal in it, so twice as many count.
 fn has_room(database: &Path, bytes: u64) -> bool {
     let Some((free, own)) = free(database) else {
         return true;
@@ -164,7 +179,7 @@ fn free(database: &Path) -> Option<(u64, u64)> {
     } else {
         disk.f_bavail
     };
-    let own = (disk.f_blocks / 50).min(4096);
+    let own = (disk.f_blocks / 25).min(4096);
     let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
     (disk.f_blocks > 0).then(|| (bytes(blocks), bytes(own)))
 }

@@ -146,6 +146,27 @@ fn a_full_disk_can_be_emptied() {
     }
 }
 
+/// Reading needs no room where others have made it; an index that was left is given back.
+#[test]
+fn an_index_is_room_as_long_as_somebody_holds_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for disk in [
+        Disk::mount("tmpfs", ("nr_blocks", "2048")),
+        ext4(&folder.path().join("1"), "1024", "extent"),
+    ] {
+        let path = disk.0.path().join("db");
+        let index = || fs::metadata(disk.0.path().join("db-shm")).map(|index| index.len());
+        let database = Database::open(&path, &[FIRST]).unwrap();
+        insert(&database, 1).unwrap();
+        fill(&disk.0.path().join("fill"));
+        assert_eq!(rows(&Database::open(&path, &[FIRST]).unwrap()), 1);
+        drop(database);
+        assert_eq!(index().unwrap(), 32 << 10);
+        let error = Database::open(&path, &[FIRST]).unwrap_err();
+        assert!(matches!(error, DbError::Full(None)), "{error:?}");
+    }
+}
+
 #[test]
 fn a_disk_that_cannot_be_written_is_told() {
     let disk = Disk::mount("tmpfs", ("nr_blocks", "2048"));
