@@ -3,10 +3,9 @@
 //! where it is to restore one); one test wants the real one, and is left out where that does not
 //! work.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
-use crate::harness::{Done, Engine, until};
+use crate::harness::{Done, Engine, script, until};
 
 const STAND_IN: &str = include_str!("../../crates/corten-runtime/tests/criu-stand-in.py");
 
@@ -23,9 +22,7 @@ impl Checkpoints {
         // Not below `/tmp`, which is another one for CRIU.
         let programs = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let dir = programs.path();
-        std::fs::write(dir.join("criu"), STAND_IN).unwrap();
-        let executable = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(dir.join("criu"), executable).unwrap();
+        script(&dir.join("criu"), STAND_IN);
         let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
         Self {
             engine,

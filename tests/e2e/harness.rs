@@ -497,6 +497,15 @@ pub(crate) fn docker(engine: &Engine, host: &str, args: &[&str]) -> Option<Done>
     }
 }
 
+/// A script that can be executed at once. A child writes it: what this process has open for
+/// writing, the children that other tests are just starting have, too (ETXTBSY).
+pub(crate) fn script(path: &Path, text: &str) {
+    let write = "printf %s \"$1\" >\"$0\" && chmod 755 \"$0\"";
+    let mut writer = Command::new("sh");
+    writer.args(["-c", write]).arg(path).arg(text);
+    assert!(writer.status().unwrap().success());
+}
+
 /// A root file system of busybox and links to it, as a tar.
 pub(crate) fn busybox_tar() -> &'static [u8] {
     static TAR: OnceLock<Vec<u8>> = OnceLock::new();

@@ -2,11 +2,10 @@
 //! others that want the same at the same time.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::harness::{Done, Engine, free_port};
+use crate::harness::{Done, Engine, free_port, script};
 use crate::registry_access::{CERTIFICATE, docker_registry, htpasswd};
 
 /// A helper as docker-credential-helpers describes them, that keeps each secret in a file, and
@@ -34,9 +33,7 @@ fn credentials_are_kept_by_helpers() {
     let tools = engine.path("tools");
     fs::create_dir(&tools).unwrap();
     for name in ["vault", "other"] {
-        let program = tools.join(format!("docker-credential-{name}"));
-        fs::write(&program, HELPER).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        script(&tools.join(format!("docker-credential-{name}")), HELPER);
     }
     let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
     let run = |words: &[&str], input: &str| -> Done {

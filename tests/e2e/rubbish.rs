@@ -1,13 +1,12 @@
 //! What collections and sweeps put out of use is deleted by a process beside them.
 
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::fs::{FlockOperation, IFlags, flock, ioctl_getflags, ioctl_setflags};
 
-use crate::harness::{Done, Engine, binary, until};
+use crate::harness::{Done, Engine, binary, script, until};
 
 /// What is called as the program that deletes: it tells of that, and deletes when it is let. What
 /// else a slow machine hands over, it deletes.
@@ -36,8 +35,7 @@ impl Stage {
     fn new() -> Self {
         let engine = Engine::new();
         let program = engine.path("between");
-        fs::write(&program, BETWEEN).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        script(&program, BETWEEN);
         let mut stage = Self {
             engine,
             stuck: Vec::new(),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::harness::{Engine, docker};
+use crate::harness::{Engine, docker, script};
 
 /// What a flag must lead to.
 enum Want {
@@ -644,9 +644,8 @@ fn devices_are_those_that_cdi_describes() {
 /// A device with a hook for each moment, in `dir`. Each writes its state to a file there; those that
 /// are called before the root is changed write into it, where `config.json` says it is.
 fn device_with_hooks(dir: &std::path::Path) {
-    use std::os::unix::fs::PermissionsExt as _;
     let hook = dir.join("hook");
-    let script = format!(
+    let program = format!(
         "#!/usr/bin/env python3\nimport json, os, sys\nstate = json.load(sys.stdin)\n\
          config = json.load(open(state['bundle'] + '/config.json'))\n\
          if sys.argv[1] == 'createContainer':\n    \
@@ -654,8 +653,7 @@ fn device_with_hooks(dir: &std::path::Path) {
          open('{}/' + sys.argv[1], 'w').write(state['status'])\n",
         dir.display()
     );
-    std::fs::write(&hook, script).unwrap();
-    std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
+    script(&hook, &program);
     let hooks: String = [
         "prestart",
         "createRuntime",
