@@ -132,7 +132,12 @@ fn top_shows_the_columns_of_ps() {
         assert!(told.contains(text), "{told}");
     }
     // What the host's ps alone can do; the host and other containers have programs of that name.
-    engine.ok(["run", "-d", "--name", "other", "alpine", "sleep", "1002"]);
+    // Without any in the whole host, ps would end with 1.
+    let shell = "sleep 1002; true";
+    engine.ok(["run", "-d", "--name", "other", "alpine", "sh", "-c", shell]);
+    until("the other one runs", || {
+        engine.ok(["top", "other"]).lines().count() == 3
+    });
     let named = rows(&["-C", "sleep", "-o", "pid,args"]);
     let ends: Vec<&str> = named[1..].iter().map(|row| row[2].as_str()).collect();
     assert!(
