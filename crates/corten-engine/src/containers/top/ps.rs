@@ -42,7 +42,9 @@ fn ps<'a>(arguments: impl Iterator<Item = &'a str>) -> Result<Output, String> {
 /// Another column called PID would be taken for the numbers of processes.
 pub(super) fn renamed(arguments: &str) -> Result<(), String> {
     for word in arguments.split_whitespace() {
-        let columns = word.strip_prefix("-o").unwrap_or(word);
+        let list = word.strip_prefix("-o");
+        let columns = list.or_else(|| word.strip_prefix("--format="));
+        let columns = columns.unwrap_or(word);
         if let Some((name, header)) = columns.split_once('=')
             && header.starts_with("PID")
             && name != "pid"
@@ -118,6 +120,9 @@ mod tests {
             ("-oppid=PIDS", false),
             ("-o pid,ppid=PID", false),
             ("-o pid,comm=NAME", true),
+            ("--format uid=PID", false),
+            ("--format=uid=PID", false),
+            ("--format=pid=PID", true),
         ] {
             assert_eq!(renamed(arguments).is_ok(), fits, "{arguments}");
         }
