@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use corten_dockerfile::{DockerfileError, Span};
+use corten_dockerfile::{DockerfileError, Span, quote};
 
 use crate::BoxError;
 
@@ -118,7 +118,7 @@ pub enum BuildError {
         path: PathBuf,
     },
     /// A RUN step's command failed.
-    #[error("process \"{process}\" did not complete successfully: {}", ending(*.code))]
+    #[error("process {} did not complete successfully: {}", quote(process), ending(*.code))]
     Process {
         /// The instruction.
         place: Box<Place>,
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_failed_process_is_reported_as_buildkit_does() {
-        let error = BuildError::Process {
+        let mut error = BuildError::Process {
             place: Box::new(Place {
                 file: "Dockerfile".into(),
                 text: "FROM a\nCOPY . .\n\nRUN false\n".into(),
@@ -250,6 +250,14 @@ mod tests {
             "process \"/bin/sh -c false\" did not complete successfully: exit code: 1"
         );
         assert_eq!(error.exit_code(), Some(1));
+        let BuildError::Process { process, .. } = &mut error else {
+            unreachable!()
+        };
+        *process = "/bin/sh -c set -e\necho \"one\"\n".into();
+        assert_eq!(
+            error.to_string(),
+            r#"process "/bin/sh -c set -e\necho \"one\"\n" did not complete successfully: exit code: 1"#
+        );
         insta::assert_snapshot!(error.report(), @r"
         ------
          > [3/3] RUN false:

@@ -30,6 +30,7 @@ mod mode;
 mod mount;
 mod node;
 mod parse;
+mod quote;
 pub mod scope;
 mod truth;
 
@@ -46,5 +47,6 @@ pub use mode::{ModeChange, ModeError};
 pub use mount::{Mount, MountKind, Sharing};
 pub use node::Node;
 pub use parse::suggest;
+pub use quote::quote;
 pub use scope::Scope;
 pub use truth::truth;

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use crate::error::DockerfileError;
 use crate::instruction::{Heredoc, Span};
+use crate::quote::quote;
 
 /// One instruction, not yet understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -185,34 +186,6 @@ impl Node {
         }
         out
     }
-}
-
-/// Go's `strconv.Quote`.
-fn quote(text: &str) -> String {
-    let mut out = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\x07' => out.push_str("\\a"),
-            '\x08' => out.push_str("\\b"),
-            '\x0b' => out.push_str("\\v"),
-            '\x0c' => out.push_str("\\f"),
-            c if c.is_ascii_control() => {
-                let _ = write!(out, "\\x{:02x}", u32::from(c));
-            }
-            // Go calls no white space printable but the blank, and no control character.
-            c if c != ' ' && (c.is_whitespace() || c.is_control()) => {
-                let _ = write!(out, "\\u{:04x}", u32::from(c));
-            }
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
 }
 
 /// One argument, unless empty.
