@@ -107,7 +107,7 @@ fn a_build_lists_its_warnings_at_the_end() {
     let files = [("Dockerfile", file), ("kept", "")];
     let done = engine.build("warned", &files);
     assert_eq!(done.code, 0, "{done:?}");
-    let warnings = "\n 2 warnings found (use docker --debug to expand):\n - FromAsCasing: 'as' and \
+    let warnings = "\n 2 warnings found (use corten --debug to expand):\n - FromAsCasing: 'as' and \
                     'FROM' keywords' casing do not match (line 1)\n - LegacyKeyValueFormat: \"ENV \
                     key=value\" should be used instead of legacy \"ENV key value\" format (line 3)\n";
     assert!(done.stderr.ends_with(warnings), "{}", done.stderr);

@@ -304,7 +304,7 @@ fn summary(warnings: &[Noted], verbose: bool, color: bool) -> String {
     let hint = if verbose {
         ""
     } else {
-        " (use docker --debug to expand)"
+        " (use corten --debug to expand)"
     };
     let title = format!("{count} found{hint}:");
     let mut out = if color {
@@ -392,7 +392,7 @@ mod tests {
         assert_eq!(summary(&[], false, false), "");
         assert_eq!(
             summary(&[noted("Rule: wrong", Some(3))], false, false),
-            "\n 1 warning found (use docker --debug to expand):\n - Rule: wrong (line 3)\n"
+            "\n 1 warning found (use corten --debug to expand):\n - Rule: wrong (line 3)\n"
         );
         assert_eq!(
             summary(&[noted("A", None), noted("B", Some(1))], true, false),
