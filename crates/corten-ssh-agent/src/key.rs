@@ -1,6 +1,9 @@
-//! A private key: read from the forms that OpenSSH and OpenSSL write, and used by `ring`.
+//! A private key: read from the forms that OpenSSH and OpenSSL write, and used by `ring`, or by
+//! `p521` on the curve that `ring` does not have.
 
 use crypto_bigint::{BoxedUint, NonZero};
+use p521::ecdsa::signature::Signer as _;
+use p521::pkcs8::DecodePrivateKey as _;
 use ring::rand::SystemRandom;
 use ring::rsa::{KeyPairComponents, PublicKeyComponents};
 use ring::signature::{
@@ -38,7 +41,7 @@ pub enum KeyError {
     Invalid(String),
     /// A key of another kind.
     #[error(
-        "ssh: {0} keys are not supported (ed25519, RSA of 2048 to 4096 bits, ECDSA with nistp256 or nistp384 are)"
+        "ssh: {0} keys are not supported (ed25519, RSA of 2048 to 4096 bits, ECDSA with nistp256, nistp384 or nistp521 are)"
     )]
     Unsupported(String),
 }
@@ -55,6 +58,7 @@ pub(crate) struct Key {
 enum Secret {
     Ed25519(Ed25519KeyPair),
     Ecdsa(Curve, EcdsaKeyPair),
+    P521(Box<p521::ecdsa::SigningKey>),
     Rsa(RsaKeyPair),
 }
 
@@ -112,14 +116,12 @@ impl Key {
                     .map_err(invalid)?,
             ),
             KeypairData::Ecdsa(pair) => {
-                let curve = match pair {
-                    EcdsaKeypair::NistP256 { .. } => Curve::P256,
-                    EcdsaKeypair::NistP384 { .. } => Curve::P384,
-                    EcdsaKeypair::NistP521 { .. } => {
-                        return Err(KeyError::Unsupported("nistp521".to_owned()));
-                    }
-                };
-                ecdsa(curve, pair.private_key_bytes(), pair.public_key_bytes())?
+                let (private, public) = (pair.private_key_bytes(), pair.public_key_bytes());
+                match pair {
+                    EcdsaKeypair::NistP256 { .. } => ecdsa(Curve::P256, private, public)?,
+                    EcdsaKeypair::NistP384 { .. } => ecdsa(Curve::P384, private, public)?,
+                    EcdsaKeypair::NistP521 { .. } => p521(private, Some(public))?,
+                }
             }
             KeypairData::Rsa(pair) => Secret::Rsa(rsa_pair(pair)?),
             other => {
@@ -136,7 +138,7 @@ impl Key {
         let curve = match curve.map(|oid| oid.to_string()).as_deref() {
             Some("1.2.840.10045.3.1.7") => Curve::P256,
             Some("1.3.132.0.34") => Curve::P384,
-            Some("1.3.132.0.35") => return Err(KeyError::Unsupported("nistp521".to_owned())),
+            Some("1.3.132.0.35") => return Self::new(p521(key.private_key, key.public_key)?),
             other => {
                 let other = other.unwrap_or("of no named curve");
                 return Err(KeyError::Unsupported(format!("ECDSA ({other})")));
@@ -165,6 +167,9 @@ impl Key {
                 return Self::new(Secret::Ecdsa(curve, pair));
             }
         }
+        if let Ok(key) = p521::ecdsa::SigningKey::from_pkcs8_der(der) {
+            return Self::new(Secret::P521(Box::new(key)));
+        }
         Err(invalid(why))
     }
 
@@ -177,6 +182,10 @@ impl Key {
             Secret::Ecdsa(_, pair) => {
                 let bytes = pair.public_key().as_ref();
                 KeyData::from(EcdsaPublicKey::from_sec1_bytes(bytes).map_err(invalid)?)
+            }
+            Secret::P521(key) => {
+                let point = key.verifying_key().to_sec1_point(false);
+                KeyData::from(EcdsaPublicKey::from_sec1_bytes(point.as_bytes()).map_err(invalid)?)
             }
             Secret::Rsa(pair) => {
                 let parts = PublicKeyComponents::<Vec<u8>>::from(pair.public());
@@ -207,12 +216,11 @@ impl Key {
             Secret::Ed25519(pair) => put("ssh-ed25519", pair.sign(data).as_ref()),
             Secret::Ecdsa(curve, pair) => {
                 let both = pair.sign(&random, data).ok()?;
-                let (r, s) = both.as_ref().split_at(both.as_ref().len() / 2);
-                let mut numbers = Vec::new();
-                for number in [r, s] {
-                    string(&mut numbers, Mpint::from_positive_bytes(number).as_bytes());
-                }
-                put(curve.name(), &numbers);
+                put(curve.name(), &numbers(both.as_ref()));
+            }
+            Secret::P521(key) => {
+                let both: p521::ecdsa::Signature = key.try_sign(data).ok()?;
+                put("ecdsa-sha2-nistp521", &numbers(&both.to_bytes()));
             }
             Secret::Rsa(pair) => {
                 let (name, padding): (_, &dyn ring::signature::RsaEncoding) =
@@ -230,6 +238,26 @@ impl Key {
         }
         Some(signed)
     }
+}
+
+/// The two numbers of an ECDSA signature as they are sent.
+fn numbers(both: &[u8]) -> Vec<u8> {
+    let (r, s) = both.split_at(both.len() / 2);
+    let mut numbers = Vec::new();
+    for number in [r, s] {
+        string(&mut numbers, Mpint::from_positive_bytes(number).as_bytes());
+    }
+    numbers
+}
+
+/// A key whose public part, where it is told, has to be its own.
+fn p521(private: &[u8], public: Option<&[u8]>) -> Result<Secret, KeyError> {
+    let key = p521::ecdsa::SigningKey::from_slice(private).map_err(invalid)?;
+    let own = key.verifying_key().to_sec1_point(false);
+    if public.is_some_and(|public| public != own.as_bytes()) {
+        return Err(invalid("its public key is another's"));
+    }
+    Ok(Secret::P521(Box::new(key)))
 }
 
 fn ecdsa(curve: Curve, private: &[u8], public: &[u8]) -> Result<Secret, KeyError> {
