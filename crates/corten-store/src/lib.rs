@@ -48,7 +48,7 @@ pub use images::{
     PushPlan, created_nanos,
 };
 pub use layers::{
-    Change, ChangeKind, Composer, Described, LayerBlob, LayerForm, LayerInfo, Layers, Merged,
+    Bulk, Change, ChangeKind, Composer, Described, LayerBlob, LayerForm, LayerInfo, Layers, Merged,
     Squeeze, Squeezer, Upper, WorkDir,
 };
 pub use leases::{Lease, Leases};

@@ -1,11 +1,14 @@
-//! What the instructions that make files do. None needs a process: each writes through an
-//! overlay of what is below, mounted out of sight, so that the kernel resolves every path in
-//! the image and keeps only what changed.
+//! What the instructions that make files do. None needs a process. In the plain case the layer is
+//! written at once (`compose`); otherwise each writes through an overlay of what is below, mounted
+//! out of sight, so that the kernel resolves every path in the image and keeps only what changed.
 
+pub(crate) mod below;
 pub(crate) mod compose;
+pub(crate) mod composing;
 pub(crate) mod content;
 mod glob;
 pub(crate) mod leavings;
+pub(crate) mod plain;
 pub(crate) mod tree;
 pub(crate) mod unpack;
 pub(crate) mod users;

@@ -71,6 +71,23 @@ pub(crate) fn process(root: &RootFd, word: &str) -> Result<Identity, String> {
     Ok(identity)
 }
 
+/// The owner that `--chown` means by numbers alone, for which no file has to be read.
+pub(crate) fn numbers(word: &str) -> Option<(u32, u32)> {
+    let (user, group) = match word.split_once(':') {
+        Some((user, group)) => (user, Some(group).filter(|g| !g.is_empty())),
+        None => (word, None),
+    };
+    let uid = match user {
+        "" => 0,
+        user => user.parse().ok()?,
+    };
+    let gid = match group {
+        None => uid,
+        Some(group) => group.parse().ok()?,
+    };
+    Some((uid, gid))
+}
+
 /// `user[:group]` of `--chown`: where no group is given, a name has the group of its entry and
 /// a number itself.
 pub(crate) fn owner(root: &RootFd, word: &str) -> Result<(u32, u32), String> {
@@ -147,6 +164,13 @@ mod tests {
                 .contains("no matching entries in passwd")
         );
         assert_eq!(owner(&root, "app").unwrap(), (1000, 1001));
+        for word in ["7", "1:2", ":3", "4:", "", ":", "99999999999"] {
+            let read = owner(&root, word);
+            assert_eq!(numbers(word), read.ok(), "{word}");
+        }
+        for word in ["app", "7:web", "app:7"] {
+            assert_eq!(numbers(word), None, "{word}");
+        }
         assert_eq!(owner(&root, "7").unwrap(), (7, 7));
         assert_eq!(owner(&root, "1:web").unwrap(), (1, 33));
         assert_eq!(owner(&root, ":web").unwrap(), (0, 33));

@@ -16,14 +16,44 @@ use super::tree::{Entry, Tree};
 use super::unpack;
 use crate::cancel::Cancel;
 
+/// What becomes of owners and modes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Manner<'a> {
+    /// Owner of everything, instead of each file's own.
+    pub(crate) owner: Option<(u32, u32)>,
+    pub(crate) chmod: Option<&'a ModeChange>,
+}
+
+impl Manner<'_> {
+    pub(super) fn owner_of(&self, entry: &Entry) -> (u32, u32) {
+        self.owner.unwrap_or((entry.uid, entry.gid))
+    }
+
+    pub(super) fn mode_of(&self, entry: &Entry) -> u32 {
+        let is_directory = entry.kind == FileType::Directory;
+        self.chmod
+            .map_or(entry.mode, |mode| mode.apply(entry.mode, is_directory))
+    }
+
+    /// The mode of a file whose content the Dockerfile gives.
+    pub(super) fn inline_mode(&self) -> u32 {
+        self.chmod.map_or(0o644, |mode| mode.apply(0o644, false))
+    }
+
+    /// The mode of a directory that a destination needs: as BuildKit has it, an octal `--chmod`
+    /// counts for it, a symbolic one does not.
+    pub(super) fn made(&self) -> u32 {
+        let octal = self.chmod.and_then(ModeChange::octal);
+        octal.map_or(0o755, |mode| mode & 0o777)
+    }
+}
+
 /// How files are written.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Writer<'a> {
     /// The image's tree.
     pub(crate) root: &'a RootFd,
-    /// Owner of everything, instead of each file's own.
-    pub(crate) owner: Option<(u32, u32)>,
-    pub(crate) chmod: Option<&'a ModeChange>,
+    pub(crate) manner: Manner<'a>,
     /// Archives that were named are unpacked.
     pub(crate) unpack: bool,
     /// What everything is said to be of, instead of each file's own time; in seconds since the
@@ -134,8 +164,7 @@ impl<'a> Writer<'a> {
     pub(crate) fn plain(root: &'a RootFd, cancel: &'a Cancel) -> Self {
         Self {
             root,
-            owner: None,
-            chmod: None,
+            manner: Manner::default(),
             unpack: false,
             date: None,
             cancel,
@@ -232,39 +261,18 @@ impl<'a> Writer<'a> {
             };
             let mut file = create(dir.as_fd(), &name)?;
             file.write_all(content.as_bytes())?;
-            set_owner(dir.as_fd(), &name, self.owner.unwrap_or((0, 0)))?;
-            set_mode(
-                dir.as_fd(),
-                &name,
-                self.chmod.map_or(0o644, |mode| mode.apply(0o644, false)),
-            )
+            set_owner(dir.as_fd(), &name, self.manner.owner.unwrap_or((0, 0)))?;
+            set_mode(dir.as_fd(), &name, self.manner.inline_mode())
         };
         written().map_err(on(target))
-    }
-
-    pub(super) fn owner_of(&self, entry: &Entry) -> (u32, u32) {
-        self.owner.unwrap_or((entry.uid, entry.gid))
     }
 
     fn time_of(&self, entry: &Entry) -> (i64, i64) {
         self.date.map_or(entry.mtime, |date| (date, 0))
     }
 
-    pub(super) fn mode_of(&self, entry: &Entry) -> u32 {
-        let is_directory = entry.kind == FileType::Directory;
-        self.chmod
-            .map_or(entry.mode, |mode| mode.apply(entry.mode, is_directory))
-    }
-
-    /// The mode of a directory that a destination needs: as BuildKit has it, an octal `--chmod`
-    /// counts for it, a symbolic one does not.
-    pub(super) fn made(&self) -> u32 {
-        let octal = self.chmod.and_then(ModeChange::octal);
-        octal.map_or(0o755, |mode| mode & 0o777)
-    }
-
     fn make_directory(&self, path: &Path) -> io::Result<OwnedFd> {
-        make_directory(self.root, path, self.owner, self.made())
+        make_directory(self.root, path, self.manner.owner, self.manner.made())
     }
 
     /// The destination of a directory's content.
@@ -296,8 +304,8 @@ impl<'a> Writer<'a> {
             }
             Err(errno) => return Err(errno.into()),
         }
-        set_owner(dir.as_fd(), &name, self.owner_of(entry))?;
-        set_mode(dir.as_fd(), &name, self.mode_of(entry))
+        set_owner(dir.as_fd(), &name, self.manner.owner_of(entry))?;
+        set_mode(dir.as_fd(), &name, self.manner.mode_of(entry))
     }
 
     fn link(&self, first: &Path, target: &Path) -> io::Result<()> {
@@ -335,7 +343,7 @@ impl<'a> Writer<'a> {
             FileType::Symlink => {
                 replace(dir, name)?;
                 rustix::fs::symlinkat(&entry.target, dir, name)?;
-                set_owner(dir, name, self.owner_of(entry))?;
+                set_owner(dir, name, self.manner.owner_of(entry))?;
                 return set_time(dir, name, self.time_of(entry));
             }
             kind @ (FileType::Fifo | FileType::CharacterDevice | FileType::BlockDevice) => {
@@ -345,8 +353,8 @@ impl<'a> Writer<'a> {
             }
             _ => return Err(io::Error::other("a file of this type cannot be copied")),
         }
-        set_owner(dir, name, self.owner_of(entry))?;
-        set_mode(dir, name, self.mode_of(entry))?;
+        set_owner(dir, name, self.manner.owner_of(entry))?;
+        set_mode(dir, name, self.manner.mode_of(entry))?;
         set_time(dir, name, self.time_of(entry))
     }
 
@@ -372,9 +380,12 @@ impl<'a> Writer<'a> {
     ) -> io::Result<()> {
         io::copy(source, &mut file)?;
         content::unchanged(entry, source)?;
-        let (uid, gid) = self.owner_of(entry);
+        let (uid, gid) = self.manner.owner_of(entry);
         rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(self.mode_of(entry) & 0o7777))?;
+        rustix::fs::fchmod(
+            &file,
+            Mode::from_raw_mode(self.manner.mode_of(entry) & 0o7777),
+        )?;
         if !tree.foreign {
             for (key, value) in content::attributes(&*source)? {
                 rustix::fs::fsetxattr(&file, &key, &value, XattrFlags::empty())?;
@@ -401,10 +412,10 @@ impl<'a> Writer<'a> {
         let Some(archive) = unpack::open(source).map_err(on(&entry.path))? else {
             return Ok(false);
         };
-        let dir =
-            make_directory(self.root, destination, self.owner, 0o755).map_err(on(destination))?;
+        let dir = make_directory(self.root, destination, self.manner.owner, 0o755)
+            .map_err(on(destination))?;
         let inside = RootFd::from(dir);
-        let owners = match self.owner {
+        let owners = match self.manner.owner {
             Some((user, group)) => unpack::Owners::All(user, group),
             None => unpack::Owners::Archive,
         };

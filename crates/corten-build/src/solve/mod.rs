@@ -38,6 +38,7 @@ use crate::context::{Definition, OpenContext};
 use crate::error::BuildError;
 use crate::export::{self, StageOutput};
 use crate::layout::Layout;
+use crate::ops::below::Stacks;
 use crate::ops::leavings::Leavings;
 use crate::ops::tree::Tree;
 use crate::plan::{
@@ -104,6 +105,7 @@ pub(crate) struct Session {
     mount_points: mount_points::Made,
     workers: Workers,
     leavings: Leavings,
+    stacks: Stacks,
     step_files: StepFiles,
     /// Results of this build, which are good even when the cache is not to be used.
     done: Mutex<HashMap<Digest, Output>>,
@@ -556,6 +558,7 @@ async fn begin(
         mount_points: mount_points::Made::default(),
         workers: Workers::default(),
         leavings: Leavings::default(),
+        stacks: Stacks::default(),
         step_files: StepFiles::default(),
         done: Mutex::new(HashMap::new()),
         touched: Mutex::new(Vec::new()),

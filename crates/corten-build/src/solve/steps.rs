@@ -15,11 +15,7 @@ use crate::error::{BuildError, Place, reason};
 use crate::keys::{self, Shown};
 use crate::ops::content::{self, Appearance};
 use crate::ops::tree::{Entry, SelectError, Selection, Tree};
-use crate::ops::write;
-use crate::ops::{self, users};
-use crate::plan::{
-    CopyFrom, CopyOp, MountFrom, Mounted, Op, Plan, RemoteOp, RunOp, StagePlan, WorkdirOp,
-};
+use crate::plan::{CopyFrom, CopyOp, MountFrom, Mounted, Op, Plan, RemoteOp, RunOp, StagePlan};
 use crate::portable::Record;
 use crate::progress::BuildEvent;
 use crate::request::StepNetworkMode;
@@ -634,19 +630,6 @@ impl Work {
             layer,
             created: now(),
         })
-    }
-
-    fn workdir(&self, op: &WorkdirOp) -> Result<Option<DiffId>, BuildError> {
-        let store = &self.session.store;
-        let (work, root) = ops::writable(store, &self.turn.layers)?;
-        let owner = match op.user.as_str() {
-            "" => None,
-            user => Some(users::owner(&root, user).map_err(|e| self.error(e))?),
-        };
-        write::make_directory(&root, Path::new(&op.path), owner, 0o755)
-            .map_err(|e| self.error(format!("cannot make {}: {}", op.path, reason(&e))))?;
-        drop(root);
-        ops::settle(store, &self.session.leavings, work, self.session.last)
     }
 
     /// What a RUN runs with.

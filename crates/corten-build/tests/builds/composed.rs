@@ -47,13 +47,18 @@ const DOCKERFILES: &[(&str, bool)] = &[
          COPY src /to/new/er/\n",
         false,
     ),
-    // In places that are taken, which only an overlay knows what to make of.
+    // In places that are taken, and by way of links.
     (
         "FROM base\nRUN mkdir -p /to/a && echo x >/to/a/0001\nCOPY src /to\n",
-        false,
+        true,
     ),
     (
         "FROM base\nRUN busybox ln -s /tmp /to\nCOPY src /to/\n",
+        true,
+    ),
+    // Where only an overlay knows where a link leads.
+    (
+        "FROM base\nRUN busybox mkdir /x && busybox ln -s x/../tmp /to\nCOPY --chown=5 src /to/\n",
         false,
     ),
 ];

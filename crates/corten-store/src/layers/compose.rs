@@ -1,21 +1,36 @@
-//! Layers made of files that are elsewhere, written straight into an image: no file of the layer
-//! is ever created as such. What is told is written as the deterministic tar that a directory of
-//! the same content has, which is hashed and unpacked at once; so the layer is the same as if a
-//! build step had written it.
+//! Layers made of files that are elsewhere. What is told is written as the deterministic tar that a
+//! directory of the same content has, which is hashed and unpacked at once; so the layer is the
+//! same as if a build step had written it. A large one is written straight into an image: no file
+//! of it is ever created as such.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::{Arc, PoisonError};
 
-use corten_oci::DiffId;
 use corten_oci::digest::Algorithm;
+use corten_oci::{DiffId, Digest};
 
-use super::decode::{self, Feed};
+use super::decode::Feed;
 use super::pending::Pending;
 use super::tar_header::{self, Entry};
-use super::{LayerInfo, Layers};
+use super::{LayerInfo, Layers, decode};
 use crate::error::StoreError;
+use crate::rooted;
+use crate::tmp::TmpDir;
+
+/// How much there is in a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bulk {
+    /// Its tar takes little memory: it is made without threads, as a directory.
+    Small,
+    /// More, but few files: a directory.
+    Medium,
+    /// Much: an image where that [spares](Layers::composes) the making of files.
+    Large,
+}
 
 /// What every entry has.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +65,28 @@ impl<'a> Described<'a> {
 /// is in it, and what is in one in the order of names, bytewise.
 #[derive(Debug)]
 pub struct Composer<'a> {
-    feed: &'a mut Feed,
+    tar: &'a mut dyn Sink,
+}
+
+/// Where the tar goes.
+trait Sink: Write + fmt::Debug {
+    /// Takes in exactly so many bytes.
+    fn copy(&mut self, size: u64, content: &mut dyn Read) -> io::Result<()>;
+}
+
+impl Sink for Feed {
+    fn copy(&mut self, size: u64, content: &mut dyn Read) -> io::Result<()> {
+        Feed::copy(self, size, content)
+    }
+}
+
+impl Sink for Vec<u8> {
+    fn copy(&mut self, size: u64, content: &mut dyn Read) -> io::Result<()> {
+        let start = self.len();
+        let size = usize::try_from(size).map_err(io::Error::other)?;
+        self.resize(start + size, 0);
+        content.read_exact(&mut self[start..])
+    }
 }
 
 impl Composer<'_> {
@@ -60,7 +96,7 @@ impl Composer<'_> {
     /// The layer cannot be written; why is told at the end.
     pub fn directory(&mut self, path: &Path, described: &Described<'_>) -> io::Result<()> {
         let path = [path.as_os_str().as_bytes(), b"/"].concat();
-        tar_header::write(self.feed, &path, &described.entry(b'5'))
+        tar_header::write(self.tar, &path, &described.entry(b'5'))
     }
 
     /// A symbolic link.
@@ -78,7 +114,7 @@ impl Composer<'_> {
             link,
             ..described.entry(b'2')
         };
-        tar_header::write(self.feed, path.as_os_str().as_bytes(), &entry)
+        tar_header::write(self.tar, path.as_os_str().as_bytes(), &entry)
     }
 
     /// Another name of a file that has been told.
@@ -93,7 +129,7 @@ impl Composer<'_> {
             xattrs: &[],
             ..described.entry(b'1')
         };
-        tar_header::write(self.feed, path.as_os_str().as_bytes(), &entry)
+        tar_header::write(self.tar, path.as_os_str().as_bytes(), &entry)
     }
 
     /// A file, of exactly this size.
@@ -105,20 +141,20 @@ impl Composer<'_> {
         path: &Path,
         described: &Described<'_>,
         size: u64,
-        content: impl Read,
+        mut content: impl Read,
     ) -> io::Result<()> {
         let entry = Entry {
             size,
             ..described.entry(b'0')
         };
-        tar_header::write(self.feed, path.as_os_str().as_bytes(), &entry)?;
-        self.feed.copy(size, content)?;
-        tar_header::pad(self.feed, size)
+        tar_header::write(self.tar, path.as_os_str().as_bytes(), &entry)?;
+        self.tar.copy(size, &mut content)?;
+        tar_header::pad(self.tar, size)
     }
 }
 
 impl Layers {
-    /// Whether layers can be made by [`compose`](Self::compose).
+    /// Whether [`compose`](Self::compose) makes large layers without making their files.
     ///
     /// # Errors
     /// It could not be tried.
@@ -133,6 +169,18 @@ impl Layers {
     /// The store cannot be written; inside, what `make` failed with.
     pub fn compose<E: Send>(
         &self,
+        bulk: Bulk,
+        make: impl FnOnce(&mut Composer<'_>) -> Result<(), E> + Send,
+    ) -> Result<Result<LayerInfo, E>, StoreError> {
+        match bulk {
+            Bulk::Small => self.compose_small(make),
+            Bulk::Medium | Bulk::Large => self.compose_streaming(bulk, make),
+        }
+    }
+
+    fn compose_streaming<E: Send>(
+        &self,
+        bulk: Bulk,
         make: impl FnOnce(&mut Composer<'_>) -> Result<(), E> + Send,
     ) -> Result<Result<LayerInfo, E>, StoreError> {
         let mut failure = None;
@@ -141,7 +189,7 @@ impl Layers {
             Algorithm::Sha256,
             self.blobs.phases(),
             move |mut feed| {
-                match make(&mut Composer { feed: &mut feed }) {
+                match make(&mut Composer { tar: &mut feed }) {
                     Ok(()) => tar_header::end(&mut feed).and_then(|()| feed.flush()),
                     Err(error) => {
                         // Who unpacks it has given up, and says why; else the error is ours.
@@ -152,7 +200,10 @@ impl Layers {
                     }
                 }
             },
-            |tar| self.driver.compose(tar),
+            |tar| match bulk {
+                Bulk::Large => self.driver.compose(tar),
+                Bulk::Small | Bulk::Medium => self.driver.compose_directory(tar),
+            },
         );
         if let Some(error) = failure {
             return Ok(Err(error));
@@ -164,6 +215,55 @@ impl Layers {
         };
         self.publish_made(&staged.path, &info, &staged.pending)
             .map(Ok)
+    }
+
+    fn compose_small<E>(
+        &self,
+        make: impl FnOnce(&mut Composer<'_>) -> Result<(), E>,
+    ) -> Result<Result<LayerInfo, E>, StoreError> {
+        let mut tar = Vec::new();
+        if let Err(error) = make(&mut Composer { tar: &mut tar }) {
+            return Ok(Err(error));
+        }
+        tar_header::end(&mut tar).map_err(StoreError::BadArchive)?;
+        let diff_id = DiffId(Digest::of(&tar));
+        let _lock = self.lock(&diff_id)?;
+        if let Some(present) = self.info(&diff_id)? {
+            return Ok(Ok(present));
+        }
+        let bench = self.bench()?;
+        let path = bench.path().join(diff_id.digest().hex());
+        let made = self
+            .driver
+            .compose_small(&mut tar.as_slice(), &path)
+            .and_then(|(size, pending)| {
+                self.publish(&path, &diff_id, size, &pending, true)?;
+                Ok(size)
+            });
+        match made {
+            Ok(size) => Ok(Ok(LayerInfo { diff_id, size })),
+            Err(error) => {
+                if let Err(error) = rooted::remove_path(&path) {
+                    tracing::debug!(%error, "goes with the directory it is in");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// A directory for small layers that are being made; as long as this handle where that
+    /// keeps anything: on a file system that discards blocks at once, to remove a directory takes
+    /// longer than to make such a layer.
+    fn bench(&self) -> Result<Arc<TmpDir>, StoreError> {
+        let create = || TmpDir::create(&self.tmp, "layers").map(Arc::new);
+        let Some(kept) = &self.kept else {
+            return create();
+        };
+        let mut bench = kept.bench.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*bench {
+            Some(bench) => Ok(bench.clone()),
+            None => Ok(bench.insert(create()?).clone()),
+        }
     }
 
     /// Gives what was made here its name, unless it is there.
@@ -224,16 +324,18 @@ mod tests {
             }
             out.link(Path::new("d/c"), &PLAIN, Path::new("d/a"))
         };
-        let failed = layers.compose(|out| {
+        let failed = layers.compose(Bulk::Large, |out| {
             tell(out).unwrap();
             Err("of the caller's")
         });
         assert_eq!(failed.unwrap().unwrap_err(), "of the caller's");
-        let short = layers.compose(|out| out.file(Path::new("s"), &PLAIN, 5, &b"four"[..]));
+        let short = layers.compose(Bulk::Large, |out| {
+            out.file(Path::new("s"), &PLAIN, 5, &b"four"[..])
+        });
         let kind = short.unwrap().unwrap_err().kind();
         assert_eq!(kind, io::ErrorKind::UnexpectedEof);
         // What cannot be unpacked is not the caller's fault.
-        let refused = layers.compose(|out| {
+        let refused = layers.compose(Bulk::Large, |out| {
             out.link(Path::new("e"), &PLAIN, Path::new("/"))?;
             tell(out)
         });
@@ -241,7 +343,7 @@ mod tests {
         assert!(matches!(refused, StoreError::BadEntry { .. }), "{refused}");
         assert_eq!((left(), layers.all().unwrap().len()), (0, 0));
 
-        let info = layers.compose(tell).unwrap().unwrap();
+        let info = layers.compose(Bulk::Large, tell).unwrap().unwrap();
         assert_eq!(info.size, 600_003);
         let mut tar = Vec::new();
         layers.tar(&info.diff_id, &mut tar).unwrap();

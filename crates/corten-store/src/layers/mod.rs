@@ -52,10 +52,10 @@ use crate::blobs::Blobs;
 use crate::condemned::{self, Kind};
 use crate::error::{StoreError, at};
 use crate::rooted::RootFd;
-use crate::tmp::NameLock;
+use crate::tmp::{NameLock, TmpDir};
 
 pub use changes::{Change, ChangeKind};
-pub use compose::{Composer, Described};
+pub use compose::{Bulk, Composer, Described};
 pub use driver::LayerForm;
 pub use entry::{Attributes, WHITEOUT, attributes};
 pub use mount::Upper;
@@ -590,6 +590,8 @@ struct Kept {
     images: Mutex<HashMap<ImageKey, Arc<ImageMount>>>,
     /// Layers that lack nothing on any base: that is for good.
     settled: Mutex<HashSet<DiffId>>,
+    /// Where small layers are made.
+    bench: Mutex<Option<Arc<TmpDir>>>,
 }
 
 impl Kept {

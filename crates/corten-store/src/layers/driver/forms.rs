@@ -172,6 +172,10 @@ impl Driver for Forms {
         }
     }
 
+    fn compose_directory(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
+        self.directories.compose(tar)
+    }
+
     fn publish(&self, from: &Path, diff_id: &DiffId, synced: bool) -> Result<(), StoreError> {
         if from.is_dir() {
             self.directories.publish(from, diff_id, synced)

@@ -22,6 +22,7 @@ use corten_oci::{ChainId, DiffId};
 
 use super::mount::ImageMount;
 use super::pending::Pending;
+use super::{apply, make_root};
 use crate::error::{StoreError, at};
 use crate::rooted::RootFd;
 use crate::tmp::TmpDir;
@@ -126,6 +127,25 @@ pub(super) trait Driver: fmt::Debug + Send + Sync {
     /// As [`unpack`](Self::unpack).
     fn compose(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
         self.unpack(tar)
+    }
+
+    /// As [`compose`](Self::compose), of few files, which become a directory where that can be.
+    ///
+    /// # Errors
+    /// As [`unpack`](Self::unpack).
+    fn compose_directory(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
+        self.compose(tar)
+    }
+
+    /// Makes a directory of a small tar, to be published; bytes of file content, and what only a
+    /// base can tell. Nothing of it is synced.
+    ///
+    /// # Errors
+    /// As [`unpack`](Self::unpack); what was made is left.
+    fn compose_small(&self, tar: &mut dyn Read, path: &Path) -> Result<(u64, Pending), StoreError> {
+        make_root(path)?;
+        let root = RootFd::open(path).map_err(at("open", path))?;
+        apply::unpack(&root, tar)
     }
 
     /// Gives what was staged (or a build step's upper directory) its name. Nothing of that
