@@ -63,4 +63,5 @@ mod turns;
 mod volume_filling;
 mod volume_moving;
 mod volume_options;
+mod volume_removal;
 mod volumes;

@@ -92,6 +92,13 @@ impl Layout {
         self.root.join("tmp")
     }
 
+    /// Directories of volumes whose removal is being written; on the file system of
+    /// [`volumes`](Self::volumes).
+    #[must_use]
+    pub fn removing(&self) -> PathBuf {
+        self.root.join("removing")
+    }
+
     /// One directory per volume.
     #[must_use]
     pub fn volumes(&self) -> PathBuf {

@@ -162,7 +162,7 @@ fn undo(engine: &Engine, id: &str, made: &[String]) {
         tracing::warn!(container = id, %error, "a container that could not be made is left");
     }
     super::files::remove_directory(engine, id);
-    volumes::remove_directories_without_row(engine, made);
+    crate::volumes::removal::remove_directories_without_row(engine, made);
 }
 
 /// Reads and checks the whole request.

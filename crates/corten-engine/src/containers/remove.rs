@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use bollard_stubs::models::ContainerPruneResponse;
 use corten_db::Durability;
 use corten_store::Leases;
-use rusqlite::Connection;
+use rusqlite::{Connection, Transaction};
 
 use super::row::{self, Container, Status};
 use super::{RemoveOptions, inspect, root, state};
@@ -19,7 +19,7 @@ use crate::events::{self, Kind};
 use crate::networks::row as networks;
 use crate::parse::filters;
 use crate::parse::mounts::Source;
-use crate::volumes::store as volumes;
+use crate::volumes::removal;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -114,7 +114,12 @@ pub(crate) fn delete(engine: &Engine, container: &Container, volumes: bool) -> R
     } else {
         Durability::Synced
     };
-    let doomed = engine.write(durability, |c| {
+    // Looked at before, as that may take its time.
+    let anonymous = match volumes {
+        true => anonymous(engine, container)?,
+        false => Vec::new(),
+    };
+    let write = |c: &Transaction<'_>| {
         if c.prepare_cached("DELETE FROM containers WHERE id = ?")?
             .execute([id])?
             == 0
@@ -130,43 +135,49 @@ pub(crate) fn delete(engine: &Engine, container: &Container, volumes: bool) -> R
             id,
             &super::attributes(container),
         )?;
-        if volumes {
-            remove_anonymous(engine, c, container)
-        } else {
-            Ok(Vec::new())
-        }
-    })?;
+        remove_volumes(engine, c, &anonymous)
+    };
+    let aside = removal::writing(engine, || engine.write(durability, write))?;
+    drop(anonymous);
     super::files::remove_directory(engine, id);
-    for directory in doomed {
-        volumes::discard(&directory);
+    for directory in aside {
+        removal::discard(engine, &directory);
     }
     Ok(())
 }
 
-/// Removes a container's anonymous volumes; their directories are left to the caller.
-fn remove_anonymous(
-    engine: &Engine,
-    c: &Connection,
-    container: &Container,
-) -> Result<Vec<PathBuf>> {
+/// A container's anonymous volumes.
+fn anonymous(engine: &Engine, container: &Container) -> Result<Vec<removal::Doomed>> {
     let mut doomed = Vec::new();
     for mount in &container.setup.mounts {
-        let Source::Volume {
+        if let Source::Volume {
             name,
             anonymous: true,
             ..
         } = &mount.source
-        else {
-            continue;
-        };
-        match volumes::remove_in(engine, c, name) {
-            Ok(directory) => doomed.extend(directory),
+        {
+            doomed.push(removal::Doomed::of(engine, name)?);
+        }
+    }
+    Ok(doomed)
+}
+
+/// Removes volumes that nobody uses any more; their directories are left to the caller.
+fn remove_volumes(
+    engine: &Engine,
+    c: &Connection,
+    volumes: &[removal::Doomed],
+) -> Result<Vec<PathBuf>> {
+    let mut aside = Vec::new();
+    for volume in volumes {
+        match removal::remove_in(engine, c, volume) {
+            Ok(directory) => aside.extend(directory),
             // Another container has come to use it.
             Err(EngineError::Conflict(_) | EngineError::NoSuchVolume(_)) => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(doomed)
+    Ok(aside)
 }
 
 /// Removes every stopped container that the filters select. Blocks.

@@ -23,6 +23,7 @@ use crate::containers::{row, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::networks::{row as networks, shared};
+use crate::volumes::removal;
 
 pub(crate) use check::check;
 
@@ -90,7 +91,10 @@ pub(crate) fn quick(engine: &Engine) {
     if let Err(error) = builders(engine) {
         tracing::warn!(%error, "addresses of build steps are left to be swept");
     }
-    crate::volumes::store::unmount_removed(engine);
+    if let Err(error) = removal::settle(engine) {
+        tracing::warn!(%error, "what is aside of volumes stays there to be swept");
+    }
+    removal::unmount_removed(engine);
     engine.store().sweep_directories();
     for id in run_directories(engine) {
         if state::has_supervisor(engine, &id) {

@@ -16,6 +16,7 @@ use rustix::fs::{FlockOperation, OFlags};
 
 use super::driver::{self, Driver};
 use super::populate;
+use super::removal;
 use super::store::{self, VolumeRow};
 use crate::containers::row::Container;
 use crate::engine::Engine;
@@ -55,7 +56,7 @@ impl Hold {
             // Before it was held, it may have been removed, and its directory made again just now.
             let Some(row) = engine.database().read(|c| store::get(c, name))? else {
                 if try_lock(&lock, true).map_err(io("lock", &gate.path))? {
-                    store::remove_directories_without_row(engine, &[name.to_owned()]);
+                    removal::remove_directories_without_row(engine, &[name.to_owned()]);
                 }
                 return Err(EngineError::NoSuchVolume(name.to_owned()));
             };
@@ -190,9 +191,12 @@ fn row(engine: &Engine, name: &str) -> Result<VolumeRow> {
     row.ok_or_else(|| EngineError::NoSuchVolume(name.to_owned()))
 }
 
-/// Opens the file whose lock says that a volume is in use.
+/// Beside a volume's data; its lock says that it is in use.
+const IN_USE: &str = "in-use";
+
+/// Opens that file.
 fn in_use(directory: &Path) -> Result<File> {
-    let path = directory.join("in-use");
+    let path = directory.join(IN_USE);
     std::fs::OpenOptions::new()
         .write(true)
         .create(true)
@@ -207,16 +211,46 @@ fn in_use(directory: &Path) -> Result<File> {
 const LOOKS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Keeps a volume that is about to be removed from being used; `None`: it is in use.
-pub(super) fn retire(directory: &Path) -> Result<Option<File>> {
-    let lock = in_use(directory)?;
-    for _ in 0..LOOKS {
-        if try_lock(&lock, true).map_err(io("lock", directory))? {
-            return Ok(Some(lock));
+/// Keeps a volume that is about to be removed from being used.
+#[derive(Debug)]
+pub(super) enum Retired {
+    /// It is used by nobody, nor comes to be.
+    Alone(File),
+    /// It is in use.
+    InUse,
+    /// It has no directory.
+    Absent,
+}
+
+impl Retired {
+    /// Waits for those who only look at it. Blocks.
+    pub(super) fn of(directory: &Path) -> Result<Self> {
+        let lock = match in_use(directory) {
+            Err(EngineError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                return Ok(Self::Absent);
+            }
+            opened => opened?,
+        };
+        for _ in 0..LOOKS {
+            if try_lock(&lock, true).map_err(io("lock", directory))? {
+                return Ok(Self::Alone(lock));
+            }
+            std::thread::sleep(PAUSE);
         }
-        std::thread::sleep(PAUSE);
+        Ok(Self::InUse)
     }
-    Ok(None)
+
+    /// Whether nobody uses what is in its directory now: since it was looked at, it may have been
+    /// removed, and made again.
+    pub(super) fn is_of(&self, directory: &Path) -> bool {
+        match self {
+            Self::Alone(lock) => still_there(&directory.join(IN_USE), lock),
+            Self::InUse => false,
+            Self::Absent => !directory.exists(),
+        }
+    }
 }
 
 /// Unmounts what is mounted on a volume's directory unless somebody uses the volume; whether it

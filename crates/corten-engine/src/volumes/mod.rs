@@ -8,6 +8,7 @@ pub(crate) mod hold;
 mod local;
 mod populate;
 mod quota;
+pub(crate) mod removal;
 pub(crate) mod store;
 pub(crate) mod transfer;
 mod tree;
@@ -227,7 +228,7 @@ impl Volumes {
         let name = name.to_owned();
         let removed = self
             .0
-            .blocking(move |engine| store::remove(engine, &name))
+            .blocking(move |engine| removal::remove(engine, &name))
             .await;
         match removed {
             Err(EngineError::NoSuchVolume(_)) if force => Ok(()),
@@ -259,7 +260,7 @@ impl Volumes {
                     }
                     let size =
                         crate::system::usage::directory(&engine.layout().volumes().join(&row.name));
-                    match store::remove(engine, &row.name) {
+                    match removal::remove(engine, &row.name) {
                         Ok(()) => {
                             response
                                 .volumes_deleted

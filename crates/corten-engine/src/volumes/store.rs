@@ -1,18 +1,16 @@
 //! Volumes' rows and directories.
 //!
-//! A row in `container_volumes` protects a volume from removal. Removing renames the
-//! directory away inside the transaction that deletes the row, so that a volume created
-//! again under the same name can never lose its new data to the old one's removal.
+//! A row in `container_volumes` protects a volume from removal ([`super::removal`]).
 
 use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use corten_db::Durability;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::driver::{self, Options};
-use super::{hold, populate, quota};
+use super::{hold, populate, quota, removal};
 use crate::containers::row::Container;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -175,7 +173,11 @@ pub(crate) fn ensure_directory(engine: &Engine, name: &str) -> Result<()> {
             source,
         }
     };
-    if let Some(parent) = path.parent() {
+    // What may be mounted is not looked at: its server may be gone.
+    if let Some(parent) = path.parent()
+        && !parent.is_dir()
+    {
+        removal::settle(engine)?;
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o701)
@@ -335,109 +337,6 @@ fn list(c: &Connection, query: &str) -> Result<Vec<VolumeRow>> {
         row.users = users(c, &row.name)?;
     }
     Ok(rows)
-}
-
-/// Removes a volume that no container uses, with its data. Blocks.
-pub(crate) fn remove(engine: &Engine, name: &str) -> Result<()> {
-    let doomed = engine.write(Durability::Synced, |c| remove_in(engine, c, name))?;
-    if let Some(doomed) = doomed {
-        discard(&doomed);
-    }
-    Ok(())
-}
-
-/// Deletes what [`remove_in`] has renamed away.
-pub(crate) fn discard(doomed: &Path) {
-    if let Err(error) = hold::unmount_removed(doomed) {
-        // What is mounted is never deleted.
-        tracing::warn!(path = %doomed.display(), %error, "a removed volume stays mounted");
-    }
-    crate::containers::files::remove_renamed(doomed);
-}
-
-/// Unmounts what whoever removed a volume was killed before, so that its directory can be removed.
-pub(crate) fn unmount_removed(engine: &Engine) {
-    let Ok(entries) = std::fs::read_dir(engine.layout().tmp()) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(REMOVED)
-            && let Err(error) = hold::unmount_removed(&entry.path())
-        {
-            tracing::warn!(path = %entry.path().display(), %error, "a removed volume stays mounted");
-        }
-    }
-}
-
-/// What the names of removed volumes' directories begin with.
-const REMOVED: &str = "remove-volume-";
-
-/// As [`remove`], within a transaction of the caller's, who removes the directory that is
-/// returned afterwards.
-pub(crate) fn remove_in(engine: &Engine, c: &Connection, name: &str) -> Result<Option<PathBuf>> {
-    let directory = engine.layout().volumes().join(name);
-    // Its own name may be as long as names can be.
-    let doomed = engine
-        .layout()
-        .tmp()
-        .join(format!("{REMOVED}{}", crate::parse::names::new_id()));
-    let users = users(c, name)?;
-    if !users.is_empty() {
-        return Err(EngineError::Conflict(format!(
-            "remove {name}: volume is in use - [{}]",
-            users.join(", ")
-        )));
-    }
-    let row = get(c, name)?.ok_or_else(|| EngineError::NoSuchVolume(name.to_owned()))?;
-    // Nobody comes to use it before it has gone.
-    let _retired = match hold::retire(&directory) {
-        Ok(Some(lock)) => Some(lock),
-        Ok(None) => {
-            return Err(EngineError::Conflict(format!(
-                "remove {name}: volume is in use: it is being exported, imported or copied"
-            )));
-        }
-        Err(EngineError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-            None
-        }
-        Err(error) => return Err(error),
-    };
-    c.execute("DELETE FROM volumes WHERE name = ?", [name])?;
-    let attributes = [("driver".to_owned(), row.driver)].into();
-    events::record(c, Kind::Volume, "destroy", name, &attributes)?;
-    let tmp = engine.layout().tmp();
-    std::fs::create_dir_all(&tmp).map_err(|source| EngineError::Io {
-        action: "create",
-        path: tmp,
-        source,
-    })?;
-    match std::fs::rename(&directory, &doomed) {
-        Ok(()) => Ok(Some(doomed)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(EngineError::Io {
-            action: "remove",
-            path: directory,
-            source,
-        }),
-    }
-}
-
-/// Removes the directories of volumes that have no row (any more).
-pub(crate) fn remove_directories_without_row(engine: &Engine, names: &[String]) {
-    for name in names {
-        let present = engine
-            .database()
-            .read(|c| get(c, name))
-            .map(|row| row.is_some());
-        if matches!(present, Ok(false)) {
-            let directory = engine.layout().volumes().join(name);
-            if let Err(error) = hold::unmount_removed(&directory) {
-                // What is mounted is never deleted.
-                tracing::warn!(volume = %name, %error, "it stays mounted");
-            }
-            crate::containers::files::discard(engine, &directory, name);
-        }
-    }
 }
 
 #[cfg(test)]

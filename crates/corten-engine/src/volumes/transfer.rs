@@ -21,6 +21,7 @@ use super::driver;
 use super::hold::{Alone, Hold};
 use super::populate::{self, Place};
 use super::quota;
+use super::removal;
 use super::store::{self, Wish};
 use super::tree;
 use crate::containers::{files, state};
@@ -122,7 +123,7 @@ fn into(
     let done = bring(engine, &name, action, options, put);
     if done.is_err()
         && made
-        && let Err(error) = store::remove(engine, &name)
+        && let Err(error) = removal::remove(engine, &name)
     {
         tracing::warn!(volume = %name, %error, "an empty volume is left");
     }
