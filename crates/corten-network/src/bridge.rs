@@ -12,7 +12,9 @@ use crate::link::{self, Link};
 use crate::lock::HostLock;
 use crate::netlink::{Batch, Socket};
 use crate::procfs::{self, Sysctls};
-use crate::{IpNet, Ipv4Net, Ipv6Net, NetworkError, Result, ipam, mac_for, mac_for6, ruleset};
+use crate::{
+    IpNet, Ipv4Net, Ipv6Net, NetworkError, Result, ipam, mac_for, mac_for6, ruleset, watch,
+};
 
 /// Longest name of an nftables table we accept (the kernel takes 255).
 const TABLE_NAME_MAX: usize = 128;
@@ -235,7 +237,9 @@ pub fn remove_bridge(spec: &BridgeSpec) -> Result<()> {
 pub fn remove_table(table: &str) -> Result<()> {
     check_table(table)?;
     let _lock = HostLock::acquire()?;
-    ruleset::remove(&mut Socket::netfilter()?, table)
+    let removed = ruleset::remove(&mut Socket::netfilter()?, table);
+    watch::forget(table);
+    removed
 }
 
 fn check_names(table: &str, bridge: &str) -> Result<()> {

@@ -16,7 +16,7 @@ use crate::procfs::{self, Sysctls};
 use crate::ruleset::Publication;
 use crate::{
     BridgeSpec, IpNet, Ipv4Net, Ipv6Net, NetNs, NetworkError, PortMapping, Result, Targets,
-    conntrack, firewall, ruleset,
+    conntrack, firewall, ruleset, watch,
 };
 
 /// What a network's links are.
@@ -147,9 +147,22 @@ impl EndpointSpec {
         let Some((table, publication)) = self.publication() else {
             return Ok(());
         };
-        firewall::guard(netfilter, table)?;
+        // Whoever watches looks when something changes.
+        if !watch::is_watched(table) {
+            firewall::guard(netfilter, table)?;
+        }
         ruleset::publish(netfilter, table, publication)?;
         conntrack::forget(netfilter, &udp_ports(&self.ports))
+    }
+
+    /// Publishes the ports if they are not all published.
+    pub(crate) fn publish_missing(&self, netfilter: &mut Socket) -> Result<()> {
+        match self.publication() {
+            Some((table, publication)) if !ruleset::publishes(netfilter, table, publication)? => {
+                self.publish(netfilter)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn unpublish(&self, netfilter: &mut Socket) -> Result<()> {

@@ -34,6 +34,7 @@ mod resolver;
 mod ruleset;
 mod sweep;
 mod sys;
+mod watch;
 
 pub use bridge::{BridgeSpec, claim_bridge, ensure_bridge, remove_bridge, remove_table};
 pub use endpoint::{
@@ -41,7 +42,7 @@ pub use endpoint::{
     mac_for, mac_for6,
 };
 pub use error::NetworkError;
-pub use firewall::{DefaultDrop, Path, default_drops, watch_firewall};
+pub use firewall::{DefaultDrop, Path, default_drops};
 pub use net::{IpNet, Ipv4Net, Ipv6Net, ParseNetError};
 pub use netns::NetNs;
 pub use parent::{
@@ -53,6 +54,7 @@ pub use probe::{Probe, listening, probe};
 pub use proxy::Descriptors;
 pub use resolver::{RESOLVER, ResolverSockets, resolver};
 pub use sweep::{orphans, remove_link, sweep};
+pub use watch::watch_firewall;
 
 /// The result of every fallible call of this crate.
 pub type Result<T, E = NetworkError> = std::result::Result<T, E>;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use corten_network::resolv::Upstream;
-use corten_network::{EndpointSpec, PortMapping, PortRequest};
+use corten_network::{BridgeSpec, EndpointSpec, PortMapping, PortRequest};
 use corten_oci::runtime_spec::Spec;
 
 use crate::health::{HealthJob, HealthState};
@@ -207,6 +207,12 @@ pub trait Host {
     /// # Errors
     /// It cannot be known now.
     fn may_forward(&mut self) -> Result<bool, BoxError>;
+
+    /// The bridges of all networks that may have to be brought back after somebody flushed the rules.
+    ///
+    /// # Errors
+    /// They cannot be known now.
+    fn bridges(&mut self) -> Result<Vec<BridgeSpec>, BoxError>;
 
     /// Something worth an event: `kill` and `exec_…` with attributes.
     fn event(&mut self, action: &str, attributes: &[(&str, String)]);

@@ -91,8 +91,9 @@ impl Network {
     }
 
     /// Starts the proxies of published ports, in place of those there are.
-    pub(crate) fn serve(&mut self) {
+    pub(crate) fn serve(&mut self, shared: &Rc<Shared>) {
         self.proxy(true);
+        self.watch(shared);
     }
 
     fn proxy(&mut self, all: bool) {
@@ -103,13 +104,16 @@ impl Network {
             targets.v4 = targets.v4.or(at.v4);
             targets.v6 = targets.v6.or(at.v6);
         }
+        self.published.serve(targets, all);
+    }
+
+    /// Watches over what there is by now.
+    pub(crate) fn watch(&mut self, shared: &Rc<Shared>) {
+        let specs = self.places.iter().map(|place| place.endpoint.spec());
         // On a parent nothing is translated, so there is nothing to watch over.
-        let watched = |spec: &&EndpointSpec| {
-            !spec.ports.is_empty() && matches!(spec.driver, Driver::Bridge(_))
-        };
-        let published = specs().filter(watched).cloned();
-        let published = published.collect();
-        self.published.serve(targets, published, all);
+        let watched = |spec: &&EndpointSpec| matches!(spec.driver, Driver::Bridge(_));
+        let places = specs.filter(watched).cloned().collect();
+        self.published.watch(places, shared);
     }
 
     /// Makes a name server, unless there is one, or no namespace of its own.

@@ -2,24 +2,25 @@
 //!
 //! Each wish is held by itself, so that one can come or go while connections of the others live on.
 
-use std::time::Duration;
+use std::cell::RefCell;
+use std::rc::Rc;
 
 use corten_network::{
-    Descriptors, EndpointSpec, NetworkError, PortMapping, PortRange, PortRequest, Reservation,
-    Targets,
+    Descriptors, Driver, EndpointSpec, NetworkError, PortMapping, PortRange, PortRequest,
+    Reservation, Targets,
 };
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
+use crate::supervise::Shared;
 use crate::{idle, limits};
-
-/// How long after it could not watch the firewall it tries again, beginning with a look.
-const AGAIN: Duration = Duration::from_secs(10);
 
 /// Held ports. Dropping them gives them back.
 #[derive(Debug)]
 pub(crate) struct Published {
     held: Vec<Held>,
     mappings: Vec<PortMapping>,
+    /// Where the container is on bridges, to watch over.
+    places: Rc<RefCell<Vec<EndpointSpec>>>,
     watch: Option<Task>,
     descriptors: Descriptors,
 }
@@ -29,6 +30,7 @@ impl Default for Published {
         Self {
             held: Vec::new(),
             mappings: Vec::new(),
+            places: Rc::default(),
             watch: None,
             descriptors: limits::for_connections(),
         }
@@ -218,8 +220,8 @@ impl Published {
     }
 
     /// Starts proxies to the targets: of all ports, in place of those there are, or of those that have
-    /// none yet. `places`: where the ports are published, to watch over.
-    pub(crate) fn serve(&mut self, targets: Targets, places: Vec<EndpointSpec>, all: bool) {
+    /// none yet.
+    pub(crate) fn serve(&mut self, targets: Targets, all: bool) {
         for held in &mut self.held {
             if held.proxy.is_some() && !all {
                 continue;
@@ -230,26 +232,35 @@ impl Published {
                 Err(error) => tracing::error!(%error, "a published port has no proxy"),
             }
         }
-        self.watch = None;
-        if !places.is_empty() {
-            self.watch = Some(Task(tokio::task::spawn_local(watch(places))));
-        }
     }
-}
 
-/// Keeps published ports what they should be while the host's firewall changes.
-async fn watch(places: Vec<EndpointSpec>) {
-    let mut watches = JoinSet::new();
-    for spec in places {
-        watches.spawn_local(async move {
-            loop {
-                let error = corten_network::watch_firewall(spec.clone(), idle::touch).await;
-                tracing::warn!(%error, "changes of the host's firewall go unnoticed for a while");
-                tokio::time::sleep(AGAIN).await;
-            }
+    /// Watches over the container's places on bridges, and with others over all rules of the engine.
+    pub(crate) fn watch(&mut self, places: Vec<EndpointSpec>, shared: &Rc<Shared>) {
+        let table = places.iter().find_map(|place| match &place.driver {
+            Driver::Bridge(bridge) => Some(bridge.table.clone()),
+            Driver::Shared(_) => None,
         });
+        *self.places.borrow_mut() = places;
+        let Some(table) = table else {
+            self.watch = None;
+            return;
+        };
+        if self.watch.is_some() {
+            return;
+        }
+        let (places, shared) = (self.places.clone(), shared.clone());
+        let bridges = move || {
+            let bridges = shared.host.borrow_mut().bridges();
+            bridges.unwrap_or_else(|error| {
+                tracing::warn!(%error, "the rules of other networks are not looked at");
+                Vec::new()
+            })
+        };
+        let places = move || places.borrow().clone();
+        self.watch = Some(Task(tokio::task::spawn_local(async move {
+            corten_network::watch_firewall(table, places, bridges, idle::touch).await;
+        })));
     }
-    while watches.join_next().await.is_some() {}
 }
 
 #[cfg(test)]
@@ -280,7 +291,7 @@ mod tests {
             let tasks = tokio::task::LocalSet::new();
             tasks.block_on(&runtime, async {
                 let mut published = Published::reserve(vec![request(8080, 80)]).unwrap();
-                published.serve(Targets::default(), Vec::new(), true);
+                published.serve(Targets::default(), true);
                 let led = |published: &Published| {
                     let [mapping] = published.mappings() else {
                         panic!("{:?}", published.mappings())
@@ -299,7 +310,7 @@ mod tests {
                     host_ip: Some(any),
                     ..request(8080, 80)
                 };
-                published.serve(Targets::default(), Vec::new(), false);
+                published.serve(Targets::default(), false);
                 let change = published.change(vec![elsewhere.clone()]).unwrap();
                 assert_eq!(led(&published), (Some(any), 8080, 80));
                 published.undo(change);

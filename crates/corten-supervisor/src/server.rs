@@ -293,6 +293,7 @@ fn bring_in_line(shared: &Rc<Shared>, live: &Live) -> (Reply, bool) {
     if applied.is_ok() && network.serve_names(shared) {
         host.names_served();
     }
+    network.watch(shared);
     let reply = match applied {
         Ok(()) => Reply::Done,
         Err(error) => refused(error.as_ref()),

@@ -512,7 +512,7 @@ async fn start(
     let started = run::start(&shared.id, job, &hub, from, shared.directory.path());
     if let Ok(run) = &started {
         let mut network = run.network.borrow_mut();
-        network.serve();
+        network.serve(shared);
         network.serve_names(shared);
         *shared.run.borrow_mut() = Some(Live::of(run));
     }

@@ -104,6 +104,13 @@ pub(crate) fn bring_up(engine: &Engine, row: &NetworkRow) -> Result<BridgeSpec> 
     claim(engine, row)
 }
 
+/// The bridges of all networks that have been brought up once. Blocks.
+pub(crate) fn bridges(engine: &Engine) -> Result<Vec<BridgeSpec>> {
+    let mut rows = engine.database().read(row::all)?;
+    rows.retain(|row| row.driver == "bridge" && !row.config_only && row.is_settled());
+    rows.iter().map(|row| row.spec(engine)).collect()
+}
+
 /// Makes a network's bridge, choosing what the user has not; nothing of it may be in this host's
 /// way. Blocks.
 pub(super) fn claim(engine: &Engine, row: &NetworkRow) -> Result<BridgeSpec> {

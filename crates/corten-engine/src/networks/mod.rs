@@ -24,6 +24,7 @@ use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::parse::{bad, filters};
 use crate::sweep::NetworkLock;
+pub(crate) use bridge::bridges;
 pub use check::{CheckRequest, CheckResponse};
 pub(crate) use connect::told;
 pub(crate) use left::{Left, attempt, bring_in_line, settle};

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use bollard_stubs::models::ExecConfig;
 use corten_db::Durability;
-use corten_network::PortMapping;
 use corten_network::resolv::Internal;
+use corten_network::{BridgeSpec, PortMapping};
 use corten_oci::Digest;
 use corten_oci::runtime_spec::{Process, Spec};
 use corten_store::Layers;
@@ -470,6 +470,10 @@ impl Host for EngineHost {
     fn may_forward(&mut self) -> std::result::Result<bool, BoxError> {
         let rows = self.engine.database();
         Ok(rows.read(|c| names::may_forward(c, &self.id))?)
+    }
+
+    fn bridges(&mut self) -> std::result::Result<Vec<BridgeSpec>, BoxError> {
+        Ok(crate::networks::bridges(&self.engine)?)
     }
 
     fn event(&mut self, action: &str, attributes: &[(&str, String)]) {

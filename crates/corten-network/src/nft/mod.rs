@@ -16,7 +16,7 @@ pub(crate) use self::set::{Element, Set, Type};
 use self::set::{elements, parse_elements};
 pub(crate) use self::wire::{Attr, Message};
 use self::wire::{BATCH, Op};
-use crate::netlink::{Batch, Socket};
+use crate::netlink::{Batch, Socket, find};
 use crate::{NetworkError, Result};
 
 /// A hook of the packet path (`enum nf_inet_hooks`).
@@ -188,6 +188,19 @@ const CHUNK: usize = 400;
 /// Lookups sent together: every answer takes up to 8 KiB of the socket's receive buffer, which has
 /// about 200 KiB by default.
 const LOOKUPS: usize = 16;
+
+/// Which table it is: another number each time one of that name is made. `None` if there is none.
+pub(crate) fn table_handle(socket: &mut Socket, table: &str) -> Result<Option<u64>> {
+    let message = Message::new(Op::GetTable, vec![Attr::name(1, table)]);
+    let mut batch = Batch::default();
+    batch.push("look for table", table, &[libc::ENOENT], 0, &message);
+    let answers = socket.run(batch)?;
+    // NFTA_TABLE_HANDLE
+    let handle = answers.first().and_then(|a| find(a.payload.get(4..)?, 4));
+    Ok(handle
+        .and_then(|h| h.first_chunk())
+        .map(|h| u64::from_be_bytes(*h)))
+}
 
 /// Is there such a chain?
 pub(crate) fn chain_exists(socket: &mut Socket, table: &str, chain: &str) -> Result<bool> {

@@ -15,6 +15,7 @@ const NESTED: u16 = netlink_packet_core::NLA_F_NESTED;
 #[repr(u8)]
 pub(crate) enum Op {
     NewTable = 0,
+    GetTable = 1,
     DelTable = 2,
     NewChain = 3,
     GetChain = 4,

@@ -202,6 +202,15 @@ pub(crate) fn publish(
     }
 }
 
+/// Is all of it published?
+pub(crate) fn publishes(
+    socket: &mut Socket,
+    table: &str,
+    publication: Publication<'_>,
+) -> Result<bool> {
+    nft::all_there(socket, table, &published(publication))
+}
+
 /// Takes the published ports back, as far as they still point at the targets.
 pub(crate) fn unpublish(
     socket: &mut Socket,

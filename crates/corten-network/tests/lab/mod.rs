@@ -177,8 +177,14 @@ pub struct Proxy {
 impl Proxy {
     /// The proxy of a container's ports, which watches the firewall as a supervisor does.
     pub fn of(lab: &Lab, container: &Container) -> Self {
+        Self::of_one_of(lab, container, &[])
+    }
+
+    /// The same, of an engine that has these other bridges, too.
+    pub fn of_one_of(lab: &Lab, container: &Container, bridges: &[BridgeSpec]) -> Self {
         let spec = container.endpoint.as_ref().unwrap().spec().clone();
-        Self::serve(lab, &spec.ports.clone(), spec.targets(), Some(spec))
+        let watched = Some((spec.clone(), bridges.to_vec()));
+        Self::serve(lab, &spec.ports, spec.targets(), watched)
     }
 
     pub fn start(lab: &Lab, ports: &[PortMapping], targets: Targets) -> Self {
@@ -189,7 +195,7 @@ impl Proxy {
         lab: &Lab,
         ports: &[PortMapping],
         targets: Targets,
-        watched: Option<EndpointSpec>,
+        watched: Option<(EndpointSpec, Vec<BridgeSpec>)>,
     ) -> Self {
         let request = |p: &PortMapping| PortRequest {
             proto: p.proto,
@@ -210,14 +216,21 @@ impl Proxy {
             runtime.block_on(async {
                 let watch = async {
                     match watched {
-                        Some(spec) => watch_firewall(spec, || {}).await,
+                        Some((spec, bridges)) => {
+                            let Driver::Bridge(bridge) = &spec.driver else {
+                                panic!("{spec:?}")
+                            };
+                            let table = bridge.table.clone();
+                            let places = || vec![spec.clone()];
+                            watch_firewall(table, places, || bridges.clone(), || {}).await
+                        }
                         None => std::future::pending().await,
                     }
                 };
                 let descriptors = Descriptors::new(512);
                 let serving = reservation.serve(targets, &descriptors).unwrap();
                 tokio::select! {
-                    error = watch => panic!("{error}"),
+                    never = watch => match never {},
                     () = serving => unreachable!("it never ends"),
                     _ = stopped => {}
                 }

@@ -1,0 +1,70 @@
+//! Of all who keep an engine's rules what they should be, one listens to what changes in the host's
+//! firewall, and for all.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod lab;
+
+use corten_network::*;
+use lab::*;
+
+const DROP: &str = "nft 'add table inet fw; add chain inet fw in { type filter hook input priority 0; policy drop; }'";
+
+/// How many sockets of the host listen to nf_tables.
+fn listeners(lab: &Lab) -> usize {
+    let sockets = lab.on_host(|| std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap());
+    // sk, protocol (12: netfilter), port, groups (7 is that of nf_tables)
+    let fields = sockets.lines().map(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        (fields.next(), fields.nth(1))
+    });
+    fields
+        .filter(|fields| *fields == (Some("12"), Some("00000040")))
+        .count()
+}
+
+fn guarded(lab: &Lab) -> bool {
+    let set = "nft list set inet corten_test guarded";
+    lab.on_host(|| output(set)).contains("ipv4")
+}
+
+#[test]
+fn one_listens_for_all() {
+    let lab = Lab::new();
+    // One of them has no container.
+    let nets = [
+        dual("ct0", "10.99.0.0/24", "fd00:99::/64"),
+        bridge("ct1", "10.99.1.0/24"),
+    ];
+    lab.on_host(|| nets.each_ref().map(|net| ensure_bridge(net).unwrap()));
+    let webs = [2, 3, 4].map(|n| lab.container(&nets[0], n, &[tcp(None, 8080 + u16::from(n), 80)]));
+    // Without ports, but it takes part.
+    let silent = lab.container(&nets[0], 5, &[]);
+    let _servers = webs.each_ref().map(|c| Server::start(&c.ns, 80, "web"));
+    let watching = |c| Proxy::of_one_of(&lab, c, &nets);
+    let mut watching: Vec<_> = webs.iter().chain([&silent]).map(watching).collect();
+    // The listener is a different one each time, in the end the one without ports.
+    for gone in 0..=webs.len() {
+        let all_is_back = || {
+            let mut ports = webs.iter().skip(gone).map(|web| &web.endpoint);
+            ports.all(|endpoint| {
+                let port = endpoint.as_ref().unwrap().spec().ports[0].host_port;
+                ask(&lab.lan, &format!("192.0.2.1:{port}")).is_some()
+            }) && lab.ruleset().contains("10.99.1.0/24")
+        };
+        eventually("one listens", || listeners(&lab) == 1);
+        lab.on_host(|| run("nft flush ruleset"));
+        eventually("all is back", all_is_back);
+        // Somebody else is faster to make the table again.
+        lab.on_host(|| {
+            run("nft flush ruleset");
+            ensure_bridge(&nets[0]).unwrap();
+        });
+        eventually("all is back", all_is_back);
+        lab.on_host(|| run(DROP));
+        eventually("a firewall is heard of", || guarded(&lab));
+        lab.on_host(|| run("nft delete table inet fw"));
+        eventually("its end is heard of", || !guarded(&lab));
+        drop(watching.remove(0));
+    }
+    assert_eq!(listeners(&lab), 0);
+}
