@@ -20,6 +20,7 @@ mod images;
 mod lacking;
 mod layers;
 mod leases;
+mod mapping;
 mod phases;
 mod piece;
 mod private;
@@ -52,6 +53,7 @@ pub use layers::{
     Squeeze, Squeezer, Upper, WorkDir,
 };
 pub use leases::{Lease, Leases};
+pub use mapping::{Mapping, as_owner};
 pub use phases::{Phase, Phases};
 use rubbish::Disposal;
 pub use rubbish::{Rubbish, delete as delete_rubbish};

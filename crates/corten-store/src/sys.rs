@@ -36,7 +36,22 @@ pub(crate) enum Restriction {
 /// Makes a mount, and everything mounted below it, private: what is mounted in it, or taken from
 /// it, is seen nowhere else.
 pub(crate) fn make_private(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    set_attributes(mount, true, 0, libc::MS_PRIVATE)
+    set_attributes(mount, true, 0, libc::MS_PRIVATE, None)
+}
+
+/// Has the owners of files in a detached mount shown through a user namespace.
+pub(crate) fn map_owners(
+    mount: BorrowedFd<'_>,
+    namespace: BorrowedFd<'_>,
+) -> rustix::io::Result<()> {
+    set_attributes(mount, false, libc::MOUNT_ATTR_IDMAP, 0, Some(namespace))
+}
+
+/// For whom the calling thread makes files; for whom it did so far.
+pub(crate) fn set_file_ids(user: u32, group: u32) -> (u32, u32) {
+    // SAFETY: these calls only set ids of the calling thread, and give back those it had.
+    let (group, user) = unsafe { (libc::setfsgid(group), libc::setfsuid(user)) };
+    (user.cast_unsigned(), group.cast_unsigned())
 }
 
 /// Restricts a mount; `whole`: and everything mounted below it.
@@ -49,7 +64,7 @@ pub(crate) fn restrict(
         Restriction::ReadOnly => libc::MOUNT_ATTR_RDONLY,
         Restriction::NoDevices => libc::MOUNT_ATTR_NODEV,
     };
-    set_attributes(mount, whole, set, 0)
+    set_attributes(mount, whole, set, 0, None)
 }
 
 fn set_attributes(
@@ -57,12 +72,13 @@ fn set_attributes(
     whole: bool,
     attr_set: u64,
     propagation: u64,
+    namespace: Option<BorrowedFd<'_>>,
 ) -> rustix::io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set,
         attr_clr: 0,
         propagation,
-        userns_fd: 0,
+        userns_fd: namespace.map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs())),
     };
     let below = if whole { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: an empty path, and a structure of the size that is told; both live through the call.

@@ -51,6 +51,7 @@ use tar_write::Dates;
 use crate::blobs::Blobs;
 use crate::condemned::{self, Kind};
 use crate::error::{StoreError, at};
+use crate::mapping::Mapping;
 use crate::rooted::RootFd;
 use crate::tmp::{NameLock, TmpDir};
 
@@ -292,7 +293,21 @@ impl Layers {
     /// # Errors
     /// A layer is missing, or the kernel refuses.
     pub fn mount(&self, stack: &[DiffId], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
-        self.mount_below(None, stack, upper)
+        self.mount_below(None, stack, upper, None)
+    }
+
+    /// As [`mount`](Self::mount), with the owners of all files shown through a mapping. What is
+    /// written has the owners in the upper directory that it would have without one.
+    ///
+    /// # Errors
+    /// As [`mount`](Self::mount); a file system, or kernel, that cannot map owners.
+    pub fn mount_mapped(
+        &self,
+        stack: &[DiffId],
+        upper: Upper<'_>,
+        mapping: Mapping<'_>,
+    ) -> Result<OwnedFd, StoreError> {
+        self.mount_below(None, stack, upper, Some(mapping))
     }
 
     /// Mounts a stack, with a directory that is only read on top of it where there is one.
@@ -301,12 +316,13 @@ impl Layers {
         top: Option<&Path>,
         stack: &[DiffId],
         upper: Upper<'_>,
+        mapping: Option<Mapping<'_>>,
     ) -> Result<OwnedFd, StoreError> {
         let bases = self.settle(stack)?;
-        match self.try_mount(top, stack, &bases, upper) {
+        match self.try_mount(top, stack, &bases, upper, mapping) {
             Err(StoreError::Mount { .. }) if self.driver.has_other_lowers() => {
                 let bases = self.settle(stack)?;
-                self.try_mount(top, stack, &bases, upper)
+                self.try_mount(top, stack, &bases, upper, mapping)
             }
             other => other,
         }
@@ -319,9 +335,9 @@ impl Layers {
         bases: &[Option<ChainId>],
         upper: Upper<'_>,
     ) -> Result<OwnedFd, StoreError> {
-        match self.try_mount(None, stack, bases, upper) {
+        match self.try_mount(None, stack, bases, upper, None) {
             Err(StoreError::Mount { .. }) if self.driver.has_other_lowers() => {
-                self.mount_below(None, stack, upper)
+                self.mount_below(None, stack, upper, None)
             }
             other => other,
         }
@@ -333,6 +349,7 @@ impl Layers {
         stack: &[DiffId],
         bases: &[Option<ChainId>],
         upper: Upper<'_>,
+        mapping: Option<Mapping<'_>>,
     ) -> Result<OwnedFd, StoreError> {
         let mut lowers = Vec::new();
         if let Some(directory) = top {
@@ -362,7 +379,10 @@ impl Layers {
             }
         }
         let fds: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
-        let mounted = mount::overlay(&fds, upper)?;
+        let mounted = match mapping {
+            None => mount::overlay(&fds, upper)?,
+            Some(mapping) => mount::mapped(&fds, upper, mapping)?,
+        };
         if let Some(kept) = &self.kept {
             kept.add(lowers);
         }
@@ -416,7 +436,7 @@ impl Layers {
     /// # Errors
     /// As [`mount`](Self::mount).
     pub fn mount_merged(&self, stack: &[DiffId], upper: &Path) -> Result<Merged, StoreError> {
-        let root = self.mount_below(Some(upper), stack, Upper::ReadOnly)?;
+        let root = self.mount_below(Some(upper), stack, Upper::ReadOnly, None)?;
         Ok(Merged {
             root,
             upper: upper.to_owned(),

@@ -16,6 +16,7 @@ use rustix::mount::{
 };
 
 use crate::error::StoreError;
+use crate::mapping::{Mapping, as_owner};
 
 mod classic;
 mod shared;
@@ -90,33 +91,101 @@ pub(super) fn overlay(lowers: &[BorrowedFd<'_>], upper: Upper<'_>) -> Result<Own
 
 /// Whether this release of Linux has `lowerdir+` (6.7). A name that tells nothing is new.
 fn takes_layers_singly(release: &str) -> bool {
+    at_least(release, (6, 7))
+}
+
+/// Whether this release of Linux copies mounts that are attached nowhere (6.15).
+fn copies_detached(release: &str) -> bool {
+    at_least(release, (6, 15))
+}
+
+fn at_least(release: &str, wanted: (u32, u32)) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     let mut number = || numbers.next().and_then(|part| part.parse::<u32>().ok());
     match (number(), number()) {
-        (Some(major), Some(minor)) => (major, minor) >= (6, 7),
+        (Some(major), Some(minor)) => (major, minor) >= wanted,
         _ => true,
     }
 }
 
+/// As [`overlay`], with owners shown through a mapping: of the layers, whose mounts are copied for
+/// that, and of the upper directory, which keeps the owners that an image would have.
+///
+/// Overlayfs works in its directories as whoever mounts it, so that must be somebody who is
+/// somebody there.
+pub(super) fn mapped(
+    lowers: &[BorrowedFd<'_>],
+    upper: Upper<'_>,
+    mapping: Mapping<'_>,
+) -> Result<OwnedFd, StoreError> {
+    let unmappable = |source| StoreError::Mount {
+        step: "map the owners of files",
+        source,
+    };
+    if !copies_detached(&rustix::system::uname().release().to_string_lossy()) {
+        return Err(unmappable(std::io::Error::other(
+            "user namespaces need Linux 6.15 or newer",
+        )));
+    }
+    let copy = |fd: &BorrowedFd<'_>| mapping.copy(*fd, false);
+    let lowers: Vec<OwnedFd> = lowers
+        .iter()
+        .map(copy)
+        .collect::<Result<_, _>>()
+        .map_err(unmappable)?;
+    let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
+    // The copy of the mount is there until its own descriptor is closed.
+    let mut _above = None;
+    let directories = match upper {
+        Upper::ReadOnly => None,
+        // Of one mount, as overlayfs wants them.
+        Upper::Dir { upper, work, .. } => {
+            let above = upper.parent().filter(|above| work.parent() == Some(above));
+            let above = open_upper_dir(above.unwrap_or(upper))?;
+            let above = mapping.copy(above.as_fd(), false).map_err(unmappable)?;
+            let inside = |path: &Path| {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let name = path.file_name().unwrap_or_default();
+                rustix::fs::openat(&above, name, flags, Mode::empty()).map_err(failed("open"))
+            };
+            let both = (inside(upper)?, inside(work)?);
+            _above = Some(above);
+            Some(both)
+        }
+    };
+    as_owner(mapping.root, || {
+        assemble(&lowers, directories.as_ref(), upper)
+    })
+    .map_err(unmappable)?
+}
+
 /// With `lowerdir+`, which neither limits nor parses names.
 fn layer_by_layer(lowers: &[BorrowedFd<'_>], upper: Upper<'_>) -> Result<OwnedFd, StoreError> {
+    let directories = match upper {
+        Upper::ReadOnly => None,
+        Upper::Dir { upper, work, .. } => Some((open_upper_dir(upper)?, open_upper_dir(work)?)),
+    };
+    assemble(lowers, directories.as_ref(), upper)
+}
+
+/// Mounts it. `directories`: those of `upper`, and of overlayfs, where there is one.
+fn assemble(
+    lowers: &[BorrowedFd<'_>],
+    directories: Option<&(OwnedFd, OwnedFd)>,
+    upper: Upper<'_>,
+) -> Result<OwnedFd, StoreError> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed("fsopen overlay"))?;
     let set = |key: &'static str, value: &str| fsconfig_set_string(fs.as_fd(), key, value);
     set("source", "overlay").map_err(failed("set source"))?;
     for lower in lowers {
         set_fd(&fs, "lowerdir+", *lower)?;
     }
-    if let Upper::Dir {
-        upper,
-        work,
-        volatile,
-    } = upper
-    {
-        set_fd(&fs, "upperdir", open_upper_dir(upper)?.as_fd())?;
-        set_fd(&fs, "workdir", open_upper_dir(work)?.as_fd())?;
-        if volatile {
-            fsconfig_set_flag(fs.as_fd(), "volatile").map_err(failed("set volatile"))?;
-        }
+    if let Some((upper, work)) = directories {
+        set_fd(&fs, "upperdir", upper.as_fd())?;
+        set_fd(&fs, "workdir", work.as_fd())?;
+    }
+    if let Upper::Dir { volatile: true, .. } = upper {
+        fsconfig_set_flag(fs.as_fd(), "volatile").map_err(failed("set volatile"))?;
     }
     for (key, value) in OPTIONS {
         set(key, value).map_err(failed("set an overlay option"))?;
