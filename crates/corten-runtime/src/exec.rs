@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use crate::cgroup::{self, Cgroup};
 use crate::channel::{self, Message};
-use crate::create::{ChildGuard, child_stdio, hook_state};
+use crate::create::{ChildGuard, child_stdio, give_streams, hook_state};
 use crate::error::{RuntimeError, Step};
 use crate::hidden::{Hidden, hide};
 use crate::init::{self, ChildStdio};
@@ -222,6 +222,8 @@ fn plan<'a>(
     };
     let mut cgroups = target.cgroup.join_files()?;
     cgroups.extend(resctrl::join_files_of(target.spec, target.pidfd)?);
+    let stdio = child_stdio(stdio, &mut process);
+    give_streams(&stdio, &process, target.spec);
     Ok(ExecPlan {
         target: target.pidfd,
         namespaces,
@@ -229,7 +231,7 @@ fn plan<'a>(
         user_namespace,
         root,
         cgroups,
-        stdio: child_stdio(stdio, &mut process),
+        stdio,
         process,
         affinity,
         proc,
@@ -341,6 +343,9 @@ fn set_up(plan: &ExecPlan<'_>) -> Result<Option<Console>, RuntimeError> {
     // the caller's ids: those of a user namespace may have few keys.
     keyring::join(None)?;
     if plan.namespaces != 0 {
+        if plan.user_namespace {
+            plan.process.raise_limits();
+        }
         sys::setns(plan.target, plan.namespaces)
             .map_err(|errno| RuntimeError::setup(Step::Namespace, "of the container", errno))?;
         if plan.user_namespace {

@@ -54,5 +54,6 @@ pub use criu::DESCRIPTORS as CHECKPOINT_DESCRIPTORS;
 pub use error::{ExecErrno, RuntimeError, Step};
 pub use exec::{ExecProcess, Target, exec};
 pub use hook_guard::{HookGuard, create_hooked};
+pub use namespaces::userns::user_namespace;
 pub use sandbox::{CgroupSpec, NetNs, Rootfs, Sandbox, Stdio, TerminalSize};
 pub use status::{ExitStatus, send_signal, try_wait_pidfd, wait_pidfd};

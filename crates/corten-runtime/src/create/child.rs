@@ -26,6 +26,7 @@ pub(super) fn clone(
         let target = target.as_ref().map(AsFd::as_fd);
         let cloned = relay::clone_within(target, || {
             plan.process.adjust_oom(&plan.proc)?;
+            plan.process.raise_limits();
             // Whoever is in the user namespace may look into what enters it.
             hide()?;
             plan.namespaces.enter_user()?;

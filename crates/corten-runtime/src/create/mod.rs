@@ -27,7 +27,7 @@ use crate::validate::{self, has_new_namespace};
 pub(crate) use child::ChildGuard;
 use child::clone;
 use plan::plan;
-pub(crate) use plan::{child_stdio, hook_state, rehearse, sysctls};
+pub(crate) use plan::{child_stdio, give_streams, hook_state, rehearse, sysctls};
 
 /// A container whose first process is set up and waits, one `execve` away from its
 /// program. Dropping it kills the process and removes the control group.

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use corten_oci::runtime_spec::{Hook, Spec};
+use rustix::fs::{FileType, Uid};
 
 use super::Extras;
 use crate::cgroup::Cgroup;
@@ -89,6 +90,8 @@ pub(super) fn plan(
         },
     )?;
     let list = |hooks: Option<&Vec<Hook>>| hooks.cloned().unwrap_or_default();
+    let stdio = child_stdio(stdio, &mut process);
+    give_streams(&stdio, &process, spec);
     Ok(InitPlan {
         sync: namespaces.need_caller(),
         runtime_hooks,
@@ -103,7 +106,7 @@ pub(super) fn plan(
             CString::new(format!("_ses.{id}")).ok()
         },
         rootfs: Some(rootfs),
-        stdio: child_stdio(stdio, &mut process),
+        stdio,
         process,
         proc: Proc::open()?,
         keep_fds: extras.keep_fds,
@@ -125,6 +128,24 @@ fn root_plan(
 ) -> Result<RootfsPlan, RuntimeError> {
     let mounts = mounts::plan(spec, opened, cgroup, namespaces)?;
     RootfsPlan::new(spec, rootfs, mounts, namespaces, way)
+}
+
+/// Gives pipes and sockets to whoever the process's user is on the host, so that `/dev/stdout` can be
+/// opened by it: nobody can from inside a user namespace that does not know their owner.
+pub(crate) fn give_streams(stdio: &ChildStdio, process: &ProcessPlan, spec: &Spec) {
+    let (ChildStdio::Fds(streams), Some(linux)) = (stdio, spec.linux()) else {
+        return;
+    };
+    let uids = linux.uid_mappings().as_deref().unwrap_or_default();
+    let Some(owner) = process.outside(uids) else {
+        return;
+    };
+    for fd in streams {
+        let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        if matches!(kind, Ok(FileType::Fifo | FileType::Socket)) {
+            rustix::fs::fchown(fd, Some(Uid::from_raw(owner)), None).ok();
+        }
+    }
 }
 
 pub(crate) fn child_stdio(stdio: Stdio, process: &mut ProcessPlan) -> ChildStdio {

@@ -93,6 +93,24 @@ impl ProcessPlan {
         Self::compile(process, spec, None)
     }
 
+    /// Who its user is outside of a user namespace with these mappings.
+    pub(crate) fn outside(&self, uids: &[LinuxIdMapping]) -> Option<u32> {
+        uids.iter().find_map(|map| {
+            let offset = self.uid.checked_sub(map.container_id())?;
+            (offset < map.size()).then(|| map.host_id().checked_add(offset))?
+        })
+    }
+
+    /// Child, while it has the caller's rights: lets hard limits be what they are to be. In a user
+    /// namespace they can only be lowered; what cannot be had here is said when they are set.
+    pub(crate) fn raise_limits(&self) {
+        for limit in &self.rlimits {
+            if let Some(hard) = sys::hard_limit(limit.resource).filter(|hard| *hard < limit.hard) {
+                sys::setrlimit(limit.resource, hard, limit.hard).ok();
+            }
+        }
+    }
+
     /// Checks and compiles one that is executed beside the first. Of capabilities that were
     /// asked for the first one, too, it was said then if they could not be given.
     pub(crate) fn beside(process: &Process, spec: &Spec) -> Result<Self, RuntimeError> {
