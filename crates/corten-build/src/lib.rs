@@ -56,7 +56,7 @@ pub use cache::{CacheRecord, Pruned, RecordKind, SCHEMA};
 pub use error::{BuildError, Place};
 pub use history::{BuildRecord, History};
 pub use inquiry::{Answer, Found, Inquiry};
-pub use ops::unpack::{Owners, Replacing, Unpacking, unpack_archive};
+pub use ops::unpack::{Owners, Renumbered, Replacing, Unpacking, unpack_archive};
 pub use plan::go_duration;
 pub use progress::{BuildEvent, EventSink};
 pub use request::{

@@ -146,6 +146,12 @@ impl Layout {
         self.root.join("registries.toml")
     }
 
+    /// The settings of this root; without it, the system's are used.
+    #[must_use]
+    pub fn settings(&self) -> PathBuf {
+        self.root.join("engine.toml")
+    }
+
     /// State that is only as durable as the boot: locks and sockets of supervisors.
     #[must_use]
     pub fn run(&self) -> &Path {

@@ -19,6 +19,7 @@ mod outflow;
 mod parse;
 pub mod rubbish;
 mod schema;
+mod settings;
 mod spec;
 pub mod supervise;
 mod sweep;

@@ -2,16 +2,16 @@
 //! the client that asked for them, and their exit codes are known until the container ends.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use corten_runtime::{ExecProcess, RuntimeError, Stdio, Target, TerminalSize};
+use corten_runtime::{ExecProcess, Stdio, TerminalSize};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 
+use crate::external::Refused;
 use crate::hub::{self, Hub, Output};
-use crate::job::exec_code;
 use crate::logs::Stream;
 use crate::protocol::{ExecSpec, ExecStatus, Phase, Refusal, Reply, Size, Streams};
 use crate::supervise::{Live, Shared};
@@ -148,17 +148,12 @@ fn launch(
     } else {
         pipes(wanted).map_err(|error| failed(&error))?
     };
-    let target = Target {
-        id: &shared.id,
-        pidfd: live.pidfd.get_ref().as_fd(),
-        spec: &live.spec,
-        cgroup: &live.cgroup,
-    };
     let mut process = exec.spec.process.clone();
     shared.limit.keep(&mut process);
-    let mut process = corten_runtime::exec(&target, &process, stdio).map_err(|error| {
-        exec.exit_code.set(Some(exec_code(&error).unwrap_or(126)));
-        refusal(&error)
+    let started = live.exec(&shared.id, &process, stdio);
+    let mut process = started.map_err(|refused| {
+        exec.exit_code.set(Some(refused.code.unwrap_or(126)));
+        refusal(&refused)
     })?;
     exec.pid.set(process.pid);
     let hub = Hub::new(terminal, true, None);
@@ -237,8 +232,8 @@ fn pipes(wanted: Streams) -> std::io::Result<(Stdio, Vec<Output>, Option<OwnedFd
     ))
 }
 
-fn refusal(error: &RuntimeError) -> Reply {
-    let why = match exec_code(error) {
+fn refusal(error: &Refused) -> Reply {
+    let why = match error.code {
         Some(127) => Refusal::NotFound,
         Some(_) => Refusal::NotExecutable,
         None => Refusal::Failed,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use corten_oci::runtime_spec::Process;
-use corten_runtime::{Stdio, Target};
+use corten_runtime::Stdio;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -294,14 +294,9 @@ fn execute(
         stdout: write.try_clone().map_err(|error| said(&error))?,
         stderr: write,
     };
-    let target = Target {
-        id: &shared.id,
-        pidfd: live.pidfd.get_ref().as_fd(),
-        spec: &live.spec,
-        cgroup: &live.cgroup,
-    };
-    let process =
-        corten_runtime::exec(&target, &job.process, stdio).map_err(|error| said(&error))?;
+    let process = live
+        .exec(&shared.id, &job.process, stdio)
+        .map_err(|error| said(&error))?;
     Ok((process, read))
 }
 

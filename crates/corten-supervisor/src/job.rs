@@ -9,6 +9,7 @@ use corten_network::resolv::Upstream;
 use corten_network::{BridgeSpec, EndpointSpec, PortMapping, PortRequest};
 use corten_oci::runtime_spec::Spec;
 
+use crate::external::ExternalRuntime;
 use crate::health::{HealthJob, HealthState};
 use crate::logs::LogConfig;
 use crate::protocol::{Exit, Size};
@@ -25,6 +26,8 @@ pub struct Job {
     pub rootfs: OwnedFd,
     /// Already opened mount sources, by index into the spec's mounts.
     pub mounts: BTreeMap<usize, OwnedFd>,
+    /// The namespaces of its users, if they are others on the host; the document names the first.
+    pub users: Option<Users>,
     /// The network.
     pub network: NetworkJob,
     /// Its name server, if it is to have one; in a namespace of its own only.
@@ -47,8 +50,19 @@ pub struct Job {
     pub restart: RestartPolicy,
     /// How its health is checked, if it is.
     pub health: Option<HealthJob>,
+    /// Who makes it, if it is not our own runtime.
+    pub runtime: Option<ExternalRuntime>,
     /// Its control group (see [`corten_runtime::CgroupSpec`]).
     pub cgroup: String,
+}
+
+/// A user namespace that is there before its container.
+#[derive(Debug)]
+pub struct Users {
+    /// Named by the document for as long as this is open.
+    pub namespace: OwnedFd,
+    /// One that belongs to it, for a network of the container's own.
+    pub network: Option<OwnedFd>,
 }
 
 /// A container's network.

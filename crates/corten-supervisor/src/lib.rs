@@ -11,6 +11,7 @@
 
 pub mod client;
 mod execs;
+mod external;
 mod health;
 mod hub;
 mod idle;
@@ -29,8 +30,11 @@ mod server;
 mod supervise;
 mod sys;
 
+pub use external::ExternalRuntime;
 pub use health::{HealthJob, HealthState, HealthStatus, Probe};
-pub use job::{BoxError, Host, Job, NameServerJob, NetworkJob, Place, Places, RestartPolicy};
+pub use job::{
+    BoxError, Host, Job, NameServerJob, NetworkJob, Place, Places, RestartPolicy, Users,
+};
 pub use launch::{Launch, LaunchError, Launcher};
 pub use protocol::{Exit, Forced, Size, Streams};
 pub use supervise::supervise;

@@ -3,7 +3,7 @@
 //! The engine's rows say what it is to have; [`Network::apply`] brings a running container in line
 //! with them. Invariant: when that fails, the container has what it had before.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use corten_network::{
@@ -34,10 +34,12 @@ struct Connected {
 }
 
 impl Network {
-    /// Makes what a run is to have, and says which namespace its processes are to join.
+    /// Makes what a run is to have, and says which namespace its processes are to join. `made`: the
+    /// namespace to make it in, where there is one already.
     pub(crate) fn prepare(
         job: NetworkJob,
         names: Option<NameServerJob>,
+        made: Option<OwnedFd>,
     ) -> Result<(Self, corten_runtime::NetNs), StartError> {
         let Places {
             endpoints,
@@ -50,7 +52,10 @@ impl Network {
         };
         let published =
             Published::reserve(requests).map_err(|error| StartError::because(&error))?;
-        let namespace = NetNs::create().map_err(StartError::other)?;
+        let namespace = match made {
+            Some(made) => NetNs::from(made),
+            None => NetNs::create().map_err(StartError::other)?,
+        };
         let mut network = Self {
             published,
             ..Self::default()

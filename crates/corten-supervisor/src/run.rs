@@ -14,6 +14,7 @@ use corten_runtime::{
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
+use crate::external::{self, External, Parts};
 use crate::hub::{self, Hub, Output};
 use crate::job::{Job, StartError};
 use crate::logs::Stream;
@@ -34,6 +35,8 @@ pub(crate) struct Run {
     pub(crate) stop_timeout: i64,
     readers: Vec<JoinHandle<()>>,
     pub(crate) network: Rc<RefCell<Network>>,
+    /// Who made it, if it was not our own runtime.
+    pub(crate) external: Option<Rc<External>>,
     /// The last to be dropped.
     _hooks: Option<HookGuard>,
 }
@@ -65,15 +68,26 @@ pub(crate) fn start(
         spec,
         rootfs,
         mounts,
+        mut users,
         network,
         names,
         tty,
         size,
         open_stdin,
         cgroup,
+        runtime,
         ..
     } = job;
-    let (mut network, mut netns) = Network::prepare(network, names)?;
+    let (mut network, mut netns) = Network::prepare(
+        network,
+        names,
+        users.as_mut().and_then(|u| u.network.take()),
+    )?;
+    if from.is_some() && users.is_some() {
+        return Err(StartError::other(
+            "a checkpoint cannot be started from with userns-remap: use --userns host",
+        ));
+    }
     if from.is_some() && matches!(netns, corten_runtime::NetNs::New) {
         netns = network.with_namespace(NetNs::with_loopback().map_err(StartError::other)?)?;
     }
@@ -90,6 +104,29 @@ pub(crate) fn start(
     } else {
         pipes(open_stdin).map_err(StartError::other)?
     };
+    if let Some(runtime) = runtime {
+        if from.is_some() {
+            return Err(StartError::other(format_args!(
+                "a checkpoint cannot be started from with runtime {}",
+                runtime.name
+            )));
+        }
+        let parts = Parts {
+            spec: &spec,
+            rootfs,
+            mounts,
+            netns,
+            stdio: streams.stdio,
+            cgroup: &cgroup,
+        };
+        let started = external::start(id, runtime, parts, directory.join("oci"));
+        let (running, console, external) = started?;
+        drop(users);
+        let mut run = Run::new(running, spec, hub, network, None, Some(external))?;
+        (run.stop_signal, run.stop_timeout) = (job.stop_signal, job.stop_timeout);
+        run.connect(console, streams.outputs, streams.input, open_stdin);
+        return Ok(run);
+    }
     let hooks = HookGuard::new(id, &spec, &directory.join("bundle"))?;
     let sandbox = Sandbox {
         id,
@@ -108,22 +145,11 @@ pub(crate) fn start(
         }
         Some(from) => restore(sandbox, hooks.as_ref(), &from)?,
     };
-    let mut run = Run {
-        pid: running.pid,
-        pidfd: Rc::new(crate::sys::watch(running.pidfd).map_err(StartError::other)?),
-        cgroup: Rc::new(running.cgroup),
-        spec: Rc::new(spec),
-        hub: hub.clone(),
-        terminal: None,
-        stop_signal: job.stop_signal,
-        stop_timeout: job.stop_timeout,
-        readers: Vec::new(),
-        network: Rc::new(RefCell::new(network)),
-        _hooks: hooks,
-    };
-    if let Err(error) = run.connect_streams(console, streams.outputs, streams.input, open_stdin) {
-        tracing::warn!(%error, "streams could not be connected");
-    }
+    // Its processes are in it by now.
+    drop(users);
+    let mut run = Run::new(running, spec, hub, network, hooks, None)?;
+    (run.stop_signal, run.stop_timeout) = (job.stop_signal, job.stop_timeout);
+    run.connect(console, streams.outputs, streams.input, open_stdin);
     Ok(run)
 }
 
@@ -167,6 +193,42 @@ fn pipes(open_stdin: bool) -> std::io::Result<Streams> {
 }
 
 impl Run {
+    fn new(
+        running: Running,
+        spec: Spec,
+        hub: &Rc<Hub>,
+        network: Network,
+        hooks: Option<HookGuard>,
+        external: Option<External>,
+    ) -> Result<Self, StartError> {
+        Ok(Self {
+            pid: running.pid,
+            pidfd: Rc::new(crate::sys::watch(running.pidfd).map_err(StartError::other)?),
+            cgroup: Rc::new(running.cgroup),
+            spec: Rc::new(spec),
+            hub: hub.clone(),
+            terminal: None,
+            stop_signal: 0,
+            stop_timeout: 0,
+            readers: Vec::new(),
+            network: Rc::new(RefCell::new(network)),
+            external: external.map(Rc::new),
+            _hooks: hooks,
+        })
+    }
+
+    fn connect(
+        &mut self,
+        console: Option<OwnedFd>,
+        outputs: Vec<Output>,
+        input: Option<OwnedFd>,
+        open_stdin: bool,
+    ) {
+        if let Err(error) = self.connect_streams(console, outputs, input, open_stdin) {
+            tracing::warn!(%error, "streams could not be connected");
+        }
+    }
+
     fn connect_streams(
         &mut self,
         console: Option<OwnedFd>,
@@ -248,6 +310,9 @@ impl Run {
     /// namespace still.
     pub(crate) fn teardown(self, joined: bool) {
         self.network.take().teardown(joined);
+        if let Some(external) = &self.external {
+            external.delete();
+        }
         if let Err(error) = self.cgroup.remove() {
             tracing::warn!(%error, "the control group is left to be swept");
         }

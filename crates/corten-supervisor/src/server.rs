@@ -11,6 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::execs::{self, Exec};
+use crate::external::Refused;
 use crate::health;
 use crate::hub;
 use crate::idle;
@@ -209,9 +210,7 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
             if shared.phase.get() == Phase::Restarting {
                 return Reply::Done;
             }
-            with(shared, live, |live| {
-                corten_runtime::send_signal(live.pidfd.get_ref().as_fd(), signal)
-            })
+            with(shared, live, |live| live.signal(signal))
         }
         Ask::Network => match live {
             None => {
@@ -221,12 +220,12 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
             Some(live) => network(shared, &live),
         },
         Ask::Pause => {
-            let reply = with(shared, live, |live| live.cgroup.freeze());
+            let reply = with(shared, live, |live| Ok(live.cgroup.freeze()?));
             mark_paused(shared, &reply, true);
             reply
         }
         Ask::Unpause => {
-            let reply = with(shared, live, |live| live.cgroup.thaw());
+            let reply = with(shared, live, |live| Ok(live.cgroup.thaw()?));
             mark_paused(shared, &reply, false);
             reply
         }
@@ -314,7 +313,7 @@ fn bring_in_line(shared: &Rc<Shared>, live: &Live) -> (Reply, bool) {
 fn with(
     shared: &Shared,
     live: Option<Live>,
-    act: impl FnOnce(&Live) -> Result<(), corten_runtime::RuntimeError>,
+    act: impl FnOnce(&Live) -> Result<(), Refused>,
 ) -> Reply {
     match live {
         None => not_running(shared),
@@ -368,6 +367,14 @@ async fn checkpoint(mut client: UnixStream, shared: &Shared, leave_running: bool
     let Some(live) = live else {
         return answer(&mut client, &not_running(shared)).await;
     };
+    if let Some(external) = &live.external {
+        let message = format!(
+            "container {} was made by runtime {}: only those of our own can be saved",
+            shared.id,
+            external.name()
+        );
+        return answer(&mut client, &Reply::refuse(Refusal::Conflict, message)).await;
+    }
     if shared.saving.get() != Saving::No {
         let message = format!("a checkpoint of container {} is being created", shared.id);
         return answer(&mut client, &Reply::refuse(Refusal::Conflict, message)).await;
@@ -464,7 +471,7 @@ pub(crate) async fn stop(
         return next(exits).await;
     };
     let signal = signal.unwrap_or(live.stop_signal);
-    if let Err(error) = corten_runtime::send_signal(live.pidfd.get_ref().as_fd(), signal) {
+    if let Err(error) = live.signal(signal) {
         tracing::debug!(%error, "the process has just ended");
     }
     if shared.phase.get() == Phase::Paused {
@@ -492,7 +499,7 @@ pub(crate) async fn stop(
         let told = [("signal", SIGKILL.to_string())];
         shared.host.borrow_mut().event("kill", &told);
     }
-    if let Err(error) = corten_runtime::send_signal(live.pidfd.get_ref().as_fd(), SIGKILL) {
+    if let Err(error) = live.signal(SIGKILL) {
         tracing::debug!(%error, "the process has just ended");
     }
     if let Err(error) = live.cgroup.kill_all() {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::execs::Exec;
+use crate::external::{External, Refused};
 use crate::health::{self, HealthJob, Monitor};
 use crate::hub::Hub;
 use crate::job::{Host, Job, RestartPolicy, StartError};
@@ -124,9 +126,40 @@ pub(crate) struct Live {
     pub(crate) network: Rc<RefCell<Network>>,
     pub(crate) stop_signal: i32,
     pub(crate) stop_timeout: i64,
+    pub(crate) external: Option<Rc<External>>,
 }
 
 impl Live {
+    /// Sends the container a signal.
+    pub(crate) fn signal(&self, signal: i32) -> Result<(), Refused> {
+        match &self.external {
+            None => Ok(corten_runtime::send_signal(
+                self.pidfd.get_ref().as_fd(),
+                signal,
+            )?),
+            Some(external) => external.kill(signal),
+        }
+    }
+
+    /// Executes a further process.
+    pub(crate) fn exec(
+        &self,
+        id: &str,
+        process: &corten_oci::runtime_spec::Process,
+        stdio: corten_runtime::Stdio,
+    ) -> Result<corten_runtime::ExecProcess, Refused> {
+        let Some(external) = &self.external else {
+            let target = corten_runtime::Target {
+                id,
+                pidfd: self.pidfd.get_ref().as_fd(),
+                spec: &self.spec,
+                cgroup: &self.cgroup,
+            };
+            return Ok(corten_runtime::exec(&target, process, stdio)?);
+        };
+        external.exec(process, stdio)
+    }
+
     fn of(run: &Run) -> Self {
         Self {
             pid: run.pid,
@@ -137,6 +170,7 @@ impl Live {
             network: run.network.clone(),
             stop_signal: run.stop_signal,
             stop_timeout: run.stop_timeout,
+            external: run.external.clone(),
         }
     }
 }

@@ -6,6 +6,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use rustix::fs::CWD;
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
+use rustix::thread::UnshareFlags;
 
 use tokio::io::unix::AsyncFd;
 
@@ -35,6 +42,25 @@ pub fn detach() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Has a command begin in a mount namespace of its own, with these mounts attached, of which the host
+/// sees nothing.
+pub(crate) fn with_mounts(command: &mut Command, mounts: Vec<(OwnedFd, PathBuf)>) {
+    let attach = move || {
+        // SAFETY: only unsharing the descriptor table is what can break other code.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+        let below = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+        mount_change("/", below)?;
+        for (mount, place) in &mounts {
+            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            move_mount(mount, "", CWD, place, flags)?;
+        }
+        Ok(())
+    };
+    // SAFETY: this process has one thread, so the child has no lock that somebody else held; it makes
+    // system calls only.
+    unsafe { command.pre_exec(attach) };
 }
 
 /// Watches a descriptor in the event loop.

@@ -41,6 +41,35 @@ impl Owners {
     }
 }
 
+/// Users and groups of an archive that are others where it is unpacked: ranges of first ids there,
+/// first ids here, and how many.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Renumbered {
+    /// Of users.
+    pub users: Vec<(u32, u32, u32)>,
+    /// Of groups.
+    pub groups: Vec<(u32, u32, u32)>,
+}
+
+impl Renumbered {
+    /// Who a user and a group are here.
+    ///
+    /// # Errors
+    /// One is nobody here.
+    pub fn of(&self, (user, group): (u32, u32)) -> io::Result<(u32, u32)> {
+        let find = |ranges: &[(u32, u32, u32)], id: u32| {
+            ranges
+                .iter()
+                .find_map(|(theirs, ours, count)| {
+                    let at = id.checked_sub(*theirs).filter(|at| at < count)?;
+                    ours.checked_add(at)
+                })
+                .ok_or_else(|| io::Error::other(format!("the container has no id {id}")))
+        };
+        Ok((find(&self.users, user)?, find(&self.groups, group)?))
+    }
+}
+
 /// What may take the place of what is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replacing {
@@ -63,6 +92,8 @@ pub struct Unpacking<'a> {
     pub renamed: Option<(&'a Path, &'a Path)>,
     /// Whose they are.
     pub owners: Owners,
+    /// Who those are here, if they are others.
+    pub renumbered: Option<&'a Renumbered>,
     /// What they may replace.
     pub replacing: Replacing,
     /// What the directory is called in messages.
@@ -122,11 +153,17 @@ impl<'a> Unpacking<'a> {
             below: Path::new(""),
             renamed: None,
             owners,
+            renumbered: None,
             replacing: Replacing::Files,
             called: Path::new("/"),
             strict: false,
             whole: false,
         }
+    }
+
+    /// Who an owner is here.
+    fn here(&self, owner: (u32, u32)) -> io::Result<(u32, u32)> {
+        self.renumbered.map_or(Ok(owner), |ids| ids.of(owner))
     }
 
     /// What something at a place of the root is called in messages.
@@ -298,7 +335,7 @@ pub(crate) fn unpack(archive: Plain<'_>, to: &Unpacking<'_>, cancel: &Cancel) ->
             OsStr::new("."),
         );
         if to.owners == Owners::Archive {
-            set_owner(dir.as_fd(), name, (said.uid, said.gid))?;
+            set_owner(dir.as_fd(), name, to.here((said.uid, said.gid))?)?;
         }
         set_mode(dir.as_fd(), name, said.mode)?;
         set_xattrs(dir.as_fd(), name, &said.xattrs)?;
@@ -344,7 +381,8 @@ fn one(
         return Ok(());
     };
     let above = path.parent().unwrap_or(Path::new(""));
-    let dir = make_directory(to.root, above, to.owners.of_all(), 0o755)?;
+    let of_all = to.owners.of_all().map(|owner| to.here(owner)).transpose()?;
+    let dir = make_directory(to.root, above, of_all, 0o755)?;
     let dir = dir.as_fd();
     to.make_room(dir, path, kind == EntryType::Directory)?;
     let mut said = attributes(entry)?;
@@ -353,8 +391,8 @@ fn one(
     }
     let (mode, time) = (said.mode, (said.mtime.0, i64::from(said.mtime.1)));
     let owner = match to.owners {
-        Owners::Archive => Some((said.uid, said.gid)),
-        Owners::All(user, group) => Some((user, group)),
+        Owners::Archive => Some(to.here((said.uid, said.gid))?),
+        Owners::All(user, group) => Some(to.here((user, group))?),
         Owners::Own => None,
     };
     let set_owner = |dir, name: &OsStr| owner.map_or(Ok(()), |owner| set_owner(dir, name, owner));
@@ -531,6 +569,17 @@ mod tests {
     }
 
     #[test]
+    fn owners_are_renumbered() {
+        let ids = Renumbered {
+            users: vec![(0, 100_000, 10), (10, 7, 1)],
+            groups: vec![(0, 200_000, 10)],
+        };
+        assert_eq!(ids.of((0, 9)).unwrap(), (100_000, 200_009));
+        assert_eq!(ids.of((10, 0)).unwrap(), (7, 200_000));
+        assert!(ids.of((11, 0)).is_err() && ids.of((0, 10)).is_err());
+    }
+
+    #[test]
     fn kinds_are_kept_names_changed_and_owners_left() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("in/new/f")).unwrap();
@@ -544,6 +593,7 @@ mod tests {
             below: Path::new("in"),
             renamed: Some((Path::new("old"), Path::new("new"))),
             owners: Owners::Own,
+            renumbered: None,
             replacing,
             called: Path::new("/shown"),
             strict: false,
@@ -576,6 +626,7 @@ mod tests {
                 below: Path::new(below),
                 renamed: None,
                 owners: Owners::Own,
+                renumbered: None,
                 replacing: Replacing::Anything,
                 called: Path::new("/in"),
                 strict: true,

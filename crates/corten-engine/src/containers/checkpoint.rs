@@ -12,7 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use super::row::Container;
 use super::stop::{find, has_policy, mark_stopped};
-use super::{refused, state, supervisor};
+use super::{refused, state, supervisor, users};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::parse::{bad, names};
@@ -210,6 +210,12 @@ pub(super) async fn create(
     if !container.status.is_live() {
         return Err(EngineError::Conflict(format!(
             "Container {called} not running"
+        )));
+    }
+    if users::of_process(container.pid).is_ok_and(|ids| ids.is_some()) {
+        return Err(EngineError::Conflict(format!(
+            "Cannot checkpoint container {called}: its users are others on the host (userns-remap); \
+             run it with --userns host"
         )));
     }
     let path = checkpoint.path(engine, &container)?;

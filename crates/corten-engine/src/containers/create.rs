@@ -18,7 +18,7 @@ use corten_store::{ImageId, Images, Leases};
 use rusqlite::Connection;
 
 use super::row::{self, Container, Setup, Status};
-use super::{links, merge, networking, state};
+use super::{links, merge, networking, size, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
@@ -26,8 +26,9 @@ use crate::images::documents::ImageDocument;
 use crate::parse::modes::{Modes, NetworkMode, Sharing};
 use crate::parse::mounts::{self, MountEntry, Source};
 use crate::parse::{
-    bad, device_requests, health, limits, logs, modes, names, ports, restart, signals, time,
+    bad, device_requests, health, limits, logs, modes, names, ports, remap, restart, signals, time,
 };
+use crate::settings::Settings;
 use crate::volumes::{driver, store as volumes};
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -65,6 +66,7 @@ pub(super) fn create(
     };
     let made = store(engine, durability, &mut draft)?;
     let finished = super::files::make_directory(engine, &draft.container.id)
+        .and_then(|()| size::apply(engine, &draft.container))
         .and_then(|()| volumes::populate(engine, &draft.container));
     if let Err(error) = finished {
         undo(engine, &draft.container.id, &made);
@@ -181,11 +183,17 @@ fn check(
     merge::with_image(&mut config, &image.config);
     let mut host = body.host_config.clone().unwrap_or_default();
     refuse_unsupported(&host)?;
+    let settings = Settings::load(engine)?;
+    settings.runtime(host.runtime.as_deref().unwrap_or(""))?;
+    size::check(engine, &host)?;
     limits::adapt(&mut host);
-    fill_defaults(&mut host);
+    fill_defaults(&mut host, settings.default_runtime());
     let id = names::new_id();
 
     let mut parsed = Modes::read(&host)?;
+    if !parsed.host_users && settings.remap()?.is_some() {
+        remap::check(&host, &parsed)?;
+    }
     if config.network_disabled == Some(true) {
         parsed.network = NetworkMode::None;
     }
@@ -274,18 +282,8 @@ fn check(
 /// Fields that would change what a container is, and that this engine does not have.
 fn refuse_unsupported(host: &HostConfig) -> Result<()> {
     let text = |t: &Option<String>| t.as_deref().is_some_and(|t| !t.is_empty());
-    if host.storage_opt.as_ref().is_some_and(|o| !o.is_empty()) {
-        return Err(bad(
-            "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",
-        ));
-    }
     if text(&host.cgroup) {
         return Err(bad("HostConfig.Cgroup is not supported"));
-    }
-    if let Some(runtime) = host.runtime.as_deref()
-        && !matches!(runtime, "" | "corten" | "runc" | "io.containerd.runc.v2")
-    {
-        return Err(bad(format!("unknown or invalid runtime name: {runtime}")));
     }
     if let Some(isolation) = host.isolation.map(|i| i.to_string())
         && !matches!(isolation.as_str(), "" | "default")
@@ -303,7 +301,7 @@ fn refuse_unsupported(host: &HostConfig) -> Result<()> {
 }
 
 /// What Docker shows for fields that were left open.
-fn fill_defaults(host: &mut HostConfig) {
+fn fill_defaults(host: &mut HostConfig, runtime: &str) {
     let fill = |field: &mut Option<String>, default: &str| {
         if field.as_deref().is_none_or(str::is_empty) {
             *field = Some(default.to_owned());
@@ -315,7 +313,7 @@ fn fill_defaults(host: &mut HostConfig) {
         maximum_retry_count: Some(0),
     });
     fill(&mut host.ipc_mode, "private");
-    fill(&mut host.runtime, "corten");
+    fill(&mut host.runtime, runtime);
     if host.cgroupns_mode.is_none_or(|m| m.to_string().is_empty()) {
         host.cgroupns_mode = Some(bollard_stubs::models::HostConfigCgroupnsModeEnum::PRIVATE);
     }

@@ -161,6 +161,7 @@ fn prepare(
         identity: &identity,
         linked: &linked,
         files: &files,
+        users: None,
         ipc_of: Some(container.pid),
         pid_of: Some(container.pid),
         cpus: super::cpus(),

@@ -27,6 +27,7 @@ pub(crate) mod remove;
 mod restore;
 pub(crate) mod root;
 pub(crate) mod row;
+pub(crate) mod size;
 mod start;
 pub(crate) mod state;
 mod stats;
@@ -34,6 +35,7 @@ mod stop;
 mod top;
 pub(crate) mod turn;
 mod update;
+mod users;
 mod wait;
 
 use std::collections::HashMap;

@@ -6,12 +6,13 @@
 
 use std::os::fd::OwnedFd;
 
-use corten_store::{Layers, Upper};
+use corten_store::{Layers, Mapping, Upper};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 
 use super::row::Container;
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::volumes::quota;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -48,12 +49,14 @@ pub(crate) fn use_for_run(engine: &Engine, id: &str) -> Result<InUse> {
     })
 }
 
-/// Mounts the root, detached, to be written to by whoever has claimed it.
+/// Mounts the root, detached, to be written to by whoever has claimed it; its owners are shown through
+/// a mapping where there is one.
 pub(crate) fn mount(
     engine: &Engine,
     layers: &Layers,
     container: &Container,
     _claimed: &InUse,
+    mapping: Option<Mapping<'_>>,
 ) -> Result<OwnedFd> {
     let directory = engine.layout().container(&container.id);
     let (upper, work) = (directory.join("upper"), directory.join("work"));
@@ -72,5 +75,14 @@ pub(crate) fn mount(
         work: &work,
         volatile,
     };
-    Ok(layers.mount(&container.setup.layers, upper)?)
+    let stack = &container.setup.layers;
+    let mount = || match mapping {
+        None => layers.mount(stack, upper),
+        Some(mapping) => layers.mount_mapped(stack, upper, mapping),
+    };
+    // Overlayfs writes with the rights of whoever mounts it.
+    Ok(match super::size::is_bounded(container) {
+        false => mount()?,
+        true => quota::heeded(mount)?,
+    })
 }

@@ -17,6 +17,7 @@ pub(crate) mod mounts;
 pub(crate) mod names;
 pub(crate) mod paths;
 pub(crate) mod ports;
+pub(crate) mod remap;
 pub(crate) mod restart;
 pub(crate) mod security;
 pub(crate) mod signals;

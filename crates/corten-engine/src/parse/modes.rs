@@ -38,6 +38,8 @@ pub(crate) struct Modes {
     pub(crate) pid: Sharing,
     pub(crate) host_uts: bool,
     pub(crate) host_cgroup: bool,
+    /// Its users are the host's, whatever the engine's settings say.
+    pub(crate) host_users: bool,
 }
 
 /// Reads a network mode.
@@ -74,10 +76,11 @@ impl Modes {
             "host" => true,
             other => return Err(bad(format!("invalid UTS mode: {other}"))),
         };
-        match host.userns_mode.as_deref().unwrap_or("") {
-            "" | "host" => {}
+        let host_users = match host.userns_mode.as_deref().unwrap_or("") {
+            "" => false,
+            "host" => true,
             other => return Err(bad(format!("invalid userns mode: {other}"))),
-        }
+        };
         let host_cgroup = host.cgroupns_mode == Some(HostConfigCgroupnsModeEnum::HOST);
         Ok(Self {
             network,
@@ -86,6 +89,7 @@ impl Modes {
             pid,
             host_uts,
             host_cgroup,
+            host_users,
         })
     }
 }

@@ -59,16 +59,23 @@ pub(crate) fn options(list: &[String]) -> Result<SecurityOptions, EngineError> {
                 }
             }
             "systempaths" if value == "unconfined" => options.unmask = true,
-            "label" if value == "disable" => {}
+            // Without SELinux they mean nothing, as with Docker.
+            "label" if value == "disable" || !labelled() => {}
             "label" => {
                 return Err(bad(format!(
-                    "security option \"{text}\": SELinux labels are not supported"
+                    "security option \"{text}\": SELinux labels are not supported on a host that has \
+                     them: use label=disable"
                 )));
             }
             _ => return Err(bad(format!("invalid --security-opt 2: \"{text}\""))),
         }
     }
     Ok(options)
+}
+
+/// Whether this host labels processes and files (SELinux).
+fn labelled() -> bool {
+    std::path::Path::new("/sys/fs/selinux/enforce").exists()
 }
 
 /// Every capability of Linux, by number.
@@ -218,16 +225,12 @@ mod tests {
             "apparmor=unconfined",
             "systempaths=unconfined",
             "label=disable",
+            "label=type:x",
         ]))
         .unwrap();
         assert_eq!(parsed.seccomp, Seccomp::Unconfined);
         assert!(parsed.no_new_privileges && parsed.unmask);
-        for wrong in [
-            "nonsense",
-            "foo=bar",
-            "label=type:x",
-            "no-new-privileges=maybe",
-        ] {
+        for wrong in ["nonsense", "foo=bar", "no-new-privileges=maybe"] {
             assert!(options(&list(&[wrong])).is_err(), "{wrong}");
         }
     }

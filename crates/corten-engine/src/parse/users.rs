@@ -97,14 +97,14 @@ fn group_id(wanted: &str, group: &str, find: &str) -> Result<u32, EngineError> {
         })
 }
 
-struct PasswdEntry<'a> {
-    name: &'a str,
-    uid: u32,
+pub(super) struct PasswdEntry<'a> {
+    pub(super) name: &'a str,
+    pub(super) uid: u32,
     gid: u32,
     home: &'a str,
 }
 
-fn passwd_entries(text: &str) -> impl Iterator<Item = PasswdEntry<'_>> {
+pub(super) fn passwd_entries(text: &str) -> impl Iterator<Item = PasswdEntry<'_>> {
     text.lines().filter_map(|line| {
         let mut fields = line.trim().split(':');
         let (name, _password) = (fields.next()?, fields.next()?);
@@ -119,13 +119,13 @@ fn passwd_entries(text: &str) -> impl Iterator<Item = PasswdEntry<'_>> {
     })
 }
 
-struct GroupEntry<'a> {
-    name: &'a str,
-    gid: u32,
+pub(super) struct GroupEntry<'a> {
+    pub(super) name: &'a str,
+    pub(super) gid: u32,
     members: &'a str,
 }
 
-fn group_entries(text: &str) -> impl Iterator<Item = GroupEntry<'_>> {
+pub(super) fn group_entries(text: &str) -> impl Iterator<Item = GroupEntry<'_>> {
     text.lines().filter_map(|line| {
         let mut fields = line.trim().split(':');
         let (name, _password) = (fields.next()?, fields.next()?);

@@ -22,6 +22,7 @@ use corten_runtime::defaults;
 use crate::error::EngineError;
 use crate::parse::modes::{Modes, NetworkMode, Sharing};
 use crate::parse::mounts::MountEntry;
+use crate::parse::remap::Remap;
 use crate::parse::security::{self, Seccomp, SecurityOptions};
 use crate::parse::users::Identity;
 use crate::parse::{bad, devices, limits};
@@ -42,6 +43,8 @@ pub(crate) struct Input<'a> {
     pub(crate) linked: &'a [String],
     /// Generated files to be mounted over the image's.
     pub(crate) files: &'a Files,
+    /// Who its users are on the host, where they are others, and the namespace that says so.
+    pub(crate) users: Option<(&'a Remap, PathBuf)>,
     /// The first process of the container whose IPC namespace is joined.
     pub(crate) ipc_of: Option<i32>,
     /// The first process of the container whose PID namespace is joined.
@@ -134,9 +137,15 @@ fn linux(
 ) -> Result<Linux> {
     let mut linux = Linux::default();
     linux.set_namespaces(Some(namespaces(input, modes)));
+    if let Some((remap, _)) = &input.users {
+        linux
+            .set_uid_mappings(Some(remap.uids.clone()))
+            .set_gid_mappings(Some(remap.gids.clone()));
+    }
     let resources = resources(input, privileged, &mut linux)?;
     linux.set_resources(Some(resources));
-    linux.set_sysctl(sysctls(input.host, modes)?);
+    let users = input.users.as_ref().map(|(remap, _)| *remap);
+    linux.set_sysctl(sysctls(input.host, modes, users)?);
     let open = privileged || options.unmask;
     let paths = |asked: &Option<Vec<String>>, default: fn() -> Vec<String>| match asked {
         Some(list) => Some(list.clone()),
@@ -173,6 +182,11 @@ fn namespaces(input: &Input<'_>, modes: &Modes) -> Vec<LinuxNamespace> {
         };
         namespace.set_path(joined.map(PathBuf::from));
     }
+    if let Some((_, path)) = &input.users {
+        let mut users = LinuxNamespace::default();
+        users.set_typ(N::User).set_path(Some(path.clone()));
+        list.push(users);
+    }
     list
 }
 
@@ -208,6 +222,7 @@ fn resources(input: &Input<'_>, privileged: bool, linux: &mut Linux) -> Result<L
 fn sysctls(
     host: &HostConfig,
     modes: &Modes,
+    users: Option<&Remap>,
 ) -> Result<Option<std::collections::HashMap<String, String>>> {
     let own_net = !matches!(modes.network, NetworkMode::Host | NetworkMode::Container(_));
     let own_ipc = modes.ipc == Sharing::Own;
@@ -218,8 +233,12 @@ fn sysctls(
     if own_net {
         map.entry("net.ipv4.ip_unprivileged_port_start".to_owned())
             .or_insert_with(|| "0".to_owned());
+        // Groups that the container does not have are refused.
+        let last = users
+            .and_then(|users| users.gids.first())
+            .map_or(0x7fff_ffff, |first| first.size() - 1);
         map.entry("net.ipv4.ping_group_range".to_owned())
-            .or_insert_with(|| "0 2147483647".to_owned());
+            .or_insert_with(|| format!("0 {last}"));
     }
     Ok((!map.is_empty()).then_some(map))
 }
@@ -237,7 +256,7 @@ pub(crate) fn check(config: &ContainerConfig, host: &HostConfig, cpus: i64) -> R
     capability_set(host, security::ALL_CAPABILITIES.len())?;
     limits::resources(host, cpus)?;
     limits::ulimits(host.ulimits.as_deref().unwrap_or_default())?;
-    sysctls(host, &modes)?;
+    sysctls(host, &modes, None)?;
     devices::cgroup_rules(host.device_cgroup_rules.as_deref().unwrap_or_default())?;
     if !host.privileged.unwrap_or(false) {
         devices::mapped(host.devices.as_deref().unwrap_or_default())?;

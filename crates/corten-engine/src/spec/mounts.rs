@@ -9,6 +9,7 @@ use corten_runtime::defaults;
 use super::Input;
 use crate::parse::modes::{Modes, Sharing};
 use crate::parse::mounts::{MountEntry, Source};
+use crate::parse::remap;
 
 /// What a bind mount is bound to; the caller opens it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +72,11 @@ pub(super) fn build(
             ..
         } = &entry.source
         {
-            let [uids, gids] = map.mappings(user);
+            let [mut uids, mut gids] = map.mappings(user);
+            if let Some((users, _)) = &input.users {
+                uids = remap::composed(&uids, &users.uids);
+                gids = remap::composed(&gids, &users.gids);
+            }
             mount.set_uid_mappings(Some(uids));
             mount.set_gid_mappings(Some(gids));
             // What is mounted below it would be the host's root's to write otherwise.

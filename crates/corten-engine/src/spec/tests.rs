@@ -48,6 +48,7 @@ fn output(config: &ContainerConfig, host: &HostConfig) -> Result<Output> {
                 .is_some_and(|m| m.starts_with("container:"))
         }),
         pid_of: None,
+        users: None,
         cpus: 4,
         linked: &[],
         capabilities: 41,
@@ -236,6 +237,7 @@ fn another_user_keeps_only_the_bounding_set() {
         files: &files,
         ipc_of: None,
         pid_of: None,
+        users: None,
         cpus: 1,
         linked: &[],
         capabilities: 41,

@@ -16,13 +16,15 @@ use corten_oci::Digest;
 use corten_oci::runtime_spec::{Process, Spec};
 use corten_store::Layers;
 use corten_supervisor::{
-    BoxError, Exit, HealthJob, HealthState, Host, Job, NameServerJob, Places, RestartPolicy, Size,
+    BoxError, Exit, ExternalRuntime, HealthJob, HealthState, Host, Job, NameServerJob, Places,
+    RestartPolicy, Size,
 };
 
 use super::network::Networks;
+use super::users::{self, Users};
 use super::{propagation, rooted};
 use crate::containers::row::{self, Container, Ended, Status};
-use crate::containers::{self, files, root, state};
+use crate::containers::{self, files, root, size, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
@@ -30,6 +32,7 @@ use crate::networks::{names, row as networks};
 use crate::parse::modes::{Modes, Sharing};
 use crate::parse::users::Identity;
 use crate::parse::{bad, device_requests, health, restart, signals, time};
+use crate::settings::{BUILT_IN, Settings};
 use crate::spec::{self, BindSource};
 use crate::volumes::hold::Hold;
 
@@ -85,7 +88,9 @@ impl EngineHost {
             .read(|c| row::get(c, &self.id))?
             .ok_or_else(|| EngineError::NoSuchContainer(self.id.clone()))?;
         let modes = Modes::read(&container.host)?;
+        let users = users::of(&engine, &modes, &container)?;
         files::make_directory(&engine, &container.id)?;
+        size::apply(&engine, &container)?;
         let network = self.networks.job(&engine, &container, &modes)?;
         let names = self.names(&container)?;
         let addresses = self.networks.addresses();
@@ -106,7 +111,8 @@ impl EngineHost {
             Some(claimed) => claimed,
             None => root::use_for_run(&engine, &container.id)?,
         };
-        let rootfs = root::mount(&engine, &self.layers, &container, &in_use)?;
+        let mapping = users.as_ref().map(Users::mapping);
+        let rootfs = root::mount(&engine, &self.layers, &container, &in_use, mapping)?;
         self.in_use = Some(in_use);
         let identity = rooted::identity(
             rootfs.as_fd(),
@@ -120,6 +126,7 @@ impl EngineHost {
             identity: &identity,
             linked: &containers::links::environment(&engine, &container)?,
             files: &files,
+            users: users.as_ref().map(|users| (&users.remap, users.path())),
             ipc_of: joined_ipc(&engine, &modes.ipc)?,
             pid_of: joined(&engine, &modes.pid, "PID")?,
             cpus: containers::cpus(),
@@ -129,7 +136,10 @@ impl EngineHost {
         crate::volumes::store::populate(&engine, &container)?;
         let mut mounts: BTreeMap<usize, OwnedFd> = BTreeMap::new();
         for (index, source) in &output.binds {
-            let opened = rooted::bind_source(&engine, &container, source)?;
+            let opened = match &users {
+                None => rooted::bind_source(&engine, &container, source)?,
+                Some(users) => users.bind_source(&engine, &container, source)?,
+            };
             if let BindSource::Host(path) = source {
                 let mount = output
                     .spec
@@ -160,6 +170,7 @@ impl EngineHost {
             spec: output.spec,
             rootfs,
             mounts,
+            users: users.map(Users::hand_over),
             network,
             names: names.map(name_server),
             log: super::log::config(&engine, &container)?,
@@ -174,6 +185,7 @@ impl EngineHost {
             stop_timeout: config.stop_timeout.unwrap_or(STOP_TIMEOUT),
             restart: restart_policy(&container)?,
             health,
+            runtime: runtime(&engine, &container)?,
             cgroup: state::cgroup_path(&engine, &container),
         };
         self.container = Some(container);
@@ -542,6 +554,14 @@ fn add_devices(
     Ok(())
 }
 
+/// Who makes it, if it is not our own runtime, for which nothing need be read.
+fn runtime(engine: &Engine, container: &Container) -> Result<Option<ExternalRuntime>> {
+    match container.host.runtime.as_deref().unwrap_or(BUILT_IN) {
+        BUILT_IN => Ok(None),
+        name => Settings::load(engine)?.runtime(name),
+    }
+}
+
 fn name_server(internal: Internal) -> NameServerJob {
     NameServerJob {
         upstreams: internal.upstreams,
@@ -622,7 +642,7 @@ fn join_mark(engine: &Engine, id: &str) -> PathBuf {
 }
 
 /// The container and its first process.
-fn running(engine: &Engine, name: &str, what: &str) -> Result<(Container, i32)> {
+pub(super) fn running(engine: &Engine, name: &str, what: &str) -> Result<(Container, i32)> {
     let other = state::find(engine, name)?;
     // A pid alone may be somebody else's by now: the container's group must have it.
     let alive = || {

@@ -5,6 +5,7 @@ mod log;
 mod network;
 mod propagation;
 pub(crate) mod rooted;
+mod users;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

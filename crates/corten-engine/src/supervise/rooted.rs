@@ -9,7 +9,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use corten_oci::DiffId;
-use corten_store::Upper;
+use corten_store::{Mapping, Upper};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -128,7 +128,7 @@ pub(crate) fn bind_source(
                     .map_err(io("open volume subpath", &path.join(subpath))),
             }
         }
-        BindSource::Image { layers, subpath } => image(engine, layers, subpath.as_deref()),
+        BindSource::Image { layers, subpath } => image(engine, layers, subpath.as_deref(), None),
         BindSource::SharedMemoryOf(pid) => {
             let root = root_of(*pid)?;
             open_in(root.as_fd(), "dev/shm", OFlags::PATH | OFlags::DIRECTORY)
@@ -138,8 +138,17 @@ pub(crate) fn bind_source(
 }
 
 /// A mount, attached nowhere, of an image's files or of what is at a path of them.
-fn image(engine: &Engine, layers: &[DiffId], subpath: Option<&str>) -> Result<OwnedFd> {
-    let whole = engine.store().layers().mount(layers, Upper::ReadOnly)?;
+pub(super) fn image(
+    engine: &Engine,
+    images: &[DiffId],
+    subpath: Option<&str>,
+    mapping: Option<Mapping<'_>>,
+) -> Result<OwnedFd> {
+    let layers = engine.store().layers();
+    let whole = match mapping {
+        None => layers.mount(images, Upper::ReadOnly)?,
+        Some(mapping) => layers.mount_mapped(images, Upper::ReadOnly, mapping)?,
+    };
     let subpath = subpath.unwrap_or("");
     let failed = || io("open in the mounted image", Path::new(subpath));
     let part = open_in(whole.as_fd(), subpath, OFlags::PATH).map_err(failed())?;

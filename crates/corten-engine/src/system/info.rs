@@ -14,6 +14,7 @@ use crate::containers::row::{self, Status};
 use crate::containers::state;
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::settings::Settings;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -82,6 +83,12 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
     // What cannot be read is told by whatever needs it.
     let registries = corten_registry::RegistriesConfig::load(&engine.layout().registries());
     let mirrors = registries.map_or_else(|_| Vec::new(), |config| config.hub_mirrors());
+    let mut security_options = vec!["name=seccomp,profile=builtin".to_owned()];
+    let settings = Settings::load(engine)?;
+    if settings.remap()?.is_some() {
+        security_options.push("name=userns".to_owned());
+    }
+    security_options.push("name=cgroupns".to_owned());
     let index = IndexInfo {
         name: Some("docker.io".to_owned()),
         mirrors: Some(mirrors.clone()),
@@ -165,8 +172,8 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
             ..Default::default()
         }),
         server_version: Some(VERSION.to_owned()),
-        runtimes: Some([("corten".to_owned(), Runtime::default())].into()),
-        default_runtime: Some("corten".to_owned()),
+        runtimes: Some(settings.runtimes().map(runtime).collect()),
+        default_runtime: Some(settings.default_runtime().to_owned()),
         live_restore_enabled: on,
         firewall_backend: Some(FirewallInfo {
             driver: Some("nftables".to_owned()),
@@ -182,14 +189,19 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
         init_commit: Some(Commit {
             id: Some(String::new()),
         }),
-        security_options: Some(
-            ["name=seccomp,profile=builtin", "name=cgroupns"]
-                .map(str::to_owned)
-                .to_vec(),
-        ),
+        security_options: Some(security_options),
         warnings: Some(Vec::new()),
         ..Default::default()
     })
+}
+
+fn runtime((name, program, args): (&str, Option<&Path>, &[String])) -> (String, Runtime) {
+    let runtime = Runtime {
+        path: program.map(|path| path.display().to_string()),
+        runtime_args: (!args.is_empty()).then(|| args.to_vec()),
+        ..Default::default()
+    };
+    (name.to_owned(), runtime)
 }
 
 /// Whether this machine has control groups of version 2 alone.

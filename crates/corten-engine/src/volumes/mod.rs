@@ -7,7 +7,7 @@ pub(crate) mod driver;
 pub(crate) mod hold;
 mod local;
 mod populate;
-mod quota;
+pub(crate) mod quota;
 pub(crate) mod removal;
 pub(crate) mod store;
 pub(crate) mod transfer;

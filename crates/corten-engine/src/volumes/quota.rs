@@ -1,7 +1,9 @@
-//! The option `size`: a bound on what a volume holds, where its file system has project quotas (XFS,
-//! ext4 with the feature `project`, mounted with `prjquota`).
+//! Bounds on what a volume holds (its option `size`) and on what a container writes (`--storage-opt
+//! size`), where the file system has project quotas (XFS, ext4 with the feature `project`, mounted with
+//! `prjquota`).
 //!
-//! The data of a volume is a project of its own, whose id is one that no other volume has.
+//! The data of a volume, or what a container writes, is a project of its own, whose id is one that no
+//! other has.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -31,13 +33,18 @@ fn none() -> EngineError {
 
 /// Refuses a size where it could not be enforced. `volumes`: where volumes are.
 pub(super) fn check(volumes: &Path) -> Result<()> {
-    // The directory may not be there yet.
-    let there = volumes.ancestors().find(|path| path.is_dir());
-    let directory = there.and_then(|path| File::open(path).ok());
-    match directory {
-        Some(directory) if sys::has_project_quotas(directory.as_fd()) => Ok(()),
-        _ => Err(none()),
+    match is_possible(volumes) {
+        true => Ok(()),
+        false => Err(none()),
     }
+}
+
+/// Whether sizes of what is in a directory can be enforced.
+pub(crate) fn is_possible(directory: &Path) -> bool {
+    // It may not be there yet.
+    let there = directory.ancestors().find(|path| path.is_dir());
+    let opened = there.and_then(|path| File::open(path).ok());
+    opened.is_some_and(|opened| sys::has_project_quotas(opened.as_fd()))
 }
 
 /// Bounds what a volume holds. `data` is its directory.
@@ -51,13 +58,35 @@ pub(super) fn set(data: &Path, bytes: u64) -> Result<()> {
     if !sys::has_project_quotas(directory.as_fd()) {
         return Err(none());
     }
-    project_of(data, directory.as_fd())
-        .and_then(|project| sys::limit_project(directory.as_fd(), project, bytes))
-        .map_err(failed)
+    bound(&[data], "_data", bytes).map_err(failed)
+}
+
+/// Bounds what is in some directories together, which are siblings. `name`: that of the first, as of
+/// all of its kind, which lie beside the directory that it is in.
+pub(crate) fn bound(directories: &[&Path], name: &str, bytes: u64) -> io::Result<()> {
+    let mut project = None;
+    for path in directories {
+        let directory = open_directory(CWD, *path)?;
+        let project = match project {
+            None => {
+                let first = project_of(path, directory.as_fd(), name)?;
+                *project.insert(first)
+            }
+            // Files are renamed from one to the other.
+            Some(project) => {
+                if sys::project(directory.as_fd())? != (project, true) {
+                    sys::set_project(directory.as_fd(), project)?;
+                }
+                continue;
+            }
+        };
+        sys::limit_project(directory.as_fd(), project, bytes)?;
+    }
+    Ok(())
 }
 
 /// Does some work as one whom quotas bind: who may exceed resources is not stopped by those of ext4.
-pub(super) fn heeded<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn heeded<T>(work: impl FnOnce() -> T) -> T {
     let lowered = (|| {
         let had = capabilities(None)?;
         let mut fewer = had;
@@ -73,21 +102,21 @@ pub(super) fn heeded<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// The project of a volume; it gets one if it has none of ours.
-fn project_of(data: &Path, directory: BorrowedFd<'_>) -> io::Result<u32> {
+/// The project of a directory; it gets one if it has none of ours.
+fn project_of(data: &Path, directory: BorrowedFd<'_>, name: &str) -> io::Result<u32> {
     let ours = |(project, inherited): (u32, bool)| inherited && project >= FIRST;
     let found = sys::project(directory)?;
     if ours(found) {
         return Ok(found.0);
     }
     let volumes = data.parent().and_then(Path::parent);
-    let volumes = volumes.ok_or_else(|| io::Error::other("a volume without a directory"))?;
+    let volumes = volumes.ok_or_else(|| io::Error::other("nothing is above it"))?;
     // One at a time looks for a free one.
     let lock = open_directory(CWD, volumes)?;
     rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
     let mut taken = BTreeSet::new();
     for entry in std::fs::read_dir(volumes)? {
-        let other = entry?.path().join("_data");
+        let other = entry?.path().join(name);
         // What has no data has no project either.
         if let Ok(other) = open_directory(CWD, &other) {
             taken.extend(

@@ -71,6 +71,7 @@ pub(super) fn import(
             below: Path::new(""),
             renamed: None,
             owners: Owners::Archive,
+            renumbered: None,
             replacing: Replacing::Anything,
             called: Path::new("/"),
             strict: true,

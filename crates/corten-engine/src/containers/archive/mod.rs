@@ -182,6 +182,7 @@ pub(super) fn extract(
         below: &below,
         renamed: None,
         owners,
+        renumbered: seen.renumbered(),
         replacing: if options.keep_kinds {
             Replacing::SameKind
         } else {
@@ -191,7 +192,15 @@ pub(super) fn extract(
         strict: true,
         whole: false,
     };
-    unpack_archive(archive, to).map_err(|error| EngineError::Archive(error.to_string()))?;
+    let unpack = || unpack_archive(archive, to);
+    let unpacked = match seen.renumbered() {
+        None => unpack(),
+        // Nobody else can make files where owners are mapped.
+        Some(ids) => ids
+            .of((0, 0))
+            .and_then(|root| corten_store::as_owner(root, unpack)?),
+    };
+    unpacked.map_err(|error| EngineError::Archive(error.to_string()))?;
     event(engine, &seen.container, "extract-to-dir", &[]);
     Ok(())
 }

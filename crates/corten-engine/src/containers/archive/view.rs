@@ -9,13 +9,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use corten_build::Renumbered;
 use corten_store::rooted::RootFd;
 use corten_store::view::{self, Absent, Access, Part};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::super::row::{Container, Status};
-use super::super::{files, root, state};
+use super::super::{files, root, size, state, users};
 use super::{EngineError, Result, View};
 use crate::engine::Engine;
 use crate::parse::mounts::Source;
@@ -36,6 +37,8 @@ const GENERATED: [&str; 3] = ["/etc/resolv.conf", "/etc/hostname", "/etc/hosts"]
 pub(super) struct Seen {
     pub(super) container: Container,
     view: View,
+    /// Who its users are in the view, if they are others.
+    renumbered: Option<Renumbered>,
     /// Nobody starts it meanwhile.
     _claimed: Option<root::InUse>,
     /// What its volumes need mounted stays so; of one that runs, its own mounts are seen.
@@ -45,6 +48,10 @@ pub(super) struct Seen {
 impl Seen {
     pub(super) fn root(&self) -> &RootFd {
         self.view.root()
+    }
+
+    pub(super) fn renumbered(&self) -> Option<&Renumbered> {
+        self.renumbered.as_ref()
     }
 }
 
@@ -69,7 +76,7 @@ fn see(engine: &Engine, name: &str, only_read: bool) -> Result<Seen> {
                     container.id
                 )));
             }
-            Status::Running | Status::Paused => running(engine, container.clone())?,
+            Status::Running | Status::Paused => running(engine, container.clone(), only_read)?,
             _ => at_rest(engine, container.clone(), only_read)?,
         };
         if let Some(seen) = seen {
@@ -86,10 +93,16 @@ fn see(engine: &Engine, name: &str, only_read: bool) -> Result<Seen> {
 }
 
 /// Of one that runs; `None`: it has just ended.
-fn running(engine: &Engine, container: Container) -> Result<Option<Seen>> {
+fn running(engine: &Engine, container: Container, only_read: bool) -> Result<Option<Seen>> {
     let Some(process) = first_process(engine, &container)? else {
         return Ok(None);
     };
+    let Ok(renumbered) = users::of_process(container.pid) else {
+        return Ok(None);
+    };
+    if only_read && renumbered.is_some() {
+        return stored(engine, container).map(Some);
+    }
     let mut places: Vec<PathBuf> = GENERATED.iter().map(PathBuf::from).collect();
     places.extend(ordered(&container).map(|mount| PathBuf::from(&mount.destination)));
     let assembled = view::copies_of(process.as_fd(), &places)
@@ -98,12 +111,33 @@ fn running(engine: &Engine, container: Container) -> Result<Option<Seen>> {
         Ok(view) => Ok(view.map(|view| Seen {
             container,
             view,
+            renumbered,
             _claimed: None,
             _volumes: Vec::new(),
         })),
         Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(None),
         Err(error) => Err(failed(&container, error)),
     }
+}
+
+/// Of one whose users are others on the host: what is on the disk, where the owners are those that
+/// it sees itself.
+fn stored(engine: &Engine, container: Container) -> Result<Seen> {
+    let volumes = Hold::of_container(engine, &container)?;
+    let upper = engine.layout().container(&container.id).join("upper");
+    let layers = engine.store().layers();
+    let root = layers.mount_merged(&container.setup.layers, &upper)?;
+    let parts = parts(engine, &container, true)?;
+    let view = View::assemble(root.into_mount(), &parts, Absent::Skip, Access::AsMounted)
+        .and_then(|view| view.ok_or_else(|| io::Error::other("no view")))
+        .map_err(|error| failed(&container, error))?;
+    Ok(Seen {
+        container,
+        view,
+        renumbered: None,
+        _claimed: None,
+        _volumes: volumes,
+    })
 }
 
 /// A descriptor of a container's first process; `None`: it has ended. A pid alone may be somebody
@@ -125,6 +159,7 @@ fn first_process(engine: &Engine, container: &Container) -> Result<Option<OwnedF
 /// Of one that does not run; `None`: somebody else writes there.
 fn at_rest(engine: &Engine, container: Container, only_read: bool) -> Result<Option<Seen>> {
     files::make_directory(engine, &container.id)?;
+    size::apply(engine, &container)?;
     // Of one that was removed meanwhile nobody would remove it.
     if let Err(error) = state::find(engine, &container.id) {
         if matches!(error, EngineError::NoSuchContainer(_)) {
@@ -144,6 +179,7 @@ fn at_rest(engine: &Engine, container: Container, only_read: bool) -> Result<Opt
             return Ok(Some(Seen {
                 container,
                 view,
+                renumbered: None,
                 _claimed: None,
                 _volumes: volumes,
             }));
@@ -163,7 +199,7 @@ fn at_rest(engine: &Engine, container: Container, only_read: bool) -> Result<Opt
     if matches!(container.status, Status::Running | Status::Paused) {
         return Ok(None);
     }
-    let mounted = root::mount(engine, layers, &container, &claimed)?;
+    let mounted = root::mount(engine, layers, &container, &claimed, None)?;
     let parts = parts(engine, &container, only_read)?;
     let access = if is_read_only(&container) {
         Access::ReadOnly
@@ -175,6 +211,7 @@ fn at_rest(engine: &Engine, container: Container, only_read: bool) -> Result<Opt
     Ok(view.map(|view| Seen {
         container,
         view,
+        renumbered: None,
         _claimed: Some(claimed),
         _volumes: volumes,
     }))

@@ -212,6 +212,7 @@ impl Copy<'_> {
                 below: Path::new(""),
                 renamed: renamed.map(|(from, to)| (from.as_path(), to.as_path())),
                 owners: Owners::Own,
+                renumbered: None,
                 replacing: Replacing::SameKind,
                 called: &shown,
                 strict: false,

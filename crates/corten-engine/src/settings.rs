@@ -1,0 +1,184 @@
+//! `engine.toml`: what is decided for a whole engine (docs/engine-settings.md).
+//!
+//! Read whenever it matters, as there is no daemon to restart: by a create, a start, `info`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use corten_supervisor::ExternalRuntime;
+use serde::Deserialize;
+
+use crate::engine::Engine;
+use crate::error::EngineError;
+use crate::parse::bad;
+use crate::parse::remap::{self, Remap};
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// Where settings are looked for when the engine's root has none.
+const SYSTEM_FILE: &str = "/etc/corten/engine.toml";
+
+/// What the files say.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Settings {
+    /// Who containers' users are on the host: `default`, `user[:group]`, `uid[:gid]`.
+    userns_remap: Option<String>,
+    /// What makes containers that do not say by which runtime.
+    default_runtime: Option<String>,
+    /// Other OCI runtimes, by name.
+    #[serde(default)]
+    runtimes: BTreeMap<String, RuntimeSettings>,
+}
+
+/// Another OCI runtime.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuntimeSettings {
+    /// Its program: a path, or a name that is looked for in `PATH`.
+    path: PathBuf,
+    /// What it is always called with.
+    #[serde(default, alias = "runtimeArgs")]
+    args: Vec<String>,
+}
+
+/// The runtime that is built in.
+pub(crate) const BUILT_IN: &str = "corten";
+
+/// What clients call Docker's default, for which the built-in one stands unless it is set otherwise.
+const DOCKERS: [&str; 2] = ["runc", "io.containerd.runc.v2"];
+
+impl Settings {
+    /// Reads an engine's file, else the system's; missing ones are empty.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has a mistake: named with its line.
+    pub(crate) fn load(engine: &Engine) -> Result<Self> {
+        Self::read(&[&engine.layout().settings(), Path::new(SYSTEM_FILE)])
+    }
+
+    fn read(files: &[&Path]) -> Result<Self> {
+        for path in files {
+            let failed = |source: Box<dyn std::error::Error + Send + Sync>| EngineError::Other {
+                context: format!("settings {}", path.display()),
+                source,
+            };
+            match std::fs::read_to_string(path) {
+                Ok(text) => return toml::from_str(&text).map_err(|e| failed(e.into())),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+        Ok(Self::default())
+    }
+
+    /// What makes containers that do not say by which runtime.
+    pub(crate) fn default_runtime(&self) -> &str {
+        let set = self.default_runtime.as_deref();
+        set.filter(|name| !name.is_empty()).unwrap_or(BUILT_IN)
+    }
+
+    /// All runtimes: name, program (none of the built-in one), arguments.
+    pub(crate) fn runtimes(&self) -> impl Iterator<Item = (&str, Option<&Path>, &[String])> {
+        let others = self.runtimes.iter();
+        let others =
+            others.map(|(name, set)| (name.as_str(), Some(set.path.as_path()), &set.args[..]));
+        [(BUILT_IN, None, &[][..])].into_iter().chain(others)
+    }
+
+    /// The runtime of a name; `None`: the one that is built in.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub(crate) fn runtime(&self, name: &str) -> Result<Option<ExternalRuntime>> {
+        let name = match name {
+            "" => self.default_runtime(),
+            name => name,
+        };
+        match self.runtimes.get(name) {
+            _ if name == BUILT_IN => Ok(None),
+            Some(set) => Ok(Some(ExternalRuntime {
+                name: name.to_owned(),
+                program: set.path.clone(),
+                args: set.args.clone(),
+            })),
+            None if DOCKERS.contains(&name) => Ok(None),
+            None => Err(bad(format!("unknown or invalid runtime name: {name}"))),
+        }
+    }
+
+    /// Who containers' users are on the host, if they are others than they seem.
+    ///
+    /// # Errors
+    /// Whom the setting names, there is not, or has no ids to give away.
+    pub(crate) fn remap(&self) -> Result<Option<Remap>> {
+        let Some(text) = self.userns_remap.as_deref().filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        let file = |path: &str| match std::fs::read_to_string(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+            read => read.map_err(|source| EngineError::Io {
+                action: "read",
+                path: PathBuf::from(path),
+                source,
+            }),
+        };
+        let accounts = remap::Accounts {
+            passwd: &file("/etc/passwd")?,
+            group: &file("/etc/group")?,
+            subuid: &file("/etc/subuid")?,
+            subgid: &file("/etc/subgid")?,
+        };
+        remap::read(text, &accounts).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_file_that_is_there_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (own, system) = (dir.path().join("own"), dir.path().join("system"));
+        let read = || Settings::read(&[&own, &system]);
+        assert!(read().unwrap().userns_remap.is_none());
+        std::fs::write(&system, "userns-remap = \"default\"\n").unwrap();
+        assert_eq!(read().unwrap().userns_remap.as_deref(), Some("default"));
+        std::fs::write(&own, "").unwrap();
+        assert!(read().unwrap().remap().unwrap().is_none());
+        std::fs::write(&own, "userns-remapp = \"default\"\n").unwrap();
+        let told = read().unwrap_err().to_string();
+        assert!(
+            told.contains("own") && told.contains("userns-remapp"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn runtimes_are_those_that_are_set() {
+        let read = |text: &str| -> Settings { toml::from_str(text).unwrap() };
+        let none = read("");
+        assert_eq!(none.default_runtime(), "corten");
+        for built_in in ["", "corten", "runc", "io.containerd.runc.v2"] {
+            assert_eq!(none.runtime(built_in).unwrap(), None, "{built_in}");
+        }
+        let told = none.runtime("crun").unwrap_err().to_string();
+        assert_eq!(told, "unknown or invalid runtime name: crun");
+        let set = read(
+            "default-runtime = \"crun\"\n[runtimes.crun]\npath = \"/x/crun\"\n\
+             runtimeArgs = [\"--debug\"]\n[runtimes.runc]\npath = \"runc\"\n",
+        );
+        for (name, called, program) in [("", "crun", "/x/crun"), ("runc", "runc", "runc")] {
+            let found = set.runtime(name).unwrap().unwrap();
+            assert_eq!(
+                (found.name.as_str(), found.program),
+                (called, program.into())
+            );
+        }
+        assert_eq!(set.runtime("crun").unwrap().unwrap().args, ["--debug"]);
+        assert_eq!(set.runtime("corten").unwrap(), None);
+        let names: Vec<&str> = set.runtimes().map(|(name, ..)| name).collect();
+        assert_eq!(names, ["corten", "crun", "runc"]);
+    }
+}

@@ -1,0 +1,102 @@
+//! A bundle (runtime-spec, "Filesystem Bundle") for another runtime: the document as a file, in which
+//! what we have as descriptors has paths. The paths lead somewhere only in the mount namespace that the
+//! runtime is started in: the host sees empty directories, and nothing can be left mounted.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use corten_oci::runtime_spec::{LinuxNamespaceType, Spec};
+use corten_runtime::NetNs;
+use rustix::fs::FileType;
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+/// What the document says it is: some versions of crun take no later one (Debian 12's), and fields that
+/// a runtime does not know are ignored by all.
+const VERSION: &str = "1.0.2";
+
+/// What is to be attached where.
+pub(super) struct Bundle {
+    mounts: Vec<(OwnedFd, PathBuf)>,
+}
+
+/// Writes it. `network` must stay open until the container is made.
+pub(super) fn write(
+    directory: &Path,
+    spec: &Spec,
+    rootfs: OwnedFd,
+    opened: BTreeMap<usize, OwnedFd>,
+    network: &mut NetNs,
+    cgroup: &str,
+) -> io::Result<Bundle> {
+    let mut spec = spec.clone();
+    spec.set_version(VERSION.to_owned());
+    let place = directory.join("rootfs");
+    std::fs::create_dir(&place)?;
+    let mut root = spec.root().clone().unwrap_or_default();
+    root.set_path(place.clone());
+    spec.set_root(Some(root));
+    let mut mounts = vec![(rootfs, place)];
+    let mut listed = spec.mounts().clone().unwrap_or_default();
+    for (index, source) in opened {
+        let Some(mount) = listed.get_mut(index) else {
+            continue;
+        };
+        let place = directory.join(format!("mount{index}"));
+        let kind = rustix::fs::fstat(&source)?.st_mode;
+        if FileType::from_raw_mode(kind) == FileType::Directory {
+            std::fs::create_dir(&place)?;
+        } else {
+            drop(File::create(&place)?);
+        }
+        let options = mount.options().as_deref().unwrap_or_default();
+        let whole = options.iter().any(|option| option == "rbind");
+        mounts.push((copy(source, whole)?, place.clone()));
+        mount.set_source(Some(place));
+    }
+    spec.set_mounts(Some(listed));
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    linux.set_cgroups_path(Some(PathBuf::from(format!("/{cgroup}"))));
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    match network {
+        NetNs::Host => namespaces.retain(|n| n.typ() != LinuxNamespaceType::Network),
+        NetNs::Join(fd) => {
+            let path = format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd());
+            for namespace in &mut namespaces {
+                if namespace.typ() == LinuxNamespaceType::Network {
+                    namespace.set_path(Some(PathBuf::from(&path)));
+                }
+            }
+        }
+        NetNs::New | NetNs::Spec => {}
+    }
+    linux.set_namespaces(Some(namespaces));
+    spec.set_linux(Some(linux));
+    let text = serde_json::to_vec(&spec)?;
+    std::fs::write(directory.join("config.json"), text)?;
+    Ok(Bundle { mounts })
+}
+
+/// A mount of its own.
+fn copy(source: OwnedFd, whole: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, whole);
+    match open_tree(source.as_fd(), "", flags) {
+        // Already one (kernels before 6.15 do not copy it).
+        Err(Errno::INVAL) => Ok(source),
+        copied => Ok(copied?),
+    }
+}
+
+impl Bundle {
+    /// Lets a command begin with everything attached.
+    pub(super) fn attach_in(self, command: &mut Command) {
+        crate::sys::with_mounts(command, self.mounts);
+    }
+}

@@ -1,0 +1,331 @@
+//! Other OCI runtimes, by their command line (runc's: `create`, `start`, `exec`, `kill`, `delete`).
+//!
+//! The supervisor stays what it is: it makes the network and the mounts, has the streams, and is the
+//! parent of what the runtime leaves behind (it is their subreaper, `prctl(2)`), so it waits for a
+//! container and for what is executed in it as for its own. Freezing, counting and limits go through
+//! the control group, whose place the configuration names. What the runtime remembers is in the run
+//! directory, so it goes with that when a supervisor is killed.
+
+mod bundle;
+mod command;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use corten_oci::runtime_spec::{Process, Spec};
+use corten_runtime::{Cgroup, ExecProcess, NetNs, Running, Stdio, TerminalSize};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, set_child_subreaper};
+
+use crate::job::StartError;
+use command::Words;
+
+/// Where another runtime is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExternalRuntime {
+    /// What users call it.
+    pub name: String,
+    /// Its program.
+    pub program: PathBuf,
+    /// What it is always called with.
+    pub args: Vec<String>,
+}
+
+/// What a container is made of, for another runtime.
+pub(crate) struct Parts<'a> {
+    pub(crate) spec: &'a Spec,
+    pub(crate) rootfs: OwnedFd,
+    pub(crate) mounts: BTreeMap<usize, OwnedFd>,
+    pub(crate) netns: NetNs,
+    pub(crate) stdio: Stdio,
+    pub(crate) cgroup: &'a str,
+}
+
+/// Why a runtime did not do something.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// 127: the program does not exist; 126: it cannot be executed; `None`: another failure.
+    pub(crate) code: Option<u8>,
+    pub(crate) message: String,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<corten_runtime::RuntimeError> for Refused {
+    fn from(error: corten_runtime::RuntimeError) -> Self {
+        Self {
+            code: crate::job::exec_code(&error),
+            message: error.to_string(),
+        }
+    }
+}
+
+impl From<Refused> for StartError {
+    fn from(refused: Refused) -> Self {
+        Self {
+            code: refused.code.unwrap_or(128),
+            message: refused.message,
+        }
+    }
+}
+
+/// A container that another runtime has made.
+#[derive(Debug)]
+pub(crate) struct External {
+    runtime: ExternalRuntime,
+    id: String,
+    /// Its bundle, what the runtime remembers, and what is said to it.
+    directory: PathBuf,
+    execs: Cell<u32>,
+}
+
+/// Starts a container; when it fails, nothing is left of it. `directory` is made.
+pub(crate) fn start(
+    id: &str,
+    runtime: ExternalRuntime,
+    parts: Parts<'_>,
+    directory: PathBuf,
+) -> Result<(Running, Option<OwnedFd>, External), StartError> {
+    // What the runtime leaves behind is ours to wait for.
+    set_child_subreaper(Some(rustix::process::getpid())).map_err(StartError::other)?;
+    if let Err(error) = std::fs::remove_dir_all(&directory)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::debug!(%error, "what an earlier run left");
+    }
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&directory)
+        .map_err(|error| {
+            StartError::other(format_args!("create {}: {error}", directory.display()))
+        })?;
+    let external = External {
+        runtime,
+        id: id.to_owned(),
+        directory,
+        execs: Cell::new(0),
+    };
+    let cgroup = parts.cgroup.to_owned();
+    let started = external.bring_up(parts);
+    match started {
+        Ok((running, console)) => Ok((running, console, external)),
+        Err(error) => {
+            external.delete();
+            let removed = Cgroup::open(&cgroup).and_then(|group| {
+                if group.exists() {
+                    group.kill_all()?;
+                    group.remove()?;
+                }
+                Ok(())
+            });
+            if let Err(error) = removed {
+                tracing::warn!(%error, "the control group is left to be swept");
+            }
+            Err(error)
+        }
+    }
+}
+
+impl External {
+    /// What users call the runtime.
+    pub(crate) fn name(&self) -> &str {
+        &self.runtime.name
+    }
+
+    fn bring_up(&self, parts: Parts<'_>) -> Result<(Running, Option<OwnedFd>), StartError> {
+        let args = parts
+            .spec
+            .process()
+            .as_ref()
+            .and_then(|process| process.args().clone())
+            .unwrap_or_default();
+        let cgroup = parts.cgroup.to_owned();
+        let (stdio, size) = given(parts.stdio);
+        let mut netns = parts.netns;
+        let bundle = bundle::write(
+            &self.directory,
+            parts.spec,
+            parts.rootfs,
+            parts.mounts,
+            &mut netns,
+            &cgroup,
+        )
+        .map_err(|error| StartError::other(format_args!("bundle of {}: {error}", self.id)))?;
+        let listener = self.listener(stdio.is_none(), "tty")?;
+        let pid_file = self.directory.join("pid");
+        let mut create = self.command();
+        create.arg("create").arg("--bundle").arg(&self.directory);
+        create.arg("--pid-file").arg(&pid_file);
+        if listener.is_some() {
+            create
+                .arg("--console-socket")
+                .arg(self.directory.join("tty"));
+        }
+        create.arg(&self.id);
+        bundle.attach_in(&mut create);
+        self.call(create, stdio, "create", args.first())?;
+        let console = listener.map(|l| console(&l, size)).transpose()?;
+        let (pid, pidfd) = process_of(&pid_file)?;
+        let cgroup = Cgroup::open(&cgroup)?;
+        if !cgroup.exists() {
+            // Who would end what a killed supervisor leaves?
+            return Err(StartError::other(format_args!(
+                "runtime {} made no control group where linux.cgroupsPath names one",
+                self.runtime.name
+            )));
+        }
+        let mut start = self.command();
+        start.arg("start").arg(&self.id);
+        self.call(start, None, "start", args.first())?;
+        // Joined by now.
+        drop(netns);
+        Ok((Running { pid, pidfd, cgroup }, console))
+    }
+
+    /// Executes a further process.
+    pub(crate) fn exec(&self, process: &Process, stdio: Stdio) -> Result<ExecProcess, Refused> {
+        let number = self.execs.replace(self.execs.get().wrapping_add(1));
+        let place = |what: &str| self.directory.join(format!("{what}{number}"));
+        let (document, pid_file) = (place("exec"), place("pid"));
+        let (stdio, size) = given(stdio);
+        let mut process = process.clone();
+        process.set_terminal(Some(stdio.is_none()));
+        let written = serde_json::to_vec(&process)
+            .map_err(std::io::Error::from)
+            .and_then(|text| std::fs::write(&document, text));
+        written.map_err(|error| other(format_args!("{}: {error}", document.display())))?;
+        let listener = self.listener(stdio.is_none(), &format!("tty{number}"))?;
+        let mut exec = self.command();
+        exec.args(["exec", "--detach", "--process"]).arg(&document);
+        exec.arg("--pid-file").arg(&pid_file);
+        if listener.is_some() {
+            exec.arg("--console-socket").arg(place("tty"));
+        }
+        exec.arg(&self.id);
+        let args = process.args().clone().unwrap_or_default();
+        let called = self.call(exec, stdio, "exec", args.first());
+        let done = called.and_then(|()| {
+            let console = listener.map(|l| console(&l, size)).transpose()?;
+            let (pid, pidfd) = process_of(&pid_file)?;
+            Ok(ExecProcess {
+                pid,
+                pidfd,
+                console,
+            })
+        });
+        for used in [document, pid_file, place("tty")] {
+            if let Err(error) = std::fs::remove_file(&used)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::debug!(path = %used.display(), %error, "left until the end");
+            }
+        }
+        done
+    }
+
+    /// Sends the container a signal.
+    pub(crate) fn kill(&self, signal: i32) -> Result<(), Refused> {
+        let mut kill = self.command();
+        kill.arg("kill").arg(&self.id).arg(signal.to_string());
+        self.call(kill, None, "kill", None)
+    }
+
+    /// Has the runtime forget the container, which has ended or could not be started.
+    pub(crate) fn delete(&self) {
+        let mut delete = self.command();
+        delete.args(["delete", "--force"]).arg(&self.id);
+        if let Err(error) = self.call(delete, None, "delete", None) {
+            tracing::debug!(%error, "the runtime does not know the container");
+        }
+        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
+            tracing::debug!(%error, "left to be swept");
+        }
+    }
+
+    /// Where a runtime sends the terminal that it makes.
+    fn listener(&self, wanted: bool, name: &str) -> Result<Option<UnixListener>, Refused> {
+        let socket = self.directory.join(name);
+        let made = wanted.then(|| UnixListener::bind(&socket)).transpose();
+        made.map_err(|error| other(format_args!("{}: {error}", socket.display())))
+    }
+
+    fn words(&self) -> Words<'_> {
+        Words {
+            runtime: &self.runtime,
+            directory: &self.directory,
+        }
+    }
+
+    fn command(&self) -> std::process::Command {
+        self.words().command()
+    }
+
+    fn call(
+        &self,
+        command: std::process::Command,
+        stdio: Option<[OwnedFd; 3]>,
+        what: &str,
+        program: Option<&String>,
+    ) -> Result<(), Refused> {
+        self.words().call(command, stdio, what, program)
+    }
+}
+
+fn other(message: impl std::fmt::Display) -> Refused {
+    Refused {
+        code: None,
+        message: message.to_string(),
+    }
+}
+
+/// The streams to give, or the size of the terminal that is to be made.
+fn given(stdio: Stdio) -> (Option<[OwnedFd; 3]>, Option<TerminalSize>) {
+    match stdio {
+        Stdio::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        } => (Some([stdin, stdout, stderr]), None),
+        Stdio::Terminal { size } => (None, size),
+        Stdio::Inherit => (None, None),
+    }
+}
+
+/// The process that a runtime has written down.
+fn process_of(file: &Path) -> Result<(i32, OwnedFd), Refused> {
+    let failed = |error: &dyn std::fmt::Display| other(format_args!("{}: {error}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| failed(&error))?;
+    let pid = text.trim().parse::<i32>().ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| failed(&"no process id"))?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| failed(&error))?;
+    Ok((pid.as_raw_nonzero().get(), pidfd))
+}
+
+/// The terminal that the runtime has sent before it ended.
+fn console(listener: &UnixListener, size: Option<TerminalSize>) -> Result<OwnedFd, Refused> {
+    let receive = || {
+        listener.set_nonblocking(true)?;
+        let (socket, _) = listener.accept()?;
+        socket.set_nonblocking(false)?;
+        let mut name = [0; 4096];
+        let mut into = [std::io::IoSliceMut::new(&mut name)];
+        let flags = rustix::net::RecvFlags::empty();
+        let (_, fds) = corten_runtime::passing::receive(&socket, &mut into, flags)?;
+        let terminal = fds.into_iter().next();
+        let terminal = terminal.ok_or_else(|| std::io::Error::other("no descriptor"))?;
+        if let Some(size) = size {
+            let mut window = rustix::termios::tcgetwinsize(&terminal)?;
+            (window.ws_row, window.ws_col) = (size.rows, size.cols);
+            rustix::termios::tcsetwinsize(&terminal, window)?;
+        }
+        Ok::<_, std::io::Error>(terminal)
+    };
+    receive().map_err(|error| other(format_args!("the runtime sent no terminal: {error}")))
+}
