@@ -23,6 +23,8 @@ use crate::special_args::BUILD_NAME;
 
 /// Ended builds that are kept, as with BuildKit.
 const KEPT: usize = 50;
+/// More of them than that, before their files are removed.
+const FORGOTTEN: usize = 16;
 /// Bytes of output that are kept of a build.
 const LOGGED: usize = 4 << 20;
 /// Letters and digits of an id, as buildx's.
@@ -111,11 +113,18 @@ impl History {
         Self { dir }
     }
 
-    /// All of them, the last first.
+    /// All of them, the last first; of those that have ended, as many as are kept.
     ///
     /// # Errors
     /// The directory cannot be read.
     pub fn list(&self) -> io::Result<Vec<BuildRecord>> {
+        let mut records = self.read_all()?;
+        let running = records.partition_point(|record| record.ended.is_none());
+        records.truncate(running + KEPT);
+        Ok(records)
+    }
+
+    fn read_all(&self) -> io::Result<Vec<BuildRecord>> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -222,11 +231,13 @@ impl History {
         }
     }
 
+    /// Removes what is not told of any more, some at once: to read all of them takes longer than
+    /// many a build.
     fn forget_old(&self) -> io::Result<()> {
-        if fs::read_dir(&self.dir)?.count() < KEPT {
+        if fs::read_dir(&self.dir)?.count() < KEPT + FORGOTTEN {
             return Ok(());
         }
-        let records = self.list()?;
+        let records = self.read_all()?;
         let ended = records.iter().filter(|record| record.ended.is_some());
         for old in ended.skip(KEPT - 1) {
             match self.remove(&old.asked.id) {
@@ -552,6 +563,13 @@ mod tests {
         let records = history.list().unwrap();
         assert_eq!(records.len(), KEPT + 1);
         assert_eq!(records[0].asked.context, "/first");
+        let files = || fs::read_dir(&history.dir).unwrap().count();
+        assert_eq!(files(), KEPT + 4);
+        for _ in 0..FORGOTTEN - 3 {
+            drop(history.begin(&request("/x")));
+        }
+        assert_eq!(files(), KEPT + 1);
+        assert_eq!(history.list().unwrap().len(), KEPT + 1);
         drop(running);
     }
 }
