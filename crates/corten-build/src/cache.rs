@@ -22,7 +22,7 @@ pub(crate) use urls::KnownFile;
 /// The build cache's tables.
 pub const SCHEMA: Schema = Schema {
     name: "corten-build",
-    migrations: &[V1, file_index::V2, V3, urls::V4],
+    migrations: &[V1, file_index::V2, V3, urls::V4, V5],
 };
 
 const V1: &str = "
@@ -61,6 +61,9 @@ CREATE TABLE build_base (
     PRIMARY KEY (name, platform)
 ) STRICT, WITHOUT ROWID;
 ";
+
+/// V1 has an index of the same column.
+const V5: &str = "DROP INDEX build_cache_layer;";
 
 /// What a step left.
 #[derive(Debug, Clone, PartialEq, Eq)]

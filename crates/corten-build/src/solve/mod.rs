@@ -17,7 +17,8 @@ mod stage;
 mod steps;
 mod vertex;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -82,8 +83,8 @@ pub(crate) struct Session {
     pub(crate) source: Source,
     pub(crate) cache: Cache,
     sandboxing: Sandboxing,
-    /// Not another build's.
-    id: u64,
+    /// Keys that steps of this build are at work on, where no other build's results count.
+    keys: Mutex<HashSet<Digest>>,
     no_cache: bool,
     hosts: Vec<(String, String)>,
     secrets: BTreeMap<String, Secret>,
@@ -162,16 +163,21 @@ impl Session {
 
     /// Waits until nobody else, in any process, is at work on a key: a step that several builds
     /// need is run once. `fresh`: by others of this build only, as their results do not count.
-    async fn alone(&self, key: &Digest, fresh: bool, vertex: u32) -> Result<NameLock, BuildError> {
-        let name = if fresh {
-            format!("build-{}-{:016x}", key.hex(), self.id)
-        } else {
-            format!("build-{}", key.hex())
-        };
+    async fn alone(
+        self: &Arc<Self>,
+        key: &Digest,
+        fresh: bool,
+        vertex: u32,
+    ) -> Result<Alone, BuildError> {
+        let name = format!("build-{}", key.hex());
         let mut patience = FIRST_LOOK;
         loop {
-            // Two system calls: not worth another thread.
-            if let Some(alone) = self.store.try_name(&name)? {
+            let alone = match fresh {
+                true => Ours::of(self, key).map(Alone::Here),
+                // Some system calls: not worth another thread.
+                false => self.store.try_name(&name)?.map(Alone::Everywhere),
+            };
+            if let Some(alone) = alone {
                 return Ok(alone);
             }
             tokio::select! {
@@ -190,12 +196,73 @@ impl Session {
     }
 }
 
+/// The right to a key.
+enum Alone {
+    Everywhere(#[allow(dead_code)] NameLock),
+    Here(#[allow(dead_code)] Ours),
+}
+
+/// A key that nobody else of the build is at work on.
+struct Ours(Arc<Session>, Digest);
+
+impl Ours {
+    fn of(session: &Arc<Session>, key: &Digest) -> Option<Self> {
+        let mut taken = session.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_free = taken.insert(key.clone());
+        is_free.then(|| Self(session.clone(), key.clone()))
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        let mut taken = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.remove(&self.1);
+    }
+}
+
+/// Runs something that blocks, on a thread that may.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
 ) -> Result<T, BuildError> {
+    if MAY_BLOCK.get() {
+        return work();
+    }
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(BuildError::Internal(error.to_string())))
+}
+
+thread_local! {
+    /// Whether this thread is one that may block.
+    static MAY_BLOCK: Cell<bool> = const { Cell::new(false) };
+}
+
+struct MayBlock;
+
+impl MayBlock {
+    fn here() -> Self {
+        MAY_BLOCK.set(true);
+        Self
+    }
+}
+
+impl Drop for MayBlock {
+    fn drop(&mut self) {
+        MAY_BLOCK.set(false);
+    }
+}
+
+/// Runs what blocks again and again on one thread: to wake another each time takes longer than a
+/// small step.
+pub(crate) async fn on_one_thread<T: Send + 'static>(
+    work: impl Future<Output = Result<T, BuildError>> + Send + 'static,
+) -> Result<T, BuildError> {
+    let runtime = tokio::runtime::Handle::current();
+    blocking(move || {
+        let _here = MayBlock::here();
+        runtime.block_on(work)
+    })
+    .await
 }
 
 /// Builds.
@@ -540,7 +607,7 @@ async fn begin(
         source: outlines[0].source.clone(),
         cache: parts.cache.clone(),
         sandboxing: parts.sandboxing.clone(),
-        id: rand::random(),
+        keys: Mutex::default(),
         no_cache: request.no_cache,
         hosts: request.extra_hosts,
         secrets: request.secrets,

@@ -7,14 +7,25 @@ use corten_oci::{DiffId, Digest};
 use tokio::sync::watch;
 
 use super::steps::Turn;
-use super::{Session, StageResult};
+use super::{Session, StageResult, on_one_thread};
 use crate::error::BuildError;
 use crate::export::{self, StageOutput};
 use crate::keys;
 use crate::plan::{Base, BaseImage, CopyFrom, ImageKey, Op, Plan, RunMount, StagePlan, Step};
 use crate::progress::StepResult;
 
+/// So many steps that may block are worth a thread of their own.
+const MANY: usize = 3;
+
+/// What a stage has come to.
+struct State {
+    output: StageOutput,
+    /// What the last step is shown as.
+    shown: Digest,
+}
+
 /// A stage to be run.
+#[derive(Clone)]
 pub(super) struct StageRun {
     pub(super) session: Arc<Session>,
     pub(super) plan: Arc<Plan>,
@@ -30,54 +41,100 @@ impl StageRun {
             .ok_or_else(|| BuildError::Internal("a stage that is not planned".to_owned()))
     }
 
-    pub(super) async fn run(&self) -> Result<StageOutput, BuildError> {
-        let stage = self.stage()?;
-        let mut output = self.base(stage).await?;
-        let mut shown = keys::state(&output.layers);
-        let last = stage.steps.len().checked_sub(1);
-        for (number, step) in stage.steps.iter().enumerate() {
-            self.session.cancel.check()?;
-            if step.op == Op::Config {
-                // A trigger's change of the configuration is no step of anybody's.
-                let instruction = step.instruction.as_ref();
-                let vertex = instruction.map(|_| self.session.vertex(&step.name, instruction));
-                output.push(step, None);
-                shown = chained(&shown, step);
-                let id = self.shown(stage, &output, &shown, last == Some(number))?;
-                if let Some(vertex) = vertex {
-                    vertex.done(true, StepResult { id, layer: None });
-                }
+    pub(super) async fn run(self) -> Result<StageOutput, BuildError> {
+        let output = self.base(self.stage()?).await?;
+        let mut state = State {
+            shown: keys::state(&output.layers),
+            output,
+        };
+        let mut next = 0;
+        loop {
+            let rest = self.stage()?.steps.get(next..).unwrap_or_default();
+            let ready = rest.iter().take_while(|step| self.is_ready(&step.op));
+            let ready = &rest[..ready.count()];
+            if rest.is_empty() {
+                return Ok(state.output);
+            }
+            // What is cached is found without anything that blocks, but for what reads a context.
+            let blocking = ready.iter().filter(|step| step.op != Op::Config).count();
+            if blocking < MANY && !ready.iter().any(|step| reads_context(&step.op)) {
+                self.step(next, &mut state).await?;
+                next += 1;
                 continue;
             }
-            let sources = self.sources(&step.op).await?;
-            let vertex = self.session.vertex(&step.name, step.instruction.as_ref());
-            let solved = self
-                .session
-                .clone()
-                .step(Turn {
-                    plan: self.plan.clone(),
-                    at: (self.index, number),
-                    layers: output.layers.clone(),
-                    sources,
-                    vertex: vertex.id(),
-                })
-                .await;
-            let solved = match solved {
-                Ok(solved) => solved,
-                Err(error) => {
-                    vertex.failed(&error);
-                    return Err(error);
+            let (run, steps) = (self.clone(), next..next + ready.len());
+            next = steps.end;
+            state = on_one_thread(async move {
+                for step in steps {
+                    run.step(step, &mut state).await?;
                 }
-            };
-            let (layer, cached) = (solved.output.layer.clone(), solved.cached);
-            if let Some(key) = solved.key() {
-                shown = key.clone();
-            }
-            output.push(step, Some(solved.output));
-            let id = self.shown(stage, &output, &shown, last == Some(number))?;
-            vertex.done(cached, StepResult { id, layer });
+                Ok(state)
+            })
+            .await?;
         }
-        Ok(output)
+    }
+
+    /// Whether a step waits for nobody, as a rule, and may well take less time than to wake a
+    /// thread for it.
+    fn is_ready(&self, op: &Op) -> bool {
+        match op {
+            Op::Config | Op::Workdir(_) => true,
+            Op::Run(_) => false,
+            Op::Copy(op) => {
+                op.remotes.is_empty()
+                    && match &op.from {
+                        CopyFrom::Context | CopyFrom::Named(_) | CopyFrom::Image(_) => true,
+                        CopyFrom::Stage(index) => self.others[*index].borrow().is_some(),
+                    }
+            }
+        }
+    }
+
+    async fn step(&self, number: usize, state: &mut State) -> Result<(), BuildError> {
+        let stage = self.stage()?;
+        let step = &stage.steps[number];
+        let is_last = number + 1 == stage.steps.len();
+        self.session.cancel.check()?;
+        if step.op == Op::Config {
+            // A trigger's change of the configuration is no step of anybody's.
+            let instruction = step.instruction.as_ref();
+            let vertex = instruction.map(|_| self.session.vertex(&step.name, instruction));
+            state.output.push(step, None);
+            state.shown = chained(&state.shown, step);
+            let id = self.shown(stage, &state.output, &state.shown, is_last)?;
+            if let Some(vertex) = vertex {
+                vertex.done(true, StepResult { id, layer: None });
+            }
+            return Ok(());
+        }
+        let sources = self.sources(&step.op).await?;
+        let vertex = self.session.vertex(&step.name, step.instruction.as_ref());
+        let solved = self
+            .session
+            .clone()
+            .step(Turn {
+                plan: self.plan.clone(),
+                at: (self.index, number),
+                layers: state.output.layers.clone(),
+                sources,
+                vertex: vertex.id(),
+            })
+            .await;
+        let solved = match solved {
+            Ok(solved) => solved,
+            Err(error) => {
+                vertex.failed(&error);
+                return Err(error);
+            }
+        };
+        let (layer, cached) = (solved.output.layer.clone(), solved.cached);
+        if let Some(key) = solved.key() {
+            state.shown = key.clone();
+        }
+        state.output.push(step, Some(solved.output));
+        let id = self.shown(stage, &state.output, &state.shown, is_last)?;
+        vertex.done(cached, StepResult { id, layer });
+        Ok(())
     }
 
     /// What a step is shown as: the image's id at the end of the target.
@@ -156,6 +213,14 @@ impl StageRun {
         }
         Ok(sources)
     }
+}
+
+/// Whether a step reads files of a context, be it to find out whether it is cached.
+fn reads_context(op: &Op) -> bool {
+    let Op::Copy(op) = op else {
+        return false;
+    };
+    matches!(op.from, CopyFrom::Context | CopyFrom::Named(_))
 }
 
 /// What a step that only changes the configuration is shown as.
