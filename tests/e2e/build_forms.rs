@@ -104,6 +104,40 @@ fn layers_are_compressed_as_they_are_wanted() {
 }
 
 #[test]
+fn layers_of_which_each_file_can_be_had() {
+    let engine = Engine::with_alpine();
+    let dockerfile = "FROM alpine\nCOPY a /a\n";
+    let context = engine.context("lazy", &[("Dockerfile", dockerfile), ("a", "text\n")]);
+    let lazy = |tag: &str, options: &str| {
+        let options = format!("compression=estargz{options}");
+        manifest(&engine, &context, tag, &options)
+    };
+    let tables = |manifest: &Value| -> Vec<bool> {
+        let layers = manifest["layers"].as_array().unwrap().iter();
+        let key = "containerd.io/snapshot/stargz/toc.digest";
+        let table = |layer: &Value| layer["annotations"][key].is_string();
+        layers.map(table).collect()
+    };
+    let all = lazy("all", ",force-compression=true");
+    assert_eq!(types(&all), ["tar+gzip", "tar+gzip"], "{all}");
+    assert_eq!(tables(&all), [true, true], "{all}");
+    // What is compressed already stays so, as nobody says otherwise.
+    engine.ok(["save", "-o", path(&engine.path("saved.tar")), "alpine"]);
+    let some = lazy("some", "");
+    assert_eq!(tables(&some), [false, true], "{some}");
+    assert_eq!(lazy("again", ""), some);
+    assert_eq!(engine.ok(["run", "--rm", "all", "cat", "/a"]), "text");
+    let table = engine.ok(["run", "--rm", "all", "cat", "/stargz.index.json"]);
+    assert!(table.contains("\"name\":\"a\""), "{table}");
+    let args = ["build", "-o", "type=image,compression=estargz"];
+    let args = args.iter().copied();
+    let args = args.chain(["--cache-to=type=inline", path(&context)]);
+    let wrong = engine.fails(1, args);
+    assert!(wrong.contains("inline cache"), "{wrong}");
+    engine.assert_clean();
+}
+
+#[test]
 fn nothing_but_the_cache() {
     let engine = Engine::with_alpine();
     let dockerfile = "FROM alpine\nRUN --mount=type=cache,target=/c echo made > /made\n";

@@ -50,7 +50,7 @@ pub use images::{
 };
 pub use layers::{
     Bulk, Change, ChangeKind, Composer, Described, LayerBlob, LayerForm, LayerInfo, Layers, Merged,
-    Squeeze, Squeezer, Upper, WorkDir,
+    Squeeze, Squeezer, Stargz, Upper, WorkDir,
 };
 pub use leases::{Lease, Leases};
 pub use mapping::{Mapping, as_owner};

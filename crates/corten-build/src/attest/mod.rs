@@ -8,12 +8,13 @@
 mod packages;
 mod provenance;
 mod sbom;
+mod stargz;
 mod wanted;
 
 use std::collections::BTreeMap;
 
 use corten_oci::{DiffId, Digest, ImageRef, Platform, media_type};
-use corten_store::{LayerBlob, Made, Store};
+use corten_store::{LayerBlob, Made, Stargz, Store};
 use serde_json::{Value, json};
 
 use crate::error::BuildError;
@@ -24,11 +25,16 @@ pub use wanted::{
 
 pub(crate) use provenance::{Facts, Material, predicate};
 pub(crate) use sbom::scan;
+pub(crate) use stargz::make as stargz;
 
 /// In-toto's statements (in-toto attestation framework, `statement.md`).
 const STATEMENT: &str = "https://in-toto.io/Statement/v1";
 const IN_TOTO: &str = "application/vnd.in-toto+json";
 const ARTIFACT: &str = "application/vnd.docker.attestation.manifest.v1+json";
+/// Of layers that are eStargz: the digest of its table (containerd/stargz-snapshotter), and bytes
+/// when it is unpacked (containers/storage, as BuildKit has it).
+const TABLE: &str = "containerd.io/snapshot/stargz/toc.digest";
+const SIZE: &str = "io.containers.estargz.uncompressed-size";
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 /// A claim about an image.
@@ -42,6 +48,8 @@ pub(crate) struct Claim {
 pub(crate) struct Subject<'a> {
     pub(crate) document: &'a [u8],
     pub(crate) layers: &'a [DiffId],
+    /// Those of the layers that were made eStargz.
+    pub(crate) stargz: &'a [Stargz],
     pub(crate) platform: &'a Platform,
     pub(crate) names: &'a [ImageRef],
 }
@@ -131,8 +139,18 @@ fn manifest(
 ) -> Result<(Stored, Vec<Digest>), BuildError> {
     let (mut layers, mut blobs) = (Vec::new(), Vec::new());
     for layer in subject.layers {
-        let blob = store.layers().compress_as(layer, wanted.squeeze())?;
-        layers.push(described(&blob));
+        let stargz = subject.stargz.iter().find(|made| made.diff_id == *layer);
+        let blob = match stargz {
+            Some(made) => made.blob.clone(),
+            None => store.layers().compress_as(layer, wanted.squeeze())?,
+        };
+        let mut descriptor = described(&blob);
+        if let Some(made) = stargz {
+            let size = made.uncompressed.to_string();
+            let words = [(TABLE, made.table.as_str()), (SIZE, size.as_str())];
+            annotate(&mut descriptor, &words.into());
+        }
+        layers.push(descriptor);
         blobs.push(blob.digest);
     }
     let config = store.blobs().put_bytes(subject.document)?;
@@ -309,6 +327,7 @@ mod tests {
         let names = ["example.org/app:1".parse().unwrap()];
         let host = Platform::normalised("linux", "amd64", None);
         let subject = Subject {
+            stargz: &[],
             document: b"{}",
             layers: &layers,
             platform: &host,

@@ -46,6 +46,8 @@ pub enum Compressor {
     Gzip,
     /// Zstandard
     Zstd,
+    /// gzip of which each file can be had by itself.
+    Estargz,
 }
 
 /// One annotation.
@@ -117,12 +119,21 @@ impl Attest {
         Squeeze {
             with: match layers.with {
                 Compressor::Uncompressed => Squeezer::Plain,
-                Compressor::Gzip => Squeezer::Gzip,
+                // Those that stay as they are.
+                Compressor::Gzip | Compressor::Estargz => Squeezer::Gzip,
                 Compressor::Zstd => Squeezer::Zstd,
             },
             level: layers.level,
             force: layers.force,
         }
+    }
+
+    /// Whether layers are to be eStargz, and how: at which level, and whether also those that are
+    /// compressed otherwise already.
+    pub(crate) fn stargz(&self) -> Option<(Option<u32>, bool)> {
+        let layers = self.layers.filter(|l| l.with == Compressor::Estargz)?;
+        let level = layers.level.and_then(|level| u32::try_from(level).ok());
+        Some((level, layers.force))
     }
 
     fn attests(&self) -> bool {

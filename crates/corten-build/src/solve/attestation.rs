@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError};
 
 use corten_oci::{DiffId, Digest, ImageRef, Platform};
-use corten_store::Made;
+use corten_store::{Made, Stargz};
 
 use super::{Session, Target};
 use crate::attest::{self, Attest, Claim, Facts, Material, Subject};
@@ -32,6 +32,8 @@ pub(super) struct Asked {
 pub(super) struct Stored {
     document: Vec<u8>,
     layers: Vec<DiffId>,
+    /// Those of them that were made eStargz.
+    stargz: Vec<Stargz>,
     platform: Platform,
     facts: Option<Facts>,
 }
@@ -97,6 +99,7 @@ impl Session {
         Ok(Stored {
             document: self.document(plan, super::target(plan)?, output)?,
             layers: output.layers.clone(),
+            stargz: Vec::new(),
             platform: plan.platform.clone(),
             facts: facts.map(|_| self.facts(plan, &target.images)),
         })
@@ -113,11 +116,19 @@ impl Session {
         self.blocking(move || {
             let store = &session.store;
             let attest = &session.asked.attest;
+            let mut images = images;
+            if let Some(how) = attest.stargz() {
+                for image in &mut images {
+                    let (document, layers) = (&mut image.document, &mut image.layers);
+                    image.stargz = attest::stargz(store, document, layers, how)?;
+                }
+            }
             let mut subjects = Vec::new();
             for image in &images {
                 let subject = Subject {
                     document: &image.document,
                     layers: &image.layers,
+                    stargz: &image.stargz,
                     platform: &image.platform,
                     names: &names,
                 };

@@ -402,6 +402,13 @@ async fn targets(
     if !no_image {
         let platforms: Vec<&Platform> = plans.iter().map(|plan| &plan.platform).collect();
         session.asked.attest.check(&platforms, several)?;
+        if session.inline && session.asked.attest.stargz().is_some() {
+            return Err(BuildError::Invalid(
+                "compression=estargz makes other layers of an image's, which its inline cache \
+                 does not know: use --cache-to type=local or registry"
+                    .to_owned(),
+            ));
+        }
     }
     for message in plans.iter().take(1).flat_map(|plan| &plan.warnings) {
         warn(&session.events, message.clone());

@@ -21,6 +21,7 @@ mod rows;
 mod settle;
 mod sparse_write;
 mod squeeze;
+mod stargz;
 mod tar_header;
 mod tar_write;
 mod walk;
@@ -61,6 +62,7 @@ pub use driver::LayerForm;
 pub use entry::{Attributes, WHITEOUT, attributes};
 pub use mount::Upper;
 pub use squeeze::{Squeeze, Squeezer};
+pub use stargz::Stargz;
 pub use work::WorkDir;
 pub use xattr::{may_be_in_a_layer, set as set_attribute};
 

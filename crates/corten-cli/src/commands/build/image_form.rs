@@ -38,14 +38,10 @@ impl ImageForm {
             "oci-mediatypes" => truth(key, value).map(|on| self.oci = Some(on)),
             "force-compression" => truth(key, value).map(|on| self.force = Some(on)),
             "compression" => match value {
-                "uncompressed" | "gzip" | "zstd" => {
+                "uncompressed" | "gzip" | "zstd" | "estargz" => {
                     self.compression = Some(value.to_owned());
                     Ok(())
                 }
-                "estargz" => Err(
-                    "compression=estargz is not supported: gzip, zstd or uncompressed are"
-                        .to_owned(),
-                ),
                 _ => Err(format!("unsupported layer compression type {value:?}")),
             },
             "compression-level" => match value.parse() {
@@ -180,11 +176,12 @@ mod tests {
         let zstd = form(&[("Compression", "zstd"), ("compression-level", "19")]).unwrap();
         let told = serde_json::json!(zstd.compression().unwrap()).to_string();
         assert_eq!(told, r#"{"with":"zstd","level":19,"force":false}"#);
+        let estargz = form(&[("compression", "estargz")]).unwrap();
+        assert_eq!(estargz.compression().unwrap().with, "estargz");
         let again = form(&[("force-compression", "true")]).unwrap();
         assert_eq!(again.compression().unwrap().with, "gzip");
         for (key, value, why) in [
             ("compression", "lzma", "unsupported layer compression type"),
-            ("compression", "estargz", "is not supported"),
             ("compression-level", "much", "non-integer value"),
             ("force-compression", "yes", "neither true nor false"),
             ("annotation", "x", "unknown"),
