@@ -12,31 +12,13 @@ cd "$(dirname "$0")/.."
 corten=$(realpath "$1")
 rounds=${2:-5}
 files=${3:-100000}
-report=bench/report.md
-work=$(mktemp -d "${TMPDIR:-/tmp}/corten-build.XXXXXX")
-export DOCKER_CONFIG=$work/docker-config CORTEN_ROOT=$work/root
-unset DOCKER_HOST DOCKER_CONTEXT
-mkdir -p "$DOCKER_CONFIG"
-echo "{}" >"$DOCKER_CONFIG/config.json"
-pids=()
-
-cleanup() {
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  wait 2>/dev/null || true
-  for root in root base; do "$corten" --root "$work/$root" system reset --force >/dev/null 2>&1 || true; done
-  # buildah leaves its storage mounted; dockerd's mounts went with its namespace.
-  grep " $work/" /proc/self/mounts | cut -d' ' -f2 | sort -r | while read -r point; do umount "$point"; done || true
-  rm -rf "$work"
-}
-trap cleanup EXIT
+report=${REPORT:-bench/report.md}
+. bench/peers.sh
+begin build
+trap 'undo root base' EXIT
 
 echo "Setting up: images, contexts, engines"
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-registry=127.0.0.1:$port
-"$corten" registry serve --listen "$registry" --root "$work/registry" >"$work/registry.log" 2>&1 &
-pids+=($!)
-for _ in $(seq 100); do (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break; sleep 0.05; done
-scripts/base-images.sh "$corten" "$work/base" "$registry" all
+serve_images
 for image in alpine:latest golang:1.19-alpine; do
   "$corten" pull -q "$registry/library/$image" >/dev/null
   "$corten" tag "$registry/library/$image" "$image"
@@ -45,20 +27,8 @@ done
 # A peer that cannot be set up is left out, and so is one that hangs: nothing of the others is lost.
 patient() { timeout 300 "$@"; }
 
-# Docker's engine in a network of its own: it would change this host's firewall otherwise.
-docker=""
-if command -v dockerd >/dev/null 2>&1 && [ -x /usr/bin/docker ]; then
-  unshare -n -m sh -c "ip link set lo up; exec dockerd --data-root $work/docker/data \
-    --exec-root $work/docker/exec -H unix://$work/docker.sock --pidfile $work/docker.pid" \
-    >"$work/dockerd.log" 2>&1 &
-  dockerd=$!
-  pids+=("$dockerd")
-  docker="/usr/bin/docker -H unix://$work/docker.sock" # Debian's, which speaks BuildKit's sessions
-  for _ in $(seq 300); do $docker info >/dev/null 2>&1 && break; sleep 0.1; done
-  nsenter --net="/proc/$dockerd/ns/net" "$corten" registry serve --listen "$registry" \
-    --root "$work/registry" --read-only >"$work/registry-docker.log" 2>&1 &
-  pids+=($!)
-  sleep 1
+DOCKER=/usr/bin/docker # Debian's, which speaks BuildKit's sessions
+if start_docker; then
   for image in alpine:latest golang:1.19-alpine; do
     if ! { patient $docker pull -q "$registry/library/$image" >/dev/null &&
       patient $docker tag "$registry/library/$image" "$image"; }; then
@@ -103,10 +73,9 @@ write(f"{work}/stages/Dockerfile", "".join(
 write(f"{work}/chain/Dockerfile", "FROM alpine\n" + "".join(f"RUN sleep 0.5; echo >/{n}\n" for n in range(4)))
 PYTHON
 
-{
-  python3 - "$work" "$corten" "$docker" "$buildah" "$rounds" "$files" <<'PYTHON'
+python3 - "$work" "$corten" "$docker" "$buildah" "$rounds" "$files" "$report" <<'PYTHON'
 import os, statistics, subprocess, sys, time
-work, corten, docker, buildah, rounds, files = sys.argv[1:]
+work, corten, docker, buildah, rounds, files, report = sys.argv[1:]
 rounds, files = int(rounds), int(files)
 builders = {"Corten": ([corten, "build", "-q"], {})}
 if docker:
@@ -149,7 +118,22 @@ def measure(context, *flags, before=lambda: None, warm=True, rounds=rounds, with
                 times[who].append(build(who, context, *flags))
     return {who: statistics.median(t) if t and None not in t else None for who, t in times.items()}
 
-rows = []
+versions = []
+if docker:
+    versions.append("docker " + subprocess.check_output(docker.split() + ["version", "-f", "{{.Server.Version}}"], text=True).strip())
+if buildah:
+    versions.append(subprocess.check_output(["buildah", "--version"], text=True).split(" (")[0] + " (`--isolation chroot`)")
+rows, targets = [], []
+def tell():
+    """Writes the section as far as there are rows; of a run that ends early, too."""
+    load = os.getloadavg()
+    lines = ["## Builds\n",
+             f"`bench/build.sh`: medians of {rounds} (of 3 and of 1 where it takes long), taking turns, {os.cpu_count()} cores, kernel {os.uname().release}, {time.strftime('%Y-%m-%d')}; load average at the end {load[0]:.1f} (1 min), {load[2]:.1f} (15 min).",
+             "Peers: " + ", ".join(versions) + ".\n",
+             "| work | " + " | ".join(builders) + " |\n|---|" + "---|" * len(builders), *rows,
+             "\nIn brackets: how many times as long. Targets, with their bounds:\n",
+             *(f"- {line}" for line in targets)]
+    subprocess.run(["bench/section.py", report], input="\n".join(lines), text=True, check=True)
 def row(title, times, by=1):
     ours = times["Corten"]
     cells = []
@@ -162,6 +146,7 @@ def row(title, times, by=1):
             cells.append(f"{took / by * 1000:.1f} ms{ratio}")
     rows.append(f"| {title} | " + " | ".join(cells) + " |")
     print(rows[-1], file=sys.stderr, flush=True)
+    tell()
 
 # buildah cannot run the walkthrough's compiler in a chroot of some hosts: it says so.
 hello = measure("hello")
@@ -197,7 +182,6 @@ stages = measure("stages", "--no-cache", warm=False, rounds=few)
 row("a chain of four steps of 0.5 s", chain)
 row("four such chains in stages of their own", stages)
 
-targets = []
 def target(text, value, bound, form="{:.1f}"):
     """Below the bound; `None`: not measured."""
     if value is not None:
@@ -219,21 +203,6 @@ target("10,000 files, ms (50)", ms(small), 50)
 target("check of the large context, of Docker's transfer (1/5)", ratio(large, *both), 1 / 5, "{:.3f}")
 if chain.get("Corten") and stages.get("Corten"):
     target("stages at once, of the longest chain (1.15)", stages["Corten"] / chain["Corten"], 1.15, "{:.2f}")
-kernel = os.uname().release
-load = os.getloadavg()
-print("## Builds\n")
-print(f"`bench/build.sh`: medians of {rounds} (of 3 and of 1 where it takes long), taking turns, {os.cpu_count()} cores, kernel {kernel}, {time.strftime('%Y-%m-%d')}; load average at the end {load[0]:.1f} (1 min), {load[2]:.1f} (15 min).")
-versions = []
-if docker:
-    versions.append("docker " + subprocess.check_output(docker.split() + ["version", "-f", "{{.Server.Version}}"], text=True).strip())
-if buildah:
-    versions.append(subprocess.check_output(["buildah", "--version"], text=True).split(" (")[0] + " (`--isolation chroot`)")
-print("Peers: " + ", ".join(versions) + ".\n")
-print("| work | " + " | ".join(builders) + " |\n|---|" + "---|" * len(builders))
-print("\n".join(rows))
-print("\nIn brackets: how many times as long. Targets, with their bounds:\n")
-print("\n".join(f"- {line}" for line in targets))
+tell()
 PYTHON
-} >"$work/section"
-cat "$work/section"
-bench/section.py "$report" <"$work/section"
+awk '/^## / { shown = /^## Builds/ } shown' "$report"

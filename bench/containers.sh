@@ -14,38 +14,23 @@ many=${3:-200}
 most=500
 rounds=3
 each=$(((runs + rounds - 1) / rounds))
-report=bench/report.md
-work=$(mktemp -d "${TMPDIR:-/tmp}/corten-containers.XXXXXX")
-export CORTEN_ROOT=$work/root DOCKER_CONFIG=$work/docker-config
-unset DOCKER_HOST DOCKER_CONTEXT
-mkdir -p "$work/results" "$DOCKER_CONFIG"
-echo "{}" >"$DOCKER_CONFIG/config.json" # podman insists on the file
-pids=()
+report=${REPORT:-bench/report.md}
+. bench/peers.sh
+begin containers
 
 cleanup() {
-  # While their engines still live: shims and conmons would outlive them.
-  [ -z "${docker:-}" ] || $docker ps -aq 2>/dev/null | xargs -r $docker rm -f >/dev/null 2>&1 || true
+  # While its storage is there: conmons would outlive it.
   [ -z "${podman:-}" ] || $podman rm -af -t 0 >/dev/null 2>&1 || true
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  wait 2>/dev/null || true
-  for root in root base; do "$corten" --root "$work/$root" system reset --force >/dev/null 2>&1 || true; done
-  # Podman leaves its storage mounted; dockerd's mounts went with its namespace.
-  grep " $work/" /proc/self/mounts | cut -d' ' -f2 | sort -r | while read -r point; do umount "$point"; done || true
-  rm -rf "$work"
+  undo root base
 }
 trap cleanup EXIT
 
 echo "Setting up: images, engines"
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-registry=127.0.0.1:$port
-"$corten" registry serve --listen "$registry" --root "$work/registry" >"$work/registry.log" 2>&1 &
-pids+=($!)
-for _ in $(seq 100); do (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break; sleep 0.05; done
-scripts/base-images.sh "$corten" "$work/base" "$registry" all
+serve_images
 image=$registry/library/alpine:latest
 "$corten" pull -q "$image" >/dev/null
 
-podman="" docker=""
+podman=""
 if command -v podman >/dev/null 2>&1; then
   podman="podman --root $work/podman --runroot $work/podman-run --cgroup-manager=cgroupfs"
   # Its default limits are above what an unprivileged machine may set; crun of Debian 12
@@ -55,20 +40,7 @@ if command -v podman >/dev/null 2>&1; then
   if [ ! -e /sys/fs/cgroup/cgroup.controllers ] && command -v runc >/dev/null 2>&1; then podman="$podman --runtime runc"; fi
   $podman pull -q --tls-verify=false "$image" >/dev/null || podman=""
 fi
-# Docker's engine in a network of its own: it would change this host's firewall otherwise. The
-# same registry, read only, answers there under the same name.
-if command -v dockerd >/dev/null 2>&1 && command -v docker >/dev/null 2>&1; then
-  unshare -n -m sh -c "ip link set lo up; exec dockerd --data-root $work/docker/data \
-    --exec-root $work/docker/exec -H unix://$work/docker.sock --pidfile $work/docker.pid" \
-    >"$work/dockerd.log" 2>&1 &
-  dockerd=$!
-  pids+=("$dockerd")
-  docker="docker -H unix://$work/docker.sock"
-  for _ in $(seq 300); do $docker info >/dev/null 2>&1 && break; sleep 0.1; done
-  nsenter --net="/proc/$dockerd/ns/net" "$corten" registry serve --listen "$registry" \
-    --root "$work/registry" --read-only >"$work/registry-docker.log" 2>&1 &
-  pids+=($!)
-  sleep 0.5
+if start_docker; then
   $docker pull -q "$image" >/dev/null 2>&1 || docker=""
 fi
 
@@ -95,6 +67,21 @@ print(statistics.median(times) if times else "failed")' "$work/results/$test-$na
   done
 }
 
+# tell [LINE...]: the section as far as there are rows; of a run that ends early, too.
+tell() {
+  {
+    echo "## Containers"
+    echo
+    echo "\`bench/containers.sh\`: medians of $runs runs, taking turns, $(nproc) cores, kernel $(uname -r), $(date -u +%F); load $(cut -d' ' -f1-3 /proc/loadavg) at the end. In brackets: how many times as long the peer takes."
+    echo "Peers: $(dockerd --version 2>/dev/null || echo no docker engine), $(podman --version 2>/dev/null || echo no podman)."
+    echo
+    echo "| | Corten | docker | podman |"
+    echo "|---|---|---|---|"
+    printf '%s\n' "${rows[@]}"
+    echo
+    printf '%s\n' "$@"
+  } | bench/section.py "$report"
+}
 rows=()
 row() { # row TITLE TEST
   local name cells=()
@@ -111,6 +98,7 @@ else:
   done
   rows+=("| $1 | ${cells[0]} | ${cells[1]} | ${cells[2]} |")
   echo "${rows[-1]}"
+  tell
 }
 
 measure run-bridge "run --rm $image true"
@@ -175,17 +163,6 @@ begin=$(date +%s.%N)
 "$corten" ps -aq | xargs "$corten" rm -f >/dev/null
 gone=$(python3 -c "import time; print(f'{time.time() - $begin:.1f}')")
 
-{
-  echo "## Containers"
-  echo
-  echo "\`bench/containers.sh\`: medians of $runs runs, taking turns, $(nproc) cores, kernel $(uname -r), $(date -u +%F); load $(cut -d' ' -f1-3 /proc/loadavg) at the end. In brackets: how many times as long the peer takes."
-  echo "Peers: $(dockerd --version 2>/dev/null || echo no docker engine), $(podman --version 2>/dev/null || echo no podman)."
-  echo
-  echo "| | Corten | docker | podman |"
-  echo "|---|---|---|---|"
-  printf '%s\n' "${rows[@]}"
-  echo
-  echo "Memory (PSS) of the process beside a container with a published port: $one MiB when alone,"
-  echo "$each_of_many MiB each beside $most others. $running containers at once, started in $took s, removed in $gone s."
-} | bench/section.py "$report"
-sed -n '/^## Containers/,/^## /p' "$report" | sed '$d'
+tell "Memory (PSS) of the process beside a container with a published port: $one MiB when alone," \
+  "$each_of_many MiB each beside $most others. $running containers at once, started in $took s, removed in $gone s."
+awk '/^## / { shown = /^## Containers/ } shown' "$report"

@@ -11,36 +11,19 @@ cd "$(dirname "$0")/.."
 corten=$(realpath "$1")
 questions=${2:-5000}
 report=${REPORT:-bench/report.md}
-work=$(mktemp -d "${TMPDIR:-/tmp}/corten-dns.XXXXXX")
-export CORTEN_ROOT=$work/root DOCKER_CONFIG=$work/docker-config
-unset DOCKER_HOST DOCKER_CONTEXT
-mkdir -p "$DOCKER_CONFIG" "$work/image"
-dockerd=""
-
-cleanup() {
-  [ -z "$dockerd" ] || docker -H "unix://$work/docker.sock" ps -aq 2>/dev/null |
-    xargs -r docker -H "unix://$work/docker.sock" rm -f >/dev/null 2>&1 || true
-  [ -z "$dockerd" ] || kill "$dockerd" 2>/dev/null || true
-  wait 2>/dev/null || true
-  "$corten" system reset --force >/dev/null 2>&1 || true
-  rm -rf "$work"
-}
-trap cleanup EXIT
+. bench/peers.sh
+begin dns
+mkdir "$work/image"
+trap 'undo root' EXIT
 
 cp "$(command -v busybox)" "$work/image/busybox"
 printf 'FROM scratch\nCOPY busybox /busybox\n' >"$work/image/Dockerfile"
 "$corten" build -q -t bench "$work/image" >/dev/null
 declare -A call=([corten]="$corten")
 contenders="corten"
-if command -v dockerd >/dev/null 2>&1 && command -v docker >/dev/null 2>&1; then
-  # In a network of its own: it would change this host's firewall otherwise.
-  unshare -n -m sh -c "ip link set lo up; exec dockerd --data-root $work/docker/data \
-    --exec-root $work/docker/exec -H unix://$work/docker.sock --pidfile $work/docker.pid" \
-    >"$work/dockerd.log" 2>&1 &
-  dockerd=$!
-  call[docker]="docker -H unix://$work/docker.sock"
-  for _ in $(seq 300); do ${call[docker]} info >/dev/null 2>&1 && break; sleep 0.1; done
-  "$corten" save bench | ${call[docker]} load -q >/dev/null && contenders="corten docker"
+if start_docker; then
+  call[docker]=$docker
+  "$corten" save bench | $docker load -q >/dev/null && contenders="corten docker"
 fi
 declare -A pid=()
 for name in $contenders; do

@@ -17,26 +17,16 @@ corten=$(realpath "$1")
 rounds=${2:-9}
 seconds=${SECONDS_EACH:-1}
 many=200
-report=bench/report.md
-work=$(mktemp -d "${TMPDIR:-/tmp}/corten-network.XXXXXX")
-export CORTEN_ROOT=$work/root DOCKER_CONFIG=$work/docker-config
-unset DOCKER_HOST DOCKER_CONTEXT
-mkdir -p "$work/results" "$DOCKER_CONFIG"
-echo "{}" >"$DOCKER_CONFIG/config.json"
-pids=()
+report=${REPORT:-bench/report.md}
+. bench/peers.sh
+begin network
 # Each contender: the process whose namespace is its host, its LAN, and what runs its command line.
 declare -A host=() lan=() call=()
 
 cleanup() {
-  # While its engine still lives: shims would outlive it.
-  [ -z "${call[docker]:-}" ] || ${call[docker]} ps -aq 2>/dev/null | xargs -r ${call[docker]} rm -f >/dev/null 2>&1 || true
-  # The namespace may have been ended before this, with a whole group of processes.
-  [ -z "${call[corten]:-}" ] || ${call[corten]} system reset --force >/dev/null 2>&1 ||
-    "$corten" system reset --force >/dev/null 2>&1 || true
-  "$corten" --root "$work/base" system reset --force >/dev/null 2>&1 || true
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  wait 2>/dev/null || true
-  rm -rf "$work"
+  # In its network, unless that was ended before this, with a whole group of processes.
+  [ -z "${call[corten]:-}" ] || ${call[corten]} system reset --force >/dev/null 2>&1 || true
+  undo root base
 }
 trap cleanup EXIT
 
@@ -65,12 +55,7 @@ beside() { # beside NAME: a LAN for that contender's host
 }
 
 echo "Setting up: images, engines"
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-registry=127.0.0.1:$port
-"$corten" registry serve --listen "$registry" --root "$work/registry" >"$work/registry.log" 2>&1 &
-pids+=($!)
-for _ in $(seq 100); do (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break; sleep 0.05; done
-scripts/base-images.sh "$corten" "$work/base" "$registry" all
+serve_images
 image=$registry/library/alpine:latest
 "$corten" pull -q "$image" >/dev/null
 contenders="bare corten"
@@ -78,24 +63,10 @@ namespace
 host[corten]=$space
 beside corten
 call[corten]="nsenter --net=/proc/${host[corten]}/ns/net $corten"
-if command -v dockerd >/dev/null 2>&1 && command -v docker >/dev/null 2>&1; then
-  unshare -n -m sh -c "ip link set lo up; exec dockerd --data-root $work/docker/data \
-    --exec-root $work/docker/exec -H unix://$work/docker.sock --pidfile $work/docker.pid" \
-    >"$work/dockerd.log" 2>&1 &
-  host[docker]=$!
-  pids+=("${host[docker]}")
-  call[docker]="docker -H unix://$work/docker.sock"
-  for _ in $(seq 300); do ${call[docker]} info >/dev/null 2>&1 && break; sleep 0.1; done
-  nsenter --net="/proc/${host[docker]}/ns/net" "$corten" registry serve --listen "$registry" \
-    --root "$work/registry" --read-only >"$work/registry-docker.log" 2>&1 &
-  pids+=($!)
-  sleep 0.5
-  if ${call[docker]} pull -q "$image" >/dev/null 2>&1; then
-    contenders="$contenders docker"
-    beside docker
-  else
-    call[docker]=
-  fi
+if start_docker && $docker pull -q "$image" >/dev/null 2>&1; then
+  host[docker]=$dockerd call[docker]=$docker
+  contenders="$contenders docker"
+  beside docker
 fi
 
 # Bare: two namespaces on a bridge, and a host that routes.
@@ -176,6 +147,19 @@ print(statistics.median(map(float, lines)) if lines else "")' "$work/results/$1-
   done
 }
 
+# The section as far as there are rows; of a run that ends early, too.
+tell() {
+  {
+    echo "## Networks"
+    echo
+    echo "\`bench/network.sh\`: medians of $rounds rounds of $seconds s, taking turns, $(nproc) cores, kernel $(uname -r), $(date -u +%F); load $(cut -d' ' -f1-3 /proc/loadavg) at the end. In brackets: of what bare links carry, or take."
+    echo "Peer: $(dockerd --version 2>/dev/null || echo no docker engine). Both sides of each connection are the same program (\`bench/network.py\`); bare is routed, with no rule."
+    echo
+    echo "| | bare | Corten | docker |"
+    echo "|---|---|---|---|"
+    printf '%s\n' "${rows[@]}"
+  } | bench/section.py "$report"
+}
 rows=()
 row() { # row TITLE UNIT TEST [YARDSTICK]: in brackets against bare, or another test of the same
   local name cells=() against
@@ -194,6 +178,7 @@ else:
   done
   rows+=("| $1 | ${cells[0]} | ${cells[1]} | ${cells[2]} |")
   echo "${rows[-1]}"
+  tell
 }
 
 measure direct host throughput WEB 8080 "$seconds"
@@ -243,14 +228,4 @@ contenders=$all
 row "one of $many published ports, from the LAN (of one alone)" MB/s many lan
 row "requests to one of $many (of one alone)" /s many-rate lan-rate
 
-{
-  echo "## Networks"
-  echo
-  echo "\`bench/network.sh\`: medians of $rounds rounds of $seconds s, taking turns, $(nproc) cores, kernel $(uname -r), $(date -u +%F); load $(cut -d' ' -f1-3 /proc/loadavg) at the end. In brackets: of what bare links carry, or take."
-  echo "Peer: $(dockerd --version 2>/dev/null || echo no docker engine). Both sides of each connection are the same program (\`bench/network.py\`); bare is routed, with no rule."
-  echo
-  echo "| | bare | Corten | docker |"
-  echo "|---|---|---|---|"
-  printf '%s\n' "${rows[@]}"
-} | bench/section.py "$report"
-sed -n '/^## Networks/,/^## /p' "$report" | sed '$d'
+awk '/^## / { shown = /^## Networks/ } shown' "$report"

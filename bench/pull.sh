@@ -18,39 +18,19 @@ rounds=${2:-5}
 images=${3:-files layers}
 percent=${PERCENT:-100}
 many=$((5 * percent))
-report=bench/report.md
-work=$(mktemp -d "${TMPDIR:-/tmp}/corten-pull.XXXXXX")
-export DOCKER_CONFIG=$work/docker CORTEN_ROOT=$work/base
-unset DOCKER_HOST DOCKER_CONTEXT
-mkdir -p "$DOCKER_CONFIG" "$work/results"
-echo "{}" >"$DOCKER_CONFIG/config.json"
+report=${REPORT:-bench/report.md}
 first=""
 if chrt -r 10 true 2>/dev/null; then first="chrt -r 10"; fi
-pids=()
+. bench/peers.sh
+begin pull
+CORTEN_ROOT=$work/base
+trap 'undo base erofs overlay' EXIT
 
-cleanup() {
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  for root in base erofs overlay; do
-    "$corten" --root "$work/$root" system reset --force >/dev/null 2>&1 || true
-  done
-  wait 2>/dev/null || true
-  # Podman leaves its storage mounted; dockerd's mounts went with its namespace.
-  grep " $work/" /proc/self/mounts | cut -d' ' -f2 | sort -r | while read -r point; do umount "$point"; done || true
-  rm -rf "$work"
-}
-trap cleanup EXIT
-
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-registry=127.0.0.1:$port
-target=127.0.0.1:$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-serve() { # serve PREFIX...: the registry to pull from, and the one to push to
-  $first "$@" "$corten" registry serve --listen "$registry" --root "$work/registry" >>"$work/registry.log" 2>&1 &
-  pids+=($!)
-  $first "$@" "$corten" registry serve --listen "$target" --root "$work/target" >>"$work/registry.log" 2>&1 &
-  pids+=($!)
-}
-serve
-for _ in $(seq 100); do (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break; sleep 0.05; done
+# The registry to pull from, and the one to push to.
+registry=127.0.0.1:$(free_port)
+target=127.0.0.1:$(free_port)
+serve "$registry" registry
+serve "$target" target
 
 echo "Setting up: images"
 python3 - "$work/images" "$percent" <<'PYTHON'
@@ -106,22 +86,9 @@ PYTHON
 "$corten" system reset --force >/dev/null
 contenders=""
 
-if command -v dockerd >/dev/null 2>&1 && command -v docker >/dev/null 2>&1; then
-  # In a network of its own: it would change this host's firewall otherwise. The same
-  # registry answers there under the same name.
-  mkdir -p "$work/engine"
-  $first unshare -n -m sh -c "ip link set lo up; exec dockerd --data-root $work/engine/data \
-    --exec-root $work/engine/exec -H unix://$work/engine/sock --pidfile $work/engine/pid \
-    --bridge=none --iptables=false" >"$work/dockerd.log" 2>&1 &
-  dockerd=$!
-  pids+=("$dockerd")
-  docker="docker -H unix://$work/engine/sock"
-  for _ in $(seq 200); do $docker info >/dev/null 2>&1 && break; sleep 0.1; done
-  if $docker info >/dev/null 2>&1; then
-    contenders="$contenders docker"
-    serve nsenter --net="/proc/$dockerd/ns/net"
-    sleep 1
-  fi
+if start_docker --bridge=none --iptables=false; then
+  contenders="$contenders docker"
+  space=$dockerd serve "$target" target
 fi
 if command -v podman >/dev/null 2>&1; then
   contenders="$contenders podman"
@@ -174,9 +141,65 @@ move() { # move IMAGE WHO
   timed "load-$1-$2" "$empty" "$call load -q -i $archive"
   rm -f "$work/saved"
 }
+# The section as far as there are results: of a run that ends early, too.
+tell() {
+  {
+    echo "## Moving images"
+    echo
+    echo "\`bench/pull.sh\`: medians of $round, taking turns, $(nproc) cores, kernel $(uname -r), $(date -u +%F); load $(cut -d' ' -f1-3 /proc/loadavg) at the end; with \`corten registry serve\` on loopback. Pulled and loaded into an empty store, and synced (by Corten); pushed to an empty registry; loaded from one and the same archive for all."
+    docker_version=$(${docker:-false} version --format 'docker {{.Server.Version}}' 2>/dev/null || echo "no docker engine")
+    echo "Peers: $docker_version, $(podman --version 2>/dev/null || echo no podman). Half of each file does not compress."
+    echo
+    python3 - "$work/results" "$contenders" "$many images" <<'PYTHON'
+import os, statistics, sys
+results, names = sys.argv[1], sys.argv[2].split()
+def runs(work, image, who):
+    path = f"{results}/{work}-{image}-{who}"
+    if not os.path.exists(path):
+        return None
+    lines = [line.split() for line in open(path)]
+    return None if any(line[0] == "failed" for line in lines) else [tuple(map(float, line)) for line in lines]
+ours = ("erofs", "overlay")
+images = (("files", "300 MB, 10,000 files, 1 layer"), ("layers", "1 GB, 10,200 files, 6 layers"))
+images = [(image, title) for image, title in images if os.path.exists(f"{results}/pull-{image}-erofs")]
+for image, title in images:
+    print(f"| {title} | Corten, erofs | Corten, overlay | docker | podman |\n|---|---|---|---|---|")
+    for work in ("pull", "push", "save", "load", "rmi"):
+        measured = {who: runs(work, image, who) for who in names}
+        median = {who: statistics.median(t for t, _ in some) if some else None for who, some in measured.items()}
+        cells = []
+        for who in (*ours, "docker", "podman"):
+            seconds = median.get(who)
+            if seconds is None:
+                cells.append("failed" if who in names else "")
+            elif who in ours:
+                cells.append(f"{seconds:.2f} s")
+            else:
+                ratios = "; ".join(f"{seconds / median[o]:.1f}×" for o in ours if median[o])
+                cells.append(f"{seconds:.2f} s ({ratios})")
+        print(f"| {work} | " + " | ".join(cells) + " |")
+        if work != "rmi":
+            peaks = [f"{max(m for _, m in measured[who]):.0f} MiB" if measured[who] else "" for who in ours]
+            print(f"| peak memory of it | " + " | ".join(peaks) + " | | |")
+    print()
+print("In brackets: how many times as long as Corten with erofs; with overlay.\n")
+listed = {who: runs("ls", "many", who) for who in names}
+listed = {who: statistics.median(t for t, _ in some) * 1000 for who, some in listed.items() if some}
+print("`image ls` of %s: " % sys.argv[3] + ", ".join(f"{who} {ms:.0f} ms" for who, ms in listed.items()) + ".")
+for image, title in (("files", "300 MB"), ("layers", "1 GB")):
+    path = f"{results}/shares-{image}"
+    if os.path.exists(path):
+        text = ", ".join(line.strip() for line in open(path))
+        print(f"\nProcessor time of the erofs pull of {title}: {text}.")
+print("\nHash: of blobs and of plain archives; inflate: with reading the blobs; write: reading tars, writing layers and blobs. They overlap: each is a thread, of every layer.")
+PYTHON
+  } >"$work/section"
+  [ "$percent" != 100 ] || bench/section.py "$report" <"$work/section"
+}
 for round in $(seq "$rounds"); do
   for image in $images; do
     for who in $contenders; do move "$image" "$who"; done
+    tell
   done
 done
 for image in $images; do
@@ -221,56 +244,5 @@ PYTHON
 }
 for image in $images; do shares "$image"; done
 
-{
-  echo "## Moving images"
-  echo
-  echo "\`bench/pull.sh\`: medians of $rounds, taking turns, $(nproc) cores, kernel $(uname -r), $(date -u +%F); load $(cut -d' ' -f1-3 /proc/loadavg) at the end; with \`corten registry serve\` on loopback. Pulled and loaded into an empty store, and synced (by Corten); pushed to an empty registry; loaded from one and the same archive for all."
-  docker_version=$(${docker:-false} version --format 'docker {{.Server.Version}}' 2>/dev/null || echo "no docker engine")
-  echo "Peers: $docker_version, $(podman --version 2>/dev/null || echo no podman). Half of each file does not compress."
-  echo
-  python3 - "$work/results" "$contenders" "$many images" <<'PYTHON'
-import os, statistics, sys
-results, names = sys.argv[1], sys.argv[2].split()
-def runs(work, image, who):
-    path = f"{results}/{work}-{image}-{who}"
-    if not os.path.exists(path):
-        return None
-    lines = [line.split() for line in open(path)]
-    return None if any(line[0] == "failed" for line in lines) else [tuple(map(float, line)) for line in lines]
-ours = ("erofs", "overlay")
-images = (("files", "300 MB, 10,000 files, 1 layer"), ("layers", "1 GB, 10,200 files, 6 layers"))
-images = [(image, title) for image, title in images if os.path.exists(f"{results}/pull-{image}-erofs")]
-for image, title in images:
-    print(f"| {title} | Corten, erofs | Corten, overlay | docker | podman |\n|---|---|---|---|---|")
-    for work in ("pull", "push", "save", "load", "rmi"):
-        measured = {who: runs(work, image, who) for who in names}
-        median = {who: statistics.median(t for t, _ in some) if some else None for who, some in measured.items()}
-        cells = []
-        for who in (*ours, "docker", "podman"):
-            seconds = median.get(who)
-            if seconds is None:
-                cells.append("failed" if who in names else "")
-            elif who in ours:
-                cells.append(f"{seconds:.2f} s")
-            else:
-                ratios = "; ".join(f"{seconds / median[o]:.1f}×" for o in ours if median[o])
-                cells.append(f"{seconds:.2f} s ({ratios})")
-        print(f"| {work} | " + " | ".join(cells) + " |")
-        if work != "rmi":
-            peaks = [f"{max(m for _, m in measured[who]):.0f} MiB" if measured[who] else "" for who in ours]
-            print(f"| peak memory of it | " + " | ".join(peaks) + " | | |")
-    print()
-print("In brackets: how many times as long as Corten with erofs; with overlay.\n")
-listed = {who: runs("ls", "many", who) for who in names}
-listed = {who: statistics.median(t for t, _ in some) * 1000 for who, some in listed.items() if some}
-print("`image ls` of %s: " % sys.argv[3] + ", ".join(f"{who} {ms:.0f} ms" for who, ms in listed.items()) + ".")
-for image, title in (("files", "300 MB"), ("layers", "1 GB")):
-    path = f"{results}/shares-{image}"
-    if os.path.exists(path):
-        text = ", ".join(line.strip() for line in open(path))
-        print(f"\nProcessor time of the erofs pull of {title}: {text}.")
-print("\nHash: of blobs and of plain archives; inflate: with reading the blobs; write: reading tars, writing layers and blobs. They overlap: each is a thread, of every layer.")
-PYTHON
-} >"$work/section"
+tell
 cat "$work/section"
-[ "$percent" != 100 ] || bench/section.py "$report" <"$work/section"
