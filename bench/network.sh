@@ -30,8 +30,6 @@ cleanup() {
 }
 trap cleanup EXIT
 
-first=
-! command -v chrt >/dev/null 2>&1 || first="chrt -r 1"
 in_() { # in_ PID COMMAND...: in that process's network
   nsenter --net="/proc/$1/ns/net" "${@:2}"
 }
@@ -77,6 +75,9 @@ in_ "${host[bare]}" sysctl -qw net.ipv4.ip_forward=1
 in_ "${host[bare]}" ip link add bridge0 type bridge
 in_ "${host[bare]}" ip addr add 10.99.0.1/24 dev bridge0
 in_ "${host[bare]}" ip link set bridge0 up
+# Not before: an engine of that kind could put nothing into control groups.
+first=
+! command -v chrt >/dev/null 2>&1 || first="chrt -r 1"
 declare -A pid=() address=() # of NAME-web and NAME-other
 n=2
 for side in web other; do

@@ -146,7 +146,7 @@ tell() {
   {
     echo "## Moving images"
     echo
-    echo "\`bench/pull.sh\`: medians of $round, taking turns, $(nproc) cores, kernel $(uname -r), $(date -u +%F); load $(cut -d' ' -f1-3 /proc/loadavg) at the end; with \`corten registry serve\` on loopback. Pulled and loaded into an empty store, and synced (by Corten); pushed to an empty registry; loaded from one and the same archive for all."
+    echo "\`bench/pull.sh\`: medians of $measured, taking turns, $(nproc) cores, kernel $(uname -r), $(date -u +%F); load $(cut -d' ' -f1-3 /proc/loadavg) at the end; with \`corten registry serve\` on loopback. Pulled and loaded into an empty store, and synced (by Corten); pushed to an empty registry; loaded from one and the same archive for all."
     docker_version=$(${docker:-false} version --format 'docker {{.Server.Version}}' 2>/dev/null || echo "no docker engine")
     echo "Peers: $docker_version, $(podman --version 2>/dev/null || echo no podman). Half of each file does not compress."
     echo
@@ -185,7 +185,8 @@ for image, title in images:
 print("In brackets: how many times as long as Corten with erofs; with overlay.\n")
 listed = {who: runs("ls", "many", who) for who in names}
 listed = {who: statistics.median(t for t, _ in some) * 1000 for who, some in listed.items() if some}
-print("`image ls` of %s: " % sys.argv[3] + ", ".join(f"{who} {ms:.0f} ms" for who, ms in listed.items()) + ".")
+if listed:
+    print("`image ls` of %s: " % sys.argv[3] + ", ".join(f"{who} {ms:.0f} ms" for who, ms in listed.items()) + ".")
 for image, title in (("files", "300 MB"), ("layers", "1 GB")):
     path = f"{results}/shares-{image}"
     if os.path.exists(path):
@@ -199,6 +200,7 @@ PYTHON
 for round in $(seq "$rounds"); do
   for image in $images; do
     for who in $contenders; do move "$image" "$who"; done
+    measured=$round
     tell
   done
 done

@@ -235,8 +235,8 @@ impl Layers {
         if let Some(present) = self.info(&diff_id)? {
             return Ok(Ok(present));
         }
-        let bench = self.bench()?;
-        let path = bench.path().join(diff_id.digest().hex());
+        let workbench = self.workbench()?;
+        let path = workbench.path().join(diff_id.digest().hex());
         let made = self
             .driver
             .compose_small(&mut tar.as_slice(), &path)
@@ -258,15 +258,18 @@ impl Layers {
     /// A directory for small layers that are being made; as long as this handle where that
     /// keeps anything: on a file system that discards blocks at once, to remove a directory takes
     /// longer than to make such a layer.
-    fn bench(&self) -> Result<Arc<TmpDir>, StoreError> {
+    fn workbench(&self) -> Result<Arc<TmpDir>, StoreError> {
         let create = || TmpDir::create(&self.tmp, "layers").map(Arc::new);
         let Some(kept) = &self.kept else {
             return create();
         };
-        let mut bench = kept.bench.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*bench {
-            Some(bench) => Ok(bench.clone()),
-            None => Ok(bench.insert(create()?).clone()),
+        let mut workbench = kept
+            .workbench
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match &*workbench {
+            Some(workbench) => Ok(workbench.clone()),
+            None => Ok(workbench.insert(create()?).clone()),
         }
     }
 

@@ -613,7 +613,7 @@ struct Kept {
     /// Layers that lack nothing on any base: that is for good.
     settled: Mutex<HashSet<DiffId>>,
     /// Where small layers are made.
-    bench: Mutex<Option<Arc<TmpDir>>>,
+    workbench: Mutex<Option<Arc<TmpDir>>>,
 }
 
 impl Kept {
