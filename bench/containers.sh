@@ -5,13 +5,13 @@
 #
 #   bench/containers.sh CORTEN [RUNS [MANY]]: MANY containers for ps and the rate, 200 if not said
 #
-# 500 of ours run at once for the last rows. Ten minutes with all peers.
+# MOST of ours, 500 if not said, run at once for the last rows. Ten minutes with all peers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 corten=$(realpath "$1")
 runs=${2:-30}
 many=${3:-200}
-most=500
+most=${MOST:-500}
 rounds=3
 each=$(((runs + rounds - 1) / rounds))
 report=${REPORT:-bench/report.md}
