@@ -118,6 +118,27 @@ fn changes_of_one_container_take_turns() {
         let networks = of(&engine, "web", template);
         assert!(!networks.contains("aa"), "{networks}");
     }
+    // A port likewise, of which the one that has it is told otherwise.
+    let taken = quiet_port();
+    let wish = format!("{taken}:80");
+    engine.ok(["run", "-d", "-p", &wish, "alpine", "sleep", "1000"]);
+    for change in [
+        &["network", "disconnect", "cc", "web"][..],
+        &["port", "rm", "web", &format!("{port}:80")],
+    ] {
+        let bound = format!("{{\"HostIp\": \"\", \"HostPort\": \"{taken}\"}}");
+        rows(
+            &engine,
+            &format!(
+                "UPDATE containers SET host_config = json_insert(host_config, '$.PortBindings.\"80/tcp\"[#]', \
+                 json('{bound}')) WHERE name = 'web'"
+            ),
+        );
+        let ports = || of(&engine, "web", "{{json .HostConfig.PortBindings}}");
+        assert!(ports().contains(&taken.to_string()), "{}", ports());
+        engine.ok(change);
+        assert!(!ports().contains(&taken.to_string()), "{}", ports());
+    }
     engine.assert_clean();
 }
 

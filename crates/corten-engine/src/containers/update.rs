@@ -75,9 +75,8 @@ pub(super) async fn update(
             let container = engine
                 .blocking(move |engine| state::find(engine, &found))
                 .await?;
+            // Who changed it before may have been killed before that was carried out.
             crate::networks::settle(&engine, &container).await?;
-            // Who changed ports before may have been killed before it was carried out.
-            crate::networks::attempt(&engine, &container).await?;
             Some(turn)
         } else {
             None

@@ -27,7 +27,7 @@ use crate::sweep::NetworkLock;
 pub(crate) use bridge::bridges;
 pub use check::{CheckRequest, CheckResponse};
 pub(crate) use connect::told;
-pub(crate) use left::{Left, attempt, bring_in_line, settle};
+pub(crate) use left::{Left, bring_in_line, settle};
 use row::NetworkRow;
 
 type Result<T> = std::result::Result<T, EngineError>;
