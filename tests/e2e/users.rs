@@ -18,11 +18,12 @@ impl Remapped {
     fn new() -> Self {
         let engine = Engine::with_alpine();
         fs::write(engine.path("ids"), format!("dockremap:{ROOT}:65536\n")).unwrap();
-        fs::write(
-            engine.root().join("engine.toml"),
-            "userns-remap = \"default\"\n",
-        )
-        .unwrap();
+        let mut text = "userns-remap = \"default\"\n".to_owned();
+        text += &format!(
+            "[runtimes.ours]\npath = {:?}\nargs = [\"runtime\"]\n[runtimes.runcs]\npath = \"runc\"\n",
+            binary()
+        );
+        fs::write(engine.root().join("engine.toml"), text).unwrap();
         Self(engine)
     }
 
@@ -269,6 +270,36 @@ fn what_only_the_hosts_root_can_have_is_refused() {
         .concat();
         engine.ok(&args);
     }
+    // Other runtimes get as far.
+    let runc = std::process::Command::new("runc").arg("--version").output();
+    for (runtime, there) in [("ours", true), ("runcs", runc.is_ok())] {
+        if !there {
+            eprintln!("runc is not installed: it was not tried");
+            continue;
+        }
+        let look = "echo said >/dev/stderr; cat /proc/self/uid_map | tr -s ' '; touch /x /data/y; \
+                    stat -c %u /x /data/y /etc/hosts; echo own >> /etc/hosts; \
+                    cat /proc/sys/net/ipv4/ip_unprivileged_port_start";
+        let run = [
+            "run",
+            "--rm",
+            "--runtime",
+            runtime,
+            "-v",
+            "data:/data",
+            "alpine",
+            "sh",
+            "-c",
+            look,
+        ];
+        let done = engine.run(&run);
+        let expected = format!(" 0 {ROOT} 65536\n0\n0\n0\n0\n");
+        assert_eq!(
+            (done.stderr.as_str(), done.stdout),
+            ("said\n", expected),
+            "{runtime}"
+        );
+    }
     // Whose ranges are not there.
     fs::write(engine.0.path("ids"), "").unwrap();
     let told = engine.fails(125, &["run", "--rm", "alpine", "true"]);
@@ -277,6 +308,11 @@ fn what_only_the_hosts_root_can_have_is_refused() {
         "{told}"
     );
     engine.ok(&["run", "--rm", "--userns", "host", "alpine", "true"]);
+    let told = engine.run(&["info"]).stderr;
+    assert!(
+        told.contains("WARNING: userns-remap: /etc/subuid has no ids"),
+        "{told}"
+    );
     let told = engine.fails(125, &["run", "--rm", "--userns", "keep", "alpine", "true"]);
     assert!(told.contains("invalid USER mode"), "{told}");
 }

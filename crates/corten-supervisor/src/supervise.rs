@@ -157,7 +157,7 @@ impl Live {
             };
             return Ok(corten_runtime::exec(&target, process, stdio)?);
         };
-        external.exec(process, stdio)
+        external.exec(&self.spec, process, stdio)
     }
 
     fn of(run: &Run) -> Self {

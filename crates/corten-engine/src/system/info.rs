@@ -84,9 +84,16 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
     let registries = corten_registry::RegistriesConfig::load(&engine.layout().registries());
     let mirrors = registries.map_or_else(|_| Vec::new(), |config| config.hub_mirrors());
     let mut security_options = vec!["name=seccomp,profile=builtin".to_owned()];
-    let settings = Settings::load(engine)?;
-    if settings.remap()?.is_some() {
-        security_options.push("name=userns".to_owned());
+    // As with those: whatever needs them fails with it; here it is only told.
+    let mut warnings = Vec::new();
+    let settings = Settings::load(engine).unwrap_or_else(|error| {
+        warnings.push(format!("WARNING: {error}"));
+        Settings::default()
+    });
+    match settings.remap() {
+        Ok(None) => {}
+        Ok(Some(_)) => security_options.push("name=userns".to_owned()),
+        Err(error) => warnings.push(format!("WARNING: {error}")),
     }
     security_options.push("name=cgroupns".to_owned());
     let index = IndexInfo {
@@ -190,7 +197,7 @@ pub(super) fn info(engine: &Engine) -> Result<SystemInfo> {
             id: Some(String::new()),
         }),
         security_options: Some(security_options),
-        warnings: Some(Vec::new()),
+        warnings: Some(warnings),
         ..Default::default()
     })
 }

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -77,8 +78,15 @@ pub(super) fn write(
     linux.set_namespaces(Some(namespaces));
     spec.set_linux(Some(linux));
     let text = serde_json::to_vec(&spec)?;
-    std::fs::write(directory.join("config.json"), text)?;
+    write_closed(&directory.join("config.json"), &text)?;
     Ok(Bundle { mounts })
+}
+
+/// Writes a document, which has the container's variables.
+pub(super) fn write_closed(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(0o600);
+    options.open(path)?.write_all(text)
 }
 
 /// A mount of its own.

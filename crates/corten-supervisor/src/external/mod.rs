@@ -8,6 +8,7 @@
 
 mod bundle;
 mod command;
+mod outside;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -148,6 +149,10 @@ impl External {
             .unwrap_or_default();
         let cgroup = parts.cgroup.to_owned();
         let (stdio, size) = given(parts.stdio);
+        if let Some(streams) = &stdio {
+            outside::give(streams, parts.spec.process().as_ref(), parts.spec);
+        }
+        outside::open_way(&self.directory, parts.spec).map_err(StartError::other)?;
         let mut netns = parts.netns;
         let bundle = bundle::write(
             &self.directory,
@@ -190,16 +195,24 @@ impl External {
     }
 
     /// Executes a further process.
-    pub(crate) fn exec(&self, process: &Process, stdio: Stdio) -> Result<ExecProcess, Refused> {
+    pub(crate) fn exec(
+        &self,
+        spec: &Spec,
+        process: &Process,
+        stdio: Stdio,
+    ) -> Result<ExecProcess, Refused> {
         let number = self.execs.replace(self.execs.get().wrapping_add(1));
         let place = |what: &str| self.directory.join(format!("{what}{number}"));
         let (document, pid_file) = (place("exec"), place("pid"));
         let (stdio, size) = given(stdio);
+        if let Some(streams) = &stdio {
+            outside::give(streams, Some(process), spec);
+        }
         let mut process = process.clone();
         process.set_terminal(Some(stdio.is_none()));
         let written = serde_json::to_vec(&process)
             .map_err(std::io::Error::from)
-            .and_then(|text| std::fs::write(&document, text));
+            .and_then(|text| bundle::write_closed(&document, &text));
         written.map_err(|error| other(format_args!("{}: {error}", document.display())))?;
         let listener = self.listener(stdio.is_none(), &format!("tty{number}"))?;
         let mut exec = self.command();
