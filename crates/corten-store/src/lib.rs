@@ -16,6 +16,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod gc;
+mod holes;
 mod images;
 mod lacking;
 mod layers;
@@ -44,6 +45,7 @@ pub use blobs::{Blobs, Ingest};
 pub use detached::part_of_mount;
 pub use error::StoreError;
 pub use gc::{Finding, FindingKind, GcReport, Lost};
+pub use holes::{Next, next_data};
 pub use images::{
     Attached, Image, ImageId, ImageIndex, ImageSummary, Images, ListedImage, Made, NamedPlan,
     PushPlan, created_nanos,

@@ -12,9 +12,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use corten_store::rooted::{Level, open_seen, path_of, proc_path};
+use corten_store::{Next, next_data};
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, SeekFrom as Seeking, Stat,
-    Timespec, Timestamps, Uid, XattrFlags,
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid,
+    XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -293,15 +294,17 @@ impl Copy<'_> {
 
     fn attributes(
         &self,
-        list: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
+        list: impl Fn(&mut [u8]) -> Result<usize, Errno>,
         get: impl Fn(&OsStr, &mut [u8]) -> Result<usize, Errno>,
         set: impl Fn(&OsStr, &[u8]) -> Result<(), Errno>,
     ) -> io::Result<()> {
-        let mut names = vec![0u8; XATTR_MAX];
-        let length = match list(&mut names) {
+        // Most have none.
+        match list(&mut []) {
             Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(()),
             length => length?,
         };
+        let mut names = vec![0u8; XATTR_MAX];
+        let length = list(&mut names)?;
         let mut value = vec![0u8; XATTR_MAX];
         for name in names[..length].split(|b| *b == 0).filter(|n| !n.is_empty()) {
             let overlays = [&b"trusted.overlay."[..], b"user.overlay."];
@@ -332,18 +335,10 @@ fn content(from: &mut File, to: &mut File, stat: &Stat) -> io::Result<()> {
     }
     let mut at = 0;
     while at < size {
-        let start = match rustix::fs::seek(&*from, Seeking::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break, // a hole up to the end
-            // It is not known where its holes are.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
-            Err(error) => return Err(error.into()),
-        };
-        let end = match rustix::fs::seek(&*from, Seeking::Hole(start)) {
-            Ok(end) => end,
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => size,
-            Err(Errno::NXIO) => break, // it was cut off meanwhile
-            Err(error) => return Err(error.into()),
+        let (start, end) = match next_data(from, at, size)? {
+            Next::Data(start, end) => (start, end),
+            Next::Hole => break,
+            Next::Unknown => (at, size),
         };
         from.seek(SeekFrom::Start(start))?;
         to.seek(SeekFrom::Start(start))?;

@@ -4,10 +4,8 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
-use rustix::fs::SeekFrom as Seeking;
-use rustix::io::Errno;
-
 use super::tar_header;
+use crate::holes::{Next, next_data};
 
 /// Pieces that a file is written in; one of more is written with its holes filled. Readers have
 /// bounds, too.
@@ -30,20 +28,11 @@ fn looked_for(file: &File, size: u64, most: usize) -> io::Result<Option<Vec<(u64
     let mut pieces = Vec::new();
     let mut at = 0;
     while at < size {
-        let start = match rustix::fs::seek(file, Seeking::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break, // a hole up to the end
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(None),
-            Err(error) => return Err(error.into()),
+        let (start, end) = match next_data(file, at, size)? {
+            Next::Data(start, end) if pieces.len() < most => (start, end),
+            Next::Data(..) | Next::Unknown => return Ok(None),
+            Next::Hole => break,
         };
-        let end = match rustix::fs::seek(file, Seeking::Hole(start)) {
-            Ok(end) => end.min(size),
-            Err(Errno::NXIO) => break, // cut off meanwhile
-            Err(error) => return Err(error.into()),
-        };
-        if start >= end || pieces.len() >= most {
-            return Ok(None);
-        }
         pieces.push((start, end - start));
         at = end;
     }
