@@ -34,7 +34,14 @@ pub(crate) trait Driver: Debug + Send + Sync {
     /// Whether these options have something mounted while the volume is in use.
     fn is_mounted(&self, options: &Options) -> bool;
 
-    /// Mounts it on `data`, a directory that nothing is mounted on.
+    /// The options with addresses in the place of names of hosts, which the kernel does not know. May take
+    /// as long as a name server does.
+    ///
+    /// # Errors
+    /// A name has no address, or it cannot be known.
+    fn look_up(&self, options: &Options) -> Result<Options>;
+
+    /// Mounts what [`Driver::look_up`] has given on `data`, a directory that nothing is mounted on.
     ///
     /// # Errors
     /// What the kernel says.

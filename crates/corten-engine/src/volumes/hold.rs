@@ -14,7 +14,7 @@ use std::time::Duration;
 use corten_store::{still_there, try_lock};
 use rustix::fs::{FlockOperation, OFlags};
 
-use super::driver::{self, Driver};
+use super::driver::{self, Driver, Options};
 use super::populate;
 use super::removal;
 use super::store::{self, VolumeRow};
@@ -42,7 +42,8 @@ impl Hold {
     /// Uses a volume: its directory is there, and what its options name is mounted on it. Blocks.
     pub(crate) fn take(engine: &Engine, name: &str) -> Result<Self> {
         loop {
-            row(engine, name)?;
+            // A name server may take its time, for which nobody else is to wait.
+            let looked_up = look_up(engine, &row(engine, name)?)?;
             store::ensure_directory(engine, name)?;
             let Some(gate) = Gate::close(engine, name)? else {
                 continue; // removed, and perhaps made again
@@ -72,7 +73,11 @@ impl Hold {
             let data = engine.layout().volume_data(name);
             if driver.is_mounted(&row.options) {
                 if !is_mount_point(&data)? {
-                    driver.mount(&data, &row.options)?;
+                    let options = match looked_up {
+                        Some((of, options)) if of == row.options => options,
+                        _ => driver.look_up(&row.options)?,
+                    };
+                    driver.mount(&data, &options)?;
                 }
                 hold.mounted = true;
             }
@@ -184,6 +189,17 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Engin
 
 fn flock(file: &File, how: FlockOperation, path: &Path) -> Result<()> {
     rustix::fs::flock(file, how).map_err(|error| io("lock", path)(error.into()))
+}
+
+/// A volume's options, and what is to be mounted by them, if that seems to be wanted.
+fn look_up(engine: &Engine, row: &VolumeRow) -> Result<Option<(Options, Options)>> {
+    let driver = driver::named(&row.driver)?;
+    let data = engine.layout().volume_data(&row.name);
+    if !driver.is_mounted(&row.options) || is_mount_point(&data)? {
+        return Ok(None);
+    }
+    let looked_up = driver.look_up(&row.options)?;
+    Ok(Some((row.options.clone(), looked_up)))
 }
 
 fn row(engine: &Engine, name: &str) -> Result<VolumeRow> {

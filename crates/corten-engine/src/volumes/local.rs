@@ -56,6 +56,38 @@ impl Driver for Local {
         given("device") || given("type")
     }
 
+    fn look_up(&self, options: &Options) -> Result<Options> {
+        let mut found = options.clone();
+        let kind = options.get("type").map(String::as_str);
+        if !matches!(kind, Some("nfs" | "cifs")) {
+            return Ok(found);
+        }
+        if let Some(data) = found.get_mut("o") {
+            let mut list: Vec<String> = data.split(',').map(str::to_owned).collect();
+            let named = |option: &String| {
+                let host = option.strip_prefix("addr=")?;
+                (!host.is_empty() && host.parse::<IpAddr>().is_err()).then(|| host.to_owned())
+            };
+            if let Some((at, host)) = list
+                .iter()
+                .enumerate()
+                .find_map(|(n, o)| Some((n, named(o)?)))
+            {
+                list[at] = format!("addr={}", address(&host)?);
+                *data = list.join(",");
+                return Ok(found);
+            }
+        }
+        if kind == Some("cifs")
+            && let Some(device) = found.get_mut("device")
+            && let Some(host) = cifs_host(device)
+            && host.trim_matches(['[', ']']).parse::<IpAddr>().is_err()
+        {
+            *device = format!("//{}{}", address(host)?, &device[2 + host.len()..]);
+        }
+        Ok(found)
+    }
+
     fn mount(&self, data: &Path, options: &Options) -> Result<()> {
         let mount = Wanted::read(options)?;
         mount.attach(data).map_err(|(flags, error)| {
@@ -179,9 +211,6 @@ impl Wanted {
                 data.push(option.to_owned());
             }
         }
-        if matches!(wanted.kind.as_str(), "nfs" | "cifs") {
-            wanted.resolve(&mut data)?;
-        }
         wanted.data = data.join(",");
         Ok(wanted)
     }
@@ -233,27 +262,6 @@ impl Wanted {
         };
         self.flags.set(flag, set);
         true
-    }
-
-    /// Puts addresses in the place of names of hosts, which the kernel does not know.
-    fn resolve(&mut self, data: &mut [String]) -> Result<()> {
-        for option in data.iter_mut() {
-            if let Some(host) = option.strip_prefix("addr=")
-                && !host.is_empty()
-                && host.parse::<IpAddr>().is_err()
-            {
-                *option = format!("addr={}", address(host)?);
-                return Ok(());
-            }
-        }
-        if self.kind == "cifs"
-            && let Some(host) = cifs_host(&self.device)
-            && host.trim_matches(['[', ']']).parse::<IpAddr>().is_err()
-        {
-            let address = address(host)?;
-            self.device = format!("//{address}{}", &self.device[2 + host.len()..]);
-        }
-        Ok(())
     }
 
     /// Its data, without passwords.
@@ -367,12 +375,12 @@ mod tests {
     #[test]
     fn hosts_get_addresses_and_passwords_are_not_told() {
         let text = "type=cifs device=//localhost/share o=username=me,password=secret";
-        let wanted = Wanted::read(&options(text)).unwrap();
+        let wanted = Wanted::read(&Local.look_up(&options(text)).unwrap()).unwrap();
         let host = cifs_host(&wanted.device).unwrap();
         assert!(host.parse::<IpAddr>().unwrap().is_loopback(), "{host}");
         assert_eq!(wanted.shown_data(), "username=me,password=********");
         let text = "type=nfs device=:/e o=addr=localhost,ro";
-        let wanted = Wanted::read(&options(text)).unwrap();
+        let wanted = Wanted::read(&Local.look_up(&options(text)).unwrap()).unwrap();
         let host = wanted.data.strip_prefix("addr=").unwrap();
         assert!(host.parse::<IpAddr>().unwrap().is_loopback(), "{host}");
     }
