@@ -71,6 +71,26 @@ fn received(socket: &UdpSocket) -> String {
     String::from_utf8_lossy(&buffer[..n]).into_owned()
 }
 
+/// A client talks to the server by what is `asked`, and somebody else sends to the client in the server's
+/// name: that arrives at the host, and not at the client. `n`: how many have arrived then.
+fn is_not_taken_for_the_server(
+    lab: &Lab,
+    n: u32,
+    (ns, client, asked): (&NetNs, &str, &str),
+    (forger, server): (&NetNs, &str),
+) {
+    let socket = talk(ns, client, asked);
+    forge(forger, server.parse().unwrap(), client.parse().unwrap());
+    eventually("the datagram arrives", || has_seen(lab, n));
+    let next = answer(&socket);
+    assert!(next.starts_with("web "), "{next}");
+    // Nor after the answer.
+    socket
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    assert!(socket.recv(&mut [0; 64]).is_err(), "to {client}");
+}
+
 #[test]
 fn an_internal_network_has_no_way_out_on_a_neighbours_connection() {
     let lab = Lab::new();
@@ -92,16 +112,8 @@ fn an_internal_network_has_no_way_out_on_a_neighbours_connection() {
             "[fd00:99::2]:80",
         ],
     ]) {
-        let socket = talk(&lab.lan, client, published);
-        forge(&inside.ns, of_web.parse().unwrap(), client.parse().unwrap());
-        eventually("the datagram arrives", || has_seen(&lab, n));
-        let next = answer(&socket);
-        assert!(next.starts_with("web "), "{next}");
-        // Nor after the answer.
-        socket
-            .set_read_timeout(Some(Duration::from_millis(100)))
-            .unwrap();
-        assert!(socket.recv(&mut [0; 64]).is_err(), "to {client}");
+        let talking = (&lab.lan, client, published);
+        is_not_taken_for_the_server(&lab, n, talking, (&inside.ns, of_web));
     }
 }
 
@@ -127,15 +139,7 @@ fn an_internal_network_has_no_way_in_on_a_connection_inside() {
         ["10.99.0.3:5000", "10.99.0.2:80"],
         ["[fd00:99::3]:5000", "[fd00:99::2]:80"],
     ]) {
-        let socket = talk(&inside.ns, client, of_web);
-        let to: SocketAddr = client.parse().unwrap();
-        forge(&lab.lan, of_web.parse().unwrap(), to);
-        eventually("the datagram arrives", || has_seen(&lab, n));
-        let next = answer(&socket);
-        assert!(next.starts_with("web "), "{next}");
-        socket
-            .set_read_timeout(Some(Duration::from_millis(100)))
-            .unwrap();
-        assert!(socket.recv(&mut [0; 64]).is_err(), "to {client}");
+        let talking = (&inside.ns, client, of_web);
+        is_not_taken_for_the_server(&lab, n, talking, (&lab.lan, of_web));
     }
 }
