@@ -718,6 +718,14 @@ fn hooks_of_devices_are_called() {
     );
     assert_called(&dir);
 
+    // The last one is called by whoever finds that its supervisor was killed.
+    let done = with(&["run", "-d", device, "alpine", "sleep", "1000"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    crate::harness::until("it is started", || dir.join("poststart").exists());
+    crate::crash::kill_9(&crate::crash::supervisor(&done.stdout));
+    engine.ok(["rm", "-f", &done.stdout]);
+    assert_called(&dir);
+
     let dockerfile = format!("FROM alpine\nRUN {device} {show}\n");
     let context = engine.context("hooked", &[("Dockerfile", &dockerfile)]);
     let allowed = "--allow=device=test.example/hooked=one,alias=card";

@@ -56,6 +56,19 @@ impl HookGuard {
         Ok(Some(guard))
     }
 
+    /// What whoever made it was killed with: none where there were no hooks.
+    #[must_use]
+    pub fn left(id: &str, dir: &Path) -> Option<Self> {
+        let text = fs::read(dir.join("config.json")).ok()?;
+        let spec: Spec = serde_json::from_slice(&text).ok()?;
+        let poststop = spec.hooks().as_ref()?.poststop().clone();
+        Some(Self {
+            dir: dir.to_owned(),
+            state: hook_state(id, &spec, dir),
+            poststop: poststop.unwrap_or_default(),
+        })
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

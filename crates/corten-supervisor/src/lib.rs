@@ -37,5 +37,6 @@ pub use job::{
 };
 pub use launch::{Launch, LaunchError, Launcher};
 pub use protocol::{Exit, Forced, Size, Streams};
+pub use run::BUNDLE;
 pub use supervise::supervise;
 pub use sys::detach;

@@ -20,6 +20,9 @@ use crate::job::{Job, StartError};
 use crate::logs::Stream;
 use crate::network::Network;
 
+/// What hooks of its container are shown, in a supervisor's directory.
+pub const BUNDLE: &str = "bundle";
+
 /// How long output is drained after the last process has gone.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -127,7 +130,7 @@ pub(crate) fn start(
         run.connect(console, streams.outputs, streams.input, open_stdin);
         return Ok(run);
     }
-    let hooks = HookGuard::new(id, &spec, &directory.join("bundle"))?;
+    let hooks = HookGuard::new(id, &spec, &directory.join(BUNDLE))?;
     let sandbox = Sandbox {
         id,
         spec: &spec,

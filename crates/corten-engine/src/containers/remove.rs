@@ -97,10 +97,7 @@ pub(super) fn remove_dead(engine: &Engine, container: &Container, volumes: bool)
     };
     // First: once the row is gone, nothing leads to what a killed supervisor has left.
     let deleted = state::clear(engine, container).and_then(|()| delete(engine, container, volumes));
-    let directory = engine.layout().run_container(&container.id);
-    if let Err(error) = std::fs::remove_dir_all(&directory) {
-        tracing::debug!(container = %container.id, %error, "run directory not removed");
-    }
+    state::remove_run_directory(engine, &container.id);
     drop((claimed, lock));
     deleted
 }

@@ -16,6 +16,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::time::{Duration, Instant};
 
 use corten_db::Durability;
+use corten_runtime::HookGuard;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::row::{self, Container, Ended, Status};
@@ -125,10 +126,7 @@ pub(crate) fn reconcile(engine: &Engine, container: &mut Container) -> Result<()
         }
         reread(engine, container)?;
     }
-    let directory = engine.layout().run_container(&container.id);
-    if let Err(error) = std::fs::remove_dir_all(&directory) {
-        tracing::debug!(container = %container.id, %error, "run directory not removed");
-    }
+    remove_run_directory(engine, &container.id);
     drop(lock);
     if container.status == Status::Restarting {
         take_over(engine, container)?;
@@ -163,12 +161,22 @@ fn forsake(engine: &Engine, container: &mut Container) -> Result<()> {
         // Started meanwhile, and ended: what that has left is for the sweep.
         return Ok(());
     }
-    let directory = engine.layout().run_container(&container.id);
-    if let Err(error) = std::fs::remove_dir_all(&directory) {
-        tracing::debug!(container = %container.id, %error, "run directory not removed");
-    }
+    remove_run_directory(engine, &container.id);
     drop(lock);
     Ok(())
+}
+
+/// Removes the run directory of a container whose processes are gone. What devices want done at its end
+/// is done, if its supervisor was killed before.
+pub(crate) fn remove_run_directory(engine: &Engine, id: &str) {
+    let directory = engine.layout().run_container(id);
+    drop(HookGuard::left(
+        id,
+        &directory.join(corten_supervisor::BUNDLE),
+    ));
+    if let Err(error) = std::fs::remove_dir_all(&directory) {
+        tracing::debug!(container = id, %error, "run directory not removed");
+    }
 }
 
 /// Cleans up after a container's last supervisor if that was killed and nobody has done it

@@ -121,7 +121,7 @@ fn bury_run_directory(engine: &Engine, id: &str) -> Result<()> {
         // Before the address can be somebody else's, to whom its ports would lead.
         network(engine, Some(id))?;
         engine.write(Durability::Relaxed, |c| networks::release(c, id))?;
-        remove_run_directory(engine, id);
+        state::remove_run_directory(engine, id);
         return Ok(());
     };
     if container.status.is_live() {
@@ -134,14 +134,8 @@ fn bury_run_directory(engine: &Engine, id: &str) -> Result<()> {
     state::kill_all(engine, &container);
     state::release_network(engine, &container);
     engine.write(Durability::Relaxed, |c| networks::release(c, id))?;
-    remove_run_directory(engine, id);
+    state::remove_run_directory(engine, id);
     Ok(())
-}
-
-fn remove_run_directory(engine: &Engine, id: &str) {
-    if let Err(error) = std::fs::remove_dir_all(engine.layout().run_container(id)) {
-        tracing::debug!(container = id, %error, "run directory not removed");
-    }
 }
 
 /// Kills everything in a control group and removes it. Absent is fine.
