@@ -153,18 +153,7 @@ mkdir -p /context/many
 try "many layers" 'exit 0' corten build -q -t many /context/many
 try "run many layers" '^f1 exit 0' corten run --rm many sh -c 'ls /f40 >/dev/null && basename /f1'
 
-# The machine's root has project quotas.
-printf 'FROM base\nRUN mkdir /d && dd if=/dev/urandom of=/d/f bs=1M count=3\n' >/context/many/Dockerfile
-try "volume of a size" 'exit 0' sh_ 'corten volume create -o size=4M fits && corten volume create -o size=1M small'
-try "image with 3 MB" 'exit 0' corten build -q -t seed /context/many
-try "fits in 4 MB" ' 3145728 .*exit 0' corten run --rm --network none -v fits:/d seed ls -l /d
-try "6 MB do not" 'quota exceeded.*exit 1' corten run --rm --network none -v fits:/d base sh -c 'dd if=/dev/zero of=/d/g bs=1M count=3'
-try "3 do not in 1 MB" 'into volume small: Disk quota exceeded.*exit 125' corten run --rm --network none -v small:/d seed true
-try "nor as an archive" 'to volume small: .*Disk quota exceeded.*exit 1' sh_ 'corten volume export fits | corten volume import small'
-try "nor as a copy" 'to volume small: .*Disk quota exceeded.*exit 1' corten volume copy fits small
-try "nothing is left of it" '^0 exit 0' sh_ 'ls -A /var/lib/corten/volumes/small/_data | wc -l'
-try "volume rm" 'exit 0' corten volume rm fits small
-
+. /volumes.sh
 . /network.sh
 [ $mode != v2 ] || . /limits.sh
 

@@ -11,7 +11,7 @@
 # kernel is fetched and kept in CORTEN_CACHE (default ~/.cache/corten). Each TEST is a static
 # test binary to run in there as well (`cargo test -p corten-runtime --test runtime --no-run`).
 # VM_TESTS=NAME,NAME... runs only their cases with these words in their names. VM_STEPS=limits
-# (or network) carries out only these of the engine's steps.
+# (or network, volumes) carries out only these of the engine's steps.
 # Needs root and what `scripts/install-deps.sh vm` installs. `make test-vm` runs all of it.
 set -euo pipefail
 corten=$1 mode=${2:-v2} kernel=${3:-}
@@ -88,12 +88,31 @@ if criu=$(command -v criu); then
     done
   done
 fi
+# Servers of volumes, with what of their libraries this machine has not.
+if nfs=$(unpacked nfs-kernel-server) && rpcbind=$(unpacked rpcbind) && wrap=$(unpacked libwrap0) && nsl=$(unpacked libnsl2); then
+  for program in rpc.mountd rpc.nfsd exportfs; do
+    with_libraries /usr/sbin/$program "$nfs"
+    ln -s /usr/sbin/$program "$root/sbin/$program"
+  done
+  with_libraries /sbin/rpcbind "$rpcbind"
+  cp -P {"$wrap","$nsl"}/usr/lib/*/lib*.so* "$root/lib/x86_64-linux-gnu/"
+  cp /etc/netconfig /etc/protocols /etc/services /etc/rpc "$root/etc/" 2>/dev/null || true
+  printf '127.0.0.1 localhost\n' >"$root/etc/hosts"
+fi
+if smb=$(unpacked ksmbd-tools) && genl=$(unpacked libnl-genl-3-200) && nl=$(unpacked libnl-3-200); then
+  with_libraries /usr/libexec/ksmbd.tools "$smb"
+  for program in mountd adduser; do ln -s /usr/libexec/ksmbd.tools "$root/sbin/ksmbd.$program"; done
+  cp -P {"$genl","$nl"}/lib/*/libnl*.so* "$root/lib/x86_64-linux-gnu/"
+  # A password is hashed in another encoding.
+  with_libraries /usr/lib/x86_64-linux-gnu/gconv/UTF-16.so
+  cp /usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache "$root/usr/lib/x86_64-linux-gnu/gconv/"
+fi
 # What speaks SCTP, where this machine has it; no module of it is needed.
 [ ! -x /usr/bin/perl ] || with_libraries /usr/bin/perl
 printf '%s\n' root:x:0:0:root:/root:/bin/sh nobody:x:65534:65534:nobody:/:/bin/sh >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 echo vm >"$root/etc/hostname"
-for part in net lib crypto fs/overlayfs fs/fuse fs/quota drivers/net/veth.ko* drivers/net/bridge drivers/net/macvlan.ko* drivers/net/ipvlan drivers/net/dummy.ko* drivers/virtio drivers/block/virtio_blk.ko*; do
+for part in net lib crypto fs/overlayfs fs/fuse fs/quota fs/{nfs,nfsd,nfs_common,lockd,smb,ksmbd,netfs,fscache,nls} drivers/net/veth.ko* drivers/net/bridge drivers/net/macvlan.ko* drivers/net/ipvlan drivers/net/dummy.ko* drivers/virtio drivers/block/virtio_blk.ko*; do
   for found in "$kernel/lib/modules/$release/kernel"/$part; do
     [ -e "$found" ] || continue
     target=$root/${found#"$kernel/"}
@@ -174,7 +193,7 @@ cp "$root/etc/passwd" "$root/etc/group" "$base/etc/"
 tar --owner=0 --group=0 -C "$base" -cf "$root/context/rootfs.tar" .
 cp "$here/test-cgroup2-guest.sh" "$root/init"
 cp "$here/test-vm-runtime-guest.sh" "$root/runtime.sh"
-for part in network limits boot; do cp "$here/test-vm-$part-guest.sh" "$root/$part.sh"; done
+for part in network volumes limits boot; do cp "$here/test-vm-$part-guest.sh" "$root/$part.sh"; done
 chmod 755 "$root/init"
 (cd "$root" && find . | cpio --quiet -o -H newc) | gzip -1 >"$work/initrd"
 truncate -s 2G "$work/disk"
