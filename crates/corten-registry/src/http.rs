@@ -22,7 +22,6 @@ use crate::endpoint::{Endpoint, Trust};
 use crate::error::RegistryError;
 use crate::retry::{self, FIRST_PAUSE, MAX_PAUSE};
 use crate::token::Tokens;
-use crate::trusted;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -157,9 +156,14 @@ fn client(trust: &Trust, read_timeout: Option<Duration>) -> Result<reqwest::Clie
         None => None,
     };
     if !authorities.is_empty() && !trust.insecure {
-        let pem = identity.as_ref().map(|(pem, _)| pem.as_slice());
-        let config = trusted::config(authorities, pem)
-            .map_err(|e| failed(std::path::Path::new("TLS"), e.to_string()))?;
+        let tls = |e: corten_tls::TlsError| failed(std::path::Path::new("TLS"), e.to_string());
+        let identity = identity
+            .as_ref()
+            .map(|(pem, _)| corten_tls::Identity::of_pem(pem));
+        let trust = corten_tls::Trust::MachineOrThemselves(authorities);
+        let mut config =
+            corten_tls::client(trust, identity.transpose().map_err(tls)?).map_err(tls)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         builder = builder.tls_backend_preconfigured(config);
     } else if let Some((_, identity)) = identity {
         builder = builder.identity(identity);

@@ -36,7 +36,6 @@ mod sources;
 mod stamp;
 mod task_lease;
 mod token;
-mod trusted;
 mod upload;
 mod web;
 

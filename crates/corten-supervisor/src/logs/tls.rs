@@ -3,14 +3,12 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+use corten_tls::{Identity, Trust, certificates, client};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
 
 /// How a daemon is known, and who we are to it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -29,45 +27,23 @@ fn wrong(error: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error.to_string())
 }
 
-fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let named = |error| wrong(format_args!("{}: {error}", path.display()));
-    let read: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path)
-        .map_err(named)?
-        .collect();
-    match read.map_err(named)? {
-        none if none.is_empty() => Err(wrong(format_args!("{}: no certificate", path.display()))),
-        some => Ok(some),
-    }
-}
-
 impl TlsFiles {
     fn config(&self) -> io::Result<ClientConfig> {
-        let provider = Arc::new(ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider.clone())
-            .with_safe_default_protocol_versions()
-            .map_err(wrong)?;
-        let more = self.authorities.as_deref().map(certificates).transpose()?;
-        let builder = if self.any {
-            let any = Arc::new(Any(provider));
-            builder.dangerous().with_custom_certificate_verifier(any)
+        let more = self.authorities.as_deref().map(certificates).transpose();
+        let more = more.map_err(wrong)?.unwrap_or_default();
+        let trust = if self.any {
+            Trust::Any
         } else {
-            let more = more.unwrap_or_default();
-            let verifier = rustls_platform_verifier::Verifier::new_with_extra_roots(more, provider)
-                .map_err(wrong)?;
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(verifier))
+            Trust::Machine(more)
         };
-        match (&self.certificate, &self.key) {
-            (None, None) => Ok(builder.with_no_client_auth()),
+        let identity = match (&self.certificate, &self.key) {
+            (None, None) => None,
             (Some(certificate), Some(key)) => {
-                let own = certificates(certificate)?;
-                let key = PrivateKeyDer::from_pem_file(key)
-                    .map_err(|error| wrong(format_args!("{}: {error}", key.display())))?;
-                builder.with_client_auth_cert(own, key).map_err(wrong)
+                Some(Identity::read(certificate, key).map_err(wrong)?)
             }
-            _ => Err(wrong("a certificate and its key go together")),
-        }
+            _ => return Err(wrong("a certificate and its key go together")),
+        };
+        client(trust, identity).map_err(wrong)
     }
 }
 
@@ -190,59 +166,15 @@ impl<F: FnMut(&mut [u8]) -> io::Result<usize>> io::Read for Ready<F> {
     }
 }
 
-/// Believes any certificate, as was asked for.
-#[derive(Debug)]
-struct Any(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Any {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            signed,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            signed,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
+    use std::path::Path;
     use std::process::Command;
+
+    use rustls::crypto::ring;
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::pki_types::pem::PemObject as _;
 
     use super::*;
 
