@@ -25,7 +25,6 @@ mod stream;
 mod version;
 mod whole;
 
-use axum::Router;
 use corten_engine::Engine;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
@@ -51,22 +50,24 @@ const DUPLEX_BUFFER: usize = 256 * 1024;
 const MAX_HEADERS: usize = 8 << 20;
 
 /// Everything that answers a request: the routes, behind version negotiation.
-pub type Service = version::Negotiate<Router>;
+pub type Service = version::Negotiate<routes::Routes>;
 
-/// The API's service over an engine.
+/// The API's service over an engine; clones share what it is made of.
 #[must_use]
 pub fn service(engine: Engine) -> Service {
-    version::NegotiateLayer.layer(routes::router(engine))
+    version::NegotiateLayer.layer(routes::Routes::new(engine))
 }
 
 /// A client connection to the API, served by a task of the current tokio runtime.
 #[must_use]
-pub fn connect_in_process(engine: &Engine) -> DuplexStream {
+pub fn connect_in_process(service: &Service) -> DuplexStream {
     let (client, server) = tokio::io::duplex(DUPLEX_BUFFER);
-    let service = service(engine.clone()).map_request(|mut request: http::Request<_>| {
-        request.extensions_mut().insert(InProcess);
-        request
-    });
+    let service = service
+        .clone()
+        .map_request(|mut request: http::Request<_>| {
+            request.extensions_mut().insert(InProcess);
+            request
+        });
     tokio::spawn(async move {
         let served = hyper::server::conn::http1::Builder::new()
             .max_buf_size(MAX_HEADERS)

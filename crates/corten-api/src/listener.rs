@@ -25,6 +25,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
+use crate::Service;
+
 /// How long an orderly end waits for requests in flight.
 const DRAIN: Duration = Duration::from_secs(5);
 const SOCKET_MODE: u32 = 0o660;
@@ -237,10 +239,11 @@ impl Server {
     /// seconds. Containers do not notice.
     pub async fn serve(self, engine: Engine, shutdown: impl Future<Output = ()>) {
         let connections = TaskTracker::new();
+        let service = crate::service(engine);
         let accepting: Vec<_> = self
             .listeners
             .into_iter()
-            .map(|bound| tokio::spawn(accept(bound, engine.clone(), connections.clone())))
+            .map(|bound| tokio::spawn(accept(bound, service.clone(), connections.clone())))
             .collect();
         shutdown.await;
         for task in accepting {
@@ -298,25 +301,25 @@ fn group_id(name: &str) -> Option<u32> {
     })
 }
 
-async fn accept(bound: Bound, engine: Engine, connections: TaskTracker) {
+async fn accept(bound: Bound, service: Service, connections: TaskTracker) {
     loop {
         let accepted = match &bound {
             Bound::Unix(listener, _) => listener.accept().await.map(|(stream, _)| {
-                connections.spawn(serve_connection(stream, engine.clone()));
+                connections.spawn(serve_connection(stream, service.clone()));
             }),
             Bound::Tcp(listener, tls) => listener.accept().await.map(|(stream, peer)| {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%peer, %error, "no TCP_NODELAY");
                 }
-                let engine = engine.clone();
+                let service = service.clone();
                 match tls.clone() {
                     None => {
-                        connections.spawn(serve_connection(stream, engine));
+                        connections.spawn(serve_connection(stream, service));
                     }
                     Some(tls) => {
                         connections.spawn(async move {
                             match tls.accept(stream).await {
-                                Ok(stream) => serve_connection(stream, engine).await,
+                                Ok(stream) => serve_connection(stream, service).await,
                                 Err(error) => tracing::info!(%peer, %error, "TLS refused"),
                             }
                         });
@@ -334,11 +337,10 @@ async fn accept(bound: Bound, engine: Engine, connections: TaskTracker) {
 
 async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    engine: Engine,
+    service: Service,
 ) {
-    let service = TowerToHyperService::new(crate::service(engine));
     let served = hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
         .with_upgrades()
         .await;
     if let Err(error) = served {

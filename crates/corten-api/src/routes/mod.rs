@@ -16,6 +16,10 @@ mod streams;
 mod system;
 mod volumes;
 
+use std::convert::Infallible;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
 use axum::Router;
 use axum::extract::FromRequest;
 use axum::response::{IntoResponse, Response};
@@ -23,6 +27,8 @@ use bytes::Bytes;
 use corten_engine::Engine;
 use http::{Method, Request, Uri};
 use serde::de::DeserializeOwned;
+use tower::util::BoxCloneSyncService;
+use tower::{Layer, Service, ServiceExt as _};
 
 use crate::error::ApiError;
 
@@ -32,14 +38,82 @@ pub(crate) type Answer = Result<Response, ApiError>;
 /// Largest JSON body accepted, in bytes.
 const MAX_JSON: usize = 8 << 20;
 
-pub(crate) fn router(engine: Engine) -> Router {
+/// The routes over an engine. Each half is put together when a request first needs it: a command
+/// line asks for two or three of them and is gone some milliseconds later. Cheap to clone.
+#[derive(Clone)]
+pub struct Routes(Arc<Halves>);
+
+struct Halves {
+    engine: Engine,
+    containers: OnceLock<Half>,
+    others: OnceLock<Half>,
+}
+
+impl std::fmt::Debug for Routes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Routes").finish_non_exhaustive()
+    }
+}
+
+type Half = BoxCloneSyncService<Request<axum::body::Body>, Response, Infallible>;
+
+impl Routes {
+    pub(crate) fn new(engine: Engine) -> Self {
+        Self(Arc::new(Halves {
+            engine,
+            containers: OnceLock::new(),
+            others: OnceLock::new(),
+        }))
+    }
+
+    /// Where a path leads to if it leads anywhere.
+    fn half(&self, path: &str) -> &Half {
+        let Halves {
+            engine,
+            containers,
+            others,
+        } = &*self.0;
+        if is_of_containers(path) {
+            containers.get_or_init(|| layered(engine, of_containers()))
+        } else {
+            others.get_or_init(|| layered(engine, of_others()))
+        }
+    }
+}
+
+impl Service<Request<axum::body::Body>> for Routes {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = tower::util::Oneshot<Half, Request<axum::body::Body>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<axum::body::Body>) -> Self::Future {
+        let half = self.half(request.uri().path()).clone();
+        half.oneshot(request)
+    }
+}
+
+/// Whether a path's first component is one that [`of_containers`] knows all routes of.
+fn is_of_containers(path: &str) -> bool {
+    let first = path.trim_start_matches('/').split('/').next();
+    matches!(first, Some("containers" | "exec" | "commit"))
+}
+
+fn of_containers() -> Router<Engine> {
     Router::new()
-        .merge(system::routes())
         .merge(containers::routes())
         .merge(container_files::routes())
         .merge(checkpoints::routes())
         .merge(streams::routes())
         .merge(exec::routes())
+}
+
+fn of_others() -> Router<Engine> {
+    Router::new()
+        .merge(system::routes())
         .merge(archives::routes())
         .merge(images::routes())
         .merge(distribution::routes())
@@ -47,12 +121,17 @@ pub(crate) fn router(engine: Engine) -> Router {
         .merge(volumes::routes())
         .merge(networks::routes())
         .merge(events::routes())
+}
+
+/// Layers lie around the whole, not around each route as a router's own would.
+fn layered(engine: &Engine, routes: Router<Engine>) -> Half {
+    let routes = routes
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
-        .layer(axum::extract::DefaultBodyLimit::max(MAX_JSON))
-        .layer(axum::middleware::from_fn(crate::frees::answer))
-        .layer(axum::middleware::from_fn(crate::remainder::take))
-        .with_state(engine)
+        .with_state(engine.clone());
+    let routes = axum::extract::DefaultBodyLimit::max(MAX_JSON).layer(routes);
+    let routes = axum::middleware::from_fn(crate::frees::answer).layer(routes);
+    BoxCloneSyncService::new(axum::middleware::from_fn(crate::remainder::take).layer(routes))
 }
 
 async fn unknown(method: Method, uri: Uri) -> ApiError {
@@ -107,4 +186,25 @@ impl<T: DeserializeOwned, S: Send + Sync> axum::extract::FromRequestParts<S> for
 
 pub(crate) fn no_content() -> Response {
     http::StatusCode::NO_CONTENT.into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_of_containers() {
+        for (path, expected) in [
+            ("/containers/json", true),
+            ("/containers/a/start", true),
+            ("/exec/1/json", true),
+            ("/commit", true),
+            ("/", false),
+            ("/containersx", false),
+            ("/images/containers/json", false),
+            ("/build", false),
+        ] {
+            assert_eq!(is_of_containers(path), expected, "{path}");
+        }
+    }
 }

@@ -156,7 +156,7 @@ impl Client {
     /// A fresh connection, driven by a task of its own.
     pub(super) async fn connect(&self) -> Result<SendRequest<Body>, ClientError> {
         match &self.target {
-            Target::InProcess => handshake(corten_api::connect_in_process(self.engine()?)).await,
+            Target::InProcess => handshake(corten_api::connect_in_process(self.service()?)).await,
             Target::Unix(path) => {
                 let stream = UnixStream::connect(path)
                     .await

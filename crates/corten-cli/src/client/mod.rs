@@ -115,7 +115,8 @@ pub struct Client {
     prefix: String,
     headers: Vec<(String, String)>,
     root: Option<std::path::PathBuf>,
-    engine: OnceCell<Engine>,
+    /// The API over the engine in this process, opened on first use.
+    service: OnceCell<corten_api::Service>,
     /// A connection that waits for the next request.
     idle: RefCell<Option<SendRequest<Body>>>,
 }
@@ -137,7 +138,7 @@ impl Client {
             prefix: String::new(),
             headers: Vec::new(),
             root: None,
-            engine: OnceCell::new(),
+            service: OnceCell::new(),
             idle: RefCell::new(None),
         }
     }
@@ -189,20 +190,19 @@ impl Client {
         matches!(self.target, Target::InProcess)
     }
 
-    /// The engine in this process, opened on first use.
-    fn engine(&self) -> std::result::Result<&Engine, ClientError> {
-        if let Some(engine) = self.engine.get() {
-            return Ok(engine);
+    fn service(&self) -> std::result::Result<&corten_api::Service, ClientError> {
+        if let Some(service) = self.service.get() {
+            return Ok(service);
         }
         self.open_engine(false)
     }
 
-    fn open_engine(&self, anew: bool) -> std::result::Result<&Engine, ClientError> {
+    fn open_engine(&self, anew: bool) -> std::result::Result<&corten_api::Service, ClientError> {
         let engine = Engine::open(EngineOptions {
             root: self.root.clone(),
             anew,
         })?;
-        Ok(self.engine.get_or_init(|| engine))
+        Ok(self.service.get_or_init(|| corten_api::service(engine)))
     }
 
     /// Opens the engine in this process, if there is one here, also where its database is lost.
