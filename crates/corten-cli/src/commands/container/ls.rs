@@ -2,7 +2,7 @@
 
 use bollard_stubs::models::ContainerSummary;
 
-use super::row::row;
+use super::row::{line, row};
 use crate::app::Cli;
 use crate::command::{Command, action};
 use crate::error::{CliError, Result};
@@ -94,11 +94,23 @@ async fn list(cli: &Cli, flags: Parsed) -> Result {
     if quiet && given.is_some() {
         cli.complain("WARNING: Ignoring custom format, because both --format and --quiet are set.");
     }
-    let rows = containers
-        .iter()
-        .map(|c| row(c, !flags.on("no-trunc")))
-        .collect();
-    cli.print(&render(format, quiet, flags.on("size"), rows)?)
+    let (with_size, cut) = (flags.on("size"), !flags.on("no-trunc"));
+    if matches!(format, None | Some("table")) {
+        return cli.print(&usual(&containers, quiet, with_size, cut)?);
+    }
+    let rows = containers.iter().map(|c| row(c, cut)).collect();
+    cli.print(&render(format, quiet, with_size, rows)?)
+}
+
+/// The usual table, or the ids.
+fn usual(
+    containers: &[ContainerSummary],
+    quiet: bool,
+    with_size: bool,
+    cut: bool,
+) -> Result<String> {
+    let lines = containers.iter().map(|c| line(c, quiet, with_size, cut));
+    listing(with_size, false).lines(quiet, &lines.collect::<String>())
 }
 
 /// A wrong template is an error even where there is nothing to list, and before the engine is
@@ -133,7 +145,11 @@ fn render(format: Option<&str>, quiet: bool, size: bool, rows: Vec<Row>) -> Resu
         Some("raw") => Some(if size { RAW_WITH_SIZE } else { RAW }),
         other => other,
     };
-    let listing = Listing {
+    listing(size, raw).render(format, quiet, rows)
+}
+
+fn listing(size: bool, raw: bool) -> Listing<'static> {
+    Listing {
         headers: HEADERS,
         table: if size { TABLE_WITH_SIZE } else { TABLE },
         quiet: if raw {
@@ -141,8 +157,7 @@ fn render(format: Option<&str>, quiet: bool, size: bool, rows: Vec<Row>) -> Resu
         } else {
             "{{.ID}}"
         },
-    };
-    listing.render(format, quiet, rows)
+    }
 }
 
 #[cfg(test)]
@@ -183,6 +198,21 @@ mod tests {
             containers().iter().map(|c| row(c, true)).collect(),
         )
         .unwrap()
+    }
+
+    #[test]
+    fn lines_are_what_the_template_gives() {
+        let mut containers = containers();
+        containers.push(ContainerSummary::default());
+        for options in 0..8 {
+            let [quiet, size, cut] = [1, 2, 4].map(|bit| options & bit != 0);
+            let rows = containers.iter().map(|c| row(c, cut)).collect();
+            assert_eq!(
+                usual(&containers, quiet, size, cut).unwrap(),
+                render(None, quiet, size, rows).unwrap(),
+                "{options}"
+            );
+        }
     }
 
     #[test]

@@ -50,6 +50,34 @@ pub(crate) fn row(container: &ContainerSummary, cut: bool) -> Row {
         .method("Label", labels)
 }
 
+/// The line of the usual table, as its template would give it, or the id alone.
+pub(crate) fn line(
+    container: &ContainerSummary,
+    quiet: bool,
+    with_size: bool,
+    cut: bool,
+) -> String {
+    let id = id(container, cut);
+    if quiet {
+        return id + "\n";
+    }
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let mut line = [
+        id,
+        image(container, cut),
+        command(container.command.as_deref().unwrap_or_default(), cut),
+        units::ago(container.created.unwrap_or_default()),
+        text(&container.status),
+        ports::display(container.ports.as_deref().unwrap_or_default()),
+        names(container, cut),
+    ]
+    .join("\t");
+    if with_size {
+        line = line + "\t" + &size(container);
+    }
+    line + "\n"
+}
+
 fn id(container: &ContainerSummary, cut: bool) -> String {
     let id = container.id.as_deref().unwrap_or_default();
     if cut {
