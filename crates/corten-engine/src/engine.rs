@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use corten_db::{Database, DbError, Durability};
 use corten_store::{LayerForm, Store};
 use rusqlite::{Connection, Transaction};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 
 use crate::containers::{Containers, Pending};
@@ -208,14 +209,27 @@ impl Engine {
         }
     }
 
-    /// Reads from the database on a thread for such.
+    /// Runs blocking work that takes no longer than some queries. Where the runtime has this one
+    /// thread (a command line's, which waits for the answer anyway) it is done in place: two
+    /// threads that wake each other would take longer than the work.
+    pub(crate) async fn brief<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Self) -> Result<T> + Send + 'static,
+    {
+        match Handle::current().runtime_flavor() {
+            RuntimeFlavor::CurrentThread => work(self),
+            _ => self.blocking(work).await,
+        }
+    }
+
+    /// Reads from the database, as [`brief`](Self::brief) work.
     pub(crate) async fn read<T, F>(&self, read: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<T> + Send + 'static,
     {
-        self.blocking(move |engine| engine.database().read(read))
-            .await
+        self.brief(move |engine| engine.database().read(read)).await
     }
 
     /// Writes to the database and wakes this process's followers. Blocks.

@@ -29,7 +29,7 @@ pub(super) async fn attach(
 ) -> Result<Attached> {
     let wanted = name.to_owned();
     let container = engine
-        .blocking(move |engine| state::find(engine, &wanted))
+        .brief(move |engine| state::find(engine, &wanted))
         .await?;
     match container.status {
         Status::Paused => {
@@ -49,7 +49,7 @@ pub(super) async fn attach(
     let tty = container.config.tty.unwrap_or(false);
     let told = container.clone();
     engine
-        .blocking(move |engine| {
+        .brief(move |engine| {
             super::event(engine, &told, "attach", &[]);
             Ok(())
         })

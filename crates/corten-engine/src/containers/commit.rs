@@ -64,7 +64,7 @@ fn is_empty(layer: &DiffId) -> bool {
 pub(super) async fn commit(engine: &Engine, name: &str, options: CommitOptions) -> Result<ImageId> {
     let wanted = name.to_owned();
     let container = engine
-        .blocking(move |engine| state::find(engine, &wanted))
+        .brief(move |engine| state::find(engine, &wanted))
         .await?;
     match container.status {
         Status::Dead => {

@@ -148,9 +148,7 @@ pub(super) fn met<'a>(
 
 async fn find(engine: &Engine, name: &str) -> Result<Container> {
     let name = name.to_owned();
-    engine
-        .blocking(move |engine| state::find(engine, &name))
-        .await
+    engine.brief(move |engine| state::find(engine, &name)).await
 }
 
 fn has_completed(container: &Container) -> bool {

@@ -18,7 +18,7 @@ const AHEAD: usize = 64;
 pub(super) async fn logs(engine: &Engine, name: &str, options: LogOptions) -> Result<LogStream> {
     let wanted = name.to_owned();
     let container = engine
-        .blocking(move |engine| state::find(engine, &wanted))
+        .brief(move |engine| state::find(engine, &wanted))
         .await?;
     let driver = driver::driver(container.host.log_config.as_ref())?;
     let Some(path) = engine.layout().log_of(&container.id, &driver) else {

@@ -182,9 +182,7 @@ impl Containers {
     /// Finds a container, and makes what is known of it true.
     async fn find(&self, name: &str) -> Result<Container> {
         let name = name.to_owned();
-        self.0
-            .blocking(move |engine| state::find(engine, &name))
-            .await
+        self.0.brief(move |engine| state::find(engine, &name)).await
     }
 
     /// Creates a container from an image that is present (404 otherwise).
@@ -200,7 +198,7 @@ impl Containers {
     ) -> Result<models::ContainerCreateResponse> {
         let (name, platform) = (name.map(str::to_owned), platform.cloned());
         self.0
-            .blocking(move |engine| {
+            .brief(move |engine| {
                 create::create(engine, name.as_deref(), &body, platform.as_ref(), starts)
             })
             .await
@@ -304,7 +302,7 @@ impl Containers {
     pub async fn rename(&self, name: &str, new_name: &str) -> Result<()> {
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
         self.0
-            .blocking(move |engine| rename(engine, &name, &new_name))
+            .brief(move |engine| rename(engine, &name, &new_name))
             .await
     }
 
@@ -335,7 +333,7 @@ impl Containers {
     /// When a filter is wrong.
     pub async fn list(&self, options: ListOptions) -> Result<Vec<models::ContainerSummary>> {
         self.0
-            .blocking(move |engine| list::list(engine, &options))
+            .brief(move |engine| list::list(engine, &options))
             .await
     }
 
@@ -350,7 +348,7 @@ impl Containers {
     ) -> Result<models::ContainerInspectResponse> {
         let name = name.to_owned();
         self.0
-            .blocking(move |engine| inspect::inspect(engine, &name, size))
+            .brief(move |engine| inspect::inspect(engine, &name, size))
             .await
     }
 

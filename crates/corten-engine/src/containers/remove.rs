@@ -26,7 +26,7 @@ type Result<T> = std::result::Result<T, EngineError>;
 /// Removes a container.
 pub(super) async fn remove(engine: &Engine, name: &str, options: RemoveOptions) -> Result<()> {
     let wanted = name.to_owned();
-    let container = engine.blocking(move |e| state::find(e, &wanted)).await?;
+    let container = engine.brief(move |e| state::find(e, &wanted)).await?;
     if options.link {
         return Err(EngineError::Conflict(
             "Conflict, cannot remove the default link name of the container".to_owned(),

@@ -35,7 +35,7 @@ pub(super) async fn start_after(
 ) -> Result<()> {
     let wanted = name.to_owned();
     let container = engine
-        .blocking(move |engine| state::find(engine, &wanted))
+        .brief(move |engine| state::find(engine, &wanted))
         .await?;
     // One that runs is told so below; what it needs is none of its business then.
     if !container.status.is_live()

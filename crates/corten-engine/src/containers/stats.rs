@@ -98,9 +98,7 @@ pub(super) async fn stats(engine: &Engine, name: &str, samples: Samples) -> Resu
 
 async fn find(engine: &Engine, name: &str) -> Result<Container> {
     let name = name.to_owned();
-    engine
-        .blocking(move |engine| state::find(engine, &name))
-        .await
+    engine.brief(move |engine| state::find(engine, &name)).await
 }
 
 /// Takes a sample.

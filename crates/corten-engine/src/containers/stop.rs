@@ -18,9 +18,7 @@ const SIGKILL: i32 = 9;
 
 pub(super) async fn find(engine: &Engine, name: &str) -> Result<Container> {
     let name = name.to_owned();
-    engine
-        .blocking(move |engine| state::find(engine, &name))
-        .await
+    engine.brief(move |engine| state::find(engine, &name)).await
 }
 
 /// Whether a restart policy could start it again. Clients send the policy `no`, too.
@@ -36,7 +34,7 @@ pub(super) fn has_policy(container: &Container) -> bool {
 pub(super) async fn mark_stopped(engine: &Engine, container: &Container) -> Result<()> {
     let id = container.id.clone();
     engine
-        .blocking(move |engine| engine.write(Durability::Synced, |c| row::set_stopped(c, &id)))
+        .brief(move |engine| engine.write(Durability::Synced, |c| row::set_stopped(c, &id)))
         .await
 }
 
@@ -80,7 +78,7 @@ async fn down(
     }
     let id = container.clone();
     engine
-        .blocking(move |engine| {
+        .brief(move |engine| {
             let signal = signal.unwrap_or_else(|| stop_signal(&id)).to_string();
             super::event(engine, &id, "kill", &[("signal", signal)]);
             Ok(())
@@ -97,7 +95,7 @@ async fn down(
     };
     let id = container.clone();
     engine
-        .blocking(move |engine| {
+        .brief(move |engine| {
             super::event(engine, &id, "stop", &[]);
             Ok(())
         })
@@ -155,7 +153,7 @@ async fn set_auto_remove(engine: &Engine, container: &Container, on: bool) -> Re
     }
     let id = container.id.clone();
     engine
-        .blocking(move |engine| {
+        .brief(move |engine| {
             engine.write(Durability::Relaxed, |c| row::set_auto_remove(c, &id, on))
         })
         .await
@@ -215,7 +213,7 @@ pub(super) async fn kill(engine: &Engine, name: &str, signal: Option<&str>) -> R
     // Told before it is done: the end that may follow is told after it.
     let told = container.clone();
     engine
-        .blocking(move |engine| {
+        .brief(move |engine| {
             super::event(engine, &told, "kill", &[("signal", number.to_string())]);
             Ok(())
         })
@@ -256,7 +254,7 @@ pub(super) async fn kill_and_wait(engine: &Engine, container: &Container) -> Res
     };
     let told = container.clone();
     engine
-        .blocking(move |engine| {
+        .brief(move |engine| {
             super::event(engine, &told, "kill", &[("signal", SIGKILL.to_string())]);
             Ok(())
         })

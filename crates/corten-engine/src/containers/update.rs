@@ -64,7 +64,7 @@ pub(super) async fn update(
     // To its end even if the client leaves: what is written is carried out, or put back.
     let work = tokio::spawn(async move {
         let container = engine
-            .blocking(move |engine| state::find(engine, &name))
+            .brief(move |engine| state::find(engine, &name))
             .await?;
         let id = container.id.clone();
         // Limits are not what changes take turns for.
@@ -73,7 +73,7 @@ pub(super) async fn update(
             let found = id.clone();
             // It may be another run by now.
             let container = engine
-                .blocking(move |engine| state::find(engine, &found))
+                .brief(move |engine| state::find(engine, &found))
                 .await?;
             // Who changed it before may have been killed before that was carried out.
             crate::networks::settle(&engine, &container).await?;

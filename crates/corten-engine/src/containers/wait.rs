@@ -28,7 +28,7 @@ pub(super) async fn wait(
 ) -> Result<BoxFuture<'static, Result<ContainerWaitResponse>>> {
     let wanted = name.to_owned();
     let container = engine
-        .blocking(move |engine| state::find(engine, &wanted))
+        .brief(move |engine| state::find(engine, &wanted))
         .await?;
     let waiting = if container.status.is_live() {
         let found = Client::find(engine.layout().run(), &container.id);
@@ -98,10 +98,7 @@ async fn met(
 /// How it ended according to its row, or to the last event of it.
 async fn from_row(engine: &Engine, container: &Container) -> Result<ContainerWaitResponse> {
     let (id, name) = (container.id.clone(), container.id.clone());
-    match engine
-        .blocking(move |engine| state::find(engine, &name))
-        .await
-    {
+    match engine.brief(move |engine| state::find(engine, &name)).await {
         Ok(now) => Ok(response(now.exit_code, error_of(&now))),
         Err(EngineError::NoSuchContainer(_)) => {
             let code = engine.read(move |c| events::last_exit(c, &id)).await?;
