@@ -187,7 +187,11 @@ fn launch(
         .join(" ");
     shared.host.borrow_mut().event(
         "exec_start",
-        &[("execID", exec.spec.id.clone()), ("command", args)],
+        &[
+            ("execID", exec.spec.id.clone()),
+            ("command", args),
+            ("pid", process.pid.to_string()),
+        ],
     );
     Ok(Begun {
         hub,

@@ -228,7 +228,8 @@ pub trait Host {
     /// They cannot be known now.
     fn bridges(&mut self) -> Result<Vec<BridgeSpec>, BoxError>;
 
-    /// Something worth an event: `kill` and `exec_…` with attributes.
+    /// Something worth an event: `kill` and `exec_…` with attributes; `command` and `pid` are no
+    /// attributes of it.
     fn event(&mut self, action: &str, attributes: &[(&str, String)]);
 }
 

@@ -69,14 +69,13 @@ async fn start(
         console_size: config.console_size.as_deref().and_then(console_size),
     };
     if hijack.is_wanted() && !start.detach {
-        let known = engine.containers().exec_inspect(&id).await?;
+        let form = engine.containers().exec_form(&id).await?;
         // One that cannot start is refused with a status, below.
-        if known.running != Some(true) && known.exit_code.is_none() {
-            let tty = known.process_config.and_then(|p| p.tty).unwrap_or(false);
-            let content_type = content_type(tty, version);
-            let keys = keys(known.detach_keys.as_deref())?;
-            let keys = tty.then_some(keys);
-            let started = started(engine, id, start, tty);
+        if form.waits || can_start(&engine, &id).await? {
+            let content_type = content_type(form.tty, version);
+            let keys = keys(form.detach_keys.as_deref())?;
+            let keys = form.tty.then_some(keys);
+            let started = started(engine, id, start, form.tty);
             return Ok(hijack.join_started(started, content_type, keys));
         }
     }
@@ -88,6 +87,11 @@ async fn start(
         }
         None => Ok(StatusCode::OK.into_response()),
     }
+}
+
+async fn can_start(engine: &Engine, id: &str) -> Result<bool, ApiError> {
+    let known = engine.containers().exec_inspect(id).await?;
+    Ok(known.running != Some(true) && known.exit_code.is_none())
 }
 
 /// Starts an instance for a client that has its raw stream already: an error is told there.

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 
 use bollard_stubs::models::{ExecConfig, ExecInspectResponse, IdResponse, ProcessConfig};
 use corten_db::Durability;
+use corten_supervisor::client::Client;
 use corten_supervisor::protocol::ExecSpec;
 use corten_supervisor::{Size, Streams};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -14,9 +15,10 @@ use tokio::io::AsyncWriteExt;
 
 use super::attach::framed;
 use super::row::{Container, Status};
-use super::{Attached, ExecStart, StreamKind, refused, state, supervisor};
+use super::{Attached, ExecForm, ExecStart, StreamKind, refused, refused_by, state, supervisor};
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::events::{self, Kind};
 use crate::parse::{names, time};
 use crate::spec;
 use crate::supervise::rooted;
@@ -41,26 +43,43 @@ type Result<T> = std::result::Result<T, EngineError>;
 struct Row {
     container: String,
     config: ExecConfig,
+    /// It was made in its container's present run, and nobody has written down that it was started.
+    waits: bool,
+    pid: i64,
     exit_code: Option<i64>,
 }
 
 fn get(c: &Connection, id: &str) -> Result<Row> {
-    let found: Option<(String, String, Option<i64>)> = c
-        .prepare_cached("SELECT container, config, exit_code FROM execs WHERE id = ?")?
-        .query_row([id], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
-        .optional()?;
-    let (container, config, exit_code) =
-        found.ok_or_else(|| EngineError::NoSuchExec(id.to_owned()))?;
+    let mut statement = c.prepare_cached(
+        "SELECT e.container, e.config, e.status = 'created' AND e.created > c.started, e.pid, \
+         e.exit_code FROM execs e JOIN containers c ON c.id = e.container WHERE e.id = ?",
+    )?;
+    let found = statement.query_row([id], |r| {
+        let row = Row {
+            container: r.get(0)?,
+            config: ExecConfig::default(),
+            waits: r.get(2)?,
+            pid: r.get(3)?,
+            exit_code: r.get(4)?,
+        };
+        Ok((row, r.get::<_, String>(1)?))
+    });
+    let (row, config) = found
+        .optional()?
+        .ok_or_else(|| EngineError::NoSuchExec(id.to_owned()))?;
     let config = serde_json::from_str(&config).map_err(|source| EngineError::Document {
         what: "configuration",
         object: format!("exec {id}"),
         source,
     })?;
-    Ok(Row {
-        container,
-        config,
-        exit_code,
-    })
+    Ok(Row { config, ..row })
+}
+
+/// Records that an instance runs.
+pub(crate) fn set_running(c: &Connection, id: &str, pid: i64) -> Result<()> {
+    c.prepare_cached("UPDATE execs SET status = 'running', pid = ? WHERE id = ?")?
+        .execute(params![pid, id])?;
+    Ok(())
 }
 
 /// Records how an instance ended.
@@ -74,7 +93,7 @@ pub(crate) fn set_exit_code(c: &Connection, id: &str, code: i64) -> Result<()> {
 pub(super) async fn create(engine: &Engine, name: &str, config: ExecConfig) -> Result<IdResponse> {
     let wanted = name.to_owned();
     let (container, spec, config) = engine
-        .blocking(move |engine| {
+        .brief(move |engine| {
             let container = state::find(engine, &wanted)?;
             let spec = prepare(engine, &container, &wanted, &config)?;
             Ok((container, spec, config))
@@ -88,7 +107,7 @@ pub(super) async fn create(engine: &Engine, name: &str, config: ExecConfig) -> R
         .map_err(|error| refused(&container, error))?;
     let exec = id.clone();
     engine
-        .blocking(move |engine| {
+        .brief(move |engine| {
             let text = serde_json::to_string(&config).map_err(|source| EngineError::Document {
                 what: "configuration",
                 object: format!("exec {exec}"),
@@ -105,16 +124,12 @@ pub(super) async fn create(engine: &Engine, name: &str, config: ExecConfig) -> R
                      VALUES (?,?,?,?,'created')",
                 )?
                 .execute(params![exec, container.id, time::now_nanos(), text])?;
-                Ok(())
-            })?;
-            let command = config.cmd.unwrap_or_default().join(" ");
-            super::event(
-                engine,
-                &container,
-                &format!("exec_create: {command}"),
-                &[("execID", exec.clone())],
-            );
-            Ok(())
+                let mut attributes = super::attributes(&container);
+                attributes.insert("execID".to_owned(), exec.clone());
+                let command = config.cmd.as_deref().unwrap_or_default().join(" ");
+                let action = format!("exec_create: {command}");
+                events::record(c, Kind::Container, &action, &container.id, &attributes)
+            })
         })
         .await?;
     Ok(IdResponse { id })
@@ -195,23 +210,41 @@ fn prepare(
     })
 }
 
-async fn find(engine: &Engine, id: &str) -> Result<(Row, Container)> {
-    let wanted = id.to_owned();
+async fn find(engine: &Engine, id: &str) -> Result<Row> {
+    let id = id.to_owned();
+    engine.read(move |c| get(c, &id)).await
+}
+
+/// The supervisor of an instance's container.
+async fn supervisor_of(engine: &Engine, id: &str, row: &Row) -> Result<Client> {
+    let found = Client::find(engine.layout().run(), &row.container);
+    if let Some(client) = found.map_err(|error| refused_by(&row.container, error))? {
+        return Ok(client);
+    }
+    let (id, container) = (id.to_owned(), row.container.clone());
     engine
-        .blocking(move |engine| {
-            let row = engine.database().read(|c| get(c, &wanted))?;
-            let container =
-                state::find(engine, &row.container).map_err(|_| EngineError::NoSuchExec(wanted))?;
-            Ok((row, container))
+        .brief(move |engine| match state::find(engine, &container) {
+            Ok(_) => Err(EngineError::NotRunning(container)),
+            Err(_) => Err(EngineError::NoSuchExec(id)),
         })
         .await
 }
 
+/// What whoever is about to start an instance has to know of it.
+pub(super) async fn form(engine: &Engine, id: &str) -> Result<ExecForm> {
+    let row = find(engine, id).await?;
+    Ok(ExecForm {
+        waits: row.waits && state::has_supervisor(engine, &row.container),
+        tty: row.config.tty.unwrap_or(false),
+        detach_keys: row.config.detach_keys,
+    })
+}
+
 /// Starts an instance.
 pub(super) async fn start(engine: &Engine, id: &str, start: ExecStart) -> Result<Option<Attached>> {
-    let (row, container) = find(engine, id).await?;
+    let row = find(engine, id).await?;
     let tty = row.config.tty.unwrap_or(false);
-    let client = supervisor(engine, &container)?;
+    let client = supervisor_of(engine, id, &row).await?;
     let size = start.console_size.map(|(rows, cols)| Size { rows, cols });
     match client.exec_start(id, start.detach, size).await {
         Ok(None) => Ok(None),
@@ -219,7 +252,7 @@ pub(super) async fn start(engine: &Engine, id: &str, start: ExecStart) -> Result
             tty,
             stream: Box::pin(stream),
         })),
-        Err(error) => match refused(&container, error) {
+        Err(error) => match refused_by(&row.container, error) {
             EngineError::Start { message, code } => {
                 failed(engine, id, i64::from(code)).await?;
                 if start.detach {
@@ -245,9 +278,7 @@ pub(super) async fn start(engine: &Engine, id: &str, start: ExecStart) -> Result
 async fn failed(engine: &Engine, id: &str, code: i64) -> Result<()> {
     let exec = id.to_owned();
     engine
-        .blocking(move |engine| {
-            engine.write(Durability::Relaxed, |c| set_exit_code(c, &exec, code))
-        })
+        .brief(move |engine| engine.write(Durability::Relaxed, |c| set_exit_code(c, &exec, code)))
         .await
 }
 
@@ -272,26 +303,19 @@ async fn told(message: &str, tty: bool) -> Attached {
 
 /// The state of an instance.
 pub(super) async fn inspect(engine: &Engine, id: &str) -> Result<ExecInspectResponse> {
-    let (row, container) = find(engine, id).await?;
-    let status = match supervisor(engine, &container) {
-        Ok(client) => client.exec_inspect(id).await.ok(),
-        Err(_) => None,
+    let row = find(engine, id).await?;
+    let (running, exit_code, pid) = match row.exit_code {
+        // Written before anybody could see its end.
+        Some(code) => (false, Some(code), Some(row.pid)),
+        None => progress(engine, id, &row).await?,
     };
-    // The row may have been written since it was read.
-    let exec = id.to_owned();
-    let exit_code = match &status {
-        Some(status) if row.exit_code.is_none() => status.exit_code.map(i64::from),
-        _ => engine.read(move |c| get(c, &exec)).await?.exit_code,
-    };
-    // An instance that its container took along was killed with it.
-    let lost = status.is_none() && exit_code.is_none();
     let command = row.config.cmd.clone().unwrap_or_default();
     Ok(ExecInspectResponse {
         can_remove: Some(false),
         detach_keys: row.config.detach_keys.clone(),
         id: Some(id.to_owned()),
-        running: Some(status.as_ref().is_some_and(|s| s.running)),
-        exit_code: if lost { Some(137) } else { exit_code },
+        running: Some(running),
+        exit_code,
         process_config: Some(ProcessConfig {
             privileged: row.config.privileged,
             user: row.config.user.clone(),
@@ -302,15 +326,42 @@ pub(super) async fn inspect(engine: &Engine, id: &str) -> Result<ExecInspectResp
         open_stdin: row.config.attach_stdin,
         open_stderr: row.config.attach_stderr,
         open_stdout: row.config.attach_stdout,
-        container_id: Some(container.id),
-        pid: status.map(|s| i64::from(s.pid)),
+        container_id: Some(row.container),
+        pid,
     })
+}
+
+/// Whether an instance runs that has not ended yet as far as its row knows, how it ended, its
+/// process.
+async fn progress(
+    engine: &Engine,
+    id: &str,
+    row: &Row,
+) -> Result<(bool, Option<i64>, Option<i64>)> {
+    let status = match supervisor_of(engine, id, row).await {
+        Ok(client) => client.exec_inspect(id).await.ok(),
+        Err(EngineError::NoSuchExec(id)) => return Err(EngineError::NoSuchExec(id)),
+        Err(_) => None,
+    };
+    // The row may have been written since it was read.
+    let exit_code = match &status {
+        Some(status) => status.exit_code.map(i64::from),
+        None => find(engine, id).await?.exit_code,
+    };
+    // An instance that its container took along was killed with it.
+    let lost = status.is_none() && exit_code.is_none();
+    Ok((
+        status.as_ref().is_some_and(|s| s.running),
+        if lost { Some(137) } else { exit_code },
+        status.map(|s| i64::from(s.pid)),
+    ))
 }
 
 /// Sets the size of an instance's terminal.
 pub(super) async fn resize(engine: &Engine, id: &str, rows: u16, columns: u16) -> Result<()> {
-    let (_, container) = find(engine, id).await?;
-    supervisor(engine, &container)?
+    let row = find(engine, id).await?;
+    supervisor_of(engine, id, &row)
+        .await?
         .exec_resize(
             id,
             Size {
@@ -319,5 +370,5 @@ pub(super) async fn resize(engine: &Engine, id: &str, rows: u16, columns: u16) -
             },
         )
         .await
-        .map_err(|error| refused(&container, error))
+        .map_err(|error| refused_by(&row.container, error))
 }

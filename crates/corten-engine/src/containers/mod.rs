@@ -58,10 +58,10 @@ pub use attach::framed;
 pub use checkpoint::CheckpointName;
 pub use commit::CommitOptions;
 pub(crate) use commit::refused as refused_change;
-pub(crate) use exec::set_exit_code as set_exec_exit_code;
+pub(crate) use exec::{set_exit_code as set_exec_exit_code, set_running as set_exec_running};
 pub(crate) use networking::parse_mac;
 pub use options::{
-    AttachOptions, Attached, ByteStream, ExecStart, ListOptions, LogOptions, LogStream,
+    AttachOptions, Attached, ByteStream, ExecForm, ExecStart, ListOptions, LogOptions, LogStream,
     RemoveOptions, StopOptions, StreamKind, WaitCondition,
 };
 pub(crate) use pending::Pending;
@@ -131,10 +131,15 @@ pub(crate) fn supervisor(engine: &Engine, container: &Container) -> Result<Clien
 
 /// What a supervisor's refusal means to a client of the engine.
 pub(crate) fn refused(container: &Container, error: ClientError) -> EngineError {
+    refused_by(&container.id, error)
+}
+
+/// As [`refused`], of a container by its id.
+fn refused_by(id: &str, error: ClientError) -> EngineError {
     match error {
         ClientError::Refused { why, message } => match why {
             Refusal::NoSuchExec => EngineError::NotFound(message),
-            Refusal::NotRunning => EngineError::NotRunning(container.id.clone()),
+            Refusal::NotRunning => EngineError::NotRunning(id.to_owned()),
             Refusal::Conflict => EngineError::Conflict(message),
             Refusal::NotExecutable => EngineError::Start { message, code: 126 },
             Refusal::NotFound => EngineError::Start { message, code: 127 },
@@ -151,11 +156,11 @@ pub(crate) fn refused(container: &Container, error: ClientError) -> EngineError 
                     | std::io::ErrorKind::UnexpectedEof
             ) =>
         {
-            EngineError::NotRunning(container.id.clone())
+            EngineError::NotRunning(id.to_owned())
         }
         ClientError::Silent { .. } => EngineError::Unavailable(error.to_string()),
         other => EngineError::Other {
-            context: format!("container {}", container.id),
+            context: format!("container {id}"),
             source: Box::new(other),
         },
     }
@@ -522,6 +527,14 @@ impl Containers {
     /// When there is no such exec instance, or its container has ended.
     pub async fn exec_start(&self, exec: &str, start: ExecStart) -> Result<Option<Attached>> {
         exec::start(&self.0, exec, start).await
+    }
+
+    /// What is to be known before it is started.
+    ///
+    /// # Errors
+    /// When there is no such exec instance.
+    pub async fn exec_form(&self, exec: &str) -> Result<ExecForm> {
+        exec::form(&self.0, exec).await
     }
 
     /// Its state and exit code.

@@ -139,6 +139,18 @@ pub enum WaitCondition {
     Removed,
 }
 
+/// What whoever is about to start an exec instance has to know of it.
+#[derive(Debug, Clone)]
+pub struct ExecForm {
+    /// It has not been started, and its container runs. Where this is not set it may be so all
+    /// the same: [`Containers::exec_inspect`](super::Containers::exec_inspect) knows.
+    pub waits: bool,
+    /// It has a terminal.
+    pub tty: bool,
+    /// The keys that detach from it, where they are not the usual ones.
+    pub detach_keys: Option<String>,
+}
+
 /// How to start an exec instance.
 #[derive(Debug, Clone, Default)]
 pub struct ExecStart {

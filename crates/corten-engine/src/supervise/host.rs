@@ -293,12 +293,17 @@ impl EngineHost {
 
     /// What its events tell of it: by the name it has now, as it may have been renamed.
     fn attributes(&self) -> HashMap<String, String> {
+        let read = |c: &rusqlite::Connection| Ok::<_, EngineError>(self.attributes_in(c));
+        self.engine.database().read(read).unwrap_or_default()
+    }
+
+    fn attributes_in(&self, c: &rusqlite::Connection) -> HashMap<String, String> {
         let mut attributes = self
             .container
             .as_ref()
             .map(containers::attributes)
             .unwrap_or_default();
-        match self.engine.database().read(|c| row::name(c, &self.id)) {
+        match row::name(c, &self.id) {
             Ok(Some(name)) => drop(attributes.insert("name".to_owned(), name)),
             Ok(None) => {}
             Err(error) => tracing::debug!(container = %self.id, %error, "its name is not known"),
@@ -490,21 +495,22 @@ impl Host for EngineHost {
 
     fn event(&mut self, action: &str, attributes: &[(&str, String)]) {
         // Docker's `exec_start` names the command in the action itself.
-        let command = attributes.iter().find(|(key, _)| *key == "command");
-        let shown = match command {
-            Some((_, command)) => format!("{action}: {command}"),
+        let shown = match value(attributes, "command") {
+            Some(command) => format!("{action}: {command}"),
             None => action.to_owned(),
         };
-        let mut all = self.attributes();
-        all.extend(
-            attributes
-                .iter()
-                .filter(|(key, _)| *key != "command")
-                .map(|(key, value)| ((*key).to_owned(), value.clone())),
-        );
         let written = self.engine.write(self.durability(), |c| {
-            if action == "exec_die" {
-                exec_ended(c, attributes)?;
+            let mut all = self.attributes_in(c);
+            all.extend(
+                attributes
+                    .iter()
+                    .filter(|(key, _)| !matches!(*key, "command" | "pid"))
+                    .map(|(key, value)| ((*key).to_owned(), value.clone())),
+            );
+            match action {
+                "exec_start" => exec_started(c, attributes)?,
+                "exec_die" => exec_ended(c, attributes)?,
+                _ => {}
             }
             events::record(c, Kind::Container, &shown, &self.id, &all)
         });
@@ -512,18 +518,24 @@ impl Host for EngineHost {
     }
 }
 
+fn value<'a>(attributes: &'a [(&str, String)], name: &str) -> Option<&'a str> {
+    let mut all = attributes.iter();
+    all.find(|(key, _)| *key == name).map(|(_, v)| v.as_str())
+}
+
+/// Notes that an exec instance runs: its client need not ask this supervisor for that.
+fn exec_started(c: &rusqlite::Connection, attributes: &[(&str, String)]) -> Result<()> {
+    let pid = value(attributes, "pid").and_then(|pid| pid.parse().ok());
+    match (value(attributes, "execID"), pid) {
+        (Some(id), Some(pid)) => containers::set_exec_running(c, id, pid),
+        _ => Ok(()),
+    }
+}
+
 /// Keeps the exit code of an exec instance beyond this supervisor's life.
 fn exec_ended(c: &rusqlite::Connection, attributes: &[(&str, String)]) -> Result<()> {
-    let value = |name: &str| {
-        attributes
-            .iter()
-            .find(|(key, _)| *key == name)
-            .map(|(_, v)| v)
-    };
-    match (
-        value("execID"),
-        value("exitCode").and_then(|code| code.parse().ok()),
-    ) {
+    let code = value(attributes, "exitCode").and_then(|code| code.parse().ok());
+    match (value(attributes, "execID"), code) {
         (Some(id), Some(code)) => containers::set_exec_exit_code(c, id, code),
         _ => Ok(()),
     }
