@@ -199,8 +199,8 @@ fn run(
         stdio,
         cgroup: CgroupSpec::new(job.cgroup.clone()),
     };
-    let mut created =
-        corten_runtime::create_hooked(sandbox, left.hooks.as_ref()).map_err(|e| refused(&e))?;
+    let mut created = corten_runtime::create_hooked(sandbox, left.hooks.as_ref(), &mut || true)
+        .map_err(|e| refused(&e))?;
     if let (Some(socket), Some(terminal)) = (console, created.console()) {
         let byte = [IoSlice::new(&[0])];
         passing::send(&socket, &byte, &[terminal.as_fd()])

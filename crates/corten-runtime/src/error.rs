@@ -97,6 +97,9 @@ pub enum RuntimeError {
         /// How it ended.
         status: crate::ExitStatus,
     },
+    /// What the caller did meanwhile has failed, so the process was ended.
+    #[error("container process given up")]
+    GivenUp,
     /// A program of the host that is needed failed (newuidmap, newgidmap).
     #[error("{program}: {reason}")]
     Helper {

@@ -79,16 +79,21 @@ impl HookGuard {
     }
 }
 
-/// As [`crate::create()`], for a container that may have hooks.
+/// As [`crate::create()`], for a container that may have hooks. `meanwhile` is called when the
+/// process lives, while it sets itself up; `false` gives it up ([`RuntimeError::GivenUp`]).
 pub fn create_hooked(
     sandbox: Sandbox<'_>,
     hooks: Option<&HookGuard>,
+    meanwhile: &mut dyn FnMut() -> bool,
 ) -> Result<Created, RuntimeError> {
     let extras = Extras {
         bundle: hooks.map(|hooks| hooks.dir.clone()).unwrap_or_default(),
         ..Extras::default()
     };
-    create_with(sandbox, extras, &mut |_| Ok(()))
+    create_with(sandbox, extras, &mut |_| match meanwhile() {
+        true => Ok(()),
+        false => Err(RuntimeError::GivenUp),
+    })
 }
 
 impl Drop for HookGuard {

@@ -22,6 +22,8 @@ pub(crate) struct Network {
     namespace: Option<NetNs>,
     places: Vec<Connected>,
     published: Published,
+    /// What [`Network::connect`] is to make.
+    planned: Option<(Vec<Place>, Option<NameServerJob>)>,
     /// A name server that does not answer yet.
     names: Option<NameServer>,
     serving: Option<Serving>,
@@ -34,8 +36,8 @@ struct Connected {
 }
 
 impl Network {
-    /// Makes what a run is to have, and says which namespace its processes are to join. `made`: the
-    /// namespace to make it in, where there is one already.
+    /// Makes what a run is to have, but for what [`Self::connect`] makes, and says which namespace
+    /// its processes are to join. `made`: the namespace to make it in, where there is one already.
     pub(crate) fn prepare(
         job: NetworkJob,
         names: Option<NameServerJob>,
@@ -58,24 +60,35 @@ impl Network {
         };
         let mut network = Self {
             published,
+            planned: Some((endpoints, names)),
             ..Self::default()
+        };
+        let joined = network.with_namespace(namespace)?;
+        Ok((network, joined))
+    }
+
+    /// Makes the links and the name server of a run, if they have not been made. What fails leaves
+    /// it to be dropped.
+    pub(crate) fn connect(&mut self) -> Result<(), StartError> {
+        let (Some(namespace), Some((endpoints, names))) = (&self.namespace, self.planned.take())
+        else {
+            return Ok(());
         };
         for place in endpoints {
             let mut spec = place.spec;
             if spec.default_route || spec.default_route6 {
-                spec.ports = network.ports().to_vec();
+                spec.ports = self.published.mappings().to_vec();
             }
-            let endpoint = corten_network::connect(&namespace, &spec).map_err(StartError::other)?;
-            network.places.push(Connected {
+            let endpoint = corten_network::connect(namespace, &spec).map_err(StartError::other)?;
+            self.places.push(Connected {
                 network: place.network,
                 endpoint,
             });
         }
         if let Some(job) = names {
-            network.names = Some(NameServer::new(&namespace, job).map_err(StartError::other)?);
+            self.names = Some(NameServer::new(namespace, job).map_err(StartError::other)?);
         }
-        let joined = network.with_namespace(namespace)?;
-        Ok((network, joined))
+        Ok(())
     }
 
     /// Keeps the namespace, and gives what joins it.

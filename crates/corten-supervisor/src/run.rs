@@ -114,6 +114,7 @@ pub(crate) fn start(
                 runtime.name
             )));
         }
+        network.connect()?;
         let parts = Parts {
             spec: &spec,
             rootfs,
@@ -131,6 +132,9 @@ pub(crate) fn start(
         return Ok(run);
     }
     let hooks = HookGuard::new(id, &spec, &directory.join(BUNDLE))?;
+    if from.is_some() || hooks.is_some() || names_links(&spec) {
+        network.connect()?;
+    }
     let sandbox = Sandbox {
         id,
         spec: &spec,
@@ -142,7 +146,14 @@ pub(crate) fn start(
     };
     let (running, console) = match from {
         None => {
-            let mut created = corten_runtime::create_hooked(sandbox, hooks.as_ref())?;
+            // The process makes its mounts while this one makes its links.
+            let mut connected = Ok(());
+            let created = corten_runtime::create_hooked(sandbox, hooks.as_ref(), &mut || {
+                connected = network.connect();
+                connected.is_ok()
+            });
+            connected?;
+            let mut created = created?;
             let console = created.console();
             (created.start()?, console)
         }
@@ -154,6 +165,16 @@ pub(crate) fn start(
     (run.stop_signal, run.stop_timeout) = (job.stop_signal, job.stop_timeout);
     run.connect(console, streams.outputs, streams.input, open_stdin);
     Ok(run)
+}
+
+/// Whether settings of links are asked for, which the process makes while it sets itself up.
+fn names_links(spec: &Spec) -> bool {
+    let settings = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.sysctl().as_ref());
+    let mut names = settings.into_iter().flat_map(|settings| settings.keys());
+    names.any(|name| name.contains("conf") || name.contains("neigh"))
 }
 
 fn restore(
