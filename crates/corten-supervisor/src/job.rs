@@ -201,8 +201,12 @@ pub trait Host {
     /// The first start failed; what it had is undone already.
     fn start_failed(&mut self, code: u8, message: &str);
 
-    /// The supervisor is about to leave; removal of a `--rm` container happens here.
+    /// The supervisor is about to leave; removal of a `--rm` container happens here, but for what
+    /// takes long and nobody sees.
     fn finished(&mut self);
+
+    /// Everybody knows of the end by now: what [`Self::finished`] has left.
+    fn left(&mut self);
 
     /// The addresses that a name has on the networks of this container; `None`: it is nobody's.
     ///

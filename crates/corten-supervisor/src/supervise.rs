@@ -462,6 +462,8 @@ async fn live(
     idle.abort();
     server.farewell(FAREWELL).await;
     drop(waiters);
+    // Nobody has to wait for it.
+    shared.host.borrow_mut().left();
     Ok(())
 }
 

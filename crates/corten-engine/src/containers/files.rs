@@ -47,15 +47,55 @@ pub(crate) fn make_directory(engine: &Engine, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Removes a container's directory: renamed away first, so that a name is free at once and
-/// a crash leaves only what sweeping finds.
+/// A directory that is out of use, and the lock that keeps sweepers off it.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    path: PathBuf,
+    _lock: Option<std::fs::File>,
+}
+
+impl Aside {
+    fn lock(path: &Path) -> Option<std::fs::File> {
+        let lock = std::fs::File::open(path).ok()?;
+        let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        if let Err(error) = rustix::fs::flock(&lock, operation) {
+            tracing::debug!(path = %path.display(), %error, "somebody is sweeping it already");
+        }
+        Some(lock)
+    }
+
+    /// Removes it. What cannot be removed is left to be swept, and logged.
+    pub(crate) fn remove(self) {
+        if let Err(error) = corten_store::rooted::remove_path(&self.path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            let path = self.path.display();
+            tracing::warn!(%path, %error, "a directory is left to be swept");
+        }
+    }
+}
+
+/// Renames a container's directory away, so that a crash leaves only what sweeping finds.
+pub(crate) fn put_aside(engine: &Engine, id: &str) -> Option<Aside> {
+    out_of_use(engine, &engine.layout().container(id), id)
+}
+
+/// Removes a container's directory: renamed away first.
 pub(crate) fn remove_directory(engine: &Engine, id: &str) {
-    discard(engine, &engine.layout().container(id), id);
+    if let Some(doomed) = put_aside(engine, id) {
+        doomed.remove();
+    }
 }
 
 /// Renames a directory into the temporary directory and removes it there. What cannot be
 /// removed is left to be swept, and logged.
 pub(crate) fn discard(engine: &Engine, directory: &Path, name: &str) {
+    if let Some(doomed) = out_of_use(engine, directory, name) {
+        doomed.remove();
+    }
+}
+
+fn out_of_use(engine: &Engine, directory: &Path, name: &str) -> Option<Aside> {
     let target = engine
         .layout()
         .tmp()
@@ -63,28 +103,23 @@ pub(crate) fn discard(engine: &Engine, directory: &Path, name: &str) {
     if let Err(error) = std::fs::create_dir_all(engine.layout().tmp()) {
         tracing::warn!(%error, "no temporary directory");
     }
-    match std::fs::rename(directory, &target) {
-        Ok(()) => remove_renamed(&target),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(_) => remove_renamed(directory),
-    }
+    let lock = Aside::lock(directory);
+    let path = match std::fs::rename(directory, &target) {
+        Ok(()) => target,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(_) => directory.to_owned(),
+    };
+    Some(Aside { path, _lock: lock })
 }
 
-/// Removes a directory that is out of use, under the lock that keeps sweepers off it. What
-/// cannot be removed is left to be swept, and logged.
+/// Removes a directory that has been renamed away. What cannot be removed is left to be swept,
+/// and logged.
 pub(crate) fn remove_renamed(doomed: &Path) {
-    let lock = std::fs::File::open(doomed);
-    if let Ok(lock) = &lock
-        && let Err(error) =
-            rustix::fs::flock(lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-    {
-        tracing::debug!(path = %doomed.display(), %error, "somebody is sweeping it already");
-    }
-    if let Err(error) = corten_store::rooted::remove_path(doomed)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(path = %doomed.display(), %error, "a directory is left to be swept");
-    }
+    let aside = Aside {
+        path: doomed.to_owned(),
+        _lock: Aside::lock(doomed),
+    };
+    aside.remove();
 }
 
 /// Reads `Dns`, `DnsSearch`, `DnsOptions`.

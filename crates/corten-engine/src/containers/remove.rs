@@ -10,6 +10,7 @@ use corten_db::Durability;
 use corten_store::Leases;
 use rusqlite::{Connection, Transaction};
 
+use super::files::{self, Aside};
 use super::row::{self, Container, Status};
 use super::{RemoveOptions, inspect, root, state};
 use crate::Filters;
@@ -105,6 +106,38 @@ pub(super) fn remove_dead(engine: &Engine, container: &Container, volumes: bool)
 /// Removes a container's row and everything that belongs to it. The caller holds its lock.
 /// Blocks.
 pub(crate) fn delete(engine: &Engine, container: &Container, volumes: bool) -> Result<()> {
+    Doomed::take(engine, container, volumes).map(|doomed| doomed.remove(engine))
+}
+
+/// Directories of a removed container, out of use: whoever has it need not let anybody wait for
+/// their removal. If it is killed before, they are swept.
+#[derive(Debug)]
+pub(crate) struct Doomed {
+    own: Option<Aside>,
+    volumes: Vec<PathBuf>,
+}
+
+impl Doomed {
+    /// Removes a container's row, as [`delete`]; what is left to do.
+    pub(crate) fn take(engine: &Engine, container: &Container, volumes: bool) -> Result<Self> {
+        let volumes = delete_row(engine, container, volumes)?;
+        let own = files::put_aside(engine, &container.id);
+        Ok(Self { own, volumes })
+    }
+
+    /// Removes them.
+    pub(crate) fn remove(self, engine: &Engine) {
+        if let Some(directory) = self.own {
+            directory.remove();
+        }
+        for directory in self.volumes {
+            removal::discard(engine, &directory);
+        }
+    }
+}
+
+/// Removes a container's row; the directories of its anonymous volumes if these go with it.
+fn delete_row(engine: &Engine, container: &Container, volumes: bool) -> Result<Vec<PathBuf>> {
     let id = &container.id;
     let durability = if container.auto_remove {
         Durability::Relaxed
@@ -134,13 +167,7 @@ pub(crate) fn delete(engine: &Engine, container: &Container, volumes: bool) -> R
         )?;
         remove_volumes(engine, c, &anonymous)
     };
-    let aside = removal::writing(engine, || engine.write(durability, write))?;
-    drop(anonymous);
-    super::files::remove_directory(engine, id);
-    for directory in aside {
-        removal::discard(engine, &directory);
-    }
-    Ok(())
+    removal::writing(engine, || engine.write(durability, write))
 }
 
 /// A container's anonymous volumes.

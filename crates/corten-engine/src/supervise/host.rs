@@ -23,6 +23,7 @@ use corten_supervisor::{
 use super::network::Networks;
 use super::users::{self, Users};
 use super::{propagation, rooted};
+use crate::containers::remove::Doomed;
 use crate::containers::row::{self, Container, Ended, Status};
 use crate::containers::{self, files, root, size, state};
 use crate::engine::Engine;
@@ -59,6 +60,8 @@ pub(super) struct EngineHost {
     oom: bool,
     /// Its `resolv.conf` as it was given, if that does not name a name server of its own.
     resolv_conf: Option<Digest>,
+    /// What is left of it since it has been removed.
+    doomed: Option<Doomed>,
 }
 
 impl EngineHost {
@@ -73,6 +76,7 @@ impl EngineHost {
             volumes: Vec::new(),
             oom: false,
             resolv_conf: None,
+            doomed: None,
         }
     }
 
@@ -452,9 +456,16 @@ impl Host for EngineHost {
         if !container.auto_remove || container.exits == 0 {
             return;
         }
-        let removed = containers::remove::delete(&self.engine, &container, true);
-        if !matches!(removed, Err(EngineError::NoSuchContainer(_))) {
-            self.report("removal", removed);
+        match Doomed::take(&self.engine, &container, true) {
+            Ok(doomed) => self.doomed = Some(doomed),
+            Err(EngineError::NoSuchContainer(_)) => {}
+            failed => self.report("removal", failed.map(drop)),
+        }
+    }
+
+    fn left(&mut self) {
+        if let Some(doomed) = self.doomed.take() {
+            doomed.remove(&self.engine);
         }
     }
 
