@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bollard_stubs::models::PortBinding;
 use rusqlite::{Connection, params};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::row::Container;
 use crate::error::EngineError;
@@ -107,24 +108,51 @@ pub(super) const COLUMN: &str = "(SELECT json_group_array(json_array(network, ne
 
 /// Reads [`COLUMN`]; in the order of their positions.
 pub(super) fn parse(text: &str) -> serde_json::Result<Vec<Endpoint>> {
-    type Columns = (String, String, i64, Wish, String, serde_json::Value);
-    let rows: Vec<Columns> = serde_json::from_str(text)?;
-    let mut endpoints = Vec::with_capacity(rows.len());
-    for (network, network_name, position, wish, id, state) in rows {
-        let live = match id.is_empty() {
-            true => None,
-            false => Some(serde_json::from_value(state)?),
+    let mut endpoints: Vec<Endpoint> = serde_json::from_str(text)?;
+    endpoints.sort_by_key(|e| e.position);
+    Ok(endpoints)
+}
+
+/// From an array in [`COLUMN`]: whether there is a state is known before it is read.
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_tuple(6, EndpointVisitor)
+    }
+}
+
+struct EndpointVisitor;
+
+impl<'de> Visitor<'de> for EndpointVisitor {
+    type Value = Endpoint;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an endpoint's columns")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> std::result::Result<Endpoint, A::Error> {
+        let network = next(&mut row)?;
+        let network_name = next(&mut row)?;
+        let position = next(&mut row)?;
+        let wish = next(&mut row)?;
+        let live = match next::<_, String>(&mut row)?.is_empty() {
+            true => next::<_, IgnoredAny>(&mut row).map(|_| None)?,
+            false => Some(next(&mut row)?),
         };
-        endpoints.push(Endpoint {
+        Ok(Endpoint {
             network,
             network_name,
             position,
             wish,
             live,
-        });
+        })
     }
-    endpoints.sort_by_key(|e| e.position);
-    Ok(endpoints)
+}
+
+fn next<'de, A: SeqAccess<'de>, T: Deserialize<'de>>(
+    row: &mut A,
+) -> std::result::Result<T, A::Error> {
+    let value = row.next_element()?;
+    value.ok_or_else(|| A::Error::custom("an endpoint lacks a column"))
 }
 
 fn json(value: &impl Serialize, what: &'static str, id: &str) -> Result<String> {
