@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use corten_runtime::exe::{self, SealedExe};
 use corten_runtime::passing;
@@ -40,6 +40,42 @@ pub struct Launcher {
     pub again: bool,
     /// Its first run goes on from this checkpoint: a directory of images.
     pub checkpoint: Option<PathBuf>,
+}
+
+/// A supervisor's process that waits for what it is to do. Dropped, it ends.
+#[derive(Debug)]
+pub struct Summoned {
+    socket: UnixStream,
+    child: Child,
+}
+
+impl Summoned {
+    /// Starts the process: of `exe`, with the arguments of a [`Launcher`].
+    ///
+    /// # Errors
+    /// It cannot be spawned.
+    pub fn new(exe: &Path, args: &[OsString]) -> io::Result<Self> {
+        let (socket, theirs) = UnixStream::pair()?;
+        let sealed = sealed(exe);
+        let path = sealed.as_ref().map_or(exe.to_owned(), SealedExe::path);
+        let child = Command::new(path)
+            .arg0(exe) // what `ps` of the host shows
+            .args(args)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Self { socket, child })
+    }
+}
+
+impl Drop for Summoned {
+    fn drop(&mut self) {
+        // The supervisor forks away from the process we spawned, which ends at once.
+        if let Err(error) = self.child.wait() {
+            tracing::debug!(%error, "a process of ours is somebody else's");
+        }
+    }
 }
 
 /// Why a supervisor could not be started.
@@ -73,33 +109,29 @@ struct Handover {
 }
 
 impl Launcher {
-    /// Starts it and blocks until the container runs or could not be started.
+    /// Starts it, or lets one begin that was summoned for this, and blocks until the container runs
+    /// or could not be started.
     ///
     /// # Errors
     /// See [`LaunchError`]. A container that cannot be started is no error here but
     /// [`Launched::Failed`].
-    pub fn launch(self) -> Result<Launched, LaunchError> {
+    pub fn launch(self, summoned: Option<Summoned>) -> Result<Launched, LaunchError> {
         if self.attach.len() + self.waiters.len() > MAX_FDS {
             return Err(LaunchError::TooMany);
         }
         let exe = self.exe.clone();
-        self.talk().map_err(|source| match source.kind() {
+        self.talk(summoned).map_err(|source| match source.kind() {
             io::ErrorKind::UnexpectedEof => LaunchError::Died,
             _ => LaunchError::Spawn { exe, source },
         })
     }
 
-    fn talk(self) -> io::Result<Launched> {
-        let (mut ours, theirs) = UnixStream::pair()?;
-        let sealed = sealed(&self.exe);
-        let path = sealed.as_ref().map_or(self.exe.clone(), SealedExe::path);
-        let mut child = Command::new(path)
-            .arg0(&self.exe) // what `ps` of the host shows
-            .args(&self.args)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
+    fn talk(self, summoned: Option<Summoned>) -> io::Result<Launched> {
+        let summoned = match summoned {
+            Some(summoned) => summoned,
+            None => Summoned::new(&self.exe, &self.args)?,
+        };
+        let mut ours = &summoned.socket;
         let handover = Handover {
             attach: self.attach.iter().map(|(_, streams)| *streams).collect(),
             waiters: self.waiters.len(),
@@ -112,10 +144,7 @@ impl Launcher {
             .map(|(stream, _)| stream.as_fd())
             .chain(self.waiters.iter().map(AsFd::as_fd))
             .collect();
-        let sent = send_with_fds(&ours, &serde_json::to_vec(&handover)?, &fds);
-        // The supervisor forks away from the process we spawned, which ends at once.
-        child.wait()?;
-        sent?;
+        send_with_fds(ours, &serde_json::to_vec(&handover)?, &fds)?;
         drop(self.attach);
         drop(self.waiters);
         let mut length = [0; 4];
@@ -145,20 +174,34 @@ pub struct Launch {
     pub(crate) checkpoint: Option<PathBuf>,
 }
 
-impl Launch {
-    /// Takes over from the launcher: leaves its session, receives the descriptors. Must be
-    /// called first thing, while the process has a single thread.
+/// A launcher's socket, over which nothing has come yet.
+#[derive(Debug)]
+pub struct Summons(UnixStream);
+
+impl Summons {
+    /// Takes over from the launcher: leaves its session. Must be called first thing, while the
+    /// process has a single thread.
     ///
     /// # Errors
-    /// Standard input is no launcher's socket.
-    pub fn receive() -> io::Result<Self> {
+    /// Standard input is no socket.
+    pub fn answer() -> io::Result<Self> {
         crate::sys::detach()?;
         let null = OpenOptions::new().read(true).open("/dev/null")?;
         let socket = rustix::stdio::stdin().try_clone_to_owned()?;
         rustix::stdio::dup2_stdin(&null)?;
-        Self::from_socket(UnixStream::from(socket))
+        Ok(Self(UnixStream::from(socket)))
     }
 
+    /// Waits for what is to be done.
+    ///
+    /// # Errors
+    /// The launcher is gone, or wants nothing.
+    pub fn wait(self) -> io::Result<Launch> {
+        Launch::from_socket(self.0)
+    }
+}
+
+impl Launch {
     pub(crate) fn from_socket(socket: UnixStream) -> io::Result<Self> {
         let (json, fds) = receive_with_fds(&socket)?;
         let handover: Handover = serde_json::from_slice(&json)?;

@@ -35,7 +35,7 @@ pub use health::{HealthJob, HealthState, HealthStatus, Probe};
 pub use job::{
     BoxError, Host, Job, NameServerJob, NetworkJob, Place, Places, RestartPolicy, Users,
 };
-pub use launch::{Launch, LaunchError, Launcher};
+pub use launch::{Launch, LaunchError, Launcher, Summoned, Summons};
 pub use protocol::{Exit, Forced, Size, Streams};
 pub use run::BUNDLE;
 pub use supervise::supervise;

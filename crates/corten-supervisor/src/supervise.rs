@@ -185,7 +185,7 @@ async fn settle(shared: &Shared) -> Infallible {
 }
 
 /// Runs a container from its first start to its last end. `run_dir` is the engine's. Called
-/// in the process [`Launch::receive`] was called in, which has one thread.
+/// in the process that answered the [`Summons`](crate::Summons), which has one thread.
 ///
 /// # Errors
 /// The lock is held by another supervisor, or the run directory cannot be used; the launcher

@@ -64,11 +64,21 @@ pub(super) fn create(
     } else {
         Durability::Synced
     };
-    let made = store(engine, durability, &mut draft)?;
+    if starts {
+        super::start::summon(engine, &draft.container.id);
+    }
+    let made = match store(engine, durability, &mut draft) {
+        Ok(made) => made,
+        Err(error) => {
+            drop(engine.pending().take(&draft.container.id));
+            return Err(error);
+        }
+    };
     let finished = super::files::make_directory(engine, &draft.container.id)
         .and_then(|()| size::apply(engine, &draft.container))
         .and_then(|()| volumes::populate(engine, &draft.container));
     if let Err(error) = finished {
+        drop(engine.pending().take(&draft.container.id));
         undo(engine, &draft.container.id, &made);
         return Err(error);
     }

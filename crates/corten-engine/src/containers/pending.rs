@@ -10,8 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use corten_supervisor::Streams;
 use corten_supervisor::client::Client;
+use corten_supervisor::{Streams, Summoned};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::{row, state};
@@ -36,23 +36,32 @@ struct Entry {
     stream: UnixStream,
 }
 
-/// This process's waiting clients, by container.
+/// This process's waiting clients, and supervisors, by container.
 #[derive(Debug, Default)]
-pub(crate) struct Pending(Mutex<(u64, HashMap<String, Vec<Entry>>)>);
+pub(crate) struct Pending(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    last: u64,
+    clients: HashMap<String, Vec<Entry>>,
+    supervisors: HashMap<String, Summoned>,
+}
 
 /// What is handed to a launched supervisor.
 #[derive(Debug, Default)]
 pub(crate) struct Handover {
     pub(crate) attach: Vec<(UnixStream, Streams)>,
     pub(crate) waiters: Vec<UnixStream>,
+    /// The supervisor, if its process is there already.
+    pub(crate) summoned: Option<Summoned>,
 }
 
 impl Pending {
     fn add(&self, id: &str, wish: Wish, stream: UnixStream) -> u64 {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.0 += 1;
-        let token = inner.0;
-        inner.1.entry(id.to_owned()).or_default().push(Entry {
+        inner.last += 1;
+        let token = inner.last;
+        inner.clients.entry(id.to_owned()).or_default().push(Entry {
             token,
             wish,
             stream,
@@ -60,11 +69,20 @@ impl Pending {
         token
     }
 
+    /// Keeps a supervisor's process for a container's start.
+    pub(super) fn summoned(&self, id: &str, summoned: Summoned) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.supervisors.insert(id.to_owned(), summoned);
+    }
+
     /// Everybody who waits for this container.
     pub(crate) fn take(&self, id: &str) -> Handover {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut handover = Handover::default();
-        for entry in inner.1.remove(id).unwrap_or_default() {
+        let mut handover = Handover {
+            summoned: inner.supervisors.remove(id),
+            ..Handover::default()
+        };
+        for entry in inner.clients.remove(id).unwrap_or_default() {
             match entry.wish {
                 Wish::Attach(streams) => handover.attach.push((entry.stream, streams)),
                 Wish::Exit => handover.waiters.push(entry.stream),
@@ -76,11 +94,11 @@ impl Pending {
     /// One of them, if it still waits.
     fn take_one(&self, id: &str, token: u64) -> Option<Entry> {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let entries = inner.1.get_mut(id)?;
+        let entries = inner.clients.get_mut(id)?;
         let at = entries.iter().position(|e| e.token == token)?;
         let entry = entries.swap_remove(at);
         if entries.is_empty() {
-            inner.1.remove(id);
+            inner.clients.remove(id);
         }
         Some(entry)
     }
@@ -88,7 +106,7 @@ impl Pending {
     /// Whether it still waits, and its client is still there.
     fn look(&self, id: &str, token: u64) -> Option<bool> {
         let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = inner.1.get(id)?.iter().find(|e| e.token == token)?;
+        let entry = inner.clients.get(id)?.iter().find(|e| e.token == token)?;
         let mut fds = [PollFd::new(&entry.stream, PollFlags::empty())];
         let now = Timespec {
             tv_sec: 0,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bollard_stubs::models::PortMap;
 use corten_db::Durability;
 use corten_supervisor::protocol::Launched;
-use corten_supervisor::{BoxError, LaunchError, Launcher};
+use corten_supervisor::{BoxError, LaunchError, Launcher, Summoned};
 
 use super::row::{self, Container, Status};
 use super::{CheckpointName, depends, remove, state};
@@ -127,7 +127,7 @@ pub(super) fn launch(
         again: false,
         checkpoint,
     };
-    let launched = launcher.launch().map_err(|error| {
+    let launched = launcher.launch(handover.summoned).map_err(|error| {
         not_started(engine, container, &error.to_string());
         match error {
             LaunchError::TooMany => EngineError::Unavailable(error.to_string()),
@@ -166,6 +166,16 @@ pub(super) fn launch(
     }
 }
 
+/// Has the supervisor of a container begin that this process is about to make and to start: it is
+/// ready by the time it is needed. Blocks.
+pub(super) fn summon(engine: &Engine, id: &str) {
+    match Summoned::new(&own_program(), &arguments(engine, id)) {
+        Ok(summoned) => engine.pending().summoned(id, summoned),
+        // It will be told when there is a container.
+        Err(error) => tracing::debug!(container = id, %error, "no supervisor yet"),
+    }
+}
+
 /// How a supervisor is called.
 fn arguments(engine: &Engine, id: &str) -> Vec<OsString> {
     vec![
@@ -191,7 +201,7 @@ pub(super) fn take_over(engine: &Engine, id: &str) -> Result<()> {
         context: format!("supervise container {id}"),
         source,
     };
-    match launcher.launch() {
+    match launcher.launch(None) {
         Ok(Launched::Started { .. }) => Ok(()),
         // Somebody else was faster.
         Ok(Launched::Failed { .. }) if state::has_supervisor(engine, id) => Ok(()),

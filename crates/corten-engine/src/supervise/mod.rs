@@ -11,8 +11,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use corten_supervisor::Launch;
 pub use corten_supervisor::look_up;
+use corten_supervisor::{Launch, Summons};
 
 use crate::engine::{Engine, EngineOptions};
 pub(crate) use host::namespace_of;
@@ -24,30 +24,32 @@ pub fn main(args: &[OsString]) -> ExitCode {
     // The host's binary stays out of the container's reach (CVE-2019-5736). Before anything
     // is received: this executes the program again.
     let sealed = corten_runtime::exe::seal_self();
-    let launch = match Launch::receive() {
-        Ok(launch) => launch,
+    let summons = match Summons::answer() {
+        Ok(summons) => summons,
         Err(error) => {
             // Somebody tries it by hand.
             tracing::error!(%error, "not started by the engine");
             return ExitCode::from(125);
         }
     };
-    if let Err(error) = sealed {
-        return give_up(launch, &error.to_string());
-    }
-    let (root, id) = match args {
-        [flag, root, id] if flag == "--root" => (PathBuf::from(root), id.to_string_lossy()),
-        _ => return give_up(launch, "supervise: expected --root DIR ID"),
+    let prepared = match (sealed, args) {
+        (Err(error), _) => Err(error.to_string()),
+        (Ok(()), [flag, root, id]) if flag == "--root" => {
+            open(root.into()).map(|engine| (engine, id.to_string_lossy()))
+        }
+        _ => Err("supervise: expected --root DIR ID".to_owned()),
     };
-    // A container may have filled the disk; what is written of its end is little, and it may be
-    // what frees the disk.
-    crate::may_use_reserve();
-    let engine = match Engine::open(EngineOptions {
-        root: Some(root),
-        anew: false,
-    }) {
-        Ok(engine) => engine,
-        Err(error) => return give_up(launch, &error.to_string()),
+    // It may have been summoned before its container was made.
+    let launch = match summons.wait() {
+        Ok(launch) => launch,
+        Err(error) => {
+            tracing::debug!(%error, "not needed after all");
+            return ExitCode::from(125);
+        }
+    };
+    let (engine, id) = match prepared {
+        Ok(prepared) => prepared,
+        Err(message) => return give_up(launch, &message),
     };
     let run = engine.layout().run().to_owned();
     let host = host::EngineHost::new(engine, id.clone().into_owned());
@@ -58,6 +60,17 @@ pub fn main(args: &[OsString]) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn open(root: PathBuf) -> Result<Engine, String> {
+    // A container may have filled the disk; what is written of its end is little, and it may be
+    // what frees the disk.
+    crate::may_use_reserve();
+    let options = EngineOptions {
+        root: Some(root),
+        anew: false,
+    };
+    Engine::open(options).map_err(|error| error.to_string())
 }
 
 fn give_up(launch: Launch, message: &str) -> ExitCode {
