@@ -722,8 +722,9 @@ fn hooks_of_devices_are_called() {
     let done = with(&["run", "-d", device, "alpine", "sleep", "1000"]);
     assert_eq!(done.code, 0, "{done:?}");
     crate::harness::until("it is started", || dir.join("poststart").exists());
-    crate::crash::kill_9(&crate::crash::supervisor(&done.stdout));
-    engine.ok(["rm", "-f", &done.stdout]);
+    let id = done.stdout.trim();
+    crate::crash::kill_9(&crate::crash::supervisor(id));
+    engine.ok(["rm", "-f", id]);
     assert_called(&dir);
 
     let dockerfile = format!("FROM alpine\nRUN {device} {show}\n");

@@ -294,17 +294,15 @@ impl Copy<'_> {
 
     fn attributes(
         &self,
-        list: impl Fn(&mut [u8]) -> Result<usize, Errno>,
+        list: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
         get: impl Fn(&OsStr, &mut [u8]) -> Result<usize, Errno>,
         set: impl Fn(&OsStr, &[u8]) -> Result<(), Errno>,
     ) -> io::Result<()> {
-        // Most have none.
-        match list(&mut []) {
+        let mut names = vec![0u8; XATTR_MAX];
+        let length = match list(&mut names) {
             Ok(0) | Err(Errno::OPNOTSUPP) => return Ok(()),
             length => length?,
         };
-        let mut names = vec![0u8; XATTR_MAX];
-        let length = list(&mut names)?;
         let mut value = vec![0u8; XATTR_MAX];
         for name in names[..length].split(|b| *b == 0).filter(|n| !n.is_empty()) {
             let overlays = [&b"trusted.overlay."[..], b"user.overlay."];
