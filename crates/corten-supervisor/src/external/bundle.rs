@@ -10,11 +10,14 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use corten_oci::runtime_spec::{LinuxNamespaceType, Spec};
+use corten_oci::runtime_spec::{
+    Capabilities, LinuxCapabilities, LinuxNamespaceType, Process, Spec,
+};
 use corten_runtime::NetNs;
 use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::thread::{CapabilitySet, capabilities};
 
 /// What the document says it is: some versions of crun take no later one (Debian 12's), and fields that
 /// a runtime does not know are ignored by all.
@@ -36,6 +39,9 @@ pub(super) fn write(
 ) -> io::Result<Bundle> {
     let mut spec = spec.clone();
     spec.set_version(VERSION.to_owned());
+    if let Some(process) = spec.process_mut() {
+        leave_out(process)?;
+    }
     let place = directory.join("rootfs");
     std::fs::create_dir(&place)?;
     let mut root = spec.root().clone().unwrap_or_default();
@@ -89,6 +95,30 @@ pub(super) fn write_closed(path: &Path, text: &[u8]) -> io::Result<()> {
     options.open(path)?.write_all(text)
 }
 
+/// Leaves out capabilities that this process cannot give: other runtimes fail at them.
+pub(super) fn leave_out(process: &mut Process) -> io::Result<()> {
+    let given = capabilities(None)?.permitted;
+    let less = process.capabilities().as_ref();
+    let less = less.map(|sets| ours(sets, given));
+    process.set_capabilities(less);
+    Ok(())
+}
+
+fn ours(sets: &LinuxCapabilities, given: CapabilitySet) -> LinuxCapabilities {
+    let left = |set: &Option<Capabilities>| {
+        let can = |name: &str| CapabilitySet::from_name(name).is_none_or(|c| given.contains(c));
+        let set = set.as_ref()?.iter().filter(|c| can(&c.to_string()));
+        Some(set.copied().collect::<Capabilities>())
+    };
+    let mut less = LinuxCapabilities::default();
+    less.set_bounding(left(sets.bounding()))
+        .set_effective(left(sets.effective()))
+        .set_permitted(left(sets.permitted()))
+        .set_inheritable(left(sets.inheritable()))
+        .set_ambient(left(sets.ambient()));
+    less
+}
+
 /// A mount of its own.
 fn copy(source: OwnedFd, whole: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
@@ -106,5 +136,20 @@ impl Bundle {
     /// Lets a command begin with everything attached.
     pub(super) fn attach_in(self, command: &mut Command) {
         crate::sys::with_mounts(command, self.mounts);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_given_is_left_out() {
+        let sets: LinuxCapabilities = serde_json::from_value(serde_json::json!({
+            "bounding": ["CAP_CHOWN", "CAP_SYS_RESOURCE"], "effective": ["CAP_CHOWN"]}))
+        .unwrap();
+        let less = ours(&sets, CapabilitySet::CHOWN | CapabilitySet::KILL);
+        assert_eq!(less.bounding(), sets.effective());
+        assert_eq!(less.effective(), sets.effective());
     }
 }

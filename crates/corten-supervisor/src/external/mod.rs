@@ -210,8 +210,8 @@ impl External {
         }
         let mut process = process.clone();
         process.set_terminal(Some(stdio.is_none()));
-        let written = serde_json::to_vec(&process)
-            .map_err(std::io::Error::from)
+        let written = bundle::leave_out(&mut process)
+            .and_then(|()| Ok(serde_json::to_vec(&process)?))
             .and_then(|text| bundle::write_closed(&document, &text));
         written.map_err(|error| other(format_args!("{}: {error}", document.display())))?;
         let listener = self.listener(stdio.is_none(), &format!("tty{number}"))?;
