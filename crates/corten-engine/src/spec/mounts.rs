@@ -52,6 +52,8 @@ pub(super) fn build(
                 }
                 continue;
             }
+            // Whose queues are the host's may not mount them in a user namespace.
+            "/dev/mqueue" if input.users.is_some() && modes.ipc == Sharing::Host => continue,
             "/sys" | "/sys/fs/cgroup" if privileged => {
                 replace_option(&mut mount, "ro", "rw");
             }
