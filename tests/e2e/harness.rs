@@ -141,6 +141,12 @@ impl Engine {
         done.stdout.trim_end_matches('\n').to_owned()
     }
 
+    /// What `inspect` tells of a container, in words of a template.
+    #[track_caller]
+    pub(crate) fn told(&self, format: &str, container: &str) -> String {
+        self.ok(["inspect", "-f", format, container])
+    }
+
     /// Runs and must fail with this code; its standard error.
     #[track_caller]
     pub(crate) fn fails<I, S>(&self, code: i32, args: I) -> String

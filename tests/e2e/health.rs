@@ -3,7 +3,7 @@
 use crate::harness::{Engine, until};
 
 fn status(engine: &Engine, name: &str) -> String {
-    engine.ok(["inspect", "-f", "{{.State.Health.Status}}", name])
+    engine.told("{{.State.Health.Status}}", name)
 }
 
 fn shown(engine: &Engine, filter: &str) -> String {
@@ -36,15 +36,13 @@ fn a_container_becomes_healthy_unhealthy_and_healthy_again() {
     until("it is healthy", || status(&engine, "box") == "healthy");
     assert!(engine.ok(["ps"]).contains("(healthy)"));
     until("there are five results", || {
-        engine.ok(["inspect", "-f", "{{len .State.Health.Log}}", "box"]) == "5"
+        engine.told("{{len .State.Health.Log}}", "box") == "5"
     });
-    let last = engine.ok([
-        "inspect",
-        "-f",
+    let last = engine.told(
         "{{.State.Health.FailingStreak}} {{(index .State.Health.Log 4).ExitCode}} \
          {{(index .State.Health.Log 4).Output}}",
         "box",
-    ]);
+    );
     assert_eq!(last.trim_end(), "0 0 looked");
     engine.ok(["stop", "-t", "0", "box"]);
     // What does not run is not healthy, in Docker's view.
@@ -100,12 +98,10 @@ fn a_check_that_takes_too_long_is_killed() {
         "1000",
     ]);
     until("it is unhealthy", || status(&engine, "box") == "unhealthy");
-    let result = engine.ok([
-        "inspect",
-        "-f",
+    let result = engine.told(
         "{{(index .State.Health.Log 0).ExitCode}} {{(index .State.Health.Log 0).Output}}",
         "box",
-    ]);
+    );
     assert_eq!(
         result.trim_end(),
         "-1 Health check exceeded timeout (300ms): half"
@@ -141,20 +137,15 @@ fn images_bring_checks_that_can_be_changed_and_switched_off() {
         status(&engine, "as-is") == "healthy"
     });
     until("failures at the start are logged", || {
-        engine.ok(["inspect", "-f", "{{len .State.Health.Log}}", "changed"]) == "5"
+        engine.told("{{len .State.Health.Log}}", "changed") == "5"
     });
-    let changed = engine.ok([
-        "inspect",
-        "-f",
+    let changed = engine.told(
         "{{.State.Health.Status}} {{.State.Health.FailingStreak}} {{.Config.Healthcheck.Retries}}",
         "changed",
-    ]);
+    );
     assert_eq!(changed, "starting 0 7");
     assert!(engine.ok(["ps"]).contains("(health: starting)"));
-    assert_eq!(
-        engine.ok(["inspect", "-f", "{{json .State.Health}}", "off"]),
-        "null"
-    );
+    assert_eq!(engine.told("{{json .State.Health}}", "off"), "null");
     assert_eq!(shown(&engine, "health=none"), "off");
     engine.fails(1, ["ps", "--filter", "health=fine"]);
 }
@@ -177,7 +168,7 @@ fn a_frozen_container_is_not_checked() {
     ]);
     until("it is healthy", || status(&engine, "box") == "healthy");
     engine.ok(["pause", "box"]);
-    let log = || engine.ok(["inspect", "-f", "{{json .State.Health.Log}}", "box"]);
+    let log = || engine.told("{{json .State.Health.Log}}", "box");
     let frozen = log();
     assert_eq!(status(&engine, "box"), "unhealthy");
     std::thread::sleep(std::time::Duration::from_millis(300));

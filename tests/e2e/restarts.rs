@@ -3,10 +3,6 @@
 use crate::crash::{kill_9, supervisor};
 use crate::harness::{Engine, until};
 
-fn inspect(engine: &Engine, format: &str, name: &str) -> String {
-    engine.ok(["inspect", "-f", format, name])
-}
-
 #[test]
 fn failures_are_counted_and_have_an_end() {
     let engine = Engine::with_alpine();
@@ -24,15 +20,12 @@ fn failures_are_counted_and_have_an_end() {
         script,
     ]);
     let state = "{{.State.Status}} {{.RestartCount}} {{.State.ExitCode}}";
-    until("it gives up", || {
-        inspect(&engine, state, "box") == "exited 2 3"
-    });
+    until("it gives up", || engine.told(state, "box") == "exited 2 3");
     assert_eq!(engine.ok(["logs", "box"]).lines().count(), 3);
     // Whoever starts it begins a new count.
     engine.ok(["start", "box"]);
     until("it has run as often again", || {
-        engine.ok(["logs", "box"]).lines().count() == 6
-            && inspect(&engine, state, "box") == "exited 2 3"
+        engine.ok(["logs", "box"]).lines().count() == 6 && engine.told(state, "box") == "exited 2 3"
     });
     engine.ok([
         "run",
@@ -45,7 +38,7 @@ fn failures_are_counted_and_have_an_end() {
         "true",
     ]);
     until("a success is the end", || {
-        inspect(&engine, state, "fine") == "exited 0 0"
+        engine.told(state, "fine") == "exited 0 0"
     });
 }
 
@@ -67,8 +60,8 @@ fn a_wait_for_a_restart_can_be_ended() {
     for name in ["stopped", "killed", "removed"] {
         // By then a pause is longer than what this test does to it.
         until("it waits", || {
-            let count: u32 = inspect(&engine, "{{.RestartCount}}", name).parse().unwrap();
-            count >= 5 && inspect(&engine, "{{.State.Status}}", name) == "restarting"
+            let count: u32 = engine.told("{{.RestartCount}}", name).parse().unwrap();
+            count >= 5 && engine.told("{{.State.Status}}", name) == "restarting"
         });
     }
     assert!(engine.ok(["ps"]).contains("Restarting (1) "));
@@ -76,15 +69,13 @@ fn a_wait_for_a_restart_can_be_ended() {
     engine.ok(["kill", "killed"]);
     engine.ok(["rm", "-f", "removed"]);
     let state = "{{.State.Status}} {{.State.ExitCode}} {{.State.Running}}[{{.State.Error}}]";
-    assert_eq!(inspect(&engine, state, "stopped"), "exited 1 false[]");
+    assert_eq!(engine.told(state, "stopped"), "exited 1 false[]");
     until("the wait has ended", || {
-        inspect(&engine, state, "killed") == "exited 1 false[]"
+        engine.told(state, "killed") == "exited 1 false[]"
     });
     assert_eq!(engine.ok(["ps", "-q"]), "");
     engine.ok(["start", "stopped"]);
-    let count: u32 = inspect(&engine, "{{.RestartCount}}", "stopped")
-        .parse()
-        .unwrap();
+    let count: u32 = engine.told("{{.RestartCount}}", "stopped").parse().unwrap();
     assert!(count < 5, "{count}");
     engine.ok(["stop", "stopped"]);
     engine.assert_clean();
@@ -111,31 +102,31 @@ fn a_policy_outlives_its_supervisor() {
         run("stopped", "unless-stopped"),
         run("no", "no"),
     ];
-    let pid = inspect(&engine, "{{.State.Pid}}", "always");
+    let pid = engine.told("{{.State.Pid}}", "always");
     engine.ok(["stop", "-t", "0", "stopped"]);
     for id in [&ids[0], &ids[2]] {
         kill_9(&supervisor(id));
     }
     // Whoever looks is told the truth, and has it started again.
     until("the death is seen", || {
-        let now = inspect(&engine, "{{.State.Pid}} {{.RestartCount}}", "always");
+        let now = engine.told("{{.State.Pid}} {{.RestartCount}}", "always");
         now != format!("{pid} 0")
     });
     until("it runs again", || {
-        let now = inspect(&engine, "{{.State.Status}} {{.RestartCount}}", "always");
+        let now = engine.told("{{.State.Status}} {{.RestartCount}}", "always");
         now == "running 1"
     });
-    assert_ne!(inspect(&engine, "{{.State.Pid}}", "always"), pid);
+    assert_ne!(engine.told("{{.State.Pid}}", "always"), pid);
     assert_eq!(
-        inspect(&engine, "{{.State.Status}} {{.State.ExitCode}}", "no"),
+        engine.told("{{.State.Status}} {{.State.ExitCode}}", "no"),
         "exited 137"
     );
-    assert_eq!(inspect(&engine, "{{.State.Status}}", "stopped"), "exited");
+    assert_eq!(engine.told("{{.State.Status}}", "stopped"), "exited");
     // Killed while it waits, it is not forgotten either.
     engine.ok(["exec", "always", "sh", "-c", "kill -9 -1; true"]);
     kill_9(&supervisor(&ids[0]));
     until("it runs once more", || {
-        inspect(&engine, "{{.State.Status}}", "always") == "running"
+        engine.told("{{.State.Status}}", "always") == "running"
     });
     // At boot: what a user stopped stays so, but for `always`.
     engine.ok(["stop", "-t", "0", "always"]);
@@ -169,8 +160,7 @@ fn a_taken_over_container_that_cannot_be_started_has_an_end() {
     kill_9(&supervisor(&id));
     let mut state = String::new();
     until("it is given up", || {
-        state = inspect(
-            &engine,
+        state = engine.told(
             "{{.State.Status}} {{.RestartCount}} [{{.State.Error}}]",
             "box",
         );
@@ -212,6 +202,6 @@ fn a_log_host_that_is_gone_does_not_keep_a_container() {
         .collect();
     engine.ok(["exec", "box", "true"]);
     engine.ok(["stop", "-t", "0", "box"]);
-    assert_eq!(inspect(&engine, "{{.State.ExitCode}}", "box"), "137");
+    assert_eq!(engine.told("{{.State.ExitCode}}", "box"), "137");
     engine.assert_clean();
 }
