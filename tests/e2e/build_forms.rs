@@ -122,10 +122,10 @@ fn layers_of_which_each_file_can_be_had() {
     assert_eq!(types(&all), ["tar+gzip", "tar+gzip"], "{all}");
     assert_eq!(tables(&all), [true, true], "{all}");
     // What is compressed already stays so, as nobody says otherwise.
-    let (_registry, address) = engine.registry("lazy", &[]);
-    let there = format!("{address}/alpine:1");
-    engine.ok(["tag", "alpine", &there]);
-    engine.ok(["push", "-q", &there]);
+    let other = engine.context("other", &[("Dockerfile", "FROM alpine\nLABEL a=b\n")]);
+    let gzip = "compression=gzip,force-compression=true";
+    let gzip = manifest(&engine, &other, "gzip", gzip);
+    assert_eq!(tables(&gzip), [false], "{gzip}");
     let some = lazy("some", "");
     assert_eq!(tables(&some), [false, true], "{some}");
     assert_eq!(lazy("again", ""), some);
