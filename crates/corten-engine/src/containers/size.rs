@@ -14,20 +14,25 @@ type Result<T> = std::result::Result<T, EngineError>;
 
 /// Refuses, in Docker's words, an option that is not known, and a size that could not be enforced.
 pub(super) fn check(engine: &Engine, host: &HostConfig) -> Result<()> {
-    let bounded = read(host.storage_opt.as_ref())?.is_some();
-    if bounded && !quota::is_possible(&engine.layout().containers()) {
+    let mut names = host.storage_opt.iter().flat_map(HashMap::keys);
+    // Said first, as Docker does, whatever the size is.
+    if names.any(|name| is_size(name)) && !quota::is_possible(&engine.layout().containers()) {
         return Err(bad(
             "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",
         ));
     }
-    Ok(())
+    read(host.storage_opt.as_ref()).map(drop)
+}
+
+fn is_size(name: &str) -> bool {
+    name.eq_ignore_ascii_case("size")
 }
 
 /// The bound in bytes, if there is one.
 fn read(options: Option<&HashMap<String, String>>) -> Result<Option<u64>> {
     let mut size = None;
     for (key, value) in options.into_iter().flatten() {
-        if !key.eq_ignore_ascii_case("size") {
+        if !is_size(key) {
             return Err(bad(format!("Unknown option {key}")));
         }
         let bytes = logs::size(value);
