@@ -12,27 +12,31 @@ use crate::volumes::quota;
 
 type Result<T> = std::result::Result<T, EngineError>;
 
-/// Refuses, in Docker's words, an option that is not known, and a size that could not be enforced.
+/// Refuses, in Docker's words, every option where none could be enforced, else one that is not known.
 pub(super) fn check(engine: &Engine, host: &HostConfig) -> Result<()> {
-    let mut names = host.storage_opt.iter().flat_map(HashMap::keys);
-    // Said first, as Docker does, whatever the size is.
-    if names.any(|name| is_size(name)) && !quota::is_possible(&engine.layout().containers()) {
+    let options = host.storage_opt.as_ref();
+    allow(options, || {
+        quota::is_possible(&engine.layout().containers())
+    })
+}
+
+fn allow(
+    options: Option<&HashMap<String, String>>,
+    possible: impl FnOnce() -> bool,
+) -> Result<()> {
+    if options.is_some_and(|options| !options.is_empty()) && !possible() {
         return Err(bad(
             "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",
         ));
     }
-    read(host.storage_opt.as_ref()).map(drop)
-}
-
-fn is_size(name: &str) -> bool {
-    name.eq_ignore_ascii_case("size")
+    read(options).map(drop)
 }
 
 /// The bound in bytes, if there is one.
 fn read(options: Option<&HashMap<String, String>>) -> Result<Option<u64>> {
     let mut size = None;
     for (key, value) in options.into_iter().flatten() {
-        if !is_size(key) {
+        if !key.eq_ignore_ascii_case("size") {
             return Err(bad(format!("Unknown option {key}")));
         }
         let bytes = logs::size(value);
@@ -77,5 +81,26 @@ mod tests {
         assert_eq!(read("sise", "1").unwrap_err(), "Unknown option sise");
         assert_eq!(read("size", "much").unwrap_err(), "invalid size: 'much'");
         assert_eq!(super::read(None).unwrap(), None);
+    }
+
+    #[test]
+    fn where_nothing_can_be_enforced_every_option_is_refused_unread() {
+        let told = |key: &str, value: &str, possible: bool| {
+            let options = HashMap::from([(key.to_owned(), value.to_owned())]);
+            let allowed = allow(Some(&options), || possible);
+            allowed.map_or_else(|error| error.to_string(), |()| String::new())
+        };
+        for (key, value, otherwise) in [
+            ("size", "1x", "invalid size: '1x'"),
+            ("foo", "1", "Unknown option foo"),
+            ("size", "0", ""),
+            ("size", "1m", ""),
+        ] {
+            assert!(told(key, value, false).contains("supported only for overlay"));
+            assert_eq!(told(key, value, true), otherwise);
+        }
+        for none in [None, Some(&HashMap::new())] {
+            allow(none, || panic!("no quotas are asked for")).unwrap();
+        }
     }
 }
