@@ -1,6 +1,7 @@
 //! What is made at once is what is written file by file.
 
 use std::fs;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -10,6 +11,7 @@ use corten_dockerfile::{IgnoreRules, ModeChange};
 use corten_oci::Digest;
 use corten_store::rooted::RootFd;
 use corten_store::{LayerForm, Store, Upper};
+use rustix::fs::XattrFlags;
 
 use super::*;
 use crate::cancel::Cancel;
@@ -47,7 +49,34 @@ fn make(root: &Path, what: &[(&str, u32, u32)]) {
     }
 }
 
+/// What is at the very bottom, and what the next layer has: some of it gone, or replaced.
+const OLD: &[(&str, u32, u32)] = &[
+    ("gone/", 0o755, 2),
+    ("gone/x/", 0o755, 2),
+    ("emptied/", 0o755, 2),
+    ("emptied/x/", 0o755, 2),
+    ("swapped -> emptied", 0, 0),
+    ("turned/", 0o755, 2),
+    ("turned/x/", 0o755, 2),
+    ("merged/", 0o755, 2),
+    ("merged/old/", 0o750, 2),
+];
+const NEWER: &[(&str, u32, u32)] = &[
+    ("emptied/", 0o710, 5),
+    ("swapped/", 0o711, 5),
+    ("turned -> emptied", 0, 0),
+    ("merged/y/", 0o700, 5),
+];
+
 const BASE: &[(&str, u32, u32)] = &[
+    ("sticky/", 0o1777, 0),
+    ("odd/", 0o4711, 3),
+    ("marked/", 0o755, 0),
+    ("marked/in/", 0o755, 0),
+    ("lists/", 0o755, 0),
+    ("holder/", 0o755, 0),
+    ("holder/d/", 0o755, 0),
+    ("holder/y/", 0o755, 0),
     ("app/", 0o750, 7),
     ("app/d/", 0o700, 8),
     ("app/d/x", 0o600, 9),
@@ -85,6 +114,8 @@ const CONTEXT: &[(&str, u32, u32)] = &[
     ("links/", 0o755, 0),
     ("links/is-link -> x", 0, 0),
     ("links/a", 0o644, 5),
+    ("ways/", 0o755, 0),
+    ("ways/over -> /usr/bin", 0, 0),
 ];
 
 /// One COPY (sources, destination, owner, mode, content of a here-document) or, without sources
@@ -97,6 +128,8 @@ struct Step {
     parents: bool,
     inline: Option<&'static str>,
     plain: bool,
+    /// Whether it is with all that is below mounted.
+    mounted: bool,
 }
 
 const fn copy_of(sources: &'static [&'static str], to: &'static str, plain: bool) -> Step {
@@ -108,6 +141,7 @@ const fn copy_of(sources: &'static [&'static str], to: &'static str, plain: bool
         parents: false,
         inline: None,
         plain,
+        mounted: plain,
     }
 }
 
@@ -122,6 +156,15 @@ const fn with(step: Step, owner: u32, chmod: Option<&'static str>) -> Step {
 const fn parents(step: Step) -> Step {
     Step {
         parents: true,
+        ..step
+    }
+}
+
+/// A layer's own links are not known when the layer is: then it is not plain.
+const fn mounted(step: Step) -> Step {
+    Step {
+        plain: false,
+        mounted: true,
         ..step
     }
 }
@@ -168,6 +211,9 @@ const STAGES: &[&[Step]] = &[
         copy_of(&["f"], "/usr/up/", false),
         copy_of(&["f"], "/to-file", false),
         copy_of(&["f"], "/nowhere", false),
+        copy_of(&["ways"], "/", true),
+        mounted(copy_of(&["f"], "/over/", false)),
+        mounted(copy_of(&[], "/over/new", false)),
         copy_of(&["d-link"], "/l", true),
         copy_of(&["d"], "/l2", true),
     ],
@@ -228,12 +274,46 @@ const STAGES: &[&[Step]] = &[
         copy_of(&[], "/app/f", false),
         copy_of(&[], "/round/x", false),
     ],
+    // What some layers of the image hide from others.
+    &[
+        copy_of(&["f"], "/gone/x", true),
+        copy_of(&["f"], "/emptied/x", true),
+        copy_of(&["f"], "/swapped/x", true),
+        copy_of(&[], "/turned/y", true),
+        copy_of(&["f"], "/turned/z/", true),
+        copy_of(&["d"], "/merged", true),
+        copy_of(&["f"], "/merged/old/", true),
+    ],
+    // Modes and attributes of directories that something is put into.
+    &[
+        copy_of(&["f"], "/sticky/f", true),
+        copy_of(&["f"], "/sticky/new/f", true),
+        copy_of(&["f"], "/odd/new/f", true),
+        copy_of(&["f"], "/marked/f", false),
+        copy_of(&["f"], "/marked/new/f", false),
+        copy_of(&["d"], "/marked", false),
+        copy_of(&["f"], "/marked/in/f", false),
+        copy_of(&[], "/marked/new/er", false),
+        parents(copy_of(&["d/y/z"], "/marked/in/", false)),
+        copy_of(&["d"], "/holder", false),
+        parents(copy_of(&["d/y/z"], "/holder/", false)),
+        copy_of(&["f"], "/holder/new/f", true),
+        copy_of(&["f"], "/lists/f", false),
+        copy_of(&[], "/lists/new", false),
+    ],
+    // More than is made without threads.
+    &[
+        copy_of(&["big"], "/app/", true),
+        copy_of(&["big", "d"], "/bin/", true),
+        with(copy_of(&["big"], "/new/big", true), 17, Some("640")),
+    ],
 ];
 
 struct Fixture {
     dir: tempfile::TempDir,
     store: Store,
-    base: DiffId,
+    base: Vec<DiffId>,
+    last: Option<i64>,
     cancel: Cancel,
 }
 
@@ -244,16 +324,58 @@ impl Fixture {
         fs::create_dir(&context).unwrap();
         make(&context, CONTEXT);
         fs::hard_link(context.join("links/a"), context.join("links/b")).unwrap();
+        let big = (0..3_u64 << 19).map(|n| (n * n / 255).to_le_bytes()[0]);
+        let big: Vec<u8> = big.collect();
+        fs::write(context.join("big"), big).unwrap();
         let database = Database::open(&dir.path().join("db"), &[corten_store::SCHEMA]).unwrap();
         let root = dir.path().join("store");
         let store = Store::open_with(&root, database, LayerForm::Directory).keeping();
-        let work = store.layers().begin().unwrap();
-        make(work.upper(), BASE);
-        let base = store.layers().commit(work).unwrap().diff_id;
+        let mut base = Vec::new();
+        let mut layer = |change: &dyn Fn(&Path)| {
+            let (work, root) = ops::writable(&store, &base).unwrap();
+            change(Path::new(&format!(
+                "/proc/self/fd/{}",
+                root.as_fd().as_raw_fd()
+            )));
+            drop(root);
+            base.push(store.layers().commit(work).unwrap().diff_id);
+        };
+        layer(&|root| make(root, OLD));
+        layer(&|root| {
+            for name in ["gone", "emptied", "turned"] {
+                fs::remove_dir_all(root.join(name)).unwrap();
+            }
+            fs::remove_file(root.join("swapped")).unwrap();
+            make(root, NEWER);
+        });
+        layer(&|root| {
+            make(root, BASE);
+            let set = |name: &str, key: &str, value: &[u8]| {
+                let flags = XattrFlags::empty();
+                rustix::fs::setxattr(root.join(name), key, value, flags).unwrap();
+            };
+            for name in ["marked", "holder/d", "holder/y"] {
+                set(name, "trusted.mark", b"x");
+            }
+            // Version 2: rwx for the owner and the group, nothing for others.
+            let list: Vec<u8> = [(1, 7), (4, 7), (0x20, 0)]
+                .iter()
+                .flat_map(|(tag, may): &(u16, u16)| {
+                    let words = [tag.to_le_bytes(), may.to_le_bytes()];
+                    words.into_iter().flatten().chain([0xff; 4])
+                })
+                .collect();
+            set(
+                "lists",
+                "system.posix_acl_default",
+                &[&[2, 0, 0, 0], &list[..]].concat(),
+            );
+        });
         Self {
             dir,
             store,
             base,
+            last: Some(LAST),
             cancel: Cancel::default(),
         }
     }
@@ -265,6 +387,11 @@ impl Fixture {
             foreign,
             remember: false,
         }
+    }
+
+    fn image(&self, stack: &[DiffId]) -> Tree {
+        let mount = self.store.layers().mount(stack, Upper::ReadOnly);
+        Tree::of_image(RootFd::from(mount.unwrap()))
     }
 
     fn entries(&self, step: &Step, tree: &Tree) -> Vec<Entry> {
@@ -289,7 +416,7 @@ impl Fixture {
         let below = stacks.below(&self.store, stack).unwrap();
         let composing = Composing {
             manner,
-            last: Some(LAST),
+            last: self.last,
             cancel: &self.cancel,
         };
         let layers = self.store.layers();
@@ -343,8 +470,14 @@ impl Fixture {
             }
         }
         drop(root);
-        Some(ops::settle(&self.store, &Leavings::default(), work, Some(LAST)).unwrap())
+        Some(ops::settle(&self.store, &Leavings::default(), work, self.last).unwrap())
     }
+}
+
+fn files(tree: &Tree) -> Vec<Entry> {
+    let mut found = tree.select(&Selection::of(&String::new(), true)).unwrap();
+    found.retain(|entry| !entry.path.as_os_str().is_empty());
+    found
 }
 
 fn inlines(step: &Step) -> Vec<(String, String)> {
@@ -366,7 +499,7 @@ fn layers_made_at_once_are_those_written_by_file() {
     }) {
         let tree = fixture.tree(foreign);
         let stacks = Stacks::default();
-        let mut stack = vec![fixture.base.clone()];
+        let mut stack = fixture.base.clone();
         for step in stage {
             let chmod = step.chmod.map(|mode| ModeChange::parse(mode).unwrap());
             let manner = Manner {
@@ -383,8 +516,9 @@ fn layers_made_at_once_are_those_written_by_file() {
             if step.plain {
                 assert_eq!(known, expected, "{named}");
             }
-            if known.is_some() && mounted.is_some() {
-                assert_eq!(known, mounted, "{named}");
+            assert_eq!(mounted.is_some(), step.mounted, "{named}");
+            if step.mounted {
+                assert_eq!(mounted, expected, "{named}");
             }
             if let Some(Some(layer)) = &known {
                 let mut tar = Vec::new();
@@ -395,13 +529,8 @@ fn layers_made_at_once_are_those_written_by_file() {
         }
         // Everything that is known is what is there.
         let below = stacks.below(&fixture.store, &stack).unwrap();
-        let mount = fixture.store.layers().mount(&stack, Upper::ReadOnly);
-        let all = Tree::of_image(RootFd::from(mount.unwrap()));
-        let found = all.select(&Selection::of(&String::new(), true)).unwrap();
-        for entry in found
-            .iter()
-            .filter(|entry| !entry.path.as_os_str().is_empty())
-        {
+        let all = fixture.image(&stack);
+        for entry in files(&all) {
             let known = below.look(&entry.path).unwrap().unwrap();
             let shown = (known.kind, known.mode, known.owner, known.mtime);
             let there = (entry.kind, entry.mode, (entry.uid, entry.gid), entry.mtime);
@@ -413,6 +542,25 @@ fn layers_made_at_once_are_those_written_by_file() {
     assert_eq!(tmp.count(), 1);
 }
 
+/// Where nothing is of now, there has to be no bound.
+#[test]
+fn times_that_are_known_are_kept() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut fixture = Fixture::new();
+    fixture.last = None;
+    let tree = fixture.tree(true);
+    let how = (&tree, Manner::default());
+    for to in ["/app/y", "/merged", "/twice", "/sticky"] {
+        let step = copy_of(&["d"], to, true);
+        let stack = &fixture.base;
+        let made = fixture.at_once(&step, how, (&Stacks::default(), stack));
+        assert!(made.is_some(), "{to}");
+        assert_eq!(made, fixture.by_file(&step, how, stack), "{to}");
+    }
+}
+
 #[test]
 fn owners_are_read_where_they_are() {
     if !rustix::process::geteuid().is_root() {
@@ -421,7 +569,7 @@ fn owners_are_read_where_they_are() {
     let fixture = Fixture::new();
     let stacks = Stacks::default();
     let tree = fixture.tree(true);
-    let mut stack = vec![fixture.base.clone()];
+    let mut stack = fixture.base.clone();
     for (to, readable) in [("/f", true), ("/etc/f", false)] {
         let step = copy_of(&["f"], to, true);
         let made = fixture.at_once(&step, (&tree, Manner::default()), (&stacks, &stack));
