@@ -46,7 +46,26 @@ impl RootFd {
     /// # Errors
     /// As openat2(2).
     pub fn open_in_root(&self, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        self.resolve(path, flags, mode, ResolveFlags::NO_MAGICLINKS)
+    }
+
+    /// Opens a path inside the root that has no symbolic link on the way; with `O_PATH` and
+    /// `O_NOFOLLOW` its last component may be one.
+    ///
+    /// # Errors
+    /// As openat2(2); `ELOOP` where there is a link.
+    pub fn open_without_links(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        self.resolve(path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)
+    }
+
+    fn resolve(
+        &self,
+        path: &Path,
+        flags: OFlags,
+        mode: Mode,
+        but: ResolveFlags,
+    ) -> io::Result<OwnedFd> {
+        let resolve = ResolveFlags::IN_ROOT | but;
         let path = if path.as_os_str().is_empty() {
             Path::new(".")
         } else {

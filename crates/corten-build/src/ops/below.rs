@@ -3,14 +3,18 @@
 //! known, so that a step after them needs no mount of its own.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use corten_oci::DiffId;
 use corten_store::rooted::RootFd;
 use corten_store::{Store, StoreError, Upper};
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, OFlags, Stat};
+use rustix::io::Errno;
 
 use super::compose::has_attributes;
 
@@ -49,17 +53,42 @@ impl Node {
 /// All that a layer has.
 pub(crate) type Listing = HashMap<PathBuf, Node>;
 
-/// What is below a step, bottom first. Layers that are listed hide nothing but what has the same
-/// name.
+/// What is below a step, bottom first. A layer of `--link` knows nothing of what it is put on: it
+/// may have a directory in the place of a link or a file, or the other way round, and then hides
+/// what that leads to or has in it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Below {
     mount: Option<Arc<RootFd>>,
     listed: Vec<Arc<Listing>>,
 }
 
+/// What listings tell of a path.
+enum Listed<'a> {
+    Node(&'a Node),
+    /// There is nothing, whatever is mounted has.
+    Hidden,
+    /// It is as in what is mounted.
+    Not,
+}
+
 impl Below {
-    fn listed(&self, path: &Path) -> Option<&Node> {
-        self.listed.iter().rev().find_map(|list| list.get(path))
+    fn listed(&self, path: &Path) -> Listed<'_> {
+        for list in self.listed.iter().rev() {
+            if let Some(node) = list.get(path) {
+                return Listed::Node(node);
+            }
+            let is_leaf = |above: &Path| list.get(above).is_some_and(|node| !node.is_directory());
+            if path.ancestors().skip(1).any(is_leaf) {
+                return Listed::Hidden;
+            }
+        }
+        Listed::Not
+    }
+
+    /// Opens what is mounted, if the listings tell nothing of it.
+    fn mounted(&self, path: &Path, flags: OFlags) -> Option<io::Result<OwnedFd>> {
+        let mount = self.mount.as_ref()?;
+        matches!(self.listed(path), Listed::Not).then(|| mount.open_without_links(path, flags))
     }
 
     /// The root itself, which no layer has.
@@ -78,36 +107,35 @@ impl Below {
 
     /// What has a path whose parent is a directory, reached without any link.
     pub(super) fn look(&self, path: &Path) -> io::Result<Option<Node>> {
-        if let Some(node) = self.listed(path) {
+        if let Listed::Node(node) = self.listed(path) {
             return Ok(Some(*node));
         }
-        let Some(mount) = &self.mount else {
-            return Ok(None);
-        };
-        match mount.lstat(path) {
-            Ok(stat) => Ok(Some(Node::of(&stat))),
+        match self.mounted(path, OFlags::PATH | OFlags::NOFOLLOW) {
+            None => Ok(None),
+            Some(Ok(found)) => Ok(Some(Node::of(&rustix::fs::fstat(found)?))),
             // Its parent is of a listing alone.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+            Some(Err(error)) if is_elsewhere(&error) => Ok(None),
+            Some(Err(error)) => Err(error),
         }
     }
 
     /// Where a link leads that was found by [`look`](Self::look); `None`: that is not known.
     pub(super) fn link(&self, path: &Path) -> io::Result<Option<PathBuf>> {
-        match (self.listed(path), &self.mount) {
-            (None, Some(mount)) => mount.read_link(path).map(Some),
-            _ => Ok(None),
-        }
+        let Some(link) = self.mounted(path, OFlags::PATH | OFlags::NOFOLLOW) else {
+            return Ok(None);
+        };
+        let target = rustix::fs::readlinkat(link?, "", Vec::new())?;
+        Ok(Some(OsString::from_vec(target.into_bytes()).into()))
     }
 
     /// Whether a directory that was found by [`look`](Self::look) has attributes that a layer
     /// would have to repeat.
     pub(super) fn has_attributes(&self, path: &Path) -> io::Result<bool> {
-        let Some(mount) = self.mount.as_ref().filter(|_| self.listed(path).is_none()) else {
-            return Ok(false);
-        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-        has_attributes(mount.open_in_root(path, flags, Mode::empty())?)
+        match self.mounted(path, flags) {
+            None => Ok(false),
+            Some(directory) => has_attributes(directory?),
+        }
     }
 
     /// Where the files that have the names of users and groups can be read as they are.
@@ -124,6 +152,12 @@ impl Below {
             || !(self.listed.iter().any(within) || places.into_iter().any(is_link));
         as_mounted.then_some(mount)
     }
+}
+
+/// There is no such path, or something that is no directory on the way to it.
+fn is_elsewhere(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
 }
 
 /// What a build knows of stacks.

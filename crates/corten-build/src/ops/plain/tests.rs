@@ -11,7 +11,7 @@ use corten_dockerfile::{IgnoreRules, ModeChange};
 use corten_oci::Digest;
 use corten_store::rooted::RootFd;
 use corten_store::{LayerForm, Store, Upper};
-use rustix::fs::XattrFlags;
+use rustix::fs::{OFlags, XattrFlags};
 
 use super::*;
 use crate::cancel::Cancel;
@@ -121,6 +121,8 @@ const CONTEXT: &[(&str, u32, u32)] = &[
 /// One COPY (sources, destination, owner, mode, content of a here-document) or, without sources
 /// and content, a WORKDIR; and whether it is plain.
 struct Step {
+    /// As with `--link`: whatever is below.
+    link: bool,
     sources: &'static [&'static str],
     to: &'static str,
     owner: Option<(u32, u32)>,
@@ -134,6 +136,7 @@ struct Step {
 
 const fn copy_of(sources: &'static [&'static str], to: &'static str, plain: bool) -> Step {
     Step {
+        link: false,
         sources,
         to,
         owner: None,
@@ -167,6 +170,10 @@ const fn mounted(step: Step) -> Step {
         mounted: true,
         ..step
     }
+}
+
+const fn link(step: Step) -> Step {
+    Step { link: true, ..step }
 }
 
 const fn here(to: &'static str, plain: bool) -> Step {
@@ -307,6 +314,29 @@ const STAGES: &[&[Step]] = &[
         copy_of(&["big", "d"], "/bin/", true),
         with(copy_of(&["big"], "/new/big", true), 17, Some("640")),
     ],
+    // A directory hides a link, or a file.
+    &[
+        link(copy_of(&["f"], "/usr/back/", true)),
+        copy_of(&["g"], "/usr/back/d", true),
+        copy_of(&[], "/usr/back/y", true),
+        link(copy_of(&["d"], "/bin/", true)),
+        copy_of(&["f"], "/bin/tool", true),
+        copy_of(&[], "/bin/new", true),
+        link(copy_of(&["d"], "/app/f/", true)),
+        copy_of(&["g"], "/app/f/other", true),
+        copy_of(&["f"], "/app/f/y", true),
+    ],
+    // A file hides a directory, also from what is put on it.
+    &[
+        link(copy_of(&["f"], "/app/d", true)),
+        link(copy_of(&["d.d"], "/app/d/", true)),
+        copy_of(&["g"], "/app/d/other", true),
+        copy_of(&["d"], "/n", true),
+        link(copy_of(&["f"], "/n", true)),
+        link(copy_of(&["d.d"], "/n/", true)),
+        copy_of(&[], "/n/y", true),
+        copy_of(&["f"], "/n/x/deep", true),
+    ],
 ];
 
 struct Fixture {
@@ -413,7 +443,10 @@ impl Fixture {
         (tree, manner): (&Tree, Manner<'_>),
         (stacks, stack): (&Stacks, &[DiffId]),
     ) -> Option<Option<DiffId>> {
-        let below = stacks.below(&self.store, stack).unwrap();
+        let below = match step.link {
+            true => Below::default(),
+            false => stacks.below(&self.store, stack).unwrap(),
+        };
         let composing = Composing {
             manner,
             last: self.last,
@@ -449,6 +482,7 @@ impl Fixture {
         (tree, manner): (&Tree, Manner<'_>),
         stack: &[DiffId],
     ) -> Option<Option<DiffId>> {
+        let stack = if step.link { &[] } else { stack };
         let (work, root) = ops::writable(&self.store, stack).unwrap();
         let to = Path::new(step.to);
         let writer = Writer {
@@ -535,6 +569,24 @@ fn layers_made_at_once_are_those_written_by_file() {
             let shown = (known.kind, known.mode, known.owner, known.mtime);
             let there = (entry.kind, entry.mode, (entry.uid, entry.gid), entry.mtime);
             assert_eq!(shown, there, "{}", entry.path.display());
+        }
+        // And what a layer hides is not.
+        for layer in &stack {
+            let image = fixture.image(std::slice::from_ref(layer));
+            for entry in files(&image) {
+                let open =
+                    |path: &Path, flags| all.root.open_without_links(path, OFlags::PATH | flags);
+                let above = entry
+                    .path
+                    .parent()
+                    .filter(|path| !path.as_os_str().is_empty());
+                // What is in a link, or in a file, is asked for by nobody.
+                if above.is_none_or(|above| open(above, OFlags::DIRECTORY).is_ok()) {
+                    let known = below.look(&entry.path).unwrap();
+                    let is_there = open(&entry.path, OFlags::NOFOLLOW).is_ok();
+                    assert_eq!(known.is_some(), is_there, "{}", entry.path.display());
+                }
+            }
         }
     }
     let tmp = fs::read_dir(fixture.dir.path().join("store/tmp")).unwrap();
