@@ -147,14 +147,17 @@ impl History {
     /// # Errors
     /// The directory cannot be read.
     pub fn find(&self, word: &str) -> io::Result<Option<BuildRecord>> {
+        // Also one that is listed no more, but was when somebody noted its id.
+        if let Ok(path) = self.place(word)
+            && let Ok(record) = record(&path)
+        {
+            return Ok(Some(record));
+        }
         let mut records = self.list()?;
         if let Some(before) = word.strip_prefix('^') {
             records.sort_by_key(|record| -record.asked.started);
             let before: Option<usize> = before.parse().ok();
             return Ok(before.and_then(|at| records.into_iter().nth(at)));
-        }
-        if let Some(at) = records.iter().position(|r| r.asked.id == word) {
-            return Ok(Some(records.swap_remove(at)));
         }
         records.retain(|record| !word.is_empty() && record.asked.id.starts_with(word));
         Ok(match records.len() {
@@ -185,6 +188,28 @@ impl History {
     /// There is no such build, or its file cannot be removed.
     pub fn remove(&self, id: &str) -> io::Result<()> {
         fs::remove_file(self.place(id)?)
+    }
+
+    /// Forgets all of them, those that are listed no more, too.
+    ///
+    /// # Errors
+    /// One cannot be removed; the others are.
+    pub fn remove_all(&self) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let mut failed = Ok(());
+        for entry in entries {
+            let removed = entry.and_then(|entry| fs::remove_file(entry.path()));
+            if let Err(error) = removed
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                failed = failed.and(Err(error));
+            }
+        }
+        failed
     }
 
     /// Only an id is ever made a path.
@@ -565,11 +590,21 @@ mod tests {
         assert_eq!(records[0].asked.context, "/first");
         let files = || fs::read_dir(&history.dir).unwrap().count();
         assert_eq!(files(), KEPT + 4);
+        // What is listed no more can still be named.
+        let all = history.read_all().unwrap();
+        let hidden = &all[KEPT + 1].asked.id;
+        assert_eq!(history.find(hidden).unwrap().as_ref(), Some(&all[KEPT + 1]));
+        assert_eq!(history.find(&hidden[..20]).unwrap(), None);
         for _ in 0..FORGOTTEN - 3 {
             drop(history.begin(&request("/x")));
         }
         assert_eq!(files(), KEPT + 1);
         assert_eq!(history.list().unwrap().len(), KEPT + 1);
+        drop(history.begin(&request("/x")));
+        assert_eq!(files(), KEPT + 2);
+        history.remove_all().unwrap();
+        assert_eq!(files(), 0);
         drop(running);
+        assert_eq!(files(), 0);
     }
 }

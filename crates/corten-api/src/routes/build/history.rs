@@ -15,7 +15,7 @@ use crate::stream::JsonLines;
 
 pub(super) fn routes() -> Router<Engine> {
     Router::new()
-        .route("/builds", get(list))
+        .route("/builds", get(list).delete(remove_all))
         .route("/builds/{id}", get(inspect).delete(remove))
         .route("/builds/{id}/logs", get(logs))
 }
@@ -81,6 +81,11 @@ async fn remove(State(engine): State<Engine>, Path(id): Path<String>) -> Answer 
     let record = found(&engine, &id).await?;
     let removed = engine.build_history(move |history| history.remove(&record.asked.id));
     removed.await?;
+    Ok(no_content())
+}
+
+async fn remove_all(State(engine): State<Engine>) -> Answer {
+    engine.build_history(|history| history.remove_all()).await?;
     Ok(no_content())
 }
 

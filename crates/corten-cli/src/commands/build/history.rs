@@ -283,9 +283,8 @@ async fn logs(cli: &Cli, flags: Parsed) -> Result {
 
 async fn remove(cli: &Cli, flags: Parsed) -> Result {
     let client = ours(cli).await?;
-    let mut wanted = flags.args.clone();
-    match (flags.on("all"), wanted.is_empty()) {
-        (true, true) => wanted.extend(records(client).await?.into_iter().map(|r| r.id)),
+    match (flags.on("all"), flags.args.is_empty()) {
+        (true, true) => client.delete("/builds").done().await?,
         (true, false) => {
             return Err(CliError::message(
                 "rm takes either --all or the builds to remove",
@@ -296,7 +295,7 @@ async fn remove(cli: &Cli, flags: Parsed) -> Result {
         }
         (false, false) => {}
     }
-    for id in &wanted {
+    for id in &flags.args {
         client
             .delete(format!("/builds/{}", component(id)))
             .done()
