@@ -22,7 +22,7 @@ pub(crate) use urls::KnownFile;
 /// The build cache's tables.
 pub const SCHEMA: Schema = Schema {
     name: "corten-build",
-    migrations: &[V1, file_index::V2, V3, urls::V4, V5],
+    migrations: &[V1, file_index::V2, V3, urls::V4],
 };
 
 const V1: &str = "
@@ -52,7 +52,6 @@ CREATE TABLE build_file (
 /// What names of images stand for on other platforms than the host's: such images have no names
 /// in the store.
 const V3: &str = "
-CREATE INDEX build_cache_layer ON build_cache (diff_id);
 CREATE TABLE build_base (
     name     TEXT NOT NULL,
     platform TEXT NOT NULL,
@@ -62,8 +61,9 @@ CREATE TABLE build_base (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// V1 has an index of the same column.
-const V5: &str = "DROP INDEX build_cache_layer;";
+/// An index that `V3` once made, of a column that `V1` has one of. It goes when the cache is tidied:
+/// a version for it would only keep older programs out.
+const SECOND_INDEX: &str = "DROP INDEX IF EXISTS build_cache_layer";
 
 /// What a step left.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -273,6 +273,7 @@ impl Cache {
     pub(crate) fn forget_files(&self, seconds: i64) -> Result<(), BuildError> {
         let before = now() / 1_000_000_000 - seconds;
         self.database.write(Durability::Relaxed, |db| {
+            db.execute(SECOND_INDEX, [])?;
             urls::forget_before(db, before)?;
             file_index::forget_before(db, before)
         })
@@ -410,6 +411,34 @@ mod tests {
             assert!(cache.tidying_is_due(60).unwrap(), "{seconds}");
             assert!(!cache.tidying_is_due(60).unwrap());
         }
+    }
+
+    #[test]
+    fn an_older_databases_second_index_goes_with_what_is_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let database = Database::open(&path, &[corten_store::SCHEMA, SCHEMA]).unwrap();
+        let indices = || {
+            let names = database.read(|db| {
+                let sql = "SELECT group_concat(name) FROM sqlite_schema
+                           WHERE tbl_name = 'build_cache' AND sql LIKE 'CREATE INDEX%'";
+                let names: String = db.query_row(sql, [], |row| row.get(0))?;
+                Ok::<_, BuildError>(names)
+            });
+            names.unwrap()
+        };
+        assert_eq!(indices(), "build_cache_diff_id");
+        let older = |db: &rusqlite::Transaction<'_>| {
+            let sql = "CREATE INDEX build_cache_layer ON build_cache (diff_id)";
+            db.execute(sql, [])?;
+            Ok::<_, BuildError>(())
+        };
+        database.write(Durability::Relaxed, older).unwrap();
+        assert_eq!(indices(), "build_cache_diff_id,build_cache_layer");
+        let store = Store::open(dir.path(), database.clone());
+        let cache = Cache::new(database.clone(), store);
+        cache.forget_files(60).unwrap();
+        assert_eq!(indices(), "build_cache_diff_id");
     }
 
     #[test]
