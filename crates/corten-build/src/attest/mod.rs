@@ -5,6 +5,7 @@
 //! that are compressed at once. With SOURCE_DATE_EPOCH they depend on nothing but what the image
 //! was made of.
 
+mod carried;
 mod packages;
 mod provenance;
 mod sbom;
@@ -23,6 +24,7 @@ pub use wanted::{
     Annotation, AnnotationKind, Attest, Compressor, LayerCompression, Provenance, SlsaVersion,
 };
 
+pub(crate) use carried::Carried;
 pub(crate) use provenance::{Facts, Material, predicate};
 pub(crate) use sbom::scan;
 pub(crate) use stargz::make as stargz;
@@ -50,6 +52,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) layers: &'a [DiffId],
     /// Those of the layers that were made eStargz.
     pub(crate) stargz: &'a [Stargz],
+    /// What its bases say of the others.
+    pub(crate) carried: &'a Carried,
     pub(crate) platform: &'a Platform,
     pub(crate) names: &'a [ImageRef],
 }
@@ -145,10 +149,13 @@ fn manifest(
             None => store.layers().compress_as(layer, wanted.squeeze())?,
         };
         let mut descriptor = described(&blob);
-        if let Some(made) = stargz {
-            let size = made.uncompressed.to_string();
-            let words = [(TABLE, made.table.as_str()), (SIZE, size.as_str())];
-            annotate(&mut descriptor, &words.into());
+        match stargz {
+            Some(made) => {
+                let size = made.uncompressed.to_string();
+                let words = [(TABLE, made.table.as_str()), (SIZE, size.as_str())];
+                annotate(&mut descriptor, &words.into());
+            }
+            None => annotate(&mut descriptor, &subject.carried.of_blob(&blob.digest)),
         }
         layers.push(descriptor);
         blobs.push(blob.digest);
@@ -328,6 +335,7 @@ mod tests {
         let host = Platform::normalised("linux", "amd64", None);
         let subject = Subject {
             stargz: &[],
+            carried: &Carried::default(),
             document: b"{}",
             layers: &layers,
             platform: &host,
@@ -399,5 +407,74 @@ mod tests {
         let made = make(&store, &subject, &of_manifest, &[]).unwrap();
         assert_eq!(made.index, None);
         assert_eq!(made.annotations.as_deref(), Some(r#"{"md":"v"}"#));
+    }
+
+    #[test]
+    fn what_a_base_says_of_its_layers_is_said_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let database = corten_db::Database::open(&path, &[corten_store::SCHEMA]).unwrap();
+        let store = Store::open(dir.path(), database);
+        let layer = |content: &str| {
+            let work = store.layers().begin().unwrap();
+            std::fs::write(work.upper().join("f"), content).unwrap();
+            store.layers().commit(work).unwrap().diff_id
+        };
+        let layers = [layer("of the base"), layer("other")];
+        let blob = store.layers().compress(&layers[0]).unwrap();
+        let host = Platform::normalised("linux", "amd64", None);
+        let config = json!({
+            "os": "linux",
+            "architecture": "amd64",
+            "config": {},
+            "rootfs": { "type": "layers", "diff_ids": [layers[0].digest().as_str()] },
+        });
+        let config = config.to_string();
+        let mut descriptor = described(&blob);
+        descriptor["annotations"] = json!({ TABLE: "sha256:of-the-table", SIZE: "5" });
+        let manifest = json!({
+            "schemaVersion": 2,
+            "config": {
+                "mediaType": media_type::OCI_CONFIG,
+                "digest": Digest::of(config.as_bytes()).as_str(),
+                "size": config.len(),
+            },
+            "layers": [descriptor, { "digest": blob.digest.as_str(), "annotations": null }],
+        });
+        let digest = store.blobs().put_bytes(manifest.to_string().as_bytes());
+        let manifest = digest.unwrap();
+        let with = Some((&manifest, media_type::OCI_MANIFEST));
+        let base = store.images().put(config.as_bytes(), with).unwrap();
+        let nobody = Digest::of(b"an image of a layout");
+        let subject = Subject {
+            stargz: &[],
+            carried: &Carried::of(&store, &[nobody, base]).unwrap(),
+            document: b"{}",
+            layers: &layers,
+            platform: &host,
+            names: &[],
+        };
+        let made = make(&store, &subject, &Attest::default(), &[]).unwrap();
+        let bytes = store
+            .blobs()
+            .read_to_vec(&made.manifest.unwrap().0, 1 << 20);
+        let manifest: Value = serde_json::from_slice(&bytes.unwrap()).unwrap();
+        assert_eq!(manifest["layers"][0], descriptor);
+        assert!(manifest["layers"][1].get("annotations").is_none());
+        // Compressed in another way, it is another blob.
+        let wanted = Attest {
+            layers: Some(LayerCompression {
+                with: Compressor::Zstd,
+                level: None,
+                force: true,
+            }),
+            ..Attest::default()
+        };
+        let made = make(&store, &subject, &wanted, &[]).unwrap();
+        let bytes = store
+            .blobs()
+            .read_to_vec(&made.manifest.unwrap().0, 1 << 20);
+        let manifest: Value = serde_json::from_slice(&bytes.unwrap()).unwrap();
+        assert!(manifest["layers"][0].get("annotations").is_none());
     }
 }

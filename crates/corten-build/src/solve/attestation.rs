@@ -7,7 +7,7 @@ use corten_oci::{DiffId, Digest, ImageRef, Platform};
 use corten_store::{Made, Stargz};
 
 use super::{Session, Target};
-use crate::attest::{self, Attest, Claim, Facts, Material, Subject};
+use crate::attest::{self, Attest, Carried, Claim, Facts, Material, Subject};
 use crate::cache::now;
 use crate::error::BuildError;
 use crate::export::{self, StageOutput};
@@ -34,6 +34,8 @@ pub(super) struct Stored {
     layers: Vec<DiffId>,
     /// Those of them that were made eStargz.
     stargz: Vec<Stargz>,
+    /// Ids of the images it was made of.
+    bases: Vec<Digest>,
     platform: Platform,
     facts: Option<Facts>,
 }
@@ -96,10 +98,14 @@ impl Session {
         let plan = &target.plan;
         let attest = &self.asked.attest;
         let facts = attest.provenance.as_ref();
+        let mut bases: Vec<Digest> = target.images.values().map(|base| base.id.clone()).collect();
+        // Where two say something of one blob, it is always the same one's word that counts.
+        bases.sort();
         Ok(Stored {
             document: self.document(plan, super::target(plan)?, output)?,
             layers: output.layers.clone(),
             stargz: Vec::new(),
+            bases,
             platform: plan.platform.clone(),
             facts: facts.map(|_| self.facts(plan, &target.images)),
         })
@@ -123,12 +129,19 @@ impl Session {
                     image.stargz = attest::stargz(store, document, layers, how)?;
                 }
             }
+            let is_plain = attest.is_empty() && !several;
+            let carried = images.iter().map(|image| match is_plain {
+                true => Ok(Carried::default()),
+                false => Carried::of(store, &image.bases),
+            });
+            let carried: Vec<Carried> = carried.collect::<Result<_, _>>()?;
             let mut subjects = Vec::new();
-            for image in &images {
+            for (image, carried) in images.iter().zip(&carried) {
                 let subject = Subject {
                     document: &image.document,
                     layers: &image.layers,
                     stargz: &image.stargz,
+                    carried,
                     platform: &image.platform,
                     names: &names,
                 };
@@ -141,7 +154,7 @@ impl Session {
                 .position(|image| host.satisfies(&image.platform));
             let own = own.unwrap_or_default();
             let made = match subjects.as_slice() {
-                [_] if attest.is_empty() && !several => Made::default(),
+                [_] if is_plain => Made::default(),
                 [(subject, claims)] if !several => attest::make(store, subject, attest, claims)?,
                 several => attest::make_several(store, several, own, attest)?,
             };
