@@ -126,7 +126,7 @@ impl Session {
             if let Some(how) = attest.stargz() {
                 for image in &mut images {
                     let (document, layers) = (&mut image.document, &mut image.layers);
-                    image.stargz = attest::stargz(store, document, layers, how)?;
+                    image.stargz = attest::stargz((store, &session.cache), document, layers, how)?;
                 }
             }
             let is_plain = attest.is_empty() && !several;

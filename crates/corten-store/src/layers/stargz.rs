@@ -6,6 +6,8 @@
 //! The table and a landmark are entries of the archive, so it is another layer than the one it is
 //! made of. The same bytes come of the same layer every time.
 
+mod found;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -520,6 +522,22 @@ mod tests {
         // The same comes of it again, and of itself.
         assert_eq!(layers.stargz(&plain, None).unwrap(), made);
         assert_eq!(layers.stargz(&made.diff_id, None).unwrap(), made);
+
+        // It is found again, as long as its archive is what it was.
+        assert_eq!(layers.made_stargz(&plain).unwrap(), None);
+        assert_eq!(
+            layers.made_stargz(&made.diff_id).unwrap().as_ref(),
+            Some(&made)
+        );
+        let path = store.blobs().path(&made.blob.digest);
+        for at in [blob.len() / 2, blob.len() - 40] {
+            let mut rotten = blob.clone();
+            rotten[at] ^= 1;
+            fs::write(&path, rotten).unwrap();
+            assert_eq!(layers.made_stargz(&made.diff_id).unwrap(), None, "{at}");
+        }
+        fs::remove_file(&path).unwrap();
+        assert_eq!(layers.made_stargz(&made.diff_id).unwrap(), None);
     }
 
     #[test]
