@@ -253,14 +253,23 @@ fn numbers(both: &[u8]) -> Vec<u8> {
 /// A key whose public part, where it is told, has to be its own.
 fn p521(private: &[u8], public: Option<&[u8]>) -> Result<Secret, KeyError> {
     let key = p521::ecdsa::SigningKey::from_slice(private).map_err(invalid)?;
-    let own = key.verifying_key().to_sec1_point(false);
-    if public.is_some_and(|public| public != own.as_bytes()) {
-        return Err(invalid("its public key is another's"));
+    if let Some(public) = public {
+        // Some tools write half of the point, which tells as much.
+        let public = p521::ecdsa::VerifyingKey::from_sec1_bytes(public).map_err(invalid)?;
+        if public != *key.verifying_key() {
+            return Err(invalid("its public key is another's"));
+        }
     }
     Ok(Secret::P521(Box::new(key)))
 }
 
 fn ecdsa(curve: Curve, private: &[u8], public: &[u8]) -> Result<Secret, KeyError> {
+    if let [2 | 3, ..] = public {
+        return Err(invalid(
+            "its public key is compressed, which is read of nistp521 only \
+             (openssl ec -conv_form uncompressed writes it in full)",
+        ));
+    }
     let random = SystemRandom::new();
     let pair =
         EcdsaKeyPair::from_private_key_and_public_key(curve.signing(), private, public, &random);
@@ -314,5 +323,32 @@ fn rsa(error: ring::error::KeyRejected) -> KeyError {
         "TooSmall" => KeyError::Unsupported("RSA, shorter".to_owned()),
         "TooLarge" => KeyError::Unsupported("RSA, longer".to_owned()),
         other => invalid(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_point_is_its_own() {
+        let numbers = [3, 4].map(|last| {
+            let mut number = vec![0; 66];
+            number[65] = last;
+            number
+        });
+        let keys = numbers.each_ref().map(|number| {
+            let key = p521::ecdsa::SigningKey::from_slice(number).unwrap();
+            *key.verifying_key()
+        });
+        for half in [false, true] {
+            let [own, other] = keys.map(|key| key.to_sec1_point(half));
+            assert!(p521(&numbers[0], Some(own.as_bytes())).is_ok(), "{half}");
+            let error = p521(&numbers[0], Some(other.as_bytes())).unwrap_err();
+            assert!(error.to_string().contains("another's"), "{error}");
+        }
+        assert!(p521(&numbers[0], Some(&[2; 67])).is_err());
+        let error = ecdsa(Curve::P256, &[3; 32], &[2; 33]).unwrap_err();
+        assert!(error.to_string().contains("is compressed"), "{error}");
     }
 }
