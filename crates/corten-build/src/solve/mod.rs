@@ -5,6 +5,7 @@
 //! cancels the rest, whose processes and directories are gone before the error is returned.
 
 mod attestation;
+mod blocking;
 mod cache_mounts;
 mod caches;
 pub(crate) mod context_mounts;
@@ -15,20 +16,19 @@ mod remotes;
 mod shell;
 mod stage;
 mod steps;
+mod turns;
 mod vertex;
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
 use corten_dockerfile::lint;
 use corten_oci::runtime_spec::LinuxResources;
 use corten_oci::{Digest, ImageRef, Platform};
 use corten_registry::TaskLease;
-use corten_store::{NameLock, Store, TmpDir};
+use corten_store::{Store, TmpDir};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -46,7 +46,7 @@ use crate::plan::{
     self, Base, BaseImage, CopyFrom, ImageKey, Outline, Plan, Settings, Source, epoch,
 };
 use crate::portable::{Imported, Record};
-use crate::progress::{BuildEvent, EventSink, LogStream};
+use crate::progress::{BuildEvent, EventSink};
 use crate::request::{
     BuildRequest, CacheExport, CacheTarget, Context, DockerfileSource, FilesOutput, ImageSource,
     Sandboxing, Secret, ShellOffer, StepLimits,
@@ -57,9 +57,7 @@ use crate::{files, inquiry, mount_points, special_args};
 use attestation::Asked;
 use named::Contexts;
 
-/// How soon, and how rarely in the end, to look whether another build has finished a step.
-const FIRST_LOOK: Duration = Duration::from_millis(2);
-const LAST_LOOK: Duration = Duration::from_millis(50);
+pub(crate) use blocking::{blocking, on_one_thread};
 
 /// Number of the plan, stage and step.
 type StepPlace = (usize, usize, usize);
@@ -160,109 +158,6 @@ impl Session {
         self.leavings.end();
         self.step_files.end();
     }
-
-    /// Waits until nobody else, in any process, is at work on a key: a step that several builds
-    /// need is run once. `fresh`: by others of this build only, as their results do not count.
-    async fn alone(
-        self: &Arc<Self>,
-        key: &Digest,
-        fresh: bool,
-        vertex: u32,
-    ) -> Result<Alone, BuildError> {
-        let name = format!("build-{}", key.hex());
-        let mut patience = FIRST_LOOK;
-        loop {
-            let alone = match fresh {
-                true => Ours::of(self, key).map(Alone::Here),
-                // Some system calls: not worth another thread.
-                false => self.store.try_name(&name)?.map(Alone::Everywhere),
-            };
-            if let Some(alone) = alone {
-                return Ok(alone);
-            }
-            tokio::select! {
-                () = tokio::time::sleep(patience) => {}
-                () = self.cancel.cancelled() => return Err(BuildError::Cancelled),
-            }
-            if patience < LAST_LOOK && patience * 2 >= LAST_LOOK {
-                (self.events)(BuildEvent::Log {
-                    id: vertex,
-                    stream: LogStream::Stderr,
-                    data: "waiting for another build or stage that is at this step\n".to_owned(),
-                });
-            }
-            patience = (patience * 2).min(LAST_LOOK);
-        }
-    }
-}
-
-/// The right to a key.
-enum Alone {
-    Everywhere(#[allow(dead_code)] NameLock),
-    Here(#[allow(dead_code)] Ours),
-}
-
-/// A key that nobody else of the build is at work on.
-struct Ours(Arc<Session>, Digest);
-
-impl Ours {
-    fn of(session: &Arc<Session>, key: &Digest) -> Option<Self> {
-        let mut taken = session.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_free = taken.insert(key.clone());
-        is_free.then(|| Self(session.clone(), key.clone()))
-    }
-}
-
-impl Drop for Ours {
-    fn drop(&mut self) {
-        let mut taken = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.remove(&self.1);
-    }
-}
-
-/// Runs something that blocks, on a thread that may.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
-) -> Result<T, BuildError> {
-    if MAY_BLOCK.get() {
-        return work();
-    }
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(BuildError::Internal(error.to_string())))
-}
-
-thread_local! {
-    /// Whether this thread is one that may block.
-    static MAY_BLOCK: Cell<bool> = const { Cell::new(false) };
-}
-
-struct MayBlock;
-
-impl MayBlock {
-    fn here() -> Self {
-        MAY_BLOCK.set(true);
-        Self
-    }
-}
-
-impl Drop for MayBlock {
-    fn drop(&mut self) {
-        MAY_BLOCK.set(false);
-    }
-}
-
-/// Runs what blocks again and again on one thread: to wake another each time takes longer than a
-/// small step.
-pub(crate) async fn on_one_thread<T: Send + 'static>(
-    work: impl Future<Output = Result<T, BuildError>> + Send + 'static,
-) -> Result<T, BuildError> {
-    let runtime = tokio::runtime::Handle::current();
-    blocking(move || {
-        let _here = MayBlock::here();
-        runtime.block_on(work)
-    })
-    .await
 }
 
 /// Builds.
