@@ -13,7 +13,8 @@ use crate::lock::HostLock;
 use crate::netlink::{Batch, Socket};
 use crate::procfs::{self, Sysctls};
 use crate::{
-    IpNet, Ipv4Net, Ipv6Net, NetworkError, Result, ipam, mac_for, mac_for6, ruleset, watch,
+    IpNet, Ipv4Net, Ipv6Net, NetworkError, Result, firewall, ipam, mac_for, mac_for6, ruleset,
+    watch,
 };
 
 /// Longest name of an nftables table we accept (the kernel takes 255).
@@ -301,7 +302,10 @@ fn raise(_lock: &HostLock, route: &mut Socket, spec: &BridgeSpec) -> Result<()> 
         }
     };
     // The rules stand before anything can be forwarded, route_localnet's guard among them.
-    ruleset::ensure(&mut Socket::netfilter()?, spec)?;
+    let mut netfilter = Socket::netfilter()?;
+    if ruleset::ensure(&mut netfilter, spec)? {
+        firewall::guard_new(&mut netfilter, &spec.table)?;
+    }
     let sysctls = Sysctls::open()?;
     if spec.subnet6.is_some() && !spec.internal {
         keep_router_advertisements(route, &sysctls)?;

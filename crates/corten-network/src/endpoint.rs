@@ -16,7 +16,7 @@ use crate::procfs::{self, Sysctls};
 use crate::ruleset::Publication;
 use crate::{
     BridgeSpec, IpNet, Ipv4Net, Ipv6Net, NetNs, NetworkError, PortMapping, Result, Targets,
-    conntrack, firewall, ruleset, watch,
+    conntrack, firewall, ruleset,
 };
 
 /// What a network's links are.
@@ -147,10 +147,8 @@ impl EndpointSpec {
         let Some((table, publication)) = self.publication() else {
             return Ok(());
         };
-        // Whoever watches looks when something changes.
-        if !watch::is_watched(table) {
-            firewall::guard(netfilter, table)?;
-        }
+        // Also where somebody watches: he may not have heard yet what was loaded this moment.
+        firewall::guard(netfilter, table)?;
         ruleset::publish(netfilter, table, publication)?;
         conntrack::forget(netfilter, &udp_ports(&self.ports))
     }

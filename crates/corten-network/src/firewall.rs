@@ -118,9 +118,21 @@ pub(crate) fn guard(netfilter: &mut Socket, table: &str) -> Result<()> {
     let mut guarded = |ipv6| Ok(!drops_among(netfilter, &chains, Path::Input, ipv6)?.is_empty());
     let (v4, v6) = (guarded(false)?, guarded(true)?);
     if ruleset::guard(netfilter, table, v4, v6)? {
-        // Flows that are translated already would go on past the input rules as long as they last.
-        let ports = ruleset::udp_ports(netfilter, table)?;
-        conntrack::forget(netfilter, &ports)?;
+        forget_flows(netfilter, table)?;
     }
     Ok(())
+}
+
+/// The same for a table that is new: as if every family had been guarded, of which there is only to say
+/// which are not.
+pub(crate) fn guard_new(netfilter: &mut Socket, table: &str) -> Result<()> {
+    guard(netfilter, table)?;
+    // Only the rules may be new.
+    forget_flows(netfilter, table)
+}
+
+/// Flows that are translated already would go on past the input rules as long as they last.
+fn forget_flows(netfilter: &mut Socket, table: &str) -> Result<()> {
+    let ports = ruleset::udp_ports(netfilter, table)?;
+    conntrack::forget(netfilter, &ports)
 }

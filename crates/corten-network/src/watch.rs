@@ -60,15 +60,6 @@ pub async fn watch_firewall(
     }
 }
 
-/// Is somebody watching who keeps what the table says of the host's firewall up to date?
-pub(crate) fn is_watched(table: &str) -> bool {
-    path(table).is_ok_and(|path| {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(path, flags, Mode::empty());
-        opened.is_ok_and(|fifo| !is_free(&File::from(fifo)))
-    })
-}
-
 /// Forgets the post of a table that is no more.
 pub(crate) fn forget(table: &str) {
     if let Ok(path) = path(table)

@@ -247,6 +247,38 @@ fn what_does_not_drop_by_default_changes_nothing() {
     }
 }
 
+/// Whoever listens may hear of it late, or never: he is stopped, the machine is busy.
+#[test]
+fn nobody_need_have_heard_of_a_firewall_for_it_to_decide() {
+    let lab = Lab::new();
+    let net = network(&lab);
+    let _post = lab.listener_that_never_looks();
+    let (_, firewall, allow) = DROPPING[0];
+    let later = |n: u8, port| {
+        let web = lab.container(&net, n, &[tcp(None, port, 80)]);
+        let server = Server::start(&web.ns, 80, "web");
+        let proxy = Proxy::start(&lab, &[tcp(None, port, 80)], web.targets);
+        (web, server, proxy)
+    };
+    nft(&lab, firewall);
+    let _first = later(2, 8081);
+    assert!(refused(&lab.lan, "192.0.2.1:8081"), "loaded before");
+    // `systemctl reload nftables`; then a container is started before anybody has looked.
+    nft(&lab, &format!("flush ruleset\n{firewall}"));
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+    let _second = later(3, 8082);
+    assert!(refused(&lab.lan, "192.0.2.1:8082"), "flushed and loaded");
+    let _third = later(4, 8080);
+    nft(&lab, allow);
+    assert_eq!(ask(&lab.lan, LAN[0]).as_deref(), Some("web 10.99.0.1"));
+    // A table that is made where nothing drops by default is as it always was.
+    nft(&lab, "flush ruleset");
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+    let _fourth = later(5, 8083);
+    let client = ask(&lab.lan, "192.0.2.1:8083");
+    assert_eq!(client.as_deref(), Some("web 192.0.2.2"));
+}
+
 /// `systemctl reload nftables` begins with `flush ruleset`.
 #[test]
 fn published_ports_come_back_after_a_flush() {

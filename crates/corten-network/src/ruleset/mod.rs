@@ -64,12 +64,15 @@ pub(crate) fn stands(socket: &mut Socket, spec: &BridgeSpec) -> Result<bool> {
 }
 
 /// Brings table, rules and the bridge's elements to what they should be, in one transaction. Other
-/// bridges and published ports in the table stay as they are, also where the rules are new.
-pub(crate) fn ensure(socket: &mut Socket, spec: &BridgeSpec) -> Result<()> {
+/// bridges and published ports in the table stay as they are, also where the rules are new. Whether they are:
+/// every family is guarded then, until somebody has looked at the host's firewall.
+pub(crate) fn ensure(socket: &mut Socket, spec: &BridgeSpec) -> Result<bool> {
     let mut t = Transaction::new(&spec.table);
-    if !nft::chain_exists(socket, &spec.table, VERSION)? {
+    let new = !nft::chain_exists(socket, &spec.table, VERSION)?;
+    if new {
         let inherited = inherited(socket, &spec.table)?;
         define(&mut t);
+        t.add(GUARDED.name, &[NFPROTO_IPV4, NFPROTO_IPV6].map(family));
         for (set, elements) in inherited {
             t.add(set, &elements);
         }
@@ -77,7 +80,8 @@ pub(crate) fn ensure(socket: &mut Socket, spec: &BridgeSpec) -> Result<()> {
     for (set, elements) in elements_of(spec) {
         t.add(set, &elements);
     }
-    t.commit(socket)
+    t.commit(socket)?;
+    Ok(new)
 }
 
 /// What sets must have that older rules did without, so that nothing changes for the bridges that stand:
@@ -137,17 +141,12 @@ pub(crate) fn remove(socket: &mut Socket, table: &str) -> Result<()> {
 
 /// Says which families the host's input rules drop by default; whether there is one more now.
 pub(crate) fn guard(socket: &mut Socket, table: &str, ipv4: bool, ipv6: bool) -> Result<bool> {
-    let element = |family: u8| Element {
-        key: vec![family],
-        value: Vec::new(),
-        interval_end: false,
-    };
     let mut attempt = 1;
     loop {
         let mut t = Transaction::new(table);
         let (mut same, mut more) = (true, false);
-        for (family, wanted) in [(NFPROTO_IPV4, ipv4), (NFPROTO_IPV6, ipv6)] {
-            let key = [element(family)];
+        for (number, wanted) in [(NFPROTO_IPV4, ipv4), (NFPROTO_IPV6, ipv6)] {
+            let key = [family(number)];
             let is = !nft::lookup(socket, table, GUARDED.name, &key)?.is_empty();
             same &= is == wanted;
             more |= wanted && !is;
@@ -165,6 +164,15 @@ pub(crate) fn guard(socket: &mut Socket, table: &str, ipv4: bool, ipv6: bool) ->
             Err(e) if is_absent(&e) && attempt < ATTEMPTS => attempt += 1,
             done => return done.map(|()| more),
         }
+    }
+}
+
+/// The element of a family, in the set of those that are guarded.
+fn family(number: u8) -> Element {
+    Element {
+        key: vec![number],
+        value: Vec::new(),
+        interval_end: false,
     }
 }
 

@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -86,6 +87,37 @@ impl Lab {
 
     pub fn ruleset(&self) -> String {
         self.on_host(|| output("nft list ruleset"))
+    }
+
+    /// Somebody who has the post of whoever listens to the firewall, and is stopped.
+    pub fn listener_that_never_looks(&self) -> impl Sized + use<> {
+        let namespace =
+            std::fs::metadata(format!("/proc/self/fd/{}", self.host.as_fd().as_raw_fd()));
+        let path = format!(
+            "/run/corten-network/corten_test.{}",
+            namespace.unwrap().ino()
+        );
+        run(&format!(
+            "mkdir -p -m 700 /run/corten-network; mkfifo -m 600 {path}"
+        ));
+        let pipe = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        pipe.lock().unwrap();
+        Removed { path, _pipe: pipe }
+    }
+}
+
+struct Removed {
+    path: String,
+    _pipe: std::fs::File,
+}
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.path).unwrap();
     }
 }
 
