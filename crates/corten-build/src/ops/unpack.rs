@@ -68,6 +68,26 @@ impl Renumbered {
         };
         Ok((find(&self.users, user)?, find(&self.groups, group)?))
     }
+
+    /// A file's capabilities (`security.capability`, linux/capability.h), which are of a root: of the
+    /// container's, where none is named.
+    fn capabilities(&self, value: &[u8]) -> io::Result<Vec<u8>> {
+        const KIND: usize = 3;
+        let (value, root) = match (value.len(), value.get(KIND)) {
+            (20, Some(2)) => (value, 0),
+            (24, Some(3)) => match value.split_at_checked(20) {
+                Some((value, [a, b, c, d])) => (value, u32::from_le_bytes([*a, *b, *c, *d])),
+                _ => return Ok(value.to_vec()),
+            },
+            // Whatever it is: the kernel says what is wrong with it.
+            _ => return Ok(value.to_vec()),
+        };
+        let (root, _) = self.of((root, 0))?;
+        let mut theirs = value.to_vec();
+        theirs[KIND] = 3;
+        theirs.extend(root.to_le_bytes());
+        Ok(theirs)
+    }
 }
 
 /// What may take the place of what is there.
@@ -399,7 +419,12 @@ fn one(
     let set_xattrs = |dir, name: &OsStr, all: &[(OsString, Vec<u8>)]| match to.owners {
         // As with owners: what takes privileges is left.
         Owners::Own if !rustix::process::geteuid().is_root() => Ok(()),
-        _ => set_xattrs(dir, name, all),
+        _ => all.iter().try_for_each(|(key, value)| match to.renumbered {
+            Some(ids) if key == "security.capability" => {
+                set_attribute(dir, name, key, &ids.capabilities(value)?)
+            }
+            _ => set_attribute(dir, name, key, value),
+        }),
     };
     match kind {
         EntryType::Directory => {
@@ -577,6 +602,18 @@ mod tests {
         assert_eq!(ids.of((0, 9)).unwrap(), (100_000, 200_009));
         assert_eq!(ids.of((10, 0)).unwrap(), (7, 200_000));
         assert!(ids.of((11, 0)).is_err() && ids.of((0, 10)).is_err());
+        // Capabilities are of the container's root, or of whom they name.
+        let second = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        let third = |root: u32| {
+            let mut value = second.to_vec();
+            value[3] = 3;
+            value.extend(root.to_le_bytes());
+            value
+        };
+        assert_eq!(ids.capabilities(second).unwrap(), third(100_000));
+        assert_eq!(ids.capabilities(&third(10)).unwrap(), third(7));
+        assert!(ids.capabilities(&third(11)).is_err());
+        assert_eq!(ids.capabilities(b"odd").unwrap(), b"odd");
     }
 
     #[test]
