@@ -141,7 +141,14 @@ pub(super) fn mapped(
         // Of one mount, as overlayfs wants them.
         Upper::Dir { upper, work, .. } => {
             let above = upper.parent().filter(|above| work.parent() == Some(above));
-            let above = open_upper_dir(above.unwrap_or(upper))?;
+            let above = above.ok_or_else(|| {
+                unmappable(std::io::Error::other(format!(
+                    "{} and {} are not beside each other",
+                    upper.display(),
+                    work.display()
+                )))
+            })?;
+            let above = open_upper_dir(above)?;
             let above = mapping.copy(above.as_fd(), false).map_err(unmappable)?;
             let inside = |path: &Path| {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
