@@ -35,12 +35,23 @@ pub(crate) struct Settings {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RuntimeSettings {
-    /// Its program: a path, or a name that is looked for in `PATH`.
+    /// Its program: a whole path, or a name that is looked for in [`PLACES`].
     path: PathBuf,
     /// What it is always called with.
     #[serde(default, alias = "runtimeArgs")]
     args: Vec<String>,
 }
+
+/// Where programs are that are named without a path: not where whoever starts a container would have
+/// them looked for.
+const PLACES: [&str; 6] = [
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+];
 
 /// The runtime that is built in.
 pub(crate) const BUILT_IN: &str = "corten";
@@ -59,17 +70,60 @@ impl Settings {
 
     fn read(files: &[&Path]) -> Result<Self> {
         for path in files {
-            let failed = |source: Box<dyn std::error::Error + Send + Sync>| EngineError::Other {
-                context: format!("settings {}", path.display()),
-                source,
-            };
             match std::fs::read_to_string(path) {
-                Ok(text) => return toml::from_str(&text).map_err(|e| failed(e.into())),
+                Ok(text) => {
+                    return Self::parse(&text).map_err(|(line, why)| {
+                        let line = line.map_or_else(String::new, |line| format!(", line {line}"));
+                        bad(format!("settings {}{line}: {why}", path.display()))
+                    });
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error.into())),
+                Err(source) => {
+                    return Err(EngineError::Io {
+                        action: "read",
+                        path: path.to_path_buf(),
+                        source,
+                    });
+                }
             }
         }
         Ok(Self::default())
+    }
+
+    /// Reads a file's text. What is wrong is told in one line, with the number of the one concerned.
+    fn parse(text: &str) -> std::result::Result<Self, (Option<usize>, String)> {
+        let read: Self = toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start));
+            let line = before.map(|before| before.matches('\n').count() + 1);
+            let words: Vec<&str> = error.message().split_whitespace().collect();
+            (line, words.join(" "))
+        })?;
+        read.check().map_err(|why| (None, why))?;
+        Ok(read)
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        if self.runtimes.contains_key(BUILT_IN) {
+            return Err(format!(
+                "runtime name '{BUILT_IN}' is reserved: it is built in"
+            ));
+        }
+        let default = self.default_runtime();
+        let known = default == BUILT_IN || DOCKERS.contains(&default);
+        if !known && !self.runtimes.contains_key(default) {
+            return Err(format!(
+                "specified default runtime '{default}' does not exist"
+            ));
+        }
+        for (name, set) in &self.runtimes {
+            let path = set.path.as_os_str().as_encoded_bytes();
+            if path.is_empty() || (path.contains(&b'/') && set.path.is_relative()) {
+                return Err(format!(
+                    "runtime {name}: path is to be a whole path, or a name without any"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// What makes containers that do not say by which runtime.
@@ -99,7 +153,7 @@ impl Settings {
             _ if name == BUILT_IN => Ok(None),
             Some(set) => Ok(Some(ExternalRuntime {
                 name: name.to_owned(),
-                program: set.path.clone(),
+                program: program(name, &set.path)?,
                 args: set.args.clone(),
             })),
             None if DOCKERS.contains(&name) => Ok(None),
@@ -133,6 +187,22 @@ impl Settings {
     }
 }
 
+/// The program of a runtime.
+fn program(runtime: &str, set: &Path) -> Result<PathBuf> {
+    if set.is_absolute() {
+        return Ok(set.to_path_buf());
+    }
+    let places = PLACES.iter().map(|place| Path::new(place).join(set));
+    let found = places.into_iter().find(|path| path.is_file());
+    found.ok_or_else(|| {
+        bad(format!(
+            "runtime {runtime}: no {} in {}: set its whole path",
+            set.display(),
+            PLACES.join(", ")
+        ))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +226,56 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_is_told_in_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("engine.toml");
+        let told = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            let told = Settings::read(&[&file]).unwrap_err().to_string();
+            assert!(!told.contains('\n'), "{told}");
+            let own = format!("settings {}", file.display());
+            told.strip_prefix(&own).unwrap_or(&told).to_owned()
+        };
+        let unknown = told("\n\nuserns-remapp = 1\n");
+        assert!(
+            unknown.starts_with(", line 3: unknown field `userns-remapp`"),
+            "{unknown}"
+        );
+        assert!(told("default-runtime = ").starts_with(", line 1: "));
+        assert_eq!(
+            told("[runtimes.corten]\npath = \"/bin/false\"\n"),
+            ": runtime name 'corten' is reserved: it is built in"
+        );
+        assert_eq!(
+            told("default-runtime = \"nope\"\n"),
+            ": specified default runtime 'nope' does not exist"
+        );
+        for path in ["./x", "x/y", ""] {
+            let told = told(&format!("[runtimes.x]\npath = \"{path}\"\n"));
+            assert!(told.starts_with(": runtime x: path is to be"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_program_without_a_path_is_where_programs_are() {
+        let read = |path: &str| {
+            let text = format!("[runtimes.x]\npath = \"{path}\"\n");
+            Settings::parse(&text).unwrap().runtime("x")
+        };
+        let found = read("sh").unwrap().unwrap().program;
+        assert!(
+            ["/usr/bin/sh", "/bin/sh"]
+                .iter()
+                .any(|sh| found == Path::new(sh))
+        );
+        let told = read("no-such-program").unwrap_err().to_string();
+        assert!(
+            told.starts_with("runtime x: no no-such-program in /usr/local/sbin, "),
+            "{told}"
+        );
+    }
+
+    #[test]
     fn runtimes_are_those_that_are_set() {
         let read = |text: &str| -> Settings { toml::from_str(text).unwrap() };
         let none = read("");
@@ -167,9 +287,9 @@ mod tests {
         assert_eq!(told, "unknown or invalid runtime name: crun");
         let set = read(
             "default-runtime = \"crun\"\n[runtimes.crun]\npath = \"/x/crun\"\n\
-             runtimeArgs = [\"--debug\"]\n[runtimes.runc]\npath = \"runc\"\n",
+             runtimeArgs = [\"--debug\"]\n[runtimes.runc]\npath = \"/y/runc\"\n",
         );
-        for (name, called, program) in [("", "crun", "/x/crun"), ("runc", "runc", "runc")] {
+        for (name, called, program) in [("", "crun", "/x/crun"), ("runc", "runc", "/y/runc")] {
             let found = set.runtime(name).unwrap().unwrap();
             assert_eq!(
                 (found.name.as_str(), found.program),

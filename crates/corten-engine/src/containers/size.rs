@@ -20,10 +20,7 @@ pub(super) fn check(engine: &Engine, host: &HostConfig) -> Result<()> {
     })
 }
 
-fn allow(
-    options: Option<&HashMap<String, String>>,
-    possible: impl FnOnce() -> bool,
-) -> Result<()> {
+fn allow(options: Option<&HashMap<String, String>>, possible: impl FnOnce() -> bool) -> Result<()> {
     if options.is_some_and(|options| !options.is_empty()) && !possible() {
         return Err(bad(
             "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",
