@@ -1,6 +1,6 @@
 //! What a container must not see or do.
 
-use crate::harness::Engine;
+use crate::harness::{Engine, until};
 
 #[test]
 fn own_namespaces_and_default_protection() {
@@ -100,4 +100,31 @@ fn no_descriptor_of_the_host_reaches_the_container() {
             "{listing}"
         );
     }
+}
+
+#[test]
+fn shared_memory_of_another_is_seen_by_whoever_joins_it() {
+    let engine = Engine::with_alpine();
+    let wait = "echo shared > /dev/shm/file; echo up; exec sleep 600";
+    let run = ["run", "-d", "--name", "web", "--ipc", "shareable", "alpine"];
+    engine.ok([&run[..], &["sh", "-c", wait]].concat());
+    until("it is up", || engine.ok(["logs", "web"]) == "up");
+    let theirs = engine.ok(["exec", "web", "readlink", "/proc/1/ns/ipc"]);
+    let look = "readlink /proc/1/ns/ipc; cat /dev/shm/file; echo more > /dev/shm/more";
+    let join = [
+        "run",
+        "--rm",
+        "--ipc",
+        "container:web",
+        "alpine",
+        "sh",
+        "-c",
+    ];
+    assert_eq!(
+        engine.ok([&join[..], &[look]].concat()),
+        format!("{theirs}\nshared")
+    );
+    assert_eq!(engine.ok(["exec", "web", "cat", "/dev/shm/more"]), "more");
+    engine.ok(["rm", "-f", "web"]);
+    engine.assert_clean();
 }

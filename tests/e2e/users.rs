@@ -115,10 +115,8 @@ fn root_is_nobody_on_the_host_and_files_are_as_they_would_be() {
     assert_eq!(owner(Path::new(&format!("/proc/{pid}"))), (ROOT, ROOT));
     let inside = |script: &str| engine.ok(&["exec", "web", "sh", "-c", script]);
     assert_eq!(
-        inside("id -u; cat /proc/self/uid_map | tr -s ' '")
-            .lines()
-            .next(),
-        Some("0")
+        inside("id -u; cat /proc/self/uid_map | tr -s ' '"),
+        format!("0\n 0 {ROOT} 65536")
     );
     assert_eq!(inside("ulimit -n; ulimit -Hn"), "4096\n8192");
     assert_eq!(
@@ -239,6 +237,103 @@ fn root_is_nobody_on_the_host_and_files_are_as_they_would_be() {
     // It starts again as it was.
     engine.ok(&["restart", "-t", "0", "web"]);
     assert_eq!(inside("cat /made /data/file; stat -c %u /made"), "x\ny\n5");
+    engine.0.assert_clean();
+}
+
+#[test]
+fn whoever_joins_a_namespace_has_the_users_that_are_in_it() {
+    if !possible() {
+        return;
+    }
+    let engine = Remapped::new();
+    for name in ["web", "other"] {
+        let wait = "echo shared > /dev/shm/file; echo up; exec sleep 600";
+        let run = ["run", "-d", "--name", name, "--ipc", "shareable"];
+        engine.ok(&[&run[..], &["alpine", "sh", "-c", wait]].concat());
+        crate::harness::until("it is up", || engine.ok(&["logs", name]) == "up");
+    }
+    let users = engine.ok(&["exec", "web", "readlink", "/proc/1/ns/user"]);
+    let run = |flags: &[&str], script: &str| {
+        let args = [&["run", "--rm"], flags, &["alpine", "sh", "-c", script]].concat();
+        engine.ok(&args)
+    };
+    let who = "readlink /proc/self/ns/user; tr -s ' ' < /proc/self/uid_map";
+    let expected = format!("{users}\n 0 {ROOT} 65536");
+    // With a network of its own, in which its root has its rights.
+    let own =
+        format!("{who}; ip addr add 10.9.9.9/32 dev lo 2>&1; ip -4 addr show eth0 | grep -c inet");
+    let pid = format!("{own}; tr '\\0' ' ' < /proc/1/cmdline");
+    assert_eq!(
+        run(&["--cap-add", "NET_ADMIN", "--pid", "container:web"], &pid),
+        format!("{expected}\n1\nsleep 600")
+    );
+    let ipc = format!("{own}; cat /dev/shm/file; ls -d /dev/mqueue");
+    assert_eq!(
+        run(&["--cap-add", "NET_ADMIN", "--ipc", "container:web"], &ipc),
+        format!("{expected}\n1\nshared\n/dev/mqueue")
+    );
+    run(&["--ipc", "host"], "ls -d /dev/mqueue /dev/shm");
+    let told = engine.fails(
+        125,
+        &[
+            "run",
+            "--rm",
+            "--network",
+            "container:web",
+            "--pid",
+            "container:other",
+            "alpine",
+            "true",
+        ],
+    );
+    assert!(
+        told.contains("users are not the same on the host"),
+        "{told}"
+    );
+    let told = engine.fails(125, &["run", "--rm", "-u", "70000", "alpine", "true"]);
+    assert!(told.contains("70000 is not mapped"), "{told}");
+
+    // What is set later is about others.
+    fs::write(engine.0.path("ids"), "dockremap:1500000000:65536\n").unwrap();
+    let write = format!("{who}; echo own >> /etc/hostname; touch /made; stat -c %u /made");
+    let joined = run(&["--pid", "container:web"], &write);
+    assert_eq!(joined, format!("{expected}\n0"));
+    let settings = engine.0.root().join("engine.toml");
+    let text = fs::read_to_string(&settings).unwrap();
+    let (_, rest) = text.split_once('\n').unwrap();
+    fs::write(&settings, rest).unwrap();
+    assert_eq!(run(&["--network", "container:web"], who), expected);
+    assert_ne!(run(&[], who), expected);
+    engine.ok(&["rm", "-f", "web", "other"]);
+    engine.0.assert_clean();
+}
+
+#[test]
+fn capabilities_of_a_file_that_is_copied_in_are_of_its_root() {
+    if !possible() {
+        return;
+    }
+    let engine = Remapped::new();
+    let file = engine.0.path("program");
+    fs::write(&file, "#!/bin/sh\n").unwrap();
+    let attribute = "security.capability";
+    let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let flags = rustix::fs::XattrFlags::empty();
+    rustix::fs::lsetxattr(&file, attribute, capability, flags).unwrap();
+    engine.ok(&["run", "-d", "--name", "web", "alpine", "sleep", "600"]);
+    let id = engine.ok(&["inspect", "-f", "{{.Id}}", "web"]);
+    engine.ok(&["cp", "-a", file.to_str().unwrap(), "web:/program"]);
+    let there = engine
+        .0
+        .root()
+        .join("containers")
+        .join(&id)
+        .join("upper/program");
+    // Of root's on disk, as if it had been copied without the setting.
+    let mut value = [0; 64];
+    let read = rustix::fs::lgetxattr(&there, attribute, &mut value[..]).unwrap();
+    assert_eq!(&value[..read], capability);
+    engine.ok(&["rm", "-f", "web"]);
     engine.0.assert_clean();
 }
 

@@ -184,13 +184,7 @@ fn plan<'a>(
     let affinity = Affinity::plan(process, target.spec.process().as_ref())?;
     let mut process = ProcessPlan::beside(process, target.spec)?;
     process.oom_inherited = oom_inherited;
-    if let Some(linux) = target.spec.linux() {
-        let [uids, gids] = [linux.uid_mappings(), linux.gid_mappings()];
-        process.check_mappings(
-            uids.as_deref().unwrap_or_default(),
-            gids.as_deref().unwrap_or_default(),
-        )?;
-    }
+    process.check_mappings_of(target.spec)?;
     let linux = target.spec.linux().as_ref();
     let listed = linux
         .and_then(|linux| linux.namespaces().as_deref())

@@ -22,7 +22,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 
 pub(crate) use attributes::{
-    CLONE_NEWTIME, SchedAttr, ioprio_set, namespace_type, sched_setattr, set_mempolicy,
+    CLONE_NEWTIME, SchedAttr, ioprio_set, namespace_type, owner_of, sched_setattr, set_mempolicy,
 };
 pub(crate) use bpf::{
     BpfInsn, bpf_attach_device, bpf_attached_devices, bpf_detach_device, bpf_load_device,

@@ -35,7 +35,7 @@ mod stop;
 mod top;
 pub(crate) mod turn;
 mod update;
-mod users;
+pub(crate) mod users;
 mod wait;
 
 use std::collections::HashMap;

@@ -6,7 +6,7 @@ use corten_build::Renumbered;
 ///
 /// # Errors
 /// The process is gone.
-pub(super) fn of_process(pid: i32) -> std::io::Result<Option<Renumbered>> {
+pub(crate) fn of_process(pid: i32) -> std::io::Result<Option<Renumbered>> {
     let read = |who: &str, file: &str| std::fs::read_to_string(format!("/proc/{who}/{file}"));
     let pid = pid.to_string();
     let [users, groups] = [read(&pid, "uid_map")?, read(&pid, "gid_map")?];

@@ -16,6 +16,9 @@ type Result<T> = std::result::Result<T, EngineError>;
 const DEFAULT: &str = "dockremap";
 /// Ranges that a mapping may have (`UID_GID_MAP_MAX_EXTENTS`).
 const MAX_RANGES: usize = 340;
+/// How long a mapping's text may be: the kernel takes it in one piece, less than a page of the
+/// smallest kind (user_namespaces(7)).
+const MAX_TEXT: usize = 4095;
 
 /// The mappings of a container's users and groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +37,27 @@ pub(crate) struct Accounts<'a> {
 }
 
 impl Remap {
+    /// That of a namespace which is there: the first ids inside and outside, and how many.
+    pub(crate) fn of(users: &[(u32, u32, u32)], groups: &[(u32, u32, u32)]) -> Option<Self> {
+        let list = |ranges: &[(u32, u32, u32)]| {
+            let mapping = |(inside, outside, size): &(u32, u32, u32)| {
+                LinuxIdMappingBuilder::default()
+                    .container_id(*inside)
+                    .host_id(*outside)
+                    .size(*size)
+                    .build()
+                    .ok()
+            };
+            let list: Option<Vec<_>> = ranges.iter().map(mapping).collect();
+            // Without a root nothing can be made in it.
+            list.filter(|list| list.first().is_some_and(|first| first.container_id() == 0))
+        };
+        Some(Self {
+            uids: list(users)?,
+            gids: list(groups)?,
+        })
+    }
+
     /// Who its root is.
     pub(crate) fn root(&self) -> (u32, u32) {
         let first = |list: &[LinuxIdMapping]| list.first().map_or(0, LinuxIdMapping::host_id);
@@ -112,15 +136,23 @@ fn mappings(file: &str, text: &str, name: &str, id: Option<u32>) -> Result<Vec<L
         list.push(mapping.map_err(|_| wrong())?);
         next = end;
     }
+    let text: usize = list.iter().map(length).sum();
     match list.len() {
         0 => Err(bad(format!(
             "userns-remap: {file} has no ids for {name}: add a line such as {name}:100000:65536"
         ))),
-        n if n > MAX_RANGES => Err(bad(format!(
-            "userns-remap: {file} has more than {MAX_RANGES} ranges for {name}"
+        n if n > MAX_RANGES || text > MAX_TEXT => Err(bad(format!(
+            "userns-remap: {file} has {n} ranges for {name}, more than the kernel takes"
         ))),
         _ => Ok(list),
     }
+}
+
+/// How long a mapping's line is for the kernel.
+fn length(mapping: &LinuxIdMapping) -> usize {
+    let digits = |number: u32| number.checked_ilog10().unwrap_or(0) as usize + 1;
+    // Two spaces, the end of the line.
+    digits(mapping.container_id()) + digits(mapping.host_id()) + digits(mapping.size()) + 3
 }
 
 /// Refuses, in Docker's words, what only the host's own root can have.
@@ -160,9 +192,17 @@ pub(crate) fn composed(
         let Some(size) = high.checked_sub(u64::from(low)).filter(|size| *size > 0) else {
             continue;
         };
+        let moved = |start: u32, from: u32| start.checked_add(low.checked_sub(from)?);
+        // What is beyond the last id there is not.
+        let (Some(inside), Some(outside)) = (
+            moved(one.container_id(), one.host_id()),
+            moved(other.host_id(), other.container_id()),
+        ) else {
+            continue;
+        };
         let mapping = LinuxIdMappingBuilder::default()
-            .container_id(one.container_id() + (low - one.host_id()))
-            .host_id(other.host_id() + (low - other.container_id()))
+            .container_id(inside)
+            .host_id(outside)
             .size(u32::try_from(size).unwrap_or(u32::MAX))
             .build();
         list.extend(mapping.ok());
@@ -231,6 +271,21 @@ mod tests {
     }
 
     #[test]
+    fn no_more_ranges_are_taken_than_the_kernel_takes() {
+        // Lines such as "1000000 1000000000 10000" have 25 bytes: 163 of them at the most.
+        let line = |number: u32| format!("map:{}:10000\n", 1_000_000_000 + number * 20_000);
+        let ranges = |count: u32| (0..count).map(line).collect::<String>();
+        let few = remap("map", &ranges(160), "map:1:1\n").unwrap();
+        let text: usize = few[0]
+            .iter()
+            .map(|(inside, outside, size)| format!("{inside} {outside} {size}\n").len())
+            .sum();
+        assert!(text <= MAX_TEXT && text > MAX_TEXT - 200, "{text}");
+        let told = remap("map", &ranges(180), "map:1:1\n").unwrap_err();
+        assert!(told.to_string().contains("180 ranges"), "{told}");
+    }
+
+    #[test]
     fn mappings_are_composed() {
         let mapping = |list: &[(u32, u32, u32)]| -> Vec<LinuxIdMapping> {
             list.iter()
@@ -251,5 +306,9 @@ mod tests {
             tuples(&composed(&shown, &container)),
             [(1000, 100_000, 1), (1, 100_001, 4), (5, 200_000, 2)]
         );
+        // A client may say what it will.
+        let end = mapping(&[(u32::MAX, 0, 10)]);
+        let second = mapping(&[(1, 100_000, 5)]);
+        assert_eq!(tuples(&composed(&end, &second)), []);
     }
 }

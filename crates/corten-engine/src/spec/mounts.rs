@@ -30,6 +30,8 @@ pub(crate) enum BindSource {
     Generated(PathBuf),
     /// `/dev/shm` as the process sees it.
     SharedMemoryOf(i32),
+    /// The message queues of the host, wherever it has them mounted.
+    HostsQueues,
 }
 
 /// All mounts in the order they are to be made, and the bind sources by index.
@@ -52,8 +54,15 @@ pub(super) fn build(
                 }
                 continue;
             }
-            // Whose queues are the host's may not mount them in a user namespace.
-            "/dev/mqueue" if input.users.is_some() && modes.ipc == Sharing::Host => continue,
+            // It shows the IPC namespace of whoever mounts it, which root of another user namespace
+            // may not for the host's.
+            "/dev/mqueue" if input.users.is_some() && modes.ipc == Sharing::Host => {
+                let queues = Path::new("/dev/mqueue");
+                let options = &["rbind", "nosuid", "noexec", "nodev", "rw", "rprivate"];
+                let mount = bind("/dev/mqueue", queues, options);
+                list.push((mount, Some(BindSource::HostsQueues)));
+                continue;
+            }
             "/sys" | "/sys/fs/cgroup" if privileged => {
                 replace_option(&mut mount, "ro", "rw");
             }

@@ -12,6 +12,8 @@ use corten_oci::DiffId;
 use corten_store::{Mapping, Upper};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::containers::row::Container;
 use crate::engine::Engine;
@@ -129,12 +131,36 @@ pub(crate) fn bind_source(
             }
         }
         BindSource::Image { layers, subpath } => image(engine, layers, subpath.as_deref(), None),
-        BindSource::SharedMemoryOf(pid) => {
-            let root = root_of(*pid)?;
-            open_in(root.as_fd(), "dev/shm", OFlags::PATH | OFlags::DIRECTORY)
-                .map_err(io("open shared memory", Path::new("/dev/shm")))
-        }
+        BindSource::SharedMemoryOf(pid) => shared_memory_of(*pid),
+        BindSource::HostsQueues => queues().map_err(io("mount", Path::new("mqueue"))),
     }
+}
+
+/// A copy of what a process has at `/dev/shm`.
+fn shared_memory_of(pid: i32) -> Result<OwnedFd> {
+    let place = Path::new("/dev/shm");
+    let failed = |source: std::io::Error| EngineError::Io {
+        action: "open shared memory",
+        path: place.to_owned(),
+        source,
+    };
+    let pid = Pid::from_raw(pid).ok_or_else(|| failed(Errno::SRCH.into()))?;
+    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| failed(error.into()))?;
+    let copied = corten_store::view::copies_of(process.as_fd(), &[place.to_owned()]);
+    let (_, parts) = copied.map_err(failed)?;
+    let part = parts.into_iter().next();
+    part.map(|part| part.mount)
+        .ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))
+}
+
+/// The message queues of the IPC namespace that this process is in, attached nowhere.
+fn queues() -> rustix::io::Result<OwnedFd> {
+    let made = fsopen("mqueue", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&made)?;
+    let closed = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(&made, FsMountFlags::FSMOUNT_CLOEXEC, closed)
 }
 
 /// A mount, attached nowhere, of an image's files or of what is at a path of them.

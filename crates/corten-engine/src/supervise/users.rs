@@ -6,17 +6,17 @@
 //! is as it is, and so is what a volume's options mount.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use corten_store::Mapping;
 use corten_supervisor as supervisor;
-use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::host::running;
 use super::rooted;
-use crate::containers::row::Container;
+use crate::containers::{self, row::Container};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::parse::bad;
@@ -41,55 +41,141 @@ pub(super) fn of(engine: &Engine, modes: &Modes, container: &Container) -> Resul
     if modes.host_users {
         return Ok(None);
     }
-    let Some(remap) = Settings::load(engine)?.remap()? else {
-        return Ok(None);
-    };
-    remap::check(&container.host, modes)?;
-    // Whoever shares another namespace shares that one: it is the owner of the others.
-    let shared = match (&modes.network, &modes.ipc, &modes.pid) {
-        (NetworkMode::Container(other), ..) => Some((other, "network")),
-        (_, Sharing::Container(other), _) => Some((other, "IPC")),
-        (_, _, Sharing::Container(other)) => Some((other, "PID")),
-        _ => None,
-    };
-    let (namespace, network) = match shared {
-        Some((other, what)) => (of_another(engine, other, what)?, None),
-        None => {
-            let (user, network) = corten_runtime::user_namespace(&remap.uids, &remap.gids)
-                .map_err(|source| EngineError::Other {
-                    context: "userns-remap".to_owned(),
-                    source: Box::new(source),
-                })?;
-            (user, Some(network))
+    let own_network = matches!(modes.network, NetworkMode::Bridge | NetworkMode::Named(_));
+    // Whoever shares a namespace is in the user namespace that it belongs to, whatever is set by now.
+    let users = match of_others(engine, modes)? {
+        Some(Joined::Remapped(remap, namespace)) => {
+            let network = own_network
+                .then(|| corten_runtime::network_namespace_in(namespace.as_fd()))
+                .transpose()
+                .map_err(failed)?;
+            Users {
+                remap,
+                namespace,
+                network,
+            }
+        }
+        joined => {
+            let Some(remap) = Settings::load(engine)?.remap()? else {
+                return Ok(None);
+            };
+            if let Some(Joined::Host(other, what)) = joined {
+                return Err(bad(format!(
+                    "cannot join {what} namespace of container {other}, whose users are the \
+                     host's: use --userns host for this one, too"
+                )));
+            }
+            let (namespace, network) =
+                corten_runtime::user_namespace(&remap.uids, &remap.gids, own_network)
+                    .map_err(failed)?;
+            Users {
+                remap,
+                namespace,
+                network,
+            }
         }
     };
-    Ok(Some(Users {
-        remap,
-        namespace,
-        network,
-    }))
+    remap::check(&container.host, modes)?;
+    Ok(Some(users))
 }
 
-fn of_another(engine: &Engine, name: &str, what: &str) -> Result<OwnedFd> {
-    let (other, pid) = running(engine, name, what)?;
-    let open = |path: String| {
-        File::open(&path).map_err(|source| EngineError::Io {
+fn failed(source: corten_runtime::RuntimeError) -> EngineError {
+    EngineError::Other {
+        context: "userns-remap".to_owned(),
+        source: Box::new(source),
+    }
+}
+
+/// Whose users those of other containers are, of which namespaces are joined.
+enum Joined {
+    /// The host's: a container, and what is joined of it.
+    Host(String, &'static str),
+    Remapped(Remap, OwnedFd),
+}
+
+fn of_others(engine: &Engine, modes: &Modes) -> Result<Option<Joined>> {
+    let network = match &modes.network {
+        NetworkMode::Container(other) => Some(other),
+        _ => None,
+    };
+    let shared = |sharing| match sharing {
+        &Sharing::Container(ref other) => Some(other),
+        _ => None,
+    };
+    let all = [
+        (network, "network", "net"),
+        (shared(&modes.ipc), "IPC", "ipc"),
+        (shared(&modes.pid), "PID", "pid"),
+    ];
+    let mut first: Option<(OwnedFd, String, &str, i32)> = None;
+    for (other, what, kind) in all {
+        let Some(other) = other else { continue };
+        let (other, pid) = running(engine, other, what)?;
+        let joined = open(format!("/proc/{pid}/ns/{kind}"))?;
+        let owner = corten_runtime::owner_of(joined.as_fd());
+        let owner = owner.map_err(|source| EngineError::Io {
+            action: "find the owner of",
+            path: PathBuf::from(format!("/proc/{pid}/ns/{kind}")),
+            source,
+        })?;
+        match &first {
+            None => first = Some((owner, other.name, what, pid)),
+            Some((of_first, ..)) if is_same(of_first, &owner)? => {}
+            Some((_, name, of_first, _)) => {
+                return Err(bad(format!(
+                    "cannot join {of_first} namespace of container {name} and {what} namespace of \
+                     container {}: their users are not the same on the host",
+                    other.name
+                )));
+            }
+        }
+    }
+    let Some((owner, name, what, pid)) = first else {
+        return Ok(None);
+    };
+    if is_same(&owner, &open("/proc/self/ns/user".to_owned())?)? {
+        return Ok(Some(Joined::Host(name, what)));
+    }
+    // What is known of a namespace is told of a process in it.
+    let mapped = match is_same(&owner, &open(format!("/proc/{pid}/ns/user"))?)? {
+        true => containers::users::of_process(pid).map_err(|source| EngineError::Io {
+            action: "read the mappings of",
+            path: PathBuf::from(format!("/proc/{pid}")),
+            source,
+        })?,
+        false => None,
+    };
+    let remap = mapped.and_then(|mapped| Remap::of(&mapped.users, &mapped.groups));
+    let remap = remap.ok_or_else(|| {
+        bad(format!(
+            "cannot join {what} namespace of container {name}: who its users are on the host is not \
+             known, as its first process has left their namespace"
+        ))
+    })?;
+    Ok(Some(Joined::Remapped(remap, owner)))
+}
+
+fn open(path: String) -> Result<OwnedFd> {
+    match File::open(&path) {
+        Ok(file) => Ok(file.into()),
+        Err(source) => Err(EngineError::Io {
             action: "open",
             path: PathBuf::from(path),
             source,
-        })
-    };
-    let theirs = open(format!("/proc/{pid}/ns/user"))?;
-    let ours = open("/proc/self/ns/user".to_owned())?;
-    let number = |file: &File| rustix::fs::fstat(file).map(|stat| stat.st_ino).ok();
-    if number(&theirs) == number(&ours) {
-        return Err(bad(format!(
-            "cannot join {what} namespace of container {}, whose users are the host's: use --userns \
-             host for this one, too",
-            other.name
-        )));
+        }),
     }
-    Ok(theirs.into())
+}
+
+fn is_same(one: &OwnedFd, other: &OwnedFd) -> Result<bool> {
+    let number = |namespace: &OwnedFd| {
+        let stat = rustix::fs::fstat(namespace).map_err(|error| EngineError::Io {
+            action: "look at",
+            path: PathBuf::from("/proc/self/ns"),
+            source: error.into(),
+        })?;
+        Ok::<_, EngineError>((stat.st_dev, stat.st_ino))
+    };
+    Ok(number(one)? == number(other)?)
 }
 
 impl Users {
@@ -119,7 +205,7 @@ impl Users {
         let opened = rooted::bind_source(engine, container, source)?;
         let own = match source {
             BindSource::Generated(_) => true,
-            BindSource::Volume { name, .. } => !is_mounted(engine, name),
+            BindSource::Volume { name, .. } => is_engines(engine, name, &opened),
             _ => false,
         };
         if !own {
@@ -149,14 +235,15 @@ impl Users {
     }
 }
 
-/// Whether a volume's options have something mounted on it: that is somebody else's.
-fn is_mounted(engine: &Engine, name: &str) -> bool {
+/// Whether what was opened of a volume is the engine's own: what a volume's options have mounted there
+/// is somebody else's.
+fn is_engines(engine: &Engine, name: &str, opened: &OwnedFd) -> bool {
     let data = engine.layout().volume_data(name);
-    let about = rustix::fs::statx(
-        rustix::fs::CWD,
-        &data,
-        AtFlags::SYMLINK_NOFOLLOW,
-        StatxFlags::empty(),
-    );
-    about.is_ok_and(|about| about.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+    let above = data.parent().unwrap_or(&data);
+    let mount = |place: BorrowedFd<'_>, path: &Path, flags| {
+        let about = rustix::fs::statx(place, path, flags, StatxFlags::MNT_ID);
+        about.ok().map(|about| about.stx_mnt_id)
+    };
+    let opened = mount(opened.as_fd(), Path::new(""), AtFlags::EMPTY_PATH);
+    opened.is_some() && opened == mount(rustix::fs::CWD, above, AtFlags::SYMLINK_NOFOLLOW)
 }

@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use corten_oci::runtime_spec::{Hook, Spec};
-use rustix::fs::{FileType, Uid};
 
 use super::Extras;
 use crate::cgroup::Cgroup;
@@ -71,6 +70,8 @@ pub(super) fn plan(
     let (uids, gids) = namespaces.mappings();
     if namespaces.new_user {
         process.check_mappings(uids, gids)?;
+    } else if namespaces.in_user_namespace() {
+        process.check_mappings_of(spec)?;
     }
     let hooks = spec.hooks().as_ref();
     let some = |hooks: &Option<Vec<Hook>>| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty());
@@ -130,21 +131,10 @@ fn root_plan(
     RootfsPlan::new(spec, rootfs, mounts, namespaces, way)
 }
 
-/// Gives pipes and sockets to whoever the process's user is on the host, so that `/dev/stdout` can be
-/// opened by it: nobody can from inside a user namespace that does not know their owner.
+/// Streams of its own, if it gets any, are its user's.
 pub(crate) fn give_streams(stdio: &ChildStdio, process: &ProcessPlan, spec: &Spec) {
-    let (ChildStdio::Fds(streams), Some(linux)) = (stdio, spec.linux()) else {
-        return;
-    };
-    let uids = linux.uid_mappings().as_deref().unwrap_or_default();
-    let Some(owner) = process.outside(uids) else {
-        return;
-    };
-    for fd in streams {
-        let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-        if matches!(kind, Ok(FileType::Fifo | FileType::Socket)) {
-            rustix::fs::fchown(fd, Some(Uid::from_raw(owner)), None).ok();
-        }
+    if let ChildStdio::Fds(streams) = stdio {
+        crate::outside::give_streams(streams, process.user(), spec);
     }
 }
 

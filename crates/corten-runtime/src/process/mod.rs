@@ -93,12 +93,9 @@ impl ProcessPlan {
         Self::compile(process, spec, None)
     }
 
-    /// Who its user is outside of a user namespace with these mappings.
-    pub(crate) fn outside(&self, uids: &[LinuxIdMapping]) -> Option<u32> {
-        uids.iter().find_map(|map| {
-            let offset = self.uid.checked_sub(map.container_id())?;
-            (offset < map.size()).then(|| map.host_id().checked_add(offset))?
-        })
+    /// Who it is to be.
+    pub(crate) fn user(&self) -> u32 {
+        self.uid
     }
 
     /// Child, while it has the caller's rights: lets hard limits be what they are to be. In a user
@@ -207,6 +204,16 @@ impl ProcessPlan {
     /// Whom a notifying filter's descriptor goes to.
     pub(crate) fn listener(&self) -> Option<&seccomp::Listener> {
         self.filter.as_ref()?.listener.as_ref()
+    }
+
+    /// As [`Self::check_mappings`], with those that a document tells.
+    pub(crate) fn check_mappings_of(&self, spec: &Spec) -> Result<(), RuntimeError> {
+        let Some(linux) = spec.linux() else {
+            return Ok(());
+        };
+        let [uids, gids] = [linux.uid_mappings(), linux.gid_mappings()]
+            .map(|mappings| mappings.as_deref().unwrap_or_default());
+        self.check_mappings(uids, gids)
     }
 
     /// Checks the ids against a user namespace's mappings, so that the message names them.

@@ -1,6 +1,6 @@
 //! Scheduling, I/O priority, memory policy of the calling thread; kinds of namespaces.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
@@ -63,6 +63,16 @@ pub(crate) fn set_mempolicy(mode: u32, nodes: &[u64]) -> Result<(), Errno> {
 
 /// The time namespace's flag, for which libc has no name.
 pub(crate) const CLONE_NEWTIME: i32 = 0x80;
+
+/// The user namespace that a namespace belongs to.
+pub(crate) fn owner_of(namespace: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    const NS_GET_USERNS: u32 = 0xb701;
+    // SAFETY: takes no argument; a descriptor of another kind answers with an error.
+    let result = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS as _, 0) };
+    check(result.into())?;
+    // SAFETY: the kernel has just made this descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(result) })
+}
 
 /// Which kind of namespace (`CLONE_NEW*`) a descriptor is; `ENOTTY` for anything else.
 pub(crate) fn namespace_type(fd: BorrowedFd<'_>) -> Result<i32, Errno> {
