@@ -90,6 +90,25 @@ fn a_container_lives_as_with_our_own() {
             run(&["-v", "data:/data", "alpine", "cat", "/data/x"]).stdout,
             "kept\n"
         );
+        // Owners are mapped, whether or not the runtime could.
+        let theirs = engine.path("theirs");
+        fs::create_dir(&theirs).unwrap();
+        std::os::unix::fs::chown(&theirs, Some(1234), Some(1235)).unwrap();
+        let bind = format!("{}:/theirs:idmap=owner=1234-1235", theirs.display());
+        assert_eq!(
+            run(&["-v", &bind, "alpine", "touch", "/theirs/file"]).code,
+            0
+        );
+        let made = fs::metadata(theirs.join("file")).unwrap();
+        use std::os::unix::fs::MetadataExt as _;
+        assert_eq!((made.uid(), made.gid()), (1234, 1235));
+        // It does not get what whoever starts a container has in the environment.
+        let mut notified = engine.command(["run", "--rm", "--runtime", "other", "alpine", "true"]);
+        let notified = notified
+            .env("NOTIFY_SOCKET", "/no/such/socket")
+            .output()
+            .unwrap();
+        assert!(notified.status.success(), "{notified:?}");
         let done = run(&["alpine", "nothing-of-that-name"]);
         assert_eq!(done.code, 127, "{done:?}");
         assert!(done.stderr.contains("nothing-of-that-name"), "{done:?}");
@@ -241,12 +260,7 @@ fn a_killed_supervisor_leaves_nothing_and_the_policy_is_kept() {
     ]);
     let inner = engine.told("{{.State.Pid}}", "web");
     // Its parent is the supervisor, as with our own.
-    let status = fs::read_to_string(format!("/proc/{inner}/status")).unwrap();
-    let parent = status
-        .lines()
-        .find_map(|line| line.strip_prefix("PPid:"))
-        .unwrap()
-        .trim();
+    let parent = &parent(&inner);
     let command = fs::read_to_string(format!("/proc/{parent}/cmdline")).unwrap();
     assert!(command.contains("supervise"), "{command}");
     assert!(
@@ -285,6 +299,94 @@ fn a_killed_supervisor_leaves_nothing_and_the_policy_is_kept() {
     });
     assert_eq!(engine.ok(["diff", "often"]), "A /count");
     engine.ok(["rm", "often"]);
+    engine.assert_clean();
+}
+
+fn parent(pid: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    parent.unwrap().trim().to_owned()
+}
+
+fn zombies(parent: &str) -> usize {
+    let numbers = fs::read_dir("/proc").unwrap().flatten();
+    let stats = numbers.filter_map(|dir| fs::read_to_string(dir.path().join("stat")).ok());
+    let fields = stats.filter_map(|stat| Some(stat.rsplit_once(") ")?.1.to_owned()));
+    let beginning = format!("Z {parent} ");
+    fields
+        .filter(|fields| fields.starts_with(&beginning))
+        .count()
+}
+
+#[test]
+fn what_nobody_waits_for_is_reaped() {
+    let engine = with_runtime(binary(), "\"runtime\"");
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--runtime",
+        "other",
+        "--pid",
+        "host",
+        "alpine",
+    ];
+    let script = "for i in 1 2 3 4 5 6; do (sleep 0.2 &); done; sleep 1; echo done; exec sleep 600";
+    engine.ok([&run[..], &["sh", "-c", script]].concat());
+    until("they have ended", || engine.ok(["logs", "web"]) == "done");
+    let inner = engine.ok(["inspect", "-f", "{{.State.Pid}}", "web"]);
+    let supervisor = parent(&inner);
+    until("they have been waited for", || zombies(&supervisor) == 0);
+    // Those that somebody waits for are not.
+    let done = engine.run(["exec", "web", "sh", "-c", "exit 7"]);
+    assert_eq!(done.code, 7, "{done:?}");
+    engine.ok(["kill", "web"]);
+    assert_eq!(engine.ok(["wait", "web"]), "137");
+    engine.ok(["rm", "web"]);
+    engine.assert_clean();
+}
+
+#[test]
+fn a_runtime_that_does_not_answer_holds_nobody_up() {
+    let wrapper = |what: &str| {
+        format!(
+            "#!/bin/sh\nfor word; do case $word in {what}) sleep 1000;; esac; done\n\
+             exec {} runtime \"$@\"\n",
+            binary().display()
+        )
+    };
+    let engine = Engine::with_alpine();
+    let slow = engine.path("slow");
+    script(&slow, &wrapper("exec|kill"));
+    let text = format!("[runtimes.other]\npath = \"{}\"\n", slow.display());
+    fs::write(engine.root().join("engine.toml"), text).unwrap();
+    let wait = "trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done";
+    let run = ["run", "-d", "--name", "web", "--runtime", "other", "alpine"];
+    engine.ok([&run[..], &["sh", "-c", wait]].concat());
+    until("it is up", || engine.ok(["logs", "web"]) == "up");
+    let inner = engine.ok(["inspect", "-f", "{{.State.Pid}}", "web"]);
+    let supervisor = parent(&inner);
+    let waiting = engine.spawn(["exec", "web", "true"]);
+    // By the words of the wrapper, which is at work on it.
+    until("the runtime is asked to execute", || {
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        let mut all = all.filter_map(|dir| dir.file_name().into_string().ok());
+        all.any(|pid| {
+            let read = |what: &str| fs::read_to_string(format!("/proc/{pid}/{what}"));
+            read("stat").is_ok_and(|stat| stat.contains(&format!(" {supervisor} ")))
+                && read("cmdline").is_ok_and(|words| words.contains("exec\0"))
+        })
+    });
+    // Meanwhile the supervisor answers, and the signal arrives without the runtime.
+    assert!(engine.ok(["top", "web"]).contains("sleep"));
+    engine.ok(["stop", "web"]);
+    assert_eq!(
+        engine.ok(["inspect", "-f", "{{.State.ExitCode}}", "web"]),
+        "3"
+    );
+    assert_ne!(waiting.finish().code, 0);
+    engine.ok(["rm", "web"]);
     engine.assert_clean();
 }
 

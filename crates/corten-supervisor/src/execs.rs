@@ -84,7 +84,7 @@ pub(crate) async fn start(
     detach: bool,
     mut client: UnixStream,
 ) {
-    let reply = launch(shared, live, exec, size, detach);
+    let reply = launch(shared, live, exec, size, detach).await;
     let (reply, begun) = match reply {
         Ok(begun) if detach => (Reply::Done, Some(begun)),
         Ok(begun) => (
@@ -112,7 +112,7 @@ struct Begun {
     outputs: Vec<Output>,
 }
 
-fn launch(
+async fn launch(
     shared: &Rc<Shared>,
     live: &Live,
     exec: &Rc<Exec>,
@@ -150,7 +150,7 @@ fn launch(
     };
     let mut process = exec.spec.process.clone();
     shared.limit.keep(&mut process);
-    let started = live.exec(&shared.id, &process, stdio);
+    let started = live.exec(&shared.id, &process, stdio).await;
     let mut process = started.map_err(|refused| {
         exec.exit_code.set(Some(refused.code.unwrap_or(126)));
         refusal(&refused)

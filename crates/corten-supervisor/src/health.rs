@@ -236,7 +236,7 @@ async fn probe(shared: Rc<Shared>, live: Live, job: Rc<HealthJob>) -> Probe {
         shared.host.borrow_mut().event(action, &attributes);
     };
     tell("exec_create", ("command", command.clone()));
-    let begun = execute(&shared, &live, &job);
+    let begun = execute(&shared, &live, &job).await;
     let (exit_code, output) = match begun {
         Err(message) => (-1, message),
         Ok((process, output)) => {
@@ -277,7 +277,7 @@ fn probe_id() -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn execute(
+async fn execute(
     shared: &Shared,
     live: &Live,
     job: &HealthJob,
@@ -296,6 +296,7 @@ fn execute(
     };
     let process = live
         .exec(&shared.id, &job.process, stdio)
+        .await
         .map_err(|error| said(&error))?;
     Ok((process, read))
 }

@@ -9,6 +9,7 @@
 //! one event loop, because processes are cloned from it. What is undone at the end (network,
 //! control group, run directory) is undone even if one part of it fails.
 
+mod children;
 pub mod client;
 mod execs;
 mod external;

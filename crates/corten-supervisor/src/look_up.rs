@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::children::Busy;
+
 /// The face that looks up `HOST:PORT`.
 pub const FACE: &str = "look-up";
 /// How long that may take.
@@ -98,6 +100,7 @@ impl Addresses {
     }
 
     async fn look_up(&self, to: &str) -> io::Result<SocketAddr> {
+        let _busy = Busy::begin();
         let asked = tokio::process::Command::new(&self.program)
             .args([FACE, to])
             .stdin(Stdio::null())

@@ -210,7 +210,13 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
             if shared.phase.get() == Phase::Restarting {
                 return Reply::Done;
             }
-            with(shared, live, |live| live.signal(signal))
+            let Some(live) = live else {
+                return not_running(shared);
+            };
+            match live.signal(signal).await {
+                Ok(()) => Reply::Done,
+                Err(error) => Reply::refuse(Refusal::Failed, error.to_string()),
+            }
         }
         Ask::Network => match live {
             None => {
@@ -471,7 +477,8 @@ pub(crate) async fn stop(
         return next(exits).await;
     };
     let signal = signal.unwrap_or(live.stop_signal);
-    if let Err(error) = live.signal(signal) {
+    let sent = live.signal(signal).await;
+    if let Err(error) = &sent {
         tracing::debug!(%error, "the process has just ended");
     }
     if shared.phase.get() == Phase::Paused {
@@ -489,7 +496,7 @@ pub(crate) async fn stop(
             if let Ok(exit) = waited.await {
                 return exit;
             }
-            if seconds > 0 && signal != SIGKILL {
+            if seconds > 0 && signal != SIGKILL && sent.is_ok() {
                 forced = why_it_lives(live.pid, signal);
             }
         }
@@ -499,7 +506,7 @@ pub(crate) async fn stop(
         let told = [("signal", SIGKILL.to_string())];
         shared.host.borrow_mut().event("kill", &told);
     }
-    if let Err(error) = live.signal(SIGKILL) {
+    if let Err(error) = live.signal(SIGKILL).await {
         tracing::debug!(%error, "the process has just ended");
     }
     if let Err(error) = live.cgroup.kill_all() {

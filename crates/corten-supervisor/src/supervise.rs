@@ -131,18 +131,24 @@ pub(crate) struct Live {
 
 impl Live {
     /// Sends the container a signal.
-    pub(crate) fn signal(&self, signal: i32) -> Result<(), Refused> {
-        match &self.external {
-            None => Ok(corten_runtime::send_signal(
-                self.pidfd.get_ref().as_fd(),
-                signal,
-            )?),
-            Some(external) => external.kill(signal),
+    pub(crate) async fn signal(&self, signal: i32) -> Result<(), Refused> {
+        if let Some(external) = &self.external {
+            tokio::select! {
+                sent = external.kill(signal) => match sent {
+                    Ok(()) => return Ok(()),
+                    Err(error) => tracing::warn!(signal, %error, "sent without the runtime"),
+                },
+                // By the signal, perhaps, and this process is about to leave: nobody waits for the
+                // runtime to say so.
+                () = crate::sys::ended(&self.pidfd) => return Ok(()),
+            }
         }
+        let process = self.pidfd.get_ref().as_fd();
+        Ok(corten_runtime::send_signal(process, signal)?)
     }
 
     /// Executes a further process.
-    pub(crate) fn exec(
+    pub(crate) async fn exec(
         &self,
         id: &str,
         process: &corten_oci::runtime_spec::Process,
@@ -157,7 +163,7 @@ impl Live {
             };
             return Ok(corten_runtime::exec(&target, process, stdio)?);
         };
-        external.exec(&self.spec, process, stdio)
+        external.exec(&self.spec, process, stdio).await
     }
 
     fn of(run: &Run) -> Self {

@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::CWD;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
 use rustix::thread::UnshareFlags;
@@ -63,11 +64,60 @@ pub(crate) fn with_mounts(command: &mut Command, mounts: Vec<(OwnedFd, PathBuf)>
     unsafe { command.pre_exec(attach) };
 }
 
+/// Has a command killed when this process ends before it.
+pub(crate) fn end_with_us(command: &mut Command) {
+    let us = rustix::process::getpid();
+    let follow = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // It may have ended before that was asked for.
+        match rustix::process::getppid() {
+            Some(parent) if parent == us => Ok(()),
+            _ => Err(rustix::io::Errno::SRCH.into()),
+        }
+    };
+    // SAFETY: this process has one thread, so the child has no lock that somebody else held; it makes
+    // system calls only.
+    unsafe { command.pre_exec(follow) };
+}
+
+/// A child that has ended and has not been waited for; it is left so.
+pub(crate) fn ended_child() -> Option<i32> {
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: plain data, of which all zeroes is a value; the kernel writes it, and the call keeps
+    // nothing of it. The field is there in what waitid tells, and zero where it tells of nobody.
+    unsafe {
+        let mut about: libc::siginfo_t = std::mem::zeroed();
+        let done = libc::waitid(libc::P_ALL, 0, &raw mut about, options);
+        (done == 0 && about.si_pid() != 0).then(|| about.si_pid())
+    }
+}
+
+/// Reaps a child that has ended.
+pub(crate) fn reap(pid: i32) -> bool {
+    let options = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOHANG;
+    let pid = rustix::process::Pid::from_raw(pid);
+    pid.is_some_and(|pid| {
+        let done = rustix::process::waitid(rustix::process::WaitId::Pid(pid), options);
+        matches!(done, Ok(Some(_)))
+    })
+}
+
 /// Watches a descriptor in the event loop.
 pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open, is one description, and tells the same number, from here to
     // its end, which the AsyncFd owns.
     unsafe { AsyncFd::register(fd) }.map_err(|error| error.into_parts().1)
+}
+
+/// Waits until a process has ended, of which somebody else takes the status.
+pub(crate) async fn ended(pidfd: &AsyncFd<OwnedFd>) {
+    while let Ok(mut ready) = pidfd.readable().await {
+        let mut now = [PollFd::new(pidfd.get_ref(), PollFlags::IN)];
+        if !matches!(poll(&mut now, Some(&Timespec::default())), Ok(0)) {
+            return;
+        }
+        ready.clear_ready();
+    }
 }
 
 /// Where the stack may have been before, beneath where it is.

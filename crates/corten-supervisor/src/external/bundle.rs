@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use corten_oci::runtime_spec::{
-    Capabilities, LinuxCapabilities, LinuxNamespaceType, Process, Spec,
+    Capabilities, LinuxCapabilities, LinuxNamespaceType, Mount, Process, Spec,
 };
 use corten_runtime::NetNs;
 use rustix::fs::FileType;
@@ -19,8 +19,8 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::thread::{CapabilitySet, capabilities};
 
-/// What the document says it is: some versions of crun take no later one (Debian 12's), and fields that
-/// a runtime does not know are ignored by all.
+/// What the document says it is: some versions of crun take no later one (Debian 12's). What that one
+/// does not have (mappings of mounts) is therefore done here.
 const VERSION: &str = "1.0.2";
 
 /// What is to be attached where.
@@ -60,9 +60,7 @@ pub(super) fn write(
         } else {
             drop(File::create(&place)?);
         }
-        let options = mount.options().as_deref().unwrap_or_default();
-        let whole = options.iter().any(|option| option == "rbind");
-        mounts.push((copy(source, whole)?, place.clone()));
+        mounts.push((prepared(mount, source)?, place.clone()));
         mount.set_source(Some(place));
     }
     spec.set_mounts(Some(listed));
@@ -84,15 +82,41 @@ pub(super) fn write(
     linux.set_namespaces(Some(namespaces));
     spec.set_linux(Some(linux));
     let text = serde_json::to_vec(&spec)?;
-    write_closed(&directory.join("config.json"), &text)?;
+    drop(write_closed(&directory.join("config.json"), &text)?);
     Ok(Bundle { mounts })
 }
 
-/// Writes a document, which has the container's variables.
-pub(super) fn write_closed(path: &Path, text: &[u8]) -> io::Result<()> {
+/// Writes a file that nobody else reads: a document has the container's variables.
+pub(super) fn write_closed(path: &Path, text: &[u8]) -> io::Result<File> {
     let mut options = File::options();
     options.write(true).create_new(true).mode(0o600);
-    options.open(path)?.write_all(text)
+    let mut file = options.open(path)?;
+    file.write_all(text)?;
+    Ok(file)
+}
+
+/// What is mounted, with what not every runtime would do: they skip words that they do not know.
+fn prepared(mount: &mut Mount, source: OwnedFd) -> io::Result<OwnedFd> {
+    let mut options = mount.options().clone().unwrap_or_default();
+    let has = |options: &[String], wanted: &str| options.iter().any(|option| option == wanted);
+    let copied = copy(source, has(&options, "rbind"))?;
+    let whole = has(&options, "ridmap");
+    if let (true, Some(uids), Some(gids)) = (
+        whole || has(&options, "idmap"),
+        mount.uid_mappings(),
+        mount.gid_mappings(),
+    ) {
+        corten_runtime::map_owners(copied.as_fd(), whole, uids, gids).map_err(io::Error::other)?;
+        options.retain(|option| !matches!(option.as_str(), "idmap" | "ridmap"));
+        mount.set_uid_mappings(None);
+        mount.set_gid_mappings(None);
+    }
+    if let Some(at) = options.iter().position(|option| option == "rro") {
+        corten_runtime::make_read_only(copied.as_fd()).map_err(io::Error::other)?;
+        options.insert(at, "ro".to_owned());
+    }
+    mount.set_options(Some(options));
+    Ok(copied)
 }
 
 /// Leaves out capabilities that this process cannot give: other runtimes fail at them.
@@ -142,6 +166,46 @@ impl Bundle {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt as _;
+
+    #[test]
+    fn what_a_runtime_may_not_know_is_done_before() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let prepare = |options: &str, more: &str| {
+            let mut mount: Mount = serde_json::from_str(&format!(
+                "{{\"destination\":\"/x\",\"options\":[{options}]{more}}}"
+            ))
+            .unwrap();
+            let source = File::open(dir.path()).unwrap();
+            let tree = prepared(&mut mount, source.into()).unwrap();
+            (tree, mount)
+        };
+        let inside = |tree: &OwnedFd, name: &str, flags| {
+            let flags = flags | rustix::fs::OFlags::CLOEXEC;
+            rustix::fs::openat(tree, name, flags, rustix::fs::Mode::RWXU)
+        };
+        let create = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+        let (tree, mount) = prepare("\"rbind\",\"rro\",\"rprivate\"", "");
+        assert_eq!(
+            mount.options().as_deref().unwrap(),
+            ["rbind", "ro", "rro", "rprivate"]
+        );
+        assert_eq!(inside(&tree, "new", create).unwrap_err(), Errno::ROFS);
+        let (tree, mount) = prepare("\"bind\"", "");
+        assert_eq!(mount.options().as_deref().unwrap(), ["bind"]);
+        inside(&tree, "new", create).unwrap();
+        let map = "[{\"containerID\":0,\"hostID\":70000,\"size\":10}]";
+        let maps = format!(",\"uidMappings\":{map},\"gidMappings\":{map}");
+        let (tree, mount) = prepare("\"bind\",\"idmap\"", &maps);
+        assert_eq!(mount.options().as_deref().unwrap(), ["bind"]);
+        assert!(mount.uid_mappings().is_none() && mount.gid_mappings().is_none());
+        let file = inside(&tree, "file", rustix::fs::OFlags::PATH).unwrap();
+        assert_eq!(File::from(file).metadata().unwrap().uid(), 70_000);
+    }
 
     #[test]
     fn what_cannot_be_given_is_left_out() {

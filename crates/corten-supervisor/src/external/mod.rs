@@ -2,7 +2,9 @@
 //!
 //! The supervisor stays what it is: it makes the network and the mounts, has the streams, and is the
 //! parent of what the runtime leaves behind (it is their subreaper, `prctl(2)`), so it waits for a
-//! container and for what is executed in it as for its own. Freezing, counting and limits go through
+//! container and for what is executed in it as for its own, and reaps the rest. While a runtime
+//! executes something or sends a signal, the supervisor goes on with its other work; should it not
+//! answer, it is killed, and a signal is sent without it. Freezing, counting and limits go through
 //! the control group, whose place the configuration names. What the runtime remembers is in the run
 //! directory, so it goes with that when a supervisor is killed.
 
@@ -12,17 +14,26 @@ mod outside;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use corten_oci::runtime_spec::{Process, Spec};
 use corten_runtime::{Cgroup, ExecProcess, NetNs, Running, Stdio, TerminalSize};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, set_child_subreaper};
 
+use crate::children;
 use crate::job::StartError;
-use command::Words;
+use command::{Call, Words};
+
+/// How long a runtime may take to make, start or execute something: some boot a machine for it.
+const WORK: Duration = Duration::from_secs(120);
+/// How long to send a signal.
+const SIGNAL: Duration = Duration::from_secs(5);
+/// How long to forget a container. What is left of that is removed without it.
+const FORGET: Duration = Duration::from_secs(10);
 
 /// Where another runtime is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +95,7 @@ pub(crate) struct External {
     id: String,
     /// Its bundle, what the runtime remembers, and what is said to it.
     directory: PathBuf,
-    execs: Cell<u32>,
+    calls: Cell<u32>,
 }
 
 /// Starts a container; when it fails, nothing is left of it. `directory` is made.
@@ -96,6 +107,7 @@ pub(crate) fn start(
 ) -> Result<(Running, Option<OwnedFd>, External), StartError> {
     // What the runtime leaves behind is ours to wait for.
     set_child_subreaper(Some(rustix::process::getpid())).map_err(StartError::other)?;
+    children::reap();
     if let Err(error) = std::fs::remove_dir_all(&directory)
         && error.kind() != std::io::ErrorKind::NotFound
     {
@@ -111,7 +123,7 @@ pub(crate) fn start(
         runtime,
         id: id.to_owned(),
         directory,
-        execs: Cell::new(0),
+        calls: Cell::new(0),
     };
     let cgroup = parts.cgroup.to_owned();
     let started = external.bring_up(parts);
@@ -150,7 +162,9 @@ impl External {
         let cgroup = parts.cgroup.to_owned();
         let (stdio, size) = given(parts.stdio);
         if let Some(streams) = &stdio {
-            outside::give(streams, parts.spec.process().as_ref(), parts.spec);
+            let user = parts.spec.process().as_ref();
+            let user = user.map_or(0, |process| process.user().uid());
+            corten_runtime::give_streams(streams, user, parts.spec);
         }
         outside::open_way(&self.directory, parts.spec).map_err(StartError::other)?;
         let mut netns = parts.netns;
@@ -165,7 +179,8 @@ impl External {
         .map_err(|error| StartError::other(format_args!("bundle of {}: {error}", self.id)))?;
         let listener = self.listener(stdio.is_none(), "tty")?;
         let pid_file = self.directory.join("pid");
-        let mut create = self.command();
+        let number = self.number();
+        let mut create = self.words(number).command();
         create.arg("create").arg("--bundle").arg(&self.directory);
         create.arg("--pid-file").arg(&pid_file);
         if listener.is_some() {
@@ -175,7 +190,10 @@ impl External {
         }
         create.arg(&self.id);
         bundle.attach_in(&mut create);
-        self.call(create, stdio, "create", args.first())?;
+        let made = self
+            .words(number)
+            .begin(create, stdio, "create", args.first())?
+            .wait(WORK)?;
         let console = listener.map(|l| console(&l, size)).transpose()?;
         let (pid, pidfd) = process_of(&pid_file)?;
         let cgroup = Cgroup::open(&cgroup)?;
@@ -186,75 +204,67 @@ impl External {
                 self.runtime.name
             )));
         }
-        let mut start = self.command();
-        start.arg("start").arg(&self.id);
-        self.call(start, None, "start", args.first())?;
+        self.call("start", &[], args.first())?.wait(WORK)?;
         // Joined by now.
         drop(netns);
+        made.keep(pid, pidfd.as_fd()).map_err(StartError::other)?;
         Ok((Running { pid, pidfd, cgroup }, console))
     }
 
     /// Executes a further process.
-    pub(crate) fn exec(
+    pub(crate) async fn exec(
         &self,
         spec: &Spec,
         process: &Process,
         stdio: Stdio,
     ) -> Result<ExecProcess, Refused> {
-        let number = self.execs.replace(self.execs.get().wrapping_add(1));
+        let number = self.number();
         let place = |what: &str| self.directory.join(format!("{what}{number}"));
-        let (document, pid_file) = (place("exec"), place("pid"));
+        let used = Used([place("exec"), place("pid"), place("tty")]);
+        let [document, pid_file, socket] = &used.0;
         let (stdio, size) = given(stdio);
         if let Some(streams) = &stdio {
-            outside::give(streams, Some(process), spec);
+            corten_runtime::give_streams(streams, process.user().uid(), spec);
         }
         let mut process = process.clone();
         process.set_terminal(Some(stdio.is_none()));
         let written = bundle::leave_out(&mut process)
             .and_then(|()| Ok(serde_json::to_vec(&process)?))
-            .and_then(|text| bundle::write_closed(&document, &text));
-        written.map_err(|error| other(format_args!("{}: {error}", document.display())))?;
+            .and_then(|text| bundle::write_closed(document, &text));
+        drop(written.map_err(|error| other(format_args!("{}: {error}", document.display())))?);
         let listener = self.listener(stdio.is_none(), &format!("tty{number}"))?;
-        let mut exec = self.command();
-        exec.args(["exec", "--detach", "--process"]).arg(&document);
-        exec.arg("--pid-file").arg(&pid_file);
+        let mut exec = self.words(number).command();
+        exec.args(["exec", "--detach", "--process"]).arg(document);
+        exec.arg("--pid-file").arg(pid_file);
         if listener.is_some() {
-            exec.arg("--console-socket").arg(place("tty"));
+            exec.arg("--console-socket").arg(socket);
         }
         exec.arg(&self.id);
         let args = process.args().clone().unwrap_or_default();
-        let called = self.call(exec, stdio, "exec", args.first());
-        let done = called.and_then(|()| {
-            let console = listener.map(|l| console(&l, size)).transpose()?;
-            let (pid, pidfd) = process_of(&pid_file)?;
-            Ok(ExecProcess {
-                pid,
-                pidfd,
-                console,
-            })
-        });
-        for used in [document, pid_file, place("tty")] {
-            if let Err(error) = std::fs::remove_file(&used)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::debug!(path = %used.display(), %error, "left until the end");
-            }
-        }
-        done
+        let called = self
+            .words(number)
+            .begin(exec, stdio, "exec", args.first())?;
+        let called = called.answered(WORK).await?;
+        let console = listener.map(|l| console(&l, size)).transpose()?;
+        let (pid, pidfd) = process_of(pid_file)?;
+        called.keep(pid, pidfd.as_fd()).map_err(other)?;
+        Ok(ExecProcess {
+            pid,
+            pidfd,
+            console,
+        })
     }
 
     /// Sends the container a signal.
-    pub(crate) fn kill(&self, signal: i32) -> Result<(), Refused> {
-        let mut kill = self.command();
-        kill.arg("kill").arg(&self.id).arg(signal.to_string());
-        self.call(kill, None, "kill", None)
+    pub(crate) async fn kill(&self, signal: i32) -> Result<(), Refused> {
+        let call = self.call("kill", &[&signal.to_string()], None)?;
+        call.answered(SIGNAL).await.map(drop)
     }
 
     /// Has the runtime forget the container, which has ended or could not be started.
     pub(crate) fn delete(&self) {
-        let mut delete = self.command();
-        delete.args(["delete", "--force"]).arg(&self.id);
-        if let Err(error) = self.call(delete, None, "delete", None) {
+        let called = self.call("delete", &[], None);
+        if let Err(error) = called.and_then(|call| call.wait(FORGET)) {
             tracing::debug!(%error, "the runtime does not know the container");
         }
         if let Err(error) = std::fs::remove_dir_all(&self.directory) {
@@ -269,25 +279,49 @@ impl External {
         made.map_err(|error| other(format_args!("{}: {error}", socket.display())))
     }
 
-    fn words(&self) -> Words<'_> {
+    /// Which call it is.
+    fn number(&self) -> u32 {
+        self.calls.replace(self.calls.get().wrapping_add(1))
+    }
+
+    fn words(&self, number: u32) -> Words<'_> {
         Words {
             runtime: &self.runtime,
             directory: &self.directory,
+            number,
         }
     }
 
-    fn command(&self) -> std::process::Command {
-        self.words().command()
-    }
-
+    /// A call that needs nothing but words.
     fn call(
         &self,
-        command: std::process::Command,
-        stdio: Option<[OwnedFd; 3]>,
-        what: &str,
+        what: &'static str,
+        more: &[&str],
         program: Option<&String>,
-    ) -> Result<(), Refused> {
-        self.words().call(command, stdio, what, program)
+    ) -> Result<Call, Refused> {
+        let words = self.words(self.number());
+        let mut command = words.command();
+        command.arg(what);
+        if what == "delete" {
+            command.arg("--force");
+        }
+        command.arg(&self.id).args(more);
+        words.begin(command, None, what, program)
+    }
+}
+
+/// Files that are removed when they have been used.
+struct Used([PathBuf; 3]);
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            if let Err(error) = std::fs::remove_file(path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::debug!(path = %path.display(), %error, "left until the end");
+            }
+        }
     }
 }
 

@@ -1,35 +1,25 @@
 //! What a container whose users are others on the host needs of the host: another runtime works as them
 //! for a part of its way.
 
+use std::fs::Permissions;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use corten_oci::runtime_spec::{LinuxIdMapping, Process, Spec};
-use rustix::fs::{CWD, Gid, Uid};
+use corten_oci::runtime_spec::Spec;
+use corten_runtime::outside;
+use rustix::fs::{CWD, Gid};
 
-/// How many directories are above a bundle that are ours alone, but for the container's own.
+/// How many directories are above a container's own that are the engine's.
 const ABOVE: usize = 2;
 
-/// Who an id is outside; `None`: itself.
-fn outside(mappings: Option<&[LinuxIdMapping]>, id: u32) -> Option<u32> {
-    mappings?.iter().find_map(|map| {
-        let offset = id.checked_sub(map.container_id())?;
-        (offset < map.size()).then(|| map.host_id().checked_add(offset))?
-    })
-}
-
 /// Lets the container's root pass to a bundle: its group through the container's directories,
-/// everybody through those above, whose names tell nothing.
+/// everybody through the engine's above, whose names tell nothing. Those above are somebody else's.
 pub(super) fn open_way(bundle: &Path, spec: &Spec) -> io::Result<()> {
     let linux = spec.linux().as_ref();
     let gids = linux.and_then(|linux| linux.gid_mappings().as_deref());
-    let Some(group) = outside(gids, 0) else {
+    let Some(group) = outside(gids.unwrap_or_default(), 0) else {
         return Ok(());
-    };
-    let set = |path: &Path, mode: u32| {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
     };
     let mut above = bundle.ancestors();
     for path in above.by_ref().take(2) {
@@ -40,29 +30,22 @@ pub(super) fn open_way(bundle: &Path, spec: &Spec) -> io::Result<()> {
             Some(Gid::from_raw(group)),
             rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
         )?;
-        set(path, 0o710)?;
+        std::fs::set_permissions(path, Permissions::from_mode(0o710))?;
     }
-    for path in above.take(ABOVE) {
-        set(path, 0o711)?;
+    for (number, path) in above.enumerate() {
+        let mode = std::fs::metadata(path)?.permissions().mode();
+        if mode & 0o001 != 0 {
+            continue;
+        }
+        if number >= ABOVE {
+            return Err(io::Error::other(format!(
+                "the users of the container cannot pass through {}: let everybody (chmod o+x)",
+                path.display()
+            )));
+        }
+        std::fs::set_permissions(path, Permissions::from_mode(0o711))?;
     }
     Ok(())
-}
-
-/// Gives streams to whoever the process's user is outside.
-pub(super) fn give(streams: &[OwnedFd; 3], process: Option<&Process>, spec: &Spec) {
-    let linux = spec.linux().as_ref();
-    let uids = linux.and_then(|linux| linux.uid_mappings().as_deref());
-    let Some(owner) = process.and_then(|process| outside(uids, process.user().uid())) else {
-        return;
-    };
-    for stream in streams {
-        let pipe = rustix::fs::fstat(stream).is_ok_and(|stat| {
-            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo
-        });
-        if pipe && let Err(error) = rustix::fs::fchown(stream, Some(Uid::from_raw(owner)), None) {
-            tracing::debug!(%error, "a stream stays root's");
-        }
-    }
 }
 
 #[cfg(test)]
@@ -76,8 +59,13 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let bundle = dir.path().join("c/id/oci");
+        let engines = dir.path().join("run");
+        let bundle = engines.join("c/id/oci");
         std::fs::create_dir_all(&bundle).unwrap();
+        let set = |path: &Path, mode| {
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        };
+        set(&engines, 0o700);
         let spec = |maps: &str| -> Spec {
             serde_json::from_str(&format!(
                 "{{\"ociVersion\":\"1.0.2\",\"linux\":{{\"gidMappings\":[{maps}]}}}}"
@@ -90,12 +78,18 @@ mod tests {
         };
         let before = about(&bundle);
         open_way(&bundle, &spec("")).unwrap();
-        assert_eq!(about(&bundle), before);
+        assert_eq!((about(&bundle), about(&engines)), (before, (0, 0o700)));
+        // What is above the engine's is somebody else's.
+        set(dir.path(), 0o700);
         let map = "{\"containerID\":0,\"hostID\":70000,\"size\":10}";
+        let told = open_way(&bundle, &spec(map)).unwrap_err().to_string();
+        let place = format!("pass through {}:", dir.path().display());
+        assert!(told.contains(&place), "{told}");
+        set(dir.path(), 0o751);
         open_way(&bundle, &spec(map)).unwrap();
         assert_eq!(about(&bundle), (70_000, 0o710));
         assert_eq!(about(bundle.parent().unwrap()), (70_000, 0o710));
-        assert_eq!(about(&dir.path().join("c")), (0, 0o711));
-        assert_eq!(about(dir.path()), (0, 0o711));
+        assert_eq!(about(&engines), (0, 0o711));
+        assert_eq!(about(dir.path()), (0, 0o751));
     }
 }
