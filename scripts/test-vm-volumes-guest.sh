@@ -1,5 +1,5 @@
-# Sourced by test-cgroup2-guest.sh: volumes with a size, and volumes that are served: by NFS, and by CIFS as far as it
-# goes, by this machine itself, where its programs were to be had. `try`, `sh_` and the image `base` are that script's.
+# Sourced by test-cgroup2-guest.sh: volumes with a size, containers with one, and volumes that are served: by NFS, and by
+# CIFS as far as it goes, by this machine itself, where its programs were to be had. `try`, `sh_` and the image `base` are that script's.
 
 # The machine's root has project quotas.
 mkdir -p /context/seed
@@ -13,6 +13,23 @@ try "nor as an archive" 'to volume small: .*Disk quota exceeded.*exit 1' sh_ 'co
 try "nor as a copy" 'to volume small: .*Disk quota exceeded.*exit 1' corten volume copy fits small
 try "nothing is left of it" '^0 exit 0' sh_ 'ls -A /var/lib/corten/volumes/small/_data | wc -l'
 try "volume rm" 'exit 0' corten volume rm fits small
+
+# So has what a container writes, whoever makes it.
+printf '[runtimes.own]\npath = "/bin/corten"\nargs = ["runtime"]\n' >/var/lib/corten/engine.toml
+[ ! -x /bin/runc ] || printf '[runtimes.runc]\npath = "/bin/runc"\n' >>/var/lib/corten/engine.toml
+full='(No space left|quota exceeded)'
+for runtime in corten own runc; do
+  [ $runtime != runc ] || [ -x /bin/runc ] || continue
+  try "a layer of 4 MB, $runtime" 'exit 0' corten run -d --name bounded --runtime $runtime --network none --storage-opt size=4M base sleep 600
+  try "3 MB fit" 'exit 0' corten exec bounded dd if=/dev/zero of=/f bs=1M count=3
+  try "6 MB do not" "$full.*exit 1" corten exec bounded dd if=/dev/zero of=/g bs=1M count=3
+  try "names change within" '^built exit 0' corten exec bounded sh -c 'rm /g; mkdir /e && mv /f /e/f && mv /made /e/made && cat /e/made'
+  try "nor do 6 MB when started again" "$full.*exit 1" sh_ 'corten restart -t 0 bounded >/dev/null && corten exec bounded dd if=/dev/zero of=/g bs=1M count=3'
+  try "others are not bounded" 'exit 0' corten run --rm --runtime $runtime --network none base dd if=/dev/zero of=/g bs=1M count=6
+  try "rm of the bounded" 'exit 0' corten rm -f bounded
+done
+try "an unknown option" 'Unknown option nothing.*exit 125' corten run --rm --storage-opt nothing=1 base true
+rm /var/lib/corten/engine.toml
 
 # served WHAT VOLUME: a file of such a volume is where its server has it, nothing stays mounted.
 served() {
