@@ -13,6 +13,7 @@ if command -v nft >/dev/null 2>&1; then
   nft list tables 2>/dev/null | grep -E 'corten_[0-9a-f]{8}' | sed 's/^/nftables: /'
 fi
 find /sys/fs/cgroup -maxdepth 3 -type d -name 'corten-*' 2>/dev/null | sed 's/^/cgroup: /'
+ls -d /run/corten-network/corten_????????.* 2>/dev/null | sed 's/^/pipe of a listener: /'
 ls -d /run/corten-????????/c/* 2>/dev/null | sed 's/^/run directory: /'
 for comm in /proc/[0-9]*/cmdline; do
   # It may vanish before it is read; the redirection itself then complains.

@@ -219,6 +219,34 @@ pub(crate) fn restore_bridge(spec: &BridgeSpec) -> Result<bool> {
     Ok(true)
 }
 
+/// The same of a bridge on which there may be nobody: `false` as well if the link is another's, who has
+/// taken its name.
+pub(crate) fn restore_own_bridge(spec: &BridgeSpec) -> Result<bool> {
+    let lock = HostLock::acquire()?;
+    let mut route = Socket::route()?;
+    let Some(link) = bridge_link(&mut route, &spec.bridge)? else {
+        return Ok(false);
+    };
+    if link.mac != Some(spec.mac()) && !has_address(&mut route, &link, spec)? {
+        return Ok(false);
+    }
+    raise(&lock, &mut route, spec)?;
+    Ok(true)
+}
+
+/// Whether a link has an address that the bridge is to have.
+fn has_address(route: &mut Socket, link: &Link, spec: &BridgeSpec) -> Result<bool> {
+    if let Some(address) = spec.address()
+        && link::addresses(route)?.contains(&(link.index, address))
+    {
+        return Ok(true);
+    }
+    let Some(address) = spec.address6() else {
+        return Ok(false);
+    };
+    Ok(link::addresses6(route)?.contains(&(link.index, address)))
+}
+
 /// Removes the bridge link and what the table says of it, published ports included; its containers
 /// lose their network. What is absent is fine.
 pub fn remove_bridge(spec: &BridgeSpec) -> Result<()> {

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::bridge::bridge_link;
+use crate::firewall::{self, Change};
 use crate::link::{self, Hop, Veth};
 use crate::netlink::{Batch, Socket};
 use crate::parent::{self, SharedSpec};
@@ -16,7 +17,7 @@ use crate::procfs::{self, Sysctls};
 use crate::ruleset::Publication;
 use crate::{
     BridgeSpec, IpNet, Ipv4Net, Ipv6Net, NetNs, NetworkError, PortMapping, Result, Targets,
-    conntrack, firewall, ruleset,
+    conntrack, ruleset,
 };
 
 /// What a network's links are.
@@ -148,18 +149,18 @@ impl EndpointSpec {
             return Ok(());
         };
         // Also where somebody watches: he may not have heard yet what was loaded this moment.
-        firewall::guard(netfilter, table)?;
+        firewall::guard(netfilter, table, Change::Both)?;
         ruleset::publish(netfilter, table, publication)?;
         conntrack::forget(netfilter, &udp_ports(&self.ports))
     }
 
-    /// Publishes the ports if they are not all published.
-    pub(crate) fn publish_missing(&self, netfilter: &mut Socket) -> Result<()> {
+    /// Publishes the ports if they are not all published; whether they were not.
+    pub(crate) fn publish_missing(&self, netfilter: &mut Socket) -> Result<bool> {
         match self.publication() {
             Some((table, publication)) if !ruleset::publishes(netfilter, table, publication)? => {
-                self.publish(netfilter)
+                self.publish(netfilter).map(|()| true)
             }
-            _ => Ok(()),
+            _ => Ok(false),
         }
     }
 

@@ -112,12 +112,21 @@ fn ends_in_drop(socket: &mut Socket, base: &Chain, chain: &str, depth: usize) ->
     Ok(false)
 }
 
+/// What the table is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Only which families are guarded now.
+    More,
+    /// Which are, and which are not any more.
+    Both,
+}
+
 /// Tells the table which families' input is guarded at present.
-pub(crate) fn guard(netfilter: &mut Socket, table: &str) -> Result<()> {
+pub(crate) fn guard(netfilter: &mut Socket, table: &str, change: Change) -> Result<()> {
     let chains = nft::chains(netfilter)?;
     let mut guarded = |ipv6| Ok(!drops_among(netfilter, &chains, Path::Input, ipv6)?.is_empty());
     let (v4, v6) = (guarded(false)?, guarded(true)?);
-    if ruleset::guard(netfilter, table, v4, v6)? {
+    if ruleset::guard(netfilter, table, [v4, v6], change)? {
         forget_flows(netfilter, table)?;
     }
     Ok(())
@@ -126,7 +135,7 @@ pub(crate) fn guard(netfilter: &mut Socket, table: &str) -> Result<()> {
 /// The same for a table that is new: as if every family had been guarded, of which there is only to say
 /// which are not.
 pub(crate) fn guard_new(netfilter: &mut Socket, table: &str) -> Result<()> {
-    guard(netfilter, table)?;
+    guard(netfilter, table, Change::Both)?;
     // Only the rules may be new.
     forget_flows(netfilter, table)
 }

@@ -29,6 +29,7 @@ const NOWHERE: std::ops::RangeInclusive<u8> = 6..=9;
 const NAME_MAX: usize = 15;
 /// `IFLA_*` and `IFA_*` attributes read from answers.
 mod attr {
+    pub(super) const ADDRESS: u16 = 1;
     pub(super) const IFNAME: u16 = 3;
     pub(super) const ALIAS: u16 = 20;
     pub(super) const MTU: u16 = 4;
@@ -48,6 +49,8 @@ pub(crate) struct Link {
     pub(crate) up: bool,
     pub(crate) mtu: u32,
     pub(crate) master: Option<u32>,
+    /// Its hardware address, if it has one of that kind.
+    pub(crate) mac: Option<[u8; 6]>,
     /// `bridge`, `veth`, …; empty for hardware.
     pub(crate) kind: String,
     /// What somebody wrote on it; empty if nobody did.
@@ -498,6 +501,7 @@ fn parse_link(answer: &Answer) -> Option<Link> {
         up: number(8)? & 1 != 0,
         mtu: value(attr::MTU).unwrap_or_default(),
         master: value(attr::MASTER),
+        mac: find(attrs, attr::ADDRESS).and_then(|v| v.try_into().ok()),
         kind: find(attrs, attr::LINKINFO)
             .and_then(|info| find(info, attr::INFO_KIND))
             .map(text)

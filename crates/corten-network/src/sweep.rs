@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use crate::link;
 use crate::netlink::{BATCH_MAX, Batch, Socket};
-use crate::{Result, ruleset};
+use crate::{Result, ruleset, watch};
 
-/// Removes links on the bridges and published ports in the table that belong to no live container;
+/// Removes links on the bridges and published ports in the table that belong to no live container, and what
+/// somebody who was killed has left who listened for all;
 /// returns one line per thing removed. `live_ifnames` (host ends) and `live_addresses` must name
 /// containers that are being started as well. A missing bridge or table is nothing to sweep.
 pub fn sweep(
@@ -19,6 +20,7 @@ pub fn sweep(
     let mut removed = ruleset::sweep(&mut Socket::netfilter()?, table, |address| {
         live_addresses.contains(&address)
     })?;
+    watch::forget(table);
     let mut route = Socket::route()?;
     let dead = dead_links(&mut route, bridges, live_ifnames)?;
     for chunk in dead.chunks(BATCH_MAX) {

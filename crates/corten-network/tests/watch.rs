@@ -27,6 +27,59 @@ fn guarded(lab: &Lab) -> bool {
     lab.on_host(|| output(set)).contains("ipv4")
 }
 
+/// Networks of an engine whose links have become somebody else's.
+#[test]
+fn what_cannot_be_brought_back_keeps_nobody_from_the_rest() {
+    let lab = Lab::new();
+    let net = dual("ct0", "10.99.0.0/24", "fd00:99::/64");
+    let foreign = ["10.99.1.0/24", "10.99.2.0/24"];
+    let foreign = [bridge("other0", foreign[0]), bridge("other1", foreign[1])];
+    lab.on_host(|| {
+        ensure_bridge(&net).unwrap();
+        run("ip link add other0 type veth peer name other2; ip link add other1 type bridge; ip link set other1 up");
+    });
+    let web = lab.container(&net, 2, &[tcp(None, 8080, 80)]);
+    let _server = Server::start(&web.ns, 80, "web");
+    let _watching = Proxy::of_one_of(&lab, &web, &foreign);
+    eventually("it listens", || listeners(&lab) == 1);
+    lab.on_host(|| run(DROP));
+    eventually("a firewall is heard of", || guarded(&lab));
+    lab.on_host(|| run(&format!("nft flush ruleset; {DROP}")));
+    eventually("ports are back", || {
+        lab.ruleset().contains("10.99.0.2 . 80")
+    });
+    // Before them.
+    assert!(guarded(&lab) && refused(&lab.lan, "192.0.2.1:8080"));
+    eventually("it listens again", || listeners(&lab) == 1);
+    lab.on_host(|| run("nft delete table inet fw"));
+    eventually("its end is heard of", || !guarded(&lab));
+    let links = lab.on_host(|| output("ip -o addr"));
+    assert!(
+        !links.contains("10.99.1.") && !links.contains("10.99.2."),
+        "{links}"
+    );
+}
+
+/// `nft flush set inet corten published`: the table is the same.
+#[test]
+fn elements_that_are_missing_come_back_with_the_next_change() {
+    let lab = Lab::new();
+    let net = bridge("ct0", "10.99.0.0/24");
+    lab.on_host(|| ensure_bridge(&net).unwrap());
+    let webs = [2, 3].map(|n| lab.container(&net, n, &[tcp(None, 8080 + u16::from(n), 80)]));
+    let _watching = webs.each_ref().map(|web| Proxy::of(&lab, web));
+    eventually("one listens", || listeners(&lab) == 1);
+    lab.on_host(|| {
+        run("nft flush set inet corten_test bridges; nft flush map inet corten_test published");
+        run("nft 'add table inet fw; delete table inet fw'");
+    });
+    eventually("all is back", || {
+        let rules = lab.ruleset();
+        let ports = [2, 3].map(|n| format!("10.99.0.{n} . 80"));
+        rules.contains("\"ct0\"") && ports.iter().all(|port| rules.contains(port))
+    });
+}
+
 #[test]
 fn one_listens_for_all() {
     let lab = Lab::new();

@@ -104,11 +104,17 @@ pub(crate) fn bring_up(engine: &Engine, row: &NetworkRow) -> Result<BridgeSpec> 
     claim(engine, row)
 }
 
-/// The bridges of all networks that have been brought up once. Blocks.
+/// The bridges of all networks that have been brought up once, but for those whose rows say nothing that
+/// this version understands. Blocks.
 pub(crate) fn bridges(engine: &Engine) -> Result<Vec<BridgeSpec>> {
     let mut rows = engine.database().read(row::all)?;
     rows.retain(|row| row.driver == "bridge" && !row.config_only && row.is_settled());
-    rows.iter().map(|row| row.spec(engine)).collect()
+    let spec = |row: &NetworkRow| {
+        let spec = row.spec(engine);
+        let unclear = |error: &EngineError| tracing::warn!(network = row.name, %error, "its bridge is not known");
+        spec.inspect_err(unclear).ok()
+    };
+    Ok(rows.iter().filter_map(spec).collect())
 }
 
 /// Makes a network's bridge, choosing what the user has not; nothing of it may be in this host's

@@ -51,6 +51,7 @@ use self::elements::{
 use self::rules::{NFPROTO_IPV4, NFPROTO_IPV6, VERSION, define};
 use crate::Result;
 use crate::bridge::BridgeSpec;
+use crate::firewall::Change;
 use crate::netlink::Socket;
 use crate::nft::{self, Element, Transaction, is_absent};
 
@@ -139,15 +140,21 @@ pub(crate) fn remove(socket: &mut Socket, table: &str) -> Result<()> {
     }
 }
 
-/// Says which families the host's input rules drop by default; whether there is one more now.
-pub(crate) fn guard(socket: &mut Socket, table: &str, ipv4: bool, ipv6: bool) -> Result<bool> {
+/// Says which families (IPv4, IPv6) the host's input rules drop by default; whether there is one more now.
+pub(crate) fn guard(
+    socket: &mut Socket,
+    table: &str,
+    wanted: [bool; 2],
+    change: Change,
+) -> Result<bool> {
     let mut attempt = 1;
     loop {
         let mut t = Transaction::new(table);
         let (mut same, mut more) = (true, false);
-        for (number, wanted) in [(NFPROTO_IPV4, ipv4), (NFPROTO_IPV6, ipv6)] {
+        for (number, wanted) in [NFPROTO_IPV4, NFPROTO_IPV6].into_iter().zip(wanted) {
             let key = [family(number)];
             let is = !nft::lookup(socket, table, GUARDED.name, &key)?.is_empty();
+            let wanted = wanted || is && change == Change::More;
             same &= is == wanted;
             more |= wanted && !is;
             match wanted {

@@ -89,14 +89,17 @@ impl Lab {
         self.on_host(|| output("nft list ruleset"))
     }
 
-    /// Somebody who has the post of whoever listens to the firewall, and is stopped.
-    pub fn listener_that_never_looks(&self) -> impl Sized + use<> {
+    /// The pipe of whoever listens to the firewall.
+    fn post(&self) -> String {
         let namespace =
             std::fs::metadata(format!("/proc/self/fd/{}", self.host.as_fd().as_raw_fd()));
-        let path = format!(
-            "/run/corten-network/corten_test.{}",
-            namespace.unwrap().ino()
-        );
+        let namespace = namespace.unwrap().ino();
+        format!("/run/corten-network/corten_test.{namespace}")
+    }
+
+    /// Somebody who has the post of whoever listens to the firewall, and is stopped.
+    pub fn listener_that_never_looks(&self) -> std::fs::File {
+        let path = self.post();
         run(&format!(
             "mkdir -p -m 700 /run/corten-network; mkfifo -m 600 {path}"
         ));
@@ -106,18 +109,14 @@ impl Lab {
             .open(&path)
             .unwrap();
         pipe.lock().unwrap();
-        Removed { path, _pipe: pipe }
+        pipe
     }
 }
 
-struct Removed {
-    path: String,
-    _pipe: std::fs::File,
-}
-
-impl Drop for Removed {
+impl Drop for Lab {
     fn drop(&mut self) {
-        std::fs::remove_file(&self.path).unwrap();
+        // A listener that left it to the others, of whom there are none any more.
+        std::fs::remove_file(self.post()).ok();
     }
 }
 
@@ -435,7 +434,8 @@ pub fn at_once<T: Send + 'static>(
 
 /// Polls until `f` is true.
 pub fn eventually(what: &str, mut f: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    // Far more than it takes anywhere: a test that fails may take its time.
+    let deadline = Instant::now() + Duration::from_secs(20);
     while !f() {
         assert!(Instant::now() < deadline, "{what} did not happen");
         std::thread::park_timeout(Duration::from_millis(5));

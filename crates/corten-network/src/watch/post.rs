@@ -1,0 +1,242 @@
+//! Who listens for all of an engine: a pipe with a name, whose writer has the lock on it. That a reader
+//! has no writer any more is what tells it that the post is free.
+//!
+//! Nothing is ever written to it. Whoever leaves the post takes the name away, unless the others are to
+//! look after their own: then, and when it was killed, the pipe is still at its place.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
+
+/// Where the posts are. They mean nothing after a reboot.
+pub(super) const POSTS: &str = "/run/corten-network";
+
+#[derive(Debug)]
+pub(super) enum Post {
+    Ours(Held),
+    Taken(Taken),
+}
+
+/// The post, held.
+#[derive(Debug)]
+pub(super) struct Held {
+    path: PathBuf,
+    /// Locked.
+    writer: File,
+    /// Whether the others are to look.
+    call: bool,
+}
+
+/// Of a post that somebody has: the pipe's end that is read.
+#[derive(Debug)]
+pub(super) struct Taken {
+    path: PathBuf,
+    reader: OwnedFd,
+}
+
+impl Post {
+    /// Takes the post of a table of this network namespace, if nobody has it.
+    pub(super) fn of(table: &str) -> io::Result<Self> {
+        let path = path(table)?;
+        loop {
+            match Self::at(&path)? {
+                Some(post) => return Ok(post),
+                None => make(&path)?,
+            }
+        }
+    }
+
+    /// The same of a pipe; none if it is not there.
+    fn at(path: &Path) -> io::Result<Option<Self>> {
+        loop {
+            let Some(reader) = open(path)? else {
+                return Ok(None);
+            };
+            // Of the very same pipe. Before the lock, so that none who sees it taken misses the end.
+            let same = format!("/proc/self/fd/{}", reader.as_raw_fd());
+            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let writer = File::from(rustix::fs::open(same, flags, Mode::empty())?);
+            let path = path.to_owned();
+            match rustix::fs::flock(&writer, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) if is_at(&path, &writer) => {
+                    return Ok(Some(Self::Ours(Held {
+                        path,
+                        writer,
+                        call: false,
+                    })));
+                }
+                // Whoever had it has removed it.
+                Ok(()) | Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Ok(Some(Self::Taken(Taken { path, reader })));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Held {
+    /// Leaves the post so that all others look after their own.
+    pub(super) fn call(mut self) {
+        self.call = true;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Those who wait are told when it is closed. Its name may be another's by now, if somebody has
+        // removed it by hand.
+        if !self.call
+            && is_at(&self.path, &self.writer)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            tracing::debug!(path = %self.path.display(), %error, "it stays");
+        }
+    }
+}
+
+impl Taken {
+    /// The post of a table of this network namespace, if somebody has it (or tries to take it).
+    pub(super) fn of(table: &str) -> io::Result<Option<Self>> {
+        let path = path(table)?;
+        let reader = open(&path)?.map(File::from);
+        let taken = reader.filter(|reader| !is_free(reader));
+        Ok(taken.map(|reader| Self {
+            path,
+            reader: reader.into(),
+        }))
+    }
+
+    /// Waits until the post is free; whether to look.
+    pub(super) async fn vacancy(self) -> io::Result<bool> {
+        let reader = crate::sys::watch(self.reader)?;
+        loop {
+            let mut ready = reader.readable().await?;
+            let pipe = File::from(reader.get_ref().try_clone()?);
+            if is_free(&pipe) {
+                return Ok(is_at(&self.path, &pipe));
+            }
+            ready.clear_ready();
+        }
+    }
+}
+
+/// Removes the posts of a table that nobody has, as whoever had them was killed; those of other network
+/// namespaces as well, which may be gone.
+pub(crate) fn forget(table: &str) {
+    let entries = std::fs::read_dir(POSTS).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let namespace = name.to_str().and_then(|name| name.strip_prefix(table));
+        let namespace = namespace.and_then(|rest| rest.strip_prefix('.'));
+        if !namespace.is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit())) {
+            continue;
+        }
+        match Post::at(&entry.path()) {
+            // Dropping it removes it.
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(path = %entry.path().display(), %error, "it stays");
+            }
+        }
+    }
+}
+
+/// The pipe of a table of this network namespace.
+fn path(table: &str) -> io::Result<PathBuf> {
+    let namespace = std::fs::metadata("/proc/thread-self/ns/net")?.ino();
+    Ok(Path::new(POSTS).join(format!("{table}.{namespace}")))
+}
+
+/// Its end that is read; none if it is not there.
+fn open(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        opened => Ok(Some(opened?)),
+    }
+}
+
+fn make(path: &Path) -> io::Result<()> {
+    let mut directory = std::fs::DirBuilder::new();
+    directory.recursive(true).mode(0o700).create(POSTS)?;
+    let mode = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::mknodat(CWD, path, FileType::Fifo, mode, 0) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_at(path: &Path, file: &File) -> bool {
+    let there = std::fs::symlink_metadata(path);
+    let ours = file.metadata();
+    matches!((there, ours), (Ok(a), Ok(b)) if (a.dev(), a.ino()) == (b.dev(), b.ino()))
+}
+
+/// Has the pipe no writer?
+fn is_free(mut reader: &File) -> bool {
+    // Nothing is ever written to it.
+    matches!(reader.read(&mut [0; 1]), Ok(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(pipe: &str) -> String {
+        format!("corten_test_{pipe}_{}", std::process::id())
+    }
+
+    fn held(table: &str) -> Held {
+        match Post::of(table).unwrap() {
+            Post::Ours(held) => held,
+            Post::Taken(taken) => panic!("{taken:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_forgotten_or_removed_by_hand_is_not_taken_from_another() {
+        let table = name("post");
+        let first = held(&table);
+        let path = path(&table).unwrap();
+        forget(&table);
+        assert!(path.exists() && Taken::of(&table).unwrap().is_some());
+        // By hand: from then on there may be two, of whom the first takes nothing from the second.
+        std::fs::remove_file(&path).unwrap();
+        let second = held(&table);
+        drop(first);
+        assert!(path.exists() && Taken::of(&table).unwrap().is_some());
+        // As if it had been killed.
+        second.call();
+        assert!(path.exists() && Taken::of(&table).unwrap().is_none());
+        // Another's, whose name begins with the same.
+        let other = held(&format!("{table}.x"));
+        forget(&table);
+        assert!(!path.exists() && other.path.exists());
+    }
+
+    #[test]
+    fn whoever_waits_is_told_of_the_end_and_whether_to_look() {
+        let table = name("told");
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        runtime.block_on(async {
+            for call in [false, true] {
+                let post = held(&table);
+                assert!(matches!(Post::of(&table).unwrap(), Post::Taken(_)));
+                let waiting = Taken::of(&table).unwrap().unwrap().vacancy();
+                match call {
+                    true => post.call(),
+                    false => drop(post),
+                }
+                assert_eq!(waiting.await.unwrap(), call);
+            }
+            forget(&table);
+        });
+    }
+}
