@@ -8,7 +8,7 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 CORTEN := $(TARGET_DIR)/$(HOST)/release/corten
 BARE := $(TARGET_DIR)/$(HOST)/release/examples/bare
 
-.PHONY: help build quickstart quickstart-clean test test-vm lint bench install uninstall clean
+.PHONY: help build quickstart quickstart-clean test test-vm test-upgrade lint bench install uninstall clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -33,6 +33,12 @@ test: ## install what the tests need and run every test
 test-vm: ## try other cgroups, another kernel and systemd in virtual machines (slow)
 	@scripts/install-deps.sh vm
 	@scripts/test-vm.sh
+
+test-upgrade: ## have what an older binary runs taken over by this one (OLDER=/path/to/corten)
+	@test -x "$(OLDER)" || { echo "say which is the older one: make test-upgrade OLDER=/path/to/corten" >&2; exit 2; }
+	@scripts/install-deps.sh test
+	cargo build --release --locked -p corten
+	@scripts/test-upgrade.sh "$(OLDER)" $(CORTEN)
 
 lint: ## formatting and clippy, warnings are errors
 	cargo fmt --all --check

@@ -15,8 +15,9 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/corten-upgrade.XXXXXX")
 export CORTEN_ROOT=$work/root
 failed=0 count=0
 end() {
-  "$newer" system reset --force >/dev/null 2>&1 || echo "the root is not reset: $CORTEN_ROOT"
-  rm -rf "$work"
+  # There may be mounts in it.
+  "$newer" system reset --force >/dev/null 2>&1 || { echo "the root is not reset: $CORTEN_ROOT"; return; }
+  rm -rf --one-file-system "$work"
 }
 trap end EXIT
 ip link set lo up
