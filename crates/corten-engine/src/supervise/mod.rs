@@ -16,6 +16,7 @@ use corten_supervisor::{Launch, Summons};
 
 use crate::engine::{Engine, EngineOptions};
 pub(crate) use host::namespace_of;
+pub(crate) use network::request;
 
 /// Runs the supervisor of one container: `--root DIR <id>`. Must be called before any
 /// thread exists.

@@ -523,7 +523,7 @@ fn requests(container: &Container, given: &[Given]) -> Result<Vec<PortRequest>> 
 }
 
 /// `default`: where the network publishes what names no address.
-fn request(wish: &ports::Publish, default: Option<IpAddr>) -> PortRequest {
+pub(crate) fn request(wish: &ports::Publish, default: Option<IpAddr>) -> PortRequest {
     PortRequest {
         proto: match wish.port.protocol {
             Protocol::Tcp => Proto::Tcp,
