@@ -82,14 +82,28 @@ impl Engine {
     /// # Errors
     /// When not run as root, or when the root cannot be used.
     pub fn open(options: EngineOptions) -> Result<Self> {
-        if !rustix::process::geteuid().is_root() {
-            return Err(EngineError::NotRoot);
-        }
-        // Modes are said where things are made: what containers see must not depend on the
-        // umask of whoever called.
-        rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
-        let root = canonical_root(&Layout::root_or_default(options.root.as_deref()))?;
+        be_root()?;
+        let root = canonical_root(&Layout::root_or_default(options.root.as_deref()), true)?;
         let layout = Layout::of(&root);
+        let is_lost = || !options.anew && layout.holds_things();
+        Self::open_in(&layout, &is_lost)
+    }
+
+    /// As [`open`](Self::open), of a root that has an engine: none is made.
+    pub(crate) fn open_existing(root: &Path) -> Result<Self> {
+        be_root()?;
+        let layout = Layout::of(&canonical_root(root, false)?);
+        if !layout.database().exists() {
+            return Err(EngineError::Io {
+                action: "open",
+                path: layout.database(),
+                source: std::io::ErrorKind::NotFound.into(),
+            });
+        }
+        Self::open_in(&layout, &|| true)
+    }
+
+    fn open_in(layout: &Layout, is_lost: &dyn Fn() -> bool) -> Result<Self> {
         let schemas = [
             corten_store::SCHEMA,
             crate::schema::SCHEMA,
@@ -97,18 +111,17 @@ impl Engine {
         ];
         // A root without one may be a directory whose contents are not ours.
         let known = layout.database().exists();
-        let is_lost = || !options.anew && layout.holds_things();
         let database = match Database::open_unless_lost(&layout.database(), &schemas, is_lost) {
             Err(DbError::Lost(path)) => return Err(EngineError::LostDatabase(path)),
             opened => opened?,
         };
-        let store = Store::open_with(&root, database.clone(), layer_form()?)
+        let store = Store::open_with(layout.root(), database.clone(), layer_form()?)
             .disposing(crate::rubbish::delete);
         if known {
             store.close_to_others()?;
         }
         Ok(Self(Arc::new(Inner {
-            layout,
+            layout: layout.clone(),
             database,
             store,
             registry: OnceLock::new(),
@@ -265,10 +278,21 @@ impl Engine {
     }
 }
 
-/// The root as an absolute path without links, made if it is not there: only its owner and
-/// group pass through it, as through Docker's. One that older versions made is closed, too; one
-/// that was there before is its owner's to close (it may be shared).
-fn canonical_root(root: &Path) -> Result<PathBuf> {
+/// What whoever opens an engine must be, and how it makes files.
+fn be_root() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(EngineError::NotRoot);
+    }
+    // Modes are said where things are made: what containers see must not depend on the
+    // umask of whoever called.
+    rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
+    Ok(())
+}
+
+/// The root as an absolute path without links, made if it is not there and `make` is set: only
+/// its owner and group pass through it, as through Docker's. One that older versions made is
+/// closed, too; one that was there before is its owner's to close (it may be shared).
+fn canonical_root(root: &Path, make: bool) -> Result<PathBuf> {
     let io = |action, source| EngineError::Io {
         action,
         path: root.to_owned(),
@@ -283,7 +307,7 @@ fn canonical_root(root: &Path) -> Result<PathBuf> {
             }
             Ok(path)
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+        Err(error) if make && error.kind() == std::io::ErrorKind::NotFound => {
             // Those above it are nothing of ours.
             let above = root.parent().filter(|above| !above.as_os_str().is_empty());
             above
@@ -297,5 +321,21 @@ fn canonical_root(root: &Path) -> Result<PathBuf> {
             std::fs::canonicalize(root).map_err(|e| io("open", e))
         }
         Err(error) => Err(io("open", error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("gone");
+        assert!(Engine::open_existing(&gone).is_err());
+        assert!(!gone.exists());
+        // As a reset leaves it.
+        assert!(Engine::open_existing(dir.path()).is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -4,15 +4,20 @@
 //! over it, as descriptors, the connections of clients that attached before the start and of
 //! those who wait for the exit: so they miss nothing, however short the run. The supervisor
 //! answers once on the same socket, when the container runs or could not be started.
+//!
+//! Its process may be summoned before there is a container: it makes itself ready meanwhile. One
+//! that nothing is sent to makes nothing, and ends with its launcher.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use corten_runtime::exe::{self, SealedExe};
 use corten_runtime::passing;
@@ -20,6 +25,9 @@ use rustix::net::RecvFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{Launched, Streams};
+
+/// How long the end of a process that is not needed is waited for.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// Descriptors one launch can carry.
 const MAX_FDS: usize = passing::MOST;
@@ -42,11 +50,12 @@ pub struct Launcher {
     pub checkpoint: Option<PathBuf>,
 }
 
-/// A supervisor's process that waits for what it is to do. Dropped, it ends.
+/// A supervisor's process that waits for what it is to do. Dropped before it was told, it ends.
 #[derive(Debug)]
 pub struct Summoned {
     socket: UnixStream,
     child: Child,
+    told: bool,
 }
 
 impl Summoned {
@@ -65,12 +74,31 @@ impl Summoned {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Ok(Self { socket, child })
+        Ok(Self {
+            socket,
+            child,
+            told: false,
+        })
+    }
+
+    /// Waits for the end of one that is not needed, so that it leaves nothing behind of itself.
+    fn dismiss(&mut self) -> io::Result<()> {
+        self.socket.shutdown(Shutdown::Write)?;
+        self.socket.set_read_timeout(Some(ENDING))?;
+        match self.socket.read(&mut [0])? {
+            0 => Ok(()),
+            _ => Err(io::Error::other("it has something to say")),
+        }
     }
 }
 
 impl Drop for Summoned {
     fn drop(&mut self) {
+        if !self.told
+            && let Err(error) = self.dismiss()
+        {
+            tracing::debug!(%error, "a supervisor that is not needed may be ending still");
+        }
         // The supervisor forks away from the process we spawned, which ends at once.
         if let Err(error) = self.child.wait() {
             tracing::debug!(%error, "a process of ours is somebody else's");
@@ -127,11 +155,10 @@ impl Launcher {
     }
 
     fn talk(self, summoned: Option<Summoned>) -> io::Result<Launched> {
-        let summoned = match summoned {
+        let mut summoned = match summoned {
             Some(summoned) => summoned,
             None => Summoned::new(&self.exe, &self.args)?,
         };
-        let mut ours = &summoned.socket;
         let handover = Handover {
             attach: self.attach.iter().map(|(_, streams)| *streams).collect(),
             waiters: self.waiters.len(),
@@ -144,7 +171,9 @@ impl Launcher {
             .map(|(stream, _)| stream.as_fd())
             .chain(self.waiters.iter().map(AsFd::as_fd))
             .collect();
-        send_with_fds(ours, &serde_json::to_vec(&handover)?, &fds)?;
+        send_with_fds(&summoned.socket, &serde_json::to_vec(&handover)?, &fds)?;
+        summoned.told = true;
+        let mut ours = &summoned.socket;
         drop(self.attach);
         drop(self.waiters);
         let mut length = [0; 4];
@@ -190,6 +219,14 @@ impl Summons {
         let socket = rustix::stdio::stdin().try_clone_to_owned()?;
         rustix::stdio::dup2_stdin(&null)?;
         Ok(Self(UnixStream::from(socket)))
+    }
+
+    /// Whether there may still be something to do: false where the launcher has gone, or wants
+    /// nothing.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        !matches!(rustix::net::recv(&self.0, &mut [0; 1], flags), Ok((0, _)))
     }
 
     /// Waits for what is to be done.
@@ -263,6 +300,35 @@ fn receive_with_fds(socket: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_that_is_not_needed_is_seen_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("mark");
+        let script = format!("cat; : >{}", mark.display());
+        let args = [OsString::from("-c"), script.into()];
+        drop(Summoned::new(Path::new("/bin/sh"), &args).unwrap());
+        assert!(mark.exists(), "it was waited for");
+    }
+
+    #[test]
+    fn a_launcher_that_is_gone_is_seen() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let summons = Summons(theirs);
+        assert!(summons.is_open());
+        drop(ours);
+        assert!(!summons.is_open());
+        assert!(summons.wait().is_err());
+        // One that wants nothing still listens.
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.shutdown(Shutdown::Write).unwrap();
+        assert!(!Summons(theirs).is_open());
+        // What was said before is to be done.
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        ours.write_all(b"x").unwrap();
+        drop(ours);
+        assert!(Summons(theirs).is_open());
+    }
 
     #[test]
     fn descriptors_travel() {

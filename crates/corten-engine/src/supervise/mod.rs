@@ -8,13 +8,13 @@ pub(crate) mod rooted;
 mod users;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
 pub use corten_supervisor::look_up;
 use corten_supervisor::{Launch, Summons};
 
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::Engine;
 pub(crate) use host::namespace_of;
 pub(crate) use network::request;
 
@@ -33,10 +33,15 @@ pub fn main(args: &[OsString]) -> ExitCode {
             return ExitCode::from(125);
         }
     };
+    // Before anything is opened: the root may be gone as well.
+    if !summons.is_open() {
+        tracing::debug!("not needed after all");
+        return ExitCode::from(125);
+    }
     let prepared = match (sealed, args) {
         (Err(error), _) => Err(error.to_string()),
         (Ok(()), [flag, root, id]) if flag == "--root" => {
-            open(root.into()).map(|engine| (engine, id.to_string_lossy()))
+            open(root.as_ref()).map(|engine| (engine, id.to_string_lossy()))
         }
         _ => Err("supervise: expected --root DIR ID".to_owned()),
     };
@@ -63,15 +68,11 @@ pub fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
-fn open(root: PathBuf) -> Result<Engine, String> {
+fn open(root: &Path) -> Result<Engine, String> {
     // A container may have filled the disk; what is written of its end is little, and it may be
     // what frees the disk.
     crate::may_use_reserve();
-    let options = EngineOptions {
-        root: Some(root),
-        anew: false,
-    };
-    Engine::open(options).map_err(|error| error.to_string())
+    Engine::open_existing(root).map_err(|error| error.to_string())
 }
 
 fn give_up(launch: Launch, message: &str) -> ExitCode {
