@@ -75,7 +75,7 @@ impl NetworkLock {
 }
 
 /// The ids of the run directories.
-fn run_directories(engine: &Engine) -> Vec<String> {
+pub(crate) fn run_directories(engine: &Engine) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(engine.layout().run_containers()) else {
         return Vec::new();
     };

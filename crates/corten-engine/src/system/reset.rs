@@ -1,7 +1,9 @@
 //! Removing everything of an engine, after its containers.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use crate::containers::state;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::networks::{row as networks, shared};
@@ -10,6 +12,10 @@ type Result<T> = std::result::Result<T, EngineError>;
 
 /// Files of the root that the user wrote.
 const KEPT: &[&str] = &["registries.toml"];
+
+/// How long supervisors may take to delete what removed containers have left.
+const LEAVING: Duration = Duration::from_secs(30);
+const ASK: Duration = Duration::from_millis(5);
 
 /// Removes network, control group and files. Blocks.
 pub(super) fn reset(engine: &Engine) -> Result<()> {
@@ -36,6 +42,7 @@ pub(super) fn reset(engine: &Engine) -> Result<()> {
     if let Some(error) = failed {
         return Err(error);
     }
+    await_supervisors(engine);
     engine.store().await_deletion();
     remove(layout.run())?;
     let entries = std::fs::read_dir(layout.root()).map_err(io("read", layout.root()))?;
@@ -46,6 +53,20 @@ pub(super) fn reset(engine: &Engine) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Supervisors of containers that are removed already may still be deleting their files.
+fn await_supervisors(engine: &Engine) {
+    let deadline = Instant::now() + LEAVING;
+    for id in crate::sweep::run_directories(engine) {
+        while state::has_supervisor(engine, &id) {
+            if Instant::now() > deadline {
+                tracing::warn!(container = %id, "its supervisor is still there");
+                return;
+            }
+            std::thread::sleep(ASK);
+        }
+    }
 }
 
 /// The links of this host that have names of this engine's bridges.

@@ -120,12 +120,16 @@ fn key(row: &VolumeRow) -> String {
     Digest::of(told.as_bytes()).hex().to_owned()
 }
 
+/// Makes a directory of the root, which is not made again where it is gone.
 fn make(directory: &Path) -> Result<()> {
-    std::fs::create_dir_all(directory).map_err(|source| EngineError::Io {
-        action: "create",
-        path: directory.to_owned(),
-        source,
-    })
+    match std::fs::create_dir(directory) {
+        Err(source) if source.kind() != std::io::ErrorKind::AlreadyExists => Err(EngineError::Io {
+            action: "create",
+            path: directory.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Deletes the directory of a volume whose removal is written.
