@@ -148,13 +148,15 @@ impl Launcher {
             return Err(LaunchError::TooMany);
         }
         let exe = self.exe.clone();
-        self.talk(summoned).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => LaunchError::Died,
-            _ => LaunchError::Spawn { exe, source },
-        })
+        self.talk(summoned)
+            .map_err(|source| match has_ended(&source) {
+                true => LaunchError::Died,
+                false => LaunchError::Spawn { exe, source },
+            })
     }
 
     fn talk(self, summoned: Option<Summoned>) -> io::Result<Launched> {
+        let was_there = summoned.is_some();
         let mut summoned = match summoned {
             Some(summoned) => summoned,
             None => Summoned::new(&self.exe, &self.args)?,
@@ -171,7 +173,16 @@ impl Launcher {
             .map(|(stream, _)| stream.as_fd())
             .chain(self.waiters.iter().map(AsFd::as_fd))
             .collect();
-        send_with_fds(&summoned.socket, &serde_json::to_vec(&handover)?, &fds)?;
+        let json = serde_json::to_vec(&handover)?;
+        match send_with_fds(&summoned.socket, &json, &fds) {
+            // It has been killed since, and nothing has been handed over.
+            Err(error) if was_there && has_ended(&error) => {
+                tracing::info!(%error, "a supervisor that was waiting is gone: starting another");
+                summoned = Summoned::new(&self.exe, &self.args)?;
+                send_with_fds(&summoned.socket, &json, &fds)?;
+            }
+            sent => sent?,
+        }
         summoned.told = true;
         let mut ours = &summoned.socket;
         drop(self.attach);
@@ -182,6 +193,14 @@ impl Launcher {
         ours.read_exact(&mut json)?;
         Ok(serde_json::from_slice(&json)?)
     }
+}
+
+/// Whether the other end of a socket is no more.
+fn has_ended(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
 }
 
 /// This very program from where no container can write it, so that the supervisor need not
@@ -300,6 +319,49 @@ fn receive_with_fds(socket: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A stand-in for the supervisor: a script with the launcher's socket as its standard input.
+    fn launcher(script: &str) -> Launcher {
+        Launcher {
+            exe: "/bin/sh".into(),
+            args: vec!["-c".into(), script.into()],
+            attach: Vec::new(),
+            waiters: Vec::new(),
+            again: false,
+            checkpoint: None,
+        }
+    }
+
+    /// One that has been killed.
+    fn dead() -> Summoned {
+        let (socket, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        Summoned {
+            socket,
+            child: Command::new("/bin/true").spawn().unwrap(),
+            told: false,
+        }
+    }
+
+    #[test]
+    fn another_is_started_where_the_summoned_one_is_gone() {
+        let json = r#"{"failed":{"code":7,"message":"x"}}"#;
+        let script = format!(
+            "head -c 4 >/dev/null; printf '\\000\\000\\000\\{:03o}%s' '{json}' >&0",
+            json.len()
+        );
+        let launched = launcher(&script).launch(Some(dead())).unwrap();
+        assert!(matches!(launched, Launched::Failed { code: 7, .. }));
+    }
+
+    #[test]
+    fn one_that_ends_without_a_word_has_died() {
+        // With what it was told unread, and read.
+        for script in ["exit", "head -c 4 >/dev/null"] {
+            let died = launcher(script).launch(Some(dead()));
+            assert!(matches!(died, Err(LaunchError::Died)), "{script}: {died:?}");
+        }
+    }
 
     #[test]
     fn one_that_is_not_needed_is_seen_off() {
