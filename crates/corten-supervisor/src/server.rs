@@ -71,6 +71,12 @@ impl Server {
     /// Takes no more requests; those who wait for the end hear of it.
     pub(crate) async fn farewell(self, patience: Duration) {
         self.accepting.abort();
+        // Until its end its socket takes connections that nobody would answer.
+        if let Err(error) = self.accepting.await
+            && error.is_panic()
+        {
+            tracing::warn!(%error, "taking requests had ended already");
+        }
         let closed = async {
             self.shared.exits.closed().await;
         };
