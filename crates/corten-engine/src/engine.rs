@@ -224,14 +224,25 @@ impl Engine {
 
     /// Runs blocking work that takes no longer than some queries. Where the runtime has this one
     /// thread (a command line's, which waits for the answer anyway) it is done in place: two
-    /// threads that wake each other would take longer than the work.
+    /// threads that wake each other would take longer than the work. Meanwhile nothing else is
+    /// done there, not even Ctrl-C heard: what copies files or walks trees is no such work. (A
+    /// look at a container may bury one whose supervisor was killed, which is rare.)
     pub(crate) async fn brief<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce(&Self) -> Result<T> + Send + 'static,
     {
+        self.brief_if(true, work).await
+    }
+
+    /// As [`brief`](Self::brief) where it is said to be that, else as [`blocking`](Self::blocking).
+    pub(crate) async fn brief_if<T, F>(&self, is_brief: bool, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Self) -> Result<T> + Send + 'static,
+    {
         match Handle::current().runtime_flavor() {
-            RuntimeFlavor::CurrentThread => work(self),
+            RuntimeFlavor::CurrentThread if is_brief => work(self),
             _ => self.blocking(work).await,
         }
     }

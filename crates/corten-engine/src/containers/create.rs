@@ -88,6 +88,19 @@ pub(super) fn create(
     })
 }
 
+/// Whether a request names what may be volumes. Those that only its image names are not known yet.
+pub(super) fn asks_for_volumes(body: &ContainerCreateBody) -> bool {
+    let host = body.host_config.as_ref();
+    let has_mounts = |host: &HostConfig| {
+        host.binds.as_ref().is_some_and(|binds| !binds.is_empty())
+            || host
+                .mounts
+                .as_ref()
+                .is_some_and(|mounts| !mounts.is_empty())
+    };
+    host.is_some_and(has_mounts) || body.volumes.as_ref().is_some_and(|v| !v.is_empty())
+}
+
 /// Stores the rows; the names of volumes that are new. A made-up name that is taken is
 /// made up again.
 fn store(engine: &Engine, durability: Durability, draft: &mut Draft) -> Result<Vec<String>> {

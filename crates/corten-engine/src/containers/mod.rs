@@ -202,8 +202,10 @@ impl Containers {
         starts: bool,
     ) -> Result<models::ContainerCreateResponse> {
         let (name, platform) = (name.map(str::to_owned), platform.cloned());
+        // New volumes are filled.
+        let is_brief = !create::asks_for_volumes(&body);
         self.0
-            .brief(move |engine| {
+            .brief_if(is_brief, move |engine| {
                 create::create(engine, name.as_deref(), &body, platform.as_ref(), starts)
             })
             .await
@@ -338,7 +340,7 @@ impl Containers {
     /// When a filter is wrong.
     pub async fn list(&self, options: ListOptions) -> Result<Vec<models::ContainerSummary>> {
         self.0
-            .brief(move |engine| list::list(engine, &options))
+            .brief_if(!options.size, move |engine| list::list(engine, &options))
             .await
     }
 
@@ -353,7 +355,7 @@ impl Containers {
     ) -> Result<models::ContainerInspectResponse> {
         let name = name.to_owned();
         self.0
-            .brief(move |engine| inspect::inspect(engine, &name, size))
+            .brief_if(!size, move |engine| inspect::inspect(engine, &name, size))
             .await
     }
 
