@@ -64,7 +64,7 @@ pub(super) fn create(
     } else {
         Durability::Synced
     };
-    if starts {
+    if starts && !(draft.named && is_taken(engine, &draft.container.name)) {
         super::start::summon(engine, &draft.container.id);
     }
     let made = match store(engine, durability, &mut draft) {
@@ -99,6 +99,11 @@ pub(super) fn asks_for_volumes(body: &ContainerCreateBody) -> bool {
                 .is_some_and(|mounts| !mounts.is_empty())
     };
     host.is_some_and(has_mounts) || body.volumes.as_ref().is_some_and(|v| !v.is_empty())
+}
+
+/// Whether a name seems to be in use: then a supervisor would most probably begin in vain.
+fn is_taken(engine: &Engine, name: &str) -> bool {
+    engine.database().read(|c| row::resolve(c, name)).is_ok()
 }
 
 /// Stores the rows; the names of volumes that are new. A made-up name that is taken is
