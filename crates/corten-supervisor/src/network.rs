@@ -68,7 +68,7 @@ impl Network {
     }
 
     /// Makes the links and the name server of a run, if they have not been made. What fails leaves
-    /// it to be dropped.
+    /// it to be dropped: a second call would find nothing to make.
     pub(crate) fn connect(&mut self) -> Result<(), StartError> {
         let (Some(namespace), Some((endpoints, names))) = (&self.namespace, self.planned.take())
         else {

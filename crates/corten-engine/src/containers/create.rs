@@ -45,7 +45,8 @@ struct Draft {
 }
 
 /// Creates a container. `starts`: this very process starts it at once, and one that is to be
-/// removed after its run is nobody's if that does not happen. Blocks.
+/// removed after its run is nobody's if that does not happen; its supervisor's process begins
+/// meanwhile. Blocks.
 pub(super) fn create(
     engine: &Engine,
     name: Option<&str>,

@@ -1,5 +1,5 @@
 //! Who waits for a container's start: clients that attached to it, or wait for its exit,
-//! before it runs.
+//! before it runs. With them the supervisor's process is kept that was summoned for it.
 //!
 //! Their connections are handed to the supervisor by whoever launches it. That is this
 //! process as a rule; when another process starts the container, [`watch_elsewhere`] notices

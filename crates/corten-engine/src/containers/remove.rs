@@ -106,18 +106,18 @@ pub(super) fn remove_dead(engine: &Engine, container: &Container, volumes: bool)
 /// Removes a container's row and everything that belongs to it. The caller holds its lock.
 /// Blocks.
 pub(crate) fn delete(engine: &Engine, container: &Container, volumes: bool) -> Result<()> {
-    Doomed::take(engine, container, volumes).map(|doomed| doomed.remove(engine))
+    Leftovers::take(engine, container, volumes).map(|left| left.remove(engine))
 }
 
 /// Directories of a removed container, out of use: whoever has it need not let anybody wait for
 /// their removal. If it is killed before, they are swept.
 #[derive(Debug)]
-pub(crate) struct Doomed {
+pub(crate) struct Leftovers {
     own: Option<Aside>,
     volumes: Vec<PathBuf>,
 }
 
-impl Doomed {
+impl Leftovers {
     /// Removes a container's row, as [`delete`]; what is left to do.
     pub(crate) fn take(engine: &Engine, container: &Container, volumes: bool) -> Result<Self> {
         let volumes = delete_row(engine, container, volumes)?;

@@ -23,7 +23,7 @@ use corten_supervisor::{
 use super::network::Networks;
 use super::users::{self, Users};
 use super::{propagation, rooted};
-use crate::containers::remove::Doomed;
+use crate::containers::remove::Leftovers;
 use crate::containers::row::{self, Container, Ended, Status};
 use crate::containers::{self, files, root, size, state};
 use crate::engine::Engine;
@@ -61,7 +61,7 @@ pub(super) struct EngineHost {
     /// Its `resolv.conf` as it was given, if that does not name a name server of its own.
     resolv_conf: Option<Digest>,
     /// What is left of it since it has been removed.
-    doomed: Option<Doomed>,
+    left: Option<Leftovers>,
 }
 
 impl EngineHost {
@@ -76,7 +76,7 @@ impl EngineHost {
             volumes: Vec::new(),
             oom: false,
             resolv_conf: None,
-            doomed: None,
+            left: None,
         }
     }
 
@@ -456,16 +456,16 @@ impl Host for EngineHost {
         if !container.auto_remove || container.exits == 0 {
             return;
         }
-        match Doomed::take(&self.engine, &container, true) {
-            Ok(doomed) => self.doomed = Some(doomed),
+        match Leftovers::take(&self.engine, &container, true) {
+            Ok(left) => self.left = Some(left),
             Err(EngineError::NoSuchContainer(_)) => {}
             failed => self.report("removal", failed.map(drop)),
         }
     }
 
     fn left(&mut self) {
-        if let Some(doomed) = self.doomed.take() {
-            doomed.remove(&self.engine);
+        if let Some(left) = self.left.take() {
+            left.remove(&self.engine);
         }
     }
 
