@@ -51,8 +51,9 @@ struct Row {
 
 fn get(c: &Connection, id: &str) -> Result<Row> {
     let mut statement = c.prepare_cached(
-        "SELECT e.container, e.config, e.status = 'created' AND e.created > c.started, e.pid, \
-         e.exit_code FROM execs e JOIN containers c ON c.id = e.container WHERE e.id = ?",
+        "SELECT e.container, e.config, e.status = 'created' AND e.created > c.started \
+         AND c.status IN ('running', 'paused'), e.pid, e.exit_code \
+         FROM execs e JOIN containers c ON c.id = e.container WHERE e.id = ?",
     )?;
     let found = statement.query_row([id], |r| {
         let row = Row {

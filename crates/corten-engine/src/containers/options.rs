@@ -142,7 +142,8 @@ pub enum WaitCondition {
 /// What whoever is about to start an exec instance has to know of it.
 #[derive(Debug, Clone)]
 pub struct ExecForm {
-    /// It has not been started, and its container runs. Where this is not set it may be so all
+    /// Nobody has written down that it was started, and its container runs (supervisors of older
+    /// versions do not write that). Where this is not set it may be so all
     /// the same: [`Containers::exec_inspect`](super::Containers::exec_inspect) knows.
     pub waits: bool,
     /// It has a terminal.
