@@ -79,6 +79,8 @@ tell() {
     echo "|---|---|---|---|"
     printf '%s\n' "${rows[@]}"
     echo
+    echo "\`run --rm\` of Corten returns when the container is gone for everybody, and before its files are deleted, which a process beside it does; those of the peers return after that. Of \`true\` there is next to nothing to delete."
+    echo
     printf '%s\n' "$@"
   } | bench/section.py "$report"
 }
