@@ -280,7 +280,7 @@ mod tests {
             .iter()
             .map(|(inside, outside, size)| format!("{inside} {outside} {size}\n").len())
             .sum();
-        assert!(text <= MAX_TEXT && text > MAX_TEXT - 200, "{text}");
+        assert!(text <= MAX_TEXT && text > MAX_TEXT - 300, "{text}");
         let told = remap("map", &ranges(180), "map:1:1\n").unwrap_err();
         assert!(told.to_string().contains("180 ranges"), "{told}");
     }
