@@ -129,6 +129,14 @@ fn layers_of_which_each_file_can_be_had() {
     let some = lazy("some", "");
     assert_eq!(tables(&some), [false, true], "{some}");
     assert_eq!(lazy("again", ""), some);
+    // Each was made once, and what a base says of its own is said again.
+    let records = engine.ok(["builder", "du", "--verbose"]);
+    assert_eq!(records.matches("[estargz]").count(), 2, "{records}");
+    let dockerfile = "FROM all\nCOPY a /b\n";
+    let upon = engine.context("upon", &[("Dockerfile", dockerfile), ("a", "text\n")]);
+    let upon = manifest(&engine, &upon, "upon", "compression=estargz");
+    assert_eq!(tables(&upon), [true, true, true], "{upon}");
+    assert_eq!(upon["layers"][1], all["layers"][1]);
     assert_eq!(engine.ok(["run", "--rm", "all", "cat", "/a"]), "text");
     let table = engine.ok(["run", "--rm", "all", "cat", "/stargz.index.json"]);
     assert!(table.contains("\"name\":\"a\""), "{table}");
