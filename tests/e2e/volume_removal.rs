@@ -86,6 +86,20 @@ fn what_a_killed_removal_has_moved_comes_back_with_its_row() {
     assert!(!engine.root().join("volumes/one").exists());
     assert_eq!(kept(&engine, "one"), "kept");
     assert_eq!(kept(&engine, "two"), "kept");
+    // … by an engine that is followed by an older one, which makes an empty directory …
+    database(&engine, aside);
+    std::fs::create_dir_all(engine.root().join("volumes/one/_data")).unwrap();
+    assert_eq!(kept(&engine, "one"), "kept");
+    // … or one in which something is by now, which stays; it can be removed all the same.
+    database(&engine, aside);
+    std::fs::create_dir_all(engine.root().join("volumes/one/_data")).unwrap();
+    std::fs::write(engine.root().join("volumes/one/_data/f"), "new").unwrap();
+    assert_eq!(kept(&engine, "one"), "new");
+    engine.ok(["volume", "rm", "one"]);
+    filled(&engine, "one");
+    let removing = std::fs::read_dir(engine.root().join("removing")).unwrap();
+    assert_eq!(removing.count(), 0);
+    assert_eq!(kept(&engine, "two"), "kept");
     // … and after.
     database(
         &engine,

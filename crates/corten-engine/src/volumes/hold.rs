@@ -258,6 +258,17 @@ impl Retired {
         Ok(Self::InUse)
     }
 
+    /// Removes its directory if there is nothing in it.
+    pub(super) fn remove_empty(&self, directory: &Path, data: &Path) -> std::io::Result<()> {
+        let absent = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        };
+        std::fs::remove_dir(data).or_else(absent)?;
+        std::fs::remove_file(directory.join(IN_USE)).or_else(absent)?;
+        std::fs::remove_dir(directory)
+    }
+
     /// Whether nobody uses what is in its directory now: since it was looked at, it may have been
     /// removed, and made again.
     pub(super) fn is_of(&self, directory: &Path) -> bool {

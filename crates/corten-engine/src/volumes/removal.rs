@@ -99,7 +99,11 @@ pub(crate) fn remove_in(
     }
     c.execute("DELETE FROM volumes WHERE name = ?", [name])?;
     let removing = engine.layout().removing();
-    let aside = removing.join(key(&row));
+    let mut aside = removing.join(key(&row));
+    if aside.exists() {
+        // What could not be moved back is in the way.
+        aside = removing.join(format!("{}.{}", key(&row), names::new_id()));
+    }
     let attributes = [("driver".to_owned(), row.driver)].into();
     events::record(c, Kind::Volume, "destroy", name, &attributes)?;
     make(&removing)?;
@@ -183,12 +187,13 @@ pub(crate) fn settle(engine: &Engine) -> Result<()> {
         for entry in there() {
             let aside = entry.path();
             let name = entry.file_name();
-            let Some(row) = rows.iter().find(|row| *key(row) == *name) else {
+            let name = name.to_string_lossy();
+            let key_of = name.split('.').next().unwrap_or_default();
+            let Some(row) = rows.iter().find(|row| key(row) == key_of) else {
                 move_on(engine, &aside)?;
                 continue;
             };
-            let back = engine.layout().volumes().join(&row.name);
-            match rustix::fs::renameat_with(CWD, &aside, CWD, &back, RenameFlags::NOREPLACE) {
+            match move_back(engine, &aside, row) {
                 Ok(()) => {
                     tracing::info!(volume = row.name, "its removal was not written: it stays")
                 }
@@ -200,6 +205,32 @@ pub(crate) fn settle(engine: &Engine) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Moves a directory from aside to where it was. An older version knows nothing of what is aside, and makes
+/// an empty directory in its place: that makes room, if nobody uses it.
+fn move_back(engine: &Engine, aside: &Path, row: &VolumeRow) -> Result<()> {
+    let back = engine.layout().volumes().join(&row.name);
+    let failed = |source: std::io::Error| EngineError::Io {
+        action: "move back",
+        path: aside.to_owned(),
+        source,
+    };
+    if back.exists() {
+        let retired = Retired::of(&back)?;
+        if retired.is_of(&back) {
+            let data = engine.layout().volume_data(&row.name);
+            retired.remove_empty(&back, &data).map_err(failed)?;
+        }
+    }
+    match rustix::fs::renameat_with(CWD, aside, CWD, &back, RenameFlags::NOREPLACE) {
+        // A file system that cannot do it: whoever makes a directory there writes its row first, for which
+        // we hold the lock.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if !back.exists() => {
+            std::fs::rename(aside, &back).map_err(failed)
+        }
+        moved => moved.map_err(|errno| failed(errno.into())),
+    }
 }
 
 /// Unmounts what whoever removed a volume was killed before, so that its directory can be removed.
