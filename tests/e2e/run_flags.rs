@@ -718,12 +718,14 @@ fn hooks_of_devices_are_called() {
     );
     assert_called(&dir);
 
-    // The last one is called by whoever finds that its supervisor was killed.
+    // The last one is called where its supervisor was killed, but not by whoever only looks at it.
     let done = with(&["run", "-d", device, "alpine", "sleep", "1000"]);
     assert_eq!(done.code, 0, "{done:?}");
     crate::harness::until("it is started", || dir.join("poststart").exists());
     let id = done.stdout.trim();
     crate::crash::kill_9(&crate::crash::supervisor(id));
+    let shown = engine.ok(["ps", "-a", "--format", "{{.State}}"]);
+    assert!(shown.starts_with("exited") && !dir.join("poststop").exists());
     engine.ok(["rm", "-f", id]);
     assert_called(&dir);
 

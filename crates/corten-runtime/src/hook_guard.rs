@@ -14,6 +14,11 @@ use crate::error::{RuntimeError, Step};
 use crate::hooks::{self, HookState};
 use crate::sandbox::Sandbox;
 
+/// How long a hook may take, in seconds, that somebody calls for whoever was killed before.
+const PATIENCE: i64 = 10;
+/// The file in the directory that says that the last hooks have been called: they are once at most.
+const CALLED: &str = "called";
+
 /// The directory, and the hooks for the end: when it is dropped, after everything else of the
 /// container is gone, those are called (`poststop`), and the directory is removed.
 #[derive(Debug)]
@@ -56,12 +61,22 @@ impl HookGuard {
         Ok(Some(guard))
     }
 
-    /// What whoever made it was killed with: none where there were no hooks.
+    /// What whoever made it was killed with: none where there were no hooks. None of them may take for ever,
+    /// whatever it says itself: it may be why that was killed, and somebody waits.
     #[must_use]
     pub fn left(id: &str, dir: &Path) -> Option<Self> {
-        let text = fs::read(dir.join("config.json")).ok()?;
-        let spec: Spec = serde_json::from_slice(&text).ok()?;
-        let poststop = spec.hooks().as_ref()?.poststop().clone();
+        if !dir.exists() {
+            return None;
+        }
+        let text = fs::read(dir.join("config.json")).unwrap_or_default();
+        // Killed before it was written: nothing has been called either.
+        let spec: Spec = serde_json::from_slice(&text).unwrap_or_default();
+        let hooks = spec.hooks().as_ref();
+        let mut poststop = hooks.and_then(|all| all.poststop().clone());
+        for hook in poststop.iter_mut().flatten() {
+            let own = hook.timeout().unwrap_or(PATIENCE);
+            hook.set_timeout(Some(own.min(PATIENCE)));
+        }
         Some(Self {
             dir: dir.to_owned(),
             state: hook_state(id, &spec, dir),
@@ -98,14 +113,55 @@ pub fn create_hooked(
 
 impl Drop for HookGuard {
     fn drop(&mut self) {
-        let state = self.state.json("stopped", None);
-        for error in hooks::run_all(&self.poststop, "poststop", &state) {
-            tracing::warn!(%error, "a hook failed");
+        let said = fs::File::create_new(self.dir.join(CALLED));
+        let called = said.is_err_and(|error| error.kind() == std::io::ErrorKind::AlreadyExists);
+        if !called {
+            let state = self.state.json("stopped", None);
+            for error in hooks::run_all(&self.poststop, "poststop", &state) {
+                tracing::warn!(%error, "a hook failed");
+            }
         }
         if let Err(error) = fs::remove_dir_all(&self.dir)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(dir = %self.dir.display(), %error, "what hooks were shown is left");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_called_once_and_not_for_ever() {
+        let base = tempfile::tempdir().unwrap();
+        let (dir, called) = (base.path().join("bundle"), base.path().join("called"));
+        let count = format!("echo x >> {}", called.display());
+        let hook = |timeout: Option<i64>| serde_json::json!({ "path": "/bin/sh", "args": ["sh", "-c", count], "timeout": timeout });
+        let text = serde_json::json!({
+            "ociVersion": "1.0.0",
+            "hooks": { "poststop": [hook(None), hook(Some(1)), hook(Some(1000))] }
+        });
+        let left = || HookGuard::left("box", &dir);
+        assert!(left().is_none());
+        // The second time somebody was killed after he had called them.
+        for again in [false, true] {
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join("config.json"), text.to_string()).unwrap();
+            if again {
+                fs::write(dir.join(CALLED), "").unwrap();
+            }
+            let guard = left().unwrap();
+            let bounds = guard.poststop.iter().map(Hook::timeout);
+            assert_eq!(bounds.collect::<Vec<_>>(), [Some(10), Some(1), Some(10)]);
+            drop(guard);
+            assert_eq!(fs::read_to_string(&called).unwrap(), "x\nx\nx\n");
+            assert!(!dir.exists());
+        }
+        // Killed before there was a document: only the directory goes.
+        fs::create_dir(&dir).unwrap();
+        drop(left());
+        assert!(!dir.exists() && called.exists());
     }
 }

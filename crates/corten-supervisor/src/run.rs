@@ -134,7 +134,10 @@ pub(crate) fn start(
         run.connect(console, streams.outputs, streams.input, open_stdin);
         return Ok(run);
     }
-    let hooks = HookGuard::new(id, &spec, &directory.join(BUNDLE))?;
+    let bundle = directory.join(BUNDLE);
+    // Of a run whose supervisor was killed: before a device is asked for again.
+    drop(HookGuard::left(id, &bundle));
+    let hooks = HookGuard::new(id, &spec, &bundle)?;
     let sandbox = Sandbox {
         id,
         spec: &spec,

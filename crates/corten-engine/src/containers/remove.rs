@@ -98,7 +98,7 @@ pub(super) fn remove_dead(engine: &Engine, container: &Container, volumes: bool)
     };
     // First: once the row is gone, nothing leads to what a killed supervisor has left.
     let deleted = state::clear(engine, container).and_then(|()| delete(engine, container, volumes));
-    state::remove_run_directory(engine, &container.id);
+    state::end_run(engine, &container.id);
     drop((claimed, lock));
     deleted
 }

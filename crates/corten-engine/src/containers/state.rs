@@ -166,17 +166,42 @@ fn forsake(engine: &Engine, container: &mut Container) -> Result<()> {
     Ok(())
 }
 
-/// Removes the run directory of a container whose processes are gone. What devices want done at its end
-/// is done, if its supervisor was killed before.
-pub(crate) fn remove_run_directory(engine: &Engine, id: &str) {
+/// Removes the run directory of a container whose processes are gone. If its supervisor was killed before it
+/// called a device's last hooks, what they need stays: they may take their time, so that is for whoever
+/// sweeps, removes or starts the container ([`end_run`]), and for nobody who only looks at it.
+fn remove_run_directory(engine: &Engine, id: &str) {
     let directory = engine.layout().run_container(id);
-    drop(HookGuard::left(
-        id,
-        &directory.join(corten_supervisor::BUNDLE),
-    ));
-    if let Err(error) = std::fs::remove_dir_all(&directory) {
+    if directory.join(corten_supervisor::BUNDLE).exists() {
+        for entry in std::fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            if entry.file_name() == corten_supervisor::BUNDLE {
+                continue;
+            }
+            let path = entry.path();
+            let removed = match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                true => std::fs::remove_dir_all(&path),
+                false => std::fs::remove_file(&path),
+            };
+            if let Err(error) = removed {
+                tracing::debug!(path = %path.display(), %error, "it stays in the run directory");
+            }
+        }
+    } else if let Err(error) = std::fs::remove_dir_all(&directory) {
         tracing::debug!(container = id, %error, "run directory not removed");
     }
+}
+
+/// The same, and what devices want done at its end is done, if its supervisor was killed before.
+pub(crate) fn end_run(engine: &Engine, id: &str) {
+    let bundle = engine
+        .layout()
+        .run_container(id)
+        .join(corten_supervisor::BUNDLE);
+    drop(HookGuard::left(id, &bundle));
+    remove_run_directory(engine, id);
 }
 
 /// Cleans up after a container's last supervisor if that was killed and nobody has done it

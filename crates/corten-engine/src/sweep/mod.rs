@@ -121,7 +121,7 @@ fn bury_run_directory(engine: &Engine, id: &str) -> Result<()> {
         // Before the address can be somebody else's, to whom its ports would lead.
         network(engine, Some(id))?;
         engine.write(Durability::Relaxed, |c| networks::release(c, id))?;
-        state::remove_run_directory(engine, id);
+        state::end_run(engine, id);
         return Ok(());
     };
     if container.status.is_live() {
@@ -134,7 +134,7 @@ fn bury_run_directory(engine: &Engine, id: &str) -> Result<()> {
     state::kill_all(engine, &container);
     state::release_network(engine, &container);
     engine.write(Durability::Relaxed, |c| networks::release(c, id))?;
-    state::remove_run_directory(engine, id);
+    state::end_run(engine, id);
     Ok(())
 }
 
