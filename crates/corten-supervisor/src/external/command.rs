@@ -218,7 +218,7 @@ fn failed(runtime: &ExternalRuntime, what: &str, error: &dyn std::fmt::Display) 
     // Many begin with their own name.
     let own = words
         .strip_prefix(name.as_str())
-        .is_some_and(|rest| rest.starts_with(|first: char| first == ' ' || first == ':'));
+        .is_some_and(|rest| rest.starts_with([' ', ':']));
     let message = match own {
         true => format!("OCI runtime {what} failed: {words}"),
         false => format!("OCI runtime {what} failed: {name}: {words}"),
