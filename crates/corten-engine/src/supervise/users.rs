@@ -94,12 +94,14 @@ enum Joined {
 }
 
 fn of_others(engine: &Engine, modes: &Modes) -> Result<Option<Joined>> {
+    fn shared(sharing: &Sharing) -> Option<&String> {
+        match sharing {
+            Sharing::Container(other) => Some(other),
+            Sharing::Own | Sharing::Host => None,
+        }
+    }
     let network = match &modes.network {
         NetworkMode::Container(other) => Some(other),
-        _ => None,
-    };
-    let shared = |sharing| match sharing {
-        &Sharing::Container(ref other) => Some(other),
         _ => None,
     };
     let all = [
