@@ -44,7 +44,8 @@ fn what_cannot_be_brought_back_keeps_nobody_from_the_rest() {
     eventually("it listens", || listeners(&lab) == 1);
     lab.on_host(|| run(DROP));
     eventually("a firewall is heard of", || guarded(&lab));
-    lab.on_host(|| run(&format!("nft flush ruleset; {DROP}")));
+    // In one transaction, as `systemctl reload nftables` does.
+    lab.on_host(|| run(&DROP.replacen("nft '", "nft 'flush ruleset; ", 1)));
     eventually("ports are back", || {
         lab.ruleset().contains("10.99.0.2 . 80")
     });
