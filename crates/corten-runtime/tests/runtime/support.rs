@@ -125,7 +125,12 @@ impl Container {
 
     /// Created with the given streams.
     pub fn create(&self, stdio: Stdio) -> Result<Created, RuntimeError> {
-        create(Sandbox {
+        create(self.sandbox(stdio))
+    }
+
+    /// What it is created from.
+    pub fn sandbox(&self, stdio: Stdio) -> Sandbox<'_> {
+        Sandbox {
             id: &self.id,
             spec: &self.spec,
             rootfs: Rootfs::Path(self.path().to_owned()),
@@ -137,7 +142,7 @@ impl Container {
             },
             stdio,
             cgroup: self.cgroup(),
-        })
+        }
     }
 
     /// For executing in it.

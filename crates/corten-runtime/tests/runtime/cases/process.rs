@@ -4,7 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
 
 use corten_runtime::{
-    Cgroup, ExitStatus, RuntimeError, Stdio, Target, TerminalSize, exec, send_signal, wait_pidfd,
+    Cgroup, ExitStatus, RuntimeError, Stdio, Target, TerminalSize, create_hooked, exec,
+    send_signal, wait_pidfd,
 };
 use serde_json::json;
 
@@ -18,6 +19,7 @@ pub const CASES: &[Case] = &[
     ("program_errors", program_errors),
     ("failure_leaves_nothing", failure_leaves_nothing),
     ("dropping_a_created_container", dropping_a_created_container),
+    ("given_up_meanwhile", given_up_meanwhile),
     ("streams", streams),
     ("no_descriptors_leak", no_descriptors_leak),
     ("user_and_groups", user_and_groups),
@@ -146,6 +148,29 @@ fn dropping_a_created_container() {
     assert!(created.cgroup().pids().unwrap().contains(&pid));
     drop(created);
     assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    assert!(!container.path().join("proof").exists());
+}
+
+fn given_up_meanwhile() {
+    let container = Container::sh("echo started > /proof");
+    let mut groups = Vec::new();
+    let given_up = create_hooked(container.sandbox(Stdio::Inherit), None, &mut || {
+        groups = group_dirs(&container.cgroup_path());
+        false
+    });
+    match given_up {
+        Err(RuntimeError::GivenUp) => {}
+        Err(error) => panic!("{error}"),
+        Ok(created) => panic!("process {} goes on", created.pid()),
+    }
+    assert!(!groups.is_empty(), "it was there by then");
+    assert!(group_dirs(&container.cgroup_path()).is_empty());
+    // No child is left unreaped.
+    let options = rustix::process::WaitOptions::NOHANG;
+    assert_eq!(
+        rustix::process::wait(options).unwrap_err(),
+        rustix::io::Errno::CHILD
+    );
     assert!(!container.path().join("proof").exists());
 }
 
