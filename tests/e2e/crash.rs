@@ -1,10 +1,13 @@
 //! kill -9 in the middle of things: the next command works, states are told truthfully,
 //! and a sweep finds nothing orphaned.
 
-use std::process::Command;
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::harness::{Engine, free_port, http_get, until};
+use crate::harness::{Background, Engine, PATIENCE, binary, free_port, http_get, until};
 
 pub(crate) fn kill_9(pid: &str) {
     assert!(
@@ -276,6 +279,121 @@ fn a_lost_database_loses_nothing_else() {
     std::fs::remove_file(&database).unwrap();
     engine.ok(["system", "reset", "--force"]);
     assert_eq!(engine.ok(["images", "-q"]), "");
+}
+
+/// The pids of an engine's supervisors.
+fn supervisors(engine: &Engine) -> Vec<String> {
+    let root = engine.root();
+    let called = format!("supervise\0--root\0{}\0", root.display());
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter(|process| {
+            let command = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&command).contains(&called)
+        })
+        .map(|process| process.file_name().into_string().unwrap())
+        .collect()
+}
+
+/// Calls a supervisor as `run` does, of a root that is not there; our end of its socket.
+fn supervisor_of_nothing(root: &std::path::Path) -> UnixStream {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
+    let child = Command::new(binary())
+        .args(["supervise", "--root"])
+        .arg(root)
+        .arg("0".repeat(64))
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .spawn()
+        .unwrap();
+    // It goes on in a process of its own.
+    Background::of(child).code();
+    ours
+}
+
+#[test]
+fn a_supervisor_makes_no_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("gone");
+    // Nobody wants anything of this one.
+    let mut ours = supervisor_of_nothing(&root);
+    ours.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(ours.read(&mut [0]).unwrap(), 0);
+    // This one is to start a container.
+    let mut ours = supervisor_of_nothing(&root);
+    let wanted = br#"{"attach":[],"waiters":0}"#;
+    let length = u32::try_from(wanted.len()).unwrap();
+    ours.write_all(&length.to_be_bytes()).unwrap();
+    ours.write_all(wanted).unwrap();
+    let mut told = Vec::new();
+    ours.read_to_end(&mut told).unwrap();
+    let told = String::from_utf8_lossy(&told);
+    assert!(told.contains("failed") && told.contains("gone"), "{told}");
+    assert!(!root.exists());
+}
+
+#[test]
+fn a_supervisor_that_is_not_needed_leaves() {
+    let engine = Engine::with_alpine();
+    engine.ok(["create", "--name", "box", "alpine", "true"]);
+    engine.fails(125, ["run", "--name", "box", "alpine", "true"]);
+    assert_eq!(supervisors(&engine), [""; 0]);
+    // It is found out late that this one cannot be started.
+    let args = ["run", "--rm", "--depends-on", "box:healthy", "alpine"];
+    engine.fails(125, args);
+    assert_eq!(supervisors(&engine), [""; 0]);
+    assert_eq!(engine.ok(["ps", "-aq"]).lines().count(), 1);
+    engine.assert_clean();
+}
+
+#[test]
+fn a_supervisor_that_waits_may_be_killed_and_leaves_with_its_launcher() {
+    let engine = Engine::with_alpine();
+    engine.ok([
+        "run",
+        "-d",
+        "--name",
+        "db",
+        "--health-cmd",
+        "test -e /ok",
+        "--health-interval",
+        "500ms",
+        "--health-retries",
+        "1000",
+        "alpine",
+        "sleep",
+        "1000",
+    ]);
+    let of_db = supervisors(&engine);
+    let waiting = || {
+        let mut all = supervisors(&engine);
+        all.retain(|pid| !of_db.contains(pid));
+        all
+    };
+    let start = || {
+        let args = ["run", "--rm", "--depends-on", "db:healthy", "alpine"];
+        let run = engine.spawn(args.iter().chain(&["echo", "it ran"]));
+        let is_made = || engine.ok(["ps", "-aq"]).lines().count() == 2;
+        until("the other container is made", is_made);
+        until("its supervisor waits", || waiting().len() == 1);
+        run
+    };
+    start().kill_9();
+    until("it leaves", || waiting().is_empty());
+    until("so does the container", || {
+        engine.ok(["ps", "-aq"]).lines().count() == 1
+    });
+    let run = start();
+    kill_9(&waiting()[0]);
+    until("it is gone", || waiting().is_empty());
+    engine.ok(["exec", "db", "touch", "/ok"]);
+    let done = run.finish();
+    assert_eq!(
+        (done.code, done.stdout.as_str()),
+        (0, "it ran\n"),
+        "{done:?}"
+    );
+    engine.ok(["rm", "-f", "db"]);
 }
 
 /// scripts/chaos.py for longer: `--minutes 30 --clients 8`.
