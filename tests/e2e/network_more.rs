@@ -1,6 +1,6 @@
 //! Networks as templates and without gateways, links, and what is told of networks and volumes.
 
-use crate::harness::{Engine, free_net, until};
+use crate::harness::{Engine, free_net, free_port, until};
 use crate::networks::{addresses, of, sleeper};
 
 #[test]
@@ -188,6 +188,41 @@ fn subnets_of_ipv6_are_chosen_out_of_one_network() {
 }
 
 /// What the host's `ip` says; nothing if it fails.
+/// Links are made while the first process sets itself up, but before it where settings of links are
+/// asked for.
+#[test]
+fn a_link_that_cannot_be_made_fails_the_start_in_either_order() {
+    let engine = Engine::with_alpine();
+    let subnet = format!("{}.0/24", free_net());
+    let id = engine.ok(["network", "create", "--subnet", &subnet, "red"]);
+    let links = ip(&["-o", "link", "show", "type", "bridge"]).unwrap();
+    let mut names = links.lines().filter_map(|line| line.split(": ").nth(1));
+    let bridge = names.find(|name| name.ends_with(&id[..8])).unwrap();
+    let publish = format!("{}:80", free_port());
+    let run = ["run", "--rm", "--network", "red", "-p", &publish];
+    let with = |more: &[&str]| engine.run(run.iter().chain(more));
+    ip(&["link", "del", bridge]).unwrap();
+    // Not every kernel has dummies.
+    ip(&["link", "add", bridge, "type", "veth"]).unwrap();
+    let meanwhile = with(&["alpine", "true"]);
+    let settings = "net.ipv4.conf.all.log_martians=1";
+    let before = with(&["--sysctl", settings, "alpine", "true"]);
+    ip(&["link", "del", bridge]).unwrap();
+    let reason = "is not a bridge of this engine";
+    assert!(meanwhile.stderr.contains(reason), "{meanwhile:?}");
+    assert_eq!(meanwhile.code, 125, "{meanwhile:?}");
+    let told = |done: crate::harness::Done| (done.code, done.stdout, done.stderr);
+    assert_eq!(told(meanwhile), told(before));
+    // Nothing is left of either, and the port is free.
+    assert_eq!(engine.ok(["ps", "-aq"]), "");
+    let settings = "net.ipv4.conf.eth0.log_martians=1";
+    let shown = "/proc/sys/net/ipv4/conf/eth0/log_martians";
+    let done = with(&["--sysctl", settings, "alpine", "cat", shown]);
+    assert_eq!((done.code, done.stdout.as_str()), (0, "1\n"), "{done:?}");
+    let found = engine.run(["system", "check"]);
+    assert_eq!(found.code, 0, "{found:?}");
+}
+
 fn ip(args: &[&str]) -> Option<String> {
     let out = std::process::Command::new("ip")
         .args(args)
