@@ -141,8 +141,8 @@ mod tests {
             .build()
             .unwrap();
         // The tests have threads, but the children here only make system calls.
-        let (user, network) = user_namespace(&[map.clone()], &[map.clone()], true).unwrap();
-        let (other, none) = user_namespace(&[map.clone()], &[map], false).unwrap();
+        let (user, network) = user_namespace(&[map], &[map], true).unwrap();
+        let (other, none) = user_namespace(&[map], &[map], false).unwrap();
         assert!(none.is_none());
         let further = network_namespace_in(user.as_fd()).unwrap();
         let number = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
