@@ -156,6 +156,8 @@ total() { # total PATTERN: all processes that match, in MiB, and how many
 for id in $("$corten" ps -aq --no-trunc); do
   [ "$id" = "$("$corten" inspect -f '{{.Id}}' alone)" ] || echo "$id"
 done | xargs "$corten" rm -f >/dev/null
+# At rest: the others' end has woken it.
+sleep 5
 one=$(pss "$(pgrep -f "supervise .*$("$corten" inspect -f '{{.Id}}' alone)" | head -1)")
 begin=$(date +%s.%N)
 [ "$(start corten $((most - 1)))" != failed ] && running=$("$corten" ps -q | wc -l) || running="fewer than $most"
