@@ -33,6 +33,8 @@ use crate::{idle, limits, server};
 /// First pause before a restart; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// How long an exec waits for those who freeze a container that is not paused.
+const FROZEN: Duration = Duration::from_secs(5);
 /// A run of this length makes the pause short again, and the host is told of it.
 const STEADY: Duration = Duration::from_secs(10);
 /// How long somebody who merely looks at the lock, or cleans up, is waited for.
@@ -147,13 +149,27 @@ impl Live {
         Ok(corten_runtime::send_signal(process, signal)?)
     }
 
-    /// Executes a further process.
+    /// Executes a further process. Born into a frozen group it would never get to its program, and
+    /// this process would wait for it for ever. Whoever changes limits freezes for a moment, and
+    /// for good if he is killed in it.
     pub(crate) async fn exec(
         &self,
         id: &str,
         process: &corten_oci::runtime_spec::Process,
         stdio: corten_runtime::Stdio,
     ) -> Result<corten_runtime::ExecProcess, Refused> {
+        let until = Instant::now() + FROZEN;
+        while self.cgroup.is_frozen() {
+            if Instant::now() > until {
+                return Err(Refused {
+                    code: None,
+                    message: format!(
+                        "container {id} has been frozen from outside: pause and unpause it"
+                    ),
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let Some(external) = &self.external else {
             let target = corten_runtime::Target {
                 id,
