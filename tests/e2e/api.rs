@@ -293,7 +293,7 @@ fn nothing_is_executed_in_what_is_frozen_from_outside() {
     let refused = engine.run(["exec", "box", "true"]);
     assert_ne!(refused.code, 0, "{refused:?}");
     assert!(
-        refused.stderr.contains("frozen from outside"),
+        refused.stdout.contains("frozen from outside"),
         "{refused:?}"
     );
     engine.ok(["pause", "box"]);
