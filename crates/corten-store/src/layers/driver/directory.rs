@@ -59,8 +59,9 @@ fn lower(path: &Path, diff_id: &DiffId) -> Result<Lower, StoreError> {
 }
 
 /// Has directories that are made in this one put somewhere else on the disk (`chattr +T`). ext4
-/// would put a layer's files where those of one that was just removed were, whose inodes it does
-/// not use again for some minutes but looks through for every file. Best effort.
+/// would put a layer's files where those of one that was just removed were. Without a journal it
+/// does not use their inodes again for some minutes, but looks through them for every file. Best
+/// effort.
 fn apart(path: &Path) {
     let set = || {
         let directory = File::open(path)?;

@@ -52,10 +52,12 @@ impl Sum {
     /// Takes in bytes, a multiple of 32 of them.
     pub(super) fn update(&mut self, bytes: &[u8]) {
         debug_assert_eq!(bytes.len() % 32, 0);
-        for piece in bytes.chunks_exact(32) {
-            for (lane, word) in self.lanes.iter_mut().zip(piece.chunks_exact(8)) {
-                let word = word.try_into().map_or(0, u64::from_le_bytes);
-                *lane = (*lane ^ word).wrapping_mul(FACTOR).rotate_left(29);
+        let (words, _) = bytes.as_chunks::<8>();
+        for row in words.as_chunks::<4>().0 {
+            for (lane, word) in self.lanes.iter_mut().zip(row) {
+                *lane = (*lane ^ u64::from_le_bytes(*word))
+                    .wrapping_mul(FACTOR)
+                    .rotate_left(29);
             }
         }
         self.length += bytes.len() as u64;
