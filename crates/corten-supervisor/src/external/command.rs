@@ -206,9 +206,10 @@ impl Call {
             let line = text.lines().rev().find(|line| !line.trim().is_empty());
             line.map_or_else(|| status.to_string(), str::to_owned)
         });
+        let code = code(&words, self.program.as_ref());
         Err(Refused {
-            code: code(&words, self.program.as_ref()),
-            ..self.failed(&words)
+            code,
+            ..self.failed(&for_clients(words, code))
         })
     }
 }
@@ -274,6 +275,29 @@ fn code(words: &str, program: Option<&String>) -> Option<u8> {
     } else {
         None
     }
+}
+
+/// Clients tell the exit code by Go's words for an error, which begin small; a runtime in C begins them
+/// with a capital, or has others.
+fn for_clients(mut words: String, code: Option<u8>) -> String {
+    let known = match code {
+        Some(127) => ["executable file not found", "no such file or directory"],
+        Some(126) => ["is a directory", "permission denied"],
+        _ => return words,
+    };
+    if known.iter().any(|known| words.contains(known)) || words.contains("exec format error") {
+        return words;
+    }
+    // As long as the words, and cut where those are.
+    let small = words.to_ascii_lowercase();
+    match known
+        .iter()
+        .find_map(|known| Some((small.find(known)?, known)))
+    {
+        Some((at, known)) => words.replace_range(at..at + known.len(), known),
+        None => words = format!("{words}: {}", known[1]),
+    }
+    words
 }
 
 #[cfg(test)]
@@ -369,5 +393,41 @@ mod tests {
             assert_eq!(code(words, Some(&program.to_owned())), expected, "{words}");
         }
         assert_eq!(code("no such file or directory", None), None);
+    }
+
+    #[test]
+    fn clients_know_the_words() {
+        for (said, code, told) in [
+            (
+                "exec: \"x\": executable file not found in $PATH",
+                Some(127),
+                "",
+            ),
+            (
+                "executable file `x` not found in $PATH: No such file or directory",
+                Some(127),
+                "executable file `x` not found in $PATH: no such file or directory",
+            ),
+            (
+                "`x` not found in $PATH",
+                Some(127),
+                "`x` not found in $PATH: no such file or directory",
+            ),
+            (
+                "open `é`: Permission denied",
+                Some(126),
+                "open `é`: permission denied",
+            ),
+            (
+                "executable file `x` is not executable",
+                Some(126),
+                "executable file `x` is not executable: permission denied",
+            ),
+            ("exec x: exec format error", Some(126), ""),
+            ("mount `/a`: No such file or directory", None, ""),
+        ] {
+            let told = if told.is_empty() { said } else { told };
+            assert_eq!(for_clients(said.to_owned(), code), told);
+        }
     }
 }
