@@ -66,6 +66,8 @@ for group in $groups; do
       need newuidmap uidmap
       need criu criu
       need iptables-restore iptables
+      need crun crun
+      need runc runc
       ;;
     bench)
       need hyperfine hyperfine

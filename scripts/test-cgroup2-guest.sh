@@ -81,6 +81,29 @@ until_() {
   return 1
 }
 
+# limit NAME V2-FILE V2-VALUE V1-FILE V1-VALUE: in the group of the container $id.
+limit() {
+  if [ $mode = v2 ]; then
+    try "$1" "^$3 exit 0" cat "/sys/fs/cgroup/corten/$id/$2"
+  else
+    try "$1" "^$5 exit 0" cat "/sys/fs/cgroup/${4%%/*}/corten/$id/${4##*/}"
+  fi
+}
+# The runtimes that are set besides the built-in one: that by its command line, and those that were to be had.
+others=own
+for program in crun runc; do
+  for directory in /usr/bin /usr/sbin /usr/local/bin /usr/local/sbin; do
+    [ ! -x $directory/$program ] || others="$others $program"
+  done
+done
+set_runtimes() {
+  {
+    echo "$*"
+    printf '[runtimes.own]\npath = "/bin/corten"\nargs = ["runtime"]\n'
+    for name in ${others#own}; do printf '[runtimes.%s]\npath = "%s"\n' $name $name; done
+  } >/var/lib/corten/engine.toml
+}
+
 steps=$(sed -n 's/.*corten\.steps=\([^ ]*\).*/\1/p' /proc/cmdline | tr , ' ')
 engine() {
 cat >/context/Dockerfile <<'DOCKERFILE'
@@ -115,14 +138,6 @@ try "rm" 'exit 0' corten rm web
 
 corten run -d --name limits -m 64m --memory-swap 64m --pids-limit 20 --cpus 0.5 --cpuset-cpus 0 --cpu-shares 512 base sleep 600 >/dev/null || failed=$((failed + 1))
 id=$(corten inspect -f '{{.Id}}' limits)
-# limit NAME V2-FILE V2-VALUE V1-FILE V1-VALUE
-limit() {
-  if [ $mode = v2 ]; then
-    try "$1" "^$3 exit 0" cat "/sys/fs/cgroup/corten/$id/$2"
-  else
-    try "$1" "^$5 exit 0" cat "/sys/fs/cgroup/${4%%/*}/corten/$id/${4##*/}"
-  fi
-}
 limit memory memory.max 67108864 memory/memory.limit_in_bytes 67108864
 limit swap memory.swap.max 0 memory/memory.memsw.limit_in_bytes 67108864
 limit pids pids.max 20 pids/pids.max 20
@@ -155,6 +170,7 @@ try "run many layers" '^f1 exit 0' corten run --rm many sh -c 'ls /f40 >/dev/nul
 
 . /volumes.sh
 . /network.sh
+. /runtimes.sh
 [ $mode != v2 ] || . /limits.sh
 
 try "restart" 'exit 0' sh_ 'corten run -d --name again base sleep 600 && corten restart -t 0 again && corten exec again true'

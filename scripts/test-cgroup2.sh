@@ -11,7 +11,7 @@
 # kernel is fetched and kept in CORTEN_CACHE (default ~/.cache/corten). Each TEST is a static
 # test binary to run in there as well (`cargo test -p corten-runtime --test runtime --no-run`).
 # VM_TESTS=NAME,NAME... runs only their cases with these words in their names. VM_STEPS=limits
-# (or network, volumes) carries out only these of the engine's steps.
+# (or network, volumes, runtimes) carries out only these of the engine's steps.
 # Needs root and what `scripts/install-deps.sh vm` installs. `make test-vm` runs all of it.
 set -euo pipefail
 corten=$1 mode=${2:-v2} kernel=${3:-}
@@ -59,10 +59,11 @@ runtime=$(cd "$root" && find bin/corten tests -name corten -o -name 'runtime-*' 
 
 # with_libraries PROGRAM [FROM]: into the machine, with its shared libraries.
 with_libraries() {
-  local file
+  local file to
   mkdir -p "$root$(dirname "$1")" && cp -L "${2:-}$1" "$root$1"
   for file in $(ldd "${2:-}$1" | grep -o '/[^ ]*'); do
-    [ -e "$root$file" ] || { mkdir -p "$root$(dirname "$file")" && cp -L "$file" "$root$file"; }
+    to=$root${file#"${2:-}"}
+    [ -e "$to" ] || { mkdir -p "$(dirname "$to")" && cp -L "$file" "$to"; }
   done
 }
 # What the runtime's test program calls, where this machine has it. Busybox's are too small.
@@ -99,20 +100,31 @@ if nfs=$(unpacked nfs-kernel-server) && rpcbind=$(unpacked rpcbind) && wrap=$(un
   cp /etc/netconfig /etc/protocols /etc/services /etc/rpc "$root/etc/" 2>/dev/null || true
   printf '127.0.0.1 localhost\n' >"$root/etc/hosts"
 fi
-if smb=$(unpacked ksmbd-tools) && genl=$(unpacked libnl-genl-3-200) && nl=$(unpacked libnl-3-200); then
-  with_libraries /usr/libexec/ksmbd.tools "$smb"
-  for program in mountd adduser; do ln -s /usr/libexec/ksmbd.tools "$root/sbin/ksmbd.$program"; done
-  cp -P {"$genl","$nl"}/lib/*/libnl*.so* "$root/lib/x86_64-linux-gnu/"
-  # A password is hashed in another encoding.
-  with_libraries /usr/lib/x86_64-linux-gnu/gconv/UTF-16.so
-  cp /usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache "$root/usr/lib/x86_64-linux-gnu/gconv/"
+# Not the kernel's server: it refuses what Debian's ksmbd-tools (3.4.7) tell it of a share, since its answers lack a
+# length that Linux 6.1.85 began to ask for.
+smb=$work/smb libraries=/usr/lib/x86_64-linux-gnu
+mkdir "$smb"
+for package in samba samba-libs samba-common-bin libtalloc2 libtdb1 libtevent0 libldb2 liblmdb0 libpopt0 libwbclient0; do
+  if found=$(unpacked $package); then cp -a "$found/." "$smb/"; else smb=; break; fi
+done
+if [ -n "$smb" ]; then
+  export LD_LIBRARY_PATH=$smb$libraries:$smb$libraries/samba
+  for program in /usr/sbin/smbd /usr/bin/smbpasswd; do
+    with_libraries $program "$smb"
+    ln -s $program "$root/sbin/"
+  done
+  unset LD_LIBRARY_PATH
 fi
+# Other runtimes, where this machine has them.
+for program in crun runc; do
+  ! found=$(command -v $program) || with_libraries "$found"
+done
 # What speaks SCTP, where this machine has it; no module of it is needed.
 [ ! -x /usr/bin/perl ] || with_libraries /usr/bin/perl
 printf '%s\n' root:x:0:0:root:/root:/bin/sh nobody:x:65534:65534:nobody:/:/bin/sh >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 echo vm >"$root/etc/hostname"
-for part in net lib crypto fs/overlayfs fs/fuse fs/quota fs/{nfs,nfsd,nfs_common,lockd,smb,ksmbd,netfs,fscache,nls} drivers/net/veth.ko* drivers/net/bridge drivers/net/macvlan.ko* drivers/net/ipvlan drivers/net/dummy.ko* drivers/virtio drivers/block/virtio_blk.ko*; do
+for part in net lib crypto fs/overlayfs fs/fuse fs/quota fs/{nfs,nfsd,nfs_common,lockd,smb,netfs,fscache,nls} drivers/net/veth.ko* drivers/net/bridge drivers/net/macvlan.ko* drivers/net/ipvlan drivers/net/dummy.ko* drivers/virtio drivers/block/virtio_blk.ko*; do
   for found in "$kernel/lib/modules/$release/kernel"/$part; do
     [ -e "$found" ] || continue
     target=$root/${found#"$kernel/"}
@@ -188,12 +200,15 @@ fi
 base=$work/base
 mkdir -p "$base"/{bin,etc,tmp,proc,sys,dev,root}
 cp "$busybox" "$base/bin/"
-find "$root/bin" -lname busybox -exec cp -P -t "$base/bin" {} +
+# All of them: in the machine, some have made way for larger ones.
+for applet in $("$busybox" --list); do
+  [ "$applet" = busybox ] || ln -s busybox "$base/bin/$applet"
+done
 cp "$root/etc/passwd" "$root/etc/group" "$base/etc/"
 tar --owner=0 --group=0 -C "$base" -cf "$root/context/rootfs.tar" .
 cp "$here/test-cgroup2-guest.sh" "$root/init"
 cp "$here/test-vm-runtime-guest.sh" "$root/runtime.sh"
-for part in network volumes limits boot; do cp "$here/test-vm-$part-guest.sh" "$root/$part.sh"; done
+for part in network volumes limits runtimes boot; do cp "$here/test-vm-$part-guest.sh" "$root/$part.sh"; done
 chmod 755 "$root/init"
 (cd "$root" && find . | cpio --quiet -o -H newc) | gzip -1 >"$work/initrd"
 truncate -s 2G "$work/disk"

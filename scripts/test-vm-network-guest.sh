@@ -52,7 +52,7 @@ try "VLAN: rm of the second" 'exit 0' corten network rm second
 try "VLAN: stays" '^exit 0' sh_ 'test -e /sys/class/net/lan0.10'
 off
 on "dummy" macvlan --internal
-try "dummy: no way out" '^0 exit' corten exec web sh -c 'ip route | grep -c default'
+try "dummy: no way out" '^0 exit' corten exec web sh -c 'routes=$(ip route) && echo "$routes" | grep -c default'
 off
 on "ipvlan l2" ipvlan --subnet 10.77.0.0/24 --gateway 10.77.0.1 -o parent=lan0
 try "ipvlan: no macvlan beside it" 'network apart is already using parent interface lan0.* exit 1' corten network create -d macvlan -o parent=lan0 beside

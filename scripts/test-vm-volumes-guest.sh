@@ -1,5 +1,6 @@
-# Sourced by test-cgroup2-guest.sh: volumes with a size, containers with one, and volumes that are served: by NFS, and by
-# CIFS as far as it goes, by this machine itself, where its programs were to be had. `try`, `sh_` and the image `base` are that script's.
+# Sourced by test-cgroup2-guest.sh: volumes with a size, containers with one, and volumes that are served, by NFS and by
+# CIFS, by this machine itself, where its programs were to be had. `try`, `sh_`, `until_`, `set_runtimes` and the image
+# `base` are that script's.
 
 # The machine's root has project quotas.
 mkdir -p /context/seed
@@ -15,11 +16,9 @@ try "nothing is left of it" '^0 exit 0' sh_ 'ls -A /var/lib/corten/volumes/small
 try "volume rm" 'exit 0' corten volume rm fits small
 
 # So has what a container writes, whoever makes it.
-printf '[runtimes.own]\npath = "/bin/corten"\nargs = ["runtime"]\n' >/var/lib/corten/engine.toml
-[ ! -x /bin/runc ] || printf '[runtimes.runc]\npath = "/bin/runc"\n' >>/var/lib/corten/engine.toml
+set_runtimes
 full='(No space left|quota exceeded)'
-for runtime in corten own runc; do
-  [ $runtime != runc ] || [ -x /bin/runc ] || continue
+for runtime in corten $others; do
   try "a layer of 4 MB, $runtime" 'exit 0' corten run -d --name bounded --runtime $runtime --network none --storage-opt size=4M base sleep 600
   try "3 MB fit" 'exit 0' corten exec bounded dd if=/dev/zero of=/f bs=1M count=3
   try "6 MB do not" "$full.*exit 1" corten exec bounded dd if=/dev/zero of=/g bs=1M count=3
@@ -71,21 +70,24 @@ if [ -x /sbin/rpcbind ]; then
   try "nfs: rm" 'exit 0' corten volume rm wrong
   rpc.nfsd 0
 fi
-# The kernel's own server of CIFS lets nobody in but by name and password; with Debian's programs it then knows
-# none of its shares.
-if [ -x /sbin/ksmbd.mountd ]; then
-  for module in ksmbd cifs nls_utf8; do modprobe $module; done
-  mkdir -p /etc/ksmbd
-  printf '[global]\n' >/etc/ksmbd/ksmbd.conf
-  ksmbd.adduser -a root -p secret
-  ksmbd.mountd
-  sleep 2
-  cifs() {
-    corten volume create --driver local --opt type=cifs --opt "o=username=root,password=$1,vers=3.0" --opt device=//127.0.0.1/share smb &&
-      corten run --rm --network none -v smb:/d base true
-    echo "code $?"
-    corten volume rm smb
-  }
-  try "cifs: a wrong password is refused, and not told" 'data: username=root,password=\*{8},vers=3.0: Permission denied.*code 125 smb exit 0' cifs wrong
-  try "cifs: the right one is not refused" 'password=\*{8},vers=3.0: No such file or directory.*code 125 smb exit 0' cifs secret
+if [ -x /sbin/smbd ]; then
+  for module in cifs nls_utf8; do modprobe $module; done
+  mkdir -p /disk/share /etc/samba /var/lib/samba/private /var/cache/samba /var/log/samba /run/samba /var/run
+  [ -e /var/run/samba ] || ln -s /run/samba /var/run/
+  # A named user only, and only this machine.
+  printf '[global]\ninterfaces = lo\nbind interfaces only = yes\ndisable netbios = yes\n[share]\npath = /disk/share\nread only = no\n' >/etc/samba/smb.conf
+  printf 'secret\nsecret\n' | smbpasswd -s -a root
+  smbd -D
+  cifs() { corten volume create --driver local --opt type=cifs --opt "o=username=root,password=$1,vers=3.0" --opt device=//$2/share $3; }
+  answers() { nc -w 5 127.0.0.1 445 </dev/null; }
+  try "cifs: the server answers" 'exit 0' until_ answers
+  try "cifs: create, with a wrong password" 'exit 0' cifs wrong 127.0.0.1 wrong
+  try "cifs: that is refused, and not told" 'data: username=root,password=\*{8},vers=3.0: Permission denied.*exit 125' corten run --rm --network none -v wrong:/d base true
+  try "cifs: rm" 'exit 0' corten volume rm wrong
+  try "cifs: create" 'exit 0' cifs secret 127.0.0.1 smb
+  served "cifs" smb /disk/share
+  try "cifs: create, by name" 'exit 0' cifs secret localhost named
+  served "cifs by name" named /disk/share
+  try "cifs: no such share" 'failed to mount local volume: mount //127.0.0.1/nothing.*password=\*{8}.*No such file or directory.*exit 125' corten run --rm --network none --mount 'type=volume,src=wrong,dst=/d,volume-driver=local,volume-opt=type=cifs,volume-opt=device=//127.0.0.1/nothing,"volume-opt=o=username=root,password=secret"' base true
+  try "cifs: rm of that" 'exit 0' corten volume rm wrong
 fi
