@@ -2,7 +2,7 @@
 //! its time and blocks: that is done on a thread for such work.
 
 use corten_store::Lease;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// A [`Lease`] that may end anywhere.
 #[derive(Debug)]
@@ -17,7 +17,12 @@ impl From<Lease> for TaskLease {
 impl TaskLease {
     /// Ends the lease, and waits for what that brings with it. Dropped instead, it ends soon.
     pub async fn end(mut self) {
-        if let Some(lease) = self.0.take()
+        let mut lease = self.0.take();
+        // Where there is one thread, another takes longer to wake than most leases to end.
+        if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+            lease = lease.and_then(Lease::end);
+        }
+        if let Some(lease) = lease
             && let Err(error) = tokio::task::spawn_blocking(move || drop(lease)).await
         {
             tracing::warn!(%error, "what nothing needs is not collected yet");

@@ -27,8 +27,38 @@ pub struct Leases {
 #[derive(Debug)]
 pub struct Lease {
     path: PathBuf,
+    /// `None`: it has ended.
     file: Option<File>,
+    /// What waited for it can go.
+    due: bool,
     leases: Leases,
+}
+
+impl Lease {
+    /// Ends it. What comes back, where anything waited for it, collects that when it is dropped,
+    /// which takes its time.
+    #[must_use]
+    pub fn end(mut self) -> Option<Self> {
+        self.let_go();
+        self.due.then_some(self)
+    }
+
+    fn let_go(&mut self) {
+        let Some(file) = self.file.take() else { return };
+        // First the name: a collector that sees the file finds it locked.
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "a lease is left to be swept");
+        }
+        drop(file);
+        match self.leases.anything_may_go() {
+            Ok(any) => self.due = any,
+            Err(error) => uncollected(&error),
+        }
+    }
+}
+
+fn uncollected(error: &StoreError) {
+    tracing::warn!(%error, "what nothing needs is not collected yet");
 }
 
 /// The only collector.
@@ -39,22 +69,15 @@ pub(crate) struct Collector {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // First the name: a collector that sees the file finds it locked.
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::debug!(path = %self.path.display(), %error, "a lease is left to be swept");
+        self.let_go();
+        if !self.due {
+            return;
         }
-        drop(self.file.take());
         // What waited for this lease goes with it.
-        let collected = self.leases.anything_may_go().and_then(|any| {
-            if any {
-                let leases = &self.leases;
-                let store = Store::open(&leases.root, leases.database.clone());
-                store.with_disposal(leases.disposal.clone()).gc_at_once()?;
-            }
-            Ok(())
-        });
-        if let Err(error) = collected {
-            tracing::warn!(%error, "what nothing needs is not collected yet");
+        let leases = &self.leases;
+        let store = Store::open(&leases.root, leases.database.clone());
+        if let Err(error) = store.with_disposal(leases.disposal.clone()).gc_at_once() {
+            uncollected(&error);
         }
     }
 }
@@ -97,6 +120,7 @@ impl Leases {
                 return Ok(Lease {
                     path,
                     file: Some(file),
+                    due: false,
                     leases: self.clone(),
                 });
             }
