@@ -74,6 +74,9 @@ pub(crate) struct Output {
     pub(crate) created: i64,
 }
 
+/// Uses within so short a time, in nanoseconds, count as one.
+const ONE_USE: i64 = 60_000_000_000;
+
 /// One record, for `docker system df` and `docker builder prune`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheRecord {
@@ -143,16 +146,24 @@ impl Cache {
 
     /// The result of a step, if it is known and still here.
     pub(crate) fn get(&self, key: &Digest) -> Result<Option<Output>, BuildError> {
-        let row: Option<(Option<String>, i64)> = self.database.read(|db| {
-            Ok::<_, BuildError>(
-                db.prepare_cached("SELECT diff_id, created FROM build_cache WHERE key = ?")?
-                    .query_row([key.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
-                    .optional()?,
-            )
+        Ok(self.look_up(key)?.map(|(output, _)| output))
+    }
+
+    /// The same, and whether its use is to be noted ([`touch`](Self::touch)).
+    pub(crate) fn look_up(&self, key: &Digest) -> Result<Option<(Output, bool)>, BuildError> {
+        let row: Option<(Option<String>, i64, i64)> = self.database.read(|db| {
+            let mut row =
+                db.prepare_cached("SELECT diff_id, created, used FROM build_cache WHERE key = ?")?;
+            let row = row.query_row([key.as_str()], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            });
+            Ok::<_, BuildError>(row.optional()?)
         })?;
-        let Some((layer, created)) = row else {
+        let Some((layer, created, used)) = row else {
             return Ok(None);
         };
+        let now = now();
+        let is_new = !(now.saturating_sub(ONE_USE)..=now).contains(&used);
         let layer: Option<DiffId> = match layer {
             None => None,
             Some(text) => match text.parse() {
@@ -168,7 +179,7 @@ impl Cache {
         {
             return Ok(None);
         }
-        Ok(Some(Output { layer, created }))
+        Ok(Some((Output { layer, created }, is_new)))
     }
 
     /// Records a result under one or several keys; only the first counts its size.
@@ -219,10 +230,10 @@ impl Cache {
             let mut statement = db.prepare_cached(
                 "UPDATE build_cache SET used = ?1, uses = uses + 1
                  WHERE (key = ?2 OR diff_id = (SELECT diff_id FROM build_cache WHERE key = ?2))
-                     AND used NOT BETWEEN ?1 - 60000000000 AND ?1",
+                     AND used NOT BETWEEN ?1 - ?3 AND ?1",
             )?;
             for key in keys {
-                statement.execute(rusqlite::params![now(), key.as_str()])?;
+                statement.execute(rusqlite::params![now(), key.as_str(), ONE_USE])?;
             }
             Ok(())
         })

@@ -11,7 +11,7 @@ use crate::error::BuildError;
 use crate::hints;
 use crate::plan::{BaseImage, ImageKey};
 use crate::request::PullProgress;
-use crate::solve::{Session, blocking};
+use crate::solve::{Session, brief, on_several};
 use crate::{BoxError, BuildEvent};
 
 /// How often an image is pulled that is removed again before it could be read.
@@ -75,7 +75,7 @@ async fn find_or_pull(
     }
     if !session.pull {
         let (here, wanted) = (session.clone(), key.clone());
-        let local = blocking(move || look(&here.store, &wanted.image)).await?;
+        let local = brief(move || look(&here.store, &wanted.image)).await?;
         if let Some(image) = local {
             let have = platform_of(&image);
             if have.satisfies(&key.platform) {
@@ -94,7 +94,9 @@ async fn find_or_pull(
         }
     }
     for _ in 0..PULLS {
-        let id = match (pull(session, key, vertex).await?, &other_platform) {
+        let (here, wanted) = (session.clone(), key.clone());
+        let pulled = on_several(async move { pull(&here, &wanted, vertex).await });
+        let id = match (pulled.await?, &other_platform) {
             (Ok(id), _) => id,
             (Err(source), None) => return Err(Failure::Image(source)),
             (Err(source), Some(have)) => {

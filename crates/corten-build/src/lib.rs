@@ -66,6 +66,7 @@ pub use request::{
     StepNetwork, StepNetworkMode,
 };
 pub use snapshot::Snapshot;
+pub use solve::end_threads;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -115,6 +116,18 @@ impl Builder {
     /// # Errors
     /// See [`BuildError`]; [`BuildError::report`] is what a user wants to read.
     pub async fn build(
+        &self,
+        request: BuildRequest,
+        events: EventSink,
+    ) -> Result<Digest, BuildError> {
+        if request.is_brief() {
+            return self.build_here(request, events).await;
+        }
+        let builder = self.clone();
+        solve::on_several(async move { builder.build_here(request, events).await }).await
+    }
+
+    async fn build_here(
         &self,
         request: BuildRequest,
         events: EventSink,

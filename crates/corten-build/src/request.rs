@@ -79,6 +79,19 @@ pub struct BuildRequest {
     pub shell: Option<ShellOffer>,
 }
 
+impl BuildRequest {
+    /// Whether it takes a moment where all steps are known: there is nothing to be fetched,
+    /// unpacked or written but an image.
+    pub(crate) fn is_brief(&self) -> bool {
+        let at_hand = matches!(self.context, Context::Empty | Context::Dir(_))
+            && !matches!(self.dockerfile, DockerfileSource::File(_))
+            && self.contexts.is_empty();
+        let plain = self.files.is_empty() && self.attest.is_empty() && self.platforms.len() < 2;
+        let ours = self.cache_from.is_empty() && self.cache_to.is_empty();
+        at_hand && plain && ours && !(self.no_cache || self.pull || self.no_image)
+    }
+}
+
 /// What `--allow device=NAME[,alias=OTHER]` lets a build use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AllowedDevice {

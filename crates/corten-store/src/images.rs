@@ -183,11 +183,10 @@ impl Images {
         made: &Made,
         names: &[ImageRef],
     ) -> Result<ImageId, StoreError> {
-        if *made == Made::default() {
-            let id = Digest::of(raw_config);
-            if self.is_stored(&id, names)? {
-                return Ok(id);
-            }
+        if *made == Made::default()
+            && let Some(id) = self.made_before(raw_config, names)?
+        {
+            return Ok(id);
         }
         self.put_noting(raw_config, names, |db, id| {
             let told = index::is_of_a_build(db, id)?;
@@ -221,8 +220,21 @@ impl Images {
         })
     }
 
-    /// Whether an image that was made with nothing is here as it is to be, names and all: an
-    /// unchanged build has nothing to write, and so nothing to wait for.
+    /// The id of an image that was made with nothing, if it is here as it is to be, names and all: an
+    /// unchanged build has nothing to write, and so nothing to wait for but what was lost and made
+    /// again since.
+    ///
+    /// # Errors
+    /// The database cannot be read, or what was made again cannot be synced.
+    pub fn made_before(
+        &self,
+        raw_config: &[u8],
+        names: &[ImageRef],
+    ) -> Result<Option<ImageId>, StoreError> {
+        let id = Digest::of(raw_config);
+        Ok(self.is_stored(&id, names)?.then_some(id))
+    }
+
     fn is_stored(&self, id: &ImageId, names: &[ImageRef]) -> Result<bool, StoreError> {
         let found = self.database.read(|db| {
             if index::is_of_a_build(db, id)? {

@@ -53,9 +53,26 @@ pub(crate) fn digest(
     failed: Failed<'_>,
 ) -> Result<Digest, BuildError> {
     let contents = contents(tree, entries, (cache, cancel), failed)?;
+    Ok(digest_of(entries, &contents, appearance))
+}
+
+/// The same, if all files have been read by earlier builds.
+pub(crate) fn known(
+    tree: &Tree,
+    entries: &[Entry],
+    appearance: Appearance<'_>,
+    cache: &Cache,
+) -> Result<Option<Digest>, BuildError> {
+    let (contents, unread) = known_contents(tree, entries, cache)?;
+    Ok(unread
+        .is_empty()
+        .then(|| digest_of(entries, &contents, appearance)))
+}
+
+fn digest_of(entries: &[Entry], contents: &[[u8; 32]], appearance: Appearance<'_>) -> Digest {
     let mut key = KeyBuilder::new("files");
     let mut said = String::new();
-    for (entry, content) in entries.iter().zip(&contents) {
+    for (entry, content) in entries.iter().zip(contents) {
         let is_directory = entry.kind == FileType::Directory;
         let whole = entry.path.as_os_str().is_empty();
         let destination =
@@ -82,7 +99,31 @@ pub(crate) fn digest(
             key.add(entry.path.file_name().unwrap_or_default().as_bytes());
         }
     }
-    Ok(key.finish())
+    key.finish()
+}
+
+/// The contents of files that earlier builds have read, and the places of those they have not.
+fn known_contents(
+    tree: &Tree,
+    entries: &[Entry],
+    cache: &Cache,
+) -> Result<(Vec<[u8; 32]>, Vec<usize>), BuildError> {
+    let mut contents = vec![[0; 32]; entries.len()];
+    let files: Vec<usize> = (0..entries.len())
+        .filter(|&i| entries[i].kind == FileType::RegularFile)
+        .collect();
+    if !tree.remember {
+        return Ok((contents, files));
+    }
+    let ids: Vec<FileId> = files.iter().map(|&i| entries[i].id).collect();
+    let mut unread = Vec::new();
+    for (&i, known) in files.iter().zip(cache.files(&ids)?) {
+        match known {
+            Some(known) => contents[i] = known,
+            None => unread.push(i),
+        }
+    }
+    Ok((contents, unread))
 }
 
 fn contents(
@@ -91,21 +132,7 @@ fn contents(
     (cache, cancel): (&Cache, &Cancel),
     failed: Failed<'_>,
 ) -> Result<Vec<[u8; 32]>, BuildError> {
-    let mut contents = vec![[0; 32]; entries.len()];
-    let files: Vec<usize> = (0..entries.len())
-        .filter(|&i| entries[i].kind == FileType::RegularFile)
-        .collect();
-    let mut unread = files.clone();
-    if tree.remember {
-        let ids: Vec<FileId> = files.iter().map(|&i| entries[i].id).collect();
-        unread.clear();
-        for (&i, known) in files.iter().zip(cache.files(&ids)?) {
-            match known {
-                Some(known) => contents[i] = known,
-                None => unread.push(i),
-            }
-        }
-    }
+    let (mut contents, unread) = known_contents(tree, entries, cache)?;
     let read = read_all(tree, entries, &unread, (cancel, failed))?;
     let mut learnt = Vec::new();
     for (i, digest) in read {

@@ -57,6 +57,8 @@ pub(crate) enum SelectError {
         #[source]
         source: io::Error,
     },
+    #[error("more than what was asked for")]
+    Many,
     #[error("{0}")]
     Exclude(#[from] corten_dockerfile::IgnoreError),
 }
@@ -71,6 +73,8 @@ pub(crate) struct Selection<'a> {
     pub(crate) into_directory: bool,
     /// The sources are names as they are, without patterns.
     pub(crate) literal: bool,
+    /// More in directories than this is too much.
+    pub(crate) at_most: Option<usize>,
 }
 
 impl<'a> Selection<'a> {
@@ -82,6 +86,15 @@ impl<'a> Selection<'a> {
             parents: false,
             into_directory,
             literal: true,
+            at_most: None,
+        }
+    }
+
+    /// The same, but nothing where the directories have more in them.
+    pub(crate) fn at_most(self, count: usize) -> Self {
+        Self {
+            at_most: Some(count),
+            ..self
         }
     }
 }
@@ -275,7 +288,10 @@ impl Taking<'_> {
             if is_dir {
                 let entry = self.tree.entry(path.clone(), to.clone(), &stat);
                 self.found.push(entry);
-                walk::Walk::new(self.tree, &self.exclude, &path).below(&to, &mut self.found)?;
+                let left = selection.at_most;
+                let left = left.map(|most| most.saturating_sub(self.found.len()));
+                walk::Walk::new(self.tree, &self.exclude, &path, left)
+                    .below(&to, &mut self.found)?;
             } else if !self.excludes_named(&path) {
                 let mut entry = self.tree.entry(path, to, &stat);
                 entry.named = true;
@@ -364,6 +380,7 @@ mod tests {
             parents: false,
             into_directory: into,
             literal: false,
+            at_most: None,
         };
         let found = tree.select(&selection)?;
         Ok(found

@@ -27,6 +27,8 @@ pub(super) struct Walk<'a> {
     /// The directory that COPY names: where the patterns of `--exclude` begin.
     source: &'a Path,
     most_threads: usize,
+    /// More than this is not looked at.
+    at_most: Option<usize>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -38,6 +40,8 @@ struct State {
     todo: Vec<Directory>,
     /// Directories that are being looked at.
     busy: usize,
+    /// How much has been found.
+    seen: usize,
     threads: usize,
     most_threads: usize,
     failure: Option<(PathBuf, SelectError)>,
@@ -57,12 +61,20 @@ enum Found {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(tree: &'a Tree, exclude: &'a IgnoreRules, source: &'a Path) -> Self {
+    pub(super) fn new(
+        tree: &'a Tree,
+        exclude: &'a IgnoreRules,
+        source: &'a Path,
+        at_most: Option<usize>,
+    ) -> Self {
+        // A few are nothing to be shared.
+        let most_threads = at_most.map_or_else(threads, |_| 1);
         Self {
             tree,
             exclude,
             source,
-            most_threads: threads(),
+            most_threads,
+            at_most,
             state: Mutex::default(),
             changed: Condvar::new(),
         }
@@ -129,6 +141,13 @@ impl<'a> Walk<'a> {
             state = self.lock();
             state.busy -= 1;
             match looked {
+                Ok(found)
+                    if self
+                        .at_most
+                        .is_some_and(|most| state.seen + found.len() > most) =>
+                {
+                    state.fail(directory.path, SelectError::Many);
+                }
                 Ok(found) => state.add(directory, found),
                 Err((path, error)) => state.fail(path, error),
             }
@@ -145,7 +164,10 @@ impl<'a> Walk<'a> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
         let opened = self.tree.root.open_in_root(dir, flags, Mode::empty());
         let fd = opened.map_err(|error| on(dir, error))?;
-        let names = names(&fd).map_err(|error| on(dir, error))?;
+        let names = names_at_most(&fd, self.at_most).map_err(|error| on(dir, error))?;
+        let Some(names) = names else {
+            return Err((dir.clone(), SelectError::Many));
+        };
         let rules = Rules::of(self, dir);
         let mut found = Vec::with_capacity(names.len());
         for (name, kind) in names {
@@ -215,6 +237,7 @@ impl State {
         if self.failure.is_some() {
             return;
         }
+        self.seen += found.len();
         for entry in found.iter_mut().rev() {
             if let Found::Directory(entry, number, _) = entry {
                 *number = self.found.len();
@@ -291,16 +314,27 @@ pub(super) fn cores() -> usize {
 
 /// Names in an open directory, sorted, with what they are as far as the directory tells.
 pub(super) fn names(fd: impl AsFd) -> io::Result<Vec<(OsString, FileType)>> {
+    Ok(names_at_most(fd, None)?.unwrap_or_default())
+}
+
+/// The same, but nothing where there are more.
+fn names_at_most(
+    fd: impl AsFd,
+    most: Option<usize>,
+) -> io::Result<Option<Vec<(OsString, FileType)>>> {
     let mut names = Vec::new();
     for entry in rustix::fs::Dir::read_from(fd)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
+            if most == Some(names.len()) {
+                return Ok(None);
+            }
             names.push((OsStr::from_bytes(name).to_owned(), entry.file_type()));
         }
     }
     names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    Ok(names)
+    Ok(Some(names))
 }
 
 #[cfg(test)]
@@ -344,7 +378,7 @@ mod tests {
         assert!(!found.iter().any(|entry| entry.to.ends_with("d7/e0")));
         let whole = |threads| {
             let none = IgnoreRules::default();
-            let mut walk = Walk::new(&tree, &none, Path::new(""));
+            let mut walk = Walk::new(&tree, &none, Path::new(""), None);
             walk.most_threads = threads;
             let mut into = Vec::new();
             walk.below(Path::new(""), &mut into).map(|()| into)

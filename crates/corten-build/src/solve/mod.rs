@@ -13,6 +13,7 @@ mod copying;
 mod named;
 mod remote_context;
 mod remotes;
+mod several;
 mod shell;
 mod stage;
 mod steps;
@@ -58,6 +59,8 @@ use attestation::Asked;
 use named::Contexts;
 
 pub(crate) use blocking::{blocking, on_one_thread};
+pub use several::end_threads;
+pub(crate) use several::{brief, has_one_thread, on_several};
 
 /// Number of the plan, stage and step.
 type StepPlace = (usize, usize, usize);
@@ -100,7 +103,8 @@ pub(crate) struct Session {
     /// Images of layouts, by what they are called here.
     pub(crate) layouts: HashMap<ImageRef, Layout>,
     next_vertex: Arc<AtomicU32>,
-    permits: Semaphore,
+    /// Made for the first who wants one: how many there are takes some files to find out.
+    permits: OnceLock<Semaphore>,
     mount_points: mount_points::Made,
     workers: Workers,
     leavings: Leavings,
@@ -133,6 +137,19 @@ impl Session {
         work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
     ) -> Result<T, BuildError> {
         blocking(work).await
+    }
+
+    /// How many steps may run at once.
+    fn permits(&self) -> &Semaphore {
+        self.permits.get_or_init(|| {
+            Semaphore::new(match self.sandboxing.parallelism {
+                0 => {
+                    let cores = std::thread::available_parallelism();
+                    cores.map_or(4, |cores| (2 * cores.get()).max(4))
+                }
+                chosen => chosen,
+            })
+        })
     }
 
     /// The files of a context.
@@ -169,7 +186,7 @@ pub(crate) async fn solve(
 ) -> Result<Digest, BuildError> {
     let store = parts.store.clone();
     // Nothing is collected while layers exist that no row names yet.
-    let lease = blocking(move || {
+    let lease = brief(move || {
         store.sweep_directories();
         Ok(store.leases().acquire()?)
     });
@@ -246,7 +263,7 @@ async fn carry_out(
     let cache = session.cache.clone();
     if !touched.is_empty() {
         // Others may be writing, which is waited for.
-        blocking(move || cache.touch(&touched)).await?;
+        brief(move || cache.touch(&touched)).await?;
     }
     for wanted in &cache_to {
         let exported = caches::export(session, &targets, wanted).await;
@@ -435,7 +452,7 @@ async fn begin(
         let contexts = Contexts::open(contexts, &store, &stop)?;
         Ok((context, definition, time, contexts))
     };
-    let read = blocking(read).await;
+    let read = brief(read).await;
     let mut platforms = request.platforms;
     if platforms.is_empty() {
         platforms.push(Platform::host());
@@ -486,7 +503,7 @@ async fn begin(
         let (_, rules) = context.ignore(&dockerfile)?;
         Ok(context.into_tree(rules))
     };
-    let read = blocking(read).await;
+    let read = brief(read).await;
     let (tree, unpacked) = vertex.end(false, read)?;
     let mut unpacked: Vec<TmpDir> = unpacked.into_iter().chain(fetched).collect();
     unpacked.append(&mut contexts.dirs);
@@ -495,10 +512,6 @@ async fn begin(
         warn(&events, message.to_owned());
     }
     let imported = caches::import(&request.cache_from, parts, &next_vertex, &events).await;
-    let parallelism = match parts.sandboxing.parallelism {
-        0 => std::thread::available_parallelism().map_or(4, |cores| (2 * cores.get()).max(4)),
-        chosen => chosen,
-    };
     let session = Session {
         // Base images stay mounted from step to step.
         store: parts.store.keeping(),
@@ -523,7 +536,7 @@ async fn begin(
         remote_contexts: contexts.remotes,
         layouts: contexts.layouts,
         next_vertex,
-        permits: Semaphore::new(parallelism),
+        permits: OnceLock::new(),
         mount_points: mount_points::Made::default(),
         workers: Workers::default(),
         leavings: Leavings::default(),

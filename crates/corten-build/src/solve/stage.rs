@@ -7,7 +7,7 @@ use corten_oci::{DiffId, Digest};
 use tokio::sync::watch;
 
 use super::steps::Turn;
-use super::{Session, StageResult, on_one_thread};
+use super::{Session, StageResult, has_one_thread, on_one_thread, on_several};
 use crate::error::BuildError;
 use crate::export::{self, StageOutput};
 use crate::keys;
@@ -48,6 +48,22 @@ impl StageRun {
             output,
         };
         let mut next = 0;
+        // Whatever is known is at hand: until something is not, nothing is worth another thread.
+        while has_one_thread() && next < self.stage()?.steps.len() {
+            let known = self.step(next, &mut state).await?;
+            next += 1;
+            if !known {
+                break;
+            }
+        }
+        if next == self.stage()?.steps.len() {
+            return Ok(state.output);
+        }
+        on_several(self.rest(next, state)).await
+    }
+
+    /// The steps from one on.
+    async fn rest(self, mut next: usize, mut state: State) -> Result<StageOutput, BuildError> {
         loop {
             let rest = self.stage()?.steps.get(next..).unwrap_or_default();
             let ready = rest.iter().take_while(|step| self.is_ready(&step.op));
@@ -90,7 +106,8 @@ impl StageRun {
         }
     }
 
-    async fn step(&self, number: usize, state: &mut State) -> Result<(), BuildError> {
+    /// Runs a step; whether it was known.
+    async fn step(&self, number: usize, state: &mut State) -> Result<bool, BuildError> {
         let stage = self.stage()?;
         let step = &stage.steps[number];
         let is_last = number + 1 == stage.steps.len();
@@ -105,7 +122,7 @@ impl StageRun {
             if let Some(vertex) = vertex {
                 vertex.done(true, StepResult { id, layer: None });
             }
-            return Ok(());
+            return Ok(true);
         }
         let sources = self.sources(&step.op).await?;
         let vertex = self.session.vertex(&step.name, step.instruction.as_ref());
@@ -134,7 +151,7 @@ impl StageRun {
         state.output.push(step, Some(solved.output));
         let id = self.shown(stage, &state.output, &state.shown, is_last)?;
         vertex.done(cached, StepResult { id, layer });
-        Ok(())
+        Ok(cached)
     }
 
     /// What a step is shown as: the image's id at the end of the target.

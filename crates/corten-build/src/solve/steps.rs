@@ -8,8 +8,8 @@ use corten_oci::{DiffId, Digest, Platform};
 use corten_store::Upper;
 use corten_store::rooted::RootFd;
 
-use super::Session;
 use super::remotes::{Brought, Identified};
+use super::{Session, has_one_thread, on_several};
 use crate::cache::{Output, now};
 use crate::error::{BuildError, Place, reason};
 use crate::keys::{self, Shown};
@@ -21,6 +21,9 @@ use crate::progress::BuildEvent;
 use crate::request::StepNetworkMode;
 use crate::run::{self, Ended, Left, RunInput};
 use crate::step_mounts::Caches;
+
+/// So many files of a context are looked at in a moment.
+const FEW: usize = 512;
 
 /// How often a step begins anew because somebody edits the files it reads.
 const EDITS: usize = 3;
@@ -47,6 +50,15 @@ impl Solved {
     /// The key it was found by.
     pub(super) fn key(&self) -> Option<&Digest> {
         self.keys.last()
+    }
+}
+
+/// How files of a COPY will be written.
+fn appearance(op: &CopyOp) -> Appearance<'_> {
+    Appearance {
+        chown: op.chown.is_some(),
+        chmod: op.chmod.as_ref(),
+        destination: true,
     }
 }
 
@@ -82,7 +94,10 @@ impl Session {
     pub(super) async fn step(self: Arc<Self>, turn: Turn) -> Result<Solved, BuildError> {
         let at = (turn.plan.number, turn.at.0, turn.at.1);
         let description = turn.step().map(|step| step.name.clone())?;
-        let solved = self.clone().solve(turn).await?;
+        let solved = match self.at_hand(&turn)? {
+            Some(solved) => solved,
+            None => on_several(self.clone().solve(turn)).await?,
+        };
         let output = &solved.output;
         let record = Record {
             keys: solved.keys.iter().map(ToString::to_string).collect(),
@@ -100,6 +115,27 @@ impl Session {
         Ok(solved)
     }
 
+    /// A result that is known, where there is one thread and it takes but a moment to find it.
+    fn at_hand(self: &Arc<Self>, turn: &Turn) -> Result<Option<Solved>, BuildError> {
+        if !has_one_thread() || self.travels || self.no_cache {
+            return Ok(None);
+        }
+        let work = Work::new(self.clone(), turn.clone());
+        if work.is_fresh() || !work.remote_ops()?.is_empty() {
+            return Ok(None);
+        }
+        let (quick, key) = (work.quick_key()?, work.key()?);
+        let key = match quick.or(key) {
+            Some(key) => Some(key),
+            None => work.content_key_at_hand()?,
+        };
+        let Some(key) = key else {
+            return Ok(None);
+        };
+        let found = self.seen(&key, false)?;
+        Ok(found.map(|output| Solved::new(output, true, vec![key])))
+    }
+
     async fn solve(self: Arc<Self>, turn: Turn) -> Result<Solved, BuildError> {
         for _ in 0..EDITS {
             match self.clone().attempt(turn.clone()).await {
@@ -114,14 +150,7 @@ impl Session {
     }
 
     async fn attempt(self: Arc<Self>, turn: Turn) -> Result<Solved, BuildError> {
-        let mut work = Work {
-            session: self.clone(),
-            turn,
-            remotes: Vec::new(),
-            taken: Mutex::default(),
-            shown: OnceLock::new(),
-            left: Mutex::default(),
-        };
+        let mut work = Work::new(self.clone(), turn);
         for remote in work.remote_ops()? {
             let identified = self.identify(&remote).await?;
             let identified = identified.map_err(|message| work.error(message))?;
@@ -198,7 +227,7 @@ impl Session {
     pub(super) async fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'_>, BuildError> {
         self.cancel.check()?;
         let permit = tokio::select! {
-            permit = self.permits.acquire() => permit,
+            permit = self.permits().acquire() => permit,
             () = self.cancel.cancelled() => return Err(BuildError::Cancelled),
         };
         permit.map_err(|_| BuildError::Cancelled) // only a closed semaphore fails
@@ -233,11 +262,13 @@ impl Session {
         if done.is_some() || self.no_cache || fresh {
             return Ok(done);
         }
-        let found = self.cache.get(key)?;
-        if found.is_some() {
+        let Some((found, is_new_use)) = self.cache.look_up(key)? else {
+            return Ok(None);
+        };
+        if is_new_use {
             self.touch(key);
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// Has a record noted as used, at the end.
@@ -278,6 +309,17 @@ impl Turn {
 }
 
 impl Work {
+    fn new(session: Arc<Session>, turn: Turn) -> Self {
+        Self {
+            session,
+            turn,
+            remotes: Vec::new(),
+            taken: Mutex::default(),
+            shown: OnceLock::new(),
+            left: Mutex::default(),
+        }
+    }
+
     pub(super) fn step(&self) -> Result<&crate::plan::Step, BuildError> {
         self.turn.step()
     }
@@ -426,6 +468,30 @@ impl Work {
         session.blocking(move || self.content_key()).await
     }
 
+    /// The key of a COPY of the context, if that has few files and they have all been read by earlier
+    /// builds.
+    fn content_key_at_hand(&self) -> Result<Option<Digest>, BuildError> {
+        let Op::Copy(op) = &self.step()?.op else {
+            return Ok(None);
+        };
+        let Some(tree) = self.session.tree(&op.from).filter(|tree| tree.remember) else {
+            return Ok(None);
+        };
+        // What is wrong with them is told by whoever reads them.
+        let Ok(entries) = tree.select(&Self::selection(op).at_most(FEW)) else {
+            return Ok(None);
+        };
+        let digest = content::known(tree, &entries, appearance(op), &self.session.cache)?;
+        Ok(digest.map(|digest| self.copy_key(op, &digest)))
+    }
+
+    /// The key of a COPY of files with this digest.
+    fn copy_key(&self, op: &CopyOp, digest: &Digest) -> Digest {
+        let parent = keys::state(&self.turn.layers);
+        let remotes = self.remote_keys();
+        self.dated(keys::copy(&parent, op, keys::BY_CONTENT, digest, &remotes))
+    }
+
     /// The key of a step that reads files of others, by what they are.
     fn content_key(&self) -> Result<Digest, BuildError> {
         let op = match &self.step()?.op {
@@ -437,23 +503,15 @@ impl Work {
                 ));
             }
         };
-        let parent = keys::state(&self.turn.layers);
         let digest = self.with_tree(op, |tree| {
             let entries = self.select(tree, op)?;
-            let appearance = Appearance {
-                chown: op.chown.is_some(),
-                chmod: op.chmod.as_ref(),
-                destination: true,
-            };
-            let digest = self.digest(tree, &entries, appearance)?;
+            let digest = self.digest(tree, &entries, appearance(op))?;
             if self.source().is_none() {
                 *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = Some(entries);
             }
             Ok(digest)
         })?;
-        let remotes = self.remote_keys();
-        let key = keys::copy(&parent, op, keys::BY_CONTENT, &digest, &remotes);
-        Ok(self.dated(key))
+        Ok(self.copy_key(op, &digest))
     }
 
     /// The key of a RUN, by what its bind mounts show.
@@ -578,14 +636,18 @@ impl Work {
     }
 
     pub(super) fn select(&self, tree: &Tree, op: &CopyOp) -> Result<Vec<Entry>, BuildError> {
-        let selection = Selection {
+        self.selected(tree, &Self::selection(op))
+    }
+
+    fn selection(op: &CopyOp) -> Selection<'_> {
+        Selection {
             sources: &op.sources,
             exclude: &op.exclude,
             parents: op.parents,
             into_directory: op.destination.ends_with('/'),
             literal: false,
-        };
-        self.selected(tree, &selection)
+            at_most: None,
+        }
     }
 
     pub(super) fn selected(

@@ -114,9 +114,18 @@ impl Disk {
     }
 }
 
-/// Collects what the policy does not keep; to be called after each build, when there is rarely
-/// more to do than a query. Blocks.
-pub(super) fn tidy(engine: &Engine) -> Result<()> {
+/// Why the cache is to be looked through.
+#[derive(Debug)]
+pub(super) struct Untidy {
+    /// For what is too old, too.
+    due: bool,
+    space: CacheSpace,
+    free: u64,
+}
+
+/// Whether there may be something that the policy does not keep; to be asked after each build, when
+/// it is rarely so: some queries. Blocks.
+pub(super) fn untidy(engine: &Engine) -> Result<Option<Untidy>> {
     let max = match std::env::var(MAX_VARIABLE) {
         Ok(text) if !text.is_empty() => Some(crate::parse::logs::size(&text).ok_or_else(|| {
             EngineError::BadParameter(format!("{MAX_VARIABLE}: invalid size: '{text}'"))
@@ -127,14 +136,23 @@ pub(super) fn tidy(engine: &Engine) -> Result<()> {
     let space = disk.policy(max);
     let exceeds = |used| space.keep(used, disk.free).is_some_and(|keep| used > keep);
     let due = builder.tidying_is_due(DAY).map_err(build_error)?;
-    if !due && !exceeds(builder.unshared().map_err(build_error)?) {
-        return Ok(());
-    }
-    if due {
+    let untidy = due || exceeds(builder.unshared().map_err(build_error)?);
+    Ok(untidy.then_some(Untidy {
+        due,
+        space,
+        free: disk.free,
+    }))
+}
+
+/// Collects what the policy does not keep. Blocks.
+pub(super) fn tidy(engine: &Engine, untidy: &Untidy) -> Result<()> {
+    let builder = engine.builder(BTreeMap::new());
+    if untidy.due {
         builder.forget_files(OLD).map_err(build_error)?;
     }
     let records = builder.usage().map_err(build_error)?;
-    let ids = unwanted(records, time::now_nanos() - OLD * NANOS, space, disk.free);
+    let before = time::now_nanos() - OLD * NANOS;
+    let ids = unwanted(records, before, untidy.space, untidy.free);
     if !ids.is_empty() {
         let pruned = builder.prune_only(false, &ids).map_err(build_error)?;
         tracing::info!(

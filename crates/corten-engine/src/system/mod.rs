@@ -137,7 +137,13 @@ impl System {
     /// # Errors
     /// When the cache cannot be changed.
     pub async fn tidy_build_cache(&self) -> Result<()> {
-        self.0.blocking(cache_prune::tidy).await
+        match self.0.brief(cache_prune::untidy).await? {
+            None => Ok(()),
+            Some(untidy) => {
+                let tidy = move |engine: &Engine| cache_prune::tidy(engine, &untidy);
+                self.0.blocking(tidy).await
+            }
+        }
     }
 
     /// Removes build cache records: unused ones, or all; of those that `filters` select, as

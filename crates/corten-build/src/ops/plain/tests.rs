@@ -432,6 +432,7 @@ impl Fixture {
             parents: step.parents,
             into_directory: step.to.ends_with('/'),
             literal: false,
+            at_most: None,
         };
         tree.select(&selection).unwrap()
     }

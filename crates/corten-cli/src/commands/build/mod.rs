@@ -52,7 +52,6 @@ pub(crate) static BUILD: Command = Command::new(
 )
 .aliases(&["image build", "build", "builder build"])
 .arity(Arity::Exact(1))
-.heavy()
 .fills()
 .flags(&[flags::FLAGS, flags::UNSUPPORTED]);
 
