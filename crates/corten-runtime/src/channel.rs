@@ -138,27 +138,38 @@ pub(crate) fn failed(fd: BorrowedFd<'_>, error: &RuntimeError) {
 
 /// Caller: waits for the child's next word.
 pub(crate) fn receive(fd: BorrowedFd<'_>) -> Result<Message, RuntimeError> {
+    next(fd, RecvFlags::empty())?
+        .ok_or_else(|| RuntimeError::setup(Step::Sync, "", Errno::WOULDBLOCK))
+}
+
+/// Caller: the child's next word, if it has said one.
+pub(crate) fn received(fd: BorrowedFd<'_>) -> Result<Option<Message>, RuntimeError> {
+    next(fd, RecvFlags::DONTWAIT)
+}
+
+fn next(fd: BorrowedFd<'_>, flags: RecvFlags) -> Result<Option<Message>, RuntimeError> {
     let fail = |errno| RuntimeError::setup(Step::Sync, "", errno);
     let mut buffer = [0u8; MAX_PACKET];
     let mut into = [IoSliceMut::new(&mut buffer)];
-    let (count, console) = match passing::receive(fd, &mut into, RecvFlags::empty()) {
+    let (count, console) = match passing::receive(fd, &mut into, flags) {
         Ok((count, mut fds)) => (count, fds.pop()),
+        Err(Errno::WOULDBLOCK) => return Ok(None),
         Err(Errno::CONNRESET) => (0, None),
         Err(errno) => return Err(fail(errno)),
     };
     let packet = buffer.get(..count).unwrap_or_default();
-    match packet.split_first() {
-        None => Ok(Message::Closed),
+    Ok(Some(match packet.split_first() {
+        None => Message::Closed,
         Some((&BORN, pid)) => match (pid.first_chunk(), console) {
-            (Some(pid), Some(pidfd)) => Ok(Message::Born(i32::from_ne_bytes(*pid), pidfd)),
-            _ => Err(fail(Errno::PROTO)),
+            (Some(pid), Some(pidfd)) => Message::Born(i32::from_ne_bytes(*pid), pidfd),
+            _ => return Err(fail(Errno::PROTO)),
         },
-        Some((&NAMESPACES, _)) => Ok(Message::Namespaces),
-        Some((&MOUNTED, _)) => Ok(Message::Mounted),
-        Some((&READY, _)) => Ok(Message::Ready(console)),
-        Some((&LISTENER, &[a, b, c, d])) => Ok(Message::Listener(i32::from_le_bytes([a, b, c, d]))),
-        Some(_) => Ok(Message::Failed(decode(packet))),
-    }
+        Some((&NAMESPACES, _)) => Message::Namespaces,
+        Some((&MOUNTED, _)) => Message::Mounted,
+        Some((&READY, _)) => Message::Ready(console),
+        Some((&LISTENER, &[a, b, c, d])) => Message::Listener(i32::from_le_bytes([a, b, c, d])),
+        Some(_) => Message::Failed(decode(packet)),
+    }))
 }
 
 /// Reads one failure from a pipe (the command line's way); `None` at its end.

@@ -25,7 +25,7 @@ use crate::resctrl;
 use crate::root::RootFd;
 use crate::rootfs::{Console, open_console};
 use crate::sandbox::Stdio;
-use crate::seccomp::notify;
+use crate::seccomp::{Listener, notify};
 use crate::sys::{self, Cloned};
 
 /// The running container to execute in.
@@ -81,6 +81,88 @@ pub fn exec(
     exec_with(target, process, stdio, Extras::default())
 }
 
+/// As [`exec`], for a caller who has other things to do until `execve` has happened: in a group that
+/// somebody freezes meanwhile it does not happen.
+pub fn begin_exec(
+    target: &Target<'_>,
+    process: &Process,
+    stdio: Stdio,
+) -> Result<Executing, RuntimeError> {
+    begin_with(target, process, stdio, Extras::default())
+}
+
+/// A process on its way to its program; see [`begin_exec`]. Dropping it kills it, and waits for its end.
+#[derive(Debug)]
+pub struct Executing {
+    child: ChildGuard,
+    channel: OwnedFd,
+    listener: Option<Listener>,
+    bundle: PathBuf,
+    console: Option<OwnedFd>,
+}
+
+/// Readable when there is something to [heed](Executing::heed).
+impl AsFd for Executing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+}
+
+impl Executing {
+    /// In the caller's pid namespace.
+    pub fn pid(&self) -> i32 {
+        self.child.pid
+    }
+
+    /// Does what it has asked for, without waiting; whether it has become its program (or has been
+    /// killed). `target` is the one it was begun with.
+    pub fn heed(&mut self, target: &Target<'_>) -> Result<bool, RuntimeError> {
+        while let Some(message) = channel::received(self.channel.as_fd())? {
+            if self.obey(target, message)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn obey(&mut self, target: &Target<'_>, message: Message) -> Result<bool, RuntimeError> {
+        match message {
+            Message::Listener(number) => {
+                let state = hook_state(target.id, target.spec, &self.bundle);
+                let state = state.value("running", procfs::pid_of(target.pidfd).ok());
+                let (listener, child) = (self.listener.as_ref(), &self.child);
+                notify::hand_over(listener, child.pidfd(), child.pid, number, &state)?;
+                channel::go(self.channel.as_fd())?;
+            }
+            Message::Ready(fd) => self.console = fd,
+            Message::Closed => return Ok(true),
+            Message::Failed(error) => return Err(error),
+            Message::Namespaces | Message::Mounted | Message::Born(..) => {
+                channel::go(self.channel.as_fd())?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// Once it has become its program.
+    pub fn finish(self) -> ExecProcess {
+        ExecProcess {
+            pid: self.child.pid,
+            pidfd: self.child.disarm(),
+            console: self.console,
+        }
+    }
+
+    /// Kills it, and leaves waiting for its end to the caller: with v1's freezer a frozen process ends
+    /// when it is thawed.
+    pub fn kill(self) -> OwnedFd {
+        let pidfd = self.child.disarm();
+        // It may have ended.
+        rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).ok();
+        pidfd
+    }
+}
+
 /// What only the command line needs.
 #[derive(Debug, Default)]
 pub(crate) struct Extras {
@@ -100,6 +182,21 @@ pub(crate) fn exec_with(
     stdio: Stdio,
     extras: Extras,
 ) -> Result<ExecProcess, RuntimeError> {
+    let mut executing = begin_with(target, process, stdio, extras)?;
+    loop {
+        let message = channel::receive(executing.channel.as_fd())?;
+        if executing.obey(target, message)? {
+            return Ok(executing.finish());
+        }
+    }
+}
+
+fn begin_with(
+    target: &Target<'_>,
+    process: &Process,
+    stdio: Stdio,
+    extras: Extras,
+) -> Result<Executing, RuntimeError> {
     let mut plan = plan(target, process, stdio, extras.keep_fds)?;
     plan.cgroups.extend(extras.groups);
     let (ours, theirs) = channel::pair()?;
@@ -146,30 +243,12 @@ pub(crate) fn exec_with(
         }
     };
     drop(theirs);
-    let listener = plan.process.listener().cloned();
-    drop(plan);
-    let mut console = None;
-    loop {
-        match channel::receive(ours.as_fd())? {
-            Message::Listener(number) => {
-                let state = hook_state(target.id, target.spec, &extras.bundle);
-                let state = state.value("running", procfs::pid_of(target.pidfd).ok());
-                let listener = listener.as_ref();
-                notify::hand_over(listener, child.pidfd(), child.pid, number, &state)?;
-                channel::go(ours.as_fd())?;
-            }
-            Message::Ready(fd) => console = fd,
-            Message::Closed => break,
-            Message::Failed(error) => return Err(error),
-            Message::Namespaces | Message::Mounted | Message::Born(..) => {
-                channel::go(ours.as_fd())?
-            }
-        }
-    }
-    Ok(ExecProcess {
-        pid: child.pid,
-        pidfd: child.disarm(),
-        console,
+    Ok(Executing {
+        child,
+        channel: ours,
+        listener: plan.process.listener().cloned(),
+        bundle: extras.bundle,
+        console: None,
     })
 }
 

@@ -55,7 +55,7 @@ pub use create::{Created, Running, create};
 pub use criu::DESCRIPTORS as CHECKPOINT_DESCRIPTORS;
 pub use detached::{make_read_only, map_owners};
 pub use error::{ExecErrno, RuntimeError, Step};
-pub use exec::{ExecProcess, Target, exec};
+pub use exec::{ExecProcess, Executing, Target, begin_exec, exec};
 pub use hook_guard::{HookGuard, create_hooked};
 pub use namespaces::userns::{network_namespace_in, owner_of, user_namespace};
 pub use outside::{give_streams, outside};
