@@ -276,29 +276,3 @@ fn nothing_is_executed_in_what_has_been_paused_meanwhile() {
     engine.ok(["rm", "-f", "box"]);
     engine.assert_clean();
 }
-
-/// Whoever changes limits and is killed meanwhile leaves it frozen.
-#[test]
-fn nothing_is_executed_in_what_is_frozen_from_outside() {
-    let engine = Engine::with_alpine();
-    engine.ok(["run", "-d", "--name", "box", "alpine", "sleep", "1000"]);
-    let pid = engine.ok(["inspect", "-f", "{{.State.Pid}}", "box"]);
-    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::"));
-    let path = path.expect("a host with cgroup v2");
-    let mounts = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
-    let files = mounts.map(|mount| format!("{mount}{path}/cgroup.freeze"));
-    let file = files.iter().find(|file| std::fs::exists(file).unwrap());
-    std::fs::write(file.expect("its group"), "1").unwrap();
-    let refused = engine.run(["exec", "box", "true"]);
-    assert_ne!(refused.code, 0, "{refused:?}");
-    assert!(
-        refused.stdout.contains("frozen from outside"),
-        "{refused:?}"
-    );
-    engine.ok(["pause", "box"]);
-    engine.ok(["unpause", "box"]);
-    engine.ok(["exec", "box", "true"]);
-    engine.ok(["rm", "-f", "box"]);
-    engine.assert_clean();
-}

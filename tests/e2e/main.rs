@@ -30,6 +30,7 @@ mod depends;
 mod docker_table;
 mod dockerfiles;
 mod explain;
+mod frozen;
 mod harness;
 mod health;
 mod image_prune;

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use corten_oci::runtime_spec::Spec;
+use corten_oci::runtime_spec::{LinuxResources, Spec};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use tokio::net::UnixStream;
 
@@ -56,6 +56,10 @@ type Result<T> = std::result::Result<T, ClientError>;
 
 /// How long a supervisor may take to bring its networks in line.
 pub const NETWORK: Duration = Duration::from_secs(20);
+
+/// How long it may take to change limits: those who are on their way to their programs are waited for,
+/// processes may have to be moved.
+const UPDATE: Duration = Duration::from_secs(30);
 
 /// A container's supervisor. One connection is made per request.
 #[derive(Debug, Clone)]
@@ -278,6 +282,16 @@ impl Client {
                 after,
             }),
         }
+    }
+
+    /// Changes the limits of its control group: all of them, or none.
+    ///
+    /// # Errors
+    /// See [`ClientError`]. One started by an older corten does not know the request.
+    pub async fn update(&self, resources: LinuxResources) -> Result<()> {
+        let resources = Box::new(resources);
+        self.within(UPDATE, self.done(Ask::Update { resources }))
+            .await
     }
 
     /// Freezes everything inside.

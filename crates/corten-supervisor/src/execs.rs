@@ -150,12 +150,24 @@ async fn launch(
     };
     let mut process = exec.spec.process.clone();
     shared.limit.keep(&mut process);
-    let started = live.exec(&shared.id, &process, stdio).await;
+    // While it goes on to its program. As with Docker, that one may turn out not to be there.
+    let born = |pid: i32| {
+        exec.pid.set(pid);
+        let args = exec.spec.process.args().clone().unwrap_or_default();
+        shared.host.borrow_mut().event(
+            "exec_start",
+            &[
+                ("execID", exec.spec.id.clone()),
+                ("command", args.join(" ")),
+                ("pid", pid.to_string()),
+            ],
+        );
+    };
+    let started = live.exec(shared, &process, stdio, born).await;
     let mut process = started.map_err(|refused| {
         exec.exit_code.set(Some(refused.code.unwrap_or(126)));
         refusal(&refused)
     })?;
-    exec.pid.set(process.pid);
     let hub = Hub::new(terminal, true, None);
     // What runs is followed to its end even if it cannot be fed.
     let unfed = |error: &dyn std::fmt::Display| {
@@ -178,21 +190,6 @@ async fn launch(
     {
         unfed(&error);
     }
-    let args = exec
-        .spec
-        .process
-        .args()
-        .clone()
-        .unwrap_or_default()
-        .join(" ");
-    shared.host.borrow_mut().event(
-        "exec_start",
-        &[
-            ("execID", exec.spec.id.clone()),
-            ("command", args),
-            ("pid", process.pid.to_string()),
-        ],
-    );
     Ok(Begun {
         hub,
         process,

@@ -278,7 +278,7 @@ fn probe_id() -> String {
 }
 
 async fn execute(
-    shared: &Shared,
+    shared: &Rc<Shared>,
     live: &Live,
     job: &HealthJob,
 ) -> Result<(corten_runtime::ExecProcess, OwnedFd), String> {
@@ -295,7 +295,7 @@ async fn execute(
         stderr: write,
     };
     let process = live
-        .exec(&shared.id, &job.process, stdio)
+        .exec(shared, &job.process, stdio, |_| ())
         .await
         .map_err(|error| said(&error))?;
     Ok((process, read))

@@ -12,6 +12,7 @@
 mod children;
 pub mod client;
 mod execs;
+mod executing;
 mod external;
 mod health;
 mod hub;

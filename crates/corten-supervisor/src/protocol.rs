@@ -13,7 +13,7 @@
 use std::io;
 
 use corten_network::PortMapping;
-use corten_oci::runtime_spec::{Process, Spec};
+use corten_oci::runtime_spec::{LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -114,6 +114,12 @@ pub enum Ask {
     /// The engine's rows say something else of the container's networks by now: bring it in line
     /// with them.
     Network,
+    /// Other limits. Whoever moves processes into a further hierarchy freezes them for that: not
+    /// somebody who may be killed in it without their being killed, too.
+    Update {
+        /// What changes.
+        resources: Box<LinuxResources>,
+    },
     /// Freeze.
     Pause,
     /// Thaw.

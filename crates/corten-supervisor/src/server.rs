@@ -6,15 +6,19 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
+use corten_oci::runtime_spec::LinuxResources;
+use corten_runtime::Cgroup;
 use rustix::fs::{CWD, Mode, OFlags};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::execs::{self, Exec};
+use crate::executing;
 use crate::external::Refused;
 use crate::health;
 use crate::hub;
 use crate::idle;
+use crate::oom;
 use crate::protocol::{
     Ask, Exit, Forced, Phase, Refusal, Reply, Request, Status, VERSION, receive, send,
 };
@@ -142,8 +146,8 @@ async fn request(mut client: UnixStream, shared: Rc<Shared>) {
             while shared.saving.get() != Saving::No && shared.run.borrow().is_some() {
                 tokio::time::sleep(SAVING).await;
             }
-            let exec = shared.execs.borrow().get(&id).cloned();
             let live = shared.run.borrow().clone();
+            let exec = shared.execs.borrow().get(&id).cloned();
             match (exec, live) {
                 (Some(exec), Some(live)) => {
                     execs::start(&shared, &live, &exec, size, detach, client).await;
@@ -231,7 +235,13 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
             }
             Some(live) => network(shared, &live),
         },
+        Ask::Update { resources } => {
+            executing::settled(shared).await;
+            update(shared, &resources)
+        }
         Ask::Pause => {
+            executing::settled(shared).await;
+            let live = shared.run.borrow().clone();
             let reply = with(shared, live, |live| Ok(live.cgroup.freeze()?));
             mark_paused(shared, &reply, true);
             reply
@@ -336,6 +346,25 @@ fn with(
     }
 }
 
+/// Changes the limits of its control group.
+fn update(shared: &Rc<Shared>, resources: &LinuxResources) -> Reply {
+    let live = shared.run.borrow().clone();
+    with(shared, live, |live| {
+        let deaf = live.cgroup.watch_oom().is_err();
+        // As it is now, and as it is afterwards: who is executed from now on joins all of it.
+        let group = Cgroup::open(live.cgroup.path())?;
+        group.update(resources)?;
+        let group = Cgroup::open(live.cgroup.path())?;
+        if let Some(live) = shared.run.borrow_mut().as_mut() {
+            live.cgroup = Rc::new(group);
+        }
+        if deaf {
+            tokio::task::spawn_local(oom::watch(shared.clone()));
+        }
+        Ok(())
+    })
+}
+
 fn mark_paused(shared: &Rc<Shared>, reply: &Reply, paused: bool) {
     if matches!(reply, Reply::Done) {
         shared.phase.set(if paused {
@@ -375,6 +404,7 @@ fn status(shared: &Shared, live: Option<&Live>) -> Status {
 /// Answers with what saving it needs, then waits to be told whether it has been saved. CRIU has the
 /// other end of the connection, too: without an answer it ends when nobody is at work any more.
 async fn checkpoint(mut client: UnixStream, shared: &Shared, leave_running: bool) {
+    executing::settled(shared).await;
     let live = shared.run.borrow().clone();
     let Some(live) = live else {
         return answer(&mut client, &not_running(shared)).await;

@@ -33,8 +33,6 @@ use crate::{idle, limits, server};
 /// First pause before a restart; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
-/// How long an exec waits for those who freeze a container that is not paused.
-const FROZEN: Duration = Duration::from_secs(5);
 /// A run of this length makes the pause short again, and the host is told of it.
 const STEADY: Duration = Duration::from_secs(10);
 /// How long somebody who merely looks at the lock, or cleans up, is waited for.
@@ -97,6 +95,8 @@ pub(crate) struct Shared {
     pub(crate) execs: RefCell<HashMap<String, Rc<Exec>>>,
     pub(crate) health: RefCell<Option<Monitor>>,
     pub(crate) limit: limits::Given,
+    /// How many processes are on their way to their programs.
+    pub(crate) executing: Cell<u32>,
     /// The engine's rows may say something else of its networks than when this run was prepared.
     pub(crate) rows_changed: Cell<bool>,
     log_host: Rc<Addresses>,
@@ -147,39 +147,6 @@ impl Live {
         }
         let process = self.pidfd.get_ref().as_fd();
         Ok(corten_runtime::send_signal(process, signal)?)
-    }
-
-    /// Executes a further process. Born into a frozen group it would never get to its program, and
-    /// this process would wait for it for ever. Whoever changes limits freezes for a moment, and
-    /// for good if he is killed in it.
-    pub(crate) async fn exec(
-        &self,
-        id: &str,
-        process: &corten_oci::runtime_spec::Process,
-        stdio: corten_runtime::Stdio,
-    ) -> Result<corten_runtime::ExecProcess, Refused> {
-        let until = Instant::now() + FROZEN;
-        while self.cgroup.is_frozen() {
-            if Instant::now() > until {
-                return Err(Refused {
-                    code: None,
-                    message: format!(
-                        "container {id} has been frozen from outside: pause and unpause it"
-                    ),
-                });
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let Some(external) = &self.external else {
-            let target = corten_runtime::Target {
-                id,
-                pidfd: self.pidfd.get_ref().as_fd(),
-                spec: &self.spec,
-                cgroup: &self.cgroup,
-            };
-            return Ok(corten_runtime::exec(&target, process, stdio)?);
-        };
-        external.exec(&self.spec, process, stdio).await
     }
 
     fn of(run: &Run) -> Self {
@@ -251,6 +218,7 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
         execs: RefCell::default(),
         health: RefCell::default(),
         limit: limits::raise(),
+        executing: Cell::new(0),
         rows_changed: Cell::new(false),
         log_host: Rc::default(),
     });
@@ -597,6 +565,10 @@ async fn finish(shared: &Rc<Shared>, mut run: Run) -> Exit {
     let at = now();
     shared.phase.set(Phase::Ending);
     health::end(shared);
+    // An update may have made it a member of further hierarchies.
+    if let Some(live) = shared.run.borrow().as_ref() {
+        run.cgroup = live.cgroup.clone();
+    }
     let oom = run.drain().await;
     *shared.run.borrow_mut() = None;
     shared.execs.borrow_mut().clear();

@@ -14,8 +14,9 @@ use bollard_stubs::models::{
     RestartPolicyNameEnum,
 };
 use corten_db::Durability;
-use corten_oci::runtime_spec::LinuxPidsBuilder;
+use corten_oci::runtime_spec::{LinuxPidsBuilder, LinuxResources};
 use corten_runtime::Cgroup;
+use corten_supervisor::client::{Client, ClientError};
 use serde::Deserialize;
 
 use super::row::{self, Container, Status};
@@ -425,17 +426,16 @@ fn apply(engine: &Engine, before: &Container, mut host: HostConfig) -> Result<()
             // Taken away.
             resources.set_pids(LinuxPidsBuilder::default().limit(-1_i64).build().ok());
         }
-        let path = state::cgroup_path(engine, before);
-        let updated = Cgroup::open(&path).and_then(|group| group.update(&resources));
+        let updated = limit(engine, before, resources);
         let after = engine.database().read(|c| row::get(c, id))?;
         let runs = |row: &Container| matches!(row.status, Status::Running | Status::Paused);
         match (updated, after) {
             // It ended meanwhile; its next start reads the row.
             (Err(_), after) if !after.as_ref().is_some_and(runs) => return Ok(()),
-            (Err(error), _) => {
+            (Err(source), _) => {
                 return Err(EngineError::Other {
                     context: format!("Cannot update container {id}"),
-                    source: Box::new(error),
+                    source,
                 });
             }
             // Another update was faster with its row, and slower with the group, or is yet to be.
@@ -444,6 +444,27 @@ fn apply(engine: &Engine, before: &Container, mut host: HostConfig) -> Result<()
             }
             (Ok(()), _) => return Ok(()),
         }
+    }
+}
+
+/// Has the supervisor change the limits: it knows who is about to be executed, and if it is killed
+/// meanwhile, so is what it has frozen.
+fn limit(
+    engine: &Engine,
+    container: &Container,
+    resources: LinuxResources,
+) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let Some(client) = Client::find(engine.layout().run(), &container.id)? else {
+        return Ok(()); // its next start reads the row
+    };
+    let asked = tokio::runtime::Handle::current().block_on(client.update(resources.clone()));
+    match asked {
+        // One started by an older corten.
+        Err(ClientError::Refused { message, .. }) if message.starts_with("not a request") => {
+            let group = Cgroup::open(&state::cgroup_path(engine, container))?;
+            Ok(group.update(&resources)?)
+        }
+        asked => Ok(asked?),
     }
 }
 

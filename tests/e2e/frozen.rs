@@ -1,0 +1,141 @@
+//! Containers whose processes somebody freezes, other than by `pause`.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::crash::{kill_9, supervisor};
+use crate::harness::{Engine, until};
+
+/// A group's place in a hierarchy of a process, on hosts with v2.
+fn group(pid: &str, hierarchy: &str) -> Option<String> {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let mut lines = groups.lines().map(|line| line.splitn(3, ':'));
+    lines.find_map(|mut parts| {
+        let (_, names, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let found = names.split(',').any(|name| name == hierarchy);
+        found.then(|| path.to_owned())
+    })
+}
+
+/// The file that freezes what a process is in.
+fn freezer(pid: &str) -> PathBuf {
+    let path = group(pid, "").expect("a host with cgroup v2");
+    let mounts = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+    let mut files = mounts.map(|mount| PathBuf::from(format!("{mount}{path}/cgroup.freeze")));
+    let there = files.iter_mut().find(|file| file.exists());
+    std::mem::take(there.expect("its group"))
+}
+
+/// A container that sleeps; its first process.
+fn sleeper(engine: &Engine) -> (String, String) {
+    let id = engine.ok(["run", "-d", "--name", "box", "alpine", "sleep", "1000"]);
+    (id, engine.told("{{.State.Pid}}", "box"))
+}
+
+#[test]
+fn an_exec_waits_for_an_outside_tool_and_its_supervisor_goes_on() {
+    let engine = Engine::with_alpine();
+    let (id, pid) = sleeper(&engine);
+    let file = freezer(&pid);
+    std::fs::write(&file, "1").unwrap();
+    let waiting = engine.spawn(["exec", "box", "echo", "went on"]);
+    // It has been born, into the frozen group.
+    let own = || std::fs::read_to_string(file.with_file_name("cgroup.procs")).unwrap();
+    until("it is there", || own().lines().count() == 2);
+    // Whoever asks the supervisor is answered meanwhile.
+    assert!(engine.ok(["top", "box"]).contains("sleep 1000"));
+    engine.ok(["kill", "-s", "CONT", &id]);
+    std::fs::write(&file, "0").unwrap();
+    let done = waiting.finish();
+    assert_eq!((done.code, done.stdout.as_str()), (0, "went on\n"));
+    engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
+}
+
+/// An older corten that was killed while it changed limits left it so.
+#[test]
+fn nothing_is_executed_in_what_stays_frozen() {
+    let engine = Engine::with_alpine();
+    let (_, pid) = sleeper(&engine);
+    let file = freezer(&pid);
+    std::fs::write(&file, "1").unwrap();
+    let refused = engine.run(["exec", "box", "true"]);
+    assert_ne!(refused.code, 0, "{refused:?}");
+    assert!(
+        refused.stdout.contains("frozen from outside"),
+        "{refused:?}"
+    );
+    // Nor is anything left of it.
+    let own = || std::fs::read_to_string(file.with_file_name("cgroup.procs")).unwrap();
+    until("it is gone", || own().lines().count() == 1);
+    engine.ok(["pause", "box"]);
+    engine.ok(["unpause", "box"]);
+    engine.ok(["exec", "box", "true"]);
+    engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
+}
+
+/// Processes are moved while nobody runs where v1 has a hierarchy that the container was not in.
+#[test]
+fn an_update_that_is_killed_is_carried_out() {
+    let engine = Engine::with_alpine();
+    let (id, pid) = sleeper(&engine);
+    let supervisor: i32 = supervisor(&id).parse().unwrap();
+    let tell = |signal| kill_process(Pid::from_raw(supervisor).unwrap(), signal).unwrap();
+    tell(Signal::STOP);
+    // As a command line asks that is killed before it hears of anything.
+    let asked = br#"{"version":1,"op":"update","resources":{"memory":{"limit":67108864}}}"#;
+    let length = u32::try_from(asked.len()).unwrap().to_be_bytes();
+    let mut client = UnixStream::connect(socket(&id)).unwrap();
+    client.write_all(&[&length[..], asked].concat()).unwrap();
+    drop(client);
+    tell(Signal::CONT);
+    engine.ok(["exec", "box", "true"]);
+    assert_eq!(engine.told("{{.State.Status}}", "box"), "running");
+    assert_eq!(std::fs::read_to_string(freezer(&pid)).unwrap(), "0\n");
+    let shown = || engine.ok(["stats", "--no-stream", "--format", "{{.MemUsage}}", "box"]);
+    until("the limit is in force", || shown().ends_with(" / 64MiB"));
+    // Also for what is executed from now on.
+    let mut beside = engine.spawn(["exec", "box", "sleep", "1000"]);
+    let own = freezer(&pid).with_file_name("cgroup.procs");
+    let mut both = Vec::new();
+    until("it is executed", || {
+        let text = std::fs::read_to_string(&own).unwrap();
+        both = text.lines().map(str::to_owned).collect();
+        both.len() == 2
+    });
+    for hierarchy in ["memory", ""] {
+        assert_eq!(group(&both[0], hierarchy), group(&both[1], hierarchy));
+    }
+    beside.signal(Signal::KILL);
+    beside.code();
+    engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
+}
+
+/// Where a container's supervisor is asked.
+fn socket(id: &str) -> PathBuf {
+    let engines = std::fs::read_dir("/run").unwrap().flatten();
+    let mut sockets = engines.map(|engine| engine.path().join("c").join(id).join("sock"));
+    sockets.find(|socket| socket.exists()).unwrap()
+}
+
+/// The end of a supervisor that is killed while it has its container frozen.
+#[test]
+fn what_a_killed_supervisor_has_frozen_ends() {
+    let engine = Engine::with_alpine();
+    let (id, pid) = sleeper(&engine);
+    std::fs::write(freezer(&pid), "1").unwrap();
+    kill_9(&supervisor(&id));
+    until("the state is told", || {
+        engine.told("{{.State.Running}}", "box") == "false"
+    });
+    until("its process ends with it", || {
+        !Path::new("/proc").join(&pid).exists()
+    });
+    engine.ok(["rm", "box"]);
+    engine.assert_clean();
+}
