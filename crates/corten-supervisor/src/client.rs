@@ -329,21 +329,24 @@ impl Client {
         self.done(Ask::ExecCreate(Box::new(spec))).await
     }
 
-    /// Executes it; its streams, unless detached.
+    /// Executes it; its streams, unless detached. `spec`: what it is, unless it has been
+    /// [created](Self::exec_create) before.
     ///
     /// # Errors
-    /// See [`ClientError`].
+    /// See [`ClientError`]. One started by an older corten knows nothing of what was not created.
     pub async fn exec_start(
         &self,
         id: &str,
         detach: bool,
         size: Option<Size>,
+        spec: Option<ExecSpec>,
     ) -> Result<Option<(bool, UnixStream)>> {
         match self
             .ask(Ask::ExecStart {
                 id: id.to_owned(),
                 detach,
                 size,
+                spec: spec.map(Box::new),
             })
             .await?
         {

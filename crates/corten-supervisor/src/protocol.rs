@@ -143,6 +143,9 @@ pub enum Ask {
         detach: bool,
         /// Terminal size known only now.
         size: Option<Size>,
+        /// What it is, if it has not been created here before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        spec: Option<Box<ExecSpec>>,
     },
     /// What became of it.
     ExecInspect {

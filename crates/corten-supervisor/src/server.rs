@@ -141,12 +141,21 @@ async fn request(mut client: UnixStream, shared: Rc<Shared>) {
         }
         Ask::Wait => wait(client, &shared).await,
         Ask::Checkpoint { leave_running } => checkpoint(client, &shared, leave_running).await,
-        Ask::ExecStart { id, detach, size } => {
+        Ask::ExecStart {
+            id,
+            detach,
+            size,
+            spec,
+        } => {
             // Nothing can be started in what CRIU has frozen, and this thread is to thaw it.
             while shared.saving.get() != Saving::No && shared.run.borrow().is_some() {
                 tokio::time::sleep(SAVING).await;
             }
             let live = shared.run.borrow().clone();
+            if let Some(spec) = spec.filter(|spec| live.is_some() && spec.id == id) {
+                let mut execs = shared.execs.borrow_mut();
+                execs.entry(id.clone()).or_insert_with(|| Exec::new(*spec));
+            }
             let exec = shared.execs.borrow().get(&id).cloned();
             match (exec, live) {
                 (Some(exec), Some(live)) => {

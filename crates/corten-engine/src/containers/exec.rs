@@ -7,15 +7,17 @@ use std::os::fd::AsFd;
 
 use bollard_stubs::models::{ExecConfig, ExecInspectResponse, IdResponse, ProcessConfig};
 use corten_db::Durability;
-use corten_supervisor::client::Client;
-use corten_supervisor::protocol::ExecSpec;
+use corten_supervisor::client::{Client, ClientError};
+use corten_supervisor::protocol::{ExecSpec, Refusal};
 use corten_supervisor::{Size, Streams};
 use rusqlite::{Connection, OptionalExtension, params};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
 use super::attach::framed;
 use super::row::{Container, Status};
-use super::{Attached, ExecForm, ExecStart, StreamKind, refused, refused_by, state, supervisor};
+use super::{Attached, ExecForm, ExecStart, StreamKind, refused_by, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
@@ -39,9 +41,20 @@ fn cannot_start(message: &str) -> i64 {
 
 type Result<T> = std::result::Result<T, EngineError>;
 
+/// What is kept of an instance until it is started. Whoever does not know of the second reads the first.
+#[derive(Serialize)]
+struct Kept<'a> {
+    #[serde(flatten)]
+    config: &'a ExecConfig,
+    #[serde(rename = "CortenSpec")]
+    spec: &'a ExecSpec,
+}
+
 /// An exec instance's row.
 struct Row {
     container: String,
+    /// [`Kept`].
+    text: String,
     config: ExecConfig,
     /// It was made in its container's present run, and nobody has written down that it was started.
     waits: bool,
@@ -58,6 +71,7 @@ fn get(c: &Connection, id: &str) -> Result<Row> {
     let found = statement.query_row([id], |r| {
         let row = Row {
             container: r.get(0)?,
+            text: String::new(),
             config: ExecConfig::default(),
             waits: r.get(2)?,
             pid: r.get(3)?,
@@ -65,15 +79,39 @@ fn get(c: &Connection, id: &str) -> Result<Row> {
         };
         Ok((row, r.get::<_, String>(1)?))
     });
-    let (row, config) = found
+    let (row, text) = found
         .optional()?
         .ok_or_else(|| EngineError::NoSuchExec(id.to_owned()))?;
-    let config = serde_json::from_str(&config).map_err(|source| EngineError::Document {
+    let config = read(id, &text)?;
+    Ok(Row {
+        config,
+        text,
+        ..row
+    })
+}
+
+fn read<T: DeserializeOwned>(id: &str, text: &str) -> Result<T> {
+    serde_json::from_str(text).map_err(|source| EngineError::Document {
         what: "configuration",
         object: format!("exec {id}"),
         source,
-    })?;
-    Ok(Row { config, ..row })
+    })
+}
+
+impl Row {
+    /// What its supervisor is to be told with its start. One that has been started it knows, or has
+    /// forgotten on purpose; so it has one of another run.
+    fn spec(&self, id: &str) -> Result<Option<ExecSpec>> {
+        #[derive(Deserialize)]
+        struct Kept {
+            #[serde(rename = "CortenSpec")]
+            spec: Option<ExecSpec>,
+        }
+        match self.waits {
+            true => Ok(read::<Kept>(id, &self.text)?.spec),
+            false => Ok(None),
+        }
+    }
 }
 
 /// Records that an instance runs.
@@ -93,33 +131,29 @@ pub(crate) fn set_exit_code(c: &Connection, id: &str, code: i64) -> Result<()> {
 /// Prepares an instance.
 pub(super) async fn create(engine: &Engine, name: &str, config: ExecConfig) -> Result<IdResponse> {
     let wanted = name.to_owned();
-    let (container, spec, config) = engine
+    engine
         .brief(move |engine| {
             let container = state::find(engine, &wanted)?;
             let spec = prepare(engine, &container, &wanted, &config)?;
-            Ok((container, spec, config))
-        })
-        .await?;
-    let id = spec.id.clone();
-    let client = supervisor(engine, &container)?;
-    client
-        .exec_create(spec)
-        .await
-        .map_err(|error| refused(&container, error))?;
-    let exec = id.clone();
-    engine
-        .brief(move |engine| {
-            let text = serde_json::to_string(&config).map_err(|source| EngineError::Document {
+            let exec = &spec.id;
+            let kept = Kept {
+                config: &config,
+                spec: &spec,
+            };
+            let text = serde_json::to_string(&kept).map_err(|source| EngineError::Document {
                 what: "configuration",
                 object: format!("exec {exec}"),
                 source,
             })?;
             engine.write(Durability::Relaxed, |c| {
-                c.prepare_cached(
-                    "DELETE FROM execs WHERE container = ? AND exit_code IS NOT NULL \
-                     AND created < ?",
-                )?
-                .execute(params![container.id, time::now_nanos() - KEPT_NANOS])?;
+                // It looks at all of the container's: not each time.
+                if exec.starts_with('0') {
+                    c.prepare_cached(
+                        "DELETE FROM execs WHERE container = ? AND exit_code IS NOT NULL \
+                         AND created < ?",
+                    )?
+                    .execute(params![container.id, time::now_nanos() - KEPT_NANOS])?;
+                }
                 c.prepare_cached(
                     "INSERT INTO execs (id, container, created, config, status) \
                      VALUES (?,?,?,?,'created')",
@@ -130,10 +164,10 @@ pub(super) async fn create(engine: &Engine, name: &str, config: ExecConfig) -> R
                 let command = config.cmd.as_deref().unwrap_or_default().join(" ");
                 let action = format!("exec_create: {command}");
                 events::record(c, Kind::Container, &action, &container.id, &attributes)
-            })
+            })?;
+            Ok(IdResponse { id: spec.id })
         })
-        .await?;
-    Ok(IdResponse { id })
+        .await
 }
 
 /// Checks the request and makes the process document. Blocks.
@@ -167,23 +201,10 @@ fn prepare(
         .filter(|u| !u.is_empty())
         .unwrap_or(own);
     let identity = rooted::identity(root.as_fd(), asked, groups)?;
-    let files = spec::Files::default();
     // Whom it was linked to may be gone by now; what runs already goes on without.
     let linked = super::links::environment(engine, container).unwrap_or_default();
-    let base = spec::build(&spec::Input {
-        config: &container.config,
-        host: &container.host,
-        mounts: &container.setup.mounts,
-        identity: &identity,
-        linked: &linked,
-        files: &files,
-        users: None,
-        ipc_of: Some(container.pid),
-        pid_of: Some(container.pid),
-        cpus: super::cpus(),
-        capabilities: super::known_capabilities(),
-    })?;
-    let base = base.spec.process().clone().unwrap_or_default();
+    let known = super::known_capabilities();
+    let base = spec::first_process(&container.config, &container.host, &identity, known)?;
     let process = spec::exec_process(
         &container.config,
         config,
@@ -191,7 +212,7 @@ fn prepare(
         &linked,
         &identity,
         container.host.privileged.unwrap_or(false),
-        super::known_capabilities(),
+        known,
     )?;
     Ok(ExecSpec {
         id: names::new_id(),
@@ -247,7 +268,7 @@ pub(super) async fn start(engine: &Engine, id: &str, start: ExecStart) -> Result
     let tty = row.config.tty.unwrap_or(false);
     let client = supervisor_of(engine, id, &row).await?;
     let size = start.console_size.map(|(rows, cols)| Size { rows, cols });
-    match client.exec_start(id, start.detach, size).await {
+    match begin(engine, &client, id, &row, (start.detach, size)).await? {
         Ok(None) => Ok(None),
         Ok(Some((tty, stream))) => Ok(Some(Attached {
             tty,
@@ -273,6 +294,37 @@ pub(super) async fn start(engine: &Engine, id: &str, start: ExecStart) -> Result
             other => Err(other),
         },
     }
+}
+
+type Begun = std::result::Result<Option<(bool, tokio::net::UnixStream)>, ClientError>;
+
+/// Has an instance started that its supervisor may never have heard of.
+async fn begin(
+    engine: &Engine,
+    client: &Client,
+    id: &str,
+    row: &Row,
+    (detach, size): (bool, Option<Size>),
+) -> Result<Begun> {
+    let Some(spec) = row.spec(id)? else {
+        return Ok(client.exec_start(id, detach, size, None).await);
+    };
+    let begun = client
+        .exec_start(id, detach, size, Some(spec.clone()))
+        .await;
+    if !begun.as_ref().is_err_and(is_unknown) {
+        return Ok(begun);
+    }
+    // One started by an older corten, which writes down no start either: nobody may take it for one
+    // that waits once it has been forgotten.
+    let exec = id.to_owned();
+    engine
+        .brief(move |engine| engine.write(Durability::Relaxed, |c| set_running(c, &exec, 0)))
+        .await?;
+    Ok(match client.exec_create(spec).await {
+        Ok(()) => client.exec_start(id, detach, size, None).await,
+        Err(error) => Err(error),
+    })
 }
 
 /// Records that an instance could not be started.
@@ -340,7 +392,11 @@ async fn progress(
     row: &Row,
 ) -> Result<(bool, Option<i64>, Option<i64>)> {
     let status = match supervisor_of(engine, id, row).await {
-        Ok(client) => client.exec_inspect(id).await.ok(),
+        Ok(client) => match client.exec_inspect(id).await {
+            // It will hear of it with its start.
+            Err(error) if row.waits && is_unknown(&error) => return Ok((false, None, Some(0))),
+            status => status.ok(),
+        },
         Err(EngineError::NoSuchExec(id)) => return Err(EngineError::NoSuchExec(id)),
         Err(_) => None,
     };
@@ -358,18 +414,24 @@ async fn progress(
     ))
 }
 
+/// Whether a supervisor does not know an instance.
+fn is_unknown(error: &ClientError) -> bool {
+    let unknown = Refusal::NoSuchExec;
+    matches!(error, ClientError::Refused { why, .. } if *why == unknown)
+}
+
 /// Sets the size of an instance's terminal.
 pub(super) async fn resize(engine: &Engine, id: &str, rows: u16, columns: u16) -> Result<()> {
     let row = find(engine, id).await?;
-    supervisor_of(engine, id, &row)
-        .await?
-        .exec_resize(
-            id,
-            Size {
-                rows,
-                cols: columns,
-            },
-        )
-        .await
-        .map_err(|error| refused_by(&row.container, error))
+    let client = supervisor_of(engine, id, &row).await?;
+    let size = Size {
+        rows,
+        cols: columns,
+    };
+    client.exec_resize(id, size).await.map_err(|error| {
+        if row.waits && is_unknown(&error) {
+            return EngineError::Conflict(format!("exec {id} has no terminal"));
+        }
+        refused_by(&row.container, error)
+    })
 }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use bollard_stubs::models::{ContainerConfig, HostConfig};
 use corten_oci::runtime_spec::{
     Capabilities, Linux, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceType, LinuxResources,
-    Root, Spec,
+    Process, Root, Spec,
 };
 use corten_runtime::defaults;
 
@@ -101,6 +101,31 @@ pub(crate) fn build(input: &Input<'_>) -> Result<Output> {
         privileged,
     )?));
     Ok(Output { spec, binds })
+}
+
+/// The container's first process alone, for others beside it.
+pub(crate) fn first_process(
+    config: &ContainerConfig,
+    host: &HostConfig,
+    identity: &Identity,
+    known_capabilities: usize,
+) -> Result<Process> {
+    let options = security::options(host.security_opt.as_deref().unwrap_or_default())?;
+    let capabilities = capability_set(host, known_capabilities)?;
+    let input = Input {
+        config,
+        host,
+        mounts: &[],
+        identity,
+        linked: &[],
+        files: &Files::default(),
+        users: None,
+        ipc_of: None,
+        pid_of: None,
+        cpus: 0,
+        capabilities: known_capabilities,
+    };
+    process::first(&input, &capabilities, &options)
 }
 
 /// The capabilities that `CapAdd`, `CapDrop` and `Privileged` leave.

@@ -52,16 +52,16 @@ async fn exec(cli: &Cli, flags: Parsed) -> Result {
     let mut body = body(&flags, command, |name| std::env::var(name).ok())?;
     body["DetachKeys"] = json!(run::chosen_keys(cli, &flags)?.unwrap_or_default());
     let client = cli.client()?;
-    // That there is no such container is to be said before the terminal is looked at.
-    client
-        .get(format!("/containers/{}/json", component(name)))
-        .done()
-        .await?;
     let (tty, stdin) = (
         flags.on("tty"),
         flags.on("interactive") && !flags.on("detach"),
     );
     if tty && stdin && !term::stdin_is_terminal() {
+        // That there is no such container is to be said first.
+        client
+            .get(format!("/containers/{}/json", component(name)))
+            .done()
+            .await?;
         return Err(CliError::message("the input device is not a TTY"));
     }
     let created: Created = client
