@@ -64,6 +64,21 @@ impl Aside {
         Some(lock)
     }
 
+    /// Moves a directory to where it is removed, locked before it is there.
+    pub(crate) fn moved(from: &Path, to: PathBuf) -> std::io::Result<Self> {
+        let lock = Self::lock(from);
+        std::fs::rename(from, &to)?;
+        Ok(Self {
+            path: to,
+            _lock: lock,
+        })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Removes it. What cannot be removed is left to be swept, and logged.
     pub(crate) fn remove(self) {
         if let Err(error) = corten_store::rooted::remove_path(&self.path)
@@ -103,13 +118,14 @@ fn out_of_use(engine: &Engine, directory: &Path, name: &str) -> Option<Aside> {
     if let Err(error) = std::fs::create_dir_all(engine.layout().tmp()) {
         tracing::warn!(%error, "no temporary directory");
     }
-    let lock = Aside::lock(directory);
-    let path = match std::fs::rename(directory, &target) {
-        Ok(()) => target,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
-        Err(_) => directory.to_owned(),
-    };
-    Some(Aside { path, _lock: lock })
+    match Aside::moved(directory, target) {
+        Ok(aside) => Some(aside),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(_) => Some(Aside {
+            path: directory.to_owned(),
+            _lock: Aside::lock(directory),
+        }),
+    }
 }
 
 /// Removes a directory that has been renamed away. What cannot be removed is left to be swept,

@@ -106,7 +106,7 @@ pub(super) fn remove_dead(engine: &Engine, container: &Container, volumes: bool)
 /// Removes a container's row and everything that belongs to it. The caller holds its lock.
 /// Blocks.
 pub(crate) fn delete(engine: &Engine, container: &Container, volumes: bool) -> Result<()> {
-    Leftovers::take(engine, container, volumes).map(|left| left.remove(engine))
+    Leftovers::take(engine, container, volumes).map(Leftovers::remove)
 }
 
 /// Directories of a removed container, out of use: whoever has it need not let anybody wait for
@@ -114,7 +114,7 @@ pub(crate) fn delete(engine: &Engine, container: &Container, volumes: bool) -> R
 #[derive(Debug)]
 pub(crate) struct Leftovers {
     own: Option<Aside>,
-    volumes: Vec<PathBuf>,
+    volumes: Vec<Aside>,
 }
 
 impl Leftovers {
@@ -122,16 +122,21 @@ impl Leftovers {
     pub(crate) fn take(engine: &Engine, container: &Container, volumes: bool) -> Result<Self> {
         let volumes = delete_row(engine, container, volumes)?;
         let own = files::put_aside(engine, &container.id);
+        // By their locks nobody takes them for a killed process's, and deletes them for us.
+        let volumes = volumes
+            .iter()
+            .filter_map(|directory| removal::out_of_use(engine, directory));
+        let volumes = volumes.collect();
         Ok(Self { own, volumes })
     }
 
     /// Removes them.
-    pub(crate) fn remove(self, engine: &Engine) {
+    pub(crate) fn remove(self) {
         if let Some(directory) = self.own {
             directory.remove();
         }
         for directory in self.volumes {
-            removal::discard(engine, &directory);
+            removal::delete(directory);
         }
     }
 }

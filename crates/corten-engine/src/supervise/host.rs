@@ -465,7 +465,7 @@ impl Host for EngineHost {
 
     fn left(&mut self) {
         if let Some(left) = self.left.take() {
-            left.remove(&self.engine);
+            left.remove();
         }
     }
 

@@ -14,7 +14,7 @@ use rustix::fs::{CWD, RenameFlags};
 
 use super::hold::{self, Retired};
 use super::store::{self, VolumeRow};
-use crate::containers::files;
+use crate::containers::files::{self, Aside};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
@@ -137,30 +137,37 @@ fn make(directory: &Path) -> Result<()> {
 }
 
 /// Deletes the directory of a volume whose removal is written.
-pub(crate) fn discard(engine: &Engine, aside: &Path) {
-    let doomed = match move_on(engine, aside) {
-        Ok(Some(doomed)) => doomed,
-        // Somebody has settled it already.
-        Ok(None) => return,
-        Err(error) => {
-            tracing::warn!(%error, "a removed volume's directory is left to be swept");
-            return;
-        }
-    };
-    if let Err(error) = hold::unmount_removed(&doomed) {
-        // What is mounted is never deleted.
-        tracing::warn!(path = %doomed.display(), %error, "a removed volume stays mounted");
+fn discard(engine: &Engine, aside: &Path) {
+    if let Some(doomed) = out_of_use(engine, aside) {
+        delete(doomed);
     }
-    files::remove_renamed(&doomed);
+}
+
+/// Has nobody else delete the directory of a volume whose removal is written; `None`: somebody has begun
+/// to, or will.
+pub(crate) fn out_of_use(engine: &Engine, aside: &Path) -> Option<Aside> {
+    move_on(engine, aside).unwrap_or_else(|error| {
+        tracing::warn!(%error, "a removed volume's directory is left to be swept");
+        None
+    })
+}
+
+/// Deletes it.
+pub(crate) fn delete(doomed: Aside) {
+    if let Err(error) = hold::unmount_removed(doomed.path()) {
+        // What is mounted is never deleted.
+        tracing::warn!(path = %doomed.path().display(), %error, "a removed volume stays mounted");
+    }
+    doomed.remove();
 }
 
 /// Moves a directory from aside to where it is deleted; `None`: it is not there any more.
-fn move_on(engine: &Engine, aside: &Path) -> Result<Option<PathBuf>> {
+fn move_on(engine: &Engine, aside: &Path) -> Result<Option<Aside>> {
     let tmp = engine.layout().tmp();
     make(&tmp)?;
     let doomed = tmp.join(format!("{REMOVED}{}", names::new_id()));
-    match std::fs::rename(aside, &doomed) {
-        Ok(()) => Ok(Some(doomed)),
+    match Aside::moved(aside, doomed) {
+        Ok(doomed) => Ok(Some(doomed)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(EngineError::Io {
             action: "remove",
