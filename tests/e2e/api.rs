@@ -276,3 +276,50 @@ fn nothing_is_executed_in_what_has_been_paused_meanwhile() {
     engine.ok(["rm", "-f", "box"]);
     engine.assert_clean();
 }
+
+/// Its supervisor hears of it with its start, whoever asks for that.
+#[test]
+fn an_exec_is_created_by_one_server_and_started_by_the_next() {
+    let engine = Engine::with_alpine();
+    let ask = |method: &str, path: &str, body: &str| {
+        let socket = engine.path("api.sock").display().to_string();
+        let url = format!("http://corten{path}");
+        let output = Command::new("curl")
+            .args(["-sS", "-w", "\n%{http_code}", "-X", method])
+            .args(["-H", "Content-Type: application/json"])
+            .args(["--unix-socket", &socket, "-d", body, &url])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    engine.ok(["run", "-d", "--name", "box", "alpine", "sleep", "1000"]);
+    let (server, _) = engine.serve();
+    let command = r#"{"Cmd": ["sh", "-c", "echo once >> /log; exec sleep 1000"]}"#;
+    let created = ask("POST", "/containers/box/exec", command);
+    let id = created.split('"').nth(3).unwrap();
+    assert!(engine.told("{{.ExecIDs}}", "box").contains(id));
+    server.kill_9();
+    std::fs::remove_file(engine.path("api.sock")).unwrap();
+    let (_server, _) = engine.serve();
+    let json = format!("/exec/{id}/json");
+    let look = || ask("GET", &json, "");
+    let waiting = look();
+    for told in [r#""Running":false"#, r#""Pid":0"#] {
+        assert!(waiting.contains(told), "{waiting}");
+    }
+    assert!(!waiting.contains(r#""ExitCode":1"#), "{waiting}");
+    let resized = ask("POST", &format!("/exec/{id}/resize?h=1&w=1"), "");
+    assert!(resized.ends_with("409"), "{resized}");
+    let start = || ask("POST", &format!("/exec/{id}/start"), r#"{"Detach": true}"#);
+    assert_eq!(start(), "\n200");
+    assert!(look().contains(r#""Running":true"#));
+    let again = start();
+    assert!(again.ends_with("409"), "{again}");
+    // Nor is it begun anew once it has ended.
+    engine.ok(["exec", "box", "pkill", "-9", "-f", "sleep 1000"]);
+    until("it has ended", || look().contains(r#""ExitCode":137"#));
+    let again = start();
+    assert!(again.ends_with("409"), "{again}");
+    engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
+}
