@@ -305,14 +305,16 @@ pub(crate) fn change_resolv_conf(engine: &Engine, id: &str, generated: &Digest) 
     overwrite(&path, &name_server(&container)?.text)
 }
 
-/// Writes the same file: it is mounted in the container.
+/// Writes the same file: it is mounted in the container. Its end is cut off afterwards: nobody finds it
+/// empty, and ext4 writes a file that was emptied to the disk when it is closed, which the next change
+/// would wait for.
 fn overwrite(path: &Path, text: &str) -> Result<()> {
     let mut file = std::fs::OpenOptions::new()
         .write(true)
-        .truncate(true)
         .open(path)
         .map_err(io("write", path))?;
-    file.write_all(text.as_bytes()).map_err(io("write", path))
+    file.write_all(text.as_bytes()).map_err(io("write", path))?;
+    file.set_len(text.len() as u64).map_err(io("write", path))
 }
 
 /// Puts the init program into the directory of a container that wants it. A copy for each
@@ -370,6 +372,21 @@ fn read_or_empty(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_overwritten_in_place() {
+        use std::os::unix::fs::MetadataExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hosts");
+        std::fs::write(&path, "first\n").unwrap();
+        let before = std::fs::metadata(&path).unwrap().ino();
+        for text in ["longer than the first\n", "short\n", ""] {
+            overwrite(&path, text).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), before);
+        assert!(overwrite(&directory.path().join("none"), "").is_err());
+    }
 
     #[test]
     fn what_a_container_has_made_too_long_is_not_read() {
