@@ -307,7 +307,6 @@ impl Endpoint {
     /// # Errors
     /// The rule set cannot be changed; some of the ports may then be published and others not.
     pub fn republish(&mut self, wanted: WayOut, ports: Vec<PortMapping>) -> Result<()> {
-        let mut netfilter = Socket::netfilter()?;
         let same = wanted.v4 == self.spec.default_route && wanted.v6 == self.spec.default_route6;
         // What stays is not touched.
         let stays = |port: &PortMapping, others: &[PortMapping]| same && others.contains(port);
@@ -325,12 +324,21 @@ impl Endpoint {
             default_route6: wanted.v6,
             ..self.spec.clone()
         };
-        gone.unpublish(&mut netfilter)?;
+        let mut netfilter = match (gone.publication(), new.publication()) {
+            (None, None) => None,
+            _ => Some(Socket::netfilter()?),
+        };
+        if let Some(netfilter) = &mut netfilter {
+            gone.unpublish(netfilter)?;
+        }
         self.spec = EndpointSpec {
             ports,
             ..new.clone()
         };
-        new.publish(&mut netfilter)
+        match &mut netfilter {
+            Some(netfilter) => new.publish(netfilter),
+            None => Ok(()),
+        }
     }
 
     /// Removes the link and the published ports; goes on after an error and reports all of them.

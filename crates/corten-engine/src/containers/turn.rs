@@ -35,7 +35,7 @@ impl Turn {
         // The container's own directory is there as long as it is, and goes with it.
         let path = engine.layout().container(&container.id);
         let opened = engine
-            .blocking({
+            .brief({
                 let path = path.clone();
                 move |_| {
                     let flags =

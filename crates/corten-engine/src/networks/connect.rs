@@ -35,7 +35,7 @@ pub(super) async fn connect(
         let (turn, id, settled) = turn(&engine, request.container).await?;
         let settings = request.endpoint_config.unwrap_or_default();
         let added = engine
-            .blocking(move |engine| {
+            .brief(move |engine| {
                 engine.write(Durability::Synced, |c| {
                     add(c, &id, &network, &settings, &settled)
                 })
@@ -70,7 +70,7 @@ pub(super) async fn disconnect(
     to_its_end(context, async move {
         let (turn, id, _) = turn(&engine, request.container).await?;
         let (container, removed) = engine
-            .blocking(move |engine| engine.write(Durability::Synced, |c| take(c, &id, &network)))
+            .brief(move |engine| engine.write(Durability::Synced, |c| take(c, &id, &network)))
             .await?;
         let Err(error) = told(&engine, &container).await else {
             return Ok(());
@@ -101,13 +101,11 @@ async fn to_its_end(
 /// The turn to change a container, its id, and where it is only now as somebody wished before: two
 /// changes of one network could not be told apart.
 async fn turn(engine: &Engine, name: String) -> Result<(Turn, String, Vec<Endpoint>)> {
-    let container = engine
-        .blocking(move |engine| findable(engine, &name))
-        .await?;
+    let container = engine.brief(move |engine| findable(engine, &name)).await?;
     let turn = Turn::of(engine, &container).await?;
     let id = container.id;
     // It may be another run by now.
-    let container = engine.blocking(move |engine| findable(engine, &id)).await?;
+    let container = engine.brief(move |engine| findable(engine, &id)).await?;
     let settled = left::settle(engine, &container).await?;
     Ok((turn, container.id, settled))
 }

@@ -241,7 +241,7 @@ async fn carry_out(
 ) -> Result<(Vec<Endpoint>, Option<String>)> {
     let before = container.clone();
     let left = engine
-        .blocking(move |engine| Left::of(engine, &before))
+        .brief(move |engine| Left::of(engine, &before))
         .await?;
     if left.is_nothing() {
         return Ok((Vec::new(), None));
