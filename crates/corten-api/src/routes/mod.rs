@@ -38,15 +38,16 @@ pub(crate) type Answer = Result<Response, ApiError>;
 /// Largest JSON body accepted, in bytes.
 const MAX_JSON: usize = 8 << 20;
 
-/// The routes over an engine. Each half is put together when a request first needs it: a command
+/// The routes over an engine. Each part is put together when a request first needs it: a command
 /// line asks for two or three of them and is gone some milliseconds later. Cheap to clone.
 #[derive(Clone)]
-pub struct Routes(Arc<Halves>);
+pub struct Routes(Arc<Parts>);
 
-struct Halves {
+struct Parts {
     engine: Engine,
-    containers: OnceLock<Half>,
-    others: OnceLock<Half>,
+    containers: OnceLock<Part>,
+    networks: OnceLock<Part>,
+    others: OnceLock<Part>,
 }
 
 impl std::fmt::Debug for Routes {
@@ -55,26 +56,30 @@ impl std::fmt::Debug for Routes {
     }
 }
 
-type Half = BoxCloneSyncService<Request<axum::body::Body>, Response, Infallible>;
+type Part = BoxCloneSyncService<Request<axum::body::Body>, Response, Infallible>;
 
 impl Routes {
     pub(crate) fn new(engine: Engine) -> Self {
-        Self(Arc::new(Halves {
+        Self(Arc::new(Parts {
             engine,
             containers: OnceLock::new(),
+            networks: OnceLock::new(),
             others: OnceLock::new(),
         }))
     }
 
     /// Where a path leads to if it leads anywhere.
-    fn half(&self, path: &str) -> &Half {
-        let Halves {
+    fn part(&self, path: &str) -> &Part {
+        let Parts {
             engine,
             containers,
+            networks,
             others,
         } = &*self.0;
         if is_of_containers(path) {
             containers.get_or_init(|| layered(engine, of_containers()))
+        } else if is_of_networks(path) {
+            networks.get_or_init(|| layered(engine, of_networks()))
         } else {
             others.get_or_init(|| layered(engine, of_others()))
         }
@@ -84,15 +89,15 @@ impl Routes {
 impl Service<Request<axum::body::Body>> for Routes {
     type Response = Response;
     type Error = Infallible;
-    type Future = tower::util::Oneshot<Half, Request<axum::body::Body>>;
+    type Future = tower::util::Oneshot<Part, Request<axum::body::Body>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<axum::body::Body>) -> Self::Future {
-        let half = self.half(request.uri().path()).clone();
-        half.oneshot(request)
+        let part = self.part(request.uri().path()).clone();
+        part.oneshot(request)
     }
 }
 
@@ -100,6 +105,12 @@ impl Service<Request<axum::body::Body>> for Routes {
 fn is_of_containers(path: &str) -> bool {
     let first = path.trim_start_matches('/').split('/').next();
     matches!(first, Some("containers" | "exec" | "commit"))
+}
+
+/// The same of [`of_networks`].
+fn is_of_networks(path: &str) -> bool {
+    let first = path.trim_start_matches('/').split('/').next();
+    matches!(first, Some("networks" | "volumes"))
 }
 
 fn of_containers() -> Router<Engine> {
@@ -111,6 +122,12 @@ fn of_containers() -> Router<Engine> {
         .merge(exec::routes())
 }
 
+fn of_networks() -> Router<Engine> {
+    Router::new()
+        .merge(networks::routes())
+        .merge(volumes::routes())
+}
+
 fn of_others() -> Router<Engine> {
     Router::new()
         .merge(system::routes())
@@ -118,13 +135,11 @@ fn of_others() -> Router<Engine> {
         .merge(images::routes())
         .merge(distribution::routes())
         .merge(build::routes())
-        .merge(volumes::routes())
-        .merge(networks::routes())
         .merge(events::routes())
 }
 
 /// Layers lie around the whole, not around each route as a router's own would.
-fn layered(engine: &Engine, routes: Router<Engine>) -> Half {
+fn layered(engine: &Engine, routes: Router<Engine>) -> Part {
     let routes = routes
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
@@ -205,6 +220,20 @@ mod tests {
             ("/build", false),
         ] {
             assert_eq!(is_of_containers(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn paths_of_networks_and_volumes() {
+        for (path, expected) in [
+            ("/networks", true),
+            ("/networks/a/connect", true),
+            ("/volumes/create", true),
+            ("/", false),
+            ("/networksx", false),
+            ("/containers/volumes", false),
+        ] {
+            assert_eq!(is_of_networks(path), expected, "{path}");
         }
     }
 }
