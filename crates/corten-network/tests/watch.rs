@@ -9,17 +9,20 @@ use lab::*;
 
 const DROP: &str = "nft 'add table inet fw; add chain inet fw in { type filter hook input priority 0; policy drop; }'";
 
-/// How many sockets of the host listen to nf_tables.
-fn listeners(lab: &Lab) -> usize {
+/// The sockets of the host that listen to nf_tables.
+fn listening(lab: &Lab) -> Vec<String> {
     let sockets = lab.on_host(|| std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap());
-    // sk, protocol (12: netfilter), port, groups (7 is that of nf_tables)
-    let fields = sockets.lines().map(|line| {
+    // sk, protocol (12: netfilter), port, groups (7 is that of nf_tables), ..., inode
+    let fields = sockets.lines().filter_map(|line| {
         let mut fields = line.split_whitespace().skip(1);
-        (fields.next(), fields.nth(1))
+        let is = (fields.next(), fields.nth(1)) == (Some("12"), Some("00000040"));
+        is.then(|| fields.last().unwrap().to_owned())
     });
-    fields
-        .filter(|fields| *fields == (Some("12"), Some("00000040")))
-        .count()
+    fields.collect()
+}
+
+fn listeners(lab: &Lab) -> usize {
+    listening(lab).len()
 }
 
 fn guarded(lab: &Lab) -> bool {
@@ -106,6 +109,7 @@ fn one_listens_for_all() {
             }) && lab.ruleset().contains("10.99.1.0/24")
         };
         eventually("one listens", || listeners(&lab) == 1);
+        let listener = listening(&lab);
         lab.on_host(|| run("nft flush ruleset"));
         eventually("all is back", all_is_back);
         // Somebody else is faster to make the table again.
@@ -118,6 +122,8 @@ fn one_listens_for_all() {
         eventually("a firewall is heard of", || guarded(&lab));
         lab.on_host(|| run("nft delete table inet fw"));
         eventually("its end is heard of", || !guarded(&lab));
+        // The same all the time: there was no moment without one.
+        assert_eq!(listening(&lab), listener);
         drop(watching.remove(0));
     }
     assert_eq!(listeners(&lab), 0);

@@ -2,12 +2,12 @@
 //!
 //! Every supervisor with a place on a bridge takes part; one of them, whoever has the [`Post`] of the
 //! engine's table, listens to nf_tables. It looks again at what the host drops by default, and when the
-//! table was flushed (`nft flush ruleset`) it brings back every bridge's part of it and leaves the post.
-//! All others wait for the post to be free: each then sees that its own bridge and ports are in the
-//! table, unless nothing was flushed, and applies for it.
+//! table was flushed (`nft flush ruleset`) it brings back every bridge's part of it and calls the others, without
+//! leaving the post: each then sees that its own bridge and ports are in the table. When the post is free, all
+//! of them apply for it at once: until one has it and has looked, what is loaded goes unnoticed.
 //!
-//! Nothing is missed between two listeners: whoever applies listens before it has the post, and leaves it
-//! again if the table is another one since; whoever waits looks once it has seen that somebody has it.
+//! Nothing is missed between two listeners: whoever applies listens before it has the post, looks at everything
+//! once, and calls if the table is another one since; whoever waits looks once it has seen that somebody has it.
 
 mod post;
 
@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, netlink};
 use tokio::io::unix::AsyncFd;
 
-use self::post::{Held, POSTS, Post, Taken};
+use self::post::{End, Held, POSTS, Post, Taken};
 use crate::bridge::{restore_bridge, restore_own_bridge};
 use crate::endpoint::{Driver, EndpointSpec};
 use crate::firewall::{self, Change};
@@ -39,8 +39,11 @@ const SETTLE: std::ops::Range<u64> = 20..100;
 const SOON: Duration = Duration::from_millis(100);
 /// The same after many: each time it is twice as long.
 const LATE: Duration = Duration::from_secs(10);
-/// How often in a row a listener leaves its post because something was missing when it came.
-const LEAVES: u32 = 8;
+/// How long it is at least from one look at what is dropped by default to the next, while a firewall is
+/// loaded.
+const BREATH: Duration = Duration::from_millis(5);
+/// How often in a row a listener calls the others because something was missing.
+const CALLS: u32 = 8;
 /// Enough for the headers that are looked at; what does not fit is taken for a change.
 const EVENTS: usize = 8 * 1024;
 
@@ -60,11 +63,13 @@ pub async fn watch_firewall(
         bridges: &bridges,
         looked: &looked,
         seen: Cell::new(None),
-        leaves: Cell::new(0),
+        at_once: Cell::new(false),
     };
     let mut again = Again::default();
     loop {
-        settle().await;
+        if !watch.at_once.take() {
+            tokio::time::sleep(pause()).await;
+        }
         let began = Instant::now();
         let done = watch.round().await;
         (watch.looked)();
@@ -84,9 +89,8 @@ pub async fn watch_firewall(
     }
 }
 
-async fn settle() {
-    let pause = Duration::from_millis(rand::random_range(SETTLE));
-    tokio::time::sleep(pause).await;
+fn pause() -> Duration {
+    Duration::from_millis(rand::random_range(SETTLE))
 }
 
 /// Pauses between attempts.
@@ -114,8 +118,8 @@ struct Watch<'a> {
     looked: &'a dyn Fn(),
     /// The table's handle when all of the own places was in it.
     seen: Cell<Option<u64>>,
-    /// How often in a row something was missing when it came to listen.
-    leaves: Cell<u32>,
+    /// Whether nobody listens: the post is to be applied for without a pause.
+    at_once: Cell<bool>,
 }
 
 impl Watch<'_> {
@@ -148,58 +152,88 @@ impl Watch<'_> {
             }
         }
         (self.looked)();
-        if taken.vacancy().await.map_err(|e| self.post(e))? {
+        let end = taken.end().await.map_err(|e| self.post(e))?;
+        self.at_once.set(end != End::Called);
+        if end != End::Left {
             self.seen.set(None);
         }
         Ok(())
     }
 
-    /// Listens until something had to be brought back. `known`: the table when nobody else listened.
+    /// Listens. `known`: the table when nobody else did.
     async fn listen(
         &self,
-        held: Held,
+        mut held: Held,
         events: &AsyncFd<OwnedFd>,
-        known: Option<u64>,
+        mut known: Option<u64>,
     ) -> Result<()> {
-        let mut first = true;
+        let (mut first, mut calls) = (true, 0);
         let mut again = Again::default();
         loop {
             let found = self.keep(known, first);
             (self.looked)();
-            let found = found?;
-            if found.brought || found.table != known {
-                let leaves = if first { self.leaves.get() } else { 0 };
-                if leaves < LEAVES {
-                    self.leaves.set(leaves + 1);
-                    tracing::info!(table = self.table, handle = ?found.table, "rules were flushed and are back");
-                    // The others may have ports to bring back.
-                    held.call();
-                    return Ok(());
+            let found = match found {
+                // Flushed while it was looked at.
+                Err(error) if nft::is_absent(&error) => {
+                    tracing::debug!(%error, "the host's firewall is changing");
+                    Found {
+                        table: known,
+                        brought: false,
+                        failed: true,
+                    }
                 }
+                found => {
+                    first = false;
+                    found?
+                }
+            };
+            if !found.brought && found.table == known {
+                calls = 0;
+            } else if calls < CALLS {
+                calls += 1;
+                let handle = found.table;
+                tracing::info!(
+                    table = self.table,
+                    ?handle,
+                    "rules were flushed and are back"
+                );
+                // The others may have ports to bring back.
+                held.call().map_err(|e| self.post(e))?;
+            } else if calls == CALLS {
+                calls += 1;
                 tracing::warn!(table = self.table, "rules are missing again and again");
             }
-            self.leaves.set(0);
-            first = false;
+            known = found.table;
             let pause = match found.failed {
                 true => Some(again.pause()),
                 false => None,
             };
             if pause.is_none() {
                 again = Again::default();
+                self.seen.set(known);
             }
-            if !heard(events, pause).await.map_err(failed)? {
-                continue;
+            if heard(events, pause).await.map_err(failed)? {
+                self.settle(events).await?;
             }
-            // What is dropped by default from now on must not get by while the rest is waited for.
+        }
+    }
+
+    /// Waits until a firewall is loaded. What it drops by default must not get by while the rest of it is waited
+    /// for.
+    async fn settle(&self, events: &AsyncFd<OwnedFd>) -> Result<()> {
+        let settled = tokio::time::Instant::now() + pause();
+        loop {
             let more = Socket::netfilter().and_then(|mut netfilter| {
                 firewall::guard(&mut netfilter, self.table, Change::More)
             });
             if let Err(error) = more {
                 tracing::debug!(%error, "looked at once more soon");
             }
-            settle().await;
-            // Ours among them.
-            let _: bool = drain(events.get_ref());
+            tokio::time::sleep(BREATH).await;
+            match tokio::time::timeout_at(settled, heard(events, None)).await {
+                Ok(changed) => changed.map_err(failed)?,
+                Err(_) => return Ok(()),
+            };
         }
     }
 

@@ -1,8 +1,9 @@
 //! Who listens for all of an engine: a pipe with a name, whose writer has the lock on it. That a reader
 //! has no writer any more is what tells it that the post is free.
 //!
-//! Nothing is ever written to it. Whoever leaves the post takes the name away, unless the others are to
-//! look after their own: then, and when it was killed, the pipe is still at its place.
+//! Nothing is ever written to it. Whoever leaves the post takes the name away; when it was killed, the pipe is
+//! still at its place. Whoever has the post and wants the others to look after their own puts another pipe in
+//! the place of the first, so that there is no moment in which nobody has it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,6 +15,10 @@ use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
 
 /// Where the posts are. They mean nothing after a reboot.
 pub(super) const POSTS: &str = "/run/corten-network";
+
+/// The mark of a pipe that was replaced for the others to look. (Whoever reads what is written to it takes it
+/// from all others.)
+const CALLED: Mode = Mode::XUSR;
 
 #[derive(Debug)]
 pub(super) enum Post {
@@ -27,8 +32,17 @@ pub(super) struct Held {
     path: PathBuf,
     /// Locked.
     writer: File,
-    /// Whether the others are to look.
-    call: bool,
+}
+
+/// What the end of a pipe means to those who wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// The post is free, and nothing else is to be done.
+    Left,
+    /// The post is free, as whoever had it was killed.
+    Killed,
+    /// Somebody has it, who wants the others to look after their own.
+    Called,
 }
 
 /// Of a post that somebody has: the pipe's end that is read.
@@ -63,11 +77,7 @@ impl Post {
             let path = path.to_owned();
             match rustix::fs::flock(&writer, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) if is_at(&path, &writer) => {
-                    return Ok(Some(Self::Ours(Held {
-                        path,
-                        writer,
-                        call: false,
-                    })));
+                    return Ok(Some(Self::Ours(Held { path, writer })));
                 }
                 // Whoever had it has removed it.
                 Ok(()) | Err(rustix::io::Errno::INTR) => {}
@@ -81,18 +91,55 @@ impl Post {
 }
 
 impl Held {
-    /// Leaves the post so that all others look after their own.
-    pub(super) fn call(mut self) {
-        self.call = true;
+    /// Has all others look after their own, and keeps the post.
+    pub(super) fn call(&mut self) -> io::Result<()> {
+        if !is_at(&self.path, &self.writer) {
+            // Removed by hand: it may be another's by now, who is not to lose it.
+            return Ok(());
+        }
+        let mut new = self.path.clone().into_os_string();
+        new.push(format!("-{}", std::process::id()));
+        let new = PathBuf::from(new);
+        // Of a process of the same number that was killed here.
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let replaced = make(&new).and_then(|()| locked(&new)).and_then(|writer| {
+            std::fs::rename(&new, &self.path)?;
+            Ok(writer)
+        });
+        match replaced {
+            Ok(writer) => {
+                let old = std::mem::replace(&mut self.writer, writer);
+                // The others wait for the end of its last writer, and then see this.
+                rustix::fs::fchmod(&old, Mode::RUSR | Mode::WUSR | CALLED)?;
+                Ok(())
+            }
+            Err(error) => {
+                let _gone = std::fs::remove_file(&new);
+                Err(error)
+            }
+        }
     }
+}
+
+/// The writer of a pipe that nobody else knows of yet, locked.
+fn locked(path: &Path) -> io::Result<File> {
+    // A pipe is not opened for writing where nobody reads.
+    let reader = open(path)?.ok_or(io::ErrorKind::NotFound)?;
+    let same = format!("/proc/self/fd/{}", reader.as_raw_fd());
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let writer = File::from(rustix::fs::open(same, flags, Mode::empty())?);
+    rustix::fs::flock(&writer, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(writer)
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         // Those who wait are told when it is closed. Its name may be another's by now, if somebody has
         // removed it by hand.
-        if !self.call
-            && is_at(&self.path, &self.writer)
+        if is_at(&self.path, &self.writer)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
             tracing::debug!(path = %self.path.display(), %error, "it stays");
@@ -112,14 +159,19 @@ impl Taken {
         }))
     }
 
-    /// Waits until the post is free; whether to look.
-    pub(super) async fn vacancy(self) -> io::Result<bool> {
+    /// Waits until whoever has the post leaves it, or calls.
+    pub(super) async fn end(self) -> io::Result<End> {
         let reader = crate::sys::watch(self.reader)?;
         loop {
             let mut ready = reader.readable().await?;
             let pipe = File::from(reader.get_ref().try_clone()?);
             if is_free(&pipe) {
-                return Ok(is_at(&self.path, &pipe));
+                let called = pipe.metadata()?.mode() & CALLED.bits() != 0;
+                return Ok(match is_at(&self.path, &pipe) {
+                    _ if called => End::Called,
+                    true => End::Killed,
+                    false => End::Left,
+                });
             }
             ready.clear_ready();
         }
@@ -134,7 +186,9 @@ pub(crate) fn forget(table: &str) {
         let name = entry.file_name();
         let namespace = name.to_str().and_then(|name| name.strip_prefix(table));
         let namespace = namespace.and_then(|rest| rest.strip_prefix('.'));
-        if !namespace.is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit())) {
+        // Of a call that was not finished: with the number of a process.
+        let number = |b: u8| b.is_ascii_digit() || b == b'-';
+        if !namespace.is_some_and(|n| n.bytes().all(number)) {
             continue;
         }
         match Post::at(&entry.path()) {
@@ -211,8 +265,7 @@ mod tests {
         let second = held(&table);
         drop(first);
         assert!(path.exists() && Taken::of(&table).unwrap().is_some());
-        // As if it had been killed.
-        second.call();
+        kill(second);
         assert!(path.exists() && Taken::of(&table).unwrap().is_none());
         // Another's, whose name begins with the same.
         let other = held(&format!("{table}.x"));
@@ -220,23 +273,63 @@ mod tests {
         assert!(!path.exists() && other.path.exists());
     }
 
+    /// As if its process had been killed: the pipe stays where it is.
+    fn kill(held: Held) {
+        let path = held.path.clone();
+        let aside = path.with_extension("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        drop(held);
+        std::fs::rename(aside, path).unwrap();
+    }
+
     #[test]
-    fn whoever_waits_is_told_of_the_end_and_whether_to_look() {
+    fn whoever_waits_is_told_of_the_end_and_what_it_was() {
         let table = name("told");
         let runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = { runtime }.enable_all().build().unwrap();
         runtime.block_on(async {
-            for call in [false, true] {
+            for end in [End::Left, End::Killed] {
                 let post = held(&table);
                 assert!(matches!(Post::of(&table).unwrap(), Post::Taken(_)));
-                let waiting = Taken::of(&table).unwrap().unwrap().vacancy();
-                match call {
-                    true => post.call(),
-                    false => drop(post),
+                let waiting = Taken::of(&table).unwrap().unwrap();
+                match end {
+                    End::Killed => kill(post),
+                    _ => drop(post),
                 }
-                assert_eq!(waiting.await.unwrap(), call);
+                assert_eq!(waiting.end().await.unwrap(), end);
             }
             forget(&table);
+        });
+    }
+
+    #[test]
+    fn whoever_calls_keeps_the_post() {
+        let table = name("call");
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut post = held(&table);
+            for _ in 0..3 {
+                let waiting = [(); 3].map(|()| Taken::of(&table).unwrap().unwrap());
+                post.call().unwrap();
+                for waiting in waiting {
+                    assert_eq!(waiting.end().await.unwrap(), End::Called);
+                    assert!(matches!(Post::of(&table).unwrap(), Post::Taken(_)));
+                }
+            }
+            let waiting = Taken::of(&table).unwrap().unwrap();
+            let path = post.path.clone();
+            drop(post);
+            assert_eq!(waiting.end().await.unwrap(), End::Left);
+            // Removed by hand, with another in its place: that is not called from.
+            let mut post = held(&table);
+            std::fs::remove_file(&path).unwrap();
+            let other = held(&table);
+            post.call().unwrap();
+            drop(post);
+            assert!(is_at(&path, &other.writer));
+            drop(other);
+            assert!(!path.exists());
         });
     }
 }
