@@ -205,10 +205,11 @@ impl Wanted {
         if wanted.device.is_empty() {
             return Err(bad("missing device in volume options"));
         }
+        let options = get("o");
         let mut data = Vec::new();
-        for option in get("o").split(',').filter(|option| !option.is_empty()) {
+        for option in list(&wanted.kind, &options) {
             if !wanted.flag(option) {
-                data.push(option.to_owned());
+                data.push(option);
             }
         }
         wanted.data = data.join(",");
@@ -266,10 +267,11 @@ impl Wanted {
 
     /// Its data, without passwords.
     fn shown_data(&self) -> String {
-        let options = self.data.split(',').map(|option| match option {
-            secret if secret.starts_with("password=") => "password=********",
-            other => other,
-        });
+        let shown = |option: &str| match option.split_once('=') {
+            Some((name @ ("password" | "pass" | "password2"), _)) => format!("{name}=********"),
+            _ => option.to_owned(),
+        };
+        let options = list(&self.kind, &self.data).into_iter().map(shown);
         options.collect::<Vec<_>>().join(",")
     }
 
@@ -309,19 +311,50 @@ impl Wanted {
     }
 }
 
-/// The address of a host that is named.
+/// The options in a list of them. For CIFS two commas are one that is in a value, a password above all; the
+/// kernel is given both.
+fn list<'a>(kind: &str, text: &'a str) -> Vec<&'a str> {
+    if kind != "cifs" {
+        return text
+            .split(',')
+            .filter(|option| !option.is_empty())
+            .collect();
+    }
+    let mut options = Vec::new();
+    let (mut begin, mut at) = (0, 0);
+    while let Some(comma) = text[at..].find(',').map(|comma| at + comma) {
+        // Nothing that begins with a comma is an option.
+        if comma > begin && text[comma + 1..].starts_with(',') {
+            at = comma + 2;
+            continue;
+        }
+        options.push(&text[begin..comma]);
+        begin = comma + 1;
+        at = begin;
+    }
+    options.push(&text[begin..]);
+    options.retain(|option| !option.is_empty());
+    options
+}
+
+/// The address of a host that is named: of those of IPv4, if it has any, as Docker does it.
 fn address(host: &str) -> Result<IpAddr> {
     let failed = |why: String| EngineError::Other {
         context: "error resolving passed in network volume address".to_owned(),
         source: format!("lookup {host}: {why}").into(),
     };
-    let mut found = (host, 0)
+    let found = (host, 0)
         .to_socket_addrs()
         .map_err(|error| failed(error.to_string()))?;
-    found
-        .next()
-        .map(|address| address.ip())
-        .ok_or_else(|| failed("no such host".to_owned()))
+    preferred(found.map(|address| address.ip())).ok_or_else(|| failed("no such host".to_owned()))
+}
+
+fn preferred(mut addresses: impl Iterator<Item = IpAddr>) -> Option<IpAddr> {
+    let first = addresses.next()?;
+    Some(match first {
+        IpAddr::V4(_) => first,
+        IpAddr::V6(_) => addresses.find(IpAddr::is_ipv4).unwrap_or(first),
+    })
 }
 
 #[cfg(test)]
@@ -370,6 +403,45 @@ mod tests {
         assert_eq!(wanted.flags, MountFlags::RDONLY | MountFlags::NOATIME);
         let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
         assert_eq!(wanted.propagation, slave);
+    }
+
+    #[test]
+    fn commas_in_passwords_are_doubled() {
+        let wanted = |text: &str| Wanted::read(&options(text)).unwrap();
+        let smb = "type=cifs device=//192.0.2.1/share o=";
+        // What the kernel is given, and what is told of it.
+        for (text, data, shown) in [
+            (
+                "username=me,password=a,,ro,,,,b,vers=3.0,ro",
+                "username=me,password=a,,ro,,,,b,vers=3.0",
+                "username=me,password=********,vers=3.0",
+            ),
+            (",,vers=3.0,,", "vers=3.0,,", "vers=3.0,,"),
+            ("pass=,,x,ro", "pass=,,x", "pass=********"),
+            ("password2=x,y", "password2=x,y", "password2=********,y"),
+            ("ro,", "", ""),
+        ] {
+            let wanted = wanted(&format!("{smb}{text}"));
+            assert_eq!(
+                (wanted.data.as_str(), wanted.shown_data().as_str()),
+                (data, shown)
+            );
+        }
+        // Only there.
+        let nfs = wanted("type=nfs device=:/e o=addr=10.0.0.1,,ro,vers=4,");
+        assert_eq!(nfs.data, "addr=10.0.0.1,vers=4");
+    }
+
+    #[test]
+    fn ipv4_comes_first() {
+        let all = |list: &[&str]| {
+            let addresses: Vec<IpAddr> = list.iter().map(|a| a.parse().unwrap()).collect();
+            preferred(addresses.into_iter()).map(|address| address.to_string())
+        };
+        assert_eq!(all(&["::1", "fd00::1", "127.0.0.1"]).unwrap(), "127.0.0.1");
+        assert_eq!(all(&["fd00::1", "::1"]).unwrap(), "fd00::1");
+        assert_eq!(all(&["10.0.0.1", "::1"]).unwrap(), "10.0.0.1");
+        assert_eq!(all(&[]), None);
     }
 
     #[test]
