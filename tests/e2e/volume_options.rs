@@ -72,6 +72,56 @@ fn options_are_mounted_from_the_first_use_to_the_last() {
     engine.assert_clean();
 }
 
+/// As of a service with `PrivateMounts=`: what is mounted there is not seen here, and would be another tmpfs.
+#[test]
+fn what_is_mounted_where_others_do_not_see_it_is_not_used_twice() {
+    let engine = Engine::with_alpine();
+    tmpfs(&engine, "memory");
+    let apart = |propagation: &str, name: &str| {
+        let corten = crate::harness::binary();
+        let mut unshare = engine.program("unshare");
+        unshare
+            .args(["-m", "--propagation", propagation])
+            .arg(corten);
+        let run = ["run", "-d", "--name", name, "-v", "memory:/m", "alpine"];
+        let done = unshare.args(run).args(["sleep", "1000"]).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    let elsewhere = "volume memory is in use, and is mounted in another mount namespace";
+    apart("private", "one");
+    engine.ok(["exec", "one", "sh", "-c", "echo theirs > /m/f"]);
+    assert_eq!(mounted(&engine, "memory"), None);
+    let use_it = ["run", "--rm", "-v", "memory:/m", "alpine", "ls", "/m"];
+    for _ in 0..2 {
+        let refused = engine.run(use_it);
+        assert_eq!(refused.code, 125, "{refused:?}");
+        assert!(refused.stderr.contains(elsewhere), "{refused:?}");
+        assert_eq!(mounted(&engine, "memory"), None);
+    }
+    // Its supervisor unmounts it there.
+    engine.ok(["rm", "-f", "one"]);
+    assert_eq!(engine.ok(use_it), "");
+    // What is mounted here is seen there, if mounts propagate.
+    engine.ok([
+        "run",
+        "-d",
+        "--name",
+        "two",
+        "-v",
+        "memory:/m",
+        "alpine",
+        "sleep",
+        "1000",
+    ]);
+    engine.ok(["exec", "two", "sh", "-c", "echo ours > /m/f"]);
+    apart("slave", "three");
+    assert_eq!(engine.ok(["exec", "three", "cat", "/m/f"]), "ours");
+    engine.ok(["rm", "-f", "three"]);
+    engine.ok(["rm", "-f", "two"]);
+    assert_eq!(mounted(&engine, "memory"), None);
+    engine.assert_clean();
+}
+
 #[test]
 fn a_directory_of_the_host_can_be_a_volume() {
     let engine = Engine::with_alpine();

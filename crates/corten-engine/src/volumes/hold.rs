@@ -5,9 +5,12 @@
 //! and unmounted with the last; both happen under a lock on the volume's directory (the gate), which
 //! is taken before the other one. A killed process leaves the mount behind: the next holder goes on
 //! with it, or [`sweep`] unmounts it once nobody holds the volume.
+//!
+//! Who uses a volume may be in another mount namespace (a service with `PrivateMounts=`), where what is mounted
+//! here is not seen. So `in-use` says which file system is mounted, and nobody uses the volume with another one.
 
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,6 +52,7 @@ impl Hold {
                 continue; // removed, and perhaps made again
             };
             let lock = in_use(&gate.path)?;
+            let alone = try_lock(&lock, true).map_err(io("lock", &gate.path))?;
             flock(&lock, FlockOperation::LockShared, &gate.path)?;
             // Who removes it has that lock alone, but not the gate.
             if !still_there(&gate.path, &gate.directory) {
@@ -72,12 +76,22 @@ impl Hold {
             };
             let data = engine.layout().volume_data(name);
             if driver.is_mounted(&row.options) {
+                let mut made = false;
                 if !is_mount_point(&data)? {
                     let options = match looked_up {
                         Some((of, options)) if of == row.options => options,
                         _ => driver.look_up(&row.options)?,
                     };
                     driver.mount(&data, &options)?;
+                    made = true;
+                }
+                if let Err(error) = hold.agree(&gate.path, &data, alone) {
+                    // What was here before may still be used by somebody.
+                    if made {
+                        driver.unmount(&data)?;
+                    }
+                    drop(gate);
+                    return Err(error);
                 }
                 hold.mounted = true;
             }
@@ -91,6 +105,39 @@ impl Hold {
             }
             return Ok(hold);
         }
+    }
+
+    /// Sees to it that what is mounted here is what others use who cannot be seen from here; who is `alone` says
+    /// what it is.
+    fn agree(&self, directory: &Path, data: &Path, mut alone: bool) -> Result<()> {
+        let (Some(lock), Some(here)) = (&self.lock, mounted_on(data)?) else {
+            return Ok(());
+        };
+        for look in 0.. {
+            let others = match alone {
+                true => String::new(),
+                false => recorded(lock).map_err(io("read", &directory.join(IN_USE)))?,
+            };
+            if others == here {
+                return Ok(());
+            }
+            if others.is_empty() {
+                return record(lock, &here).map_err(io("write", &directory.join(IN_USE)));
+            }
+            if look == LOOKS {
+                break;
+            }
+            // Somebody may only be looking at it, and what is written be of a process that was killed.
+            std::thread::sleep(PAUSE);
+            alone = try_lock(lock, true).map_err(io("lock", directory))?;
+            flock(lock, FlockOperation::LockShared, directory)?;
+        }
+        Err(EngineError::Conflict(format!(
+            "volume {} is in use, and is mounted in another mount namespace (that of a service with \
+             PrivateMounts= or PrivateTmp=, for example), so that its contents cannot be seen from here: use \
+             it from there, or end whoever uses it",
+            self.name
+        )))
     }
 
     /// Whether what comes into it must be put together within it.
@@ -214,6 +261,7 @@ const IN_USE: &str = "in-use";
 fn in_use(directory: &Path) -> Result<File> {
     let path = directory.join(IN_USE);
     std::fs::OpenOptions::new()
+        .read(true)
         .write(true)
         .create(true)
         .truncate(false)
@@ -295,24 +343,55 @@ fn unmount_unused(engine: &Engine, name: &str, driver: &'static dyn Driver) -> R
         return Ok(false);
     }
     driver.unmount(&data)?;
+    record(&lock, "").map_err(io("write", &gate.path))?;
     Ok(true)
+}
+
+/// The file system that the users of a volume have mounted; empty if that is not known.
+fn recorded(lock: &File) -> std::io::Result<String> {
+    let mut text = [0; 64];
+    let length = lock.read_at(&mut text, 0)?;
+    Ok(String::from_utf8_lossy(&text[..length])
+        .trim_end()
+        .to_owned())
+}
+
+/// Writes down which it is.
+fn record(lock: &File, mounted: &str) -> std::io::Result<()> {
+    lock.set_len(0)?;
+    if mounted.is_empty() {
+        return Ok(());
+    }
+    lock.write_all_at(format!("{mounted}\n").as_bytes(), 0)
 }
 
 /// Whether something is mounted on a path. The list is read rather than the path looked at, which
 /// could wait forever for the server of a network file system.
 fn is_mount_point(path: &Path) -> Result<bool> {
-    Ok(mount_points()?.any(|point| point == path))
+    Ok(mounted_on(path)?.is_some())
 }
 
-fn mount_points() -> Result<impl Iterator<Item = PathBuf>> {
+/// The file system (its number, `MAJOR:MINOR`) that is mounted on a path.
+fn mounted_on(path: &Path) -> Result<Option<String>> {
+    // The last one hides those before.
+    let last = mounts()?.filter(|(point, _)| point == path).last();
+    Ok(last.map(|(_, number)| number))
+}
+
+/// Where something is mounted, and what.
+fn mounts() -> Result<impl Iterator<Item = (PathBuf, String)>> {
     let list = Path::new("/proc/thread-self/mountinfo");
     let text = std::fs::read_to_string(list).map_err(io("read", list))?;
-    let points: Vec<PathBuf> = text
+    let mounts: Vec<_> = text
         .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|point| PathBuf::from(corten_runtime::cgroup::unescape(point)))
+        .filter_map(|line| {
+            let mut fields = line.split(' ').skip(2);
+            let (number, point) = (fields.next()?, fields.nth(1)?);
+            let point = PathBuf::from(corten_runtime::cgroup::unescape(point));
+            Some((point, number.to_owned()))
+        })
         .collect();
-    Ok(points.into_iter())
+    Ok(mounts.into_iter())
 }
 
 /// The volumes on whose directories something is mounted, though nobody uses them.
@@ -321,7 +400,7 @@ fn left_mounted(engine: &Engine) -> Result<Vec<VolumeRow>> {
     if rows.is_empty() {
         return Ok(rows);
     }
-    let points: Vec<PathBuf> = mount_points()?.collect();
+    let points: Vec<PathBuf> = mounts()?.map(|(point, _)| point).collect();
     rows.retain(|row| {
         let directory = engine.layout().volumes().join(&row.name);
         let free = || match in_use(&directory).map(|lock| try_lock(&lock, true)) {
