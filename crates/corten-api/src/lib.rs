@@ -3,7 +3,7 @@
 //!
 //! One router serves everybody: a Unix socket or TCP listener of `corten serve`, and the
 //! command line itself, which talks to it in its own process over an in-memory stream
-//! ([`connect_in_process`]). So whatever the command line can do, the API can do.
+//! ([`connect_in_process`]), or for a stream of lines without one ([`answer_in_process`]). So whatever the command line can do, the API can do.
 //!
 //! Invariants: handlers hold no state (all of it is the engine's); nothing from a client is
 //! trusted; a connection made in process is marked ([`InProcess`]) and only there may a
@@ -32,6 +32,8 @@ use tokio::io::DuplexStream;
 use tower::Layer;
 use tower::ServiceExt;
 
+/// The body of an answer.
+pub use axum::body::Body;
 pub use detach_keys::{DEFAULT_DETACH_KEYS, UnknownKey, detach_keys};
 pub use error::ApiError;
 pub use listener::{Endpoint, ListenError, Server, TlsFiles};
@@ -58,16 +60,30 @@ pub fn service(engine: Engine) -> Service {
     version::NegotiateLayer.layer(routes::Routes::new(engine))
 }
 
+/// The answer to a request of this process. What feeds its body ends when that is dropped, as
+/// with a connection.
+pub async fn answer_in_process<B>(
+    service: &Service,
+    request: http::Request<B>,
+) -> http::Response<Body>
+where
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let Ok(answer) = service.clone().oneshot(mark(request)).await;
+    answer
+}
+
+fn mark<B>(mut request: http::Request<B>) -> http::Request<B> {
+    request.extensions_mut().insert(InProcess);
+    request
+}
+
 /// A client connection to the API, served by a task of the current tokio runtime.
 #[must_use]
 pub fn connect_in_process(service: &Service) -> DuplexStream {
     let (client, server) = tokio::io::duplex(DUPLEX_BUFFER);
-    let service = service
-        .clone()
-        .map_request(|mut request: http::Request<_>| {
-            request.extensions_mut().insert(InProcess);
-            request
-        });
+    let service = service.clone().map_request(mark);
     tokio::spawn(async move {
         let served = hyper::server::conn::http1::Builder::new()
             .max_buf_size(MAX_HEADERS)

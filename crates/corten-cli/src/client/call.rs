@@ -230,7 +230,26 @@ impl<'c> Call<'c> {
     /// # Errors
     /// As [`Self::send`].
     pub async fn lines(self) -> Result<JsonLines, ClientError> {
+        if self.client.in_process() && self.body.is_none() {
+            return self.lines_here().await;
+        }
         Ok(JsonLines::new(self.send().await?.reader()))
+    }
+
+    /// The same, of the engine in this process: to write both sides of HTTP for it would take
+    /// longer than many an answer.
+    async fn lines_here(self) -> Result<JsonLines, ClientError> {
+        let service = self.client.service()?;
+        let answer = corten_api::answer_in_process(service, self.into_request()?).await;
+        let (status, mut reader) = (answer.status(), BodyReader::here(answer.into_body()));
+        if !(status.is_client_error() || status.is_server_error()) {
+            return Ok(JsonLines::new(reader));
+        }
+        let mut message = Vec::new();
+        while let Some(piece) = reader.next().await? {
+            message.extend_from_slice(&piece);
+        }
+        Err(refusal(status, &message))
     }
 
     /// Sends it and turns the connection into a two-way stream.

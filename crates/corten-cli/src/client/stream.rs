@@ -4,7 +4,7 @@
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Response, header};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
@@ -14,9 +14,17 @@ use super::{Body, ClientError};
 
 /// A body as it comes.
 pub struct BodyReader {
-    body: Incoming,
-    /// Keeps the connection open.
-    _sender: SendRequest<Body>,
+    body: Received,
+}
+
+enum Received {
+    /// Over a connection, which the sender keeps open.
+    Sent {
+        body: Incoming,
+        _sender: SendRequest<Body>,
+    },
+    /// Of the engine in this process.
+    Here(corten_api::Body),
 }
 
 impl std::fmt::Debug for BodyReader {
@@ -28,8 +36,26 @@ impl std::fmt::Debug for BodyReader {
 impl BodyReader {
     pub(super) fn new(body: Incoming, sender: SendRequest<Body>) -> Self {
         Self {
-            body,
-            _sender: sender,
+            body: Received::Sent {
+                body,
+                _sender: sender,
+            },
+        }
+    }
+
+    pub(super) fn here(body: corten_api::Body) -> Self {
+        Self {
+            body: Received::Here(body),
+        }
+    }
+
+    async fn frame(&mut self) -> Result<Option<Frame<Bytes>>, ClientError> {
+        match &mut self.body {
+            Received::Sent { body, .. } => Ok(body.frame().await.transpose()?),
+            Received::Here(body) => {
+                let frame = body.frame().await.transpose();
+                frame.map_err(|error| ClientError::Body(std::io::Error::other(error)))
+            }
         }
     }
 
@@ -38,8 +64,8 @@ impl BodyReader {
     /// # Errors
     /// The connection broke.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
-        while let Some(frame) = self.body.frame().await {
-            match frame?.into_data() {
+        while let Some(frame) = self.frame().await? {
+            match frame.into_data() {
                 Ok(data) if data.is_empty() => {}
                 Ok(data) => return Ok(Some(data)),
                 Err(frame) => cut_short(frame.trailers_ref())?,

@@ -149,9 +149,7 @@ pub(crate) async fn show(
             continue;
         }
         if let Some(event) = &message.corten {
-            let event: BuildEvent =
-                serde_json::from_value(event.clone()).map_err(crate::client::ClientError::from)?;
-            match &event {
+            match event {
                 BuildEvent::Started(vertex) => _ = running.insert(vertex.id),
                 BuildEvent::Completed { id, .. } => _ = running.remove(id),
                 BuildEvent::Image { id, .. } => image = Some(id.to_string()),
@@ -166,7 +164,7 @@ pub(crate) async fn show(
                 }),
                 _ => {}
             }
-            view.event(&event)?;
+            view.event(event)?;
         }
         if let Some(id) = message
             .aux

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io::Write as _;
 
+use corten_build::BuildEvent;
 use serde::Deserialize;
 
 use crate::client::JsonLines;
@@ -31,7 +32,7 @@ pub(crate) struct Message {
     /// Results: `{"ID": "sha256:…"}`.
     pub(crate) aux: Option<serde_json::Value>,
     /// Our own build events.
-    pub(crate) corten: Option<serde_json::Value>,
+    pub(crate) corten: Option<BuildEvent>,
     /// Where, what and why a build of ours failed, in several lines.
     #[serde(rename = "corten_report")]
     pub(crate) report: Option<String>,

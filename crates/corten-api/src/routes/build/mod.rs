@@ -30,7 +30,7 @@ use corten_engine::Engine;
 use corten_engine::system::CacheSpace;
 use corten_oci::Digest;
 use http::{HeaderMap, Request};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -365,11 +365,21 @@ enum View {
     Classic(Classic),
 }
 
+/// A line that is an event.
+#[derive(Serialize)]
+struct Told {
+    corten: BuildEvent,
+}
+
 impl View {
-    fn lines(&mut self, event: BuildEvent) -> Vec<Value> {
+    async fn tell(&mut self, event: BuildEvent, lines: &JsonLines) {
         match self {
-            Self::Events => vec![json!({ "corten": event })],
-            Self::Classic(classic) => classic.event(event),
+            Self::Events => _ = lines.send(&Told { corten: event }).await,
+            Self::Classic(classic) => {
+                for line in classic.event(event) {
+                    lines.send(&line).await;
+                }
+            }
         }
     }
 }
@@ -396,9 +406,7 @@ async fn run(
         tokio::select! {
             biased;
             Some(event) = receive.recv() => {
-                for line in view.lines(event) {
-                    lines.send(&line).await;
-                }
+                view.tell(event, lines).await;
             }
             opened = opened(&mut shell) => {
                 lines.send(&json!({ "corten_shell": opened })).await;
@@ -408,9 +416,7 @@ async fn run(
         }
     };
     while let Ok(event) = receive.try_recv() {
-        for line in view.lines(event) {
-            lines.send(&line).await;
-        }
+        view.tell(event, lines).await;
     }
     Some(outcome)
 }
