@@ -57,9 +57,9 @@ off
 on "ipvlan l2" ipvlan --subnet 10.77.0.0/24 --gateway 10.77.0.1 -o parent=lan0
 try "ipvlan: no macvlan beside it" 'network apart is already using parent interface lan0.* exit 1' corten network create -d macvlan -o parent=lan0 beside
 off
-for mode in l3 l3s; do
-  on "ipvlan $mode" ipvlan --subnet 10.77.0.0/24 -o parent=lan0 -o ipvlan_mode=$mode
-  try "ipvlan $mode: the parent routes" 'default dev eth0 .*exit 0' corten exec web ip route show default
+for way in l3 l3s; do
+  on "ipvlan $way" ipvlan --subnet 10.77.0.0/24 -o parent=lan0 -o ipvlan_mode=$way
+  try "ipvlan $way: the parent routes" 'default dev eth0 .*exit 0' corten exec web ip route show default
   off
 done
 try "ipvlan, dual stack" 'exit 0' corten network create -d ipvlan --ipv6 -o parent=lan0.20 apart

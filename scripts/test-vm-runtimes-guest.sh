@@ -51,6 +51,7 @@ with() {
   try "$r: cp" '^page exit 0' sh_ 'corten cp web:/w/index.html - | tar -xO'
   try "$r: diff" 'A /w/index.html.* exit 0' corten diff web
   try "$r: pids limit bites" 'fork' in_it sh -c 'for n in $(seq 30); do sleep 2 & done; wait'
+  try "$r: what was forked ends" 'exit 0' until_ in_it true
   try "$r: oom of an exec" 'exit 137' in_it sh -c 'exec dd if=/dev/zero of=/dev/null bs=100M count=1'
   try "$r: it lives" '^running exit 0' state
   try "$r: update" '^web exit 0' corten update -m 80m --memory-swap 80m --pids-limit 40 --cpus 1 web
