@@ -49,7 +49,11 @@ pub(crate) fn volume_name(name: &str) -> Result<(), EngineError> {
 pub(crate) fn new_id() -> String {
     loop {
         let mut bytes = [0u8; 32];
-        rand::rng().fill(&mut bytes);
+        // Of the kernel: a generator of our own asks the processor what it is before the first number.
+        let flags = rustix::rand::GetRandomFlags::empty();
+        if rustix::rand::getrandom(&mut bytes[..], flags) != Ok(bytes.len()) {
+            rand::rng().fill(&mut bytes);
+        }
         let id = hex::encode(bytes);
         if id.as_bytes()[..12].iter().any(|b| !b.is_ascii_digit()) {
             return id;
