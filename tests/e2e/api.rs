@@ -294,7 +294,7 @@ fn an_exec_is_created_by_one_server_and_started_by_the_next() {
     };
     engine.ok(["run", "-d", "--name", "box", "alpine", "sleep", "1000"]);
     let (server, _) = engine.serve();
-    let command = r#"{"Cmd": ["sh", "-c", "echo once >> /log; exec sleep 1000"]}"#;
+    let command = r#"{"Cmd": ["sh", "-c", "echo $$ > /pid; exec sleep 1000"]}"#;
     let created = ask("POST", "/containers/box/exec", command);
     let id = created.split('"').nth(3).unwrap();
     assert!(engine.told("{{.ExecIDs}}", "box").contains(id));
@@ -316,7 +316,7 @@ fn an_exec_is_created_by_one_server_and_started_by_the_next() {
     let again = start();
     assert!(again.ends_with("409"), "{again}");
     // Nor is it begun anew once it has ended.
-    engine.ok(["exec", "box", "pkill", "-9", "-f", "sleep 1000"]);
+    engine.ok(["exec", "box", "sh", "-c", "kill -9 $(cat /pid)"]);
     until("it has ended", || look().contains(r#""ExitCode":137"#));
     let again = start();
     assert!(again.ends_with("409"), "{again}");
