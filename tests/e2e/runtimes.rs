@@ -391,6 +391,39 @@ fn a_runtime_that_does_not_answer_holds_nobody_up() {
 }
 
 #[test]
+fn a_start_that_takes_its_time_is_given_up() {
+    let engine = Engine::with_alpine();
+    let (slow, began) = (engine.path("slow"), engine.path("began"));
+    let text = format!(
+        "#!/bin/sh\nfor word; do case $word in create) echo > {}; sleep 1000;; esac; done\n\
+         exec {} runtime \"$@\"\n",
+        began.display(),
+        binary().display()
+    );
+    script(&slow, &text);
+    let text = format!("[runtimes.other]\npath = \"{}\"\n", slow.display());
+    fs::write(engine.root().join("engine.toml"), text).unwrap();
+    for (name, end) in [("one", &["stop"][..]), ("two", &["rm", "-f"])] {
+        let run = ["run", "-d", "--name", name, "--runtime", "other", "alpine"];
+        let starting = engine.spawn([&run[..], &["sleep", "1000"]].concat());
+        until("the runtime is at work", || began.exists());
+        fs::remove_file(&began).unwrap();
+        assert_eq!(engine.told("{{.State.Status}}", name), "created");
+        assert_eq!(engine.ok([end, &[name]].concat()), name);
+        let done = starting.finish();
+        assert_ne!(done.code, 0);
+        assert!(
+            done.stderr.contains("stopped while it was being started"),
+            "{done:?}"
+        );
+    }
+    assert_eq!(engine.told("{{.State.Running}}", "one"), "false");
+    engine.ok(["rm", "one"]);
+    assert_eq!(engine.ok(["ps", "-aq"]), "");
+    engine.assert_clean();
+}
+
+#[test]
 fn what_is_not_set_is_unknown_and_what_fails_is_said() {
     let engine = with_runtime(Path::new("/no/such/program"), "");
     let told = engine.fails(125, ["run", "--rm", "--runtime", "kata", "alpine", "true"]);

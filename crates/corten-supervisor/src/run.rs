@@ -12,6 +12,7 @@ use corten_runtime::{
     Cgroup, CgroupSpec, ExitStatus, HookGuard, Rootfs, Running, Sandbox, Stdio, TerminalSize,
 };
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::external::{self, External, Parts};
@@ -59,13 +60,15 @@ pub(crate) struct Restoring {
     pub(crate) work: PathBuf,
 }
 
-/// Starts the container, or restores it. When it fails, everything is undone.
-pub(crate) fn start(
+/// Starts the container, or restores it. When it fails, everything is undone. Only another runtime is
+/// waited for in the event loop, and can be cancelled.
+pub(crate) async fn start(
     id: &str,
     job: Job,
     hub: &Rc<Hub>,
     from: Option<Restoring>,
     directory: &Path,
+    cancel: &Notify,
 ) -> Result<Run, StartError> {
     let Job {
         spec,
@@ -126,8 +129,8 @@ pub(crate) fn start(
             stdio: streams.stdio,
             cgroup: &cgroup,
         };
-        let started = external::start(id, runtime, parts, directory.join("oci"));
-        let (running, console, external) = started?;
+        let started = external::start(id, runtime, parts, directory.join("oci"), cancel);
+        let (running, console, external) = started.await?;
         drop(users);
         let mut run = Run::new(running, spec, hub, network, None, Some(external))?;
         (run.stop_signal, run.stop_timeout) = (job.stop_signal, job.stop_timeout);
@@ -339,10 +342,10 @@ impl Run {
 
     /// Undoes network and control group; goes on after an error. `joined`: others may be in its network
     /// namespace still.
-    pub(crate) fn teardown(self, joined: bool) {
+    pub(crate) async fn teardown(self, joined: bool) {
         self.network.take().teardown(joined);
         if let Some(external) = &self.external {
-            external.delete();
+            external.delete().await;
         }
         if let Err(error) = self.cgroup.remove() {
             tracing::warn!(%error, "the control group is left to be swept");

@@ -32,6 +32,8 @@ const TRIES: u32 = 60;
 const NEXT_TRY: Duration = Duration::from_secs(5);
 /// How long after CRIU the end of what it has saved may take to be seen.
 const SAVED_END: Duration = Duration::from_secs(1);
+/// How often who stops what is being started looks.
+const STARTING: Duration = Duration::from_millis(10);
 /// How often who waits for the end of a saving looks.
 const SAVING: Duration = Duration::from_millis(10);
 
@@ -502,6 +504,11 @@ pub(crate) async fn stop(
     let mut exits = shared.exits.subscribe();
     let seen = exits.borrow_and_update().count;
     shared.cancel.notify_waiters();
+    // What is about to run cannot be signalled yet. Another runtime, at least, can be given up.
+    while shared.phase.get() == Phase::Starting && shared.run.borrow().is_none() {
+        tokio::time::sleep(STARTING).await;
+        shared.cancel.notify_waiters();
+    }
     let next = |mut exits: tokio::sync::watch::Receiver<crate::supervise::Exits>| async move {
         loop {
             {

@@ -535,7 +535,8 @@ async fn start(
         images,
         work: shared.directory.path().join("restore"),
     });
-    let started = run::start(&shared.id, job, &hub, from, shared.directory.path());
+    let directory = shared.directory.path();
+    let started = run::start(&shared.id, job, &hub, from, directory, &shared.cancel).await;
     if let Ok(run) = &started {
         let mut network = run.network.borrow_mut();
         network.serve(shared);
@@ -574,7 +575,7 @@ async fn finish(shared: &Rc<Shared>, mut run: Run) -> Exit {
     shared.execs.borrow_mut().clear();
     let hub = run.hub.clone();
     let joined = shared.host.borrow_mut().joined();
-    run.teardown(joined);
+    run.teardown(joined).await;
     hub.close().await;
     shared.hub.borrow_mut().take();
     Exit {

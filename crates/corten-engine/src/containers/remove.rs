@@ -47,6 +47,8 @@ pub(super) async fn remove(engine: &Engine, name: &str, options: RemoveOptions) 
             )));
         }
         super::stop::kill_and_wait(engine, &container).await?;
+    } else if options.force {
+        super::stop::give_up(engine, &container).await?;
     }
     let volumes = options.volumes;
     let removed = engine

@@ -1,9 +1,12 @@
 //! Ending and freezing containers: stop, restart, kill, pause.
 
+use std::time::Duration;
+
 use corten_db::Durability;
 use corten_oci::Printable;
 use corten_supervisor::Forced;
 use corten_supervisor::client::Client;
+use corten_supervisor::protocol::Phase;
 
 use super::row::{self, Container, Status};
 use super::{StopOptions, refused, start, state, supervisor};
@@ -15,6 +18,8 @@ use crate::parse::{restart, signals};
 type Result<T> = std::result::Result<T, EngineError>;
 
 const SIGKILL: i32 = 9;
+/// How long a supervisor may take to say what it is doing.
+const ASKED: Duration = Duration::from_secs(2);
 
 pub(super) async fn find(engine: &Engine, name: &str) -> Result<Container> {
     let name = name.to_owned();
@@ -45,13 +50,38 @@ pub(super) async fn stop(
     options: &StopOptions,
 ) -> Result<Option<String>> {
     let container = find(engine, name).await?;
-    if !container.status.is_live() {
+    if !container.status.is_live() && !give_up(engine, &container).await? {
         return Err(EngineError::NotModified(format!(
             "container {} is already stopped",
             container.id
         )));
     }
+    if !container.status.is_live() {
+        return Ok(None);
+    }
     down(engine, &container, options).await
+}
+
+/// Has a start given up that is under way: another runtime may take minutes for it. Whether there was one.
+pub(super) async fn give_up(engine: &Engine, container: &Container) -> Result<bool> {
+    let Ok(client) = supervisor(engine, container) else {
+        return Ok(false);
+    };
+    // One of our own runtime is over in some milliseconds, and is not interrupted.
+    let asked = tokio::time::timeout(ASKED, client.status()).await;
+    if !matches!(asked, Ok(Ok(status)) if status.phase == Phase::Starting) {
+        return Ok(false);
+    }
+    if has_policy(container) {
+        mark_stopped(engine, container).await?;
+    }
+    match client.stop(Some(SIGKILL), Some(0)).await {
+        Ok(_) => Ok(true),
+        Err(error) => match refused(container, error) {
+            EngineError::NotRunning(_) => Ok(true),
+            error => Err(error),
+        },
+    }
 }
 
 async fn down(

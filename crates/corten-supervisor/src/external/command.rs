@@ -8,9 +8,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::Deserialize;
 
@@ -137,28 +136,6 @@ impl Call {
         if !ended(within).await {
             self.end();
             ended(KILLED).await;
-            return Err(self.silent(within));
-        }
-        self.judge()
-    }
-
-    /// Waits for its end, and does nothing else.
-    pub(super) fn wait(mut self, within: Duration) -> Result<Self, Refused> {
-        let pidfd = self.pidfd().map_err(|error| self.failed(&error))?;
-        let ended = |within: Duration| {
-            let until = Instant::now() + within;
-            loop {
-                let left = until.saturating_duration_since(Instant::now());
-                let mut ready = [PollFd::new(&pidfd, PollFlags::IN)];
-                match poll(&mut ready, Timespec::try_from(left).ok().as_ref()) {
-                    Err(rustix::io::Errno::INTR) => {}
-                    ended => return matches!(ended, Ok(1..)),
-                }
-            }
-        };
-        if !ended(within) {
-            self.end();
-            ended(KILLED);
             return Err(self.silent(within));
         }
         self.judge()
@@ -329,8 +306,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn who_does_not_answer_is_killed() {
+    #[tokio::test]
+    async fn who_does_not_answer_is_killed() {
         let dir = tempfile::tempdir().unwrap();
         let runtime = ExternalRuntime {
             name: "slow".to_owned(),
@@ -352,7 +329,7 @@ mod tests {
         while !std::fs::read_to_string(&pid).is_ok_and(|text| text.ends_with('\n')) {
             std::thread::sleep(Duration::from_millis(10));
         }
-        let told = call.wait(Duration::ZERO).err().unwrap().message;
+        let told = call.answered(Duration::ZERO).await.err().unwrap().message;
         assert_eq!(
             told,
             "OCI runtime kill failed: slow: did not answer within 0 s"

@@ -3,7 +3,7 @@
 //! The supervisor stays what it is: it makes the network and the mounts, has the streams, and is the
 //! parent of what the runtime leaves behind (it is their subreaper, `prctl(2)`), so it waits for a
 //! container and for what is executed in it as for its own, and reaps the rest. While a runtime
-//! executes something or sends a signal, the supervisor goes on with its other work; should it not
+//! is at work, the supervisor goes on with its other work; should it not
 //! answer, it is killed, and a signal is sent without it. Freezing, counting and limits go through
 //! the control group, whose place the configuration names. What the runtime remembers is in the run
 //! directory, so it goes with that when a supervisor is killed.
@@ -23,6 +23,7 @@ use std::time::Duration;
 use corten_oci::runtime_spec::{Process, Spec};
 use corten_runtime::{Cgroup, ExecProcess, NetNs, Running, Stdio, TerminalSize};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, set_child_subreaper};
+use tokio::sync::Notify;
 
 use crate::children;
 use crate::job::StartError;
@@ -98,12 +99,13 @@ pub(crate) struct External {
     calls: Cell<u32>,
 }
 
-/// Starts a container; when it fails, nothing is left of it. `directory` is made.
-pub(crate) fn start(
+/// Starts a container; when it fails, or is cancelled, nothing is left of it. `directory` is made.
+pub(crate) async fn start(
     id: &str,
     runtime: ExternalRuntime,
     parts: Parts<'_>,
     directory: PathBuf,
+    cancel: &Notify,
 ) -> Result<(Running, Option<OwnedFd>, External), StartError> {
     // What the runtime leaves behind is ours to wait for.
     set_child_subreaper(Some(rustix::process::getpid())).map_err(StartError::other)?;
@@ -126,11 +128,14 @@ pub(crate) fn start(
         calls: Cell::new(0),
     };
     let cgroup = parts.cgroup.to_owned();
-    let started = external.bring_up(parts);
+    let started = tokio::select! {
+        started = external.bring_up(parts) => started,
+        () = cancel.notified() => Err(StartError::other("stopped while it was being started")),
+    };
     match started {
         Ok((running, console)) => Ok((running, console, external)),
         Err(error) => {
-            external.delete();
+            external.delete().await;
             let removed = Cgroup::open(&cgroup).and_then(|group| {
                 if group.exists() {
                     group.kill_all()?;
@@ -152,7 +157,7 @@ impl External {
         &self.runtime.name
     }
 
-    fn bring_up(&self, parts: Parts<'_>) -> Result<(Running, Option<OwnedFd>), StartError> {
+    async fn bring_up(&self, parts: Parts<'_>) -> Result<(Running, Option<OwnedFd>), StartError> {
         let args = parts
             .spec
             .process()
@@ -193,7 +198,8 @@ impl External {
         let made = self
             .words(number)
             .begin(create, stdio, "create", args.first())?
-            .wait(WORK)?;
+            .answered(WORK)
+            .await?;
         let console = listener.map(|l| console(&l, size)).transpose()?;
         let (pid, pidfd) = process_of(&pid_file)?;
         let cgroup = Cgroup::open(&cgroup)?;
@@ -204,7 +210,8 @@ impl External {
                 self.runtime.name
             )));
         }
-        self.call("start", &[], args.first())?.wait(WORK)?;
+        let start = self.call("start", &[], args.first())?;
+        start.answered(WORK).await?;
         // Joined by now.
         drop(netns);
         made.keep(pid, pidfd.as_fd()).map_err(StartError::other)?;
@@ -262,9 +269,12 @@ impl External {
     }
 
     /// Has the runtime forget the container, which has ended or could not be started.
-    pub(crate) fn delete(&self) {
-        let called = self.call("delete", &[], None);
-        if let Err(error) = called.and_then(|call| call.wait(FORGET)) {
+    pub(crate) async fn delete(&self) {
+        let called = match self.call("delete", &[], None) {
+            Ok(call) => call.answered(FORGET).await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = called {
             tracing::debug!(%error, "the runtime does not know the container");
         }
         if let Err(error) = std::fs::remove_dir_all(&self.directory) {
