@@ -1,6 +1,6 @@
 //! A volume's data goes only when its removal is written.
 
-use crate::harness::Engine;
+use crate::harness::{Engine, until};
 
 /// Runs Python with the engine's database as `c`, and its root as `root`.
 fn database(engine: &Engine, script: &str) {
@@ -110,5 +110,39 @@ fn what_a_killed_removal_has_moved_comes_back_with_its_row() {
     engine.ok(["volume", "rm", "one", "two"]);
     let removing = std::fs::read_dir(engine.root().join("removing")).unwrap();
     assert_eq!(removing.count(), 0);
+    engine.assert_clean();
+}
+
+/// They are out of everybody's way as soon as the command says that the container is gone.
+#[test]
+fn anonymous_volumes_are_deleted_by_who_removes_them() {
+    let engine = Engine::with_alpine();
+    let entries = |directory: &str| {
+        let entries = std::fs::read_dir(engine.root().join(directory));
+        entries.into_iter().flatten().flatten().count()
+    };
+    for _ in 0..3 {
+        let script = "for n in 1 2 3 4 5 6 7 8 9; do echo > /data/$n; done";
+        engine.ok(["run", "--rm", "-v", "/data", "alpine", "sh", "-c", script]);
+        assert_eq!(entries("removing"), 0);
+    }
+    until("all is deleted", || entries("tmp") == 0);
+    // As a supervisor leaves them that is killed while it deletes, and as one has them that lives.
+    let tmp = engine.root().join("tmp");
+    let left = |name: &str| {
+        std::fs::create_dir_all(tmp.join(name).join("_data")).unwrap();
+        std::fs::write(tmp.join(name).join("_data/file"), "").unwrap();
+        tmp.join(name)
+    };
+    let (killed, own) = (left("remove-volume-a"), left("remove-c-1"));
+    let kept = left("remove-volume-b");
+    let lock = std::fs::File::open(&kept).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    engine.ok(["run", "--rm", "alpine", "true"]);
+    until("they are swept", || !killed.exists() && !own.exists());
+    assert!(kept.join("_data/file").exists());
+    drop(lock);
+    engine.ok(["run", "--rm", "alpine", "true"]);
+    until("it is swept", || !kept.exists());
     engine.assert_clean();
 }
