@@ -227,13 +227,26 @@ impl Cache {
             return Ok(());
         }
         self.database.write(Durability::Relaxed, |db| {
-            let mut statement = db.prepare_cached(
+            // One statement with both conditions would keep a table of what it finds, for which
+            // SQLite takes and gives back more memory than all of the build does.
+            let mut layer = db.prepare_cached("SELECT diff_id FROM build_cache WHERE key = ?")?;
+            let mut of_layer = db.prepare_cached(
                 "UPDATE build_cache SET used = ?1, uses = uses + 1
-                 WHERE (key = ?2 OR diff_id = (SELECT diff_id FROM build_cache WHERE key = ?2))
-                     AND used NOT BETWEEN ?1 - ?3 AND ?1",
+                 WHERE diff_id = ?2 AND used NOT BETWEEN ?1 - ?3 AND ?1",
             )?;
+            let mut alone = db.prepare_cached(
+                "UPDATE build_cache SET used = ?1, uses = uses + 1
+                 WHERE key = ?2 AND used NOT BETWEEN ?1 - ?3 AND ?1",
+            )?;
+            let now = now();
             for key in keys {
-                statement.execute(rusqlite::params![now(), key.as_str(), ONE_USE])?;
+                let layer: Option<Option<String>> = layer
+                    .query_row([key.as_str()], |row| row.get(0))
+                    .optional()?;
+                match layer.flatten() {
+                    Some(layer) => of_layer.execute(rusqlite::params![now, layer, ONE_USE])?,
+                    None => alone.execute(rusqlite::params![now, key.as_str(), ONE_USE])?,
+                };
             }
             Ok(())
         })
@@ -399,6 +412,44 @@ mod tests {
         assert_eq!((pruned.ids.len(), pruned.bytes), (1, 5));
         assert_eq!(cache.get(&key).unwrap(), None);
         assert!(!store.layers().has(&layer).unwrap());
+    }
+
+    #[test]
+    fn a_use_counts_for_all_records_of_the_layer_and_once_a_minute() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let database = Database::open(&path, &[corten_store::SCHEMA, SCHEMA]).unwrap();
+        let store = Store::open(dir.path(), database.clone());
+        let cache = Cache::new(database, store);
+        let keys = [b"a", b"b", b"c", b"d"].map(|key| Digest::of(key));
+        let output = |layer: Option<&[u8]>| Output {
+            layer: layer.map(|layer| DiffId(Digest::of(layer))),
+            created: 1,
+        };
+        let [one, same, other, none] = &keys;
+        let layer = output(Some(b"layer"));
+        cache.put(&[one, same], &layer, "x").unwrap();
+        cache.put(&[other], &output(Some(b"other")), "x").unwrap();
+        cache.put(&[none], &output(None), "x").unwrap();
+        let is_to_be_noted = || cache.look_up(none).unwrap().unwrap().1;
+        assert!(!is_to_be_noted(), "it was just made");
+        let age = |db: &rusqlite::Transaction<'_>| {
+            db.execute("UPDATE build_cache SET used = used - ?", [ONE_USE + 1])?;
+            Ok::<_, BuildError>(())
+        };
+        cache.database.write(Durability::Relaxed, age).unwrap();
+        assert!(is_to_be_noted());
+        for _ in 0..2 {
+            cache.touch(&[one.clone(), none.clone()]).unwrap();
+        }
+        assert!(!is_to_be_noted());
+        let records = cache.usage().unwrap();
+        let uses = |key: &Digest| {
+            let mut records = records.iter();
+            let found = records.find(|record| key.as_str().ends_with(&record.id));
+            found.unwrap().uses
+        };
+        assert_eq!(keys.each_ref().map(uses), [1, 1, 0, 1]);
     }
 
     #[test]
