@@ -388,6 +388,16 @@ mod tests {
             paths.collect()
         };
         let alone = whole(1).unwrap();
+        let few = |most| {
+            let none = IgnoreRules::default();
+            let mut into = Vec::new();
+            Walk::new(&tree, &none, Path::new(""), Some(most))
+                .below(Path::new(""), &mut into)
+                .map(|()| into)
+        };
+        // Directories of which nothing is kept are looked at, too.
+        assert_eq!(list(&few(alone.len() + 2).unwrap()), list(&alone));
+        assert!(matches!(few(alone.len() - 1), Err(SelectError::Many)));
         assert_eq!(list(&whole(5).unwrap()), list(&alone));
         assert!(alone.len() > files.len());
         // One fails, whose path is too long for the kernel: all end.
