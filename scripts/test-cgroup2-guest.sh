@@ -42,6 +42,9 @@ v1)
     mkdir "/sys/fs/cgroup/$controller"
     mount -t cgroup -o "$controller" cgroup "/sys/fs/cgroup/$controller" || echo "no v1 $controller"
   done
+  # As systemd makes them; crun goes by them.
+  ln -s cpu,cpuacct /sys/fs/cgroup/cpu
+  ln -s cpu,cpuacct /sys/fs/cgroup/cpuacct
   ;;
 esac
 for module in overlay veth bridge nf_tables; do modprobe $module 2>/dev/null; done
