@@ -1,6 +1,7 @@
 //! A container as a row of `ps`.
 
 use bollard_stubs::models::{ContainerSummary, MountPoint};
+use corten_dockerfile::quote;
 use corten_oci::ImageRef;
 use serde_json::Value;
 use unicode_width::UnicodeWidthChar;
@@ -146,31 +147,6 @@ fn ellipsis(text: &str, width: usize) -> String {
     }
     cut.push('…');
     cut
-}
-
-/// Go's `strconv.Quote`.
-fn quote(text: &str) -> String {
-    let mut out = String::from('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\u{7}' => out.push_str("\\a"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{b}' => out.push_str("\\v"),
-            c if u32::from(c) < 0x20 || u32::from(c) == 0x7f => {
-                out.push_str(&format!("\\x{:02x}", u32::from(c)));
-            }
-            c if c.is_control() => out.push_str(&format!("\\u{:04x}", u32::from(c))),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
 }
 
 /// The platform of the image, where the engine tells it.
