@@ -4,7 +4,8 @@ use std::fs;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::{Engine, until};
+use crate::crash::{kill_9, supervisor};
+use crate::harness::{Background, Engine, binary, until};
 
 /// What is mounted on a volume's directory, as the host sees it.
 fn mounted(engine: &Engine, volume: &str) -> Option<String> {
@@ -78,11 +79,10 @@ fn what_is_mounted_where_others_do_not_see_it_is_not_used_twice() {
     let engine = Engine::with_alpine();
     tmpfs(&engine, "memory");
     let apart = |propagation: &str, name: &str| {
-        let corten = crate::harness::binary();
         let mut unshare = engine.program("unshare");
         unshare
             .args(["-m", "--propagation", propagation])
-            .arg(corten);
+            .arg(binary());
         let run = ["run", "-d", "--name", name, "-v", "memory:/m", "alpine"];
         let done = unshare.args(run).args(["sleep", "1000"]).output().unwrap();
         assert!(done.status.success(), "{done:?}");
@@ -119,6 +119,56 @@ fn what_is_mounted_where_others_do_not_see_it_is_not_used_twice() {
     engine.ok(["rm", "-f", "three"]);
     engine.ok(["rm", "-f", "two"]);
     assert_eq!(mounted(&engine, "memory"), None);
+    engine.assert_clean();
+}
+
+/// What a host mounts goes beneath what a killed process has left mounted in a namespace that gets the host's mounts.
+#[test]
+fn what_is_seen_of_several_mounts_is_what_is_used() {
+    let engine = Engine::with_alpine();
+    tmpfs(&engine, "memory");
+    // The host of the test, too, is a namespace of its own: mounts may be private here.
+    let nsenter = |namespace: u32| {
+        let mut nsenter = engine.program("nsenter");
+        nsenter.args(["-t", &namespace.to_string(), "-m"]);
+        nsenter
+    };
+    let stays = |of: u32, propagation: &str| {
+        let mut unshare = nsenter(of);
+        unshare.args(["unshare", "-m", "--propagation", propagation]);
+        let child = unshare.args(["sleep", "1000"]).spawn().unwrap();
+        let pid = child.id();
+        let child = Background::of(child);
+        until("it is apart", || {
+            fs::read_to_string(format!("/proc/{pid}/comm")).unwrap() == "sleep\n"
+        });
+        (child, pid)
+    };
+    let (_host, host) = stays(std::process::id(), "shared");
+    let (_service, service) = stays(host, "slave");
+    let run = |namespace: u32, args: &[&str]| {
+        let mut run = nsenter(namespace);
+        run.arg(binary()).args(["run", "-v", "memory:/m"]);
+        run.args(args).output().unwrap()
+    };
+    let one = run(service, &["-d", "--name", "one", "alpine", "sleep", "1000"]);
+    assert!(one.status.success(), "{one:?}");
+    engine.ok(["exec", "one", "touch", "/m/theirs"]);
+    kill_9(&supervisor(String::from_utf8_lossy(&one.stdout).trim()));
+    until("its end is told", || {
+        engine.ok(["inspect", "-f", "{{.State.Running}}", "one"]) == "false"
+    });
+    let two = run(host, &["-d", "--name", "two", "alpine", "sleep", "1000"]);
+    assert!(two.status.success(), "{two:?}");
+    assert_eq!(engine.ok(["exec", "two", "ls", "/m"]), "");
+    let refused = run(service, &["--rm", "alpine", "ls", "/m"]);
+    assert_eq!(refused.status.code(), Some(125), "{refused:?}");
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(told.contains("in another mount namespace"), "{told}");
+    engine.ok(["rm", "-f", "one", "two"]);
+    // Nobody uses it any more: what was left is swept.
+    let free = run(service, &["--rm", "alpine", "ls", "/m"]);
+    assert!(free.status.success() && free.stdout.is_empty(), "{free:?}");
     engine.assert_clean();
 }
 

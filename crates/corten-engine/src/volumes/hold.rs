@@ -18,6 +18,7 @@ use corten_store::{still_there, try_lock};
 use rustix::fs::{FlockOperation, OFlags};
 
 use super::driver::{self, Driver, Options};
+use super::mounted::Mounts;
 use super::populate;
 use super::removal;
 use super::store::{self, VolumeRow};
@@ -110,7 +111,8 @@ impl Hold {
     /// Sees to it that what is mounted here is what others use who cannot be seen from here; who is `alone` says
     /// what it is.
     fn agree(&self, directory: &Path, data: &Path, mut alone: bool) -> Result<()> {
-        let (Some(lock), Some(here)) = (&self.lock, mounted_on(data)?) else {
+        let mounts = Mounts::read()?;
+        let (Some(lock), Some(here)) = (&self.lock, mounts.seen_at(data)) else {
             return Ok(());
         };
         for look in 0.. {
@@ -122,7 +124,7 @@ impl Hold {
                 return Ok(());
             }
             if others.is_empty() {
-                return record(lock, &here).map_err(io("write", &directory.join(IN_USE)));
+                return record(lock, here).map_err(io("write", &directory.join(IN_USE)));
             }
             if look == LOOKS {
                 break;
@@ -365,33 +367,9 @@ fn record(lock: &File, mounted: &str) -> std::io::Result<()> {
     lock.write_all_at(format!("{mounted}\n").as_bytes(), 0)
 }
 
-/// Whether something is mounted on a path. The list is read rather than the path looked at, which
-/// could wait forever for the server of a network file system.
+/// Whether something is mounted on a path.
 fn is_mount_point(path: &Path) -> Result<bool> {
-    Ok(mounted_on(path)?.is_some())
-}
-
-/// The file system (its number, `MAJOR:MINOR`) that is mounted on a path.
-fn mounted_on(path: &Path) -> Result<Option<String>> {
-    // The last one hides those before.
-    let last = mounts()?.filter(|(point, _)| point == path).last();
-    Ok(last.map(|(_, number)| number))
-}
-
-/// Where something is mounted, and what.
-fn mounts() -> Result<impl Iterator<Item = (PathBuf, String)>> {
-    let list = Path::new("/proc/thread-self/mountinfo");
-    let text = std::fs::read_to_string(list).map_err(io("read", list))?;
-    let mounts: Vec<_> = text
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ').skip(2);
-            let (number, point) = (fields.next()?, fields.nth(1)?);
-            let point = PathBuf::from(corten_runtime::cgroup::unescape(point));
-            Some((point, number.to_owned()))
-        })
-        .collect();
-    Ok(mounts.into_iter())
+    Ok(Mounts::read()?.any_at(path))
 }
 
 /// The volumes on whose directories something is mounted, though nobody uses them.
@@ -400,7 +378,7 @@ fn left_mounted(engine: &Engine) -> Result<Vec<VolumeRow>> {
     if rows.is_empty() {
         return Ok(rows);
     }
-    let points: Vec<PathBuf> = mounts()?.map(|(point, _)| point).collect();
+    let mounts = Mounts::read()?;
     rows.retain(|row| {
         let directory = engine.layout().volumes().join(&row.name);
         let free = || match in_use(&directory).map(|lock| try_lock(&lock, true)) {
@@ -410,7 +388,7 @@ fn left_mounted(engine: &Engine) -> Result<Vec<VolumeRow>> {
                 false
             }
         };
-        points.contains(&directory.join("_data")) && free()
+        mounts.any_at(&directory.join("_data")) && free()
     });
     Ok(rows)
 }

@@ -6,6 +6,7 @@
 pub(crate) mod driver;
 pub(crate) mod hold;
 mod local;
+mod mounted;
 mod populate;
 pub(crate) mod quota;
 pub(crate) mod removal;
