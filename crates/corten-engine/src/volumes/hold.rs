@@ -53,7 +53,6 @@ impl Hold {
                 continue; // removed, and perhaps made again
             };
             let lock = in_use(&gate.path)?;
-            let alone = try_lock(&lock, true).map_err(io("lock", &gate.path))?;
             flock(&lock, FlockOperation::LockShared, &gate.path)?;
             // Who removes it has that lock alone, but not the gate.
             if !still_there(&gate.path, &gate.directory) {
@@ -86,15 +85,19 @@ impl Hold {
                     driver.mount(&data, &options)?;
                     made = true;
                 }
-                if let Err(error) = hold.agree(&gate.path, &data, alone) {
-                    // What was here before may still be used by somebody.
-                    if made {
-                        driver.unmount(&data)?;
+                match hold.agree(&gate, &data) {
+                    Ok(true) => hold.mounted = true,
+                    // Removed, with what is mounted on it.
+                    Ok(false) => continue,
+                    Err(error) => {
+                        // What was here before may still be used by somebody.
+                        if made && let Err(error) = driver.unmount(&data) {
+                            tracing::warn!(volume = name, %error, "it stays mounted until it is swept");
+                        }
+                        drop(gate);
+                        return Err(error);
                     }
-                    drop(gate);
-                    return Err(error);
                 }
-                hold.mounted = true;
             }
             let ready = driver.prepare(&data, &row.options).and_then(|()| {
                 let resumed = populate::resume(&gate.directory, &data, hold.is_apart());
@@ -108,31 +111,37 @@ impl Hold {
         }
     }
 
-    /// Sees to it that what is mounted here is what others use who cannot be seen from here; who is `alone` says
-    /// what it is.
-    fn agree(&self, directory: &Path, data: &Path, mut alone: bool) -> Result<()> {
+    /// Sees to it that what is mounted here is what others use who cannot be seen from here; who is alone says
+    /// what it is. `false`: the volume was removed meanwhile.
+    fn agree(&self, gate: &Gate, data: &Path) -> Result<bool> {
         let mounts = Mounts::read()?;
         let (Some(lock), Some(here)) = (&self.lock, mounts.seen_at(data)) else {
-            return Ok(());
+            return Ok(true);
         };
+        let file = gate.path.join(IN_USE);
         for look in 0.. {
+            let alone = try_lock(lock, true).map_err(io("lock", &gate.path))?;
+            // Trying has given it up, and who removes the volume may have had it alone.
+            flock(lock, FlockOperation::LockShared, &gate.path)?;
+            if !still_there(&gate.path, &gate.directory) {
+                return Ok(false);
+            }
             let others = match alone {
                 true => String::new(),
-                false => recorded(lock).map_err(io("read", &directory.join(IN_USE)))?,
+                false => recorded(lock).map_err(io("read", &file))?,
             };
             if others == here {
-                return Ok(());
+                return Ok(true);
             }
             if others.is_empty() {
-                return record(lock, here).map_err(io("write", &directory.join(IN_USE)));
+                record(lock, here).map_err(io("write", &file))?;
+                return Ok(true);
             }
             if look == LOOKS {
                 break;
             }
             // Somebody may only be looking at it, and what is written be of a process that was killed.
             std::thread::sleep(PAUSE);
-            alone = try_lock(lock, true).map_err(io("lock", directory))?;
-            flock(lock, FlockOperation::LockShared, directory)?;
         }
         Err(EngineError::Conflict(format!(
             "volume {} is in use, and is mounted in another mount namespace (that of a service with \
