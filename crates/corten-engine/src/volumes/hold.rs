@@ -145,8 +145,8 @@ impl Hold {
         }
         Err(EngineError::Conflict(format!(
             "volume {} is in use, and is mounted in another mount namespace (that of a service with \
-             PrivateMounts= or PrivateTmp=, for example), so that its contents cannot be seen from here: use \
-             it from there, or end whoever uses it",
+             PrivateMounts= or PrivateTmp=, for example, perhaps from before its restart), so that its contents \
+             cannot be seen from here: use it from there, or stop the containers that use it",
             self.name
         )))
     }
