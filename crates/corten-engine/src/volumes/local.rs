@@ -63,7 +63,8 @@ impl Driver for Local {
             return Ok(found);
         }
         if let Some(data) = found.get_mut("o") {
-            let mut list: Vec<String> = data.split(',').map(str::to_owned).collect();
+            let options = list(kind.unwrap_or_default(), data);
+            let mut list: Vec<String> = options.into_iter().map(str::to_owned).collect();
             let named = |option: &String| {
                 let host = option.strip_prefix("addr=")?;
                 (!host.is_empty() && host.parse::<IpAddr>().is_err()).then(|| host.to_owned())
@@ -311,10 +312,10 @@ impl Wanted {
     }
 }
 
-/// The options in a list of them. For CIFS two commas are one that is in a value, a password above all; the
-/// kernel is given both.
+/// The options in a list of them. For CIFS (which has two names) two commas are one that is in a value, a password
+/// above all; the kernel is given both.
 fn list<'a>(kind: &str, text: &'a str) -> Vec<&'a str> {
-    if kind != "cifs" {
+    if !matches!(kind, "cifs" | "smb3") {
         return text
             .split(',')
             .filter(|option| !option.is_empty())
@@ -427,6 +428,10 @@ mod tests {
                 (data, shown)
             );
         }
+        // By its other name.
+        let smb3 = wanted("type=smb3 device=//192.0.2.1/share o=password=a,,b,ro");
+        assert_eq!(smb3.data, "password=a,,b");
+        assert_eq!(smb3.shown_data(), "password=********");
         // Only there.
         let nfs = wanted("type=nfs device=:/e o=addr=10.0.0.1,,ro,vers=4,");
         assert_eq!(nfs.data, "addr=10.0.0.1,vers=4");
@@ -451,6 +456,10 @@ mod tests {
         let host = cifs_host(&wanted.device).unwrap();
         assert!(host.parse::<IpAddr>().unwrap().is_loopback(), "{host}");
         assert_eq!(wanted.shown_data(), "username=me,password=********");
+        // Part of a password.
+        let text = "type=cifs device=//192.0.2.1/share o=password=x,,addr=localhost,ro";
+        let looked_up = Local.look_up(&options(text)).unwrap();
+        assert_eq!(looked_up, options(text));
         let text = "type=nfs device=:/e o=addr=localhost,ro";
         let wanted = Wanted::read(&Local.look_up(&options(text)).unwrap()).unwrap();
         let host = wanted.data.strip_prefix("addr=").unwrap();
