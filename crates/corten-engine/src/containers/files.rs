@@ -313,8 +313,24 @@ fn overwrite(path: &Path, text: &str) -> Result<()> {
         .write(true)
         .open(path)
         .map_err(io("write", path))?;
-    file.write_all(text.as_bytes()).map_err(io("write", path))?;
+    let before = file.metadata().map_err(io("write", path))?.len();
+    // In one piece: who reads it meanwhile finds the one or the other.
+    file.write_all(&covering(text, before))
+        .map_err(io("write", path))?;
     file.set_len(text.len() as u64).map_err(io("write", path))
+}
+
+/// A text with empty lines over what a longer one before would have behind it: part of a line may be a line, too,
+/// of another address.
+fn covering(text: &str, before: u64) -> Vec<u8> {
+    let mut bytes = text.as_bytes().to_vec();
+    // The container may have made it of any length.
+    if let Ok(before) = usize::try_from(before.min(LONGEST))
+        && before > bytes.len()
+    {
+        bytes.resize(before, b'\n');
+    }
+    bytes
 }
 
 /// Puts the init program into the directory of a container that wants it. A copy for each
@@ -386,6 +402,24 @@ mod tests {
         }
         assert_eq!(std::fs::metadata(&path).unwrap().ino(), before);
         assert!(overwrite(&directory.path().join("none"), "").is_err());
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_longer_text_before_its_end_is_cut_off() {
+        let before = "10.0.0.2\tabc\n172.19.0.2\tabc\n";
+        for text in [
+            "172.19.0.2\tabc\n",
+            "",
+            before,
+            "and longer\n".repeat(9).as_str(),
+        ] {
+            let bytes = covering(text, before.len() as u64);
+            assert!(bytes.len() >= before.len());
+            let written = String::from_utf8(bytes).unwrap();
+            assert_eq!(written.trim_end_matches('\n'), text.trim_end_matches('\n'));
+            assert!(written.starts_with(text), "{written:?}");
+        }
+        assert_eq!(covering("", u64::MAX).len() as u64, LONGEST);
     }
 
     #[test]
