@@ -223,13 +223,19 @@ impl Watch<'_> {
     async fn settle(&self, events: &AsyncFd<OwnedFd>) -> Result<()> {
         let settled = tokio::time::Instant::now() + pause();
         loop {
+            let began = Instant::now();
             let more = Socket::netfilter().and_then(|mut netfilter| {
                 firewall::guard(&mut netfilter, self.table, Change::More)
             });
             if let Err(error) = more {
                 tracing::debug!(%error, "looked at once more soon");
             }
-            tokio::time::sleep(BREATH).await;
+            // Of a big firewall a look takes its time, which others of this thread want, too.
+            tokio::time::sleep(BREATH.max(began.elapsed())).await;
+            // While something changes all the time there is always something to hear.
+            if tokio::time::Instant::now() >= settled {
+                return Ok(());
+            }
             match tokio::time::timeout_at(settled, heard(events, None)).await {
                 Ok(changed) => changed.map_err(failed)?,
                 Err(_) => return Ok(()),
@@ -389,6 +395,7 @@ fn drain(socket: &OwnedFd) -> bool {
 #[cfg(test)]
 mod tests {
     use std::process::Command;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::NetNs;
@@ -408,6 +415,48 @@ mod tests {
             changed |= nft::changes_rules(&buffer[..length]);
         }
         (count, changed)
+    }
+
+    /// What is missing meanwhile must come back.
+    #[test]
+    fn a_firewall_that_changes_all_the_time_is_settled() {
+        let check = || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let watch = Watch {
+                table: "corten_test",
+                places: &Vec::new,
+                bridges: &Vec::new,
+                looked: &|| {},
+                seen: Cell::new(None),
+                at_once: Cell::new(false),
+            };
+            let done = AtomicBool::new(false);
+            let change = || {
+                let mut netfilter = Socket::netfilter().unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    let mut change = nft::Transaction::new("fw");
+                    change.table();
+                    change.delete_table();
+                    change.commit(&mut netfilter).unwrap();
+                }
+            };
+            let settled = std::thread::scope(|scope| {
+                scope.spawn(change);
+                let settled = runtime.block_on(async {
+                    let events = open().unwrap();
+                    heard(&events, None).await.unwrap();
+                    let patience = Duration::from_secs(10);
+                    tokio::time::timeout(patience, watch.settle(&events)).await
+                });
+                done.store(true, Ordering::Relaxed);
+                settled
+            });
+            settled.unwrap().unwrap();
+        };
+        NetNs::create().unwrap().run_in(check).unwrap();
     }
 
     #[test]
