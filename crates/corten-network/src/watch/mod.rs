@@ -187,7 +187,8 @@ impl Watch<'_> {
                     found?
                 }
             };
-            if !found.brought && found.table == known {
+            let owed = held.owes_a_call().map_err(|e| self.post(e))?;
+            if !found.brought && found.table == known && !owed {
                 calls = 0;
             } else if calls < CALLS {
                 calls += 1;

@@ -16,8 +16,8 @@ use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags};
 /// Where the posts are. They mean nothing after a reboot.
 pub(super) const POSTS: &str = "/run/corten-network";
 
-/// The mark of a pipe that was replaced for the others to look. (Whoever reads what is written to it takes it
-/// from all others.)
+/// The mark of a pipe whose end tells the others to look. (Whoever reads what is written to it takes it from
+/// all others.)
 const CALLED: Mode = Mode::XUSR;
 
 #[derive(Debug)]
@@ -91,11 +91,19 @@ impl Post {
 }
 
 impl Held {
-    /// Has all others look after their own, and keeps the post.
+    /// Whether somebody was killed here who was about to call the others: they may wait for it still.
+    pub(super) fn owes_a_call(&self) -> io::Result<bool> {
+        is_marked(&self.writer)
+    }
+
+    /// Has all others look after their own, and keeps the post. Where that fails, they do it when this is
+    /// dropped.
     pub(super) fn call(&mut self) -> io::Result<()> {
+        // First: whoever is killed meanwhile leaves it to the next to call them.
+        rustix::fs::fchmod(&self.writer, Mode::RUSR | Mode::WUSR | CALLED)?;
         if !is_at(&self.path, &self.writer) {
-            // Removed by hand: it may be another's by now, who is not to lose it.
-            return Ok(());
+            // It may be another's by now, who is not to lose it.
+            return Err(io::Error::other("its pipe was removed by hand"));
         }
         let mut new = self.path.clone().into_os_string();
         new.push(format!("-{}", std::process::id()));
@@ -111,9 +119,8 @@ impl Held {
         });
         match replaced {
             Ok(writer) => {
-                let old = std::mem::replace(&mut self.writer, writer);
-                // The others wait for the end of its last writer, and then see this.
-                rustix::fs::fchmod(&old, Mode::RUSR | Mode::WUSR | CALLED)?;
+                // The others wait for the end of its last writer, and then see the mark.
+                self.writer = writer;
                 Ok(())
             }
             Err(error) => {
@@ -122,6 +129,10 @@ impl Held {
             }
         }
     }
+}
+
+fn is_marked(pipe: &File) -> io::Result<bool> {
+    Ok(pipe.metadata()?.mode() & CALLED.bits() != 0)
 }
 
 /// The writer of a pipe that nobody else knows of yet, locked.
@@ -166,10 +177,10 @@ impl Taken {
             let mut ready = reader.readable().await?;
             let pipe = File::from(reader.get_ref().try_clone()?);
             if is_free(&pipe) {
-                let called = pipe.metadata()?.mode() & CALLED.bits() != 0;
+                let called = is_marked(&pipe)?;
                 return Ok(match is_at(&self.path, &pipe) {
-                    _ if called => End::Called,
                     true => End::Killed,
+                    false if called => End::Called,
                     false => End::Left,
                 });
             }
@@ -321,15 +332,50 @@ mod tests {
             let path = post.path.clone();
             drop(post);
             assert_eq!(waiting.end().await.unwrap(), End::Left);
-            // Removed by hand, with another in its place: that is not called from.
+            // Removed by hand, with another in its place or not: that is not called from, but who waits at the
+            // first is.
+            for another in [true, false] {
+                let mut post = held(&table);
+                let waiting = Taken::of(&table).unwrap().unwrap();
+                std::fs::remove_file(&path).unwrap();
+                let other = another.then(|| held(&table));
+                post.call().unwrap_err();
+                drop(post);
+                assert_eq!(waiting.end().await.unwrap(), End::Called);
+                assert_eq!(path.exists(), another);
+                assert!(other.is_none_or(|other| is_at(&path, &other.writer)));
+                assert!(!path.exists());
+            }
+        });
+    }
+
+    #[test]
+    fn whoever_is_killed_in_a_call_has_called() {
+        let table = name("killed");
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        runtime.block_on(async {
+            // Before the other pipe is at its place.
+            let post = held(&table);
+            assert!(!post.owes_a_call().unwrap());
+            let waiting = [(); 2].map(|()| Taken::of(&table).unwrap().unwrap());
+            let [quick, slow] = waiting;
+            let called = Mode::RUSR | Mode::WUSR | CALLED;
+            rustix::fs::fchmod(&post.writer, called).unwrap();
+            kill(post);
+            assert_eq!(quick.end().await.unwrap(), End::Killed);
+            // Whoever comes next does it, for those who have not seen the end.
             let mut post = held(&table);
-            std::fs::remove_file(&path).unwrap();
-            let other = held(&table);
+            assert!(post.owes_a_call().unwrap());
             post.call().unwrap();
-            drop(post);
-            assert!(is_at(&path, &other.writer));
-            drop(other);
-            assert!(!path.exists());
+            assert!(!post.owes_a_call().unwrap());
+            assert_eq!(slow.end().await.unwrap(), End::Called);
+            // When it is: as after a call that went well.
+            let waiting = Taken::of(&table).unwrap().unwrap();
+            post.call().unwrap();
+            kill(post);
+            assert_eq!(waiting.end().await.unwrap(), End::Called);
+            forget(&table);
         });
     }
 }
