@@ -39,3 +39,34 @@ impl Drop for TaskLease {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use corten_db::Database;
+    use corten_store::Store;
+    use tokio::runtime::Builder;
+
+    use super::*;
+
+    #[test]
+    fn what_waited_for_a_lease_is_gone_when_its_end_was_waited_for() {
+        for mut runtime in [Builder::new_current_thread(), Builder::new_multi_thread()] {
+            let dir = tempfile::tempdir().unwrap();
+            let database = Database::open(&dir.path().join("db"), &[corten_store::SCHEMA]).unwrap();
+            let store = Store::open(dir.path(), database);
+            let blob = store.blobs().put_bytes(b"blob").unwrap();
+            // Asked whether it has it, the store would spare it.
+            let blob = store.blobs().path(&blob);
+            let lease = || TaskLease::from(store.leases().acquire().unwrap());
+            runtime.build().unwrap().block_on(async {
+                // Nothing waits.
+                lease().end().await;
+                assert!(blob.exists());
+                let lease = lease();
+                assert!(store.gc().unwrap().busy && blob.exists());
+                lease.end().await;
+                assert!(!blob.exists());
+            });
+        }
+    }
+}

@@ -273,3 +273,31 @@ impl Leases {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_ends_comes_back_if_anything_waited_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(&dir.path().join("db"), &[crate::SCHEMA]).unwrap();
+        let store = Store::open(dir.path(), database);
+        let blob = store.blobs().put_bytes(b"blob").unwrap();
+        // Asked whether it has it, the store would spare it.
+        let blob = store.blobs().path(&blob);
+        let lease = || store.leases().acquire().unwrap();
+        // Needed by nothing, but nobody has found that yet.
+        assert!(lease().end().is_none());
+        let (first, second) = (lease(), lease());
+        assert!(store.gc().unwrap().busy && blob.exists());
+        // It waits for the other one, too.
+        assert!(first.end().is_none());
+        let ended = second.end().unwrap();
+        assert_eq!(store.leases().oldest().unwrap(), None);
+        assert!(blob.exists());
+        drop(ended);
+        assert!(!blob.exists());
+        assert!(lease().end().is_none());
+    }
+}
