@@ -724,8 +724,12 @@ fn hooks_of_devices_are_called() {
     crate::harness::until("it is started", || dir.join("poststart").exists());
     let id = done.stdout.trim();
     crate::crash::kill_9(&crate::crash::supervisor(id));
-    let shown = engine.ok(["ps", "-a", "--format", "{{.State}}"]);
-    assert!(shown.starts_with("exited") && !dir.join("poststop").exists());
+    // A process that is killed takes a moment to end.
+    crate::harness::until("it has ended", || {
+        let shown = engine.ok(["ps", "-a", "--format", "{{.State}}"]);
+        shown.starts_with("exited")
+    });
+    assert!(!dir.join("poststop").exists());
     engine.ok(["rm", "-f", id]);
     assert_called(&dir);
 
