@@ -1,7 +1,8 @@
 //! Further processes in running containers.
 //!
-//! The container's supervisor executes them and knows their state while it lives; a row
-//! tells which container an instance belongs to, and how it ended after that.
+//! The container's supervisor executes them, and knows their state from their start on for as long as
+//! it lives; a row tells which container an instance belongs to, what it is until it is started, and
+//! how it ended after that.
 
 use std::os::fd::AsFd;
 
@@ -41,11 +42,15 @@ fn cannot_start(message: &str) -> i64 {
 
 type Result<T> = std::result::Result<T, EngineError>;
 
-/// What is kept of an instance until it is started. Whoever does not know of the second reads the first.
+/// What is kept of an instance; what it is to execute only until it is started. Whoever does not know
+/// of the rest reads the first.
 #[derive(Serialize)]
 struct Kept<'a> {
     #[serde(flatten)]
     config: &'a ExecConfig,
+    /// Which run of its container it was made for: when that one started.
+    #[serde(rename = "CortenRun")]
+    run: i64,
     #[serde(rename = "CortenSpec")]
     spec: &'a ExecSpec,
 }
@@ -64,8 +69,8 @@ struct Row {
 
 fn get(c: &Connection, id: &str) -> Result<Row> {
     let mut statement = c.prepare_cached(
-        "SELECT e.container, e.config, e.status = 'created' AND e.created > c.started \
-         AND c.status IN ('running', 'paused'), e.pid, e.exit_code \
+        "SELECT e.container, e.config, e.status = 'created' AND c.status IN ('running', 'paused'), \
+         e.pid, e.exit_code, c.started \
          FROM execs e JOIN containers c ON c.id = e.container WHERE e.id = ?",
     )?;
     let found = statement.query_row([id], |r| {
@@ -77,14 +82,22 @@ fn get(c: &Connection, id: &str) -> Result<Row> {
             pid: r.get(3)?,
             exit_code: r.get(4)?,
         };
-        Ok((row, r.get::<_, String>(1)?))
+        Ok((row, r.get::<_, String>(1)?, r.get::<_, i64>(5)?))
     });
-    let (row, text) = found
+    let (row, text, started) = found
         .optional()?
         .ok_or_else(|| EngineError::NoSuchExec(id.to_owned()))?;
+    #[derive(Deserialize)]
+    struct Kept {
+        #[serde(rename = "CortenRun")]
+        run: Option<i64>,
+    }
+    // Not by when it was made: the clock may have been set since.
+    let waits = row.waits && read::<Kept>(id, &text)?.run == Some(started);
     let config = read(id, &text)?;
     Ok(Row {
         config,
+        waits,
         text,
         ..row
     })
@@ -116,15 +129,31 @@ impl Row {
 
 /// Records that an instance runs.
 pub(crate) fn set_running(c: &Connection, id: &str, pid: i64) -> Result<()> {
-    c.prepare_cached("UPDATE execs SET status = 'running', pid = ? WHERE id = ?")?
-        .execute(params![pid, id])?;
+    c.prepare_cached(
+        "UPDATE execs SET status = 'running', pid = ?, \
+         config = json_remove(config, '$.CortenSpec') WHERE id = ?",
+    )?
+    .execute(params![pid, id])?;
     Ok(())
 }
 
 /// Records how an instance ended.
 pub(crate) fn set_exit_code(c: &Connection, id: &str, code: i64) -> Result<()> {
-    c.prepare_cached("UPDATE execs SET status = 'exited', exit_code = ? WHERE id = ?")?
-        .execute(params![code, id])?;
+    c.prepare_cached(
+        "UPDATE execs SET status = 'exited', exit_code = ?, \
+         config = json_remove(config, '$.CortenSpec') WHERE id = ?",
+    )?
+    .execute(params![code, id])?;
+    Ok(())
+}
+
+/// Deletes the rows of instances made before a moment that have ended, or went with an earlier run.
+fn forget(c: &Connection, container: &str, started: i64, before: i64) -> Result<()> {
+    c.prepare_cached(
+        "DELETE FROM execs WHERE container = ? AND created < ? AND (exit_code IS NOT NULL \
+         OR json_extract(config, '$.CortenRun') <> ?)",
+    )?
+    .execute(params![container, before, started])?;
     Ok(())
 }
 
@@ -138,6 +167,7 @@ pub(super) async fn create(engine: &Engine, name: &str, config: ExecConfig) -> R
             let exec = &spec.id;
             let kept = Kept {
                 config: &config,
+                run: container.started,
                 spec: &spec,
             };
             let text = serde_json::to_string(&kept).map_err(|source| EngineError::Document {
@@ -146,19 +176,16 @@ pub(super) async fn create(engine: &Engine, name: &str, config: ExecConfig) -> R
                 source,
             })?;
             engine.write(Durability::Relaxed, |c| {
+                let now = time::now_nanos();
                 // It looks at all of the container's: not each time.
                 if exec.starts_with('0') {
-                    c.prepare_cached(
-                        "DELETE FROM execs WHERE container = ? AND exit_code IS NOT NULL \
-                         AND created < ?",
-                    )?
-                    .execute(params![container.id, time::now_nanos() - KEPT_NANOS])?;
+                    forget(c, &container.id, container.started, now - KEPT_NANOS)?;
                 }
                 c.prepare_cached(
                     "INSERT INTO execs (id, container, created, config, status) \
                      VALUES (?,?,?,?,'created')",
                 )?
-                .execute(params![exec, container.id, time::now_nanos(), text])?;
+                .execute(params![exec, container.id, now, text])?;
                 let mut attributes = super::attributes(&container);
                 attributes.insert("execID".to_owned(), exec.clone());
                 let command = config.cmd.as_deref().unwrap_or_default().join(" ");
@@ -434,4 +461,105 @@ pub(super) async fn resize(engine: &Engine, id: &str, rows: u16, columns: u16) -
         }
         refused_by(&row.container, error)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A container that runs, and instances of it: id, when made, for which run.
+    fn connection(started: i64, instances: &[(&str, i64, i64)]) -> Connection {
+        let c = Connection::open_in_memory().unwrap();
+        for migration in crate::schema::SCHEMA.migrations {
+            c.execute_batch(migration).unwrap();
+        }
+        c.execute(
+            "INSERT INTO containers (id, name, created, image_id, image_name, config, host_config, \
+             setup, auto_remove, status, started) \
+             VALUES ('web', 'web', 1, '', '', '{}', '{}', '{}', 0, 'running', ?)",
+            [started],
+        )
+        .unwrap();
+        for (id, created, run) in instances {
+            let config = ExecConfig {
+                cmd: Some(vec!["id".to_owned()]),
+                ..ExecConfig::default()
+            };
+            let spec = ExecSpec {
+                id: (*id).to_owned(),
+                process: corten_oci::runtime_spec::Process::default(),
+                streams: Streams::default(),
+                size: None,
+            };
+            let kept = Kept {
+                config: &config,
+                run: *run,
+                spec: &spec,
+            };
+            c.execute(
+                "INSERT INTO execs (id, container, created, config, status) \
+                 VALUES (?, 'web', ?, ?, 'created')",
+                params![id, created, serde_json::to_string(&kept).unwrap()],
+            )
+            .unwrap();
+        }
+        c
+    }
+
+    #[test]
+    fn an_instance_waits_in_its_run_whatever_the_clock_says() {
+        let c = connection(100, &[("mine", 7, 100), ("earlier", 200, 50)]);
+        let mine = get(&c, "mine").unwrap();
+        assert!(mine.waits && mine.spec("mine").unwrap().is_some());
+        let earlier = get(&c, "earlier").unwrap();
+        assert!(!earlier.waits && earlier.spec("earlier").unwrap().is_none());
+        // Made by an older corten: its supervisor is asked.
+        c.execute(
+            "INSERT INTO execs (id, container, created, config, status) \
+             VALUES ('old', 'web', 200, '{}', 'created')",
+            [],
+        )
+        .unwrap();
+        assert!(!get(&c, "old").unwrap().waits);
+    }
+
+    #[test]
+    fn what_it_is_to_execute_is_kept_until_it_is_started() {
+        let c = connection(100, &[("a", 101, 100), ("b", 102, 100)]);
+        set_running(&c, "a", 42).unwrap();
+        set_exit_code(&c, "b", 127).unwrap();
+        for id in ["a", "b"] {
+            let row = get(&c, id).unwrap();
+            assert!(!row.text.contains("CortenSpec"), "{}", row.text);
+            assert_eq!(row.config.cmd.unwrap(), ["id"]);
+        }
+    }
+
+    #[test]
+    fn old_instances_are_forgotten_but_those_that_may_run() {
+        let c = connection(100, &[("ended", 101, 100), ("lost", 90, 50)]);
+        for (id, created, run) in [("runs", 101, 100), ("new", 900, 50)] {
+            c.execute(
+                "INSERT INTO execs (id, container, created, config, status) \
+                 VALUES (?, 'web', ?, json_object('CortenRun', ?), 'running')",
+                params![id, created, run],
+            )
+            .unwrap();
+        }
+        c.execute(
+            "INSERT INTO execs (id, container, created, config, status) \
+             VALUES ('old', 'web', 101, '{}', 'running')",
+            [],
+        )
+        .unwrap();
+        set_exit_code(&c, "ended", 0).unwrap();
+        forget(&c, "web", 100, 800).unwrap();
+        let mut left = c.prepare("SELECT id FROM execs ORDER BY id").unwrap();
+        let left: Vec<String> = left
+            .query_map([], |r| r.get(0))
+            .unwrap()
+            .collect::<rusqlite::Result<_>>()
+            .unwrap();
+        assert_eq!(left, ["new", "old", "runs"]);
+    }
 }
