@@ -163,8 +163,10 @@ async fn request(mut client: UnixStream, shared: Rc<Shared>) {
                 (Some(exec), Some(live)) => {
                     execs::start(&shared, &live, &exec, size, detach, client).await;
                 }
-                (None, _) => answer(&mut client, &no_exec(&id)).await,
+                // Also of one that nobody knows: no spec is taken between two runs, and only an
+                // older corten's supervisor does not know what was told along.
                 (_, None) => answer(&mut client, &not_running(&shared)).await,
+                (None, Some(_)) => answer(&mut client, &no_exec(&id)).await,
             }
         }
         ask => {

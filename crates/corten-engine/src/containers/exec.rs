@@ -344,14 +344,40 @@ async fn begin(
     }
     // One started by an older corten, which writes down no start either: nobody may take it for one
     // that waits once it has been forgotten.
-    let exec = id.to_owned();
-    engine
-        .brief(move |engine| engine.write(Durability::Relaxed, |c| set_running(c, &exec, 0)))
-        .await?;
-    Ok(match client.exec_create(spec).await {
+    mark(engine, id, "created", "running").await?;
+    let begun = match client.exec_create(spec).await {
         Ok(()) => client.exec_start(id, detach, size, None).await,
         Err(error) => Err(error),
-    })
+    };
+    if begun.as_ref().is_err_and(is_too_early) {
+        mark(engine, id, "running", "created").await?;
+    }
+    Ok(begun)
+}
+
+/// Sets the status of an instance that has no process yet.
+async fn mark(engine: &Engine, id: &str, from: &'static str, to: &'static str) -> Result<()> {
+    let exec = id.to_owned();
+    engine
+        .brief(move |engine| {
+            engine.write(Durability::Relaxed, |c| {
+                c.prepare_cached(
+                    "UPDATE execs SET status = ? WHERE id = ? AND status = ? AND pid = 0 \
+                     AND exit_code IS NULL",
+                )?
+                .execute(params![to, exec, from])?;
+                Ok(())
+            })
+        })
+        .await
+}
+
+/// Whether an instance may yet be started that was not: its container is paused, or about to end.
+fn is_too_early(error: &ClientError) -> bool {
+    let ClientError::Refused { why, message } = error else {
+        return false;
+    };
+    *why == Refusal::NotRunning || (*why == Refusal::Conflict && message.contains(" is paused"))
 }
 
 /// Records that an instance could not be started.

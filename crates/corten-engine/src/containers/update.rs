@@ -17,6 +17,7 @@ use corten_db::Durability;
 use corten_oci::runtime_spec::{LinuxPidsBuilder, LinuxResources};
 use corten_runtime::Cgroup;
 use corten_supervisor::client::{Client, ClientError};
+use corten_supervisor::protocol::Refusal;
 use serde::Deserialize;
 
 use super::row::{self, Container, Status};
@@ -464,6 +465,11 @@ fn limit(
             let group = Cgroup::open(&state::cgroup_path(engine, container))?;
             Ok(group.update(&resources)?)
         }
+        // Between two runs, by whatever its row says still.
+        Err(ClientError::Refused {
+            why: Refusal::NotRunning,
+            ..
+        }) => Ok(()),
         asked => Ok(asked?),
     }
 }
