@@ -22,6 +22,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 pub const VERSION: u32 = 1;
 /// Largest frame, in bytes.
 const MAX_FRAME: u32 = 4 << 20;
+/// What a frame has to hold besides an [`ExecSpec`], at the most.
+const BESIDES: usize = 4 << 10;
 
 /// How a container's process ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +85,15 @@ pub struct ExecSpec {
     pub streams: Streams,
     /// Initial size of its terminal, if it has one.
     pub size: Option<Size>,
+}
+
+impl ExecSpec {
+    /// Whether a supervisor can be told of it.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        let most = MAX_FRAME as usize - BESIDES;
+        serde_json::to_vec(self).is_ok_and(|json| json.len() <= most)
+    }
 }
 
 /// What a client asks.
@@ -372,6 +383,59 @@ mod tests {
         insta::assert_snapshot!(
             json(Ask::Attach(Streams { stdin: true, stdout: true, stderr: false })),
             @r#"{"version":1,"op":"attach","stdin":true,"stdout":true,"stderr":false}"#
+        );
+        let resources = Box::new(LinuxResources::default());
+        insta::assert_snapshot!(
+            json(Ask::Update { resources }),
+            @r#"{"version":1,"op":"update","resources":{}}"#
+        );
+        let start = |spec| Ask::ExecStart {
+            id: "e".to_owned(),
+            detach: true,
+            size: None,
+            spec,
+        };
+        // As an older corten asks for what it has created before.
+        let before = r#"{"version":1,"op":"exec_start","id":"e","detach":true,"size":null}"#;
+        assert_eq!(json(start(None)), before);
+        let read: Request = serde_json::from_str(before).unwrap();
+        assert!(matches!(read.ask, Ask::ExecStart { spec: None, .. }));
+        let told = json(start(Some(Box::new(exec("e")))));
+        let read: Request = serde_json::from_str(&told).unwrap();
+        assert!(matches!(read.ask, Ask::ExecStart { spec: Some(spec), .. } if spec.id == "e"));
+    }
+
+    fn exec(id: &str) -> ExecSpec {
+        ExecSpec {
+            id: id.to_owned(),
+            process: Process::default(),
+            streams: Streams::default(),
+            size: None,
+        }
+    }
+
+    #[test]
+    fn what_fits_can_be_told() {
+        let of = |length: usize| exec(&"e".repeat(length));
+        let bare = serde_json::to_vec(&of(0)).unwrap().len();
+        let most = MAX_FRAME as usize - BESIDES - bare;
+        let largest = of(most);
+        assert!(largest.fits() && !of(most + 1).fits());
+        let ask = Ask::ExecStart {
+            id: "0".repeat(64),
+            detach: false,
+            size: Some(Size {
+                rows: u16::MAX,
+                cols: u16::MAX,
+            }),
+            spec: Some(Box::new(largest)),
+        };
+        assert!(
+            frame(&Request {
+                version: VERSION,
+                ask
+            })
+            .is_ok()
         );
     }
 }

@@ -22,7 +22,7 @@ use super::{Attached, ExecForm, ExecStart, StreamKind, refused_by, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
-use crate::parse::{names, time};
+use crate::parse::{bad, names, time};
 use crate::spec;
 use crate::supervise::rooted;
 
@@ -63,6 +63,8 @@ struct Row {
     config: ExecConfig,
     /// It was made in its container's present run, and nobody has written down that it was started.
     waits: bool,
+    /// Its container is.
+    paused: bool,
     pid: i64,
     exit_code: Option<i64>,
 }
@@ -70,7 +72,7 @@ struct Row {
 fn get(c: &Connection, id: &str) -> Result<Row> {
     let mut statement = c.prepare_cached(
         "SELECT e.container, e.config, e.status = 'created' AND c.status IN ('running', 'paused'), \
-         e.pid, e.exit_code, c.started \
+         e.pid, e.exit_code, c.started, c.status = 'paused' \
          FROM execs e JOIN containers c ON c.id = e.container WHERE e.id = ?",
     )?;
     let found = statement.query_row([id], |r| {
@@ -79,6 +81,7 @@ fn get(c: &Connection, id: &str) -> Result<Row> {
             text: String::new(),
             config: ExecConfig::default(),
             waits: r.get(2)?,
+            paused: r.get(6)?,
             pid: r.get(3)?,
             exit_code: r.get(4)?,
         };
@@ -207,9 +210,7 @@ fn prepare(
     match container.status {
         Status::Running => {}
         Status::Paused => {
-            return Err(EngineError::Conflict(format!(
-                "Container {name} is paused, unpause the container before exec"
-            )));
+            return Err(paused(name));
         }
         Status::Restarting => {
             return Err(EngineError::Conflict(format!(
@@ -241,7 +242,7 @@ fn prepare(
         container.host.privileged.unwrap_or(false),
         known,
     )?;
-    Ok(ExecSpec {
+    let spec = ExecSpec {
         id: names::new_id(),
         process,
         streams: Streams {
@@ -256,7 +257,19 @@ fn prepare(
             }),
             _ => None,
         }),
-    })
+    };
+    if !spec.fits() {
+        return Err(bad(
+            "the command and the environment of an exec are too long: 4 MiB is the most",
+        ));
+    }
+    Ok(spec)
+}
+
+fn paused(name: &str) -> EngineError {
+    EngineError::Conflict(format!(
+        "Container {name} is paused, unpause the container before exec"
+    ))
 }
 
 async fn find(engine: &Engine, id: &str) -> Result<Row> {
@@ -282,6 +295,11 @@ async fn supervisor_of(engine: &Engine, id: &str, row: &Row) -> Result<Client> {
 /// What whoever is about to start an instance has to know of it.
 pub(super) async fn form(engine: &Engine, id: &str) -> Result<ExecForm> {
     let row = find(engine, id).await?;
+    // While it can still be told with a status: a client that has its stream reads the words there, and
+    // takes what has no exit code for a success.
+    if row.paused && state::has_supervisor(engine, &row.container) {
+        return Err(paused(&row.container));
+    }
     Ok(ExecForm {
         waits: row.waits && state::has_supervisor(engine, &row.container),
         tty: row.config.tty.unwrap_or(false),

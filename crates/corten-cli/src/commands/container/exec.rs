@@ -95,15 +95,25 @@ async fn exec(cli: &Cli, flags: Parsed) -> Result {
     }
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected {
+    #[serde(default)]
+    running: bool,
+    exit_code: Option<i64>,
+}
+
+impl Inspected {
+    fn code(&self) -> i64 {
+        // What has not been started has told why in its stream.
+        self.exit_code.unwrap_or(i64::from(!self.running))
+    }
+}
+
 /// Exits as the command did.
 async fn exit(client: &Client, path: &str) -> Result {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Inspected {
-        exit_code: Option<i64>,
-    }
     let found: Inspected = client.get(format!("{path}/json")).json().await?;
-    match found.exit_code.unwrap_or(0) {
+    match found.code() {
         0 => Ok(()),
         code => Err(CliError::status(run::exit_code(code))),
     }
@@ -195,6 +205,21 @@ mod tests {
             start_body(&detached),
             json!({ "Detach": true, "Tty": false })
         );
+    }
+
+    #[test]
+    fn what_was_never_started_has_failed() {
+        for (found, code) in [
+            (json!({"Running": false, "ExitCode": 0}), 0),
+            (json!({"Running": false, "ExitCode": 127}), 127),
+            // Its streams are closed, and it goes on.
+            (json!({"Running": true, "ExitCode": null}), 0),
+            (json!({"Running": false, "ExitCode": null}), 1),
+            (json!({}), 1),
+        ] {
+            let inspected: Inspected = serde_json::from_value(found.clone()).unwrap();
+            assert_eq!(inspected.code(), code, "{found}");
+        }
     }
 
     #[test]
