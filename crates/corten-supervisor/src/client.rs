@@ -287,7 +287,8 @@ impl Client {
     /// Changes the limits of its control group: all of them, or none.
     ///
     /// # Errors
-    /// See [`ClientError`]. One started by an older corten does not know the request.
+    /// See [`ClientError`]. One started by an older corten does not know the request. One that does
+    /// not answer in time does it once it can.
     pub async fn update(&self, resources: LinuxResources) -> Result<()> {
         let resources = Box::new(resources);
         self.within(UPDATE, self.done(Ask::Update { resources }))

@@ -132,12 +132,14 @@ impl Written {
                 let applied = apply(engine, &written.before, written.host.clone());
                 match &applied {
                     Ok(()) => event(engine, &written.before, "update", &[]),
+                    // It is in force once its supervisor has come to it: the row is right.
+                    Err(error) if is_late(error) => {}
                     Err(_) => put_back(engine, &written),
                 }
                 applied
             })
             .await;
-        if applied.is_err()
+        if applied.as_ref().is_err_and(|error| !is_late(error))
             && self.ports
             && let Err(error) = crate::networks::told(engine, &self.before).await
         {
@@ -434,10 +436,7 @@ fn apply(engine: &Engine, before: &Container, mut host: HostConfig) -> Result<()
             // It ended meanwhile; its next start reads the row.
             (Err(_), after) if !after.as_ref().is_some_and(runs) => return Ok(()),
             (Err(source), _) => {
-                return Err(EngineError::Other {
-                    context: format!("Cannot update container {id}"),
-                    source,
-                });
+                return Err(failed(id, source));
             }
             // Another update was faster with its row, and slower with the group, or is yet to be.
             (Ok(()), Some(after)) if after.host != host && Instant::now() < deadline => {
@@ -446,6 +445,25 @@ fn apply(engine: &Engine, before: &Container, mut host: HostConfig) -> Result<()
             (Ok(()), _) => return Ok(()),
         }
     }
+}
+
+fn failed(id: &str, source: Box<dyn std::error::Error + Send + Sync>) -> EngineError {
+    let context = match source.downcast_ref() {
+        Some(ClientError::Silent { .. }) => {
+            format!("container {id} gets its new limits once its supervisor answers")
+        }
+        _ => format!("Cannot update container {id}"),
+    };
+    EngineError::Other { context, source }
+}
+
+/// Whether a supervisor has been told, and has not said in time that it is done: what waits on its
+/// socket it will come to.
+fn is_late(error: &EngineError) -> bool {
+    let EngineError::Other { source, .. } = error else {
+        return false;
+    };
+    matches!(source.downcast_ref(), Some(ClientError::Silent { .. }))
 }
 
 /// Has the supervisor change the limits: it knows who is about to be executed, and if it is killed
@@ -477,6 +495,29 @@ fn limit(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_late_answer_is_no_refusal() {
+        let id = "a".to_owned();
+        let late = ClientError::Silent {
+            id: id.clone(),
+            after: Duration::from_secs(30),
+        };
+        let late = failed(&id, Box::new(late));
+        assert!(is_late(&late));
+        assert_eq!(
+            late.to_string(),
+            "container a gets its new limits once its supervisor answers: supervisor of container a \
+             has not answered within 30 s"
+        );
+        let refused = ClientError::Refused {
+            why: Refusal::Failed,
+            message: "no".to_owned(),
+        };
+        let refused = failed(&id, Box::new(refused));
+        assert!(!is_late(&refused));
+        assert_eq!(refused.to_string(), "Cannot update container a: no");
+    }
 
     #[test]
     fn only_what_is_mentioned_changes() {
