@@ -88,12 +88,10 @@ fn cannot_create(dir: &Path, errno: Errno) -> RuntimeError {
 
 /// One `write`, as these files want it. The file must exist.
 pub(super) fn write_file(path: &Path, value: &str) -> Result<(), Errno> {
-    let file = rustix::fs::openat(
-        CWD,
-        path,
-        OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
-        Mode::empty(),
-    )?;
+    // A lower `memory.max` has the writer free what is too much, which may take minutes; so opened
+    // (Linux 6.16), it is those inside who do that when they next want memory.
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
     rustix::io::write(&file, value.as_bytes()).map(drop)
 }
 
