@@ -364,17 +364,23 @@ fn update(shared: &Rc<Shared>, resources: &LinuxResources) -> Reply {
     let live = shared.run.borrow().clone();
     with(shared, live, |live| {
         let deaf = live.cgroup.watch_oom().is_err();
-        // As it is now, and as it is afterwards: who is executed from now on joins all of it.
-        let group = Cgroup::open(live.cgroup.path())?;
-        group.update(resources)?;
-        let group = Cgroup::open(live.cgroup.path())?;
-        if let Some(live) = shared.run.borrow_mut().as_mut() {
-            live.cgroup = Rc::new(group);
+        // As it is now, and as it is afterwards: who is executed from now on joins all of it. Also of
+        // what was refused: it may have joined a hierarchy before that.
+        let updated = Cgroup::open(live.cgroup.path())?.update(resources);
+        match Cgroup::open(live.cgroup.path()) {
+            Ok(group) => {
+                if let Some(live) = shared.run.borrow_mut().as_mut() {
+                    live.cgroup = Rc::new(group);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(container = shared.id, %error, "who is executed may escape new limits");
+            }
         }
         if deaf {
             tokio::task::spawn_local(oom::watch(shared.clone()));
         }
-        Ok(())
+        Ok(updated?)
     })
 }
 

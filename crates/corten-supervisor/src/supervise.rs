@@ -566,7 +566,8 @@ async fn finish(shared: &Rc<Shared>, mut run: Run) -> Exit {
     let at = now();
     shared.phase.set(Phase::Ending);
     health::end(shared);
-    // An update may have made it a member of further hierarchies.
+    // An update may have made it a member of further hierarchies: OOM kills are counted in one, and in
+    // one who is frozen is thawed.
     if let Some(live) = shared.run.borrow().as_ref() {
         run.cgroup = live.cgroup.clone();
     }
