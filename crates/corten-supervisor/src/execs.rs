@@ -119,8 +119,7 @@ async fn launch(
     size: Option<Size>,
     detach: bool,
 ) -> Result<Begun, Reply> {
-    // Born into a frozen group it would never get to its program, and this process would wait for
-    // it for ever.
+    // Born into a frozen group it would get to its program after the pause only.
     if shared.phase.get() == Phase::Paused {
         let message = format!(
             "Container {} is paused, unpause the container before exec",

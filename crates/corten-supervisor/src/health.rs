@@ -20,6 +20,7 @@ use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
 use crate::execs;
+use crate::executing;
 use crate::idle;
 use crate::logs::now;
 use crate::protocol::Phase;
@@ -283,9 +284,6 @@ async fn execute(
     job: &HealthJob,
 ) -> Result<(corten_runtime::ExecProcess, OwnedFd), String> {
     let said = |error: &dyn std::fmt::Display| error.to_string();
-    if shared.phase.get() == Phase::Paused {
-        return Err("the container is paused".to_owned());
-    }
     let (read, write) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|error| said(&error))?;
     let null = std::fs::File::open("/dev/null").map_err(|error| said(&error))?;
@@ -294,6 +292,14 @@ async fn execute(
         stdout: write.try_clone().map_err(|error| said(&error))?,
         stderr: write,
     };
+    executing::turn(shared).await;
+    if shared.phase.get() == Phase::Paused {
+        return Err("the container is paused".to_owned());
+    }
+    let now = shared.run.borrow().as_ref().map(|run| run.pid);
+    if now != Some(live.pid) {
+        return Err("the container has ended".to_owned());
+    }
     let process = live
         .exec(shared, &job.process, stdio, |_| ())
         .await

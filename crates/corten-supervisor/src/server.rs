@@ -34,8 +34,6 @@ const NEXT_TRY: Duration = Duration::from_secs(5);
 const SAVED_END: Duration = Duration::from_secs(1);
 /// How often who stops what is being started looks.
 const STARTING: Duration = Duration::from_millis(10);
-/// How often who waits for the end of a saving looks.
-const SAVING: Duration = Duration::from_millis(10);
 
 /// A listening socket and the requests it has taken.
 pub(crate) struct Server {
@@ -149,10 +147,7 @@ async fn request(mut client: UnixStream, shared: Rc<Shared>) {
             size,
             spec,
         } => {
-            // Nothing can be started in what CRIU has frozen, and this thread is to thaw it.
-            while shared.saving.get() != Saving::No && shared.run.borrow().is_some() {
-                tokio::time::sleep(SAVING).await;
-            }
+            executing::turn(&shared).await;
             let live = shared.run.borrow().clone();
             if let Some(spec) = spec.filter(|spec| live.is_some() && spec.id == id) {
                 let mut execs = shared.execs.borrow_mut();
@@ -249,18 +244,19 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
             Some(live) => network(shared, &live),
         },
         Ask::Update { resources } => {
-            executing::settled(shared).await;
+            let _settled = executing::settle(shared).await;
+            executing::saved(shared).await;
             update(shared, &resources)
         }
         Ask::Pause => {
-            executing::settled(shared).await;
-            let live = shared.run.borrow().clone();
-            let reply = with(shared, live, |live| Ok(live.cgroup.freeze()?));
+            let _settled = executing::settle(shared).await;
+            executing::saved(shared).await;
+            let reply = with(shared, in_force(shared), |live| Ok(live.cgroup.freeze()?));
             mark_paused(shared, &reply, true);
             reply
         }
         Ask::Unpause => {
-            let reply = with(shared, live, |live| Ok(live.cgroup.thaw()?));
+            let reply = with(shared, in_force(shared), |live| Ok(live.cgroup.thaw()?));
             mark_paused(shared, &reply, false);
             reply
         }
@@ -345,6 +341,13 @@ fn bring_in_line(shared: &Rc<Shared>, live: &Live) -> (Reply, bool) {
     }
 }
 
+/// The run, unless it has come to its end and is only waited for.
+fn in_force(shared: &Shared) -> Option<Live> {
+    let phase = shared.phase.get();
+    let live = shared.run.borrow().clone();
+    live.filter(|_| matches!(phase, Phase::Running | Phase::Paused))
+}
+
 fn with(
     shared: &Shared,
     live: Option<Live>,
@@ -361,8 +364,7 @@ fn with(
 
 /// Changes the limits of its control group.
 fn update(shared: &Rc<Shared>, resources: &LinuxResources) -> Reply {
-    let live = shared.run.borrow().clone();
-    with(shared, live, |live| {
+    with(shared, in_force(shared), |live| {
         let deaf = live.cgroup.watch_oom().is_err();
         // As it is now, and as it is afterwards: who is executed from now on joins all of it. Also of
         // what was refused: it may have joined a hierarchy before that.
@@ -422,10 +424,9 @@ fn status(shared: &Shared, live: Option<&Live>) -> Status {
 
 /// Answers with what saving it needs, then waits to be told whether it has been saved. CRIU has the
 /// other end of the connection, too: without an answer it ends when nobody is at work any more.
-async fn checkpoint(mut client: UnixStream, shared: &Shared, leave_running: bool) {
-    executing::settled(shared).await;
-    let live = shared.run.borrow().clone();
-    let Some(live) = live else {
+async fn checkpoint(mut client: UnixStream, shared: &Rc<Shared>, leave_running: bool) {
+    let settled = executing::settle(shared).await;
+    let Some(live) = in_force(shared) else {
         return answer(&mut client, &not_running(shared)).await;
     };
     if let Some(external) = &live.external {
@@ -440,6 +441,13 @@ async fn checkpoint(mut client: UnixStream, shared: &Shared, leave_running: bool
         let message = format!("a checkpoint of container {} is being created", shared.id);
         return answer(&mut client, &Reply::refuse(Refusal::Conflict, message)).await;
     }
+    if !settled.is_complete() {
+        let message = format!(
+            "a process that is executed in container {} does not get to its program",
+            shared.id
+        );
+        return answer(&mut client, &Reply::refuse(Refusal::Conflict, message)).await;
+    }
     let document = Reply::Document {
         pid: live.pid,
         spec: Box::new(live.spec.as_ref().clone()),
@@ -449,6 +457,7 @@ async fn checkpoint(mut client: UnixStream, shared: &Shared, leave_running: bool
     } else {
         Saving::Ends
     });
+    drop(settled);
     let mut exits = shared.exits.subscribe();
     exits.mark_unchanged();
     answer(&mut client, &document).await;

@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::execs::Exec;
+use crate::executing::Way;
 use crate::external::{External, Refused};
 use crate::health::{self, HealthJob, Monitor};
 use crate::hub::Hub;
@@ -95,8 +96,8 @@ pub(crate) struct Shared {
     pub(crate) execs: RefCell<HashMap<String, Rc<Exec>>>,
     pub(crate) health: RefCell<Option<Monitor>>,
     pub(crate) limit: limits::Given,
-    /// How many processes are on their way to their programs.
-    pub(crate) executing: Cell<u32>,
+    /// Of processes to their programs.
+    pub(crate) way: Rc<Way>,
     /// The engine's rows may say something else of its networks than when this run was prepared.
     pub(crate) rows_changed: Cell<bool>,
     log_host: Rc<Addresses>,
@@ -218,7 +219,7 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
         execs: RefCell::default(),
         health: RefCell::default(),
         limit: limits::raise(),
-        executing: Cell::new(0),
+        way: Rc::default(),
         rows_changed: Cell::new(false),
         log_host: Rc::default(),
     });
