@@ -23,6 +23,18 @@ const DRAIN: Duration = Duration::from_millis(500);
 /// How long an ended exec is remembered (Docker's).
 const KEPT: Duration = Duration::from_secs(5 * 60);
 
+/// Exit code of what could not be started, as Docker derives it from why not.
+#[must_use]
+pub fn cannot_start(message: &str) -> u8 {
+    if message.contains("no such file or directory") {
+        127
+    } else if message.contains("permission denied") {
+        126
+    } else {
+        128
+    }
+}
+
 /// A process that was asked for.
 pub(crate) struct Exec {
     pub(crate) spec: ExecSpec,
@@ -164,7 +176,12 @@ async fn launch(
     };
     let started = live.exec(shared, &process, stdio, born).await;
     let mut process = started.map_err(|refused| {
-        exec.exit_code.set(Some(refused.code.unwrap_or(126)));
+        let message = refused.to_string();
+        let code = refused.code.unwrap_or_else(|| cannot_start(&message));
+        exec.exit_code.set(Some(code));
+        // It may have been told that it has been started, and whoever asked may be gone.
+        shared.host.borrow_mut().exec_failed(&exec.spec.id, code);
+        tokio::task::spawn_local(forget(shared.clone(), exec.clone()));
         refusal(&refused)
     })?;
     let hub = Hub::new(terminal, true, None);
@@ -277,7 +294,11 @@ async fn follow(shared: Rc<Shared>, exec: Rc<Exec>, begun: Begun) {
     );
     hub.close().await;
     exec.terminal.borrow_mut().take();
-    // Clients ask for the exit code a moment later; then nobody does.
+    forget(shared, exec).await;
+}
+
+/// Clients ask for the exit code a moment later; then nobody does.
+async fn forget(shared: Rc<Shared>, exec: Rc<Exec>) {
     tokio::time::sleep(KEPT).await;
     shared.execs.borrow_mut().remove(&exec.spec.id);
 }

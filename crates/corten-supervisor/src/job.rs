@@ -189,6 +189,10 @@ pub trait Host {
     /// The out-of-memory killer has come.
     fn oom(&mut self);
 
+    /// A process that was to be executed inside has not become its program; what Docker derives from
+    /// why not.
+    fn exec_failed(&mut self, id: &str, code: u8);
+
     /// It has ended. `restarting`: the policy will start it again.
     fn exited(&mut self, exit: &Exit, restarting: bool);
 

@@ -32,6 +32,7 @@ mod server;
 mod supervise;
 mod sys;
 
+pub use execs::cannot_start;
 pub use external::ExternalRuntime;
 pub use health::{HealthJob, HealthState, HealthStatus, Probe};
 pub use job::{

@@ -10,7 +10,7 @@ use bollard_stubs::models::{ExecConfig, ExecInspectResponse, IdResponse, Process
 use corten_db::Durability;
 use corten_supervisor::client::{Client, ClientError};
 use corten_supervisor::protocol::{ExecSpec, Refusal};
-use corten_supervisor::{Size, Streams};
+use corten_supervisor::{Size, Streams, cannot_start};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -28,17 +28,6 @@ use crate::supervise::rooted;
 
 /// How long rows of ended instances are kept at least, counted from their making.
 const KEPT_NANOS: i64 = 60 * 60 * 1_000_000_000;
-
-/// Exit code of an instance that could not be started, as Docker derives it from why not.
-fn cannot_start(message: &str) -> i64 {
-    if message.contains("no such file or directory") {
-        127
-    } else if message.contains("permission denied") {
-        126
-    } else {
-        128
-    }
-}
 
 type Result<T> = std::result::Result<T, EngineError>;
 
@@ -330,7 +319,7 @@ pub(super) async fn start(engine: &Engine, id: &str, start: ExecStart) -> Result
                 Ok(Some(told(&message, tty).await))
             }
             EngineError::Unavailable(message) => {
-                failed(engine, id, cannot_start(&message)).await?;
+                failed(engine, id, i64::from(cannot_start(&message))).await?;
                 match start.detach {
                     true => Err(EngineError::Unavailable(message)),
                     false => Ok(Some(told(&message, tty).await)),

@@ -504,6 +504,13 @@ impl Host for EngineHost {
         Ok(crate::networks::bridges(&self.engine)?)
     }
 
+    fn exec_failed(&mut self, id: &str, code: u8) {
+        let written = self.engine.write(self.durability(), |c| {
+            containers::set_exec_exit_code(c, id, code.into())
+        });
+        self.report("exec", written);
+    }
+
     fn event(&mut self, action: &str, attributes: &[(&str, String)]) {
         // Docker's `exec_start` names the command in the action itself.
         let shown = match value(attributes, "command") {
