@@ -15,8 +15,18 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Tells the host of every time it has come, until the container ends. Without a memory
 /// controller it cannot come for this container.
 pub(crate) async fn watch(shared: Rc<Shared>) {
-    let cgroup = shared.run.borrow().as_ref().map(|run| run.cgroup.clone());
-    let Some(cgroup) = cgroup else { return };
+    let run = shared.run.borrow().clone();
+    let Some((pid, cgroup)) = run.map(|run| (run.pid, run.cgroup)) else {
+        return;
+    };
+    // The next run's group has the same path.
+    let is_over = || {
+        shared
+            .run
+            .borrow()
+            .as_ref()
+            .is_none_or(|run| run.pid != pid)
+    };
     let watched = cgroup.watch_oom().map_err(|error| error.to_string());
     let watched = watched.and_then(|watch| {
         let fd = watch.as_fd().try_clone_to_owned();
@@ -37,6 +47,9 @@ pub(crate) async fn watch(shared: Rc<Shared>) {
             // v1 tells that memory is out, a moment before somebody is killed, if at all.
             Ok(OomEvent::Oom(_)) => {
                 for _ in 0..LOOKS {
+                    if is_over() {
+                        return;
+                    }
                     let kills = cgroup.oom_kill_count().unwrap_or(0);
                     if kills > told {
                         told = kills;
