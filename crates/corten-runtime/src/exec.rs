@@ -82,7 +82,8 @@ pub fn exec(
 }
 
 /// As [`exec`], for a caller who has other things to do until `execve` has happened: in a group that
-/// somebody freezes meanwhile it does not happen.
+/// somebody freezes meanwhile it does not happen. An ordinary user's is cloned by another process inside
+/// the container, which is waited for here.
 pub fn begin_exec(
     target: &Target<'_>,
     process: &Process,

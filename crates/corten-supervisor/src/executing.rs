@@ -120,10 +120,17 @@ impl Live {
         };
         let mut executing = corten_runtime::begin_exec(&target, process, stdio)?;
         let on_its_way = shared.way.set_out();
+        // Without a descriptor for that it is not dropped here, which would wait for its end.
         let words = executing.as_fd().try_clone_to_owned();
-        let words = words.and_then(crate::sys::watch).map_err(other)?;
-        born(executing.pid());
+        let words = words.and_then(crate::sys::watch);
+        if words.is_ok() {
+            born(executing.pid());
+        }
         let refused = loop {
+            let words = match &words {
+                Ok(words) => words,
+                Err(error) => break other(error),
+            };
             match executing.heed(&target) {
                 Ok(false) => {}
                 Ok(true) => return Ok(executing.finish()),
