@@ -224,8 +224,10 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
                 shared.manual.set(true);
                 shared.cancel.notify_waiters();
             }
-            // Nobody is there to take it, and the wish has been noted.
-            if shared.phase.get() == Phase::Restarting {
+            // Nobody is there to take it, and the wish has been noted, or the start given up.
+            let phase = shared.phase.get();
+            let given_up = manual && phase == Phase::Starting && live.is_none();
+            if phase == Phase::Restarting || given_up {
                 return Reply::Done;
             }
             let Some(live) = live else {
@@ -521,7 +523,8 @@ pub(crate) async fn stop(
     let mut exits = shared.exits.subscribe();
     let seen = exits.borrow_and_update().count;
     shared.cancel.notify_waiters();
-    // What is about to run cannot be signalled yet. Another runtime, at least, can be given up.
+    // What is about to run cannot be signalled yet. What its start waits for can be given up: its turn,
+    // the log's host, another runtime.
     while shared.phase.get() == Phase::Starting && shared.run.borrow().is_none() {
         tokio::time::sleep(STARTING).await;
         shared.cancel.notify_waiters();

@@ -48,7 +48,7 @@ pub(super) async fn remove(engine: &Engine, name: &str, options: RemoveOptions) 
         }
         super::stop::kill_and_wait(engine, &container).await?;
     } else if options.force {
-        super::stop::give_up(engine, &container).await?;
+        super::stop::kill_starting(engine, &container).await?;
     }
     let volumes = options.volumes;
     let removed = engine

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use corten_db::Durability;
 use corten_oci::Printable;
-use corten_supervisor::Forced;
 use corten_supervisor::client::Client;
 use corten_supervisor::protocol::Phase;
+use corten_supervisor::{Exit, Forced};
 
 use super::row::{self, Container, Status};
 use super::{StopOptions, refused, start, state, supervisor};
@@ -50,38 +50,91 @@ pub(super) async fn stop(
     options: &StopOptions,
 ) -> Result<Option<String>> {
     let container = find(engine, name).await?;
-    if !container.status.is_live() && !give_up(engine, &container).await? {
-        return Err(EngineError::NotModified(format!(
+    if container.status.is_live() {
+        return down(engine, &container, options).await;
+    }
+    let signal = asked_signal(options)?;
+    match give_up(engine, &container, (signal, options.timeout)).await? {
+        GivenUp::NotStarting => Err(EngineError::NotModified(format!(
             "container {} is already stopped",
             container.id
-        )));
+        ))),
+        GivenUp::Before => Ok(None),
+        GivenUp::After(exit) => {
+            let signal = signal.unwrap_or_else(|| stop_signal(&container));
+            told(engine, &container, "kill", Some(signal)).await?;
+            told(engine, &container, "stop", None).await?;
+            let forced = exit.forced;
+            Ok(forced.map(|forced| advice(&container, signal, forced)))
+        }
     }
-    if !container.status.is_live() {
-        return Ok(None);
-    }
-    down(engine, &container, options).await
 }
 
-/// Has a start given up that is under way: another runtime may take minutes for it. Whether there was one.
-pub(super) async fn give_up(engine: &Engine, container: &Container) -> Result<bool> {
+/// What became of a start that was to be given up.
+enum GivenUp {
+    /// There was none.
+    NotStarting,
+    /// It never ran.
+    Before,
+    /// It had succeeded, and the container was stopped.
+    After(Exit),
+}
+
+/// Has a start given up that is under way: another runtime may take minutes for it, and others wait for
+/// a log's host. With the signal and the patience for what runs by then.
+async fn give_up(
+    engine: &Engine,
+    container: &Container,
+    (signal, timeout): (Option<i32>, Option<i64>),
+) -> Result<GivenUp> {
     let Ok(client) = supervisor(engine, container) else {
-        return Ok(false);
+        return Ok(GivenUp::NotStarting);
     };
-    // One of our own runtime is over in some milliseconds, and is not interrupted.
     let asked = tokio::time::timeout(ASKED, client.status()).await;
     if !matches!(asked, Ok(Ok(status)) if status.phase == Phase::Starting) {
-        return Ok(false);
+        return Ok(GivenUp::NotStarting);
     }
     if has_policy(container) {
         mark_stopped(engine, container).await?;
     }
-    match client.stop(Some(SIGKILL), Some(0)).await {
-        Ok(_) => Ok(true),
+    match client.stop(signal, timeout).await {
+        Ok(exit) if exit.error.is_none() => Ok(GivenUp::After(exit)),
+        Ok(_) => Ok(GivenUp::Before),
         Err(error) => match refused(container, error) {
-            EngineError::NotRunning(_) => Ok(true),
+            EngineError::NotRunning(_) => Ok(GivenUp::Before),
             error => Err(error),
         },
     }
+}
+
+/// Kills what is being started, if anything is.
+pub(super) async fn kill_starting(engine: &Engine, container: &Container) -> Result<()> {
+    match give_up(engine, container, (Some(SIGKILL), Some(0))).await? {
+        GivenUp::After(_) => told(engine, container, "kill", Some(SIGKILL)).await,
+        GivenUp::NotStarting | GivenUp::Before => Ok(()),
+    }
+}
+
+/// Records what is done to a container, with a signal where there is one.
+async fn told(
+    engine: &Engine,
+    container: &Container,
+    action: &'static str,
+    signal: Option<i32>,
+) -> Result<()> {
+    let container = container.clone();
+    engine
+        .brief(move |engine| {
+            let signal = signal.map(|signal| ("signal", signal.to_string()));
+            super::event(engine, &container, action, signal.as_slice());
+            Ok(())
+        })
+        .await
+}
+
+fn asked_signal(options: &StopOptions) -> Result<Option<i32>> {
+    let text = options.signal.as_deref().filter(|s| !s.is_empty());
+    text.map(signals::signal).transpose()
 }
 
 async fn down(
@@ -89,12 +142,7 @@ async fn down(
     container: &Container,
     options: &StopOptions,
 ) -> Result<Option<String>> {
-    let signal = options
-        .signal
-        .as_deref()
-        .filter(|s| !s.is_empty())
-        .map(signals::signal)
-        .transpose()?;
+    let signal = asked_signal(options)?;
     let Ok(client) = supervisor(engine, container) else {
         if container.status == Status::Restarting {
             // Nobody is there to be asked. Whoever looks then sees that it is not wanted.
@@ -106,14 +154,8 @@ async fn down(
     if has_policy(container) {
         mark_stopped(engine, container).await?;
     }
-    let id = container.clone();
-    engine
-        .brief(move |engine| {
-            let signal = signal.unwrap_or_else(|| stop_signal(&id)).to_string();
-            super::event(engine, &id, "kill", &[("signal", signal)]);
-            Ok(())
-        })
-        .await?;
+    let sent = signal.unwrap_or_else(|| stop_signal(container));
+    told(engine, container, "kill", Some(sent)).await?;
     let forced = match client
         .stop(signal, options.timeout)
         .await
@@ -123,15 +165,8 @@ async fn down(
         Err(EngineError::NotRunning(_)) => None,
         Err(error) => return Err(error),
     };
-    let id = container.clone();
-    engine
-        .brief(move |engine| {
-            super::event(engine, &id, "stop", &[]);
-            Ok(())
-        })
-        .await?;
-    let signal = signal.unwrap_or_else(|| stop_signal(container));
-    Ok(forced.map(|forced| advice(container, signal, forced)))
+    told(engine, container, "stop", None).await?;
+    Ok(forced.map(|forced| advice(container, sent, forced)))
 }
 
 /// Programs of which `-c` takes a command line.
@@ -241,13 +276,7 @@ pub(super) async fn kill(engine: &Engine, name: &str, signal: Option<&str>) -> R
         mark_stopped(engine, &container).await?;
     }
     // Told before it is done: the end that may follow is told after it.
-    let told = container.clone();
-    engine
-        .brief(move |engine| {
-            super::event(engine, &told, "kill", &[("signal", number.to_string())]);
-            Ok(())
-        })
-        .await?;
+    told(engine, &container, "kill", Some(number)).await?;
     if number == SIGKILL {
         let mut waiting = client.wait().await.map_err(|e| refused(&container, e))?;
         thaw(&container, &client).await?;
@@ -282,13 +311,7 @@ pub(super) async fn kill_and_wait(engine: &Engine, container: &Container) -> Res
     let Ok(client) = supervisor(engine, container) else {
         return Ok(());
     };
-    let told = container.clone();
-    engine
-        .brief(move |engine| {
-            super::event(engine, &told, "kill", &[("signal", SIGKILL.to_string())]);
-            Ok(())
-        })
-        .await?;
+    told(engine, container, "kill", Some(SIGKILL)).await?;
     match client
         .stop(Some(SIGKILL), Some(0))
         .await
