@@ -42,6 +42,8 @@ pub(crate) struct Exec {
     pub(crate) exit_code: Cell<Option<u8>>,
     started: Cell<bool>,
     terminal: RefCell<Option<Rc<AsyncFd<OwnedFd>>>>,
+    /// The size that was asked for before there was a terminal.
+    size: Cell<Option<Size>>,
 }
 
 impl Exec {
@@ -52,6 +54,7 @@ impl Exec {
             exit_code: Cell::new(None),
             started: Cell::new(false),
             terminal: RefCell::default(),
+            size: Cell::new(None),
         })
     }
 
@@ -70,6 +73,11 @@ impl Exec {
 
     pub(crate) fn resize(&self, size: Size) -> Reply {
         match &*self.terminal.borrow() {
+            // A client may have its stream before the program is there.
+            None if self.is_on_its_way() && self.has_terminal() => {
+                self.size.set(Some(size));
+                Reply::Done
+            }
             None => Reply::refuse(
                 Refusal::Conflict,
                 format!("exec {} has no terminal", self.spec.id),
@@ -79,6 +87,10 @@ impl Exec {
                 Err(error) => Reply::refuse(Refusal::Failed, error.to_string()),
             },
         }
+    }
+
+    fn is_on_its_way(&self) -> bool {
+        self.started.get() && self.exit_code.get().is_none()
     }
 
     fn has_terminal(&self) -> bool {
@@ -195,6 +207,11 @@ async fn launch(
                 outputs.push(Output::Terminal(console.clone()));
                 if wanted.stdin {
                     hub.feed_terminal(console.clone());
+                }
+                if let Some(size) = exec.size.take()
+                    && let Err(error) = hub::resize(console.get_ref(), size)
+                {
+                    tracing::debug!(exec = %exec.spec.id, %error, "its terminal keeps its size");
                 }
                 *exec.terminal.borrow_mut() = Some(console);
             }
@@ -316,5 +333,34 @@ pub(crate) async fn wait(pidfd: &AsyncFd<OwnedFd>) -> u8 {
                 return 255;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_that_is_not_there_yet_gets_its_size_later() {
+        let exec = |terminal: bool| {
+            let mut process = corten_oci::runtime_spec::Process::default();
+            process.set_terminal(Some(terminal));
+            Exec::new(ExecSpec {
+                id: "e".to_owned(),
+                process,
+                streams: Streams::default(),
+                size: None,
+            })
+        };
+        let size = Size { rows: 5, cols: 7 };
+        let later = |exec: &Exec| matches!(exec.resize(size), Reply::Done);
+        let (with, without) = (exec(true), exec(false));
+        assert!(!later(&with), "not started");
+        with.started.set(true);
+        without.started.set(true);
+        assert!(later(&with) && !later(&without));
+        assert_eq!(with.size.take(), Some(size));
+        with.exit_code.set(Some(127));
+        assert!(!later(&with), "it has failed");
     }
 }
