@@ -281,20 +281,22 @@ fn nothing_is_executed_in_what_has_been_paused_meanwhile() {
 #[test]
 fn an_exec_is_created_by_one_server_and_started_by_the_next() {
     let engine = Engine::with_alpine();
-    let ask = |method: &str, path: &str, body: &str| {
+    let curl = |headers: &[&str], method: &str, path: &str, body: &str| {
         let socket = engine.path("api.sock").display().to_string();
         let url = format!("http://corten{path}");
         let output = Command::new("curl")
             .args(["-sS", "-w", "\n%{http_code}", "-X", method])
             .args(["-H", "Content-Type: application/json"])
+            .args(headers.iter().flat_map(|header| ["-H", header]))
             .args(["--unix-socket", &socket, "-d", body, &url])
             .output()
             .unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
+    let ask = |method: &str, path: &str, body: &str| curl(&[], method, path, body);
     engine.ok(["run", "-d", "--name", "box", "alpine", "sleep", "1000"]);
     let (server, _) = engine.serve();
-    let command = r#"{"Cmd": ["sh", "-c", "echo $$ > /pid; exec sleep 1000"]}"#;
+    let command = r#"{"Cmd": ["sh", "-c", "echo $$ >> /pid; exec sleep 1000"]}"#;
     let created = ask("POST", "/containers/box/exec", command);
     let id = created.split('"').nth(3).unwrap();
     assert!(engine.told("{{.ExecIDs}}", "box").contains(id));
@@ -320,6 +322,22 @@ fn an_exec_is_created_by_one_server_and_started_by_the_next() {
     until("it has ended", || look().contains(r#""ExitCode":137"#));
     let again = start();
     assert!(again.ends_with("409"), "{again}");
+    assert_eq!(engine.ok(["exec", "box", "wc", "-l", "/pid"]), "1 /pid");
+    // A pause refuses one with a status, not in its stream, and it can be started after it.
+    let command = r#"{"AttachStdout": true, "Cmd": ["echo", "after it"]}"#;
+    let created = ask("POST", "/containers/box/exec", command);
+    let id = created.split('"').nth(3).unwrap();
+    let attached = || {
+        let headers = ["Connection: Upgrade", "Upgrade: tcp"];
+        curl(&headers, "POST", &format!("/exec/{id}/start"), "{}")
+    };
+    engine.ok(["pause", "box"]);
+    let refused = attached();
+    assert!(refused.contains("is paused"), "{refused}");
+    assert!(refused.ends_with("409"), "{refused}");
+    engine.ok(["unpause", "box"]);
+    let started = ask("POST", &format!("/exec/{id}/start"), "{}");
+    assert!(started.contains("after it"), "{started}");
     engine.ok(["rm", "-f", "box"]);
     engine.assert_clean();
 }
