@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bollard_stubs::models::HostConfig;
 use corten_network::resolv::{self, DnsOptions, ExtraHost, Internal};
@@ -47,6 +48,10 @@ pub(crate) fn make_directory(engine: &Engine, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// How often, and after which pause, somebody is waited for who has a directory that is out of use.
+const LOOKS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// A directory that is out of use, and the lock that keeps sweepers off it.
 #[derive(Debug)]
 pub(crate) struct Aside {
@@ -58,16 +63,26 @@ impl Aside {
     fn lock(path: &Path) -> Option<std::fs::File> {
         let lock = std::fs::File::open(path).ok()?;
         let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-        if let Err(error) = rustix::fs::flock(&lock, operation) {
-            tracing::debug!(path = %path.display(), %error, "somebody is sweeping it already");
+        match rustix::fs::flock(&lock, operation) {
+            Ok(()) => Some(lock),
+            Err(error) => {
+                tracing::debug!(path = %path.display(), %error, "somebody has it already");
+                None
+            }
         }
-        Some(lock)
     }
 
-    /// Moves a directory to where it is removed, locked before it is there.
+    /// Moves a directory to where it is removed, locked before it is there if nobody has it.
     pub(crate) fn moved(from: &Path, to: PathBuf) -> std::io::Result<Self> {
         let lock = Self::lock(from);
         std::fs::rename(from, &to)?;
+        // Who meant to use it, and finds now that it is gone, lets go of it.
+        let lock = lock.or_else(|| {
+            (0..LOOKS).find_map(|_| {
+                std::thread::sleep(PAUSE);
+                Self::lock(&to)
+            })
+        });
         Ok(Self {
             path: to,
             _lock: lock,
@@ -388,6 +403,21 @@ fn read_or_empty(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_is_moved_aside_with_a_lock_that_is_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        std::fs::create_dir(&from).unwrap();
+        let other = std::fs::File::open(&from).unwrap();
+        let is_free = || corten_store::try_lock(&other, true).unwrap();
+        let aside = Aside::moved(&from, to.clone()).unwrap();
+        assert!(aside._lock.is_some() && !is_free());
+        drop(aside);
+        assert!(is_free());
+        let aside = Aside::moved(&to, from.clone()).unwrap();
+        assert!(aside._lock.is_none() && aside.path() == from);
+    }
 
     #[test]
     fn a_file_is_overwritten_in_place() {

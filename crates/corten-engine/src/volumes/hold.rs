@@ -232,8 +232,17 @@ impl Gate {
             Err(rustix::io::Errno::NOENT) => return Ok(None),
             Err(error) => return Err(io("open", &path)(error.into())),
         };
-        flock(&directory, FlockOperation::LockExclusive, &path)?;
-        Ok(still_there(&path, &directory).then_some(Self { path, directory }))
+        // Not in the kernel: who removes it has it locked until all of it is deleted.
+        loop {
+            let free = try_lock(&directory, true).map_err(io("lock", &path))?;
+            if !still_there(&path, &directory) {
+                return Ok(None);
+            }
+            if free {
+                return Ok(Some(Self { path, directory }));
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 }
 
