@@ -546,6 +546,8 @@ mod tests {
         assert!(mine.waits && mine.spec("mine").unwrap().is_some());
         let earlier = get(&c, "earlier").unwrap();
         assert!(!earlier.waits && earlier.spec("earlier").unwrap().is_none());
+        let listed = || crate::containers::inspect::exec_ids(&c, "web").unwrap();
+        assert_eq!(listed(), ["mine"]);
         // Made by an older corten: its supervisor is asked.
         c.execute(
             "INSERT INTO execs (id, container, created, config, status) \
@@ -554,6 +556,7 @@ mod tests {
         )
         .unwrap();
         assert!(!get(&c, "old").unwrap().waits);
+        assert_eq!(listed(), ["mine", "old"]);
     }
 
     #[test]

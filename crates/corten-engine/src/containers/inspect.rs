@@ -113,10 +113,13 @@ pub(super) fn network_mode(container: &Container) -> Option<String> {
     }
 }
 
-/// The instances that have not ended.
-fn exec_ids(c: &Connection, id: &str) -> Result<Vec<String>> {
+/// The instances that have not ended, by themselves or with an earlier run.
+pub(super) fn exec_ids(c: &Connection, id: &str) -> Result<Vec<String>> {
     let mut statement = c.prepare_cached(
-        "SELECT id FROM execs WHERE container = ? AND exit_code IS NULL ORDER BY created",
+        "SELECT e.id FROM execs e JOIN containers c ON c.id = e.container \
+         WHERE e.container = ? AND e.exit_code IS NULL \
+         AND coalesce(json_extract(e.config, '$.CortenRun'), c.started) = c.started \
+         ORDER BY e.created",
     )?;
     let rows = statement.query_map([id], |r| r.get(0))?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
