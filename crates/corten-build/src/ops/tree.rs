@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use corten_dockerfile::IgnoreRules;
@@ -57,7 +58,7 @@ pub(crate) enum SelectError {
         #[source]
         source: io::Error,
     },
-    #[error("more than what was asked for")]
+    #[error("there is more than was to be looked at")]
     Many,
     #[error("{0}")]
     Exclude(#[from] corten_dockerfile::IgnoreError),
@@ -73,7 +74,7 @@ pub(crate) struct Selection<'a> {
     pub(crate) into_directory: bool,
     /// The sources are names as they are, without patterns.
     pub(crate) literal: bool,
-    /// More in directories than this is too much.
+    /// More files than this is too much, and so are more names that a pattern is compared with.
     pub(crate) at_most: Option<usize>,
 }
 
@@ -90,7 +91,7 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// The same, but nothing where the directories have more in them.
+    /// The same, but nothing where there is more to be looked at.
     pub(crate) fn at_most(self, count: usize) -> Self {
         Self {
             at_most: Some(count),
@@ -119,6 +120,7 @@ impl Tree {
             found: Vec::new(),
             taken: HashSet::new(),
             counted: 0,
+            names: Left(selection.at_most),
         };
         for source in selection.sources {
             taking.source(source, selection)?;
@@ -127,7 +129,12 @@ impl Tree {
     }
 
     /// The paths a pattern stands for; a plain path stands for itself.
-    fn expand(&self, source: &str, literal: bool) -> Result<Vec<PathBuf>, SelectError> {
+    fn expand(
+        &self,
+        source: &str,
+        literal: bool,
+        left: &mut Left,
+    ) -> Result<Vec<PathBuf>, SelectError> {
         let mut found = vec![PathBuf::new()];
         for component in source.split('/').filter(|c| !c.is_empty() && *c != ".") {
             if literal || !glob::is_pattern(component) {
@@ -136,16 +143,17 @@ impl Tree {
             }
             let mut next = Vec::new();
             for dir in &found {
-                let names = match self.names(dir) {
-                    Ok(names) => names,
+                let names = match self.open(dir).and_then(|fd| left.names(&fd)) {
+                    Ok(Some(names)) => names,
+                    Ok(None) => return Err(SelectError::Many),
                     Err(error) if is_missing(&error) => continue,
                     Err(source) => return Err(failed(dir, source)),
                 };
                 next.extend(
                     names
                         .iter()
-                        .filter(|name| glob::matches(component, &name.to_string_lossy()))
-                        .map(|name| dir.join(name)),
+                        .filter(|(name, _)| glob::matches(component, &name.to_string_lossy()))
+                        .map(|(name, _)| dir.join(name)),
                 );
             }
             found = next;
@@ -154,14 +162,13 @@ impl Tree {
     }
 
     /// The paths that a pattern with `**` stands for; not what is in a directory it stands for.
-    fn expand_deep(&self, pattern: &str) -> Result<Vec<PathBuf>, SelectError> {
+    fn expand_deep(&self, pattern: &str, left: &mut Left) -> Result<Vec<PathBuf>, SelectError> {
         let wanted = IgnoreRules::from_patterns([pattern])?;
         let (mut found, mut unread) = (Vec::new(), vec![PathBuf::new()]);
         while let Some(dir) = unread.pop() {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
-            let fd = self.root.open_in_root(&dir, flags, Mode::empty());
-            let fd = fd.map_err(|e| failed(&dir, e))?;
-            for (name, _) in walk::names(&fd).map_err(|e| failed(&dir, e))? {
+            let fd = self.open(&dir).map_err(|e| failed(&dir, e))?;
+            let names = left.names(&fd).map_err(|e| failed(&dir, e))?;
+            for (name, _) in names.ok_or(SelectError::Many)? {
                 let path = dir.join(&name);
                 let text = path.to_string_lossy();
                 if wanted.ignores(&text) {
@@ -214,20 +221,19 @@ impl Tree {
         }
     }
 
-    /// Names in a directory, sorted.
-    fn names(&self, dir: &Path) -> io::Result<Vec<OsString>> {
+    fn open(&self, dir: &Path) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
-        let names = walk::names(&self.root.open_in_root(dir, flags, Mode::empty())?)?;
-        Ok(names.into_iter().map(|(name, _)| name).collect())
+        self.root.open_in_root(dir, flags, Mode::empty())
     }
 
     fn not_found(&self, path: &Path) -> SelectError {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let parent = path.parent().unwrap_or(Path::new(""));
-        let beside: Vec<String> = self
-            .names(parent)
+        let names = self.open(parent).and_then(|fd| walk::names(&fd));
+        let beside: Vec<String> = names
             .unwrap_or_default()
             .iter()
+            .map(|(other, _)| other)
             .filter(|other| *other != path.file_name().unwrap_or_default())
             .filter(|other| !self.ignore.ignores(&parent.join(other).to_string_lossy()))
             .map(|other| other.to_string_lossy().into_owned())
@@ -240,6 +246,20 @@ impl Tree {
     }
 }
 
+/// How many names patterns may still be compared with, where that is limited.
+struct Left(Option<usize>);
+
+impl Left {
+    /// Names in an open directory, sorted; nothing where there are more than are left.
+    fn names(&mut self, fd: &OwnedFd) -> io::Result<Option<Vec<(OsString, FileType)>>> {
+        let names = walk::names_at_most(fd, self.0)?;
+        if let (Some(left), Some(names)) = (&mut self.0, &names) {
+            *left = left.saturating_sub(names.len());
+        }
+        Ok(names)
+    }
+}
+
 struct Taking<'a> {
     tree: &'a Tree,
     exclude: IgnoreRules,
@@ -247,6 +267,7 @@ struct Taking<'a> {
     /// Where the first `counted` of those go.
     taken: HashSet<PathBuf>,
     counted: usize,
+    names: Left,
 }
 
 impl Taking<'_> {
@@ -255,9 +276,10 @@ impl Taking<'_> {
         let is_pattern = !selection.literal && source.split('/').any(glob::is_pattern);
         let deep = is_pattern && selection.parents && source.contains("**");
         let paths = if deep {
-            self.tree.expand_deep(&cleaned)?
+            self.tree.expand_deep(&cleaned, &mut self.names)?
         } else {
-            self.tree.expand(&cleaned, selection.literal)?
+            let literal = selection.literal;
+            self.tree.expand(&cleaned, literal, &mut self.names)?
         };
         for path in paths {
             let path = normal(&path);
@@ -265,7 +287,7 @@ impl Taking<'_> {
             let stat = match self.tree.root.stat(&path) {
                 Ok(stat) => stat,
                 Err(error) if is_missing(&error) && is_pattern => continue,
-                Err(error) if is_missing(&error) => return Err(self.tree.not_found(&path)),
+                Err(error) if is_missing(&error) => return Err(self.not_found(&path)),
                 Err(source) => return Err(failed(&path, source)),
             };
             let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
@@ -274,7 +296,7 @@ impl Taking<'_> {
                 if is_pattern {
                     continue;
                 }
-                return Err(self.tree.not_found(&path));
+                return Err(self.not_found(&path));
             }
             let to = if selection.parents {
                 let kept: PathBuf = path.components().skip(pivot).collect();
@@ -297,8 +319,22 @@ impl Taking<'_> {
                 entry.named = true;
                 self.found.push(entry);
             }
+            if selection
+                .at_most
+                .is_some_and(|most| self.found.len() > most)
+            {
+                return Err(SelectError::Many);
+            }
         }
         Ok(())
+    }
+
+    /// To find what may have been meant takes a look at everything beside it.
+    fn not_found(&self, path: &Path) -> SelectError {
+        match self.names {
+            Left(None) => self.tree.not_found(path),
+            Left(Some(_)) => SelectError::Many,
+        }
     }
 
     /// The directories above a path that keeps them.
@@ -463,6 +499,60 @@ mod tests {
             matches!(error, SelectError::NotFound { hint: None, .. }),
             "{error:?}"
         );
+    }
+
+    #[test]
+    fn no_more_is_looked_at_than_is_asked_for() {
+        let names: Vec<String> = (0..6).map(|n| format!("d/e/f{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let dir = files(&[&names[..], &["g", "h"]].concat());
+        let tree = tree(dir.path(), "d/e/f0\n");
+        // What is asked for, and how much there is to be looked at.
+        for (sources, parents, enough) in [
+            // The directory and what is in it, also what is left out.
+            (&["d/e"][..], false, 7),
+            (&["d"], false, 8),
+            (&["."], false, 11),
+            // Together.
+            (&["g", "h"], false, 2),
+            (&["d/e", "d/e"], false, 13),
+            (&["g", "d/e"], false, 8),
+            (&["d/e", "g"], false, 7),
+            // Names that are compared, not only those that match.
+            (&["*h"], false, 3),
+            (&["d/*/f1"], false, 1),
+            (&["d/*/f*"], false, 7),
+            (&["*g", "*h"], false, 6),
+            (&["**/f1"], true, 10),
+            (&["**/h"], true, 10),
+            // Directories that are kept.
+            (&["d/e/f1"], true, 3),
+        ] {
+            let sources: Vec<String> = sources.iter().map(|s| (*s).to_owned()).collect();
+            let all = Selection {
+                sources: &sources,
+                exclude: &[],
+                parents,
+                into_directory: true,
+                literal: false,
+                at_most: None,
+            };
+            let paths = |selection: Selection<'_>| {
+                let found = tree.select(&selection)?;
+                Ok::<_, SelectError>(found.into_iter().map(|e| e.path).collect::<Vec<_>>())
+            };
+            let expected = paths(all).unwrap();
+            assert!(!expected.is_empty(), "{sources:?}");
+            assert_eq!(paths(all.at_most(enough)).unwrap(), expected, "{sources:?}");
+            for less in [enough - 1, 0] {
+                let error = paths(all.at_most(less)).unwrap_err();
+                assert!(matches!(error, SelectError::Many), "{sources:?} {less}");
+            }
+        }
+        // Nobody is told there what else there is.
+        let missing = "f0".to_owned();
+        let error = tree.select(&Selection::of(&missing, true).at_most(9));
+        assert!(matches!(error.unwrap_err(), SelectError::Many));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) struct Walk<'a> {
     /// The directory that COPY names: where the patterns of `--exclude` begin.
     source: &'a Path,
     most_threads: usize,
-    /// More than this is not looked at.
+    /// More names than this are not looked at.
     at_most: Option<usize>,
     state: Mutex<State>,
     changed: Condvar,
@@ -40,7 +40,7 @@ struct State {
     todo: Vec<Directory>,
     /// Directories that are being looked at.
     busy: usize,
-    /// How much has been found.
+    /// How many names have been looked at.
     seen: usize,
     threads: usize,
     most_threads: usize,
@@ -125,6 +125,8 @@ impl<'a> Walk<'a> {
             state.busy += 1;
             let more = state.todo.len() >= WORTH_A_THREAD && state.threads < state.most_threads;
             state.threads += usize::from(more);
+            // Who counts is alone.
+            let left = self.at_most.map(|most| most.saturating_sub(state.seen));
             drop(state);
             let busy = Busy(self);
             if more {
@@ -136,19 +138,15 @@ impl<'a> Walk<'a> {
                     state.most_threads = state.threads;
                 }
             }
-            let looked = self.look(&directory);
+            let looked = self.look(&directory, left);
             drop(busy);
             state = self.lock();
             state.busy -= 1;
             match looked {
-                Ok(found)
-                    if self
-                        .at_most
-                        .is_some_and(|most| state.seen + found.len() > most) =>
-                {
-                    state.fail(directory.path, SelectError::Many);
+                Ok((found, names)) => {
+                    state.seen += names;
+                    state.add(directory, found);
                 }
-                Ok(found) => state.add(directory, found),
                 Err((path, error)) => state.fail(path, error),
             }
             if state.threads > 1 {
@@ -157,19 +155,25 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// What is in one directory; the numbers of directories in it are still to be given.
-    fn look(&self, directory: &Directory) -> Result<Vec<Found>, (PathBuf, SelectError)> {
+    /// What is in one directory, and how many names that took; the numbers of directories in it
+    /// are still to be given.
+    fn look(
+        &self,
+        directory: &Directory,
+        at_most: Option<usize>,
+    ) -> Result<(Vec<Found>, usize), (PathBuf, SelectError)> {
         let Directory { path: dir, to, .. } = directory;
         let on = |path: &Path, error: io::Error| (path.to_owned(), failed(path, error));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK;
         let opened = self.tree.root.open_in_root(dir, flags, Mode::empty());
         let fd = opened.map_err(|error| on(dir, error))?;
-        let names = names_at_most(&fd, self.at_most).map_err(|error| on(dir, error))?;
+        let names = names_at_most(&fd, at_most).map_err(|error| on(dir, error))?;
         let Some(names) = names else {
             return Err((dir.clone(), SelectError::Many));
         };
         let rules = Rules::of(self, dir);
-        let mut found = Vec::with_capacity(names.len());
+        let count = names.len();
+        let mut found = Vec::with_capacity(count);
         for (name, kind) in names {
             let path = dir.join(&name);
             let left_out = rules.leave_out(self, &path);
@@ -202,7 +206,7 @@ impl<'a> Walk<'a> {
                 found.push(Found::File(entry));
             }
         }
-        Ok(found)
+        Ok((found, count))
     }
 
     /// Whether something below a directory that is left out may be kept.
@@ -237,7 +241,6 @@ impl State {
         if self.failure.is_some() {
             return;
         }
-        self.seen += found.len();
         for entry in found.iter_mut().rev() {
             if let Found::Directory(entry, number, _) = entry {
                 *number = self.found.len();
@@ -318,7 +321,7 @@ pub(super) fn names(fd: impl AsFd) -> io::Result<Vec<(OsString, FileType)>> {
 }
 
 /// The same, but nothing where there are more.
-fn names_at_most(
+pub(super) fn names_at_most(
     fd: impl AsFd,
     most: Option<usize>,
 ) -> io::Result<Option<Vec<(OsString, FileType)>>> {
@@ -395,9 +398,26 @@ mod tests {
                 .below(Path::new(""), &mut into)
                 .map(|()| into)
         };
-        // Directories of which nothing is kept are looked at, too.
-        assert_eq!(list(&few(alone.len() + 2).unwrap()), list(&alone));
-        assert!(matches!(few(alone.len() - 1), Err(SelectError::Many)));
+        // What is left out is looked at, too.
+        let all = {
+            let (mut count, mut dirs) = (0, vec![dir.path().to_owned()]);
+            while let Some(dir) = dirs.pop() {
+                for entry in std::fs::read_dir(dir).unwrap().flatten() {
+                    let path = entry.path();
+                    // Nothing of these is ever kept, so they are not gone into.
+                    let closed = [Path::new("d7/e0"), Path::new("d7/e2")];
+                    let is_closed = closed.iter().any(|closed| path.ends_with(closed));
+                    count += 1;
+                    if entry.file_type().unwrap().is_dir() && !is_closed {
+                        dirs.push(path);
+                    }
+                }
+            }
+            count
+        };
+        assert!(all > alone.len());
+        assert_eq!(list(&few(all).unwrap()), list(&alone));
+        assert!(matches!(few(all - 1), Err(SelectError::Many)));
         assert_eq!(list(&whole(5).unwrap()), list(&alone));
         assert!(alone.len() > files.len());
         // One fails, whose path is too long for the kernel: all end.

@@ -22,7 +22,7 @@ use crate::request::StepNetworkMode;
 use crate::run::{self, Ended, Left, RunInput};
 use crate::step_mounts::Caches;
 
-/// So many files of a context are looked at in a moment.
+/// So many names in a context's directories are looked at in a moment.
 const FEW: usize = 512;
 
 /// How often a step begins anew because somebody edits the files it reads.
@@ -468,8 +468,8 @@ impl Work {
         session.blocking(move || self.content_key()).await
     }
 
-    /// The key of a COPY of the context, if that has few files and they have all been read by earlier
-    /// builds.
+    /// The key of a COPY of the context, if there is little to be looked at to find the files and they
+    /// have all been read by earlier builds.
     fn content_key_at_hand(&self) -> Result<Option<Digest>, BuildError> {
         let Op::Copy(op) = &self.step()?.op else {
             return Ok(None);
