@@ -221,10 +221,7 @@ fn execute(
     let result = runtime.block_on(run(&cli, parsed));
     match &result {
         // The engine in this process ends what it does and takes away what it made for it.
-        Err(CliError::Interrupted { .. }) => {
-            runtime.shutdown_timeout(TIDYING);
-            corten_build::end_threads(TIDYING);
-        }
+        Err(CliError::Interrupted { .. }) => corten_build::end_threads(runtime, TIDYING),
         // A thread may be blocked reading standard input; nobody waits for it.
         _ => runtime.shutdown_background(),
     }

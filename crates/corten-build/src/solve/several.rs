@@ -4,7 +4,7 @@
 //! the first of it comes: there a build goes on, too, while the command line waits for its terminal.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle, Runtime, RuntimeFlavor};
 use tokio::task::JoinSet;
@@ -62,16 +62,25 @@ fn runtime() -> std::io::Result<Handle> {
     Ok(runtime.insert(made).handle().clone())
 }
 
-/// Ends what builds have begun in threads of their own, and waits for what blocks there, at most
-/// so long.
-pub fn end_threads(patience: Duration) {
-    let runtime = RUNTIME
+/// Ends a command line's runtime and what builds have begun in threads of their own. What blocks in
+/// either is waited for, at most so long for both.
+pub fn end_threads(runtime: Runtime, patience: Duration) {
+    let ours = RUNTIME
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .take();
-    if let Some(runtime) = runtime {
-        runtime.shutdown_timeout(patience);
-    }
+    end(runtime, ours, patience);
+}
+
+/// The first has those who wait for the second: what blocks there ends when they do.
+fn end(first: Runtime, second: Option<Runtime>, patience: Duration) {
+    let Some(second) = second else {
+        return first.shutdown_timeout(patience);
+    };
+    let began = Instant::now();
+    // A thread of it may sit reading standard input, of which there is no end.
+    first.shutdown_timeout(patience / 2);
+    second.shutdown_timeout(patience.saturating_sub(began.elapsed()));
 }
 
 #[cfg(test)]
@@ -80,6 +89,42 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
+
+    struct Dropped(Arc<AtomicBool>);
+
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+
+    #[test]
+    fn who_waits_ends_before_what_is_waited_for() {
+        let first = Builder::new_current_thread().build().unwrap();
+        let second = Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .unwrap();
+        let (cancelled, over) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let guard = Dropped(cancelled.clone());
+        let waits = first.spawn(async move {
+            let _guard = guard;
+            std::future::pending::<()>().await;
+        });
+        let (begun, begins) = std::sync::mpsc::channel();
+        let done = Dropped(Arc::clone(&over));
+        second.spawn_blocking(move || {
+            begun.send(()).unwrap();
+            while !cancelled.load(Ordering::Acquire) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            drop(done);
+        });
+        begins.recv().unwrap();
+        end(first, Some(second), Duration::from_secs(10));
+        assert!(waits.is_finished());
+        assert!(over.load(Ordering::Acquire));
+    }
 
     #[tokio::test]
     async fn what_may_take_long_goes_elsewhere_and_ends_with_who_waits() {
@@ -97,12 +142,6 @@ mod tests {
             brief(|| Ok(std::thread::current().id())).await
         });
         assert_ne!(there.await.unwrap(), here);
-        struct Dropped(Arc<AtomicBool>);
-        impl Drop for Dropped {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Release);
-            }
-        }
         let over = Arc::new(AtomicBool::new(false));
         let guard = Dropped(over.clone());
         let waits = on_several(async move {
