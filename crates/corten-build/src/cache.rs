@@ -268,16 +268,17 @@ impl Cache {
         })
     }
 
+    /// Whether [`tidying_is_due`](Self::tidying_is_due) is worth asking: one query.
+    pub(crate) fn tidying_may_be_due(&self, seconds: i64) -> Result<bool, BuildError> {
+        Ok(!is_within(self.tidied()?, seconds, now() / 1_000_000_000))
+    }
+
     /// Whether it is so many seconds since somebody was last told yes here; who is told yes goes
     /// and looks through the cache. Of a new cache nothing can be too old.
     pub(crate) fn tidying_is_due(&self, seconds: i64) -> Result<bool, BuildError> {
         let now = now() / 1_000_000_000;
-        let last: Option<i64> = self.database.read(|db| {
-            let mut last = db.prepare_cached("SELECT max(time) FROM build_tidied")?;
-            Ok::<_, BuildError>(last.query_row([], |row| row.get(0))?)
-        })?;
-        // A clock that was set back does not put it off.
-        if last.is_some_and(|last| (last..last.saturating_add(seconds)).contains(&now)) {
+        let last = self.tidied()?;
+        if is_within(last, seconds, now) {
             return Ok(false);
         }
         self.database.write(Durability::Relaxed, |db| {
@@ -290,6 +291,14 @@ impl Cache {
                 db.execute("INSERT INTO build_tidied (time) VALUES (?)", [now])?;
             }
             Ok(ours > 0)
+        })
+    }
+
+    /// When somebody was last told that tidying is due.
+    fn tidied(&self) -> Result<Option<i64>, BuildError> {
+        self.database.read(|db| {
+            let mut last = db.prepare_cached("SELECT max(time) FROM build_tidied")?;
+            Ok(last.query_row([], |row| row.get(0))?)
         })
     }
 
@@ -382,6 +391,12 @@ impl Cache {
     }
 }
 
+/// Whether something was less than so many seconds ago. A clock that was set back does not put off
+/// what is done then.
+fn is_within(last: Option<i64>, seconds: i64, now: i64) -> bool {
+    last.is_some_and(|last| (last..last.saturating_add(seconds)).contains(&now))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -459,8 +474,10 @@ mod tests {
         let database = Database::open(&path, &[corten_store::SCHEMA, SCHEMA]).unwrap();
         let store = Store::open(dir.path(), database.clone());
         let cache = Cache::new(database, store);
+        assert!(cache.tidying_may_be_due(60).unwrap(), "not noted yet");
         assert!(!cache.tidying_is_due(60).unwrap(), "a new cache");
         assert!(!cache.tidying_is_due(60).unwrap());
+        assert!(!cache.tidying_may_be_due(60).unwrap());
         let turn = |seconds: i64| {
             let by = |db: &rusqlite::Transaction<'_>| {
                 db.execute("UPDATE build_tidied SET time = time - ?", [seconds])?;
@@ -470,6 +487,9 @@ mod tests {
         };
         for seconds in [61, -1000] {
             turn(seconds);
+            // To ask that takes nobody's turn.
+            assert!(cache.tidying_may_be_due(60).unwrap());
+            assert!(cache.tidying_may_be_due(60).unwrap());
             assert!(cache.tidying_is_due(60).unwrap(), "{seconds}");
             assert!(!cache.tidying_is_due(60).unwrap());
         }

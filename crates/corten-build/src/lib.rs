@@ -186,6 +186,14 @@ impl Builder {
         self.0.cache.unshared()
     }
 
+    /// Whether [`tidying_is_due`](Self::tidying_is_due) is worth asking: one query.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn tidying_may_be_due(&self, seconds: i64) -> Result<bool, BuildError> {
+        self.0.cache.tidying_may_be_due(seconds)
+    }
+
     /// Whether the cache is to be looked through for what is too old: it was not for so many
     /// seconds. Only one process at a time is told so. Blocks.
     ///

@@ -262,8 +262,8 @@ async fn carry_out(
     );
     let cache = session.cache.clone();
     if !touched.is_empty() {
-        // Others may be writing, which is waited for.
-        brief(move || cache.touch(&touched)).await?;
+        // Others may be writing, for which it waits longer than anybody's Ctrl-C should.
+        blocking(move || cache.touch(&touched)).await?;
     }
     for wanted in &cache_to {
         let exported = caches::export(session, &targets, wanted).await;

@@ -117,8 +117,10 @@ impl Disk {
 /// Why the cache is to be looked through.
 #[derive(Debug)]
 pub(super) struct Untidy {
-    /// For what is too old, too.
-    due: bool,
+    /// Perhaps for what is too old.
+    may_be_due: bool,
+    /// For being too much.
+    exceeds: bool,
     space: CacheSpace,
     free: u64,
 }
@@ -135,10 +137,11 @@ pub(super) fn untidy(engine: &Engine) -> Result<Option<Untidy>> {
     let (builder, disk) = (engine.builder(BTreeMap::new()), Disk::of(engine));
     let space = disk.policy(max);
     let exceeds = |used| space.keep(used, disk.free).is_some_and(|keep| used > keep);
-    let due = builder.tidying_is_due(DAY).map_err(build_error)?;
-    let untidy = due || exceeds(builder.unshared().map_err(build_error)?);
-    Ok(untidy.then_some(Untidy {
-        due,
+    let may_be_due = builder.tidying_may_be_due(DAY).map_err(build_error)?;
+    let exceeds = exceeds(builder.unshared().map_err(build_error)?);
+    Ok((may_be_due || exceeds).then_some(Untidy {
+        may_be_due,
+        exceeds,
         space,
         free: disk.free,
     }))
@@ -147,7 +150,11 @@ pub(super) fn untidy(engine: &Engine) -> Result<Option<Untidy>> {
 /// Collects what the policy does not keep. Blocks.
 pub(super) fn tidy(engine: &Engine, untidy: &Untidy) -> Result<()> {
     let builder = engine.builder(BTreeMap::new());
-    if untidy.due {
+    let due = untidy.may_be_due && builder.tidying_is_due(DAY).map_err(build_error)?;
+    if !due && !untidy.exceeds {
+        return Ok(()); // somebody else does it, or there is nothing yet
+    }
+    if due {
         builder.forget_files(OLD).map_err(build_error)?;
     }
     let records = builder.usage().map_err(build_error)?;
