@@ -483,3 +483,68 @@ impl fmt::Debug for Sandboxing {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attest::{Annotation, AnnotationKind};
+
+    type Change = fn(&mut BuildRequest);
+
+    fn after(change: Change) -> BuildRequest {
+        let mut request = BuildRequest::default();
+        change(&mut request);
+        request
+    }
+
+    #[test]
+    fn what_takes_a_moment() {
+        let brief: [Change; 6] = [
+            |_| {},
+            |r| r.context = Context::Dir("/c".into()),
+            |r| r.dockerfile = DockerfileSource::Inline("FROM a".to_owned()),
+            |r| r.platforms = vec![Platform::host()],
+            |r| r.tags = vec!["t".parse().unwrap()],
+            |r| _ = r.secrets.insert("s".to_owned(), Secret::new(Vec::new())),
+        ];
+        for (number, change) in brief.into_iter().enumerate() {
+            assert!(after(change).is_brief(), "{number}");
+        }
+        let long: [Change; 14] = [
+            |r| r.context = Context::Tar(Box::new(std::io::empty())),
+            |r| r.context = Context::Remote("https://e.example/c.git".to_owned()),
+            // A pipe, as it may be.
+            |r| r.dockerfile = DockerfileSource::File("/d".into()),
+            |r| {
+                let files = NamedContext::Files(Context::Dir("/n".into()));
+                r.contexts.insert("n".to_owned(), files);
+            },
+            |r| r.files = vec![FilesOutput::Stdout],
+            |r| r.attest.sbom = true,
+            |r| r.attest.oci = Some(true),
+            |r| {
+                r.attest.annotations = vec![Annotation {
+                    kind: AnnotationKind::Manifest,
+                    platform: None,
+                    key: "k".to_owned(),
+                    value: "v".to_owned(),
+                }];
+            },
+            |r| r.platforms = vec![Platform::host(), Platform::host()],
+            |r| r.cache_from = vec![CacheImport::Directory("/i".into())],
+            |r| {
+                r.cache_to = vec![CacheExport {
+                    to: CacheTarget::Inline,
+                    all: false,
+                    ignore_error: false,
+                }];
+            },
+            |r| r.no_cache = true,
+            |r| r.pull = true,
+            |r| r.no_image = true,
+        ];
+        for (number, change) in long.into_iter().enumerate() {
+            assert!(!after(change).is_brief(), "{number}");
+        }
+    }
+}

@@ -288,8 +288,72 @@ mod tests {
     use corten_dockerfile::IgnoreRules;
     use corten_store::rooted::RootFd;
 
+    use corten_db::Database;
+    use corten_store::Store;
+
     use super::*;
     use crate::ops::tree::Selection;
+
+    #[test]
+    fn what_is_known_is_what_was_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(
+            &dir.path().join("db"),
+            &[corten_store::SCHEMA, crate::SCHEMA],
+        );
+        let database = database.unwrap();
+        let cache = Cache::new(database.clone(), Store::open(dir.path(), database));
+        let context = dir.path().join("context");
+        std::fs::create_dir_all(context.join("d")).unwrap();
+        std::fs::write(context.join("d/f"), "text").unwrap();
+        let tree = |remember| Tree {
+            root: RootFd::open(&context).unwrap(),
+            ignore: IgnoreRules::default(),
+            foreign: true,
+            remember,
+        };
+        let name = "d".to_owned();
+        let select = || tree(true).select(&Selection::of(&name, true)).unwrap();
+        let mode = ModeChange::parse("600").unwrap();
+        let of = |chmod| Appearance {
+            chown: false,
+            chmod,
+            destination: true,
+        };
+        let read = |chmod| {
+            let failed = |_: &Entry, error| panic!("{error}");
+            let cancel = Cancel::default();
+            digest(&tree(true), &select(), of(chmod), &cache, &cancel, &failed).unwrap()
+        };
+        let found = |remember, chmod| known(&tree(remember), &select(), of(chmod), &cache).unwrap();
+        assert_eq!(found(true, None), None, "never read");
+        // Until it has not just been written.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let first = loop {
+            let first = read(None);
+            if let Some(known) = found(true, None) {
+                assert_eq!(known, first);
+                break first;
+            }
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        };
+        let other = found(true, Some(&mode)).unwrap();
+        assert_eq!(other, read(Some(&mode)));
+        assert_ne!(other, first);
+        assert_eq!(found(false, None), None, "nothing is said by its status");
+        std::fs::write(context.join("d/f"), "other").unwrap();
+        assert_eq!(found(true, None), None, "another file");
+        // One that may have changed since without showing it is read each time.
+        let file = File::options().write(true).open(context.join("d/f"));
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(600);
+        file.unwrap().set_modified(later).unwrap();
+        assert_ne!(read(None), first);
+        assert_eq!(found(true, None), None, "of now");
+        // All of them, or nothing.
+        std::fs::write(context.join("d/g"), "more").unwrap();
+        assert_eq!(found(true, None), None);
+    }
 
     #[test]
     fn what_is_read_is_what_was_selected() {

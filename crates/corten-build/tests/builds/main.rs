@@ -12,6 +12,7 @@
 
 mod composed;
 mod nowhere;
+mod ways;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -43,6 +44,7 @@ const TESTS: &[Test] = &[
     ("copies", copies),
     ("copies_at_once", composed::copies_at_once),
     ("archives", archives),
+    ("two_ways_to_a_key", ways::two_ways_to_a_key),
     ("cancelling_ends_everything", cancelling_ends_everything),
     ("pruning", pruning),
     ("steps_on_a_bridge", steps_on_a_bridge),
@@ -194,12 +196,16 @@ impl Fixture {
     }
 
     fn run(&self, request: BuildRequest) -> Told {
+        self.run_on(&self.runtime, request)
+    }
+
+    fn run_on(&self, runtime: &tokio::runtime::Runtime, request: BuildRequest) -> Told {
         let events = Arc::new(Mutex::new(Vec::new()));
         let sink = events.clone();
         let build = self
             .builder
             .build(request, Arc::new(move |e| sink.lock().unwrap().push(e)));
-        let result = self.runtime.block_on(build);
+        let result = runtime.block_on(build);
         self.nothing_is_left();
         let events = std::mem::take(&mut *events.lock().unwrap());
         Told { result, events }
