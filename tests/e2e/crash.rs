@@ -276,7 +276,9 @@ fn a_lost_database_loses_nothing_else() {
     assert_eq!(engine.ok(["run", "--rm", "alpine", "echo", "here"]), "here");
     engine.assert_clean();
     // Who wants to begin anew can. A supervisor that still tidies up would write to what is lost.
-    until("the supervisor has ended", || supervisors(&engine).is_empty());
+    until("the supervisor has ended", || {
+        supervisors(&engine).is_empty()
+    });
     std::fs::remove_file(&database).unwrap();
     engine.ok(["system", "reset", "--force"]);
     assert_eq!(engine.ok(["images", "-q"]), "");
