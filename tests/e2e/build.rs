@@ -339,8 +339,24 @@ fn an_interrupted_build_says_so_and_leaves_nothing() {
         }
         None
     };
-    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
-        let build = engine.spawn(["build", "--progress=plain", context]);
+    // Begun on the command line's thread, and elsewhere from the start.
+    let outside = engine.path("Outside");
+    std::fs::write(&outside, text).unwrap();
+    let outside = outside.to_str().unwrap();
+    let archive = engine.path("context.tar");
+    let tar = std::process::Command::new("tar")
+        .args(["-cf", archive.to_str().unwrap(), "-C", context, "."])
+        .status();
+    assert!(tar.unwrap().success());
+    for (signal, code, args) in [
+        (Signal::INT, 130, &[context][..]),
+        (Signal::TERM, 143, &[context]),
+        (Signal::INT, 130, &["-f", outside, context]),
+        (Signal::INT, 130, &["-"]),
+    ] {
+        let input = std::fs::File::open(&archive).unwrap();
+        let args = [&["build", "--progress=plain"], args].concat();
+        let build = engine.spawn_with_input(args, input.into());
         until("the command runs", || begun().is_some());
         std::fs::remove_file(begun().unwrap()).unwrap();
         build.signal(signal);

@@ -179,8 +179,18 @@ impl Engine {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
+        self.spawn_with_input(args, Stdio::null())
+    }
+
+    /// The same, with this as its standard input.
+    pub(crate) fn spawn_with_input<I, S>(&self, args: I, input: Stdio) -> Background
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
         let child = self
             .command(args)
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
