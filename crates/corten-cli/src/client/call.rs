@@ -167,23 +167,29 @@ impl<'c> Call<'c> {
         let client = self.client;
         let unreadable = self.unreadable.clone();
         let request = self.into_request()?;
-        let idle = client
-            .idle
-            .borrow_mut()
-            .take()
-            .filter(|sender| !sender.is_closed());
-        let mut sender = match idle {
+        let mut kept = client.idle.borrow_mut().take();
+        // The engine may have closed it meanwhile.
+        if let Some(sender) = &mut kept
+            && sender.ready().await.is_err()
+        {
+            kept = None;
+        }
+        let mut sender = match kept {
             Some(sender) => sender,
-            None => client.connect().await?,
+            None => client.ready().await?,
         };
-        sender.ready().await?;
-        let response = sender.send_request(request).await.map_err(|error| {
-            let mut unreadable = unreadable.lock().unwrap_or_else(PoisonError::into_inner);
-            match unreadable.take() {
-                Some(reason) => ClientError::Body(reason),
-                None => error.into(),
-            }
-        })?;
+        let response = match sender.try_send_request(request).await {
+            Ok(response) => response,
+            Err(mut error) => match error.take_message() {
+                // Nothing of it was sent.
+                Some(request) => {
+                    sender = client.ready().await?;
+                    let sent = sender.send_request(request).await;
+                    sent.map_err(|error| told(&unreadable, error))?
+                }
+                None => return Err(told(&unreadable, error.into_error())),
+            },
+        };
         let answer = Answer {
             client,
             sender,
@@ -262,8 +268,7 @@ impl<'c> Call<'c> {
             .header("Connection", "Upgrade")
             .header("Upgrade", "tcp")
             .into_request()?;
-        let mut sender = client.connect().await?;
-        sender.ready().await?;
+        let mut sender = client.ready().await?;
         let response = sender.send_request(request).await?;
         let status = response.status();
         if status == StatusCode::SWITCHING_PROTOCOLS {
@@ -279,6 +284,15 @@ impl<'c> Call<'c> {
 
 fn infallible(never: Infallible) -> io::Error {
     match never {}
+}
+
+/// Why a request was not answered: what could not be read for its body comes first.
+fn told(unreadable: &Unreadable, error: hyper::Error) -> ClientError {
+    let mut unreadable = unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+    match unreadable.take() {
+        Some(reason) => ClientError::Body(reason),
+        None => error.into(),
+    }
 }
 
 /// What the engine said when it said no.

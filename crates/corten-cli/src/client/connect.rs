@@ -153,8 +153,15 @@ fn split_port(address: &str) -> Option<(String, Option<u16>)> {
 }
 
 impl Client {
+    /// A fresh connection that takes a request.
+    pub(super) async fn ready(&self) -> Result<SendRequest<Body>, ClientError> {
+        let mut sender = self.connect().await?;
+        sender.ready().await?;
+        Ok(sender)
+    }
+
     /// A fresh connection, driven by a task of its own.
-    pub(super) async fn connect(&self) -> Result<SendRequest<Body>, ClientError> {
+    async fn connect(&self) -> Result<SendRequest<Body>, ClientError> {
         match &self.target {
             Target::InProcess => handshake(corten_api::connect_in_process(self.service()?)).await,
             Target::Unix(path) => {
