@@ -5,12 +5,10 @@
   network.py throughput HOST PORT SECONDS megabytes a second that are read
   network.py rate HOST PORT SECONDS       short requests a second, each its own connection
   network.py dns SERVER NAME COUNT        milliseconds until a name is answered, the median
-  network.py time COUNT CMD -- UNDO       milliseconds that CMD takes, the median; UNDO after each
 """
 import socket
 import statistics
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -83,16 +81,5 @@ def dns(server, name, count):
     return statistics.median(times) * 1000
 
 
-def timed(count, *command):
-    at = command.index("--")
-    times = []
-    for _ in range(int(count)):
-        begin = time.monotonic()
-        subprocess.run(command[:at], check=True, stdout=subprocess.DEVNULL)
-        times.append(time.monotonic() - begin)
-        subprocess.run(command[at + 1 :], check=True, stdout=subprocess.DEVNULL)
-    return statistics.median(times) * 1000
-
-
-verbs = {"serve": serve, "throughput": throughput, "rate": rate, "dns": dns, "time": timed}
+verbs = {"serve": serve, "throughput": throughput, "rate": rate, "dns": dns}
 print(f"{verbs[sys.argv[1]](*sys.argv[2:]):.4f}")
