@@ -6,7 +6,7 @@ use corten_oci::{Digest, Digester, ImageRef, Platform, media_type};
 use corten_store::LayerBlob;
 use http::{HeaderMap, StatusCode, header};
 use reqwest::Response;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::document::{self, Wanted, words};
 use crate::error::RegistryError;
@@ -19,17 +19,26 @@ pub(crate) const MAX_MANIFEST: usize = 4 << 20;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) media_type: String,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
     /// Where else a foreign layer's bytes are.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) urls: Vec<String>,
     #[serde(default)]
     platform: Option<DescriptorPlatform>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     annotations: HashMap<String, String>,
+}
+
+/// Reads `null` as what is not there: Go programs write it for an empty list or map.
+pub(crate) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// How an index says that it lists an attestation, and of which manifest (BuildKit,
@@ -52,9 +61,12 @@ impl Descriptor {
     }
 }
 
+/// One that names no system fits nothing, and keeps nobody from the other entries.
 #[derive(Debug, Clone, Deserialize)]
 struct DescriptorPlatform {
+    #[serde(default, deserialize_with = "or_default")]
     os: String,
+    #[serde(default, deserialize_with = "or_default")]
     architecture: String,
     #[serde(default)]
     variant: Option<String>,
@@ -64,12 +76,14 @@ struct DescriptorPlatform {
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Manifest {
     pub(crate) config: Descriptor,
+    #[serde(deserialize_with = "or_default")]
     pub(crate) layers: Vec<Descriptor>,
 }
 
 /// An image index.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Index {
+    #[serde(deserialize_with = "or_default")]
     manifests: Vec<Descriptor>,
 }
 

@@ -77,9 +77,10 @@ pub(crate) struct Config {
     pub(crate) rootfs: RootFs,
 }
 
-/// Its layers.
+/// Its layers. Docker leaves an empty list out, and Go programs write `null` for it.
 #[derive(Deserialize)]
 pub(crate) struct RootFs {
+    #[serde(default, deserialize_with = "manifest::or_default")]
     pub(crate) diff_ids: Vec<DiffId>,
 }
 

@@ -678,7 +678,23 @@ fn one_id(db: &Connection, sql: &str, name: &str) -> Result<Option<ImageId>, Sto
 }
 
 fn parse(raw: &[u8]) -> Result<ImageConfiguration, serde_json::Error> {
-    serde_json::from_slice(raw)
+    let strict = serde_json::from_slice(raw);
+    if strict.is_ok() {
+        return strict;
+    }
+    // An image without layers: Docker leaves the list out, and Go programs write `null` for it.
+    let mut document: serde_json::Value = serde_json::from_slice(raw)?;
+    match document.get_mut("rootfs").and_then(|r| r.as_object_mut()) {
+        Some(rootfs)
+            if rootfs
+                .get("diff_ids")
+                .is_none_or(serde_json::Value::is_null) =>
+        {
+            rootfs.insert("diff_ids".to_owned(), serde_json::Value::Array(Vec::new()));
+            serde_json::from_value(document)
+        }
+        _ => strict,
+    }
 }
 
 fn diff_ids(config: &ImageConfiguration, id: &Digest) -> Result<Vec<DiffId>, StoreError> {
@@ -698,6 +714,25 @@ mod tests {
     fn store(dir: &std::path::Path) -> Store {
         let database = Database::open(&dir.join("db"), &[crate::SCHEMA]).unwrap();
         Store::open(dir, database)
+    }
+
+    #[test]
+    fn an_image_without_layers_need_not_list_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        for rootfs in [
+            r#"{"type":"layers"}"#,
+            r#"{"type":"layers","diff_ids":null}"#,
+        ] {
+            let config = format!(
+                r#"{{"architecture":"amd64","os":"linux","config":{{}},"rootfs":{rootfs}}}"#
+            );
+            let id = store.images().put(config.as_bytes(), None).unwrap();
+            let image = store.images().get(&id).unwrap();
+            assert_eq!((image.layers.len(), image.raw_config), (0, config.into()));
+        }
+        let wrong = br#"{"architecture":"amd64","os":"linux","rootfs":{"diff_ids":5}}"#;
+        store.images().put(wrong, None).unwrap_err();
     }
 
     #[test]

@@ -6,7 +6,7 @@ use bollard_stubs::models::ImageConfig;
 use corten_oci::{DiffId, Platform};
 pub(crate) use corten_store::created_nanos;
 use corten_store::{Image, ImageId};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -39,14 +39,23 @@ pub(crate) struct RawDocument {
     pub(crate) config: Option<ImageConfig>,
     #[serde(default)]
     pub(crate) rootfs: RootFs,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) history: Vec<History>,
+}
+
+/// Reads `null` as what is not there: Go programs write it for an empty list.
+fn or_default<'de, D, T>(deserializer: D) -> std::result::Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// The layers.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(crate) struct RootFs {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) diff_ids: Vec<DiffId>,
 }
 
@@ -133,5 +142,15 @@ mod tests {
             1_704_164_645_600_000_000
         );
         assert_eq!(created_nanos(Some("x")), 0);
+    }
+    #[test]
+    fn lists_may_be_null_or_missing() {
+        for text in [
+            r#"{"rootfs":{"type":"layers"}}"#,
+            r#"{"rootfs":{"type":"layers","diff_ids":null},"history":null}"#,
+        ] {
+            let raw: RawDocument = serde_json::from_str(text).unwrap();
+            assert!(raw.rootfs.diff_ids.is_empty() && raw.history.is_empty());
+        }
     }
 }

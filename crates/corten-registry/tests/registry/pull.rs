@@ -175,6 +175,55 @@ async fn an_index_is_searched_for_the_platform() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_layers_need_not_list_none() {
+    let (stub, to) = (Stub::start().await, TestStore::new());
+    let architecture = Platform::host().architecture;
+    for (at, (rootfs, layers)) in [("{}", "[]"), (r#"{"diff_ids":null}"#, "null")]
+        .into_iter()
+        .enumerate()
+    {
+        let rootfs = rootfs
+            .replacen('{', r#"{"type":"layers","#, 1)
+            .replace(",}", "}");
+        let config = format!(
+            r#"{{"architecture":"{architecture}","os":"linux","config":{{"User":"{at}"}},"rootfs":{rootfs}}}"#
+        );
+        let (config_digest, size) = (Digest::of(config.as_bytes()), config.len());
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"annotations":null,"layers":{layers},"config":{{"mediaType":"{}",
+                "digest":"{config_digest}","size":{size},"urls":null,"annotations":null}}}}"#,
+            media_type::OCI_CONFIG
+        );
+        let digest = Digest::of(manifest.as_bytes());
+        // Entries of no platform, and of one that is not named, are passed over.
+        let index = format!(
+            r#"{{"schemaVersion":2,"manifests":[
+                {{"mediaType":"a/b","digest":"{config_digest}","size":1,"platform":{{}}}},
+                {{"mediaType":null,"digest":"{config_digest}","size":1,"platform":null}},
+                {{"mediaType":"{}","digest":"{digest}","size":{},"annotations":null,
+                  "platform":{{"os":"linux","architecture":"{architecture}"}}}}]}}"#,
+            media_type::OCI_MANIFEST,
+            manifest.len()
+        );
+        let mut manifests = stub.manifests.lock().unwrap();
+        for (reference, kind, text) in [
+            (format!("app/{digest}"), media_type::OCI_MANIFEST, manifest),
+            (format!("app/{at}"), media_type::OCI_INDEX, index),
+        ] {
+            manifests.insert(reference, (kind.to_owned(), text.into()));
+        }
+        let mut blobs = stub.blobs.lock().unwrap();
+        blobs.insert(config_digest.to_string(), config.into());
+    }
+    for at in ["0", "1"] {
+        let name = format!("{}/app:{at}", stub.address());
+        let (pulled, _) = to.pull(&client(""), &name, None).await.unwrap();
+        let image = to.store.images().get(&pulled.id).unwrap();
+        assert!(image.layers.is_empty(), "{at}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_docker_list_goes_out_as_what_it_is() {
     let (stub, _from, _, _) = published().await;
     stub.index("team/app", &Platform::host().architecture);
