@@ -226,6 +226,14 @@ where
             "manifest {reference} of {repository}: expected digest {expected}, got {digest}"
         )));
     }
+    // Of a tag it alone tells what the registry meant to send.
+    if let Some(told) = told_digest(&answer.headers)
+        && told != digest_like(&bytes, Some(&told))
+    {
+        return Err(host.protocol(format!(
+            "manifest {reference} of {repository}: it calls it {told}, and sent {digest}"
+        )));
+    }
     Ok(RemoteManifest {
         media_type: type_of(&bytes, announced),
         bytes,
@@ -241,6 +249,12 @@ pub(crate) fn digest_like(bytes: &[u8], expected: Option<&Digest>) -> Digest {
     let mut digester = Digester::new(expected.algorithm());
     digester.update(bytes);
     digester.finish()
+}
+
+/// The digest that a registry says its answer has.
+pub(crate) fn told_digest(headers: &HeaderMap) -> Option<Digest> {
+    let told = headers.get("docker-content-digest")?;
+    told.to_str().ok()?.parse().ok()
 }
 
 /// The media type that a header names.

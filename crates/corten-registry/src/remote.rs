@@ -18,7 +18,7 @@ use url::Url;
 use crate::document::{self, Wanted, words};
 use crate::error::RegistryError;
 use crate::http::{Access, Host, Scope, Target, innermost};
-use crate::manifest::{self, RemoteManifest, announced_type};
+use crate::manifest::{self, RemoteManifest, announced_type, told_digest};
 use crate::put::referrers_tag;
 use crate::sources;
 
@@ -394,9 +394,7 @@ pub(crate) async fn resolve(
     let ask = async |host: Host| {
         let answer = get(&host, Method::HEAD, &path, repository).await?;
         let answer = there(&host, answer, &unknown).await?;
-        let told = answer.headers().get("docker-content-digest");
-        let told = told.and_then(|value| value.to_str().ok()?.parse().ok());
-        match told {
+        match told_digest(answer.headers()) {
             Some(digest) => Ok(digest),
             // A registry need not say; then the document does.
             None => manifest(&host, repository, reference, None)

@@ -297,6 +297,25 @@ async fn what_a_digest_names_must_have_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tag_must_have_what_the_registry_calls_it() {
+    let (stub, from, _, _) = published().await;
+    let to = TestStore::new();
+    let manifest = stub.manifests.lock().unwrap()["team/app/latest"].1.clone();
+    *stub.called.lock().unwrap() = Some(Digest::of(b"something else"));
+    let error = failure(&client(""), &name(&stub)).await;
+    assert!(
+        error.contains(Digest::of(b"something else").as_str()),
+        "{error}"
+    );
+    // By whatever algorithm.
+    let mut sha512 = Digester::new(corten_oci::digest::Algorithm::Sha512);
+    sha512.update(&manifest);
+    *stub.called.lock().unwrap() = Some(sha512.finish());
+    to.pull(&client(""), &name(&stub), None).await.unwrap();
+    drop(from);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn oversized_manifests_are_refused() {
     let (stub, _from, _, _) = published().await;
     {

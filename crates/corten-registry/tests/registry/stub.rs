@@ -70,6 +70,8 @@ pub(crate) struct Inner {
     /// What is not there is refused at such length (bytes), and how much of that was sent.
     pub(crate) wordy: Mutex<u64>,
     pub(crate) said: Arc<AtomicU64>,
+    /// What the registry calls its manifests (`Docker-Content-Digest`), whatever they are.
+    pub(crate) called: Mutex<Option<Digest>>,
     /// Whoever wants in shows the token server this name and password.
     pub(crate) account: Option<(&'static str, &'static str)>,
 }
@@ -304,11 +306,16 @@ fn handle(stub: &Stub, request: &Parts, body: Bytes) -> Response {
         return match manifests.get(&key) {
             None if wordy > 0 => stub.refuse_at_length(wordy),
             None => plain(StatusCode::NOT_FOUND, errors("MANIFEST_UNKNOWN")),
-            Some((media_type, bytes)) => Response::builder()
-                .header(header::CONTENT_TYPE, media_type)
-                .header(header::CONTENT_LENGTH, bytes.len())
-                .body(stub.body(&key, bytes.to_vec()))
-                .unwrap(),
+            Some((media_type, bytes)) => {
+                let called = stub.called.lock().unwrap();
+                let mut found = Response::builder()
+                    .header(header::CONTENT_TYPE, media_type)
+                    .header(header::CONTENT_LENGTH, bytes.len());
+                if let Some(called) = called.as_ref() {
+                    found = found.header("docker-content-digest", called.as_str());
+                }
+                found.body(stub.body(&key, bytes.to_vec())).unwrap()
+            }
         };
     }
     if rest.contains("/referrers/") {
