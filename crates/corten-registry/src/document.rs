@@ -2,6 +2,8 @@
 //! connection breaks on the way. What an answer says about an error is one of them, and of
 //! that the beginning does.
 
+use std::time::{Duration, Instant};
+
 use futures_util::StreamExt as _;
 use http::{HeaderMap, Method, header};
 use reqwest::Response;
@@ -16,6 +18,15 @@ use crate::retry::FIRST_PAUSE;
 const MAX_ERROR: usize = 64 << 10;
 /// How often a document is asked for whose connection breaks.
 const ATTEMPTS: u32 = 4;
+/// A document has this long, and a second more for each of so many bytes: who sends one byte
+/// after the other would never be too late for the timeout of a connection.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LEAST_RATE: u64 = 1024;
+
+/// Whether a document that has brought so much takes too long.
+fn is_late(begun: Instant, patience: Duration, bytes: usize) -> bool {
+    begun.elapsed() > patience + Duration::from_secs(bytes as u64 / LEAST_RATE)
+}
 
 /// A document to be asked for.
 pub(crate) struct Wanted<'a> {
@@ -86,6 +97,17 @@ pub(crate) async fn read(
     limit: usize,
     what: &str,
 ) -> Result<Vec<u8>, RegistryError> {
+    read_within(host, response, limit, what, PATIENCE).await
+}
+
+async fn read_within(
+    host: &Host,
+    response: Response,
+    limit: usize,
+    what: &str,
+    patience: Duration,
+) -> Result<Vec<u8>, RegistryError> {
+    let begun = Instant::now();
     let mut bytes = Vec::new();
     let mut stream = response.bytes_stream();
     while let Some(piece) = stream.next().await {
@@ -96,6 +118,9 @@ pub(crate) async fn read(
         if bytes.len() + piece.len() > limit {
             return Err(host.protocol(format!("{what} is larger than {limit} bytes")));
         }
+        if is_late(begun, patience, bytes.len()) {
+            return Err(host.protocol(format!("{what} comes too slowly")));
+        }
         bytes.extend_from_slice(&piece);
     }
     Ok(bytes)
@@ -103,11 +128,12 @@ pub(crate) async fn read(
 
 /// The beginning of an answer, as far as it comes.
 pub(crate) async fn beginning(answer: Response, limit: usize) -> Vec<u8> {
+    let begun = Instant::now();
     let mut bytes = Vec::new();
     let mut pieces = answer.bytes_stream();
     while let Some(Ok(piece)) = pieces.next().await {
         bytes.extend_from_slice(&piece);
-        if bytes.len() >= limit {
+        if bytes.len() >= limit || is_late(begun, PATIENCE, bytes.len()) {
             bytes.truncate(limit);
             break;
         }
@@ -145,4 +171,42 @@ pub(crate) async fn own_words(answer: Response) -> Option<String> {
         })
         .collect();
     (!words.is_empty()).then(|| words.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RegistrySettings;
+    use crate::endpoint::{Endpoint, Trust};
+    use crate::http::connect;
+
+    #[tokio::test]
+    async fn a_document_that_comes_byte_by_byte_is_given_up() {
+        let own = Endpoint::registry("reg.example.org", &RegistrySettings::default());
+        let host = Host::new(connect(&Trust::default()).unwrap(), own, None);
+        let dribbling = || {
+            let pieces = futures_util::stream::repeat(()).then(|()| async {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                Ok::<_, std::io::Error>(bytes::Bytes::from_static(b" "))
+            });
+            Response::from(http::Response::new(reqwest::Body::wrap_stream(
+                pieces.take(2000),
+            )))
+        };
+        let patience = Duration::from_millis(50);
+        let late = read_within(&host, dribbling(), 1 << 20, "manifest", patience).await;
+        let late = late.unwrap_err().to_string();
+        assert!(late.contains("manifest comes too slowly"), "{late}");
+        let whole = read_within(&host, dribbling(), 1 << 20, "manifest", PATIENCE);
+        let cut = tokio::time::timeout(4 * patience, whole).await;
+        assert!(cut.is_err(), "there is patience yet");
+    }
+
+    #[test]
+    fn what_comes_fast_enough_may_take_long() {
+        let begun = Instant::now().checked_sub(Duration::from_secs(100));
+        let begun = begun.unwrap();
+        assert!(is_late(begun, PATIENCE, 10 << 10));
+        assert!(!is_late(begun, PATIENCE, 100 << 10));
+    }
 }

@@ -2,7 +2,7 @@
 //! it is not what it should be.
 
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use corten_oci::{Digest, ImageRef, media_type};
 use corten_store::{Arrival, BlobWriter, Ingest, Store, StoreError};
@@ -17,9 +17,13 @@ use crate::http::{Access, Build, Host, Scope, Target, innermost};
 use crate::manifest::{Descriptor, found};
 use crate::progress::Told;
 
-/// How often a broken transfer is taken up again without a byte having come.
+/// How often a broken transfer is taken up again without much having come.
 const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// A transfer that brings less than this in such a time is as good as broken off; the timeout
+/// of a connection only sees those that bring nothing.
+const LEAST: u64 = 4 << 10;
+const WITHIN: Duration = Duration::from_secs(60);
 /// Pieces between network and disk, each of up to 400 KiB.
 const AHEAD: usize = 2;
 
@@ -69,11 +73,15 @@ pub(crate) async fn blob(
                 refetched = true;
             }
             Err(error) if error.is_transient() => {
-                // Whatever has come is kept: only attempts that bring nothing count.
+                // Whatever has come is kept: only attempts that bring next to nothing count.
                 let now = partial_size(store, &descriptor.digest)
                     .await
                     .unwrap_or(before);
-                failures = if now > furthest { 0 } else { failures + 1 };
+                if now >= furthest + LEAST {
+                    (failures, pause) = (0, FIRST_PAUSE);
+                } else {
+                    failures += 1;
+                }
                 if failures >= ATTEMPTS {
                     return Err(error);
                 }
@@ -200,6 +208,7 @@ async fn transfer(
         Ok::<_, std::io::Error>(writer)
     });
     let mut stream = response.bytes_stream();
+    let mut pace = Pace::at(current);
     let mut broken = None;
     while let Some(piece) = stream.next().await {
         let piece = match piece {
@@ -221,6 +230,13 @@ async fn transfer(
             break;
         }
         told.bytes("Downloading", current, descriptor.size);
+        if pace.is_too_slow(current) {
+            broken = Some(RegistryError::Unreachable {
+                registry: host.name().to_owned(),
+                reason: format!("blob {}: it comes too slowly", descriptor.digest),
+            });
+            break;
+        }
         if send.send(piece).await.is_err() {
             break;
         }
@@ -242,6 +258,30 @@ async fn transfer(
     })
     .await?;
     Err(error)
+}
+
+/// How far a transfer was when it was last looked at.
+struct Pace {
+    since: Instant,
+    from: u64,
+}
+
+impl Pace {
+    fn at(current: u64) -> Self {
+        Self {
+            since: Instant::now(),
+            from: current,
+        }
+    }
+
+    fn is_too_slow(&mut self, current: u64) -> bool {
+        if self.since.elapsed() < WITHIN {
+            return false;
+        }
+        let slow = current - self.from < LEAST;
+        *self = Self::at(current);
+        slow
+    }
 }
 
 /// How many of a foreign layer's URLs are tried. A manifest may list any number.
@@ -293,4 +333,25 @@ fn range_start(response: &reqwest::Response) -> Option<u64> {
     let range = response.headers().get(header::CONTENT_RANGE)?;
     let range = range.to_str().ok()?.strip_prefix("bytes ")?;
     range.split('-').next()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transfer_that_drips_is_told_from_one_that_runs() {
+        let long_ago = |from| Pace {
+            since: Instant::now().checked_sub(WITHIN).unwrap(),
+            from,
+        };
+        assert!(!Pace::at(100).is_too_slow(100), "it has just begun");
+        assert!(long_ago(100).is_too_slow(100 + LEAST - 1));
+        let mut pace = long_ago(100);
+        assert!(!pace.is_too_slow(100 + LEAST));
+        assert!(
+            !pace.is_too_slow(100 + LEAST),
+            "the next minute counts anew"
+        );
+    }
 }
