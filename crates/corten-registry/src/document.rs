@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use corten_oci::Printable;
 use futures_util::StreamExt as _;
 use http::{HeaderMap, Method, header};
 use reqwest::Response;
@@ -16,6 +17,8 @@ use crate::retry::FIRST_PAUSE;
 
 /// Largest error document that is read.
 const MAX_ERROR: usize = 64 << 10;
+/// Characters of what it says that are shown.
+const MAX_WORDS: usize = 1024;
 /// How often a document is asked for whose connection breaks.
 const ATTEMPTS: u32 = 4;
 /// A document has this long, and a second more for each of so many bytes: who sends one byte
@@ -170,7 +173,17 @@ pub(crate) async fn own_words(answer: Response) -> Option<String> {
             format!("{code}: {}", one.message)
         })
         .collect();
-    (!words.is_empty()).then(|| words.join("; "))
+    (!words.is_empty()).then(|| shown(&words.join("; ")))
+}
+
+/// What a stranger says, as it may be shown: nothing that a terminal obeys, and not all of it
+/// where that is much.
+fn shown(text: &str) -> String {
+    let mut begin: String = text.chars().take(MAX_WORDS).collect();
+    if begin.len() < text.len() {
+        begin.push('…');
+    }
+    Printable(begin).to_string()
 }
 
 #[cfg(test)]
@@ -200,6 +213,20 @@ mod tests {
         let whole = read_within(&host, dribbling(), 1 << 20, "manifest", PATIENCE);
         let cut = tokio::time::timeout(4 * patience, whole).await;
         assert!(cut.is_err(), "there is patience yet");
+    }
+
+    #[tokio::test]
+    async fn strangers_give_no_orders_and_make_no_speeches() {
+        let said = async |message: &str| {
+            let errors = serde_json::json!({"errors": [{"code": "A_B", "message": message}]});
+            own_words(Response::from(http::Response::new(errors.to_string()))).await
+        };
+        let red = said("\u{1b}[31mno\nroot@host# \u{7}").await.unwrap();
+        assert_eq!(red, "a b: \\u{1b}[31mno\\nroot@host# \\u{7}");
+        let long = said(&"é".repeat(20_000)).await.unwrap();
+        assert_eq!(long.chars().count(), MAX_WORDS + 1);
+        assert!(long.ends_with("é…"));
+        assert_eq!(said("plain").await.unwrap(), "a b: plain");
     }
 
     #[test]
