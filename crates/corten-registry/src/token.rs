@@ -12,6 +12,7 @@ use crate::challenge::Scopes;
 use crate::credential::Credential;
 use crate::error::RegistryError;
 use crate::http::{Host, innermost};
+use crate::retry::{self, FIRST_PAUSE, MAX_PAUSE};
 
 const CLIENT_ID: &str = "corten";
 /// How long a token holds of which nothing is said (distribution's specification).
@@ -20,6 +21,8 @@ const LIFETIME: u64 = 60;
 const MARGIN: u64 = 5;
 /// Largest answer, bytes.
 const MAX_ANSWER: usize = 1 << 20;
+/// How often a token server is asked that is busy.
+const ATTEMPTS: u32 = 4;
 
 /// The tokens of one host.
 #[derive(Default)]
@@ -135,7 +138,7 @@ impl Tokens {
             registry: realm.host_str().unwrap_or_default().to_owned(),
             reason: innermost(&error),
         };
-        let response = request.send().await.map_err(unreachable)?;
+        let response = patiently(request).await.map_err(unreachable)?;
         let status = response.status();
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
             || (status == StatusCode::BAD_REQUEST && !credential.identity_token.is_empty())
@@ -145,9 +148,15 @@ impl Tokens {
             ));
         }
         if status == StatusCode::TOO_MANY_REQUESTS {
+            let after = retry::after(response.headers());
+            let after =
+                after.map(|wait| format!(" (it may be tried again in {} s)", wait.as_secs()));
             return Err(RegistryError::RateLimited {
                 registry: host.name().to_owned(),
-                reason: format!("its token server answered {status}"),
+                reason: format!(
+                    "its token server answered {status}{}",
+                    after.unwrap_or_default()
+                ),
             });
         }
         if !status.is_success() {
@@ -179,4 +188,31 @@ impl Tokens {
         });
         Ok(text)
     }
+}
+
+/// Asks a token server, and once more a while later where it is busy.
+async fn patiently(request: reqwest::RequestBuilder) -> Result<reqwest::Response, reqwest::Error> {
+    let mut pause = FIRST_PAUSE;
+    for _ in 1..ATTEMPTS {
+        let Some(again) = request.try_clone() else {
+            break;
+        };
+        let response = again.send().await?;
+        let asked = retry::after(response.headers());
+        let wait = match response.status() {
+            // Waiting so long helps nobody: the user is told.
+            StatusCode::TOO_MANY_REQUESTS if asked.is_some_and(|asked| asked > MAX_PAUSE) => {
+                return Ok(response);
+            }
+            StatusCode::TOO_MANY_REQUESTS => asked.unwrap_or(pause),
+            status if status.is_server_error() => {
+                asked.filter(|asked| *asked <= MAX_PAUSE).unwrap_or(pause)
+            }
+            _ => return Ok(response),
+        };
+        tracing::debug!(?wait, "asking the token server again");
+        tokio::time::sleep(wait).await;
+        pause *= 2;
+    }
+    request.send().await
 }

@@ -21,7 +21,7 @@ use crate::document::{own_words, words};
 use crate::error::RegistryError;
 use crate::http::{Access, Host, Scope, Target};
 use crate::progress::Told;
-use crate::retry::FIRST_PAUSE;
+use crate::retry::{self, FIRST_PAUSE, MAX_PAUSE};
 
 /// Bytes read at once.
 const PIECE: usize = 128 * 1024;
@@ -61,6 +61,8 @@ enum Outcome {
     /// Not at once: the registry wants smaller requests.
     TooLarge,
     Failed(RegistryError),
+    /// Too many requests, and how long the registry wants us to wait.
+    Busy(RegistryError, Option<Duration>),
 }
 
 impl Upload<'_> {
@@ -81,7 +83,7 @@ impl Upload<'_> {
                 Some(current) => current,
                 None => self.begin().await?,
             };
-            let error = match self
+            let (error, asked) = match self
                 .attempt(&mut current, chunk, told.as_deref_mut())
                 .await?
             {
@@ -94,15 +96,20 @@ impl Upload<'_> {
                 Outcome::TooLarge => {
                     return Err(self.host.protocol("it takes no request of this size"));
                 }
-                Outcome::Failed(error) => error,
+                Outcome::Failed(error) => (error, None),
+                Outcome::Busy(error, asked) => (error, asked),
             };
             // First the pause: a registry may still be busy with what it got.
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(asked.unwrap_or(pause)).await;
             pause = (pause * 2).min(Duration::from_secs(5));
             session = self.look(&current).await;
             let offset = session.as_ref().map_or(0, |session| session.offset);
             // Only attempts that brought nothing count.
-            failures = if offset > best { 0 } else { failures + 1 };
+            if offset > best {
+                (failures, pause) = (0, FIRST_PAUSE);
+            } else {
+                failures += 1;
+            }
             best = best.max(offset);
             if failures >= ATTEMPTS {
                 return Err(error);
@@ -246,7 +253,23 @@ impl Upload<'_> {
                     | StatusCode::REQUEST_TIMEOUT
                     | StatusCode::RANGE_NOT_SATISFIABLE
             );
+        let asked = retry::after(answer.headers());
         match accepted(self.host, answer, self.name).await {
+            Err(error) if code == StatusCode::TOO_MANY_REQUESTS => match asked {
+                // Waiting so long helps nobody: the user is told.
+                Some(asked) if asked > MAX_PAUSE => {
+                    let said = match error {
+                        RegistryError::Protocol { reason, .. } => reason,
+                        other => other.to_string(),
+                    };
+                    let after = asked.as_secs();
+                    Err(RegistryError::RateLimited {
+                        registry: self.host.name().to_owned(),
+                        reason: format!("{said} (it may be tried again in {after} s)"),
+                    })
+                }
+                asked => Ok(Outcome::Busy(error, asked)),
+            },
             Err(error) if passing => Ok(Outcome::Failed(error)),
             other => other.map(|_| Outcome::Done),
         }

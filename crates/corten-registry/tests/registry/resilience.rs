@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use corten_registry::RegistryError;
-use http::Method;
+use http::{Method, StatusCode};
 
 use crate::harness::{TestStore, client, credential, noise, registry};
 use crate::stub::{Inner, Stub};
@@ -34,6 +34,80 @@ async fn a_busy_registry_is_asked_again_when_it_says() {
     );
     assert!(error.to_string().contains("3600 s"), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_token_server_is_asked_again_when_it_says() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let stub = Stub::with(Inner {
+        account: Some(("me", "secret")),
+        ..Inner::default()
+    })
+    .await;
+    let name = format!("{}/app", stub.address());
+    let id = from.image(&name, &[b"layer"]);
+    stub.publish(&from, &id, "app");
+    let secret = credential("me", "secret");
+    let (many, down) = (
+        StatusCode::TOO_MANY_REQUESTS,
+        StatusCode::SERVICE_UNAVAILABLE,
+    );
+    *stub.busy_tokens.lock().unwrap() = vec![(many, "1"), (down, ""), (many, "")];
+    let begun = Instant::now();
+    to.pull(&client(""), &name, Some(&secret)).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+
+    let to = TestStore::new();
+    *stub.busy_tokens.lock().unwrap() = vec![(many, "3600")];
+    let error = to.pull(&client(""), &name, Some(&secret)).await;
+    let error = error.unwrap_err();
+    assert!(
+        matches!(error, RegistryError::RateLimited { .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("3600 s"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_registry_gets_an_upload_when_it_says() {
+    let from = TestStore::new();
+    let stub = Stub::start().await;
+    let name = format!("{}/app", stub.address());
+    from.image(&name, &[b"layer"]);
+    *stub.too_many_uploads.lock().unwrap() = vec!["1".into(), String::new()];
+    let begun = Instant::now();
+    from.push(&client(""), &name, None).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+
+    let from = TestStore::new();
+    from.image(&name, &[b"another layer"]);
+    *stub.too_many_uploads.lock().unwrap() = vec!["3600".into()];
+    let error = from.push(&client(""), &name, None).await.unwrap_err();
+    assert!(
+        matches!(error, RegistryError::RateLimited { .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("3600 s"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_that_gets_on_is_taken_up_again_at_once() {
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let stub = Stub::start().await;
+    let name = format!("{}/app", stub.address());
+    let id = from.image(&name, &[&noise(200_000)]);
+    let layers = stub.publish(&from, &id, "app");
+    let cut = (10_000, 12);
+    stub.cut.lock().unwrap().insert(layers[0].to_string(), cut);
+    let begun = Instant::now();
+    to.pull(&client(""), &name, None).await.unwrap();
+    assert_eq!(stub.fetched(&layers[0]).len(), 13);
+    // Pauses that double would be more than half a minute.
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,6 +72,10 @@ pub(crate) struct Inner {
     pub(crate) said: Arc<AtomicU64>,
     /// What the registry calls its manifests (`Docker-Content-Digest`), whatever they are.
     pub(crate) called: Mutex<Option<Digest>>,
+    /// The token server is busy: statuses of its next answers, with `Retry-After` (empty for none).
+    pub(crate) busy_tokens: Mutex<Vec<(StatusCode, &'static str)>>,
+    /// The next uploads' bodies are too many requests; as `too_many`.
+    pub(crate) too_many_uploads: Mutex<Vec<String>>,
     /// Whoever wants in shows the token server this name and password.
     pub(crate) account: Option<(&'static str, &'static str)>,
 }
@@ -215,6 +219,14 @@ impl Stub {
     }
 
     fn token(&self, authorization: Option<&str>) -> Response {
+        if let Some((status, after)) = self.busy_tokens.lock().unwrap().pop() {
+            let mut refused = plain(status, "busy");
+            if !after.is_empty() {
+                let headers = refused.headers_mut();
+                headers.insert(header::RETRY_AFTER, after.parse().unwrap());
+            }
+            return refused;
+        }
         let expected = self.account.map(|(user, password)| {
             format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
         });
@@ -257,7 +269,10 @@ fn handle(stub: &Stub, request: &Parts, body: Bytes) -> Response {
         key: head(header::HeaderName::from_static("x-key")),
         length: body.len(),
     });
-    let too_many = stub.too_many.lock().unwrap().pop();
+    let mut too_many = stub.too_many.lock().unwrap().pop();
+    if method == Method::PUT && query.contains("digest=") {
+        too_many = too_many.or_else(|| stub.too_many_uploads.lock().unwrap().pop());
+    }
     if let Some(after) = too_many {
         let mut refused = plain(StatusCode::TOO_MANY_REQUESTS, errors("TOOMANYREQUESTS"));
         if !after.is_empty() {
