@@ -252,6 +252,12 @@ impl Host {
         })
     }
 
+    /// Whether a redirect of a registry that has TLS leads out of it, and of this machine.
+    fn gives_up_tls(&self, next: &Url) -> bool {
+        let local = || next.host_str().is_some_and(crate::config::is_loopback);
+        next.scheme() != "https" && !self.scheme_list().contains(&"http") && !local()
+    }
+
     /// Sends a request, authenticating as the registry asks. `build` adds headers and body;
     /// it is called anew for every attempt.
     pub(crate) async fn send(
@@ -337,7 +343,13 @@ impl Host {
         url: Url,
         build: Build<'_>,
     ) -> Result<Response, RegistryError> {
-        let answer = self.through(&Method::GET, url, None, false, build).await;
+        let request = Sending {
+            method: &Method::GET,
+            token: None,
+            upload: false,
+            verified: true,
+        };
+        let answer = self.through(&request, url, build).await;
         answer.map_err(|failed| failed.error)
     }
 
@@ -440,10 +452,16 @@ impl Host {
         build: Build<'_>,
     ) -> Result<Response, RegistryError> {
         let schemes = self.scheme_list();
+        let request = Sending {
+            method: &method,
+            token,
+            upload,
+            verified: matches!(target, Target::Api(path) if path.contains("/blobs/sha")),
+        };
         let mut first_error = None;
         for scheme in &schemes {
             let url = self.url(scheme, target)?;
-            match self.through(&method, url, token, upload, build).await {
+            match self.through(&request, url, build).await {
                 // It has TLS, and says that it wants to be asked with: the first error counts.
                 Ok(response)
                     if response.status() == StatusCode::BAD_REQUEST
@@ -476,12 +494,16 @@ impl Host {
 
     async fn through(
         &self,
-        method: &Method,
+        request: &Sending<'_>,
         mut url: Url,
-        token: Option<&str>,
-        upload: bool,
         build: Build<'_>,
     ) -> Result<Response, Failed> {
+        let &Sending {
+            method,
+            token,
+            upload,
+            verified,
+        } = request;
         let mut answered = false;
         let failed = |answered| move |error| Failed { error, answered };
         for _ in 0..MAX_REDIRECTS {
@@ -520,9 +542,24 @@ impl Host {
             };
             answered = true;
             url = self.follow(response.url(), next).map_err(failed(true))?;
+            if !verified && self.gives_up_tls(&url) {
+                return Err(failed(true)(self.protocol(format!(
+                    "it sends on to {url}, without TLS: what comes from there could be changed \
+                     on the way"
+                ))));
+            }
         }
         Err(failed(true)(self.protocol("it redirects without end")))
     }
+}
+
+/// A request, but for where it goes and what is in it.
+struct Sending<'a> {
+    method: &'a Method,
+    token: Option<&'a str>,
+    upload: bool,
+    /// What is wrong in the answer shows: a digest says what it has to be.
+    verified: bool,
 }
 
 /// Why there is no answer to a request.
@@ -598,4 +635,66 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
         cause = next;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RegistrySettings;
+
+    /// A proxy behind which one host sends everybody on to another, which has no TLS.
+    async fn proxy() -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            loop {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let mut head = [0; 4096];
+                let count = client.read(&mut head).await.unwrap();
+                let first = head[..count].starts_with(b"GET http://first.example/");
+                let answer = if first {
+                    "307 Moved\r\nlocation: http://other.example/x"
+                } else {
+                    "200 OK"
+                };
+                let rest = "\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                let answer = format!("HTTP/1.1 {answer}{rest}");
+                client.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        format!("http://{address}")
+    }
+
+    #[tokio::test]
+    async fn a_registry_with_tls_cannot_send_on_without() {
+        let trust = Trust {
+            proxy: Some(proxy().await),
+            ..Trust::default()
+        };
+        let ask = async |plain_http, verified| {
+            let settings = RegistrySettings {
+                plain_http,
+                ..RegistrySettings::default()
+            };
+            let own = Endpoint::registry("reg.example.org", &settings);
+            let host = Host::new(connect(&trust).unwrap(), own, None);
+            let request = Sending {
+                method: &Method::GET,
+                token: None,
+                upload: false,
+                verified,
+            };
+            let url = Url::parse("http://first.example/").unwrap();
+            let answer = host.through(&request, url, &|request| request).await;
+            answer.map_err(|failed| failed.error.to_string())
+        };
+        let refused = ask(false, false).await.unwrap_err();
+        assert!(refused.contains("http://other.example/x"), "{refused}");
+        // What a digest speaks for may come so, and all of a registry that has no TLS.
+        for (plain_http, verified) in [(false, true), (true, false)] {
+            let answer = ask(plain_http, verified).await.unwrap();
+            assert_eq!(answer.status(), StatusCode::OK);
+        }
+    }
 }
