@@ -42,16 +42,25 @@ fn names(host: &str) -> Vec<String> {
     names
 }
 
-/// What the first `hosts.toml` for a registry says, `None` if there is none.
+/// What the first `hosts.toml` for a registry says, `None` if there is none. What is for all
+/// registries is for those only that no directory has anything for.
 pub(crate) fn hosts(
     directories: &[PathBuf],
     domain: &str,
 ) -> Result<Option<Vec<Endpoint>>, RegistryError> {
     for directory in directories {
-        for name in names(domain).iter().map(String::as_str).chain([DEFAULT]) {
+        for name in names(domain) {
             if let Some(endpoints) = hosts_toml::load(&directory.join(name), domain)? {
                 return Ok(Some(endpoints));
             }
+        }
+    }
+    if certificates(directories, domain)? != Certificates::default() {
+        return Ok(None);
+    }
+    for directory in directories {
+        if let Some(endpoints) = hosts_toml::load(&directory.join(DEFAULT), domain)? {
+            return Ok(Some(endpoints));
         }
     }
     Ok(None)
@@ -173,6 +182,13 @@ mod tests {
         };
         assert_eq!(first_host("reg.example.org:5000"), "m");
         assert_eq!(first_host("other"), "d");
+        // What is for all comes after what is for one, wherever that is.
+        write(first.join("_default/hosts.toml"), "[host.\"https://f\"]");
+        assert_eq!(first_host("reg.example.org:5000"), "m");
+        assert_eq!(first_host("other"), "f");
+        write(second.join("own.example.org/ca.crt"), "");
+        let own = hosts(&directories, "own.example.org").unwrap();
+        assert!(own.is_none(), "{own:?}");
         fs::remove_file(docker.join("client.key")).unwrap();
         let error = certificates(&directories, "reg.example.org:5000").unwrap_err();
         assert!(error.to_string().contains("client.key"), "{error}");
