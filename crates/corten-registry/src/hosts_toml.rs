@@ -288,17 +288,32 @@ fn clients(value: Option<&Value>, directory: &Path) -> Result<Vec<(PathBuf, Path
     }
 }
 
-/// A time as Go writes it, of the units that make sense here: `500ms`, `3s`, `1m`.
+/// A time as Go writes it, of the units that make sense here: `500ms`, `3s`, `1.5s`, `1m30s`.
 fn duration(text: &str) -> Option<Duration> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().ok()?;
-    match unit {
-        "ms" => Some(Duration::from_millis(number)),
-        "s" => Some(Duration::from_secs(number)),
-        "m" => Some(Duration::from_secs(number.checked_mul(60)?)),
-        _ => None,
+    if text.is_empty() {
+        return None;
     }
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let is_number = |c: char| c.is_ascii_digit() || c == '.';
+        let number = rest.find(|c| !is_number(c))?;
+        let (number, after) = rest.split_at(number);
+        let unit = after.find(is_number).unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit);
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        let number: f64 = number.parse().ok()?;
+        let part = Duration::try_from_secs_f64(number * seconds).ok()?;
+        total = total.checked_add(part)?;
+        rest = after;
+    }
+    Some(total)
 }
 
 #[cfg(test)]
@@ -442,6 +457,30 @@ client = "both.pem"
         ] {
             let error = read(&format!("proxy = \"{bad}\"")).unwrap_err();
             assert!(error.contains("proxy"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn times_are_as_go_writes_them() {
+        for (text, expected) in [
+            ("500ms", Some(500)),
+            ("3s", Some(3000)),
+            ("1.5s", Some(1500)),
+            ("1m30s", Some(90_000)),
+            ("1h0m1s", Some(3_601_000)),
+            ("", None),
+            ("3", None),
+            ("s", None),
+            ("3s4", None),
+            ("1d", None),
+            ("-1s", None),
+            ("1..5s", None),
+        ] {
+            assert_eq!(
+                duration(text),
+                expected.map(Duration::from_millis),
+                "{text}"
+            );
         }
     }
 
