@@ -293,7 +293,17 @@ fn run_helper(helper: &str, action: &str, input: &[u8]) -> Result<Vec<u8>, Regis
     if helper.contains('/') {
         return Err(helper_error(helper, "its name must not be a path"));
     }
-    let mut child = Command::new(format!("docker-credential-{helper}"))
+    let command = Command::new(format!("docker-credential-{helper}"));
+    speak(command, helper, action, input)
+}
+
+fn speak(
+    mut command: Command,
+    helper: &str,
+    action: &str,
+    input: &[u8],
+) -> Result<Vec<u8>, RegistryError> {
+    let mut child = command
         .arg(action)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -301,9 +311,11 @@ fn run_helper(helper: &str, action: &str, input: &[u8]) -> Result<Vec<u8>, Regis
         .spawn()
         .map_err(|e| helper_error(helper, e))?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin
-            .write_all(input)
-            .map_err(|e| helper_error(helper, e))?;
+        match stdin.write_all(input) {
+            // It ended, or knew enough, without reading all: what it says counts.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            written => written.map_err(|e| helper_error(helper, e))?,
+        }
     }
     let output = child
         .wait_with_output()
@@ -368,6 +380,20 @@ mod tests {
         let (all, failures) = config.get_all();
         assert_eq!(all.keys().collect::<Vec<_>>(), ["good.example"]);
         assert_eq!(failures.len(), 2);
+    }
+
+    #[test]
+    fn a_helper_need_not_read_what_it_is_told() {
+        let speak = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script, "helper"]);
+            // More than fits into a pipe, so that it is still being written at the end.
+            speak(command, "x", "get", &vec![b'x'; 1 << 20])
+        };
+        assert_eq!(speak("exec <&-; printf known").unwrap(), b"known");
+        let error = speak("exec <&-; printf 'locked: unlock it'; exit 1").unwrap_err();
+        let expected = "credential helper docker-credential-x: locked: unlock it";
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]
