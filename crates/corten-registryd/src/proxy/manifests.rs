@@ -127,18 +127,21 @@ impl Proxy {
         tag: Option<&Tag>,
         key: &str,
     ) -> Result<(), ApiError> {
-        let document = Document::parse(&found.bytes)?;
-        if !is_servable(&found.media_type) {
+        let unusable = |why: &str| {
             tracing::warn!(upstream = self.upstream, repository = %repo, digest = %found.digest,
-                kind = found.media_type, "a manifest of the upstream is of no type for one");
-            return Err(
-                ApiError::new(Code::Unknown, json!({"upstream": self.upstream}))
-                    .status(StatusCode::BAD_GATEWAY)
-                    .message(format!(
-                        "the upstream {} sends a manifest of an unsupported type",
-                        self.upstream
-                    )),
-            );
+                kind = found.media_type, why, "a manifest of the upstream cannot be used");
+            ApiError::new(Code::Unknown, json!({"upstream": self.upstream}))
+                .status(StatusCode::BAD_GATEWAY)
+                .message(format!(
+                    "the upstream {} sends a manifest {why}",
+                    self.upstream
+                ))
+        };
+        // The client did nothing wrong.
+        let document = Document::parse(&found.bytes)
+            .map_err(|_| unusable("that is none, or of an old kind"))?;
+        if !is_servable(&found.media_type) {
+            return Err(unusable("of an unsupported type"));
         }
         let record = ManifestRecord {
             digest: found.digest,

@@ -459,12 +459,16 @@ async fn only_manifests_are_served_as_such() {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut head = [0; 4096];
             let count = stream.read(&mut head).await.unwrap();
-            let kind = match String::from_utf8_lossy(&head[..count]) {
+            let head = String::from_utf8_lossy(&head[..count]);
+            let kind = match &head {
                 head if head.contains("/html") => "text/html",
                 head if head.contains("/odd") => "application/\\u0001json",
                 _ => corten_oci::media_type::OCI_INDEX,
             };
-            let body = format!("{{\"schemaVersion\":2,\"mediaType\":\"{kind}\",\"manifests\":[]}}");
+            let version = if head.contains("/old") { 1 } else { 2 };
+            let body = format!(
+                "{{\"schemaVersion\":{version},\"mediaType\":\"{kind}\",\"manifests\":[]}}"
+            );
             let reply = format!(
                 "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
                 body.len()
@@ -474,7 +478,7 @@ async fn only_manifests_are_served_as_such() {
     });
     let folder = tempfile::tempdir().unwrap();
     let cache = Registry::with(config(folder.path(), upstream, LONG)).await;
-    for tag in ["html", "odd"] {
+    for tag in ["html", "odd", "old"] {
         let answer = cache.get(&format!("/v2/app/manifests/{tag}")).await;
         answer.expect(StatusCode::BAD_GATEWAY);
     }
