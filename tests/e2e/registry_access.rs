@@ -184,6 +184,36 @@ fn a_registry_can_be_looked_into() {
 }
 
 #[test]
+fn registry_commands_use_the_files_that_the_command_line_names() {
+    let engine = Engine::new();
+    let (_server, address) = engine.registry("registry", &[]);
+    let asked = ["registry", "catalog", &address];
+    let with = |flag: &str, folder: &std::path::Path| {
+        let folder = folder.to_str().unwrap().to_owned();
+        let words = asked.iter().map(|word| (*word).to_owned());
+        engine.run(
+            [flag.to_owned(), folder]
+                .into_iter()
+                .chain(words)
+                .collect::<Vec<_>>(),
+        )
+    };
+    let other = engine.path("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("registries.toml"), "nonsense = 5\n").unwrap();
+    fs::write(other.join("config.json"), "{").unwrap();
+    engine.ok(asked);
+    let root = with("--root", &other);
+    assert_eq!(root.code, 1, "{root:?}");
+    assert!(root.stderr.contains("nonsense"), "{root:?}");
+    // As with a pull: without credentials, and with a warning.
+    let config = with("--config", &other);
+    assert_eq!(config.code, 0, "{config:?}");
+    let warning = format!("WARNING: going on without credentials for {address}: ");
+    assert!(config.stderr.contains(&warning), "{config:?}");
+}
+
+#[test]
 fn an_http_proxy_is_used_unless_no_proxy_says_so() {
     let engine = Engine::with_alpine();
     let (_server, address) = engine.registry("registry", &[]);

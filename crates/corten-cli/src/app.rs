@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -21,11 +21,20 @@ const BAD_FLAG: u8 = 125;
 /// How long the engine in this process may tidy up after a signal.
 const TIDYING: Duration = Duration::from_secs(10);
 
+/// Where the files are that commands speak to registries with.
+#[derive(Debug)]
+pub struct UserFiles {
+    /// The engine's root, if one was named.
+    pub root: Option<PathBuf>,
+    /// The directory of Docker's `config.json`.
+    pub config: PathBuf,
+}
+
 /// What the binary does for us.
 #[derive(Debug, Clone, Copy)]
 pub struct Faces {
-    /// `registry …`: arguments after the word.
-    pub registry: fn(Vec<String>) -> ExitCode,
+    /// `registry …`: arguments after the word, and where the user's files are.
+    pub registry: fn(Vec<String>, UserFiles) -> ExitCode,
     /// `runtime …`: arguments after the word.
     pub runtime: fn(Vec<String>) -> ExitCode,
     /// Starts logging at a level (`debug`, `info`, …).
@@ -169,7 +178,13 @@ fn dispatch(program: &str, args: Vec<String>, faces: Faces) -> Code {
     }
     match command.action {
         Action::Group(_) => print_help(&help(&path, command)),
-        Action::Face(Face::Registry) => Face_((faces.registry)(rest)),
+        Action::Face(Face::Registry) => {
+            let files = UserFiles {
+                root: globals.root,
+                config: globals.config_dir,
+            };
+            Face_((faces.registry)(rest, files))
+        }
         Action::Face(Face::Runtime) => Face_((faces.runtime)(rest)),
         Action::Run(run) => {
             let parsed = match flags::parse(command.flags, command.interspersed, rest) {

@@ -28,5 +28,5 @@ mod run;
 pub mod template;
 mod term;
 
-pub use app::{Faces, main};
+pub use app::{Faces, UserFiles, main};
 pub use error::CliError;

@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::auth;
 use crate::error::{IoContext as _, RegistrydError};
-use crate::remote::{self, CatalogArgs, ReferrersArgs, RemoveArgs, TagsArgs};
+use crate::remote::{self, CatalogArgs, ClientFiles, ReferrersArgs, RemoveArgs, TagsArgs};
 use crate::server::{CollectConfig, Server};
 use crate::settings::{LogFormat, Settings, Span, Store, Tls};
 use crate::storage::{Policy, Quota, Storage};
@@ -165,6 +165,11 @@ impl ServeArgs {
 
 /// Runs `corten registry` with these arguments (without the program's name).
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    main_with(args, &ClientFiles::default())
+}
+
+/// The same for a command line that says where the user's files are.
+pub fn main_with(args: impl IntoIterator<Item = OsString>, files: &ClientFiles) -> ExitCode {
     let words = std::iter::once(OsString::from("corten registry")).chain(args);
     let args = match RegistryArgs::try_parse_from(words) {
         Ok(args) => args,
@@ -174,10 +179,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve(args) => serve(args),
         Command::Htpasswd(args) => htpasswd(&args),
         Command::GarbageCollect(args) => collect(args),
-        Command::Catalog(args) => remote::catalog(&args),
-        Command::Tags(args) => remote::tags(&args),
-        Command::Referrers(args) => remote::referrers(&args),
-        Command::Rm(args) => remote::remove(&args),
+        Command::Catalog(args) => remote::catalog(&args, files),
+        Command::Tags(args) => remote::tags(&args, files),
+        Command::Referrers(args) => remote::referrers(&args, files),
+        Command::Rm(args) => remote::remove(&args, files),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -216,7 +221,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 }
 
 /// One line on standard error; if that is closed there is nobody to tell.
-fn complain(error: &dyn std::fmt::Display) {
+pub(crate) fn complain(error: &dyn std::fmt::Display) {
     let _ = writeln!(io::stderr(), "corten registry: {error}");
 }
 

@@ -19,8 +19,9 @@ mod storage;
 mod watched;
 
 pub use auth::{Action, Rule, TokenConfig};
-pub use cli::{RegistryArgs, main};
+pub use cli::{RegistryArgs, main, main_with};
 pub use error::RegistrydError;
 pub use proxy::ProxyConfig;
+pub use remote::ClientFiles;
 pub use server::{CollectConfig, Config, Server};
 pub use storage::{Quota, StoreConfig};

@@ -11,10 +11,21 @@ use corten_registry::{
 };
 use serde_json::Value;
 
+use crate::cli::complain;
 use crate::error::{IoContext as _, RegistrydError};
 
 /// The engine's root where nothing else is said.
 const ROOT: &str = "/var/lib/corten";
+
+/// Where the files of the user's commands are that speak to registries, as the command line
+/// says; absent where it says nothing.
+#[derive(Debug, Clone, Default)]
+pub struct ClientFiles {
+    /// The engine's root, which has `registries.toml`.
+    pub root: Option<PathBuf>,
+    /// The directory of Docker's `config.json`.
+    pub config: Option<PathBuf>,
+}
 
 /// Which registry.
 #[derive(Debug, Args)]
@@ -51,22 +62,22 @@ pub(crate) struct RemoveArgs {
     names: Vec<String>,
 }
 
-pub(crate) fn catalog(args: &CatalogArgs) -> Result<(), RegistrydError> {
+pub(crate) fn catalog(args: &CatalogArgs, files: &ClientFiles) -> Result<(), RegistrydError> {
     let domain = domain_of(&args.registry);
-    print(block(async { connect(&domain)?.catalog().await })?)
+    print(block(async { connect(files, &domain)?.catalog().await })?)
 }
 
-pub(crate) fn tags(args: &TagsArgs) -> Result<(), RegistrydError> {
+pub(crate) fn tags(args: &TagsArgs, files: &ClientFiles) -> Result<(), RegistrydError> {
     let name = parse(&args.repository)?;
     print(block(async {
-        connect(name.domain())?.tags(name.path()).await
+        connect(files, name.domain())?.tags(name.path()).await
     })?)
 }
 
-pub(crate) fn referrers(args: &ReferrersArgs) -> Result<(), RegistrydError> {
+pub(crate) fn referrers(args: &ReferrersArgs, files: &ClientFiles) -> Result<(), RegistrydError> {
     let name = parse(&args.name)?.or_latest();
     let found = block(async {
-        let remote = connect(name.domain())?;
+        let remote = connect(files, name.domain())?;
         let subject: Digest = match name.digest() {
             Some(digest) => digest.clone(),
             None => {
@@ -89,7 +100,7 @@ pub(crate) fn referrers(args: &ReferrersArgs) -> Result<(), RegistrydError> {
     print(found.iter().map(line).collect())
 }
 
-pub(crate) fn remove(args: &RemoveArgs) -> Result<(), RegistrydError> {
+pub(crate) fn remove(args: &RemoveArgs, files: &ClientFiles) -> Result<(), RegistrydError> {
     let names: Vec<ImageRef> = args
         .names
         .iter()
@@ -107,7 +118,7 @@ pub(crate) fn remove(args: &RemoveArgs) -> Result<(), RegistrydError> {
     }
     for name in &names {
         block(async {
-            let remote = connect(name.domain())?;
+            let remote = connect(files, name.domain())?;
             remote
                 .delete_manifest(name.path(), name.manifest_reference())
                 .await
@@ -123,18 +134,25 @@ fn parse(text: &str) -> Result<ImageRef, RegistrydError> {
 }
 
 /// The registry as `corten pull` would reach it.
-fn connect(domain: &str) -> Result<Remote, RegistryError> {
-    let root = std::env::var_os("CORTEN_ROOT").filter(|root| !root.is_empty());
-    let root = root.map_or_else(|| PathBuf::from(ROOT), PathBuf::from);
+fn connect(files: &ClientFiles, domain: &str) -> Result<Remote, RegistryError> {
+    let named = std::env::var_os("CORTEN_ROOT").filter(|root| !root.is_empty());
+    let root = files.root.clone().or(named.map(PathBuf::from));
+    let root = root.unwrap_or_else(|| PathBuf::from(ROOT));
     let config = RegistriesConfig::load(&root.join("registries.toml"))?;
-    let credential = credential(domain)?;
+    let credential = credential(files, domain).unwrap_or_else(|error| {
+        complain(&format!(
+            "WARNING: going on without credentials for {domain}: {error}"
+        ));
+        None
+    });
     Client::new(config)?.remote(domain, credential.as_ref())
 }
 
-fn credential(domain: &str) -> Result<Option<Credential>, RegistryError> {
-    let own = std::env::var_os("DOCKER_CONFIG").filter(|path| !path.is_empty());
+fn credential(files: &ClientFiles, domain: &str) -> Result<Option<Credential>, RegistryError> {
+    let named = std::env::var_os("DOCKER_CONFIG").filter(|path| !path.is_empty());
     let home = || Some(Path::new(&std::env::var_os("HOME")?).join(".docker"));
-    match own.map(PathBuf::from).or_else(home) {
+    let directory = files.config.clone().or(named.map(PathBuf::from));
+    match directory.or_else(home) {
         Some(directory) => DockerConfig::load(&directory)?.get(&auth_key(domain)),
         None => Ok(None),
     }

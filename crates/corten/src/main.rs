@@ -31,7 +31,13 @@ fn main() -> ExitCode {
         return corten_runtime::cli::main(args.into_iter().skip(1).collect());
     }
     let faces = corten_cli::Faces {
-        registry: |args| corten_registryd::main(args.into_iter().map(OsString::from)),
+        registry: |args, files| {
+            let files = corten_registryd::ClientFiles {
+                root: files.root,
+                config: Some(files.config),
+            };
+            corten_registryd::main_with(args.into_iter().map(OsString::from), &files)
+        },
         runtime: |args| corten_runtime::cli::main(args.into_iter().map(OsString::from).collect()),
         log: start_logging,
     };
