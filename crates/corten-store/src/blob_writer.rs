@@ -127,6 +127,27 @@ impl BlobWriter {
     /// [`StoreError::CorruptBlob`] or [`StoreError::WrongSize`] (the partial file is then
     /// gone), or the store cannot be written.
     pub fn commit(mut self) -> Result<Digest, StoreError> {
+        self.finish()?;
+        Ok(self.expected.clone())
+    }
+
+    /// Writes all of a blob that is in memory, and publishes it. Where that fails nobody goes on
+    /// from what is there, and it goes.
+    pub(crate) fn commit_all(mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let done = self
+            .restart()
+            .and_then(|()| self.write_all(bytes).map_err(at("write", &self.partial)))
+            .and_then(|()| self.finish());
+        if done.is_err() {
+            self.piece = None;
+            if let Err(error) = fs::remove_file(&self.partial) {
+                tracing::debug!(blob = %self.expected, %error, "a partial file stays for the sweep");
+            }
+        }
+        done
+    }
+
+    fn finish(&mut self) -> Result<(), StoreError> {
         self.is_whole().map_err(at("write", &self.partial))?;
         let actual = self.digester.clone().finish();
         let wrong = match self.size {
@@ -149,8 +170,7 @@ impl BlobWriter {
         self.flush().map_err(at("write", &self.partial))?;
         self.file.sync_all().map_err(at("sync", &self.partial))?;
         self.blobs.spare(&self.expected);
-        publish(&self.partial, &self.blobs.path(&self.expected))?;
-        Ok(self.expected.clone())
+        publish(&self.partial, &self.blobs.path(&self.expected))
     }
 
     /// Fails once a piece is missing. What comes after it has no place in the file.

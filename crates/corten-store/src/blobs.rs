@@ -7,7 +7,7 @@
 //! (its bytes are hashed again, never trusted).
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write as _};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -171,13 +171,21 @@ impl Blobs {
         let digest = Digest::of(bytes);
         match self.writer(&digest, Some(bytes.len() as u64))? {
             Ingest::Present => {}
-            Ingest::Writer(mut writer) => {
-                writer.restart()?;
-                writer.write_all(bytes).map_err(at("write", &self.tmp))?;
-                writer.commit()?;
-            }
+            Ingest::Writer(writer) => writer.commit_all(bytes)?,
         }
         Ok(digest)
+    }
+
+    /// Stores a document that is to have this digest, durably.
+    ///
+    /// # Errors
+    /// [`StoreError::CorruptBlob`], or the store cannot be written.
+    pub fn put_expected(&self, digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        match self.writer(digest, Some(bytes.len() as u64))? {
+            Ingest::Present => {}
+            Ingest::Writer(writer) => writer.commit_all(bytes)?,
+        }
+        self.sync_names()
     }
 
     /// Begins (or resumes) writing a blob; waits while another process writes the same one.
@@ -325,6 +333,8 @@ pub(crate) fn publish(from: &Path, to: &Path) -> Result<(), StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     fn writer(blobs: &Blobs, digest: &Digest, size: u64) -> BlobWriter {

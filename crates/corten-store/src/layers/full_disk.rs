@@ -173,6 +173,27 @@ fn a_disk_may_be_full_at_any_point() {
     assert!(enough.is_some_and(|free| free > 60), "{enough:?}");
 }
 
+#[test]
+fn a_document_that_does_not_fit_leaves_nothing() {
+    let document = vec![b' '; 20_000];
+    let rows = tempfile::tempdir().unwrap();
+    let enough = (2..40).find(|pages| {
+        let disk = memory(*pages);
+        let root = place(&disk);
+        let database = Database::open(&rows.path().join("db"), &[crate::SCHEMA]).unwrap();
+        let store = Store::open_with(&root, database, LayerForm::Directory);
+        let stored = store.blobs().put_bytes(&document);
+        let left = fs::read_dir(root.join("tmp")).into_iter().flatten();
+        assert_eq!(left.count(), 0, "{pages}: {stored:?}");
+        assert_eq!(
+            store.blobs().all().unwrap().len(),
+            usize::from(stored.is_ok())
+        );
+        stored.is_ok()
+    });
+    assert!(enough.is_some_and(|pages| pages >= 5), "{enough:?}");
+}
+
 /// An archive that is read to this point when the quota is used up.
 struct Until<'t> {
     tar: &'t [u8],
