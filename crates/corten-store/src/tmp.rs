@@ -35,8 +35,12 @@ impl TmpDir {
                 }
                 Err(error) => return Err(at("create", path)(error)),
             }
-            let lock = File::open(&path).map_err(at("open", &path))?;
-            // A sweep may have seen the directory before it was locked, and removed it.
+            // A sweep may see the directory before it is locked, and remove it.
+            let lock = match File::open(&path) {
+                Ok(lock) => lock,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(at("open", &path)(error)),
+            };
             if try_lock(&lock, true).map_err(at("lock", &path))? && still_there(&path, &lock) {
                 let lock = Some(lock);
                 return Ok(Self { path, lock });
@@ -210,6 +214,30 @@ pub(crate) fn orphans(parent: &Path, mut remove: Remove<'_>) -> Result<Vec<PathB
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A sweep that is quicker than the lock takes nothing from anybody.
+    #[test]
+    fn directories_are_made_beside_sweeps() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let dir = tempfile::tempdir().unwrap();
+        let tmp = dir.path().join("tmp");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let sweep = || {
+                while !done.load(Ordering::Relaxed) {
+                    orphans(&tmp, Remove::Everything).ok();
+                }
+            };
+            scope.spawn(sweep);
+            scope.spawn(sweep);
+            for _ in 0..20_000 {
+                let made = TmpDir::create(&tmp, "x");
+                done.store(made.is_err(), Ordering::Relaxed);
+                assert!(made.unwrap().path().exists());
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    }
 
     #[test]
     fn only_the_dead_are_swept() {
