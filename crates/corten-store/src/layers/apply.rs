@@ -23,7 +23,7 @@ use super::entry::{self, Attributes, Budget, OPAQUE_MARKER, WHITEOUT, invalid, l
 use super::pending::Pending;
 use super::xattr;
 use crate::archive::{self, copy_with_holes};
-use crate::error::StoreError;
+use crate::error::{StoreError, at};
 use crate::rooted::{RootFd, normal, remove_all};
 
 /// Unpacks `tar` beneath `root`; tells the bytes of file content and what is pending.
@@ -37,6 +37,7 @@ pub(super) fn unpack(root: &RootFd, tar: impl Read) -> Result<(u64, Pending), St
         budget: Budget::default(),
         opaque: BTreeSet::new(),
         directories: vec![(PathBuf::new(), EPOCH)],
+        default_acls: BTreeMap::new(),
     };
     entry::each(tar, |path, entry, attributes| {
         unpacker.entry(path, entry, &attributes)
@@ -57,6 +58,9 @@ struct Unpacker<'a> {
     opaque: BTreeSet<PathBuf>,
     /// Modification times of directories, set when nothing more is put into them.
     directories: Vec<(PathBuf, Timestamps)>,
+    /// ACLs that directories give to what is made in them, set when nothing more is: what the
+    /// tar lists has the attributes that the tar says, and no others.
+    default_acls: BTreeMap<PathBuf, Vec<u8>>,
 }
 
 impl Unpacker<'_> {
@@ -91,6 +95,9 @@ impl Unpacker<'_> {
         attributes: &Attributes,
     ) -> io::Result<()> {
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
+            if matches!(hidden, b"" | b"." | b"..") {
+                return Ok(()); // nothing that the directory has can have that name
+            }
             let hides = self.real(parent, OsStr::from_bytes(hidden))?;
             if self.links.contains_key(&hides) {
                 return Ok(()); // the layer itself has that name
@@ -101,13 +108,15 @@ impl Unpacker<'_> {
         let mode = Mode::from_raw_mode(attributes.mode);
         match kind {
             EntryType::Directory => {
-                let mut replaced = false;
+                let (mut made, mut replaced) = (true, false);
                 match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
                     // A link that only the base can make is a file, too.
                     Ok(()) => replaced = self.links.contains_key(&self.real(parent, name)?),
                     Err(Errno::EXIST) => {
                         let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                            made = false;
+                        } else {
                             rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
                             rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o700))?;
                             replaced = true;
@@ -117,10 +126,14 @@ impl Unpacker<'_> {
                 }
                 let path = self.real(parent, name)?;
                 self.pending.implied.remove(&path);
+                if made {
+                    self.default_acls.remove(&path);
+                }
                 if replaced {
                     // A whiteout or a file of that name took away what is below.
                     self.make_opaque(parent, name, path.clone())?;
                 }
+                self.keep_default_acl(&path, attributes);
                 self.directories.push((path, times(attributes)));
                 self.attributes(parent, name, attributes, false)
             }
@@ -220,7 +233,7 @@ impl Unpacker<'_> {
                 AtFlags::empty(),
             )?;
         }
-        for (key, value) in &attributes.xattrs {
+        for (key, value) in at_once_xattrs(attributes) {
             xattr::set(parent, name, key, value)?;
         }
         rustix::fs::utimensat(parent, name, &times(attributes), AtFlags::SYMLINK_NOFOLLOW)?;
@@ -242,9 +255,20 @@ impl Unpacker<'_> {
             Some(Gid::from_raw(attributes.gid)),
         )?;
         rustix::fs::fchmod(&root, Mode::from_raw_mode(attributes.mode))?;
+        for (key, value) in at_once_xattrs(attributes) {
+            xattr::set(root.as_fd(), OsStr::new("."), key, value)?;
+        }
+        self.keep_default_acl(Path::new(""), attributes);
         self.pending.implied.remove(Path::new(""));
         self.directories.push((PathBuf::new(), times(attributes)));
         Ok(())
+    }
+
+    fn keep_default_acl(&mut self, path: &Path, attributes: &Attributes) {
+        let mut all = attributes.xattrs.iter();
+        if let Some((_, acl)) = all.rfind(|(key, _)| key == DEFAULT_ACL) {
+            self.default_acls.insert(path.to_owned(), acl.clone());
+        }
     }
 
     /// Makes something; when the name is taken, removes what is there and tries again.
@@ -295,7 +319,7 @@ impl Unpacker<'_> {
             let here = self.real(parent, OsStr::new(""))?;
             return self.make_opaque(parent, OsStr::new("."), normal(&here));
         }
-        if hidden.is_empty() || hidden.starts_with(WHITEOUT) {
+        if hidden.starts_with(WHITEOUT) {
             // AUFS's own bookkeeping (.wh..wh.plnk, …), which image-spec says to ignore.
             return Ok(());
         }
@@ -358,6 +382,13 @@ impl Unpacker<'_> {
             linked => linked,
         };
         match linked {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let stat = rustix::fs::statat(&directory, &file, AtFlags::SYMLINK_NOFOLLOW)?;
+                match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Directory => Err(invalid("a hard link to a directory")),
+                    _ => Err(error),
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Perhaps it is a link to such a link.
                 let first = self
@@ -434,6 +465,7 @@ impl Unpacker<'_> {
             rustix::fs::chownat(&current, name, owner, Some(Gid::ROOT), flags)?;
             rustix::fs::chmodat(&current, name, mode, AtFlags::empty())?;
             let path = self.real(current.as_fd(), name)?;
+            self.default_acls.remove(&path);
             if replaced {
                 // Instead of a whiteout or a file, which took away what is below.
                 self.pending.implied.remove(&path);
@@ -449,22 +481,20 @@ impl Unpacker<'_> {
     }
 
     fn finish(mut self) -> Result<(u64, Pending), StoreError> {
+        for (path, acl) in std::mem::take(&mut self.default_acls) {
+            let set = self.still(&path, OFlags::DIRECTORY).and_then(|fd| {
+                let name = OsStr::new(DEFAULT_ACL);
+                xattr::set(fd.as_fd(), OsStr::new("."), name, &acl)
+            });
+            told_of(&path, set)?;
+        }
         // Deepest last made, first set: setting a time changes no other directory's.
         for (path, times) in std::mem::take(&mut self.directories) {
             let set = self.still(&path, OFlags::DIRECTORY).and_then(|fd| {
                 let flags = AtFlags::EMPTY_PATH;
                 Ok(rustix::fs::utimensat(fd, "", &times, flags)?)
             });
-            match set {
-                Err(error) if !is_gone(&error) => {
-                    return Err(StoreError::BadEntry {
-                        entry: path.display().to_string(),
-                        reason: error.to_string(),
-                    });
-                }
-                // Replaced by a later entry.
-                _ => {}
-            }
+            told_of(&path, set)?;
         }
         self.forget_replaced();
         Ok((self.content, self.pending))
@@ -517,6 +547,31 @@ impl Unpacker<'_> {
         });
         pending.links = still.collect();
         self.pending = pending;
+    }
+}
+
+/// What directories give to what is made in them (acl(5)).
+const DEFAULT_ACL: &str = "system.posix_acl_default";
+
+/// The attributes of an entry that change nothing for others.
+fn at_once_xattrs(attributes: &Attributes) -> impl Iterator<Item = &(OsString, Vec<u8>)> {
+    let all = attributes.xattrs.iter();
+    all.filter(|(key, _)| key != DEFAULT_ACL)
+}
+
+/// What setting something of a directory at the end came to; it may have been replaced by a later
+/// entry.
+fn told_of(path: &Path, set: io::Result<()>) -> Result<(), StoreError> {
+    match set {
+        Err(error) if !is_gone(&error) => Err(match error.kind() {
+            // Not the entry's fault.
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => at("unpack", path)(error),
+            _ => StoreError::BadEntry {
+                entry: path.display().to_string(),
+                reason: error.to_string(),
+            },
+        }),
+        _ => Ok(()),
     }
 }
 

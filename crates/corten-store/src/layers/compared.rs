@@ -69,6 +69,14 @@ fn archive(lines: &[Line]) -> Vec<u8> {
 /// Everything a program can see of a mounted layer.
 fn view(dir: BorrowedFd<'_>) -> BTreeMap<PathBuf, String> {
     let mut seen = BTreeMap::new();
+    let here = OsStr::new(".");
+    let stat = rustix::fs::statat(dir, here, AtFlags::empty()).unwrap();
+    let xattrs = xattr::list(dir, here).unwrap();
+    let root = format!(
+        "{:o} {}:{} {}.{:09} {xattrs:?}",
+        stat.st_mode, stat.st_uid, stat.st_gid, stat.st_mtime, stat.st_mtime_nsec
+    );
+    seen.insert(PathBuf::new(), root);
     let looked = walk(dir, false, |dir, name, path| {
         // Overlayfs lists whiteouts of a directory that is in one layer only.
         let Ok(stat) = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else {
@@ -212,7 +220,10 @@ fn compare(pair: &Pair, lines: &[Line]) -> Result<Outcome, String> {
             assert_eq!(directory, image);
             Ok(image)
         }
-        (Err(directory), Err(_)) => Err(directory),
+        (Err(directory), Err(image)) => {
+            assert_eq!(directory, image);
+            Err(directory)
+        }
         (directory, image) => panic!(
             "one is refused: {:?} {:?}",
             directory.map(|_| ()),
@@ -353,7 +364,11 @@ fn sparse_archives_are_what_was_packed() {
         for store in [&pair.directories, &pair.images] {
             let seen = outcome(store, &tar).unwrap();
             let files: Vec<&Path> = seen.view.keys().map(PathBuf::as_path).collect();
-            assert_eq!(files, ["d", "d/hole", name].map(Path::new), "{format:?}");
+            assert_eq!(
+                files,
+                ["", "d", "d/hole", name].map(Path::new),
+                "{format:?}"
+            );
             let line = &seen.view[Path::new(name)];
             assert!(
                 line.ends_with(&Digest::of(&content).to_string()),
@@ -394,7 +409,7 @@ fn whiteouts_beside_directories() {
         for store in [&pair.directories, &pair.images] {
             let seen = stacked(store, &[archive(&base), archive(&lines)]).unwrap();
             let seen: Vec<&str> = seen.keys().map(|path| path.to_str().unwrap()).collect();
-            assert_eq!(seen, expected, "{lines:?}");
+            assert_eq!(seen[1..], *expected, "{lines:?}");
         }
     }
 }
@@ -426,6 +441,10 @@ fn attributes_of_every_kind() {
             mode: 0o1777,
             owner: (5, 6),
             mtime: (-5, 250_000_000),
+            xattrs: vec![
+                ("system.posix_acl_default".into(), acl(2)),
+                ("user.root".into(), b"r".to_vec()),
+            ],
             ..line("./", b'5')
         },
         Line {
@@ -458,6 +477,17 @@ fn attributes_of_every_kind() {
             xattrs: vec![("system.posix_acl_default".into(), acl(2))],
             ..line("acls/", b'5')
         },
+        // A directory's ACL for what is made in it is nothing to what the archive lists.
+        Line {
+            mode: 0o604,
+            ..file("acls/file", b"f".to_vec())
+        },
+        line("acls/d/", b'5'),
+        file("acls/e/f", b"f".to_vec()),
+        Line {
+            device: (1, 3),
+            ..line("acls/null", b'3')
+        },
         Line {
             link: b"a/b/../c".to_vec(),
             ..line("short", b'2')
@@ -484,6 +514,17 @@ fn attributes_of_every_kind() {
             mode: 0o600,
             ..line("pipe", b'6')
         },
+        // Not root's, by whom it was unpacked.
+        Line {
+            mode: 0o6755,
+            owner: (u32::MAX, u32::MAX),
+            ..file("nobody", b"x".to_vec())
+        },
+        Line {
+            owner: (u32::MAX - 1, u32::MAX),
+            link: b"nobody".to_vec(),
+            ..line("nobodys", b'2')
+        },
         Line {
             link: b"setuid".to_vec(),
             ..line("hard", b'1')
@@ -497,11 +538,56 @@ fn attributes_of_every_kind() {
         line("d/.wh..wh.plnk", b'0'),
         line(&format!("{}/x", "n".repeat(255)), b'0'),
     ];
-    both(&lines).unwrap();
+    let outcome = both(&lines).unwrap();
+    let told = &outcome.view[Path::new("nobody")];
+    assert!(told.starts_with("106755 65534:65534 "), "{told}");
     for path in ["!before", ".hidden", ".-between", "..", "...", "a\nb"] {
         lines.push(line(path, if path == ".." { b'5' } else { b'0' }));
     }
     both(&lines).unwrap();
+}
+
+/// Names that no file can have are hidden by nothing, and lead nowhere.
+#[test]
+fn whiteouts_of_no_name() {
+    let base = [file("foo/old", b"old".to_vec()), file("old", Vec::new())];
+    let pair = Pair::new();
+    for odd in [".wh.", ".wh..", ".wh..."] {
+        let lines = [
+            line(odd, b'0'),
+            line(&format!("foo/{odd}"), b'0'),
+            line(&format!("foo/bar/{odd}"), b'0'),
+        ];
+        both(&lines).unwrap();
+        for store in [&pair.directories, &pair.images] {
+            let seen = stacked(store, &[archive(&base), archive(&lines)]).unwrap();
+            let seen: Vec<&str> = seen.keys().map(|path| path.to_str().unwrap()).collect();
+            assert_eq!(seen, ["", "foo", "foo/bar", "foo/old", "old"], "{odd}");
+        }
+    }
+}
+
+/// A directory that is replaced by another has nothing of the first.
+#[test]
+fn default_acls_go_with_their_directory() {
+    let acl = b"\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x04\x00\x05\x00\xff\xff\xff\xff\
+        \x20\x00\x00\x00\xff\xff\xff\xff";
+    let with_acl = || Line {
+        xattrs: vec![("system.posix_acl_default".into(), acl.to_vec())],
+        ..line("d/", b'5')
+    };
+    let a_file = || file("d", b"x".to_vec());
+    for (lines, has) in [
+        (vec![with_acl(), file("d/f", Vec::new())], true),
+        (vec![with_acl(), line("d/", b'5')], true),
+        (vec![with_acl(), a_file(), line("d/", b'5')], false),
+        (vec![with_acl(), a_file(), file("d/f", Vec::new())], false),
+        (vec![with_acl(), a_file()], false),
+    ] {
+        let outcome = both(&lines).unwrap();
+        let told = &outcome.view[Path::new("d")];
+        assert_eq!(told.contains("posix_acl_default"), has, "{lines:?}: {told}");
+    }
 }
 
 #[test]
@@ -524,6 +610,10 @@ fn what_no_form_takes() {
     for lines in [
         vec![line(&format!("{}/", "n".repeat(256)), b'5')],
         vec![line(&"d/".repeat(1100), b'5')],
+        vec![line(
+            &format!("{}{}", ("d".repeat(200) + "/").repeat(20), "f".repeat(180)),
+            b'0',
+        )],
         vec![
             Line {
                 link: b"d".to_vec(),
@@ -681,7 +771,7 @@ fn layers_of_both_forms_in_one_stack() {
     }
     assert_eq!(views[0], views[1]);
     let names: Vec<&str> = views[0].keys().map(|p| p.to_str().unwrap()).collect();
-    assert_eq!(names, ["d", "d/base", "d/copy", "d/top", "o", "o/seen"]);
+    assert_eq!(names, ["", "d", "d/base", "d/copy", "d/top", "o", "o/seen"]);
     assert!(
         views[0][Path::new("d")].starts_with("40700 9:9 "),
         "{:?}",

@@ -19,6 +19,8 @@ const MAX_ENTRIES: u64 = 10_000_000;
 const MAX_CONTENT: u64 = 1 << 40;
 /// Bytes of names, PAX records and sparse maps before one entry.
 const MAX_BEFORE: u64 = 8 << 20;
+/// `PATH_MAX` without the NUL: longer names cannot be used by anybody.
+pub(super) const MAX_PATH: usize = 4095;
 /// Components one name may have.
 const MAX_DEPTH: usize = 1024;
 /// Bytes that names, link targets and extended attributes of one layer may take in memory,
@@ -28,6 +30,8 @@ const MAX_METADATA: usize = 512 << 20;
 const NODE: usize = 128;
 /// Bytes of names that may be left for the base to settle: they go into one row.
 const MAX_PENDING: usize = 32 << 20;
+/// Who owns what no owner can be told of, as the kernel shows it.
+const NOBODY: u32 = 65_534;
 /// What the names of whiteouts begin with (image-spec, layer.md).
 pub const WHITEOUT: &[u8] = b".wh.";
 /// The entry that makes its directory opaque.
@@ -124,7 +128,7 @@ pub(super) fn each<R: Read>(
                 }
                 _ => StoreError::BadEntry {
                     entry: String::from_utf8_lossy(&raw).into_owned(),
-                    reason: error.to_string(),
+                    reason: reason(&error),
                 },
             })
         };
@@ -147,6 +151,15 @@ pub(super) fn each<R: Read>(
     outcome.map_err(|Failed(error)| error)
 }
 
+/// What is wrong with an entry, in the same words for every form.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => "the archive ends in it".to_owned(),
+        io::ErrorKind::InvalidFilename => "its name or its target is too long".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
 /// Why a tar was not read to its end.
 struct Failed(StoreError);
 
@@ -165,6 +178,9 @@ fn one<R: Read>(
     let path = normal(Path::new(OsStr::from_bytes(raw)));
     if raw.contains(&0) {
         return Err(invalid("its name has a NUL byte"));
+    }
+    if path.as_os_str().len() > MAX_PATH {
+        return Err(io::ErrorKind::InvalidFilename.into());
     }
     if path.components().count() > MAX_DEPTH {
         return Err(invalid(format!("deeper than {MAX_DEPTH} directories")));
@@ -264,7 +280,11 @@ pub fn attributes<R: Read>(entry: &mut Entry<'_, '_, R>) -> io::Result<Attribute
             }
         }
     }
-    let id = |value: u64| u32::try_from(value).map_err(|_| bad("owner"));
+    let id = |value: u64| match u32::try_from(value) {
+        // For the system no owner: "leave it as it is".
+        Ok(u32::MAX) => Ok(NOBODY),
+        other => other.map_err(|_| bad("owner")),
+    };
     Ok(Attributes {
         mode,
         uid: id(uid)?,

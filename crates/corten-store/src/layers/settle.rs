@@ -381,7 +381,8 @@ impl Directories<'_> {
             .into
             .open_in_root(Path::new(""), flags, Mode::empty())?;
         let stat = self.layer.lstat(Path::new(""))?;
-        inherit(root.as_fd(), ".".as_ref(), &stat, &[])
+        let own = of_entry(self.layer.as_fd(), ".".as_ref())?;
+        inherit(root.as_fd(), ".".as_ref(), &stat, &own)
     }
 }
 
@@ -390,7 +391,11 @@ pub(super) fn xattrs(below: &RootFd, path: &Path) -> io::Result<Xattrs> {
     let Some((parent, name)) = below.parent(path)? else {
         return Ok(Vec::new());
     };
-    let mut found = xattr::list(parent.as_fd(), &name)?;
+    of_entry(parent.as_fd(), &name)
+}
+
+fn of_entry(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<Xattrs> {
+    let mut found = xattr::list(parent, name)?;
     found.retain(|(key, _)| !xattr::is_overlays(key));
     Ok(found)
 }

@@ -10,6 +10,7 @@ fn path() -> impl Strategy<Value = String> {
         6 => "[abc]",
         1 => Just(".wh.a".to_owned()),
         1 => Just(".wh..wh..opq".to_owned()),
+        1 => prop_oneof!["\\.wh\\.", "\\.wh\\.\\.{1,2}"],
         1 => Just("..".to_owned()),
         1 => Just(".".to_owned()),
     ];

@@ -18,12 +18,9 @@ use super::writer::ImageWriter;
 use super::{MAX_NAME, inode, xattr};
 use crate::archive;
 use crate::error::StoreError;
-use crate::layers::entry::{self, Budget, OPAQUE_MARKER, WHITEOUT, invalid, link_name};
+use crate::layers::entry::{self, Budget, MAX_PATH, OPAQUE_MARKER, WHITEOUT, invalid, link_name};
 use crate::layers::pending::Pending;
 use crate::rooted::normal;
-
-/// `PATH_MAX` without the NUL: what a name or a link's target may have as with a directory.
-const MAX_PATH: usize = 4095;
 
 /// Unpacks `tar`; the tree is to be written with [`ImageWriter::finish`].
 pub(in crate::layers) fn unpack(
