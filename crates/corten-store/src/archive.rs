@@ -115,7 +115,7 @@ pub struct Metered<R> {
 impl<R: Read> Metered<R> {
     /// Reads a header, and PAX records with it if that is what it is about: `left` bytes at most.
     fn hold(&mut self, position: u64, left: u64) -> io::Result<()> {
-        self.held.clear();
+        self.held.drain(..self.handed);
         self.handed = 0;
         self.meter.header.set(None);
         if left < BLOCK || !self.fill(BLOCK)? {
@@ -136,10 +136,11 @@ impl<R: Read> Metered<R> {
         let is_pax = match header.entry_type() {
             tar::EntryType::XHeader => true,
             tar::EntryType::GNULongName | tar::EntryType::GNULongLink => false,
+            kind if size > 0 && has_no_content(kind) => return self.correct_size(kind),
             _ => return Ok(()),
         };
         if is_pax {
-            if !self.fill(whole)? {
+            if !self.fill(BLOCK + whole)? {
                 return Ok(());
             }
             let start = BLOCK as usize;
@@ -150,12 +151,50 @@ impl<R: Read> Metered<R> {
         Ok(())
     }
 
-    /// Reads so many bytes more; `false`: there are not so many.
-    fn fill(&mut self, length: u64) -> io::Result<bool> {
-        let read = (&mut self.inner).take(length).read_to_end(&mut self.held);
-        let read = read.inspect_err(|_| self.meter.failed.set(true))?;
-        Ok(read as u64 == length)
+    /// Of a link, directory or device, some archivers say how large the file is, or how large the
+    /// directory was, and no content follows. What follows tells: then the size is taken for 0.
+    /// Only behind a hard link may zeros be its content.
+    fn correct_size(&mut self, kind: tar::EntryType) -> io::Result<()> {
+        let is_whole = self.fill(2 * BLOCK)?;
+        let (header, next) = self.held.split_at_mut(BLOCK as usize);
+        let is_end = kind != tar::EntryType::Link && next.iter().all(|byte| *byte == 0);
+        let is_next = next.is_empty() || is_end || is_header(next);
+        // A header that is damaged stays so.
+        if (is_whole || next.is_empty()) && is_next && is_header(header) {
+            let mut corrected = tar::Header::from_byte_slice(header).clone();
+            corrected.set_size(0);
+            corrected.set_cksum();
+            header.copy_from_slice(corrected.as_bytes());
+        }
+        Ok(())
     }
+
+    /// Reads until so many bytes are held; `false`: there are not so many.
+    fn fill(&mut self, length: u64) -> io::Result<bool> {
+        let more = length.saturating_sub(self.held.len() as u64);
+        let read = (&mut self.inner).take(more).read_to_end(&mut self.held);
+        let read = read.inspect_err(|_| self.meter.failed.set(true))?;
+        Ok(read as u64 == more)
+    }
+}
+
+/// Whether nothing of that type has content.
+fn has_no_content(kind: tar::EntryType) -> bool {
+    use tar::EntryType::{Block, Char, Directory, Fifo, Link, Symlink};
+    matches!(kind, Link | Symlink | Char | Block | Directory | Fifo)
+}
+
+/// Whether a block is a header, as its checksum says.
+fn is_header(block: &[u8]) -> bool {
+    if block.len() as u64 != BLOCK {
+        return false;
+    }
+    let said = tar::Header::from_byte_slice(block).cksum();
+    // Its own field counts as blanks.
+    let is_sum = |at: usize| (148..156).contains(&at);
+    let bytes = block.iter().enumerate();
+    let sum = bytes.map(|(at, byte)| if is_sum(at) { 32 } else { u32::from(*byte) });
+    said.is_ok_and(|said| said == sum.sum::<u32>())
 }
 
 impl<R: Read> Read for Metered<R> {
@@ -456,6 +495,47 @@ mod tests {
             ["file".into(), "n".repeat(600)]
         );
         assert!(names(&archive[..], 1024).is_err());
+    }
+
+    /// Of records of one key the last counts, as with other archivers.
+    #[test]
+    fn the_last_record_counts() {
+        let record = |text: &str| format!("{} {text}\n", text.len() + 4).into_bytes();
+        let records = [
+            record("path=one\nx"),
+            record("path=two\ny"),
+            record("size=9000"),
+            b"9 size=3\n".to_vec(),
+        ]
+        .concat();
+        let mut archive = [header(b'x', records.len() as u64), records].concat();
+        archive.resize(1024, 0);
+        archive.extend([header(b'0', 0), b"abc".to_vec(), vec![0; 509 + 1024]].concat());
+        assert_eq!(names(&archive[..], 8192).unwrap(), ["two\ny"]);
+    }
+
+    /// Archivers differ in whether what has no content has a size.
+    #[test]
+    fn sizes_of_what_has_no_content() {
+        let end = vec![0; 1024];
+        let file = [header(b'0', 3), b"abc".to_vec(), vec![0; 509]].concat();
+        for kind in [b'1', b'2', b'3', b'4', b'5', b'6'] {
+            let odd = header(kind, 1000);
+            for (archive, expected) in [
+                ([&odd[..], &file, &end].concat(), 2),
+                ([&odd[..], &odd, &file].concat(), 3),
+                ([&file[..], &odd, &end].concat(), 2),
+                (odd.clone(), 1),
+                // POSIX lets a link carry what it is a link to.
+                ([&odd[..], &[7; 1000], &[0; 24], &file, &end].concat(), 2),
+            ] {
+                let found = names(&archive[..], 8192).unwrap();
+                assert_eq!(found.len(), expected, "{}", char::from(kind));
+            }
+            let mut damaged = odd;
+            damaged[3] ^= 1;
+            assert!(names(&[damaged, end.clone()].concat()[..], 8192).is_err());
+        }
     }
 
     #[test]

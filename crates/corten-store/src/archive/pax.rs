@@ -1,6 +1,8 @@
 //! PAX records, which say how long they are: what they say may have a newline in it (a
 //! capability's bytes, an attribute of any program's, a name). The `tar` crate takes every newline
-//! for a record's end, so it is shown others in their place, and what was there is kept.
+//! for a record's end, so it is shown others in their place, and what was there is kept. It also
+//! takes the first of several records of a key, where the last one counts (POSIX); so it is shown
+//! no others.
 
 use std::io;
 
@@ -8,6 +10,9 @@ use super::invalid;
 
 /// What newlines inside of records are replaced with for who takes them for a record's end.
 const STAND_IN: u8 = b'?';
+
+/// Keys of which the `tar` crate is to see one record.
+const ONCE: [&[u8]; 3] = [b"path", b"linkpath", b"size"];
 
 /// The records before one entry.
 #[derive(Debug, Default)]
@@ -18,10 +23,27 @@ pub struct Pax {
 }
 
 impl Pax {
-    /// Keeps records, and has none of them look like several.
+    /// Keeps records, and has none of them look like several, and no name or size be there twice.
     pub(super) fn take(data: &mut [u8]) -> Self {
         let kept = data.to_vec();
         let mut masked = false;
+        let mut last = [None; ONCE.len()];
+        let mut at = 0;
+        while let Ok(Some((start, end))) = next(&data[at..]) {
+            let (start, end) = (at + start, at + end);
+            let record = &data[start..end];
+            let is_of = |key: &&[u8]| {
+                record
+                    .strip_prefix(*key)
+                    .is_some_and(|r| r.starts_with(b"="))
+            };
+            if let Some(which) = ONCE.iter().position(is_of)
+                && let Some(before) = last[which].replace(start)
+            {
+                data[before] = STAND_IN;
+            }
+            at = (end + 1).min(data.len());
+        }
         let mut rest = &mut *data;
         while let Ok(Some((start, end))) = next(rest) {
             for byte in &mut rest[start..end] {
@@ -47,13 +69,13 @@ impl Pax {
             .any(|record| record.is_ok_and(|(of, _)| of == key))
     }
 
-    /// What was there, of what the `tar` crate found in the first record of a key.
+    /// What was there, of what the `tar` crate found in the last record of a key.
     pub(super) fn restored<'a>(&'a self, key: &[u8], found: &[u8]) -> Option<&'a [u8]> {
         if !self.masked {
             return None;
         }
-        let mut records = self.records().filter_map(Result::ok);
-        let (_, value) = records.find(|(of, _)| *of == key)?;
+        let records = self.records().filter_map(Result::ok);
+        let (_, value) = records.filter(|(of, _)| *of == key).last()?;
         let is_newline = |(was, is): (&u8, &u8)| was == is || (*was == b'\n' && *is == STAND_IN);
         let same = value.len() == found.len() && value.iter().zip(found).all(is_newline);
         same.then_some(value)
@@ -127,6 +149,13 @@ mod tests {
         assert_eq!(pax.restored(b"uid", b"?1"), Some(&b"\n1"[..]));
         assert_eq!(pax.restored(b"uid", b"1"), None);
         assert_eq!(pax.restored(b"gid", b"12"), Some(&b"12"[..]));
+        let mut twice = b"9 size=1\n9 path=a\n9 size=2\n9 path=b\n11 sizes=3\n".to_vec();
+        let pax = Pax::take(&mut twice);
+        assert_eq!(
+            twice,
+            b"9 ?ize=1\n9 ?ath=a\n9 size=2\n9 path=b\n11 sizes=3\n"
+        );
+        assert_eq!(pax.records().count(), 5);
         for malformed in [
             &b"7 uid=1\n"[..],
             b"x uid=1\n",
