@@ -34,6 +34,7 @@ mod frozen;
 mod harness;
 mod health;
 mod image_prune;
+mod image_repair;
 mod image_words;
 mod images;
 mod init;

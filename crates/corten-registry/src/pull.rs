@@ -298,7 +298,7 @@ pub(crate) async fn config(
     Ok(bytes)
 }
 
-/// Fetches and unpacks the layers that are not here.
+/// Fetches and unpacks the layers that are not here, or have no blob that could be sent.
 async fn layers(
     host: &Host,
     store: &Store,
@@ -326,7 +326,7 @@ async fn layers(
         }
         let (layers, key) = (store.layers().clone(), diff_id.clone());
         let told = Told::new(progress, &blob.digest);
-        if blocking(move || layers.has(&key)).await? {
+        if blocking(move || layers.has_to_send(&key)).await? {
             told.status("Already exists");
         } else {
             told.status("Pulling fs layer");

@@ -273,6 +273,7 @@ impl Store {
         report: &mut GcReport,
     ) -> Result<(), StoreError> {
         let kept = self.kept(db)?;
+        let waiting = self.waiting(db, &kept)?;
         for (object, since) in condemned::all(db, Kind::Blob)? {
             let Ok(digest) = object.parse::<Digest>() else {
                 continue;
@@ -281,7 +282,7 @@ impl Store {
                 condemned::spare_in(db, Kind::Blob, &object)?;
                 continue;
             }
-            if !condemned::may_go(since, oldest) {
+            if waiting.contains(&digest) || !condemned::may_go(since, oldest) {
                 report.busy = true;
                 continue;
             }
@@ -295,6 +296,25 @@ impl Store {
             report.blobs.push(digest);
         }
         Ok(())
+    }
+
+    /// Blobs of layers that nothing needs and that stay for now: who has looked at such a layer
+    /// counts on what it can leave as, too.
+    fn waiting(&self, db: &Connection, kept: &Kept) -> Result<HashSet<Digest>, StoreError> {
+        let mut statement = db.prepare_cached(
+            "SELECT diff_id, blob FROM layer_blob WHERE diff_id IN (SELECT diff_id FROM layer)",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut waiting = HashSet::new();
+        while let Some(row) = rows.next()? {
+            let (layer, blob): (String, String) = (row.get(0)?, row.get(1)?);
+            if let (Ok(layer), Ok(blob)) = (layer.parse::<DiffId>(), blob.parse())
+                && !kept.layers.contains(&layer)
+            {
+                waiting.insert(blob);
+            }
+        }
+        Ok(waiting)
     }
 
     fn kept(&self, db: &Connection) -> Result<Kept, StoreError> {

@@ -462,12 +462,13 @@ fn one(engine: &Engine, image: &Found<'_>, sink: &LoadSink) -> Result<()> {
     Ok(())
 }
 
-/// Unpacks the layers that are not here, several at once.
+/// Unpacks the layers that are not here, several at once; of those that are here and could not be
+/// sent or saved, the blob is kept.
 fn layers(engine: &Engine, image: &Found<'_>, sink: &LoadSink) -> Result<()> {
     let mut wanted: Vec<(usize, &DiffId, &Layer<'_>)> = Vec::new();
     for (at, (diff_id, layer)) in image.layers.iter().enumerate() {
         let again = wanted.iter().any(|(_, known, _)| *known == diff_id);
-        if !again && !engine.store().layers().has(diff_id)? {
+        if !again && !engine.store().layers().has_to_send(diff_id)? {
             wanted.push((at, diff_id, layer));
         }
     }

@@ -22,6 +22,18 @@ impl Layers {
         Ok(blobs.find(|blob| self.blobs.has(&blob.digest)))
     }
 
+    /// Whether the layer is here and can leave again as it came: it has a blob, or was made here,
+    /// so that its tar can be written at any time.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn has_to_send(&self, diff_id: &DiffId) -> Result<bool, StoreError> {
+        if !self.has(diff_id)? {
+            return Ok(false);
+        }
+        Ok(self.blob_for(diff_id)?.is_some() || self.is_made_here(diff_id)?)
+    }
+
     /// Every blob that is known to be a layer, here or not; those that [`blob_for`] prefers
     /// first.
     ///

@@ -521,13 +521,7 @@ impl Layers {
         if let Some(reason) = self.driver.verify(diff_id)? {
             return Ok(Some(reason));
         }
-        let made_here = self.database.read(|db| {
-            Ok::<_, StoreError>(
-                db.prepare_cached("SELECT 1 FROM layer WHERE diff_id = ? AND made_here")?
-                    .exists([diff_id.digest().as_str()])?,
-            )
-        })?;
-        if !made_here {
+        if !self.is_made_here(diff_id)? {
             return Ok(None);
         }
         let mut hashing = decode::Hashing::like(io::sink(), diff_id.digest());
@@ -537,6 +531,16 @@ impl Layers {
             Err(StoreError::Io { source, .. }) => Ok(Some(source.to_string())),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether it is what a build step wrote.
+    fn is_made_here(&self, diff_id: &DiffId) -> Result<bool, StoreError> {
+        self.database.read(|db| {
+            Ok::<_, StoreError>(
+                db.prepare_cached("SELECT 1 FROM layer WHERE diff_id = ? AND made_here")?
+                    .exists([diff_id.digest().as_str()])?,
+            )
+        })
     }
 
     /// Only one process at a time makes or removes a layer; the others wait here.

@@ -110,6 +110,36 @@ pub(super) fn a_layer_goes_with_the_blob_of_its_name(form: LayerForm) {
     assert!(store.check(false).unwrap().is_empty());
 }
 
+pub(super) fn a_layer_that_was_looked_at_keeps_its_blob(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), form);
+    let tar = archive(&[("f", Regular, "content")]);
+    let diff_id = DiffId(Digest::of(&tar));
+    let blob = LayerBlob {
+        digest: store.blobs().put_bytes(&tar).unwrap(),
+        size: tar.len() as u64,
+        media_type: String::new(),
+    };
+    store.layers().apply_blob(&blob, &diff_id).unwrap();
+    let first = store.leases().acquire().unwrap();
+    assert!(store.gc().unwrap().busy);
+    // A pull or load finds the layer here, and takes it for one that needs not be fetched.
+    let second = store.leases().acquire().unwrap();
+    assert!(store.layers().has(&diff_id).unwrap());
+    drop(first);
+    assert!(store.gc().unwrap().busy);
+    assert!(store.layers().has_to_send(&diff_id).unwrap());
+    let image = image_of(&store, &[&diff_id]);
+    drop(second);
+    store.gc().unwrap();
+    assert!(store.layers().has_to_send(&diff_id).unwrap());
+    // With the layer its blob goes, at once.
+    store.images().delete(&image).unwrap();
+    let report = store.gc().unwrap();
+    assert_eq!(report.layers, [diff_id]);
+    assert!(report.blobs.contains(&blob.digest), "{report:?}");
+}
+
 pub(super) fn a_layer_whose_bytes_are_gone_is_made_again(form: LayerForm) {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), form);
