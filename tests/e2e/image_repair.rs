@@ -1,6 +1,7 @@
 //! What `system check` finds wrong with images, and puts right.
 
 use std::fs;
+use std::path::PathBuf;
 
 use crate::harness::Engine;
 
@@ -44,5 +45,64 @@ fn a_blob_that_is_lost_comes_with_the_image() {
     }
     engine.ok(["rm", "user"]);
     engine.ok(["rmi", &name]);
+    engine.assert_clean();
+}
+
+/// The blobs that are documents.
+fn documents(engine: &Engine) -> Vec<PathBuf> {
+    let blobs = fs::read_dir(engine.root().join("blobs/sha256")).unwrap();
+    let paths = blobs.flatten().map(|entry| entry.path());
+    paths
+        .filter(|path| fs::metadata(path).unwrap().len() < 100_000)
+        .filter(|path| fs::read(path).unwrap().starts_with(b"{"))
+        .collect()
+}
+
+/// Manifests, indexes and what they lead to come again from where the image came.
+#[test]
+fn lost_documents_are_fetched_again() {
+    let engine = Engine::with_alpine();
+    let (registry, address) = engine.registry("registry", &[]);
+    let name = format!("{address}/app");
+    let context = engine.context("app", &[("Dockerfile", "FROM alpine\nENV A=1\n")]);
+    let context = context.to_str().unwrap();
+    // With an index, and a document about the image that is no image.
+    engine.ok(["build", "-q", "--provenance=true", "-t", &name, context]);
+    engine.ok(["push", "-q", &name]);
+    engine.ok(["rmi", "-f", &name, "alpine"]);
+    engine.ok(["builder", "prune", "-a", "-f"]);
+    engine.ok(["pull", "-q", &name]);
+    let clean = || {
+        let told = engine.run(["system", "check"]);
+        assert!(told.stdout.contains("Nothing is wrong"), "{told:?}");
+    };
+    clean();
+    let before = documents(&engine);
+    // Config, manifest, index, the manifest of the document, and its config.
+    assert!(before.len() >= 5, "{before:?}");
+    let contents: Vec<Vec<u8>> = before.iter().map(|path| fs::read(path).unwrap()).collect();
+    for lose in [
+        (|path: &PathBuf| fs::remove_file(path).unwrap()) as fn(&PathBuf),
+        |path: &PathBuf| fs::write(path, "{rotten").unwrap(),
+    ] {
+        before.iter().for_each(lose);
+        let told = engine.run(["system", "check", "--repair"]);
+        assert_eq!(told.code, 0, "{told:?}");
+        clean();
+        for (path, content) in before.iter().zip(&contents) {
+            assert!(fs::read(path).unwrap() == *content, "{}", path.display());
+        }
+    }
+    // Where nobody has it any more, it is told and nothing else is harmed.
+    drop(registry);
+    before
+        .iter()
+        .for_each(|path| fs::remove_file(path).unwrap());
+    let told = engine.run(["system", "check", "--repair"]);
+    assert_eq!(told.code, 1, "{told:?}");
+    assert!(told.stdout.contains("cannot be fetched again"), "{told:?}");
+    assert_eq!(engine.ok(["run", "--rm", &name, "echo", "runs"]), "runs");
+    engine.ok(["rmi", &name]);
+    clean();
     engine.assert_clean();
 }

@@ -544,6 +544,36 @@ impl Images {
         })
     }
 
+    /// The repositories that images came from which have this blob for their configuration,
+    /// manifest or index, or for something that their index leads to.
+    ///
+    /// # Errors
+    /// The database cannot be read, or a name is damaged.
+    pub fn repositories_of(&self, blob: &Digest) -> Result<Vec<ImageRef>, StoreError> {
+        self.database.read(|db| {
+            let mut statement = db.prepare_cached(
+                "SELECT name FROM image_digest WHERE image IN (
+                     SELECT id FROM image WHERE id = ?1 OR manifest = ?1
+                     UNION SELECT image FROM image_index WHERE digest = ?1
+                     UNION SELECT image FROM image_attached WHERE blob = ?1
+                     UNION SELECT image FROM tag_origin WHERE manifest = ?1 OR list = ?1
+                     UNION SELECT image FROM tag_origin JOIN tag_origin_blob USING (name)
+                         WHERE blob = ?1)
+                 ORDER BY name",
+            )?;
+            let mut rows = statement.query([blob.as_str()])?;
+            let mut found: Vec<ImageRef> = Vec::new();
+            while let Some(row) = rows.next()? {
+                let text: String = row.get(0)?;
+                let name: ImageRef = text.parse().map_err(|e| damaged("name", &text, e))?;
+                if found.iter().all(|other| other.name() != name.name()) {
+                    found.push(name);
+                }
+            }
+            Ok(found)
+        })
+    }
+
     /// The blobs that a manifest names, if it is here and one. Reads the file only: a
     /// collection asks within its transaction.
     pub(crate) fn named_by(&self, manifest: &Digest) -> Result<Vec<Digest>, StoreError> {
