@@ -81,7 +81,7 @@ async fn find(cli: &Cli, object: &str, wanted: Option<&str>, size: bool) -> Resu
         match call.json().await {
             Ok(object) => {
                 if size && *kind != "container" {
-                    cli.complain(format!("WARNING: --size ignored for {kind}s"));
+                    cli.complain(format!("WARNING: --size ignored for {kind}"));
                 }
                 let shape = match *kind {
                     "container" => shapes::CONTAINER,

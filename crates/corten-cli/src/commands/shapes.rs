@@ -440,6 +440,15 @@ mod tests {
     }
 
     #[test]
+    fn sets_print_as_with_docker() {
+        let config = json!({"ExposedPorts": {"80/tcp": {}, "443/tcp": {}}, "Volumes": {"/v": {}}});
+        let image = json!({"Id": "sha256:1", "Config": config});
+        let template = "{{.Config.ExposedPorts}} {{.Config.Volumes}}";
+        let expected = "map[443/tcp:{} 80/tcp:{}] map[/v:{}]";
+        assert_eq!(render(IMAGE, &image, template), expected);
+    }
+
+    #[test]
     fn empty_fields_of_images_print_as_with_docker() {
         let image = json!({"Id": "sha256:1", "Config": {"Cmd": ["sh"], "Env": null}});
         for (template, expected) in [

@@ -120,7 +120,7 @@ impl Run<'_> {
                 let found = self.pipeline(pipeline, dot)?;
                 if pipeline.variables.is_empty() {
                     match found {
-                        Found::Value(value) => self.out.push_str(&display(&value.value)),
+                        Found::Value(value) => self.out.push_str(&value.display()),
                         Found::NoValue => self.out.push_str("<no value>"),
                         Found::Missing(key) => {
                             let at = pipeline

@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value, json};
 
+use super::exec::display;
+
 /// A Go type.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Shape {
@@ -93,6 +95,20 @@ impl Typed {
             value
         };
         Self { value, shape }
+    }
+
+    /// As Go's `fmt` prints it. A set of names, as ports or volumes, is a map to empty structures
+    /// there.
+    pub(super) fn display(&self) -> String {
+        match (&self.value, self.shape) {
+            (Value::Object(map), Shape::Map(Shape::Struct([]))) => {
+                let mut names: Vec<String> =
+                    map.keys().map(|name| format!("{name}:{{}}")).collect();
+                names.sort_unstable();
+                format!("map[{}]", names.join(" "))
+            }
+            (value, _) => display(value),
+        }
     }
 }
 
