@@ -66,3 +66,26 @@ fn filters_and_containers_decide() {
     assert_eq!(prune(&["-a"]), [""; 0]);
     engine.assert_clean();
 }
+
+/// What the configuration file keeps from being pruned is kept.
+#[test]
+fn filters_of_the_configuration_file_hold() {
+    let engine = Engine::new();
+    image(&engine, "kept", "LABEL keep=yes", &[]);
+    image(&engine, "other", "ENV A=1", &[]);
+    let config = engine.path("docker").join("config.json");
+    std::fs::write(config, r#"{"pruneFilters":["label!=keep=yes"]}"#).unwrap();
+    engine.ok(["volume", "create", "--label", "keep=yes", "kept"]);
+    engine.ok(["volume", "prune", "-a", "-f"]);
+    assert_eq!(engine.ok(["volume", "ls", "-q"]), "kept");
+    engine.ok(["builder", "prune", "-a", "-f"]);
+    let asked = engine.run_with_input(["system", "prune", "-a"], b"n\n");
+    assert!(asked.stdout.contains("  - label!=keep=yes\n"), "{asked:?}");
+    engine.ok(["image", "prune", "-a", "-f"]);
+    assert_eq!(names(&engine), ["kept"]);
+    // The command line knows better.
+    engine.ok(["image", "prune", "-a", "-f", "--filter", "label=keep=yes"]);
+    assert_eq!(names(&engine), [""; 0]);
+    engine.ok(["volume", "rm", "kept"]);
+    engine.assert_clean();
+}

@@ -26,6 +26,8 @@ pub(crate) struct ConfigFile {
     pub(crate) volumes_format: String,
     /// Default `--format` of `network ls`.
     pub(crate) networks_format: String,
+    /// Filters of every `prune`, as `label!=keep`.
+    pub(crate) prune_filters: Vec<String>,
     /// Headers added to every request.
     #[serde(rename = "HttpHeaders")]
     pub(crate) http_headers: BTreeMap<String, String>,
@@ -35,6 +37,36 @@ pub(crate) struct ConfigFile {
 }
 
 impl ConfigFile {
+    /// The filters of a prune: those of the command line and those of the file, but for labels
+    /// that the command line says the opposite of. Fields are in lower case.
+    pub(crate) fn with_prune_filters(&self, given: &[&str]) -> Vec<String> {
+        let normal = |filter: &str| {
+            let (field, value) = filter.split_once('=')?;
+            Some((field.trim().to_lowercase(), value.trim().to_owned()))
+        };
+        let mut filters: Vec<(String, String)> =
+            given.iter().filter_map(|filter| normal(filter)).collect();
+        let asked = filters.clone();
+        for (field, value) in self
+            .prune_filters
+            .iter()
+            .filter_map(|filter| normal(filter))
+        {
+            let opposite = match field.as_str() {
+                "label" => "label!",
+                "label!" => "label",
+                _ => "",
+            };
+            if !asked.contains(&(opposite.to_owned(), value.clone())) {
+                filters.push((field, value));
+            }
+        }
+        let joined = filters.into_iter();
+        joined
+            .map(|(field, value)| format!("{field}={value}"))
+            .collect()
+    }
+
     /// Reads `config.json` of a directory; a missing file is an empty one. A file that cannot be
     /// used must not keep anybody from `ps`: it is as good as none, and Docker only warns.
     pub(crate) fn load(dir: &Path) -> Self {
@@ -61,6 +93,28 @@ impl ConfigFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn filters_of_prunes() {
+        let config: ConfigFile = serde_json::from_str(
+            r#"{"pruneFilters":["label!=keep","label=a=b","until=24h","odd"]}"#,
+        )
+        .unwrap();
+        let merged = |given: &[&str]| config.with_prune_filters(given).join(" ");
+        assert_eq!(merged(&[]), "label!=keep label=a=b until=24h");
+        assert_eq!(
+            merged(&["LABEL=Keep", " Until =1h"]),
+            "label=Keep until=1h label!=keep label=a=b until=24h"
+        );
+        assert_eq!(
+            merged(&["label=x"]),
+            "label=x label!=keep label=a=b until=24h"
+        );
+        assert_eq!(
+            merged(&["label=keep", "label!=a=b"]),
+            "label=keep label!=a=b until=24h"
+        );
+    }
 
     #[test]
     fn a_damaged_file_is_as_good_as_none() {

@@ -78,11 +78,11 @@ impl<'c> Call<'c> {
     }
 
     /// Adds `key=value` filters, if there are any.
-    pub fn filters(self, filters: &[&str]) -> Self {
-        let mut map: BTreeMap<&str, BTreeMap<&str, bool>> = BTreeMap::new();
-        for filter in filters {
+    pub fn filters(self, filters: &[impl AsRef<str>]) -> Self {
+        let mut map: BTreeMap<String, BTreeMap<&str, bool>> = BTreeMap::new();
+        for filter in filters.iter().map(AsRef::as_ref) {
             if let Some((key, value)) = filter.split_once('=') {
-                map.entry(key.trim())
+                map.entry(key.trim().to_lowercase())
                     .or_default()
                     .insert(value.trim(), true);
             }

@@ -164,7 +164,7 @@ async fn requests_and_refusals() {
         .query("x", "1&2")
         .flag("no", false)
         .flag("all", true)
-        .filters(&["label=a=b", "label=c"])
+        .filters(&["label=a=b", "Label=c"])
         .send()
         .await
         .unwrap()

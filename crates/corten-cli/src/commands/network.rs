@@ -6,7 +6,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::shapes;
-use super::shared::{self, NO_PROMPT, OBJECT_FORMAT, PRUNE_FILTER, Pruned, confirm_or_end, joined};
+use super::shared::{
+    self, NO_PROMPT, OBJECT_FORMAT, PRUNE_FILTER, Pruned, confirm_or_end, joined, prune_filters,
+};
 use crate::app::Cli;
 use crate::client::component;
 use crate::command::{Command, action};
@@ -514,12 +516,12 @@ async fn prune(cli: &Cli, flags: Parsed) -> Result {
     let warning =
         "WARNING! This will remove all custom networks not used by at least one container.";
     confirm_or_end(cli, &flags, warning)?;
-    let pruned = run_prune(cli, &flags.list("filter")).await?;
+    let pruned = run_prune(cli, &prune_filters(cli, &flags)).await?;
     cli.print(&pruned.listing())
 }
 
 /// Removes networks that no container uses.
-pub(crate) async fn run_prune(cli: &Cli, filters: &[&str]) -> Result<Pruned> {
+pub(crate) async fn run_prune(cli: &Cli, filters: &[String]) -> Result<Pruned> {
     Ok(cli
         .client()?
         .post("/networks/prune")

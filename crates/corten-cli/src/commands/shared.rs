@@ -25,6 +25,11 @@ pub(crate) const NO_PROMPT: Flag =
 pub(crate) const PRUNE_FILTER: Flag =
     Flag::filter("Provide filter values (e.g. \"until=<timestamp>\")").no_short();
 
+/// The filters of a prune, with those of the configuration file.
+pub(crate) fn prune_filters(cli: &Cli, flags: &Parsed) -> Vec<String> {
+    cli.config().with_prune_filters(&flags.list("filter"))
+}
+
 /// For flag tables: every value is fine.
 pub(crate) fn anything(_: &str) -> std::result::Result<(), String> {
     Ok(())

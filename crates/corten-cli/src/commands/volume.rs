@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 use super::image::Archive;
 use super::shapes;
-use super::shared::{self, NO_PROMPT, OBJECT_FORMAT, PRUNE_FILTER, Pruned, confirm_or_end, joined};
+use super::shared::{
+    self, NO_PROMPT, OBJECT_FORMAT, PRUNE_FILTER, Pruned, confirm_or_end, joined, prune_filters,
+};
 use crate::app::Cli;
 use crate::client::{ClientError, component};
 use crate::command::{Command, action};
@@ -280,14 +282,15 @@ async fn prune(cli: &Cli, flags: Parsed) -> Result {
         "WARNING! This will remove anonymous local volumes not used by at least one container."
     };
     confirm_or_end(cli, &flags, warning)?;
+    let filters = prune_filters(cli, &flags);
     run_prune(cli, all, &filters).await?.print(cli)
 }
 
 /// Removes unused anonymous volumes, or all unused ones.
-pub(crate) async fn run_prune(cli: &Cli, all: bool, filters: &[&str]) -> Result<Pruned> {
+pub(crate) async fn run_prune(cli: &Cli, all: bool, filters: &[String]) -> Result<Pruned> {
     let mut filters = filters.to_vec();
     if all {
-        filters.push("all=true");
+        filters.push("all=true".to_owned());
     }
     Ok(cli
         .client()?

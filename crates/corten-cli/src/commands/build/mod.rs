@@ -24,7 +24,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
 
-use super::shared::{NO_PROMPT, PRUNE_FILTER, Pruned, confirm_or_end};
+use super::shared::{NO_PROMPT, PRUNE_FILTER, Pruned, confirm_or_end, prune_filters};
 use crate::app::Cli;
 use crate::client::Call;
 use crate::command::{Command, action};
@@ -540,7 +540,11 @@ async fn prune(cli: &Cli, flags: Parsed) -> Result {
         "WARNING! This will remove all dangling build cache."
     };
     confirm_or_end(cli, &flags, warning)?;
-    let (all, filters) = (flags.on("all"), flags.list("filter"));
+    // What the file says of labels is for others: the build cache has none.
+    let mut filters = prune_filters(cli, &flags);
+    let given = flags.list("filter");
+    filters.retain(|filter| given.contains(&filter.as_str()) || !filter.starts_with("label"));
+    let all = flags.on("all");
     let mut space: Vec<_> = ["reserved-space", "max-used-space", "min-free-space"]
         .into_iter()
         .filter_map(|name| Some((name, flags.bytes(name)?)))
@@ -553,7 +557,7 @@ async fn prune(cli: &Cli, flags: Parsed) -> Result {
 }
 
 /// Removes build cache.
-pub(crate) async fn run_prune(cli: &Cli, all: bool, filters: &[&str]) -> Result<Pruned> {
+pub(crate) async fn run_prune(cli: &Cli, all: bool, filters: &[String]) -> Result<Pruned> {
     prune_to(cli, all, filters, &[]).await
 }
 
@@ -561,7 +565,7 @@ pub(crate) async fn run_prune(cli: &Cli, all: bool, filters: &[&str]) -> Result<
 async fn prune_to(
     cli: &Cli,
     all: bool,
-    filters: &[&str],
+    filters: &[String],
     space: &[(&'static str, i64)],
 ) -> Result<Pruned> {
     let mut call = cli.client()?.post("/build/prune").flag("all", all);

@@ -18,10 +18,11 @@ async fn prune(cli: &Cli, flags: Parsed) -> Result {
     if !flags.on("force") && !shared::confirm(cli, warning)? {
         return Ok(());
     }
+    let filters = shared::prune_filters(cli, &flags);
     let pruned: Pruned = cli
         .client()?
         .post("/containers/prune")
-        .filters(&flags.list("filter"))
+        .filters(&filters)
         .json()
         .await?;
     pruned.print(cli)

@@ -2,7 +2,7 @@
 
 use crate::app::Cli;
 use crate::command::{Command, action};
-use crate::commands::shared::{NO_PROMPT, PRUNE_FILTER, Pruned, confirm_or_end};
+use crate::commands::shared::{NO_PROMPT, PRUNE_FILTER, Pruned, confirm_or_end, prune_filters};
 use crate::error::Result;
 use crate::flags::{Arity, Flag, Parsed};
 
@@ -22,16 +22,15 @@ async fn prune(cli: &Cli, flags: Parsed) -> Result {
         "WARNING! This will remove all dangling images."
     };
     confirm_or_end(cli, &flags, warning)?;
-    run(cli, flags.on("all"), &flags.list("filter"))
+    run(cli, flags.on("all"), &prune_filters(cli, &flags))
         .await?
         .print(cli)
 }
 
 /// Removes dangling images, or all unused ones.
-pub(crate) async fn run(cli: &Cli, all: bool, filters: &[&str]) -> Result<Pruned> {
-    let dangling = format!("dangling={}", !all);
+pub(crate) async fn run(cli: &Cli, all: bool, filters: &[String]) -> Result<Pruned> {
     let mut filters = filters.to_vec();
-    filters.push(&dangling);
+    filters.push(format!("dangling={}", !all));
     Ok(cli
         .client()?
         .post("/images/prune")

@@ -2,7 +2,7 @@
 
 use crate::app::Cli;
 use crate::command::{Command, action};
-use crate::commands::shared::{NO_PROMPT, Pruned, confirm_or_end};
+use crate::commands::shared::{NO_PROMPT, Pruned, confirm_or_end, prune_filters};
 use crate::commands::{build, image, network, volume};
 use crate::error::{CliError, Result};
 use crate::flags::{Arity, Flag, Parsed};
@@ -17,7 +17,7 @@ pub(super) static PRUNE: Command = Command::new("prune", "", "Remove unused data
     ]]);
 
 async fn prune(cli: &Cli, flags: Parsed) -> Result {
-    let filters = flags.list("filter");
+    let filters = prune_filters(cli, &flags);
     let all = flags.on("all");
     let volumes = flags.on("volumes");
     if volumes && filters.iter().any(|filter| filter.starts_with("until")) {
@@ -55,7 +55,7 @@ async fn prune(cli: &Cli, flags: Parsed) -> Result {
 }
 
 /// Refuses what some part of the prune would refuse after others have deleted already.
-fn check(filters: &[&str]) -> Result {
+fn check(filters: &[String]) -> Result {
     for filter in filters {
         let field = filter.split('=').next().unwrap_or_default();
         if !matches!(field, "label" | "label!" | "until") {
@@ -68,15 +68,15 @@ fn check(filters: &[&str]) -> Result {
 }
 
 /// The build cache has no labels to filter by.
-fn cache_filters<'a>(filters: &[&'a str]) -> Vec<&'a str> {
+fn cache_filters(filters: &[String]) -> Vec<String> {
+    let filters = filters.iter();
     filters
-        .iter()
-        .copied()
         .filter(|filter| !filter.starts_with("label"))
+        .cloned()
         .collect()
 }
 
-fn warning(all: bool, volumes: bool, filters: &[&str]) -> String {
+fn warning(all: bool, volumes: bool, filters: &[String]) -> String {
     let mut lines = vec![
         "all stopped containers",
         "all networks not used by at least one container",
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn warns_of_what_it_removes() {
-        insta::assert_snapshot!(warning(false, true, &["label=a"]), @r"
+        insta::assert_snapshot!(warning(false, true, &["label=a".into()]), @r"
         WARNING! This will remove:
           - all stopped containers
           - all networks not used by at least one container
@@ -121,8 +121,13 @@ mod tests {
           Items to be pruned will be filtered with:
           - label=a
         ");
+        let check =
+            |filters: &[&str]| check(&filters.iter().map(|f| (*f).into()).collect::<Vec<_>>());
         assert!(check(&["label=a", "label!=b", "until=1h"]).is_ok());
         assert!(check(&["until=1h", "dangling=true"]).is_err());
-        assert_eq!(cache_filters(&["label=a", "until=1h"]), ["until=1h"]);
+        assert_eq!(
+            cache_filters(&["label=a".into(), "until=1h".into()]),
+            ["until=1h"]
+        );
     }
 }
