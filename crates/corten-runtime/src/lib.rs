@@ -32,6 +32,7 @@ mod hook_guard;
 mod hooks;
 mod init;
 mod keyring;
+pub mod mountinfo;
 mod mounts;
 mod namespaces;
 mod net_devices;

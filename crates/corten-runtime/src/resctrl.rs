@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use corten_oci::runtime_spec::{LinuxIntelRdt, Spec};
 
 use crate::error::{RuntimeError, Step, os};
+use crate::mountinfo;
 use crate::procfs;
 
 pub(crate) use report::report;
@@ -111,16 +112,15 @@ fn mounted() -> Result<PathBuf, RuntimeError> {
 }
 
 fn mount_point() -> Result<Option<PathBuf>, RuntimeError> {
-    let path = Path::new("/proc/self/mountinfo");
-    let text = fs::read_to_string(path).map_err(|error| io(path, &error))?;
+    let path = Path::new(mountinfo::OF_PROCESS);
+    let text = mountinfo::read(mountinfo::OF_PROCESS).map_err(|error| io(path, &error))?;
     Ok(find_mount(&text))
 }
 
-fn find_mount(mountinfo: &str) -> Option<PathBuf> {
-    let line = mountinfo
-        .lines()
-        .find(|line| line.contains(" - resctrl "))?;
-    line.split(' ').nth(4).map(PathBuf::from)
+fn find_mount(text: &[u8]) -> Option<PathBuf> {
+    let mut mounts = mountinfo::mounts(text);
+    let found = mounts.find(|mount| mount.kind == b"resctrl")?;
+    Some(found.point().into_owned())
 }
 
 /// `cpu_resctrl_groups`: `res:` and `mon:` with the groups' names.
@@ -440,10 +440,13 @@ mod tests {
 
     #[test]
     fn texts() {
-        let mountinfo = "25 1 0:22 / /sys rw - sysfs sysfs rw\n\
-                         40 25 0:40 / /sys/fs/resctrl rw shared:9 - resctrl resctrl rw\n";
-        assert_eq!(find_mount(mountinfo).unwrap(), Path::new("/sys/fs/resctrl"));
-        assert_eq!(find_mount("25 1 0:22 / /sys rw - sysfs sysfs rw\n"), None);
+        let mountinfo = b"25 1 0:22 / /sys rw - sysfs sysfs rw\n\
+                         40 25 0:40 / /sys/fs/res\\040ctrl rw shared:9 - resctrl resctrl rw\n";
+        assert_eq!(
+            find_mount(mountinfo).unwrap(),
+            Path::new("/sys/fs/res ctrl")
+        );
+        assert_eq!(find_mount(b"25 1 0:22 / /sys rw - sysfs sysfs rw\n"), None);
         let root = Path::new("/r");
         assert_eq!(groups(root, "res:\nmon:\n"), (root.to_owned(), None));
         assert_eq!(

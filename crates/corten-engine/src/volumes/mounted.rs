@@ -3,62 +3,42 @@
 //! The list is read rather than the path looked at, which could wait forever for the server of a network file
 //! system.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use corten_runtime::mountinfo::{self, Mount};
 
 use crate::error::EngineError;
 
-/// The mounts of this process's mount namespace.
+/// The mounts of this thread's mount namespace.
 #[derive(Debug)]
-pub(super) struct Mounts(Vec<Mount>);
-
-#[derive(Debug)]
-struct Mount {
-    id: u32,
-    /// The mount it is mounted on.
-    parent: u32,
-    /// Of its file system, `MAJOR:MINOR`.
-    number: String,
-    point: PathBuf,
-}
+pub(super) struct Mounts(Vec<u8>);
 
 impl Mounts {
     pub(super) fn read() -> Result<Self, EngineError> {
-        let path = Path::new("/proc/thread-self/mountinfo");
-        let text = std::fs::read_to_string(path).map_err(|source| EngineError::Io {
+        let text = mountinfo::read(mountinfo::OF_THREAD).map_err(|source| EngineError::Io {
             action: "read",
-            path: path.to_owned(),
+            path: mountinfo::OF_THREAD.into(),
             source,
         })?;
-        Ok(Self::of(&text))
-    }
-
-    fn of(text: &str) -> Self {
-        let mount = |line: &str| {
-            let mut fields = line.split(' ');
-            let (id, parent) = (fields.next()?, fields.next()?);
-            let (number, point) = (fields.next()?, fields.nth(1)?);
-            Some(Mount {
-                id: id.parse().ok()?,
-                parent: parent.parse().ok()?,
-                number: number.to_owned(),
-                point: PathBuf::from(corten_runtime::cgroup::unescape(point)),
-            })
-        };
-        Self(text.lines().filter_map(mount).collect())
+        Ok(Self(text))
     }
 
     /// The file system (its number) that is seen at a path, if anything is mounted there.
     pub(super) fn seen_at(&self, path: &Path) -> Option<&str> {
-        let there = || self.0.iter().filter(|mount| mount.point == path);
+        let there: Vec<Mount> = self.at(path).collect();
         // A mount that is propagated goes beneath what is there already, so the last one listed need not hide the
         // others.
-        let is_hidden = |mount: &Mount| there().any(|above| above.parent == mount.id);
-        let seen = there().rfind(|mount| !is_hidden(mount));
-        seen.map(|mount| mount.number.as_str())
+        let is_hidden = |mount: &Mount| there.iter().any(|above| above.parent == mount.id);
+        let seen = there.iter().rfind(|mount| !is_hidden(mount))?;
+        str::from_utf8(seen.device).ok()
     }
 
     pub(super) fn any_at(&self, path: &Path) -> bool {
-        self.0.iter().any(|mount| mount.point == path)
+        self.at(path).next().is_some()
+    }
+
+    fn at(&self, path: &Path) -> impl Iterator<Item = Mount<'_>> {
+        mountinfo::mounts(&self.0).filter(move |mount| mount.is_at(path))
     }
 }
 
@@ -68,7 +48,7 @@ mod tests {
 
     #[test]
     fn what_is_seen_is_on_top_of_the_others_in_whatever_order_they_are_listed() {
-        let of = |lines: &[&str]| Mounts::of(&lines.join("\n"));
+        let of = |lines: &[&str]| Mounts(lines.join("\n").into_bytes());
         let root = "263 1 8:1 / / rw - ext4 /dev/sda1 rw";
         let seen = |lines: &[&str]| {
             let mounts = of(lines);
@@ -94,5 +74,12 @@ mod tests {
         assert_eq!(seen(&stacked).as_deref(), Some("0:114"));
         assert_eq!(seen(&stacked[..2]).as_deref(), Some("0:113"));
         assert_eq!(seen(&[root, "not a mount", ""]), None);
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_hides_no_others() {
+        let mut text = b"263 1 8:1 / /caf\xe9 rw - tmpfs x rw\n".to_vec();
+        text.extend(b"264 263 0:113 / /a rw - tmpfs one rw\n");
+        assert_eq!(Mounts(text).seen_at(Path::new("/a")), Some("0:113"));
     }
 }

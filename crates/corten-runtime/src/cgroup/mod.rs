@@ -53,7 +53,6 @@ use devices::Filter;
 use files::validate;
 pub(crate) use guard::CgroupGuard;
 pub(crate) use hosts::Hosts;
-pub use hosts::unescape;
 pub(crate) use join::join;
 pub use oom::{OomEvent, OomWatch};
 pub(crate) use rehearsal::{rehearse, unit_property};

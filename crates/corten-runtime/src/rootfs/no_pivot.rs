@@ -9,21 +9,21 @@
 //! kernel lets them; where they are locked (in a user namespace) those two are covered.
 
 use std::collections::HashMap;
-use std::fs;
 use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use crate::cgroup::unescape;
 use crate::error::os;
+use crate::mountinfo;
 use crate::mounts::mount_id;
 
 /// Makes the working directory the root, which is the one attached over the host's.
 pub(super) fn enter(root: BorrowedFd<'_>) -> Result<(), Errno> {
     let top = mount_id(root)?;
     // Paths begin at the host's root still, and are not led into what is mounted on it.
-    let text = fs::read_to_string("/proc/self/mountinfo").map_err(|error| os(&error))?;
+    let text = mountinfo::read(mountinfo::OF_PROCESS).map_err(|error| os(&error))?;
     // Of two at one place the later one has to go first.
     for line in below(&text, top).iter().rev() {
         let gone = unmount(&*line.place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
@@ -41,35 +41,25 @@ pub(super) fn enter(root: BorrowedFd<'_>) -> Result<(), Errno> {
 /// A mount of the host.
 #[derive(Debug, PartialEq, Eq)]
 struct Below {
-    place: String,
+    place: PathBuf,
     /// A whole procfs or sysfs.
     kernel: bool,
 }
 
 /// Those that do not belong to the tree of the mount `top`, but the host's root.
-/// (proc_pid_mountinfo(5): `id parent dev root mountpoint options … - type source super`)
-fn below(mountinfo: &str, top: u64) -> Vec<Below> {
-    let numbers = |line: &str| {
-        let mut words = line.split(' ').map(|word| word.parse::<u64>().ok());
-        Some((words.next()??, words.next()??))
-    };
-    let parents: HashMap<u64, u64> = mountinfo.lines().filter_map(numbers).collect();
+fn below(text: &[u8], top: u64) -> Vec<Below> {
+    let mounts = || mountinfo::mounts(text);
+    let parents: HashMap<u64, u64> = mounts().map(|mount| (mount.id, mount.parent)).collect();
     let is_inside = |id: u64| {
         let chain = std::iter::successors(Some(id), |id| parents.get(id).copied());
         chain.take(parents.len() + 1).any(|id| id == top)
     };
-    let parse = |line: &str| {
-        let (id, _) = numbers(line)?;
-        let (before, after) = line.split_once(" - ")?;
-        let mut words = before.split(' ').skip(3);
-        let (root, place) = (words.next()?, words.next()?);
-        let kind = after.split(' ').next()?;
-        (place != "/" && !is_inside(id)).then(|| Below {
-            place: unescape(place),
-            kernel: root == "/" && matches!(kind, "proc" | "sysfs"),
-        })
-    };
-    mountinfo.lines().filter_map(parse).collect()
+    let others = mounts().filter(|mount| !mount.is_at(Path::new("/")) && !is_inside(mount.id));
+    let below = others.map(|mount| Below {
+        place: mount.point().into_owned(),
+        kernel: mount.root() == Path::new("/") && matches!(mount.kind, b"proc" | b"sysfs"),
+    });
+    below.collect()
 }
 
 #[cfg(test)]
@@ -78,7 +68,7 @@ mod tests {
 
     #[test]
     fn the_containers_own_are_left() {
-        let text = "1 0 0:1 / / rw - rootfs none rw\n\
+        let text = b"1 0 0:1 / / rw - rootfs none rw\n\
                     20 1 0:22 / /proc rw - proc proc rw\n\
                     21 20 0:22 /sys /proc/sys rw - proc proc rw\n\
                     22 1 0:23 / /a\\040b rw shared:5 - tmpfs tmpfs rw\n\
@@ -86,7 +76,7 @@ mod tests {
                     32 30 0:41 / /proc rw - proc proc rw\n\
                     30 1 0:42 / / rw - ext4 /dev/vda rw\n";
         let mount = |place: &str, kernel| Below {
-            place: place.to_owned(),
+            place: place.into(),
             kernel,
         };
         let expected = [
@@ -96,7 +86,7 @@ mod tests {
         ];
         assert_eq!(below(text, 30), expected);
         assert_eq!(
-            below("1 1 x\n\n - \n1 2 3 4 /x rw - \n", 7),
+            below(b"1 1 x\n\n - \n1 2 3 4 /x rw - \n", 7),
             [mount("/x", false)]
         );
     }
