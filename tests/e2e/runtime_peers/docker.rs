@@ -80,11 +80,15 @@ fn docker_engine_runs_containers_through_our_runtime() {
         "false",
     ];
     peer.ok(&[&run[..], &again].concat());
-    // It outlives the process that is killed: on a busy machine the engine may hear of the
-    // end before it hears of the cause, and then never says the latter.
+    // containerd's shim listens to the control group once the runtime's `start` has returned, and what
+    // was killed before it never hears of: so that waits until the engine says that it runs. And it
+    // outlives the process that is killed: on a busy machine the engine may hear of the end before it
+    // hears of the cause, and then never says the latter.
     let greedy = ["-d", "--name", "oom", "-m", "16m", "--memory-swap", "16m"];
-    let dd = "dd if=/dev/zero of=/dev/null bs=64M count=1; sleep 5";
+    let dd = "until [ -e /go ]; do sleep 0.1; done; dd if=/dev/zero of=/dev/null bs=64M count=1; \
+              sleep 5";
     peer.ok(&[&run[..], &greedy, &["box", "sh", "-c", dd]].concat());
+    peer.ok(&["exec", "oom", "touch", "/go"]);
     until_says(
         &peer,
         "true",
