@@ -348,7 +348,11 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new() -> Self {
+    /// `None` where owners cannot be set, nor anything mounted.
+    fn new() -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            return None;
+        }
         let dir = tempfile::tempdir().unwrap();
         let context = dir.path().join("context");
         fs::create_dir(&context).unwrap();
@@ -401,13 +405,13 @@ impl Fixture {
                 &[&[2, 0, 0, 0], &list[..]].concat(),
             );
         });
-        Self {
+        Some(Self {
             dir,
             store,
             base,
             last: Some(LAST),
             cancel: Cancel::default(),
-        }
+        })
     }
 
     fn tree(&self, foreign: bool) -> Tree {
@@ -524,10 +528,9 @@ fn inlines(step: &Step) -> Vec<(String, String)> {
 
 #[test]
 fn layers_made_at_once_are_those_written_by_file() {
-    if !rustix::process::geteuid().is_root() {
-        return; // owners cannot be set, nor anything mounted
-    }
-    let fixture = Fixture::new();
+    let Some(fixture) = Fixture::new() else {
+        return;
+    };
     for (foreign, stage) in [true, false].into_iter().flat_map(|foreign| {
         let stages = STAGES.iter();
         stages.map(move |stage| (foreign, *stage))
@@ -598,10 +601,9 @@ fn layers_made_at_once_are_those_written_by_file() {
 /// Where nothing is of now, there has to be no bound.
 #[test]
 fn times_that_are_known_are_kept() {
-    if !rustix::process::geteuid().is_root() {
+    let Some(mut fixture) = Fixture::new() else {
         return;
-    }
-    let mut fixture = Fixture::new();
+    };
     fixture.last = None;
     let tree = fixture.tree(true);
     let how = (&tree, Manner::default());
@@ -616,10 +618,9 @@ fn times_that_are_known_are_kept() {
 
 #[test]
 fn owners_are_read_where_they_are() {
-    if !rustix::process::geteuid().is_root() {
+    let Some(fixture) = Fixture::new() else {
         return;
-    }
-    let fixture = Fixture::new();
+    };
     let stacks = Stacks::default();
     let tree = fixture.tree(true);
     let mut stack = fixture.base.clone();
@@ -634,10 +635,9 @@ fn owners_are_read_where_they_are() {
 
 #[test]
 fn what_ends_early_leaves_nothing() {
-    if !rustix::process::geteuid().is_root() {
+    let Some(fixture) = Fixture::new() else {
         return;
-    }
-    let fixture = Fixture::new();
+    };
     let tree = fixture.tree(true);
     let below = Stacks::default().below(&fixture.store, &[]).unwrap();
     let step = copy_of(&["d", "f"], "/new/", true);
