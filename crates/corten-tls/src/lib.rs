@@ -15,7 +15,7 @@ pub use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::Verifier;
 
-use verifier::{Any, Trusted};
+use verifier::{Any, Machine, Trusted};
 
 /// Whose certificates are believed.
 #[derive(Debug, Clone)]
@@ -124,6 +124,9 @@ pub fn client(trust: Trust, identity: Option<Identity>) -> Result<ClientConfig, 
             }
             builder.with_root_certificates(roots)
         }
+        Trust::Machine(more) | Trust::MachineOrThemselves(more) if more.is_empty() => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Machine::new(provider))),
         Trust::Machine(more) => {
             let usual = Verifier::new_with_extra_roots(more, provider)?;
             builder

@@ -1,6 +1,6 @@
 //! Ways to look at a certificate that rustls does not have.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
@@ -48,6 +48,61 @@ impl ServerCertVerifier for Any {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Believes what the machine's verifier does. The machine's authorities, hundreds of files, are
+/// read only when there is a certificate to look at: a peer that does not speak TLS shows none.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    /// Looks at signatures, for which no authority is needed.
+    any: Any,
+    usual: OnceLock<Result<Verifier, Error>>,
+}
+
+impl Machine {
+    pub(crate) fn new(provider: Arc<CryptoProvider>) -> Self {
+        Self {
+            any: Any(provider),
+            usual: OnceLock::new(),
+        }
+    }
+}
+
+impl ServerCertVerifier for Machine {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let usual = self.usual.get_or_init(|| Verifier::new(self.any.0.clone()));
+        let usual = usual.as_ref().map_err(Clone::clone)?;
+        usual.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.any.verify_tls12_signature(message, cert, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.any.verify_tls13_signature(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.any.supported_verify_schemes()
     }
 }
 
