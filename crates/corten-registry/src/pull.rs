@@ -98,6 +98,9 @@ pub(crate) async fn pull(
     });
     let lease = TaskLease::from(lease.await?);
     let phases = [Phase::Inflate, Phase::Hash, Phase::Write];
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        store.phases().measure();
+    }
     let before = phases.map(|phase| store.phases().spent(phase));
     let pulled = from_any(sources, request).await;
     let after = phases.map(|phase| store.phases().spent(phase));
