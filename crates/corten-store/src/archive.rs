@@ -38,7 +38,17 @@ pub type Plain<'a> = Box<dyn Read + Send + 'a>;
 /// # Errors
 /// The archive cannot be read.
 pub fn decompress<'a>(archive: impl Read + Send + 'a) -> io::Result<(Compression, Plain<'a>)> {
-    let (compression, whole) = sniff(archive)?;
+    decompress_buffered(BufReader::with_capacity(BUFFER, archive))
+}
+
+/// As [`decompress`], of an archive that has memory of its own: nothing is copied to get at it.
+///
+/// # Errors
+/// As [`decompress`].
+pub fn decompress_buffered<'a>(
+    archive: impl BufRead + Send + 'a,
+) -> io::Result<(Compression, Plain<'a>)> {
+    let (compression, whole) = sniff_buffered(archive)?;
     let plain: Plain<'a> = match compression {
         Compression::None => Box::new(whole),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
@@ -56,13 +66,18 @@ pub fn decompress<'a>(archive: impl Read + Send + 'a) -> io::Result<(Compression
 /// # Errors
 /// The archive cannot be read.
 pub fn sniff<'a>(
-    mut archive: impl Read + Send + 'a,
+    archive: impl Read + Send + 'a,
+) -> io::Result<(Compression, impl BufRead + Send + 'a)> {
+    sniff_buffered(BufReader::with_capacity(BUFFER, archive))
+}
+
+fn sniff_buffered<'a>(
+    mut archive: impl BufRead + Send + 'a,
 ) -> io::Result<(Compression, impl BufRead + Send + 'a)> {
     let mut head = Vec::new();
     archive.by_ref().take(HEAD).read_to_end(&mut head)?;
     let compression = Compression::sniff(&head);
-    let rest = BufReader::with_capacity(BUFFER, archive);
-    Ok((compression, io::Cursor::new(head).chain(rest)))
+    Ok((compression, io::Cursor::new(head).chain(archive)))
 }
 
 /// An xz stream; says how much memory it may ask for.

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -83,6 +83,7 @@ impl Arrival {
         ArrivalReader {
             shared: self.0.clone(),
             at: 0,
+            held: Held::Nothing(Vec::new()),
         }
     }
 
@@ -184,6 +185,14 @@ impl ArrivalProgress {
 }
 
 impl State {
+    /// Whether what was read still is.
+    fn is_of_use(&self) -> io::Result<()> {
+        if self.end == Some(End::Broken) {
+            return Err(io::Error::other("the download began again or was given up"));
+        }
+        Ok(())
+    }
+
     /// So much is in the file, and nothing in memory.
     fn begin(&mut self, written: u64) {
         if written < self.written {
@@ -202,6 +211,31 @@ impl State {
 pub struct ArrivalReader {
     shared: Arc<Shared>,
     at: u64,
+    held: Held,
+}
+
+/// What is being read, without a copy where it is in memory.
+#[derive(Debug)]
+enum Held {
+    /// Nothing, and memory for what comes from the file.
+    Nothing(Vec<u8>),
+    /// A piece.
+    Piece(Arc<Piece>),
+    /// Bytes of the file from some place on.
+    Read(u64, Vec<u8>),
+}
+
+impl Held {
+    /// What it has from some place on.
+    fn bytes(&self, at: u64) -> &[u8] {
+        let (start, bytes) = match self {
+            Self::Nothing(_) => return &[],
+            Self::Piece(piece) => (piece.start(), piece.bytes()),
+            Self::Read(start, bytes) => (*start, &bytes[..]),
+        };
+        let from = usize::try_from(at - start).unwrap_or(usize::MAX);
+        bytes.get(from..).unwrap_or_default()
+    }
 }
 
 /// Where the next bytes are.
@@ -211,17 +245,21 @@ enum Source {
 }
 
 impl ArrivalReader {
-    /// Waits for something to read; `None`: there is no more.
-    fn source(&self) -> io::Result<Option<Source>> {
+    /// Tells how far it has read.
+    fn tell(&self) -> MutexGuard<'_, State> {
         let mut state = self.shared.state();
         if state.read < self.at {
             state.read = self.at;
             self.shared.taken.notify_all();
         }
+        state
+    }
+
+    /// Waits for something to read; `None`: there is no more.
+    fn source(&self) -> io::Result<Option<Source>> {
+        let mut state = self.tell();
         loop {
-            if state.end == Some(End::Broken) {
-                return Err(io::Error::other("the download began again or was given up"));
-            }
+            state.is_of_use()?;
             let here = |piece: &&Arc<Piece>| (piece.start()..piece.end()).contains(&self.at);
             if let Some(piece) = state.pieces.iter().find(here) {
                 let piece = piece.clone();
@@ -240,24 +278,48 @@ impl ArrivalReader {
             state = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
+
+    /// Holds what comes next; nothing where there is no more.
+    fn hold(&mut self) -> io::Result<()> {
+        // Before anybody is told that it was read: its memory can be used again then.
+        let mut memory = match std::mem::replace(&mut self.held, Held::Nothing(Vec::new())) {
+            Held::Nothing(memory) | Held::Read(_, memory) => memory,
+            Held::Piece(_) => Vec::new(),
+        };
+        self.held = match self.source()? {
+            None => Held::Nothing(memory),
+            Some(Source::Memory(piece)) => Held::Piece(piece),
+            Some(Source::File(file, end)) => {
+                let there = usize::try_from(end - self.at).unwrap_or(usize::MAX);
+                memory.resize(there.min(PIECE), 0);
+                let n = file.read_at(&mut memory, self.at)?;
+                memory.truncate(n);
+                Held::Read(self.at, memory)
+            }
+        };
+        Ok(())
+    }
+}
+
+impl BufRead for ArrivalReader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.held.bytes(self.at).is_empty() {
+            self.hold()?;
+        } else {
+            self.tell().is_of_use()?;
+        }
+        Ok(self.held.bytes(self.at))
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.at += n as u64;
+    }
 }
 
 impl Read for ArrivalReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let n = match self.source()? {
-            None => 0,
-            Some(Source::Memory(piece)) => {
-                let from = usize::try_from(self.at - piece.start()).unwrap_or(usize::MAX);
-                let mut bytes = piece.bytes().get(from..).unwrap_or_default();
-                bytes.read(out)?
-            }
-            Some(Source::File(file, end)) => {
-                let there = usize::try_from(end - self.at).unwrap_or(usize::MAX);
-                let length = out.len().min(there);
-                file.read_at(&mut out[..length], self.at)?
-            }
-        };
-        self.at += n as u64;
+        let n = self.fill_buf()?.read(out)?;
+        self.consume(n);
         Ok(n)
     }
 }

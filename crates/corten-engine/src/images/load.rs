@@ -7,7 +7,7 @@
 //! bytes. Whatever fails leaves nothing: no image has a name before it is whole.
 
 use std::collections::{HashMap, HashSet};
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -33,6 +33,8 @@ const MAX_DEPTH: usize = 4;
 const THREADS: usize = 4;
 /// Progress is told after so many bytes.
 const TICK: u64 = 1 << 20;
+/// Bytes of a layer read at once.
+const PIECE: usize = 256 * 1024;
 
 /// What a load tells while it goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -549,7 +551,7 @@ fn unpack(
     };
     let compared = store
         .layers()
-        .apply_compared(diff_id, reading)
+        .apply_compared(diff_id, BufReader::with_capacity(PIECE, reading))
         .map_err(wrong)?;
     if path == file.path {
         store.blobs().adopt(&file.digest, &path)?;

@@ -1,18 +1,18 @@
 //! Streams around a layer: decompressing, hashing, verifying.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use corten_oci::digest::Algorithm;
 use corten_oci::{Digest, Digester};
 
-use crate::archive::decompress;
+use crate::archive::decompress_buffered;
 use crate::error::StoreError;
 use crate::phases::{Phase, Phases};
 
 /// Bytes handed over at once, and how many such pieces may wait: what bounds memory.
-const CHUNK: usize = 256 * 1024;
+pub(super) const CHUNK: usize = 256 * 1024;
 const PIECES: usize = 6;
 
 /// Plain bytes that may follow an archive's end marker (padding of its last record).
@@ -23,7 +23,7 @@ const MAX_PLAIN: u64 = (1 << 40) + (64 << 30);
 /// Decompresses `archive`, hashes the plain bytes and has `consume` read them, each on a
 /// thread of its own. Everything is hashed, also what `consume` leaves unread.
 pub(super) fn tee<T: Send>(
-    archive: impl Read + Send,
+    archive: impl BufRead + Send,
     algorithm: Algorithm,
     phases: &Phases,
     consume: impl FnOnce(&mut dyn Read) -> Result<T, StoreError> + Send,
@@ -126,8 +126,8 @@ impl Drop for Piece {
     }
 }
 
-fn produce(archive: impl Read + Send, feed: &Feed) -> io::Result<()> {
-    let mut plain = match decompress(archive) {
+fn produce(archive: impl BufRead + Send, feed: &Feed) -> io::Result<()> {
+    let mut plain = match decompress_buffered(archive) {
         Ok((_, plain)) => plain,
         Err(error) => return fail(&feed.sender, error),
     };
@@ -319,7 +319,7 @@ impl<W: Write> Write for Hashing<W> {
 
 /// Hashes what is read through it, to compare with what it should have been.
 pub(super) struct Verifying<R> {
-    inner: R,
+    inner: BufReader<R>,
     digester: Digester,
     touched: bool,
 }
@@ -327,7 +327,7 @@ pub(super) struct Verifying<R> {
 impl<R: Read> Verifying<R> {
     pub(super) fn new(inner: R, expected: &Digest) -> Self {
         Self {
-            inner,
+            inner: BufReader::with_capacity(CHUNK, inner),
             digester: Digester::new(expected.algorithm()),
             touched: false,
         }
@@ -343,11 +343,53 @@ impl<R: Read> Verifying<R> {
     }
 }
 
+impl<R: Read> BufRead for Verifying<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.touched = true;
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.digester.update(&self.inner.buffer()[..n]);
+        self.inner.consume(n);
+    }
+}
+
 impl<R: Read> Read for Verifying<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        self.touched = true;
-        let n = self.inner.read(out)?;
-        self.digester.update(&out[..n]);
+        let n = self.fill_buf()?.read(out)?;
+        self.consume(n);
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_hashed_once_however_many_layers_are_read_at_once() {
+        let archive = |n: usize| -> Vec<u8> {
+            let bytes = (0_u8..=255).cycle().skip(n);
+            bytes.take(n * 5 * CHUNK / 2 + n).collect()
+        };
+        std::thread::scope(|scope| {
+            // They end one after the other: the last are alone.
+            for n in 0..8 {
+                scope.spawn(move || {
+                    let plain = archive(n);
+                    let phases = Phases::default();
+                    let (digest, found) = tee(&plain[..], Algorithm::Sha256, &phases, |tar| {
+                        let mut found = Vec::new();
+                        tar.read_to_end(&mut found)
+                            .map_err(StoreError::BadArchive)?;
+                        Ok(found)
+                    })
+                    .unwrap();
+                    assert!(found == plain, "{n}");
+                    assert_eq!(digest, Digest::of(&plain), "{n}");
+                });
+            }
+        });
     }
 }

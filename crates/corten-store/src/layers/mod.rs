@@ -31,7 +31,7 @@ mod xattr;
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -202,6 +202,7 @@ impl Layers {
         expected: Option<&DiffId>,
         archive: impl Read + Send,
     ) -> Result<LayerInfo, StoreError> {
+        let archive = BufReader::with_capacity(decode::CHUNK, archive);
         Ok(self.apply_or_find(expected, archive)?.0)
     }
 
@@ -213,7 +214,7 @@ impl Layers {
     pub fn apply_compared(
         &self,
         expected: &DiffId,
-        archive: impl Read + Send,
+        archive: impl BufRead + Send,
     ) -> Result<bool, StoreError> {
         Ok(self.apply_or_find(Some(expected), archive)?.1)
     }
@@ -221,7 +222,7 @@ impl Layers {
     fn apply_or_find(
         &self,
         expected: Option<&DiffId>,
-        archive: impl Read + Send,
+        archive: impl BufRead + Send,
     ) -> Result<(LayerInfo, bool), StoreError> {
         let mut lock = None;
         if let Some(diff_id) = expected {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use corten_oci::Digester;
 use corten_oci::media_type::DOCKER_LAYER;
-use corten_store::archive::{Plain, decompress, sniff};
+use corten_store::archive::{Plain, decompress_buffered, sniff};
 use corten_store::{LayerBlob, Store, WriteAhead};
 
 use crate::error::EngineError;
@@ -29,7 +29,7 @@ impl<'a> Kept<'a> {
         let (compression, whole) = sniff(archive)?;
         let (inner, media_type) = match compression.layer_type() {
             Some(media_type) => (Box::new(whole) as Plain<'a>, media_type),
-            None => (decompress(whole)?.1, DOCKER_LAYER),
+            None => (decompress_buffered(whole)?.1, DOCKER_LAYER),
         };
         Ok(Self {
             inner,
