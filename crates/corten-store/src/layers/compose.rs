@@ -74,7 +74,7 @@ trait Sink: Write + fmt::Debug {
     fn copy(&mut self, size: u64, content: &mut dyn Read) -> io::Result<()>;
 }
 
-impl Sink for Feed {
+impl Sink for Feed<'_> {
     fn copy(&mut self, size: u64, content: &mut dyn Read) -> io::Result<()> {
         Feed::copy(self, size, content)
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use corten_oci::digest::Algorithm;
 use corten_oci::{Digest, Digester};
 
+use super::shared_sum::{Busy, SharedSum};
 use crate::archive::decompress_buffered;
 use crate::error::StoreError;
 use crate::phases::{Phase, Phases};
@@ -36,17 +37,21 @@ pub(super) fn tee<T: Send>(
 pub(super) fn spread<T: Send>(
     algorithm: Algorithm,
     phases: &Phases,
-    produce: impl FnOnce(Feed) -> io::Result<()> + Send,
+    produce: impl FnOnce(Feed<'_>) -> io::Result<()> + Send,
     consume: impl FnOnce(&mut dyn Read) -> Result<T, StoreError> + Send,
 ) -> Result<(Digest, T), StoreError> {
+    let _busy = Busy::begin();
     // The names are what a profile shows.
     let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(PIECES);
         let (to_hash, hashed) = sync_channel::<Arc<Piece>>(PIECES);
+        let sum = Arc::new(SharedSum::new(algorithm));
         let feed = Feed {
             sender,
             to_hash,
+            sum: sum.clone(),
+            phases,
             spare: Spare::default(),
             bytes: Vec::new(),
             closed: false,
@@ -59,11 +64,10 @@ pub(super) fn spread<T: Send>(
         let hasher = named("hash")
             .spawn_scoped(scope, move || {
                 phases.during(Phase::Hash, || {
-                    let mut digester = Digester::new(algorithm);
                     for piece in hashed {
-                        digester.update(&piece.bytes);
+                        sum.update_later(&piece.bytes);
                     }
-                    digester.finish()
+                    sum.finish()
                 })
             })
             .map_err(StoreError::BadArchive)?;
@@ -126,7 +130,7 @@ impl Drop for Piece {
     }
 }
 
-fn produce(archive: impl BufRead + Send, feed: &Feed) -> io::Result<()> {
+fn produce(archive: impl BufRead + Send, feed: &Feed<'_>) -> io::Result<()> {
     let mut plain = match decompress_buffered(archive) {
         Ok((_, plain)) => plain,
         Err(error) => return fail(&feed.sender, error),
@@ -154,15 +158,17 @@ fn produce(archive: impl BufRead + Send, feed: &Feed) -> io::Result<()> {
 
 /// Where plain bytes go. What was not flushed is lost.
 #[derive(Debug)]
-pub(super) struct Feed {
+pub(super) struct Feed<'a> {
     sender: SyncSender<io::Result<Arc<Piece>>>,
     to_hash: SyncSender<Arc<Piece>>,
+    sum: Arc<SharedSum>,
+    phases: &'a Phases,
     spare: Spare,
     bytes: Vec<u8>,
     closed: bool,
 }
 
-impl Feed {
+impl Feed<'_> {
     /// Memory for a piece, with whatever is in it.
     fn memory(&self) -> Vec<u8> {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,11 +176,18 @@ impl Feed {
     }
 
     fn send(&self, bytes: Vec<u8>) -> io::Result<()> {
+        let hashed = self.sum.is_taken_here();
+        if hashed {
+            let (outer, inner) = (Phase::Inflate, Phase::Hash);
+            self.phases.amid(outer, inner, || self.sum.update(&bytes));
+        }
         let piece = Arc::new(Piece {
             bytes,
             spare: self.spare.clone(),
         });
-        if self.to_hash.send(piece.clone()).is_err() || self.sender.send(Ok(piece)).is_err() {
+        if !hashed && self.to_hash.send(piece.clone()).is_err()
+            || self.sender.send(Ok(piece)).is_err()
+        {
             return Err(io::ErrorKind::BrokenPipe.into()); // the consumer gave up, and says why
         }
         Ok(())
@@ -208,7 +221,7 @@ impl Feed {
     }
 }
 
-impl Write for Feed {
+impl Write for Feed<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let n = bytes.len().min(CHUNK - self.bytes.len());
         self.bytes.extend_from_slice(&bytes[..n]);

@@ -19,6 +19,7 @@ mod mount;
 mod pending;
 mod rows;
 mod settle;
+mod shared_sum;
 mod sparse_write;
 mod squeeze;
 mod stargz;
