@@ -299,6 +299,18 @@ async fn what_cannot_be_used_is_said_at_once() {
     .await;
     assert!(error.starts_with("cannot look at s3://test/"), "{error}");
     assert!(!error.contains(crate::s3::SECRET), "{error}");
+    let missing = format!("s3://{}/", crate::s3::MISSING_BUCKET);
+    let missing = backend::url(folder.path()).replace("s3://test/", &missing);
+    let error = refuse(Config {
+        storage: store(&missing),
+        ..Config::default()
+    })
+    .await;
+    assert!(
+        error.starts_with("cannot list s3://test-missing/"),
+        "{error}"
+    );
+    assert!(error.contains("NoSuchBucket"), "{error}");
     let error = refuse(Config {
         storage: store("ftp://x"),
         ..Config::default()

@@ -24,6 +24,8 @@ pub(crate) const GCS_BUCKET: &str = "test-gcs";
 /// What an object of GCS was put as.
 const GENERATION: &str = "x-goog-generation";
 const IF_GENERATION: &str = "x-goog-if-generation-match";
+/// One that is not there.
+pub(crate) const MISSING_BUCKET: &str = "test-missing";
 pub(crate) const KEY: &str = "the-key";
 pub(crate) const SECRET: &str = "the-secret";
 /// Entries of one listing's page.
@@ -204,6 +206,9 @@ async fn serve(State(bucket): State<Arc<Mutex<Bucket>>>, request: Request) -> Re
         (GCS_BUCKET, sent) => sent.is_none_or(|sent| sent.trim_end() == "Bearer"),
         _ => false,
     };
+    if name == MISSING_BUCKET {
+        return answer(StatusCode::NOT_FOUND, error("NoSuchBucket"));
+    }
     if !allowed {
         return answer(StatusCode::FORBIDDEN, error("AccessDenied"));
     }

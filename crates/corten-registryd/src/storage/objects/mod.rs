@@ -99,7 +99,9 @@ impl Objects {
     /// Whether the store answers us.
     pub(super) fn check(&self) -> Result<()> {
         // Anything there or not will do; without the right to ask it is an error.
-        self.modified("locks/collection").map(drop)
+        self.modified("locks/collection")?;
+        // Of a bucket that is not there only a list says so.
+        self.list("locks").map(drop)
     }
 
     pub(super) fn read(&self, key: &str) -> Result<Option<Vec<u8>>> {
