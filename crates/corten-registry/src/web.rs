@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use corten_oci::Printable;
 use futures_util::{Stream, StreamExt as _};
 use http::{StatusCode, header};
 use reqwest::Response;
@@ -149,6 +150,20 @@ fn redirect(answer: &Response, from: &Url) -> Option<Url> {
 /// The beginning of what a server says about an error, on one line.
 async fn words(answer: Response) -> String {
     let text = beginning(answer, MAX_WORDS).await;
-    let text = String::from_utf8_lossy(&text);
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    line(&String::from_utf8_lossy(&text))
+}
+
+/// On one line, and nothing that a terminal obeys.
+fn line(text: &str) -> String {
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    Printable(words).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn words_are_one_harmless_line() {
+        let text = "not\n  here\u{1b}[2J\r\n";
+        assert_eq!(super::line(text), "not here\\u{1b}[2J");
+    }
 }
