@@ -217,6 +217,12 @@ impl Host {
 
     fn url(&self, scheme: &str, target: Target<'_>) -> Result<Url, RegistryError> {
         let path = match target {
+            Target::Location(url) if self.gives_up_tls(url) => {
+                return Err(self.protocol(format!(
+                    "it wants to go on at {url}, without TLS: where a proxy has its TLS, that has \
+                     to send X-Forwarded-Proto: https"
+                )));
+            }
             Target::Location(url) => return Ok(url.clone()),
             Target::Api("") => "/",
             Target::Api(path) => path,
@@ -255,7 +261,7 @@ impl Host {
     /// Whether a redirect of a registry that has TLS leads out of it, and of this machine.
     fn gives_up_tls(&self, next: &Url) -> bool {
         let local = || next.host_str().is_some_and(crate::config::is_loopback);
-        next.scheme() != "https" && !self.scheme_list().contains(&"http") && !local()
+        next.scheme() != "https" && !self.endpoint.schemes.contains(&"http") && !local()
     }
 
     /// Sends a request, authenticating as the registry asks. `build` adds headers and body;
@@ -664,6 +670,28 @@ mod tests {
             }
         });
         format!("http://{address}")
+    }
+
+    #[tokio::test]
+    async fn an_upload_does_not_go_on_without_tls() {
+        let host = |insecure| {
+            let settings = RegistrySettings {
+                insecure,
+                ..RegistrySettings::default()
+            };
+            let own = Endpoint::registry("reg.example.org", &settings);
+            Host::new(connect(&Trust::default()).unwrap(), own, None)
+        };
+        for (location, insecure, goes) in [
+            ("http://reg.example.org/v2/a/blobs/uploads/1", false, false),
+            ("http://reg.example.org/v2/a/blobs/uploads/1", true, true),
+            ("https://other.example.org/1", false, true),
+            ("http://127.0.0.1:5000/1", false, true),
+        ] {
+            let url = Url::parse(location).unwrap();
+            let target = host(insecure).url("https", Target::Location(&url));
+            assert_eq!(target.is_ok(), goes, "{location} {insecure}");
+        }
     }
 
     #[tokio::test]
