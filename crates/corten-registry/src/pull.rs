@@ -1,6 +1,6 @@
 //! Pulling an image.
 
-use corten_oci::{DiffId, Digest, ImageRef, Platform};
+use corten_oci::{DiffId, Digest, ImageRef, Platform, media_type};
 use corten_store::{Arrival, ImageId, LayerBlob, Layers, Made, Phase, Store, StoreError};
 use futures_util::{FutureExt as _, StreamExt, TryStreamExt, future};
 use serde::Deserialize;
@@ -311,7 +311,14 @@ async fn layers(
     progress: &dyn Progress,
 ) -> Result<(), RegistryError> {
     let config: Config = serde_json::from_slice(raw_config).map_err(|error| {
-        host.protocol(format!("configuration of {}: {error}", image.familiar()))
+        let (name, kind) = (image.familiar(), &resolved.manifest.config.media_type);
+        if [media_type::OCI_CONFIG, media_type::DOCKER_CONFIG, ""].contains(&kind.as_str()) {
+            host.protocol(format!("configuration of {name}: {error}"))
+        } else {
+            host.protocol(format!(
+                "{name} is no image: its configuration is \"{kind}\""
+            ))
+        }
     })?;
     let blobs = &resolved.manifest.layers;
     if config.rootfs.diff_ids.len() != blobs.len() {

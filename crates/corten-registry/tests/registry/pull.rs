@@ -224,6 +224,28 @@ async fn an_image_without_layers_need_not_list_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_image_is_called_so() {
+    let stub = Stub::start().await;
+    let config = Digest::of(b"{}");
+    let manifest = format!(
+        r#"{{"schemaVersion":2,"layers":[],"config":{{"digest":"{config}","size":2,
+            "mediaType":"application/vnd.cncf.helm.config.v1+json"}}}}"#
+    );
+    let entry = (media_type::OCI_MANIFEST.to_owned(), manifest.into());
+    let mut manifests = stub.manifests.lock().unwrap();
+    manifests.insert("chart/latest".to_owned(), entry);
+    drop(manifests);
+    let mut blobs = stub.blobs.lock().unwrap();
+    blobs.insert(config.to_string(), "{}".into());
+    drop(blobs);
+    let name = format!("{}/chart", stub.address());
+    let error = failure(&client(""), &name).await;
+    let expected =
+        format!("{name}:latest is no image: its configuration is \"application/vnd.cncf.helm");
+    assert!(error.contains(&expected), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_docker_list_goes_out_as_what_it_is() {
     let (stub, _from, _, _) = published().await;
     stub.index("team/app", &Platform::host().architecture);
