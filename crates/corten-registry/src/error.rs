@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use corten_store::StoreError;
 
@@ -107,12 +108,14 @@ pub enum RegistryError {
         reason: String,
     },
     /// The registry wants fewer requests.
-    #[error("registry {registry}: {reason}")]
+    #[error("registry {registry}: {reason}{}", later(*.after))]
     RateLimited {
         /// Host and port.
         registry: String,
         /// What it said.
         reason: String,
+        /// When it may be asked again, if it said so.
+        after: Option<Duration>,
     },
     /// A file cannot be fetched.
     #[error("cannot download {address}: {reason}")]
@@ -138,6 +141,13 @@ pub enum RegistryError {
     /// A file of ours.
     #[error("read and write blobs: {0}")]
     Io(#[from] io::Error),
+}
+
+/// When something may be tried again, in words.
+fn later(after: Option<Duration>) -> String {
+    after.map_or_else(String::new, |after| {
+        format!(" (it may be tried again in {} s)", after.as_secs())
+    })
 }
 
 impl RegistryError {

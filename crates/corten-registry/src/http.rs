@@ -316,16 +316,10 @@ impl Host {
         match outcome {
             Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
                 let after = retry::after(response.headers());
-                let mut reason = words(response).await;
-                if let Some(after) = after {
-                    reason.push_str(&format!(
-                        " (it may be tried again in {} s)",
-                        after.as_secs()
-                    ));
-                }
                 Err(RegistryError::RateLimited {
                     registry: self.endpoint.host.clone(),
-                    reason,
+                    reason: words(response).await,
+                    after,
                 })
             }
             other => other,

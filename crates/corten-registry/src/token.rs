@@ -148,15 +148,10 @@ impl Tokens {
             ));
         }
         if status == StatusCode::TOO_MANY_REQUESTS {
-            let after = retry::after(response.headers());
-            let after =
-                after.map(|wait| format!(" (it may be tried again in {} s)", wait.as_secs()));
             return Err(RegistryError::RateLimited {
                 registry: host.name().to_owned(),
-                reason: format!(
-                    "its token server answered {status}{}",
-                    after.unwrap_or_default()
-                ),
+                reason: format!("its token server answered {status}"),
+                after: retry::after(response.headers()),
             });
         }
         if !status.is_success() {

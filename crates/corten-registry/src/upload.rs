@@ -262,10 +262,10 @@ impl Upload<'_> {
                         RegistryError::Protocol { reason, .. } => reason,
                         other => other.to_string(),
                     };
-                    let after = asked.as_secs();
                     Err(RegistryError::RateLimited {
                         registry: self.host.name().to_owned(),
-                        reason: format!("{said} (it may be tried again in {after} s)"),
+                        reason: said,
+                        after: Some(asked),
                     })
                 }
                 asked => Ok(Outcome::Busy(error, asked)),

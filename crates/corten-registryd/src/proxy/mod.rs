@@ -19,7 +19,7 @@ use corten_oci::Digest;
 use corten_registry::{
     Client, Credential, RegistriesConfig, RegistryError, RegistrySettings, Remote,
 };
-use http::StatusCode;
+use http::{StatusCode, header};
 use serde_json::json;
 
 use crate::error::{ApiError, Code, RegistrydError};
@@ -186,9 +186,15 @@ impl Proxy {
                 let detail = json!({"upstream": self.upstream, "reason": "denied there"});
                 ApiError::new(Code::NameUnknown, detail)
             }
-            RegistryError::RateLimited { reason, .. } => {
+            RegistryError::RateLimited { reason, after, .. } => {
                 let detail = json!({"upstream": self.upstream, "reason": reason});
-                ApiError::new(Code::TooManyRequests, detail)
+                let refusal = ApiError::new(Code::TooManyRequests, detail);
+                match after {
+                    Some(after) => {
+                        refusal.header(header::RETRY_AFTER, &after.as_secs().to_string())
+                    }
+                    None => refusal,
+                }
             }
             error => {
                 tracing::warn!(upstream = self.upstream, %error, "the upstream does not answer");

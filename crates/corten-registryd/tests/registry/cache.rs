@@ -486,3 +486,24 @@ async fn only_manifests_are_served_as_such() {
     let good = cache.get("/v2/app/manifests/good").await;
     good.expect(StatusCode::OK);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_told_how_long_the_upstream_wants_to_be_left_alone() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = [0; 4096];
+            stream.read(&mut head).await.unwrap();
+            let reply = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 3600\r\n\
+                         content-length: 0\r\nconnection: close\r\n\r\n";
+            stream.write_all(reply.as_bytes()).await.unwrap();
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Registry::with(config(folder.path(), upstream, LONG)).await;
+    let answer = cache.get("/v2/app/manifests/latest").await;
+    answer.expect(StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(answer.header("retry-after"), "3600");
+}
