@@ -2,9 +2,11 @@
 //! there; crun and runc where they are installed.
 
 use std::fs;
+use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use serde_json::Value;
 
 use crate::harness::{Engine, Terminal, binary, script, until};
@@ -51,6 +53,28 @@ fn runtimes() -> Vec<(&'static str, PathBuf, &'static str)> {
         }
     }
     list
+}
+
+#[test]
+fn a_start_reads_the_settings_once() {
+    let engine = with_runtime(binary(), "\"runtime\"");
+    let create = ["create", "--name", "box", "--runtime", "other", "alpine"];
+    engine.ok([&create[..], &["sleep", "1000"]].concat());
+    let seen = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).unwrap();
+    let file = engine.root().join("engine.toml");
+    // Both, as what comes twice in a row would be told once.
+    let what = WatchFlags::OPEN | WatchFlags::CLOSE_NOWRITE;
+    inotify::add_watch(&seen, &file, what).unwrap();
+    engine.ok(["start", "box"]);
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut seen = inotify::Reader::new(&seen, &mut buffer);
+    let mut opened = 0;
+    while let Ok(event) = seen.next() {
+        opened += u32::from(event.events().contains(ReadFlags::OPEN));
+    }
+    assert_eq!(opened, 1);
+    engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
 }
 
 #[test]

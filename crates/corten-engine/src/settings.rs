@@ -2,6 +2,7 @@
 //!
 //! Read whenever it matters, as there is no daemon to restart: by a create, a start, `info`.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +30,32 @@ pub(crate) struct Settings {
     /// Other OCI runtimes, by name.
     #[serde(default)]
     runtimes: BTreeMap<String, RuntimeSettings>,
+}
+
+/// Settings that are read when the first of them is wanted, and then only that once: what one start goes
+/// by is one state of the file.
+pub(crate) struct WhenWanted<'e> {
+    engine: &'e Engine,
+    read: OnceCell<Settings>,
+}
+
+impl<'e> WhenWanted<'e> {
+    pub(crate) fn of(engine: &'e Engine) -> Self {
+        Self {
+            engine,
+            read: OnceCell::new(),
+        }
+    }
+
+    /// # Errors
+    /// See [`Settings::load`].
+    pub(crate) fn get(&self) -> Result<&Settings> {
+        if let Some(read) = self.read.get() {
+            return Ok(read);
+        }
+        let read = Settings::load(self.engine)?;
+        Ok(self.read.get_or_init(|| read))
+    }
 }
 
 /// Another OCI runtime.

@@ -33,7 +33,7 @@ use crate::networks::{names, row as networks};
 use crate::parse::modes::{Modes, Sharing};
 use crate::parse::users::Identity;
 use crate::parse::{bad, device_requests, health, restart, signals, time};
-use crate::settings::{BUILT_IN, Settings};
+use crate::settings::{BUILT_IN, WhenWanted};
 use crate::spec::{self, BindSource};
 use crate::volumes::hold::Hold;
 
@@ -92,7 +92,8 @@ impl EngineHost {
             .read(|c| row::get(c, &self.id))?
             .ok_or_else(|| EngineError::NoSuchContainer(self.id.clone()))?;
         let modes = Modes::read(&container.host)?;
-        let users = users::of(&engine, &modes, &container)?;
+        let settings = WhenWanted::of(&engine);
+        let users = users::of(&engine, &settings, &modes, &container)?;
         files::make_directory(&engine, &container.id)?;
         size::apply(&engine, &container)?;
         let network = self.networks.job(&engine, &container, &modes)?;
@@ -189,7 +190,7 @@ impl EngineHost {
             stop_timeout: config.stop_timeout.unwrap_or(STOP_TIMEOUT),
             restart: restart_policy(&container)?,
             health,
-            runtime: runtime(&engine, &container)?,
+            runtime: runtime(&settings, &container)?,
             cgroup: state::cgroup_path(&engine, &container),
         };
         self.container = Some(container);
@@ -585,10 +586,10 @@ fn add_devices(
 }
 
 /// Who makes it, if it is not our own runtime, for which nothing need be read.
-fn runtime(engine: &Engine, container: &Container) -> Result<Option<ExternalRuntime>> {
+fn runtime(settings: &WhenWanted<'_>, container: &Container) -> Result<Option<ExternalRuntime>> {
     match container.host.runtime.as_deref().unwrap_or(BUILT_IN) {
         BUILT_IN => Ok(None),
-        name => Settings::load(engine)?.runtime(name),
+        name => settings.get()?.runtime(name),
     }
 }
 

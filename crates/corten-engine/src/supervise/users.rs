@@ -22,7 +22,7 @@ use crate::error::EngineError;
 use crate::parse::bad;
 use crate::parse::modes::{Modes, NetworkMode, Sharing};
 use crate::parse::remap::{self, Remap};
-use crate::settings::Settings;
+use crate::settings::WhenWanted;
 use crate::spec::BindSource;
 
 type Result<T> = std::result::Result<T, EngineError>;
@@ -37,7 +37,12 @@ pub(super) struct Users {
 
 /// The namespaces of a container that is about to start; `None`: its users are the host's. The
 /// caller must be single-threaded.
-pub(super) fn of(engine: &Engine, modes: &Modes, container: &Container) -> Result<Option<Users>> {
+pub(super) fn of(
+    engine: &Engine,
+    settings: &WhenWanted<'_>,
+    modes: &Modes,
+    container: &Container,
+) -> Result<Option<Users>> {
     if modes.host_users {
         return Ok(None);
     }
@@ -56,7 +61,7 @@ pub(super) fn of(engine: &Engine, modes: &Modes, container: &Container) -> Resul
             }
         }
         joined => {
-            let Some(remap) = Settings::load(engine)?.remap()? else {
+            let Some(remap) = settings.get()?.remap()? else {
                 return Ok(None);
             };
             if let Some(Joined::Host(other, what)) = joined {
