@@ -29,40 +29,71 @@ fn freezer(pid: &str) -> PathBuf {
     std::mem::take(there.expect("its group"))
 }
 
-/// A container that sleeps; its first process.
-fn sleeper(engine: &Engine) -> (String, String) {
-    let id = engine.ok(["run", "-d", "--name", "box", "alpine", "sleep", "1000"]);
-    (id, engine.told("{{.State.Pid}}", "box"))
+/// An engine with a container that sleeps.
+struct Sleeper {
+    engine: Engine,
+    id: String,
+    /// Its first process.
+    pid: String,
+    /// What freezes it.
+    freezer: PathBuf,
+}
+
+impl Sleeper {
+    fn new() -> Self {
+        let engine = Engine::with_alpine();
+        let id = engine.ok(["run", "-d", "--name", "box", "alpine", "sleep", "1000"]);
+        let pid = engine.told("{{.State.Pid}}", "box");
+        let freezer = freezer(&pid);
+        Self {
+            engine,
+            id,
+            pid,
+            freezer,
+        }
+    }
+
+    /// As somebody else freezes it.
+    fn freeze(&self) {
+        std::fs::write(&self.freezer, "1").unwrap();
+    }
+
+    /// Those in its own group.
+    fn processes(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.freezer.with_file_name("cgroup.procs")).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn end(&self) {
+        self.engine.ok(["rm", "-f", "box"]);
+        self.engine.assert_clean();
+    }
 }
 
 #[test]
 fn an_exec_waits_for_an_outside_tool_and_its_supervisor_goes_on() {
-    let engine = Engine::with_alpine();
-    let (id, pid) = sleeper(&engine);
-    let file = freezer(&pid);
-    std::fs::write(&file, "1").unwrap();
+    let sleeper = Sleeper::new();
+    let Sleeper { engine, id, .. } = &sleeper;
+    sleeper.freeze();
     let waiting = engine.spawn(["exec", "box", "echo", "went on"]);
     // It has been born, into the frozen group.
-    let own = || std::fs::read_to_string(file.with_file_name("cgroup.procs")).unwrap();
-    until("it is there", || own().lines().count() == 2);
+    until("it is there", || sleeper.processes().len() == 2);
     // Whoever asks the supervisor is answered meanwhile. Not by a command: what stays frozen for five
     // seconds is given up.
-    let answer = ask(&id, r#"{"version":1,"op":"status"}"#);
-    std::fs::write(&file, "0").unwrap();
+    let answer = ask(id, r#"{"version":1,"op":"status"}"#);
+    std::fs::write(&sleeper.freezer, "0").unwrap();
     assert!(answer.contains(r#""phase":"running""#), "{answer}");
     let done = waiting.finish();
     assert_eq!((done.code, done.stdout.as_str()), (0, "went on\n"));
-    engine.ok(["rm", "-f", "box"]);
-    engine.assert_clean();
+    sleeper.end();
 }
 
 /// An older corten that was killed while it changed limits left it so.
 #[test]
 fn nothing_is_executed_in_what_stays_frozen() {
-    let engine = Engine::with_alpine();
-    let (_, pid) = sleeper(&engine);
-    let file = freezer(&pid);
-    std::fs::write(&file, "1").unwrap();
+    let sleeper = Sleeper::new();
+    let engine = &sleeper.engine;
+    sleeper.freeze();
     let refused = engine.run(["exec", "box", "true"]);
     assert_ne!(refused.code, 0, "{refused:?}");
     assert!(
@@ -70,46 +101,44 @@ fn nothing_is_executed_in_what_stays_frozen() {
         "{refused:?}"
     );
     // Nor is anything left of it.
-    let own = || std::fs::read_to_string(file.with_file_name("cgroup.procs")).unwrap();
-    until("it is gone", || own().lines().count() == 1);
+    until("it is gone", || sleeper.processes().len() == 1);
     engine.ok(["pause", "box"]);
     engine.ok(["unpause", "box"]);
     engine.ok(["exec", "box", "true"]);
-    engine.ok(["rm", "-f", "box"]);
-    engine.assert_clean();
+    sleeper.end();
 }
 
 /// Processes are moved while nobody runs where v1 has a hierarchy that the container was not in.
 #[test]
 fn an_update_outlives_whoever_asked_for_it() {
-    let engine = Engine::with_alpine();
-    let (id, pid) = sleeper(&engine);
-    let supervisor: i32 = supervisor(&id).parse().unwrap();
+    let sleeper = Sleeper::new();
+    let Sleeper {
+        engine, id, pid, ..
+    } = &sleeper;
+    let supervisor: i32 = supervisor(id).parse().unwrap();
     let tell = |signal| kill_process(Pid::from_raw(supervisor).unwrap(), signal).unwrap();
     tell(Signal::STOP);
     // As a command line asks that ends before it hears of anything.
     let asked = r#"{"version":1,"op":"update","resources":{"memory":{"limit":67108864}}}"#;
-    drop(asking(&id, asked));
+    drop(asking(id, asked));
     tell(Signal::CONT);
     engine.ok(["exec", "box", "true"]);
     assert_eq!(engine.told("{{.State.Status}}", "box"), "running");
-    assert_eq!(std::fs::read_to_string(freezer(&pid)).unwrap(), "0\n");
+    assert_eq!(std::fs::read_to_string(&sleeper.freezer).unwrap(), "0\n");
     let shown = || engine.ok(["stats", "--no-stream", "--format", "{{.MemUsage}}", "box"]);
     until("the limit is in force", || shown().ends_with(" / 64MiB"));
     // Also for what is executed from now on.
     let mut beside = engine.spawn(["exec", "box", "sleep", "1000"]);
-    let own = freezer(&pid).with_file_name("cgroup.procs");
     until("it is under it", || {
-        let text = std::fs::read_to_string(&own).unwrap();
+        let all = sleeper.processes();
         // It may end between the two.
-        let groups = |pid| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok();
-        let second = text.lines().find(|beside| *beside != pid).and_then(groups);
-        second.is_some_and(|second| Some(second) == groups(&pid))
+        let groups = |pid: &String| std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok();
+        let second = all.iter().find(|beside| *beside != pid).and_then(groups);
+        second.is_some_and(|second| Some(second) == groups(pid))
     });
     beside.signal(Signal::KILL);
     beside.code();
-    engine.ok(["rm", "-f", "box"]);
-    engine.assert_clean();
+    sleeper.end();
 }
 
 /// A supervisor that has been asked something.
@@ -131,7 +160,7 @@ fn ask(id: &str, request: &str) -> String {
 }
 
 /// Where a container's supervisor is asked.
-fn socket(id: &str) -> PathBuf {
+pub(crate) fn socket(id: &str) -> PathBuf {
     let engines = std::fs::read_dir("/run").unwrap().flatten();
     let mut sockets = engines.map(|engine| engine.path().join("c").join(id).join("sock"));
     sockets.find(|socket| socket.exists()).unwrap()
@@ -140,15 +169,17 @@ fn socket(id: &str) -> PathBuf {
 /// The end of a supervisor that is killed while it has its container frozen.
 #[test]
 fn what_a_killed_supervisor_has_frozen_ends() {
-    let engine = Engine::with_alpine();
-    let (id, pid) = sleeper(&engine);
-    std::fs::write(freezer(&pid), "1").unwrap();
-    kill_9(&supervisor(&id));
+    let sleeper = Sleeper::new();
+    let Sleeper {
+        engine, id, pid, ..
+    } = &sleeper;
+    sleeper.freeze();
+    kill_9(&supervisor(id));
     until("the state is told", || {
         engine.told("{{.State.Running}}", "box") == "false"
     });
     until("its process ends with it", || {
-        !Path::new("/proc").join(&pid).exists()
+        !Path::new("/proc").join(pid).exists()
     });
     engine.ok(["rm", "box"]);
     engine.assert_clean();
