@@ -58,11 +58,12 @@ fn lower(path: &Path, diff_id: &DiffId) -> Result<Lower, StoreError> {
     }
 }
 
-/// Has directories that are made in this one put somewhere else on the disk (`chattr +T`). ext4
-/// would put a layer's files where those of one that was just removed were. Without a journal it
-/// does not use their inodes again for some minutes, but looks through them for every file. Best
-/// effort.
-fn apart(path: &Path) {
+/// Has directories that are made in this one put somewhere else on the disk (`chattr +T`), and
+/// names one. ext4 would put a layer's files where those of one that was just removed were. Without
+/// a journal it does not use their inodes again for some minutes, but looks through them for every
+/// file. Where it begins to look for a place comes of the name: one that is always the same would
+/// be put where the last one was. Best effort.
+fn apart(path: &Path) -> PathBuf {
     let set = || {
         let directory = File::open(path)?;
         let flags = rustix::fs::ioctl_getflags(&directory)?;
@@ -72,6 +73,7 @@ fn apart(path: &Path) {
     if let Err(error) = set() {
         tracing::trace!(%error, "not on this file system");
     }
+    path.join(format!("fs-{:016x}", rand::random::<u64>()))
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
@@ -86,8 +88,7 @@ impl Driver for Directories {
 
     fn unpack(&self, tar: &mut dyn Read) -> Result<Staged, StoreError> {
         let tmp = TmpDir::create(&self.tmp, "layer")?;
-        apart(tmp.path());
-        let path = tmp.path().join("fs");
+        let path = apart(tmp.path());
         make_root(&path)?;
         let root = RootFd::open(&path).map_err(at("open", &path))?;
         let (content, pending) = apply::unpack(&root, tar)?;
@@ -224,7 +225,8 @@ mod tests {
         const EXT4: u64 = 0xef53;
         let dir = tempfile::tempdir().unwrap();
         let flags = |path: &Path| rustix::fs::ioctl_getflags(File::open(path).unwrap()).unwrap();
-        apart(dir.path());
+        let (one, other) = (apart(dir.path()), apart(dir.path()));
+        assert!(one != other && one.parent() == Some(dir.path()));
         let found = rustix::fs::statfs(dir.path()).unwrap();
         if u64::try_from(found.f_type) != Ok(EXT4) {
             return; // it is told nothing, and that is no error
