@@ -73,7 +73,12 @@ impl Blobs {
     /// Whether the blob is here; who holds a lease may count on it then.
     #[must_use]
     pub fn has(&self, digest: &Digest) -> bool {
-        self.is_there(digest) && (!self.spare(digest) || self.is_there(digest))
+        if !self.is_there(digest) {
+            return false;
+        }
+        self.spare(digest);
+        // A collection may have taken it between these two, and then it is not condemned either.
+        self.is_there(digest)
     }
 
     pub(crate) fn is_there(&self, digest: &Digest) -> bool {
@@ -81,16 +86,12 @@ impl Blobs {
     }
 
     /// A collection that waits to remove it shall not.
-    pub(crate) fn spare(&self, digest: &Digest) -> bool {
+    pub(crate) fn spare(&self, digest: &Digest) {
         let Some(database) = &self.database else {
-            return false;
+            return;
         };
-        match condemned::spare(database, condemned::Kind::Blob, digest.as_str()) {
-            Ok(spared) => spared,
-            Err(error) => {
-                tracing::warn!(blob = %digest, %error, "a blob may be collected");
-                false
-            }
+        if let Err(error) = condemned::spare(database, condemned::Kind::Blob, digest.as_str()) {
+            tracing::warn!(blob = %digest, %error, "a blob may be collected");
         }
     }
 

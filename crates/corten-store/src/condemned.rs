@@ -87,14 +87,13 @@ pub(crate) fn is(db: &Connection, kind: Kind, object: &str) -> Result<bool, Stor
         .exists([kind.text(), object])?)
 }
 
-/// Takes it back if it is condemned, for whoever is about to count on it. Whether it was: it
-/// may have been removed just before then, and is to be looked for again.
-pub(crate) fn spare(database: &Database, kind: Kind, object: &str) -> Result<bool, StoreError> {
-    if !database.read(|db| is(db, kind, object))? {
-        return Ok(false);
+/// Takes it back if it is condemned, for whoever is about to count on it: and who looks for it
+/// after that, as it may have been removed just before.
+pub(crate) fn spare(database: &Database, kind: Kind, object: &str) -> Result<(), StoreError> {
+    if database.read(|db| is(db, kind, object))? {
+        database.write(Durability::Relaxed, |db| spare_in(db, kind, object))?;
     }
-    database.write(Durability::Relaxed, |db| spare_in(db, kind, object))?;
-    Ok(true)
+    Ok(())
 }
 
 /// Since when what waits longest to be removed does.

@@ -185,10 +185,12 @@ impl Layers {
     pub fn info(&self, diff_id: &DiffId) -> Result<Option<LayerInfo>, StoreError> {
         let object = diff_id.digest().as_str();
         let found = self.database.read(|db| believed(db, diff_id))?;
-        // Who holds a lease may count on it from now on.
-        if found.is_none() || !condemned::spare(&self.database, Kind::Layer, object)? {
-            return Ok(found);
+        if found.is_none() {
+            return Ok(None);
         }
+        // Who holds a lease may count on it from now on. A collection may have taken it between these
+        // two, and then it is not condemned either.
+        condemned::spare(&self.database, Kind::Layer, object)?;
         self.database.read(|db| believed(db, diff_id))
     }
 

@@ -76,6 +76,7 @@ in_both_forms!(
     collection_runs_beside_leases,
     a_layer_goes_with_the_blob_of_its_name,
     a_layer_that_was_looked_at_keeps_its_blob,
+    what_was_told_to_be_here_is_here,
     a_layer_whose_bytes_are_gone_is_made_again,
     many_layers_are_collected_at_once,
     a_check_leaves_what_is_being_made,

@@ -140,6 +140,40 @@ pub(super) fn a_layer_that_was_looked_at_keeps_its_blob(form: LayerForm) {
     assert!(report.blobs.contains(&blob.digest), "{report:?}");
 }
 
+/// What a lease's holder was told is here stays here, whenever a collection is at it.
+pub(super) fn what_was_told_to_be_here_is_here(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let tar = archive(&[("f", Regular, "content")]);
+    let diff_id = DiffId(Digest::of(&tar));
+    let blob = Digest::of(b"blob");
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(2);
+    // As two processes: each has a connection of its own.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let store = store(dir.path(), form);
+            while std::time::Instant::now() < end {
+                store.blobs().put_bytes(b"blob").unwrap();
+                store.layers().apply(Some(&diff_id), &tar[..]).unwrap();
+                store.gc().unwrap();
+            }
+        });
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let store = store(dir.path(), form);
+                while std::time::Instant::now() < end {
+                    let _lease = store.leases().acquire().unwrap();
+                    if store.blobs().has(&blob) {
+                        store.blobs().open(&blob).unwrap();
+                    }
+                    if store.layers().has(&diff_id).unwrap() {
+                        assert!(store.layers().peek(&diff_id).unwrap().is_some());
+                    }
+                }
+            });
+        }
+    });
+}
+
 pub(super) fn a_layer_whose_bytes_are_gone_is_made_again(form: LayerForm) {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), form);
