@@ -98,6 +98,19 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// More directories than overlayfs stacks.
+    #[error(
+        "mount layers: {layers} layers make {lowers} directories, and overlayfs stacks {limit}: \
+         build the image of fewer layers"
+    )]
+    TooManyLayers {
+        /// How many layers there are.
+        layers: usize,
+        /// How many directories, with what the layers are settled to.
+        lowers: usize,
+        /// The bound.
+        limit: usize,
+    },
     /// The database.
     #[error(transparent)]
     Database(#[from] corten_db::DbError),

@@ -91,6 +91,9 @@ pub fn write_exactly(dir: BorrowedFd<'_>, mut out: impl Write) -> io::Result<()>
     tar_write::write_exactly(dir, &mut out)
 }
 
+/// Lower directories of one overlay, at most (`OVL_MAX_STACK`).
+const MAX_LOWERS: usize = 500;
+
 /// A layer that is here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerInfo {
@@ -383,6 +386,13 @@ impl Layers {
             if lowers.len() < enough {
                 lowers.push(self.driver.empty(n)?);
             }
+        }
+        if lowers.len() > MAX_LOWERS {
+            return Err(StoreError::TooManyLayers {
+                layers: stack.len(),
+                lowers: lowers.len(),
+                limit: MAX_LOWERS,
+            });
         }
         let fds: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
         let mounted = match mapping {

@@ -90,6 +90,24 @@ in_both_forms!(
 
 use tar::EntryType::{Char, Directory, Link, Regular, Symlink};
 
+#[test]
+fn more_layers_than_can_be_stacked_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), LayerForm::Directory);
+    fs::create_dir_all(dir.path().join("layers")).unwrap();
+    let layers: Vec<DiffId> = (0..=MAX_LOWERS)
+        .map(|n| {
+            let diff_id = DiffId(Digest::of(n.to_string().as_bytes()));
+            fs::create_dir(store.layers().path(&diff_id)).unwrap();
+            diff_id
+        })
+        .collect();
+    let mount = |count: usize| store.layers().mount(&layers[..count], Upper::ReadOnly);
+    mount(MAX_LOWERS).unwrap();
+    let told = mount(MAX_LOWERS + 1).unwrap_err().to_string();
+    assert!(told.contains("501 layers make 501 directories"), "{told}");
+}
+
 fn unpacks_verifies_and_archives_again(form: LayerForm) {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), form);
