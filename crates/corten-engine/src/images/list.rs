@@ -204,7 +204,9 @@ fn selected_names(wanted: &Filters, image: &ListedImage) -> Option<(Vec<String>,
         return None;
     }
     match filters::flag(wanted, "dangling") {
-        Ok(Some(dangling)) if dangling != image.repo_tags.is_empty() => None,
+        Ok(Some(true)) if !names.0.is_empty() => None,
+        // What has a digest for a name is not without one; nor has it a tag.
+        Ok(Some(false)) if names.0.is_empty() && names.1.is_empty() => None,
         _ => Some(names),
     }
 }
@@ -281,6 +283,23 @@ mod tests {
         assert_eq!(select("other").unwrap(), (vec!["other:1".into()], vec![]));
         assert_eq!(select("else").unwrap().0, Vec::<String>::new());
         assert_eq!(select("none"), None);
+        let of_kind = |tags: &[&str], digests: &[&str], dangling| {
+            let image = ListedImage {
+                repo_tags: names(tags),
+                repo_digests: names(digests),
+                ..image.clone()
+            };
+            selected_names(&filters("dangling", dangling), &image).is_some()
+        };
+        let by_digest = format!("app@{digest}");
+        for (tags, digests, is_dangling, is_not) in [
+            (&["app:1"][..], &[][..], false, true),
+            (&[], &[], true, false),
+            (&[], &[by_digest.as_str()], true, true),
+        ] {
+            assert_eq!(of_kind(tags, digests, "true"), is_dangling, "{tags:?}");
+            assert_eq!(of_kind(tags, digests, "false"), is_not, "{tags:?}");
+        }
     }
 
     #[test]
