@@ -381,10 +381,17 @@ impl Store {
     /// The store cannot be read, or cannot be written while repairing.
     pub fn check(&self, repair: bool) -> Result<Vec<Finding>, StoreError> {
         let mut findings = self.sweep(repair)?;
-        let collector = self.leases().collector()?;
-        if collector.is_none() || self.leases().oldest()?.is_some() {
-            return Ok(findings); // a pull or build is going on: nothing is orphaned for sure
+        // Nothing is collected while this looks.
+        let collector = self.collector()?;
+        if collector.is_none() {
+            return Ok(findings);
         }
+        // Where a pull or build is going on, nothing is orphaned for sure, and what no image has
+        // may be in the making.
+        let quiet = self.leases().oldest()?.is_none();
+        let may_be_told = |diff_id: &DiffId| -> Result<bool, StoreError> {
+            Ok(quiet || !self.images().with_layer(diff_id)?.is_empty())
+        };
         let kept = self.database().read(|db| self.kept(db))?;
         // Pulls and builds may begin while all this is read, so nothing is removed by what is
         // known here: a collection does that.
@@ -402,6 +409,7 @@ impl Store {
                     None => continue,
                     Some(reason) => format!("{CORRUPT}{reason}"),
                 },
+                _ if !may_be_told(&diff_id)? => continue,
                 (true, false) => "no image or container needs it".to_owned(),
                 (false, _) => "it was not finished before a crash".to_owned(),
             };
@@ -416,6 +424,9 @@ impl Store {
         for diff_id in missing {
             if self.layers().look(diff_id)? == Some(true) && self.layers().is_on_disk(diff_id) {
                 continue; // it has been made since
+            }
+            if !may_be_told(diff_id)? {
+                continue;
             }
             self.mend(diff_id, "it is missing", repair, &mut findings)?;
         }
@@ -440,6 +451,9 @@ impl Store {
         }
         for digest in lacking {
             findings.push(self.mend_blob(&digest, "it is missing", repair, true)?);
+        }
+        if !quiet {
+            return Ok(findings);
         }
         if repair && !(layers.is_empty() && blobs.is_empty()) {
             drop(collector);

@@ -77,6 +77,7 @@ in_both_forms!(
     a_layer_goes_with_the_blob_of_its_name,
     a_layer_that_was_looked_at_keeps_its_blob,
     what_was_told_to_be_here_is_here,
+    damage_is_found_beside_leases,
     a_layer_whose_bytes_are_gone_is_made_again,
     many_layers_are_collected_at_once,
     a_check_leaves_what_is_being_made,

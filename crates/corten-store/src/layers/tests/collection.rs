@@ -140,6 +140,47 @@ pub(super) fn a_layer_that_was_looked_at_keeps_its_blob(form: LayerForm) {
     assert!(report.blobs.contains(&blob.digest), "{report:?}");
 }
 
+/// A pull or build that goes on hides no damage, but what it may be about to need is no orphan.
+pub(super) fn damage_is_found_beside_leases(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), form);
+    let tar = archive(&[("f", Regular, "content")]);
+    let diff_id = DiffId(Digest::of(&tar));
+    let blob = LayerBlob {
+        digest: store.blobs().put_bytes(&tar).unwrap(),
+        size: tar.len() as u64,
+        media_type: String::new(),
+    };
+    store.layers().apply_blob(&blob, &diff_id).unwrap();
+    let image = image_of(&store, &[&diff_id]);
+    let _lease = store.leases().acquire().unwrap();
+    store.blobs().put_bytes(b"loose").unwrap();
+    let loose = archive(&[("f", Regular, "loose")]);
+    store.layers().apply(None, &loose[..]).unwrap();
+    let told = |repair| {
+        let findings = store.check(repair).unwrap();
+        let told = findings.iter().map(|f| (f.object.clone(), f.repaired));
+        told.collect::<Vec<_>>()
+    };
+    assert_eq!(told(true), []);
+    let config = image.to_string();
+    fs::write(store.blobs().path(&image), "rotten").unwrap();
+    assert_eq!(told(false), [(config.clone(), false)]);
+    assert_eq!(told(true), [(config, true)]);
+    let path = store.layers().path(&diff_id);
+    if path.is_dir() {
+        fs::remove_dir_all(&path).unwrap();
+    } else {
+        fs::write(&path, "rotten").unwrap();
+    }
+    assert!(told(false).contains(&(diff_id.to_string(), false)));
+    assert!(told(true).contains(&(diff_id.to_string(), true)));
+    assert_eq!(told(true), []);
+    fs::write(store.blobs().path(&blob.digest), "rotten").unwrap();
+    assert_eq!(told(false), [(blob.digest.to_string(), false)]);
+    assert!(store.blobs().is_there(&Digest::of(b"loose")));
+}
+
 /// What a lease's holder was told is here stays here, whenever a collection is at it.
 pub(super) fn what_was_told_to_be_here_is_here(form: LayerForm) {
     let dir = tempfile::tempdir().unwrap();
