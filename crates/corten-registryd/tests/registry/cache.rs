@@ -495,7 +495,7 @@ async fn a_client_is_told_how_long_the_upstream_wants_to_be_left_alone() {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut head = [0; 4096];
-            stream.read(&mut head).await.unwrap();
+            assert_ne!(stream.read(&mut head).await.unwrap(), 0);
             let reply = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 3600\r\n\
                          content-length: 0\r\nconnection: close\r\n\r\n";
             stream.write_all(reply.as_bytes()).await.unwrap();
