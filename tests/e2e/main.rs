@@ -64,6 +64,7 @@ mod runtimes;
 mod snapshots;
 mod turns;
 mod users;
+mod updates;
 mod volume_filling;
 mod volume_moving;
 mod volume_options;

@@ -10,8 +10,13 @@ use corten_db::Schema;
 /// The tables of this crate.
 pub(crate) const SCHEMA: Schema = Schema {
     name: "engine",
-    migrations: &[FIRST, HEALTH, NETWORKS, VOLUMES, CONFIGURATIONS],
+    migrations: &[FIRST, HEALTH, NETWORKS, VOLUMES, CONFIGURATIONS, UPDATES],
 };
+
+/// `unfinished`: an update whose limits may not be in force yet, and who makes it (`containers::unfinished`).
+const UPDATES: &str = "
+ALTER TABLE containers ADD COLUMN unfinished TEXT NOT NULL DEFAULT '';
+";
 
 /// Networks that are only configurations for others (`--config-only`), and which of them a network was
 /// made from (its name).
@@ -218,7 +223,9 @@ mod tests {
             )
             .unwrap();
         }
-        c.execute_batch(NETWORKS).unwrap();
+        for migration in [NETWORKS, UPDATES] {
+            c.execute_batch(migration).unwrap();
+        }
         let endpoints = |id| row::get(&c, id).unwrap().unwrap().endpoints;
         let [on_bridge] = endpoints("a").try_into().unwrap();
         assert_eq!(on_bridge.network, bridge);

@@ -300,6 +300,7 @@ fn check(
         stopped: false,
         endpoints,
         health: None,
+        unfinished: String::new(),
     };
     Ok(Draft {
         container,

@@ -35,6 +35,7 @@ mod stop;
 mod top;
 pub(crate) mod turn;
 mod update;
+mod unfinished;
 pub(crate) mod users;
 mod wait;
 

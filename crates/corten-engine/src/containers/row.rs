@@ -101,6 +101,9 @@ pub(crate) struct Container {
     pub(crate) endpoints: Vec<Endpoint>,
     /// What its health check last said; `None` without one, or before the first start.
     pub(crate) health: Option<HealthStatus>,
+    /// An update that its host configuration has and its control group may not have yet
+    /// ([`super::unfinished`]); empty if there is none.
+    pub(crate) unfinished: String,
 }
 
 impl Container {
@@ -123,7 +126,7 @@ impl Container {
 
 const COLUMNS: &str = "id, name, created, image_id, image_name, config, host_config, setup, \
     auto_remove, status, pid, exit_code, oom_killed, error, started, finished, restarts, exits, \
-    stopped, network, health";
+    stopped, network, health, unfinished";
 
 /// What a query of whole containers selects.
 fn columns() -> String {
@@ -155,7 +158,7 @@ fn raw(row: &SqlRow<'_>) -> rusqlite::Result<Raw> {
         host: row.get(6)?,
         setup: row.get(7)?,
         network: row.get(19)?,
-        endpoints: row.get(21)?,
+        endpoints: row.get(22)?,
         container: Container {
             id: row.get(0)?,
             name: row.get(1)?,
@@ -178,6 +181,7 @@ fn raw(row: &SqlRow<'_>) -> rusqlite::Result<Raw> {
             stopped: row.get(18)?,
             endpoints: Vec::new(),
             health: health_status(row.get_ref(20)?.as_str()?),
+            unfinished: row.get(21)?,
         },
     })
 }
@@ -365,6 +369,13 @@ pub(crate) fn set_host(c: &Connection, id: &str, host: &HostConfig) -> Result<()
     let text = json(host, "host configuration", id)?;
     c.prepare_cached("UPDATE containers SET host_config = ? WHERE id = ?")?
         .execute([text.as_str(), id])?;
+    Ok(())
+}
+
+/// Another mark of an update that may not have been carried out; empty for none.
+pub(crate) fn set_unfinished(c: &Connection, id: &str, mark: &str) -> Result<()> {
+    c.prepare_cached("UPDATE containers SET unfinished = ? WHERE id = ?")?
+        .execute([mark, id])?;
     Ok(())
 }
 
@@ -559,6 +570,7 @@ mod tests {
             stopped: false,
             endpoints: Vec::new(),
             health: None,
+            unfinished: String::new(),
         }
     }
 

@@ -10,6 +10,9 @@
 //! A container of `corten run --rm` belongs to that command until it runs. If the command is
 //! killed before, whoever looks next removes the container. Of other containers nobody can
 //! know whether somebody means to start them later: they stay.
+//!
+//! An `update` whose command was killed before its limits were in force is carried out, or put back,
+//! by whoever looks next ([`unfinished`]).
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -20,6 +23,7 @@ use corten_runtime::HookGuard;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::row::{self, Container, Ended, Status};
+use super::unfinished;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::events::{self, Kind};
@@ -96,6 +100,14 @@ pub(crate) fn has_supervisor(engine: &Engine, id: &str) -> bool {
 /// Makes what is known of a container true: see the module's description. A container that
 /// is removed on the way has the status [`Status::Removing`]. Blocks.
 pub(crate) fn reconcile(engine: &Engine, container: &mut Container) -> Result<()> {
+    with_its_supervisor(engine, container)?;
+    if !container.unfinished.is_empty() {
+        unfinished::settle(engine, container)?;
+    }
+    Ok(())
+}
+
+fn with_its_supervisor(engine: &Engine, container: &mut Container) -> Result<()> {
     if !container.status.is_live() {
         return forsake(engine, container);
     }
@@ -230,7 +242,7 @@ fn take_over(engine: &Engine, container: &mut Container) -> Result<()> {
 }
 
 /// Reads the row again; whether it still says that the container is live.
-fn reread(engine: &Engine, container: &mut Container) -> Result<bool> {
+pub(super) fn reread(engine: &Engine, container: &mut Container) -> Result<bool> {
     match engine.database().read(|c| row::get(c, &container.id))? {
         Some(fresh) => *container = fresh,
         None => container.status = Status::Removing,

@@ -5,7 +5,7 @@
 //! ports are changed by the supervisor of a container that runs, from the row; then its control group,
 //! all of it or nothing. Where one of them cannot be, the row is put back, and ports with it. So nothing
 //! is changed for a row that is not written, and a start meanwhile has either read the row, or is waited
-//! for.
+//! for. Who is killed between the two has left a mark in the row, for whoever looks next ([`unfinished`]).
 
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,7 @@ use serde::Deserialize;
 
 use super::row::{self, Container, Status};
 use super::turn::Turn;
+use super::unfinished::{self, Reached};
 use super::{event, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -102,6 +103,8 @@ pub(super) async fn update(
 struct Written {
     before: Container,
     host: HostConfig,
+    /// What says so in the row until it is carried out.
+    mark: String,
     /// Whether other ports are published.
     ports: bool,
 }
@@ -131,12 +134,18 @@ impl Written {
             .blocking(move |engine| {
                 let applied = apply(engine, &written.before, written.host.clone());
                 match &applied {
-                    Ok(()) => event(engine, &written.before, "update", &[]),
-                    // It is in force once its supervisor has come to it: the row is right.
-                    Err(error) if is_late(error) => {}
+                    Ok(reached) => {
+                        unfinished::done(engine, &written.before.id, &written.mark, *reached);
+                        event(engine, &written.before, "update", &[]);
+                    }
+                    // It is in force once its supervisor has come to it: the row is right. Or it refuses,
+                    // which whoever looks next finds out.
+                    Err(error) if is_late(error) => {
+                        unfinished::done(engine, &written.before.id, &written.mark, Reached::Later);
+                    }
                     Err(_) => put_back(engine, &written),
                 }
-                applied
+                applied.map(drop)
             })
             .await;
         if applied.as_ref().is_err_and(|error| !is_late(error))
@@ -167,7 +176,7 @@ fn change(
     let warnings = limits::discard_unknown(&mut asked);
     limits::resources(&asked, super::cpus())?;
     // All in one: of two updates at once, the second builds on the first.
-    let (before, host, ports) = engine.write(Durability::Synced, |c| {
+    let (before, host, mark, ports) = engine.write(Durability::Synced, |c| {
         let container =
             row::get(c, id)?.ok_or_else(|| EngineError::NoSuchContainer(id.to_owned()))?;
         let mut host = container.host.clone();
@@ -179,8 +188,10 @@ fn change(
         policy(&container, &mut host, &asked)?;
         // What no control group could be told is refused before anything changes.
         limits::resources(&host, super::cpus())?;
+        let mark = unfinished::mark(&container)?;
         row::set_host(c, &container.id, &host)?;
-        Ok::<_, EngineError>((container, host, ports))
+        row::set_unfinished(c, &container.id, &mark)?;
+        Ok::<_, EngineError>((container, host, mark, ports))
     })?;
     let response = ContainerUpdateResponse {
         warnings: Some(warnings),
@@ -188,6 +199,7 @@ fn change(
     let written = Written {
         before,
         host,
+        mark,
         ports: ports.is_some(),
     };
     Ok((response, written))
@@ -391,7 +403,12 @@ fn policy(container: &Container, host: &mut HostConfig, asked: &HostConfig) -> R
 fn put_back(engine: &Engine, written: &Written) {
     let Written { before, host, .. } = written;
     let undone = engine.write(Durability::Synced, |c| match row::get(c, &before.id)? {
-        Some(now) if now.host == *host => row::set_host(c, &before.id, &before.host),
+        Some(now) if now.host == *host => {
+            if now.unfinished == written.mark {
+                row::set_unfinished(c, &before.id, &before.unfinished)?;
+            }
+            row::set_host(c, &before.id, &before.host)
+        }
         Some(now) if written.ports && now.host.port_bindings == host.port_bindings => {
             let mut host = now.host;
             host.port_bindings = before.host.port_bindings.clone();
@@ -408,43 +425,53 @@ fn put_back(engine: &Engine, written: &Written) {
 const START: Duration = Duration::from_secs(30);
 
 /// Changes the control group of one that runs, to what its row says by then.
-fn apply(engine: &Engine, before: &Container, mut host: HostConfig) -> Result<()> {
+fn apply(engine: &Engine, before: &Container, mut host: HostConfig) -> Result<Reached> {
     let id = &before.id;
     let deadline = Instant::now() + START;
     loop {
         let Some(now) = engine.database().read(|c| row::get(c, id))? else {
-            return Ok(());
+            return Ok(Reached::Kernel);
         };
         if !matches!(now.status, Status::Running | Status::Paused) {
             // One that is being started may have been told of less.
-            let starts = state::has_supervisor(engine, id) && now.status != Status::Restarting;
+            let supervised = state::has_supervisor(engine, id);
+            let starts = supervised && now.status != Status::Restarting;
             if starts && Instant::now() < deadline {
                 std::thread::sleep(Duration::from_millis(5));
                 continue;
             }
-            return Ok(());
+            return Ok(match supervised {
+                // Its next run may have been prepared from what the row said before.
+                true => Reached::Later,
+                false => Reached::Kernel,
+            });
         }
-        let mut resources = limits::resources(&host, super::cpus())?;
-        if resources.pids().is_none() && host.pids_limit != before.host.pids_limit {
-            // Taken away.
-            resources.set_pids(LinuxPidsBuilder::default().limit(-1_i64).build().ok());
-        }
-        let updated = limit(engine, before, resources);
+        let resources = resources(&before.host, &host)?;
+        let told = limit(engine, before, resources);
+        let updated = tokio::runtime::Handle::current().block_on(told);
         let after = engine.database().read(|c| row::get(c, id))?;
         let runs = |row: &Container| matches!(row.status, Status::Running | Status::Paused);
         match (updated, after) {
             // It ended meanwhile; its next start reads the row.
-            (Err(_), after) if !after.as_ref().is_some_and(runs) => return Ok(()),
-            (Err(source), _) => {
-                return Err(failed(id, source));
-            }
+            (Err(_), after) if !after.as_ref().is_some_and(runs) => return Ok(Reached::Later),
+            (Err(source), _) => return Err(failed(id, source)),
             // Another update was faster with its row, and slower with the group, or is yet to be.
-            (Ok(()), Some(after)) if after.host != host && Instant::now() < deadline => {
+            (Ok(_), Some(after)) if after.host != host && Instant::now() < deadline => {
                 host = after.host;
             }
-            (Ok(()), _) => return Ok(()),
+            (Ok(reached), _) => return Ok(reached),
         }
     }
+}
+
+/// What a control group is told that was made by `before`, and is to be by `host`.
+pub(super) fn resources(before: &HostConfig, host: &HostConfig) -> Result<LinuxResources> {
+    let mut resources = limits::resources(host, super::cpus())?;
+    if resources.pids().is_none() && host.pids_limit != before.pids_limit {
+        // Taken away.
+        resources.set_pids(LinuxPidsBuilder::default().limit(-1_i64).build().ok());
+    }
+    Ok(resources)
 }
 
 fn failed(id: &str, source: Box<dyn std::error::Error + Send + Sync>) -> EngineError {
@@ -468,28 +495,28 @@ fn is_late(error: &EngineError) -> bool {
 
 /// Has the supervisor change the limits: it knows who is about to be executed, and if it is killed
 /// meanwhile, so is what it has frozen.
-fn limit(
+pub(super) async fn limit(
     engine: &Engine,
     container: &Container,
     resources: LinuxResources,
-) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+) -> std::result::Result<Reached, Box<dyn std::error::Error + Send + Sync>> {
     let Some(client) = Client::find(engine.layout().run(), &container.id)? else {
-        return Ok(()); // its next start reads the row
+        return Ok(Reached::Kernel); // its next start reads the row
     };
-    let asked = tokio::runtime::Handle::current().block_on(client.update(resources.clone()));
-    match asked {
+    match client.update(resources.clone()).await {
         // One started by an older corten.
         Err(ClientError::Refused { message, .. }) if message.starts_with("not a request") => {
             let group = Cgroup::open(&state::cgroup_path(engine, container))?;
-            Ok(group.update(&resources)?)
+            group.update(&resources)?;
         }
-        // Between two runs, by whatever its row says still.
+        // Between two runs, the next of which may be prepared already.
         Err(ClientError::Refused {
             why: Refusal::NotRunning,
             ..
-        }) => Ok(()),
-        asked => Ok(asked?),
+        }) => return Ok(Reached::Later),
+        asked => asked?,
     }
+    Ok(Reached::Kernel)
 }
 
 #[cfg(test)]

@@ -1,0 +1,94 @@
+//! Limits that are changed while something goes wrong: what is told of a container, what its kernel says
+//! and what its next start does agree in the end.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use crate::frozen::socket;
+use crate::harness::{Engine, until};
+
+/// Who is asked in a supervisor's place while this lives.
+struct Impostor<'s> {
+    socket: &'s Path,
+    listener: UnixListener,
+}
+
+impl<'s> Impostor<'s> {
+    fn of(socket: &'s Path) -> Self {
+        std::fs::rename(socket, socket.with_file_name("aside")).unwrap();
+        let listener = UnixListener::bind(socket).unwrap();
+        Self { socket, listener }
+    }
+
+    /// The next one who asks, and has not been answered.
+    fn asked(&self) -> UnixStream {
+        let (mut client, _) = self.listener.accept().unwrap();
+        let mut length = [0; 4];
+        client.read_exact(&mut length).unwrap();
+        let mut request = vec![0; usize::try_from(u32::from_be_bytes(length)).unwrap()];
+        client.read_exact(&mut request).unwrap();
+        client
+    }
+}
+
+impl Drop for Impostor<'_> {
+    fn drop(&mut self) {
+        std::fs::rename(self.socket.with_file_name("aside"), self.socket).unwrap();
+    }
+}
+
+/// An `update` that is killed once its row is written, before the supervisor has heard of it.
+fn killed_update(engine: &Engine, socket: &Path, flags: &[&str]) {
+    let deaf = Impostor::of(socket);
+    let updating = engine.spawn([&["update"][..], flags, &["box"]].concat());
+    let _asked = deaf.asked();
+    updating.kill_9();
+}
+
+fn in_force(engine: &Engine) -> String {
+    engine.ok(["stats", "--no-stream", "--format", "{{.MemUsage}}", "box"])
+}
+
+#[test]
+fn a_killed_update_is_carried_out_by_who_looks_next() {
+    let engine = Engine::with_alpine();
+    let limits = ["-m", "64m", "--memory-swap", "200m"];
+    let run = ["run", "-d", "--name", "box", "--pids-limit", "50"];
+    let id = engine.ok([&run[..], &limits, &["alpine", "sleep", "1000"]].concat());
+    let socket = socket(&id);
+    killed_update(&engine, &socket, &["-m", "96m"]);
+    let memory = || engine.told("{{.HostConfig.Memory}}", "box");
+    assert_eq!(memory(), (96 << 20).to_string());
+    let shown = in_force(&engine);
+    assert!(shown.ends_with(" / 96MiB"), "{shown}");
+    // What is refused then is told of no more.
+    killed_update(&engine, &socket, &["-m", "80m"]);
+    let no = Impostor::of(&socket);
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(memory);
+        let refusal = r#"{"refused":{"why":"failed","message":"no"}}"#;
+        let length = u32::try_from(refusal.len()).unwrap().to_be_bytes();
+        let mut client = no.asked();
+        client
+            .write_all(&[&length[..], refusal.as_bytes()].concat())
+            .unwrap();
+        assert_eq!(looking.join().unwrap(), (96 << 20).to_string());
+    });
+    drop(no);
+    assert_eq!(memory(), (96 << 20).to_string());
+    let shown = in_force(&engine);
+    assert!(shown.ends_with(" / 96MiB"), "{shown}");
+    // One that has ended since starts with what was written.
+    killed_update(&engine, &socket, &["-m", "72m"]);
+    engine.ok(["kill", "box"]);
+    until("it has ended", || {
+        engine.told("{{.State.Running}}", "box") == "false"
+    });
+    engine.ok(["start", "box"]);
+    assert_eq!(memory(), (72 << 20).to_string());
+    let shown = in_force(&engine);
+    assert!(shown.ends_with(" / 72MiB"), "{shown}");
+    engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
+}
