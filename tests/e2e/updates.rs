@@ -5,8 +5,11 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::crash::supervisor;
 use crate::frozen::socket;
-use crate::harness::{Engine, until};
+use crate::harness::{Background, Engine, until};
 
 /// Who is asked in a supervisor's place while this lives.
 struct Impostor<'s> {
@@ -90,5 +93,67 @@ fn a_killed_update_is_carried_out_by_who_looks_next() {
     let shown = in_force(&engine);
     assert!(shown.ends_with(" / 72MiB"), "{shown}");
     engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
+}
+
+/// A process that a supervisor has started to lower a limit, stopped while it does so. Whoever frees
+/// little is done soon, so it is tried until one is seen in time.
+fn slow_update(engine: &Engine, supervisor: &str) -> (Background, Pid) {
+    let children = format!("/proc/{supervisor}/task/{supervisor}/children");
+    for _ in 0..50 {
+        engine.ok(["update", "-m", "200m", "--memory-swap", "200m", "box"]);
+        // Written to the disk: what is not cannot be freed at once.
+        let fill = ["if=/dev/zero", "of=/big", "bs=1M", "count=60", "conv=fsync"];
+        engine.ok([&["exec", "box", "dd"][..], &fill].concat());
+        let mut updating = engine.spawn(["update", "-m", "32m", "--memory-swap", "200m", "box"]);
+        while matches!(updating.0.try_wait(), Ok(None)) {
+            let text = std::fs::read_to_string(&children).unwrap();
+            for child in text.split_whitespace() {
+                let told = std::fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+                if !String::from_utf8_lossy(&told).contains("lower-limit") {
+                    continue;
+                }
+                let child = Pid::from_raw(child.parse().unwrap()).unwrap();
+                if kill_process(child, Signal::STOP).is_ok() {
+                    return (updating, child);
+                }
+            }
+        }
+        assert_eq!(updating.finish().code, 0);
+    }
+    panic!("no process of its own lowers the limit");
+}
+
+/// The kernel has whoever lowers a limit free memory first.
+#[test]
+fn what_a_lower_limit_frees_is_not_waited_for() {
+    let engine = Engine::with_alpine();
+    let run = ["run", "-d", "--name", "box", "-m", "200m", "alpine"];
+    let id = engine.ok([
+        &run[..],
+        &["sh", "-c", "trap exit TERM; while :; do sleep 0.1; done"],
+    ]
+    .concat());
+    let supervisor = supervisor(&id);
+    let (updating, writer) = slow_update(&engine, &supervisor);
+    // What can be done meanwhile is, with another change of limits in the queue.
+    let queued = engine.spawn(["update", "--cpu-shares", "300", "box"]);
+    assert_eq!(engine.ok(["exec", "box", "echo", "went on"]), "went on");
+    engine.ok(["logs", "box"]);
+    kill_process(writer, Signal::CONT).unwrap();
+    for done in [updating.finish(), queued.finish()] {
+        assert_eq!(done.code, 0, "{done:?}");
+    }
+    let shown = in_force(&engine);
+    assert!(shown.ends_with(" / 32MiB"), "{shown}");
+    assert_eq!(engine.told("{{.HostConfig.CpuShares}}", "box"), "300");
+    // Nor does its end wait, and what is left of it goes with that.
+    let (updating, writer) = slow_update(&engine, &supervisor);
+    engine.ok(["stop", "box"]);
+    until("who wrote it is gone", || {
+        !Path::new(&format!("/proc/{}", writer.as_raw_nonzero())).exists()
+    });
+    updating.finish();
+    engine.ok(["rm", "box"]);
     engine.assert_clean();
 }

@@ -50,7 +50,7 @@ pub mod status;
 mod sys;
 mod validate;
 
-pub use cgroup::{Cgroup, OomEvent, OomWatch};
+pub use cgroup::{Cgroup, Lowering, OomEvent, OomWatch, write_limit};
 pub use checkpoint::{Checkpoint, CheckpointError, Restored, restore, save};
 pub use create::{Created, Running, create};
 pub use criu::DESCRIPTORS as CHECKPOINT_DESCRIPTORS;

@@ -22,6 +22,7 @@ mod launch;
 mod limits;
 pub mod logs;
 pub mod look_up;
+pub mod lower;
 mod names;
 mod network;
 mod oom;

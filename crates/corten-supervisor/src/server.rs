@@ -18,6 +18,7 @@ use crate::external::Refused;
 use crate::health;
 use crate::hub;
 use crate::idle;
+use crate::lower::Lowered;
 use crate::oom;
 use crate::protocol::{
     Ask, Exit, Forced, Phase, Refusal, Reply, Request, Status, VERSION, receive, send,
@@ -245,11 +246,7 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
             }
             Some(live) => network(shared, &live),
         },
-        Ask::Update { resources } => {
-            let _settled = executing::settle(shared).await;
-            executing::saved(shared).await;
-            update(shared, &resources)
-        }
+        Ask::Update { resources } => change_limits(shared, &resources).await,
         Ask::Pause => {
             let _settled = executing::settle(shared).await;
             executing::saved(shared).await;
@@ -362,6 +359,31 @@ fn with(
             Err(error) => Reply::refuse(Refusal::Failed, error.to_string()),
         },
     }
+}
+
+/// Changes the limits of its control group, what takes long first: all else goes on meanwhile.
+async fn change_limits(shared: &Rc<Shared>, resources: &LinuxResources) -> Reply {
+    let _turn = shared.updating.lock().await;
+    let Some(live) = in_force(shared) else {
+        return not_running(shared);
+    };
+    let lowered = match Cgroup::open(live.cgroup.path()) {
+        Ok(group) => Lowered::by(&group, resources).await,
+        Err(error) => Err(error.to_string()),
+    };
+    let lowered = match lowered {
+        Ok(lowered) => lowered,
+        // It may have ended meanwhile.
+        Err(_) if in_force(shared).is_none() => return not_running(shared),
+        Err(message) => return Reply::refuse(Refusal::Failed, message),
+    };
+    let _settled = executing::settle(shared).await;
+    executing::saved(shared).await;
+    let reply = update(shared, resources);
+    if matches!(reply, Reply::Done) {
+        lowered.stay();
+    }
+    reply
 }
 
 /// Changes the limits of its control group.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 use crate::execs::Exec;
 use crate::executing::Way;
@@ -98,6 +98,8 @@ pub(crate) struct Shared {
     pub(crate) limit: limits::Given,
     /// Of processes to their programs.
     pub(crate) way: Rc<Way>,
+    /// Held by whoever changes limits: one after the other.
+    pub(crate) updating: Mutex<()>,
     /// The engine's rows may say something else of its networks than when this run was prepared.
     pub(crate) rows_changed: Cell<bool>,
     log_host: Rc<Addresses>,
@@ -220,6 +222,7 @@ pub fn supervise(host: Box<dyn Host>, run_dir: &Path, id: &str, launch: Launch) 
         health: RefCell::default(),
         limit: limits::raise(),
         way: Rc::default(),
+        updating: Mutex::default(),
         rows_changed: Cell::new(false),
         log_host: Rc::default(),
     });

@@ -2,7 +2,8 @@
 //!
 //! Three faces are internal and must run before any thread exists, because processes are
 //! cloned from them: `supervise` (beside each container), `build-step` (around each RUN) and
-//! `delete-rubbish` (after the removal of an image). A fourth, `look-up`, finds a log host's address.
+//! `delete-rubbish` (after the removal of an image). Two more do what supervisors cannot wait for:
+//! `look-up` finds a log host's address, `lower-limit` lowers a limit of memory.
 //! `runtime` (or the name `corten-runtime`) is the OCI runtime, `registry` the registry
 //! server; everything else is the command line, which also serves the API (`serve`).
 
@@ -20,6 +21,9 @@ fn main() -> ExitCode {
         Some("build-step") => return corten_build::step::main(&args[2..]),
         Some(corten_engine::supervise::look_up::FACE) => {
             return corten_engine::supervise::look_up::main(&args[2..]);
+        }
+        Some(corten_engine::supervise::lower::FACE) => {
+            return corten_engine::supervise::lower::main(&args[2..]);
         }
         Some(corten_engine::rubbish::FACE) => return corten_engine::rubbish::main(),
         // Without the command line's tables: engines start it for every container.

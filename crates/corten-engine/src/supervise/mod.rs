@@ -11,8 +11,8 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-pub use corten_supervisor::look_up;
 use corten_supervisor::{Launch, Summons};
+pub use corten_supervisor::{look_up, lower};
 
 use crate::engine::Engine;
 pub(crate) use host::namespace_of;

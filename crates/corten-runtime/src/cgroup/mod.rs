@@ -61,6 +61,7 @@ pub use spec::CgroupSpec;
 pub use stats::{CpusetStats, HugetlbStats, IoEntry, MemoryEntry, Pressure, Stall, Stats};
 pub(crate) use systemd::fuzz_dbus_message;
 pub use systemd::{SystemdError, Unit};
+pub use update::{Lowering, write_limit};
 use v1::Legacy;
 use v2::Unified;
 
