@@ -286,10 +286,10 @@ fn layers_of_either_form_serve_both_settings() {
 }
 
 /// A small file system mounted somewhere, for as long as this lives.
-struct Small(PathBuf);
+pub(crate) struct Small(PathBuf);
 
 impl Small {
-    fn new(at: &Path, size: &str) -> Self {
+    pub(crate) fn new(at: &Path, size: &str) -> Self {
         fs::create_dir_all(at).unwrap();
         let options = format!("size={size},mode=711");
         let mut mount = Command::new("mount");

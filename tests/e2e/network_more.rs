@@ -1,6 +1,7 @@
 //! Networks as templates and without gateways, links, and what is told of networks and volumes.
 
 use crate::harness::{Engine, free_net, free_port, until};
+use crate::layers::Small;
 use crate::networks::{addresses, of, sleeper};
 
 #[test]
@@ -365,4 +366,44 @@ fn volumes_and_pruning_are_told_of() {
     let unmount = of_volume("unmount").unwrap();
     assert!(unmount.contains("container:"), "{unmount}");
     assert!(told.contains("network prune  map[reclaimed:0]"), "{told}");
+}
+
+/// The disk is full where containers have their files, and another address needs one block more.
+#[test]
+fn a_full_disk_leaves_hosts_as_they_are() {
+    let engine = Engine::with_alpine();
+    let containers = engine.root().join("containers");
+    let disk = Small::new(&containers, "512k");
+    engine.ok(["network", "create", "one"]);
+    sleeper(&engine, "box", &["bridge"]);
+    let grow = "n=$((4090 - $(wc -c < /etc/hosts))); while [ $n -gt 0 ]; do printf '#'; n=$((n - 1)); \
+                done >> /etc/hosts; echo >> /etc/hosts";
+    engine.ok(["exec", "box", "sh", "-c", grow]);
+    let hosts = || engine.ok(["exec", "box", "cat", "/etc/hosts"]);
+    let before = hosts();
+    let filler = containers.join("fill");
+    std::fs::write(&filler, vec![1; 1 << 20]).unwrap_err();
+    let told = engine.fails(1, ["network", "connect", "one", "box"]);
+    assert!(told.contains("/hosts: No space left on device"), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert_eq!(hosts(), before);
+    let links = engine.ok(["exec", "box", "ls", "/sys/class/net"]);
+    assert_eq!(links.split_whitespace().collect::<Vec<_>>(), ["eth0", "lo"]);
+    let networks = "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}";
+    assert_eq!(of(&engine, "box", networks).trim(), "bridge");
+    // Its next start writes what it has room for already.
+    engine.ok(["restart", "-t", "0", "box"]);
+    assert!(hosts().starts_with("127.0.0.1"), "{}", hosts());
+    engine.ok(["exec", "box", "sh", "-c", grow]);
+    std::fs::remove_file(&filler).unwrap();
+    engine.ok(["network", "connect", "one", "box"]);
+    let address = of(
+        &engine,
+        "box",
+        "{{.NetworkSettings.Networks.one.IPAddress}}",
+    );
+    assert!(hosts().contains(&format!("\n{address}\t")), "{}", hosts());
+    engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
+    drop(disk);
 }

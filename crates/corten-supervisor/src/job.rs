@@ -263,12 +263,15 @@ impl StartError {
     }
 }
 
-/// An error in words, with its causes.
+/// An error in words, with its causes as far as they are not in its own words.
 pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        words += &format!(": {error}");
+        let why = error.to_string();
+        if !words.ends_with(&why) {
+            words += &format!(": {why}");
+        }
         cause = error.source();
     }
     words
@@ -291,6 +294,21 @@ pub(crate) fn exec_code(error: &corten_runtime::RuntimeError) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        enum Told {
+            #[error("write f: {0}")]
+            Within(#[source] std::io::Error),
+            #[error("write f")]
+            Apart(#[source] std::io::Error),
+        }
+        let why = || std::io::Error::other("no room");
+        for error in [Told::Within(why()), Told::Apart(why())] {
+            assert_eq!(with_causes(&error), "write f: no room");
+        }
+    }
 
     #[test]
     fn policies() {

@@ -11,6 +11,7 @@ use bollard_stubs::models::HostConfig;
 use corten_network::resolv::{self, DnsOptions, ExtraHost, Internal};
 use corten_oci::Digest;
 
+use super::in_place::{self, overwrite};
 use super::row::Container;
 use crate::engine::Engine;
 use crate::error::EngineError;
@@ -21,7 +22,7 @@ use crate::spec::Files;
 type Result<T> = std::result::Result<T, EngineError>;
 
 /// A running container's file that is longer is left alone.
-const LONGEST: u64 = 1024 * 1024;
+pub(super) const LONGEST: u64 = 1024 * 1024;
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> EngineError {
     move |source| EngineError::Io {
@@ -224,15 +225,7 @@ pub(crate) fn generate(
     let domain = container.config.domainname.as_deref().unwrap_or("");
     let write = |name: &str, text: &str| -> Result<_> {
         let path = directory.join(name);
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o644)
-            .open(&path)
-            .map_err(io("write", &path))?;
-        file.write_all(text.as_bytes())
-            .map_err(io("write", &path))?;
+        in_place::write(&path, text).map_err(io("write", &path))?;
         Ok(Some(path))
     };
     let mut extra = extra_hosts(&container.host)?;
@@ -294,7 +287,24 @@ pub(crate) fn change_hosts(
         changed.push('\n');
     }
     changed += &resolv::own_hosts(new, hostname, domain);
-    overwrite(&path, &changed)
+    overwrite(&path, &changed).map_err(io("write", &path))
+}
+
+/// Makes sure that a running container's `hosts` can take the lines of further addresses: before it has
+/// them.
+pub(crate) fn make_room_in_hosts(
+    engine: &Engine,
+    container: &Container,
+    new: &[IpAddr],
+) -> Result<()> {
+    if new.is_empty() {
+        return Ok(());
+    }
+    let hostname = container.config.hostname.as_deref().unwrap_or("");
+    let domain = container.config.domainname.as_deref().unwrap_or("");
+    let more = resolv::own_hosts(new, hostname, domain).len();
+    let path = engine.layout().container(&container.id).join("hosts");
+    in_place::make_room(&path, more as u64).map_err(io("write", &path))
 }
 
 /// What a container's `resolv.conf` is by now.
@@ -317,35 +327,8 @@ pub(crate) fn change_resolv_conf(engine: &Engine, id: &str, generated: &Digest) 
         return Ok(());
     }
     let path = engine.layout().container(id).join("resolv.conf");
-    overwrite(&path, &name_server(&container)?.text)
-}
-
-/// Writes the same file: it is mounted in the container. Its end is cut off afterwards: nobody finds it
-/// empty, and ext4 writes a file that was emptied to the disk when it is closed, which the next change
-/// would wait for.
-fn overwrite(path: &Path, text: &str) -> Result<()> {
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .open(path)
-        .map_err(io("write", path))?;
-    let before = file.metadata().map_err(io("write", path))?.len();
-    // In one piece: who reads it meanwhile finds the one or the other.
-    file.write_all(&covering(text, before))
-        .map_err(io("write", path))?;
-    file.set_len(text.len() as u64).map_err(io("write", path))
-}
-
-/// A text with empty lines over what a longer one before would have behind it: part of a line may be a line, too,
-/// of another address.
-fn covering(text: &str, before: u64) -> Vec<u8> {
-    let mut bytes = text.as_bytes().to_vec();
-    // The container may have made it of any length.
-    if let Ok(before) = usize::try_from(before.min(LONGEST))
-        && before > bytes.len()
-    {
-        bytes.resize(before, b'\n');
-    }
-    bytes
+    let text = name_server(&container)?.text;
+    overwrite(&path, &text).map_err(io("write", &path))
 }
 
 /// Puts the init program into the directory of a container that wants it. A copy for each
@@ -417,39 +400,6 @@ mod tests {
         assert!(is_free());
         let aside = Aside::moved(&to, from.clone()).unwrap();
         assert!(aside._lock.is_none() && aside.path() == from);
-    }
-
-    #[test]
-    fn a_file_is_overwritten_in_place() {
-        use std::os::unix::fs::MetadataExt;
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("hosts");
-        std::fs::write(&path, "first\n").unwrap();
-        let before = std::fs::metadata(&path).unwrap().ino();
-        for text in ["longer than the first\n", "short\n", ""] {
-            overwrite(&path, text).unwrap();
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
-        }
-        assert_eq!(std::fs::metadata(&path).unwrap().ino(), before);
-        assert!(overwrite(&directory.path().join("none"), "").is_err());
-    }
-
-    #[test]
-    fn nothing_is_left_of_a_longer_text_before_its_end_is_cut_off() {
-        let before = "10.0.0.2\tabc\n172.19.0.2\tabc\n";
-        for text in [
-            "172.19.0.2\tabc\n",
-            "",
-            before,
-            "and longer\n".repeat(9).as_str(),
-        ] {
-            let bytes = covering(text, before.len() as u64);
-            assert!(bytes.len() >= before.len());
-            let written = String::from_utf8(bytes).unwrap();
-            assert_eq!(written.trim_end_matches('\n'), text.trim_end_matches('\n'));
-            assert!(written.starts_with(text), "{written:?}");
-        }
-        assert_eq!(covering("", u64::MAX).len() as u64, LONGEST);
     }
 
     #[test]

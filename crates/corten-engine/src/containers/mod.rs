@@ -15,6 +15,7 @@ pub(crate) mod endpoints;
 mod exec;
 pub(crate) mod files;
 mod foreign;
+mod in_place;
 mod inspect;
 pub(crate) mod links;
 mod list;
@@ -34,8 +35,8 @@ mod stats;
 mod stop;
 mod top;
 pub(crate) mod turn;
-mod update;
 mod unfinished;
+mod update;
 pub(crate) mod users;
 mod wait;
 

@@ -98,7 +98,12 @@ impl Networks {
             }
         };
         let endpoints = places(&planned);
-        let requests = requests(&container, &planned);
+        let requests = requests(&container, &planned).and_then(|requests| {
+            let new = only_in(&planned, &self.given);
+            // A full disk is found out while there is nothing to be taken back.
+            crate::containers::files::make_room_in_hosts(engine, &container, &lines(&new))?;
+            Ok(requests)
+        });
         self.planned = Some(planned);
         match requests {
             Ok(requests) => Ok(Places {
@@ -122,10 +127,6 @@ impl Networks {
     ) -> Result<()> {
         let Some(mut planned) = self.planned.take() else {
             return Ok(());
-        };
-        let only_in = |these: &[Given], those: &[Given]| -> Vec<Given> {
-            let missing = |g: &&Given| those.iter().all(|o| o.state.network != g.state.network);
-            these.iter().filter(missing).cloned().collect()
         };
         let new = only_in(&planned, &self.given);
         if !done {
@@ -159,11 +160,6 @@ impl Networks {
         })?;
         let Some((gone, new)) = self.unwritten.take() else {
             return Ok(());
-        };
-        let lines = |all: &[Given]| {
-            all.iter()
-                .flat_map(|g| addresses(&g.state))
-                .collect::<Vec<_>>()
         };
         crate::containers::files::change_hosts(engine, id, &lines(&gone), &lines(&new))
     }
@@ -202,6 +198,17 @@ impl Networks {
         let v4 = state.gateway.parse().ok();
         v4.or_else(|| state.gateway6.parse().ok())
     }
+}
+
+/// Those that are on networks which the others are not on.
+fn only_in(these: &[Given], those: &[Given]) -> Vec<Given> {
+    let missing = |g: &&Given| those.iter().all(|o| o.state.network != g.state.network);
+    these.iter().filter(missing).cloned().collect()
+}
+
+/// The addresses that `hosts` has lines of.
+fn lines(all: &[Given]) -> Vec<IpAddr> {
+    all.iter().flat_map(|g| addresses(&g.state)).collect()
 }
 
 fn addresses(state: &NetworkState) -> impl Iterator<Item = IpAddr> + use<> {
