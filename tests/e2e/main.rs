@@ -54,6 +54,7 @@ mod registry;
 mod registry_access;
 mod registry_clients;
 mod registry_resume;
+mod removal;
 mod resources;
 mod restarts;
 mod rubbish;

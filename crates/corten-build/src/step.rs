@@ -57,6 +57,10 @@ pub fn main(args: &[OsString]) -> ExitCode {
         // The builder makes a layer meanwhile.
         drop(left);
         if told.is_err() {
+            // Whoever has ended the builder may have removed all that was there, before this made its own.
+            if let Ok(group) = Cgroup::open(&job.cgroup) {
+                group.remove_empty_parent();
+            }
             return ExitCode::FAILURE;
         }
         if let (None, Some(spec)) = (&ready, &job.next) {

@@ -32,19 +32,27 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Engin
     }
 }
 
-/// Makes a container's directory with its writable layer. Idempotent.
+/// Makes a container's directory with its writable layer. Idempotent. Not the engine's own directory,
+/// which may have been removed with all that was in it.
 pub(crate) fn make_directory(engine: &Engine, id: &str) -> Result<()> {
     let directory = engine.layout().container(id);
-    for (path, mode) in [
-        (directory.clone(), 0o710),
-        (directory.join("upper"), 0o755),
-        (directory.join("work"), 0o700),
-    ] {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(mode)
-            .create(&path)
-            .map_err(io("create", &path))?;
+    let make = |path: &Path, mode| match std::fs::DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    };
+    let own = match make(&directory, 0o710) {
+        // The first container.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let containers = engine.layout().containers();
+            make(&containers, 0o710).map_err(io("create", &containers))?;
+            make(&directory, 0o710)
+        }
+        made => made,
+    };
+    own.map_err(io("create", &directory))?;
+    for (name, mode) in [("upper", 0o755), ("work", 0o700)] {
+        let path = directory.join(name);
+        make(&path, mode).map_err(io("create", &path))?;
     }
     Ok(())
 }

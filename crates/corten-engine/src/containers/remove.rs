@@ -4,6 +4,7 @@
 //! records the event; then the directories. A crash in between leaves only what sweeping finds.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use bollard_stubs::models::ContainerPruneResponse;
 use corten_db::Durability;
@@ -33,27 +34,26 @@ pub(super) async fn remove(engine: &Engine, name: &str, options: RemoveOptions) 
             "Conflict, cannot remove the default link name of the container".to_owned(),
         ));
     }
-    if container.status.is_live() {
-        if !options.force {
-            let why = match container.status {
-                Status::Paused => "container is paused and must be unpaused first".to_owned(),
-                status => format!(
-                    "container is {}: stop the container before removing or force remove",
-                    status.as_str()
-                ),
-            };
-            return Err(EngineError::Conflict(format!(
-                "cannot remove container \"{name}\": {why}"
-            )));
-        }
-        super::stop::kill_and_wait(engine, &container).await?;
-    } else if options.force {
-        super::stop::kill_starting(engine, &container).await?;
+    if container.status.is_live() && !options.force {
+        let why = match container.status {
+            Status::Paused => "container is paused and must be unpaused first".to_owned(),
+            status => format!(
+                "container is {}: stop the container before removing or force remove",
+                status.as_str()
+            ),
+        };
+        return Err(EngineError::Conflict(format!(
+            "cannot remove container \"{name}\": {why}"
+        )));
     }
     let volumes = options.volumes;
-    let removed = engine
-        .blocking(move |e| remove_dead(e, &container, volumes))
-        .await;
+    let removed = match options.force {
+        true => kill_and_remove(engine, container, volumes).await,
+        false => {
+            let remove = move |e: &Engine| remove_dead(e, &container, volumes);
+            engine.blocking(remove).await
+        }
+    };
     match removed {
         // Its supervisor has removed it meanwhile (`--rm`): what was asked for is so.
         Err(EngineError::NoSuchContainer(_)) if options.force => Ok(()),
@@ -64,9 +64,64 @@ pub(super) async fn remove(engine: &Engine, name: &str, options: RemoveOptions) 
     }
 }
 
+/// Kills a container, or what is being started of it, and removes it: also if somebody starts it
+/// meanwhile.
+async fn kill_and_remove(engine: &Engine, mut container: Container, volumes: bool) -> Result<()> {
+    let deadline = Instant::now() + BUSY;
+    loop {
+        if container.status.is_live() {
+            super::stop::kill_and_wait(engine, &container).await?;
+        } else {
+            super::stop::kill_starting(engine, &container).await?;
+        }
+        let id = container.id.clone();
+        let again = engine
+            .blocking(move |engine| {
+                if remove_within(engine, &container, volumes, GLANCE)? {
+                    return Ok(None);
+                }
+                if Instant::now() > deadline {
+                    return Err(is_busy(&container));
+                }
+                state::find(engine, &id).map(Some)
+            })
+            .await?;
+        match again {
+            None => return Ok(()),
+            Some(now) => container = now,
+        }
+    }
+}
+
+/// How long whoever has a container's lock, or its files, is waited for; and until it is looked whether
+/// that is because it runs by now.
+const BUSY: Duration = Duration::from_secs(10);
+const GLANCE: Duration = Duration::from_millis(100);
+
+fn is_busy(container: &Container) -> EngineError {
+    EngineError::Conflict(format!(
+        "cannot remove container \"/{}\": container is starting or stopping, or files are being copied \
+         into it",
+        container.name
+    ))
+}
+
 /// Removes a container that does not run, under its lock. Blocks.
 pub(super) fn remove_dead(engine: &Engine, container: &Container, volumes: bool) -> Result<()> {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    match remove_within(engine, container, volumes, BUSY)? {
+        true => Ok(()),
+        false => Err(is_busy(container)),
+    }
+}
+
+/// As [`remove_dead`]; `false`: somebody has its lock, or its files, all the time.
+fn remove_within(
+    engine: &Engine,
+    container: &Container,
+    volumes: bool,
+    patience: Duration,
+) -> Result<bool> {
+    let deadline = Instant::now() + patience;
     let (lock, claimed) = loop {
         if let Some(lock) = state::try_lock(engine, &container.id)? {
             match root::try_use(engine, &container.id) {
@@ -89,20 +144,16 @@ pub(super) fn remove_dead(engine: &Engine, container: &Container, volumes: bool)
         {
             return Err(EngineError::NoSuchContainer(container.id.clone()));
         }
-        if std::time::Instant::now() > deadline {
-            return Err(EngineError::Conflict(format!(
-                "cannot remove container \"/{}\": container is starting or stopping, or \
-                 files are being copied into it",
-                container.name
-            )));
+        if Instant::now() > deadline {
+            return Ok(false);
         }
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5));
     };
     // First: once the row is gone, nothing leads to what a killed supervisor has left.
     let deleted = state::clear(engine, container).and_then(|()| delete(engine, container, volumes));
     state::end_run(engine, &container.id);
     drop((claimed, lock));
-    deleted
+    deleted.map(|()| true)
 }
 
 /// Removes a container's row and everything that belongs to it. The caller holds its lock.

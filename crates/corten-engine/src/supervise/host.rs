@@ -87,6 +87,14 @@ impl EngineHost {
 
     fn job(&mut self) -> Result<Job> {
         let engine = self.engine.clone();
+        // Under its lock: a reset removes the database first, and looks for locks then.
+        if !engine.layout().database().exists() {
+            let reset = "the engine it belongs to has been reset";
+            return Err(EngineError::Conflict(format!(
+                "container {}: {reset}",
+                self.id
+            )));
+        }
         let container = engine
             .database()
             .read(|c| row::get(c, &self.id))?

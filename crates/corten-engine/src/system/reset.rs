@@ -1,9 +1,10 @@
 //! Removing everything of an engine, after its containers.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::containers::state;
+use crate::containers::{row as containers, state};
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::networks::{row as networks, shared};
@@ -11,11 +12,14 @@ use crate::networks::{row as networks, shared};
 type Result<T> = std::result::Result<T, EngineError>;
 
 /// Files of the root that the user wrote.
-const KEPT: &[&str] = &["registries.toml"];
+const KEPT: &[&str] = &["engine.toml", "registries.toml"];
 
-/// How long supervisors may take to delete what removed containers have left.
+/// How long supervisors may take to delete what removed containers have left, or to end what was started
+/// meanwhile.
 const LEAVING: Duration = Duration::from_secs(30);
 const ASK: Duration = Duration::from_millis(5);
+/// How long whoever still writes files there may go on.
+const WRITING: Duration = Duration::from_secs(5);
 
 /// Removes network, control group and files. Blocks.
 pub(super) fn reset(engine: &Engine) -> Result<()> {
@@ -23,6 +27,28 @@ pub(super) fn reset(engine: &Engine) -> Result<()> {
     crate::sweep::quick(engine);
     // What is on the host goes as far as it can, whatever fails; the files, which tell the
     // next attempt what there was, only when all of it has gone.
+    leave_the_host(engine)?;
+    // From here on nobody starts anything: who has begun to by now has a lock, or finds that this is gone.
+    remove(&layout.database())?;
+    if end_stragglers(engine)? {
+        leave_the_host(engine)?;
+    }
+    crate::sweep::remove_cgroup(&layout.cgroup_parent());
+    engine.store().await_deletion();
+    remove(layout.run())?;
+    let entries = std::fs::read_dir(layout.root()).map_err(io("read", layout.root()))?;
+    for entry in entries {
+        let entry = entry.map_err(io("read", layout.root()))?;
+        if !KEPT.iter().any(|kept| entry.file_name() == *kept) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what is not in files.
+fn leave_the_host(engine: &Engine) -> Result<()> {
+    let layout = engine.layout();
     let mut failed = None;
     let mut step = |result: Result<()>| {
         if let Err(error) = result {
@@ -39,33 +65,35 @@ pub(super) fn reset(engine: &Engine) -> Result<()> {
     }
     step(corten_network::remove_table(&layout.table()).map_err(EngineError::from));
     crate::sweep::remove_cgroup(&layout.cgroup_parent());
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    await_supervisors(engine);
-    engine.store().await_deletion();
-    remove(layout.run())?;
-    let entries = std::fs::read_dir(layout.root()).map_err(io("read", layout.root()))?;
-    for entry in entries {
-        let entry = entry.map_err(io("read", layout.root()))?;
-        if !KEPT.iter().any(|kept| entry.file_name() == *kept) {
-            remove(&entry.path())?;
-        }
-    }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
-/// Supervisors of containers that are removed already may still be deleting their files.
-fn await_supervisors(engine: &Engine) {
+/// Removes containers that somebody has started since all were removed, and waits for supervisors:
+/// those of removed ones may still be deleting files. Whether there was anything of the former.
+fn end_stragglers(engine: &Engine) -> Result<bool> {
     let deadline = Instant::now() + LEAVING;
-    for id in crate::sweep::run_directories(engine) {
-        while state::has_supervisor(engine, &id) {
-            if Instant::now() > deadline {
-                tracing::warn!(container = %id, "its supervisor is still there");
-                return;
-            }
-            std::thread::sleep(ASK);
+    let mut any = false;
+    loop {
+        let lives = |id: &String| state::has_supervisor(engine, id);
+        let living = crate::sweep::run_directories(engine)
+            .into_iter()
+            .find(lives);
+        // By the rows as this process has them open still.
+        let rows = engine.database().read(|c| containers::all(c, false))?;
+        if !rows.is_empty() && Instant::now() < deadline {
+            any = true;
+            let all = engine.containers();
+            tokio::runtime::Handle::current().block_on(all.remove_all())?;
+            continue;
         }
+        let Some(id) = living else {
+            return Ok(any);
+        };
+        if Instant::now() > deadline {
+            tracing::warn!(container = %id, "its supervisor is still there");
+            return Ok(any);
+        }
+        std::thread::sleep(ASK);
     }
 }
 
@@ -94,16 +122,24 @@ fn remove_links(engine: &Engine) -> Result<()> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    let removed = match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => corten_store::rooted::remove_path(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(io("remove", path)(error))
+    let deadline = Instant::now() + WRITING;
+    loop {
+        let removed = match std::fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_dir() => corten_store::rooted::remove_path(path),
+            Ok(_) => std::fs::remove_file(path),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            // A build puts something there meanwhile. It has just lost what it needs.
+            Err(error)
+                if error.kind() == ErrorKind::DirectoryNotEmpty && Instant::now() < deadline =>
+            {
+                std::thread::sleep(ASK);
+            }
+            Err(error) => return Err(io("remove", path)(error)),
         }
-        _ => Ok(()),
     }
 }
 
