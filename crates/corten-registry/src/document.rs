@@ -129,18 +129,26 @@ async fn read_within(
     Ok(bytes)
 }
 
-/// The beginning of an answer, as far as it comes.
+/// The beginning of an answer, as far as it comes. The answer to an upload has no timeout of its
+/// connection's.
 pub(crate) async fn beginning(answer: Response, limit: usize) -> Vec<u8> {
-    let begun = Instant::now();
+    beginning_within(answer, limit, PATIENCE).await
+}
+
+async fn beginning_within(answer: Response, limit: usize, patience: Duration) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let mut pieces = answer.bytes_stream();
-    while let Some(Ok(piece)) = pieces.next().await {
-        bytes.extend_from_slice(&piece);
-        if bytes.len() >= limit || is_late(begun, PATIENCE, bytes.len()) {
-            bytes.truncate(limit);
-            break;
+    let all = async {
+        let mut pieces = answer.bytes_stream();
+        while let Some(Ok(piece)) = pieces.next().await {
+            bytes.extend_from_slice(&piece);
+            if bytes.len() >= limit {
+                bytes.truncate(limit);
+                break;
+            }
         }
-    }
+    };
+    // What came until then will do.
+    let _in_time = tokio::time::timeout(patience, all).await;
     bytes
 }
 
@@ -213,6 +221,16 @@ mod tests {
         let whole = read_within(&host, dribbling(), 1 << 20, "manifest", PATIENCE);
         let cut = tokio::time::timeout(4 * patience, whole).await;
         assert!(cut.is_err(), "there is patience yet");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_that_does_not_end_is_not_waited_for() {
+        let begins = futures_util::stream::iter([Ok::<_, std::io::Error>("no")]);
+        let hangs = begins.chain(futures_util::stream::pending());
+        let answer = http::Response::new(reqwest::Body::wrap_stream(hangs));
+        let begin = beginning_within(answer.into(), 10, Duration::from_millis(50));
+        let begin = tokio::time::timeout(Duration::from_secs(20), begin).await;
+        assert_eq!(begin.unwrap(), b"no");
     }
 
     #[tokio::test]
