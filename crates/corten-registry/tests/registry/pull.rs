@@ -232,12 +232,10 @@ async fn what_is_no_image_is_called_so() {
             "mediaType":"application/vnd.cncf.helm.config.v1+json"}}}}"#
     );
     let entry = (media_type::OCI_MANIFEST.to_owned(), manifest.into());
-    let mut manifests = stub.manifests.lock().unwrap();
-    manifests.insert("chart/latest".to_owned(), entry);
-    drop(manifests);
-    let mut blobs = stub.blobs.lock().unwrap();
-    blobs.insert(config.to_string(), "{}".into());
-    drop(blobs);
+    let chart = "chart/latest".to_owned();
+    stub.manifests.lock().unwrap().insert(chart, entry);
+    let blob = (config.to_string(), "{}".into());
+    stub.blobs.lock().unwrap().extend([blob]);
     let name = format!("{}/chart", stub.address());
     let error = failure(&client(""), &name).await;
     let expected =
