@@ -53,26 +53,33 @@ fn groups_of(engine: &Engine, container: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_reset_leaves_no_control_groups_of_what_is_started_meanwhile() {
-    let source = Engine::with_alpine();
-    let archive = source.command(["save", "alpine"]).output().unwrap().stdout;
-    let engine = Engine::new();
-    for round in 0..8 {
-        assert_eq!(engine.run_with_input(["load", "-q"], &archive).code, 0);
-        engine.ok(["run", "-d", "--name", "box", "alpine", "sleep", "1000"]);
-        let groups = groups_of(&engine, "box");
-        assert!(groups.iter().any(|group| group.exists()), "{groups:?}");
-        let starting = ["run", "--rm", "--network", "none", "alpine", "true"];
-        let starting = [(); 2].map(|()| engine.spawn(starting));
-        // At other moments of the starts each time.
-        std::thread::sleep(std::time::Duration::from_millis(20 * round));
-        engine.ok(["system", "reset", "--force"]);
-        for starting in starting {
-            starting.finish();
-        }
-        let left: Vec<_> = groups.iter().filter(|group| group.exists()).collect();
-        assert!(left.is_empty(), "round {round}: {left:?}");
-    }
+fn a_reset_ends_what_is_started_before_it_is_done() {
+    let engine = Engine::with_alpine();
+    let id = engine.ok(["run", "-d", "--name", "box", "alpine", "sleep", "1000"]);
+    let groups = groups_of(&engine, "box");
+    assert!(groups.iter().any(|group| group.exists()), "{groups:?}");
+    let run = run_file(&id, "lock").unwrap();
+    let network = run.ancestors().nth(3).unwrap().join("network.lock");
+    engine.ok(["rm", "-f", "box"]);
+    // It has looked for containers before it wants the network for itself.
+    let using = std::fs::File::open(&network).unwrap();
+    flock(&using, FlockOperation::LockShared).unwrap();
+    let resetting = engine.spawn(["system", "reset", "--force"]);
+    until("it waits for the network", || {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", resetting.0.id())).unwrap();
+        let mut files = fds
+            .flatten()
+            .filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        files.any(|file| file == network)
+    });
+    let run = ["run", "-d", "--restart", "always", "--network", "none"];
+    let id = engine.ok([&run[..], &["alpine", "sleep", "1000"]].concat());
+    drop(using);
+    let reset = resetting.finish();
+    assert_eq!(reset.code, 0, "{reset:?}");
+    assert_eq!(run_file(&id, "lock"), None);
+    let left: Vec<_> = groups.iter().filter(|group| group.exists()).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]

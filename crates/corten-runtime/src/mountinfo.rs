@@ -150,7 +150,7 @@ fn unescape(mut text: &[u8]) -> Vec<u8> {
                 c @ b'0'..=b'7',
                 behind @ ..,
             ] if *first == b'\\' => {
-                out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                out.push(((a - b'0') << 6) | ((b - b'0') << 3) | (c - b'0'));
                 text = behind;
             }
             _ => {

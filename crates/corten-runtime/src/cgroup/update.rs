@@ -83,8 +83,8 @@ fn lowering(dir: &Path, writes: &[limits::Write]) -> Vec<Lowering> {
     };
     let mut found = Vec::new();
     for (file, usage) in FREEING {
-        let choices = writes.iter().flat_map(|write| &write.choices);
-        let written = choices.filter(|(name, _)| name == file).last();
+        let mut choices = writes.iter().flat_map(|write| &write.choices);
+        let written = choices.rfind(|(name, _)| name == file);
         let limit = written.and_then(|(_, value)| value.parse::<u64>().ok());
         let (Some(limit), Some(used)) = (limit, number(usage)) else {
             continue;
