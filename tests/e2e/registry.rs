@@ -43,6 +43,21 @@ fn pushed_images_come_back() {
 }
 
 #[test]
+fn a_registry_without_tls_needs_no_authorities() {
+    let (engine, _server, address) = with_registry();
+    let name = format!("{address}/team/app:1");
+    engine.ok(["tag", "alpine", &name]);
+    for args in [["push", &name], ["rmi", &name], ["pull", &name]] {
+        let mut command = engine.command(args);
+        // In the place of all of the machine's.
+        let done = command.env("SSL_CERT_FILE", "/nonexistent").output();
+        let done = done.unwrap();
+        assert!(done.status.success(), "{args:?}: {done:?}");
+    }
+    engine.assert_clean();
+}
+
+#[test]
 fn all_tags_go_and_come() {
     let (engine, _server, address) = with_registry();
     let name = format!("{address}/team/app");

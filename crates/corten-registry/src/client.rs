@@ -8,11 +8,12 @@ use corten_store::{ImageId, LayerBlob, Store};
 use http::{Method, StatusCode};
 
 use crate::config::RegistriesConfig;
+use crate::connections::{Connections, connect};
 use crate::credential::{Credential, domain_of};
 use crate::document::words;
 use crate::endpoint::{Endpoint, Trust};
 use crate::error::RegistryError;
-use crate::http::{Connections, Host, Scope, Target, connect};
+use crate::http::{Host, Scope, Target};
 use crate::progress::Progress;
 use crate::pull::{self, Naming, PullRequest, Pulled};
 use crate::push::{self, Pushed};

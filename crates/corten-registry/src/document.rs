@@ -198,8 +198,8 @@ fn shown(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::config::RegistrySettings;
+    use crate::connections::connect;
     use crate::endpoint::{Endpoint, Trust};
-    use crate::http::connect;
 
     #[tokio::test]
     async fn a_document_that_comes_byte_by_byte_is_given_up() {

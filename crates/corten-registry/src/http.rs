@@ -7,24 +7,20 @@
 //! may speak plain HTTP unasked: HTTPS is tried first.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use http::{Method, StatusCode, header};
 use reqwest::{RequestBuilder, Response};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use url::Url;
 
 use crate::challenge::{Challenge, Scopes};
+use crate::connections::Connections;
 use crate::credential::Credential;
 use crate::document::words;
-use crate::endpoint::{Endpoint, Trust};
+use crate::endpoint::Endpoint;
 use crate::error::RegistryError;
 use crate::retry::{self, FIRST_PAUSE, MAX_PAUSE};
 use crate::token::Tokens;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const ATTEMPTS: u32 = 4;
 pub(crate) const MAX_REDIRECTS: usize = 10;
 
@@ -80,15 +76,6 @@ pub(crate) enum Target<'a> {
     Location(&'a Url),
 }
 
-/// Connections to one registry's hosts. Redirects are followed here, not by reqwest.
-#[derive(Debug, Clone)]
-pub(crate) struct Connections {
-    pub(crate) general: reqwest::Client,
-    /// Sends bodies of any length. Its answers may take as long: reqwest's read timeout runs
-    /// while a body is sent.
-    upload: reqwest::Client,
-}
-
 /// Sends a request with headers and body; called anew for every attempt.
 pub(crate) type Build<'a> = &'a (dyn Fn(RequestBuilder) -> RequestBuilder + Send + Sync);
 
@@ -101,76 +88,6 @@ pub(crate) struct Host {
     credential: Option<Credential>,
     tokens: Arc<Tokens>,
     basic: Arc<Mutex<bool>>,
-}
-
-/// Makes connections with this trust; local ones go through a proxy only if it is theirs.
-pub(crate) fn connect(trust: &Trust) -> Result<Connections, RegistryError> {
-    Ok(Connections {
-        general: client(trust, Some(READ_TIMEOUT))?,
-        upload: client(trust, None)?,
-    })
-}
-
-fn client(trust: &Trust, read_timeout: Option<Duration>) -> Result<reqwest::Client, RegistryError> {
-    // Another part of the process may have installed one already: either will do.
-    let _installed = rustls::crypto::ring::default_provider().install_default();
-    let failed = |path: &std::path::Path, reason: String| RegistryError::Config {
-        path: path.into(),
-        reason,
-    };
-    let mut builder = reqwest::Client::builder()
-        .connect_timeout(trust.dial_timeout.unwrap_or(CONNECT_TIMEOUT))
-        .redirect(reqwest::redirect::Policy::none())
-        .user_agent(concat!("corten/", env!("CARGO_PKG_VERSION")));
-    if let Some(timeout) = read_timeout {
-        builder = builder.read_timeout(timeout);
-    }
-    if let Some(url) = &trust.proxy {
-        let proxy = reqwest::Proxy::all(url).map_err(|e| failed(url.as_ref(), innermost(&e)))?;
-        builder = builder.proxy(proxy);
-    } else if trust.local {
-        builder = builder.no_proxy();
-    }
-    if trust.insecure {
-        builder = builder.danger_accept_invalid_certs(true);
-    }
-    let mut authorities = Vec::new();
-    for ca in &trust.authorities {
-        let pem = std::fs::read(ca).map_err(|e| failed(ca, e.to_string()))?;
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            authorities.push(certificate.map_err(|e| failed(ca, e.to_string()))?);
-        }
-    }
-    let identity = match &trust.client {
-        Some((cert, key)) => {
-            let mut pem = std::fs::read(cert).map_err(|e| failed(cert, e.to_string()))?;
-            if key != cert {
-                pem.push(b'\n');
-                pem.extend(std::fs::read(key).map_err(|e| failed(key, e.to_string()))?);
-            }
-            // Looked at here as well, for an error that names the file.
-            let identity =
-                reqwest::Identity::from_pem(&pem).map_err(|e| failed(cert, e.to_string()))?;
-            Some((pem, identity))
-        }
-        None => None,
-    };
-    if !authorities.is_empty() && !trust.insecure {
-        let tls = |e: corten_tls::TlsError| failed(std::path::Path::new("TLS"), e.to_string());
-        let identity = identity
-            .as_ref()
-            .map(|(pem, _)| corten_tls::Identity::of_pem(pem));
-        let trust = corten_tls::Trust::MachineOrThemselves(authorities);
-        let mut config =
-            corten_tls::client(trust, identity.transpose().map_err(tls)?).map_err(tls)?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        builder = builder.tls_backend_preconfigured(config);
-    } else if let Some((_, identity)) = identity {
-        builder = builder.identity(identity);
-    }
-    builder
-        .build()
-        .map_err(|e| failed(std::path::Path::new("TLS"), innermost(&e)))
 }
 
 impl Host {
@@ -641,6 +558,8 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 mod tests {
     use super::*;
     use crate::config::RegistrySettings;
+    use crate::connections::connect;
+    use crate::endpoint::Trust;
 
     /// A proxy behind which one host sends everybody on to another, which has no TLS.
     async fn proxy() -> String {

@@ -14,6 +14,7 @@ mod certs_d;
 mod challenge;
 mod client;
 mod config;
+mod connections;
 mod credential;
 pub mod docker_config;
 mod document;

@@ -13,7 +13,6 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 pub use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
-use rustls_platform_verifier::Verifier;
 
 use verifier::{Any, Machine, Trusted};
 
@@ -108,7 +107,8 @@ impl Identity {
 /// How a client connects.
 ///
 /// # Errors
-/// A certificate or the key cannot be used; the machine's authorities cannot be had.
+/// A certificate or the key cannot be used. The machine's authorities are read later, at the first
+/// certificate: one who cannot have them then does not believe it.
 pub fn client(trust: Trust, identity: Option<Identity>) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -124,21 +124,12 @@ pub fn client(trust: Trust, identity: Option<Identity>) -> Result<ClientConfig, 
             }
             builder.with_root_certificates(roots)
         }
-        Trust::Machine(more) | Trust::MachineOrThemselves(more) if more.is_empty() => builder
+        Trust::Machine(more) => builder
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Machine::new(provider))),
-        Trust::Machine(more) => {
-            let usual = Verifier::new_with_extra_roots(more, provider)?;
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(usual))
-        }
-        Trust::MachineOrThemselves(authorities) => {
-            let usual = Verifier::new_with_extra_roots(authorities.clone(), provider)?;
-            builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Trusted { authorities, usual }))
-        }
+            .with_custom_certificate_verifier(Arc::new(Machine::new(provider, more)?)),
+        Trust::MachineOrThemselves(more) => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Trusted(Machine::new(provider, more)?))),
     };
     match identity {
         None => Ok(builder.with_no_client_auth()),
@@ -166,6 +157,13 @@ mod tests {
         }
         assert!(Identity::of_pem(b"nothing").is_err());
         assert!(client(Trust::Any, None).is_ok());
-        assert!(client(Trust::Only(vec![CertificateDer::from(vec![1])]), None).is_err());
+        let bad = || vec![CertificateDer::from(vec![1])];
+        for trust in [
+            Trust::Only(bad()),
+            Trust::Machine(bad()),
+            Trust::MachineOrThemselves(bad()),
+        ] {
+            assert!(client(trust, None).is_err());
+        }
     }
 }

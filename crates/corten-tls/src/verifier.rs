@@ -1,13 +1,13 @@
 //! Ways to look at a certificate that rustls does not have.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use rustls_platform_verifier::Verifier;
 
 /// Believes any certificate.
@@ -51,21 +51,65 @@ impl ServerCertVerifier for Any {
     }
 }
 
-/// Believes what the machine's verifier does. The machine's authorities, hundreds of files, are
-/// read only when there is a certificate to look at: a peer that does not speak TLS shows none.
+/// Believes what the machine's verifier does, with more authorities. The machine's own, hundreds of
+/// files, are read only when there is a certificate to look at: a peer that does not speak TLS shows
+/// none.
 #[derive(Debug)]
 pub(crate) struct Machine {
     /// Looks at signatures, for which no authority is needed.
     any: Any,
-    usual: OnceLock<Result<Verifier, Error>>,
+    more: Vec<CertificateDer<'static>>,
+    usual: Kept<Verifier>,
 }
 
 impl Machine {
-    pub(crate) fn new(provider: Arc<CryptoProvider>) -> Self {
-        Self {
-            any: Any(provider),
-            usual: OnceLock::new(),
+    /// # Errors
+    /// One of `more` cannot be used.
+    pub(crate) fn new(
+        provider: Arc<CryptoProvider>,
+        more: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, Error> {
+        // Said now, not at the first handshake.
+        let mut roots = RootCertStore::empty();
+        for authority in &more {
+            roots.add(authority.clone())?;
         }
+        Ok(Self {
+            any: Any(provider),
+            more,
+            usual: Kept::default(),
+        })
+    }
+
+    fn usual(&self) -> Result<Arc<Verifier>, Error> {
+        self.usual.get(|| {
+            let (more, provider) = (self.more.clone(), self.any.0.clone());
+            Verifier::new_with_extra_roots(more, provider)
+        })
+    }
+}
+
+/// What is made when it is first asked for, and kept once that has worked: for want of descriptors,
+/// say, it may not.
+#[derive(Debug)]
+struct Kept<T>(Mutex<Option<Arc<T>>>);
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T> Kept<T> {
+    fn get<E>(&self, make: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E> {
+        // Held meanwhile: who comes second would otherwise make another.
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept) = &*kept {
+            return Ok(kept.clone());
+        }
+        let made = Arc::new(make()?);
+        *kept = Some(made.clone());
+        Ok(made)
     }
 }
 
@@ -78,8 +122,7 @@ impl ServerCertVerifier for Machine {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let usual = self.usual.get_or_init(|| Verifier::new(self.any.0.clone()));
-        let usual = usual.as_ref().map_err(Clone::clone)?;
+        let usual = self.usual()?;
         usual.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
@@ -106,12 +149,9 @@ impl ServerCertVerifier for Machine {
     }
 }
 
-/// Believes what the machine's verifier does, and these authorities as servers.
+/// Believes what the machine's verifier does, and its further authorities as servers.
 #[derive(Debug)]
-pub(crate) struct Trusted {
-    pub(crate) authorities: Vec<CertificateDer<'static>>,
-    pub(crate) usual: Verifier,
-}
+pub(crate) struct Trusted(pub(crate) Machine);
 
 impl ServerCertVerifier for Trusted {
     fn verify_server_cert(
@@ -122,18 +162,13 @@ impl ServerCertVerifier for Trusted {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let verified = self.usual.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        );
+        let verified =
+            self.0
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match verified {
             // Said after its time was found right, and before its name is looked at.
             Err(error)
-                if is_of_an_authority(&error)
-                    && self.authorities.iter().any(|a| a == end_entity) =>
+                if is_of_an_authority(&error) && self.0.more.iter().any(|a| a == end_entity) =>
             {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
@@ -148,7 +183,7 @@ impl ServerCertVerifier for Trusted {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.usual.verify_tls12_signature(message, cert, signed)
+        self.0.verify_tls12_signature(message, cert, signed)
     }
 
     fn verify_tls13_signature(
@@ -157,11 +192,11 @@ impl ServerCertVerifier for Trusted {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.usual.verify_tls13_signature(message, cert, signed)
+        self.0.verify_tls13_signature(message, cert, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.usual.supported_verify_schemes()
+        self.0.supported_verify_schemes()
     }
 }
 
@@ -171,4 +206,20 @@ fn is_of_an_authority(error: &Error) -> bool {
         return false;
     };
     format!("{why:?}").contains("CaUsedAsEndEntity")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_worked_is_kept() {
+        let kept = Kept::default();
+        assert_eq!(
+            kept.get(|| Err("too many open files")),
+            Err("too many open files")
+        );
+        assert_eq!(kept.get(|| Ok::<_, &str>(1)), Ok(Arc::new(1)));
+        assert_eq!(kept.get(|| Err("asked again")), Ok(Arc::new(1)));
+    }
 }
