@@ -160,8 +160,26 @@ impl Host {
     }
 
     /// Where an answer's `Location` or `Link` leads (RFC 9110, 10.2.2: relative to where it
-    /// came from).
+    /// came from). A registry whose TLS is a proxy's may not know that it has any: what it calls
+    /// its own is asked for with the TLS that this answer came with.
     pub(crate) fn follow(&self, from: &Url, given: &str) -> Result<Url, RegistryError> {
+        let url = self.joined(from, given)?;
+        // Another port that is named is another server.
+        let same_port = url.port().is_none() || url.port() == from.port_or_known_default();
+        if from.scheme() != "https"
+            || url.host() != from.host()
+            || !same_port
+            || !self.gives_up_tls(&url)
+        {
+            return Ok(url);
+        }
+        let mut own = from.clone();
+        own.set_path(url.path());
+        own.set_query(url.query());
+        Ok(own)
+    }
+
+    fn joined(&self, from: &Url, given: &str) -> Result<Url, RegistryError> {
         from.join(given)
             .map_err(|error| self.protocol(format!("it leads to \"{given}\": {error}")))
     }
@@ -458,7 +476,12 @@ impl Host {
                 return Ok(response);
             };
             answered = true;
-            url = self.follow(response.url(), next).map_err(failed(true))?;
+            let from = response.url();
+            url = match verified {
+                true => self.joined(from, next),
+                false => self.follow(from, next),
+            }
+            .map_err(failed(true))?;
             if !verified && self.gives_up_tls(&url) {
                 return Err(failed(true)(self.protocol(format!(
                     "it sends on to {url}, without TLS: what comes from there could be changed \
@@ -555,87 +578,4 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::RegistrySettings;
-    use crate::connections::connect;
-    use crate::endpoint::Trust;
-
-    /// A proxy behind which one host sends everybody on to another, which has no TLS.
-    async fn proxy() -> String {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            loop {
-                let (mut client, _) = listener.accept().await.unwrap();
-                let mut head = [0; 4096];
-                let count = client.read(&mut head).await.unwrap();
-                let first = head[..count].starts_with(b"GET http://first.example/");
-                let answer = if first {
-                    "307 Moved\r\nlocation: http://other.example/x"
-                } else {
-                    "200 OK"
-                };
-                let rest = "\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-                let answer = format!("HTTP/1.1 {answer}{rest}");
-                client.write_all(answer.as_bytes()).await.unwrap();
-            }
-        });
-        format!("http://{address}")
-    }
-
-    #[tokio::test]
-    async fn an_upload_does_not_go_on_without_tls() {
-        let host = |insecure| {
-            let settings = RegistrySettings {
-                insecure,
-                ..RegistrySettings::default()
-            };
-            let own = Endpoint::registry("reg.example.org", &settings);
-            Host::new(connect(&Trust::default()).unwrap(), own, None)
-        };
-        for (location, insecure, goes) in [
-            ("http://reg.example.org/v2/a/blobs/uploads/1", false, false),
-            ("http://reg.example.org/v2/a/blobs/uploads/1", true, true),
-            ("https://other.example.org/1", false, true),
-            ("http://127.0.0.1:5000/1", false, true),
-        ] {
-            let url = Url::parse(location).unwrap();
-            let target = host(insecure).url("https", Target::Location(&url));
-            assert_eq!(target.is_ok(), goes, "{location} {insecure}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_registry_with_tls_cannot_send_on_without() {
-        let trust = Trust {
-            proxy: Some(proxy().await),
-            ..Trust::default()
-        };
-        let ask = async |plain_http, verified| {
-            let settings = RegistrySettings {
-                plain_http,
-                ..RegistrySettings::default()
-            };
-            let own = Endpoint::registry("reg.example.org", &settings);
-            let host = Host::new(connect(&trust).unwrap(), own, None);
-            let request = Sending {
-                method: &Method::GET,
-                token: None,
-                upload: false,
-                verified,
-            };
-            let url = Url::parse("http://first.example/").unwrap();
-            let answer = host.through(&request, url, &|request| request).await;
-            answer.map_err(|failed| failed.error.to_string())
-        };
-        let refused = ask(false, false).await.unwrap_err();
-        assert!(refused.contains("http://other.example/x"), "{refused}");
-        // What a digest speaks for may come so, and all of a registry that has no TLS.
-        for (plain_http, verified) in [(false, true), (true, false)] {
-            let answer = ask(plain_http, verified).await.unwrap();
-            assert_eq!(answer.status(), StatusCode::OK);
-        }
-    }
-}
+mod tests;
