@@ -107,6 +107,14 @@ pub enum RegistryError {
         /// What was wrong.
         reason: String,
     },
+    /// A registry that has TLS leads out of it: it will not do better when it is asked again.
+    #[error("registry {registry}: {reason}")]
+    NoTls {
+        /// Host and port.
+        registry: String,
+        /// Where it leads.
+        reason: String,
+    },
     /// The registry wants fewer requests.
     #[error("registry {registry}: {reason}{}", later(*.after))]
     RateLimited {
@@ -162,7 +170,8 @@ impl RegistryError {
         self.is_transient()
             || matches!(
                 self,
-                Self::PullDenied(_)
+                Self::NoTls { .. }
+                    | Self::PullDenied(_)
                     | Self::RateLimited { .. }
                     | Self::ManifestUnknown(_)
                     | Self::RepositoryUnknown { .. }

@@ -125,6 +125,13 @@ impl Host {
         }
     }
 
+    fn no_tls(&self, reason: String) -> RegistryError {
+        RegistryError::NoTls {
+            registry: self.endpoint.host.clone(),
+            reason,
+        }
+    }
+
     fn scheme_list(&self) -> Vec<&'static str> {
         self.schemes
             .lock()
@@ -135,7 +142,7 @@ impl Host {
     fn url(&self, scheme: &str, target: Target<'_>) -> Result<Url, RegistryError> {
         let path = match target {
             Target::Location(url) if self.gives_up_tls(url) => {
-                return Err(self.protocol(format!(
+                return Err(self.no_tls(format!(
                     "it wants to go on at {url}, without TLS: where a proxy has its TLS, that has \
                      to send X-Forwarded-Proto: https"
                 )));
@@ -483,7 +490,7 @@ impl Host {
             }
             .map_err(failed(true))?;
             if !verified && self.gives_up_tls(&url) {
-                return Err(failed(true)(self.protocol(format!(
+                return Err(failed(true)(self.no_tls(format!(
                     "it sends on to {url}, without TLS: what comes from there could be changed \
                      on the way"
                 ))));

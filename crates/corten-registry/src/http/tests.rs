@@ -109,6 +109,55 @@ fn a_registry_that_does_not_know_of_its_tls_is_asked_with_it() {
     assert_eq!(host(true).follow(&from, given).unwrap().as_str(), given);
 }
 
+/// A registry that has TLS, but for this test, which has none.
+fn with_tls(domain: &str, proxy: String) -> Host {
+    let trust = Trust {
+        proxy: Some(proxy),
+        ..Trust::default()
+    };
+    let own = Endpoint::registry(domain, &RegistrySettings::default());
+    let host = Host::new(connect(&trust).unwrap(), own, None);
+    *host.schemes.lock().unwrap() = vec!["http"];
+    host
+}
+
+#[tokio::test]
+async fn an_upload_out_of_tls_is_begun_once() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = with_tls(
+        "first.example",
+        format!("http://{}", listener.local_addr().unwrap()),
+    );
+    let begun = Arc::new(Mutex::new(0));
+    let count = begun.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut head = [0; 4096];
+            let length = client.read(&mut head).await.unwrap();
+            assert!(head[..length].starts_with(b"POST "));
+            *count.lock().unwrap() += 1;
+            let answer = "HTTP/1.1 202 Accepted\r\nlocation: http://other.example/1\r\n\
+                          content-length: 0\r\nconnection: close\r\n\r\n";
+            client.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let upload = crate::upload::Upload {
+        host: &host,
+        repository: "a",
+        scope: Scope::None,
+        digest: &corten_oci::Digest::of(b""),
+        size: 0,
+        file: file.path(),
+        name: "first.example/a",
+    };
+    let error = upload.send(None, None).await.unwrap_err().to_string();
+    assert!(error.contains("http://other.example/1"), "{error}");
+    assert_eq!(*begun.lock().unwrap(), 1);
+}
+
 #[tokio::test]
 async fn a_registry_with_tls_cannot_send_on_without() {
     let trust = Trust {
