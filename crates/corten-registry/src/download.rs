@@ -151,7 +151,7 @@ async fn transfer(
     };
     let scope = Scope::Repository(image.path(), Access::Pull);
     let mut response = host
-        .send(Method::GET, Target::Api(&path), scope, &build)
+        .send(Method::GET, Target::Content(&path), scope, &build)
         .await?;
     let mut source = host.name().to_owned();
     if response.status() == StatusCode::NOT_FOUND

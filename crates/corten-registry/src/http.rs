@@ -72,6 +72,8 @@ impl Scope<'_> {
 pub(crate) enum Target<'a> {
     /// Below the endpoint's `/v2`: `/<name>/…`, or nothing for the base.
     Api(&'a str),
+    /// The same, of which a digest says what it has to be: the whole answer is checked.
+    Content(&'a str),
     /// Where the registry said.
     Location(&'a Url),
 }
@@ -149,7 +151,7 @@ impl Host {
             }
             Target::Location(url) => return Ok(url.clone()),
             Target::Api("") => "/",
-            Target::Api(path) => path,
+            Target::Api(path) | Target::Content(path) => path,
         };
         let endpoint = &self.endpoint;
         let text = format!("{scheme}://{}{}{path}", endpoint.host, endpoint.base);
@@ -398,7 +400,7 @@ impl Host {
             method: &method,
             token,
             upload,
-            verified: matches!(target, Target::Api(path) if path.contains("/blobs/sha")),
+            verified: method == Method::GET && matches!(target, Target::Content(_)),
         };
         let mut first_error = None;
         for scheme in &schemes {

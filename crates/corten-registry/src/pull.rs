@@ -282,7 +282,7 @@ pub(crate) async fn config(
 ) -> Result<Vec<u8>, RegistryError> {
     let path = format!("/{}/blobs/{}", image.path(), descriptor.digest);
     let wanted = Wanted {
-        target: Target::Api(&path),
+        target: Target::Content(&path),
         scope: Scope::Repository(image.path(), Access::Pull),
         accept: &[],
         limit: MAX_CONFIG,

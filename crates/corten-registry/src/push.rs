@@ -263,13 +263,21 @@ impl Push<'_> {
             .send(Method::HEAD, Target::Api(&path), self.scope(), &|request| {
                 request
             })
-            .await?;
-        if there.status().is_success() {
-            status(told.as_ref(), "Layer already exists");
-            return Ok(());
-        }
-        if there.status() != StatusCode::NOT_FOUND {
-            accepted(self.host, there, &self.image.name()).await?;
+            .await;
+        match there {
+            Ok(there) if there.status().is_success() => {
+                status(told.as_ref(), "Layer already exists");
+                return Ok(());
+            }
+            Ok(there) if there.status() == StatusCode::NOT_FOUND => {}
+            Ok(there) => {
+                accepted(self.host, there, &self.image.name()).await?;
+            }
+            // Its storage has no TLS, and anybody may say there that the layer exists.
+            Err(error @ RegistryError::NoTls { .. }) => {
+                tracing::debug!(blob = %blob.digest, %error, "sent without knowing whether it is there");
+            }
+            Err(error) => return Err(error),
         }
         let begun = match (&self.source, &blob.shown) {
             (Some(from), Some(_)) => match self.mount(&blob.digest, from).await {

@@ -415,7 +415,7 @@ async fn blob(
     let path = format!("/{repository}/blobs/{digest}");
     let scope = Scope::Repository(repository, Access::Pull);
     let answer = host
-        .send(Method::GET, Target::Api(&path), scope, &|request| {
+        .send(Method::GET, Target::Content(&path), scope, &|request| {
             if offset > 0 {
                 request.header(header::RANGE, format!("bytes={offset}-"))
             } else {

@@ -122,6 +122,27 @@ fn with_tls(domain: &str, proxy: String) -> Host {
 }
 
 #[tokio::test]
+async fn only_what_a_digest_speaks_for_comes_without_tls() {
+    let host = with_tls("first.example", proxy().await);
+    let (get, head) = (Method::GET, Method::HEAD);
+    for (method, target, comes) in [
+        (&get, Target::Content("/a/blobs/sha256:1"), true),
+        (&head, Target::Content("/a/blobs/sha256:1"), false),
+        (&head, Target::Api("/a/blobs/sha256:1"), false),
+        (&Method::DELETE, Target::Api("/a/blobs/sha256:1"), false),
+        (&get, Target::Api("/a/manifests/latest"), false),
+        (&get, Target::Api("/a/blobs/shared/manifests/latest"), false),
+    ] {
+        let answer = host.send(method.clone(), target, Scope::None, &|request| request);
+        match answer.await {
+            Ok(answer) => assert!(comes && answer.status() == 200, "{method} {target:?}"),
+            Err(RegistryError::NoTls { .. }) => assert!(!comes, "{method} {target:?}"),
+            Err(error) => panic!("{method} {target:?}: {error}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_upload_out_of_tls_is_begun_once() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
