@@ -198,7 +198,7 @@ async fn transfer(
             response
         }
     };
-    let mut current = writer.offset();
+    let offset = writer.offset();
     let (send, mut receive) = mpsc::channel::<bytes::Bytes>(AHEAD);
     // Hashing and writing on a thread of its own, so that layers do not wait for each other.
     let writing = tokio::task::spawn_blocking(move || {
@@ -207,49 +207,11 @@ async fn transfer(
         }
         Ok::<_, std::io::Error>(writer)
     });
-    let mut stream = response.bytes_stream();
-    let mut pace = Pace::at(current);
-    let mut broken = None;
-    while let Some(piece) = stream.next().await {
-        let piece = match piece {
-            Ok(piece) => piece,
-            Err(error) => {
-                broken = Some(RegistryError::Unreachable {
-                    registry: host.name().to_owned(),
-                    reason: innermost(&error),
-                });
-                break;
-            }
-        };
-        current += piece.len() as u64;
-        if current > descriptor.size {
-            broken = Some(host.protocol(format!(
-                "blob {}: more than the announced {} bytes",
-                descriptor.digest, descriptor.size
-            )));
-            break;
-        }
-        told.bytes("Downloading", current, descriptor.size);
-        if pace.is_too_slow(current) {
-            broken = Some(RegistryError::Unreachable {
-                registry: host.name().to_owned(),
-                reason: format!("blob {}: it comes too slowly", descriptor.digest),
-            });
-            break;
-        }
-        if send.send(piece).await.is_err() {
-            break;
-        }
-    }
-    drop(send);
+    let pace = Pace::at(offset, WITHIN);
+    let received = hand_on(host, descriptor, response, pace, send, told).await;
     let writer = writing.await.map_err(std::io::Error::other)??;
-    let error = match broken {
-        Some(error) => error,
-        None if current < descriptor.size => RegistryError::Unreachable {
-            registry: host.name().to_owned(),
-            reason: format!("blob {}: the connection ended early", descriptor.digest),
-        },
-        None => return Ok(writer),
+    let Err(error) = received else {
+        return Ok(writer);
     };
     // It still writes what it has: not on the thread of all transfers.
     blocking(move || {
@@ -260,26 +222,72 @@ async fn transfer(
     Err(error)
 }
 
+/// Hands on what comes, to its end.
+async fn hand_on(
+    host: &Host,
+    descriptor: &Descriptor,
+    response: Response,
+    mut pace: Pace,
+    send: mpsc::Sender<bytes::Bytes>,
+    told: &mut Told<'_>,
+) -> Result<(), RegistryError> {
+    let broken = |reason: String| RegistryError::Unreachable {
+        registry: host.name().to_owned(),
+        reason,
+    };
+    let mut current = pace.from;
+    let mut stream = response.bytes_stream();
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|error| broken(innermost(&error)))?;
+        current += piece.len() as u64;
+        if current > descriptor.size {
+            return Err(host.protocol(format!(
+                "blob {}: more than the announced {} bytes",
+                descriptor.digest, descriptor.size
+            )));
+        }
+        told.bytes("Downloading", current, descriptor.size);
+        if pace.is_too_slow(current) {
+            return Err(broken(format!(
+                "blob {}: it comes too slowly",
+                descriptor.digest
+            )));
+        }
+        if send.send(piece).await.is_err() {
+            break;
+        }
+    }
+    if current < descriptor.size {
+        return Err(broken(format!(
+            "blob {}: the connection ended early",
+            descriptor.digest
+        )));
+    }
+    Ok(())
+}
+
 /// How far a transfer was when it was last looked at.
 struct Pace {
     since: Instant,
     from: u64,
+    within: Duration,
 }
 
 impl Pace {
-    fn at(current: u64) -> Self {
+    fn at(current: u64, within: Duration) -> Self {
         Self {
             since: Instant::now(),
             from: current,
+            within,
         }
     }
 
     fn is_too_slow(&mut self, current: u64) -> bool {
-        if self.since.elapsed() < WITHIN {
+        if self.since.elapsed() < self.within {
             return false;
         }
         let slow = current - self.from < LEAST;
-        *self = Self::at(current);
+        *self = Self::at(current, self.within);
         slow
     }
 }
@@ -338,14 +346,18 @@ fn range_start(response: &reqwest::Response) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RegistrySettings;
+    use crate::connections::connect;
+    use crate::endpoint::{Endpoint, Trust};
 
     #[test]
     fn a_transfer_that_drips_is_told_from_one_that_runs() {
         let long_ago = |from| Pace {
             since: Instant::now().checked_sub(WITHIN).unwrap(),
             from,
+            within: WITHIN,
         };
-        assert!(!Pace::at(100).is_too_slow(100), "it has just begun");
+        assert!(!Pace::at(100, WITHIN).is_too_slow(100), "it has just begun");
         assert!(long_ago(100).is_too_slow(100 + LEAST - 1));
         let mut pace = long_ago(100);
         assert!(!pace.is_too_slow(100 + LEAST));
@@ -353,5 +365,44 @@ mod tests {
             !pace.is_too_slow(100 + LEAST),
             "the next minute counts anew"
         );
+    }
+
+    /// Receives pieces of so many bytes, one after such a pause, by a disk that takes one in such
+    /// a time.
+    async fn received(piece: usize, comes: Duration, taken: Duration) -> Result<(), RegistryError> {
+        const PIECES: usize = 20;
+        let own = Endpoint::registry("reg.example.org", &RegistrySettings::default());
+        let host = Host::new(connect(&Trust::default()).unwrap(), own, None);
+        let descriptor: Descriptor = serde_json::from_value(serde_json::json!({
+            "mediaType": media_type::OCI_LAYER_GZIP,
+            "digest": Digest::of(b""),
+            "size": PIECES * piece,
+        }))
+        .unwrap();
+        let pieces = futures_util::stream::repeat(()).then(move |()| async move {
+            tokio::time::sleep(comes).await;
+            Ok::<_, std::io::Error>(bytes::Bytes::from(vec![0; piece]))
+        });
+        let body = reqwest::Body::wrap_stream(pieces.take(PIECES));
+        let (send, mut receive) = mpsc::channel(1);
+        let disk = tokio::spawn(async move {
+            while receive.recv().await.is_some() {
+                tokio::time::sleep(taken).await;
+            }
+        });
+        let pace = Pace::at(0, Duration::from_millis(100));
+        let response = http::Response::new(body).into();
+        let mut told = Told::new(&crate::progress::Silent, &descriptor.digest);
+        let received = hand_on(&host, &descriptor, response, pace, send, &mut told).await;
+        disk.await.unwrap();
+        received
+    }
+
+    #[tokio::test]
+    async fn a_source_that_drips_is_left() {
+        let (at_once, slow) = (Duration::ZERO, Duration::from_millis(30));
+        let error = received(1, slow, at_once).await.unwrap_err().to_string();
+        assert!(error.contains("it comes too slowly"), "{error}");
+        received(LEAST as usize, slow, at_once).await.unwrap();
     }
 }
