@@ -98,6 +98,13 @@ pub struct RemoteManifest {
     pub bytes: Vec<u8>,
 }
 
+impl RemoteManifest {
+    /// Whether it has a digest, of whatever algorithm.
+    fn is(&self, digest: &Digest) -> bool {
+        *digest == digest_like(&self.bytes, Some(digest))
+    }
+}
+
 /// A manifest for one platform, and what the name stood for.
 #[derive(Debug)]
 pub(crate) struct Resolved {
@@ -207,6 +214,39 @@ pub(crate) async fn fetch<F>(
 where
     F: Future<Output = Result<Response, RegistryError>>,
 {
+    let (document, told) = ask(host, repository, reference, expected, &found).await?;
+    // Only of a tag the header tells something: what the registry meant to send.
+    let told = told.filter(|told| expected.is_none() && !document.is(told));
+    let Some(told) = told else {
+        return Ok(document);
+    };
+    // Some answer a tag with another form of what it names, and its digest with the thing itself.
+    match ask(host, repository, told.as_str(), Some(&told), &found).await {
+        Ok((meant, _)) => Ok(meant),
+        Err(error)
+            if error.is_transient() || matches!(error, RegistryError::ManifestUnknown(_)) =>
+        {
+            tracing::debug!(registry = host.name(), %told, %error, "what a tag names is not there");
+            Err(host.protocol(format!(
+                "manifest {reference} of {repository}: it calls it {told}, and sent {}",
+                document.digest
+            )))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Asks for a manifest once; with what the registry says its digest is.
+async fn ask<F>(
+    host: &Host,
+    repository: &str,
+    reference: &str,
+    expected: Option<&Digest>,
+    found: &impl Fn(Response) -> F,
+) -> Result<(RemoteManifest, Option<Digest>), RegistryError>
+where
+    F: Future<Output = Result<Response, RegistryError>>,
+{
     let path = format!("/{repository}/manifests/{reference}");
     let wanted = Wanted {
         target: Target::Api(&path),
@@ -216,8 +256,8 @@ where
         what: "manifest",
     };
     let answer = document::fetch(host, &wanted, found).await?;
-    let announced = announced_type(&answer.headers);
     let bytes = answer.bytes;
+    let media_type = type_of(&bytes, announced_type(&answer.headers));
     let digest = digest_like(&bytes, expected);
     if let Some(expected) = expected
         && *expected != digest
@@ -226,19 +266,12 @@ where
             "manifest {reference} of {repository}: expected digest {expected}, got {digest}"
         )));
     }
-    // Of a tag it alone tells what the registry meant to send.
-    if let Some(told) = told_digest(&answer.headers)
-        && told != digest_like(&bytes, Some(&told))
-    {
-        return Err(host.protocol(format!(
-            "manifest {reference} of {repository}: it calls it {told}, and sent {digest}"
-        )));
-    }
-    Ok(RemoteManifest {
-        media_type: type_of(&bytes, announced),
-        bytes,
+    let document = RemoteManifest {
         digest,
-    })
+        media_type,
+        bytes,
+    };
+    Ok((document, told_digest(&answer.headers)))
 }
 
 /// The digest of a document, by the algorithm of the one it should have.

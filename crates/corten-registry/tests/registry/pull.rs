@@ -335,6 +335,51 @@ async fn a_tag_must_have_what_the_registry_calls_it() {
     drop(from);
 }
 
+/// The header says nothing of what is proven by its digest.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_its_digest_may_be_called_anything() {
+    let (stub, _from, id, _) = published().await;
+    let digest = stub.index("team/app", &Platform::host().architecture);
+    {
+        let mut manifests = stub.manifests.lock().unwrap();
+        let latest = manifests["team/app/latest"].clone();
+        manifests.insert(format!("team/app/{digest}"), latest);
+    }
+    *stub.called.lock().unwrap() = Some(Digest::of(b"something else"));
+    let to = TestStore::new();
+    let name = format!("{}@{digest}", name(&stub));
+    let (pulled, _) = to.pull(&client(""), &name, None).await.unwrap();
+    assert_eq!((pulled.id, pulled.digest), (id, digest));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_that_is_answered_in_another_form_is_asked_for_by_digest() {
+    let (stub, _from, id, _) = published().await;
+    let meant = {
+        let mut manifests = stub.manifests.lock().unwrap();
+        let latest = manifests.get_mut("team/app/latest").unwrap();
+        let meant = Digest::of(&latest.1);
+        latest.1 = [&latest.1[..], b"\n"].concat().into();
+        meant
+    };
+    *stub.called.lock().unwrap() = Some(meant.clone());
+    let to = TestStore::new();
+    let (pulled, _) = to.pull(&client(""), &name(&stub), None).await.unwrap();
+    assert_eq!((pulled.id, &pulled.digest), (id, &meant));
+    let seen = stub.seen();
+    let asked = seen.iter().filter(|seen| seen.path.contains("/manifests/"));
+    assert_eq!(asked.count(), 2, "{seen:?}");
+    // What comes instead of it then, is refused.
+    {
+        let mut manifests = stub.manifests.lock().unwrap();
+        let latest = manifests["team/app/latest"].clone();
+        manifests.insert(format!("team/app/{meant}"), latest);
+    }
+    let error = failure(&client(""), &name(&stub)).await;
+    assert!(error.contains(meant.as_str()), "{error}");
+    assert!(error.contains("it calls it"), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn oversized_manifests_are_refused() {
     let (stub, _from, _, _) = published().await;
