@@ -99,6 +99,17 @@ pub enum RegistryError {
         /// The image.
         image: String,
     },
+    /// A manifest of a kind that nobody makes any more.
+    #[error(
+        "registry {registry}: {name} is of an old kind (Docker's schema 1) that is not supported: \
+         build the image again, or push it with a newer program"
+    )]
+    OldManifest {
+        /// Host and port.
+        registry: String,
+        /// The repository, and which manifest of it.
+        name: String,
+    },
     /// The registry answered something it must not.
     #[error("registry {registry}: {reason}")]
     Protocol {
@@ -180,6 +191,7 @@ impl RegistryError {
                     | Self::ForeignLayer { .. }
                     | Self::Unauthorized(_)
                     | Self::NoPlatform { .. }
+                    | Self::OldManifest { .. }
             )
     }
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 use crate::document::{self, Wanted, words};
 use crate::error::RegistryError;
 use crate::http::{Access, Host, Scope, Target};
+use crate::remote;
 
 /// Largest manifest, bytes (what registries accept).
 pub(crate) const MAX_MANIFEST: usize = 4 << 20;
@@ -258,6 +259,13 @@ where
     let answer = document::fetch(host, &wanted, found).await?;
     let bytes = answer.bytes;
     let media_type = type_of(&bytes, announced_type(&answer.headers));
+    if is_schema_1(&media_type) {
+        // Its digest is not that of its bytes: those have signatures, too.
+        return Err(RegistryError::OldManifest {
+            registry: host.name().to_owned(),
+            name: remote::named(repository, reference),
+        });
+    }
     let digest = digest_like(&bytes, expected);
     if let Some(expected) = expected
         && *expected != digest
@@ -310,6 +318,13 @@ pub(crate) fn type_of(bytes: &[u8], announced: String) -> String {
         Ok(typed) if !typed.media_type.is_empty() => typed.media_type,
         _ => announced,
     }
+}
+
+/// Whether a manifest is of Docker's schema 1, which registries that have only that send to
+/// whoever asks.
+fn is_schema_1(media_type: &str) -> bool {
+    let kind = media_type.strip_prefix("application/vnd.docker.distribution.manifest.");
+    matches!(kind, Some("v1+json" | "v1+prettyjws"))
 }
 
 /// Turns refusals into Docker's words.

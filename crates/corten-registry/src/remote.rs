@@ -312,7 +312,7 @@ fn digest_in(reference: &str) -> Option<Digest> {
         .flatten()
 }
 
-fn named(repository: &str, reference: &str) -> String {
+pub(crate) fn named(repository: &str, reference: &str) -> String {
     let separator = if reference.contains(':') { '@' } else { ':' };
     format!("{repository}{separator}{reference}")
 }

@@ -380,6 +380,24 @@ async fn a_tag_that_is_answered_in_another_form_is_asked_for_by_digest() {
     assert!(error.contains("it calls it"), "{error}");
 }
 
+/// The digest of a signed one is not that of its bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_an_old_kind_is_called_so() {
+    let stub = Stub::start().await;
+    let digest = Digest::of(b"payload");
+    *stub.called.lock().unwrap() = Some(digest.clone());
+    let kind = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+    let manifest = r#"{"schemaVersion":1,"name":"app","signatures":[{}]}"#;
+    let entry = (kind.to_owned(), manifest.into());
+    let reference = format!("app/{digest}");
+    let both = ["app/latest".to_owned(), reference].map(|name| (name, entry.clone()));
+    stub.manifests.lock().unwrap().extend(both);
+    for name in ["app".to_owned(), format!("app@{digest}")] {
+        let error = failure(&client(""), &format!("{}/{name}", stub.address())).await;
+        assert!(error.contains("old kind (Docker's schema 1)"), "{error}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn oversized_manifests_are_refused() {
     let (stub, _from, _, _) = published().await;

@@ -196,6 +196,15 @@ impl Proxy {
                     None => refusal,
                 }
             }
+            RegistryError::OldManifest { .. } => {
+                tracing::warn!(upstream = self.upstream, %error, "a manifest of the upstream cannot be used");
+                ApiError::new(Code::Unknown, json!({"upstream": self.upstream}))
+                    .status(StatusCode::BAD_GATEWAY)
+                    .message(format!(
+                        "the upstream {} sends a manifest of an old kind",
+                        self.upstream
+                    ))
+            }
             error => {
                 tracing::warn!(upstream = self.upstream, %error, "the upstream does not answer");
                 ApiError::new(Code::Unknown, json!({"upstream": self.upstream}))

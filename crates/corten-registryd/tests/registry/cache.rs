@@ -487,6 +487,35 @@ async fn only_manifests_are_served_as_such() {
     good.expect(StatusCode::OK);
 }
 
+/// The digest of a signed one is not that of its bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_an_old_kind_is_called_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = [0; 4096];
+            assert_ne!(stream.read(&mut head).await.unwrap(), 0);
+            let body = r#"{"schemaVersion":1,"name":"app","signatures":[{}]}"#;
+            let reply = format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: {}\r\ndocker-content-digest: {}\r\n\
+                 content-type: application/vnd.docker.distribution.manifest.v1+prettyjws\r\n\
+                 connection: close\r\n\r\n{body}",
+                body.len(),
+                Digest::of(b"payload"),
+            );
+            stream.write_all(reply.as_bytes()).await.unwrap();
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Registry::with(config(folder.path(), upstream, LONG)).await;
+    let answer = cache.get("/v2/app/manifests/latest").await;
+    answer.expect(StatusCode::BAD_GATEWAY);
+    let said = answer.json()["errors"][0]["message"].to_string();
+    assert!(said.contains("a manifest of an old kind"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_is_told_how_long_the_upstream_wants_to_be_left_alone() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
