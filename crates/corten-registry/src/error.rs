@@ -4,7 +4,11 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use corten_oci::Printable;
 use corten_store::StoreError;
+
+/// Characters of a reason that are shown.
+const MAX_REASON: usize = 2048;
 
 /// An error of the registry client.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +31,7 @@ pub enum RegistryError {
         reason: String,
     },
     /// The registry cannot be reached.
-    #[error("cannot reach registry {registry}: {reason}")]
+    #[error("cannot reach registry {registry}: {}", shown(reason))]
     Unreachable {
         /// Host and port.
         registry: String,
@@ -84,7 +88,7 @@ pub enum RegistryError {
         actual: String,
     },
     /// A layer that registries do not keep, and that is not where it should be.
-    #[error("foreign layer {digest}: {reason}")]
+    #[error("foreign layer {digest}: {}", shown(reason))]
     ForeignLayer {
         /// Which blob.
         digest: corten_oci::Digest,
@@ -111,7 +115,7 @@ pub enum RegistryError {
         name: String,
     },
     /// The registry answered something it must not.
-    #[error("registry {registry}: {reason}")]
+    #[error("registry {registry}: {}", shown(reason))]
     Protocol {
         /// Host and port.
         registry: String,
@@ -127,7 +131,7 @@ pub enum RegistryError {
         reason: String,
     },
     /// The registry wants fewer requests.
-    #[error("registry {registry}: {reason}{}", later(*.after))]
+    #[error("registry {registry}: {}{}", shown(reason), later(*.after))]
     RateLimited {
         /// Host and port.
         registry: String,
@@ -137,7 +141,7 @@ pub enum RegistryError {
         after: Option<Duration>,
     },
     /// A file cannot be fetched.
-    #[error("cannot download {address}: {reason}")]
+    #[error("cannot download {address}: {}", shown(reason))]
     Download {
         /// Its address.
         address: String,
@@ -160,6 +164,16 @@ pub enum RegistryError {
     /// A file of ours.
     #[error("read and write blobs: {0}")]
     Io(#[from] io::Error),
+}
+
+/// What a stranger may have a word in, as it may be shown: nothing that a terminal obeys, and
+/// not all of it where that is much.
+fn shown(reason: &str) -> Printable<String> {
+    let mut begin: String = reason.chars().take(MAX_REASON).collect();
+    if begin.len() < reason.len() {
+        begin.push('…');
+    }
+    Printable(begin)
 }
 
 /// When something may be tried again, in words.

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use corten_oci::{Digest, ImageRef};
+use corten_oci::{Digest, ImageRef, Printable};
 use corten_registry::{
     Client, Credential, DockerConfig, RegistriesConfig, RegistryError, Remote, auth_key, domain_of,
 };
@@ -169,11 +169,23 @@ fn block<T>(work: impl Future<Output = Result<T, RegistryError>>) -> Result<T, R
 }
 
 fn print(lines: Vec<String>) -> Result<(), RegistrydError> {
-    let mut text = lines.join("\n");
-    if !text.is_empty() {
-        text.push('\n');
-    }
     io::stdout()
-        .write_all(text.as_bytes())
+        .write_all(text(lines).as_bytes())
         .context("write to", Path::new("standard output"))
+}
+
+/// Lines of what a registry says: none of them does more than stand there.
+fn text(lines: Vec<String>) -> String {
+    let lines = lines.into_iter().map(Printable);
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_of_strangers_give_no_orders() {
+        let lines = ["a\u{1b}[2J\nb", "c"].map(str::to_owned);
+        assert_eq!(super::text(lines.into()), "a\\u{1b}[2J\\nb\nc\n");
+        assert_eq!(super::text(Vec::new()), "");
+    }
 }

@@ -380,6 +380,31 @@ async fn a_tag_that_is_answered_in_another_form_is_asked_for_by_digest() {
     assert!(error.contains("it calls it"), "{error}");
 }
 
+/// Nothing that a manifest says reaches a terminal as it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn types_of_strangers_give_no_orders() {
+    let stub = Stub::start().await;
+    let evil = format!("\\u001b[2J{}", "x".repeat(100_000));
+    let config = Digest::of(b"{}");
+    let kind = media_type::OCI_MANIFEST;
+    let config = format!(r#"{{"digest":"{config}","size":2,"mediaType":"{evil}"}}"#);
+    for (name, manifest) in [
+        ("kind", format!(r#"{{"mediaType":"{evil}"}}"#)),
+        ("chart", format!(r#"{{"layers":[],"config":{config}}}"#)),
+    ] {
+        let entry = (kind.to_owned(), manifest.into());
+        let mut manifests = stub.manifests.lock().unwrap();
+        manifests.insert(format!("{name}/latest"), entry);
+    }
+    let blob = (Digest::of(b"{}").to_string(), "{}".into());
+    stub.blobs.lock().unwrap().extend([blob]);
+    for name in ["kind", "chart"] {
+        let error = failure(&client(""), &format!("{}/{name}", stub.address())).await;
+        assert!(error.contains("\\u{1b}[2Jxxx"), "{error}");
+        assert!(error.len() < 4096, "{} bytes", error.len());
+    }
+}
+
 /// The digest of a signed one is not that of its bytes.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_of_an_old_kind_is_called_so() {
