@@ -43,6 +43,13 @@ fn a_blob_that_is_lost_comes_with_the_image() {
         let again = engine.path("again.tar");
         engine.ok(["save", "-o", again.to_str().unwrap(), &name]);
     }
+    // Also of one that has its name yet.
+    for entry in fs::read_dir(engine.root().join("blobs/sha256")).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    engine.ok(["pull", "-q", &name]);
+    let again = engine.path("named.tar");
+    engine.ok(["save", "-o", again.to_str().unwrap(), &name]);
     engine.ok(["rm", "user"]);
     engine.ok(["rmi", &name]);
     engine.assert_clean();

@@ -194,7 +194,7 @@ async fn from(
     let layer_store = store.layers().clone();
     let (known, before) = blocking(move || {
         let known = match images.get(&wanted) {
-            // One that has lost a layer is fetched again.
+            // One that has lost a layer, or what of it could be sent, is fetched again.
             Ok(image) => all_here(&layer_store, &image.layers)?.then_some(image),
             Err(StoreError::NoSuchImage(_)) => None,
             Err(error) => return Err(error),
@@ -267,7 +267,7 @@ async fn attached(
 
 fn all_here(store: &Layers, layers: &[DiffId]) -> Result<bool, StoreError> {
     for layer in layers {
-        if !store.has(layer)? {
+        if !store.has_to_send(layer)? {
             return Ok(false);
         }
     }

@@ -96,6 +96,23 @@ async fn known_layers_are_not_fetched() {
     assert_eq!(stub.fetched(&layers[1]).len(), 1);
 }
 
+/// An image could be neither saved nor pushed of which a blob is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_blob_is_fetched_though_the_image_is_here() {
+    let (stub, _from, id, layers) = published().await;
+    let (to, client) = (TestStore::new(), client(""));
+    to.pull(&client, &name(&stub), None).await.unwrap();
+    std::fs::remove_file(to.store.blobs().path(&layers[1])).unwrap();
+    let (pulled, told) = to.pull(&client, &name(&stub), None).await.unwrap();
+    assert_eq!((pulled.id, count(&told, "Pull complete")), (id, 1));
+    assert!(to.store.blobs().has(&layers[1]));
+    let fetched = layers.iter().map(|layer| stub.fetched(layer).len());
+    assert_eq!(fetched.collect::<Vec<_>>(), [1, 2]);
+    // Nothing more, once all is here.
+    let (_, told) = to.pull(&client, &name(&stub), None).await.unwrap();
+    assert_eq!(told.len(), 3, "{told:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn corrupt_blobs_are_never_stored() {
     let (stub, _from, id, layers) = published().await;
