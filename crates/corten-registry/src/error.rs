@@ -38,6 +38,14 @@ pub enum RegistryError {
         /// The innermost cause.
         reason: String,
     },
+    /// The registry's token server gives none. It has been asked more than once.
+    #[error("registry {registry}: {}", shown(reason))]
+    TokenServer {
+        /// The registry's host and port.
+        registry: String,
+        /// What was wrong.
+        reason: String,
+    },
     /// The credentials were not accepted.
     #[error("unauthorized: {0}")]
     Unauthorized(String),
@@ -206,6 +214,7 @@ impl RegistryError {
                     | Self::Unauthorized(_)
                     | Self::NoPlatform { .. }
                     | Self::OldManifest { .. }
+                    | Self::TokenServer { .. }
             )
     }
 }

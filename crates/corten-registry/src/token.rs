@@ -138,7 +138,12 @@ impl Tokens {
             registry: realm.host_str().unwrap_or_default().to_owned(),
             reason: innermost(&error),
         };
-        let response = patiently(request).await.map_err(unreachable)?;
+        let failed = |reason: String| RegistryError::TokenServer {
+            registry: host.name().to_owned(),
+            reason,
+        };
+        let response = patiently(request, want_refresh).await;
+        let response = response.map_err(unreachable)?;
         let status = response.status();
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
             || (status == StatusCode::BAD_REQUEST && !credential.identity_token.is_empty())
@@ -155,19 +160,19 @@ impl Tokens {
             });
         }
         if !status.is_success() {
-            return Err(host.protocol(format!("token server answered {status}")));
+            return Err(failed(format!("token server answered {status}")));
         }
         let bytes =
             crate::document::read(host, response, MAX_ANSWER, "the token server's answer").await?;
         let answer: Answer = serde_json::from_slice(&bytes)
-            .map_err(|error| host.protocol(format!("token server: {error}")))?;
+            .map_err(|error| failed(format!("token server: {error}")))?;
         let text = if answer.token.is_empty() {
             answer.access_token
         } else {
             answer.token
         };
         if text.is_empty() {
-            return Err(host.protocol("the token server gave no token"));
+            return Err(failed("the token server gave no token".to_owned()));
         }
         // Too short a life is stretched to the specification's least.
         let lifetime = answer.expires_in.unwrap_or(LIFETIME).max(LIFETIME);
@@ -185,8 +190,12 @@ impl Tokens {
     }
 }
 
-/// Asks a token server, and once more a while later where it is busy.
-async fn patiently(request: reqwest::RequestBuilder) -> Result<reqwest::Response, reqwest::Error> {
+/// Asks a token server, and once more a while later where it is busy. An error of its own may be
+/// what the directory behind it says to a wrong password, and counts: a login tries one once.
+async fn patiently(
+    request: reqwest::RequestBuilder,
+    login: bool,
+) -> Result<reqwest::Response, reqwest::Error> {
     let mut pause = FIRST_PAUSE;
     for _ in 1..ATTEMPTS {
         let Some(again) = request.try_clone() else {
@@ -200,7 +209,7 @@ async fn patiently(request: reqwest::RequestBuilder) -> Result<reqwest::Response
                 return Ok(response);
             }
             StatusCode::TOO_MANY_REQUESTS => asked.unwrap_or(pause),
-            status if status.is_server_error() => {
+            status if status.is_server_error() && !login => {
                 asked.filter(|asked| *asked <= MAX_PAUSE).unwrap_or(pause)
             }
             _ => return Ok(response),

@@ -1,6 +1,7 @@
 //! Logging in, and proving who one is.
 
 use corten_registry::RegistryError;
+use http::StatusCode;
 
 use crate::harness::{TestStore, client, credential, registry};
 use crate::stub::{Inner, Stub};
@@ -100,4 +101,47 @@ async fn bearer() {
             seen.path
         );
     }
+}
+
+/// A directory behind a token server counts what it is shown, whatever that server makes of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_tries_a_password_once() {
+    let stub = Stub::with(Inner {
+        account: Some(("me", "secret")),
+        ..Inner::default()
+    })
+    .await;
+    let (client, wrong) = (client(""), credential("me", "guess"));
+    let fails = (StatusCode::INTERNAL_SERVER_ERROR, "");
+    *stub.busy_tokens.lock().unwrap() = vec![fails; 8];
+    let error = client.login(stub.address(), &wrong).await.unwrap_err();
+    assert!(
+        matches!(error, RegistryError::TokenServer { .. }),
+        "{error}"
+    );
+    let seen = stub.seen();
+    let asked = seen.iter().filter(|seen| seen.path.starts_with("/token"));
+    assert_eq!(asked.count(), 1, "{seen:?}");
+}
+
+/// It has been asked often enough already when it is given up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_server_is_not_asked_for_each_attempt_of_a_download() {
+    let stub = Stub::with(Inner {
+        account: Some(("me", "secret")),
+        ..Inner::default()
+    })
+    .await;
+    let (from, to) = (TestStore::new(), TestStore::new());
+    let name = format!("{}/app", stub.address());
+    let id = from.image(&name, &[b"layer"]);
+    let layers = stub.publish(&from, &id, "app");
+    let (client, right) = (client(""), credential("me", "secret"));
+    *stub.spent_at.lock().unwrap() = Some(layers[0].to_string());
+    let error = to.pull(&client, &name, Some(&right)).await.unwrap_err();
+    assert!(
+        matches!(error, RegistryError::TokenServer { .. }),
+        "{error}"
+    );
+    assert_eq!(stub.busy_tokens.lock().unwrap().len(), 64 - 4);
 }

@@ -74,6 +74,8 @@ pub(crate) struct Inner {
     pub(crate) called: Mutex<Option<Digest>>,
     /// The token server is busy: statuses of its next answers, with `Retry-After` (empty for none).
     pub(crate) busy_tokens: Mutex<Vec<(StatusCode, &'static str)>>,
+    /// The token is not taken any more once this is asked for, and the server of new ones is busy.
+    pub(crate) spent_at: Mutex<Option<String>>,
     /// The next uploads' bodies are too many requests; as `too_many`.
     pub(crate) too_many_uploads: Mutex<Vec<String>>,
     /// Whoever wants in shows the token server this name and password.
@@ -292,7 +294,12 @@ fn handle(stub: &Stub, request: &Parts, body: Bytes) -> Response {
     if path == "/token" {
         return stub.token(authorization.as_deref());
     }
-    if stub.account.is_some() && authorization != Some(format!("Bearer {TOKEN}")) {
+    let mut spent_at = stub.spent_at.lock().unwrap();
+    let spent = spent_at.take_if(|at| path.ends_with(at.as_str())).is_some();
+    if spent {
+        *stub.busy_tokens.lock().unwrap() = vec![(StatusCode::SERVICE_UNAVAILABLE, ""); 64];
+    }
+    if spent || stub.account.is_some() && authorization != Some(format!("Bearer {TOKEN}")) {
         let challenge = format!(
             "Bearer realm=\"http://{}/token\",service=\"stub\"",
             stub.address
