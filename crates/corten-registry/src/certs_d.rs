@@ -55,11 +55,19 @@ pub(crate) fn hosts(
             }
         }
     }
-    if certificates(directories, domain)? != Certificates::default() {
+    let own = certificates(directories, domain);
+    if own
+        .as_ref()
+        .is_ok_and(|own| *own != Certificates::default())
+    {
         return Ok(None);
     }
     for directory in directories {
         if let Some(endpoints) = hosts_toml::load(&directory.join(DEFAULT), domain)? {
+            // It may be another program's, and nobody's who reads `_default`.
+            if let Err(error) = own {
+                tracing::warn!(%error, registry = domain, "what is for all registries is used");
+            }
             return Ok(Some(endpoints));
         }
     }
@@ -192,5 +200,9 @@ mod tests {
         fs::remove_file(docker.join("client.key")).unwrap();
         let error = certificates(&directories, "reg.example.org:5000").unwrap_err();
         assert!(error.to_string().contains("client.key"), "{error}");
+        // What cannot be used takes no registry out of what is for all.
+        write(second.join("broken.example.org/client.cert"), "");
+        assert!(certificates(&directories, "broken.example.org").is_err());
+        assert_eq!(first_host("broken.example.org"), "f");
     }
 }
