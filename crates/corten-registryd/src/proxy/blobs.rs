@@ -98,7 +98,10 @@ impl Proxy {
                 return Ok(Found::Here);
             }
         }
-        let begun = self.remote.blob(&name, digest, 0).await;
+        let begun = self
+            .quiet_blobs
+            .ask(self.remote.blob(&name, digest, 0))
+            .await;
         let begun = begun.map_err(|error| self.refusal(&error, Code::BlobUnknown))?;
         let (of, algorithm) = (repo.clone(), digest.algorithm());
         let upload = blocking(app, move |storage| {
@@ -182,7 +185,11 @@ impl Proxy {
         repo: &RepoName,
         digest: &Digest,
     ) -> Result<u64, ApiError> {
-        let size = self.remote.blob_size(&self.name_there(repo), digest).await;
+        let name = self.name_there(repo);
+        let size = self
+            .quiet_blobs
+            .ask(self.remote.blob_size(&name, digest))
+            .await;
         size.map_err(|error| self.refusal(&error, Code::BlobUnknown))
     }
 

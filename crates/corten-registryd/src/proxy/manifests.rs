@@ -59,7 +59,11 @@ impl Proxy {
         here: bool,
     ) -> Result<(), ApiError> {
         let name = self.name_there(repo);
-        let outcome = match self.remote.resolve(&name, tag.as_str()).await {
+        let outcome = match self
+            .quiet
+            .ask(self.remote.resolve(&name, tag.as_str()))
+            .await
+        {
             Ok(digest) => {
                 let (of, wanted, pointer) = (repo.clone(), digest.clone(), tag.clone());
                 let known = blocking(app, move |storage| {
@@ -73,7 +77,8 @@ impl Proxy {
                 if known {
                     Ok(())
                 } else {
-                    match self.remote.manifest(&name, digest.as_str()).await {
+                    let manifest = self.remote.manifest(&name, digest.as_str());
+                    match self.quiet.ask(manifest).await {
                         Ok(found) => return self.keep(app, repo, found, Some(tag), key).await,
                         Err(error) => Err(error),
                     }
@@ -110,10 +115,8 @@ impl Proxy {
         reference: &str,
         tag: Option<&Tag>,
     ) -> Result<(), ApiError> {
-        let found = self
-            .remote
-            .manifest(&self.name_there(repo), reference)
-            .await;
+        let name = self.name_there(repo);
+        let found = self.quiet.ask(self.remote.manifest(&name, reference)).await;
         let found = found.map_err(|error| self.refusal(&error, Code::ManifestUnknown))?;
         self.keep(app, repo, found, tag, "").await
     }
@@ -189,7 +192,8 @@ impl Proxy {
         if let Some(known) = self.lists.get(repo) {
             return Ok(Some(known));
         }
-        match self.remote.tags(&self.name_there(repo)).await {
+        let name = self.name_there(repo);
+        match self.quiet.ask(self.remote.tags(&name)).await {
             Ok(mut tags) => {
                 tags.retain(|tag| Tag::parse(tag).is_some());
                 self.lists.keep(repo, &tags, self.ttl);
@@ -209,10 +213,9 @@ impl Proxy {
         repo: &RepoName,
         subject: &corten_oci::Digest,
     ) -> Option<Vec<(String, Value)>> {
-        let found = self
-            .remote
-            .referrers(&self.name_there(repo), subject, None)
-            .await;
+        let name = self.name_there(repo);
+        let asked = self.remote.referrers(&name, subject, None);
+        let found = self.quiet.ask(asked).await;
         match found {
             Ok(found) => {
                 // What names no digest is no descriptor.

@@ -9,6 +9,7 @@
 mod blobs;
 mod lists;
 mod manifests;
+mod quiet;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -74,6 +75,9 @@ pub(crate) struct Proxy {
     lists: lists::Lists,
     /// One question about a manifest at a time, by what is asked for.
     asking: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// How long it is not to be asked for manifests and lists, and for blobs.
+    quiet: quiet::Quiet,
+    quiet_blobs: quiet::Quiet,
 }
 
 impl Proxy {
@@ -124,6 +128,8 @@ impl Proxy {
             checks: Mutex::default(),
             lists: lists::Lists::default(),
             asking: Mutex::default(),
+            quiet: quiet::Quiet::default(),
+            quiet_blobs: quiet::Quiet::default(),
         })
     }
 
@@ -191,7 +197,9 @@ impl Proxy {
                 let refusal = ApiError::new(Code::TooManyRequests, detail);
                 match after {
                     Some(after) => {
-                        refusal.header(header::RETRY_AFTER, &after.as_secs().to_string())
+                        // Not a moment too early.
+                        let seconds = after.as_millis().div_ceil(1000);
+                        refusal.header(header::RETRY_AFTER, &seconds.to_string())
                     }
                     None => refusal,
                 }

@@ -520,9 +520,12 @@ async fn an_image_of_an_old_kind_is_called_so() {
 async fn a_client_is_told_how_long_the_upstream_wants_to_be_left_alone() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = listener.local_addr().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = asked.clone();
     tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
+            counted.fetch_add(1, Ordering::Relaxed);
             let mut head = [0; 4096];
             assert_ne!(stream.read(&mut head).await.unwrap(), 0);
             let reply = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 3600\r\n\
@@ -535,4 +538,18 @@ async fn a_client_is_told_how_long_the_upstream_wants_to_be_left_alone() {
     let answer = cache.get("/v2/app/manifests/latest").await;
     answer.expect(StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(answer.header("retry-after"), "3600");
+    // And it is left alone, whoever asks.
+    let before = asked.load(Ordering::Relaxed);
+    for path in ["latest", "other"] {
+        let answer = cache.get(&format!("/v2/app/manifests/{path}")).await;
+        answer.expect(StatusCode::TOO_MANY_REQUESTS);
+        let left: u64 = answer.header("retry-after").parse().unwrap();
+        assert!((3500..=3600).contains(&left), "{left}");
+    }
+    assert_eq!(asked.load(Ordering::Relaxed), before);
+    // Registries count by kinds: blobs may come all the same.
+    let blob = format!("/v2/app/blobs/{}", Digest::of(b"x"));
+    let answer = cache.get(&blob).await;
+    answer.expect(StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(asked.load(Ordering::Relaxed), before + 1);
 }
