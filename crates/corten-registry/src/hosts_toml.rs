@@ -181,7 +181,10 @@ fn endpoint(
     let dial_timeout = match &settings.dial_timeout {
         None => None,
         Some(text) => {
-            Some(duration(text).ok_or_else(|| bad(format!("dial_timeout \"{text}\" is no time")))?)
+            let time = duration(text);
+            let time = time.ok_or_else(|| bad(format!("dial_timeout \"{text}\" is no time")))?;
+            // To Go no limit.
+            Some(time).filter(|time| !time.is_zero())
         }
     };
     let proxy = settings
@@ -288,8 +291,12 @@ fn clients(value: Option<&Value>, directory: &Path) -> Result<Vec<(PathBuf, Path
     }
 }
 
-/// A time as Go writes it, of the units that make sense here: `500ms`, `3s`, `1.5s`, `1m30s`.
+/// A time as Go writes it, but none that is over: `500ms`, `3s`, `1.5s`, `1m30s`, `0`.
 fn duration(text: &str) -> Option<Duration> {
+    let text = text.strip_prefix('+').unwrap_or(text);
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
     if text.is_empty() {
         return None;
     }
@@ -302,6 +309,9 @@ fn duration(text: &str) -> Option<Duration> {
         let unit = after.find(is_number).unwrap_or(after.len());
         let (unit, after) = after.split_at(unit);
         let seconds = match unit {
+            "ns" => 1e-9,
+            // Micro is two characters of Unicode.
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
             "ms" => 0.001,
             "s" => 1.0,
             "m" => 60.0,
@@ -468,7 +478,17 @@ client = "both.pem"
             ("1.5s", Some(1500)),
             ("1m30s", Some(90_000)),
             ("1h0m1s", Some(3_601_000)),
+            ("0", Some(0)),
+            ("+0s", Some(0)),
+            ("+3s", Some(3000)),
+            ("2000us", Some(2)),
+            ("2000\u{b5}s", Some(2)),
+            ("1ms2000\u{3bc}s", Some(3)),
+            ("5000000ns", Some(5)),
             ("", None),
+            ("+", None),
+            ("+-1s", None),
+            ("00", None),
             ("3", None),
             ("s", None),
             ("3s4", None),
@@ -482,6 +502,12 @@ client = "both.pem"
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn no_time_is_no_limit() {
+        let endpoints = read("[host.\"https://m\"]\ndial_timeout = \"0s\"").unwrap();
+        assert_eq!(endpoints[0].trust.dial_timeout, None);
     }
 
     #[test]
