@@ -78,6 +78,11 @@ pub(crate) fn hold(root: &Path, method: Method, below: &str, when: When) -> Arc<
     store().hold(method, format!("{}/{below}", prefix(root)), when)
 }
 
+/// The pages of a registry's lists that were asked for.
+pub(crate) fn listed(root: &Path) -> usize {
+    store().listed(&format!("{}/", prefix(root)))
+}
+
 /// The keys of a registry.
 pub(crate) fn keys(root: &Path) -> Vec<String> {
     store().keys(&format!("{}/", prefix(root)))

@@ -54,6 +54,19 @@ async fn two_processes_share_a_store() {
         .expect(StatusCode::NOT_FOUND);
 }
 
+/// However much is there.
+#[tokio::test]
+async fn whether_the_store_answers_is_asked_for_with_one_list() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = start(folder.path(), "one");
+    for n in 0..100 {
+        backend::put(folder.path(), &format!("locks/repository-{n}"));
+    }
+    let before = backend::listed(folder.path());
+    server.http.get("/readyz").await.expect(StatusCode::OK);
+    assert_eq!(backend::listed(folder.path()) - before, 1);
+}
+
 #[tokio::test]
 async fn another_server_goes_on_with_an_upload() {
     let folder = tempfile::tempdir().unwrap();

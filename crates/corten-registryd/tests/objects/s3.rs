@@ -55,6 +55,8 @@ struct Bucket {
     objects: BTreeMap<String, Object>,
     puts: u64,
     held: Vec<Held>,
+    /// The prefixes of all pages of lists that were asked for.
+    listed: Vec<String>,
 }
 
 /// When a request is held.
@@ -173,6 +175,13 @@ impl S3 {
         gate
     }
 
+    /// The pages of lists below a prefix that were asked for.
+    pub(crate) fn listed(&self, prefix: &str) -> usize {
+        let bucket = self.bucket();
+        let listed = bucket.listed.iter();
+        listed.filter(|listed| listed.starts_with(prefix)).count()
+    }
+
     /// The keys below a prefix, without it.
     pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
         let bucket = self.bucket();
@@ -249,7 +258,11 @@ fn act(
     let text = |name| header_text(parts, name);
     let mut bucket = bucket.lock().unwrap();
     match (parts.method.clone(), key) {
-        (Method::GET, "") => answer(StatusCode::OK, list(&bucket, query)),
+        (Method::GET, "") => {
+            let prefix = query.get("prefix").cloned().unwrap_or_default();
+            bucket.listed.push(prefix);
+            answer(StatusCode::OK, list(&bucket, query))
+        }
         (Method::POST, "") if !gcs && query.contains_key("delete") => {
             let body = String::from_utf8(body.to_vec()).unwrap();
             let keys = body.split("<Key>").skip(1);

@@ -99,9 +99,11 @@ impl Objects {
     /// Whether the store answers us.
     pub(super) fn check(&self) -> Result<()> {
         // Anything there or not will do; without the right to ask it is an error.
-        self.modified("locks/collection")?;
-        // Of a bucket that is not there only a list says so.
-        self.list("locks").map(drop)
+        const ANY: &str = "locks/collection";
+        self.modified(ANY)?;
+        // Of a bucket that is not there only a list says so. Nothing is below an object: one page
+        // is all there is of this list, however much the bucket has.
+        self.list(ANY).map(drop)
     }
 
     pub(super) fn read(&self, key: &str) -> Result<Option<Vec<u8>>> {
