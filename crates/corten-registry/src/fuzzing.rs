@@ -41,5 +41,5 @@ pub fn index(bytes: &[u8], platform: &Platform) -> Result<Option<String>, String
 /// What is wrong with it.
 pub fn image_config(bytes: &[u8]) -> Result<usize, String> {
     let config: Config = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    Ok(config.rootfs.diff_ids.len())
+    Ok(config.rootfs.map_or(0, |rootfs| rootfs.diff_ids.len()))
 }

@@ -74,7 +74,7 @@ impl std::fmt::Debug for PullRequest<'_> {
 /// The part of a config that a pull needs (image-spec, "config").
 #[derive(Deserialize)]
 pub(crate) struct Config {
-    pub(crate) rootfs: RootFs,
+    pub(crate) rootfs: Option<RootFs>,
 }
 
 /// Its layers. Docker leaves an empty list out, and Go programs write `null` for it.
@@ -310,27 +310,29 @@ async fn layers(
     raw_config: &[u8],
     progress: &dyn Progress,
 ) -> Result<(), RegistryError> {
-    let config: Config = serde_json::from_slice(raw_config).map_err(|error| {
+    let unusable = |reason: &dyn std::fmt::Display| {
         let (name, kind) = (image.familiar(), &resolved.manifest.config.media_type);
         if [media_type::OCI_CONFIG, media_type::DOCKER_CONFIG, ""].contains(&kind.as_str()) {
-            host.protocol(format!("configuration of {name}: {error}"))
+            host.protocol(format!("configuration of {name}: {reason}"))
         } else {
             host.protocol(format!(
                 "{name} is no image: its configuration is \"{kind}\""
             ))
         }
-    })?;
+    };
+    let config: Config = serde_json::from_slice(raw_config).map_err(|error| unusable(&error))?;
+    let rootfs = config.rootfs.ok_or_else(|| unusable(&"it has no rootfs"))?;
     let blobs = &resolved.manifest.layers;
-    if config.rootfs.diff_ids.len() != blobs.len() {
+    if rootfs.diff_ids.len() != blobs.len() {
         return Err(host.protocol(format!(
             "{}: its manifest has {} layers, its configuration {}",
             image.familiar(),
             blobs.len(),
-            config.rootfs.diff_ids.len()
+            rootfs.diff_ids.len()
         )));
     }
     let mut wanted: Vec<(DiffId, Descriptor)> = Vec::new();
-    for (diff_id, blob) in config.rootfs.diff_ids.into_iter().zip(blobs) {
+    for (diff_id, blob) in rootfs.diff_ids.into_iter().zip(blobs) {
         if wanted.iter().any(|(known, _)| *known == diff_id) {
             continue;
         }

@@ -397,6 +397,30 @@ async fn a_tag_that_is_answered_in_another_form_is_asked_for_by_digest() {
     assert!(error.contains("it calls it"), "{error}");
 }
 
+/// Go programs write `null` for what is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_must_have_a_rootfs() {
+    let stub = Stub::start().await;
+    for (name, config) in [("none", "{}"), ("null", r#"{"rootfs":null}"#)] {
+        let digest = Digest::of(config.as_bytes());
+        let manifest = format!(
+            r#"{{"layers":[],"config":{{"digest":"{digest}","size":{},"mediaType":"{}"}}}}"#,
+            config.len(),
+            media_type::OCI_CONFIG
+        );
+        let entry = (media_type::OCI_MANIFEST.to_owned(), manifest.into());
+        let latest = format!("{name}/latest");
+        stub.manifests.lock().unwrap().insert(latest, entry);
+        let mut blobs = stub.blobs.lock().unwrap();
+        blobs.insert(digest.to_string(), config.into());
+    }
+    for name in ["none", "null"] {
+        let error = failure(&client(""), &format!("{}/{name}", stub.address())).await;
+        let expected = format!("{name}:latest: it has no rootfs");
+        assert!(error.contains(&expected), "{error}");
+    }
+}
+
 /// Nothing that a manifest says reaches a terminal as it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn types_of_strangers_give_no_orders() {
