@@ -97,6 +97,10 @@ impl Upload<'_> {
                     return Err(self.host.protocol("it takes no request of this size"));
                 }
                 Outcome::Failed(error) => (error, None),
+                // It has taken nothing: no need to wait in order to see that.
+                Outcome::Busy(error, _) if failures + 1 >= ATTEMPTS && current.offset <= best => {
+                    return Err(error);
+                }
                 Outcome::Busy(error, asked) => (error, asked),
             };
             // First the pause: a registry may still be busy with what it got.
@@ -247,29 +251,28 @@ impl Upload<'_> {
         let passing = code.is_server_error()
             || matches!(
                 code,
-                StatusCode::TOO_MANY_REQUESTS
-                    | StatusCode::NOT_FOUND
+                StatusCode::NOT_FOUND
                     | StatusCode::CONFLICT
                     | StatusCode::REQUEST_TIMEOUT
                     | StatusCode::RANGE_NOT_SATISFIABLE
             );
         let asked = retry::after(answer.headers());
         match accepted(self.host, answer, self.name).await {
-            Err(error) if code == StatusCode::TOO_MANY_REQUESTS => match asked {
-                // Waiting so long helps nobody: the user is told.
-                Some(asked) if asked > MAX_PAUSE => {
-                    let said = match error {
+            Err(error) if code == StatusCode::TOO_MANY_REQUESTS => {
+                let error = RegistryError::RateLimited {
+                    registry: self.host.name().to_owned(),
+                    reason: match error {
                         RegistryError::Protocol { reason, .. } => reason,
                         other => other.to_string(),
-                    };
-                    Err(RegistryError::RateLimited {
-                        registry: self.host.name().to_owned(),
-                        reason: said,
-                        after: Some(asked),
-                    })
+                    },
+                    after: asked,
+                };
+                match asked {
+                    // Waiting so long helps nobody: the user is told.
+                    Some(asked) if asked > MAX_PAUSE => Err(error),
+                    asked => Ok(Outcome::Busy(error, asked)),
                 }
-                asked => Ok(Outcome::Busy(error, asked)),
-            },
+            }
             Err(error) if passing => Ok(Outcome::Failed(error)),
             other => other.map(|_| Outcome::Done),
         }

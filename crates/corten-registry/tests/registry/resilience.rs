@@ -81,6 +81,20 @@ async fn a_busy_registry_gets_an_upload_when_it_says() {
     from.push(&client(""), &name, None).await.unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(1));
 
+    // After the last there is nothing to wait for. One blob: the waits are not shared out.
+    let from = TestStore::new();
+    from.image(&name, &[]);
+    let waits = ["50", "0", "0", "0"];
+    *stub.too_many_uploads.lock().unwrap() = waits.map(str::to_owned).to_vec();
+    let begun = Instant::now();
+    let error = from.push(&client(""), &name, None).await.unwrap_err();
+    assert!(
+        matches!(error, RegistryError::RateLimited { .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("50 s"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(20));
+
     let from = TestStore::new();
     from.image(&name, &[b"another layer"]);
     *stub.too_many_uploads.lock().unwrap() = vec!["3600".into()];
