@@ -184,11 +184,12 @@ pub(crate) async fn own_words(answer: Response) -> Option<String> {
     (!words.is_empty()).then(|| shown(&words.join("; ")))
 }
 
-/// What a stranger says, as it may be shown: nothing that a terminal obeys, and not all of it
-/// where that is much.
-fn shown(text: &str) -> String {
-    let mut begin: String = text.chars().take(MAX_WORDS).collect();
-    if begin.len() < text.len() {
+/// What a stranger says, as it may be shown: on one line, nothing that a terminal obeys, and not
+/// all of it where that is much.
+pub(crate) fn shown(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut begin: String = line.chars().take(MAX_WORDS).collect();
+    if begin.len() < line.len() {
         begin.push('…');
     }
     Printable(begin).to_string()
@@ -240,7 +241,7 @@ mod tests {
             own_words(Response::from(http::Response::new(errors.to_string()))).await
         };
         let red = said("\u{1b}[31mno\nroot@host# \u{7}").await.unwrap();
-        assert_eq!(red, "a b: \\u{1b}[31mno\\nroot@host# \\u{7}");
+        assert_eq!(red, "a b: \\u{1b}[31mno root@host# \\u{7}");
         let long = said(&"é".repeat(20_000)).await.unwrap();
         assert_eq!(long.chars().count(), MAX_WORDS + 1);
         assert!(long.ends_with("é…"));

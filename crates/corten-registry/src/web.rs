@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use corten_oci::Printable;
 use futures_util::{Stream, StreamExt as _};
 use http::{StatusCode, header};
 use reqwest::Response;
@@ -14,7 +13,7 @@ use url::Url;
 
 use crate::client::Client;
 use crate::config::is_loopback;
-use crate::document::beginning;
+use crate::document::{beginning, shown};
 use crate::endpoint::Trust;
 use crate::error::RegistryError;
 use crate::http::{MAX_REDIRECTS, innermost};
@@ -150,13 +149,7 @@ fn redirect(answer: &Response, from: &Url) -> Option<Url> {
 /// The beginning of what a server says about an error, on one line.
 async fn words(answer: Response) -> String {
     let text = beginning(answer, MAX_WORDS).await;
-    line(&String::from_utf8_lossy(&text))
-}
-
-/// On one line, and nothing that a terminal obeys.
-fn line(text: &str) -> String {
-    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    Printable(words).to_string()
+    shown(&String::from_utf8_lossy(&text))
 }
 
 #[cfg(test)]
@@ -164,6 +157,6 @@ mod tests {
     #[test]
     fn words_are_one_harmless_line() {
         let text = "not\n  here\u{1b}[2J\r\n";
-        assert_eq!(super::line(text), "not here\\u{1b}[2J");
+        assert_eq!(super::shown(text), "not here\\u{1b}[2J");
     }
 }
