@@ -30,7 +30,7 @@ pub(crate) struct Connections {
 /// How a client shows itself and looks at certificates.
 enum Tls {
     /// At all of them, in the same way for both clients: what was read for one serves the other.
-    Checked(ClientConfig),
+    Checked(Box<ClientConfig>),
     /// At none.
     Unchecked(Option<reqwest::Identity>),
 }
@@ -72,7 +72,7 @@ fn client(
         builder = builder.no_proxy();
     }
     builder = match tls {
-        Tls::Checked(config) => builder.tls_backend_preconfigured(config.clone()),
+        Tls::Checked(config) => builder.tls_backend_preconfigured(ClientConfig::clone(config)),
         Tls::Unchecked(identity) => {
             let builder = builder.danger_accept_invalid_certs(true);
             match identity.clone() {
@@ -113,5 +113,5 @@ fn tls(trust: &Trust) -> Result<Tls, RegistryError> {
     let trust = corten_tls::Trust::MachineOrThemselves(authorities);
     let mut config = corten_tls::client(trust, identity).map_err(|e| failed("TLS", e))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Tls::Checked(config))
+    Ok(Tls::Checked(Box::new(config)))
 }
