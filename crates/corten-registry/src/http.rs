@@ -188,6 +188,21 @@ impl Host {
         Ok(own)
     }
 
+    /// Where a redirect leads; not out of TLS, unless the answer is `verified`.
+    fn redirected(&self, from: &Url, given: &str, verified: bool) -> Result<Url, RegistryError> {
+        if verified {
+            return self.joined(from, given);
+        }
+        let url = self.follow(from, given)?;
+        if self.gives_up_tls(&url) {
+            return Err(self.no_tls(format!(
+                "it sends on to {url}, without TLS: what comes from there could be changed on the \
+                 way"
+            )));
+        }
+        Ok(url)
+    }
+
     fn joined(&self, from: &Url, given: &str) -> Result<Url, RegistryError> {
         from.join(given)
             .map_err(|error| self.protocol(format!("it leads to \"{given}\": {error}")))
@@ -485,18 +500,9 @@ impl Host {
                 return Ok(response);
             };
             answered = true;
-            let from = response.url();
-            url = match verified {
-                true => self.joined(from, next),
-                false => self.follow(from, next),
-            }
-            .map_err(failed(true))?;
-            if !verified && self.gives_up_tls(&url) {
-                return Err(failed(true)(self.no_tls(format!(
-                    "it sends on to {url}, without TLS: what comes from there could be changed \
-                     on the way"
-                ))));
-            }
+            url = self
+                .redirected(response.url(), next, verified)
+                .map_err(failed(true))?;
         }
         Err(failed(true)(self.protocol("it redirects without end")))
     }

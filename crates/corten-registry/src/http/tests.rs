@@ -106,6 +106,10 @@ fn a_registry_that_does_not_know_of_its_tls_is_asked_with_it() {
     }
     let from = Url::parse("https://r.example/").unwrap();
     let given = "http://r.example/u";
+    let redirected = |verified| host(false).redirected(&from, given, verified).unwrap();
+    assert_eq!(redirected(false).as_str(), "https://r.example/u");
+    // A digest speaks for it, wherever it is.
+    assert_eq!(redirected(true).as_str(), given);
     assert_eq!(host(true).follow(&from, given).unwrap().as_str(), given);
 }
 
