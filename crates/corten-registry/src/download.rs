@@ -376,7 +376,10 @@ mod tests {
 
     /// Receives pieces of so many bytes, one after such a pause, by a disk that takes one in such
     /// a time.
-    async fn received(piece: usize, comes: Duration, taken: Duration) -> Result<(), RegistryError> {
+    async fn received(
+        piece: usize,
+        [comes, taken, within]: [Duration; 3],
+    ) -> Result<(), RegistryError> {
         const PIECES: usize = 20;
         let own = Endpoint::registry("reg.example.org", &RegistrySettings::default());
         let host = Host::new(connect(&Trust::default()).unwrap(), own, None);
@@ -397,7 +400,7 @@ mod tests {
                 tokio::time::sleep(taken).await;
             }
         });
-        let pace = Pace::at(0, Duration::from_millis(100));
+        let pace = Pace::at(0, within);
         let response = http::Response::new(body).into();
         let mut told = Told::new(&crate::progress::Silent, &descriptor.digest);
         let received = hand_on(&host, &descriptor, response, pace, send, &mut told).await;
@@ -407,9 +410,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_source_that_drips_is_left_and_a_slow_disk_is_not_its_fault() {
-        let (at_once, slow) = (Duration::ZERO, Duration::from_millis(30));
-        let error = received(1, slow, at_once).await.unwrap_err().to_string();
+        let error = received(1, [30, 0, 100].map(Duration::from_millis)).await;
+        let error = error.unwrap_err().to_string();
         assert!(error.contains("it comes too slowly"), "{error}");
-        received(LEAST as usize / 4, at_once, slow).await.unwrap();
+        let slow_disk = received(100, [0, 100, 1000].map(Duration::from_millis));
+        slow_disk.await.unwrap();
     }
 }
