@@ -136,23 +136,22 @@ impl<R: Read> Metered<R> {
         if left < BLOCK || !self.fill(BLOCK)? {
             return Ok(());
         }
-        if self.held.iter().all(|byte| *byte == 0) {
+        if self.block(0).iter().all(|byte| *byte == 0) {
             self.meter.ended.set(true);
             return Ok(());
         }
-        let header = tar::Header::from_byte_slice(&self.held);
+        let header = tar::Header::from_byte_slice(self.block(0));
         let Ok(size) = header.entry_size() else {
             return Ok(());
-        };
-        let whole = size.checked_next_multiple_of(BLOCK);
-        let Some(whole) = whole.filter(|whole| *whole <= left - BLOCK) else {
-            return Ok(()); // who reads on is told
         };
         let is_pax = match header.entry_type() {
             tar::EntryType::XHeader => true,
             tar::EntryType::GNULongName | tar::EntryType::GNULongLink => false,
-            kind if size > 0 && has_no_content(kind) => return self.correct_size(kind),
-            _ => return Ok(()),
+            kind => return self.correct_size(kind, size, left),
+        };
+        let whole = size.checked_next_multiple_of(BLOCK);
+        let Some(whole) = whole.filter(|whole| *whole <= left - BLOCK) else {
+            return Ok(()); // who reads on is told
         };
         if is_pax {
             if !self.fill(BLOCK + whole)? {
@@ -166,22 +165,62 @@ impl<R: Read> Metered<R> {
         Ok(())
     }
 
-    /// Of a link, directory or device, some archivers say how large the file is, or how large the
-    /// directory was, and no content follows. What follows tells: then the size is taken for 0.
-    /// Only behind a hard link may zeros be its content.
-    fn correct_size(&mut self, kind: tar::EntryType) -> io::Result<()> {
-        let is_whole = self.fill(2 * BLOCK)?;
-        let (header, next) = self.held.split_at_mut(BLOCK as usize);
-        let is_end = kind != tar::EntryType::Link && next.iter().all(|byte| *byte == 0);
-        let is_next = next.is_empty() || is_end || is_header(next);
+    /// Has a header say the size that counts, if it does not: a PAX record's, which the `tar`
+    /// crate is not shown; and of what has no content, 0.
+    fn correct_size(&mut self, kind: tar::EntryType, said: u64, left: u64) -> io::Result<()> {
+        use tar::EntryType::{GNUSparse, XGlobalHeader};
+        let recorded = match kind {
+            GNUSparse | XGlobalHeader => None,
+            _ => self.meter.pax.borrow().size(),
+        };
+        let mut size = recorded.unwrap_or(said);
+        if size > 0 && has_no_content(kind) && !self.has_content_still(kind, size, left)? {
+            size = 0;
+        }
         // A header that is damaged stays so.
-        if (is_whole || next.is_empty()) && is_next && is_header(header) {
-            let mut corrected = tar::Header::from_byte_slice(header).clone();
-            corrected.set_size(0);
+        if size != said && is_header(self.block(0)) {
+            let mut corrected = tar::Header::from_byte_slice(self.block(0)).clone();
+            corrected.set_size(size);
             corrected.set_cksum();
-            header.copy_from_slice(corrected.as_bytes());
+            self.held[..BLOCK as usize].copy_from_slice(corrected.as_bytes());
         }
         Ok(())
+    }
+
+    /// Of a link, directory or device, some archivers say how large the file is, or how large the
+    /// directory was, and no content follows. What follows tells. Zeros are the end of the
+    /// archive, but for content of a hard link (POSIX) that ends where a header begins.
+    fn has_content_still(
+        &mut self,
+        kind: tar::EntryType,
+        size: u64,
+        left: u64,
+    ) -> io::Result<bool> {
+        if !self.fill(2 * BLOCK)? {
+            return Ok(!self.block(1).is_empty()); // it was cut off there
+        }
+        if is_header(self.block(1)) {
+            return Ok(false);
+        }
+        if self.block(1).iter().any(|byte| *byte != 0) {
+            return Ok(true);
+        }
+        let whole = size.checked_next_multiple_of(BLOCK);
+        let whole = whole.filter(|whole| Some(*whole) <= left.checked_sub(2 * BLOCK));
+        match whole {
+            Some(whole) if kind == tar::EntryType::Link => {
+                let is_whole = self.fill(BLOCK + whole + BLOCK)?;
+                Ok(is_whole && is_header(self.block(1 + whole / BLOCK)))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// A block of those that are held; of what is not, nothing.
+    fn block(&self, n: u64) -> &[u8] {
+        let start = usize::try_from(n * BLOCK).unwrap_or(usize::MAX);
+        let held = self.held.get(start..).unwrap_or_default();
+        &held[..held.len().min(BLOCK as usize)]
     }
 
     /// Reads until so many bytes are held; `false`: there are not so many.
@@ -199,8 +238,9 @@ fn has_no_content(kind: tar::EntryType) -> bool {
     matches!(kind, Link | Symlink | Char | Block | Directory | Fifo)
 }
 
-/// Whether a block is a header, as its checksum says.
-fn is_header(block: &[u8]) -> bool {
+/// Whether a block is a tar header, as its checksum says.
+#[must_use]
+pub fn is_header(block: &[u8]) -> bool {
     if block.len() as u64 != BLOCK {
         return false;
     }
@@ -550,6 +590,71 @@ mod tests {
             let mut damaged = odd;
             damaged[3] ^= 1;
             assert!(names(&[damaged, end.clone()].concat()[..], 8192).is_err());
+        }
+    }
+
+    /// How large each entry is, of an archive with an end.
+    fn sizes(archive: &[u8]) -> io::Result<Vec<u64>> {
+        let mut sizes = Vec::new();
+        entries_of(archive, 8 << 20, true, |entry| {
+            sizes.push(entry.size());
+            Ok::<_, io::Error>(())
+        })?;
+        Ok(sizes)
+    }
+
+    /// A PAX record of a size, before an entry.
+    fn recorded(size: &str) -> Vec<u8> {
+        let length = size.len() + 8;
+        let record = format!("{} size={size}\n", length + usize::from(length > 9));
+        let mut records = [header(b'x', record.len() as u64), record.into_bytes()].concat();
+        records.resize(1024, 0);
+        records
+    }
+
+    const NO_CONTENT: [u8; 6] = [b'1', b'2', b'3', b'4', b'5', b'6'];
+
+    #[test]
+    fn large_sizes_of_what_has_no_content() {
+        let file = [header(b'0', 3), b"abc".to_vec(), vec![0; 509]].concat();
+        for kind in NO_CONTENT {
+            for size in [9 << 20, 1 << 40] {
+                let odd = header(kind, size);
+                let archive = [&odd[..], &file, &odd, &odd, &file, &[0; 1024]].concat();
+                assert_eq!(sizes(&archive).unwrap(), [0, 3, 0, 0, 3], "{kind} {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn recorded_sizes_of_what_has_no_content() {
+        let file = [header(b'0', 3), b"abc".to_vec(), vec![0; 509]].concat();
+        let long = [recorded("3"), file.clone()].concat();
+        for kind in NO_CONTENT {
+            for (record, size) in [("1000", 0), ("1000", 1000), ("1", 9 << 20), ("9999999", 0)] {
+                let odd = [recorded(record), header(kind, size)].concat();
+                let archive = [&odd[..], &file, &odd, &long, &[0; 1024]].concat();
+                assert_eq!(sizes(&archive).unwrap(), [0, 3, 0, 3], "{kind} {record}");
+            }
+        }
+    }
+
+    /// Zeros behind a link end the archive, unless they are as long as it says and more follows.
+    #[test]
+    fn links_at_the_end() {
+        let file = [header(b'0', 3), b"abc".to_vec(), vec![0; 509]].concat();
+        for kind in NO_CONTENT {
+            for size in [1, 1000, 1024, 5000, 9 << 20] {
+                let odd = header(kind, size);
+                for end in [1024, 10240] {
+                    let archive = [&file[..], &odd, &vec![0; end]].concat();
+                    assert_eq!(sizes(&archive).unwrap(), [3, 0], "{kind} {size} {end}");
+                }
+            }
+            let odd = header(kind, 1000);
+            let archive = [&odd[..], &[0; 1024], &file, &[0; 1024]].concat();
+            let expected: &[u64] = if kind == b'1' { &[1000, 3] } else { &[0] };
+            assert_eq!(sizes(&archive).unwrap(), expected, "{kind}");
         }
     }
 

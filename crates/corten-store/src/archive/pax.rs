@@ -2,7 +2,7 @@
 //! capability's bytes, an attribute of any program's, a name). The `tar` crate takes every newline
 //! for a record's end, so it is shown others in their place, and what was there is kept. It also
 //! takes the first of several records of a key, where the last one counts (POSIX); so it is shown
-//! no others.
+//! no others. Nor is it shown sizes, which it believes also of what has no content.
 
 use std::io;
 
@@ -12,7 +12,10 @@ use super::invalid;
 const STAND_IN: u8 = b'?';
 
 /// Keys of which the `tar` crate is to see one record.
-const ONCE: [&[u8]; 3] = [b"path", b"linkpath", b"size"];
+const ONCE: [&[u8]; 2] = [b"path", b"linkpath"];
+
+/// The key of which it is to see none: the header is made to say what counts.
+const SIZE: &[u8] = b"size";
 
 /// The records before one entry.
 #[derive(Debug, Default)]
@@ -23,7 +26,8 @@ pub struct Pax {
 }
 
 impl Pax {
-    /// Keeps records, and has none of them look like several, and no name or size be there twice.
+    /// Keeps records, and has none of them look like several, no name be there twice, and no size at
+    /// all.
     pub(super) fn take(data: &mut [u8]) -> Self {
         let kept = data.to_vec();
         let mut masked = false;
@@ -37,7 +41,9 @@ impl Pax {
                     .strip_prefix(*key)
                     .is_some_and(|r| r.starts_with(b"="))
             };
-            if let Some(which) = ONCE.iter().position(is_of)
+            if is_of(&SIZE) {
+                data[start] = STAND_IN;
+            } else if let Some(which) = ONCE.iter().position(is_of)
                 && let Some(before) = last[which].replace(start)
             {
                 data[before] = STAND_IN;
@@ -67,6 +73,13 @@ impl Pax {
     pub(super) fn has(&self, key: &[u8]) -> bool {
         self.records()
             .any(|record| record.is_ok_and(|(of, _)| of == key))
+    }
+
+    /// What the last record of a size says, if it is a number.
+    pub(super) fn size(&self) -> Option<u64> {
+        let records = self.records().filter_map(Result::ok);
+        let (_, value) = records.filter(|(of, _)| *of == SIZE).last()?;
+        std::str::from_utf8(value).ok()?.parse().ok()
     }
 
     /// What was there, of what the `tar` crate found in the last record of a key.
@@ -153,8 +166,9 @@ mod tests {
         let pax = Pax::take(&mut twice);
         assert_eq!(
             twice,
-            b"9 ?ize=1\n9 ?ath=a\n9 size=2\n9 path=b\n11 sizes=3\n"
+            b"9 ?ize=1\n9 ?ath=a\n9 ?ize=2\n9 path=b\n11 sizes=3\n"
         );
+        assert_eq!(pax.size(), Some(2));
         assert_eq!(pax.records().count(), 5);
         for malformed in [
             &b"7 uid=1\n"[..],
