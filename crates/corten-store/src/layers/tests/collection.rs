@@ -1,5 +1,8 @@
 //! Collecting, checking and repairing.
 
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::*;
 
 pub(super) fn collection_keeps_what_is_needed(form: LayerForm) {
@@ -187,12 +190,18 @@ pub(super) fn what_was_told_to_be_here_is_here(form: LayerForm) {
     let tar = archive(&[("f", Regular, "content")]);
     let diff_id = DiffId(Digest::of(&tar));
     let blob = Digest::of(b"blob");
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(2);
+    let begun = std::time::Instant::now();
+    // What lookers were told of both: that it is here, and that it is not.
+    let told: [[AtomicUsize; 2]; 2] = Default::default();
+    let goes_on = || {
+        let lacks = told.iter().flatten().any(|n| n.load(Relaxed) == 0);
+        begun.elapsed().as_secs() < if lacks { 60 } else { 2 }
+    };
     // As two processes: each has a connection of its own.
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let store = store(dir.path(), form);
-            while std::time::Instant::now() < end {
+            while goes_on() {
                 store.blobs().put_bytes(b"blob").unwrap();
                 store.layers().apply(Some(&diff_id), &tar[..]).unwrap();
                 store.gc().unwrap();
@@ -201,18 +210,26 @@ pub(super) fn what_was_told_to_be_here_is_here(form: LayerForm) {
         for _ in 0..2 {
             scope.spawn(|| {
                 let store = store(dir.path(), form);
-                while std::time::Instant::now() < end {
+                while goes_on() {
                     let _lease = store.leases().acquire().unwrap();
-                    if store.blobs().has(&blob) {
+                    let is_here = store.blobs().has(&blob);
+                    if is_here {
                         store.blobs().open(&blob).unwrap();
                     }
-                    if store.layers().has(&diff_id).unwrap() {
+                    told[0][usize::from(is_here)].fetch_add(1, Relaxed);
+                    let is_here = store.layers().has(&diff_id).unwrap();
+                    if is_here {
                         assert!(store.layers().peek(&diff_id).unwrap().is_some());
                     }
+                    told[1][usize::from(is_here)].fetch_add(1, Relaxed);
                 }
             });
         }
     });
+    assert!(
+        told.iter().flatten().all(|n| n.load(Relaxed) > 0),
+        "{told:?}"
+    );
 }
 
 pub(super) fn a_layer_whose_bytes_are_gone_is_made_again(form: LayerForm) {
