@@ -340,7 +340,11 @@ impl Store {
         let mut blobs = parsed(texts("SELECT id FROM image")?);
         // A push sends these very blobs, whichever else the layers have.
         for manifest in &manifests {
-            blobs.extend(self.images().named_by(manifest)?);
+            match self.images().named_by(manifest)? {
+                Some(named) => blobs.extend(named),
+                // Until it is fetched again, any blob may be one that it names.
+                None => blobs.extend(Self::of_layers_with(db, manifest)?),
+            }
         }
         blobs.extend(manifests);
         // The index an image was built with, and what it leads to.
@@ -372,10 +376,23 @@ impl Store {
         Ok(Kept { layers, blobs })
     }
 
+    /// Every blob that is known to be a layer of an image that came with a manifest.
+    fn of_layers_with(db: &Connection, manifest: &Digest) -> Result<Vec<Digest>, StoreError> {
+        let mut statement = db.prepare_cached(
+            "SELECT blob FROM layer_blob WHERE diff_id IN (
+                SELECT diff_id FROM image_layer WHERE image IN (
+                    SELECT id FROM image WHERE manifest = ?1
+                    UNION SELECT image FROM tag_origin WHERE manifest = ?1))",
+        )?;
+        let rows = statement.query_map([manifest.as_str()], |row| row.get::<_, String>(0))?;
+        let blobs = rows.collect::<Result<Vec<_>, _>>()?;
+        Ok(blobs.iter().filter_map(|text| text.parse().ok()).collect())
+    }
+
     /// Looks for everything that is orphaned, missing or corrupt; every blob is read and
     /// verified. With `repair`, orphans are removed, corrupt blobs thrown away, and damaged
     /// layers unpacked again from their blobs. What cannot be made again here is told
-    /// ([`Finding::lost`]).
+    /// ([`Finding::lost`]). Nobody collects meanwhile: that is to be done after it.
     ///
     /// # Errors
     /// The store cannot be read, or cannot be written while repairing.

@@ -574,9 +574,9 @@ impl Images {
         })
     }
 
-    /// The blobs that a manifest names, if it is here and one. Reads the file only: a
+    /// The blobs that a manifest names; `None`: it is not here, or none. Reads the file only: a
     /// collection asks within its transaction.
-    pub(crate) fn named_by(&self, manifest: &Digest) -> Result<Vec<Digest>, StoreError> {
+    pub(crate) fn named_by(&self, manifest: &Digest) -> Result<Option<Vec<Digest>>, StoreError> {
         let bytes = match self.blobs.open(manifest) {
             Ok(file) => {
                 let mut bytes = Vec::new();
@@ -587,14 +587,14 @@ impl Images {
                 .map_err(crate::error::at("read", self.blobs.path(manifest)))?;
                 bytes
             }
-            Err(StoreError::NoSuchBlob(_)) => return Ok(Vec::new()),
+            Err(StoreError::NoSuchBlob(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
         let Ok(manifest) = serde_json::from_slice::<Manifest>(&bytes) else {
-            return Ok(Vec::new());
+            return Ok(None);
         };
         let layers = manifest.layers.into_iter().map(|layer| layer.digest);
-        Ok(layers.chain([manifest.config.digest]).collect())
+        Ok(Some(layers.chain([manifest.config.digest]).collect()))
     }
 
     /// Writes the blob of an image's config again, if it is one; its row has it whole.

@@ -56,7 +56,7 @@ impl Store {
             if !self.blobs().is_there(&digest) {
                 lacking.insert(digest);
             } else if row.get(1)? {
-                by_manifests.extend(self.images().named_by(&digest)?);
+                by_manifests.extend(self.images().named_by(&digest)?.unwrap_or_default());
             }
         }
         let mut statement = db.prepare_cached(OF_LAYERS)?;

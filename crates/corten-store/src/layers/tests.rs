@@ -75,6 +75,7 @@ in_both_forms!(
     collection_keeps_what_is_needed,
     collection_runs_beside_leases,
     a_layer_goes_with_the_blob_of_its_name,
+    blobs_of_a_lost_manifest_are_kept,
     a_layer_that_was_looked_at_keeps_its_blob,
     what_was_told_to_be_here_is_here,
     damage_is_found_beside_leases,

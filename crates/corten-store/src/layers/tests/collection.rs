@@ -389,6 +389,72 @@ pub(super) fn a_damaged_layer_is_unpacked_again(form: LayerForm) {
     assert!(store.check(false).unwrap().is_empty());
 }
 
+/// What a manifest alone keeps is kept until the manifest has been fetched again.
+pub(super) fn blobs_of_a_lost_manifest_are_kept(form: LayerForm) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path(), form);
+    let tar = archive(&[("f", Regular, "content")]);
+    let diff_id = DiffId(Digest::of(&tar));
+    let zipped = |level| {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(level));
+        std::io::Write::write_all(&mut gzip, &tar).unwrap();
+        gzip.finish().unwrap()
+    };
+    let blobs = [zipped(0), zipped(9)].map(|bytes| LayerBlob {
+        digest: store.blobs().put_bytes(&bytes).unwrap(),
+        size: bytes.len() as u64,
+        media_type: "application/vnd.oci.image.layer.v1.tar+gzip".into(),
+    });
+    assert_ne!(blobs[0], blobs[1]);
+    for blob in &blobs {
+        store.layers().apply_blob(blob, &diff_id).unwrap();
+        store.layers().record_blob(&diff_id, blob).unwrap();
+    }
+    // Two registries have the image, in two forms.
+    let id = image_of(&store, &[&diff_id]);
+    let raw = store.images().get(&id).unwrap().raw_config;
+    let manifests = blobs.each_ref().map(|blob| {
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"config":{{"mediaType":"application/vnd.oci.image.config.v1+json",
+            "digest":"{id}","size":{}}},"layers":[{{"mediaType":"{}","digest":"{}","size":{}}}]}}"#,
+            raw.len(),
+            blob.media_type,
+            blob.digest,
+            blob.size
+        );
+        store.blobs().put_bytes(manifest.as_bytes()).unwrap()
+    });
+    for (manifest, name) in manifests.iter().zip(["one.test/app:1", "two.test/app:1"]) {
+        let with = (manifest, "application/vnd.oci.image.manifest.v1+json");
+        let names = [name.parse().unwrap()];
+        let put = store.images().put_named(&raw, Some(with), &names);
+        assert_eq!(put.unwrap(), id);
+    }
+    let is_there = |blob: &LayerBlob| store.blobs().is_there(&blob.digest);
+    store.gc().unwrap();
+    assert!(blobs.iter().all(is_there));
+    for manifest in &manifests {
+        let path = store.blobs().path(manifest);
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, "rotten").unwrap();
+        store.gc().unwrap();
+        assert!(blobs.iter().all(is_there), "{manifest}");
+        let findings = store.check(true).unwrap();
+        assert_eq!(
+            findings[0].lost,
+            Some(crate::Lost::Blob(manifest.clone())),
+            "{findings:?}"
+        );
+        assert!(findings.len() == 1 && !path.exists());
+        store.gc().unwrap();
+        assert!(blobs.iter().all(is_there), "{manifest}");
+        fs::write(&path, bytes).unwrap();
+    }
+    assert!(store.check(false).unwrap().is_empty());
+    store.images().delete(&id).unwrap();
+    assert_eq!(store.gc().unwrap().blobs.len(), 5);
+}
+
 pub(super) fn what_a_check_cannot_mend_it_tells_again(form: LayerForm) {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path(), form);
