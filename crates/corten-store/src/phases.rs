@@ -1,5 +1,6 @@
 //! Where the processor's time goes when an image arrives, for whoever measures that.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -47,29 +48,35 @@ impl Phases {
 
     /// Does some of a phase's work, on this thread.
     pub(crate) fn during<T>(&self, phase: Phase, work: impl FnOnce() -> T) -> T {
-        if !self.measured.load(Ordering::Relaxed) {
-            return work();
-        }
-        let before = thread_nanos();
-        let done = work();
-        let spent = thread_nanos().saturating_sub(before);
-        self.nanos(phase).fetch_add(spent, Ordering::Relaxed);
+        self.timed(phase, work).0
+    }
+
+    /// Does some of a phase's work in the middle of another's, on its thread: it is no time of the
+    /// other one.
+    pub(crate) fn amid<T>(&self, phase: Phase, work: impl FnOnce() -> T) -> T {
+        let (done, spent) = self.timed(phase, work);
+        AMID.set(AMID.get() + spent);
         done
     }
 
-    /// Does some of a phase's work in the middle of another's, on its thread.
-    pub(crate) fn amid<T>(&self, outer: Phase, phase: Phase, work: impl FnOnce() -> T) -> T {
+    /// Does it, and how long it took in all, if that is measured.
+    fn timed<T>(&self, phase: Phase, work: impl FnOnce() -> T) -> (T, u64) {
         if !self.measured.load(Ordering::Relaxed) {
-            return work();
+            return (work(), 0);
         }
+        let outer = AMID.replace(0);
         let before = thread_nanos();
         let done = work();
         let spent = thread_nanos().saturating_sub(before);
-        self.nanos(phase).fetch_add(spent, Ordering::Relaxed);
-        // It may wrap around, until the other one ends and is added with this in it.
-        self.nanos(outer).fetch_sub(spent, Ordering::Relaxed);
-        done
+        let own = spent.saturating_sub(AMID.replace(outer));
+        self.nanos(phase).fetch_add(own, Ordering::Relaxed);
+        (done, spent)
     }
+}
+
+thread_local! {
+    /// What was done on this thread in the middle of what it is doing, for other phases.
+    static AMID: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Processor time of this thread.
@@ -100,7 +107,7 @@ mod tests {
         });
         let mut inner = Duration::ZERO;
         phases.during(Phase::Inflate, || {
-            phases.amid(Phase::Inflate, Phase::Hash, || {
+            phases.amid(Phase::Hash, || {
                 let end = thread_nanos() + 3_000_000;
                 while thread_nanos() < end {}
             });
@@ -113,5 +120,26 @@ mod tests {
             "{phases:?}"
         );
         assert_eq!(phases.spent(Phase::Write), Duration::ZERO);
+    }
+
+    /// What goes on is not measured, and what begins within it is.
+    #[test]
+    fn measuring_begins_in_the_middle_of_something() {
+        let phases = Phases::default();
+        phases.during(Phase::Inflate, || {
+            phases.measure();
+            phases.amid(Phase::Hash, || {
+                let end = thread_nanos() + 3_000_000;
+                while thread_nanos() < end {}
+            });
+        });
+        assert!(phases.spent(Phase::Hash) >= Duration::from_millis(3));
+        assert_eq!(phases.spent(Phase::Inflate), Duration::ZERO);
+        // Nor is it taken off what comes next.
+        phases.during(Phase::Inflate, || {
+            let end = thread_nanos() + 3_000_000;
+            while thread_nanos() < end {}
+        });
+        assert!(phases.spent(Phase::Inflate) >= Duration::from_millis(3));
     }
 }

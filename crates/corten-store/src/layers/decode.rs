@@ -178,8 +178,7 @@ impl Feed<'_> {
     fn send(&self, bytes: Vec<u8>) -> io::Result<()> {
         let hashed = self.sum.is_taken_here();
         if hashed {
-            let (outer, inner) = (Phase::Inflate, Phase::Hash);
-            self.phases.amid(outer, inner, || self.sum.update(&bytes));
+            self.phases.amid(Phase::Hash, || self.sum.update(&bytes));
         }
         let piece = Arc::new(Piece {
             bytes,
@@ -386,16 +385,25 @@ mod tests {
             let bytes = (0_u8..=255).cycle().skip(n);
             bytes.take(n * 5 * CHUNK / 2 + n).collect()
         };
+        // As many as there are processors for, and no more when the first is half read.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let others: Vec<_> = (0..processors).map(|_| Busy::begin()).collect();
+        assert!(SharedSum::new(Algorithm::Sha256).is_taken_here());
+        let others = Mutex::new(others);
         std::thread::scope(|scope| {
             // They end one after the other: the last are alone.
             for n in 0..8 {
+                let others = &others;
                 scope.spawn(move || {
                     let plain = archive(n);
                     let phases = Phases::default();
                     let (digest, found) = tee(&plain[..], Algorithm::Sha256, &phases, |tar| {
                         let mut found = Vec::new();
-                        tar.read_to_end(&mut found)
-                            .map_err(StoreError::BadArchive)?;
+                        let half = plain.len() as u64 / 2;
+                        let read = tar.take(half).read_to_end(&mut found);
+                        others.lock().unwrap().clear();
+                        let read = read.and_then(|_| tar.read_to_end(&mut found));
+                        read.map_err(StoreError::BadArchive)?;
                         Ok(found)
                     })
                     .unwrap();
