@@ -5,6 +5,8 @@ use std::fs;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use serde_json::Value;
@@ -59,19 +61,39 @@ fn runtimes() -> Vec<(&'static str, PathBuf, &'static str)> {
 fn a_start_reads_the_settings_once() {
     let engine = with_runtime(binary(), "\"runtime\"");
     let create = ["create", "--name", "box", "--runtime", "other", "alpine"];
-    engine.ok([&create[..], &["sleep", "1000"]].concat());
+    engine.ok([&create[..], &["true"]].concat());
     let seen = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).unwrap();
     let file = engine.root().join("engine.toml");
-    // Both, as what comes twice in a row would be told once.
+    // Both, and looked at all the time, as what comes twice in a row is told once.
     let what = WatchFlags::OPEN | WatchFlags::CLOSE_NOWRITE;
     inotify::add_watch(&seen, &file, what).unwrap();
-    engine.ok(["start", "box"]);
-    let mut buffer = [MaybeUninit::uninit(); 4096];
-    let mut seen = inotify::Reader::new(&seen, &mut buffer);
-    let mut opened = 0;
-    while let Ok(event) = seen.next() {
-        opened += u32::from(event.events().contains(ReadFlags::OPEN));
-    }
+    let opened = std::thread::scope(|scope| {
+        // Hung up at the end, however this ends.
+        let (goes_on, over) = mpsc::channel::<()>();
+        let seen = &seen;
+        let watching = scope.spawn(move || {
+            let mut buffer = [MaybeUninit::uninit(); 4096];
+            let mut seen = inotify::Reader::new(seen, &mut buffer);
+            let mut opened = 0;
+            loop {
+                // Before the last look.
+                let last = over.try_recv() == Err(mpsc::TryRecvError::Disconnected);
+                while let Ok(event) = seen.next() {
+                    opened += u32::from(event.events().contains(ReadFlags::OPEN));
+                }
+                if last {
+                    return opened;
+                }
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        });
+        engine.ok(["start", "box"]);
+        // What its supervisor reads after the answer counts as well.
+        let status = || engine.told("{{.State.Status}}", "box");
+        until("its end", || status() == "exited");
+        drop(goes_on);
+        watching.join().unwrap()
+    });
     assert_eq!(opened, 1);
     engine.ok(["rm", "-f", "box"]);
     engine.assert_clean();
