@@ -571,6 +571,12 @@ fn is_refusal(reason: &str) -> bool {
 
 /// What to do about a certificate that is not trusted.
 fn explained(reason: String, host: &str) -> String {
+    if reason.contains("No CA certificates were loaded") {
+        return format!(
+            "this machine has no CA certificates to check its certificate with: install them \
+             (ca-certificates), or put its authority's into /etc/corten/certs.d/{host}/ca.crt"
+        );
+    }
     if !["UnknownIssuer", "CaUsedAsEndEntity"]
         .iter()
         .any(|word| reason.contains(word))

@@ -214,3 +214,19 @@ async fn a_registry_with_tls_cannot_send_on_without() {
         assert_eq!(answer.status(), StatusCode::OK);
     }
 }
+
+#[test]
+fn a_machine_without_authorities_is_told_what_to_do() {
+    // The words of rustls-platform-verifier, as rustls passes them on.
+    let none = "unexpected error: No CA certificates were loaded from the system";
+    let told = explained(none.to_owned(), "r.example");
+    assert!(
+        told.contains("/etc/corten/certs.d/r.example/ca.crt"),
+        "{told}"
+    );
+    let error = RegistryError::Unreachable {
+        registry: "r.example".to_owned(),
+        reason: told,
+    };
+    assert!(is_about_a_certificate(&error), "HTTP is no way out");
+}
