@@ -37,27 +37,36 @@ pub(crate) struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// The filters of a prune: those of the command line and those of the file, but for labels
-    /// that the command line says the opposite of. Fields are in lower case.
+    /// The filters of a prune: those of the command line, then those of the file, but for labels
+    /// that one before says the opposite of. Fields are in lower case.
     pub(crate) fn with_prune_filters(&self, given: &[&str]) -> Vec<String> {
+        self.merged(given, true)
+    }
+
+    /// As [`with_prune_filters`](Self::with_prune_filters), for what has no labels: what the file
+    /// says of them is for others. What the command line says stays.
+    pub(crate) fn with_prune_filters_but_labels(&self, given: &[&str]) -> Vec<String> {
+        self.merged(given, false)
+    }
+
+    fn merged(&self, given: &[&str], labels: bool) -> Vec<String> {
         let normal = |filter: &str| {
             let (field, value) = filter.split_once('=')?;
             Some((field.trim().to_lowercase(), value.trim().to_owned()))
         };
         let mut filters: Vec<(String, String)> =
             given.iter().filter_map(|filter| normal(filter)).collect();
-        let asked = filters.clone();
-        for (field, value) in self
-            .prune_filters
-            .iter()
-            .filter_map(|filter| normal(filter))
-        {
+        let own = self.prune_filters.iter();
+        for (field, value) in own.filter_map(|filter| normal(filter)) {
             let opposite = match field.as_str() {
-                "label" => "label!",
-                "label!" => "label",
-                _ => "",
+                "label" => Some("label!"),
+                "label!" => Some("label"),
+                _ => None,
             };
-            if !asked.contains(&(opposite.to_owned(), value.clone())) {
+            let holds = opposite.is_none_or(|opposite| {
+                labels && !filters.contains(&(opposite.to_owned(), value.clone()))
+            });
+            if holds {
                 filters.push((field, value));
             }
         }
@@ -114,6 +123,15 @@ mod tests {
             merged(&["label=keep", "label!=a=b"]),
             "label=keep label!=a=b until=24h"
         );
+        let of_cache = |given: &[&str]| config.with_prune_filters_but_labels(given).join(" ");
+        assert_eq!(of_cache(&[]), "until=24h");
+        for given in ["label=x", "Label=x", "label =x", "LABEL=x "] {
+            assert_eq!(of_cache(&[given]), "label=x until=24h", "{given}");
+        }
+        // Nothing has a label and has it not.
+        let config: ConfigFile =
+            serde_json::from_str(r#"{"pruneFilters":["label=a","label!=a","label!=b"]}"#).unwrap();
+        assert_eq!(config.with_prune_filters(&[]), ["label=a", "label!=b"]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use bytes::Bytes;
 
-use super::shared::{NO_PROMPT, PRUNE_FILTER, Pruned, confirm_or_end, prune_filters};
+use super::shared::{NO_PROMPT, PRUNE_FILTER, Pruned, confirm_or_end};
 use crate::app::Cli;
 use crate::client::Call;
 use crate::command::{Command, action};
@@ -540,10 +540,9 @@ async fn prune(cli: &Cli, flags: Parsed) -> Result {
         "WARNING! This will remove all dangling build cache."
     };
     confirm_or_end(cli, &flags, warning)?;
-    // What the file says of labels is for others: the build cache has none.
-    let mut filters = prune_filters(cli, &flags);
+    // The build cache has no labels; the engine refuses those that are asked for.
     let given = flags.list("filter");
-    filters.retain(|filter| given.contains(&filter.as_str()) || !filter.starts_with("label"));
+    let filters = cli.config().with_prune_filters_but_labels(&given);
     let all = flags.on("all");
     let mut space: Vec<_> = ["reserved-space", "max-used-space", "min-free-space"]
         .into_iter()
