@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::harness::Engine;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+
+use crate::harness::{Engine, until};
 
 /// An archive of files that is not written as ours are.
 fn foreign() -> Vec<u8> {
@@ -111,5 +113,39 @@ fn lost_documents_are_fetched_again() {
     assert_eq!(engine.ok(["run", "--rm", &name, "echo", "runs"]), "runs");
     engine.ok(["rmi", &name]);
     clean();
+    engine.assert_clean();
+}
+
+/// What is removed while a check reads everything is not left until something else is removed.
+#[test]
+fn what_is_removed_during_a_check_is_collected() {
+    let engine = Engine::new();
+    let import = |name: &str, tar: &[u8]| {
+        let imported = engine.run_with_input(["import", "-", name], tar);
+        assert_eq!(imported.code, 0, "{imported:?}");
+        let id = engine.ok(["images", "-q", "--no-trunc", name]);
+        let hex = id.strip_prefix("sha256:").unwrap();
+        engine.root().join("blobs/sha256").join(hex)
+    };
+    let kept = import("kept", &foreign());
+    let gone = import("gone", &[&foreign()[..100_864], &[0; 1024]].concat());
+    assert!(gone.is_file() && kept != gone);
+    // The check waits for whoever writes this.
+    fs::remove_file(&kept).unwrap();
+    let (kind, mode) = (FileType::Fifo, Mode::from_raw_mode(0o600));
+    rustix::fs::mknodat(CWD, &kept, kind, mode, 0).unwrap();
+    let check = engine.spawn(["system", "check"]);
+    let mut writer = None;
+    until("the check is at it", || {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        writer = rustix::fs::open(&kept, flags, Mode::empty()).ok();
+        writer.is_some()
+    });
+    engine.ok(["rmi", "gone"]);
+    drop(writer);
+    let told = check.finish();
+    assert!(told.stdout.contains("corrupt"), "{told:?}");
+    until("it is collected", || !gone.exists());
+    fs::remove_file(&kept).unwrap();
     engine.assert_clean();
 }

@@ -297,6 +297,9 @@ impl Check<'_> {
                 lost: finding.lost,
             });
         }
+        // Nor what was removed while that looked, which takes its time and keeps others from
+        // collecting.
+        self.engine.store().gc()?;
         Ok(())
     }
 }
