@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 
 use corten_store::archive::{
     Attributes, Entry, Plain, SparseFile, attributes, copy_with_holes, decompress, entries_of,
-    set_attribute, sparse,
+    is_header, set_attribute, sparse,
 };
 use corten_store::rooted::{RootFd, normal, remove_without_mounts};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
@@ -292,20 +292,6 @@ pub(crate) fn open(mut file: File) -> io::Result<Option<Plain<'static>>> {
     }
     file.rewind()?;
     decompress(file).map(|(_, plain)| Some(plain))
-}
-
-/// A tar header tells itself by its checksum.
-fn is_header(block: &[u8]) -> bool {
-    if block.len() < BLOCK || block.iter().all(|&b| b == 0) {
-        return false;
-    }
-    let header = tar::Header::from_byte_slice(block);
-    let sum: u32 = block
-        .iter()
-        .enumerate()
-        .map(|(at, &byte)| u32::from(if (148..156).contains(&at) { b' ' } else { byte }))
-        .sum();
-    header.cksum().is_ok_and(|expected| expected == sum)
 }
 
 /// Unpacks everything into a directory.
