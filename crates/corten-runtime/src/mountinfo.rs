@@ -104,12 +104,13 @@ impl<'a> Mount<'a> {
         path(self.point)
     }
 
-    /// Whether it is there, without a copy of that.
+    /// Whether it is there, without a copy of that. Bytes are compared, as the kernel writes them:
+    /// the path is to be canonical, without a slash at its end, two in a row or `/./`.
     #[must_use]
     pub fn is_at(&self, path: &Path) -> bool {
         match self.point.contains(&b'\\') {
             false => self.point == path.as_os_str().as_bytes(),
-            true => self.point() == path,
+            true => self.point().as_os_str() == path.as_os_str(),
         }
     }
 
