@@ -119,6 +119,8 @@ mod tests {
             hash >= Duration::from_millis(3) && inflate < hash,
             "{phases:?}"
         );
+        // What was done amid it is none of its own.
+        assert!(inflate < Duration::from_millis(3), "{phases:?}");
         assert_eq!(phases.spent(Phase::Write), Duration::ZERO);
     }
 
