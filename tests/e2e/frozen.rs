@@ -3,11 +3,13 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::crash::{kill_9, supervisor};
 use crate::harness::{Engine, until};
+use crate::updates::{Impostor, say};
 
 /// A group's place in a hierarchy of a process, on hosts with v2.
 fn group(pid: &str, hierarchy: &str) -> Option<String> {
@@ -164,6 +166,26 @@ pub(crate) fn socket(id: &str) -> PathBuf {
     let engines = std::fs::read_dir("/run").unwrap().flatten();
     let mut sockets = engines.map(|engine| engine.path().join("c").join(id).join("sock"));
     sockets.find(|socket| socket.exists()).unwrap()
+}
+
+/// Whoever removes a container has its time for that after the kill, however long that takes.
+#[test]
+fn a_kill_that_takes_long_leaves_time_for_the_removal() {
+    let engine = Engine::with_alpine();
+    let id = engine.ok(["run", "-d", "--name", "box", "alpine", "sleep", "1000"]);
+    let socket = socket(&id);
+    let slow = Impostor::of(&socket);
+    let removing = engine.spawn(["rm", "-f", "box"]);
+    let mut killing = slow.asked();
+    // Longer than it waits for others.
+    std::thread::sleep(Duration::from_secs(11));
+    drop(slow);
+    // As of one that has ended, but whose supervisor is at it still.
+    let ended = br#"{"refused":{"why":"not_running","message":"ended"}}"#;
+    say(&mut killing, ended);
+    let removed = removing.finish();
+    assert_eq!(removed.code, 0, "{removed:?}");
+    engine.assert_clean();
 }
 
 /// The end of a supervisor that is killed while it has its container frozen.

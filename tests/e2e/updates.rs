@@ -12,27 +12,39 @@ use crate::frozen::socket;
 use crate::harness::{Background, Engine, until};
 
 /// Who is asked in a supervisor's place while this lives.
-struct Impostor<'s> {
+pub(crate) struct Impostor<'s> {
     socket: &'s Path,
     listener: UnixListener,
 }
 
 impl<'s> Impostor<'s> {
-    fn of(socket: &'s Path) -> Self {
+    pub(crate) fn of(socket: &'s Path) -> Self {
         std::fs::rename(socket, socket.with_file_name("aside")).unwrap();
         let listener = UnixListener::bind(socket).unwrap();
         Self { socket, listener }
     }
 
     /// The next one who asks, and has not been answered.
-    fn asked(&self) -> UnixStream {
+    pub(crate) fn asked(&self) -> UnixStream {
         let (mut client, _) = self.listener.accept().unwrap();
-        let mut length = [0; 4];
-        client.read_exact(&mut length).unwrap();
-        let mut request = vec![0; usize::try_from(u32::from_be_bytes(length)).unwrap()];
-        client.read_exact(&mut request).unwrap();
+        message(&mut client);
         client
     }
+}
+
+/// What is sent on a supervisor's socket next.
+fn message(socket: &mut UnixStream) -> Vec<u8> {
+    let mut length = [0; 4];
+    socket.read_exact(&mut length).unwrap();
+    let mut message = vec![0; usize::try_from(u32::from_be_bytes(length)).unwrap()];
+    socket.read_exact(&mut message).unwrap();
+    message
+}
+
+/// Sends the like; nobody may be there any more.
+pub(crate) fn say(socket: &mut UnixStream, message: &[u8]) {
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    let _ = socket.write_all(&[&length[..], message].concat());
 }
 
 impl Drop for Impostor<'_> {

@@ -67,13 +67,16 @@ pub(super) async fn remove(engine: &Engine, name: &str, options: RemoveOptions) 
 /// Kills a container, or what is being started of it, and removes it: also if somebody starts it
 /// meanwhile.
 async fn kill_and_remove(engine: &Engine, mut container: Container, volumes: bool) -> Result<()> {
-    let deadline = Instant::now() + BUSY;
+    let mut deadline = Instant::now() + BUSY;
     loop {
+        // The end of what runs takes what the kernel needs for it.
+        let killing = Instant::now();
         if container.status.is_live() {
             super::stop::kill_and_wait(engine, &container).await?;
         } else {
             super::stop::kill_starting(engine, &container).await?;
         }
+        deadline += killing.elapsed();
         let id = container.id.clone();
         let again = engine
             .blocking(move |engine| {
