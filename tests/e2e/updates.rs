@@ -3,7 +3,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -105,6 +105,57 @@ fn a_killed_update_is_carried_out_by_who_looks_next() {
     let shown = in_force(&engine);
     assert!(shown.ends_with(" / 72MiB"), "{shown}");
     engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
+}
+
+/// A container with a limit, and its supervisor's socket.
+fn limited(engine: &Engine) -> PathBuf {
+    let run = ["run", "-d", "--name", "box", "-m", "64m", "--memory-swap"];
+    socket(&engine.ok([&run[..], &["200m", "alpine", "sleep", "1000"]].concat()))
+}
+
+/// Lists tell no limits, and the supervisor of another container, which asks for this one's namespaces, must
+/// have no second thread.
+#[test]
+fn lists_and_supervisors_leave_an_update_unfinished() {
+    let engine = Engine::with_alpine();
+    let socket = limited(&engine);
+    let create = [
+        "create",
+        "--name",
+        "guest",
+        "--network",
+        "container:box",
+        "--ipc",
+    ];
+    engine.ok([&create[..], &["host", "alpine", "sleep", "1000"]].concat());
+    killed_update(&engine, &socket, &["-m", "80m"]);
+    let busy = Impostor::of(&socket);
+    busy.listener.set_nonblocking(true).unwrap();
+    engine.ok(["ps"]);
+    engine.ok(["info"]);
+    let asked = busy.listener.accept().unwrap_err();
+    assert_eq!(asked.kind(), std::io::ErrorKind::WouldBlock);
+    let mut starting = engine.spawn(["start", "guest"]);
+    let starter = i32::try_from(starting.0.id()).unwrap();
+    while matches!(starting.0.try_wait(), Ok(None)) {
+        let Ok((mut client, _)) = busy.listener.accept() else {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            continue;
+        };
+        client.set_nonblocking(false).unwrap();
+        let credentials = rustix::net::sockopt::socket_peercred(&client).unwrap();
+        assert_eq!(credentials.pid.as_raw_nonzero().get(), starter);
+        message(&mut client);
+        say(&mut client, br#"{"refused":{"why":"busy","message":"so"}}"#);
+    }
+    assert_eq!(starting.finish().code, 0);
+    drop(busy);
+    let memory = engine.told("{{.HostConfig.Memory}}", "box");
+    assert_eq!(memory, (80 << 20).to_string());
+    let shown = in_force(&engine);
+    assert!(shown.ends_with(" / 80MiB"), "{shown}");
+    engine.ok(["rm", "-f", "guest", "box"]);
     engine.assert_clean();
 }
 

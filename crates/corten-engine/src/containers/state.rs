@@ -12,7 +12,7 @@
 //! know whether somebody means to start them later: they stay.
 //!
 //! An `update` whose command was killed before its limits were in force is carried out, or put back,
-//! by whoever looks next ([`unfinished`]).
+//! by whoever asks for the container next ([`find`], [`unfinished`]); not by lists.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -100,14 +100,6 @@ pub(crate) fn has_supervisor(engine: &Engine, id: &str) -> bool {
 /// Makes what is known of a container true: see the module's description. A container that
 /// is removed on the way has the status [`Status::Removing`]. Blocks.
 pub(crate) fn reconcile(engine: &Engine, container: &mut Container) -> Result<()> {
-    with_its_supervisor(engine, container)?;
-    if !container.unfinished.is_empty() {
-        unfinished::settle(engine, container)?;
-    }
-    Ok(())
-}
-
-fn with_its_supervisor(engine: &Engine, container: &mut Container) -> Result<()> {
     if !container.status.is_live() {
         return forsake(engine, container);
     }
@@ -336,12 +328,28 @@ pub(crate) fn release_network(engine: &Engine, container: &Container) {
 
 /// Finds a container and makes what is known of it true. Blocks.
 pub(crate) fn find(engine: &Engine, name: &str) -> Result<Container> {
+    let mut container = find_alone(engine, name)?;
+    if !container.unfinished.is_empty() {
+        unfinished::settle(engine, &mut container)?;
+        check_exists(engine, &container, name)?;
+    }
+    Ok(container)
+}
+
+/// The same, for supervisors: other than [`find`] this starts no thread, beside which none could clone into a
+/// namespace of users, and asks no other supervisor for anything. An unfinished update stays so.
+pub(crate) fn find_alone(engine: &Engine, name: &str) -> Result<Container> {
     let mut container = engine.database().read(|c| row::find(c, name))?;
     reconcile(engine, &mut container)?;
+    check_exists(engine, &container, name)?;
+    Ok(container)
+}
+
+fn check_exists(engine: &Engine, container: &Container, name: &str) -> Result<()> {
     if container.status == Status::Removing && !exists(engine, &container.id)? {
         return Err(EngineError::NoSuchContainer(name.to_owned()));
     }
-    Ok(container)
+    Ok(())
 }
 
 fn exists(engine: &Engine, id: &str) -> Result<bool> {

@@ -2,9 +2,10 @@
 //!
 //! An `update` writes the row first, with a mark that names its process and holds what was before; when the
 //! container's supervisor has changed the limits the mark goes. Where that process is gone and the mark is
-//! not, it was killed in between: whoever looks at the container next has the supervisor do it (which
+//! not, it was killed in between: whoever asks for the container next has the supervisor do it (which
 //! changes nothing if it is done already), or puts the row back if it refuses. So what is told of a
-//! container, what its kernel says and what its next start does are the same.
+//! container, what its kernel says and what its next start does are the same. Lists tell no limits, and
+//! leave it.
 //!
 //! The mark of one that lives is left alone: it is being carried out. A container without a supervisor
 //! starts from the row, whatever that says, so its mark just goes.

@@ -619,7 +619,7 @@ fn restart_policy(container: &Container) -> Result<RestartPolicy> {
 /// The first process of a container whose IPC namespace is joined: one that was made to be.
 fn joined_ipc(engine: &Engine, sharing: &Sharing) -> Result<Option<i32>> {
     if let Sharing::Container(other) = sharing {
-        let other = state::find(engine, other)?;
+        let other = state::find_alone(engine, other)?;
         if !matches!(other.host.ipc_mode.as_deref(), Some("shareable" | "host")) {
             return Err(bad(format!(
                 "failed to join IPC namespace: container {}: non-shareable IPC (hint: use \
@@ -682,7 +682,7 @@ fn join_mark(engine: &Engine, id: &str) -> PathBuf {
 
 /// The container and its first process.
 pub(super) fn running(engine: &Engine, name: &str, what: &str) -> Result<(Container, i32)> {
-    let other = state::find(engine, name)?;
+    let other = state::find_alone(engine, name)?;
     // A pid alone may be somebody else's by now: the container's group must have it.
     let alive = || {
         let group = state::cgroup_path(engine, &other);
