@@ -114,6 +114,24 @@ fn limited(engine: &Engine) -> PathBuf {
     socket(&engine.ok([&run[..], &["200m", "alpine", "sleep", "1000"]].concat()))
 }
 
+/// What does not say whether the limits are in force does not say that they are refused.
+#[test]
+fn only_a_refusal_takes_an_update_back() {
+    let engine = Engine::with_alpine();
+    let socket = limited(&engine);
+    killed_update(&engine, &socket, &["-m", "80m"]);
+    let odd = Impostor::of(&socket);
+    let looking = engine.spawn(["inspect", "-f", "{{.HostConfig.Memory}}", "box"]);
+    say(&mut odd.asked(), br#"{"pids":[]}"#);
+    let shown = looking.finish();
+    assert_eq!(shown.stdout.trim(), (80 << 20).to_string(), "{shown:?}");
+    drop(odd);
+    let shown = in_force(&engine);
+    assert!(shown.ends_with(" / 80MiB"), "{shown}");
+    engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
+}
+
 /// Lists tell no limits, and the supervisor of another container, which asks for this one's namespaces, must
 /// have no second thread.
 #[test]

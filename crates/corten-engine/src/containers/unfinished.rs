@@ -132,15 +132,16 @@ pub(super) fn settle(engine: &Engine, container: &mut Container) -> Result<()> {
     Ok(())
 }
 
-/// Whether a supervisor said no, or the kernel did: not if it ended meanwhile, or is silent.
+/// Whether a supervisor said no, or the kernel did, or what is asked for cannot be. All else may have happened
+/// on the way, with the limits in force or not: it ended meanwhile, is silent, we are out of descriptors.
 fn is_refusal(error: &EngineError) -> bool {
-    let EngineError::Other { source, .. } = error else {
-        return true;
-    };
-    !matches!(
-        source.downcast_ref(),
-        Some(ClientError::Io { .. } | ClientError::Silent { .. })
-    )
+    match error {
+        EngineError::BadParameter(_) => true,
+        EngineError::Other { source, .. } => {
+            matches!(source.downcast_ref(), Some(ClientError::Refused { .. }))
+        }
+        _ => false,
+    }
 }
 
 /// Has the supervisor change the limits, from any thread: this may be one that drives others' waiting.
