@@ -132,6 +132,31 @@ fn only_a_refusal_takes_an_update_back() {
     engine.assert_clean();
 }
 
+#[test]
+fn who_carries_out_an_update_overtakes_no_other() {
+    let engine = Engine::with_alpine();
+    let socket = limited(&engine);
+    killed_update(&engine, &socket, &["-m", "80m"]);
+    let slow = Impostor::of(&socket);
+    let looking = engine.spawn(["inspect", "box"]);
+    let (mut looker, _) = slow.listener.accept().unwrap();
+    let request = message(&mut looker);
+    drop(slow);
+    engine.ok(["update", "-m", "100m", "box"]);
+    // By now its supervisor gets to what was sent before that.
+    let mut supervisor = UnixStream::connect(&socket).unwrap();
+    say(&mut supervisor, &request);
+    let reply = message(&mut supervisor);
+    say(&mut looker, &reply);
+    looking.finish();
+    let memory = engine.told("{{.HostConfig.Memory}}", "box");
+    assert_eq!(memory, (100 << 20).to_string());
+    let shown = in_force(&engine);
+    assert!(shown.ends_with(" / 100MiB"), "{shown}");
+    engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
+}
+
 /// Lists tell no limits, and the supervisor of another container, which asks for this one's namespaces, must
 /// have no second thread.
 #[test]

@@ -10,7 +10,7 @@
 //! The mark of one that lives is left alone: it is being carried out. A container without a supervisor
 //! starts from the row, whatever that says, so its mark just goes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bollard_stubs::models::HostConfig;
 use corten_db::Durability;
@@ -144,8 +144,42 @@ fn is_refusal(error: &EngineError) -> bool {
     }
 }
 
-/// Has the supervisor change the limits, from any thread: this may be one that drives others' waiting.
+/// Has the supervisor change the limits to what the row says by then: another update may have been faster with
+/// both than we with our request, which would stay in force.
 fn ask(engine: &Engine, container: &Container, before: &HostConfig) -> Result<Reached> {
+    let deadline = Instant::now() + PATIENCE;
+    let (mut asked, mut before) = (container.clone(), before.clone());
+    loop {
+        let told = ask_once(engine, &asked, &before);
+        let unheard = match &told {
+            Ok(reached) => *reached == Reached::Kernel,
+            Err(error) => !is_refusal(error),
+        };
+        let now = engine.database().read(|c| row::get(c, &asked.id))?;
+        match now {
+            Some(now) if unheard && now.host != asked.host => {
+                before = std::mem::replace(&mut asked, now).host;
+                if told.is_err() || Instant::now() > deadline {
+                    leave(engine, &asked, before)?;
+                    return told;
+                }
+            }
+            _ => return told,
+        }
+    }
+}
+
+/// Marks a row for whoever looks next, as an older one may have come to be in force after it.
+fn leave(engine: &Engine, container: &Container, before: HostConfig) -> Result<()> {
+    let by = String::new();
+    let mark = text(&container.id, &Mark { by, before })?;
+    engine.write(Durability::Relaxed, |c| {
+        row::set_unfinished(c, &container.id, &mark)
+    })
+}
+
+/// Has the supervisor change the limits, from any thread: this may be one that drives others' waiting.
+fn ask_once(engine: &Engine, container: &Container, before: &HostConfig) -> Result<Reached> {
     let resources = update::resources(before, &container.host)?;
     let other = |source| EngineError::Other {
         context: format!("Cannot update container {}", container.id),
