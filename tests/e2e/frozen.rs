@@ -12,7 +12,7 @@ use crate::harness::{Engine, until};
 use crate::updates::{Impostor, say};
 
 /// A group's place in a hierarchy of a process, on hosts with v2.
-fn group(pid: &str, hierarchy: &str) -> Option<String> {
+pub(crate) fn group(pid: &str, hierarchy: &str) -> Option<String> {
     let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let mut lines = groups.lines().map(|line| line.splitn(3, ':'));
     lines.find_map(|mut parts| {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::crash::supervisor;
-use crate::frozen::socket;
+use crate::frozen::{group, socket};
 use crate::harness::{Background, Engine, until};
 
 /// Who is asked in a supervisor's place while this lives.
@@ -202,8 +202,57 @@ fn lists_and_supervisors_leave_an_update_unfinished() {
     engine.assert_clean();
 }
 
+/// What a process does, and those it starts, takes a hundred times as long while this lives; as long as
+/// ever where the kernel shares out no time of processors.
+struct Slowed<'s> {
+    pid: &'s str,
+    group: PathBuf,
+    home: PathBuf,
+}
+
+impl<'s> Slowed<'s> {
+    fn new(pid: &'s str) -> Self {
+        let (root, names) = match Path::new("/sys/fs/cgroup/cpu").exists() {
+            true => ("/sys/fs/cgroup/cpu", "cpu"),
+            false => ("/sys/fs/cgroup", ""),
+        };
+        let home = group(pid, names).unwrap_or_default();
+        let slowed = Self {
+            pid,
+            group: format!("{root}/corten-test-{pid}").into(),
+            home: format!("{root}{home}/cgroup.procs").into(),
+        };
+        if let Err(error) = slowed.begin() {
+            eprintln!("{}: {error}: as fast as ever", slowed.group.display());
+        }
+        slowed
+    }
+
+    fn begin(&self) -> std::io::Result<()> {
+        std::fs::create_dir(&self.group)?;
+        let quota = match self.group.join("cpu.cfs_quota_us") {
+            file if file.exists() => std::fs::write(file, "1000"),
+            _ => std::fs::write(self.group.join("cpu.max"), "1000 100000"),
+        };
+        quota?;
+        std::fs::write(self.group.join("cgroup.procs"), self.pid)
+    }
+}
+
+impl Drop for Slowed<'_> {
+    fn drop(&mut self) {
+        let there = || std::fs::read_to_string(self.group.join("cgroup.procs")).unwrap_or_default();
+        until("the group is empty", || {
+            for pid in there().lines() {
+                let _ = std::fs::write(&self.home, pid);
+            }
+            !self.group.exists() || std::fs::remove_dir(&self.group).is_ok()
+        });
+    }
+}
+
 /// A process that a supervisor has started to lower a limit, stopped while it does so. Whoever frees
-/// little is done soon, so it is tried until one is seen in time.
+/// little is done soon, so it is slowed down, and tried until one is seen in time.
 fn slow_update(engine: &Engine, supervisor: &str) -> (Background, Pid) {
     let children = format!("/proc/{supervisor}/task/{supervisor}/children");
     for _ in 0..50 {
@@ -211,6 +260,7 @@ fn slow_update(engine: &Engine, supervisor: &str) -> (Background, Pid) {
         // Written to the disk: what is not cannot be freed at once.
         let fill = ["if=/dev/zero", "of=/big", "bs=1M", "count=60", "conv=fsync"];
         engine.ok([&["exec", "box", "dd"][..], &fill].concat());
+        let _slowed = Slowed::new(supervisor);
         let mut updating = engine.spawn(["update", "-m", "32m", "--memory-swap", "200m", "box"]);
         while matches!(updating.0.try_wait(), Ok(None)) {
             let text = std::fs::read_to_string(&children).unwrap();
