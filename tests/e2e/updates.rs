@@ -280,6 +280,33 @@ fn slow_update(engine: &Engine, supervisor: &str) -> (Background, Pid) {
     panic!("no process of its own lowers the limit");
 }
 
+/// Whoever asks while limits are changed adds nothing to what waits for that.
+#[test]
+fn an_update_that_takes_long_is_not_asked_for_again() {
+    let engine = Engine::with_alpine();
+    let run = [
+        "run", "-d", "--name", "box", "-m", "200m", "alpine", "sleep",
+    ];
+    let id = engine.ok([&run[..], &["1000"]].concat());
+    let supervisor = supervisor(&id);
+    let (updating, writer) = slow_update(&engine, &supervisor);
+    updating.kill_9();
+    let open = || {
+        let files = std::fs::read_dir(format!("/proc/{supervisor}/fd")).unwrap();
+        files.count()
+    };
+    let before = open();
+    for _ in 0..3 {
+        let memory = engine.told("{{.HostConfig.Memory}}", "box");
+        assert_eq!(memory, (32 << 20).to_string());
+    }
+    until("nobody waits for it", || open() <= before);
+    kill_process(writer, Signal::CONT).unwrap();
+    until("it is in force", || in_force(&engine).ends_with(" / 32MiB"));
+    engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
+}
+
 /// The kernel has whoever lowers a limit free memory first.
 #[test]
 fn what_a_lower_limit_frees_is_not_waited_for() {

@@ -290,9 +290,27 @@ impl Client {
     /// See [`ClientError`]. One started by an older corten does not know the request. One that does
     /// not answer in time does it once it can.
     pub async fn update(&self, resources: LinuxResources) -> Result<()> {
-        let resources = Box::new(resources);
-        self.within(UPDATE, self.done(Ask::Update { resources }))
-            .await
+        let ask = Ask::Update {
+            resources: Box::new(resources),
+            unless_busy: false,
+        };
+        self.within(UPDATE, self.done(ask)).await
+    }
+
+    /// The same, but refused ([`Refusal::Busy`]) while limits are being changed already; waits for `patience`.
+    ///
+    /// # Errors
+    /// As of [`Client::update`]. A supervisor of an older corten refuses nothing for that.
+    pub async fn update_unless_busy(
+        &self,
+        resources: LinuxResources,
+        patience: Duration,
+    ) -> Result<()> {
+        let ask = Ask::Update {
+            resources: Box::new(resources),
+            unless_busy: true,
+        };
+        self.within(patience, self.done(ask)).await
     }
 
     /// Freezes everything inside.

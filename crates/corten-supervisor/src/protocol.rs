@@ -130,6 +130,9 @@ pub enum Ask {
     Update {
         /// What changes.
         resources: Box<LinuxResources>,
+        /// Refused as [`Refusal::Busy`] while limits are being changed. An older corten waits for that.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        unless_busy: bool,
     },
     /// Freeze.
     Pause,
@@ -238,6 +241,8 @@ pub enum Refusal {
     NotRunning,
     /// Its state is in the way.
     Conflict,
+    /// Something else is being done, and the client did not mean to wait for it.
+    Busy,
     /// The program cannot be executed: exit code 126.
     NotExecutable,
     /// The program does not exist: exit code 127.
@@ -386,7 +391,7 @@ mod tests {
         );
         let resources = Box::new(LinuxResources::default());
         insta::assert_snapshot!(
-            json(Ask::Update { resources }),
+            json(Ask::Update { resources, unless_busy: false }),
             @r#"{"version":1,"op":"update","resources":{}}"#
         );
         let start = |spec| Ask::ExecStart {

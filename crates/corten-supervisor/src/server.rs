@@ -246,7 +246,10 @@ async fn simple(shared: &Rc<Shared>, ask: Ask) -> Reply {
             }
             Some(live) => network(shared, &live),
         },
-        Ask::Update { resources } => change_limits(shared, &resources).await,
+        Ask::Update {
+            resources,
+            unless_busy,
+        } => change_limits(shared, &resources, unless_busy).await,
         Ask::Pause => {
             let _settled = executing::settle(shared).await;
             executing::saved(shared).await;
@@ -362,8 +365,19 @@ fn with(
 }
 
 /// Changes the limits of its control group, what takes long first: all else goes on meanwhile.
-async fn change_limits(shared: &Rc<Shared>, resources: &LinuxResources) -> Reply {
-    let _turn = shared.updating.lock().await;
+async fn change_limits(
+    shared: &Rc<Shared>,
+    resources: &LinuxResources,
+    unless_busy: bool,
+) -> Reply {
+    let _turn = match shared.updating.try_lock() {
+        Ok(turn) => turn,
+        Err(_) if unless_busy => {
+            let message = format!("limits of container {} are being changed", shared.id);
+            return Reply::refuse(Refusal::Busy, message);
+        }
+        Err(_) => shared.updating.lock().await,
+    };
     let Some(live) = in_force(shared) else {
         return not_running(shared);
     };

@@ -142,7 +142,7 @@ fn refused_by(id: &str, error: ClientError) -> EngineError {
         ClientError::Refused { why, message } => match why {
             Refusal::NoSuchExec => EngineError::NotFound(message),
             Refusal::NotRunning => EngineError::NotRunning(id.to_owned()),
-            Refusal::Conflict => EngineError::Conflict(message),
+            Refusal::Conflict | Refusal::Busy => EngineError::Conflict(message),
             Refusal::NotExecutable => EngineError::Start { message, code: 126 },
             Refusal::NotFound => EngineError::Start { message, code: 127 },
             Refusal::Failed => EngineError::Unavailable(message),

@@ -7,14 +7,16 @@
 //! container, what its kernel says and what its next start does are the same. Lists tell no limits, and
 //! leave it.
 //!
-//! The mark of one that lives is left alone: it is being carried out. A container without a supervisor
-//! starts from the row, whatever that says, so its mark just goes.
+//! The mark of one that lives is left alone: it is being carried out. So is every mark while the supervisor
+//! changes limits, which may take minutes. A container without a supervisor starts from the row, whatever
+//! that says, so its mark just goes.
 
 use std::time::{Duration, Instant};
 
 use bollard_stubs::models::HostConfig;
 use corten_db::Durability;
 use corten_supervisor::client::ClientError;
+use corten_supervisor::protocol::Refusal;
 use serde::{Deserialize, Serialize};
 
 use super::row::{self, Container, Status};
@@ -124,6 +126,8 @@ pub(super) fn settle(engine: &Engine, container: &mut Container) -> Result<()> {
             tracing::warn!(container = %id, %error, "an update nobody heard the end of is taken back");
             put_back(engine, container, left.before)?;
         }
+        // Likely by that very update, which may take long.
+        Err(error) if is_busy(&error) => tracing::debug!(container = %id, %error, "left alone"),
         Err(error) => {
             tracing::warn!(container = %id, %error, "an update is left to be carried out");
         }
@@ -137,9 +141,10 @@ pub(super) fn settle(engine: &Engine, container: &mut Container) -> Result<()> {
 fn is_refusal(error: &EngineError) -> bool {
     match error {
         EngineError::BadParameter(_) => true,
-        EngineError::Other { source, .. } => {
-            matches!(source.downcast_ref(), Some(ClientError::Refused { .. }))
-        }
+        EngineError::Other { source, .. } => matches!(
+            source.downcast_ref(),
+            Some(ClientError::Refused { why, .. }) if *why != Refusal::Busy
+        ),
         _ => false,
     }
 }
@@ -153,7 +158,7 @@ fn ask(engine: &Engine, container: &Container, before: &HostConfig) -> Result<Re
         let told = ask_once(engine, &asked, &before);
         let unheard = match &told {
             Ok(reached) => *reached == Reached::Kernel,
-            Err(error) => !is_refusal(error),
+            Err(error) => !is_refusal(error) && !is_busy(error),
         };
         let now = engine.database().read(|c| row::get(c, &asked.id))?;
         match now {
@@ -178,6 +183,14 @@ fn leave(engine: &Engine, container: &Container, before: HostConfig) -> Result<(
     })
 }
 
+fn is_busy(error: &EngineError) -> bool {
+    let EngineError::Other { source, .. } = error else {
+        return false;
+    };
+    let why = Refusal::Busy;
+    matches!(source.downcast_ref(), Some(ClientError::Refused { why: said, .. }) if *said == why)
+}
+
 /// Has the supervisor change the limits, from any thread: this may be one that drives others' waiting.
 fn ask_once(engine: &Engine, container: &Container, before: &HostConfig) -> Result<Reached> {
     let resources = update::resources(before, &container.host)?;
@@ -189,16 +202,8 @@ fn ask_once(engine: &Engine, container: &Container, before: &HostConfig) -> Resu
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        runtime.block_on(async {
-            let limit = update::limit(engine, container, resources);
-            match tokio::time::timeout(PATIENCE, limit).await {
-                Ok(told) => told,
-                Err(_) => Err(Box::new(ClientError::Silent {
-                    id: container.id.clone(),
-                    after: PATIENCE,
-                }) as _),
-            }
-        })
+        runtime
+            .block_on(async { update::limit(engine, container, resources, Some(PATIENCE)).await })
     };
     std::thread::scope(|scope| match scope.spawn(asking).join() {
         Ok(told) => told.map_err(other),

@@ -447,7 +447,7 @@ fn apply(engine: &Engine, before: &Container, mut host: HostConfig) -> Result<Re
             });
         }
         let resources = resources(&before.host, &host)?;
-        let told = limit(engine, before, resources);
+        let told = limit(engine, before, resources, None);
         let updated = tokio::runtime::Handle::current().block_on(told);
         let after = engine.database().read(|c| row::get(c, id))?;
         let runs = |row: &Container| matches!(row.status, Status::Running | Status::Paused);
@@ -494,16 +494,21 @@ fn is_late(error: &EngineError) -> bool {
 }
 
 /// Has the supervisor change the limits: it knows who is about to be executed, and if it is killed
-/// meanwhile, so is what it has frozen.
+/// meanwhile, so is what it has frozen. With a patience only if it is not changing any, and within that.
 pub(super) async fn limit(
     engine: &Engine,
     container: &Container,
     resources: LinuxResources,
+    patience: Option<Duration>,
 ) -> std::result::Result<Reached, Box<dyn std::error::Error + Send + Sync>> {
     let Some(client) = Client::find(engine.layout().run(), &container.id)? else {
         return Ok(Reached::Kernel); // its next start reads the row
     };
-    match client.update(resources.clone()).await {
+    let told = match patience {
+        None => client.update(resources.clone()).await,
+        Some(patience) => client.update_unless_busy(resources.clone(), patience).await,
+    };
+    match told {
         // One started by an older corten.
         Err(ClientError::Refused { message, .. }) if message.starts_with("not a request") => {
             let group = Cgroup::open(&state::cgroup_path(engine, container))?;
