@@ -1,7 +1,8 @@
 //! Lowering a limit of memory below what is in use. The kernel has the writer free memory until there is
 //! no more than that (always on cgroup v1, on v2 before Linux 6.16), which may take minutes: streams,
 //! stops and execs must not wait for it, and where processes are cloned there is no second thread to wait
-//! in. A process of our own program writes it, and is killed once nobody waits for it any more.
+//! in. A process of our own program writes it, also when whoever asked for it has left; it ends with the
+//! supervisor at the latest.
 
 use std::ffi::OsString;
 use std::io;
