@@ -29,10 +29,10 @@ pub(super) fn reset(engine: &Engine) -> Result<()> {
     // next attempt what there was, only when all of it has gone.
     leave_the_host(engine)?;
     // From here on nobody starts anything: who has begun to by now has a lock, or finds that this is gone.
-    remove(&layout.database())?;
-    if end_stragglers(engine)? {
-        leave_the_host(engine)?;
-    }
+    without(&layout.database(), || match end_stragglers(engine)? {
+        true => leave_the_host(engine),
+        false => Ok(()),
+    })?;
     crate::sweep::remove_cgroup(&layout.cgroup_parent());
     engine.store().await_deletion();
     remove(layout.run())?;
@@ -44,6 +44,24 @@ pub(super) fn reset(engine: &Engine) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Does something while a file is not where others look for it; if that fails, it is there again.
+fn without(path: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let aside = path.with_extension("reset");
+    let there = match std::fs::rename(path, &aside) {
+        Ok(()) => true,
+        Err(error) if error.kind() == ErrorKind::NotFound => false,
+        Err(error) => return Err(io("rename", path)(error)),
+    };
+    let done = work();
+    if done.is_err()
+        && there
+        && let Err(error) = std::fs::rename(&aside, path)
+    {
+        tracing::error!(path = %aside.display(), %error, "it cannot be put back");
+    }
+    done
 }
 
 /// Removes what is not in files.
@@ -84,6 +102,7 @@ fn end_stragglers(engine: &Engine) -> Result<bool> {
             any = true;
             let all = engine.containers();
             tokio::runtime::Handle::current().block_on(all.remove_all())?;
+            std::thread::sleep(ASK);
             continue;
         }
         let Some(id) = living else {
@@ -148,5 +167,27 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Engin
         action,
         path: path.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_that_fails_leaves_the_database() {
+        let root = tempfile::tempdir().unwrap();
+        let database = root.path().join("corten.db");
+        std::fs::write(&database, "rows").unwrap();
+        let busy = || {
+            assert!(!database.exists());
+            Err(EngineError::Conflict("busy".to_owned()))
+        };
+        without(&database, busy).unwrap_err();
+        assert_eq!(std::fs::read_to_string(&database).unwrap(), "rows");
+        without(&database, || Ok(())).unwrap();
+        assert!(!database.exists());
+        // Lost before.
+        without(&root.path().join("none.db"), || Ok(())).unwrap();
     }
 }
