@@ -157,6 +157,36 @@ fn who_carries_out_an_update_overtakes_no_other() {
     engine.assert_clean();
 }
 
+#[test]
+fn an_update_is_told_of_once() {
+    let engine = Engine::with_alpine();
+    let socket = limited(&engine);
+    killed_update(&engine, &socket, &["-m", "80m"]);
+    let obliging = Impostor::of(&socket);
+    let lookers = [(); 2].map(|()| engine.spawn(["inspect", "box"]));
+    for mut asked in [(); 2].map(|()| obliging.asked()) {
+        say(&mut asked, br#""done""#);
+    }
+    for looker in lookers {
+        assert_eq!(looker.finish().code, 0);
+    }
+    drop(obliging);
+    let until = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let until = (until.unwrap().as_secs() + 1).to_string();
+    let events = [
+        "events",
+        "--filter",
+        "event=update",
+        "--since",
+        "1h",
+        "--until",
+    ];
+    let events = engine.ok([&events[..], &[until.as_str()]].concat());
+    assert_eq!(events.lines().count(), 1, "{events}");
+    engine.ok(["rm", "-f", "box"]);
+    engine.assert_clean();
+}
+
 /// Lists tell no limits, and the supervisor of another container, which asks for this one's namespaces, must
 /// have no second thread.
 #[test]

@@ -67,8 +67,9 @@ fn text(id: &str, mark: &Mark) -> Result<String> {
     })
 }
 
-/// Takes a mark away, or leaves it to whoever looks next; not one that another update has left since.
-pub(super) fn done(engine: &Engine, id: &str, mark: &str, reached: Reached) {
+/// Takes a mark away, or leaves it to whoever looks next; not one that another update has left since. Whether
+/// it was there.
+pub(super) fn done(engine: &Engine, id: &str, mark: &str, reached: Reached) -> bool {
     let written = engine.write(Durability::Relaxed, |c| {
         let now = match reached {
             Reached::Kernel => String::new(),
@@ -79,13 +80,17 @@ pub(super) fn done(engine: &Engine, id: &str, mark: &str, reached: Reached) {
             }
         };
         match row::get(c, id)? {
-            Some(row) if row.unfinished == mark => row::set_unfinished(c, id, &now),
-            _ => Ok(()),
+            Some(row) if row.unfinished == mark => {
+                row::set_unfinished(c, id, &now)?;
+                Ok(true)
+            }
+            _ => Ok(false),
         }
     });
-    if let Err(error) = written {
+    written.unwrap_or_else(|error| {
         tracing::warn!(container = id, %error, "an update stays marked as unfinished");
-    }
+        false
+    })
 }
 
 fn parse(id: &str, mark: &str) -> Result<Mark> {
@@ -114,9 +119,8 @@ pub(super) fn settle(engine: &Engine, container: &mut Container) -> Result<()> {
     tracing::info!(container = %id, "an update was not carried out: doing it");
     match ask(engine, container, &left.before) {
         Ok(Reached::Kernel) => {
-            done(engine, &id, &mark, Reached::Kernel);
-            // Who has left it to others has told of it.
-            if !left.by.is_empty() {
+            // Who has left it to others has told of it, and of several who look only one tells.
+            if done(engine, &id, &mark, Reached::Kernel) && !left.by.is_empty() {
                 event(engine, container, "update", &[]);
             }
         }
