@@ -250,7 +250,10 @@ where
 {
     let path = format!("/{repository}/manifests/{reference}");
     let wanted = Wanted {
-        target: Target::Api(&path),
+        target: match expected {
+            Some(_) => Target::Content(&path),
+            None => Target::Api(&path),
+        },
         scope: Scope::Repository(repository, Access::Pull),
         accept: &media_type::MANIFEST_ACCEPT,
         limit: MAX_MANIFEST,
