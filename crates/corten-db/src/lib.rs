@@ -22,15 +22,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, MAIN_DB, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, MAIN_DB, OpenFlags, Transaction, TransactionBehavior};
 
 pub use reserve::{Freeing, may_use_reserve};
 
 /// How long a transaction waits for another process's.
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Where SQLite itself does not wait.
+const AGAIN: Duration = Duration::from_millis(1);
 
 /// Pages of cache a connection may use, in KiB (`PRAGMA cache_size`): small, because every
 /// supervisor opens the database now and then.
@@ -244,8 +246,7 @@ impl Database {
             connection.pragma_update(None, "wal_autocheckpoint", SHORT_LOG)?;
         }
         if !up_to_date(&connection, schemas)? {
-            // Persistent, so only ever set here.
-            connection.pragma_update(None, "journal_mode", "WAL")?;
+            use_log(&connection)?;
             let is_lost = || is_lost().then(|| path.to_owned());
             migrate(&mut connection, schemas, &is_lost)?;
         }
@@ -319,6 +320,22 @@ impl Database {
             .connection
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Has a new database write a log first, for good. Here SQLite does not wait by itself for others who do
+/// the same.
+fn use_log(connection: &Connection) -> Result<(), DbError> {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(rusqlite::Error::SqliteFailure(error, _))
+                if error.code == ErrorCode::DatabaseBusy && Instant::now() < deadline =>
+            {
+                std::thread::sleep(AGAIN);
+            }
+            set => return Ok(set?),
+        }
     }
 }
 
@@ -512,6 +529,24 @@ mod tests {
         assert!(is_refused());
         drop(open(false).unwrap());
         open(true).unwrap(); // what it is about came after it
+    }
+
+    #[test]
+    fn several_may_make_it_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..50 {
+            let path = dir.path().join(n.to_string());
+            let together = std::sync::Barrier::new(4);
+            std::thread::scope(|scope| {
+                for x in 0..4 {
+                    let (path, together) = (&path, &together);
+                    scope.spawn(move || {
+                        together.wait();
+                        insert(&Database::open(path, &[FIRST]).unwrap(), x).unwrap();
+                    });
+                }
+            });
+        }
     }
 
     #[test]

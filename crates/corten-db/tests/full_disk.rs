@@ -8,10 +8,12 @@ use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use corten_db::{Database, DbError, Durability, Schema, may_use_reserve};
 use rusqlite::Transaction;
 use rustix::fs::CWD;
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
     fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_remount, move_mount, unmount,
@@ -172,7 +174,13 @@ fn a_disk_that_cannot_be_written_is_told() {
     let disk = Disk::mount("tmpfs", ("nr_blocks", "2048"));
     let path = disk.0.path().join("db");
     drop(Database::open(&path, &[FIRST]).unwrap());
-    mount_remount(disk.0.path(), MountFlags::BIND | MountFlags::RDONLY, "").unwrap();
+    // What another test starts has our files open, until it is executed.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let flags = MountFlags::BIND | MountFlags::RDONLY;
+    while let Err(error) = mount_remount(disk.0.path(), flags, "") {
+        assert!(error == Errno::BUSY && Instant::now() < deadline, "{error}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let error = Database::open(&path, &[FIRST]).unwrap_err();
     assert!(matches!(error, DbError::ReadOnly(_)), "{error}");
 }
